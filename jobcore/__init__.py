@@ -1,0 +1,78 @@
+"""
+jobcore: job state that never lies.
+
+Embeddable jobs for Python programs: status, exit code and numbered log lines in
+one SQLite file, true whatever dies in between.
+"""
+
+from jobcore.clock import Clock, SystemClock
+from jobcore.command import Command
+from jobcore.errors import (
+    CommandError,
+    DatabaseBusy,
+    DatabaseCorrupt,
+    DatabaseFull,
+    DatabaseGone,
+    InvalidTransition,
+    JobcoreError,
+    JobDeleted,
+    JobNotFound,
+    JobNotRunning,
+    NotAJobcoreDatabase,
+    PipelineAlreadyRunning,
+    PipelineNotFound,
+    ReadOnlyDatabase,
+    SchemaTooNew,
+    SpawnError,
+    StoreError,
+    StoreMismatch,
+    UnsupportedFileSystem,
+    WaitTimeout,
+    WorkspaceNotFound,
+)
+from jobcore.executors import CommandExecutor, Executor, PipelineExecutor
+from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
+from jobcore.manager import JobManager
+from jobcore.models import ClaimedJob, Job, LogLine, Pipeline, Transition, Workspace
+
+__all__ = [
+    "FINAL",
+    "STARTED",
+    "ClaimedJob",
+    "Clock",
+    "Command",
+    "CommandError",
+    "CommandExecutor",
+    "DatabaseBusy",
+    "DatabaseCorrupt",
+    "DatabaseFull",
+    "DatabaseGone",
+    "Executor",
+    "InvalidTransition",
+    "Job",
+    "JobDeleted",
+    "JobManager",
+    "JobNotFound",
+    "JobNotRunning",
+    "JobcoreError",
+    "LogLine",
+    "NotAJobcoreDatabase",
+    "Pipeline",
+    "PipelineAlreadyRunning",
+    "PipelineExecutor",
+    "PipelineNotFound",
+    "ReadOnlyDatabase",
+    "Reason",
+    "SchemaTooNew",
+    "SpawnError",
+    "Status",
+    "StoreError",
+    "StoreMismatch",
+    "SystemClock",
+    "Transition",
+    "Trigger",
+    "UnsupportedFileSystem",
+    "WaitTimeout",
+    "Workspace",
+    "WorkspaceNotFound",
+]

@@ -1,0 +1,104 @@
+"""Bookkeeper: jobs without a process, which their host starts, logs and finishes itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from jobcore import logs, runs, store
+from jobcore.clock import Clock
+from jobcore.database import Database
+from jobcore.errors import InvalidTransition, JobNotFound
+from jobcore.lifecycle import Ending, Status, Trigger
+from jobcore.lookup import Id, require_job
+from jobcore.runs import Run
+from jobcore.supervision import frames
+
+
+class Bookkeeper:
+    """
+    Moves jobs that have no process.
+
+    Args:
+        database: Where they are.
+        clock: Tells when.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def start(self, job_id: Id) -> Row[Any]:
+        """
+        Move QUEUED to RUNNING, without a token: no process will ever speak for it.
+
+        Raises:
+            JobNotFound, InvalidTransition: There is none, or it is not QUEUED.
+        """
+        with self._database.write() as connection:
+            row = require_job(connection, job_id)
+            moved = runs.start_if_queued(connection, row.number, now=self._clock.now())
+            if moved is None:
+                raise InvalidTransition(row.id, row.status, Trigger.START)
+            return _get(connection, moved)
+
+    def finish(self, job_id: Id, exit_code: int) -> Row[Any]:
+        """
+        Move RUNNING to final, as its host says.
+
+        Raises:
+            JobNotFound, InvalidTransition: There is none, or it is not the host's to finish.
+            ValueError: The exit code is not between 0 and 255.
+        """
+        if isinstance(exit_code, bool) or not 0 <= exit_code <= 255:
+            raise ValueError(f"an exit code is between 0 and 255, not {exit_code!r}")
+        now = self._clock.now()
+        with self._database.write() as connection:
+            run = self._require_own(connection, job_id, Trigger.FINISH)
+            final = runs.settle_if_running(
+                connection, run, offset=0, ending=Ending.by_host(exit_code), now=now
+            )
+            if final is None:
+                raise InvalidTransition(run.id, run.status, Trigger.FINISH)
+            logs.merge(connection, run.number, 0)
+            return _get(connection, final)
+
+    def append(self, job_id: Id, lines: tuple[str | bytes, ...]) -> int:
+        """
+        Append lines to the log, and return how many it has then.
+
+        Raises:
+            JobNotFound, InvalidTransition: There is none, or its log is not the host's to write.
+        """
+        raw = [piece + b"\n" for line in lines for piece in _split(line)]
+        with self._database.write(durable=False) as connection:
+            run = self._require_own(connection, job_id, "append to the log of")
+            count = run.next_sequence + len(raw)
+            if raw:
+                now_ns = self._clock.now() * 1000
+                part = logs.encode_lines(run.next_sequence, raw, now_ns, frames.OUTPUT)
+                runs.count_lines_if_own(connection, run, count)
+                logs.insert_slices(connection, run.number, [part])
+            return count
+
+    @staticmethod
+    def _require_own(connection: Connection, job_id: Id, trigger: str) -> Run:
+        run = store.run_of(require_job(connection, job_id))
+        if run.status != Status.RUNNING:
+            raise InvalidTransition(run.id, run.status, trigger)
+        if run.supervised:
+            raise InvalidTransition(run.id, run.status, trigger, "a process runs it")
+        return run
+
+
+def _get(connection: Connection, run: Run) -> Row[Any]:
+    row = store.get_job(connection, run.number)
+    if row is None:
+        raise JobNotFound(run.id)
+    return row
+
+
+def _split(line: str | bytes) -> list[bytes]:
+    raw = line.encode("utf-8", "replace") if isinstance(line, str) else line
+    return raw.removesuffix(b"\n").split(b"\n")

@@ -1,0 +1,58 @@
+"""Clock: the two times a host needs, behind one seam."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Protocol
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class Clock(Protocol):
+    """
+    What tells the time.
+
+    Wall time goes into the database and may jump; the monotonic one measures
+    how long something took and never goes back.
+    """
+
+    def now(self) -> int:
+        """Return wall time in microseconds since 1970, UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds from some fixed moment on."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> int:
+        """Return wall time in microseconds since 1970, UTC."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        """Return seconds from some fixed moment on."""
+        return time.monotonic()
+
+
+def to_datetime(microseconds: int) -> datetime:
+    """Return the aware UTC datetime of a stored time, exact to the microsecond."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def from_datetime(moment: datetime) -> int:
+    """
+    Return a stored time.
+
+    Raises:
+        ValueError: `moment` has no time zone, so it is no moment.
+    """
+    if moment.tzinfo is None:
+        raise ValueError("a time without a time zone is no moment")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def iso_utc(moment: datetime) -> str:
+    """Return ISO 8601 in UTC with milliseconds and `Z`, the form of every time in JSON."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -1,0 +1,235 @@
+"""Command: what to run and how, validated at once, without running it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobcore.errors import CommandError
+
+#: Seconds between SIGTERM and SIGKILL; half of what Kubernetes gives.
+DEFAULT_GRACE = 10.0
+#: About 30 years: more is a slip, and would overflow the timers of some systems.
+LONGEST = 1e9
+#: Bytes of a stored command: far above what the kernel takes (2 MiB as a rule), far below harm.
+LARGEST = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Command:
+    """
+    What to run, and how.
+
+    It is checked when it is made, so a mistake is met where it was made, not
+    when the job's turn comes. Whether the program exists is known only then.
+
+    Args:
+        argv: Program and arguments, never through a shell; with `shell` one string for it.
+        cwd: Working directory; made absolute now. None: the current one.
+        env: Variables over the base environment, which is that of the manager
+            that starts the job. Stored in the database (mode 0600), printed nowhere.
+        inherit_env: False: no base environment, `env` is all there is.
+        stdin: Bytes to be read as standard input, or the path of a file; None: nothing.
+        timeout: Seconds until the command is stopped; None: no limit.
+        grace: Seconds between SIGTERM and SIGKILL, when it is stopped or timed out.
+        output_limit: Bytes of output kept; lines beyond are counted and dropped. None: all.
+        separate_streams: Tag lines as stdout or stderr. Each has its own pipe
+            then, so the order *between* the two is only that of reading.
+        redact: Values that are masked with `***` before any output reaches the disk.
+        umask: The command's, whatever the host's is.
+        shell: Run `argv`, one string, by `/bin/sh -c`.
+
+    Raises:
+        CommandError: It could never run; the message says which part and why.
+    """
+
+    argv: Sequence[str | bytes | os.PathLike[str]] | str
+    cwd: str | os.PathLike[str] | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inherit_env: bool = True
+    stdin: bytes | str | os.PathLike[str] | None = field(default=None, repr=False)
+    timeout: float | None = None  # seconds
+    grace: float = DEFAULT_GRACE  # seconds
+    output_limit: int | None = None  # bytes
+    separate_streams: bool = False
+    redact: Sequence[str | bytes] = field(default=(), repr=False)
+    umask: int = 0o022
+    shell: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every part, and bring it into the form in which it is stored."""
+        for name in ("inherit_env", "separate_streams", "shell"):
+            if not isinstance(getattr(self, name), bool):
+                raise CommandError(f"{name} is True or False, not {getattr(self, name)!r}")
+        settle = object.__setattr__  # the way of a frozen dataclass to fill itself
+        settle(self, "argv", _checked_argv(self.argv, shell=self.shell))
+        settle(self, "cwd", _checked_cwd(self.cwd))
+        settle(self, "env", _checked_env(self.env))
+        settle(self, "stdin", _checked_stdin(self.stdin))
+        settle(self, "timeout", checked_timeout(self.timeout))
+        settle(self, "grace", checked_grace(self.grace))
+        settle(self, "redact", _checked_redact(self.redact))
+        if self.output_limit is not None and not _is_whole(self.output_limit, 0, 2**63 - 1):
+            raise CommandError(f"output_limit must be a number of bytes, not {self.output_limit!r}")
+        if not _is_whole(self.umask, 0, 0o777):
+            raise CommandError(f"umask must be between 0 and 0o777, not {self.umask!r}")
+        if len(self.to_json()) > LARGEST:
+            raise CommandError(f"the command is larger than {LARGEST} bytes")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The argument vector that is executed, the shell included where there is one."""
+        return ("/bin/sh", "-c", *self.argv) if self.shell else tuple(map(os.fsdecode, self.argv))
+
+    def to_json(self) -> str:
+        """Return the form in which it is stored."""
+        stdin: Any = self.stdin
+        if isinstance(stdin, bytes):
+            stdin = {"data": stdin.decode("latin-1")}
+        return json.dumps(
+            {
+                "argv": [os.fsdecode(word) for word in self.argv],
+                "cwd": self.cwd,
+                "env": dict(self.env),
+                "inherit_env": self.inherit_env,
+                "stdin": stdin,
+                "timeout": self.timeout,
+                "grace": self.grace,
+                "output_limit": self.output_limit,
+                "separate_streams": self.separate_streams,
+                "redact": [os.fsdecode(value) for value in self.redact],
+                "umask": self.umask,
+                "shell": self.shell,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Command:
+        """Return what `to_json` was called on."""
+        fields = json.loads(text)
+        if isinstance(fields["stdin"], dict):
+            fields["stdin"] = fields["stdin"]["data"].encode("latin-1")
+        if fields["shell"]:
+            (fields["argv"],) = fields["argv"]
+        return cls(**fields)
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """
+    Return `timeout` in seconds.
+
+    Raises:
+        CommandError: It is not a finite number above 0, nor None. 0 is refused:
+            elsewhere it means "at once", "never" or "some default".
+    """
+    if timeout is None:
+        return None
+    if not _is_number(timeout) or not 0 < timeout <= LONGEST:
+        raise CommandError(f"a time-out is seconds above 0, or None for no limit, not {timeout!r}")
+    return float(timeout)
+
+
+def checked_grace(grace: float) -> float:
+    """
+    Return `grace` in seconds; 0 kills at once.
+
+    Raises:
+        CommandError: It is not a finite number, 0 or more.
+    """
+    if not _is_number(grace) or not 0 <= grace <= LONGEST:
+        raise CommandError(f"a grace is 0 or more seconds, not {grace!r}")
+    return float(grace)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)  # of any size: isfinite overflows
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _checked_text(value: object, what: str) -> str:
+    """Return the str form of a word that the kernel takes: bytes survive as surrogates."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise CommandError(f"{what} must be text, not {type(value).__name__}")
+    text = os.fsdecode(value)
+    if "\0" in text:
+        raise CommandError(f"{what} contains a NUL byte, which no program can be given")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise CommandError(f"{what} contains a character that cannot be encoded") from error
+    return text
+
+
+def _absolute(path: str, what: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise CommandError(f"{what} has no place: the current directory is gone") from error
+
+
+def _checked_argv(argv: object, *, shell: bool) -> tuple[str, ...]:
+    if shell:
+        if not isinstance(argv, str) or not argv.strip():
+            raise CommandError("with shell=True, argv is one string that is not empty")
+        return (_checked_text(argv, "the shell command"),)
+    if isinstance(argv, (str, bytes, os.PathLike)):
+        raise CommandError(
+            f"argv must be a list of words, not one {type(argv).__name__}: "
+            'write ["program", "argument"], or Command(..., shell=True) to have a shell split it'
+        )
+    if not isinstance(argv, Sequence):
+        raise CommandError(f"argv must be a list of words, not {type(argv).__name__}")
+    if not argv:
+        raise CommandError("argv is empty: there is no program to run")
+    words = tuple(_checked_text(word, f"argv[{index}]") for index, word in enumerate(argv))
+    if not words[0]:
+        raise CommandError("argv[0] is empty: there is no program to run")
+    return words
+
+
+def _checked_cwd(cwd: object) -> str:
+    # As of the call: a queued job may be started by a manager that stands elsewhere.
+    text = _checked_text("" if cwd is None else cwd, "cwd")
+    if cwd is not None and not text:
+        raise CommandError("cwd is empty")
+    return _absolute(text, "cwd")
+
+
+def _checked_env(env: object) -> dict[str, str]:
+    if not isinstance(env, Mapping):
+        raise CommandError(f"env must be a mapping, not {type(env).__name__}")
+    checked = {}
+    for name, value in env.items():
+        # The value is a secret more often than not: no message shows it.
+        name_text = _checked_text(name, "the name of a variable in env")
+        if not name_text or "=" in name_text:
+            raise CommandError(f"{name_text!r} in env cannot be the name of a variable")
+        checked[name_text] = _checked_text(value, f"env[{name_text!r}]")
+    return checked
+
+
+def _checked_stdin(stdin: object) -> bytes | str | None:
+    if stdin is None or isinstance(stdin, bytes):
+        return stdin
+    path = _checked_text(stdin, "stdin")
+    if not path:
+        raise CommandError("stdin is an empty path; bytes would be the input itself")
+    return _absolute(path, "stdin")
+
+
+def _checked_redact(redact: object) -> tuple[str, ...]:
+    if isinstance(redact, (str, bytes)) or not isinstance(redact, Sequence):
+        raise CommandError("redact must be a list of values")
+    values = tuple(_checked_text(value, "a value in redact") for value in redact)
+    if not all(values):
+        raise CommandError("an empty value in redact would mask everything")
+    return values

@@ -1,0 +1,137 @@
+"""
+Crew: the supervisors at hand of one manager, as many as its jobs need.
+
+Starting one takes longer than running a short job, so they are kept for the
+next job, and let go when there was none for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from jobcore import telemetry
+from jobcore.errors import SpawnError
+from jobcore.launch import Request
+from jobcore.supervision import notices
+from jobcore.supervision.pool import Supervisor, SupervisorPool
+
+#: Seconds that an idle supervisor is kept for the next job.
+IDLE = 5.0
+#: Seconds of rest after one could not be started.
+BACK_OFF = 0.5
+#: Failed starts in a row, after which waiters are told.
+FAILURES_TOLD = 3
+
+
+class Crew:
+    """
+    Keeps supervisors, and hands them jobs.
+
+    Everything here belongs to the dispatcher's thread, but for `require`.
+
+    Args:
+        pool: Starts them.
+        slots: How many there are at most.
+    """
+
+    def __init__(self, pool: SupervisorPool, slots: int) -> None:
+        self._pool = pool
+        self._slots = slots
+        self._idle_since: dict[Supervisor, float] = {}
+        self._failures = 0
+        self._failure: SpawnError | None = None
+        self.next_start = 0.0  # not before, by the monotonic clock
+
+    @property
+    def members(self) -> list[Supervisor]:
+        """All of them, busy or not."""
+        return list(self._pool.supervisors)
+
+    @property
+    def ready(self) -> int:
+        """How many wait for a job."""
+        return sum(supervisor.ready for supervisor in self._pool.supervisors)
+
+    def require(self) -> None:
+        """
+        Tell a waiter that its job may never run. Any thread may call this.
+
+        Raises:
+            SpawnError: Supervisors failed to start several times in a row.
+        """
+        failure = self._failure
+        if failure is not None and self._failures >= FAILURES_TOLD:
+            raise SpawnError(f"supervisors cannot be started: {failure}", failure.errno)
+
+    def start(self, wanted: int) -> None:
+        """Start supervisors until `wanted` are ready or about to be."""
+        coming = sum(
+            supervisor.ready or supervisor.pid is None for supervisor in self._pool.supervisors
+        )
+        room = self._slots - len(self._pool.supervisors)
+        for _ in range(min(wanted - coming, room)):
+            try:
+                self._pool.spawn()
+            except SpawnError as error:
+                self._note_failure(error)
+                return
+
+    def hear(self, supervisor: Supervisor) -> list[notices.Notice]:
+        """Return what it says, and note whether it is at hand."""
+        heard = supervisor.receive()
+        if any(notice.kind == notices.READY for notice in heard):
+            self._failures = 0
+            self._failure = None
+        if supervisor.ready:
+            self._idle_since[supervisor] = time.monotonic()
+        return heard
+
+    def send(self, request: Request) -> Supervisor | None:
+        """Hand the job to one that takes it; None: none does now."""
+        for supervisor in self.members:
+            if not supervisor.ready:
+                continue
+            answer = supervisor.send(
+                request.token, request.prepared.lock, request.prepared.directory, request.body
+            )
+            if answer == "sent":
+                self._idle_since.pop(supervisor, None)
+                return supervisor
+            # "again": the next round. "gone": its end of file comes through poll.
+        return None
+
+    def dismiss(self, supervisor: Supervisor) -> None:
+        """Forget one that has gone."""
+        if supervisor.pid is None:
+            self._note_failure(SpawnError("a supervisor died before it was ready"))
+        self._idle_since.pop(supervisor, None)
+        self._pool.discard(supervisor)
+
+    def release_idle(self) -> None:
+        """Let those go that had nothing to do for a while."""
+        now = time.monotonic()
+        for supervisor, since in list(self._idle_since.items()):
+            if supervisor.ready and now - since > IDLE:
+                del self._idle_since[supervisor]
+                self._pool.discard(supervisor)
+
+    def close(self) -> None:
+        """Let all go: an idle one exits, a busy one finishes its job."""
+        self._idle_since.clear()
+        self._pool.close()
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: these are the parent's."""
+        self._idle_since.clear()
+        self._failures = 0
+        self._failure = None
+        self.next_start = 0.0
+
+    def _note_failure(self, error: SpawnError) -> None:
+        self._failures += 1
+        self._failure = error
+        self.next_start = time.monotonic() + BACK_OFF
+        telemetry.event(
+            logging.WARNING, "supervisor not started", error=str(error), failures=self._failures
+        )

@@ -1,0 +1,474 @@
+"""
+Database: the one place for connections, pragmas, transactions, checkpoints and forks.
+
+Another SQL engine would need changes here and in `schema`, nowhere else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.pool import QueuePool
+
+from jobcore import filesystem, forking, schema, telemetry
+from jobcore.errors import (
+    DatabaseBusy,
+    DatabaseCorrupt,
+    DatabaseFull,
+    DatabaseGone,
+    NotAJobcoreDatabase,
+    ReadOnlyDatabase,
+    SchemaTooNew,
+    StoreError,
+)
+
+#: Each pragma of a connection, with its reason.
+PRAGMAS = (
+    "PRAGMA foreign_keys = ON",  # deleting a job takes its log and history along
+    "PRAGMA synchronous = FULL",  # a state that was acknowledged survives a power failure
+    # No automatic checkpoints: they run in PASSIVE mode, the one that SQLite before
+    # 3.51.3 can lose commits in (the WAL-reset bug). See Database.checkpoint.
+    "PRAGMA wal_autocheckpoint = 0",
+    "PRAGMA mmap_size = 0",  # reported to make that bug's damage worse
+    "PRAGMA journal_size_limit = 16777216",  # one huge transaction does not keep its room for ever
+    "PRAGMA temp_store = MEMORY",  # no files outside the database's directory
+    "PRAGMA trusted_schema = OFF",  # the schema of a file is data, not a program
+)
+
+#: Bytes of write-ahead log from which a checkpoint is worth its fsyncs.
+CHECKPOINT_BYTES = 4 * 2**20
+#: Seconds between two tries at a checkpoint.
+CHECKPOINT_PAUSE = 1.0
+#: Milliseconds that a checkpoint waits for a reader: with 3 s, one open reader
+#: blocked a writer for 2.8 s.
+CHECKPOINT_PATIENCE = 100
+
+#: Seconds between two looks for commits of other processes: the first and the longest.
+LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
+
+_BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
+    # By text, because Python 3.10 does not tell the code.
+    ("is locked", DatabaseBusy),
+    ("disk is full", DatabaseFull),
+    ("malformed", DatabaseCorrupt),
+    ("not a database", NotAJobcoreDatabase),
+    ("readonly database", ReadOnlyDatabase),
+)
+
+#: Files, by device and inode, that this process may no longer touch: it was
+#: forked while a connection to them was busy. See Database.before_fork.
+_UNSAFE: set[tuple[int, int]] = set()
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """A connection that can be referred to weakly, so that a fork can find it."""
+
+
+class Database:
+    """
+    An open jobcore database, shared by all threads of a process.
+
+    Write transactions of one process queue on a lock of this object: SQLite's
+    busy handler sleeps and is unfair, it is for other processes.
+
+    Raises:
+        StoreError: One of its kinds says what is wrong with the file.
+    """
+
+    _writer: Connection | None
+    _watch: _SqliteConnection | None
+    _engine: Engine
+    _synchronous: str
+    _next_checkpoint: float  # by the monotonic clock
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 30.0) -> None:
+        if sqlite3.sqlite_version_info < schema.LEAST_SQLITE:
+            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 is needed")
+        self.path = os.path.realpath(os.fspath(path))
+        self.busy_timeout = busy_timeout  # seconds
+        filesystem.require_local(self.path)
+        filesystem.make_database_file(self.path)
+        self._identity = self._identify()
+        self._closed = False
+        self._version = 0
+        self._start_afresh()
+        forking.GATE.watch(self)
+        with self._in_use(), self._typed_errors():
+            self._prepare()
+
+    # --- transactions ---------------------------------------------------------
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection in a read transaction: one moment's view, for a short while."""
+        with self._in_use(), self._typed_errors(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """
+        Give a connection in a write transaction; commit at the end, roll back on any error.
+
+        Args:
+            durable: Survive a power failure once this returns. False, for log
+                lines alone: they survive a crash of every process.
+
+        Raises:
+            DatabaseBusy: The lock could not be had within the busy timeout.
+            DatabaseGone: The file is no longer the one that was opened.
+            SchemaTooNew: A newer jobcore has changed the file meanwhile.
+        """
+        with self._in_use(), self._writing(), self._typed_errors():
+            connection = self._writer_connection()
+            self._require_same_file()
+            level = "FULL" if durable else "NORMAL"
+            if level != self._synchronous:
+                # Before BEGIN: inside a transaction SQLite ignores it.
+                self._driver(connection).execute(f"PRAGMA synchronous = {level}")
+                self._synchronous = level
+            with connection.begin():
+                self._require_same_schema(connection)
+                yield connection
+        self._announce()
+        self._checkpoint_if_due()
+
+    @contextmanager
+    def savepoint(self, connection: Connection, of: object) -> Iterator[None]:
+        """
+        Give one of several jobs in a transaction its own fate.
+
+        What raises inside is rolled back alone and logged; the others go on.
+        An error that ended the whole transaction is raised on.
+        """
+        driver = self._driver(connection)
+        connection.exec_driver_sql("SAVEPOINT one_of_many")
+        try:
+            yield
+        except Exception as error:
+            if not driver.in_transaction:
+                raise
+            connection.exec_driver_sql("ROLLBACK TO one_of_many")
+            telemetry.event(logging.ERROR, "rolled back alone", job=str(of), error=repr(error))
+        connection.exec_driver_sql("RELEASE one_of_many")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if not self._writer_lock.acquire(timeout=self.busy_timeout):
+            raise DatabaseBusy(f"{self.path}: another thread kept writing")
+        try:
+            yield
+        finally:
+            self._writer_lock.release()
+
+    def _writer_connection(self) -> Connection:
+        if self._writer is None:
+            self._writer = self._engine.connect().execution_options(jobcore_write=True)
+            self._synchronous = "FULL"
+        return self._writer
+
+    def _require_same_file(self) -> None:
+        if self._identify() != self._identity:
+            raise DatabaseGone(f"{self.path} was replaced while it was open")
+
+    def _require_same_schema(self, connection: Connection) -> None:
+        (version,) = self._driver(connection).execute("PRAGMA user_version").fetchone()
+        if version != schema.VERSION:
+            raise SchemaTooNew(f"{self.path} was migrated to schema version {version} meanwhile")
+
+    def _identify(self) -> tuple[int, int]:
+        try:
+            facts = os.stat(self.path)
+        except FileNotFoundError:
+            raise DatabaseGone(f"{self.path} was removed while it was open") from None
+        return facts.st_dev, facts.st_ino
+
+    # --- waiting for commits --------------------------------------------------
+
+    def version(self) -> int:
+        """Return a number that differs after every commit to the file, of any process."""
+        with self._in_use(), self._watch_lock, self._typed_errors():
+            fresh = self._watch is None
+            if self._watch is None:
+                self._watch = self._connect()
+            (number,) = self._watch.execute("PRAGMA data_version").fetchone()
+            if fresh:
+                # Each connection counts from anew. Behind a fork nobody knows whether
+                # there were commits, so the number is one that was never returned.
+                self._version_base = self._version + 1 - number
+            self._version = self._version_base + number
+            return self._version
+
+    def wait_for_change(self, seen: int, timeout: float) -> int:
+        """
+        Wait until the version is no longer `seen`, at most `timeout` seconds, and return it.
+
+        A commit of this process wakes at once; one of another process is seen
+        within `LOOK_LONGEST`. No table is touched.
+        """
+        deadline = time.monotonic() + timeout
+        pause = LOOK_FIRST
+        while (now := self.version()) == seen:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            with self._committed:
+                self._committed.wait(min(pause, remaining))
+            pause = min(pause * 2, LOOK_LONGEST)
+        return now
+
+    def _announce(self) -> None:
+        with self._committed:
+            self._committed.notify_all()
+
+    # --- checkpoints ----------------------------------------------------------
+
+    def _checkpoint_if_due(self) -> None:
+        now = time.monotonic()
+        if now < self._next_checkpoint:
+            return
+        self._next_checkpoint = now + CHECKPOINT_PAUSE
+        try:
+            if os.stat(self.path + "-wal").st_size < CHECKPOINT_BYTES:
+                return
+        except FileNotFoundError:
+            return
+        try:
+            self.checkpoint()
+        except (StoreError, OSError) as error:
+            # The commit before it stands; the next one tries again.
+            telemetry.event(logging.WARNING, "checkpoint failed", path=self.path, error=str(error))
+
+    def checkpoint(self) -> bool:
+        """
+        Move the write-ahead log into the database; False: somebody else does, or a reader is in.
+
+        SQLite 3.7.0 to 3.51.2 can lose commits when one checkpoint follows
+        another while a third connection resets the log. So there is one
+        checkpointer at a time over all processes (an OFD lock in the root), and
+        the mode is TRUNCATE, which takes the writer's lock before it reads the
+        log's header. It may still fall back to PASSIVE when a writer is busy;
+        with one checkpointer at a time there is no second one to race with.
+        """
+        with self._in_use(), self._checkpoint_lock() as mine:
+            if not mine:
+                return False
+            with self._typed_errors():
+                connection = self._connect()
+                try:
+                    connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE}")
+                    busy, pages, _ = connection.execute(
+                        "PRAGMA wal_checkpoint(TRUNCATE)"
+                    ).fetchone()
+                finally:
+                    connection.close()
+        if busy:
+            telemetry.event(logging.INFO, "checkpoint starved", path=self.path, wal_pages=pages)
+        return not busy
+
+    @contextmanager
+    def _checkpoint_lock(self) -> Iterator[bool]:
+        root = filesystem.open_root(self.path, create=False)
+        lock = -1
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = os.open("checkpoint", flags, 0o600, dir_fd=root)
+            try:
+                # Belongs to this open file, as an OFD lock does, so threads exclude each other too.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = True
+            except BlockingIOError:
+                mine = False
+            yield mine
+        finally:
+            if lock >= 0:
+                os.close(lock)
+            os.close(root)
+
+    # --- opening, closing, forking --------------------------------------------
+
+    def close(self) -> None:
+        """Close every connection, after the transactions under way. Again is harmless."""
+        with self._doorway:
+            self._closed = True
+            self._wait_for_users()
+        self._close_connections()
+
+    def _wait_for_users(self) -> None:
+        """Wait, in the doorway, until nobody is inside, as long as a transaction may take."""
+        # One that waits for the lock, and then works.
+        deadline = time.monotonic() + self.busy_timeout + 5.0
+        while self._users and (left := deadline - time.monotonic()) > 0:
+            self._doorway.wait(left)
+
+    def _close_connections(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        self._engine.dispose()
+
+    def _start_afresh(self) -> None:
+        self._writer_lock = threading.Lock()
+        self._watch_lock = threading.Lock()
+        self._committed = threading.Condition()
+        self._doorway = threading.Condition()
+        self._users = 0
+        self._fork_pending = False
+        self._writer = None
+        self._watch = None
+        self._version_base = 0
+        self._synchronous = "FULL"
+        self._next_checkpoint = 0.0
+        self._opened: weakref.WeakSet[_SqliteConnection] = weakref.WeakSet()
+        self._engine = self._make_engine()
+
+    def _make_engine(self) -> Engine:
+        engine = create_engine(
+            "sqlite+pysqlite://",
+            creator=self._connect,
+            poolclass=QueuePool,
+            pool_size=8,  # more are made when more threads read at once, and closed after
+            max_overflow=-1,
+        )
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            # The driver would begin DEFERRED; a reader that turns writer then fails
+            # at once with SQLITE_BUSY_SNAPSHOT, without any busy timeout.
+            immediate = connection.get_execution_options().get("jobcore_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+        return engine
+
+    def _connect(self) -> _SqliteConnection:
+        if self._identity in _UNSAFE:
+            raise StoreError(
+                f"{self.path}: this process was forked in the middle of a transaction; "
+                "open the database in a process of its own"
+            )
+        self._require_same_file()
+        connection = sqlite3.connect(
+            _uri(self.path, "rw"),  # never `rwc`: a file that was removed is not made again
+            uri=True,
+            timeout=self.busy_timeout,
+            isolation_level=None,  # we say BEGIN ourselves
+            check_same_thread=False,  # the pool lends it to one thread at a time
+            factory=_SqliteConnection,
+            cached_statements=256,
+        )
+        for pragma in PRAGMAS:
+            connection.execute(pragma)
+        self._opened.add(connection)
+        return connection
+
+    def _prepare(self) -> None:
+        # Read-only at first: another program's file must not change by a byte.
+        look = sqlite3.connect(_uri(self.path, "ro"), uri=True)
+        try:
+            schema.check(self.path, schema.read_identity(look))
+        finally:
+            look.close()
+        connection = self._connect()
+        try:
+            schema.open_or_make(connection, self.path, self.busy_timeout)
+        finally:
+            connection.close()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._doorway:
+            while self._fork_pending:
+                self._doorway.wait()
+            if self._closed:
+                raise StoreError(f"{self.path} is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._doorway:
+                self._users -= 1
+                self._doorway.notify_all()
+
+    def before_fork(self) -> None:
+        """
+        Close every connection, waiting for the transactions under way.
+
+        A child that opens connections of its own is not enough. SQLite keeps a
+        table of its locks per process, by inode, and the child inherits it: its
+        new connections believe they hold locks that only the parent has. When
+        the parent then closes its last connection, it deletes the write-ahead
+        log under the child, and what the child commits afterwards is lost. With
+        no connection open at the moment of the fork that table is empty.
+        """
+        with self._doorway:
+            self._fork_pending = True
+            self._wait_for_users()
+            if not self._users:
+                self._close_connections()
+
+    def after_fork_in_parent(self) -> None:
+        """Let transactions begin again; connections are made as they are needed."""
+        with self._doorway:
+            self._fork_pending = False
+            self._doorway.notify_all()
+
+    def after_fork_in_child(self) -> None:
+        """Begin with nothing of the parent's; what could not be closed is kept for ever."""
+        left_open = list(self._opened)
+        if left_open:
+            _UNSAFE.add(self._identity)
+            _keep_for_ever(left_open)
+        self._start_afresh()
+
+    # --- errors ---------------------------------------------------------------
+
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise  # a rule of the schema said no: for the statement's author to read
+        except (DBAPIError, sqlite3.Error) as error:
+            cause = getattr(error, "orig", None) or error
+            raise self._typed(str(cause)) from error
+        except UnicodeDecodeError as error:
+            # Only damage puts bytes that are no text into names, texts or SQLite's own messages.
+            raise DatabaseCorrupt(f"{self.path}: text in it is no UTF-8: {error}") from error
+
+    def _typed(self, message: str) -> StoreError:
+        for part, kind in _BY_MESSAGE:
+            if part in message:
+                return kind(f"{self.path}: {message}")
+        return StoreError(f"{self.path}: {message}")
+
+    @staticmethod
+    def _driver(connection: Connection) -> Any:
+        return connection.connection.driver_connection
+
+
+def _uri(path: str, mode: str) -> str:
+    # `?` and `#` would end the path, `%` escapes. The empty authority is for a
+    # path that begins with two slashes.
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return f"file://{quoted}?mode={mode}"
+
+
+def _keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:
+    """Add one more reference than anybody gives back: not even a finaliser may close them here."""
+    import ctypes  # noqa: PLC0415 - needed here alone, and slow to load
+
+    for connection in connections:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))

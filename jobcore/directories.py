@@ -1,0 +1,200 @@
+"""
+Directories: a host's hands on the job directories.
+
+Every descriptor is opened and closed inside the gate, so that a forked child
+never keeps one: a copy of a lock would keep a dead job alive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobcore import filesystem
+from jobcore.forking import GATE
+from jobcore.supervision import jobdir
+
+
+class Prepared:
+    """A job directory whose start this host prepares: it holds the first byte of the lock."""
+
+    __slots__ = ("directory", "lock", "name")
+
+    def __init__(self, name: str, directory: int, lock: int) -> None:
+        self.name = name
+        self.directory = directory
+        self.lock = lock
+
+    def close(self) -> None:
+        """
+        Close both descriptors, and never unlock.
+
+        What was sent to a supervisor holds the lock on; where nothing was sent,
+        closing the last copy frees it.
+        """
+        GATE.close(self.directory, self.lock)
+
+
+class Directories:
+    """
+    The job directories of one database.
+
+    Args:
+        database: The absolute path of the database.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._root: int | None = None
+        GATE.watch(self)
+
+    @property
+    def root(self) -> int:
+        """The descriptor of the directory that holds them all; kept open, for it is used often."""
+        with GATE:
+            if self._root is not None and os.fstat(self._root).st_nlink == 0:
+                self.close()  # somebody removed it: look whether there is another
+            if self._root is None:
+                self._root = filesystem.open_root(self._database, create=False)
+                GATE.register(self._root)
+            return self._root
+
+    def close(self) -> None:
+        """Close what is kept open; it is opened again when needed."""
+        with GATE:
+            if self._root is not None:
+                root, self._root = self._root, None
+                GATE.close(root)
+
+    def before_fork(self) -> None:
+        """Do nothing: the gate keeps a fork out while a descriptor is being opened."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget the descriptor: the gate has closed it."""
+        self._root = None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[int]:
+        """
+        Give a descriptor of one.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        with GATE:
+            directory = jobdir.open_directory(name, parent=self.root)
+            GATE.register(directory)
+        try:
+            yield directory
+        finally:
+            GATE.close(directory)
+
+    def prepare(self, name: str) -> Prepared | None:
+        """
+        Make the directory with its lock and FIFO, or take on what is there, and lock its start.
+
+        Returns None when somebody else prepares, runs or removes it.
+
+        Raises:
+            OSError: No space, no descriptors: nothing is held then.
+        """
+        with GATE:
+            root = self.root
+            directory = jobdir.open_directory(name, parent=root, create=True)
+            GATE.register(directory)
+            try:
+                lock = jobdir.open_lock(directory, create=True)
+            except BaseException:
+                GATE.close(directory)
+                raise
+            GATE.register(lock)
+            prepared = Prepared(name, directory, lock)
+            try:
+                if jobdir.try_lock(lock, jobdir.PREPARING) and jobdir.is_current(
+                    name, directory, lock, parent=root
+                ):
+                    jobdir.make_control(directory)
+                    return prepared
+            except BaseException:
+                prepared.close()
+                raise
+            prepared.close()
+            return None
+
+    def is_held(self, directory: int) -> bool:
+        """Tell whether a supervisor or a preparing host holds the lock; without one, nobody."""
+        with GATE:
+            try:
+                lock = jobdir.open_lock(directory)
+            except FileNotFoundError:
+                return False
+            try:
+                return jobdir.is_locked(lock)
+            finally:
+                os.close(lock)
+
+    @contextmanager
+    def taken(self, name: str, *, create: bool = False) -> Iterator[int | None]:
+        """
+        Take the whole lock, and give the directory; None when somebody holds any of it.
+
+        Args:
+            create: Make a directory, or a lock, that is missing.
+
+        Raises:
+            FileNotFoundError: It is not there, and `create` is False.
+        """
+        with GATE:
+            directory = jobdir.open_directory(name, parent=self.root, create=create)
+            GATE.register(directory)
+            try:
+                # A directory without a lock is one whose preparer died between
+                # two steps: take it as a preparer would.
+                lock = jobdir.open_lock(directory, create=True)
+            except BaseException:
+                GATE.close(directory)
+                raise
+            GATE.register(lock)
+        try:
+            mine = jobdir.try_lock(lock, jobdir.WHOLE) and jobdir.is_current(
+                name, directory, lock, parent=self.root
+            )
+            yield directory if mine else None
+        finally:
+            GATE.close(directory, lock)
+
+    def remove(self, name: str) -> bool:
+        """Remove one that nobody holds; True when it is gone."""
+        try:
+            with self.taken(name) as directory:
+                if directory is None:
+                    return False
+                jobdir.remove(name, directory, parent=self.root)
+        except FileNotFoundError:
+            pass  # somebody else did
+        return True
+
+    def names(self) -> list[str]:
+        """Return the names of those there."""
+        return [name for name in os.listdir(self.root) if _is_name(name)]
+
+    def remove_leftovers(self) -> None:
+        """Finish what a crash left half removed."""
+        for name in os.listdir(self.root):
+            if not name.startswith(jobdir.GONE):
+                continue
+            try:
+                with self.open(name) as directory:
+                    jobdir.empty(directory)
+                os.rmdir(name, dir_fd=self.root)
+            except FileNotFoundError:
+                pass  # another process finished it
+
+
+def _is_name(name: str) -> bool:
+    """Tell whether this is the hex form of a UUID; nothing else is ever opened."""
+    return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)

@@ -1,0 +1,526 @@
+"""
+Dispatcher: the one thread of a manager that runs jobs.
+
+It gives queued jobs to idle supervisors, and brings in what they write. A round
+is one transaction for all that is ready at one moment, then the sends: a
+hundred jobs that end together are not a hundred fsyncs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from jobcore import runs, store, telemetry
+from jobcore.clock import Clock
+from jobcore.crew import Crew
+from jobcore.database import Database
+from jobcore.directories import Directories
+from jobcore.errors import StoreError
+from jobcore.executors import Executor
+from jobcore.forking import GATE
+from jobcore.importer import Harvest, Importer
+from jobcore.launch import Launch, Request
+from jobcore.lifecycle import Reason
+from jobcore.runs import Run
+from jobcore.supervision import notices
+from jobcore.supervision.pool import Supervisor, SupervisorPool
+
+#: Seconds between two imports of one job, unless much has gathered or it ended.
+IMPORT_PAUSE = 0.25
+#: Bytes of spool that are worth an import before that.
+IMPORT_BYTES = 256 * 1024
+#: Seconds between two looks at everybody's jobs.
+SWEEP_PAUSE = 1.0
+#: Seconds between two looks for jobs that other processes queued.
+QUEUE_PAUSE = 0.1
+#: Seconds to look for a supervisor that takes a claimed job.
+SEND_PATIENCE = 10.0
+#: Seconds after which a send, or a job that could not be settled, is tried again.
+RETRY = 0.05
+#: Seconds of rest after an error that concerns more than one job.
+BACK_OFF = 0.5
+#: Seconds that the interpreter's exit waits for the round under way.
+EXIT_PATIENCE = 5.0
+
+
+class Assignment:
+    """
+    A job that this manager has claimed.
+
+    Attributes:
+        run: As the database last had it.
+        request: Until it is sent.
+        claimed: When it was claimed, by the monotonic clock.
+        supervisor: That has it; None before it is sent, and after it ended.
+        ended: Whether its verdict can be expected.
+        due: When to look into its directory, by the monotonic clock.
+        imported: When that was last done.
+    """
+
+    __slots__ = ("claimed", "due", "ended", "imported", "request", "run", "supervisor")
+
+    def __init__(self, run: Run, request: Request) -> None:
+        self.run = run
+        self.request: Request | None = request
+        self.claimed = time.monotonic()
+        self.supervisor: Supervisor | None = None
+        self.ended = False
+        self.due = float("inf")
+        self.imported = 0.0
+
+    def hear(self, notice: notices.Notice) -> None:
+        """Note what its supervisor says."""
+        if notice.kind == notices.ENDED:
+            self.end()
+        elif notice.kind == notices.OUTPUT:
+            much = notice.number - self.run.spool_offset >= IMPORT_BYTES
+            self.due = min(self.due, 0.0 if much else self.imported + IMPORT_PAUSE)
+
+    def end(self) -> None:
+        """Have it settled in the next round."""
+        self.ended = True
+        self.supervisor = None
+        self.due = 0.0
+
+
+class Dispatcher:
+    """
+    Runs queued jobs in its own thread, in the order of their creation.
+
+    Other threads may call `start`, `wake`, `adopt_as_own`, `owns`, `running`,
+    `is_claimable`, `require_supervisors`, `stop_claiming`,
+    `wait_until_settled` and `close`; everything else belongs to the thread.
+
+    Args:
+        executors: By job type; jobs of other types are not touched.
+        slots: Jobs at once.
+        only_own: Claim only jobs that `adopt_as_own` was called for.
+        reconcile: Resolves a job whose supervisor is gone.
+        sweep: Looks at everybody's jobs.
+    """
+
+    _thread: threading.Thread | None
+    _starting: threading.Lock
+    _pid: int  # of the process that started the thread
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        directories: Directories,
+        importer: Importer,
+        pool: SupervisorPool,
+        clock: Clock,
+        executors: Mapping[str, Executor],
+        slots: int,
+        only_own: bool,
+        reconcile: Callable[[Run], Run | None],
+        sweep: Callable[[], Any],
+    ) -> None:
+        self._database = database
+        self._directories = directories
+        self._importer = importer
+        self._crew = Crew(pool, slots)
+        self._clock = clock
+        self._types = tuple(executors)
+        self._slots = slots
+        self._only_own = only_own
+        self._reconcile = reconcile
+        self._sweep = sweep
+        self._launch = Launch(directories, clock, executors)
+        self._start_afresh()
+        GATE.watch(self)
+        _exit_with(self)
+
+    # --- for other threads ------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, unless it runs; in a forked child it is started anew."""
+        if self._thread is not None or self._closing:
+            return
+        with self._starting:
+            if self._thread is None and not self._closing:
+                with GATE:
+                    self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                    GATE.register(self._wake_in, self._wake_out)
+                # A daemon: an interpreter that exits does not wait for jobs.
+                self._thread = threading.Thread(
+                    target=self._loop, name="jobcore-dispatcher", daemon=True
+                )
+                self._pid = os.getpid()
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Have the thread look at the queue now."""
+        self._look = True
+        self._ring()
+
+    def adopt_as_own(self, number: int) -> None:
+        """Let a manager that claims only its own jobs claim this one."""
+        self._own.add(number)
+
+    def running(self) -> list[Run]:
+        """Return the jobs that this manager has claimed and not settled."""
+        with self._claims:  # a claim is committed a moment before it is noted
+            return [assignment.run for assignment in self._assignments.values()]
+
+    def is_claimable(self) -> bool:
+        """Tell whether anything is queued that this manager could claim now."""
+        with self._database.read() as connection:
+            return bool(self._queued(connection, 1))
+
+    def require_supervisors(self) -> None:
+        """
+        Tell a waiter that its job may never run.
+
+        Raises:
+            SpawnError: Supervisors failed to start several times in a row.
+        """
+        self._crew.require()
+
+    def stop_claiming(self) -> None:
+        """Leave what is queued to others from now on; running jobs are still cared for."""
+        self._claiming = False
+
+    def wait_until_settled(self, numbers: Collection[int], timeout: float) -> None:
+        """Return when none of these jobs is in this manager's hands, or after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        seen = self._database.version()
+        while time.monotonic() < deadline and any(run.number in numbers for run in self.running()):
+            seen = self._database.wait_for_change(seen, RETRY)
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        Claim nothing more, end the round under way, and let the supervisors go.
+
+        Running jobs live on in their supervisors. Harmless when closed already.
+        """
+        self._claiming = False
+        self._closing = True
+        thread = self._thread
+        if thread is None or self._pid != os.getpid():
+            return  # not started; or forked by code that runs no hooks: it is another's thread
+        self._ring()
+        thread.join(timeout)
+        if thread.is_alive():
+            return  # at the interpreter's exit: nothing may be closed under it
+        with self._starting:
+            if self._thread is not None:
+                self._thread = None
+                self._crew.close()
+                GATE.close(self._wake_in, self._wake_out)
+
+    def _ring(self) -> None:
+        if self._thread is not None:
+            try:
+                os.write(self._wake_out, b"!")
+            except OSError:
+                pass  # full: it has been rung already; or closed just now
+
+    # --- the fork of the host ---------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Do nothing: the gate and the database keep a fork out while something is half done."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing: nothing was stopped."""
+
+    def after_fork_in_child(self) -> None:
+        """Leave thread and jobs to the parent; the child starts its own when it needs one."""
+        self._crew.forget()
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._thread = None
+        self._starting = threading.Lock()
+        self._closing = False
+        self._claiming = True
+        self._look = True  # at the queue, in the next round
+        self._own: set[int] = set()
+        self._claims = threading.Lock()  # held over each change of the assignments
+        self._assignments: dict[str, Assignment] = {}  # by token
+        self._next_look = 0.0
+        self._next_sweep = 0.0
+        self._next_start = 0.0
+        self._seen = -1
+
+    # --- the thread -------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._closing:
+            try:
+                self._listen()
+                self._round()
+                if time.monotonic() >= self._next_sweep:
+                    self._sweep()
+                    self._next_sweep = time.monotonic() + SWEEP_PAUSE
+                    self._look = True  # a delayed job gets due without any commit
+            except (StoreError, OSError) as error:
+                # Busy, full, read-only: the jobs do not depend on it. Try again.
+                self._rest("dispatcher waits", logging.WARNING, error)
+            except Exception as error:  # noqa: BLE001 - one bad job must not end all others
+                self._rest("dispatcher failed", logging.ERROR, error)
+        for assignment in self._assignments.values():
+            if assignment.request is not None:
+                assignment.request.close()  # its free lock says that it never started
+
+    def _rest(self, what: str, level: int, error: Exception) -> None:
+        telemetry.event(level, what, error=repr(error))
+        select.select([self._wake_in], [], [], BACK_OFF)
+        self._next_sweep = max(self._next_sweep, time.monotonic() + BACK_OFF)
+        self._look = True
+
+    def _listen(self) -> None:
+        """Wait for a notice, a call from another thread, or the next thing that is due."""
+        poller = select.poll()
+        poller.register(self._wake_in, select.POLLIN)
+        members = {supervisor.fileno(): supervisor for supervisor in self._crew.members}
+        for descriptor in members:
+            poller.register(descriptor, select.POLLIN)
+        for descriptor, _ in poller.poll(self._milliseconds()):
+            if descriptor == self._wake_in:
+                self._empty_wake_pipe()
+            else:
+                self._hear(members[descriptor])
+
+    def _milliseconds(self) -> int:
+        moments = [self._next_sweep, *(one.due for one in self._assignments.values())]
+        if self._free_slots() > 0:
+            start = max(self._next_start, self._crew.next_start)
+            moments.append(start if self._look else self._next_look)
+        left = min(moments) - time.monotonic()
+        return int(left * 1000) + 1 if left > 0 else 0  # never early: that would spin
+
+    def _empty_wake_pipe(self) -> None:
+        try:
+            while len(os.read(self._wake_in, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def _hear(self, supervisor: Supervisor) -> None:
+        for notice in self._crew.hear(supervisor):
+            assignment = self._assignments.get(notice.token)
+            if assignment is not None:
+                assignment.hear(notice)
+        if supervisor.gone:
+            for assignment in self._assignments.values():
+                if assignment.supervisor is supervisor:
+                    assignment.end()
+            self._crew.dismiss(supervisor)
+        # It can take a job, or another one has to be started in its place.
+        self._look = self._look or supervisor.ready or supervisor.gone
+
+    # --- a round ----------------------------------------------------------------
+
+    def _round(self) -> None:
+        now = time.monotonic()
+        harvests = self._gather(now)
+        requests = self._prepare(now)
+        if harvests or requests:
+            self._commit(harvests, requests)
+        self._send()
+        self._crew.release_idle()
+
+    def _gather(self, now: float) -> list[tuple[Assignment, Harvest]]:
+        """Read what ended and what is due; what takes more than one transaction goes by itself."""
+        harvests = []
+        for assignment in list(self._assignments.values()):
+            if assignment.due > now or assignment.request is not None:
+                continue
+            assignment.imported = now
+            assignment.due = now + RETRY if assignment.ended else float("inf")
+            harvest = self._importer.harvest(assignment.run)
+            if assignment.ended and (harvest is None or harvest.exit is None):
+                self._update(assignment, self._reconcile(assignment.run))
+            elif harvest is not None and not harvest.empty:
+                harvests.append((assignment, harvest))
+        return harvests
+
+    def _prepare(self, now: float) -> list[Request]:
+        """Prepare as many queued jobs as there are idle supervisors, and start more of these."""
+        version = self._database.version()
+        if version != self._seen:
+            self._seen = version
+            self._look = True
+        self._next_look = now + QUEUE_PAUSE
+        free = self._free_slots()
+        start = max(self._next_start, self._crew.next_start)
+        if not (self._look and self._claiming) or free <= 0 or now < start:
+            return []
+        # A slot that gets free, and a supervisor that gets ready, make another look.
+        self._look = False
+        with self._database.read() as connection:
+            rows = self._queued(connection, free)
+            pipelines = {
+                row.pipeline_id: store.find_pipeline(connection, row.pipeline_id)
+                for row in rows
+                if row.pipeline_id is not None
+            }
+        unsent = sum(one.request is not None for one in self._assignments.values())
+        self._crew.start(len(rows) + unsent)
+        self._look = now < self._crew.next_start  # one could not be started
+        rows = rows[: max(self._crew.ready - unsent, 0)]
+        base = dict(os.environb) if rows else {}  # a copy a round: it is slow, and may change
+        requests = []
+        for row in rows:
+            try:
+                request = self._launch.prepare(row, pipelines.get(row.pipeline_id), base)
+            except OSError as error:
+                # No space, no descriptors: it stays QUEUED.
+                telemetry.event(
+                    logging.WARNING, "start postponed", job=str(row.id), error=str(error)
+                )
+                self._next_start = now + BACK_OFF
+                self._look = True
+                break
+            if request is not None:
+                requests.append(request)
+        return requests
+
+    def _queued(self, connection: Connection, limit: int) -> list[Row[Any]]:
+        return list(
+            store.queued_jobs(
+                connection,
+                types=self._types,
+                now=self._clock.now(),
+                limit=limit,
+                numbers=set(self._own) if self._only_own else None,
+            )
+        )
+
+    def _commit(self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]) -> None:
+        with self._claims:
+            written = self._write(harvests, requests)
+        for assignment, harvest, after in written:
+            self._importer.clean_up(harvest, after)
+            self._update(assignment, after)
+
+    def _write(
+        self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]
+    ) -> list[tuple[Assignment, Harvest, Run | None]]:
+        """Write a round in one transaction; return what then stands of each job it imported."""
+        durable = bool(requests) or any(
+            self._importer.must_be_durable(harvest) for _, harvest in harvests
+        )
+        written: list[tuple[Assignment, Harvest, Run | None]] = []
+        claimed: list[tuple[Request, Run | None]] = []
+        try:
+            with self._database.write(durable=durable) as connection:
+                for assignment, harvest in harvests:
+                    with self._database.savepoint(connection, harvest.run.id):
+                        after = self._importer.apply(connection, harvest)
+                        written.append((assignment, harvest, after))
+                claimed += [(request, self._claim(connection, request)) for request in requests]
+        except BaseException:
+            # Even a failed COMMIT may have been one: the rows say.
+            self._read_again(requests)
+            raise
+        for request, run in claimed:
+            self._take(request, run)
+        return written
+
+    def _claim(self, connection: Connection, request: Request) -> Run | None:
+        return runs.start_if_queued(
+            connection,
+            request.number,
+            now=self._clock.now(),
+            token=request.token,
+            cookie=request.cookie,
+            boot_id=request.boot_id,
+        )
+
+    def _read_again(self, requests: list[Request]) -> None:
+        for request in requests:
+            try:
+                with self._database.read() as connection:
+                    run = runs.find(connection, request.number)
+            except StoreError:
+                # Unknown, so it must not be sent. If it was claimed after all, its
+                # free lock says that it never started, which is then the truth.
+                request.close()
+                continue
+            self._take(request, run if run is not None and run.token == request.token else None)
+
+    def _take(self, request: Request, run: Run | None) -> None:
+        """Note a claimed job; None: it was cancelled, deleted or started by its host."""
+        if run is None:
+            # The directory stays: another manager may have claimed the job, run it
+            # and not imported it yet. The sweep removes it once the row is final.
+            request.close()
+            self._look = True
+        else:
+            self._own.discard(run.number)
+            self._assignments[request.token] = Assignment(run, request)
+
+    def _update(self, assignment: Assignment, run: Run | None) -> None:
+        if run is None or run.final:
+            with self._claims:
+                del self._assignments[assignment.run.token or ""]
+        else:
+            assignment.run = run
+
+    def _send(self) -> None:
+        """Send every claimed job to an idle supervisor; one that cannot be sent is ended here."""
+        for assignment in self._assignments.values():
+            request = assignment.request
+            if request is None:
+                continue
+            if request.failure is not None:
+                self._end_here(assignment, request, Reason.SPAWN_FAILED, request.failure)
+                continue
+            assignment.supervisor = self._crew.send(request)
+            if assignment.supervisor is not None:
+                assignment.request = None
+                request.close()
+            elif time.monotonic() - assignment.claimed > SEND_PATIENCE:
+                self._end_here(assignment, request, Reason.SPAWN_FAILED, "no supervisor took it")
+            elif self._is_stopped(assignment.run):
+                self._end_here(assignment, request, Reason.STOPPED, "stopped before its start")
+            else:
+                # A full socket does not say when it has room again.
+                assignment.due = time.monotonic() + RETRY
+                self._look = True
+
+    def _is_stopped(self, run: Run) -> bool:
+        with self._database.read() as connection:
+            fresh = runs.find(connection, run.number)
+        return fresh is not None and fresh.stop_requested is not None
+
+    def _end_here(self, assignment: Assignment, request: Request, reason: Reason, why: str) -> None:
+        """Write the verdict as the holder of the lock; the next round settles it."""
+        self._launch.write_verdict(request, reason, why)
+        assignment.request = None
+        request.close()
+        assignment.end()
+
+    def _free_slots(self) -> int:
+        return self._slots - sum(not one.ended for one in self._assignments.values())
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use: a container's, not the machine's."""
+    return len(os.sched_getaffinity(0))
+
+
+def _exit_with(dispatcher: Dispatcher) -> None:
+    """At the interpreter's exit, leave no claim without its send."""
+    reference = weakref.ref(dispatcher)
+
+    def close() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.close(EXIT_PATIENCE)
+
+    atexit.register(close)
+    weakref.finalize(dispatcher, atexit.unregister, close).atexit = False

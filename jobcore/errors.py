@@ -1,0 +1,210 @@
+"""
+Errors: everything jobcore raises, with the facts as attributes.
+
+    JobcoreError
+    ├── JobNotFound (LookupError)                404
+    │   └── JobDeleted
+    ├── WorkspaceNotFound (LookupError)          404
+    ├── PipelineNotFound (LookupError)           404
+    ├── InvalidTransition                        409
+    │   └── JobNotRunning
+    ├── PipelineAlreadyRunning                   409
+    ├── CommandError (ValueError)                400
+    ├── SpawnError                               503
+    ├── WaitTimeout (TimeoutError)               503
+    └── StoreError                               503
+        ├── DatabaseBusy
+        ├── DatabaseFull
+        ├── DatabaseCorrupt
+        ├── DatabaseGone
+        ├── NotAJobcoreDatabase
+        ├── ReadOnlyDatabase
+        ├── SchemaTooNew
+        ├── StoreMismatch
+        └── UnsupportedFileSystem
+
+`status` is the HTTP status with which a service would answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+class JobcoreError(Exception):
+    """Base of all errors of jobcore; never raised itself."""
+
+    #: The HTTP status with which a service would answer.
+    status: int = 500
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by message and facts: `__init__` would make the message a second time."""
+        return _revive, (type(self), self.args, dict(vars(self)))
+
+
+def _revive(kind: type[JobcoreError], args: tuple[Any, ...], facts: dict[str, Any]) -> JobcoreError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(facts)
+    return error
+
+
+class JobNotFound(JobcoreError, LookupError):
+    """
+    No job has this id; a malformed id is one that no job has.
+
+    Attributes:
+        job_id: The id as it was given.
+    """
+
+    status = 404
+
+    def __init__(self, job_id: object) -> None:
+        super().__init__(f"no job has the id {str(job_id)!r}")
+        self.job_id = job_id
+
+
+class JobDeleted(JobNotFound):
+    """The job was there when its log was opened, and has been deleted since."""
+
+
+class WorkspaceNotFound(JobcoreError, LookupError):
+    """
+    No workspace has this id.
+
+    Attributes:
+        workspace_id: The id as it was given.
+    """
+
+    status = 404
+
+    def __init__(self, workspace_id: object) -> None:
+        super().__init__(f"no workspace has the id {str(workspace_id)!r}")
+        self.workspace_id = workspace_id
+
+
+class PipelineNotFound(JobcoreError, LookupError):
+    """
+    No pipeline has this id.
+
+    Attributes:
+        pipeline_id: The id as it was given.
+    """
+
+    status = 404
+
+    def __init__(self, pipeline_id: object) -> None:
+        super().__init__(f"no pipeline has the id {str(pipeline_id)!r}")
+        self.pipeline_id = pipeline_id
+
+
+class InvalidTransition(JobcoreError):
+    """
+    The job's status does not allow this trigger; nothing was changed.
+
+    Attributes:
+        job_id: The job.
+        job_status: Its status when the trigger was refused.
+        trigger: The trigger.
+    """
+
+    status = 409
+
+    def __init__(self, job_id: object, job_status: object, trigger: object, why: str = "") -> None:
+        super().__init__(f"job {job_id} is {job_status}: cannot {trigger}" + (why and f"; {why}"))
+        self.job_id = job_id
+        self.job_status = job_status
+        self.trigger = trigger
+
+
+class JobNotRunning(InvalidTransition):
+    """Only a RUNNING job can be stopped; a QUEUED one is cancelled."""
+
+
+class PipelineAlreadyRunning(JobcoreError):
+    """
+    The pipeline has a QUEUED or RUNNING job already; no job was created.
+
+    Attributes:
+        pipeline_id: The pipeline.
+        job_id: The job that it has.
+    """
+
+    status = 409
+
+    def __init__(self, pipeline_id: UUID, job_id: UUID) -> None:
+        super().__init__(f"pipeline {pipeline_id} is already running job {job_id}")
+        self.pipeline_id = pipeline_id
+        self.job_id = job_id
+
+
+class CommandError(JobcoreError, ValueError):
+    """What to run, or how, is not something that can be run; no job was created."""
+
+    status = 400
+
+
+class SpawnError(JobcoreError):
+    """
+    No supervisor could be started; queued jobs stay QUEUED and are tried again.
+
+    Attributes:
+        errno: Why, where the system said so, else None.
+    """
+
+    status = 503
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class WaitTimeout(JobcoreError, TimeoutError):
+    """It was not final within the time given; the job goes on."""
+
+    status = 503
+
+
+class StoreError(JobcoreError):
+    """The database could not do it; the transaction was rolled back whole."""
+
+    status = 503
+
+
+class DatabaseBusy(StoreError):
+    """Another process held the write lock for longer than the busy timeout."""
+
+
+class DatabaseFull(StoreError):
+    """There is no space left for the database."""
+
+
+class DatabaseCorrupt(StoreError):
+    """SQLite found the file damaged; it was left as it is."""
+
+
+class DatabaseGone(StoreError):
+    """The file was removed or replaced while it was open; nothing is written to a ghost."""
+
+
+class NotAJobcoreDatabase(StoreError):
+    """The file is no database, or another program's; not a byte was written to it."""
+
+
+class ReadOnlyDatabase(StoreError):
+    """The file, its directory or its file system cannot be written; reading works."""
+
+
+class SchemaTooNew(StoreError):
+    """A newer jobcore made this file; not a byte was written to it."""
+
+
+class StoreMismatch(StoreError):
+    """Database and job directories do not belong together, so nothing can be said of its jobs."""
+
+
+class UnsupportedFileSystem(StoreError):
+    """SQLite's locks and shared memory do not hold on this file system."""

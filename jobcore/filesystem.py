@@ -1,0 +1,149 @@
+"""Filesystem: where a database may live, and the private files it starts with."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import uuid
+from pathlib import Path
+
+from jobcore.errors import StoreError, StoreMismatch, UnsupportedFileSystem
+from jobcore.supervision import jobdir
+
+#: SQLite's WAL needs shared memory between all its users, and locks that hold;
+#: between the clients of these there is neither.
+_SHARED_BETWEEN_MACHINES = frozenset(
+    {"9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
+     "smb3", "smbfs", "vboxsf", "virtiofs"}
+)  # fmt: skip
+
+MOUNTINFO = "/proc/self/mountinfo"
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # a space in a mount point is \040 there
+
+STORE = "store"  # the file in the root that names the database it belongs to
+
+
+def file_system_of(path: str, mountinfo: str) -> str:
+    """
+    Return the type of the file system that `path` is on.
+
+    Args:
+        path: An absolute path without links.
+        mountinfo: The text of `/proc/self/mountinfo`.
+    """
+    found, longest = "", -1
+    for line in mountinfo.rstrip("\n").split("\n"):  # the kernel escapes these two, and no others
+        fields = line.split(" ")
+        mount_point = _ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields[4])
+        inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
+        # A later mount over the same point hides the earlier one.
+        if inside and len(mount_point) >= longest:
+            found, longest = fields[fields.index("-") + 1], len(mount_point)
+    return found
+
+
+def require_local(path: str) -> None:
+    """
+    Refuse a path on a file system on which SQLite cannot keep its promises.
+
+    Raises:
+        UnsupportedFileSystem: It is one that several machines may have mounted.
+    """
+    kind = file_system_of(path, os.fsdecode(Path(MOUNTINFO).read_bytes()))
+    if kind in _SHARED_BETWEEN_MACHINES or kind.startswith("fuse."):
+        raise UnsupportedFileSystem(
+            f"{path} is on a {kind} file system, where SQLite's locks and shared memory do not "
+            "hold; put the database on a local disk"
+        )
+
+
+def make_database_file(path: str) -> None:
+    """
+    Make the empty file, mode 0600, unless it is there.
+
+    By `mknod`, which gives no descriptor: closing one on a database file would
+    drop the locks of every SQLite connection this process has to it.
+
+    Raises:
+        StoreError: It cannot be made, is no file, or has a second name.
+    """
+    try:
+        os.mknod(path, 0o600 | stat.S_IFREG)
+    except FileExistsError:
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
+            raise StoreError(f"{path} is not a file") from None
+        if facts.st_nlink > 1:
+            # Two names lead to two write-ahead logs for one file: certain damage.
+            raise StoreError(f"{path} has a second name (a hard link)") from None
+    except OSError as error:
+        raise StoreError(f"cannot make {path}: {error.strerror}") from error
+
+
+def open_root(database: str, *, create: bool) -> int:
+    """
+    Open the directory of job directories, `<database>.jobs`.
+
+    Raises:
+        StoreMismatch: It is a link, or not private to this user.
+        FileNotFoundError: It is not there, and `create` is False.
+    """
+    path = database + ".jobs"
+    try:
+        return jobdir.open_directory(path, create=create)
+    except (NotADirectoryError, PermissionError) as error:
+        raise StoreMismatch(f"{path}: {error.strerror or error}") from error
+    except OSError as error:
+        if error.errno == 40:  # ELOOP: O_NOFOLLOW met a link
+            raise StoreMismatch(f"{path} is a link") from error
+        raise
+
+
+def read_store_id(root: int) -> str | None:
+    """Return the id in the root, or None where there is none yet."""
+    try:
+        descriptor = os.open(STORE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=root)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(descriptor, 64).decode("ascii").strip()
+    finally:
+        os.close(descriptor)
+
+
+def make_store_id(root: int, parent: str) -> str:
+    """
+    Put an id into the root, durably, and return the one that is there then.
+
+    Several processes may do so at once; the first link wins, and all return its id.
+    """
+    temporary = f"{STORE}.{uuid.uuid4().hex}"
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=root
+    )
+    try:
+        os.write(descriptor, uuid.uuid4().hex.encode("ascii") + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    try:
+        os.link(temporary, STORE, src_dir_fd=root, dst_dir_fd=root)
+    except FileExistsError:
+        pass
+    os.unlink(temporary, dir_fd=root)
+    os.fsync(root)
+    directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)  # the root's own name
+    finally:
+        os.close(directory)
+    store_id = read_store_id(root)
+    if store_id is None:
+        raise StoreMismatch("the store's id was removed while it was being made")
+    return store_id
+
+
+def boot_id() -> str:
+    """Return the id of this boot of the machine: what ran under another one is certainly gone."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,0 +1,110 @@
+"""
+Forking: what a forked child of the host must drop, and never unlock.
+
+A host may fork at any moment (a preloading web server, `multiprocessing`). The
+child then has copies of descriptors whose locks belong to the parent's jobs.
+Closing them there is right and harmless: an OFD lock lives on in the parent's
+copy. Unlocking there would free the parent's lock, and a live job would be
+taken for dead. So the child only closes, and every owner starts afresh.
+
+Nothing is installed at import: the hooks come with the first owner.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Protocol
+
+
+class ForkAware(Protocol):
+    """An object that holds what does not survive a fork."""
+
+    def before_fork(self) -> None:
+        """Come to rest: nothing half done may be copied."""
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget inherited connections, threads and locks; unlock nothing."""
+
+
+class _Gate:
+    """
+    Keeps a fork out while a descriptor is open but not yet in the register.
+
+    Held around every open+register, unregister+close and socketpair+Popen, and
+    never around a database call, which may take the busy timeout.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._forks = threading.Lock()  # two threads may fork at once; one comes to rest at a time
+        self._descriptors: set[int] = set()
+        self._owners: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+        self._resting: list[ForkAware] = []  # told before a fork, to be told after it
+        self._installed = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def watch(self, owner: ForkAware) -> None:
+        """Tell `owner` before and after every fork from now on; it is only referred to weakly."""
+        with self._lock:
+            self._owners.add(owner)
+            if not self._installed:
+                os.register_at_fork(
+                    before=self._before,
+                    after_in_parent=self._after_in_parent,
+                    after_in_child=self._after_in_child,
+                )
+                self._installed = True
+
+    def register(self, *descriptors: int) -> None:
+        """Have these closed in a forked child. Call inside the gate that opened them."""
+        self._descriptors.update(descriptors)
+
+    def close(self, *descriptors: int) -> None:
+        """Close these here, and no more in a forked child."""
+        with self._lock:
+            self._descriptors.difference_update(descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _before(self) -> None:
+        # The owners first: one that waits for its thread must not hold the gate
+        # that the thread may need to come to an end.
+        self._forks.acquire()
+        self._resting = list(self._owners)
+        for owner in self._resting:
+            owner.before_fork()
+        self._lock.acquire()
+
+    def _after_in_parent(self) -> None:
+        self._lock.release()
+        for owner in self._resting:
+            owner.after_fork_in_parent()
+        self._resting = []
+        self._forks.release()
+
+    def _after_in_child(self) -> None:
+        for descriptor in self._descriptors:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # the host closed it by number behind our back
+        self._descriptors.clear()
+        # Both taken by the forking thread just before the fork, so it is their owner here too.
+        self._lock.release()
+        for owner in self._resting:
+            owner.after_fork_in_child()
+        self._resting = []
+        self._forks.release()
+
+
+GATE = _Gate()

@@ -1,0 +1,296 @@
+"""
+Importer: from the job directory into the database, every line exactly once.
+
+Import is a copy. Frame headers say which lines follow, so the output itself is
+never looked at; whole frames are sliced, compressed and inserted, and the
+offset moves by compare-and-set in the same transaction. Any process may import
+any job at any time: one of them wins, the others find nothing left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import Connection
+
+from jobcore import logs, runs, telemetry
+from jobcore.clock import Clock
+from jobcore.database import Database
+from jobcore.directories import Directories
+from jobcore.lifecycle import Ending, Reason
+from jobcore.runs import Run
+from jobcore.supervision import NewerProtocol, frames, jobdir
+
+#: Bytes of frames in one transaction: bounds memory, and how long others wait for the lock.
+BATCH_BYTES = 2**20
+#: Hole lines in one frame: a damaged gap can be of any size.
+_HOLE_LINES = 2**20
+
+
+class Harvest:
+    """
+    What was found in a job's directory and is not in the database yet.
+
+    Attributes:
+        run: The job as it was read before; its offset is the one to move on from.
+        offset, next_sequence: Where the database will stand.
+        slices: The frames in between.
+        exit: The verdict, if there is one and all before it is in this harvest.
+        goal: The end of the spool when it was read: there may be more than fits in one transaction.
+        renewed: Whether a spool file has been imported to its end, so that it can go.
+    """
+
+    __slots__ = ("_sound", "exit", "goal", "next_sequence", "offset", "renewed", "run", "slices")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.offset: int = run.spool_offset
+        self.next_sequence: int = run.next_sequence
+        self._sound: int = run.spool_offset  # behind the last frame that was whole
+        self.slices: list[logs.Slice] = []
+        self.exit: jobdir.ExitRecord | None = None
+        self.goal: int = run.spool_offset
+        self.renewed = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.exit is None and self.offset == self.run.spool_offset and not self.slices
+
+    def add(self, buffer: bytes, frame: frames.Frame) -> None:
+        """Add a frame that follows on what is there."""
+        self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
+        self.offset += frame.end - frame.begin
+        self._sound = self.offset
+        self.next_sequence = frame.first + frame.count
+
+    def can_be_followed_by(self, frame: frames.Frame) -> bool:
+        """
+        Tell whether a frame found behind damage can be one of the supervisor's.
+
+        A job may print what looks like a frame, and damage may uncover it. A
+        line takes a byte at least, so no more can be missing than bytes are.
+        """
+        missing = frame.first - self.next_sequence
+        return 0 <= missing <= self.offset + frame.begin - self._sound
+
+    def fill_hole(self, sequence: int, time_ns: int) -> None:
+        """Put `system` lines where lines up to `sequence` are missing: nothing is renumbered."""
+        while self.next_sequence < sequence:
+            count = min(sequence - self.next_sequence, _HOLE_LINES)
+            note = b"jobcore: %d lines are lost from here: the spool is damaged\n" % (
+                sequence - self.next_sequence
+            )
+            payload = note + b"\n" * (count - 1)
+            header = frames.encode_header(
+                frames.SYSTEM, 0, self.next_sequence, count, time_ns, payload
+            )
+            self._append(self.next_sequence, count, header + payload)
+            self.next_sequence += count
+
+    def _append(self, first: int, count: int, data: bytes) -> None:
+        last = self.slices[-1] if self.slices else None
+        if last is not None and len(last.data) + len(data) <= logs.SEGMENT_BYTES:
+            last.data += data
+            last.count += count
+        else:
+            self.slices.append(logs.Slice(first, count, data))
+
+
+class Importer:
+    """
+    Reads job directories and moves what they say into the database.
+
+    Args:
+        database: Where to.
+        directories: Where from.
+        clock: Tells when.
+    """
+
+    def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
+        self._database = database
+        self._directories = directories
+        self._clock = clock
+
+    def bring_in(self, run: Run) -> Run | None:
+        """
+        Import, and settle if it has ended, all that the job's directory holds now.
+
+        Returns:
+            The run as it then is; None when it has been removed.
+
+        Raises:
+            StoreError: The database could not take it; the directory still has it.
+        """
+        goal: int | None = None
+        while True:
+            harvest = self.harvest(run)
+            if harvest is None or harvest.empty:
+                return run
+            if goal is None:
+                goal = harvest.goal  # no further: a command may write for ever
+            with self._database.write(durable=self.must_be_durable(harvest)) as connection:
+                fresh = self.apply(connection, harvest)
+            self.clean_up(harvest, fresh)
+            if fresh is None or fresh.final:
+                return fresh
+            if harvest.exit is None and fresh.spool_offset >= goal:
+                return fresh
+            run = fresh
+
+    def count_lines(self, run: Run, directory: int) -> int:
+        """Return the number that the next line would have had, by the spool as it is there."""
+        end = jobdir.ExitRecord(
+            token=run.token or "", reason="", spool_end=jobdir.spool_end(directory)
+        )
+        harvest = Harvest(run)
+        while harvest.offset < end.spool_end:
+            self._read_frames(harvest, directory, end)
+            harvest.slices = []
+        return harvest.next_sequence
+
+    def harvest(self, run: Run) -> Harvest | None:
+        """
+        Read up to one transaction's worth of what is new; None: the directory is not there.
+
+        The verdict is read first: what was written before it is complete then.
+        """
+        try:
+            with self._directories.open(run.name) as directory:
+                verdict = jobdir.read_exit(directory, run.token or "")
+                harvest = Harvest(run)
+                self._read_frames(harvest, directory, verdict)
+                return harvest
+        except FileNotFoundError:
+            return None
+        except NewerProtocol as newer:
+            telemetry.event(
+                logging.WARNING, "left to a newer jobcore", job=str(run.id), protocol=newer.args[0]
+            )
+            return None
+
+    def _read_frames(
+        self, harvest: Harvest, directory: int, verdict: jobdir.ExitRecord | None
+    ) -> None:
+        end = None if verdict is None else verdict.spool_end
+        taken = 0
+        while taken < BATCH_BYTES and (end is None or harvest.offset < end):
+            size = BATCH_BYTES if end is None else min(BATCH_BYTES, end - harvest.offset)
+            buffer = jobdir.read_spool(directory, harvest.offset, size)
+            position = 0
+            for frame in frames.scan(buffer):
+                if frame.first != harvest.next_sequence:
+                    break  # valid, but not the next one: something before it is missing
+                harvest.add(buffer, frame)
+                position = frame.end
+            taken += position
+            if position:
+                continue
+            if end is None:
+                break  # not yet: its supervisor is still writing
+            self._skip_damage(harvest, directory, buffer, end)
+        harvest.goal = max(harvest.offset, jobdir.spool_end(directory) if end is None else end)
+        harvest.renewed = any(
+            harvest.run.spool_offset < begin <= harvest.offset
+            for begin in jobdir.spool_offsets(directory)
+        )
+        if verdict is not None and end is not None and harvest.offset >= end:
+            harvest.fill_hole(verdict.next_sequence, self._clock.now() * 1000)
+            harvest.exit = verdict
+
+    def _skip_damage(self, harvest: Harvest, directory: int, buffer: bytes, end: int) -> None:
+        """Go on at the next valid frame before `end`, with `system` lines for what is missing."""
+        found = frames.find_next(buffer, 0)
+        while found >= 0:
+            frame = frames.decode(buffer, found)
+            if frame is not None and harvest.can_be_followed_by(frame):
+                harvest.offset += found
+                harvest.fill_hole(frame.first, frame.time_ns)
+                return
+            found = frames.find_next(buffer, found + 1)
+        later = [begin for begin in jobdir.spool_offsets(directory) if begin > harvest.offset]
+        # Past the damage that was looked at, but not past the last header it may hide.
+        step = max(len(buffer) - frames.HEADER_SIZE - frames.MAX_PAYLOAD, 1) if buffer else 0
+        if buffer and len(buffer) == BATCH_BYTES:
+            harvest.offset += step
+        else:
+            harvest.offset = min([end, *later])
+
+    @staticmethod
+    def must_be_durable(harvest: Harvest) -> bool:
+        """Tell whether power may not undo it: a verdict, or the last trace of a spool file."""
+        return harvest.exit is not None or harvest.renewed
+
+    def apply(self, connection: Connection, harvest: Harvest) -> Run | None:
+        """
+        Write a harvest in the caller's transaction.
+
+        Returns:
+            The run as it is then; None when it has been removed.
+        """
+        run = harvest.run
+        gathered = run.loose_bytes + sum(len(one.data) for one in harvest.slices)
+        full = gathered >= logs.SEGMENT_BYTES
+        if harvest.slices or harvest.offset != run.spool_offset:
+            if not runs.advance_if_at(
+                connection,
+                run,
+                offset=harvest.offset,
+                next_sequence=harvest.next_sequence,
+                loose=(harvest.next_sequence, 0) if full else (run.loose_sequence, gathered),
+            ):
+                # Another process was faster: all this is imported already.
+                return runs.find(connection, run.number)
+            if harvest.slices:
+                logs.insert_slices(connection, run.number, harvest.slices)
+            if full and run.loose_bytes:
+                logs.merge(connection, run.number, run.loose_sequence)
+        if harvest.exit is not None:
+            final = self._settle(connection, harvest, harvest.exit)
+            if final is not None:
+                if run.loose_bytes and not full:
+                    logs.merge(connection, run.number, run.loose_sequence)
+                return final
+        return runs.find(connection, run.number)
+
+    def _settle(
+        self, connection: Connection, harvest: Harvest, verdict: jobdir.ExitRecord
+    ) -> Run | None:
+        run = harvest.run
+        now = self._clock.now()
+        stop_requested = run.stop_requested is not None
+        if verdict.wait_status is None and not stop_requested:
+            # Nobody saw it end, so a wish to stop decides; it may be younger than the run in hand.
+            fresh = runs.find(connection, run.number)
+            stop_requested = fresh is not None and fresh.stop_requested is not None
+        return runs.settle_if_running(
+            connection,
+            run,
+            offset=harvest.offset,
+            ending=Ending(
+                Reason(verdict.reason),
+                verdict.wait_status,
+                stop_requested=stop_requested,
+            ),
+            now=now,
+            ended=now if verdict.ended_ns is None else verdict.ended_ns // 1000,
+            facts={
+                "errno": verdict.errno,
+                "cpu_us": verdict.cpu_us,
+                "max_rss": verdict.max_rss,
+                "dropped": verdict.dropped,
+                "unreaped": " ".join(map(str, verdict.unreaped)) or None,
+            },
+        )
+
+    def clean_up(self, harvest: Harvest, run: Run | None) -> None:
+        """After the commit: drop spool files that are imported, or the directory of a final job."""
+        name = harvest.run.name
+        if run is None or run.final:
+            self._directories.remove(name)
+        elif harvest.renewed:
+            try:
+                with self._directories.open(name) as directory:
+                    jobdir.drop_imported(directory, run.spool_offset)
+            except FileNotFoundError:
+                pass

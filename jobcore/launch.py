@@ -1,0 +1,184 @@
+"""
+Launch: all that must be at hand before a job is claimed.
+
+Directory, lock and request are made first. What fails for lack of space or
+descriptors then fails while the job is still QUEUED, and stays there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Row
+
+from jobcore import filesystem, leftovers
+from jobcore.clock import Clock
+from jobcore.command import Command
+from jobcore.directories import Directories, Prepared
+from jobcore.executors import Executor
+from jobcore.forking import GATE
+from jobcore.lifecycle import Reason
+from jobcore.models import ClaimedJob
+from jobcore.supervision import PROTOCOL_VERSION, frames, jobdir
+from jobcore.supervision.pool import encode_request
+
+#: Seconds that descendants have after the command has exited. A daemon is not a job.
+LINGER = 2.0
+
+
+class Request:
+    """A start that is prepared: everything a supervisor needs, and what the claim writes."""
+
+    __slots__ = ("body", "boot_id", "cookie", "failure", "name", "number", "prepared", "token")
+
+    def __init__(
+        self, row: Row[Any], prepared: Prepared, boot_id: str, cookie: str, token: str
+    ) -> None:
+        self.number: int = row.number
+        self.name = prepared.name
+        self.prepared = prepared
+        self.boot_id = boot_id
+        self.cookie = cookie
+        self.token = token
+        self.body = -1
+        self.failure: str | None = None  # why it cannot be started, though it is claimed
+
+    def close(self) -> None:
+        """Close the descriptors; what was sent has copies of its own."""
+        self.prepared.close()
+        if self.body >= 0:
+            GATE.close(self.body)
+
+
+class Launch:
+    """
+    Prepares starts.
+
+    Args:
+        directories: Where the job's files are made.
+        clock: Tells when.
+        executors: By job type.
+    """
+
+    def __init__(
+        self, directories: Directories, clock: Clock, executors: Mapping[str, Executor]
+    ) -> None:
+        self._directories = directories
+        self._clock = clock
+        self._executors = executors
+        self._boot_id = filesystem.boot_id()
+
+    def prepare(
+        self, row: Row[Any], pipeline: Row[Any] | None, base: Mapping[bytes, bytes]
+    ) -> Request | None:
+        """
+        Prepare the start of a QUEUED job; None: somebody else is at it.
+
+        Args:
+            base: The environment that commands inherit.
+
+        An executor that fails is no reason to stay QUEUED: the job is claimed
+        and ended with that failure.
+
+        Raises:
+            OSError: No space or no descriptors. Nothing is held.
+        """
+        prepared = self._directories.prepare(row.id.hex)
+        if prepared is None:
+            return None
+        request = Request(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
+        try:
+            try:
+                job = ClaimedJob.from_rows(row, pipeline)
+                command = self._executors[row.type].command(job)
+                if not isinstance(command, Command):
+                    raise TypeError(f"the executor returned {type(command).__name__}, no Command")
+            except Exception as error:  # noqa: BLE001 - an executor is somebody else's code
+                request.failure = f"{type(error).__name__}: {error}"
+                return request
+            request.body = encode_request(_fields(row, command, request, base))
+        except BaseException:
+            request.close()
+            raise
+        return request
+
+    def write_verdict(self, request: Request, reason: Reason, why: str) -> None:
+        """
+        Write the exit record of a claimed job that no supervisor has, with a line that says why.
+
+        Raises:
+            OSError: It could not be written; the lock says later that it never started.
+        """
+        directory = request.prepared.directory
+        now_ns = self._clock.now() * 1000
+        payload = f"jobcore: cannot start: {why}\n".encode("utf-8", "replace")
+        data = frames.encode_header(frames.SYSTEM, 0, 0, payload.count(b"\n"), now_ns, payload)
+        spool = os.open(
+            f"{jobdir.SPOOL}0",
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+            dir_fd=directory,
+        )
+        try:
+            jobdir.write_all(spool, data + payload)
+        finally:
+            os.close(spool)
+        jobdir.write_exit(
+            directory,
+            jobdir.ExitRecord(
+                token=request.token,
+                reason=str(reason),
+                spool_end=len(data) + len(payload),
+                next_sequence=payload.count(b"\n"),
+                ended_ns=now_ns,
+            ),
+        )
+
+
+def _fields(
+    row: Row[Any], command: Command, request: Request, base: Mapping[bytes, bytes]
+) -> dict[str, Any]:
+    """Return the request as the supervisor reads it: bytes and numbers, nothing to decide."""
+    stdin: tuple[str, bytes] | None = None
+    if isinstance(command.stdin, bytes):
+        stdin = ("data", command.stdin)
+    elif command.stdin is not None:
+        stdin = ("file", os.fsencode(command.stdin))
+    return {
+        "version": PROTOCOL_VERSION,
+        "token": request.token,
+        "job": row.id.hex,
+        "argv": [os.fsencode(word) for word in command.words],
+        "env": _environment(row, command, request.cookie, base),
+        "cwd": os.fsencode(command.cwd or "/"),
+        "stdin": stdin,
+        "timeout": command.timeout,
+        "grace": command.grace,
+        "linger": LINGER,
+        "output_limit": command.output_limit,
+        "separate_streams": command.separate_streams,
+        "redact": [os.fsencode(value) for value in command.redact],
+        "umask": command.umask,
+    }
+
+
+def _environment(
+    row: Row[Any], command: Command, cookie: str, base: Mapping[bytes, bytes]
+) -> dict[bytes, bytes]:
+    """Return the command's whole environment: base, then its own, then what says who it is."""
+    environment = dict(base) if command.inherit_env else {}
+    # Or a Python command would show its lines only at its end. The command may say otherwise.
+    environment[b"PYTHONUNBUFFERED"] = b"1"
+    environment.update(
+        (os.fsencode(name), os.fsencode(value)) for name, value in command.env.items()
+    )
+    environment[leftovers.COOKIE.encode()] = cookie.encode()
+    environment[b"JOBCORE_JOB_ID"] = str(row.id).encode()
+    environment[b"JOBCORE_WORKSPACE_ID"] = str(row.workspace_id).encode()
+    environment.pop(b"JOBCORE_PIPELINE_ID", None)  # of the job that this host runs in, perhaps
+    if row.pipeline_id is not None:
+        environment[b"JOBCORE_PIPELINE_ID"] = str(row.pipeline_id).encode()
+    return environment

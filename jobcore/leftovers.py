@@ -1,0 +1,84 @@
+"""
+Leftovers: processes that a dead supervisor's job left behind.
+
+Only a supervisor that was itself SIGKILLed leaves any. They are known by the
+random cookie in their environment, never by a stored pid, which by now may
+belong to somebody else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+#: The variable that carries the cookie.
+COOKIE = "JOBCORE_RUN"
+#: Seconds to go on killing: a process in an uninterruptible sleep does not die.
+PATIENCE = 10.0
+#: Seconds between two looks at /proc.
+PAUSE = 0.01
+
+
+def is_inside(cookie: str) -> bool:
+    """Tell whether this very process runs inside the job: it must not judge itself."""
+    return os.environ.get(COOKIE) == cookie
+
+
+def pid_namespace() -> int:
+    """Return the inode of our pid namespace: from another one, processes cannot be seen."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def find(cookie: str) -> list[int]:
+    """Return the pids of processes with exactly this cookie, ours excepted."""
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and _carries(entry, cookie)
+    ]
+
+
+def _carries(process: Path, cookie: str) -> bool:
+    try:
+        environment = (process / "environ").read_bytes()
+    except OSError:
+        return False  # it ended, or belongs to somebody else
+    return f"{COOKIE}={cookie}".encode() in environment.split(b"\0")
+
+
+def kill(cookie: str) -> tuple[int, ...]:
+    """
+    SIGKILL every process with this cookie until none is left.
+
+    Returns:
+        The pids that were still there after `PATIENCE`, or could not be signalled.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while found := find(cookie):
+        unkillable = [pid for pid in found if not _kill_one(pid, cookie)]
+        if time.monotonic() >= deadline or len(unkillable) == len(found):
+            return tuple(found)
+        time.sleep(PAUSE)
+    return ()
+
+
+def _kill_one(pid: int, cookie: str) -> bool:
+    """Kill `pid` if it still is the process that was found; False: we may not."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # The pid may have been given to another process before the handle was
+        # open; from here on the handle cannot change its meaning.
+        if _carries(Path("/proc") / str(pid), cookie):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    finally:
+        os.close(handle)
+    return True

@@ -1,0 +1,132 @@
+"""Logs: the statements on segments, and the lines read out of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
+
+from jobcore.models import LogLine, log_segment
+from jobcore.statement import Statement
+from jobcore.supervision import frames
+
+#: Raw bytes of a segment, at most: one is what a reader decompresses to find a
+#: line. A guess between many rows and much work for one line.
+SEGMENT_BYTES = 256 * 1024
+#: zlib's fastest: 3.6 million lines/s against 1.8 without compression, as less is written.
+LEVEL = 1
+#: Segments read in one short transaction: a reader that stays in one keeps the
+#: write-ahead log from being truncated.
+BATCH = 8
+
+
+class Slice:
+    """Whole frames, one behind the other: what becomes one segment."""
+
+    __slots__ = ("count", "data", "first")
+
+    def __init__(self, first: int, count: int, data: bytes) -> None:
+        self.first = first
+        self.count = count
+        self.data = data
+
+
+_INSERT = Statement(
+    insert(log_segment).values(
+        {column.name: bindparam(column.name) for column in log_segment.c if column.name != "id"}
+    )
+)
+
+
+def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) -> None:
+    """Store the slices of the job `number`."""
+    _INSERT.many(
+        connection,
+        [
+            {
+                "job": number,
+                "first_sequence": one.first,
+                "line_count": one.count,
+                "raw_bytes": len(one.data),
+                "compressed": True,
+                "data": zlib.compress(one.data, LEVEL),
+            }
+            for one in slices
+        ],
+    )
+
+
+def merge(connection: Connection, number: int, sequence: int) -> None:
+    """Make as few segments as possible out of those from `sequence` on."""
+    these = (log_segment.c.job == number) & (log_segment.c.first_sequence >= sequence)
+    rows = connection.execute(
+        select(log_segment).where(these).order_by(log_segment.c.first_sequence)
+    ).all()
+    if len(rows) < 2:
+        return
+    merged: list[Slice] = []
+    for row in rows:
+        data = unpack(row)
+        last = merged[-1] if merged else None
+        if last is not None and len(last.data) + len(data) <= SEGMENT_BYTES:
+            last.data += data
+            last.count += row.line_count
+        else:
+            merged.append(Slice(row.first_sequence, row.line_count, data))
+    if len(merged) < len(rows):
+        connection.execute(delete(log_segment).where(these))
+        insert_slices(connection, number, merged)
+
+
+def unpack(row: Row[Any]) -> bytes:
+    """Return the frames of a stored segment."""
+    return zlib.decompress(row.data) if row.compressed else bytes(row.data)
+
+
+_AT = (
+    select(func.coalesce(func.max(log_segment.c.first_sequence), 0))
+    .where(
+        log_segment.c.job == bindparam("number"),
+        log_segment.c.first_sequence <= bindparam("sequence"),
+    )
+    .scalar_subquery()
+)
+_SEGMENTS = (
+    select(log_segment)
+    .where(log_segment.c.job == bindparam("number"), log_segment.c.first_sequence >= _AT)
+    .order_by(log_segment.c.first_sequence)
+    .limit(BATCH)
+)
+
+
+def segments_from(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
+    """Return a few segments from the one that holds the line `sequence`, in order."""
+    return connection.execute(_SEGMENTS, {"number": number, "sequence": sequence}).all()
+
+
+def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
+    """Yield the lines of a stored segment, from the number `sequence` on."""
+    data = unpack(row)
+    for frame in frames.scan(data):
+        if frame.first + frame.count <= sequence:
+            continue  # whole frames are passed over by their headers
+        stream = frames.STREAM_NAMES[frame.stream]
+        for number, raw in enumerate(frames.split_lines(data, frame), frame.first):
+            if number >= sequence:
+                yield LogLine(number, frame.time_ns, stream, raw, partial=frame.partial)
+
+
+def encode_lines(first: int, raw_lines: Sequence[bytes], time_ns: int, stream: int) -> Slice:
+    """Return whole lines, each with its terminator, as a slice of frames."""
+    data = []
+    sequence = first
+    for start in range(0, len(raw_lines), 1024):  # any number: frames stay small enough to skip
+        some = raw_lines[start : start + 1024]
+        payload = b"".join(some)
+        data.append(
+            frames.encode_header(stream, 0, sequence, len(some), time_ns, payload) + payload
+        )
+        sequence += len(some)
+    return Slice(first, sequence - first, b"".join(data))

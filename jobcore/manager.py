@@ -1,0 +1,647 @@
+"""Manager: the facade, the only class that a reader must know. It delegates."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from jobcore import store, wire
+from jobcore.bookkeeper import Bookkeeper
+from jobcore.clock import Clock, SystemClock, from_datetime
+from jobcore.command import checked_grace
+from jobcore.creator import Creator, Runnable, checked_command, checked_data
+from jobcore.database import Database
+from jobcore.deleter import Deleter
+from jobcore.directories import Directories
+from jobcore.dispatcher import Dispatcher, usable_processors
+from jobcore.errors import (
+    InvalidTransition,
+    JobDeleted,
+    JobNotFound,
+    JobNotRunning,
+    PipelineAlreadyRunning,
+)
+from jobcore.executors import Executor, default_executors
+from jobcore.follower import Follower, checked_sequence
+from jobcore.importer import Importer
+from jobcore.lifecycle import Status
+from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
+from jobcore.models import Job, LogLine, Pipeline, Transition, Workspace
+from jobcore.recovery import Recovery
+from jobcore.stopper import Stopper
+from jobcore.supervision.pool import SupervisorPool
+
+if TYPE_CHECKING:
+    import os
+    from datetime import datetime
+    from types import TracebackType
+
+    from sqlalchemy import Connection, Row
+    from typing_extensions import Self
+
+#: Seconds beyond a command's grace that `on_exit="stop"` waits for its end.
+STOP_PATIENCE = 1.0
+
+
+class JobManager:
+    """
+    Jobs whose status, exit code and numbered log lines are true, in one SQLite file.
+
+    Any number of managers, in any number of processes, may have the same file
+    open. All methods may be called from any thread, and after a fork.
+
+    Args:
+        database: The file; it is made if it is not there, mode 0600. Beside it,
+            `<database>.jobs` holds what running jobs have not handed over yet.
+        slots: Jobs at once under this manager. None: one per CPU; 0:
+            bookkeeping only, nothing is run by it, and it has no thread.
+        executors: By job type. A manager claims only jobs of types it has one for.
+        clock: Tells the time; None: the machine's.
+        on_exit: For `close()` and the `with` block. `"detach"`: running jobs
+            live on, and the next manager that opens the database settles them.
+            `"stop"`: jobs that this process started are stopped.
+        busy_timeout: Seconds to wait for another process's write transaction.
+        python: The interpreter for supervisors; None: `sys.executable`.
+        only_own: Claim only jobs that were created through this manager.
+
+    Raises:
+        StoreError: One of its kinds says what is wrong with the file.
+    """
+
+    def __init__(
+        self,
+        database: str | os.PathLike[str] = "jobs.db",
+        *,
+        slots: int | None = None,
+        executors: Mapping[str, Executor] | None = None,
+        clock: Clock | None = None,
+        on_exit: str = "detach",
+        busy_timeout: float = 30.0,
+        python: str | None = None,
+        only_own: bool = False,
+    ) -> None:
+        if on_exit not in ("detach", "stop"):
+            raise ValueError(f'on_exit is "detach" or "stop", not {on_exit!r}')
+        if slots is not None and slots < 0:
+            raise ValueError(f"slots is 0 or more, not {slots}")
+        self._on_exit = on_exit
+        self._slots = usable_processors() if slots is None else slots
+        self._executors = dict(default_executors() if executors is None else executors)
+        self._clock = clock or SystemClock()
+        self._only_own = only_own
+        self._database = Database(database, busy_timeout=busy_timeout)
+        self._directories = directories = Directories(self._database.path)
+        importer = Importer(self._database, directories, self._clock)
+        self._creator = Creator(self._database, self._clock)
+        self._bookkeeper = Bookkeeper(self._database, self._clock)
+        self._stopper = Stopper(self._database, directories, self._clock)
+        self._recovery = Recovery(self._database, directories, importer, self._stopper, self._clock)
+        self._follower = Follower(self._database, self._recovery)
+        self._deleter = Deleter(
+            self._database, self._stopper, self._follower, self._recovery, self._clock
+        )
+        self._dispatcher = Dispatcher(
+            database=self._database,
+            directories=directories,
+            importer=importer,
+            pool=SupervisorPool(python),
+            clock=self._clock,
+            executors=self._executors,
+            slots=self._slots,
+            only_own=only_own,
+            reconcile=self._recovery.reconcile_softly,
+            sweep=self._recovery.sweep,
+        )
+        self._start()
+
+    # --- creating -----------------------------------------------------------------
+
+    def submit(
+        self,
+        command: Runnable,
+        *,
+        name: str | None = None,
+        data: Any = None,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        type: str = "COMMAND",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        not_before: datetime | None = None,
+        **options: Any,
+    ) -> Job:
+        """
+        Create a QUEUED job that runs `command` in the next free slot, in the order of creation.
+
+        When this returns, the job survives any crash, a power failure too.
+
+        Args:
+            command: A list of words, or a `Command`.
+            name: What you call it.
+            data: Your own small JSON, up to 64 KiB.
+            workspace_id: Its workspace; None: the default one.
+            pipeline_id: Its pipeline; it then holds it until it is final.
+            type: Managers with an executor for this type run it.
+            not_before: Do not start it before; needs a time zone.
+            options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
+
+        Raises:
+            CommandError: It could never run; nothing was created.
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
+        """
+        fields = {
+            "type": type,
+            "name": name,
+            "data": checked_data(data),
+            "command": checked_command(command, options).to_json(),
+            "not_before": None if not_before is None else from_datetime(not_before),
+        }
+        return self._create([fields], workspace_id, pipeline_id)[0]
+
+    def submit_many(
+        self,
+        commands: Sequence[Runnable],
+        *,
+        name: str | None = None,
+        data: Any = None,
+        workspace_id: Id | None = None,
+        type: str = "COMMAND",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        **options: Any,
+    ) -> list[Job]:
+        """
+        Create many jobs in one transaction: all of them, or none.
+
+        Args and errors are those of `submit`; `options` hold for every command
+        that is a list of words.
+        """
+        checked = checked_data(data)
+        fields = [
+            {
+                "type": type,
+                "name": name,
+                "data": checked,
+                "command": checked_command(command, options).to_json(),
+            }
+            for command in commands
+        ]
+        return self._create(fields, workspace_id, None) if fields else []
+
+    def create_job(
+        self,
+        type: str = "PIPELINE_RUN",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        *,
+        pipeline_id: Id | None = None,
+        workspace_id: Id | None = None,
+        command: Runnable | None = None,
+        name: str | None = None,
+        data: Any = None,
+    ) -> Job:
+        """
+        Create a job as Matatika's Jobs API does: of a type, perhaps from a pipeline.
+
+        A type for which no manager has an executor is a task for the host: it
+        stays QUEUED until `start_job` and `finish_job`.
+
+        Raises:
+            PipelineNotFound, WorkspaceNotFound: There is no such one.
+            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; its id is `.job_id`.
+            CommandError: The command could never run.
+        """
+        own = None if command is None else checked_command(command, {}).to_json()
+        fields = {"type": type, "name": name, "data": checked_data(data), "command": own}
+        return self._create([fields], workspace_id, pipeline_id)[0]
+
+    def retry_job(self, job_id: Id) -> Job:
+        """
+        Create a new job like one that ended ERROR or STOPPED; that one stays as it is.
+
+        The new one has `attempt` + 1, and `retry_of`.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is not ERROR or STOPPED.
+            PipelineAlreadyRunning: Its pipeline has another job by now.
+        """
+        row = self._reconciled(job_id)
+        if row.status not in (Status.ERROR, Status.STOPPED):
+            raise InvalidTransition(row.id, row.status, "retry")
+        fields = {name: getattr(row, name) for name in ("type", "name", "data", "command")}
+        fields.update(attempt=row.attempt + 1, retry_of=row.id)
+        return self._create([fields], row.workspace_id, row.pipeline_id)[0]
+
+    def _create(
+        self, jobs: list[dict[str, Any]], workspace_id: Id | None, pipeline_id: Id | None
+    ) -> list[Job]:
+        self._start()
+        try:
+            rows = self._creator.create_jobs(
+                jobs, workspace_id=workspace_id, pipeline_id=pipeline_id
+            )
+        except PipelineAlreadyRunning as conflict:
+            # Its job may be final in truth: see, and try once more.
+            if not self._has_ended(conflict.job_id):
+                raise
+            rows = self._creator.create_jobs(
+                jobs, workspace_id=workspace_id, pipeline_id=pipeline_id
+            )
+        if self._only_own:
+            for row in rows:
+                self._dispatcher.adopt_as_own(row.number)
+        self._dispatcher.wake()
+        return [Job.from_row(row) for row in rows]
+
+    def _has_ended(self, job_id: UUID) -> bool:
+        try:
+            return self._reconciled(job_id).end_time is not None
+        except JobNotFound:
+            return True
+
+    # --- bookkeeping --------------------------------------------------------------
+
+    def start_job(self, job_id: Id) -> Job:
+        """
+        Move a QUEUED job to RUNNING on behalf of its host: it has no process.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is not QUEUED.
+        """
+        return Job.from_row(self._bookkeeper.start(job_id))
+
+    def finish_job(self, job_id: Id, exit_code: int = 0) -> Job:
+        """
+        Move a job that its host started to COMPLETE if `exit_code` is 0, else to ERROR.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is not RUNNING, or a process runs it, whose end decides.
+            ValueError: `exit_code` is not between 0 and 255.
+        """
+        return Job.from_row(self._bookkeeper.finish(job_id, exit_code))
+
+    def append_log(self, job_id: Id, *lines: str | bytes) -> int:
+        """
+        Append lines to a RUNNING job that has no process; text is split at line ends.
+
+        Returns:
+            How many lines its log then has.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is not RUNNING, or a process writes its log.
+        """
+        return self._bookkeeper.append(job_id, lines)
+
+    # --- stopping, cancelling, deleting ---------------------------------------------
+
+    def stop_job(self, job_id: Id, *, grace: float | None = None) -> Job:
+        """
+        Ask a running job to stop, and return at once.
+
+        The returned job is still RUNNING: its command gets SIGTERM now, and all
+        its descendants are killed after its grace. It may also end by itself
+        first, so wait for any final status, not for STOPPED. Asking again is
+        harmless; the grace only ever shrinks. A job without a process is
+        STOPPED at once.
+
+        Args:
+            grace: Seconds until it is killed; 0: now. None: its command's own.
+
+        Raises:
+            JobNotFound: No job has this id.
+            JobNotRunning: It is not RUNNING; a QUEUED one is cancelled.
+        """
+        checked = None if grace is None else checked_grace(grace)
+        run = self._stopper.stop(store.run_of(self._reconciled(job_id)), checked, "stop")
+        return self._job(run.number)
+
+    def cancel_job(self, job_id: Id) -> Job:
+        """
+        Move a QUEUED job to STOPPED at once; ask a RUNNING one to stop.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is final.
+        """
+        run = self._stopper.cancel(store.run_of(self._reconciled(job_id)))
+        return self._job(run.number)
+
+    def delete_job(self, job_id: Id) -> None:
+        """
+        Remove a job with its log and history, stopping it first if need be.
+
+        From its first step on nobody sees the job any more. Returns when all of
+        it is gone; where this process dies before, the next manager finishes it.
+
+        Raises:
+            JobNotFound: No job has this id.
+        """
+        self._deleter.delete(store.run_of(self._reconciled(job_id)))
+
+    # --- reading ------------------------------------------------------------------
+
+    def get_job(self, job_id: Id) -> Job:
+        """
+        Return the job as it stands in truth, whoever runs it and whether they live.
+
+        Raises:
+            JobNotFound: No job has this id.
+        """
+        return Job.from_row(self._reconciled(job_id))
+
+    def list_jobs(
+        self,
+        *,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        status: Status | Collection[Status] | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+        limit: int = 100,
+        before: int | None = None,
+    ) -> list[Job]:
+        """
+        Return a page of jobs, newest first, as stored.
+
+        Args:
+            workspace_id: Only of this workspace.
+            pipeline_id: Only of this pipeline.
+            status: One, or several such as `STARTED`.
+            type: One, or several.
+            limit: Jobs in the page.
+            before: The `number` of the last job of the page before; None: the first page.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+        """
+        with self._database.read() as connection:
+            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+            rows = store.list_jobs(connection, limit=limit, before=before, **filters)
+        return [Job.from_row(row) for row in rows]
+
+    def count_jobs(
+        self,
+        *,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        status: Status | Collection[Status] | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+    ) -> dict[Status, int]:
+        """
+        Return how many jobs there are of each status, as stored; the filters are `list_jobs`'.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+        """
+        with self._database.read() as connection:
+            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+            return store.count_jobs(connection, **filters)
+
+    def history(self, job_id: Id) -> list[Transition]:
+        """
+        Return what happened to the job, oldest first.
+
+        Raises:
+            JobNotFound: No job has this id.
+        """
+        row = self._reconciled(job_id)
+        with self._database.read() as connection:
+            return [Transition.from_row(entry) for entry in store.history(connection, row.number)]
+
+    def logs(self, job_id: Id, sequence: int = 0, limit: int | None = None) -> Iterator[LogLine]:
+        """
+        Return an iterator of the lines from `sequence` on that the job has written by now.
+
+        Raises:
+            JobNotFound: No job has this id; at this call.
+            JobDeleted: It was deleted while you read; at `next()`.
+            ValueError: `sequence` is negative.
+        """
+        run = store.run_of(self._reconciled(job_id))
+        return self._follower.lines(run, checked_sequence(sequence), limit)
+
+    def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
+        """Return an iterator of the last `n` lines. Errors are those of `logs`."""
+        run = store.run_of(self._reconciled(job_id))
+        return self._follower.lines(run, max(run.next_sequence - checked_sequence(n), 0), n)
+
+    def follow(
+        self, job_id: Id, sequence: int = 0, timeout: float | None = None
+    ) -> Iterator[LogLine]:
+        """
+        Return an iterator of the lines from `sequence` on, as they come; it ends with the job.
+
+        Args:
+            timeout: Seconds for the whole of it.
+
+        Raises:
+            JobNotFound: No job has this id; at this call.
+            JobDeleted: It was deleted while you read; at `next()`.
+            WaitTimeout: The time was over; at `next()`.
+        """
+        run = store.run_of(self._reconciled(job_id))
+        return self._follower.follow(run, checked_sequence(sequence), timeout)
+
+    def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
+        """Return an iterator of the log as plain text. Errors are those of `logs`."""
+        return wire.text(self.logs(job_id, sequence))
+
+    def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
+        """Return an iterator of the log as NDJSON, a line each. Errors are those of `logs`."""
+        return wire.ndjson(self.logs(job_id, sequence))
+
+    # --- waiting ------------------------------------------------------------------
+
+    def wait(self, job_id: Id, timeout: float | None = None) -> Job:
+        """
+        Block until the job is final, and return it; its log is complete then.
+
+        Raises:
+            JobNotFound: No job has this id.
+            JobDeleted: It was deleted meanwhile.
+            WaitTimeout: It is not final after `timeout` seconds; it goes on.
+            SpawnError: It is QUEUED here, and supervisors fail to start again and again.
+        """
+        run = store.run_of(self._reconciled(job_id))
+        self._follower.wait(run, timeout, self._dispatcher.require_supervisors)
+        return self._job(run.number)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """
+        Block until nothing is queued that this manager could claim now, and nothing runs
+        that it claimed.
+
+        Raises:
+            WaitTimeout: That is not so after `timeout` seconds.
+            SpawnError: Supervisors fail to start again and again.
+        """
+
+        def is_drained() -> bool:
+            self._dispatcher.require_supervisors()
+            return not self._dispatcher.is_claimable() and not self._dispatcher.running()
+
+        self._start()
+        self._follower.wait_for(is_drained, timeout, "jobs were still queued or running")
+
+    def recover(self) -> list[Job]:
+        """
+        Bring in, now, what every running job has written; settle and resolve what has ended.
+
+        Returns:
+            The jobs that this settled.
+        """
+        return [self._job(run.number) for run in self._recovery.sweep(everything=True)]
+
+    # --- workspaces and pipelines ---------------------------------------------------
+
+    def create_workspace(
+        self, name: str, *, properties: Mapping[str, Any] | None = None
+    ) -> Workspace:
+        """Create a workspace, which governs pipelines and jobs."""
+        made: Workspace = Workspace.from_row(self._creator.create_workspace(name, properties))
+        return made
+
+    def get_workspace(self, workspace_id: Id | None = None) -> Workspace:
+        """
+        Return a workspace; without an id the default one, made on first use.
+
+        Raises:
+            WorkspaceNotFound: No workspace has this id.
+        """
+        if workspace_id is None:
+            workspace_id = self._creator.default_workspace_id()
+        with self._database.read() as connection:
+            found: Workspace = Workspace.from_row(require_workspace(connection, workspace_id))
+        return found
+
+    def create_pipeline(
+        self,
+        name: str,
+        command: Runnable | None = None,
+        *,
+        workspace_id: Id | None = None,
+        script: str | None = None,
+        timeout: float | None = None,
+        properties: Mapping[str, Any] | None = None,
+    ) -> Pipeline:
+        """
+        Create a pipeline: a command or a shell script that is run again and again.
+
+        Args:
+            timeout: Seconds for each of its jobs; None: no limit.
+
+        Raises:
+            CommandError: The command, script or time-out could never run.
+            WorkspaceNotFound: No workspace has this id.
+        """
+        return Pipeline.from_row(
+            self._creator.create_pipeline(
+                name,
+                command,
+                workspace_id=workspace_id,
+                script=script,
+                timeout=timeout,
+                properties=properties,
+            )
+        )
+
+    def get_pipeline(self, pipeline_id: Id) -> Pipeline:
+        """
+        Return a pipeline.
+
+        Raises:
+            PipelineNotFound: No pipeline has this id.
+        """
+        with self._database.read() as connection:
+            return Pipeline.from_row(require_pipeline(connection, pipeline_id))
+
+    # --- closing ------------------------------------------------------------------
+
+    def close(self) -> None:
+        """
+        Let go of the database, as `on_exit` says; again is harmless.
+
+        With `"detach"` queued jobs wait for the next manager, and running ones
+        go on under their supervisors. With `"stop"` this returns when the jobs
+        that this process started have ended, or their grace and a second are over.
+        """
+        if self._on_exit == "stop":
+            self._dispatcher.stop_claiming()
+            self._stop_own()
+        self._dispatcher.close()
+        self._directories.close()
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        """Return the manager itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _stop_own(self) -> None:
+        patience = STOP_PATIENCE
+        running = self._dispatcher.running()
+        for run in running:
+            try:
+                self._stopper.stop(run, None, "close")
+            except JobNotRunning:
+                continue
+            with self._database.read() as connection:
+                patience = max(patience, store.grace_of(connection, run.number) + STOP_PATIENCE)
+        self._dispatcher.wait_until_settled({run.number for run in running}, patience)
+
+    # --- what the verbs share -------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._slots:
+            self._dispatcher.start()
+
+    def _reconciled(self, job_id: Id) -> Row[Any]:
+        """Return the job's row, brought up to what its directory says."""
+        self._start()
+        with self._database.read() as connection:
+            row = require_job(connection, job_id)
+        run = store.run_of(row)
+        if not run.supervised:
+            return row
+        fresh = self._recovery.reconcile_softly(run)
+        if fresh is None or fresh.deleted_at is not None:
+            raise JobNotFound(job_id)
+        with self._database.read() as connection:
+            return require_job(connection, job_id)
+
+    def _job(self, number: int) -> Job:
+        with self._database.read() as connection:
+            row = store.get_job(connection, number)
+        if row is None:
+            raise JobDeleted(number)
+        return Job.from_row(row)
+
+    @staticmethod
+    def _filters(
+        connection: Connection,
+        workspace_id: Id | None,
+        pipeline_id: Id | None,
+        status: Status | Collection[Status] | None,
+        kind: str | Collection[str] | None,
+    ) -> dict[str, Any]:
+        filters: dict[str, Any] = {"workspace_id": None, "pipeline_id": None}
+        if workspace_id is not None:
+            filters["workspace_id"] = require_workspace(connection, workspace_id).id
+        if pipeline_id is not None:
+            filters["pipeline_id"] = require_pipeline(connection, pipeline_id).id
+        filters["statuses"] = (
+            None
+            if status is None
+            else [Status(status)]
+            if isinstance(status, str)
+            else [Status(one) for one in status]
+        )
+        filters["types"] = [kind] if isinstance(kind, str) else kind
+        return filters

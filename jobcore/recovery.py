@@ -1,0 +1,268 @@
+"""
+Recovery: goes on with jobs whose host died, and says what became of those whose supervisor died.
+
+Nothing here waits for a timer. A supervisor that lives holds its job's lock, so
+a RUNNING job with a free lock and no exit record is dead, at once and for sure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from uuid import UUID
+
+from jobcore import filesystem, holders, leftovers, runs, store, telemetry
+from jobcore.clock import Clock
+from jobcore.database import Database
+from jobcore.directories import Directories
+from jobcore.errors import StoreError
+from jobcore.importer import Importer
+from jobcore.lifecycle import Reason
+from jobcore.overdue import Overdue
+from jobcore.runs import Run
+from jobcore.stopper import Stopper
+from jobcore.supervision import NewerProtocol, frames, jobdir
+
+
+class Recovery:
+    """
+    Brings rows up to what the job directories say.
+
+    Args:
+        database: The rows.
+        directories: The truth.
+        importer: Carries the one into the other.
+        stopper: Carries wishes the other way.
+        clock: Tells when.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        directories: Directories,
+        importer: Importer,
+        stopper: Stopper,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._directories = directories
+        self._importer = importer
+        self._stopper = stopper
+        self._clock = clock
+        self._boot_id = filesystem.boot_id()
+        self._overdue = Overdue()
+        #: By job number, the offset at the last sweep: who moves is being cared for.
+        self._offsets: dict[int, int] = {}
+
+    # --- one job ----------------------------------------------------------------
+
+    def reconcile(self, run: Run) -> Run | None:
+        """
+        Import what the job has written, settle it if it has ended, resolve it if it is dead.
+
+        Returns:
+            The row as it then is; the same where there was nothing to do; None
+            when it has been removed.
+
+        Raises:
+            StoreError, OSError: It could not be done now. Nothing is lost by that.
+        """
+        if not run.supervised:
+            return run
+        fresh = self._importer.bring_in(run)
+        if fresh is None or not fresh.supervised:
+            return fresh
+        if self._is_alive(fresh):
+            if fresh.stop_requested is not None and not self._stopper.is_delivered(fresh):
+                self._stopper.deliver(fresh)
+            return fresh
+        return self._resolve(fresh)
+
+    def reconcile_softly(self, run: Run) -> Run | None:
+        """Reconcile inside a read: where it cannot be done now, return the row as stored."""
+        try:
+            return self.reconcile(run)
+        except (StoreError, OSError) as error:
+            telemetry.event(logging.INFO, "reconcile postponed", job=str(run.id), error=str(error))
+            return run
+
+    def _is_alive(self, run: Run) -> bool:
+        try:
+            with self._directories.open(run.name) as directory:
+                return self._directories.is_held(directory)
+        except FileNotFoundError:
+            return False
+
+    def _resolve(self, run: Run) -> Run | None:
+        if leftovers.is_inside(run.cookie or ""):
+            return run
+        existed = run.name in self._directories.names()
+        with self._directories.taken(run.name, create=True) as directory:
+            if directory is None:
+                return run  # somebody else does, or it lives after all
+            with self._database.read() as connection:
+                current = runs.find(connection, run.number)
+            if current is None or not current.supervised:
+                # Settled meanwhile, and its directory was removed: the one here is ours.
+                settled = True
+            else:
+                settled = jobdir.read_exit(directory, run.token or "") is not None
+                if not settled:
+                    self._write_verdict(current, directory, existed=existed)
+        if current is None or (settled and not current.supervised):
+            self._directories.remove(run.name)
+            return current
+        return self._importer.bring_in(current)
+
+    def _write_verdict(self, run: Run, directory: int, *, existed: bool) -> None:
+        """Write the exit record of a job whose supervisor is dead. The whole lock is ours."""
+        this_boot = run.boot_id == self._boot_id
+        started = True
+        namespace: str | int | None = None
+        try:
+            record = jobdir.read_record(directory, jobdir.RUN)
+            started = record is not None or jobdir.RUN in os.listdir(directory)
+            namespace = None if record is None else record.get("pid_namespace")
+        except NewerProtocol:
+            pass
+        never = existed and not started and this_boot
+        notes = []
+        unreaped: tuple[int, ...] = ()
+        if not never and this_boot:
+            if namespace in (None, leftovers.pid_namespace()):
+                unreaped = leftovers.kill(run.cookie or "")
+            else:
+                notes.append("its processes cannot be seen from this pid namespace")
+        notes.insert(
+            0,
+            "jobcore: never started: its host died before the start"
+            if never
+            else "jobcore: lost: its supervisor died, so nobody knows how it ended",
+        )
+        sequence = self._importer.count_lines(run, directory)
+        end = jobdir.spool_end(directory)
+        now_ns = self._clock.now() * 1000
+        payload = ("; ".join(notes) + "\n").encode()
+        data = frames.encode_header(frames.SYSTEM, 0, sequence, 1, now_ns, payload) + payload
+        _append_spool(directory, end, data)
+        jobdir.write_exit(
+            directory,
+            jobdir.ExitRecord(
+                token=run.token or "",
+                reason=str(Reason.NEVER_STARTED if never else Reason.LOST),
+                spool_end=end + len(data),
+                next_sequence=sequence + 1,
+                unreaped=unreaped,
+            ),
+        )
+        telemetry.event(
+            logging.WARNING,
+            "job resolved",
+            job=str(run.id),
+            reason="never_started" if never else "lost",
+            unreaped=list(unreaped),
+        )
+
+    # --- all jobs ---------------------------------------------------------------
+
+    def sweep(self, *, everything: bool = False) -> list[Run]:
+        """
+        Look at every RUNNING job, at begun deletions and at leftover directories.
+
+        Args:
+            everything: Import also for those that another manager cares for.
+
+        Returns:
+            The jobs that this settled.
+        """
+        names = self._directories.names()  # before the rows: one made in between has a row
+        with self._database.read() as connection:
+            running = runs.supervised(connection)
+            deleted = runs.being_deleted(connection)
+        settled = []
+        offsets: dict[int, int] = {}
+        for run in running:
+            offsets[run.number] = run.spool_offset
+            resting = everything or self._offsets.get(run.number) == run.spool_offset
+            fresh = self._sweep_one(run, resting=resting)
+            if fresh is not None and fresh.final:
+                settled.append(fresh)
+            if fresh is not None and fresh.supervised and fresh.stop_requested is not None:
+                self._press(fresh)
+        self._offsets = offsets
+        self._overdue.keep({run.number for run in running})
+        for run in deleted:
+            if run.final:
+                self.finish_deletion(run.number)
+        self._remove_stale(names)
+        return settled
+
+    def _sweep_one(self, run: Run, *, resting: bool) -> Run | None:
+        try:
+            with self._directories.open(run.name) as directory:
+                ended = jobdir.read_exit(directory, run.token or "") is not None
+                behind = resting and jobdir.spool_end(directory) > run.spool_offset
+                held = self._directories.is_held(directory)
+            undelivered = (
+                run.stop_requested is not None and held and not self._stopper.is_delivered(run)
+            )
+        except FileNotFoundError:
+            ended, behind, held, undelivered = False, False, False, False
+        except NewerProtocol:
+            return None
+        if held and not (ended or behind or undelivered):
+            return run
+        return self.reconcile_softly(run)
+
+    def _press(self, run: Run) -> None:
+        """Wake, and at last end, a supervisor that has not reacted to a stop for a long time."""
+        grace = run.stop_grace_ms
+        with self._database.read() as connection:
+            seconds = store.grace_of(connection, run.number) if grace is None else grace / 1000
+        number = self._overdue.judge(run.number, seconds, self._clock.monotonic())
+        if number is None:
+            return
+        try:
+            with self._directories.open(run.name) as directory:
+                facts = os.stat(jobdir.LOCK, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        reached = holders.signal_all(facts.st_dev, facts.st_ino, number)
+        telemetry.event(
+            logging.WARNING,
+            "supervisor does not react",
+            job=str(run.id),
+            signal=number.name,
+            pids=reached,
+        )
+
+    def finish_deletion(self, number: int) -> None:
+        """Remove a final job that is marked deleted, with its directory."""
+        with self._database.write() as connection:
+            run = runs.find(connection, number)
+            removed = runs.remove_if_final(connection, number)
+        if removed and run is not None:
+            self._directories.remove(run.name)
+
+    def _remove_stale(self, names: list[str]) -> None:
+        ids = {UUID(hex=name) for name in names}
+        if ids:
+            with self._database.read() as connection:
+                active = store.active_ids(connection, ids)
+            for stale in ids - active:
+                self._directories.remove(stale.hex)
+        self._directories.remove_leftovers()
+
+
+def _append_spool(directory: int, offset: int, data: bytes) -> None:
+    """Append a frame behind whatever is there, damaged or not, in a file that begins with it."""
+    descriptor = os.open(
+        f"{jobdir.SPOOL}{offset}",
+        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+        0o600,
+        dir_fd=directory,
+    )
+    try:
+        jobdir.write_all(descriptor, data)
+    finally:
+        os.close(descriptor)

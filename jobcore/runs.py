@@ -1,0 +1,422 @@
+"""
+Runs: the guarded statements that move a job on, from the queue to its end.
+
+Every write says its guard in its name and does it in one statement; the guards
+on the status come from the lifecycle. What it did, it returns: None means that
+somebody else was faster, and nothing was changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, or_, select, update
+
+from jobcore import lifecycle
+from jobcore.lifecycle import Ending, Reason, Status, Trigger
+from jobcore.models import job, transition
+from jobcore.statement import Statement
+
+
+class Run(NamedTuple):
+    """
+    What is needed of a job while it runs; the fields are columns of the job table.
+
+    `name` is the id in the hex form that its directory is called by.
+    """
+
+    number: int
+    name: str
+    status: str
+    token: str | None
+    cookie: str | None
+    boot_id: str | None
+    stop_requested: int | None
+    stop_grace_ms: int | None
+    stop_who: str | None
+    stop_why: str | None
+    spool_offset: int
+    next_sequence: int
+    loose_sequence: int
+    loose_bytes: int
+    end_time: int | None
+    deleted_at: int | None
+
+    @property
+    def id(self) -> UUID:
+        """The job's id."""
+        return UUID(hex=self.name)
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will move it any more."""
+        return self.end_time is not None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it is RUNNING in a process; without a token it is its host's own."""
+        return self.status == Status.RUNNING and self.token is not None
+
+
+_COLUMNS = tuple(job.c["id" if name == "name" else name] for name in Run._fields)
+
+
+def _one(rows: list[Any]) -> Run | None:
+    return Run._make(rows[0]) if rows else None
+
+
+def _allows(trigger: Trigger) -> Any:
+    """Return the guard: the status is one that allows `trigger`."""
+    return or_(*(job.c.status == str(status) for status in lifecycle.sources(trigger)))
+
+
+_THIS = job.c.number == bindparam("of")
+
+
+# --- history --------------------------------------------------------------------
+
+_RECORD = Statement(
+    insert(transition).values(
+        {column.name: bindparam(column.name) for column in transition.c if column.name != "id"}
+    )
+)
+
+
+def actor() -> str:
+    """Return the name under which this process writes history."""
+    return f"pid {os.getpid()}"
+
+
+def record(
+    connection: Connection,
+    number: int,
+    *,
+    now: int,
+    trigger: Trigger,
+    source: Status | None,
+    target: Status,
+    reason: Reason | None = None,
+) -> None:
+    """Append to the history of a job."""
+    _RECORD(
+        connection,
+        job=number,
+        at=now,
+        trigger=str(trigger),
+        from_status=None if source is None else str(source),
+        to_status=str(target),
+        reason=None if reason is None else str(reason),
+        actor=actor(),
+    )
+
+
+# --- reading --------------------------------------------------------------------
+
+_FIND = Statement(select(*_COLUMNS).where(_THIS))
+_SUPERVISED = Statement(
+    select(*_COLUMNS).where(job.c.status == str(Status.RUNNING), job.c.token.is_not(None))
+)
+_DELETED = Statement(select(*_COLUMNS).where(job.c.deleted_at.is_not(None)))
+
+
+def find(connection: Connection, number: int) -> Run | None:
+    """Return the job with this number, being deleted or not."""
+    return _one(_FIND(connection, of=number))
+
+
+def supervised(connection: Connection) -> list[Run]:
+    """Return the RUNNING jobs that have a process, whoever started it."""
+    return [Run._make(row) for row in _SUPERVISED(connection)]
+
+
+def being_deleted(connection: Connection) -> list[Run]:
+    """Return the jobs whose deletion was begun and not finished."""
+    return [Run._make(row) for row in _DELETED(connection)]
+
+
+# --- QUEUED to RUNNING ------------------------------------------------------------
+
+_START = Statement(
+    update(job)
+    .where(_THIS, _allows(Trigger.START), job.c.deleted_at.is_(None))
+    .values(
+        status=str(Status.RUNNING),
+        # Not before its creation, though the clock may have been set back.
+        start_time=func.max(job.c.created, bindparam("now")),
+        token=bindparam("run_token"),
+        cookie=bindparam("run_cookie"),
+        boot_id=bindparam("this_boot"),
+    )
+    .returning(*_COLUMNS)
+)
+
+
+def start_if_queued(
+    connection: Connection,
+    number: int,
+    *,
+    now: int,
+    token: str | None = None,
+    cookie: str | None = None,
+    boot_id: str | None = None,
+) -> Run | None:
+    """Claim a job for the run `token`; without a token, for its host. Not one being deleted."""
+    run = _one(
+        _START(
+            connection, of=number, now=now, run_token=token, run_cookie=cookie, this_boot=boot_id
+        )
+    )
+    if run is not None:
+        record(
+            connection,
+            number,
+            now=now,
+            trigger=Trigger.START,
+            source=Status.QUEUED,
+            target=Status.RUNNING,
+        )
+    return run
+
+
+# --- QUEUED to STOPPED ------------------------------------------------------------
+
+_CANCEL = Statement(
+    update(job)
+    .where(_THIS, _allows(Trigger.CANCEL))
+    .values(
+        status=str(Status.STOPPED),
+        reason=str(Reason.CANCELLED),
+        end_time=func.max(job.c.created, bindparam("now")),
+    )
+    .returning(*_COLUMNS)
+)
+
+
+def cancel_if_queued(connection: Connection, number: int, *, now: int) -> Run | None:
+    """Cancel a job that has not started."""
+    run = _one(_CANCEL(connection, of=number, now=now))
+    if run is not None:
+        record(
+            connection,
+            number,
+            now=now,
+            trigger=Trigger.CANCEL,
+            source=Status.QUEUED,
+            target=Status.STOPPED,
+            reason=Reason.CANCELLED,
+        )
+    return run
+
+
+# --- asking RUNNING to stop -------------------------------------------------------
+
+_ASK_STOP = Statement(
+    update(job)
+    .where(_THIS, _allows(Trigger.STOP))
+    .values(
+        # The first wish keeps its time, who and why; the grace only ever shrinks.
+        stop_requested=func.coalesce(job.c.stop_requested, bindparam("now")),
+        stop_who=func.coalesce(job.c.stop_who, bindparam("who")),
+        stop_why=func.coalesce(job.c.stop_why, bindparam("why")),
+        stop_grace_ms=case(
+            (job.c.stop_grace_ms.is_(None), bindparam("grace_ms")),
+            else_=func.min(
+                job.c.stop_grace_ms, func.coalesce(bindparam("grace_ms"), job.c.stop_grace_ms)
+            ),
+        ),
+    )
+    .returning(*_COLUMNS)
+)
+
+
+def ask_stop_if_running(
+    connection: Connection, number: int, *, grace_ms: int | None, why: str, now: int
+) -> Run | None:
+    """
+    Store the wish to stop.
+
+    Args:
+        grace_ms: Milliseconds until it is killed; None: the command's own grace.
+    """
+    before = find(connection, number)
+    run = _one(_ASK_STOP(connection, of=number, grace_ms=grace_ms, who=actor(), why=why, now=now))
+    if run is not None and before is not None and _asks_more(before, run):
+        record(
+            connection,
+            number,
+            now=now,
+            trigger=Trigger.STOP,
+            source=Status.RUNNING,
+            target=Status.RUNNING,
+        )
+    return run
+
+
+def _asks_more(before: Run, after: Run) -> bool:
+    return before.stop_requested is None or before.stop_grace_ms != after.stop_grace_ms
+
+
+# --- log lines --------------------------------------------------------------------
+
+_ADVANCE = Statement(
+    update(job)
+    .where(
+        _THIS,
+        job.c.token == bindparam("run_token"),
+        job.c.status == str(Status.RUNNING),
+        job.c.spool_offset == bindparam("old_offset"),
+    )
+    .values(
+        spool_offset=bindparam("new_offset"),
+        next_sequence=bindparam("new_sequence"),
+        loose_sequence=bindparam("new_loose_sequence"),
+        loose_bytes=bindparam("new_loose_bytes"),
+    )
+)
+
+
+def advance_if_at(
+    connection: Connection,
+    run: Run,
+    *,
+    offset: int,
+    next_sequence: int,
+    loose: tuple[int, int],
+) -> bool:
+    """
+    Move what has been imported on, if it still is where `run` says.
+
+    Args:
+        loose: First sequence, and raw bytes, of the segments still to be merged.
+    """
+    return (
+        _ADVANCE.count(
+            connection,
+            of=run.number,
+            run_token=run.token,
+            old_offset=run.spool_offset,
+            new_offset=offset,
+            new_sequence=next_sequence,
+            new_loose_sequence=loose[0],
+            new_loose_bytes=loose[1],
+        )
+        == 1
+    )
+
+
+_COUNT = Statement(
+    update(job)
+    .where(
+        _THIS,
+        job.c.token.is_(None),
+        job.c.status == str(Status.RUNNING),
+        job.c.next_sequence == bindparam("old_sequence"),
+    )
+    .values(next_sequence=bindparam("new_sequence"))
+)
+
+
+def count_lines_if_own(connection: Connection, run: Run, next_sequence: int) -> bool:
+    """Count lines that the host itself appends to a RUNNING job without a process."""
+    return (
+        _COUNT.count(
+            connection, of=run.number, old_sequence=run.next_sequence, new_sequence=next_sequence
+        )
+        == 1
+    )
+
+
+# --- RUNNING to final -------------------------------------------------------------
+
+_FACTS = (
+    "exit_code", "signal", "wait_status", "errno", "cpu_us", "max_rss", "dropped", "unreaped",
+)  # fmt: skip
+_SETTLE = Statement(
+    update(job)
+    .where(
+        _THIS,
+        # IS, not =: a job without a process has no token, and matches None.
+        job.c.token.is_not_distinct_from(bindparam("run_token")),
+        _allows(Trigger.FINISH),
+        job.c.spool_offset == bindparam("at_offset"),
+    )
+    .values(
+        status=bindparam("new_status"),
+        reason=bindparam("new_reason"),
+        end_time=func.max(job.c.start_time, bindparam("ended")),
+        **{name: bindparam(f"new_{name}") for name in _FACTS},
+    )
+    .returning(*_COLUMNS)
+)
+
+
+def settle_if_running(
+    connection: Connection,
+    run: Run,
+    *,
+    offset: int,
+    ending: Ending,
+    now: int,
+    ended: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Run | None:
+    """
+    Settle a job by its ending, if all of its log up to `offset` is imported.
+
+    Args:
+        ended: When it ended, else now; the row's end is never before its start.
+        facts: Further columns of the exit record.
+    """
+    known: dict[str, Any] = {"dropped": 0, **(facts or {})}
+    known.update(exit_code=ending.exit_code, signal=ending.signal, wait_status=ending.wait_status)
+    status = ending.status
+    final = _one(
+        _SETTLE(
+            connection,
+            of=run.number,
+            run_token=run.token,
+            at_offset=offset,
+            new_status=str(status),
+            new_reason=str(ending.reason),
+            ended=now if ended is None else ended,
+            **{f"new_{name}": known.get(name) for name in _FACTS},
+        )
+    )
+    if final is not None:
+        record(
+            connection,
+            run.number,
+            now=now,
+            trigger=Trigger.FINISH,
+            source=Status.RUNNING,
+            target=status,
+            reason=ending.reason,
+        )
+    return final
+
+
+# --- deleting ---------------------------------------------------------------------
+
+_MARK = Statement(
+    update(job).where(_THIS, job.c.deleted_at.is_(None)).values(deleted_at=bindparam("now"))
+)
+_REMOVE = Statement(
+    delete(job).where(
+        _THIS,
+        job.c.deleted_at.is_not(None),
+        or_(*(job.c.status == str(status) for status in Status if status.final)),
+    )
+)
+
+
+def mark_deleted(connection: Connection, number: int, *, now: int) -> bool:
+    """Hide the job from every read, for good; it still holds its pipeline. False: already so."""
+    return _MARK.count(connection, of=number, now=now) == 1
+
+
+def remove_if_final(connection: Connection, number: int) -> bool:
+    """Remove a job whose deletion was begun, with its log and history, once it is final."""
+    return _REMOVE.count(connection, of=number) == 1

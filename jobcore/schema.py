@@ -1,0 +1,169 @@
+"""Schema: whose file it is, which version, and how it becomes the current one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from jobcore import filesystem, lifecycle, models
+from jobcore.errors import NotAJobcoreDatabase, ReadOnlyDatabase, SchemaTooNew, StoreMismatch
+
+APPLICATION_ID = 0x4A4F4243  # "JOBC"
+VERSION = 1
+#: STRICT-like checks, RETURNING (3.35) and what the partial indexes need.
+LEAST_SQLITE = (3, 37, 0)
+
+_EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
+
+
+def statements() -> list[str]:
+    """Return the statements that make the current schema in an empty file."""
+    dialect = sqlite.dialect()
+    made = []
+    for table in models.METADATA.sorted_tables:
+        made.append(str(CreateTable(table).compile(dialect=dialect)))
+        made += [
+            str(CreateIndex(index).compile(dialect=dialect))
+            for index in sorted(table.indexes, key=lambda index: str(index.name))
+        ]
+    made += lifecycle.triggers(models.FACTS)
+    return made
+
+
+def read_identity(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return application id, schema version, and how many objects the schema has."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return application, version, objects
+
+
+def check(path: str, identity: tuple[int, int, int]) -> bool:
+    """
+    Tell whether the schema is the current one; False: it has to be made.
+
+    Raises:
+        NotAJobcoreDatabase: Another program's file.
+        SchemaTooNew: A newer jobcore's file.
+    """
+    application, version, _ = identity
+    if identity == _EMPTY:
+        return False
+    if application != APPLICATION_ID:
+        raise NotAJobcoreDatabase(f"{path} is another program's database")
+    if version > VERSION:
+        raise SchemaTooNew(
+            f"{path} has schema version {version}; this jobcore knows up to {VERSION}"
+        )
+    return version == VERSION
+
+
+def make(connection: sqlite3.Connection, path: str, store_id: str, patience: float) -> None:
+    """
+    Make the schema in one transaction: all of it is there, or nothing.
+
+    Args:
+        patience: Seconds to go on trying while other processes do the same.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            # Kept in the file. Itself takes a lock, without the busy handler.
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not check(path, read_identity(connection)):
+            for statement in statements():
+                connection.execute(statement)
+            connection.execute("INSERT INTO store (id) VALUES (?)", (store_id,))
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def join_root(connection: sqlite3.Connection, path: str, *, writable: bool) -> None:
+    """
+    See that database and job directories belong together.
+
+    A database whose root is missing and that has no job in a process (a
+    restored backup) gets a new root with a new id. Anything else that does not
+    match is never a verdict on a job.
+
+    Raises:
+        StoreMismatch: They do not belong together.
+    """
+    (stored,) = connection.execute("SELECT id FROM store").fetchone()
+    try:
+        root = filesystem.open_root(path, create=writable)
+    except FileNotFoundError:
+        return  # read-only, and nothing but reading will be done
+    try:
+        found = filesystem.read_store_id(root)
+        if found is None and writable:
+            found = _renew(connection, path, root, stored)
+    finally:
+        os.close(root)
+    if found is not None and found != stored:
+        (again,) = connection.execute("SELECT id FROM store").fetchone()
+        if found != again:  # else another process renewed it just now
+            raise StoreMismatch(
+                f"{path}.jobs belongs to another database than {path}; "
+                "one of the two was copied or moved without the other"
+            )
+
+
+def _renew(connection: sqlite3.Connection, path: str, root: int, stored: str) -> str:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (running,) = connection.execute(
+            "SELECT count(*) FROM job WHERE status = 'RUNNING' AND token IS NOT NULL"
+        ).fetchone()
+        if running:
+            raise StoreMismatch(
+                f"{path}.jobs is missing, and {running} jobs are RUNNING: "
+                "they may be alive under the place this file was copied from"
+            )
+        found = filesystem.make_store_id(root, os.path.dirname(path))
+        connection.execute("UPDATE store SET id = ? WHERE id = ?", (found, stored))
+        connection.execute("COMMIT")
+        return found
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def open_or_make(connection: sqlite3.Connection, path: str, patience: float) -> None:
+    """
+    Bring the file to the current schema, and join it with its root.
+
+    Raises:
+        NotAJobcoreDatabase, SchemaTooNew, StoreMismatch: Not a byte was written.
+        ReadOnlyDatabase: It would have to be made or brought up to date, and cannot be.
+    """
+    writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
+    if not check(path, read_identity(connection)):
+        if not writable:
+            raise ReadOnlyDatabase(f"{path} is empty or out of date, and cannot be written")
+        root = filesystem.open_root(path, create=True)
+        try:
+            store_id = filesystem.read_store_id(root) or filesystem.make_store_id(
+                root, os.path.dirname(path)
+            )
+        finally:
+            os.close(root)
+        make(connection, path, store_id, patience)
+    join_root(connection, path, writable=writable)

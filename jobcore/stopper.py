@@ -1,0 +1,165 @@
+"""
+Stopper: stores a wish to stop, and carries it to the supervisor.
+
+The row is the wish; the file and the doorbell are how the supervisor hears of
+it, from whatever process. Whoever finds a wish without a file carries it again.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from jobcore import logs, runs
+from jobcore.clock import Clock
+from jobcore.database import Database
+from jobcore.directories import Directories
+from jobcore.errors import DatabaseFull, InvalidTransition, JobNotFound, JobNotRunning
+from jobcore.lifecycle import Ending, Reason, Status, Trigger
+from jobcore.runs import Run
+from jobcore.supervision import jobdir
+
+
+class Stopper:
+    """
+    Asks jobs to stop.
+
+    Args:
+        database: Where wishes are stored.
+        directories: Where supervisors look for them.
+        clock: Tells when.
+    """
+
+    def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
+        self._database = database
+        self._directories = directories
+        self._clock = clock
+
+    def stop(self, run: Run, grace: float | None, why: str) -> Run:
+        """
+        Ask a RUNNING job to stop, durably; one without a process is STOPPED at once.
+
+        Args:
+            grace: Seconds until it is killed; None: its command's own.
+
+        Raises:
+            JobNotFound, JobNotRunning: It is gone, or not RUNNING.
+            DatabaseFull: The wish could not be stored; the supervisor was told all the same.
+        """
+        milliseconds = None if grace is None else round(grace * 1000)
+        now = self._clock.now()
+        try:
+            with self._database.write() as connection:
+                asked = runs.ask_stop_if_running(
+                    connection,
+                    run.number,
+                    grace_ms=milliseconds,
+                    why=why,
+                    now=now,
+                )
+                if asked is None:
+                    current = runs.find(connection, run.number)
+                    if current is None:
+                        raise JobNotFound(run.id)
+                    raise JobNotRunning(run.id, current.status, Trigger.STOP)
+                if asked.token is None:
+                    return self._end_bookkeeping(connection, asked, now)
+        except DatabaseFull:
+            # The doorbell needs no space.
+            self._ring(run, jobdir.KILL_NOW if milliseconds == 0 else jobdir.STOP_NOW)
+            raise
+        self.deliver(asked)
+        return asked
+
+    def cancel(self, run: Run) -> Run:
+        """
+        Move QUEUED to STOPPED; ask a RUNNING job to stop.
+
+        Raises:
+            JobNotFound, InvalidTransition: It is gone, or final.
+        """
+        with self._database.write() as connection:
+            cancelled = runs.cancel_if_queued(connection, run.number, now=self._clock.now())
+            current = runs.find(connection, run.number)
+        if cancelled is not None:
+            return cancelled
+        if current is None:
+            raise JobNotFound(run.id)
+        if current.status != Status.RUNNING:
+            raise InvalidTransition(run.id, current.status, Trigger.CANCEL)
+        return self.stop(current, None, "cancel")
+
+    @staticmethod
+    def _end_bookkeeping(connection: Connection, run: Run, now: int) -> Run:
+        final = runs.settle_if_running(
+            connection,
+            run,
+            offset=0,
+            ending=Ending(Reason.STOPPED),
+            now=now,
+        )
+        if final is None:
+            raise JobNotRunning(run.id, run.status, Trigger.STOP)
+        logs.merge(connection, run.number, 0)
+        return final
+
+    def deliver(self, run: Run) -> None:
+        """
+        Tell the supervisor of a RUNNING job what its row wishes.
+
+        Harmless when told before, and when the job has ended meanwhile.
+
+        Raises:
+            OSError: No file could be written. The supervisor was told to stop
+                all the same, through the FIFO, which needs no space.
+        """
+        try:
+            with self._directories.open(run.name) as directory:
+                self._write_until_true(run, directory)
+                jobdir.ring(directory)
+        except FileNotFoundError:
+            pass  # it has ended, and its directory is gone
+
+    def is_delivered(self, run: Run) -> bool:
+        """Tell whether the wish of the row stands in the job's directory."""
+        try:
+            with self._directories.open(run.name) as directory:
+                wish = jobdir.read_record(directory, jobdir.STOP)
+        except FileNotFoundError:
+            return True  # nobody is there to be told
+        return wish is not None and _asks_no_less(wish, run)
+
+    def _ring(self, run: Run, letter: bytes) -> None:
+        try:
+            with self._directories.open(run.name) as directory:
+                jobdir.ring(directory, letter)
+        except FileNotFoundError:
+            pass  # it has ended
+
+    def _write_until_true(self, run: Run, directory: int) -> None:
+        while True:
+            wish: dict[str, str | int | None] = {
+                "grace_ms": run.stop_grace_ms,
+                "who": run.stop_who,
+                "why": run.stop_why,
+            }
+            try:
+                jobdir.write_record(directory, jobdir.STOP, wish)
+            except FileNotFoundError:
+                return  # the directory was removed under us: it has ended
+            except OSError:
+                letter = jobdir.KILL_NOW if run.stop_grace_ms == 0 else jobdir.STOP_NOW
+                jobdir.ring(directory, letter)
+                raise
+            # Another process may have shortened the grace, and written its file
+            # before ours: what the row says now is what must stand there.
+            with self._database.read() as connection:
+                fresh = runs.find(connection, run.number)
+            if fresh is None or _asks_no_less(wish, fresh):
+                return
+            run = fresh
+
+
+def _asks_no_less(wish: dict[str, str | int | None], run: Run) -> bool:
+    """Tell whether the file asks for as short a grace as the row."""
+    written, wanted = wish.get("grace_ms"), run.stop_grace_ms
+    return wanted is None or (isinstance(written, int) and written <= wanted)

@@ -1,0 +1,373 @@
+"""
+Execution: one job, from the accepted order to its exit record, in one loop of one thread.
+
+Exit, stop, time-out and shutdown meet here and nowhere else, so the first one
+seen decides, and what it decided is written once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from jobcore.supervision import jobdir, notices, spawner
+from jobcore.supervision.capture import Capture
+from jobcore.supervision.ending import Ending
+from jobcore.supervision.reporter import Reporter
+from jobcore.supervision.spool import NO_SPACE
+from jobcore.supervision.tree import ProcessTree
+from jobcore.supervision.watch import Watch
+from jobcore.supervision.wishes import Wishes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobcore.supervision.channel import HostChannel
+    from jobcore.supervision.order import Order
+    from jobcore.supervision.shutdown import Shutdown
+
+# All in seconds.
+_LONGEST_ROUND = 5.0  # orphans that end while the command runs are reaped no later
+_BLIND_ROUND = 0.05  # where no pidfd is to be had
+_RETRY = 1.0  # between two tries on a full disk
+_ABANDON_FOR = 10.0  # killing what cannot be recorded any more
+
+
+class Identity:
+    """
+    What a supervisor knows of itself, found out once.
+
+    Attributes:
+        pid, boot_id, pid_namespace: For the `run` record.
+        oom_score: What a command's is set back to; None: ours is what we inherited.
+    """
+
+    __slots__ = ("boot_id", "oom_score", "pid", "pid_namespace")
+
+    def __init__(self, boot_id: str, pid_namespace: int, oom_score: bytes | None) -> None:
+        self.pid = os.getpid()
+        self.boot_id = boot_id
+        self.pid_namespace = pid_namespace
+        self.oom_score = oom_score
+
+
+class Execution:
+    """One run of one job."""
+
+    def __init__(
+        self, order: Order, channel: HostChannel, shutdown: Shutdown, identity: Identity
+    ) -> None:
+        self._order = order
+        self._channel = channel
+        self._shutdown = shutdown
+        self._identity = identity
+        self._watch = Watch()
+        self._reporter = Reporter(channel, self._watch, order.token)
+        self._wishes = Wishes(order.directory, order.grace)
+        self._capture = Capture(order.directory, limit=order.output_limit, redact=order.redact)
+        self._tree: ProcessTree | None = None
+        self._pidfd = -1
+        self._report = -1
+        self._reading = False
+        self._next_flush = 0.0
+
+        self._unstarted: str | None = None  # why it was not even tried
+        self._failure: spawner.StartError | None = None
+        self._ending: Ending | None = None
+
+        self._begun = 0.0
+        self._spawned_ns: int | None = None
+
+    def run(self) -> bool:
+        """
+        Run the job to its exit record, and tell the host.
+
+        Returns:
+            Whether the supervisor is as good as new: no process left, none killed.
+
+        Raises:
+            OSError: The job directory cannot be written, for a reason that will not pass.
+                All processes of the job have been killed; there is no exit record.
+        """
+        try:
+            self._listen()
+            if self._record_start():
+                self._spawn()
+                while not self._round():
+                    pass
+            self._conclude()
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            self._close()
+        clean = self._ending is None or not self._ending.killed
+        stays = clean and not self._shutdown.requested and not self._channel.dead
+        self._channel.post(notices.ENDED, self._order.token, self._identity.pid if stays else 0)
+        return clean
+
+    # --- before the command ---
+
+    def _listen(self) -> None:
+        self._watch.add(self._wishes.fileno(), self._wishes.listen)
+        self._watch.add(self._shutdown.fileno(), self._shutdown.drain)
+
+    def _record_start(self) -> bool:
+        """Record that the command may have started from here on; False: it shall not start."""
+        order, identity = self._order, self._identity
+        record = jobdir.encode_record(
+            {
+                "token": order.token,
+                "supervisor": identity.pid,
+                "boot_id": identity.boot_id,
+                "pid_namespace": identity.pid_namespace,
+            }
+        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        opened: list[int] = []
+
+        def write() -> None:
+            if not opened:
+                opened.append(os.open(jobdir.RUN, flags, 0o600, dir_fd=order.directory))
+            jobdir.write_all(opened[0], record)
+
+        def rewrite() -> None:
+            if opened:
+                os.ftruncate(opened[0], 0)
+                os.lseek(opened[0], 0, os.SEEK_SET)
+            write()
+
+        if self._stopped_unstarted():
+            return False
+        try:
+            return self._with_space(write, rewrite, give_up=self._stopped_unstarted)
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
+    def _stopped_unstarted(self) -> bool:
+        """Look at the wishes while there is nothing to signal."""
+        wish = self._wishes.take()
+        if wish is not None:
+            self._unstarted = "stopped"
+            self._capture.write_system(wish.words)
+        elif self._shutdown.requested:
+            self._unstarted = "shutdown"
+            self._capture.write_system("not started: the supervisor was asked to go")
+        return self._unstarted is not None
+
+    def _spawn(self) -> None:
+        self._spawned_ns = time.time_ns()
+        self._begun = time.monotonic()
+        try:
+            child = spawner.spawn(self._order.command, oom_score=self._identity.oom_score)
+        except spawner.StartError as error:
+            self._fail(error)
+            return
+        self._tree = ProcessTree(child.pid)
+        self._ending = Ending(
+            self._tree,
+            self._wishes,
+            self._shutdown,
+            self._capture.write_system,
+            grace=self._order.grace,
+            linger=self._order.linger,
+        )
+        if self._order.timeout is not None:
+            self._ending.set_timeout(self._begun, self._order.timeout)
+        try:
+            self._pidfd = os.pidfd_open(child.pid)
+        except OSError:
+            pass  # no descriptor to be had: the clock wakes us
+        else:
+            self._watch.add(self._pidfd, _nothing)  # every round reaps
+        self._report = child.report
+        self._watch.add(child.report, self._hear_report)
+        for descriptor, stream in child.outputs:
+            self._capture.add(descriptor, stream)
+        self._read_on()
+
+    # --- the loop ---
+
+    def _round(self) -> bool:
+        """Wait for something to happen and act on it; True when the job has come to its end."""
+        self._watch.wait(self._wait_at_most())
+        # After the wait, or a grace would seem to have passed that has not.
+        now = time.monotonic()
+        tree, ending = self._tree, self._ending
+        complete = True
+        if tree is not None and ending is not None and not ending.complete:
+            if tree.reap():
+                self._note_main_end(ending, now)
+            if tree.left:
+                ending.advance(now)
+            complete = ending.complete
+        self._tend_spool(now)
+        if not complete:
+            self._reporter.announce(self._capture.spool.end, now)
+            return False
+        if not self._capture.held:
+            self._pause_reading(now)
+            self._capture.drain()
+        return not self._capture.held
+
+    def _wait_at_most(self) -> int:
+        """Return the milliseconds until something is due by the clock."""
+        now = time.monotonic()
+        longest = _LONGEST_ROUND if self._pidfd >= 0 else _BLIND_ROUND
+        due = now
+        if self._ending is not None and not self._ending.complete:
+            due = self._ending.due(now, longest)
+            if self._capture.held:
+                due = min(due, self._next_flush)
+            untold = self._reporter.due(self._capture.spool.end)
+            if untold is not None:
+                due = min(due, untold)
+        elif self._capture.held:
+            due = self._next_flush
+        # Rounded up: a poll that returns just before the moment would spin.
+        return int((due - now) * 1000) + 1 if due > now else 0
+
+    def _note_main_end(self, ending: Ending, now: float) -> None:
+        self._watch.close(self._pidfd)
+        self._pidfd = -1
+        if self._report >= 0:
+            self._hear_report()
+        if self._failure is not None:
+            self._fail(self._failure)
+        ending.note_main_end(now, "spawn_failed" if self._failure is not None else None)
+
+    # --- output ---
+
+    def _read(self, descriptor: int) -> None:
+        # Held: an earlier pipe of this round has filled the disk.
+        if not self._capture.held and not self._capture.read(descriptor):
+            self._watch.forget(descriptor)
+
+    def _read_on(self) -> None:
+        self._reading = True
+        for descriptor in self._capture.descriptors:
+            self._watch.add(descriptor, lambda pipe=descriptor: self._read(pipe))  # type: ignore[misc]
+
+    def _pause_reading(self, now: float) -> None:
+        if self._reading:
+            self._reading = False
+            for descriptor in self._capture.descriptors:
+                self._watch.forget(descriptor)
+        self._next_flush = now + _RETRY
+
+    def _tend_spool(self, now: float) -> None:
+        """Stop reading when the disk is full, and try again once a second."""
+        if not self._capture.held:
+            return
+        if self._reading:
+            self._pause_reading(now)
+        elif now >= self._next_flush:
+            self._next_flush = now + _RETRY
+            if self._capture.spool.flush():
+                self._read_on()
+
+    # --- the end ---
+
+    def _conclude(self) -> None:
+        """Write the verdict, and only then let go of the lock."""
+        while self._capture.held:
+            self._watch.wait(int(_RETRY * 1000))
+            self._capture.spool.flush()
+        record = self._verdict()
+
+        def write() -> None:
+            # With the host alive its commit is what makes all this durable;
+            # without it nobody else will for a while.
+            if self._channel.dead:
+                self._capture.spool.sync()
+            jobdir.write_exit(self._order.directory, record, sync=self._channel.dead)
+
+        self._with_space(write, write)
+        # For every copy, too, that a child never closed.
+        jobdir.unlock(self._order.lock, jobdir.RUNNING)
+
+    def _verdict(self) -> jobdir.ExitRecord:
+        spool = self._capture.spool
+        record = jobdir.ExitRecord(
+            token=self._order.token,
+            reason=self._unstarted or "spawn_failed",
+            spool_end=spool.end,
+            next_sequence=spool.next_sequence,
+            dropped=self._capture.dropped,
+        )
+        if self._failure is not None:
+            record.errno = self._failure.errno
+            record.stage = self._failure.stage
+        if self._spawned_ns is None:
+            record.ended_ns = time.time_ns()
+        else:
+            record.spawned_ns = self._spawned_ns
+            record.duration_ns = int((time.monotonic() - self._begun) * 1_000_000_000)
+            record.ended_ns = self._spawned_ns + record.duration_ns
+        if self._tree is not None and self._ending is not None:
+            record.reason = self._ending.reason or "stopped"
+            record.unreaped = self._ending.unreaped
+            record.wait_status = self._tree.status
+            record.cpu_us = self._tree.cpu_us
+            record.max_rss = self._tree.max_rss
+        return record
+
+    def _fail(self, error: spawner.StartError) -> None:
+        self._failure = error
+        words = spawner.explain(self._order.command, error.stage, error.errno)
+        self._capture.write_system(words)
+
+    def _with_space(
+        self,
+        action: Callable[[], None],
+        again: Callable[[], None],
+        *,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Do it, and while the disk is full do it `again` once a second; False: given up."""
+        while True:
+            try:
+                action()
+                return True
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+            self._watch.wait(int(_RETRY * 1000))
+            if give_up():
+                return False
+            action = again
+
+    def _abandon(self) -> None:
+        """Leave no process behind; what became of the job is for a resolver to say."""
+        tree = self._tree
+        until = time.monotonic() + _ABANDON_FOR
+        while tree is not None and tree.left and time.monotonic() < until:
+            tree.kill()
+            tree.reap()
+            time.sleep(0.002)
+
+    def _close(self) -> None:
+        self._capture.close()
+        self._wishes.close()
+        for descriptor in (self._pidfd, self._report, self._order.lock, self._order.directory):
+            if descriptor >= 0:
+                os.close(descriptor)
+        # They refer to us in turn: without this only the collector would free us.
+        del self._watch, self._reporter
+
+    def _hear_report(self) -> None:
+        """Learn whether the command started: the pipe closes at its exec."""
+        try:
+            self._failure = spawner.read_report(self._report)
+        except BlockingIOError:
+            return
+        self._watch.close(self._report)
+        self._report = -1
+        if self._failure is None and self._tree is not None:
+            self._reporter.started(self._tree.main)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,449 @@
+"""
+The job directory: the files through which hosts and supervisor speak about one job.
+
+Everything goes through descriptors of the directory, never through paths put
+together from strings, so nobody can slip a link under it. Records are small
+texts, `key=value` a line, closed by a CRC, so that a torn one counts as none
+and an operator can read a whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import zlib
+from itertools import pairwise
+
+from jobcore.supervision import PROTOCOL_VERSION, NewerProtocol
+
+LOCK = "lock"
+CONTROL = "ctl"
+STOP = "stop"
+RUN = "run"
+EXIT = "exit"
+SPOOL = "spool."
+GONE = ".gone-"
+
+#: Bytes of the `lock` file. A host that prepares a start holds the first, the
+#: supervisor that runs the job the second; everyone who wants to know whether
+#: the job is alive, or to remove it, takes all of it.
+PREPARING = (0, 1)
+RUNNING = (1, 1)
+WHOLE = (0, 0)  # length 0: to the end of the file, however long it grows
+
+#: Letters on the FIFO. Any byte means "read `stop` again"; these two are the
+#: wish itself, for when no file can be written.
+DOORBELL = b"!"
+STOP_NOW = b"s"  # with the command's own grace
+KILL_NOW = b"k"
+
+# struct flock: type, whence, start, length, pid, padding to 32 bytes. The
+# layout of Linux with 64-bit offsets, which CPython is always built with.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+# --- locks ------------------------------------------------------------------
+
+
+def try_lock(descriptor: int, span: tuple[int, int]) -> bool:
+    """
+    Take `span` of the lock file for the open file description behind `descriptor`.
+
+    An OFD lock belongs to the description, not to the process: it travels with
+    the descriptor to another process, and it is gone exactly when the last copy
+    is closed. Returns False when somebody else holds any byte of the span.
+    """
+    try:
+        fcntl.fcntl(
+            descriptor,
+            fcntl.F_OFD_SETLK,
+            _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, span[0], span[1], 0),
+        )
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def unlock(descriptor: int, span: tuple[int, int]) -> None:
+    """Give `span` back, for every copy of the descriptor that any process has."""
+    fcntl.fcntl(
+        descriptor,
+        fcntl.F_OFD_SETLK,
+        _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, span[0], span[1], 0),
+    )
+
+
+def is_locked(descriptor: int) -> bool:
+    """
+    Tell whether anybody holds any byte, without taking it.
+
+    `descriptor` must be freshly opened: through the holder's own description
+    the kernel always answers "free".
+    """
+    answer = fcntl.fcntl(
+        descriptor,
+        fcntl.F_OFD_GETLK,
+        _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0),
+    )
+    kind: int = _FLOCK.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def open_lock(directory: int, *, create: bool = False) -> int:
+    """Open the lock file afresh: a new description, that holds nothing yet."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    return os.open(LOCK, flags, 0o600, dir_fd=directory)
+
+
+# --- directories ------------------------------------------------------------
+
+
+def open_directory(name: str, *, parent: int | None = None, create: bool = False) -> int:
+    """
+    Open a private directory, making it first if `create`.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        PermissionError: It belongs to somebody else, or others may enter it.
+        NotADirectoryError: It is a link or a file.
+    """
+    if create:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            pass
+    descriptor = os.open(
+        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent
+    )
+    facts = os.fstat(descriptor)
+    if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "not a private directory of this user", name)
+    return descriptor
+
+
+def is_current(name: str, directory: int, lock: int, *, parent: int) -> bool:
+    """Tell whether `directory` and `lock` still are what the names lead to: nobody removed them."""
+    try:
+        named = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        named_lock = os.stat(LOCK, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    opened, opened_lock = os.fstat(directory), os.fstat(lock)
+    return (named.st_dev, named.st_ino, named_lock.st_dev, named_lock.st_ino) == (
+        opened.st_dev,
+        opened.st_ino,
+        opened_lock.st_dev,
+        opened_lock.st_ino,
+    )
+
+
+def make_control(directory: int) -> None:
+    """Make the FIFO; that it is there already is fine."""
+    try:
+        os.mkfifo(CONTROL, 0o600, dir_fd=directory)
+    except FileExistsError:
+        pass
+
+
+def open_control(directory: int) -> int:
+    """
+    Open the FIFO, from either side.
+
+    For reading *and* writing: a reader alone would spin on POLLHUP whenever no
+    writer is there, a writer alone could meet ENXIO or SIGPIPE.
+    """
+    return os.open(
+        CONTROL, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory
+    )
+
+
+def ring(directory: int, letter: bytes = DOORBELL) -> None:
+    """Wake the supervisor; a full FIFO has woken it already, a missing one has nobody to wake."""
+    try:
+        control = open_control(directory)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(control, letter)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(control)
+
+
+def remove(name: str, directory: int, *, parent: int) -> None:
+    """
+    Remove the directory. The caller holds all of its lock.
+
+    It is renamed first: whoever comes by name finds it whole or not at all, and
+    what a crash leaves half removed is known by its name.
+    """
+    gone = f"{GONE}{name}-{os.urandom(4).hex()}"
+    os.rename(name, gone, src_dir_fd=parent, dst_dir_fd=parent)
+    empty(directory)
+    os.rmdir(gone, dir_fd=parent)
+
+
+def empty(directory: int) -> None:
+    """Unlink every file in the directory; it holds no directories."""
+    for entry in os.listdir(directory):
+        try:
+            os.unlink(entry, dir_fd=directory)
+        except FileNotFoundError:  # another process sweeps the same leftovers
+            pass
+
+
+# --- records ----------------------------------------------------------------
+
+
+def encode_record(record: dict[str, str | int | None]) -> bytes:
+    """Return `record` as text, one `key=value` a line, with version before and CRC behind it."""
+    lines = [f"version={PROTOCOL_VERSION}\n"]
+    for key, value in record.items():
+        if value is None:
+            lines.append(f"{key}=\n")
+        elif isinstance(value, int):
+            lines.append(f"{key}={value}\n")
+        else:
+            escaped = value.encode("unicode_escape").decode("ascii")
+            lines.append(f"{key}='{escaped}'\n")
+    body = "".join(lines).encode("ascii")
+    return body + b"crc=%08x\n" % zlib.crc32(body)
+
+
+def decode_record(data: bytes) -> dict[str, str | int | None] | None:
+    """
+    Return what `encode_record` was given, or None where `data` is torn or damaged.
+
+    Raises:
+        NewerProtocol: A newer jobcore wrote it.
+    """
+    body, mark, crc = data.rpartition(b"crc=")
+    if not mark or crc != b"%08x\n" % zlib.crc32(body):
+        return None
+    record: dict[str, str | int | None] = {}
+    for line in body.decode("ascii").splitlines():
+        key, _, value = line.partition("=")
+        if value.startswith("'"):
+            record[key] = value[1:-1].encode("ascii").decode("unicode_escape")
+        else:
+            record[key] = int(value) if value else None
+    version = record.pop("version")
+    if isinstance(version, int) and version > PROTOCOL_VERSION:
+        raise NewerProtocol(version)
+    return record
+
+
+def read_record(directory: int, name: str) -> dict[str, str | int | None] | None:
+    """Return the record in file `name`, or None where it is missing, torn or damaged."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    try:
+        data = b""
+        while chunk := os.read(descriptor, 65536):
+            data += chunk
+    finally:
+        os.close(descriptor)
+    return decode_record(data)
+
+
+def write_record(
+    directory: int, name: str, record: dict[str, str | int | None], *, sync: bool = False
+) -> None:
+    """
+    Put the record under `name` in one step: readers find the old one, or all of the new one.
+
+    Args:
+        sync: Also make it survive a power failure before returning.
+    """
+    # A random name, not a fixed one: two hosts may write the same wish at once.
+    temporary = f"{name}.{os.urandom(4).hex()}"
+    descriptor = os.open(
+        temporary,
+        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
+        0o600,
+        dir_fd=directory,
+    )
+    try:
+        try:
+            write_all(descriptor, encode_record(record))
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        try:
+            os.unlink(temporary, dir_fd=directory)
+        except OSError:
+            pass  # the first error is the one to tell
+        raise
+    if sync:
+        os.fsync(directory)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`; a write may take less than it was given."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+class ExitRecord:
+    """
+    What became of one run: the one referee of stop, time-out and natural exit.
+
+    Attributes:
+        token: The run it speaks of, 32 hex digits.
+        reason: Why it ended, one of the lifecycle's reasons.
+        wait_status: As the kernel gave it, undecoded; None where nothing was reaped.
+        errno: Why a command could not start, else None.
+        stage: At which step it could not start (`fork`, `stdin`, `chdir`, `exec`, ...), else None.
+        spool_end: How many bytes of frames were written.
+        next_sequence: The number that the next line would have had.
+        dropped: Lines beyond the output limit.
+        spawned_ns, ended_ns: Wall time, the second one the first plus `duration_ns`.
+        duration_ns: By the monotonic clock.
+        cpu_us: CPU time of the command and what it waited for, microseconds.
+        max_rss: The largest resident set of any of its processes, bytes.
+        unreaped: Pids that could not be killed, else empty.
+    """
+
+    __slots__ = (
+        "cpu_us",
+        "dropped",
+        "duration_ns",
+        "ended_ns",
+        "errno",
+        "max_rss",
+        "next_sequence",
+        "reason",
+        "spawned_ns",
+        "spool_end",
+        "stage",
+        "token",
+        "unreaped",
+        "wait_status",
+    )
+
+    def __init__(
+        self,
+        *,
+        token: str,
+        reason: str,
+        wait_status: int | None = None,
+        errno: int | None = None,
+        stage: str | None = None,
+        spool_end: int = 0,
+        next_sequence: int = 0,
+        dropped: int = 0,
+        spawned_ns: int | None = None,
+        ended_ns: int | None = None,
+        duration_ns: int | None = None,
+        cpu_us: int | None = None,
+        max_rss: int | None = None,
+        unreaped: tuple[int, ...] = (),
+    ) -> None:
+        self.token = token
+        self.reason = reason
+        self.wait_status = wait_status
+        self.errno = errno
+        self.stage = stage
+        self.spool_end = spool_end
+        self.next_sequence = next_sequence
+        self.dropped = dropped
+        self.spawned_ns = spawned_ns
+        self.ended_ns = ended_ns
+        self.duration_ns = duration_ns
+        self.cpu_us = cpu_us
+        self.max_rss = max_rss
+        self.unreaped = unreaped
+
+
+def write_exit(directory: int, record: ExitRecord, *, sync: bool = False) -> None:
+    """Write the verdict, in one step. The caller holds the lock: there is one writer at a time."""
+    fields: dict[str, str | int | None] = {
+        name: getattr(record, name) for name in ExitRecord.__slots__ if name != "unreaped"
+    }
+    fields["unreaped"] = " ".join(map(str, record.unreaped))
+    write_record(directory, EXIT, fields, sync=sync)
+
+
+def read_exit(directory: int, token: str) -> ExitRecord | None:
+    """
+    Return the verdict on the run `token`; a torn one, or one of another run, counts as none.
+
+    Raises:
+        NewerProtocol: A newer jobcore wrote it.
+    """
+    fields = read_record(directory, EXIT)
+    if fields is None or fields.get("token") != token:
+        return None
+    unreaped = str(fields.pop("unreaped") or "")
+    return ExitRecord(
+        unreaped=tuple(int(pid) for pid in unreaped.split()),
+        **fields,  # type: ignore[arg-type]  # the CRC says these are the fields that were written
+    )
+
+
+# --- spool ------------------------------------------------------------------
+
+
+def spool_offsets(directory: int) -> list[int]:
+    """Return the offsets at which the spool files there begin, in order."""
+    return sorted(
+        int(name[len(SPOOL) :])
+        for name in os.listdir(directory)
+        if name.startswith(SPOOL) and name[len(SPOOL) :].isdigit()
+    )
+
+
+def read_spool(directory: int, offset: int, size: int) -> bytes:
+    """
+    Return up to `size` bytes of frames from `offset` on, out of one file.
+
+    Empty where nothing is there yet, or where the file that held it is gone.
+    """
+    begin = max((start for start in spool_offsets(directory) if start <= offset), default=None)
+    if begin is None:
+        return b""
+    try:
+        descriptor = os.open(
+            f"{SPOOL}{begin}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory
+        )
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.pread(descriptor, size, offset - begin)
+    finally:
+        os.close(descriptor)
+
+
+def spool_end(directory: int) -> int:
+    """Return the offset behind the last byte of the spool."""
+    offsets = spool_offsets(directory)
+    if not offsets:
+        return 0
+    try:
+        size = os.stat(f"{SPOOL}{offsets[-1]}", dir_fd=directory, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return offsets[-1]
+    return offsets[-1] + size
+
+
+def drop_imported(directory: int, imported: int) -> None:
+    """Unlink the spool files that end at or before `imported`, never the one still written to."""
+    offsets = spool_offsets(directory)
+    for begin, successor in pairwise(offsets):
+        if successor <= imported:
+            try:
+                os.unlink(f"{SPOOL}{begin}", dir_fd=directory)
+            except FileNotFoundError:
+                pass

@@ -1,0 +1,106 @@
+"""Order: a request, accepted: who runs the job is settled, and what is asked for is read."""
+
+from __future__ import annotations
+
+import marshal
+import os
+
+from jobcore.supervision import PROTOCOL_VERSION, NewerProtocol, jobdir
+from jobcore.supervision.spawner import Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from jobcore.supervision.channel import Request
+
+
+class Order:
+    """
+    What a host wants to be run.
+
+    Attributes:
+        token: The run.
+        lock: Our own descriptor of the lock file; it holds the byte of the running job.
+        directory: The job directory.
+        command: What to run.
+        timeout: Seconds from the start on, or None.
+        grace: Seconds between SIGTERM and SIGKILL.
+        linger: Seconds that processes may outlive the command.
+        output_limit: Bytes of output, or None.
+        redact: Values to be masked in the output.
+    """
+
+    __slots__ = (
+        "command",
+        "directory",
+        "grace",
+        "linger",
+        "lock",
+        "output_limit",
+        "redact",
+        "timeout",
+        "token",
+    )
+
+    def __init__(self, token: str, lock: int, directory: int, fields: dict[str, Any]) -> None:
+        self.token = token
+        self.lock = lock
+        self.directory = directory
+        self.command = Command(
+            fields["argv"],
+            fields["env"],
+            fields["cwd"],
+            fields["stdin"],
+            fields["umask"],
+            separate_streams=fields["separate_streams"],
+        )
+        self.timeout: float | None = fields["timeout"]
+        self.grace: float = fields["grace"]
+        self.linger: float = fields["linger"]
+        self.output_limit: int | None = fields["output_limit"]
+        self.redact: list[bytes] = fields["redact"]
+
+
+def accept(request: Request) -> Order | None:
+    """
+    Become the one who runs the job; None where somebody already is.
+
+    The lock moves from the byte of the host that prepared it to the byte of
+    the supervisor, and is never free in between. What came with the request is
+    closed, but for the directory: that is the order's then, or closed on failure.
+
+    Raises:
+        NewerProtocol: The request is of a newer jobcore.
+        ValueError: It is of another run than its message.
+    """
+    lock = -1
+    try:
+        lock = jobdir.open_lock(request.directory)
+        if jobdir.try_lock(lock, jobdir.RUNNING):
+            # For every copy, too, that a fork of the host may have made.
+            jobdir.unlock(request.lock, jobdir.PREPARING)
+            fields = _read(request.body)
+            if fields["version"] > PROTOCOL_VERSION:
+                raise NewerProtocol(fields["version"])
+            if fields["token"] != request.token:
+                raise ValueError("the request is of another run than its message")
+            order = Order(request.token, lock, request.directory, fields)
+            lock = request.directory = -1
+            return order
+        return None
+    finally:
+        for descriptor in (lock, request.lock, request.body, request.directory):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    size = os.fstat(descriptor).st_size
+    data = b""
+    # The offset is the host's, behind the last byte.
+    while len(data) < size and (chunk := os.pread(descriptor, size - len(data), len(data))):
+        data += chunk
+    # From our own host, through a socket that only it has.
+    fields: dict[str, Any] = marshal.loads(data)  # noqa: S302
+    return fields

@@ -1,0 +1,305 @@
+"""
+Pool: the host's view of its supervisors, each a process at the other end of a socket.
+
+The pool starts them, speaks with them and lets them go. It decides nothing
+about jobs; a supervisor that is let go finishes the one it has.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+from jobcore.errors import SpawnError
+from jobcore.forking import GATE
+from jobcore.supervision import NewerProtocol, jobdir, notices
+from jobcore.supervision.notices import ENDED, OUTPUT, READY, STARTED, Notice
+
+__all__ = [
+    "ENDED",
+    "OUTPUT",
+    "READY",
+    "STARTED",
+    "Notice",
+    "Supervisor",
+    "SupervisorPool",
+    "encode_request",
+]
+
+# A bare module in place of the package: its `__init__` would import all of
+# jobcore. What is below is imported as usual, from .pyc files.
+_STUB = """\
+import sys
+package = type(sys)("jobcore")
+package.__path__ = [sys.argv[2]]
+sys.modules["jobcore"] = package
+from jobcore.supervision.supervisor import main
+main(int(sys.argv[1]))
+"""
+
+_STARTER_PATIENCE = 1.0  # seconds; it takes some 50 ms
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def encode_request(fields: dict[str, Any]) -> int:
+    """
+    Return a descriptor of a file in memory that holds the request.
+
+    It is registered with `forking.GATE`; close it there.
+
+    Raises:
+        OSError: No descriptor or no memory is left. Nothing stays open.
+    """
+    data = marshal.dumps(fields, 2)
+    with GATE:
+        descriptor = os.memfd_create("jobcore-request", os.MFD_CLOEXEC)
+        GATE.register(descriptor)
+    try:
+        jobdir.write_all(descriptor, data)
+    except BaseException:
+        GATE.close(descriptor)
+        raise
+    return descriptor
+
+
+class Supervisor:
+    """
+    The host's end of one supervisor.
+
+    Attributes:
+        pid: Of the supervisor, once it has said `READY`.
+        ready: It waits for a request.
+        token: The run it was given, until that has `ENDED`.
+        gone: Nobody is at the other end any more.
+    """
+
+    def __init__(self, connection: socket.socket, starter: int) -> None:
+        self.pid: int | None = None
+        self.ready = False
+        self.token: str | None = None
+        self.gone = False
+        self._socket = connection
+        # The process that was started only forks the supervisor, and ends.
+        self._starter = starter
+        self._unreaped = [starter]
+
+    def fileno(self) -> int:
+        """Return the socket, to be polled for reading; -1 when it was closed."""
+        return self._socket.fileno()
+
+    def receive(self) -> list[Notice]:
+        """
+        Return the notices that have come; never blocks.
+
+        At the end of file the supervisor is `gone`: no further notice will
+        come, and what became of its job is in the job directory.
+        """
+        received: list[Notice] = []
+        while not self.gone:
+            try:
+                data = self._socket.recv(notices.SIZE)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                # It ended with a request unread. Told once; notices may follow.
+                continue
+            except OSError:
+                data = b""
+            try:
+                notice = notices.decode(data)
+            except NewerProtocol:
+                # jobcore was upgraded on disk below the running host. Whom we
+                # do not understand we do not use.
+                notice = None
+            if notice is None:
+                self._mark_gone()
+            else:
+                self._note(notice)
+                received.append(notice)
+        self.reap()
+        return received
+
+    def send(self, token: str, lock: int, directory: int, request: int) -> str:
+        """
+        Hand over a run: its lock, its directory and what `encode_request` made.
+
+        The descriptors stay the caller's to close, whatever the answer is.
+
+        Returns:
+            `"sent"`: it is on its way, and the lock with it. `"again"`: not now, for lack of
+            room; nothing was sent. `"gone"`: not to this supervisor; nothing was sent.
+        """
+        rights = struct.pack("3i", lock, directory, request)
+        try:
+            self._socket.sendmsg(
+                [notices.encode(notices.REQUEST, token)],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
+                socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
+            )
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
+                return "again"
+            # EPIPE, ECONNRESET, or EBADF of a closed one. What it still said can be read.
+            self.ready = False
+            return "gone"
+        self.ready = False
+        self.token = token
+        return "sent"
+
+    def close(self) -> None:
+        """Close the socket: an idle supervisor exits, a busy one finishes its job."""
+        self.gone = True
+        self.ready = False
+        with GATE:
+            if self._socket.fileno() >= 0:
+                GATE.close(self._socket.detach())
+
+    def forget(self) -> None:
+        """Let go of the descriptor without closing it: in a forked child the gate has done that."""
+        self.gone = True
+        self.ready = False
+        self._socket.detach()
+        self._unreaped.clear()
+
+    @property
+    def starting(self) -> bool:
+        """Whether the process that was started, and only forks, has not been reaped."""
+        return self._starter in self._unreaped
+
+    def reap(self) -> bool:
+        """Reap those of its processes that were children of ours; return whether none is left."""
+        for pid in self._unreaped[:]:
+            try:
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    continue
+            except ChildProcessError:
+                pass  # SIGCHLD is ignored, or somebody waits for every child of this process
+            self._unreaped.remove(pid)
+        return not self._unreaped
+
+    def _note(self, notice: Notice) -> None:
+        if notice.kind == READY:
+            self.pid = notice.number
+            self.ready = True
+        elif notice.kind == ENDED:
+            if notice.token == self.token:
+                self.token = None
+            self.ready = notice.number != 0
+
+    def _mark_gone(self) -> None:
+        self.gone = True
+        self.ready = False
+        if self.pid is not None:
+            # Its parent has ended, so it is a child of ours if we are PID 1 or a subreaper.
+            self._unreaped.append(self.pid)
+
+
+class SupervisorPool:
+    """
+    The supervisors of one host.
+
+    Attributes:
+        supervisors: All that were started and not let go, in order of their start.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        """
+        Args:
+            python: The interpreter that supervisors run with, else that of this process.
+        """
+        self.supervisors: list[Supervisor] = []
+        self._python = python or sys.executable
+        self._leaving: list[Supervisor] = []
+        GATE.watch(self)
+
+    def spawn(self) -> Supervisor:
+        """
+        Start a supervisor and return at once; that it is ready comes as a notice.
+
+        Raises:
+            SpawnError: No process could be started. Nothing stays open.
+        """
+        import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
+
+        self._reap()
+        if not self._python:
+            raise SpawnError("no Python interpreter is known here: name one with `python=`")
+        # Until both ends are registered, and the other one closed, nobody may fork.
+        with GATE:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            except OSError as error:
+                raise SpawnError(f"no supervisor: {error}", error.errno) from error
+            GATE.register(ours.fileno(), theirs.fileno())
+            supervisor: Supervisor | None = None
+            try:
+                ours.setblocking(False)
+                process = subprocess.Popen(
+                    [self._python, "-I", "-S", "-c", _STUB, str(theirs.fileno()), _PACKAGE],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    close_fds=True,
+                    pass_fds=(theirs.fileno(),),
+                )
+                supervisor = Supervisor(ours, process.pid)
+                # We reap it ourselves; or its destructor would complain, and keep it.
+                process.returncode = 0
+            except OSError as error:
+                raise SpawnError(
+                    f"no supervisor could be started with {self._python!r}: {error}", error.errno
+                ) from error
+            except (
+                RuntimeError,
+                ValueError,
+            ) as error:  # the interpreter ends, or a NUL in the name
+                raise SpawnError(f"no supervisor could be started: {error}") from error
+            finally:
+                GATE.close(theirs.detach())
+                if supervisor is None:
+                    GATE.close(ours.detach())
+        self.supervisors.append(supervisor)
+        return supervisor
+
+    def discard(self, supervisor: Supervisor) -> None:
+        """Let it go: idle it exits, busy it finishes its job first. Twice is harmless."""
+        supervisor.close()
+        if supervisor in self.supervisors:
+            self.supervisors.remove(supervisor)
+            self._leaving.append(supervisor)
+        self._reap()
+
+    def close(self) -> None:
+        """Let all of them go. Running jobs run on."""
+        for supervisor in list(self.supervisors):
+            self.discard(supervisor)
+        # One started a moment ago has not come to its fork; nobody would reap its starter later.
+        give_up = time.monotonic() + _STARTER_PATIENCE
+        while any(each.starting for each in self._leaving) and time.monotonic() < give_up:
+            time.sleep(0.005)
+            self._reap()
+
+    def before_fork(self) -> None:
+        """Do nothing: what must not be copied half done, the gate guards."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget them: they are the parent's, and the gate has closed the descriptors."""
+        for supervisor in self.supervisors:
+            supervisor.forget()
+        self.supervisors = []
+        self._leaving = []
+
+    def _reap(self) -> None:
+        # Those let go are asked at most once a call, and only while they are children of ours.
+        self._leaving = [supervisor for supervisor in self._leaving if not supervisor.reap()]

@@ -1,0 +1,43 @@
+"""Shutdown: SIGTERM to the supervisor, as a fact that poll can wait for."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from types import FrameType
+else:
+    import _signal  # `signal` would build its enums at every start
+
+
+class Shutdown:
+    """
+    Whether somebody asked this supervisor to go.
+
+    Attributes:
+        requested: SIGTERM has come.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # The handler alone would be too late: poll may begin between the signal
+        # and the next look at the flag. The byte in the pipe stays.
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGTERM, self._handle)
+
+    def fileno(self) -> int:
+        """Return what becomes readable with the signal."""
+        return self._reader
+
+    def drain(self) -> None:
+        """Take the bytes out of the pipe, so that poll sleeps again."""
+        try:
+            os.read(self._reader, 512)
+        except BlockingIOError:
+            pass
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True

@@ -1,0 +1,121 @@
+"""
+Spool: frames appended to the files of the job directory, numbered, and held when the disk is full.
+
+A full disk never costs a byte: the frame that did not fit waits, whole or the
+rest of it, and whoever reads the pipes must stop reading until `flush` has
+written it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from jobcore.supervision import frames, jobdir
+
+#: A file of at least this many bytes is followed by a new one, so that what is
+#: imported can be given back to the disk while the job runs.
+ROTATE_AT = 8 * 1024 * 1024
+
+#: No space, no quota, or the file size limit of `ulimit -f`: it may pass.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Spool:
+    """
+    The frames of one run.
+
+    Attributes:
+        end: Bytes written so far, over all files.
+        next_sequence: The number that the next line gets, of whatever stream.
+    """
+
+    def __init__(self, directory: int) -> None:
+        self.end = 0
+        self.next_sequence = 0
+        self._directory = directory
+        self._file = -1  # made with the first frame: many jobs say nothing
+        self._begin = 0
+        self._queue: list[bytes] = []
+        self._torn = False  # the first of the queue is the rest of a frame
+
+    @property
+    def held(self) -> bool:
+        """Whether something waits for space."""
+        return bool(self._queue)
+
+    def append(self, stream: int, flags: int, count: int, payload: bytes, time_ns: int) -> None:
+        """Write `count` lines as one frame, and number them; without space, keep it for `flush`."""
+        header = frames.encode_header(stream, flags, self.next_sequence, count, time_ns, payload)
+        self.next_sequence += count
+        if self._queue:
+            self._queue.append(header + payload)
+            return
+        written = self._write([header, payload])
+        if written < len(header) + len(payload):
+            self._torn = written > 0
+            self._queue.append((header + payload)[written:])
+            self.flush()
+
+    def flush(self) -> bool:
+        """Write what waits, as far as there is space; False: some still waits."""
+        while self._queue:
+            waiting = self._queue[0]
+            written = self._write([waiting])
+            if written == len(waiting):
+                del self._queue[0]
+                self._torn = False
+            elif written:
+                # A short write goes on with the rest of the same frame, in the same file.
+                self._queue[0] = waiting[written:]
+                self._torn = True
+            else:
+                return False
+        return True
+
+    def sync(self) -> None:
+        """Make what was written survive a power failure: all files that are still there."""
+        for begin in jobdir.spool_offsets(self._directory):
+            try:
+                descriptor = os.open(
+                    f"{jobdir.SPOOL}{begin}",
+                    os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW,
+                    dir_fd=self._directory,
+                )
+            except FileNotFoundError:
+                continue  # imported and dropped in between
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _write(self, parts: list[bytes]) -> int:
+        """Write once; return how many bytes were taken, 0 where there is no space."""
+        try:
+            if self._file < 0 or (self.end - self._begin >= ROTATE_AT and not self._torn):
+                self._next_file()
+            written = os.writev(self._file, parts)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            return 0
+        self.end += written
+        return written
+
+    def _next_file(self) -> None:
+        """Begin a new file, named by the offset of its first byte."""
+        descriptor = os.open(
+            f"{jobdir.SPOOL}{self.end}",
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+            dir_fd=self._directory,
+        )
+        self.close()
+        self._file = descriptor
+        self._begin = self.end

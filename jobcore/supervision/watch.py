@@ -1,0 +1,48 @@
+"""Watch: one poll set, in which every descriptor has somebody to call."""
+
+from __future__ import annotations
+
+import os
+import select
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Watch:
+    """What the one thread of a supervisor waits for."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+
+    def add(
+        self, descriptor: int, handler: Callable[[], None], events: int = select.POLLIN
+    ) -> None:
+        """Call `handler` whenever one of `events` is there, or the other end was closed."""
+        self._handlers[descriptor] = handler
+        self._poll.register(descriptor, events)
+
+    def change(self, descriptor: int, events: int) -> None:
+        """Wait for other events on a descriptor, if it is watched."""
+        if descriptor in self._handlers:
+            self._poll.modify(descriptor, events)
+
+    def forget(self, descriptor: int) -> None:
+        """Watch it no more; that it is not watched is fine."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Watch it no more, and close it; a negative one is none."""
+        self.forget(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def wait(self, milliseconds: int) -> None:
+        """Wait for at most so long, and call whom it concerns."""
+        for descriptor, _ in self._poll.poll(milliseconds):
+            handler = self._handlers.get(descriptor)
+            if handler is not None:  # one called before it in this round may have forgotten it
+                handler()

@@ -1,0 +1,91 @@
+"""Fixtures: a clock that stands still, a database on disk, and managers that leave nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+
+import pytest
+
+from jobcore import JobManager
+from tests.jobfiles import Scripted
+from tests.processes import carrying, descriptors, until
+
+
+class ManualClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self):
+        self.wall = 1_700_000_000_000_000  # microseconds
+        self.running = 1000.0  # seconds
+
+    def now(self):
+        """Return wall time."""
+        return self.wall
+
+    def monotonic(self):
+        """Return the time since some moment."""
+        return self.running
+
+    def advance(self, seconds):
+        """Let `seconds` go by."""
+        self.wall += round(seconds * 1e6)
+        self.running += seconds
+
+    def set_wall(self, seconds):
+        """Set the wall clock by `seconds`, as an operator does: no time goes by."""
+        self.wall += round(seconds * 1e6)
+
+
+@pytest.fixture
+def clock():
+    """Return a clock that the test moves."""
+    return ManualClock()
+
+
+@pytest.fixture
+def database(tmp_path):
+    """Return a path for a database; nothing is there yet."""
+    return str(tmp_path / "jobs.db")
+
+
+@pytest.fixture
+def jobs(database, clock):
+    """Return a manager that runs nothing itself."""
+    with JobManager(database, slots=0, clock=clock) as manager:
+        yield manager
+
+
+@pytest.fixture
+def scripted(jobs, database):
+    """Return a maker of RUNNING jobs whose supervisor is the test itself."""
+    made = []
+
+    def make(**options):
+        made.append(Scripted(jobs, database, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.die()
+
+
+@pytest.fixture
+def running_jobs(database):
+    """Return a manager with two slots; nothing of it may be left behind."""
+    before = descriptors()
+    with JobManager(database, slots=2, on_exit="stop") as manager:
+        yield manager
+        connection = sqlite3.connect(database)
+        cookies = [cookie for (cookie,) in connection.execute("SELECT cookie FROM job") if cookie]
+        connection.close()
+    for cookie in cookies:
+        until(lambda cookie=cookie: not carrying(cookie), f"the end of all of job {cookie}")
+    until(lambda: not _own_threads(), "the end of all threads")
+    # Those of the same number and target were there before; SQLite's are gone with its connections.
+    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
+    assert left == {}
+
+
+def _own_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("jobcore-")]

@@ -1,0 +1,77 @@
+"""Hosts: processes that use jobcore and are killed, forked from the one that has it loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from contextlib import contextmanager
+
+from jobcore import JobManager
+
+
+class Host:
+    """A forked process that runs `work`; what it says comes through a pipe."""
+
+    def __init__(self, work, *arguments):
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reader)
+            code = 1
+            try:
+                work(lambda text: os.write(writer, text.encode() + b"\n"), *arguments)
+                code = 0
+            except BaseException:  # noqa: BLE001 - told on stderr, whatever it is
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        os.close(writer)
+        self._reader = os.fdopen(reader)
+        self._reaped = False
+
+    def hear(self):
+        """Return the next line it says, or an empty text when it says no more."""
+        return self._reader.readline().strip()
+
+    def kill(self):
+        """SIGKILL it and wait for its end."""
+        if not self._reaped:
+            os.kill(self.pid, signal.SIGKILL)
+        self.end()
+
+    def end(self):
+        """Wait for its end and return its exit code."""
+        if self._reaped:
+            return self.code
+        _, status = os.waitpid(self.pid, 0)
+        self._reaped = True
+        self._reader.close()
+        self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+
+@contextmanager
+def host(work, *arguments):
+    """Give a host; whatever happens, it is dead afterwards."""
+    process = Host(work, *arguments)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def serve(say, database, slots=2):
+    """Run the queue until killed; say when it does."""
+    with JobManager(database, slots=slots):
+        say("serving")
+        signal.pause()
+
+
+def submit_and_serve(say, database, command, options=None):
+    """Submit one command, say its id, and run it until killed."""
+    with JobManager(database, slots=2) as jobs:
+        say(str(jobs.submit(command, **(options or {})).id))
+        signal.pause()

@@ -1,0 +1,94 @@
+"""Scale: many jobs and many lines leave nothing behind, and stay readable."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sqlite3
+from pathlib import Path
+
+from jobcore import JobManager, Status
+from tests.processes import carrying, descriptors, until
+
+
+def zombies():
+    """Return the zombies among the children of this process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] == "Z" and int(fields[1]) == os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_thousand_jobs_leave_no_descriptor_thread_zombie_or_directory(database):
+    """1,000 jobs through 4 slots all end COMPLETE, and nothing of them is left."""
+    before = descriptors()
+    with JobManager(database, slots=4) as jobs:
+        submitted = jobs.submit_many([["true"]] * 1000)
+        jobs.drain(timeout=120)
+        counted = jobs.count_jobs()
+        until(lambda: not zombies(), "the reaping of all children")
+        directories = [name for name in os.listdir(database + ".jobs") if len(name) == 32]
+        tokens = {(job.exit_code, job.reason) for job in jobs.list_jobs(limit=1000)}
+    connection = sqlite3.connect(database)
+    problems = [
+        connection.execute("PRAGMA integrity_check").fetchall(),
+        connection.execute("PRAGMA foreign_key_check").fetchall(),
+        connection.execute(
+            "SELECT job FROM transition GROUP BY job HAVING count(*) <> 3"
+        ).fetchall(),
+        connection.execute("SELECT token FROM job GROUP BY token HAVING count(*) > 1").fetchall(),
+    ]
+    cookies = [cookie for (cookie,) in connection.execute("SELECT cookie FROM job")]
+    connection.close()
+
+    assert counted[Status.COMPLETE] == len(submitted) == 1000
+    assert tokens == {(0, "exited")}
+    assert directories == []
+    assert problems == [[("ok",)], [], [], []]
+    assert not any(carrying(cookie) for cookie in cookies[::100])
+    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
+    assert left == {}
+
+
+def test_a_million_lines_are_readable_by_number_and_cost_no_memory(database):
+    """`seq 1000000` is stored line by line; the host's memory stays flat; any line is at hand."""
+    with JobManager(database, slots=1) as jobs:
+        jobs.wait(jobs.submit(["true"]).id, timeout=60)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+        job = jobs.wait(jobs.submit(["seq", "1000000"]).id, timeout=120)
+        last = [line.text for line in jobs.logs(job.id, 999_990)]
+        count = 0
+        for line in jobs.logs(job.id):
+            count += 1
+            assert line.sequence == count - 1
+            if count % 50_000 == 0:
+                assert line.text == str(count)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        tail = [line.text for line in jobs.tail(job.id, 3)]
+
+    assert (job.status, job.line_count, count) == (Status.COMPLETE, 1_000_000, 1_000_000)
+    assert last == [str(n) for n in range(999_991, 1_000_001)]
+    assert tail == ["999998", "999999", "1000000"]
+    assert after - before < 64 * 1024
+
+
+def test_reading_near_the_end_touches_one_segment(database):
+    """A read from line 999,990 decompresses the segments from there on, not those before."""
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.wait(jobs.submit(["seq", "300000"]).id, timeout=120)
+        connection = sqlite3.connect(database)
+        plan = connection.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM log_segment WHERE job = ? AND first_sequence >= "
+            "(SELECT max(first_sequence) FROM log_segment WHERE job = ? AND first_sequence <= ?) "
+            "ORDER BY first_sequence LIMIT 8",
+            (job.number, job.number, 299_990),
+        ).fetchall()
+        connection.close()
+
+    assert all("SEARCH" in step[3] or "SUBQUERY" in step[3] for step in plan), plan

@@ -1,0 +1,225 @@
+"""A host in small: it prepares job directories, and speaks with real supervisors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+
+from jobcore.forking import GATE
+from jobcore.supervision import frames, jobdir
+from jobcore.supervision.pool import ENDED, READY, STARTED, SupervisorPool, encode_request
+
+#: Seconds after which a test gives up; nothing here takes a fraction of it.
+PATIENCE = 60.0
+
+
+def wait_until(condition, what="it"):
+    """Wait until `condition()` is true, and return what it gave."""
+    give_up = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < give_up, f"waited in vain for {what}"
+        time.sleep(0.002)
+    return answer
+
+
+def is_alive(pid):
+    """Tell whether the process runs: neither gone nor a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_of(token):
+    """Return the living processes whose environment names the run."""
+    entry = b"JOBCORE_RUN=" + token.encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+            if entry in file.read().split(b"\0") and is_alive(int(name)):
+                found.append(int(name))
+    return found
+
+
+class Run:
+    """One run of one job, as the host sees it."""
+
+    def __init__(self, host, argv, **fields):
+        self.host = host
+        self.token = os.urandom(16).hex()
+        self.notices = []
+        self.directory = jobdir.open_directory(self.token, parent=host.root, create=True)
+        self.lock = jobdir.open_lock(self.directory, create=True)
+        assert jobdir.try_lock(self.lock, jobdir.PREPARING)
+        jobdir.make_control(self.directory)
+        env = {"PATH": os.environ["PATH"], "JOBCORE_RUN": self.token, **fields.pop("env", {})}
+        self.request = encode_request(
+            {
+                "version": 1,
+                "token": self.token,
+                "job": self.token,
+                "argv": [os.fsencode(part) for part in argv],
+                "env": {os.fsencode(key): os.fsencode(value) for key, value in env.items()},
+                "cwd": b"/",
+                "stdin": None,
+                "timeout": None,
+                "grace": 10.0,
+                "linger": 2.0,
+                "output_limit": None,
+                "separate_streams": False,
+                "redact": [],
+                "umask": 0o022,
+                **fields,
+            }
+        )
+
+    def send(self, supervisor):
+        """Hand it over, and close our copies."""
+        answer = supervisor.send(self.token, self.lock, self.directory, self.request)
+        self.let_go()
+        return answer
+
+    def let_go(self):
+        """Close what was prepared, as a host does that has sent it, or died."""
+        if self.request >= 0:
+            GATE.close(self.request)
+            os.close(self.lock)
+            self.request = -1
+
+    @property
+    def locked(self):
+        """Whether anybody prepares or runs the job."""
+        probe = jobdir.open_lock(self.directory)
+        try:
+            return jobdir.is_locked(probe)
+        finally:
+            os.close(probe)
+
+    @property
+    def exit(self):
+        """The exit record, or None."""
+        return jobdir.read_exit(self.directory, self.token)
+
+    @property
+    def started(self):
+        """Whether the command may have started."""
+        return jobdir.read_record(self.directory, jobdir.RUN) is not None
+
+    @property
+    def frames(self):
+        """Every frame there is, with its lines."""
+        found, offset = [], 0
+        while data := jobdir.read_spool(self.directory, offset, 1 << 26):
+            whole = list(frames.scan(data))
+            found += [(frame, list(frames.split_lines(data, frame))) for frame in whole]
+            if not whole:
+                break
+            offset += whole[-1].end
+        return found
+
+    def output(self, *streams):
+        """Return the bytes of the command's streams, or of those named."""
+        wanted = streams or (frames.OUTPUT, frames.STDOUT, frames.STDERR)
+        return b"".join(
+            line for frame, lines in self.frames if frame.stream in wanted for line in lines
+        )
+
+    @property
+    def system(self):
+        """What jobcore itself says in the log."""
+        return self.output(frames.SYSTEM).decode()
+
+    def wait_for_output(self, text=b"ready\n"):
+        """Wait until the command has written `text`."""
+        wait_until(lambda: text in self.output(), f"{text!r} in {self.output()!r}")
+
+    def stop(self, grace, who="test", why=""):
+        """Ask for a stop, as a host does."""
+        jobdir.write_record(
+            self.directory,
+            jobdir.STOP,
+            {"grace_ms": int(grace * 1000), "who": who, "why": why},
+        )
+        jobdir.ring(self.directory)
+
+    def close(self):
+        """Close every descriptor."""
+        self.let_go()
+        os.close(self.directory)
+
+
+class Host:
+    """A pool, and the runs it has."""
+
+    def __init__(self, root):
+        self.root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Another interpreter than the one of the tests, to try all that are supported.
+        self.pool = SupervisorPool(python=os.environ.get("JOBCORE_TEST_PYTHON"))
+        self.pids = set()
+        self.runs = {}
+
+    def supervisor(self):
+        """Start a supervisor, and wait until it is ready."""
+        supervisor = self.pool.spawn()
+        self.wait_for(supervisor, lambda: supervisor.ready)
+        return supervisor
+
+    def wait_for(self, supervisor, condition):
+        """Read its notices until `condition()`, or until it is gone."""
+        give_up = time.monotonic() + PATIENCE
+        while not condition() and not supervisor.gone:
+            assert time.monotonic() < give_up, "waited in vain for a notice"
+            select.select([supervisor], [], [], 1.0)
+            for notice in supervisor.receive():
+                if notice.kind == READY:
+                    self.pids.add(notice.number)
+                else:
+                    self.runs[notice.token].notices.append(notice)
+
+    def prepare(self, argv, **fields):
+        """Do all that a host does before it sends."""
+        run = Run(self, argv, **fields)
+        self.runs[run.token] = run
+        return run
+
+    def start(self, argv, supervisor=None, **fields):
+        """Start a run, with a new supervisor if none is given."""
+        run = self.prepare(argv, **fields)
+        run.supervisor = supervisor or self.supervisor()
+        assert run.send(run.supervisor) == "sent"
+        return run
+
+    def wait_for_start(self, run):
+        """Wait until the command runs, and return its pid."""
+        self.wait_for(run.supervisor, lambda: any(n.kind == STARTED for n in run.notices))
+        return next(notice.number for notice in run.notices if notice.kind == STARTED)
+
+    def finish(self, run):
+        """Wait for the end of a run, and return its exit record."""
+        self.wait_for(run.supervisor, lambda: any(n.kind == ENDED for n in run.notices))
+        assert run.exit is not None, "the supervisor is gone, and left no exit record"
+        return run.exit
+
+    def run(self, argv, supervisor=None, **fields):
+        """Run to the end."""
+        run = self.start(argv, supervisor, **fields)
+        self.finish(run)
+        return run
+
+    def close(self):
+        """Let go of everything; no process of this host outlives it."""
+        for run in self.runs.values():
+            for pid in processes_of(run.token):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.pool.close()
+        wait_until(lambda: not any(map(is_alive, self.pids)), "the supervisors to leave")
+        for run in self.runs.values():
+            run.close()
+        os.close(self.root)

@@ -1,0 +1,817 @@
+"""Real supervisors, real commands: what the exit record and the spool say of each."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import signal
+import time
+
+import pytest
+
+from jobcore.errors import SpawnError
+from jobcore.forking import GATE
+from jobcore.supervision import frames, jobdir
+from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, SupervisorPool
+from tests import programs
+from tests.integration.supervision_harness import (
+    Host,
+    is_alive,
+    processes_of,
+    wait_until,
+)
+
+
+@pytest.fixture
+def host(tmp_path):
+    host = Host(tmp_path)
+    yield host
+    host.close()
+
+
+def open_descriptors():
+    return sorted(os.listdir("/proc/self/fd"), key=int)
+
+
+# --- how a command ends ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [(programs.EXIT_0, 0), (programs.EXIT_3, 3), (programs.EXIT_255, 255)],
+)
+def test_exit_code_is_the_kernels(host, argv, code):
+    """The wait status of a command that ends by itself is recorded as the kernel gave it."""
+    run = host.run(argv)
+
+    assert (run.exit.reason, run.exit.wait_status) == ("exited", code << 8)
+    assert run.exit.duration_ns == run.exit.ended_ns - run.exit.spawned_ns >= 0
+    assert run.exit.cpu_us > 0
+    assert run.exit.max_rss > 0
+
+
+def test_signal_death(host):
+    """A command killed by a signal nobody here sent is `signaled`, not 128 and something."""
+    run = host.run(programs.KILLS_ITSELF)
+
+    assert (run.exit.reason, run.exit.wait_status) == ("signaled", signal.SIGKILL)
+
+
+def test_sigterm_of_its_own_is_no_shutdown(host):
+    """A command that dies of SIGTERM while the supervisor got none is `signaled`."""
+    run = host.run(programs.TERMINATES_ITSELF)
+
+    assert (run.exit.reason, run.exit.wait_status) == ("signaled", signal.SIGTERM)
+
+
+def test_notices_tell_the_story(host):
+    """A run is told as started, output, ended, in this order, and by its token."""
+    run = host.run(programs.SAYS_HELLO)
+
+    kinds = [notice.kind for notice in run.notices]
+    assert kinds[0] == STARTED
+    assert kinds[-1] == ENDED
+    assert set(kinds[1:-1]) <= {OUTPUT}
+    assert run.supervisor.token is None
+    assert run.supervisor.ready
+
+
+# --- what cannot start ---
+
+
+def test_not_found(host):
+    """A program that is not in PATH ends 127, and the log says what was not found."""
+    run = host.run(["nope-no-such-program"])
+
+    assert (run.exit.reason, run.exit.wait_status) == ("spawn_failed", 127 << 8)
+    assert (run.exit.errno, run.exit.stage) == (errno.ENOENT, "exec")
+    assert run.system == "cannot start 'nope-no-such-program': program not found (ENOENT)\n"
+    assert STARTED not in [notice.kind for notice in run.notices]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "failure", "words"),
+    [
+        (b"#!/bin/sh\n", 0o600, (errno.EACCES, "exec"), "not executable"),
+        (b"#!/no/such/program\n", 0o700, (errno.ENOENT, "interpreter"), "interpreter"),
+        (b"neither code nor a script", 0o700, (errno.ENOEXEC, "exec"), "not a program"),
+    ],
+)
+def test_not_runnable(host, tmp_path, content, mode, failure, words):  # noqa: PLR0917
+    """A file that is there and cannot be run ends 126, with the reason in the log."""
+    program = tmp_path / "program"
+    program.write_bytes(content)
+    program.chmod(mode)
+
+    run = host.run([str(program)])
+
+    assert (run.exit.reason, run.exit.wait_status) == ("spawn_failed", 126 << 8)
+    assert (run.exit.errno, run.exit.stage) == failure
+    assert words in run.system
+
+
+def test_bad_cwd(host):
+    """A directory that is not there is told from a program that is not there."""
+    run = host.run(programs.EXIT_0, cwd=b"/no/such/directory")
+
+    assert (run.exit.reason, run.exit.wait_status) == ("spawn_failed", 126 << 8)
+    assert (run.exit.errno, run.exit.stage) == (errno.ENOENT, "chdir")
+    assert "'/no/such/directory'" in run.system
+
+
+def test_bad_stdin_file(host):
+    """A file for standard input that is not there ends 126."""
+    run = host.run(programs.EXIT_0, stdin=("file", b"/no/such/file"))
+
+    assert (run.exit.wait_status, run.exit.stage) == (126 << 8, "stdin")
+
+
+def test_arguments_too_long(host):
+    """Arguments that the kernel refuses end 126 with E2BIG."""
+    run = host.run(["true", "x" * 3_000_000])
+
+    assert (run.exit.wait_status, run.exit.errno) == (126 << 8, errno.E2BIG)
+    assert "too long" in run.system
+
+
+def test_path_of_the_commands_own_environment(host, tmp_path):
+    """The program is looked for in the PATH of the final environment, past what cannot be run."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for directory, mode in ((first, 0o600), (second, 0o700)):
+        directory.mkdir()
+        (directory / "tool").write_bytes(b"#!/bin/sh\nexit 9\n")
+        (directory / "tool").chmod(mode)
+
+    run = host.run(["tool"], env={"PATH": f"{first}:{second}"})
+    relative = host.run(["tool"], env={"PATH": "second"}, cwd=os.fsencode(tmp_path))
+
+    assert run.exit.wait_status == relative.exit.wait_status == 9 << 8
+
+
+def test_fork_fails(host):
+    """A supervisor that cannot fork says so, without a made-up code."""
+    supervisor = host.supervisor()
+    if os.geteuid() == 0:
+        # Root may have any number of processes; descriptors are counted for everybody.
+        resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE, (12, 4096))
+    else:
+        resource.prlimit(supervisor.pid, resource.RLIMIT_NPROC, (1, 1))
+
+    run = host.run(programs.EXIT_0, supervisor)
+
+    assert (run.exit.reason, run.exit.wait_status) == ("spawn_failed", None)
+    assert run.exit.stage in ("pipe", "fork")
+
+
+# --- a clean state ---
+
+
+def test_command_begins_clean(host):
+    """A command has three descriptors, no ignored or blocked signal, its umask, its session."""
+    run = host.run(programs.TELLS_ITS_STATE, cwd=b"/usr", umask=0o027)
+
+    assert run.output().decode().splitlines() == [
+        "descriptors 0 1 2",
+        "Umask: 0027",
+        "SigBlk: 0000000000000000",
+        # What CPython itself ignores at its start: SIGPIPE and SIGXFSZ.
+        "SigIgn: 0000000001001000",
+        "stdin /dev/null",
+        "cwd /usr",
+        "session True group True",
+    ]
+
+
+def test_no_signal_is_ignored(host):
+    """A program that ignores nothing itself finds nothing ignored, blocked or caught."""
+    run = host.run(["cat", "/proc/self/status"])
+
+    lines = [line.split() for line in run.output().splitlines() if line.startswith(b"Sig")]
+    assert {words[0]: words[1] for words in lines if words[0] != b"SigQ:"} == {
+        b"SigPnd:": b"0" * 16,
+        b"SigBlk:": b"0" * 16,
+        b"SigIgn:": b"0" * 16,
+        b"SigCgt:": b"0" * 16,
+    }
+
+
+def test_stdin_data(host):
+    """Data for standard input is read to its end, however long it is."""
+    data = os.urandom(300_000)
+
+    run = host.run(["sha256sum"], stdin=("data", data))
+
+    assert run.output().split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+
+def test_stdin_file(host, tmp_path):
+    """A file for standard input is looked for in the command's directory."""
+    (tmp_path / "input").write_text("from a file\n")
+
+    run = host.run(["cat"], stdin=("file", b"input"), cwd=os.fsencode(tmp_path))
+
+    assert run.output() == b"from a file\n"
+
+
+def test_stdin_that_blocks_can_be_stopped(host, tmp_path):
+    """A FIFO without a writer as standard input holds up the command, not its supervisor."""
+    os.mkfifo(tmp_path / "fifo")
+    run = host.start(["cat"], stdin=("file", os.fsencode(tmp_path / "fifo")))
+    wait_until(lambda: run.started)
+
+    run.stop(0.5)
+
+    assert host.finish(run).reason == "stopped"
+
+
+# --- stop, time-out, shutdown ---
+
+
+def test_stop(host):
+    """A stop ends the command with SIGTERM, and the log says who asked."""
+    run = host.start(programs.SLEEPS)
+    run.wait_for_output()
+
+    run.stop(30, who="somebody", why="for a reason")
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", signal.SIGTERM)
+    assert run.system == "stopping: asked by somebody: for a reason\n"
+
+
+def test_stop_keeps_the_commands_own_code(host):
+    """A command that answers SIGTERM with exit 0 was stopped, with code 0."""
+    run = host.start(programs.EXITS_0_ON_SIGTERM)
+    run.wait_for_output()
+
+    run.stop(30)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", 0)
+
+
+def test_stop_leaves_no_survivor(host):
+    """After a stop nothing is alive of a tree that ignores SIGTERM, and grace was a minimum."""
+    run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
+    run.wait_for_output()
+    assert len(processes_of(run.token)) == 5
+
+    begun = time.monotonic()
+    run.stop(0.5)
+    exit_ = host.finish(run)
+
+    assert time.monotonic() - begun >= 0.5
+    assert processes_of(run.token) == []
+    assert (exit_.reason, exit_.wait_status) == ("stopped", signal.SIGKILL)
+    assert exit_.unreaped == ()
+    assert "after SIGTERM: killed" in run.system
+
+
+def test_processes_that_fork_for_ever_end(host):
+    """A chain of processes, each in its own session, is killed in the end."""
+    run = host.start(programs.FORKS_FOR_EVER, linger=30.0)
+    run.wait_for_output()
+
+    run.stop(0.1)
+    exit_ = host.finish(run)
+
+    assert processes_of(run.token) == []
+    assert exit_.unreaped == ()
+    assert exit_.wait_status == 0
+
+
+def test_stop_of_a_stopped_command(host):
+    """SIGCONT follows SIGTERM: a command that is stopped ends before its grace."""
+    run = host.start(programs.STOPS_ITSELF)
+    run.wait_for_output()
+
+    run.stop(1000)
+
+    assert host.finish(run).reason == "stopped"
+
+
+def test_second_stop_shortens_the_grace(host):
+    """A later wish can only bring the end nearer; the reason stays that of the first."""
+    run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
+    run.wait_for_output()
+    run.stop(1000, who="first")
+    wait_until(lambda: "first" in run.system)
+
+    run.stop(0, who="second")
+
+    assert host.finish(run).reason == "stopped"
+    assert "second" not in run.system
+
+
+@pytest.mark.parametrize(("letter", "status"), [(b"s", signal.SIGTERM), (b"k", None)])
+def test_letters_are_wishes(host, letter, status):
+    """`s` and `k` stop a job without any file, for when none can be written."""
+    run = host.start(programs.SLEEPS)
+    run.wait_for_output()
+
+    jobdir.ring(run.directory, letter)
+    exit_ = host.finish(run)
+
+    assert exit_.reason == "stopped"
+    assert exit_.wait_status in (status or signal.SIGTERM, status or signal.SIGKILL)
+
+
+def test_stop_before_the_start(host):
+    """A stop that is there when the request comes is obeyed before anything runs."""
+    supervisor = host.supervisor()
+    run = host.prepare(programs.EXIT_0)
+    run.supervisor = supervisor
+    run.stop(10)
+    run.send(supervisor)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status, exit_.spawned_ns) == ("stopped", None, None)
+    assert not run.started
+    assert supervisor.ready
+
+
+def test_time_out(host):
+    """A time-out takes the same way as a stop, and is never early."""
+    begun = time.monotonic()
+    run = host.run(programs.SLEEPS, timeout=0.3)
+
+    assert time.monotonic() - begun >= 0.3
+    assert (run.exit.reason, run.exit.wait_status) == ("timeout", signal.SIGTERM)
+    assert run.system == "time-out after 0.3 s\n"
+
+
+def test_sigterm_to_the_supervisor_is_a_shutdown(host):
+    """A supervisor that gets SIGTERM ends its job as `shutdown`, and leaves."""
+    run = host.start(programs.SLEEPS)
+    run.wait_for_output()
+
+    os.kill(run.supervisor.pid, signal.SIGTERM)
+    exit_ = host.finish(run)
+    host.wait_for(run.supervisor, lambda: False)
+
+    assert (exit_.reason, exit_.wait_status) == ("shutdown", signal.SIGTERM)
+    assert run.supervisor.gone
+
+
+def test_sigterm_to_all_is_a_shutdown(host):
+    """A command that dies of the SIGTERM that its supervisor gets too was shut down."""
+    run = host.start(programs.SLEEPS)
+    run.wait_for_output()
+    command = host.wait_for_start(run)
+
+    os.kill(command, signal.SIGTERM)
+    os.kill(run.supervisor.pid, signal.SIGTERM)
+
+    assert host.finish(run).reason == "shutdown"
+
+
+def test_idle_supervisor_leaves_on_sigterm(host):
+    """An idle supervisor just goes; what is sent to it then is not lost without a word."""
+    supervisor = host.supervisor()
+    os.kill(supervisor.pid, signal.SIGTERM)
+    host.wait_for(supervisor, lambda: False)
+    run = host.prepare(programs.EXIT_0)
+
+    assert run.send(supervisor) == "gone"
+    assert not run.locked
+
+
+def test_queued_request_of_a_leaving_supervisor_is_answered(host):
+    """A request queued when SIGTERM comes gets an exit record that says so."""
+    supervisor = host.supervisor()
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    run = host.prepare(programs.EXIT_0)
+    run.supervisor = supervisor
+    assert run.send(supervisor) == "sent"
+    os.kill(supervisor.pid, signal.SIGTERM)
+    os.kill(supervisor.pid, signal.SIGCONT)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("shutdown", None)
+    assert not run.started
+
+
+# --- what a command leaves behind ---
+
+
+def test_leftovers_are_killed_after_the_linger(host):
+    """What outlives the command is killed after the linger; the code is the command's."""
+    begun = time.monotonic()
+    run = host.run(programs.LEAVES_A_SLEEPER, linger=0.5)
+
+    assert time.monotonic() - begun >= 0.5
+    assert (run.exit.reason, run.exit.wait_status) == ("exited", 4 << 8)
+    assert processes_of(run.token) == []
+    assert run.system == "still alive 0.5 s after the command had ended: killed\n"
+    assert not run.supervisor.ready
+
+
+def test_late_output_is_kept(host):
+    """What a grandchild writes within the linger is in the log."""
+    run = host.run(programs.LEAVES_A_LATE_SPEAKER, linger=30.0)
+
+    assert run.exit.wait_status == 5 << 8
+    assert run.output() == b"late\n"
+    assert run.supervisor.ready
+
+
+def test_stop_shortens_the_linger(host):
+    """A stop during the linger ends it, and changes neither reason nor code."""
+    run = host.start(programs.LEAVES_A_SLEEPER, linger=1000.0)
+    command = host.wait_for_start(run)
+    wait_until(lambda: not os.path.exists(f"/proc/{command}"), "the command to be reaped")
+
+    run.stop(0)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("exited", 4 << 8)
+    assert processes_of(run.token) == []
+
+
+def test_closed_output_is_not_the_end(host):
+    """A command that closes its output runs on, to its own exit code."""
+    run = host.run(programs.CLOSES_ITS_OUTPUT)
+
+    assert run.exit.wait_status == 7 << 8
+    assert run.output() == b"before\n"
+
+
+# --- output ---
+
+
+def test_order_of_one_pipe(host):
+    """Lines to stdout and stderr come in the order of their writes, numbered from 0."""
+    script = "for i in $(seq 500); do echo $i; echo $i >&2; done"
+    run = host.run(["sh", "-c", script])
+
+    expected = b"".join(b"%d\n%d\n" % (i, i) for i in range(1, 501))
+    assert run.output() == expected
+    firsts = [frame.first for frame, _ in run.frames]
+    counts = [frame.count for frame, _ in run.frames]
+    assert firsts == [sum(counts[:i]) for i in range(len(counts))]
+    assert run.exit.next_sequence == 1000
+    assert run.exit.spool_end == jobdir.spool_end(run.directory)
+
+
+def test_separate_streams(host):
+    """With separate streams each line says which one it was."""
+    run = host.run(programs.SAYS_HELLO, separate_streams=True)
+
+    assert run.output(frames.STDOUT) == b"hello\n"
+    assert run.output(frames.STDERR) == b"world\n"
+
+
+def test_line_of_a_mebibyte(host):
+    """A line longer than a frame comes back byte for byte, in pieces marked as such."""
+    run = host.run(programs.python("print('\\u20ac' * 350_000)"), env={"PYTHONUTF8": "1"})
+
+    flags = [frame.flags for frame, _ in run.frames]
+    assert run.output().decode() == "\u20ac" * 350_000 + "\n"
+    assert all(flag & frames.PARTIAL for flag in flags[:-1])
+    assert not flags[-1] & frames.PARTIAL
+    for _, lines in run.frames:
+        lines[0].decode()
+
+
+def test_no_newline_at_the_end(host):
+    """The last line is there without its newline, and says so."""
+    run = host.run(["printf", "one\ntwo"])
+
+    assert run.output() == b"one\ntwo"
+    assert run.frames[-1][0].flags == frames.OPEN_END
+
+
+def test_output_limit(host):
+    """Beyond the limit lines are dropped whole and counted, and one line says so."""
+    run = host.run(["seq", "1000"], output_limit=100)
+
+    assert run.output() == b"".join(b"%d\n" % i for i in range(1, 37))
+    assert run.exit.dropped == 1000 - 36
+    assert run.system.count("\n") == 1
+    assert "output limit of 100 bytes" in run.system
+
+
+def test_redacted_values_reach_no_file(host):
+    """A secret is masked in output and in jobcore's own lines, before it is on disk."""
+    run = host.run(["sh", "-c", "printf abc; sleep 0.05; echo defg"], redact=[b"cdef"])
+    failed = host.run(["no-cdef"], redact=[b"cdef"])
+
+    assert run.output() == b"ab***g\n"
+    assert "'no-***'" in failed.system
+    for each in (run, failed):
+        assert b"cdef" not in jobdir.read_spool(each.directory, 0, 1 << 20)
+
+
+def test_spool_rotates(host):
+    """A long output is in several files, each named by the offset of its first byte."""
+    run = host.run(["head", "-c", "20000000", "/dev/zero"])
+
+    assert len(jobdir.spool_offsets(run.directory)) == 3
+    assert run.output() == bytes(20_000_000)
+
+
+def test_full_disk_holds_the_command(host, tmp_path):
+    """Without space for output the command is held, and nothing is lost when it comes back."""
+    go = tmp_path / "go"
+    script = 'echo ready; while [ ! -e "$GO" ]; do sleep 0.01; done; seq 30000; echo end'
+    run = host.start(["sh", "-c", script], env={"GO": str(go)})
+    run.wait_for_output()
+    # The size limit is the one shortage that can be made for one process alone.
+    resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    go.touch()
+    wait_until(lambda: jobdir.spool_end(run.directory) == 1000)
+    assert run.exit is None
+
+    limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, limit)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("exited", 0)
+    assert run.output() == b"ready\n" + b"".join(b"%d\n" % i for i in range(1, 30001)) + b"end\n"
+
+
+def test_full_disk_does_not_hold_a_stop(host, tmp_path):
+    """A held command can be stopped; its end is written when there is space."""
+    go = tmp_path / "go"
+    script = 'echo ready; while [ ! -e "$GO" ]; do sleep 0.01; done; trap "" TERM; exec yes'
+    run = host.start(["sh", "-c", script], env={"GO": str(go)})
+    run.wait_for_output()
+    resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+    go.touch()
+    wait_until(lambda: jobdir.spool_end(run.directory) == 4000)
+
+    run.stop(0)
+    wait_until(lambda: not processes_of(run.token))
+    assert run.exit is None
+    assert run.locked
+    limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, limit)
+
+    assert host.finish(run).reason == "stopped"
+
+
+def test_directory_gone(host):
+    """When its directory is removed, the job is ended and the supervisor leaves."""
+    run = host.start(programs.SLEEPS)
+    run.wait_for_output()
+
+    jobdir.remove(run.token, run.directory, parent=host.root)
+    os.kill(processes_of(run.token)[0], signal.SIGTERM)
+    host.wait_for(run.supervisor, lambda: False)
+
+    assert run.supervisor.gone
+    assert processes_of(run.token) == []
+
+
+# --- death ---
+
+
+def test_supervisor_killed(host):
+    """The command dies with its supervisor, and the lock is free at once."""
+    run = host.start(programs.SLEEPS)
+    run.wait_for_output()
+    assert run.locked
+
+    os.kill(run.supervisor.pid, signal.SIGKILL)
+    host.wait_for(run.supervisor, lambda: False)
+    wait_until(lambda: not processes_of(run.token))
+
+    assert not run.locked
+    assert run.started
+    assert run.exit is None
+
+
+def test_queued_request_dies_with_its_supervisor(host):
+    """A request that a dead supervisor never read frees the lock, and nothing has started."""
+    supervisor = host.supervisor()
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    run = host.prepare(programs.EXIT_0)
+    assert run.send(supervisor) == "sent"
+    assert run.locked
+
+    os.kill(supervisor.pid, signal.SIGKILL)
+    host.wait_for(supervisor, lambda: False)
+
+    wait_until(lambda: not run.locked)
+    assert not run.started
+    assert run.exit is None
+
+
+@pytest.mark.parametrize("sibling", [False, True])
+def test_host_killed(host, tmp_path, sibling):
+    """A job outlives its host, also where a forked child still holds the socket."""
+    go = tmp_path / "go"
+    run = host.prepare(programs.WAITS_FOR_A_FILE, env={"GO": str(go)})
+    reader, writer = os.pipe()
+    reader_of_end, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        other = Host(tmp_path)
+        supervisor = other.supervisor()
+        # The descriptor of the request was closed in this child; make its own.
+        mine = other.prepare(programs.WAITS_FOR_A_FILE, env={"GO": str(go)})
+        mine.send(supervisor)
+        brother = 0
+        if sibling:
+            socket = supervisor.fileno()
+            GATE._descriptors.discard(socket)  # a fork by C code runs no hook
+            brother = os.fork()
+            if brother == 0:
+                os.close(end)
+                os.read(reader_of_end, 1)
+                os._exit(0)
+        os.write(writer, f"{mine.token} {supervisor.pid} {brother}".encode())
+        time.sleep(300)
+        os._exit(1)
+    run.close()
+    os.close(reader_of_end)
+    del host.runs[run.token]
+    token, supervisor, brother = os.read(reader, 1000).decode().split()
+    run.token = token
+    run.directory = jobdir.open_directory(token, parent=host.root)
+    host.pids.add(int(supervisor))
+    host.runs[token] = run
+    run.wait_for_output()
+
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    go.touch()
+    wait_until(lambda: run.exit)
+    wait_until(lambda: not is_alive(int(supervisor)))
+    os.close(end)
+    os.close(reader)
+    os.close(writer)
+    wait_until(lambda: not int(brother) or not is_alive(int(brother)))
+
+    assert (run.exit.reason, run.exit.wait_status) == ("exited", 6 << 8)
+    assert run.output() == b"ready\ndone\n"
+    assert not run.locked
+
+
+def test_discarded_while_busy(host, tmp_path):
+    """A busy supervisor that is let go finishes its job, and then leaves."""
+    go = tmp_path / "go"
+    run = host.start(programs.WAITS_FOR_A_FILE, env={"GO": str(go)})
+    run.wait_for_output()
+
+    host.pool.discard(run.supervisor)
+    go.touch()
+    wait_until(lambda: run.exit)
+
+    assert run.exit.wait_status == 6 << 8
+    wait_until(lambda: not is_alive(run.supervisor.pid))
+
+
+# --- reuse ---
+
+
+def test_reuse(host):
+    """One supervisor runs fifty jobs, one after the other, and keeps nothing of them open."""
+    supervisor = host.supervisor()
+    host.run(programs.SAYS_HELLO, supervisor)
+    before = os.listdir(f"/proc/{supervisor.pid}/fd")
+
+    for code in range(50):
+        run = host.run(["sh", "-c", f"echo {code}; exit {code}"], supervisor)
+        assert run.exit.wait_status == code << 8
+        assert run.output() == b"%d\n" % code
+
+    assert supervisor.ready
+    assert os.listdir(f"/proc/{supervisor.pid}/fd") == before
+
+
+def test_supervisor_that_had_to_kill_is_replaced(host):
+    """After a kill a supervisor takes no other job."""
+    run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
+    run.wait_for_output()
+    run.stop(0)
+    host.finish(run)
+
+    assert not run.supervisor.ready
+    host.wait_for(run.supervisor, lambda: False)
+    assert run.supervisor.gone
+    assert host.run(programs.EXIT_3).exit.wait_status == 3 << 8
+
+
+def test_job_that_somebody_runs_is_not_run_twice(host):
+    """A second request for a running job is dropped, and the first one is not disturbed."""
+    run = host.start(programs.SLEEPS)
+    run.wait_for_output()
+    second = host.prepare(programs.EXIT_3)
+    intruder = host.supervisor()
+
+    assert intruder.send(run.token, second.lock, run.directory, second.request) == "sent"
+    host.wait_for(intruder, lambda: False)
+
+    assert intruder.gone
+    assert run.exit is None
+    run.stop(10)
+    assert host.finish(run).reason == "stopped"
+
+
+def test_job_that_may_have_started_is_not_started_again(host):
+    """Where a `run` record is, nothing is started, and no verdict is given."""
+    run = host.prepare(programs.EXIT_0)
+    jobdir.write_record(run.directory, jobdir.RUN, {"token": "0" * 32})
+    supervisor = host.supervisor()
+
+    assert run.send(supervisor) == "sent"
+    host.wait_for(supervisor, lambda: False)
+
+    assert run.exit is None
+    assert not run.locked
+
+
+def test_torn_request_is_not_run(host):
+    """A request of another token than its message is refused, and its lock is free."""
+    run = host.prepare(programs.EXIT_0)
+    supervisor = host.supervisor()
+
+    supervisor.send("f" * 32, run.lock, run.directory, run.request)
+    run.let_go()
+    host.wait_for(supervisor, lambda: False)
+
+    assert not run.started
+    assert not run.locked
+
+
+# --- the pool ---
+
+
+def test_no_interpreter():
+    """Without an interpreter that can be run, starting a supervisor is a typed error."""
+    before = open_descriptors()
+    pool = SupervisorPool(python="/no/such/python")
+
+    with pytest.raises(SpawnError) as caught:
+        pool.spawn()
+
+    assert caught.value.errno == errno.ENOENT
+    assert pool.supervisors == []
+    assert open_descriptors() == before
+
+
+def test_no_descriptors_left():
+    """A host that has no descriptors left gets a typed error, and keeps none open."""
+    pool = SupervisorPool()
+    before = open_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for limit in range(int(before[-1]), int(before[-1]) + 6):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            with pytest.raises(SpawnError) as caught:
+                pool.spawn()
+            assert caught.value.errno == errno.EMFILE
+    except pytest.fail.Exception:
+        pass  # the limit at which it works is reached
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        pool.close()
+
+    assert open_descriptors() == before
+
+
+def test_nothing_is_left_open_or_unreaped(host):
+    """Starting, using and letting go of supervisors leaves no descriptor and no zombie."""
+    before = open_descriptors()
+    for _ in range(5):
+        supervisor = host.supervisor()
+        host.run(programs.EXIT_0, supervisor)
+        host.pool.discard(supervisor)
+    for run in list(host.runs.values()):
+        run.close()
+    host.runs.clear()
+
+    assert open_descriptors() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_sigchld_ignored(host):
+    """A host that ignores SIGCHLD gets true exit codes."""
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        run = host.run(programs.EXIT_3)
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+
+    assert run.exit.wait_status == 3 << 8
+
+
+def test_forked_child_of_the_host_has_no_supervisors(host):
+    """In a forked child the pool is empty, and the parent's supervisor works on."""
+    supervisor = host.supervisor()
+    socket = supervisor.fileno()
+    pid = os.fork()
+    if pid == 0:
+        closed = False
+        try:
+            os.fstat(socket)
+        except OSError:
+            closed = True
+        os._exit(0 if closed and not host.pool.supervisors and supervisor.gone else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert host.run(programs.EXIT_3, supervisor).exit.wait_status == 3 << 8

@@ -1,0 +1,160 @@
+"""Other processes for tests: a forked child that answers, and a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Seconds after which a test gives up. Never the time that something takes.
+PATIENCE = 60.0
+
+
+def until(condition, what="the condition", patience=PATIENCE):
+    """Return what `condition` returns once that is true; fail after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not (answer := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {patience} s")
+        time.sleep(0.002)
+    return answer
+
+
+class Child:
+    """
+    A forked child that runs one function; leave the block by `result()`.
+
+    It waits for `go()` before it begins if it was made with `held=True`.
+    """
+
+    def __init__(self, function, *args, held=False):
+        self._answer, answer = os.pipe()
+        gate, self._gate = os.pipe()
+        with warnings.catch_warnings():
+            # A host with threads may fork; that we do so here is the point.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._answer)
+            os.close(self._gate)
+            _be_child(function, args, answer, gate if held else None)
+        os.close(answer)
+        os.close(gate)
+        if not held:
+            self.go()
+
+    def go(self):
+        """Let it begin; told twice is harmless."""
+        if self._gate >= 0:
+            os.close(self._gate)
+            self._gate = -1
+
+    def kill(self):
+        """SIGKILL it, and reap it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.go()
+        os.close(self._answer)
+
+    def result(self):
+        """Return what the function returned; raise what it raised, with the child's traceback."""
+        self.go()
+        deadline = time.monotonic() + PATIENCE
+        data = b""
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._answer], [], [], left)[0]:
+                self.kill()
+                raise AssertionError(f"the child did not answer within {PATIENCE} s")
+            chunk = os.read(self._answer, 65536)
+            if not chunk:
+                break
+            data += chunk
+        os.close(self._answer)
+        _, status = os.waitpid(self.pid, 0)
+        assert data, f"the child died without an answer, wait status {status}"
+        returned, raised, told = pickle.loads(data)
+        if raised is not None:
+            raise raised from AssertionError(told)
+        assert told is None, told
+        return returned
+
+
+def _be_child(function, args, answer, gate):
+    try:
+        if gate is not None:
+            os.read(gate, 1)  # EOF: everybody goes
+        report = (function(*args), None, None)
+    except BaseException as error:  # noqa: BLE001 - told to the parent, whatever it is
+        report = (None, error, traceback.format_exc())
+    try:
+        data = pickle.dumps(report)
+    except Exception:  # noqa: BLE001 - an answer that cannot be sent: say so instead
+        data = pickle.dumps((None, None, report[2] or repr(report[0])))
+    try:
+        while data:
+            data = data[os.write(answer, data) :]
+    finally:
+        os._exit(0)
+
+
+def in_child(function, *args):
+    """Return what `function` returns in a forked child."""
+    return Child(function, *args).result()
+
+
+def at_once(function, arguments):
+    """Call `function` in one forked child for each tuple of arguments, all let go together."""
+    children = [Child(function, *args, held=True) for args in arguments]
+    for child in children:
+        child.go()
+    return [child.result() for child in children]
+
+
+def run_python(source, *args, flags=()):
+    """Return what a fresh interpreter prints that runs `source`; its errors fail the test."""
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", source, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def descriptors():
+    """Return what the open descriptors of this process lead to, by number."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            pass  # that of the listing itself
+    return found
+
+
+def carrying(text):
+    """Return the pids of processes whose environment contains `text`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in environment:
+                found.append(int(entry.name))
+    return found

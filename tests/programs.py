@@ -1,0 +1,90 @@
+"""Programs: what the jobs of these tests run, each named by what it does."""
+
+from __future__ import annotations
+
+import sys
+
+EXIT_0 = ["true"]
+EXIT_3 = ["sh", "-c", "exit 3"]
+EXIT_255 = ["sh", "-c", "exit 255"]
+KILLS_ITSELF = ["sh", "-c", "kill -KILL $$"]
+TERMINATES_ITSELF = ["sh", "-c", "kill -TERM $$"]
+SAYS_HELLO = ["sh", "-c", "echo hello; echo world >&2"]
+SLEEPS = ["sh", "-c", "echo ready; exec sleep 300"]
+STOPS_ITSELF = ["sh", "-c", "echo ready; kill -STOP $$; sleep 300"]
+EXITS_0_ON_SIGTERM = ["sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"]
+LEAVES_A_SLEEPER = ["sh", "-c", "sleep 300 & echo ready; exit 4"]
+LEAVES_A_LATE_SPEAKER = ["sh", "-c", "(sleep 0.3; echo late) & exit 5"]
+CLOSES_ITS_OUTPUT = ["sh", "-c", "echo before; exec >&- 2>&-; sleep 0.2; exit 7"]
+WAITS_FOR_A_FILE = [
+    "sh",
+    "-c",
+    'echo ready; while [ ! -e "$GO" ]; do sleep 0.01; done; echo done; exit 6',
+]
+
+
+def python(source: str) -> list[str]:
+    """Return what runs `source` in an interpreter that starts quickly."""
+    return [sys.executable, "-I", "-S", "-c", source]
+
+
+# A tree that no signal to one group reaches: every process ignores SIGTERM, one
+# left its parent, one its session, one both and its standard streams.
+TREE_THAT_IGNORES_SIGTERM = python("""
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+reader, writer = os.pipe()
+
+def sleeper():
+    os.write(writer, b".")
+    time.sleep(300)
+    os._exit(0)
+
+if os.fork() == 0:
+    sleeper()
+if os.fork() == 0:
+    os.setsid()
+    sleeper()
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for descriptor in (0, 1, 2):
+                os.close(descriptor)
+            sleeper()
+        os._exit(0)
+    os._exit(0)
+if os.fork() == 0:
+    os.setsid()
+    os.write(writer, b".")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    sleeper()
+for _ in range(4):
+    os.read(reader, 1)
+print("ready", flush=True)
+time.sleep(300)
+""")
+
+# Each process begins the next one and ends, in a session of its own.
+FORKS_FOR_EVER = python("""
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    if os.fork() > 0:
+        os._exit(0)
+    os.setsid()
+""")
+
+TELLS_ITS_STATE = python("""
+import os
+print("descriptors", *sorted(os.listdir("/proc/self/fd"), key=int)[:-1])
+for line in open("/proc/self/status"):
+    if line.startswith(("SigIgn", "SigBlk", "Umask")):
+        print(*line.split())
+print("stdin", os.readlink("/proc/self/fd/0"))
+print("cwd", os.getcwd())
+print("session", os.getsid(0) == os.getpid(), "group", os.getpgrp() == os.getpid())
+""")

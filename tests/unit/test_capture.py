@@ -1,0 +1,385 @@
+"""Capture: any bytes, in any pieces, come back as they were, in numbered lines."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+
+import pytest
+
+from jobcore.supervision import frames, jobdir, spool
+from jobcore.supervision.capture import Capture
+from jobcore.supervision.redaction import Redactor
+from jobcore.supervision.spool import Spool
+
+SEEDS = range(60)
+
+
+class Recorder:
+    """A capture of two pipes into a directory, and what is in its spool."""
+
+    def __init__(self, path, *, limit=None, redact=(), streams=(frames.OUTPUT,)):
+        self.directory = os.open(path, os.O_RDONLY)
+        self.capture = Capture(self.directory, limit=limit, redact=list(redact))
+        self.writers = {}
+        self.readers = {}
+        for stream in streams:
+            reader, self.writers[stream] = os.pipe()
+            self.readers[stream] = reader
+            os.set_blocking(reader, False)
+            self.capture.add(reader, stream)
+
+    def feed(self, data, stream=frames.OUTPUT):
+        """Write one piece, and have it read by itself."""
+        os.write(self.writers[stream], data)
+        self.capture.read(self.readers[stream])
+
+    def finish(self):
+        """End all pipes."""
+        for stream, writer in self.writers.items():
+            os.close(writer)
+            if self.readers[stream] in self.capture.descriptors:
+                assert self.capture.read(self.readers[stream]) is False
+        self.writers.clear()
+
+    @property
+    def found(self):
+        found, offset = [], 0
+        while data := jobdir.read_spool(self.directory, offset, 1 << 26):
+            whole = list(frames.scan(data))
+            found += [(frame, data[frame.start : frame.end]) for frame in whole]
+            offset += whole[-1].end
+        assert offset == self.capture.spool.end
+        return found
+
+    def output(self, stream=frames.OUTPUT):
+        return b"".join(payload for frame, payload in self.found if frame.stream == stream)
+
+    def close(self):
+        for writer in self.writers.values():
+            os.close(writer)
+        self.capture.close()
+        os.close(self.directory)
+
+
+@pytest.fixture
+def record(tmp_path):
+    recorders = []
+
+    def make(**arguments):
+        path = tmp_path / str(len(recorders))
+        path.mkdir()
+        recorders.append(Recorder(path, **arguments))
+        return recorders[-1]
+
+    yield make
+    for recorder in recorders:
+        recorder.close()
+
+
+def random_bytes(rng, size):
+    """Return bytes with lines of all lengths, valid and invalid UTF-8."""
+    pieces, total = [], 0
+    while total < size:
+        kind = rng.random()
+        if kind < 0.5:
+            piece = b"x" * rng.randrange(80) + b"\n"
+        elif kind < 0.7:
+            piece = "\u00e4\u20ac\U0001f600".encode() * rng.randrange(40)
+        elif kind < 0.8:
+            piece = rng.randbytes(rng.randrange(200))
+        elif kind < 0.9:
+            piece = b"\n" * rng.randrange(5) + b"\r\n\0\x85\x0b\x1b[0m"
+        else:
+            piece = "\u20ac".encode() * rng.randrange(60_000)
+        pieces.append(piece)
+        total += len(piece)
+    return b"".join(pieces)
+
+
+def cut(rng, data):
+    """Yield `data` in random pieces, none larger than a pipe."""
+    while data:
+        size = rng.choice((1, 2, 3, 10, 1000, 4096, 65536))
+        yield data[:size]
+        data = data[size:]
+
+
+def check_numbers(found):
+    expected = 0
+    for frame, payload in found:
+        assert frame.first == expected
+        assert len(payload) <= frames.MAX_PAYLOAD
+        newlines = payload.count(b"\n")
+        if frame.flags & (frames.PARTIAL | frames.OPEN_END):
+            assert (frame.count, newlines) == (1, 0)
+        else:
+            assert frame.count == newlines
+            assert payload.endswith(b"\n")
+        expected += frame.count
+    return expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_stream_in_any_pieces(record, seed):
+    """The payloads put together are the bytes that were written, and the numbers are dense."""
+    rng = random.Random(seed)
+    data = random_bytes(rng, rng.choice((0, 1, 1000, 300_000)))
+    recorder = record()
+
+    for piece in cut(rng, data):
+        recorder.feed(piece)
+    recorder.finish()
+
+    assert recorder.output() == data
+    assert check_numbers(recorder.found) == recorder.capture.spool.next_sequence
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_streams_share_their_numbers(record, seed):
+    """Each of two streams comes back whole, and their lines have one dense numbering."""
+    rng = random.Random(seed)
+    streams = (frames.STDOUT, frames.STDERR)
+    data = {stream: random_bytes(rng, 50_000) for stream in streams}
+    recorder = record(streams=streams)
+    pieces = {stream: list(cut(rng, data[stream])) for stream in streams}
+
+    while any(pieces.values()):
+        stream = rng.choice([each for each in streams if pieces[each]])
+        recorder.feed(pieces[stream].pop(0), stream)
+        if rng.random() < 0.01:
+            recorder.capture.write_system("something happened")
+    recorder.finish()
+
+    assert {stream: recorder.output(stream) for stream in streams} == data
+    check_numbers(recorder.found)
+
+
+@pytest.mark.parametrize("size", [65534, 65535, 65536, 65537, 131072, 131073])
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_lines_about_as_long_as_a_frame(record, size, end):
+    """A line is cut only if it is longer than a frame with its newline."""
+    recorder = record()
+    for piece in cut(random.Random(size), b"a" * size + end):
+        recorder.feed(piece)
+    recorder.finish()
+
+    pieces = -(-(size + len(end)) // frames.MAX_PAYLOAD)
+    assert recorder.output() == b"a" * size + end
+    assert [frame.partial for frame, _ in recorder.found] == [True] * (pieces - 1) + [False]
+    assert bool(recorder.found[-1][0].flags & frames.OPEN_END) == (end == b"")
+
+
+@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("character", ["\u00e4", "\u20ac", "\U0001f600"])
+def test_characters_are_not_cut(record, shift, character):
+    """No piece of a long line of valid UTF-8 ends inside a character."""
+    data = b"a" * shift + character.encode() * 50_000
+    recorder = record()
+    for start in range(0, len(data), 4001):
+        recorder.feed(data[start : start + 4001])
+    recorder.finish()
+
+    assert "".join(payload.decode() for _, payload in recorder.found) == data.decode()
+
+
+@pytest.mark.parametrize("byte", [0x80, 0xBF, 0xC3, 0xF0, 0xFF])
+def test_invalid_utf_8_is_cut_nevertheless(record, byte):
+    """Bytes that are no UTF-8 do not make a frame larger than it may be."""
+    data = bytes([byte]) * 200_000
+    recorder = record()
+    for start in range(0, len(data), 65536):
+        recorder.feed(data[start : start + 65536])
+    recorder.finish()
+
+    assert recorder.output() == data
+    check_numbers(recorder.found)
+
+
+# --- redaction ---
+
+
+def mask(data, values):
+    pattern = b"|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
+    return re.sub(pattern, b"***", data)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_values_are_masked_in_any_pieces(seed):
+    """Masking piece by piece gives what masking the whole would."""
+    rng = random.Random(seed)
+    letters = b"ab\n"
+    values = [
+        bytes(rng.choices(letters, k=rng.randrange(1, 6))) for _ in range(rng.randrange(1, 4))
+    ]
+    data = bytes(rng.choices(letters, k=500))
+    redactor = Redactor(values)
+    pieces, rest = [], data
+    while rest:
+        size = rng.randrange(1, 9)
+        pieces.append(redactor.feed(rest[:size]))
+        rest = rest[size:]
+    pieces.append(redactor.feed(b"", final=True))
+
+    assert b"".join(pieces) == mask(data, values)
+
+
+def test_a_value_across_the_cut_of_a_long_line(record):
+    """A value that lies where a long line is cut is masked like any other."""
+    secret = b"S3cret-value"
+    for shift in range(1, len(secret)):
+        data = b"a" * (frames.MAX_PAYLOAD - shift) + secret + b"b" * 100 + b"\n"
+        recorder = record(redact=[secret])
+        recorder.feed(data[:65536])
+        recorder.feed(data[65536:])
+        recorder.finish()
+
+        assert recorder.output() == data.replace(secret, b"***")
+
+
+def test_system_lines_are_masked_and_single(record):
+    """What jobcore says is one line, and shows no value."""
+    recorder = record(redact=[b"secret"])
+    recorder.capture.write_system("cannot start 'secret'\nforged: secret \udc80")
+    recorder.finish()
+
+    assert recorder.output(frames.SYSTEM) == b"cannot start '***' forged: *** \\udc80\n"
+
+
+# --- output limit ---
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("redact", [(), (b"xx\nx", b"\n\r")])
+def test_output_limit(record, seed, redact):
+    """What is kept is a prefix within the limit; every other line is counted, one line says so."""
+    rng = random.Random(seed)
+    data = b"".join(b"x" * rng.randrange(50) + b"\n" for _ in range(300))
+    data += b"y" * rng.choice((0, 7))
+    expected = mask(data, redact) if redact else data
+    limit = rng.randrange(len(data) + 50)
+    recorder = record(limit=limit, redact=redact)
+    for piece in cut(rng, data):
+        recorder.feed(piece)
+    recorder.finish()
+
+    kept = recorder.output()
+    system = recorder.output(frames.SYSTEM)
+    assert len(kept) <= limit
+    assert expected.startswith(kept)
+    if len(expected) <= limit:
+        assert (kept, system, recorder.capture.dropped) == (expected, b"", 0)
+    else:
+        assert kept == b"" or kept.endswith(b"\n")
+        assert system.count(b"\n") == 1
+        if not redact:  # dropped lines are not masked, so those with newlines count otherwise
+            assert recorder.capture.dropped == len(data[len(kept) :].splitlines())
+    check_numbers(recorder.found)
+
+
+def test_a_dropped_long_line_is_one_line(record):
+    """A line of many pieces that is dropped counts once."""
+    recorder = record(limit=10)
+    for _ in range(5):
+        recorder.feed(b"x" * 60_000)
+    recorder.feed(b"\nshort\nopen")
+    recorder.finish()
+
+    assert recorder.output() == b""
+    assert recorder.capture.dropped == 3
+
+
+# --- end of a pipe that others hold open ---
+
+
+def test_drain_takes_what_is_there_now(record):
+    """Draining ends a pipe with what it holds, though a writer is still there."""
+    recorder = record()
+    os.write(recorder.writers[frames.OUTPUT], b"one\ntwo")
+
+    recorder.capture.drain()
+
+    assert recorder.output() == b"one\ntwo"
+    assert recorder.capture.descriptors == []
+
+
+# --- spool ---
+
+
+class StubbornDisk:
+    """A disk that takes a random part of each write, or says that it is full."""
+
+    def __init__(self, seed, number=errno.ENOSPC):
+        self.rng = random.Random(seed)
+        self.number = number
+        self.writev = os.writev
+
+    def __call__(self, descriptor, parts):
+        data = b"".join(parts)
+        if self.rng.random() < 0.5:
+            raise OSError(self.number, os.strerror(self.number))
+        return self.writev(descriptor, [data[: self.rng.randrange(1, len(data) + 1)]])
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("number", spool.NO_SPACE)
+def test_full_disk_loses_nothing(record, monkeypatch, seed, number):
+    """With short writes and a full disk in between, frames are whole and in order."""
+    monkeypatch.setattr(os, "writev", StubbornDisk(seed, number))
+    monkeypatch.setattr(spool, "ROTATE_AT", 2000)
+    recorder = record()
+    rng = random.Random(seed)
+    data = b"".join(b"%d\n" % i for i in range(2000))
+    for piece in cut(rng, data):
+        while recorder.capture.held:
+            recorder.capture.spool.flush()
+        recorder.feed(piece)
+    recorder.finish()
+    while not recorder.capture.spool.flush():
+        pass
+
+    assert recorder.output() == data
+    assert check_numbers(recorder.found) == 2000
+    assert not recorder.capture.held
+
+
+def test_other_errors_are_raised(record, monkeypatch):
+    """An error that space would not heal is no reason to wait."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "writev", fail)
+    recorder = record()
+
+    with pytest.raises(OSError, match="broken"):
+        recorder.feed(b"line\n")
+
+
+def test_files_begin_at_frames(record, monkeypatch):
+    """Every spool file is named by its first byte, and begins with a frame."""
+    monkeypatch.setattr(spool, "ROTATE_AT", 1000)
+    recorder = record()
+    for number in range(300):
+        recorder.feed(b"line %d\n" % number)
+    recorder.capture.spool.sync()
+    recorder.finish()
+
+    offsets = jobdir.spool_offsets(recorder.directory)
+    assert len(offsets) > 5
+    begins = {frame.begin for frame, _ in recorder.found}
+    assert begins == {0} or len(begins) > 1
+    for begin in offsets:
+        data = jobdir.read_spool(recorder.directory, begin, 100)
+        assert frames.decode(data) is not None
+
+
+def test_nothing_said_no_file(tmp_path):
+    """A job without output has no spool file."""
+    directory = os.open(tmp_path, os.O_RDONLY)
+    Spool(directory).close()
+    os.close(directory)
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,241 @@
+"""The job directory: locks, records and spool files, as two processes see them."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from jobcore.supervision import NewerProtocol, jobdir
+
+
+@pytest.fixture
+def root(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def directory(root):
+    descriptor = jobdir.open_directory("job", parent=root, create=True)
+    yield descriptor
+    os.close(descriptor)
+
+
+# --- locks ---
+
+
+def test_preparer_and_supervisor_hold_different_bytes(directory):
+    """Both bytes can be held at once by different descriptions, and all of it by neither."""
+    host = jobdir.open_lock(directory, create=True)
+    supervisor = jobdir.open_lock(directory)
+    prober = jobdir.open_lock(directory)
+
+    assert not jobdir.is_locked(prober)
+    assert jobdir.try_lock(host, jobdir.PREPARING)
+    assert not jobdir.try_lock(prober, jobdir.PREPARING)
+    assert jobdir.try_lock(supervisor, jobdir.RUNNING)
+    jobdir.unlock(host, jobdir.PREPARING)
+    assert jobdir.is_locked(prober)
+    assert not jobdir.try_lock(prober, jobdir.WHOLE)
+    jobdir.unlock(supervisor, jobdir.RUNNING)
+    assert jobdir.try_lock(prober, jobdir.WHOLE)
+    for descriptor in (host, supervisor, prober):
+        os.close(descriptor)
+
+
+def test_lock_goes_with_the_last_copy(directory):
+    """A lock is held until the last copy of its descriptor is closed."""
+    holder = jobdir.open_lock(directory, create=True)
+    copy = os.dup(holder)
+    prober = jobdir.open_lock(directory)
+    assert jobdir.try_lock(holder, jobdir.PREPARING)
+
+    os.close(holder)
+    assert jobdir.is_locked(prober)
+    os.close(copy)
+    assert not jobdir.is_locked(prober)
+    os.close(prober)
+
+
+# --- directories ---
+
+
+def test_directory_is_private(root, tmp_path):
+    """A directory that others may enter, a link and a file are refused."""
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to("open")
+    (tmp_path / "file").touch()
+
+    with pytest.raises(PermissionError):
+        jobdir.open_directory("open", parent=root)
+    for name in ("link", "file"):
+        with pytest.raises(NotADirectoryError):
+            jobdir.open_directory(name, parent=root)
+    with pytest.raises(FileNotFoundError):
+        jobdir.open_directory("missing", parent=root)
+
+
+def test_create_twice_is_the_same(root, directory):
+    """Making a directory that is there opens it."""
+    again = jobdir.open_directory("job", parent=root, create=True)
+
+    assert os.path.sameopenfile(again, directory)
+    os.close(again)
+
+
+def test_is_current(root, directory):
+    """A directory is current until it is removed, or another one has its name."""
+    lock = jobdir.open_lock(directory, create=True)
+    assert jobdir.is_current("job", directory, lock, parent=root)
+
+    jobdir.remove("job", directory, parent=root)
+    assert not jobdir.is_current("job", directory, lock, parent=root)
+    other = jobdir.open_directory("job", parent=root, create=True)
+    other_lock = jobdir.open_lock(other, create=True)
+    assert not jobdir.is_current("job", directory, lock, parent=root)
+    for descriptor in (lock, other, other_lock):
+        os.close(descriptor)
+
+
+def test_remove_leaves_nothing(root, directory, tmp_path):
+    """Removing takes every file, and the directory."""
+    jobdir.make_control(directory)
+    jobdir.write_record(directory, jobdir.STOP, {"who": "me"})
+
+    jobdir.remove("job", directory, parent=root)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the FIFO ---
+
+
+def test_ring_is_heard_and_never_blocks(directory):
+    """A doorbell arrives; one without FIFO, and one into a full FIFO, do no harm."""
+    jobdir.ring(directory)
+    jobdir.make_control(directory)
+    jobdir.make_control(directory)
+    control = jobdir.open_control(directory)
+
+    jobdir.ring(directory, jobdir.KILL_NOW)
+    assert os.read(control, 10) == jobdir.KILL_NOW
+    os.write(control, b"!" * 65536)
+    with pytest.raises(BlockingIOError):
+        os.write(control, b"!")
+    jobdir.ring(directory)
+    os.close(control)
+
+
+# --- records ---
+
+
+def test_record_round_trip(directory):
+    """Numbers, None and any text come back, hostile text as well."""
+    record = {
+        "number": -5,
+        "none": None,
+        "empty": "",
+        "text": "a=b\ncrc=00000000\n'\"\\ \u20ac \U0001f600 \udc80 \x85",
+    }
+
+    jobdir.write_record(directory, "record", record, sync=True)
+
+    assert jobdir.read_record(directory, "record") == record
+    assert os.listdir(directory) == ["record"]
+
+
+def test_torn_records_count_as_none(directory):
+    """No prefix of a record, and no flipped bit, is taken for a record."""
+    data = jobdir.encode_record({"grace_ms": 5, "who": "me"})
+
+    assert all(jobdir.decode_record(data[:n]) is None for n in range(len(data)))
+    for bit in range(len(data) * 8):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert jobdir.decode_record(bytes(damaged)) is None
+    assert jobdir.read_record(directory, "missing") is None
+
+
+def test_newer_record(monkeypatch):
+    """A record of a newer jobcore says so."""
+    with monkeypatch.context() as patch:
+        patch.setattr(jobdir, "PROTOCOL_VERSION", 2)
+        data = jobdir.encode_record({})
+
+    with pytest.raises(NewerProtocol):
+        jobdir.decode_record(data)
+
+
+def test_readers_never_see_half_a_record(directory):
+    """While a record is replaced over and over, a reader finds a whole one each time."""
+    jobdir.write_record(directory, jobdir.STOP, {"n": 0, "text": ""})
+    done = threading.Event()
+
+    def write():
+        for n in range(300):
+            jobdir.write_record(directory, jobdir.STOP, {"n": n, "text": "x" * n})
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        record = jobdir.read_record(directory, jobdir.STOP)
+        assert record is not None
+        assert len(record["text"]) == record["n"]
+    writer.join()
+
+
+def test_exit_record_is_of_one_run(directory):
+    """A verdict comes back whole for its token, and counts as none for another."""
+    token = "ab" * 16
+    record = jobdir.ExitRecord(
+        token=token, reason="exited", wait_status=768, errno=None, unreaped=(5, 7), cpu_us=9
+    )
+
+    jobdir.write_exit(directory, record)
+    found = jobdir.read_exit(directory, token)
+
+    assert {name: getattr(found, name) for name in record.__slots__} == {
+        name: getattr(record, name) for name in record.__slots__
+    }
+    assert jobdir.read_exit(directory, "cd" * 16) is None
+
+
+# --- spool ---
+
+
+def put(directory, offset, data):
+    descriptor = os.open(
+        f"{jobdir.SPOOL}{offset}", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory
+    )
+    os.write(descriptor, data)
+    os.close(descriptor)
+
+
+def test_spool_is_read_across_its_files(directory):
+    """An offset leads to the file that holds it, and a read ends with that file."""
+    assert jobdir.spool_end(directory) == 0
+    assert jobdir.read_spool(directory, 0, 10) == b""
+    put(directory, 0, b"0123456789")
+    put(directory, 10, b"abc")
+
+    assert jobdir.spool_offsets(directory) == [0, 10]
+    assert jobdir.spool_end(directory) == 13
+    assert jobdir.read_spool(directory, 4, 100) == b"456789"
+    assert jobdir.read_spool(directory, 10, 2) == b"ab"
+    assert jobdir.read_spool(directory, 13, 10) == b""
+
+
+def test_imported_files_are_dropped_but_for_the_last(directory):
+    """A file goes when its successor begins at or before what was imported; the last one stays."""
+    for offset in (0, 10, 20):
+        put(directory, offset, b"x" * 10)
+
+    jobdir.drop_imported(directory, 19)
+    assert jobdir.spool_offsets(directory) == [10, 20]
+    jobdir.drop_imported(directory, 30)
+    assert jobdir.spool_offsets(directory) == [20]
+    assert jobdir.read_spool(directory, 15, 10) == b""
