@@ -51,7 +51,8 @@ class Bookkeeper:
             JobNotFound, InvalidTransition: There is none, or it is not the host's to finish.
             ValueError: The exit code is not between 0 and 255.
         """
-        if isinstance(exit_code, bool) or not 0 <= exit_code <= 255:
+        is_number = isinstance(exit_code, int) and not isinstance(exit_code, bool)
+        if not is_number or not 0 <= exit_code <= 255:
             raise ValueError(f"an exit code is between 0 and 255, not {exit_code!r}")
         now = self._clock.now()
         with self._database.write() as connection:
@@ -77,9 +78,9 @@ class Bookkeeper:
             count = run.next_sequence + len(raw)
             if raw:
                 now_ns = self._clock.now() * 1000
-                part = logs.encode_lines(run.next_sequence, raw, now_ns, frames.OUTPUT)
+                slices = logs.encode_lines(run.next_sequence, raw, now_ns, frames.OUTPUT)
                 runs.count_lines_if_own(connection, run, count)
-                logs.insert_slices(connection, run.number, [part])
+                logs.insert_slices(connection, run.number, slices)
             return count
 
     @staticmethod

@@ -55,6 +55,10 @@ class Creator:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
         """
+        for job in jobs:
+            for column in ("type", "name"):
+                if job.get(column) is not None:
+                    checked_text(job[column], column)
         now = self._clock.now()
         with self._database.write() as connection:
             place = self._place(connection, workspace_id, pipeline_id, now)
@@ -87,7 +91,10 @@ class Creator:
         checked = None if properties is None else checked_data(dict(properties))
         with self._database.write() as connection:
             return store.insert_workspace(
-                connection, name=name, properties=checked, now=self._clock.now()
+                connection,
+                name=checked_text(name, "name"),
+                properties=checked,
+                now=self._clock.now(),
             )
 
     def default_workspace_id(self) -> UUID:
@@ -109,7 +116,7 @@ class Creator:
         Make a pipeline.
 
         Raises:
-            CommandError: Command, script or time-out could never run.
+            CommandError: Name, command, script or time-out could never run.
             WorkspaceNotFound: No workspace has this id.
         """
         stored = None if command is None else checked_command(command, {}).to_json()
@@ -125,7 +132,7 @@ class Creator:
                 connection,
                 now=now,
                 workspace_id=place["workspace_id"],
-                name=name,
+                name=checked_text(name, "name"),
                 command=stored,
                 script=script,
                 timeout=timeout,
@@ -148,6 +155,20 @@ def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
         return Command(command, **options)
     except TypeError as error:
         raise CommandError(str(error)) from error
+
+
+def checked_text(text: str, what: str) -> str:
+    """
+    Return `text`, if it can be stored.
+
+    Raises:
+        CommandError: It is no text, or holds what no encoding has.
+    """
+    try:
+        text.encode("utf-8")
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise CommandError(f"{what} is no text that can be stored: {error}") from error
+    return text
 
 
 def checked_data(data: Any) -> Any:

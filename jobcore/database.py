@@ -112,7 +112,12 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Give a connection in a read transaction: one moment's view, for a short while."""
-        with self._in_use(), self._typed_errors(), self._engine.connect() as connection:
+        with (
+            self._in_use(),
+            self._typed_errors(),
+            self._engine.connect() as connection,
+            connection.begin(),  # not left to the first statement: some go to the driver directly
+        ):
             yield connection
 
     @contextmanager
@@ -376,7 +381,7 @@ class Database:
 
     def _prepare(self) -> None:
         # Read-only at first: another program's file must not change by a byte.
-        look = sqlite3.connect(_uri(self.path, "ro"), uri=True)
+        look = sqlite3.connect(_uri(self.path, "ro"), uri=True, timeout=self.busy_timeout)
         try:
             schema.check(self.path, schema.read_identity(look))
         finally:

@@ -8,19 +8,18 @@ hundred jobs that end together are not a hundred fsyncs.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import select
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
-from jobcore import runs, store, telemetry
+from jobcore import runs, telemetry
+from jobcore.assignment import RETRY, Assignment
+from jobcore.backlog import Backlog
 from jobcore.clock import Clock
 from jobcore.crew import Crew
 from jobcore.database import Database
@@ -31,66 +30,18 @@ from jobcore.forking import GATE
 from jobcore.importer import Harvest, Importer
 from jobcore.launch import Launch, Request
 from jobcore.lifecycle import Reason
+from jobcore.loop import Loop
 from jobcore.runs import Run
-from jobcore.supervision import notices
 from jobcore.supervision.pool import Supervisor, SupervisorPool
 
-#: Seconds between two imports of one job, unless much has gathered or it ended.
-IMPORT_PAUSE = 0.25
-#: Bytes of spool that are worth an import before that.
-IMPORT_BYTES = 256 * 1024
 #: Seconds between two looks at everybody's jobs.
 SWEEP_PAUSE = 1.0
 #: Seconds between two looks for jobs that other processes queued.
 QUEUE_PAUSE = 0.1
 #: Seconds to look for a supervisor that takes a claimed job.
 SEND_PATIENCE = 10.0
-#: Seconds after which a send, or a job that could not be settled, is tried again.
-RETRY = 0.05
 #: Seconds of rest after an error that concerns more than one job.
 BACK_OFF = 0.5
-#: Seconds that the interpreter's exit waits for the round under way.
-EXIT_PATIENCE = 5.0
-
-
-class Assignment:
-    """
-    A job that this manager has claimed.
-
-    Attributes:
-        run: As the database last had it.
-        request: Until it is sent.
-        claimed: When it was claimed, by the monotonic clock.
-        supervisor: That has it; None before it is sent, and after it ended.
-        ended: Whether its verdict can be expected.
-        due: When to look into its directory, by the monotonic clock.
-        imported: When that was last done.
-    """
-
-    __slots__ = ("claimed", "due", "ended", "imported", "request", "run", "supervisor")
-
-    def __init__(self, run: Run, request: Request) -> None:
-        self.run = run
-        self.request: Request | None = request
-        self.claimed = time.monotonic()
-        self.supervisor: Supervisor | None = None
-        self.ended = False
-        self.due = float("inf")
-        self.imported = 0.0
-
-    def hear(self, notice: notices.Notice) -> None:
-        """Note what its supervisor says."""
-        if notice.kind == notices.ENDED:
-            self.end()
-        elif notice.kind == notices.OUTPUT:
-            much = notice.number - self.run.spool_offset >= IMPORT_BYTES
-            self.due = min(self.due, 0.0 if much else self.imported + IMPORT_PAUSE)
-
-    def end(self) -> None:
-        """Have it settled in the next round."""
-        self.ended = True
-        self.supervisor = None
-        self.due = 0.0
 
 
 class Dispatcher:
@@ -109,10 +60,6 @@ class Dispatcher:
         sweep: Looks at everybody's jobs.
     """
 
-    _thread: threading.Thread | None
-    _starting: threading.Lock
-    _pid: int  # of the process that started the thread
-
     def __init__(
         self,
         *,
@@ -128,46 +75,32 @@ class Dispatcher:
         sweep: Callable[[], Any],
     ) -> None:
         self._database = database
-        self._directories = directories
         self._importer = importer
         self._crew = Crew(pool, slots)
         self._clock = clock
-        self._types = tuple(executors)
+        self._backlog = Backlog(database, clock, executors, only_own=only_own)
         self._slots = slots
-        self._only_own = only_own
         self._reconcile = reconcile
         self._sweep = sweep
         self._launch = Launch(directories, clock, executors)
+        self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self._start_afresh()
         GATE.watch(self)
-        _exit_with(self)
 
     # --- for other threads ------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread, unless it runs; in a forked child it is started anew."""
-        if self._thread is not None or self._closing:
-            return
-        with self._starting:
-            if self._thread is None and not self._closing:
-                with GATE:
-                    self._wake_in, self._wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-                    GATE.register(self._wake_in, self._wake_out)
-                # A daemon: an interpreter that exits does not wait for jobs.
-                self._thread = threading.Thread(
-                    target=self._loop, name="jobcore-dispatcher", daemon=True
-                )
-                self._pid = os.getpid()
-                self._thread.start()
+        self._loop.start()
 
     def wake(self) -> None:
         """Have the thread look at the queue now."""
         self._look = True
-        self._ring()
+        self._loop.ring()
 
     def adopt_as_own(self, number: int) -> None:
         """Let a manager that claims only its own jobs claim this one."""
-        self._own.add(number)
+        self._backlog.adopt(number)
 
     def running(self) -> list[Run]:
         """Return the jobs that this manager has claimed and not settled."""
@@ -176,8 +109,7 @@ class Dispatcher:
 
     def is_claimable(self) -> bool:
         """Tell whether anything is queued that this manager could claim now."""
-        with self._database.read() as connection:
-            return bool(self._queued(connection, 1))
+        return not self._backlog.is_empty()
 
     def require_supervisors(self) -> None:
         """
@@ -199,33 +131,19 @@ class Dispatcher:
         while time.monotonic() < deadline and any(run.number in numbers for run in self.running()):
             seen = self._database.wait_for_change(seen, RETRY)
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self) -> None:
         """
         Claim nothing more, end the round under way, and let the supervisors go.
 
         Running jobs live on in their supervisors. Harmless when closed already.
         """
         self._claiming = False
-        self._closing = True
-        thread = self._thread
-        if thread is None or self._pid != os.getpid():
-            return  # not started; or forked by code that runs no hooks: it is another's thread
-        self._ring()
-        thread.join(timeout)
-        if thread.is_alive():
-            return  # at the interpreter's exit: nothing may be closed under it
-        with self._starting:
-            if self._thread is not None:
-                self._thread = None
-                self._crew.close()
-                GATE.close(self._wake_in, self._wake_out)
+        self._loop.close()
 
-    def _ring(self) -> None:
-        if self._thread is not None:
-            try:
-                os.write(self._wake_out, b"!")
-            except OSError:
-                pass  # full: it has been rung already; or closed just now
+    def _let_go(self) -> None:
+        for assignment in self._assignments.values():
+            assignment.let_go()
+        self._crew.close()
 
     # --- the fork of the host ---------------------------------------------------
 
@@ -237,16 +155,14 @@ class Dispatcher:
 
     def after_fork_in_child(self) -> None:
         """Leave thread and jobs to the parent; the child starts its own when it needs one."""
+        self._loop.forget()
         self._crew.forget()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._thread = None
-        self._starting = threading.Lock()
-        self._closing = False
         self._claiming = True
         self._look = True  # at the queue, in the next round
-        self._own: set[int] = set()
+        self._backlog.forget()
         self._claims = threading.Lock()  # held over each change of the assignments
         self._assignments: dict[str, Assignment] = {}  # by token
         self._next_look = 0.0
@@ -256,57 +172,38 @@ class Dispatcher:
 
     # --- the thread -------------------------------------------------------------
 
-    def _loop(self) -> None:
-        while not self._closing:
-            try:
-                self._listen()
-                self._round()
-                if time.monotonic() >= self._next_sweep:
-                    self._sweep()
-                    self._next_sweep = time.monotonic() + SWEEP_PAUSE
-                    self._look = True  # a delayed job gets due without any commit
-            except (StoreError, OSError) as error:
-                # Busy, full, read-only: the jobs do not depend on it. Try again.
-                self._rest("dispatcher waits", logging.WARNING, error)
-            except Exception as error:  # noqa: BLE001 - one bad job must not end all others
-                self._rest("dispatcher failed", logging.ERROR, error)
-        for assignment in self._assignments.values():
-            if assignment.request is not None:
-                assignment.request.close()  # its free lock says that it never started
+    def _turn(self) -> None:
+        try:
+            self._listen()
+            self._round()
+            if time.monotonic() >= self._next_sweep:
+                self._sweep()
+                self._next_sweep = time.monotonic() + SWEEP_PAUSE
+                self._look = True  # a delayed job gets due without any commit
+        except (StoreError, OSError) as error:
+            # Busy, full, read-only: the jobs do not depend on it. Try again.
+            self._rest("dispatcher waits", logging.WARNING, error)
+        except Exception as error:  # noqa: BLE001 - one bad job must not end all others
+            self._rest("dispatcher failed", logging.ERROR, error)
 
     def _rest(self, what: str, level: int, error: Exception) -> None:
         telemetry.event(level, what, error=repr(error))
-        select.select([self._wake_in], [], [], BACK_OFF)
+        self._loop.rest(BACK_OFF)
         self._next_sweep = max(self._next_sweep, time.monotonic() + BACK_OFF)
         self._look = True
 
     def _listen(self) -> None:
         """Wait for a notice, a call from another thread, or the next thing that is due."""
-        poller = select.poll()
-        poller.register(self._wake_in, select.POLLIN)
         members = {supervisor.fileno(): supervisor for supervisor in self._crew.members}
-        for descriptor in members:
-            poller.register(descriptor, select.POLLIN)
-        for descriptor, _ in poller.poll(self._milliseconds()):
-            if descriptor == self._wake_in:
-                self._empty_wake_pipe()
-            else:
-                self._hear(members[descriptor])
+        for descriptor in self._loop.wait(members, self._next_moment() - time.monotonic()):
+            self._hear(members[descriptor])
 
-    def _milliseconds(self) -> int:
+    def _next_moment(self) -> float:
         moments = [self._next_sweep, *(one.due for one in self._assignments.values())]
         if self._free_slots() > 0:
             start = max(self._next_start, self._crew.next_start)
             moments.append(start if self._look else self._next_look)
-        left = min(moments) - time.monotonic()
-        return int(left * 1000) + 1 if left > 0 else 0  # never early: that would spin
-
-    def _empty_wake_pipe(self) -> None:
-        try:
-            while len(os.read(self._wake_in, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+        return min(moments)
 
     def _hear(self, supervisor: Supervisor) -> None:
         for notice in self._crew.hear(supervisor):
@@ -338,8 +235,7 @@ class Dispatcher:
         for assignment in list(self._assignments.values()):
             if assignment.due > now or assignment.request is not None:
                 continue
-            assignment.imported = now
-            assignment.due = now + RETRY if assignment.ended else float("inf")
+            assignment.begin_import(now)
             harvest = self._importer.harvest(assignment.run)
             if assignment.ended and (harvest is None or harvest.exit is None):
                 self._update(assignment, self._reconcile(assignment.run))
@@ -360,44 +256,28 @@ class Dispatcher:
             return []
         # A slot that gets free, and a supervisor that gets ready, make another look.
         self._look = False
-        with self._database.read() as connection:
-            rows = self._queued(connection, free)
-            pipelines = {
-                row.pipeline_id: store.find_pipeline(connection, row.pipeline_id)
-                for row in rows
-                if row.pipeline_id is not None
-            }
+        waiting = min(self._backlog.look(free), free)
         unsent = sum(one.request is not None for one in self._assignments.values())
-        self._crew.start(len(rows) + unsent)
+        self._crew.start(waiting + unsent)
         self._look = now < self._crew.next_start  # one could not be started
-        rows = rows[: max(self._crew.ready - unsent, 0)]
-        base = dict(os.environb) if rows else {}  # a copy a round: it is slow, and may change
+        taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
+        base = dict(os.environb) if taken else {}  # a copy a round: it is slow, and may change
         requests = []
-        for row in rows:
+        for row, pipeline in taken:
             try:
-                request = self._launch.prepare(row, pipelines.get(row.pipeline_id), base)
+                request = self._launch.prepare(row, pipeline, base)
             except OSError as error:
                 # No space, no descriptors: it stays QUEUED.
                 telemetry.event(
                     logging.WARNING, "start postponed", job=str(row.id), error=str(error)
                 )
                 self._next_start = now + BACK_OFF
+                self._backlog.forget()
                 self._look = True
                 break
             if request is not None:
                 requests.append(request)
         return requests
-
-    def _queued(self, connection: Connection, limit: int) -> list[Row[Any]]:
-        return list(
-            store.queued_jobs(
-                connection,
-                types=self._types,
-                now=self._clock.now(),
-                limit=limit,
-                numbers=set(self._own) if self._only_own else None,
-            )
-        )
 
     def _commit(self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]) -> None:
         with self._claims:
@@ -458,9 +338,9 @@ class Dispatcher:
             # The directory stays: another manager may have claimed the job, run it
             # and not imported it yet. The sweep removes it once the row is final.
             request.close()
+            self._backlog.forget()
             self._look = True
         else:
-            self._own.discard(run.number)
             self._assignments[request.token] = Assignment(run, request)
 
     def _update(self, assignment: Assignment, run: Run | None) -> None:
@@ -511,16 +391,3 @@ class Dispatcher:
 def usable_processors() -> int:
     """Return how many processors this process may use: a container's, not the machine's."""
     return len(os.sched_getaffinity(0))
-
-
-def _exit_with(dispatcher: Dispatcher) -> None:
-    """At the interpreter's exit, leave no claim without its send."""
-    reference = weakref.ref(dispatcher)
-
-    def close() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.close(EXIT_PATIENCE)
-
-    atexit.register(close)
-    weakref.finalize(dispatcher, atexit.unregister, close).atexit = False

@@ -7,6 +7,7 @@ also brings in what the job has written, so nobody else needs to be alive.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -71,7 +72,7 @@ class Follower:
             JobDeleted: The job was deleted in between.
             WaitTimeout: `timeout` seconds were over.
         """
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while True:
             seen = self._database.version()
             current = self._current(run)
@@ -106,7 +107,7 @@ class Follower:
             JobDeleted: The job was deleted in between.
             WaitTimeout: `timeout` seconds were over.
         """
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while True:
             seen = self._database.version()
             current = self._current(run)
@@ -128,7 +129,7 @@ class Follower:
         Raises:
             WaitTimeout: `timeout` seconds were over.
         """
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while True:
             seen = self._database.version()
             if condition():
@@ -155,6 +156,26 @@ class Follower:
         if current is None or (current.deleted_at is not None and run.deleted_at is None):
             raise JobDeleted(run.id)
         return current
+
+
+def _deadline(timeout: float | None) -> float:
+    if timeout is None:
+        return float("inf")
+    if math.isnan(timeout):
+        raise ValueError("a time-out of NaN seconds would never be over")
+    return time.monotonic() + timeout
+
+
+def checked_limit(limit: int) -> int:
+    """
+    Return a number of lines or jobs, at most.
+
+    Raises:
+        ValueError: It is not a number, 0 or more: below 0, a database means all.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ValueError(f"a limit is 0 or more, not {limit!r}")
+    return limit
 
 
 def checked_sequence(sequence: int) -> int:

@@ -59,7 +59,8 @@ class Harvest:
 
     def add(self, buffer: bytes, frame: frames.Frame) -> None:
         """Add a frame that follows on what is there."""
-        self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
+        if frame.count:  # else there is nothing to read, and its number is the next frame's
+            self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
         self.offset += frame.end - frame.begin
         self._sound = self.offset
         self.next_sequence = frame.first + frame.count
@@ -78,7 +79,7 @@ class Harvest:
         """Put `system` lines where lines up to `sequence` are missing: nothing is renumbered."""
         while self.next_sequence < sequence:
             count = min(sequence - self.next_sequence, _HOLE_LINES)
-            note = b"jobcore: %d lines are lost from here: the spool is damaged\n" % (
+            note = b"%d lines are lost from here: the spool is damaged\n" % (
                 sequence - self.next_sequence
             )
             payload = note + b"\n" * (count - 1)
@@ -89,12 +90,7 @@ class Harvest:
             self.next_sequence += count
 
     def _append(self, first: int, count: int, data: bytes) -> None:
-        last = self.slices[-1] if self.slices else None
-        if last is not None and len(last.data) + len(data) <= logs.SEGMENT_BYTES:
-            last.data += data
-            last.count += count
-        else:
-            self.slices.append(logs.Slice(first, count, data))
+        logs.append_to(self.slices, first, count, data)
 
 
 class Importer:
@@ -190,9 +186,9 @@ class Importer:
                 break  # not yet: its supervisor is still writing
             self._skip_damage(harvest, directory, buffer, end)
         harvest.goal = max(harvest.offset, jobdir.spool_end(directory) if end is None else end)
+        # Those before it end where it begins; the first one ends no other.
         harvest.renewed = any(
-            harvest.run.spool_offset < begin <= harvest.offset
-            for begin in jobdir.spool_offsets(directory)
+            begin <= harvest.offset for begin in jobdir.spool_offsets(directory)[1:]
         )
         if verdict is not None and end is not None and harvest.offset >= end:
             harvest.fill_hole(verdict.next_sequence, self._clock.now() * 1000)

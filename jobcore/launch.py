@@ -114,7 +114,7 @@ class Launch:
         """
         directory = request.prepared.directory
         now_ns = self._clock.now() * 1000
-        payload = f"jobcore: cannot start: {why}\n".encode("utf-8", "replace")
+        payload = f"cannot start: {why}\n".encode("utf-8", "replace")
         data = frames.encode_header(frames.SYSTEM, 0, 0, payload.count(b"\n"), now_ns, payload)
         spool = os.open(
             f"{jobdir.SPOOL}0",

@@ -10,7 +10,7 @@ from jobcore import store, wire
 from jobcore.bookkeeper import Bookkeeper
 from jobcore.clock import Clock, SystemClock, from_datetime
 from jobcore.command import checked_grace
-from jobcore.creator import Creator, Runnable, checked_command, checked_data
+from jobcore.creator import Creator, Runnable, checked_command, checked_data, checked_text
 from jobcore.database import Database
 from jobcore.deleter import Deleter
 from jobcore.directories import Directories
@@ -23,7 +23,7 @@ from jobcore.errors import (
     PipelineAlreadyRunning,
 )
 from jobcore.executors import Executor, default_executors
-from jobcore.follower import Follower, checked_sequence
+from jobcore.follower import Follower, checked_limit, checked_sequence
 from jobcore.importer import Importer
 from jobcore.lifecycle import Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
@@ -208,7 +208,12 @@ class JobManager:
             CommandError: The command could never run.
         """
         own = None if command is None else checked_command(command, {}).to_json()
-        fields = {"type": type, "name": name, "data": checked_data(data), "command": own}
+        fields = {
+            "type": type,
+            "name": name,
+            "data": checked_data(data),
+            "command": own,
+        }
         return self._create([fields], workspace_id, pipeline_id)[0]
 
     def retry_job(self, job_id: Id) -> Job:
@@ -372,7 +377,9 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
+            ValueError: `limit` is negative, or a status is none.
         """
+        checked_limit(limit)
         with self._database.read() as connection:
             filters = self._filters(connection, workspace_id, pipeline_id, status, type)
             rows = store.list_jobs(connection, limit=limit, before=before, **filters)
@@ -414,8 +421,10 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
-            ValueError: `sequence` is negative.
+            ValueError: `sequence` or `limit` is negative.
         """
+        if limit is not None:
+            checked_limit(limit)
         run = store.run_of(self._reconciled(job_id))
         return self._follower.lines(run, checked_sequence(sequence), limit)
 
@@ -497,8 +506,7 @@ class JobManager:
         self, name: str, *, properties: Mapping[str, Any] | None = None
     ) -> Workspace:
         """Create a workspace, which governs pipelines and jobs."""
-        made: Workspace = Workspace.from_row(self._creator.create_workspace(name, properties))
-        return made
+        return Workspace.from_row(self._creator.create_workspace(name, properties))
 
     def get_workspace(self, workspace_id: Id | None = None) -> Workspace:
         """
@@ -510,8 +518,7 @@ class JobManager:
         if workspace_id is None:
             workspace_id = self._creator.default_workspace_id()
         with self._database.read() as connection:
-            found: Workspace = Workspace.from_row(require_workspace(connection, workspace_id))
-        return found
+            return Workspace.from_row(require_workspace(connection, workspace_id))
 
     def create_pipeline(
         self,
@@ -590,8 +597,8 @@ class JobManager:
         for run in running:
             try:
                 self._stopper.stop(run, None, "close")
-            except JobNotRunning:
-                continue
+            except (JobNotFound, JobNotRunning):
+                continue  # it has ended, or was deleted, meanwhile
             with self._database.read() as connection:
                 patience = max(patience, store.grace_of(connection, run.number) + STOP_PATIENCE)
         self._dispatcher.wait_until_settled({run.number for run in running}, patience)
@@ -643,5 +650,9 @@ class JobManager:
             if isinstance(status, str)
             else [Status(one) for one in status]
         )
-        filters["types"] = [kind] if isinstance(kind, str) else kind
+        filters["types"] = (
+            [checked_text(one, "type") for one in ([kind] if isinstance(kind, str) else kind)]
+            if kind is not None
+            else None
+        )
         return filters

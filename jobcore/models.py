@@ -1,236 +1,25 @@
 """
-Models: what is stored, and what callers get to see.
+Models: what callers get to see.
 
-The tables stay inside the store. Callers get frozen values, which are true as
-of the moment they were read and never change under them.
+Frozen values, true as of the moment they were read; they never change under their holder.
 """
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_serializer
 from pydantic.alias_generators import to_camel
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    Column,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-    Uuid,
-    text,
-)
-from sqlalchemy.orm import registry
-from sqlmodel import Field, SQLModel
 
-from jobcore import lifecycle
 from jobcore.clock import iso_utc, to_datetime
 from jobcore.command import Command
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Reason, Status, Trigger
 
-# --- tables -------------------------------------------------------------------
-
-
-class _Row(SQLModel, registry=registry()):
-    """Base of the tables, with metadata of its own: a host's `create_all` must not make them."""
-
-    __table__: ClassVar[Table]
-
-
-def _moment() -> Any:
-    """Return a column for wall time: integer microseconds, which sort and compare as they are."""
-    return Column(BigInteger)
-
-
-class StoreRow(_Row, table=True):
-    """One row: which job directories belong to this file."""
-
-    __tablename__ = "store"
-    id: str = Field(primary_key=True)
-
-
-class WorkspaceRow(_Row, table=True):
-    """What governs pipelines and jobs."""
-
-    __tablename__ = "workspace"
-    __table_args__ = (
-        # At most one default workspace, whichever process makes it first.
-        Index("one_default_workspace", "is_default", unique=True, sqlite_where=text("is_default")),
-    )
-    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
-    name: str
-    is_default: bool = Field(default=False)
-    properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    created: int = Field(sa_column=Column(BigInteger, nullable=False))
-    last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
-    deleted_at: int | None = Field(default=None, sa_column=_moment())
-
-
-class PipelineRow(_Row, table=True):
-    """A command or script that is run again and again, by one job at a time."""
-
-    __tablename__ = "pipeline"
-    __table_args__ = (
-        CheckConstraint("status IN ('READY', 'PROVISIONING', 'FAILED')", name="status_is_known"),
-    )
-    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
-    workspace_id: UUID = Field(
-        sa_column=Column(Uuid, ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
-    )
-    name: str
-    status: str
-    command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
-    script: str | None = Field(default=None, sa_column=Column(Text))
-    timeout: float | None = None  # seconds
-    max_retries: int = 0
-    schedule: str | None = None
-    time_zone: str | None = None
-    triggered_by: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    created: int = Field(sa_column=Column(BigInteger, nullable=False))
-    last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
-    deleted_at: int | None = Field(default=None, sa_column=_moment())
-
-
-#: What became of a job. Frozen by a trigger of the database once it is final.
-FACTS = (
-    "number", "id", "workspace_id", "pipeline_id", "type", "status", "attempt", "retry_of",
-    "created", "start_time", "end_time", "exit_code", "signal", "reason", "wait_status", "errno",
-    "cpu_us", "max_rss", "spool_offset", "next_sequence", "dropped", "token", "cookie",
-)  # fmt: skip
-
-
-class JobRow(_Row, table=True):
-    """One unit of work with its state; the comments say who writes a column, and when."""
-
-    __tablename__ = "job"
-    __table_args__ = (
-        *(CheckConstraint(rule, name=name) for name, rule in lifecycle.constraints().items()),
-        # One QUEUED or RUNNING job per pipeline, whatever number of processes ask.
-        Index(
-            "one_active_job_per_pipeline",
-            "pipeline_id",
-            unique=True,
-            sqlite_where=text("status IN ('QUEUED', 'RUNNING')"),
-        ),
-        # The queue in its order, and what recovery looks at: both small, whatever the history.
-        Index("queued_jobs", "number", sqlite_where=text("status = 'QUEUED'")),
-        Index("running_jobs", "number", sqlite_where=text("status = 'RUNNING'")),
-        Index("deleted_jobs", "number", sqlite_where=text("deleted_at IS NOT NULL")),
-        # Pages of one workspace's or pipeline's jobs, newest first.
-        Index("jobs_of_workspace", "workspace_id", "number"),
-        Index("jobs_of_pipeline", "pipeline_id", "number"),
-        # Never reuse a number, though the newest job be deleted: it is the pages' cursor.
-        {"sqlite_autoincrement": True},
-    )
-    number: int | None = Field(default=None, primary_key=True)
-    id: UUID = Field(sa_column=Column(Uuid, unique=True, nullable=False))
-
-    # Written at create.
-    workspace_id: UUID = Field(
-        sa_column=Column(Uuid, ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
-    )
-    pipeline_id: UUID | None = Field(
-        default=None, sa_column=Column(Uuid, ForeignKey("pipeline.id", ondelete="CASCADE"))
-    )
-    type: str
-    name: str | None = None
-    data: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
-    attempt: int = 1
-    retry_of: UUID | None = Field(default=None, sa_column=Column(Uuid))
-    not_before: int | None = Field(default=None, sa_column=_moment())
-    created: int = Field(sa_column=Column(BigInteger, nullable=False))
-
-    # Moved by the lifecycle alone, each move one guarded statement.
-    status: str
-
-    # Written at claim; a job without a process has no token.
-    start_time: int | None = Field(default=None, sa_column=_moment())
-    token: str | None = None  # of this run: directory and notices carry it too
-    cookie: str | None = None  # in the environment of the command, to find what it left behind
-    boot_id: str | None = None
-
-    # Written by a wish to stop.
-    stop_requested: int | None = Field(default=None, sa_column=_moment())
-    stop_grace_ms: int | None = None
-    stop_who: str | None = None
-    stop_why: str | None = None
-
-    # Moved by import, together, by compare-and-set.
-    spool_offset: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
-    next_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
-    loose_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
-    loose_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
-
-    # Written at settle, out of the exit record.
-    end_time: int | None = Field(default=None, sa_column=_moment())
-    exit_code: int | None = None
-    signal: int | None = None
-    reason: str | None = None
-    wait_status: int | None = None
-    errno: int | None = None
-    cpu_us: int | None = Field(default=None, sa_column=Column(BigInteger))
-    max_rss: int | None = Field(default=None, sa_column=Column(BigInteger))  # bytes
-    dropped: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
-    unreaped: str | None = None  # pids that could not be killed
-
-    # Written by delete: hidden from every read, until the rows are gone.
-    deleted_at: int | None = Field(default=None, sa_column=_moment())
-
-
-class SegmentRow(_Row, table=True):
-    """A slice of a job's frames, headers included, compressed."""
-
-    __tablename__ = "log_segment"
-    __table_args__ = (UniqueConstraint("job", "first_sequence"),)
-    id: int | None = Field(default=None, primary_key=True)
-    job: int = Field(
-        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
-    )
-    first_sequence: int = Field(sa_column=Column(BigInteger, nullable=False))
-    line_count: int
-    raw_bytes: int  # of the frames, before compression
-    compressed: bool
-    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-
-
-class TransitionRow(_Row, table=True):
-    """Append-only history: what happened to a job, when, why and by whom."""
-
-    __tablename__ = "transition"
-    __table_args__ = (Index("transitions_of_job", "job", "id"), {"sqlite_autoincrement": True})
-    id: int | None = Field(default=None, primary_key=True)
-    job: int = Field(
-        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
-    )
-    at: int = Field(sa_column=Column(BigInteger, nullable=False))
-    trigger: str
-    from_status: str | None = None
-    to_status: str
-    reason: str | None = None
-    actor: str | None = None
-
-
-store: Table = StoreRow.__table__
-workspace: Table = WorkspaceRow.__table__
-pipeline: Table = PipelineRow.__table__
-job: Table = JobRow.__table__
-log_segment: Table = SegmentRow.__table__
-transition: Table = TransitionRow.__table__
-METADATA: MetaData = job.metadata
-
-# --- what callers see ---------------------------------------------------------
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Public(BaseModel):
@@ -250,7 +39,7 @@ class _Public(BaseModel):
         return iso_utc(value) if isinstance(value, datetime) else value
 
     @classmethod
-    def _checked(cls, fields: dict[str, Any]) -> Any:
+    def _checked(cls, fields: dict[str, Any]) -> Self:
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
@@ -258,7 +47,7 @@ class _Public(BaseModel):
             raise DatabaseCorrupt(f"a stored {cls.__name__} makes no sense: {error}") from error
 
     @classmethod
-    def from_row(cls, row: Any) -> Any:
+    def from_row(cls, row: Any) -> Self:
         """
         Return the public form of a stored row.
 
@@ -314,11 +103,11 @@ class Pipeline(_Public):
         return self._command
 
     @classmethod
-    def from_row(cls, row: Any) -> Pipeline:
+    def from_row(cls, row: Any) -> Self:
         """Return the public form of a stored pipeline."""
-        made: Pipeline = super().from_row(row)
+        made = super().from_row(row)
         if row.command is not None:
-            made._command = Command.from_json(row.command)
+            made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
         return made
 
 
@@ -380,7 +169,7 @@ class Job(_Public):
     )  # fmt: skip
 
     @classmethod
-    def from_row(cls, row: Any) -> Job:
+    def from_row(cls, row: Any) -> Self:
         """Return the public form of a stored job."""
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         for name in cls._moments:
@@ -408,14 +197,13 @@ class ClaimedJob(Job):
         return self._pipeline
 
     @classmethod
-    def from_rows(cls, row: Any, pipeline_row: Any | None) -> ClaimedJob:
+    def from_rows(cls, row: Any, pipeline_row: Any | None) -> Self:
         """Return the form for executors of a stored job and its pipeline."""
-        made: Any = cls.from_row(row)
+        made = cls.from_row(row)
         if row.command is not None:
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
         if pipeline_row is not None:
             made._pipeline = Pipeline.from_row(pipeline_row)  # noqa: SLF001 - it is our own
-        assert isinstance(made, ClaimedJob)  # noqa: S101 - for the type checker alone
         return made
 
 
@@ -437,33 +225,30 @@ class Transition(_Public):
     _moments: ClassVar[tuple[str, ...]] = ("at",)
 
 
-class LogLine:
+class LogLine(NamedTuple):
     """
     One numbered line of a job's log.
 
     Attributes:
         sequence: 0-based and dense within the job.
+        time_ns: When its supervisor read it, nanoseconds since 1970; see `timestamp`.
         stream: `output` (stdout and stderr as they were written), `stdout`,
             `stderr`, or `system` for jobcore's own words, which no job can fake.
         raw: The bytes, with their terminator.
         partial: This is one piece of a longer line, which the next one goes on with.
     """
 
-    __slots__ = ("_time_ns", "partial", "raw", "sequence", "stream")
-
-    def __init__(
-        self, sequence: int, time_ns: int, stream: str, raw: bytes, *, partial: bool = False
-    ) -> None:
-        self.sequence = sequence
-        self.stream = stream
-        self.raw = raw
-        self.partial = partial
-        self._time_ns = time_ns
+    # A tuple, not a model: a log has millions of them.
+    sequence: int
+    time_ns: int
+    stream: str
+    raw: bytes
+    partial: bool = False
 
     @property
     def timestamp(self) -> datetime:
         """When its supervisor read it, UTC; lines read together have one time stamp."""
-        return to_datetime(self._time_ns // 1000)
+        return to_datetime(self.time_ns // 1000)
 
     @property
     def text(self) -> str:
@@ -474,15 +259,5 @@ class LogLine:
         return raw.decode("utf-8", "replace")
 
     def __repr__(self) -> str:
-        """Show number, stream and text."""
-        return f"LogLine({self.sequence}, {self.stream}, {os.fsencode(self.text)[:80]!r})"
-
-    def __eq__(self, other: object) -> bool:
-        """Two lines are equal when all that is stored of them is."""
-        return isinstance(other, LogLine) and all(
-            getattr(self, name) == getattr(other, name) for name in self.__slots__
-        )
-
-    def __hash__(self) -> int:
-        """Hash what is stored."""
-        return hash((self.sequence, self._time_ns, self.raw))
+        """Show number, stream and the beginning of the text."""
+        return f"LogLine({self.sequence}, {self.stream}, {self.text[:80]!r})"

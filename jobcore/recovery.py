@@ -76,7 +76,10 @@ class Recovery:
             if fresh.stop_requested is not None and not self._stopper.is_delivered(fresh):
                 self._stopper.deliver(fresh)
             return fresh
-        return self._resolve(fresh)
+        try:
+            return self._resolve(fresh)
+        except NewerProtocol:
+            return fresh  # its own version will know what became of it
 
     def reconcile_softly(self, run: Run) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
@@ -117,14 +120,9 @@ class Recovery:
     def _write_verdict(self, run: Run, directory: int, *, existed: bool) -> None:
         """Write the exit record of a job whose supervisor is dead. The whole lock is ours."""
         this_boot = run.boot_id == self._boot_id
-        started = True
-        namespace: str | int | None = None
-        try:
-            record = jobdir.read_record(directory, jobdir.RUN)
-            started = record is not None or jobdir.RUN in os.listdir(directory)
-            namespace = None if record is None else record.get("pid_namespace")
-        except NewerProtocol:
-            pass
+        record = jobdir.read_record(directory, jobdir.RUN)
+        started = record is not None or jobdir.RUN in os.listdir(directory)
+        namespace = None if record is None else record.get("pid_namespace")
         never = existed and not started and this_boot
         notes = []
         unreaped: tuple[int, ...] = ()
@@ -135,9 +133,9 @@ class Recovery:
                 notes.append("its processes cannot be seen from this pid namespace")
         notes.insert(
             0,
-            "jobcore: never started: its host died before the start"
+            "never started: its host died before the start"
             if never
-            else "jobcore: lost: its supervisor died, so nobody knows how it ended",
+            else "lost: its supervisor died, so nobody knows how it ended",
         )
         sequence = self._importer.count_lines(run, directory)
         end = jobdir.spool_end(directory)

@@ -17,8 +17,8 @@ from sqlalchemy import Connection, bindparam, case, delete, func, insert, or_, s
 
 from jobcore import lifecycle
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
-from jobcore.models import job, transition
 from jobcore.statement import Statement
+from jobcore.tables import job, transition
 
 
 class Run(NamedTuple):

@@ -9,7 +9,7 @@ import time
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from jobcore import filesystem, lifecycle, models
+from jobcore import filesystem, lifecycle, tables
 from jobcore.errors import NotAJobcoreDatabase, ReadOnlyDatabase, SchemaTooNew, StoreMismatch
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
@@ -24,21 +24,30 @@ def statements() -> list[str]:
     """Return the statements that make the current schema in an empty file."""
     dialect = sqlite.dialect()
     made = []
-    for table in models.METADATA.sorted_tables:
+    for table in tables.METADATA.sorted_tables:
         made.append(str(CreateTable(table).compile(dialect=dialect)))
         made += [
             str(CreateIndex(index).compile(dialect=dialect))
             for index in sorted(table.indexes, key=lambda index: str(index.name))
         ]
-    made += lifecycle.triggers(models.FACTS)
+    made += lifecycle.triggers(tables.FACTS)
     return made
 
 
 def read_identity(connection: sqlite3.Connection) -> tuple[int, int, int]:
     """Return application id, schema version, and how many objects the schema has."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    inside = connection.in_transaction
+    if not inside:
+        # As of one moment: another process may be making the schema just now, and
+        # half of the old and half of the new answer would be another program's file.
+        connection.execute("BEGIN")
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        if not inside and connection.in_transaction:
+            connection.execute("ROLLBACK")
     return application, version, objects
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, func, insert, or_, se
 from jobcore import lifecycle, runs
 from jobcore.command import DEFAULT_GRACE, Command
 from jobcore.lifecycle import Status, Trigger
-from jobcore.models import job, pipeline, transition, workspace
+from jobcore.tables import job, pipeline, transition, workspace
 
 #: What a pipeline's status can be; it speaks of changes to it, not of runs.
 READY = "READY"

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds after which a test gives up. Never the time that something takes.
-PATIENCE = 60.0
+PATIENCE = 30.0
 
 
 def until(condition, what="the condition", patience=PATIENCE):
@@ -48,14 +48,17 @@ class Child:
             os.close(self._gate)
             _be_child(function, args, answer, gate if held else None)
         os.close(answer)
-        os.close(gate)
+        self._wait_at = gate  # ours too, so that `go` never finds nobody
         if not held:
             self.go()
 
     def go(self):
         """Let it begin; told twice is harmless."""
         if self._gate >= 0:
+            # A byte, not the end of file: later children hold copies of our end.
+            os.write(self._gate, b"!")
             os.close(self._gate)
+            os.close(self._wait_at)
             self._gate = -1
 
     def kill(self):
@@ -92,7 +95,7 @@ class Child:
 def _be_child(function, args, answer, gate):
     try:
         if gate is not None:
-            os.read(gate, 1)  # EOF: everybody goes
+            os.read(gate, 1)
         report = (function(*args), None, None)
     except BaseException as error:  # noqa: BLE001 - told to the parent, whatever it is
         report = (None, error, traceback.format_exc())

@@ -48,7 +48,7 @@ def drawn_tree():
     drawn, path = [], []
     for line in inspect.getdoc(errors).splitlines():
         found = re.fullmatch(r"([ │├└─]*)(\w+)(?: \((\w+)\))?(?: +(\d+))?", line)
-        if not found or "Error" not in line and "──" not in line:
+        if not found or ("Error" not in line and "──" not in line):
             continue
         depth = len(found[1].lstrip(" ")) // 4 if "─" in found[1] else 0
         if "─" in found[1]:

@@ -1,0 +1,67 @@
+"""Assignment: a job that this manager has claimed, until it is settled."""
+
+from __future__ import annotations
+
+import time
+
+from jobcore.launch import Request
+from jobcore.runs import Run
+from jobcore.supervision import notices
+from jobcore.supervision.pool import Supervisor
+
+#: Seconds between two imports of one job, unless much has gathered or it ended.
+IMPORT_PAUSE = 0.25
+#: Bytes of spool that are worth an import before that.
+IMPORT_BYTES = 256 * 1024
+#: Seconds after which a send, or a job that could not be settled, is tried again.
+RETRY = 0.05
+
+
+class Assignment:
+    """
+    A claimed job, and what the dispatcher is to do about it next.
+
+    Attributes:
+        run: As the database last had it.
+        request: Until it is sent.
+        claimed: When it was claimed, by the monotonic clock.
+        supervisor: That has it; None before it is sent, and after it ended.
+        ended: Whether its verdict can be expected.
+        due: When to look into its directory, by the monotonic clock.
+    """
+
+    __slots__ = ("_imported", "claimed", "due", "ended", "request", "run", "supervisor")
+
+    def __init__(self, run: Run, request: Request) -> None:
+        self.run = run
+        self.request: Request | None = request
+        self.claimed = time.monotonic()
+        self.supervisor: Supervisor | None = None
+        self.ended = False
+        self.due = float("inf")
+        self._imported = 0.0
+
+    def hear(self, notice: notices.Notice) -> None:
+        """Note what its supervisor says."""
+        if notice.kind == notices.ENDED:
+            self.end()
+        elif notice.kind == notices.OUTPUT:
+            much = notice.number - self.run.spool_offset >= IMPORT_BYTES
+            self.due = min(self.due, 0.0 if much else self._imported + IMPORT_PAUSE)
+
+    def begin_import(self, now: float) -> None:
+        """Note that its directory is being looked into; again only when there is a reason."""
+        self._imported = now
+        self.due = now + RETRY if self.ended else float("inf")
+
+    def end(self) -> None:
+        """Have it settled in the next round."""
+        self.ended = True
+        self.supervisor = None
+        self.due = 0.0
+
+    def let_go(self) -> None:
+        """Close what it holds, if it was not sent: its free lock says that it never started."""
+        if self.request is not None:
+            self.request.close()
+            self.request = None

@@ -1,0 +1,83 @@
+"""
+Backlog: what waits to be started, read ahead.
+
+Reading the queue costs as much as claiming a job, so a few more are read than
+are needed now. What has changed since is found by the claim, which is guarded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Row
+
+from jobcore import store
+from jobcore.clock import Clock
+from jobcore.database import Database
+
+#: Jobs read beyond those needed now. With more, managers that share a file
+#: would prepare too many that another one has claimed by then.
+AHEAD = 16
+
+
+class Backlog:
+    """
+    The QUEUED jobs that a manager could claim, oldest first.
+
+    Args:
+        database: Where they are.
+        clock: Tells which are due.
+        types: Of these types only.
+        only_own: Only those that `adopt` was called for.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock, types: Iterable[str], *, only_own: bool
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._types = tuple(types)
+        self._own: set[int] | None = set() if only_own else None
+        self._hand: deque[Row[Any]] = deque()
+
+    def adopt(self, number: int) -> None:
+        """Make this job one's own. Any thread may call this."""
+        if self._own is not None:
+            self._own.add(number)
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing could be claimed now. Any thread may call this."""
+        return not self._read(1)
+
+    def look(self, wanted: int) -> int:
+        """Have `wanted` jobs in hand if there are so many; return how many there are."""
+        if len(self._hand) < wanted:
+            self._hand = deque(self._read(wanted + AHEAD))
+        return len(self._hand)
+
+    def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
+        """Take up to `limit` jobs out of the hand, each with its pipeline."""
+        rows = [self._hand.popleft() for _ in range(min(limit, len(self._hand)))]
+        if all(row.pipeline_id is None for row in rows):
+            return [(row, None) for row in rows]
+        with self._database.read() as connection:
+            return [(row, store.find_pipeline(connection, row.pipeline_id)) for row in rows]
+
+    def forget(self) -> None:
+        """Read anew at the next look: the hand is known to be out of date."""
+        self._hand.clear()
+
+    def _read(self, limit: int) -> list[Row[Any]]:
+        own = None if self._own is None else set(self._own)
+        with self._database.read() as connection:
+            return list(
+                store.queued_jobs(
+                    connection,
+                    types=self._types,
+                    now=self._clock.now(),
+                    limit=limit,
+                    numbers=own,
+                )
+            )

@@ -1,0 +1,37 @@
+"""
+CLI: the entry of the command line.
+
+The verbs need the extra `cli`; this module does not, so that without it there
+is one clear line instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    _open_closed_streams()
+    try:
+        from jobcore import running, verbs  # noqa: F401, PLC0415 - they add themselves
+        from jobcore.application import app  # noqa: PLC0415 - it may not be importable
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").split(".")[0] not in ("typer", "rich", "click"):
+            raise
+        sys.stderr.write(
+            f"jobcore: the command line needs {missing.name}: pip install 'jobcore[cli]'\n"
+        )
+        raise SystemExit(2) from None
+    app(prog_name="jobcore")
+
+
+def _open_closed_streams() -> None:
+    """Put /dev/null where a shell's `>&-` left nothing: a file opened later must not be stdout."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

@@ -1,0 +1,145 @@
+"""
+Foreground: one job run while somebody watches, and what Ctrl-C and SIGTERM mean then.
+
+The signals are blocked in every thread, and one thread waits for them. So no
+handler ever runs in the middle of a transaction, and that thread may call the
+manager like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+from jobcore import terminal
+from jobcore.errors import InvalidTransition, WaitTimeout
+from jobcore.lifecycle import Status
+from jobcore.manager import JobManager
+from jobcore.models import Job
+
+#: Seconds between two looks at a job that is watched.
+PAUSE = 0.05
+#: What asks a foreground process to end. SIGHUP is not among them: a closed
+#: terminal ends this process, and the job lives on.
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def block_signals() -> set[signal.Signals]:
+    """
+    Keep SIGINT and SIGTERM waiting, here and in threads started from now on.
+
+    Returns:
+        Those to be waited for: not the ones that were ignored, as `nohup` and a
+        shell's `&` do.
+    """
+    blocked = {one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    return blocked
+
+
+class Interrupts:
+    """
+    Calls one step of ending a signal, in its own thread.
+
+    Make it before the manager, whose threads inherit what is blocked. Until
+    `arm` a signal ends this process at once: there is nothing to lose yet.
+    From then on it waits for `expect`.
+    """
+
+    def __init__(self) -> None:
+        self._signals = block_signals()
+        self._armed = False
+        self._steps: list[Callable[[], None]] = []
+        self._known = threading.Event()
+        if self._signals:
+            threading.Thread(target=self._serve, name="jobcore-interrupts", daemon=True).start()
+
+    def arm(self) -> None:
+        """Have signals wait for `expect` from now on."""
+        self._armed = True
+
+    def expect(self, *steps: Callable[[], None]) -> None:
+        """Call the first step at the first signal, and so on; one beyond the last ends us."""
+        self._steps.extend(steps)
+        self._known.set()
+
+    def _serve(self) -> None:
+        while True:
+            number = signal.sigwait(self._signals)
+            if self._armed:
+                self._known.wait()
+            if not self._steps:
+                os._exit(128 + number)
+            try:
+                self._steps.pop(0)()
+            except Exception as error:  # noqa: BLE001 - the next signal must be served, too
+                terminal.say(str(error))
+
+
+def stop(jobs: JobManager, job_id: UUID) -> None:
+    """Stop the job, QUEUED or RUNNING; say so. Harmless when it is over."""
+    terminal.say(f"stopping job {job_id}; once more kills it")
+    try:
+        jobs.cancel_job(job_id)
+    except InvalidTransition:
+        pass  # it has just ended
+
+
+def kill(jobs: JobManager, job_id: UUID) -> None:
+    """Kill the job; say so. Harmless when it is over."""
+    terminal.say(f"killing job {job_id}; once more leaves it to itself")
+    try:
+        jobs.stop_job(job_id, grace=0)
+    except InvalidTransition:
+        pass  # it has just ended
+
+
+def wait_for_start(jobs: JobManager, job_id: UUID) -> None:
+    """
+    Return when the job is no longer QUEUED.
+
+    Raises:
+        SpawnError: Supervisors cannot be started here for it.
+    """
+    while jobs.get_job(job_id).status is Status.QUEUED:
+        _pause(jobs, job_id)
+
+
+def watch(jobs: JobManager, job_id: UUID, printer: terminal.LogPrinter) -> Job:
+    """
+    Print the job's lines from the printer's next one on as they come, and return the final job.
+
+    What is there is printed in one go and flushed before any waiting, which
+    `JobManager.follow`, a line at a time, does not tell.
+
+    Raises:
+        SpawnError: Supervisors cannot be started here for it.
+        JobDeleted: It was deleted meanwhile.
+    """
+    while True:
+        job = jobs.get_job(job_id)  # before the lines: if it is final, these are all
+        printer.print(jobs.logs(job_id, printer.next_sequence))
+        if job.status.final:
+            return job
+        _pause(jobs, job_id)
+
+
+def _pause(jobs: JobManager, job_id: UUID) -> None:
+    try:
+        jobs.wait(job_id, PAUSE)
+    except WaitTimeout:
+        pass  # the usual case: time for another look
+
+
+def exit_code(job: Job) -> int:
+    """Return the exit code of a process that stands for the job: its own, 1 where that lies."""
+    return 0 if job.status is Status.COMPLETE else job.exit_code or 1
+
+
+def ending(job: Job) -> str:
+    """Return how the job ended, in words."""
+    by = "" if job.signal is None else f", {signal.Signals(job.signal).name}"
+    return f"job {job.id} is {job.status}: {job.reason}{by}"

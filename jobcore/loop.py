@@ -1,0 +1,137 @@
+"""
+Loop: one named daemon thread, asleep in `poll`, woken by descriptors, by a byte or by the clock.
+
+It begins when it is needed, ends with `close`, and is begun anew in a forked
+child, which has none of its parent's threads.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+
+from jobcore.forking import GATE
+
+#: Seconds that the interpreter's exit waits for the turn under way.
+EXIT_PATIENCE = 5.0
+
+
+class Loop:
+    """
+    A thread that calls `turn` again and again.
+
+    Any thread may call `start`, `ring` and `close`; `wait` and `rest` are for `turn`.
+
+    Args:
+        name: Of the thread.
+        turn: What is done; it sleeps in `wait`, and raises nothing.
+        end: Called once, by whoever closes, when the thread has ended.
+    """
+
+    _starting: threading.Lock
+    _thread: threading.Thread | None
+    _pid: int  # of the process that started the thread
+
+    def __init__(
+        self, name: str, turn: Callable[[], None], end: Callable[[], None] = lambda: None
+    ) -> None:
+        self._name = name
+        self._turn = turn
+        self._end = end
+        self.forget()
+        _close_at_exit(self)
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: the gate has closed the pipe, the thread is not here."""
+        self._starting = threading.Lock()
+        self._thread = None
+        self._closing = False
+
+    def start(self) -> None:
+        """Start the thread, unless it runs or was closed."""
+        if self._thread is not None or self._closing:
+            return
+        with self._starting:
+            if self._thread is None and not self._closing:
+                with GATE:
+                    self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                    GATE.register(self._reader, self._writer)
+                # A daemon: an interpreter that exits does not wait for jobs.
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._pid = os.getpid()
+                thread.start()
+                self._thread = thread
+
+    def ring(self) -> None:
+        """Wake the thread."""
+        if self._thread is not None:
+            try:
+                os.write(self._writer, b"!")
+            except OSError:
+                pass  # full: it has been rung already; or closed just now
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        End the thread after the turn under way; harmless when ended, or never started.
+
+        Args:
+            timeout: Seconds to wait for that; nothing is closed under a turn that takes longer.
+        """
+        self._closing = True
+        thread = self._thread
+        if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
+            return  # never started; or another process's, forked by code that runs no hooks
+        self.ring()
+        thread.join(timeout)
+        if thread.is_alive():
+            return
+        with self._starting:
+            if self._thread is not None:
+                self._thread = None
+                self._end()
+                GATE.close(self._reader, self._writer)
+
+    def wait(self, descriptors: Iterable[int], seconds: float) -> list[int]:
+        """Sleep until one of these is readable, somebody rings, or so long; return who is."""
+        poller = select.poll()
+        poller.register(self._reader, select.POLLIN)
+        for descriptor in descriptors:
+            poller.register(descriptor, select.POLLIN)
+        # Rounded up: a poll that returns just before the moment would spin.
+        ready = [one for one, _ in poller.poll(int(seconds * 1000) + 1 if seconds > 0 else 0)]
+        if self._reader in ready:
+            ready.remove(self._reader)
+            self._empty()
+        return ready
+
+    def rest(self, seconds: float) -> None:
+        """Sleep so long, unless somebody rings."""
+        select.select([self._reader], [], [], seconds)
+
+    def _empty(self) -> None:
+        try:
+            while len(os.read(self._reader, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._turn()
+
+
+def _close_at_exit(loop: Loop) -> None:
+    """At the interpreter's exit, let the turn under way come to its end."""
+    reference = weakref.ref(loop)
+
+    def close() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.close(EXIT_PATIENCE)
+
+    atexit.register(close)
+    weakref.finalize(loop, atexit.unregister, close).atexit = False

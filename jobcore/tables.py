@@ -1,0 +1,220 @@
+"""
+Tables: what is stored. They stay inside the store; callers see `models`.
+
+The comments at the columns say who writes them, and when.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.orm import registry
+from sqlmodel import Field, SQLModel
+
+from jobcore import lifecycle
+
+
+class _Row(SQLModel, registry=registry()):
+    """Base of the tables, with metadata of its own: a host's `create_all` must not make them."""
+
+    __table__: ClassVar[Table]
+
+
+def _moment() -> Any:
+    """Return a column for wall time: integer microseconds, which sort and compare as they are."""
+    return Column(BigInteger)
+
+
+class StoreRow(_Row, table=True):
+    """One row: which job directories belong to this file."""
+
+    __tablename__ = "store"
+    id: str = Field(primary_key=True)
+
+
+class WorkspaceRow(_Row, table=True):
+    """What governs pipelines and jobs."""
+
+    __tablename__ = "workspace"
+    __table_args__ = (
+        # At most one default workspace, whichever process makes it first.
+        Index("one_default_workspace", "is_default", unique=True, sqlite_where=text("is_default")),
+    )
+    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    name: str
+    is_default: bool = Field(default=False)
+    properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
+    deleted_at: int | None = Field(default=None, sa_column=_moment())
+
+
+class PipelineRow(_Row, table=True):
+    """A command or script that is run again and again, by one job at a time."""
+
+    __tablename__ = "pipeline"
+    __table_args__ = (
+        CheckConstraint("status IN ('READY', 'PROVISIONING', 'FAILED')", name="status_is_known"),
+    )
+    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    workspace_id: UUID = Field(
+        sa_column=Column(Uuid, ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
+    )
+    name: str
+    status: str
+    command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
+    script: str | None = Field(default=None, sa_column=Column(Text))
+    timeout: float | None = None  # seconds
+    max_retries: int = 0
+    schedule: str | None = None
+    time_zone: str | None = None
+    triggered_by: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
+    deleted_at: int | None = Field(default=None, sa_column=_moment())
+
+
+#: What became of a job. Frozen by a trigger of the database once it is final.
+FACTS = (
+    "number", "id", "workspace_id", "pipeline_id", "type", "status", "attempt", "retry_of",
+    "created", "start_time", "end_time", "exit_code", "signal", "reason", "wait_status", "errno",
+    "cpu_us", "max_rss", "spool_offset", "next_sequence", "dropped", "token", "cookie",
+)  # fmt: skip
+
+
+class JobRow(_Row, table=True):
+    """One unit of work with its state; the comments say who writes a column, and when."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        *(CheckConstraint(rule, name=name) for name, rule in lifecycle.constraints().items()),
+        # One QUEUED or RUNNING job per pipeline, whatever number of processes ask.
+        Index(
+            "one_active_job_per_pipeline",
+            "pipeline_id",
+            unique=True,
+            sqlite_where=text("status IN ('QUEUED', 'RUNNING')"),
+        ),
+        # The queue in its order, and what recovery looks at: both small, whatever the history.
+        Index("queued_jobs", "number", sqlite_where=text("status = 'QUEUED'")),
+        Index("running_jobs", "number", sqlite_where=text("status = 'RUNNING'")),
+        Index("deleted_jobs", "number", sqlite_where=text("deleted_at IS NOT NULL")),
+        # Pages of one workspace's or pipeline's jobs, newest first.
+        Index("jobs_of_workspace", "workspace_id", "number"),
+        Index("jobs_of_pipeline", "pipeline_id", "number"),
+        # Never reuse a number, though the newest job be deleted: it is the pages' cursor.
+        {"sqlite_autoincrement": True},
+    )
+    number: int | None = Field(default=None, primary_key=True)
+    id: UUID = Field(sa_column=Column(Uuid, unique=True, nullable=False))
+
+    # Written at create.
+    workspace_id: UUID = Field(
+        sa_column=Column(Uuid, ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
+    )
+    pipeline_id: UUID | None = Field(
+        default=None, sa_column=Column(Uuid, ForeignKey("pipeline.id", ondelete="CASCADE"))
+    )
+    type: str
+    name: str | None = None
+    data: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
+    attempt: int = 1
+    retry_of: UUID | None = Field(default=None, sa_column=Column(Uuid))
+    not_before: int | None = Field(default=None, sa_column=_moment())
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+    # Moved by the lifecycle alone, each move one guarded statement.
+    status: str
+
+    # Written at claim; a job without a process has no token.
+    start_time: int | None = Field(default=None, sa_column=_moment())
+    token: str | None = None  # of this run: directory and notices carry it too
+    cookie: str | None = None  # in the environment of the command, to find what it left behind
+    boot_id: str | None = None
+
+    # Written by a wish to stop.
+    stop_requested: int | None = Field(default=None, sa_column=_moment())
+    stop_grace_ms: int | None = None
+    stop_who: str | None = None
+    stop_why: str | None = None
+
+    # Moved by import, together, by compare-and-set.
+    spool_offset: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    next_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    loose_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    loose_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+
+    # Written at settle, out of the exit record.
+    end_time: int | None = Field(default=None, sa_column=_moment())
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    wait_status: int | None = None
+    errno: int | None = None
+    cpu_us: int | None = Field(default=None, sa_column=Column(BigInteger))
+    max_rss: int | None = Field(default=None, sa_column=Column(BigInteger))  # bytes
+    dropped: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    unreaped: str | None = None  # pids that could not be killed
+
+    # Written by delete: hidden from every read, until the rows are gone.
+    deleted_at: int | None = Field(default=None, sa_column=_moment())
+
+
+class SegmentRow(_Row, table=True):
+    """A slice of a job's frames, headers included, compressed."""
+
+    __tablename__ = "log_segment"
+    __table_args__ = (UniqueConstraint("job", "first_sequence"),)
+    id: int | None = Field(default=None, primary_key=True)
+    job: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
+    )
+    first_sequence: int = Field(sa_column=Column(BigInteger, nullable=False))
+    line_count: int
+    raw_bytes: int  # of the frames, before compression
+    compressed: bool
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class TransitionRow(_Row, table=True):
+    """Append-only history: what happened to a job, when, why and by whom."""
+
+    __tablename__ = "transition"
+    __table_args__ = (Index("transitions_of_job", "job", "id"), {"sqlite_autoincrement": True})
+    id: int | None = Field(default=None, primary_key=True)
+    job: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
+    )
+    at: int = Field(sa_column=Column(BigInteger, nullable=False))
+    trigger: str
+    from_status: str | None = None
+    to_status: str
+    reason: str | None = None
+    actor: str | None = None
+
+
+store: Table = StoreRow.__table__
+workspace: Table = WorkspaceRow.__table__
+pipeline: Table = PipelineRow.__table__
+job: Table = JobRow.__table__
+log_segment: Table = SegmentRow.__table__
+transition: Table = TransitionRow.__table__
+METADATA: MetaData = job.metadata

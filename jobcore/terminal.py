@@ -1,0 +1,215 @@
+"""
+Terminal: what people see, and what pipes get.
+
+A terminal gets tables and colours, and nothing that a job wrote can move its
+cursor. A pipe or a file gets tab-separated fields, and log lines byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, BinaryIO, TextIO
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobcore import wire
+from jobcore.clock import iso_utc
+from jobcore.models import Job, LogLine, Transition
+
+#: Escape sequences first, as a whole, then whatever control is left: C0 without
+#: the tab, DEL, and C1, of which some terminals take U+009B for an escape.
+_CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"
+    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"
+    r"|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
+)
+
+_COLOURS = {
+    "QUEUED": "yellow",
+    "RUNNING": "cyan",
+    "COMPLETE": "green",
+    "ERROR": "red",
+    "STOPPED": "magenta",
+}
+
+
+def on_terminal() -> bool:
+    """Tell whether people look at stdout."""
+    return sys.stdout.isatty()
+
+
+def without_controls(text: str) -> str:
+    """Return `text` without escape sequences and control characters, but with tabs."""
+    shown = _CONTROLS.sub("", text)
+    return shown.encode("utf-8", "replace").decode("utf-8")  # bytes that are no text become "?"
+
+
+def say(message: str) -> None:
+    """Print a line of our own on stderr."""
+    sys.stderr.write(f"jobcore: {without_controls(message)}\n")
+    sys.stderr.flush()
+
+
+# --- data -----------------------------------------------------------------------
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines of data."""
+    with _binary(sys.stdout) as out:
+        out.writelines(line.encode("utf-8", "backslashreplace") + b"\n" for line in lines)
+
+
+def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
+    """Print one JSON document."""
+    if isinstance(value, BaseModel):
+        print_lines([value.model_dump_json(by_alias=True)])
+    else:
+        print_lines([f"[{', '.join(one.model_dump_json(by_alias=True) for one in value)}]"])
+
+
+def print_jobs(jobs: Sequence[Job]) -> None:
+    """Print a line for each job: the short form on a terminal, all fields in a pipe."""
+    if on_terminal():
+        titles = ("ID", "STATUS", "CODE", "REASON", "CREATED", "TIME", "LINES", "NAME")
+        _print_table(titles, map(_short_form, jobs))
+    else:
+        _print_fields(map(_long_form, jobs))
+
+
+def _long_form(job: Job) -> tuple[Any, ...]:
+    ending = (job.status, job.exit_code, job.reason)
+    times = (job.created, job.start_time, job.end_time)
+    return (job.id, job.number, *ending, job.type, *times, job.line_count, job.name)
+
+
+def _short_form(job: Job) -> tuple[Any, ...]:
+    ending = (job.status, job.exit_code, job.reason)
+    return (job.id.hex[:8], *ending, job.created, _seconds(job), job.line_count, job.name)
+
+
+def print_job(job: Job) -> None:
+    """Print all that is known of a job, a name as in its JSON and a value a line."""
+    facts = [
+        (name, json.dumps(value) if isinstance(value, (dict, list)) else value)
+        for name, value in job.model_dump(mode="json", by_alias=True).items()
+    ]
+    if on_terminal():
+        _print_table(("", ""), facts)
+    else:
+        _print_fields(facts)
+
+
+def print_history(history: Sequence[Transition]) -> None:
+    """Print a line for each entry of a job's history."""
+    rows = [
+        (entry.at, entry.trigger, entry.from_status, entry.to_status, entry.reason, entry.actor)
+        for entry in history
+    ]
+    if on_terminal():
+        _print_table(("WHEN", "TRIGGER", "FROM", "TO", "REASON", "BY"), rows)
+    else:
+        _print_fields(rows)
+
+
+def _print_fields(rows: Iterable[Iterable[Any]]) -> None:
+    print_lines("\t".join(map(_field, row)) for row in rows)
+
+
+def _print_table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=any(titles))
+    for title in titles[:-1]:
+        table.add_column(title, no_wrap=True)
+    table.add_column(titles[-1], overflow="fold")  # whatever does not fit the width is in the last
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console(highlight=False).print(table)
+
+
+def _field(value: Any) -> str:
+    """Return a value that breaks neither line nor column; `-` where a shell would skip nothing."""
+    if isinstance(value, datetime):
+        return iso_utc(value)
+    return "-" if value is None or value == "" else re.sub(r"[\t\r\n]+", " ", str(value))
+
+
+def _cell(value: Any) -> Text:
+    if isinstance(value, datetime):
+        return Text(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+    text = without_controls(_field(value))
+    return Text(text, style=_COLOURS.get(text, ""))
+
+
+def _seconds(job: Job) -> str | None:
+    if job.start_time is None or job.end_time is None:
+        return None
+    return f"{(job.end_time - job.start_time).total_seconds():.1f}"
+
+
+# --- logs -----------------------------------------------------------------------
+
+
+class LogPrinter:
+    """
+    Prints log lines: byte for byte, cleaned for a terminal, or as JSON.
+
+    Args:
+        apart: Send `stderr` and `system` lines to stderr; else all go to stdout.
+        ndjson: Print an object a line, in which no control character is left as it is.
+
+    Attributes:
+        next_sequence: The number behind the last line that was printed.
+    """
+
+    def __init__(self, sequence: int = 0, *, apart: bool = False, ndjson: bool = False) -> None:
+        self.next_sequence = sequence
+        self._apart = apart
+        self._ndjson = ndjson
+        # Not sys.stdout.buffer: with PYTHONUNBUFFERED, which every job has, that
+        # is unbuffered, and a write to it may be a short one.
+        self._out = _binary(sys.stdout)
+        self._err = _binary(sys.stderr)
+
+    def print(self, lines: Iterable[LogLine]) -> None:
+        """Print lines; all of them are seen when this returns."""
+        if self._ndjson:
+            self._out.writelines(wire.ndjson(self._noted(lines)))
+        else:
+            clean = {self._out: sys.stdout.isatty(), self._err: sys.stderr.isatty()}
+            for line in self._noted(lines):
+                out = self._out
+                if self._apart and line.stream in ("stderr", "system"):
+                    out.flush()  # what came before is seen before
+                    out = self._err
+                out.write(_cleaned(line) if clean[out] else line.raw)
+                if out is self._err:
+                    out.flush()
+        self._out.flush()
+
+    def _noted(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
+        for line in lines:
+            yield line
+            self.next_sequence = line.sequence + 1
+
+
+def _cleaned(line: LogLine) -> bytes:
+    return without_controls(line.text).encode() + (b"\n" if line.raw.endswith(b"\n") else b"")
+
+
+def _binary(stream: TextIO) -> BinaryIO:
+    return open(stream.fileno(), "wb", closefd=False)
+
+
+def give_up_stdout() -> None:
+    """Let nothing more fail on a stdout that nobody reads, not even the interpreter's exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,251 @@
+"""Verbs: the commands that look at jobs and end them, each a short way to the manager."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from jobcore import foreground, terminal
+from jobcore.application import AsJson, JobId, app, full_id, open_manager
+from jobcore.command import checked_timeout
+from jobcore.errors import CommandError, StoreError
+from jobcore.lifecycle import Status
+from jobcore.models import Job
+
+StopGrace = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL; 0 kills now. [the job's own]"),
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once it has been asked.")]
+
+
+class LogFormat(str, Enum):
+    """The forms of a log."""
+
+    TEXT = "text"
+    NDJSON = "ndjson"
+
+
+# --- looking ----------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    *,
+    status: Annotated[
+        list[Status] | None,
+        typer.Option(case_sensitive=False, help="Only these; may be given again."),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="TEXT", help="Only of these types; may be given again."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Jobs at most.")] = 100,
+    before: Annotated[
+        int | None, typer.Option(min=1, metavar="NUMBER", help="Only jobs older than this number.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    List jobs, newest first.
+
+    Fields in a pipe: id, number, status, exit code, reason, type, created,
+    start, end, lines, name.
+
+    \b
+    Examples:
+      jobcore list --status RUNNING --status QUEUED
+      jobcore list --json --limit 10
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        try:
+            jobs.recover()  # so that what is listed is true
+        except (StoreError, OSError) as error:
+            terminal.say(f"listed as stored: {error}")
+        page = jobs.list_jobs(status=status, type=kind, limit=limit, before=before)
+    if as_json:
+        terminal.print_json(page)
+    else:
+        terminal.print_jobs(page)
+        if len(page) == limit and terminal.on_terminal():
+            terminal.say(f"perhaps there are older ones: --before {page[-1].number}")
+
+
+@app.command()
+def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
+    """
+    Show all that is known of a job.
+
+    \b
+    Example:
+      jobcore show 3f2a
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        job = jobs.get_job(full_id(jobs, job_id))
+    if as_json:
+        terminal.print_json(job)
+    else:
+        terminal.print_job(job)
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    job_id: JobId,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
+    ] = False,
+    sequence: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="From the line with this number on. [0]")
+    ] = None,
+    tail: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="From the last N lines on.")
+    ] = None,
+    form: Annotated[
+        LogFormat,
+        typer.Option("--format", case_sensitive=False, help="JSON is an object a line."),
+    ] = LogFormat.TEXT,
+) -> None:
+    """
+    Print a job's log.
+
+    That is its output and jobcore's own lines, all on stdout.
+
+    \b
+    Examples:
+      jobcore logs -f --tail 10 3f2a
+      jobcore logs --format ndjson --sequence 200 3f2a
+    """  # noqa: D301
+    if sequence is not None and tail is not None:
+        raise CommandError("--sequence and --tail exclude each other")
+    with open_manager(ctx) as jobs:
+        job = jobs.get_job(full_id(jobs, job_id))
+        first = sequence or 0 if tail is None else max(job.line_count - tail, 0)
+        printer = terminal.LogPrinter(first, ndjson=form is LogFormat.NDJSON)
+        if follow:
+            foreground.watch(jobs, job.id, printer)
+        else:
+            printer.print(jobs.logs(job.id, first))
+
+
+@app.command()
+def history(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
+    """
+    Show what happened to a job, oldest first.
+
+    Fields in a pipe: when, trigger, from, to, reason, by whom.
+
+    \b
+    Example:
+      jobcore history 3f2a
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        entries = jobs.history(full_id(jobs, job_id))
+    if as_json:
+        terminal.print_json(entries)
+    else:
+        terminal.print_history(entries)
+
+
+# --- ending -----------------------------------------------------------------------
+
+
+@app.command()
+def stop(
+    ctx: typer.Context,
+    job_id: JobId,
+    *,
+    grace: StopGrace = None,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Stop a running job, with its descendants.
+
+    Returns when it has ended.
+
+    \b
+    Example:
+      jobcore stop --grace 2 3f2a
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        job = jobs.stop_job(full_id(jobs, job_id), grace=grace)
+        if not no_wait:
+            job = jobs.wait(job.id)
+    _report(job, as_json=as_json)
+
+
+@app.command()
+def cancel(
+    ctx: typer.Context, job_id: JobId, *, no_wait: NoWait = False, as_json: AsJson = False
+) -> None:
+    """
+    Take a job from the queue.
+
+    One that runs already is stopped, and this returns when it has ended.
+
+    \b
+    Example:
+      jobcore cancel 3f2a
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        job = jobs.cancel_job(full_id(jobs, job_id))
+        if not no_wait:
+            job = jobs.wait(job.id)
+    _report(job, as_json=as_json)
+
+
+@app.command()
+def wait(
+    ctx: typer.Context,
+    job_id: JobId,
+    *,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Wait no longer. [no limit]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Wait for a job, and pass its exit code on.
+
+    The exit code is made as by run. When the time is over, it is 124 and the
+    job goes on.
+
+    \b
+    Example:
+      jobcore wait --timeout 60 3f2a && echo done
+    """  # noqa: D301
+    checked_timeout(timeout)
+    with open_manager(ctx) as jobs:
+        job = jobs.wait(full_id(jobs, job_id), timeout)
+    _report(job, as_json=as_json)
+    raise typer.Exit(foreground.exit_code(job))
+
+
+@app.command()
+def delete(ctx: typer.Context, job_id: JobId) -> None:
+    """
+    Remove a job with its log and history.
+
+    One that runs is stopped first.
+
+    \b
+    Example:
+      jobcore delete 3f2a
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        jobs.delete_job(full_id(jobs, job_id))
+
+
+def _report(job: Job, *, as_json: bool) -> None:
+    """Say how it ended, to who asks or looks; scripts have the exit code."""
+    if as_json:
+        terminal.print_json(job)
+    elif terminal.on_terminal():
+        terminal.say(
+            foreground.ending(job) if job.status.final else f"job {job.id} is asked to stop"
+        )

@@ -1,0 +1,615 @@
+"""The command line, as people and scripts use it: real processes from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import uuid
+
+import pytest
+
+from jobcore import JobManager
+from tests.processes import PATIENCE, ROOT, carrying, until
+
+#: Prints a line, then waits until somebody opens the FIFO, then ends with 4.
+HELD = 'echo ready; read -r _ < "$GATE"; echo going; exit 4'
+CATCHES_TERM = 'trap "echo stopping; exit 7" TERM; echo ready; sleep 3600 & wait'
+IGNORES_TERM = 'trap "" TERM; echo ready; sleep 3600'
+TELLS_ITS_SUPERVISOR = 'trap "" TERM; echo "$PPID"; sleep 3600'
+
+
+class Cli:
+    """`python -m jobcore` on a database of its own; everything it starts carries a mark."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.database = str(folder / "jobs.db")
+        self.mark = f"JOBCORE_TEST={uuid.uuid4().hex}"
+        self.gate = str(folder / "gate")
+        os.mkfifo(self.gate)
+        name, _, value = self.mark.partition("=")
+        self.env = {
+            **os.environ,
+            name: value,
+            "PYTHONPATH": str(ROOT),
+            "JOBCORE_DB": self.database,
+            "GATE": self.gate,
+            "COLUMNS": "120",
+            "TERM": "xterm",
+        }
+        self.env.pop("PYTHONUNBUFFERED", None)  # buffers must work, too
+
+    def start(self, *words, **options):
+        """Return the running process."""
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobcore", *words],
+            cwd=self.folder,
+            env=self.env,
+            **{**pipes, **options},
+        )
+
+    def __call__(self, *words, code=0):
+        """Return stdout and stderr of a command that must exit with `code`."""
+        return finish(self.start(*words), code)
+
+    def on_terminal(self, *words):
+        """Return what a terminal of 120 columns gets."""
+        ours, theirs = pty.openpty()
+        process = self.start(*words, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the last one has closed it
+            while data := os.read(ours, 65536):
+                shown += data
+        os.close(ours)
+        process.wait(PATIENCE)
+        return shown.decode()
+
+    def open_gate(self):
+        """Let the HELD job go on."""
+        with open(self.gate, "w"):
+            pass
+
+    def ids(self, *filters):
+        """Return the ids that `list` gives."""
+        return [line.split("\t")[0] for line in self("list", *filters)[0].splitlines()]
+
+    def only_job(self):
+        """Return the one job there is, as a library sees it: quicker than a process."""
+        with JobManager(self.database, slots=0) as jobs:
+            (job,) = jobs.list_jobs()
+            return jobs.get_job(job.id)
+
+    def wait(self):
+        """Return the one job there is once it is final."""
+        with JobManager(self.database, slots=0) as jobs:
+            return jobs.wait(self.only_job().id, PATIENCE)
+
+
+def finish(process, code):
+    out, err = process.communicate(timeout=PATIENCE)
+    told = f"exit {process.returncode}\n{out}\n{err}"
+    assert process.returncode == code, told
+    assert b"Traceback" not in err, told
+    return (out or b"").decode(), err.decode()
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Return the command line; it may leave no process behind."""
+    cli = Cli(tmp_path)
+    yield cli
+    until(lambda: not carrying(cli.mark), "the end of all that the test started")
+
+
+@pytest.fixture
+def queue(cli):
+    """Return a manager in this process that only keeps books."""
+    with JobManager(cli.database, slots=0) as manager:
+        yield manager
+
+
+# --- run ----------------------------------------------------------------------
+
+
+def test_run_passes_on_both_lines_in_order_and_the_exit_code(cli):
+    """`run` shows stdout and stderr in the order of writing, and exits as the command did."""
+    out, err = cli("run", "--", "sh", "-c", "echo out; echo err >&2; exit 3", code=3)
+
+    assert (out, err) == ("out\nerr\n", "")
+
+    job_id = str(cli.only_job().id)
+    shown = dict(line.split("\t") for line in cli("show", job_id)[0].splitlines())
+
+    assert (shown["status"], shown["exitCode"], shown["reason"]) == ("ERROR", "3", "exited")
+
+    history = [line.split("\t")[1:5] for line in cli("history", job_id)[0].splitlines()]
+
+    assert history == [
+        ["create", "-", "QUEUED", "-"],
+        ["start", "QUEUED", "RUNNING", "-"],
+        ["finish", "RUNNING", "ERROR", "exited"],
+    ]
+
+
+def test_run_gives_a_pipe_the_bytes_as_they_are(cli):
+    """Escapes, bytes that are no text and a last line without an end pass a pipe unchanged."""
+    wild = r"\033[31mred\033[0m \377 \r\n\ttab"
+    process = cli.start("run", "--", "printf", wild)
+    out, err = process.communicate(timeout=PATIENCE)
+
+    assert (out, err) == (b"\x1b[31mred\x1b[0m \xff \r\n\ttab", b"")
+
+
+def test_run_shows_much_output_completely(cli):
+    """200,000 lines arrive, each once and in order."""
+    out, _ = cli("run", "--", "seq", "200000")
+
+    assert out == "".join(f"{n}\n" for n in range(1, 200001))
+
+
+def test_run_takes_directory_environment_name_and_shell(cli):
+    """`--cwd`, `--env`, `--name` and `--shell` reach the command and the job."""
+    (cli.folder / "below").mkdir()
+    out, _ = cli(
+        *("run", "--cwd", "below", "--env", "A=1=2", "--env", "B=", "--name", "a name", "--shell"),
+        'echo "${PWD##*/} $A $B." | cat',
+    )
+
+    assert out == "below 1=2 .\n"
+    assert cli.only_job().name == "a name"
+
+
+def test_run_keeps_the_streams_apart_on_request(cli):
+    """With `--separate-streams`, what the command writes to stderr goes to stderr."""
+    out, err = cli("run", "--separate-streams", "sh", "-c", "echo out; echo err >&2")
+
+    assert (out, err) == ("out\n", "err\n")
+
+
+def test_run_stops_at_the_time_out(cli):
+    """A job beyond its time-out is STOPPED, and its exit code is the kernel's."""
+    out, err = cli("run", "--timeout", "0.2", "--", "sleep", "60", code=143)
+
+    assert out == ""
+    assert "STOPPED: timeout" in err
+    assert (cli.only_job().status, cli.only_job().reason) == ("STOPPED", "timeout")
+
+
+def test_run_never_exits_0_for_a_job_that_is_not_complete(cli):
+    """A stopped job whose command ends with 0 makes `run` and `wait` exit with 1."""
+    cli("run", "--timeout", "0.2", "--", "sh", "-c", "trap 'exit 0' TERM; sleep 60 & wait", code=1)
+    job = cli.only_job()
+
+    assert (job.status, job.exit_code) == ("STOPPED", 0)
+    cli("wait", str(job.id), code=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["no-such-program"], 127, "not found"),
+        (["/etc/passwd"], 126, "not executable"),
+        (["--cwd", "/no/such/directory", "--", "true"], 126, "/no/such/directory"),
+    ],
+)
+def test_run_says_why_a_command_cannot_start(cli, words, code, said):
+    """The reason is a line on stderr, the exit code that of a shell; stdout stays clean."""
+    out, err = cli("run", *words, code=code)
+
+    assert out == ""
+    assert said in err
+    assert (cli.only_job().status, cli.only_job().reason) == ("ERROR", "spawn_failed")
+
+
+def test_the_first_interrupt_stops_the_job_and_shows_its_end(cli):
+    """Ctrl-C is a stop: the command's own farewell is seen, and its exit code passed on."""
+    process = cli.start("run", "--", "sh", "-c", CATCHES_TERM)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = finish(process, 7)
+
+    assert out == "stopping\n"
+    assert "stopping job" in err
+    assert (cli.only_job().status, cli.only_job().reason) == ("STOPPED", "stopped")
+
+
+def test_the_second_interrupt_kills_the_job(cli):
+    """A command that ignores SIGTERM is killed by the second signal, whatever its grace is."""
+    process = cli.start("run", "--grace", "3600", "--", "sh", "-c", IGNORES_TERM)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert b"stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = finish(process, 137)
+
+    assert "killing job" in err
+
+
+def test_the_third_interrupt_leaves_the_job(cli):
+    """When even killing does not help, because its supervisor hangs, `run` lets go."""
+    process = cli.start("run", "--", "sh", "-c", TELLS_ITS_SUPERVISOR)
+    supervisor = int(process.stdout.readline())
+    os.kill(supervisor, signal.SIGSTOP)
+    for said in (b"stopping", b"killing"):
+        process.send_signal(signal.SIGINT)
+        assert said in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    finish(process, 130)
+    os.kill(supervisor, signal.SIGCONT)
+
+    assert cli.wait().exit_code == 137
+
+
+def test_a_hangup_leaves_the_job_running(cli):
+    """When its terminal goes, `run` goes, and the job ends by itself with its true code."""
+    process = cli.start("run", "--", "sh", "-c", HELD)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGHUP)
+    finish(process, -signal.SIGHUP)
+    assert cli.only_job().status == "RUNNING"
+    cli.open_gate()
+
+    assert cli.wait().exit_code == 4
+    assert cli("logs", str(cli.only_job().id))[0] == "ready\ngoing\n"
+
+
+def test_a_reader_that_goes_away_does_not_end_the_job(cli):
+    """`run | head` exits 141 and says that the job goes on; it does."""
+    process = cli.start("run", "--", "sh", "-c", HELD)
+    assert process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    process.stdout = None
+    cli.open_gate()
+    _, err = process.communicate(timeout=PATIENCE)
+
+    assert process.returncode == 141
+    assert b"goes on by itself" in err
+    assert cli.wait().exit_code == 4
+
+
+def test_detach_prints_the_id_once_the_job_runs(cli):
+    """`run --detach` prints nothing but the id, and the job it leaves is RUNNING."""
+    out, err = cli("run", "--detach", "--", "sh", "-c", HELD)
+
+    assert err == ""
+    job_id = str(uuid.UUID(out.strip()))
+    assert cli.only_job().status == "RUNNING"
+
+    cli("wait", "--timeout", "0.1", job_id, code=124)
+    cli.open_gate()
+    cli("wait", job_id, code=4)
+
+
+def test_detach_prints_the_id_of_a_job_that_could_not_start(cli):
+    """A failed start is the job's matter, not `run`'s: the id is what leads to it."""
+    out, _ = cli("run", "--detach", "--", "no-such-program")
+
+    assert out == f"{cli.only_job().id}\n"
+    assert cli.wait().exit_code == 127
+
+
+# --- work -----------------------------------------------------------------------
+
+
+def test_work_drains_the_queue(cli, queue):
+    """`work --drain` runs what is queued, in order, and exits."""
+    queued = [queue.submit(["echo", str(n)]) for n in range(3)]
+    out, err = cli("work", "--slots", "1", "--drain")
+    ended = [queue.get_job(job.id) for job in queued]
+
+    assert (out, err) == ("", "")
+    assert [job.status for job in ended] == ["COMPLETE"] * 3
+    assert sorted(ended, key=lambda job: job.start_time) == ended
+
+
+def test_work_ends_at_a_signal_and_leaves_what_runs(cli, queue):
+    """At SIGTERM nothing more is started; the running job lives on, the next one waits."""
+    first = queue.submit(["sh", "-c", HELD])
+    second = queue.submit(["true"])
+    process = cli.start("work", "--slots", "1")
+    until(lambda: queue.get_job(first.id).line_count, "the first job's line")
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process, 0)
+
+    assert "1 running" in err
+    assert queue.get_job(second.id).status == "QUEUED"
+    cli.open_gate()
+    assert queue.wait(first.id, PATIENCE).exit_code == 4
+
+
+# --- looking ----------------------------------------------------------------------
+
+
+def test_list_filters_and_pages(cli, queue):
+    """`list` gives the newest first, by status, by type and in pages."""
+    made = [queue.create_job("TASK", name=str(n)) for n in range(3)]
+    other = queue.create_job("OTHER")
+    queue.start_job(made[0].id)
+    newest_first = [str(job.id) for job in reversed(made)]
+
+    assert cli.ids() == [str(other.id), *newest_first]
+    assert cli.ids("--type", "TASK", "--status", "queued") == newest_first[:2]
+
+    page = json.loads(cli("list", "--type", "TASK", "--limit", "2", "--json")[0])
+    assert [job["id"] for job in page] == newest_first[:2]
+    assert cli.ids("--type", "TASK", "--before", str(page[-1]["number"])) == newest_first[2:]
+
+
+def test_list_is_true_after_a_host_has_died(cli):
+    """A job that ended after its host was killed is listed as it ended."""
+    process = cli.start("run", "--", "sh", "-c", HELD)
+    assert process.stdout.readline() == b"ready\n"
+    process.kill()
+    process.communicate()
+    cli.open_gate()
+
+    until(lambda: cli.ids("--status", "ERROR"), "the job is listed as ERROR")
+
+
+def test_fields_in_a_pipe_never_break(cli, queue):
+    """A name with tabs and line ends stays one field of one line."""
+    queue.create_job("TASK", name="a\tb\nc")
+    out, _ = cli("list")
+
+    assert out.count("\n") == 1
+    assert out.rstrip("\n").split("\t")[10:] == ["a b c"]
+
+
+def test_logs_by_number_tail_and_format(cli, queue):
+    """`logs` begins at a line number or so many lines before the end, as text or as NDJSON."""
+    job = queue.create_job("TASK")
+    queue.start_job(job.id)
+    queue.append_log(job.id, *(f"line {n}" for n in range(5)))
+    queue.finish_job(job.id)
+    job_id = str(job.id)
+
+    assert cli("logs", job_id, "--sequence", "3")[0] == "line 3\nline 4\n"
+    assert cli("logs", job_id, "--tail", "1")[0] == "line 4\n"
+    assert cli("logs", job_id, "-f", "--tail", "9")[0].count("\n") == 5
+
+    (line,) = cli("logs", "--format", "ndjson", "--tail", "1", job_id)[0].splitlines()
+    entry = json.loads(line)
+    assert (entry["sequence"], entry["message"], entry["stream"]) == (4, "line 4", "output")
+
+
+def test_logs_follow_a_job_that_has_not_started_yet(cli, queue):
+    """`logs -f` waits for the start, gives each line as it comes, and ends with the job."""
+    job = queue.create_job("TASK")
+    process = cli.start("logs", "-f", str(job.id))
+    queue.start_job(job.id)
+    queue.append_log(job.id, "one")
+    assert process.stdout.readline() == b"one\n"
+    queue.append_log(job.id, "two")
+    assert process.stdout.readline() == b"two\n"
+    queue.finish_job(job.id)
+
+    assert finish(process, 0) == ("", "")
+
+
+def test_a_recent_job_is_found_by_the_beginning_of_its_id(cli, queue):
+    """Four digits do if they are unique; if not, that is said."""
+    jobs = [queue.create_job("TASK") for _ in range(2)]
+    beginning = jobs[0].id.hex[:6]
+    assert json.loads(cli("show", "--json", str(jobs[0].id)[:12])[0])["id"] == str(jobs[0].id)
+
+    twin = beginning + jobs[1].id.hex[6:]
+    with contextlib.closing(sqlite3.connect(cli.database)) as connection, connection:
+        connection.execute("UPDATE job SET id = ? WHERE number = ?", (twin, jobs[1].number))
+    _, err = cli("show", beginning, code=2)
+
+    assert err == f"jobcore: 2 jobs have an id that begins with '{beginning}'\n"
+
+
+# --- ending ---------------------------------------------------------------------
+
+
+def test_stop_returns_when_the_job_has_ended(cli):
+    """`stop` from another process kills after its grace, and answers with the final job."""
+    job_id = cli("run", "--detach", "--", "sh", "-c", IGNORES_TERM)[0].strip()
+    asked = json.loads(cli("stop", "--no-wait", "--grace", "3600", "--json", job_id)[0])
+    ended = json.loads(cli("stop", "--grace", "0", "--json", job_id)[0])
+
+    assert asked["stopRequested"] is not None
+    assert (ended["status"], ended["reason"], ended["exitCode"]) == ("STOPPED", "stopped", 137)
+    out, err = cli("stop", job_id, code=1)
+    assert (out, err) == ("", f"jobcore: job {job_id} is STOPPED: cannot stop\n")
+
+
+def test_cancel_takes_a_queued_job_and_stops_a_running_one(cli, queue):
+    """A queued job is STOPPED without an exit code; a running one is stopped; silence in a pipe."""
+    queued = queue.submit(["true"])
+    running = cli("run", "--detach", "--", "sh", "-c", CATCHES_TERM)[0].strip()
+
+    assert cli("cancel", str(queued.id)) == ("", "")
+    assert json.loads(cli("cancel", "--json", running)[0])["reason"] == "stopped"
+    cancelled = queue.get_job(queued.id)
+    assert (cancelled.status, cancelled.exit_code, cancelled.reason) == (
+        "STOPPED",
+        None,
+        "cancelled",
+    )
+
+
+def test_delete_removes_a_running_job(cli):
+    """After `delete` nobody knows the job, and nothing of it runs."""
+    job_id = cli("run", "--detach", "--", "sh", "-c", CATCHES_TERM)[0].strip()
+
+    assert cli("delete", job_id) == ("", "")
+    assert cli("delete", job_id, code=1)[1] == f"jobcore: no job has the id '{job_id}'\n"
+    assert not carrying(f"JOBCORE_JOB_ID={job_id}")
+
+
+# --- terminals -------------------------------------------------------------------
+
+
+def test_a_terminal_gets_a_table_and_no_escapes_of_jobs(cli):
+    """Tables have titles; what a job writes cannot colour, move or rename the terminal."""
+    shown = cli.on_terminal("run", "--", "printf", r"a\033[2J\033]0;title\007\tb\rc\n")
+
+    assert shown == "a\tbc\r\n"
+
+    job_id = str(cli.only_job().id)
+    table = re.sub(r"\x1b\[[0-9;]*m", "", cli.on_terminal("list"))
+
+    assert table.split()[:3] == ["ID", "STATUS", "CODE"]
+    assert job_id[:8] in table
+    assert job_id not in table
+    assert cli.on_terminal("logs", job_id) == "a\tbc\r\n"
+    assert "COMPLETE" in cli.on_terminal("show", job_id)
+    assert "TRIGGER" in cli.on_terminal("history", job_id)
+    assert "is COMPLETE" in cli.on_terminal("wait", job_id)
+
+
+# --- errors -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--"], "argv is empty"),
+        (["run", "--", ""], "argv[0] is empty"),
+        (["run", "--timeout", "nan", "true"], "time-out"),
+        (["run", "--timeout", "-1", "true"], "time-out"),
+        (["run", "--timeout", "0", "true"], "time-out"),
+        (["run", "--grace", "inf", "true"], "grace"),
+        (["run", "--env", "SECRET", "true"], "--env needs KEY=VALUE"),
+        (["run", "--shell", "two", "words"], "--shell needs one string"),
+        (["wait", "--timeout", "nan", "1234"], "time-out"),
+        (["logs", "--tail", "1", "--sequence", "1", "1234"], "exclude each other"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_use_is_one_line_and_makes_nothing(cli, words, said):
+    """It exits with 2, prints nothing on stdout, and makes no database."""
+    out, err = cli(*words, code=2)
+
+    assert out == ""
+    assert err.startswith("jobcore: ")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not os.path.exists(cli.database)
+
+
+@pytest.mark.parametrize(
+    "words", [["unknown"], ["list", "--limit", "x"], ["list", "--status", "x"]]
+)
+def test_a_wrong_option_is_explained(cli, words):
+    """Unknown verbs and malformed options exit with 2 and no traceback."""
+    out, err = cli(*words, code=2)
+
+    assert out == ""
+    assert "Error" in err
+
+
+@pytest.mark.parametrize("job_id", ["zzz", str(uuid.UUID(int=1)), "", "\udcff"])
+def test_an_unknown_id_is_one_line(cli, queue, job_id):
+    """Unknown and malformed ids are the same to every verb that takes one."""
+    del queue  # there is a database
+    verb = {"zzz": "stop", "": "logs"}.get(job_id, "show")
+    out, err = cli(verb, job_id, code=1)
+
+    assert out == ""
+    assert re.fullmatch(r"jobcore: no job has the id .*\n", err)
+
+
+def make_text(path):
+    path.write_text(
+        "no database at all, but long enough to have a header in its first hundred bytes\n" * 9
+    )
+
+
+def make_other(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE other (program)")
+
+
+def make_newer(path):
+    JobManager(path, slots=0).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA user_version = 9999")
+
+
+@pytest.mark.parametrize(
+    ("make", "verb"),
+    [
+        (make_text, ("run", "true")),
+        (make_other, ("list",)),
+        (make_newer, ("run", "true")),
+        (os.mkdir, ("list",)),
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused(cli, make, verb):
+    """No database, another program's, a newer one, a directory: not a byte is changed."""
+    path = cli.folder / "strange"
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    out, err = cli("--db", str(path), *verb, code=1)
+
+    assert out == ""
+    assert err.startswith("jobcore: ")
+    assert err.count("\n") == 1
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_looking_makes_no_database(cli):
+    """A mistyped `--db` is an error, not an empty list."""
+    out, err = cli("--db", "mistyped.db", "list", code=1)
+
+    assert out == ""
+    assert "mistyped.db" in err
+    assert not (cli.folder / "mistyped.db").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_directory_is_one_line(cli):
+    """Where no database can be made, `run` says so."""
+    closed = cli.folder / "closed"
+    closed.mkdir(0o500)
+    _, err = cli("--db", str(closed / "jobs.db"), "run", "true", code=1)
+
+    assert err.count("\n") == 1
+
+
+def test_a_full_output_is_one_line(cli, queue):
+    """Output that cannot be written is an error that is told."""
+    queue.create_job("TASK")
+    with open("/dev/full", "wb") as full:
+        _, err = finish(cli.start("list", stdout=full), 1)
+
+    assert err == "jobcore: [Errno 28] No space left on device\n"
+
+
+def test_a_closed_output_harms_nothing(cli):
+    """With stdout closed by the shell, `run` does its work, and the database stays one."""
+    line = f'"{sys.executable}" -m jobcore run -- echo unheard >&-'
+    subprocess.run(["sh", "-c", line], env=cli.env, cwd=cli.folder, check=True, timeout=PATIENCE)
+    assert cli.only_job().status == "COMPLETE"
+    assert cli("logs", str(cli.only_job().id))[0] == "unheard\n"
+
+
+def test_without_the_extra_there_is_one_clear_line():
+    """Where typer or rich is missing, the command line says what to install, and exits with 2."""
+    for missing in ("typer", "rich"):
+        source = (
+            f"import sys; sys.modules['{missing}'] = None; from jobcore.cli import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", source],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"jobcore: the command line needs {missing}")
+        assert done.stderr.count("\n") == 1

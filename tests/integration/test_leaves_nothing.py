@@ -1,0 +1,29 @@
+"""A manager that is closed leaves no thread, process, descriptor or directory of ended jobs."""
+
+from __future__ import annotations
+
+import os
+
+from jobcore import Status
+
+FORKS_AND_LINGERS = ["sh", "-c", "sleep 1000 & sleep 1000 & echo started; exit 3"]
+SLEEPS = ["sh", "-c", "echo started; exec sleep 1000"]
+
+
+def test_ended_jobs_leave_nothing(running_jobs, database):
+    """Jobs that ended, whatever they forked, leave neither processes nor directories."""
+    made = running_jobs.submit_many([["true"], FORKS_AND_LINGERS, ["false"], ["true"]])
+    done = [running_jobs.wait(job.id, timeout=60) for job in made]
+    running_jobs.drain(timeout=60)
+
+    assert [job.exit_code for job in done] == [0, 3, 1, 0]
+    assert sorted(os.listdir(database + ".jobs")) == ["store"]
+
+
+def test_closing_with_stop_ends_running_jobs(running_jobs):
+    """A manager that stops on exit ends what it runs, with all descendants."""
+    job = running_jobs.submit(SLEEPS, grace=1)
+    first = next(running_jobs.follow(job.id, timeout=60))
+
+    assert first.text == "started"
+    assert running_jobs.get_job(job.id).status is Status.RUNNING

@@ -1,0 +1,150 @@
+"""Job directories written by hand: what a supervisor would have left, whole or not."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from uuid import uuid4
+
+from jobcore import filesystem
+from jobcore.supervision import frames, jobdir
+
+
+def sql(database, statement, *args):
+    """Execute a statement as another program would, and return its rows."""
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:
+        connection.row_factory = sqlite3.Row
+        return connection.execute(statement, args).fetchall()
+
+
+def row_of(database, job_id):
+    """Return the stored row of a job."""
+    (row,) = sql(database, "SELECT * FROM job WHERE id = ?", job_id.hex)
+    return row
+
+
+class Scripted:
+    """
+    A job that is RUNNING, and its supervisor: this object, as long as it holds the lock.
+
+    `frames_written` is what the log must say, as sequence, stream and bytes.
+    """
+
+    def __init__(self, jobs, database, *, boot_id=None, held=True, created=True):
+        self.database = database
+        self.job = jobs.submit(["true"])
+        self.id = self.job.id
+        self.token, self.cookie = uuid4().hex, uuid4().hex
+        sql(
+            database,
+            "UPDATE job SET status = 'RUNNING', start_time = created, token = ?, cookie = ?, "
+            "boot_id = ? WHERE id = ?",
+            self.token,
+            self.cookie,
+            boot_id or filesystem.boot_id(),
+            self.id.hex,
+        )
+        self.path = os.path.join(database + ".jobs", self.id.hex)
+        self.end = 0
+        self.next_sequence = 0
+        self.begin = 0
+        self.lines_written = []
+        self._held = -1
+        if created:
+            os.mkdir(self.path, 0o700)
+            with self.open() as directory:
+                os.close(jobdir.open_lock(directory, create=True))
+                jobdir.make_control(directory)
+            if held:
+                self.live()
+
+    def open(self):
+        """Give a descriptor of the directory."""
+        return _Open(self.path)
+
+    def live(self, span=jobdir.RUNNING):
+        """Hold the lock, as a supervisor that runs the job."""
+        with self.open() as directory:
+            self._held = jobdir.open_lock(directory)
+        assert jobdir.try_lock(self._held, span)
+
+    def die(self):
+        """Let go of the lock, as the kernel does when a supervisor dies."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    def frame(self, *lines, stream=frames.OUTPUT, flags=0, time_ns=1_700_000_000_000_000_000):
+        """Return the next frame, not yet written."""
+        payload = b"".join(lines)
+        header = frames.encode_header(
+            stream, flags, self.next_sequence, len(lines), time_ns, payload
+        )
+        for line in lines:
+            self.lines_written.append((self.next_sequence, frames.STREAM_NAMES[stream], line))
+            self.next_sequence += 1
+        return header + payload
+
+    def append(self, data):
+        """Append bytes to the current spool file."""
+        with open(f"{self.path}/spool.{self.begin}", "ab") as file:
+            file.write(data)
+        self.end += len(data)
+
+    def write(self, *lines, **options):
+        """Append one frame."""
+        self.append(self.frame(*lines, **options))
+
+    def rotate(self):
+        """Begin a new spool file."""
+        self.begin = self.end
+
+    def started(self, **facts):
+        """Write the run record."""
+        with self.open() as directory:
+            jobdir.write_record(directory, jobdir.RUN, {"pid": 1, **facts})
+
+    def exit(self, wait_status=0, reason="exited", **facts):
+        """Write the verdict."""
+        record = jobdir.ExitRecord(
+            **{
+                "token": self.token,
+                "reason": reason,
+                "wait_status": wait_status,
+                "spool_end": self.end,
+                "next_sequence": self.next_sequence,
+                **facts,
+            }
+        )
+        with self.open() as directory:
+            jobdir.write_exit(directory, record)
+
+    def row(self):
+        """Return the stored row."""
+        return row_of(self.database, self.id)
+
+    def files(self):
+        """Return the names in the directory."""
+        return sorted(os.listdir(self.path))
+
+    def gone(self):
+        """Tell whether the directory is."""
+        return not os.path.exists(self.path)
+
+
+class _Open:
+    def __init__(self, path):
+        self._path = path
+
+    def __enter__(self):
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        return self._descriptor
+
+    def __exit__(self, *_):
+        os.close(self._descriptor)
+
+
+def log_of(jobs, job_id, sequence=0):
+    """Return the stored log as sequence, stream and bytes."""
+    return [(line.sequence, line.stream, line.raw) for line in jobs.logs(job_id, sequence)]

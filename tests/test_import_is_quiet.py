@@ -1,0 +1,110 @@
+"""Importing jobcore does nothing: no thread, file, handler, signal, output or child."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.processes import run_python
+
+LOOK = """
+import json, logging, os, signal, sys, threading
+found = {"opened": [], "started": []}
+signals = {number: signal.getsignal(number) for number in signal.valid_signals()}
+descriptors = sorted(os.listdir("/proc/self/fd"))
+mask = os.umask(0); os.umask(mask)
+environment, directory = dict(os.environ), os.getcwd()
+hooks = [sys.excepthook, threading.excepthook, sys.unraisablehook]
+here = len(sys.modules)
+
+def audit(name, args):
+    if name == "open" and isinstance(args[0], str):
+        # The interpreter's own: sources, compiled ones, extensions, packages' metadata.
+        own = (".py", ".pyc", ".so", ".pth", "METADATA", ".txt", ".toml", ".zip")
+        if not args[0].endswith(own):
+            found["opened"].append(args[0])
+    elif name in ("subprocess.Popen", "os.fork", "os.posix_spawn", "_thread.start_new_thread",
+                  "sqlite3.connect", "socket.__new__", "os.mkdir", "os.system", "ctypes.dlopen"):
+        found["started"].append(name)
+
+sys.addaudithook(audit)
+import MODULE
+found["threads"] = threading.active_count()
+found["signals"] = {n: signal.getsignal(n) for n in signals} == signals
+found["descriptors"] = sorted(os.listdir("/proc/self/fd")) == descriptors
+found["handlers"] = logging.getLogger().handlers + logging.getLogger("jobcore").handlers
+found["umask"] = os.umask(mask) == mask
+found["world"] = (dict(os.environ), os.getcwd()) == (environment, directory)
+found["hooks"] = hooks == [sys.excepthook, threading.excepthook, sys.unraisablehook]
+found["modules"] = sorted(sys.modules)
+sys.stdout.write(json.dumps(found))
+"""
+
+
+def look(module, *flags):
+    """Return what importing `module` does in a fresh interpreter; other output fails to parse."""
+    return json.loads(run_python(LOOK.replace("MODULE", module), flags=("-X", "utf8", *flags)))
+
+
+@pytest.fixture(scope="module")
+def jobcore_import():
+    """Return what importing jobcore does."""
+    return look("jobcore")
+
+
+@pytest.fixture(scope="module")
+def sqlmodel_import():
+    """Return what importing sqlmodel does."""
+    return look("sqlmodel")
+
+
+def test_import_starts_nothing(jobcore_import, sqlmodel_import):
+    """No thread, process, connection, socket or directory comes with the import."""
+    assert jobcore_import["threads"] == 1
+    assert set(jobcore_import["started"]) <= set(sqlmodel_import["started"])
+
+
+def test_import_opens_no_file(jobcore_import, sqlmodel_import):
+    """Beyond modules no file is read or written, and no descriptor stays open."""
+    assert set(jobcore_import["opened"]) <= set(sqlmodel_import["opened"])
+    assert jobcore_import["descriptors"] is True
+
+
+def test_import_changes_nothing(jobcore_import):
+    """Signals, handlers, hooks, umask, environment and directory are as before."""
+    assert jobcore_import["handlers"] == []
+    for what in ("signals", "umask", "world", "hooks"):
+        assert (what, jobcore_import[what]) == (what, True)
+
+
+def test_import_leaves_costly_modules_out(jobcore_import, sqlmodel_import):
+    """What only some hosts need is loaded by them: structlog, subprocess, the command line."""
+    beyond = set(jobcore_import["modules"]) - set(sqlmodel_import["modules"])
+    costly = {
+        "structlog", "subprocess", "typer", "rich", "click", "multiprocessing", "asyncio",
+        "jobcore.cli", "jobcore.verbs", "jobcore.terminal", "jobcore.supervision.supervisor",
+        "jobcore.supervision.execution",
+    }  # fmt: skip
+
+    assert beyond & costly == set()
+
+
+def test_import_costs_little_beyond_sqlmodel(jobcore_import, sqlmodel_import):
+    """Of what jobcore loads, at most a quarter as many modules come on top of sqlmodel's."""
+    base = len(sqlmodel_import["modules"])
+    beyond = set(jobcore_import["modules"]) - set(sqlmodel_import["modules"])
+
+    assert len(beyond) <= base / 4, sorted(beyond)
+
+
+def test_import_is_quiet_under_every_warning(jobcore_import):
+    """No warning is raised by importing jobcore itself, even where all of them are errors."""
+    printed = run_python(
+        "import sqlmodel, transitions, warnings\nwarnings.simplefilter('error')\nimport jobcore"
+    )
+
+    assert printed == ""
+    assert jobcore_import["threads"] == 1
+    assert sys.version_info >= (3, 10)

@@ -1,0 +1,135 @@
+"""The layers hold: README's rows against the imports, so that both stay true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+
+from tests.processes import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def modules():
+    """Return the syntax trees of jobcore's modules, by name below the package."""
+    found = {}
+    for path in sorted((ROOT / "jobcore").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "jobcore").with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    del found["__init__"]  # what callers import; it has no row
+    return found
+
+
+def imports(tree, names):
+    """Return the modules of jobcore that a tree imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jobcore":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}".partition(".")[2]
+                found.add(whole if whole in names else node.module.partition(".")[2])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("jobcore")}
+    return found
+
+
+def rows():
+    """Return the row of each module in README's layers, the lowest with the highest number."""
+    table = README.partition("<!-- layers -->\n```text\n")[2].partition("```")[0]
+    names = [re.split(r"\s{2,}", line)[0] for line in table.splitlines()]  # then what they are for
+    return {name: number for number, row in enumerate(names) for name in row.split(" · ")}
+
+
+def test_the_layers_name_every_module():
+    """No module without its row, no row with a module that is not there."""
+    assert sorted(rows()) == sorted(modules())
+
+
+def test_every_import_goes_down():
+    """A module imports only from rows below its own; what breaks that is named."""
+    trees, row = modules(), rows()
+    wrong = [
+        f"{name} imports {other}"
+        for name, tree in trees.items()
+        for other in sorted(imports(tree, trees))
+        if other != name and not row.get(other, -1) > row.get(name, 0)
+    ]
+
+    assert wrong == []
+
+
+def test_stored_and_run_are_strangers():
+    """What is stored knows nothing of how things run, nor the other way round."""
+    trees = modules()
+    stored = {"store", "logs", "database", "models", "wire"}
+    run = {"executors", "supervision.pool"}
+    wrong = [(a, b) for a in stored for b in imports(trees[a], trees) & run]
+    wrong += [(a, b) for a in run for b in imports(trees[a], trees) & (stored - {"models"})]
+
+    assert wrong == []
+
+
+def test_what_a_supervisor_runs_needs_the_standard_library_alone():
+    """Everything that the supervisor imports is the standard library's or supervision's own."""
+    trees = modules()
+    todo, seen = ["supervision.supervisor"], {"supervision"}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        todo += imports(trees[name], trees) - seen
+    outside = {
+        module
+        for name in seen
+        for node in ast.walk(trees[name])
+        for module in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        if module.split(".")[0] not in {*sys.stdlib_module_names, "jobcore"}
+    }
+
+    assert {name for name in seen if not name.startswith("supervision")} == set()
+    assert outside == set()
+
+
+#: What a supervisor may load: each import is paid at every one's start.
+CHEAP = {
+    "__future__", "_signal", "_socket", "ctypes", "errno", "fcntl", "gc", "itertools", "marshal",
+    "os", "select", "struct", "sys", "time", "zlib",
+}  # fmt: skip
+
+
+def test_what_a_supervisor_runs_is_cheap_to_load():
+    """Supervision, all but the pool, imports only modules that cost next to nothing."""
+    trees = modules()
+    wrong = []
+    for name, tree in trees.items():
+        if not name.startswith("supervision") or name == "supervision.pool":
+            continue
+        for_checkers = {
+            node
+            for block in ast.walk(tree)
+            if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+            for statement in block.body
+            for node in ast.walk(statement)
+        }
+        for node in ast.walk(tree):
+            if node in for_checkers:
+                continue
+            if isinstance(node, ast.ImportFrom):
+                found = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            else:
+                continue
+            wrong += [
+                f"{name} imports {one}"
+                for one in found
+                if one not in CHEAP and one.split(".")[0] != "jobcore"
+            ]
+
+    assert wrong == []

@@ -1,0 +1,87 @@
+"""README tells the truth: what it shows is run, compared and counted here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import typer.main
+
+from jobcore import JobManager, lifecycle, running, verbs
+from jobcore.application import app
+from tests.processes import PATIENCE, ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+assert app.registered_commands, (running, verbs)  # these two add themselves
+COMMANDS = typer.main.get_command(app).commands
+
+
+def blocks(language):
+    """Return the code blocks of README in `language`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def between(begin, end):
+    return TEXT.partition(f"<!-- {begin}")[2].partition(f"<!-- {end}")[0]
+
+
+def test_the_example_runs_as_printed(tmp_path):
+    """The Python example has about ten lines, and prints what README says."""
+    source = blocks("python")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == blocks("text")[0]
+    assert len(source.splitlines()) <= 11
+
+
+def test_the_two_commands_are_single_lines():
+    """A newcomer pastes one line to run a job, and one to pass the tests."""
+    first, second = blocks("sh")
+
+    assert (first.count("\n"), second.count("\n")) == (1, 1)
+    assert "jobcore run" in first
+    assert "pytest" in second
+    for line in (first, second):
+        subprocess.run(["sh", "-n", "-c", line], check=True)
+
+
+def test_the_diagram_is_the_machine():
+    """The state diagram is what the lifecycle prints."""
+    assert between("diagram", "end of diagram").endswith(
+        f"-->\n```mermaid\n{lifecycle.diagram()}```\n"
+    )
+
+
+def test_every_reason_is_in_the_table_of_endings():
+    """No reason without its row."""
+    table = TEXT.partition("| Ending |")[2].partition("\n\n")[0]
+
+    assert [reason for reason in lifecycle.Reason if f"`{reason}`" not in table] == []
+
+
+def test_every_method_of_the_manager_is_named():
+    """The table of calls has every public method."""
+    table = TEXT.partition("| To | Call |")[2].partition("\n\n")[0]
+    public = {name for name in vars(JobManager) if not name.startswith("_")} - {"close"}
+
+    assert set(re.findall(r"`(\w+)`", table)) == public
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_in_the_readme_and_has_help(name):
+    """A command is listed, and it and each of its options are explained, with an example."""
+    command = COMMANDS[name]
+
+    assert f"`jobcore {name}" in TEXT
+    assert f"jobcore {name}" in command.help
+    assert [param.name for param in command.params if not param.help and param.name != "help"] == []

@@ -1,0 +1,196 @@
+"""The public interface as a host uses it: read by `mypy --strict`, and run by nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import jobcore
+from jobcore import (
+    FINAL,
+    STARTED,
+    ClaimedJob,
+    Clock,
+    Command,
+    CommandExecutor,
+    Executor,
+    Job,
+    JobManager,
+    LogLine,
+    Pipeline,
+    PipelineExecutor,
+    Reason,
+    Status,
+    SystemClock,
+    Transition,
+    Trigger,
+    Workspace,
+)
+
+
+class Frozen:
+    """A host's own clock."""
+
+    def now(self) -> int:
+        """Return a moment."""
+        return 0
+
+    def monotonic(self) -> float:
+        """Return a time."""
+        return 0.0
+
+
+class Greeter:
+    """A host's own executor."""
+
+    def command(self, job: ClaimedJob) -> Command:
+        """Return what to run."""
+        own: Command | None = job.command
+        pipeline: Pipeline | None = job.pipeline
+        name = pipeline.name if pipeline is not None else job.name
+        return own or Command(["echo", "hello", name or "you"], cwd=Path("/"), env={"A": "b"})
+
+
+clock: Clock = Frozen()
+system: Clock = SystemClock()
+executors: dict[str, Executor] = {
+    "GREETING": Greeter(),
+    "COMMAND": CommandExecutor(),
+    "PIPELINE_RUN": PipelineExecutor(),
+}
+
+
+def creating(jobs: JobManager) -> list[Job]:
+    """Create jobs in every way there is."""
+    command = Command(
+        ["cat", b"-", Path("x")],
+        cwd="/tmp",
+        env={"A": "b"},
+        inherit_env=False,
+        stdin=b"input",
+        timeout=60,
+        grace=5.0,
+        output_limit=2**20,
+        separate_streams=True,
+        redact=["secret", b"secret"],
+        umask=0o077,
+    )
+    shell = Command("echo $HOME", shell=True)
+    moment = datetime.now(timezone.utc)
+    made = [
+        jobs.submit(["true"], name="n", data={"a": [1]}, timeout=3, not_before=moment),
+        jobs.submit(command, workspace_id=UUID(int=0), pipeline_id="text", type="GREETING"),
+        jobs.create_job("TASK"),
+        jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=["true"]),
+        jobs.retry_job("text"),
+    ]
+    return made + jobs.submit_many([["true"], command, shell], name="n")
+
+
+def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
+    """Move a job in every way there is."""
+    counted: int = jobs.append_log(job_id, "text", b"bytes")
+    jobs.delete_job(str(job_id))
+    jobs.drain(timeout=1.0)
+    return [
+        jobs.start_job(job_id),
+        jobs.finish_job(job_id, counted),
+        jobs.finish_job(job_id),
+        jobs.stop_job(job_id, grace=0),
+        jobs.cancel_job(job_id),
+        jobs.wait(job_id, timeout=None),
+        *jobs.recover(),
+    ]
+
+
+def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
+    """Read jobs and their logs in every way there is."""
+    job: Job = jobs.get_job(job_id)
+    page: list[Job] = jobs.list_jobs(status=STARTED, type=["A", "B"], limit=10, before=job.number)
+    counts: dict[Status, int] = jobs.count_jobs(status=Status.ERROR, type="A")
+    entries: list[Transition] = jobs.history(page[0].id)
+    lines: list[LogLine] = [
+        *jobs.logs(job_id, 5, limit=10),
+        *jobs.tail(job_id, 3),
+        *jobs.follow(job_id, sequence=0, timeout=2.5),
+    ]
+    for line in lines:
+        number: int = line.sequence
+        when: datetime = line.timestamp
+        text: str = line.text
+        raw: bytes = line.raw
+        partial: bool = line.partial
+        yield f"{number} {when} {line.stream} {text} {partial} {counts}".encode() + raw
+    for entry in entries:
+        trigger: Trigger = entry.trigger
+        before: Status | None = entry.from_status
+        after: Status = entry.to_status
+        yield f"{entry.at.isoformat()} {trigger} {before} {after} {entry.actor}".encode()
+    yield from jobs.log_text(job_id)
+    yield from jobs.log_ndjson(job_id, sequence=7)
+
+
+def facts(job: Job) -> tuple[object, ...]:
+    """Read every fact of a job."""
+    ident: UUID = job.id
+    status: Status = job.status
+    final: bool = status.final and status in FINAL
+    code: int | None = job.exit_code
+    reason: Reason | None = job.reason
+    ended: datetime | None = job.end_time
+    data: Any = job.data
+    sent: str = job.model_dump_json()
+    shown: dict[str, Any] = job.model_dump(mode="json")
+    return ident, final, code, reason, ended, data, sent, shown, job.cpu_seconds, job.max_rss
+
+
+def governing(jobs: JobManager) -> Pipeline:
+    """Make and read what governs jobs."""
+    default: Workspace = jobs.get_workspace()
+    workspace: Workspace = jobs.create_workspace("w", properties={"a": 1})
+    pipeline: Pipeline = jobs.create_pipeline(
+        "p", ["true"], workspace_id=workspace.id, timeout=5, properties={}
+    )
+    jobs.create_pipeline("q", script="echo hello", workspace_id=default.id)
+    return jobs.get_pipeline(pipeline.id)
+
+
+def failing(jobs: JobManager) -> int:
+    """Meet errors, and read their facts."""
+    try:
+        jobs.create_job(pipeline_id="text")
+    except jobcore.PipelineAlreadyRunning as error:
+        busy: UUID = error.job_id
+        return hash(busy)
+    except jobcore.InvalidTransition as error:
+        return hash((error.job_id, error.job_status, error.trigger))
+    except jobcore.SpawnError as error:
+        number: int | None = error.errno
+        return number or 0
+    except jobcore.JobcoreError as error:
+        status: int = error.status
+        return status
+    except (LookupError, ValueError, TimeoutError):
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Open a manager in every way there is."""
+    with JobManager() as jobs:
+        creating(jobs)
+    with JobManager(
+        Path("jobs.db"),
+        slots=4,
+        executors=executors,
+        clock=clock,
+        on_exit="stop",
+        busy_timeout=5,
+        python="/usr/bin/python3",
+    ) as jobs:
+        governing(jobs)
+    manager = JobManager("jobs.db", slots=0, clock=system)
+    manager.close()

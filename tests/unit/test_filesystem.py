@@ -1,0 +1,168 @@
+"""Filesystem: which places are refused, and files that are private from their first moment."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jobcore import StoreError, UnsupportedFileSystem, filesystem
+from jobcore.database import Database
+from tests.processes import at_once
+
+MOUNTS = r"""
+21 1 252:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+22 21 0:20 / /proc rw - proc proc rw
+30 21 0:30 / /data rw,relatime shared:2 master:3 - nfs4 server:/export rw
+31 21 0:31 / /database rw - xfs /dev/vdb rw
+32 21 0:32 / /with\040space rw - cifs //server/share rw
+33 21 0:33 / /mnt/é rw - nfs server:/x rw
+34 21 0:34 / /mnt/no break rw - smb3 //server/y rw
+35 30 0:35 / /data/local rw - ext4 /dev/vdc rw
+36 21 0:36 / /twice rw - nfs server:/z rw
+37 36 0:37 / /twice rw - tmpfs tmpfs rw
+38 21 0:38 / /over rw - ext4 /dev/vdd rw
+39 38 0:39 / /over rw - fuse.sshfs me@server: rw
+40 21 0:40 / /back\134slash rw - 9p host rw
+""".strip().replace("no break", "no\xa0break")  # a space for Python, none for the kernel
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/x/jobs.db", "ext4"),
+        ("/jobs.db", "ext4"),
+        ("/data/jobs.db", "nfs4"),
+        ("/data/a/b/jobs.db", "nfs4"),
+        ("/data", "nfs4"),
+        ("/dataset/jobs.db", "ext4"),
+        ("/database/jobs.db", "xfs"),
+        ("/data/local/jobs.db", "ext4"),
+        ("/data/localx/jobs.db", "nfs4"),
+        ("/with space/jobs.db", "cifs"),
+        ("/mnt/é/jobs.db", "nfs"),
+        ("/mnt/no\xa0break/jobs.db", "smb3"),
+        ("/twice/jobs.db", "tmpfs"),
+        ("/over/jobs.db", "fuse.sshfs"),
+        ("/back\\slash/jobs.db", "9p"),
+    ],
+)
+def test_file_system_is_that_of_the_innermost_mount(path, kind):
+    """A path is on the file system mounted last at the longest of its parents."""
+    assert filesystem.file_system_of(path, MOUNTS) == kind
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "fuse.sshfs"])
+def test_network_file_system_is_refused(database, monkeypatch, kind):
+    """On a file system that machines share nothing is made, and the message says what to do."""
+    monkeypatch.setattr(filesystem, "file_system_of", lambda *_: kind)
+
+    with pytest.raises(UnsupportedFileSystem, match=f"{kind}.*local disk"):
+        Database(database)
+    assert os.listdir(os.path.dirname(database)) == []
+
+
+def test_mount_table_of_this_machine_is_read(tmp_path):
+    """The real mount table, whatever it holds, lets a local path pass."""
+    filesystem.require_local(str(tmp_path))
+
+
+def test_mount_of_any_bytes_is_no_obstacle(tmp_path, monkeypatch):
+    """Another mount whose name is no UTF-8 does not keep a local database from opening."""
+    table = tmp_path / "mountinfo"
+    table.write_bytes(
+        b"21 1 252:0 / / rw - ext4 /dev/vda rw\n30 21 0:30 / /mnt/\xff rw - nfs server:/x rw\n"
+    )
+    monkeypatch.setattr(filesystem, "MOUNTINFO", str(table))
+
+    filesystem.require_local("/home/jobs.db")
+    with pytest.raises(UnsupportedFileSystem):
+        filesystem.require_local("/mnt/\udcff/jobs.db")
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_every_file_is_private(database, umask):
+    """Database, its companions and the root are this user's alone, under any umask."""
+    before = os.umask(umask)
+    try:
+        opened = Database(database)
+        with opened.write() as connection:
+            connection.exec_driver_sql("CREATE TABLE x (y)")
+        opened.checkpoint()
+        modes = {
+            os.path.relpath(path, os.path.dirname(database)): oct(os.stat(path).st_mode & 0o7777)
+            for path in _everything(os.path.dirname(database))
+        }
+        opened.close()
+    finally:
+        os.umask(before)
+    expected = {
+        "jobs.db": "0o600",
+        "jobs.db-wal": "0o600",
+        "jobs.db-shm": "0o600",
+        "jobs.db.jobs": "0o700",
+        "jobs.db.jobs/store": "0o600",
+        "jobs.db.jobs/checkpoint": "0o600",
+    }
+
+    assert modes == expected
+
+
+def _everything(directory):
+    for entry in os.scandir(directory):
+        yield entry.path
+        if entry.is_dir():
+            yield from _everything(entry.path)
+
+
+def test_hard_link_is_refused(database):
+    """A file with a second name is refused: each name would have a write-ahead log of its own."""
+    Database(database).close()
+    os.link(database, database + ".other")
+
+    for name in (database, database + ".other"):
+        with pytest.raises(StoreError, match="hard link"):
+            Database(name)
+    os.unlink(database + ".other")
+    Database(database).close()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused(database, make):
+    """A directory or a FIFO under the name is refused, and not waited for."""
+    make(database)
+
+    with pytest.raises(StoreError, match="not a file"):
+        Database(database)
+
+
+def test_missing_parent_is_told(tmp_path):
+    """A database in a directory that is not there is refused with the reason."""
+    with pytest.raises(StoreError, match="No such file or directory"):
+        Database(tmp_path / "missing" / "jobs.db")
+
+
+def test_symbolic_link_leads_to_one_database(tmp_path):
+    """Through a link the same database is opened, with the same root."""
+    (tmp_path / "real").mkdir()
+    os.symlink("real/jobs.db", tmp_path / "link.db")
+    first = Database(tmp_path / "link.db")
+    second = Database(tmp_path / "real" / "jobs.db")
+
+    assert first.path == second.path == str(tmp_path / "real" / "jobs.db")
+    first.close()
+    second.close()
+
+
+def test_store_id_is_made_once(tmp_path):
+    """Eight processes that make the id at once all get the same, and leave nothing else."""
+    os.mkdir(tmp_path / "jobs.db.jobs", 0o700)
+    root = filesystem.open_root(str(tmp_path / "jobs.db"), create=False)
+    try:
+        ids = at_once(filesystem.make_store_id, [(root, str(tmp_path))] * 8)
+
+        assert len(set(ids)) == 1
+        assert filesystem.read_store_id(root) == ids[0]
+        assert os.listdir(root) == ["store"]
+    finally:
+        os.close(root)

@@ -1,0 +1,501 @@
+"""Recovery: what is said of a job whose supervisor is gone, out of whatever it left."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from jobcore import JobManager, Status
+from jobcore.importer import Importer
+from jobcore.supervision import jobdir
+from tests.jobfiles import Scripted, log_of, sql
+from tests.processes import Child, at_once, until
+
+OTHER_BOOT = "00000000-0000-0000-0000-000000000000"
+
+
+def ending(job):
+    """Return what is said of its end."""
+    return str(job.status), job.exit_code, job.reason and str(job.reason)
+
+
+# --- what the files say -------------------------------------------------------
+
+
+def test_start_that_never_happened(jobs, scripted):
+    """A directory without a run record, its lock free: the job never started, and says so."""
+    run = scripted(held=False)
+    job = jobs.get_job(run.id)
+    log = log_of(jobs, run.id)
+
+    assert ending(job) == ("ERROR", None, "never_started")
+    assert [(sequence, stream) for sequence, stream, _ in log] == [(0, "system")]
+    assert b"never started" in log[0][2]
+    assert run.gone()
+
+
+def test_start_of_another_boot_may_have_happened(jobs, scripted):
+    """What was claimed under another boot is lost: power may have undone its run record."""
+    run = scripted(held=False, boot_id=OTHER_BOOT)
+
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+def test_run_without_a_verdict_is_lost(jobs, scripted):
+    """A run record, a free lock and no verdict: lost, with all the lines that were written."""
+    run = scripted()
+    run.started()
+    run.write(b"last words\n")
+    run.die()
+    job = jobs.get_job(run.id)
+    log = log_of(jobs, run.id)
+
+    assert ending(job) == ("ERROR", None, "lost")
+    assert log[:1] == run.lines_written
+    assert (log[1][:2], b"lost" in log[1][2]) == ((1, "system"), True)
+    assert len(log) == job.line_count == 2
+    assert job.end_time >= job.start_time
+
+
+def test_missing_directory_is_lost(jobs, scripted):
+    """A job whose directory somebody removed is lost, not forgotten, and leaves no directory."""
+    run = scripted(created=False)
+    job = jobs.get_job(run.id)
+
+    assert ending(job) == ("ERROR", None, "lost")
+    assert job.line_count == 1
+    assert run.gone()
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [("run record", "lost"), ("no run record", "never_started"), ("nothing", "lost")],
+)
+def test_wish_to_stop_makes_it_stopped(jobs, scripted, left, expected):
+    """Where a stop had been asked, what nobody saw end is STOPPED, with no code."""
+    run = scripted()
+    if left == "run record":
+        run.started()
+    jobs.stop_job(run.id)
+    if left == "nothing":
+        shutil.rmtree(run.path)
+    run.die()
+
+    assert ending(jobs.get_job(run.id)) == ("STOPPED", None, expected)
+
+
+@pytest.mark.parametrize("span", [jobdir.PREPARING, jobdir.RUNNING, jobdir.WHOLE])
+def test_held_lock_is_life(jobs, scripted, span):
+    """While anybody holds any byte of the lock nothing is judged, whatever else is missing."""
+    run = scripted(held=False, boot_id=OTHER_BOOT)
+    run.live(span)
+    run.started()
+    before = run.files()
+    job = jobs.get_job(run.id)
+    settled = jobs.recover()
+
+    assert ending(job) == ("RUNNING", None, None)
+    assert settled == []
+    assert run.files() == before
+
+
+def test_life_and_death_need_no_timer(jobs, scripted, clock):
+    """A job is alive while the lock is held, however late it is, and dead when it is free."""
+    run = scripted()
+    run.started()
+    clock.advance(10 * 365 * 86400)
+    alive = jobs.get_job(run.id)
+    run.die()
+
+    assert alive.status is Status.RUNNING
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+def test_job_without_a_process_is_never_judged(jobs, clock):
+    """A job that its host started itself stays RUNNING, whatever recovery does."""
+    job = jobs.create_job("TASK")
+    jobs.start_job(job.id)
+    clock.advance(86400)
+
+    assert jobs.recover() == []
+    assert jobs.get_job(job.id).status is Status.RUNNING
+
+
+def test_a_torn_run_record_is_a_start(jobs, scripted):
+    """A run record that is torn still says that the command may have started."""
+    run = scripted()
+    with open(f"{run.path}/run", "wb"):
+        pass
+    run.die()
+
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+SPOOLS = ("none", "empty", "whole", "zero tail", "garbage tail", "torn tail")
+EXITS = ("none", "empty", "torn", "zeroes", "full", "wrong token")
+RUNS = ("none", "empty", "full")
+LOCKS = ("there", "missing")
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("exit_file", EXITS)
+def test_every_state_that_a_crash_leaves_resolves(jobs, scripted, exit_file, lock):
+    """Whatever a crash left of the files, the job gets a final status, and none is invented."""
+    for spool, run_file in itertools.product(SPOOLS, RUNS):
+        run = scripted()
+        lines = leave_spool(run, spool)
+        leave_exit(run, exit_file)
+        if run_file == "full":
+            run.started()
+        elif run_file == "empty":
+            with open(f"{run.path}/run", "wb"):
+                pass
+        if lock == "missing":
+            os.unlink(f"{run.path}/lock")
+        run.die()
+        job = jobs.get_job(run.id)
+        log = log_of(jobs, run.id)
+        if exit_file == "full":
+            expected = ("COMPLETE", 0, "exited")
+        else:
+            expected = ("ERROR", None, "never_started" if run_file == "none" else "lost")
+
+        state = (spool, exit_file, run_file, lock)
+        assert (state, ending(job)) == (state, expected)
+        assert log[: len(lines)] == lines
+        assert [sequence for sequence, _, _ in log] == list(range(job.line_count))
+        assert {stream for _, stream, _ in log[len(lines) :]} <= {"system"}
+        assert run.gone()
+    assert jobs.recover() == []
+
+
+def leave_spool(run, spool):
+    """Write a spool as a crash may leave it, and return the lines that are whole."""
+    if spool == "empty":
+        run.append(b"")
+    elif spool != "none":
+        run.write(b"a\n", b"b\n")
+        run.write(b"c\n")
+    whole = list(run.lines_written)
+    if spool == "zero tail":
+        run.append(bytes(5000))
+    elif spool == "garbage tail":
+        run.append(b"JF\x01garbage" * 400)
+    elif spool == "torn tail":
+        run.append(run.frame(b"torn\n")[:-2])
+    return whole
+
+
+def leave_exit(run, exit_file):
+    """Write an exit record as a crash may leave it."""
+    if exit_file == "none":
+        return
+    run.exit(0, token="f" * 32 if exit_file == "wrong token" else run.token)
+    path = f"{run.path}/exit"
+    size = os.path.getsize(path)
+    if exit_file == "empty":
+        os.truncate(path, 0)
+    elif exit_file == "torn":
+        os.truncate(path, size - 4)
+    elif exit_file == "zeroes":
+        with open(path, "wb") as file:
+            file.write(bytes(size))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_half_written_verdict_file_is_none(jobs, scripted, asked):
+    """A temporary file that was never renamed says nothing."""
+    run = scripted()
+    run.started()
+    run.exit(0)
+    os.rename(f"{run.path}/exit", f"{run.path}/exit.12ab34cd")
+    if asked:
+        jobs.stop_job(run.id)
+    run.die()
+
+    assert ending(jobs.get_job(run.id)) == ("STOPPED" if asked else "ERROR", None, "lost")
+
+
+# --- what it left behind ------------------------------------------------------
+
+
+def test_processes_left_behind_are_killed(jobs, scripted):
+    """Every process that carries the dead run's cookie is gone before the job is final."""
+    run = scripted()
+    run.started(pid_namespace=os.stat("/proc/self/ns/pid").st_ino)
+    environment = {**os.environ, "JOBCORE_RUN": run.cookie}
+    left = [subprocess.Popen(["sleep", "1000"], env=environment) for _ in range(3)]
+    innocent = subprocess.Popen(
+        ["sleep", "1000"], env={**os.environ, "JOBCORE_RUN": run.cookie + "x", "X": run.cookie}
+    )
+    try:
+        for process in (*left, innocent):
+            until(lambda p=process: b"sleep" in _command_line(p.pid), "the exec of sleep")
+        run.die()
+        job = jobs.get_job(run.id)
+        codes = [process.wait(30) for process in left]
+
+        assert ending(job) == ("ERROR", None, "lost")
+        assert codes == [-9] * 3
+        assert innocent.poll() is None
+        assert run.row()["unreaped"] is None
+    finally:
+        for process in (*left, innocent):
+            process.kill()
+            process.wait()
+
+
+def _command_line(pid):
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
+
+
+def test_job_does_not_judge_itself(jobs, scripted, database):
+    """A process that runs inside the job reads it as it stands, and kills nobody."""
+    run = scripted()
+    run.started()
+    run.die()
+
+    def inside(path, job_id, cookie):
+        os.environ["JOBCORE_RUN"] = cookie
+        with JobManager(path, slots=0) as mine:
+            return str(mine.get_job(job_id).status)
+
+    assert Child(inside, database, run.id, run.cookie).result() == "RUNNING"
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+def test_other_namespace_is_said(jobs, scripted):
+    """Where the run's processes cannot be seen, the log says so, and the job is resolved."""
+    run = scripted()
+    run.started(pid_namespace=1)
+    run.die()
+    job = jobs.get_job(run.id)
+
+    assert ending(job) == ("ERROR", None, "lost")
+    assert b"pid namespace" in b"".join(raw for _, _, raw in log_of(jobs, run.id))
+
+
+# --- all jobs -----------------------------------------------------------------
+
+
+def test_recover_settles_what_has_ended(jobs, scripted):
+    """One call brings in every job, settles what ended, resolves what died, and returns these."""
+    alive, ended, dead = scripted(), scripted(), scripted()
+    for run in (alive, ended, dead):
+        run.started()
+        run.write(b"line\n")
+    ended.exit(3 << 8)
+    ended.die()
+    dead.die()
+    settled = {job.id: ending(job) for job in jobs.recover()}
+    again = jobs.recover()
+    listed = {job.id: (str(job.status), job.line_count) for job in jobs.list_jobs()}
+
+    assert settled == {ended.id: ("ERROR", 3, "exited"), dead.id: ("ERROR", None, "lost")}
+    assert again == []
+    assert listed == {alive.id: ("RUNNING", 1), ended.id: ("ERROR", 1), dead.id: ("ERROR", 2)}
+
+
+def test_opening_is_not_judging(database, clock):
+    """A list shows jobs as stored; reading one job says what is true of it."""
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        run = Scripted(jobs, database)
+        run.started()
+        run.die()
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        listed = [job.status for job in jobs.list_jobs()]
+        got = jobs.get_job(run.id).status
+
+    assert (listed, got) == ([Status.RUNNING], Status.ERROR)
+
+
+def test_stale_directories_go(jobs, scripted, database):
+    """Directories of final and unknown jobs, and half removed ones, go; others' names stay."""
+    root = database + ".jobs"
+    final = jobs.create_job("TASK")
+    jobs.cancel_job(final.id)
+    queued = jobs.create_job("TASK")
+    running = scripted()
+    own = jobs.create_job("TASK")
+    jobs.start_job(own.id)
+    names = {
+        final.id.hex: False,
+        "0" * 32: False,
+        f".gone-{'1' * 32}-12ab34cd": False,
+        queued.id.hex: True,
+        own.id.hex: True,
+        running.id.hex: True,
+        "something else": True,
+        "F" * 32: True,
+        "0" * 31: True,
+    }
+    for name in names:
+        path = os.path.join(root, name)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        with open(os.path.join(path, "spool.0"), "ab"):
+            pass
+    jobs.recover()
+
+    assert {name: os.path.exists(os.path.join(root, name)) for name in names} == names
+
+
+def test_held_directory_of_a_final_job_stays(jobs, scripted):
+    """A directory is not taken from under a supervisor that is still about to let go."""
+    run = scripted()
+    run.exit(0)
+    first = ending(jobs.get_job(run.id))
+    there = not run.gone()
+    run.die()
+    jobs.recover()
+
+    assert first == ("COMPLETE", 0, "exited")
+    assert there
+    assert run.gone()
+
+
+def test_begun_deletion_is_finished(jobs, scripted, database):
+    """A deletion whose process died is finished by the next sweep, whatever it had reached."""
+    final = jobs.create_job("TASK")
+    jobs.cancel_job(final.id)
+    dead = scripted()
+    dead.started()
+    sql(database, "UPDATE job SET deleted_at = 1")
+    dead.die()
+    jobs.recover()
+    jobs.recover()
+
+    assert sql(database, "SELECT id FROM job") == []
+    assert sql(database, "SELECT id FROM transition") == []
+    assert dead.gone()
+
+
+def test_wish_without_a_file_is_carried_again(jobs, scripted):
+    """A stop that was stored, and whose carrier died before it told the supervisor, is told."""
+    run = scripted()
+    run.started()
+    jobs.stop_job(run.id, grace=2.5)
+    with run.open() as directory:
+        told = jobdir.read_record(directory, jobdir.STOP)
+    os.unlink(f"{run.path}/stop")
+    jobs.recover()
+    with run.open() as directory:
+        again = jobdir.read_record(directory, jobdir.STOP)
+
+    assert told == again
+    assert told["grace_ms"] == 2500
+    assert jobs.get_job(run.id).status is Status.RUNNING
+
+
+def test_grace_only_shrinks(jobs, scripted):
+    """Whoever asks again, the shortest grace stands in the row and in the file."""
+    run = scripted()
+    run.started()
+    seen = []
+    for grace in (5, 8, 3, None, 0, 7):
+        jobs.stop_job(run.id, grace=grace)
+        with run.open() as directory:
+            record = jobdir.read_record(directory, jobdir.STOP)
+        seen.append((record["grace_ms"], run.row()["stop_grace_ms"]))
+
+    assert seen == [(5000, 5000)] * 2 + [(3000, 3000)] * 2 + [(0, 0)] * 2
+
+
+# --- resolvers that race and die ----------------------------------------------
+
+
+def test_eight_resolvers_give_one_verdict(jobs, scripted, database):
+    """Eight processes that find a dead job at once agree, and one line says what happened."""
+    run = scripted()
+    run.started()
+    run.write(b"line\n")
+    run.die()
+
+    def look(path, job_id):
+        with JobManager(path, slots=0) as mine:
+            return ending(until(lambda: (j := mine.get_job(job_id)).status.final and j))
+
+    answers = at_once(look, [(database, run.id)] * 8)
+    log = log_of(jobs, run.id)
+
+    assert answers == [("ERROR", None, "lost")] * 8
+    assert log[:1] == run.lines_written
+    assert [stream for _, stream, _ in log] == ["output", "system"]
+    assert [entry.trigger for entry in jobs.history(run.id)] == ["create", "finish"]
+    assert run.gone()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "point", ["jobdir.write_exit", "jobdir.remove", "jobdir.empty", "jobdir.encode_record"]
+)
+def test_resolver_that_dies_is_followed_by_the_next(
+    jobs, scripted, database, monkeypatch, point, when
+):
+    """Wherever a resolver dies, the next one ends with the same verdict, and every line once."""
+    run = scripted()
+    run.started()
+    run.write(b"line\n")
+    run.die()
+    name = point.split(".")[1]
+    real = getattr(jobdir, name)
+
+    def die(*args, **options):
+        if when == "after":
+            real(*args, **options)
+        os._exit(9)
+
+    def resolve(path, job_id):
+        monkeypatch.setattr(jobdir, name, die)
+        with JobManager(path, slots=0) as mine:
+            mine.get_job(job_id)
+
+    with pytest.raises(AssertionError, match="without an answer"):
+        Child(resolve, database, run.id).result()
+    job = jobs.get_job(run.id)
+    jobs.recover()
+    log = log_of(jobs, run.id)
+
+    assert ending(job) == ("ERROR", None, "lost")
+    assert log[:1] == run.lines_written
+    assert [sequence for sequence, _, _ in log] == list(range(len(log)))
+    assert {stream for _, stream, _ in log[1:]} == {"system"}
+    assert run.gone()
+    assert [name for name in os.listdir(database + ".jobs") if name.startswith(".gone")] == []
+
+
+@pytest.mark.parametrize("moment", ["before the commit", "after the commit"])
+def test_settler_that_dies_leaves_it_to_the_next(jobs, scripted, database, monkeypatch, moment):
+    """A process that dies around its commit loses no verdict and doubles no line."""
+    run = scripted()
+    run.started()
+    run.write(b"line\n")
+    run.exit(5 << 8)
+    run.die()
+
+    def die(*_):
+        os._exit(9)
+
+    def settle(path, job_id):
+        if moment == "after the commit":
+            monkeypatch.setattr(Importer, "clean_up", die)
+        else:
+            real = Importer.apply
+            monkeypatch.setattr(Importer, "apply", lambda *args: (real(*args), die()))
+        with JobManager(path, slots=0) as mine:
+            mine.get_job(job_id)
+
+    with pytest.raises(AssertionError, match="without an answer"):
+        Child(settle, database, run.id).result()
+    listed = jobs.list_jobs()[0]
+    job = jobs.get_job(run.id)
+    jobs.recover()
+
+    assert str(listed.status) == ("ERROR" if moment == "after the commit" else "RUNNING")
+    assert ending(job) == ("ERROR", 5, "exited")
+    assert log_of(jobs, run.id) == run.lines_written
+    assert run.gone()
