@@ -13,15 +13,19 @@ from jobcore.errors import (
     DatabaseCorrupt,
     DatabaseFull,
     DatabaseGone,
+    InvalidParameter,
     InvalidTransition,
     JobcoreError,
     JobDeleted,
     JobNotFound,
     JobNotRunning,
+    NotAcceptable,
     NotAJobcoreDatabase,
     PipelineAlreadyRunning,
+    PipelineCycle,
     PipelineNotFound,
     ReadOnlyDatabase,
+    ScheduleError,
     SchemaTooNew,
     SpawnError,
     StoreError,
@@ -33,7 +37,7 @@ from jobcore.errors import (
 from jobcore.executors import CommandExecutor, Executor, PipelineExecutor
 from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
 from jobcore.manager import JobManager
-from jobcore.models import ClaimedJob, Job, LogLine, Pipeline, Transition, Workspace
+from jobcore.models import ClaimedJob, Job, LogLine, Pipeline, Skip, Transition, Workspace
 
 __all__ = [
     "FINAL",
@@ -48,6 +52,7 @@ __all__ = [
     "DatabaseFull",
     "DatabaseGone",
     "Executor",
+    "InvalidParameter",
     "InvalidTransition",
     "Job",
     "JobDeleted",
@@ -57,13 +62,17 @@ __all__ = [
     "JobcoreError",
     "LogLine",
     "NotAJobcoreDatabase",
+    "NotAcceptable",
     "Pipeline",
     "PipelineAlreadyRunning",
+    "PipelineCycle",
     "PipelineExecutor",
     "PipelineNotFound",
     "ReadOnlyDatabase",
     "Reason",
+    "ScheduleError",
     "SchemaTooNew",
+    "Skip",
     "SpawnError",
     "Status",
     "StoreError",

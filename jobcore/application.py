@@ -47,6 +47,9 @@ class _Verbs(TyperGroup):
         except JobcoreError as error:
             terminal.say(str(error))
             raise typer.Exit(2 if isinstance(error, CommandError) else 1) from None
+        except ValueError as error:  # an argument that no job can have, such as `--db ""`
+            terminal.say(str(error))
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(

@@ -7,6 +7,7 @@ are needed now. What has changed since is found by the claim, which is guarded.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -41,6 +42,7 @@ class Backlog:
         self._types = tuple(types)
         self._own: set[int] | None = set() if only_own else None
         self._hand: deque[Row[Any]] = deque()
+        self._postponed: dict[int, float] = {}  # until when, by the monotonic clock
 
     def adopt(self, number: int) -> None:
         """Make this job one's own. Any thread may call this."""
@@ -54,8 +56,15 @@ class Backlog:
     def look(self, wanted: int) -> int:
         """Have `wanted` jobs in hand if there are so many; return how many there are."""
         if len(self._hand) < wanted:
-            self._hand = deque(self._read(wanted + AHEAD))
+            now = time.monotonic()
+            self._postponed = {n: until for n, until in self._postponed.items() if until > now}
+            rows = self._read(wanted + AHEAD + len(self._postponed))
+            self._hand = deque(row for row in rows if row.number not in self._postponed)
         return len(self._hand)
+
+    def postpone(self, number: int, seconds: float) -> None:
+        """Pass over a job for a while, so that it does not keep those behind it waiting."""
+        self._postponed[number] = time.monotonic() + seconds
 
     def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
         """Take up to `limit` jobs out of the hand, each with its pipeline."""

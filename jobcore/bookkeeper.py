@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import logs, runs, store
+from jobcore import logs, runs, settlement, store
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import InvalidTransition, JobNotFound
@@ -57,12 +57,10 @@ class Bookkeeper:
         now = self._clock.now()
         with self._database.write() as connection:
             run = self._require_own(connection, job_id, Trigger.FINISH)
-            final = runs.settle_if_running(
-                connection, run, offset=0, ending=Ending.by_host(exit_code), now=now
-            )
+            ending = Ending.by_host(exit_code)
+            final = settlement.settle_own(connection, run, ending, now=now)
             if final is None:
                 raise InvalidTransition(run.id, run.status, Trigger.FINISH)
-            logs.merge(connection, run.number, 0)
             return _get(connection, final)
 
     def append(self, job_id: Id, lines: tuple[str | bytes, ...]) -> int:

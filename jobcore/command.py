@@ -178,6 +178,8 @@ def _absolute(path: str, what: str) -> str:
 
 def _checked_argv(argv: object, *, shell: bool) -> tuple[str, ...]:
     if shell:
+        if isinstance(argv, tuple) and len(argv) == 1:
+            (argv,) = argv  # as it is kept: `dataclasses.replace` gives it back so
         if not isinstance(argv, str) or not argv.strip():
             raise CommandError("with shell=True, argv is one string that is not empty")
         return (_checked_text(argv, "the shell command"),)

@@ -1,10 +1,11 @@
-"""Creator: checks what callers ask for, and makes jobs, workspaces and pipelines of it."""
+"""Creator: checks what callers ask for, and makes jobs of it."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Union
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from jobcore import store
-from jobcore.clock import Clock
+from jobcore.clock import Clock, from_datetime
 from jobcore.command import Command
 from jobcore.database import Database
 from jobcore.errors import CommandError, PipelineAlreadyRunning, PipelineNotFound
@@ -54,14 +55,15 @@ class Creator:
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
+            CommandError: A type or a name is no text that can be stored.
         """
         for job in jobs:
-            for column in ("type", "name"):
-                if job.get(column) is not None:
-                    checked_text(job[column], column)
+            checked_text(job["type"], "type")
+            if job.get("name") is not None:
+                checked_text(job["name"], "name")
         now = self._clock.now()
         with self._database.write() as connection:
-            place = self._place(connection, workspace_id, pipeline_id, now)
+            place = _place(connection, workspace_id, pipeline_id, now)
             try:
                 return [store.insert_job(connection, now=now, **place, **job) for job in jobs]
             except IntegrityError as error:
@@ -72,72 +74,32 @@ class Creator:
                     raise
                 raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
 
-    def _place(
-        self, connection: Connection, workspace_id: Id | None, pipeline_id: Id | None, now: int
-    ) -> dict[str, UUID | None]:
-        """Return workspace and pipeline of a new job; a pipeline brings its workspace."""
-        if pipeline_id is not None:
-            pipeline = require_pipeline(connection, pipeline_id)
-            if workspace_id is not None and parse_id(workspace_id) != pipeline.workspace_id:
-                raise PipelineNotFound(pipeline_id)  # this workspace has no such pipeline
-            return {"workspace_id": pipeline.workspace_id, "pipeline_id": pipeline.id}
-        if workspace_id is not None:
-            workspace = require_workspace(connection, workspace_id)
-            return {"workspace_id": workspace.id, "pipeline_id": None}
-        return {"workspace_id": store.default_workspace(connection, now), "pipeline_id": None}
 
-    def create_workspace(self, name: str, properties: Mapping[str, Any] | None) -> Row[Any]:
-        """Make a workspace."""
-        checked = None if properties is None else checked_data(dict(properties))
-        with self._database.write() as connection:
-            return store.insert_workspace(
-                connection,
-                name=checked_text(name, "name"),
-                properties=checked,
-                now=self._clock.now(),
-            )
+def _place(
+    connection: Connection, workspace_id: Id | None, pipeline_id: Id | None, now: int
+) -> dict[str, UUID | None]:
+    """Return workspace and pipeline of a new job; a pipeline brings its workspace."""
+    if pipeline_id is None:
+        return {
+            "workspace_id": place_in_workspace(connection, workspace_id, now),
+            "pipeline_id": None,
+        }
+    pipeline = require_pipeline(connection, pipeline_id)
+    if workspace_id is not None and parse_id(workspace_id) != pipeline.workspace_id:
+        raise PipelineNotFound(pipeline_id)  # this workspace has no such pipeline
+    return {"workspace_id": pipeline.workspace_id, "pipeline_id": pipeline.id}
 
-    def default_workspace_id(self) -> UUID:
-        """Return the id of the default workspace, made on first use."""
-        with self._database.write() as connection:
-            return store.default_workspace(connection, self._clock.now())
 
-    def create_pipeline(
-        self,
-        name: str,
-        command: Runnable | None,
-        *,
-        workspace_id: Id | None,
-        script: str | None,
-        timeout: float | None,
-        properties: Mapping[str, Any] | None,
-    ) -> Row[Any]:
-        """
-        Make a pipeline.
+def place_in_workspace(connection: Connection, workspace_id: Id | None, now: int) -> UUID:
+    """
+    Return the id of the workspace, without an id that of the default one, made on first use.
 
-        Raises:
-            CommandError: Name, command, script or time-out could never run.
-            WorkspaceNotFound: No workspace has this id.
-        """
-        stored = None if command is None else checked_command(command, {}).to_json()
-        if script is not None:
-            Command(script, shell=True, timeout=timeout)
-        elif timeout is not None:
-            Command(["true"], timeout=timeout)
-        checked = None if properties is None else checked_data(dict(properties))
-        now = self._clock.now()
-        with self._database.write() as connection:
-            place = self._place(connection, workspace_id, None, now)
-            return store.insert_pipeline(
-                connection,
-                now=now,
-                workspace_id=place["workspace_id"],
-                name=checked_text(name, "name"),
-                command=stored,
-                script=script,
-                timeout=timeout,
-                properties=checked,
-            )
+    Raises:
+        WorkspaceNotFound: There is no such one.
+    """
+    if workspace_id is None:
+        return store.default_workspace(connection, now)
+    return UUID(str(require_workspace(connection, workspace_id).id))
 
 
 def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
@@ -157,16 +119,48 @@ def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
         raise CommandError(str(error)) from error
 
 
-def checked_text(text: str, what: str) -> str:
+def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -> list[Command]:
+    """
+    Return each of `commands`, checked.
+
+    Raises:
+        CommandError: They are no list, or one could never run.
+    """
+    several: object = commands  # whatever its annotation says
+    if not isinstance(several, Iterable):
+        raise CommandError(f"commands is a list of commands, not {type(several).__name__}")
+    return [checked_command(command, options) for command in commands]
+
+
+def checked_moment(moment: datetime | None) -> int | None:
+    """
+    Return the stored form of the moment before which a job is not to start.
+
+    Raises:
+        CommandError: It is no datetime, or has no time zone.
+    """
+    if moment is None:
+        return None
+    said: object = moment  # whatever its annotation says
+    if not isinstance(said, datetime):
+        raise CommandError(f"not_before is a datetime, not {type(said).__name__}")
+    if moment.utcoffset() is None:
+        raise CommandError("not_before has no time zone, so it is no moment")
+    return from_datetime(moment)
+
+
+def checked_text(text: object, what: str) -> str:
     """
     Return `text`, if it can be stored.
 
     Raises:
         CommandError: It is no text, or holds what no encoding has.
     """
+    if not isinstance(text, str):
+        raise CommandError(f"{what} must be text, not {type(text).__name__}")
     try:
         text.encode("utf-8")
-    except (AttributeError, UnicodeEncodeError) as error:
+    except UnicodeEncodeError as error:
         raise CommandError(f"{what} is no text that can be stored: {error}") from error
     return text
 

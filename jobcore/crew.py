@@ -18,6 +18,8 @@ from jobcore.supervision.pool import Supervisor, SupervisorPool
 
 #: Seconds that an idle supervisor is kept for the next job.
 IDLE = 5.0
+#: Seconds within which one must be ready: what `python` names may be no interpreter.
+READY_PATIENCE = 10.0
 #: Seconds of rest after one could not be started.
 BACK_OFF = 0.5
 #: Failed starts in a row, after which waiters are told.
@@ -39,6 +41,7 @@ class Crew:
         self._pool = pool
         self._slots = slots
         self._idle_since: dict[Supervisor, float] = {}
+        self._coming_since: dict[Supervisor, float] = {}
         self._failures = 0
         self._failure: SpawnError | None = None
         self.next_start = 0.0  # not before, by the monotonic clock
@@ -72,7 +75,7 @@ class Crew:
         room = self._slots - len(self._pool.supervisors)
         for _ in range(min(wanted - coming, room)):
             try:
-                self._pool.spawn()
+                self._coming_since[self._pool.spawn()] = time.monotonic()
             except SpawnError as error:
                 self._note_failure(error)
                 return
@@ -83,6 +86,7 @@ class Crew:
         if any(notice.kind == notices.READY for notice in heard):
             self._failures = 0
             self._failure = None
+            self._coming_since.pop(supervisor, None)
         if supervisor.ready:
             self._idle_since[supervisor] = time.monotonic()
         return heard
@@ -104,13 +108,18 @@ class Crew:
     def dismiss(self, supervisor: Supervisor) -> None:
         """Forget one that has gone."""
         if supervisor.pid is None:
-            self._note_failure(SpawnError("a supervisor died before it was ready"))
+            self._note_failure(SpawnError("a supervisor did not get ready"))
         self._idle_since.pop(supervisor, None)
+        self._coming_since.pop(supervisor, None)
         self._pool.discard(supervisor)
 
-    def release_idle(self) -> None:
-        """Let those go that had nothing to do for a while."""
+    def release(self) -> None:
+        """Let those go that had nothing to do for a while, and those that never get ready."""
         now = time.monotonic()
+        for supervisor, since in list(self._coming_since.items()):
+            if now - since > READY_PATIENCE:
+                supervisor.kill_starter()
+                self.dismiss(supervisor)
         for supervisor, since in list(self._idle_since.items()):
             if supervisor.ready and now - since > IDLE:
                 del self._idle_since[supervisor]
@@ -118,11 +127,15 @@ class Crew:
 
     def close(self) -> None:
         """Let all go: an idle one exits, a busy one finishes its job."""
+        for supervisor in self._coming_since:
+            supervisor.kill_starter()
+        self._coming_since.clear()
         self._idle_since.clear()
         self._pool.close()
 
     def forget(self) -> None:
         """Begin anew, in a forked child: these are the parent's."""
+        self._coming_since.clear()
         self._idle_since.clear()
         self._failures = 0
         self._failure = None

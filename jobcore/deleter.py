@@ -1,13 +1,12 @@
-"""Deleter: removes a job for good, in steps that anybody can go on with."""
+"""Deleter: removes jobs, and what governs them, for good, in steps that anybody can go on with."""
 
 from __future__ import annotations
 
-from jobcore import logs, runs
+from jobcore import deletion, store
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import JobDeleted, JobNotFound
 from jobcore.follower import Follower
-from jobcore.lifecycle import Ending, Reason
 from jobcore.recovery import Recovery
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
@@ -46,7 +45,10 @@ class Deleter:
         Raises:
             JobNotFound: Somebody else deletes it already.
         """
-        marked = self._mark(run)
+        with self._database.write() as connection:
+            marked = deletion.begin(connection, run.number, now=self._clock.now())
+        if marked is None:
+            raise JobNotFound(run.id)
         if not marked.final:
             self._stopper.deliver(marked)
         try:
@@ -55,22 +57,17 @@ class Deleter:
             return  # another manager's sweep has finished it
         self._recovery.finish_deletion(marked.number)
 
-    def _mark(self, run: Run) -> Run:
-        """Hide the job and end it, or have it ended, in one step: no crash leaves it between."""
-        now = self._clock.now()
-        with self._database.write() as connection:
-            if not runs.mark_deleted(connection, run.number, now=now):
-                raise JobNotFound(run.id)
-            runs.cancel_if_queued(connection, run.number, now=now)
-            asked = runs.ask_stop_if_running(
-                connection, run.number, grace_ms=None, why="delete", now=now
-            )
-            if asked is not None and asked.token is None:
-                runs.settle_if_running(
-                    connection, asked, offset=0, ending=Ending(Reason.STOPPED), now=now
-                )
-                logs.merge(connection, run.number, 0)
-            marked = runs.find(connection, run.number)
-        if marked is None:
-            raise JobNotFound(run.id)
-        return marked
+    def delete_marked(self) -> None:
+        """Remove all that belongs to workspaces and pipelines that are marked, then these."""
+        with self._database.read() as connection:
+            found = [store.run_of(row) for row in store.jobs_of_deleted(connection)]
+        active = [run for run in found if not run.final]
+        for run in active:
+            self._stopper.deliver(run)  # to all before any is waited for: their graces pass at once
+        for run in active:
+            try:
+                self._follower.wait(run)
+            except JobDeleted:
+                continue  # another manager's sweep has finished it
+        self._recovery.finish_deletion(*(run.number for run in found))
+        self._recovery.remove_marked()

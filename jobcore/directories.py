@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobcore import filesystem
+from jobcore.errors import DatabaseGone
 from jobcore.forking import GATE
 from jobcore.supervision import jobdir
 
@@ -54,9 +55,13 @@ class Directories:
         """The descriptor of the directory that holds them all; kept open, for it is used often."""
         with GATE:
             if self._root is not None and os.fstat(self._root).st_nlink == 0:
-                self.close()  # somebody removed it: look whether there is another
+                # One made anew in its place is not the one whose jobs these are.
+                raise DatabaseGone(f"{self._database}.jobs was removed while it was open")
             if self._root is None:
-                self._root = filesystem.open_root(self._database, create=False)
+                try:
+                    self._root = filesystem.open_root(self._database, create=False)
+                except FileNotFoundError as error:
+                    raise DatabaseGone(f"{self._database}.jobs is gone") from error
                 GATE.register(self._root)
             return self._root
 

@@ -8,11 +8,12 @@ hundred jobs that end together are not a hundred fsyncs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -34,12 +35,16 @@ from jobcore.loop import Loop
 from jobcore.runs import Run
 from jobcore.supervision.pool import Supervisor, SupervisorPool
 
-#: Seconds between two looks at everybody's jobs.
-SWEEP_PAUSE = 1.0
+#: Seconds between two looks at everybody's jobs, and at schedules.
+CHORES_PAUSE = 1.0
 #: Seconds between two looks for jobs that other processes queued.
 QUEUE_PAUSE = 0.1
 #: Seconds to look for a supervisor that takes a claimed job.
 SEND_PATIENCE = 10.0
+#: Seconds that a look whether all is done waits for the round under way.
+IDLE_PATIENCE = 0.25
+#: Errors that concern every start, not one job's.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Seconds of rest after an error that concerns more than one job.
 BACK_OFF = 0.5
 
@@ -49,7 +54,7 @@ class Dispatcher:
     Runs queued jobs in its own thread, in the order of their creation.
 
     Other threads may call `start`, `wake`, `adopt_as_own`, `owns`, `running`,
-    `is_claimable`, `require_supervisors`, `stop_claiming`,
+    `is_idle`, `require_supervisors`, `stop_claiming`,
     `wait_until_settled` and `close`; everything else belongs to the thread.
 
     Args:
@@ -57,8 +62,10 @@ class Dispatcher:
         slots: Jobs at once.
         only_own: Claim only jobs that `adopt_as_own` was called for.
         reconcile: Resolves a job whose supervisor is gone.
-        sweep: Looks at everybody's jobs.
+        chores: What is to be done once a second.
     """
+
+    _claims: threading.Lock  # held over each change of the assignments
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class Dispatcher:
         slots: int,
         only_own: bool,
         reconcile: Callable[[Run], Run | None],
-        sweep: Callable[[], Any],
+        chores: Iterable[Callable[[], Any]],
     ) -> None:
         self._database = database
         self._importer = importer
@@ -81,7 +88,7 @@ class Dispatcher:
         self._backlog = Backlog(database, clock, executors, only_own=only_own)
         self._slots = slots
         self._reconcile = reconcile
-        self._sweep = sweep
+        self._chores = tuple(chores)
         self._launch = Launch(directories, clock, executors)
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self._start_afresh()
@@ -107,9 +114,14 @@ class Dispatcher:
         with self._claims:  # a claim is committed a moment before it is noted
             return [assignment.run for assignment in self._assignments.values()]
 
-    def is_claimable(self) -> bool:
-        """Tell whether anything is queued that this manager could claim now."""
-        return not self._backlog.is_empty()
+    def is_idle(self) -> bool:
+        """Tell whether nothing is queued that this manager could claim now, and nothing runs."""
+        if not self._backlog.is_empty() or not self._claims.acquire(timeout=IDLE_PATIENCE):
+            return False
+        try:
+            return not self._assignments
+        finally:
+            self._claims.release()
 
     def require_supervisors(self) -> None:
         """
@@ -122,7 +134,8 @@ class Dispatcher:
 
     def stop_claiming(self) -> None:
         """Leave what is queued to others from now on; running jobs are still cared for."""
-        self._claiming = False
+        with self._claims:  # behind a claim under way: what it claims is seen as running
+            self._claiming = False
 
     def wait_until_settled(self, numbers: Collection[int], timeout: float) -> None:
         """Return when none of these jobs is in this manager's hands, or after `timeout` seconds."""
@@ -163,10 +176,10 @@ class Dispatcher:
         self._claiming = True
         self._look = True  # at the queue, in the next round
         self._backlog.forget()
-        self._claims = threading.Lock()  # held over each change of the assignments
+        self._claims = threading.Lock()
         self._assignments: dict[str, Assignment] = {}  # by token
         self._next_look = 0.0
-        self._next_sweep = 0.0
+        self._next_chores = 0.0
         self._next_start = 0.0
         self._seen = -1
 
@@ -176,9 +189,10 @@ class Dispatcher:
         try:
             self._listen()
             self._round()
-            if time.monotonic() >= self._next_sweep:
-                self._sweep()
-                self._next_sweep = time.monotonic() + SWEEP_PAUSE
+            if time.monotonic() >= self._next_chores:
+                for chore in self._chores:
+                    chore()
+                self._next_chores = time.monotonic() + CHORES_PAUSE
                 self._look = True  # a delayed job gets due without any commit
         except (StoreError, OSError) as error:
             # Busy, full, read-only: the jobs do not depend on it. Try again.
@@ -189,7 +203,7 @@ class Dispatcher:
     def _rest(self, what: str, level: int, error: Exception) -> None:
         telemetry.event(level, what, error=repr(error))
         self._loop.rest(BACK_OFF)
-        self._next_sweep = max(self._next_sweep, time.monotonic() + BACK_OFF)
+        self._next_chores = max(self._next_chores, time.monotonic() + BACK_OFF)
         self._look = True
 
     def _listen(self) -> None:
@@ -199,8 +213,8 @@ class Dispatcher:
             self._hear(members[descriptor])
 
     def _next_moment(self) -> float:
-        moments = [self._next_sweep, *(one.due for one in self._assignments.values())]
-        if self._free_slots() > 0:
+        moments = [self._next_chores, *(one.due for one in self._assignments.values())]
+        if self._claiming and self._free_slots() > 0:
             start = max(self._next_start, self._crew.next_start)
             moments.append(start if self._look else self._next_look)
         return min(moments)
@@ -227,7 +241,7 @@ class Dispatcher:
         if harvests or requests:
             self._commit(harvests, requests)
         self._send()
-        self._crew.release_idle()
+        self._crew.release()
 
     def _gather(self, now: float) -> list[tuple[Assignment, Harvest]]:
         """Read what ended and what is due; what takes more than one transaction goes by itself."""
@@ -250,14 +264,16 @@ class Dispatcher:
             self._seen = version
             self._look = True
         self._next_look = now + QUEUE_PAUSE
+        if now < self._crew.next_start:
+            return []
+        unsent = sum(one.request is not None for one in self._assignments.values())
+        self._crew.start(unsent)  # whose supervisor may have died before it took them
         free = self._free_slots()
-        start = max(self._next_start, self._crew.next_start)
-        if not (self._look and self._claiming) or free <= 0 or now < start:
+        if not (self._look and self._claiming) or free <= 0 or now < self._next_start:
             return []
         # A slot that gets free, and a supervisor that gets ready, make another look.
         self._look = False
         waiting = min(self._backlog.look(free), free)
-        unsent = sum(one.request is not None for one in self._assignments.values())
         self._crew.start(waiting + unsent)
         self._look = now < self._crew.next_start  # one could not be started
         taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
@@ -267,24 +283,33 @@ class Dispatcher:
             try:
                 request = self._launch.prepare(row, pipeline, base)
             except OSError as error:
-                # No space, no descriptors: it stays QUEUED.
+                # It stays QUEUED. Its own trouble is no reason for others to wait.
                 telemetry.event(
                     logging.WARNING, "start postponed", job=str(row.id), error=str(error)
                 )
-                self._next_start = now + BACK_OFF
+                self._backlog.postpone(row.number, BACK_OFF)
                 self._backlog.forget()
                 self._look = True
-                break
+                if error.errno in NO_ROOM:
+                    self._next_start = now + BACK_OFF
+                    break
+                continue
             if request is not None:
                 requests.append(request)
         return requests
 
     def _commit(self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]) -> None:
         with self._claims:
+            if not self._claiming:  # since a moment ago
+                for request in requests:
+                    request.close()
+                requests = []
             written = self._write(harvests, requests)
         for assignment, harvest, after in written:
             self._importer.clean_up(harvest, after)
             self._update(assignment, after)
+        for assignment in {one for one, _ in harvests} - {one for one, _, _ in written}:
+            assignment.due = time.monotonic() + BACK_OFF  # rolled back alone
 
     def _write(
         self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]
@@ -318,6 +343,7 @@ class Dispatcher:
             token=request.token,
             cookie=request.cookie,
             boot_id=request.boot_id,
+            grace_ms=request.grace_ms,
         )
 
     def _read_again(self, requests: list[Request]) -> None:

@@ -10,6 +10,10 @@ Errors: everything jobcore raises, with the facts as attributes.
     │   └── JobNotRunning
     ├── PipelineAlreadyRunning                   409
     ├── CommandError (ValueError)                400
+    ├── ScheduleError (ValueError)               400
+    ├── PipelineCycle (ValueError)               400
+    ├── InvalidParameter (ValueError)            400
+    ├── NotAcceptable                            406
     ├── SpawnError                               503
     ├── WaitTimeout (TimeoutError)               503
     └── StoreError                               503
@@ -145,6 +149,61 @@ class CommandError(JobcoreError, ValueError):
     """What to run, or how, is not something that can be run; no job was created."""
 
     status = 400
+
+
+class InvalidParameter(JobcoreError, ValueError):
+    """
+    A parameter of a request is no unsigned integer.
+
+    Attributes:
+        name: Which one.
+        value: What was given.
+    """
+
+    status = 400
+
+    def __init__(self, name: str, value: object) -> None:
+        super().__init__(f"{name} is an unsigned integer, not {value!r:.80}")
+        self.name = name
+        self.value = value
+
+
+class NotAcceptable(JobcoreError):
+    """
+    A log has no form that the request accepts.
+
+    Attributes:
+        accept: The Accept header as it was given.
+        available: The media types that there are.
+    """
+
+    status = 406
+
+    def __init__(self, accept: str | None, available: tuple[str, ...]) -> None:
+        super().__init__(f"there is {', '.join(available)}, and nothing for {accept!r:.200}")
+        self.accept = accept
+        self.available = available
+
+
+class ScheduleError(JobcoreError, ValueError):
+    """When to run is not something that comes, or not something that is understood here."""
+
+    status = 400
+
+
+class PipelineCycle(JobcoreError, ValueError):
+    """
+    Pipelines would trigger each other for ever; nothing was written.
+
+    Attributes:
+        name: The pipeline that would trigger itself in the end.
+    """
+
+    status = 400
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"pipeline {name!r} would trigger itself in the end")
+        self.name = name
 
 
 class SpawnError(JobcoreError):

@@ -7,15 +7,16 @@ also brings in what the job has written, so nobody else needs to be alive.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 
 from sqlalchemy import Connection
 
 from jobcore import logs, runs
+from jobcore.arguments import checked_patience
 from jobcore.database import Database
 from jobcore.errors import JobDeleted, WaitTimeout
+from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.recovery import Recovery
 from jobcore.runs import Run
@@ -113,7 +114,8 @@ class Follower:
             current = self._current(run)
             next_look = time.monotonic() + WAIT_PAUSE
             while not current.final and (now := time.monotonic()) < next_look:
-                check()
+                if current.status == Status.QUEUED:
+                    check()
                 if now > deadline:
                     raise WaitTimeout(f"job {run.id} is {current.status} after {timeout} s")
                 seen = self._database.wait_for_change(seen, max(min(next_look, deadline) - now, 0))
@@ -145,7 +147,7 @@ class Follower:
         with self._database.read() as connection:
             current = self._require(connection, run)
         fresh = self._recovery.reconcile_softly(current)
-        if fresh is None:
+        if fresh is None or (fresh.deleted_at is not None and run.deleted_at is None):
             raise JobDeleted(run.id)
         return fresh
 
@@ -159,32 +161,4 @@ class Follower:
 
 
 def _deadline(timeout: float | None) -> float:
-    if timeout is None:
-        return float("inf")
-    if math.isnan(timeout):
-        raise ValueError("a time-out of NaN seconds would never be over")
-    return time.monotonic() + timeout
-
-
-def checked_limit(limit: int) -> int:
-    """
-    Return a number of lines or jobs, at most.
-
-    Raises:
-        ValueError: It is not a number, 0 or more: below 0, a database means all.
-    """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise ValueError(f"a limit is 0 or more, not {limit!r}")
-    return limit
-
-
-def checked_sequence(sequence: int) -> int:
-    """
-    Return a line number that may be read from.
-
-    Raises:
-        ValueError: It is not a number, 0 or more.
-    """
-    if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
-        raise ValueError(f"a line number is 0 or more, not {sequence!r}")
-    return sequence
+    return time.monotonic() + checked_patience(timeout)

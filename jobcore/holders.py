@@ -11,32 +11,54 @@ import os
 import signal
 from pathlib import Path
 
+from jobcore.supervision import jobdir
+
 
 def find(device: int, inode: int) -> list[int]:
-    """Return the pids of other processes that have the file open."""
+    """Return the pids of other processes that hold the lock of a running job."""
     return [
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and _has(entry, device, inode)
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and _holds(entry, device, inode)
     ]
 
 
-def _has(process: Path, device: int, inode: int) -> bool:
+def _holds(process: Path, device: int, inode: int) -> bool:
+    """
+    Tell whether the process runs the job whose lock file this is.
+
+    That it has the file open is not enough: hosts that probe, prepare or
+    resolve have, too. The kernel says of each descriptor what it has locked.
+    """
     try:
         for entry in (process / "fd").iterdir():
             try:
                 facts = entry.stat()
+                if (facts.st_dev, facts.st_ino) != (device, inode):
+                    continue
+                told = (process / "fdinfo" / entry.name).read_text(encoding="ascii")
             except OSError:
                 continue  # closed just now
-            if (facts.st_dev, facts.st_ino) == (device, inode):
+            if any(_is_running_lock(line) for line in told.splitlines()):
                 return True
     except OSError:
         return False  # it ended, or belongs to somebody else
     return False
 
 
+def _is_running_lock(line: str) -> bool:
+    # lock:  1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 1 1
+    fields = line.split()
+    first, length = jobdir.RUNNING
+    return (
+        fields[:1] == ["lock:"]
+        and "OFDLCK" in fields
+        and fields[-2:] == [str(first), str(first + length - 1)]
+    )
+
+
 def signal_all(device: int, inode: int, number: signal.Signals) -> list[int]:
-    """Send a signal to every other process that has the file open, and return their pids."""
+    """Send a signal to every other process that holds the lock, and return their pids."""
     reached = []
     for pid in find(device, inode):
         try:
@@ -46,7 +68,7 @@ def signal_all(device: int, inode: int, number: signal.Signals) -> list[int]:
         try:
             # Looked at again through a handle that cannot change its meaning: the
             # pid may have been given to another process since.
-            if _has(Path("/proc") / str(pid), device, inode):
+            if _holds(Path("/proc") / str(pid), device, inode):
                 signal.pidfd_send_signal(handle, number)
                 reached.append(pid)
         except (ProcessLookupError, PermissionError):

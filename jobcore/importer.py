@@ -13,7 +13,7 @@ import logging
 
 from sqlalchemy import Connection
 
-from jobcore import logs, runs, telemetry
+from jobcore import logs, runs, settlement, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -108,9 +108,12 @@ class Importer:
         self._directories = directories
         self._clock = clock
 
-    def bring_in(self, run: Run) -> Run | None:
+    def bring_in(self, run: Run, *, patience: float | None = None) -> Run | None:
         """
         Import, and settle if it has ended, all that the job's directory holds now.
+
+        Args:
+            patience: Seconds to wait for each write transaction; None: the busy timeout.
 
         Returns:
             The run as it then is; None when it has been removed.
@@ -259,7 +262,7 @@ class Importer:
             # Nobody saw it end, so a wish to stop decides; it may be younger than the run in hand.
             fresh = runs.find(connection, run.number)
             stop_requested = fresh is not None and fresh.stop_requested is not None
-        return runs.settle_if_running(
+        return settlement.settle(
             connection,
             run,
             offset=harvest.offset,

@@ -32,7 +32,9 @@ LINGER = 2.0
 class Request:
     """A start that is prepared: everything a supervisor needs, and what the claim writes."""
 
-    __slots__ = ("body", "boot_id", "cookie", "failure", "name", "number", "prepared", "token")
+    __slots__ = (
+        "body", "boot_id", "cookie", "failure", "grace_ms", "name", "number", "prepared", "token",
+    )  # fmt: skip
 
     def __init__(
         self, row: Row[Any], prepared: Prepared, boot_id: str, cookie: str, token: str
@@ -44,6 +46,7 @@ class Request:
         self.cookie = cookie
         self.token = token
         self.body = -1
+        self.grace_ms: int | None = None
         self.failure: str | None = None  # why it cannot be started, though it is claimed
 
     def close(self) -> None:
@@ -91,19 +94,36 @@ class Launch:
             return None
         request = Request(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
         try:
-            try:
-                job = ClaimedJob.from_rows(row, pipeline)
-                command = self._executors[row.type].command(job)
-                if not isinstance(command, Command):
-                    raise TypeError(f"the executor returned {type(command).__name__}, no Command")
-            except Exception as error:  # noqa: BLE001 - an executor is somebody else's code
-                request.failure = f"{type(error).__name__}: {error}"
-                return request
-            request.body = encode_request(_fields(row, command, request, base))
+            self._fill(request, row, pipeline, base)
         except BaseException:
             request.close()
             raise
         return request
+
+    def _fill(
+        self,
+        request: Request,
+        row: Row[Any],
+        pipeline: Row[Any] | None,
+        base: Mapping[bytes, bytes],
+    ) -> None:
+        """Ask the executor, and make the request of its answer; or note why that cannot be done."""
+        try:
+            job = ClaimedJob.from_rows(row, pipeline)
+            command = self._executors[row.type].command(job)
+            if not isinstance(command, Command):
+                raise TypeError(f"the executor returned {type(command).__name__}, no Command")
+            request.grace_ms = round(command.grace * 1000)
+            fields = _fields(row, command, request, base)
+        except BaseException as error:  # noqa: BLE001 - somebody else's code, SystemExit included
+            request.failure = _in_words(error)
+            return
+        try:
+            request.body = encode_request(fields)
+        except OSError:
+            raise  # no space, no descriptors: it stays QUEUED
+        except Exception as error:  # noqa: BLE001 - a value that cannot be sent
+            request.failure = _in_words(error)
 
     def write_verdict(self, request: Request, reason: Reason, why: str) -> None:
         """
@@ -136,6 +156,13 @@ class Launch:
                 ended_ns=now_ns,
             ),
         )
+
+
+def _in_words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - an exception that cannot even say what it is
+        return type(error).__name__
 
 
 def _fields(

@@ -207,6 +207,29 @@ def diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- what follows from an ending ----------------------------------------------
+
+#: Seconds before the first retry; each further one waits twice as long.
+FIRST_RETRY = 10.0
+#: Seconds that a retry waits at the most.
+LAST_RETRY = 3600.0
+
+
+def is_retried(status: Status, *, attempt: int, max_retries: int, stop_requested: bool) -> bool:
+    """Tell whether a job is tried again: after an ERROR, and never against a wish to stop."""
+    return status is Status.ERROR and attempt <= max_retries and not stop_requested
+
+
+def retry_delay(attempt: int) -> float:
+    """Return the seconds between the end of the attempt `attempt` (from 1) and the next one."""
+    return min(FIRST_RETRY * 2.0 ** min(attempt - 1, 32), LAST_RETRY)
+
+
+def configured_as(status: Status) -> str:
+    """Return the status of a pipeline whose configuration has ended."""
+    return "READY" if status is Status.COMPLETE else "FAILED"
+
+
 # --- the same rules, for the database ---------------------------------------
 
 

@@ -8,16 +8,20 @@ child, which has none of its parent's threads.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import select
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 
+from jobcore import telemetry
 from jobcore.forking import GATE
 
 #: Seconds that the interpreter's exit waits for the turn under way.
 EXIT_PATIENCE = 5.0
+#: Seconds of rest after a turn that raised what it should not.
+REST = 1.0
 
 
 class Loop:
@@ -42,6 +46,7 @@ class Loop:
         self._name = name
         self._turn = turn
         self._end = end
+        self._closing = False
         self.forget()
         _close_at_exit(self)
 
@@ -49,7 +54,6 @@ class Loop:
         """Begin anew, in a forked child: the gate has closed the pipe, the thread is not here."""
         self._starting = threading.Lock()
         self._thread = None
-        self._closing = False
 
     def start(self) -> None:
         """Start the thread, unless it runs or was closed."""
@@ -68,11 +72,12 @@ class Loop:
 
     def ring(self) -> None:
         """Wake the thread."""
-        if self._thread is not None:
-            try:
-                os.write(self._writer, b"!")
-            except OSError:
-                pass  # full: it has been rung already; or closed just now
+        with self._starting:  # or the number may belong to another file by now
+            if self._thread is not None:
+                try:
+                    os.write(self._writer, b"!")
+                except BlockingIOError:
+                    pass  # full: it has been rung already
 
     def close(self, timeout: float | None = None) -> None:
         """
@@ -110,7 +115,9 @@ class Loop:
 
     def rest(self, seconds: float) -> None:
         """Sleep so long, unless somebody rings."""
-        select.select([self._reader], [], [], seconds)
+        poller = select.poll()  # not select(), which knows descriptors below 1024 only
+        poller.register(self._reader, select.POLLIN)
+        poller.poll(seconds * 1000)
 
     def _empty(self) -> None:
         try:
@@ -121,7 +128,18 @@ class Loop:
 
     def _run(self) -> None:
         while not self._closing:
-            self._turn()
+            try:
+                self._turn()
+            except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
+                _tell(error)
+                self.rest(REST)
+
+
+def _tell(error: BaseException) -> None:
+    try:
+        telemetry.event(logging.ERROR, "turn failed", error=repr(error))
+    except Exception:  # noqa: BLE001, S110 - the host's log is what fails
+        pass
 
 
 def _close_at_exit(loop: Loop) -> None:

@@ -7,10 +7,33 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from jobcore import store, wire
+from jobcore.arguments import (
+    checked_before,
+    checked_busy_timeout,
+    checked_database,
+    checked_executors,
+    checked_limit,
+    checked_lines,
+    checked_patience,
+    checked_python,
+    checked_sequence,
+    checked_slots,
+    checked_statuses,
+    checked_types,
+    require_methods,
+)
 from jobcore.bookkeeper import Bookkeeper
-from jobcore.clock import Clock, SystemClock, from_datetime
+from jobcore.clock import Clock, SystemClock
 from jobcore.command import checked_grace
-from jobcore.creator import Creator, Runnable, checked_command, checked_data, checked_text
+from jobcore.creator import (
+    Creator,
+    Runnable,
+    checked_command,
+    checked_commands,
+    checked_data,
+    checked_moment,
+)
+from jobcore.curator import Curator
 from jobcore.database import Database
 from jobcore.deleter import Deleter
 from jobcore.directories import Directories
@@ -19,16 +42,16 @@ from jobcore.errors import (
     InvalidTransition,
     JobDeleted,
     JobNotFound,
-    JobNotRunning,
     PipelineAlreadyRunning,
 )
 from jobcore.executors import Executor, default_executors
-from jobcore.follower import Follower, checked_limit, checked_sequence
+from jobcore.follower import Follower
 from jobcore.importer import Importer
 from jobcore.lifecycle import Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
-from jobcore.models import Job, LogLine, Pipeline, Transition, Workspace
+from jobcore.models import Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.recovery import Recovery
+from jobcore.scheduler import Scheduler
 from jobcore.stopper import Stopper
 from jobcore.supervision.pool import SupervisorPool
 
@@ -67,6 +90,8 @@ class JobManager:
 
     Raises:
         StoreError: One of its kinds says what is wrong with the file.
+        ValueError: An argument is not what it must be: no file such as ":memory:", a
+            number of slots below 0, a time-out of NaN seconds, ...
     """
 
     def __init__(
@@ -83,17 +108,20 @@ class JobManager:
     ) -> None:
         if on_exit not in ("detach", "stop"):
             raise ValueError(f'on_exit is "detach" or "stop", not {on_exit!r}')
-        if slots is not None and slots < 0:
-            raise ValueError(f"slots is 0 or more, not {slots}")
+        if clock is not None:
+            require_methods(clock, "clock", "now", "monotonic")
+        path, patience = checked_database(database), checked_busy_timeout(busy_timeout)
+        count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
-        self._slots = usable_processors() if slots is None else slots
-        self._executors = dict(default_executors() if executors is None else executors)
+        self._slots = usable_processors() if count is None else count
+        self._executors = checked_executors(default_executors() if executors is None else executors)
         self._clock = clock or SystemClock()
         self._only_own = only_own
-        self._database = Database(database, busy_timeout=busy_timeout)
+        self._database = Database(path, busy_timeout=patience)
         self._directories = directories = Directories(self._database.path)
         importer = Importer(self._database, directories, self._clock)
         self._creator = Creator(self._database, self._clock)
+        self._curator = Curator(self._database, self._clock, self._executors)
         self._bookkeeper = Bookkeeper(self._database, self._clock)
         self._stopper = Stopper(self._database, directories, self._clock)
         self._recovery = Recovery(self._database, directories, importer, self._stopper, self._clock)
@@ -105,13 +133,13 @@ class JobManager:
             database=self._database,
             directories=directories,
             importer=importer,
-            pool=SupervisorPool(python),
+            pool=SupervisorPool(interpreter),
             clock=self._clock,
             executors=self._executors,
             slots=self._slots,
             only_own=only_own,
             reconcile=self._recovery.reconcile_softly,
-            sweep=self._recovery.sweep,
+            chores=(Scheduler(self._database, self._clock).tick, self._recovery.sweep),
         )
         self._start()
 
@@ -154,7 +182,7 @@ class JobManager:
             "name": name,
             "data": checked_data(data),
             "command": checked_command(command, options).to_json(),
-            "not_before": None if not_before is None else from_datetime(not_before),
+            "not_before": checked_moment(not_before),
         }
         return self._create([fields], workspace_id, pipeline_id)[0]
 
@@ -180,9 +208,9 @@ class JobManager:
                 "type": type,
                 "name": name,
                 "data": checked,
-                "command": checked_command(command, options).to_json(),
+                "command": command.to_json(),
             }
-            for command in commands
+            for command in checked_commands(commands, options)
         ]
         return self._create(fields, workspace_id, None) if fields else []
 
@@ -294,8 +322,9 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not RUNNING, or a process writes its log.
+            ValueError: A line is neither text nor bytes.
         """
-        return self._bookkeeper.append(job_id, lines)
+        return self._bookkeeper.append(job_id, checked_lines(lines))
 
     # --- stopping, cancelling, deleting ---------------------------------------------
 
@@ -315,6 +344,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             JobNotRunning: It is not RUNNING; a QUEUED one is cancelled.
+            CommandError: The grace is not a number of seconds, 0 or more.
         """
         checked = None if grace is None else checked_grace(grace)
         run = self._stopper.stop(store.run_of(self._reconciled(job_id)), checked, "stop")
@@ -377,12 +407,12 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ValueError: `limit` is negative, or a status is none.
+            ValueError: `limit` is negative, `before` no number, a status none or a type no text.
         """
-        checked_limit(limit)
+        most, older_than = checked_limit(limit), checked_before(before)
         with self._database.read() as connection:
             filters = self._filters(connection, workspace_id, pipeline_id, status, type)
-            rows = store.list_jobs(connection, limit=limit, before=before, **filters)
+            rows = store.list_jobs(connection, limit=most, before=older_than, **filters)
         return [Job.from_row(row) for row in rows]
 
     def count_jobs(
@@ -398,6 +428,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
+            ValueError: A status is none, or a type no text.
         """
         with self._database.read() as connection:
             filters = self._filters(connection, workspace_id, pipeline_id, status, type)
@@ -421,17 +452,17 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
-            ValueError: `sequence` or `limit` is negative.
+            ValueError: `sequence` or `limit` is negative, or no number; at this call.
         """
-        if limit is not None:
-            checked_limit(limit)
+        first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
         run = store.run_of(self._reconciled(job_id))
-        return self._follower.lines(run, checked_sequence(sequence), limit)
+        return self._follower.lines(run, first, most)
 
     def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
         """Return an iterator of the last `n` lines. Errors are those of `logs`."""
+        most = checked_sequence(n)
         run = store.run_of(self._reconciled(job_id))
-        return self._follower.lines(run, max(run.next_sequence - checked_sequence(n), 0), n)
+        return self._follower.lines(run, max(run.next_sequence - most, 0), most)
 
     def follow(
         self, job_id: Id, sequence: int = 0, timeout: float | None = None
@@ -446,9 +477,12 @@ class JobManager:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
             WaitTimeout: The time was over; at `next()`.
+            ValueError: `sequence` is negative, or one of both no number; at this call.
         """
+        first = checked_sequence(sequence)
+        checked_patience(timeout)  # not only at the first next()
         run = store.run_of(self._reconciled(job_id))
-        return self._follower.follow(run, checked_sequence(sequence), timeout)
+        return self._follower.follow(run, first, timeout)
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """Return an iterator of the log as plain text. Errors are those of `logs`."""
@@ -469,7 +503,9 @@ class JobManager:
             JobDeleted: It was deleted meanwhile.
             WaitTimeout: It is not final after `timeout` seconds; it goes on.
             SpawnError: It is QUEUED here, and supervisors fail to start again and again.
+            ValueError: `timeout` is no number.
         """
+        checked_patience(timeout)
         run = store.run_of(self._reconciled(job_id))
         self._follower.wait(run, timeout, self._dispatcher.require_supervisors)
         return self._job(run.number)
@@ -482,11 +518,14 @@ class JobManager:
         Raises:
             WaitTimeout: That is not so after `timeout` seconds.
             SpawnError: Supervisors fail to start again and again.
+            ValueError: `timeout` is no number.
         """
 
         def is_drained() -> bool:
+            if self._dispatcher.is_idle():
+                return True
             self._dispatcher.require_supervisors()
-            return not self._dispatcher.is_claimable() and not self._dispatcher.running()
+            return False
 
         self._start()
         self._follower.wait_for(is_drained, timeout, "jobs were still queued or running")
@@ -498,15 +537,27 @@ class JobManager:
         Returns:
             The jobs that this settled.
         """
-        return [self._job(run.number) for run in self._recovery.sweep(everything=True)]
+        settled = self._recovery.sweep(everything=True)
+        return [self._job(run.number) for run in settled if run.deleted_at is None]
 
     # --- workspaces and pipelines ---------------------------------------------------
 
     def create_workspace(
         self, name: str, *, properties: Mapping[str, Any] | None = None
     ) -> Workspace:
-        """Create a workspace, which governs pipelines and jobs."""
-        return Workspace.from_row(self._creator.create_workspace(name, properties))
+        """
+        Create a workspace, which governs pipelines and jobs.
+
+        Where this manager has an executor for WORKSPACE_INIT, such a job is
+        created along with it.
+
+        Raises:
+            CommandError: The name is no text, or the properties are no JSON.
+        """
+        self._start()
+        made = Workspace.from_row(self._curator.create_workspace(name, properties))
+        self._dispatcher.wake()
+        return made
 
     def get_workspace(self, workspace_id: Id | None = None) -> Workspace:
         """
@@ -516,9 +567,38 @@ class JobManager:
             WorkspaceNotFound: No workspace has this id.
         """
         if workspace_id is None:
-            workspace_id = self._creator.default_workspace_id()
+            return Workspace.from_row(self._curator.default_workspace())
         with self._database.read() as connection:
             return Workspace.from_row(require_workspace(connection, workspace_id))
+
+    def list_workspaces(self) -> list[Workspace]:
+        """Return all workspaces, in the order of their creation."""
+        with self._database.read() as connection:
+            return [Workspace.from_row(row) for row in store.list_workspaces(connection)]
+
+    def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
+        """
+        Change `name` or `properties` of a workspace; what is not named stays.
+
+        Raises:
+            WorkspaceNotFound: No workspace has this id.
+            CommandError: The name is no text, or the properties are no JSON.
+        """
+        return Workspace.from_row(self._curator.update_workspace(workspace_id, changes))
+
+    def delete_workspace(self, workspace_id: Id) -> None:
+        """
+        Remove a workspace with its pipelines and jobs; running ones are stopped first.
+
+        From its first step on nobody sees any of it. Returns when all is gone;
+        where this process dies before, the next manager finishes it.
+
+        Raises:
+            WorkspaceNotFound: No workspace has this id.
+        """
+        self._start()
+        self._curator.mark_workspace_deleted(workspace_id)
+        self._deleter.delete_marked()
 
     def create_pipeline(
         self,
@@ -526,30 +606,35 @@ class JobManager:
         command: Runnable | None = None,
         *,
         workspace_id: Id | None = None,
-        script: str | None = None,
-        timeout: float | None = None,
-        properties: Mapping[str, Any] | None = None,
+        **fields: Any,
     ) -> Pipeline:
         """
-        Create a pipeline: a command or a shell script that is run again and again.
+        Create a pipeline: a command or a script that is run again and again.
+
+        Where this manager has an executor for PIPELINE_CONFIG, such a job is
+        created along with it, and its ending makes the pipeline READY or FAILED.
 
         Args:
-            timeout: Seconds for each of its jobs; None: no limit.
+            name: What others name it by in `triggered_by`.
+            command: A list of words, or a `Command`.
+            workspace_id: Its workspace; None: the default one.
+            fields: `script` (for `/bin/sh -c`, instead of the command's argv),
+                `cwd`, `env`, `timeout` (seconds for each job; None: no limit),
+                `max_retries` (of a job that ended ERROR), `schedule` (cron with
+                five fields, or six, seconds first, or `@hourly` and its family),
+                `time_zone` (of the schedule, else UTC), `triggered_by` (names of
+                pipelines of the same workspace, after whose COMPLETE it runs),
+                `properties` (your own small JSON object).
 
         Raises:
-            CommandError: The command, script or time-out could never run.
+            CommandError, ScheduleError, PipelineCycle: It could never run so; nothing was written.
             WorkspaceNotFound: No workspace has this id.
         """
-        return Pipeline.from_row(
-            self._creator.create_pipeline(
-                name,
-                command,
-                workspace_id=workspace_id,
-                script=script,
-                timeout=timeout,
-                properties=properties,
-            )
-        )
+        self._start()
+        said = {"name": name, "command": command, **fields}
+        made = Pipeline.from_row(self._curator.create_pipeline(said, workspace_id=workspace_id))
+        self._dispatcher.wake()
+        return made
 
     def get_pipeline(self, pipeline_id: Id) -> Pipeline:
         """
@@ -561,6 +646,60 @@ class JobManager:
         with self._database.read() as connection:
             return Pipeline.from_row(require_pipeline(connection, pipeline_id))
 
+    def list_pipelines(self, *, workspace_id: Id | None = None) -> list[Pipeline]:
+        """
+        Return all pipelines, or those of a workspace, in the order of their creation.
+
+        Raises:
+            WorkspaceNotFound: No workspace has this id.
+        """
+        with self._database.read() as connection:
+            place = None
+            if workspace_id is not None:
+                place = require_workspace(connection, workspace_id).id
+            return [Pipeline.from_row(row) for row in store.list_pipelines(connection, place)]
+
+    def update_pipeline(self, pipeline_id: Id, **changes: Any) -> Pipeline:
+        """
+        Change a pipeline; what is not named stays. A FAILED one is configured again.
+
+        Args:
+            changes: `name`, `command`, or one of the fields of `create_pipeline`.
+
+        Raises:
+            PipelineNotFound: No pipeline has this id.
+            PipelineAlreadyRunning: It is FAILED and has an active job; nothing was written.
+            CommandError, ScheduleError, PipelineCycle: It could never run so; nothing was written.
+        """
+        self._start()
+        changed = Pipeline.from_row(self._curator.update_pipeline(pipeline_id, changes))
+        self._dispatcher.wake()
+        return changed
+
+    def delete_pipeline(self, pipeline_id: Id) -> None:
+        """
+        Remove a pipeline with its jobs; a running one is stopped first, as in `delete_workspace`.
+
+        Raises:
+            PipelineNotFound: No pipeline has this id.
+        """
+        self._start()
+        self._curator.mark_pipeline_deleted(pipeline_id)
+        self._deleter.delete_marked()
+
+    def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
+        """
+        Return the runs of a pipeline that were to be and were not, newest first.
+
+        Raises:
+            PipelineNotFound: No pipeline has this id.
+            ValueError: `limit` is negative, or no number.
+        """
+        most = checked_limit(limit)
+        with self._database.read() as connection:
+            pipeline = require_pipeline(connection, pipeline_id)
+            return [Skip.from_row(row) for row in store.list_skips(connection, pipeline.id, most)]
+
     # --- closing ------------------------------------------------------------------
 
     def close(self) -> None:
@@ -571,12 +710,14 @@ class JobManager:
         go on under their supervisors. With `"stop"` this returns when the jobs
         that this process started have ended, or their grace and a second are over.
         """
-        if self._on_exit == "stop":
-            self._dispatcher.stop_claiming()
-            self._stop_own()
-        self._dispatcher.close()
-        self._directories.close()
-        self._database.close()
+        try:
+            if self._on_exit == "stop":
+                self._dispatcher.stop_claiming()
+                self._stop_own()
+        finally:
+            self._dispatcher.close()
+            self._directories.close()
+            self._database.close()
 
     def __enter__(self) -> Self:
         """Return the manager itself."""
@@ -592,16 +733,10 @@ class JobManager:
         self.close()
 
     def _stop_own(self) -> None:
-        patience = STOP_PATIENCE
         running = self._dispatcher.running()
-        for run in running:
-            try:
-                self._stopper.stop(run, None, "close")
-            except (JobNotFound, JobNotRunning):
-                continue  # it has ended, or was deleted, meanwhile
-            with self._database.read() as connection:
-                patience = max(patience, store.grace_of(connection, run.number) + STOP_PATIENCE)
-        self._dispatcher.wait_until_settled({run.number for run in running}, patience)
+        grace = self._stopper.stop_all(running)
+        numbers = {run.number for run in running}
+        self._dispatcher.wait_until_settled(numbers, grace + STOP_PATIENCE)
 
     # --- what the verbs share -------------------------------------------------------
 
@@ -626,8 +761,8 @@ class JobManager:
     def _job(self, number: int) -> Job:
         with self._database.read() as connection:
             row = store.get_job(connection, number)
-        if row is None:
-            raise JobDeleted(number)
+        if row is None or row.deleted_at is not None:
+            raise JobDeleted(number if row is None else row.id)
         return Job.from_row(row)
 
     @staticmethod
@@ -643,16 +778,6 @@ class JobManager:
             filters["workspace_id"] = require_workspace(connection, workspace_id).id
         if pipeline_id is not None:
             filters["pipeline_id"] = require_pipeline(connection, pipeline_id).id
-        filters["statuses"] = (
-            None
-            if status is None
-            else [Status(status)]
-            if isinstance(status, str)
-            else [Status(one) for one in status]
-        )
-        filters["types"] = (
-            [checked_text(one, "type") for one in ([kind] if isinstance(kind, str) else kind)]
-            if kind is not None
-            else None
-        )
+        filters["statuses"] = checked_statuses(status)
+        filters["types"] = checked_types(kind)
         return filters

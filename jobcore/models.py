@@ -7,10 +7,17 @@ Frozen values, true as of the moment they were read; they never change under the
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
 from jobcore.clock import iso_utc, to_datetime
@@ -20,6 +27,15 @@ from jobcore.lifecycle import Reason, Status, Trigger
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+#: A moment; in JSON ISO 8601 UTC with milliseconds and `Z`. The schema is said
+#: once more, as what a function returns has lost its format.
+Moment = Annotated[
+    datetime,
+    PlainSerializer(iso_utc, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 
 
 class _Public(BaseModel):
@@ -33,10 +49,6 @@ class _Public(BaseModel):
         extra="ignore",
         defer_build=True,  # the validators are built at the first use, not at import
     )
-
-    @field_serializer("*", when_used="json", check_fields=False)
-    def _json_form(self, value: Any) -> Any:
-        return iso_utc(value) if isinstance(value, datetime) else value
 
     @classmethod
     def _checked(cls, fields: dict[str, Any]) -> Self:
@@ -69,8 +81,8 @@ class Workspace(_Public):
     id: UUID
     name: str
     properties: dict[str, Any] | None = None
-    created: datetime
-    last_modified: datetime
+    created: Moment
+    last_modified: Moment
 
 
 class Pipeline(_Public):
@@ -90,10 +102,13 @@ class Pipeline(_Public):
     max_retries: int = 0
     schedule: str | None = None
     time_zone: str | None = None
+    next_tick: Moment | None = None
     triggered_by: list[str] | None = None
     properties: dict[str, Any] | None = None
-    created: datetime
-    last_modified: datetime
+    created: Moment
+    last_modified: Moment
+
+    _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified", "next_tick")
     # Not a field: its environment holds secrets, so it is in no JSON and no repr.
     _command: Command | None = PrivateAttr(default=None)
 
@@ -142,12 +157,12 @@ class Job(_Public):
     """
 
     id: UUID
-    created: datetime
+    created: Moment
     type: str
     exit_code: int | None
     status: Status
-    start_time: datetime | None
-    end_time: datetime | None
+    start_time: Moment | None
+    end_time: Moment | None
     number: int
     workspace_id: UUID
     pipeline_id: UUID | None
@@ -157,8 +172,8 @@ class Job(_Public):
     signal: int | None
     attempt: int
     retry_of: UUID | None
-    not_before: datetime | None
-    stop_requested: datetime | None
+    not_before: Moment | None
+    stop_requested: Moment | None
     line_count: int
     dropped: int
     cpu_seconds: float | None
@@ -207,6 +222,26 @@ class ClaimedJob(Job):
         return made
 
 
+class Skip(_Public):
+    """
+    A run of a pipeline that was to be, and was not; it is not made up for.
+
+    Attributes:
+        due: When it was to be.
+        why: `schedule` or `triggered`: the pipeline was running. `missed`: no
+            manager with slots was there to see it.
+        count: How many ticks of the schedule this stands for; `due` is the last.
+        job_id: The job that was in the way, else None.
+    """
+
+    due: Moment
+    why: str
+    count: int
+    job_id: UUID | None
+
+    _moments: ClassVar[tuple[str, ...]] = ("due",)
+
+
 class Transition(_Public):
     """
     One entry of a job's history.
@@ -215,7 +250,7 @@ class Transition(_Public):
     RUNNING: it asks. `actor` names the process that wrote it.
     """
 
-    at: datetime
+    at: Moment
     trigger: Trigger
     from_status: Status | None
     to_status: Status

@@ -23,6 +23,12 @@ from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import NewerProtocol, frames, jobdir
 
+#: Seconds that a read waits for locks before it returns the row as stored.
+READ_PATIENCE = 0.25
+
+#: Jobs whose rows are removed in one transaction: others wait for no more than these.
+REMOVED_AT_ONCE = 100
+
 
 class Recovery:
     """
@@ -56,9 +62,12 @@ class Recovery:
 
     # --- one job ----------------------------------------------------------------
 
-    def reconcile(self, run: Run) -> Run | None:
+    def reconcile(self, run: Run, *, patience: float | None = None) -> Run | None:
         """
         Import what the job has written, settle it if it has ended, resolve it if it is dead.
+
+        Args:
+            patience: Seconds to wait for each write transaction; None: the busy timeout.
 
         Returns:
             The row as it then is; the same where there was nothing to do; None
@@ -69,7 +78,7 @@ class Recovery:
         """
         if not run.supervised:
             return run
-        fresh = self._importer.bring_in(run)
+        fresh = self._importer.bring_in(run, patience=patience)
         if fresh is None or not fresh.supervised:
             return fresh
         if self._is_alive(fresh):
@@ -84,10 +93,13 @@ class Recovery:
     def reconcile_softly(self, run: Run) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
         try:
-            return self.reconcile(run)
+            return self.reconcile(run, patience=READ_PATIENCE)
         except (StoreError, OSError) as error:
-            telemetry.event(logging.INFO, "reconcile postponed", job=str(run.id), error=str(error))
-            return run
+            level, what = logging.INFO, repr(error)
+        except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all
+            level, what = logging.ERROR, repr(error)
+        telemetry.event(level, "reconcile postponed", job=str(run.id), error=what)
+        return run
 
     def _is_alive(self, run: Run) -> bool:
         try:
@@ -189,9 +201,8 @@ class Recovery:
                 self._press(fresh)
         self._offsets = offsets
         self._overdue.keep({run.number for run in running})
-        for run in deleted:
-            if run.final:
-                self.finish_deletion(run.number)
+        self.finish_deletion(*(run.number for run in deleted if run.final))
+        self.remove_marked()
         self._remove_stale(names)
         return settled
 
@@ -214,10 +225,10 @@ class Recovery:
 
     def _press(self, run: Run) -> None:
         """Wake, and at last end, a supervisor that has not reacted to a stop for a long time."""
-        grace = run.stop_grace_ms
-        with self._database.read() as connection:
-            seconds = store.grace_of(connection, run.number) if grace is None else grace / 1000
-        number = self._overdue.judge(run.number, seconds, self._clock.monotonic())
+        grace = run.effective_grace_ms
+        if grace is None:
+            return  # started by a jobcore that did not note it: its grace may be any
+        number = self._overdue.judge(run.number, grace / 1000, self._clock.monotonic())
         if number is None:
             return
         try:
@@ -234,13 +245,29 @@ class Recovery:
             pids=reached,
         )
 
-    def finish_deletion(self, number: int) -> None:
-        """Remove a final job that is marked deleted, with its directory."""
+    def finish_deletion(self, *numbers: int) -> None:
+        """Remove those of the jobs that are final and marked deleted, with their directories."""
+        for first in range(0, len(numbers), REMOVED_AT_ONCE):
+            with self._database.write() as connection:
+                found = [
+                    runs.find(connection, number)
+                    for number in numbers[first : first + REMOVED_AT_ONCE]
+                ]
+                removed = [
+                    run
+                    for run in found
+                    if run is not None and runs.remove_if_final(connection, run.number)
+                ]
+            for run in removed:
+                self._directories.remove(run.name)
+
+    def remove_marked(self) -> None:
+        """Remove workspaces and pipelines whose deletion was begun and that have no jobs left."""
+        with self._database.read() as connection:
+            if not store.has_marked(connection):
+                return
         with self._database.write() as connection:
-            run = runs.find(connection, number)
-            removed = runs.remove_if_final(connection, number)
-        if removed and run is not None:
-            self._directories.remove(run.name)
+            store.remove_marked(connection)
 
     def _remove_stale(self, names: list[str]) -> None:
         ids = {UUID(hex=name) for name in names}

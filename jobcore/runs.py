@@ -25,7 +25,8 @@ class Run(NamedTuple):
     """
     What is needed of a job while it runs; the fields are columns of the job table.
 
-    `name` is the id in the hex form that its directory is called by.
+    `name` is the id in the hex form that its directory is called by;
+    `of_pipeline` is 1 where it has a pipeline, else 0.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     token: str | None
     cookie: str | None
     boot_id: str | None
+    grace_ms: int | None
     stop_requested: int | None
     stop_grace_ms: int | None
     stop_who: str | None
@@ -44,11 +46,17 @@ class Run(NamedTuple):
     loose_bytes: int
     end_time: int | None
     deleted_at: int | None
+    of_pipeline: int
 
     @property
     def id(self) -> UUID:
         """The job's id."""
         return UUID(hex=self.name)
+
+    @property
+    def effective_grace_ms(self) -> int | None:
+        """Milliseconds between SIGTERM and SIGKILL, as asked or else the command's own."""
+        return self.grace_ms if self.stop_grace_ms is None else self.stop_grace_ms
 
     @property
     def final(self) -> bool:
@@ -61,7 +69,10 @@ class Run(NamedTuple):
         return self.status == Status.RUNNING and self.token is not None
 
 
-_COLUMNS = tuple(job.c["id" if name == "name" else name] for name in Run._fields)
+_DERIVED: dict[str, Any] = {"name": job.c.id, "of_pipeline": job.c.pipeline_id.is_not(None)}
+_COLUMNS = tuple(
+    _DERIVED[name].label(name) if name in _DERIVED else job.c[name] for name in Run._fields
+)
 
 
 def _one(rows: list[Any]) -> Run | None:
@@ -149,6 +160,7 @@ _START = Statement(
         token=bindparam("run_token"),
         cookie=bindparam("run_cookie"),
         boot_id=bindparam("this_boot"),
+        grace_ms=bindparam("own_grace_ms"),
     )
     .returning(*_COLUMNS)
 )
@@ -162,11 +174,18 @@ def start_if_queued(
     token: str | None = None,
     cookie: str | None = None,
     boot_id: str | None = None,
+    grace_ms: int | None = None,
 ) -> Run | None:
     """Claim a job for the run `token`; without a token, for its host. Not one being deleted."""
     run = _one(
         _START(
-            connection, of=number, now=now, run_token=token, run_cookie=cookie, this_boot=boot_id
+            connection,
+            of=number,
+            now=now,
+            run_token=token,
+            run_cookie=cookie,
+            this_boot=boot_id,
+            own_grace_ms=grace_ms,
         )
     )
     if run is not None:
@@ -217,14 +236,16 @@ _ASK_STOP = Statement(
     update(job)
     .where(_THIS, _allows(Trigger.STOP))
     .values(
-        # The first wish keeps its time, who and why; the grace only ever shrinks.
+        # The first wish keeps its time, who and why.
         stop_requested=func.coalesce(job.c.stop_requested, bindparam("now")),
         stop_who=func.coalesce(job.c.stop_who, bindparam("who")),
         stop_why=func.coalesce(job.c.stop_why, bindparam("why")),
+        # The first wish says its grace, None for the command's own; from then on it only shrinks.
         stop_grace_ms=case(
-            (job.c.stop_grace_ms.is_(None), bindparam("grace_ms")),
+            (job.c.stop_requested.is_(None), bindparam("asked_ms")),
             else_=func.min(
-                job.c.stop_grace_ms, func.coalesce(bindparam("grace_ms"), job.c.stop_grace_ms)
+                func.coalesce(job.c.stop_grace_ms, job.c.grace_ms),
+                func.coalesce(bindparam("asked_ms"), job.c.stop_grace_ms, job.c.grace_ms),
             ),
         ),
     )
@@ -242,7 +263,7 @@ def ask_stop_if_running(
         grace_ms: Milliseconds until it is killed; None: the command's own grace.
     """
     before = find(connection, number)
-    run = _one(_ASK_STOP(connection, of=number, grace_ms=grace_ms, who=actor(), why=why, now=now))
+    run = _one(_ASK_STOP(connection, of=number, asked_ms=grace_ms, who=actor(), why=why, now=now))
     if run is not None and before is not None and _asks_more(before, run):
         record(
             connection,
@@ -256,7 +277,7 @@ def ask_stop_if_running(
 
 
 def _asks_more(before: Run, after: Run) -> bool:
-    return before.stop_requested is None or before.stop_grace_ms != after.stop_grace_ms
+    return before.stop_requested is None or before.effective_grace_ms != after.effective_grace_ms
 
 
 # --- log lines --------------------------------------------------------------------

@@ -7,13 +7,16 @@ it, from whatever process. Whoever finds a wish without a file carries it again.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 from sqlalchemy import Connection
 
-from jobcore import logs, runs
+from jobcore import runs, settlement, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
-from jobcore.errors import DatabaseFull, InvalidTransition, JobNotFound, JobNotRunning
+from jobcore.errors import DatabaseFull, InvalidTransition, JobNotFound, JobNotRunning, StoreError
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.runs import Run
 from jobcore.supervision import jobdir
@@ -70,6 +73,19 @@ class Stopper:
         self.deliver(asked)
         return asked
 
+    def stop_all(self, running: Iterable[Run]) -> float:
+        """Ask each of these to stop; return the longest grace, in seconds, that one has."""
+        longest = 0
+        for run in running:
+            try:
+                longest = max(longest, self.stop(run, None, "close").effective_grace_ms or 0)
+            except (JobNotFound, JobNotRunning):
+                continue  # it has ended, or was deleted, meanwhile
+            except StoreError as error:
+                # It lives on; the others are stopped all the same.
+                telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
+        return longest / 1000
+
     def cancel(self, run: Run) -> Run:
         """
         Move QUEUED to STOPPED; ask a RUNNING job to stop.
@@ -78,7 +94,7 @@ class Stopper:
             JobNotFound, InvalidTransition: It is gone, or final.
         """
         with self._database.write() as connection:
-            cancelled = runs.cancel_if_queued(connection, run.number, now=self._clock.now())
+            cancelled = settlement.cancel(connection, run.number, now=self._clock.now())
             current = runs.find(connection, run.number)
         if cancelled is not None:
             return cancelled
@@ -90,16 +106,9 @@ class Stopper:
 
     @staticmethod
     def _end_bookkeeping(connection: Connection, run: Run, now: int) -> Run:
-        final = runs.settle_if_running(
-            connection,
-            run,
-            offset=0,
-            ending=Ending(Reason.STOPPED),
-            now=now,
-        )
+        final = settlement.settle_own(connection, run, Ending(Reason.STOPPED), now=now)
         if final is None:
             raise JobNotRunning(run.id, run.status, Trigger.STOP)
-        logs.merge(connection, run.number, 0)
         return final
 
     def deliver(self, run: Run) -> None:
@@ -109,7 +118,7 @@ class Stopper:
         Harmless when told before, and when the job has ended meanwhile.
 
         Raises:
-            OSError: No file could be written. The supervisor was told to stop
+            StoreError: No file could be written. The supervisor was told to stop
                 all the same, through the FIFO, which needs no space.
         """
         try:
@@ -146,10 +155,10 @@ class Stopper:
                 jobdir.write_record(directory, jobdir.STOP, wish)
             except FileNotFoundError:
                 return  # the directory was removed under us: it has ended
-            except OSError:
+            except OSError as error:
                 letter = jobdir.KILL_NOW if run.stop_grace_ms == 0 else jobdir.STOP_NOW
                 jobdir.ring(directory, letter)
-                raise
+                raise StoreError(f"the wish to stop {run.id} cannot be written: {error}") from error
             # Another process may have shortened the grace, and written its file
             # before ours: what the row says now is what must stand there.
             with self._database.read() as connection:

@@ -11,12 +11,24 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, insert, or_, select
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from jobcore import lifecycle, runs
-from jobcore.command import DEFAULT_GRACE, Command
 from jobcore.lifecycle import Status, Trigger
-from jobcore.tables import job, pipeline, transition, workspace
+from jobcore.tables import job, pipeline, skip, transition, workspace
 
 #: What a pipeline's status can be; it speaks of changes to it, not of runs.
 READY = "READY"
@@ -74,6 +86,166 @@ def find_pipeline(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
     ).one_or_none()
 
 
+def update_row(
+    connection: Connection, table: Table, row_id: UUID, *, now: int, **changes: Any
+) -> Row[Any] | None:
+    """Change a workspace or a pipeline that is not being deleted; None: there is none."""
+    return connection.execute(
+        update(table)
+        .where(table.c.id == row_id, table.c.deleted_at.is_(None))
+        .values(last_modified=func.max(table.c.created, now), **changes)
+        .returning(table)
+    ).one_or_none()
+
+
+def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now: int) -> bool:
+    """Hide a workspace or a pipeline from every read, for good; False: already so, or not there."""
+    done = connection.execute(
+        update(table)
+        .where(table.c.id == row_id, table.c.deleted_at.is_(None))
+        .values(deleted_at=now)
+    )
+    return done.rowcount == 1
+
+
+def has_marked(connection: Connection) -> bool:
+    """Tell whether the deletion of a workspace or a pipeline was begun."""
+    return any(
+        connection.execute(select(table.c.id).where(table.c.deleted_at.is_not(None)).limit(1)).all()
+        for table in (pipeline, workspace)
+    )
+
+
+def remove_marked(connection: Connection) -> None:
+    """Remove workspaces and pipelines whose deletion was begun and that have no job any more."""
+    for table, of_job in ((pipeline, job.c.pipeline_id), (workspace, job.c.workspace_id)):
+        connection.execute(
+            delete(table).where(
+                table.c.deleted_at.is_not(None),
+                ~select(job.c.number).where(of_job == table.c.id).exists(),
+            )
+        )
+
+
+_OF_DELETED = or_(
+    *(
+        of.in_(select(table.c.id).where(table.c.deleted_at.is_not(None)))
+        for table, of in ((pipeline, job.c.pipeline_id), (workspace, job.c.workspace_id))
+    )
+)
+
+
+def jobs_of_deleted(connection: Connection) -> Sequence[Row[Any]]:
+    """Return the jobs of workspaces and pipelines whose deletion was begun."""
+    return connection.execute(select(job).where(_OF_DELETED)).all()
+
+
+def active_of_deleted(connection: Connection) -> Sequence[int]:
+    """Return the QUEUED and RUNNING ones among them whose own deletion was not begun yet."""
+    active = [str(status) for status in Status if status in lifecycle.ACTIVE]
+    return (
+        connection.execute(
+            select(job.c.number).where(
+                _OF_DELETED, job.c.status.in_(active), job.c.deleted_at.is_(None)
+            )
+        )
+        .scalars()
+        .all()
+    )
+
+
+def mark_jobs_of_deleted(connection: Connection, *, now: int) -> None:
+    """Hide all of them from every read, for good."""
+    connection.execute(
+        update(job).where(_OF_DELETED, job.c.deleted_at.is_(None)).values(deleted_at=now)
+    )
+
+
+def list_workspaces(connection: Connection) -> Sequence[Row[Any]]:
+    """Return all workspaces, in the order of their creation."""
+    return connection.execute(
+        select(workspace)
+        .where(workspace.c.deleted_at.is_(None))
+        .order_by(workspace.c.created, workspace.c.id)
+    ).all()
+
+
+def list_pipelines(connection: Connection, workspace_id: UUID | None) -> Sequence[Row[Any]]:
+    """Return all pipelines, or those of a workspace, in the order of their creation."""
+    statement = select(pipeline).where(pipeline.c.deleted_at.is_(None))
+    if workspace_id is not None:
+        statement = statement.where(pipeline.c.workspace_id == workspace_id)
+    return connection.execute(statement.order_by(pipeline.c.created, pipeline.c.id)).all()
+
+
+def set_pipeline_status(
+    connection: Connection, pipeline_id: UUID, status: str, *, now: int
+) -> None:
+    """Say whether changes to a pipeline have been processed."""
+    update_row(connection, pipeline, pipeline_id, now=now, status=status)
+
+
+def pipelines_triggered_by(connection: Connection, source: Row[Any]) -> list[Row[Any]]:
+    """Return the pipelines of the same workspace that run after `source`, by its name."""
+    name = source.name.casefold()
+    return [
+        row
+        for row in list_pipelines(connection, source.workspace_id)
+        if any(str(one).casefold() == name for one in row.triggered_by or ())
+    ]
+
+
+def due_pipelines(connection: Connection, now: int) -> Sequence[Row[Any]]:
+    """Return the pipelines whose next tick has come."""
+    return connection.execute(
+        select(pipeline).where(pipeline.c.deleted_at.is_(None), pipeline.c.next_tick <= now)
+    ).all()
+
+
+def advance_tick_if_at(
+    connection: Connection, pipeline_id: UUID, old: int, new: int | None
+) -> bool:
+    """Take a tick, if nobody else has: the next one is `new` then."""
+    done = connection.execute(
+        update(pipeline)
+        .where(
+            pipeline.c.id == pipeline_id,
+            pipeline.c.next_tick == old,
+            pipeline.c.deleted_at.is_(None),
+        )
+        .values(next_tick=new)
+    )
+    return done.rowcount == 1
+
+
+def record_skip(
+    connection: Connection,
+    pipeline_id: UUID,
+    *,
+    due: int,
+    now: int,
+    why: str,
+    job_id: UUID | None,
+    count: int = 1,
+) -> None:
+    """Record that a pipeline was to run and did not."""
+    connection.execute(
+        insert(skip).values(
+            pipeline_id=pipeline_id, due=due, recorded=now, why=why, job_id=job_id, count=count
+        )
+    )
+
+
+def list_skips(connection: Connection, pipeline_id: UUID, limit: int) -> Sequence[Row[Any]]:
+    """Return the newest skips of a pipeline, newest first."""
+    return connection.execute(
+        select(skip)
+        .where(skip.c.pipeline_id == pipeline_id)
+        .order_by(skip.c.id.desc())
+        .limit(limit)
+    ).all()
+
+
 # --- creating and reading jobs ------------------------------------------------
 
 _INSERT_JOB = insert(job).returning(job)
@@ -90,14 +262,33 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
         _INSERT_JOB,
         {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields},
     ).one()
+    _record_creation(connection, row.number, now)
+    return row
+
+
+def _record_creation(connection: Connection, number: int, now: int) -> None:
     runs.record(
         connection,
-        row.number,
+        number,
         now=now,
         trigger=Trigger.CREATE,
         source=None,
         target=lifecycle.INITIAL,
     )
+
+
+def insert_job_if_free(connection: Connection, *, now: int, **fields: Any) -> Row[Any] | None:
+    """Make a QUEUED job of a pipeline, or return None where that has an active one."""
+    row = connection.execute(
+        sqlite_insert(job)
+        .values(
+            {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
+        )
+        .on_conflict_do_nothing()
+        .returning(job)
+    ).one_or_none()
+    if row is not None:
+        _record_creation(connection, row.number, now)
     return row
 
 
@@ -131,18 +322,17 @@ def get_job(connection: Connection, number: int) -> Row[Any] | None:
     return connection.execute(_GET_JOB, {"number": number}).one_or_none()
 
 
-def grace_of(connection: Connection, number: int) -> float:
-    """Return the seconds between SIGTERM and SIGKILL that the job's own command says."""
-    text = connection.execute(select(job.c.command).where(job.c.number == number)).scalar()
-    return DEFAULT_GRACE if text is None else Command.from_json(text).grace
-
-
 def run_of(row: Row[Any]) -> runs.Run:
     """Return what is needed of the job while it runs."""
     columns = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
     return runs.Run(
         name=row.id.hex,
-        **{field: columns[field] for field in runs.Run._fields if field != "name"},
+        of_pipeline=row.pipeline_id is not None,
+        **{
+            field: columns[field]
+            for field in runs.Run._fields
+            if field not in ("name", "of_pipeline")
+        },
     )
 
 

@@ -84,11 +84,29 @@ class PipelineRow(_Row, table=True):
     max_retries: int = 0
     schedule: str | None = None
     time_zone: str | None = None
+    # When the schedule comes true next; whoever moves it on has taken that tick.
+    next_tick: int | None = Field(default=None, sa_column=Column(BigInteger, index=True))
     triggered_by: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
     last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
     deleted_at: int | None = Field(default=None, sa_column=_moment())
+
+
+class SkipRow(_Row, table=True):
+    """A run of a pipeline that was to be, and was not; they are not made up for."""
+
+    __tablename__ = "skip"
+    __table_args__ = (Index("skips_of_pipeline", "pipeline_id", "id"),)
+    id: int | None = Field(default=None, primary_key=True)
+    pipeline_id: UUID = Field(
+        sa_column=Column(Uuid, ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
+    )
+    due: int = Field(sa_column=Column(BigInteger, nullable=False))
+    recorded: int = Field(sa_column=Column(BigInteger, nullable=False))
+    why: str  # schedule, triggered: it was running; missed: nothing ran to see it
+    count: int = 1  # how many ticks, `due` the last of them
+    job_id: UUID | None = Field(default=None, sa_column=Column(Uuid))  # that was in the way
 
 
 #: What became of a job. Frozen by a trigger of the database once it is final.
@@ -149,6 +167,7 @@ class JobRow(_Row, table=True):
     token: str | None = None  # of this run: directory and notices carry it too
     cookie: str | None = None  # in the environment of the command, to find what it left behind
     boot_id: str | None = None
+    grace_ms: int | None = None  # of the command that was started
 
     # Written by a wish to stop.
     stop_requested: int | None = Field(default=None, sa_column=_moment())
@@ -215,6 +234,7 @@ store: Table = StoreRow.__table__
 workspace: Table = WorkspaceRow.__table__
 pipeline: Table = PipelineRow.__table__
 job: Table = JobRow.__table__
+skip: Table = SkipRow.__table__
 log_segment: Table = SegmentRow.__table__
 transition: Table = TransitionRow.__table__
 METADATA: MetaData = job.metadata

@@ -29,6 +29,12 @@ def until(condition, what="the condition", patience=PATIENCE):
     return answer
 
 
+def hear(descriptor):
+    """Read one byte from a pipe; fail if nobody says anything."""
+    assert select.select([descriptor], [], [], PATIENCE)[0], "nothing was said"
+    return os.read(descriptor, 1)
+
+
 class Child:
     """
     A forked child that runs one function; leave the block by `result()`.

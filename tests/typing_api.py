@@ -28,6 +28,7 @@ from jobcore import (
     Transition,
     Trigger,
     Workspace,
+    wire,
 )
 
 
@@ -156,6 +157,24 @@ def governing(jobs: JobManager) -> Pipeline:
     )
     jobs.create_pipeline("q", script="echo hello", workspace_id=default.id)
     return jobs.get_pipeline(pipeline.id)
+
+
+def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[bytes]:
+    """Make what a service sends."""
+    page = wire.page(query, most=500)
+    found = jobs.list_jobs(**page)
+    forms: list[dict[str, Any]] = [
+        wire.jobs_to_hal(found, "/api", self_path="/jobs", limit=page["limit"]),
+        wire.job_to_hal(found[0], "/api", pipeline=jobs.get_pipeline("text")),
+        wire.workspace_to_hal(jobs.get_workspace(), "/api"),
+        wire.stop_to_object(jobs.stop_job(job_id)),
+        wire.error_to_object(KeyError("x"), path="/api/jobs"),
+    ]
+    first: int = wire.unsigned(query["sequence"], "sequence")
+    log = wire.log_response(jobs, job_id, sequence=first, accept="*/*", follow=True, timeout=9.5)
+    if log is not None:
+        yield f"{log.content_type} {forms}".encode()
+        yield from log.body
 
 
 def failing(jobs: JobManager) -> int:

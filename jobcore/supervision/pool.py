@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import signal
 import socket
 import struct
 import sys
@@ -172,6 +173,12 @@ class Supervisor:
     def starting(self) -> bool:
         """Whether the process that was started, and only forks, has not been reaped."""
         return self._starter in self._unreaped
+
+    def kill_starter(self) -> None:
+        """SIGKILL the process that was started, if it has not come to its end by itself."""
+        if not self.reap() and self.starting:
+            # Not reaped, a moment ago: so the pid is still our child's.
+            os.kill(self._starter, signal.SIGKILL)
 
     def reap(self) -> bool:
         """Reap those of its processes that were children of ours; return whether none is left."""

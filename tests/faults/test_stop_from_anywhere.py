@@ -63,13 +63,14 @@ def test_a_stop_in_vain_twice_is_one_stop(running_jobs):
 
     first = running_jobs.stop_job(job.id)
     running_jobs.stop_job(job.id)
+    running_jobs.stop_job(job.id, grace=200)
+    running_jobs.stop_job(job.id, grace=400)
     running_jobs.stop_job(job.id, grace=0)
-    running_jobs.stop_job(job.id, grace=100)
     job = running_jobs.wait(job.id, timeout=30)
 
     assert job.stop_requested == first.stop_requested
-    triggers = [entry.trigger for entry in running_jobs.history(job.id)]
-    assert triggers == [Trigger.CREATE, Trigger.START, Trigger.STOP, Trigger.STOP, Trigger.FINISH]
+    stops = [entry.trigger for entry in running_jobs.history(job.id)].count(Trigger.STOP)
+    assert stops == 3  # the first, and the two that asked for less
     with pytest.raises(JobNotRunning):
         running_jobs.stop_job(job.id)
 

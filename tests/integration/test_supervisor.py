@@ -99,7 +99,7 @@ def test_not_found(host):
         (b"neither code nor a script", 0o700, (errno.ENOEXEC, "exec"), "not a program"),
     ],
 )
-def test_not_runnable(host, tmp_path, content, mode, failure, words):  # noqa: PLR0917
+def test_not_runnable(host, tmp_path, content, mode, failure, words):
     """A file that is there and cannot be run ends 126, with the reason in the log."""
     program = tmp_path / "program"
     program.write_bytes(content)

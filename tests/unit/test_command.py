@@ -264,3 +264,11 @@ def test_words_may_be_of_every_kind_that_the_kernel_takes():
     assert command.argv == ("cat", "\udcff", "/tmp/x")
     assert json.loads(command.to_json())["argv"] == ["cat", "\udcff", "/tmp/x"]
     assert Command(["a"]) == Command([b"a"]) == Command([Path("a")])
+
+
+def test_a_shell_command_can_be_replaced():
+    """`dataclasses.replace` works on a shell command as on any other."""
+    command = dataclasses.replace(Command("echo a; echo b", shell=True), timeout=5)
+
+    assert command.words == ("/bin/sh", "-c", "echo a; echo b")
+    assert command.timeout == 5

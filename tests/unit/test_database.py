@@ -30,7 +30,7 @@ from jobcore import (
     schema,
 )
 from jobcore.database import CHECKPOINT_BYTES, Database
-from tests.processes import PATIENCE, Child, at_once, descriptors, in_child, run_python, until
+from tests.processes import PATIENCE, Child, at_once, descriptors, hear, in_child, run_python, until
 
 BUSY = 0.1  # seconds: the busy timeout where it is meant to run out
 
@@ -738,6 +738,29 @@ def test_eight_processes_make_one_database(tmp_path):
             assert connection.execute("SELECT count(*) FROM workspace").fetchone() == (1,)
 
 
+def test_whose_file_it_is_is_asked_at_one_moment(database):
+    """A schema that another process makes between two questions is not half of it answered."""
+    with open(database, "xb"):
+        pass
+    made = []
+
+    def make_it_now(statement):
+        if "user_version" in statement and not made:
+            made.append(statement)
+            try:
+                Database(database, busy_timeout=BUSY).close()
+            except DatabaseBusy:
+                pass  # kept out until the answer is given, which is as good
+
+    with foreign(database) as look:
+        look.set_trace_callback(make_it_now)
+        found = schema.read_identity(look)
+        look.set_trace_callback(None)
+
+    assert made
+    assert schema.check(database, found) in (True, False)
+
+
 def test_interrupted_creation_leaves_nothing_half(database, monkeypatch):
     """A process that dies while it makes the schema leaves an empty file or a whole one."""
     count = len(schema.statements())
@@ -800,10 +823,10 @@ def test_one_checkpointer_at_a_time(database, opened):
         lock = os.open(database + ".jobs/checkpoint", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.write(held[1], b"!")
-        os.read(release[0], 1)
+        hear(release[0])
 
     child = Child(hold)
-    os.read(held[0], 1)
+    hear(held[0])
     note(opened, "x" * 100_000)
     before = wal_size(database)
     answer = opened.checkpoint()
@@ -918,7 +941,7 @@ def test_child_commits_survive_the_parents_end(database, opened):
     def be_child():
         note(opened, "child before")
         os.write(wrote[1], b"!")
-        os.read(closed[0], 1)
+        hear(closed[0])
         for index in range(20):
             note(opened, f"child after {index}")
         found = notes(opened)
@@ -926,7 +949,7 @@ def test_child_commits_survive_the_parents_end(database, opened):
         return found
 
     child = Child(be_child)
-    os.read(wrote[0], 1)
+    hear(wrote[0])
     notes(opened)
     opened.close()
     os.write(closed[1], b"!")

@@ -10,6 +10,7 @@ import zlib
 import pytest
 
 from jobcore import JobManager, Reason, Status
+from jobcore.database import Database
 from jobcore.supervision import frames, jobdir
 from tests.jobfiles import log_of, sql
 from tests.processes import Child, at_once, until
@@ -390,6 +391,31 @@ def test_imported_spool_files_go_while_the_job_runs(jobs, scripted):
     assert jobs.get_job(run.id).status is Status.COMPLETE
     assert log_of(jobs, run.id) == run.lines_written
     assert run.gone()
+
+
+def test_power_may_take_back_lines_but_no_verdict(jobs, scripted, monkeypatch):
+    """Lines alone are written NORMAL; a verdict, or the last trace of a spool file, FULL."""
+    written = []
+    real = Database.write
+
+    def write(self, *, durable=True):
+        written.append(durable)
+        return real(self, durable=durable)
+
+    run = scripted()
+    monkeypatch.setattr(Database, "write", write)
+    run.write(b"in the spool still\n")
+    jobs.get_job(run.id)
+    run.rotate()
+    run.write(b"and the file before goes\n")
+    jobs.get_job(run.id)
+    run.write(b"in the spool still\n")
+    jobs.get_job(run.id)
+    run.exit()
+    run.die()
+    jobs.get_job(run.id)
+
+    assert written == [False, True, False, True]
 
 
 def test_spool_file_that_is_not_imported_stays(jobs, scripted):

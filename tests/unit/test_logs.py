@@ -185,7 +185,7 @@ def test_following_and_waiting_are_bounded(jobs, own, timeout):
 
 
 @pytest.mark.parametrize(
-    ("timeout", "error"), [(float("nan"), ValueError), (-1, WaitTimeout), ("1", TypeError)]
+    ("timeout", "error"), [(float("nan"), ValueError), (-1, WaitTimeout), ("1", ValueError)]
 )
 def test_waiting_for_nonsense_is_refused(jobs, own, timeout, error):
     """A time-out that is no number does not wait for ever; one below 0 is over at once."""

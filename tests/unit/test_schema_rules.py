@@ -143,7 +143,7 @@ def test_facts_are_all_that_was_true_at_the_end():
         # the caller's own words, and what it was to run
         "name", "data", "command", "not_before",
         # whose host claimed it, who asked for its stop
-        "boot_id", "stop_requested", "stop_grace_ms", "stop_who", "stop_why",
+        "boot_id", "grace_ms", "stop_requested", "stop_grace_ms", "stop_who", "stop_why",
         # how its log is stored, what could not be killed, and the tombstone
         "loose_sequence", "loose_bytes", "unreaped", "deleted_at",
     }  # fmt: skip

@@ -442,6 +442,32 @@ def test_one_claim_wins(database):
     assert tokens == {number: f"{n:032}" for n, one in enumerate(won) for number in one}
 
 
+def test_offset_moves_by_compare_and_set(jobs, scripted, database):
+    """An import that comes late, or speaks for another run, moves nothing."""
+    run = scripted()
+    opened = Database(database)
+    with opened.read() as connection:
+        old = runs.find(connection, jobs.get_job(run.id).number)
+    moves = []
+    for one, offset in (
+        (old, 100),
+        (old, 50),
+        (old, 200),
+        (old._replace(spool_offset=100, token="f" * 32), 150),
+        (old._replace(spool_offset=100), 150),
+    ):
+        with opened.write() as connection:
+            moves.append(
+                runs.advance_if_at(
+                    connection, one, offset=offset, next_sequence=offset // 10, loose=(0, 0)
+                )
+            )
+    opened.close()
+
+    assert moves == [True, False, False, False, True]
+    assert (run.row()["spool_offset"], run.row()["next_sequence"]) == (150, 15)
+
+
 def test_default_workspace_is_made_once(jobs, database):
     """Jobs without a workspace share one, however many processes ask first."""
 

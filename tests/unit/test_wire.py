@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcore import LogLine, wire
+from jobcore import (
+    InvalidParameter,
+    JobcoreError,
+    JobDeleted,
+    JobNotFound,
+    LogLine,
+    NotAcceptable,
+    errors,
+    wire,
+)
 from jobcore.supervision import frames
+from tests.unit.test_errors import EXAMPLES
 
 TIME = 1_700_000_000_123_456_789
 
@@ -71,3 +83,211 @@ def test_text_is_every_byte(jobs, scripted):
     assert [json.loads(one).get("partial") for one in jobs.log_ndjson(run.id)] == [
         None, None, True, None, None,
     ]  # fmt: skip
+
+
+# --- the answer to a request for a log --------------------------------------------
+
+
+@pytest.fixture
+def task(jobs):
+    """Return a RUNNING job without a process, and three lines of log."""
+    job = jobs.start_job(jobs.create_job("TASK").id)
+    jobs.append_log(job.id, "a", "b", "c")
+    return job
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        (None, "text/plain; charset=utf-8"),
+        ("application/x-ndjson", "application/x-ndjson"),
+        ("application/stream+json", "application/stream+json"),
+    ],
+)
+@pytest.mark.parametrize("sequence", [0, 1, "0", "2"])
+def test_log_in_the_form_that_is_asked_for(jobs, task, accept, content_type, sequence):
+    """The answer is the log from that line on, in that form, under that name."""
+    form = jobs.log_text if accept is None else jobs.log_ndjson
+    got = wire.log_response(jobs, task.id, sequence=sequence, accept=accept)
+
+    assert got.content_type == content_type
+    assert b"".join(got.body) == b"".join(form(task.id, int(sequence))) != b""
+
+
+@pytest.mark.parametrize("sequence", [3, "3", "99", str(10**40)])
+def test_none_where_nothing_is_to_be_returned(jobs, task, sequence):
+    """Without such a line there is no answer, and with `follow` only when none can come."""
+    assert wire.log_response(jobs, task.id, sequence=sequence) is None
+    assert wire.log_response(jobs, task.id, sequence=sequence, follow=True) is not None
+
+    jobs.finish_job(task.id)
+
+    assert wire.log_response(jobs, task.id, sequence=sequence, follow=True) is None
+
+
+def test_a_followed_log_has_the_lines_that_come(jobs, task):
+    """Each line is an item of its own as soon as it is there; the end is the job's."""
+    body = wire.log_response(jobs, task.id, sequence=2, follow=True).body
+    first = next(body)
+    jobs.append_log(task.id, "d")
+    second = next(body)
+    jobs.finish_job(task.id)
+
+    assert (first, second, list(body)) == (b"c\n", b"d\n", [])
+
+
+def test_a_followed_log_ends_in_time_and_goes_on(jobs, task):
+    """A client that asks again from the line behind its last has the whole log at None."""
+    got, asked = b"", 0
+    while True:
+        sequence = got.count(b"\n")
+        part = wire.log_response(jobs, task.id, sequence=sequence, follow=True, timeout=0)
+        if part is None:
+            break
+        got += b"".join(part.body)
+        asked += 1
+        if asked < 3:
+            jobs.append_log(task.id, f"asked {asked}")
+        elif asked == 3:
+            jobs.finish_job(task.id)
+
+    assert got == b"a\nb\nc\nasked 1\nasked 2\n"
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("accept", ["text/plain", "application/x-ndjson"])
+def test_a_deleted_jobs_body_ends_behind_a_whole_line(jobs, accept, follow):
+    """Who reads while a job is deleted gets whole lines, and then the end."""
+    job = jobs.start_job(jobs.create_job("TASK").id)
+    lines = [f"{n} " + "x" * 10_000 for n in range(360)]
+    for n in range(12):  # more segments than are read at once
+        jobs.append_log(job.id, *lines[30 * n :][:30])
+    body = wire.log_response(jobs, job.id, accept=accept, follow=follow).body
+    got = next(body)
+    jobs.delete_job(job.id)
+    got += b"".join(body)
+    read = got.splitlines()
+    if accept != "text/plain":
+        read = [json.loads(one)["message"].encode() for one in read]
+
+    assert got.endswith(b"\n")
+    assert 0 < len(read) < len(lines)
+    assert read == [line.encode() for line in lines[: len(read)]]
+
+
+def test_a_job_deleted_before_the_first_line_is_not_found(jobs, task):
+    """As long as nothing has been sent, an error is raised."""
+
+    class LateDelete:
+        get_job, follow = jobs.get_job, jobs.follow
+
+        def logs(self, job_id, sequence=0):
+            found = jobs.logs(job_id, sequence)
+            jobs.delete_job(job_id)
+            return found
+
+    with pytest.raises(JobDeleted):
+        wire.log_response(LateDelete(), task.id)
+
+
+def test_other_errors_do_not_look_like_an_end(jobs, task):
+    """What is broken breaks the body: a server then cuts the connection."""
+
+    class Broken:
+        get_job, logs = jobs.get_job, jobs.logs
+
+        def follow(self, *_):
+            yield LogLine(0, TIME, "output", b"a\n")
+            raise errors.DatabaseGone("gone")
+
+    body = wire.log_response(Broken(), task.id, follow=True).body
+
+    assert next(body) == b"a\n"
+    with pytest.raises(errors.DatabaseGone):
+        next(body)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"job_id": "no uuid"}, JobNotFound),
+        ({"sequence": "-1"}, InvalidParameter),
+        ({"sequence": -1}, InvalidParameter),
+        ({"accept": "application/json"}, NotAcceptable),
+    ],
+)
+def test_a_bad_request_is_refused_at_the_call(jobs, task, options, error, follow):
+    """A mistake is told before anything is sent, not by the iterator."""
+    with pytest.raises(error):
+        wire.log_response(jobs, **{"job_id": task.id, "follow": follow, **options})
+
+
+def test_a_log_is_sent_in_few_pieces(jobs, task):
+    """A stored log of many short lines is few items, each whole lines."""
+    jobs.append_log(task.id, *(f"line {n}" for n in range(30_000)))
+    items = list(wire.log_response(jobs, task.id).body)
+
+    assert len(items) < 10
+    assert [item for item in items if not item.endswith(b"\n")] == []
+    assert b"".join(items) == b"".join(jobs.log_text(task.id))
+
+
+# --- messages ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_error_as_an_object(error):
+    """An error of the client's says what is wrong; one of the service's only that it is."""
+    form = wire.error_to_object(error, "/api/jobs/1")
+
+    assert list(form) == ["timestamp", "status", "error", "message", "path"]
+    assert (form["status"], form["path"]) == (error.status, "/api/jobs/1")
+    assert form["error"] == {
+        400: "Bad Request", 404: "Not Found", 406: "Not Acceptable", 409: "Conflict",
+        500: "Internal Server Error", 503: "Service Unavailable",
+    }[error.status]  # fmt: skip
+    assert (form["message"] == str(error)) == (error.status < 500)
+    assert type(error).__name__ in form["message"] or error.status < 500
+    assert json.loads(json.dumps(form)) == form
+
+
+def test_other_errors_give_nothing_away():
+    """Whatever else is raised is 500, and its text stays here."""
+    for error in (ValueError("canary"), KeyError("canary"), OSError(5, "canary", "/canary")):
+        form = wire.error_to_object(error)
+
+        assert list(form) == ["timestamp", "status", "error", "message"]
+        assert (form["status"], form["error"]) == (500, "Internal Server Error")
+        assert "canary" not in json.dumps(form)
+        assert datetime.fromisoformat(form["timestamp"].replace("Z", "+00:00")).tzinfo
+
+
+def test_a_hosts_own_error_with_its_own_status():
+    """An error that a host derives is told like ours, with a code that has no name too."""
+
+    class Teapot(JobcoreError):
+        status = 418
+
+    class Odd(JobcoreError):
+        status = 499
+
+    assert wire.error_to_object(Teapot("short and stout"))["message"] == "short and stout"
+    assert wire.error_to_object(Odd("gone"))["error"] == "Unknown"
+
+
+def test_stop_message(jobs, task, scripted):
+    """The message says that it was asked, or, of a job without a process, that it is STOPPED."""
+    run = scripted()
+    asked = wire.stop_to_object(jobs.stop_job(run.id))
+    ended = wire.stop_to_object(jobs.stop_job(task.id))
+
+    assert (asked["status"], ended["status"]) == (202, 202)
+    assert asked["message"] == f"job {run.id} has been asked to stop"
+    assert ended["message"] == f"job {task.id} is STOPPED"
+
+
+def test_everything_is_in_one_place():
+    """What a host needs to serve jobs is named by the module, and is there."""
+    assert [name for name in wire.__all__ if not hasattr(wire, name)] == []
+    assert sorted(wire.__all__) == sorted(set(wire.__all__))

@@ -1,0 +1,234 @@
+"""
+Arguments: what callers of the manager pass, checked at the call.
+
+What says what to run is checked in `command` and `creator`, and is a CommandError;
+all that is refused here is a plain ValueError.
+"""
+
+# ruff: noqa: TRY004 - one kind of error for every wrong argument, of whatever type
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jobcore.lifecycle import Status
+
+#: The largest number that SQLite holds; nothing here counts further.
+MOST = 2**63 - 1
+#: Slots that count: Linux has no more processes.
+MOST_SLOTS = 2**22
+#: Seconds that SQLite's timer holds, in milliseconds of 31 bits: 24 days.
+LONGEST_BUSY = 2_147_483
+
+
+# --- of a manager -------------------------------------------------------------------
+
+
+def checked_database(database: object) -> str:
+    """
+    Return the path of a database.
+
+    Raises:
+        ValueError: It is no path, or one of no file that other processes can open.
+    """
+    path = _checked_path(database, "the database")
+    if path == ":memory:":
+        raise ValueError("the database is a file that other processes can open, not :memory:")
+    return path
+
+
+def checked_python(python: object) -> str | None:
+    """
+    Return the path of the interpreter for supervisors.
+
+    Raises:
+        ValueError: It is no path.
+    """
+    return None if python is None else _checked_path(python, "python")
+
+
+def checked_slots(slots: object) -> int | None:
+    """
+    Return how many jobs may run at once.
+
+    Raises:
+        ValueError: It is not a whole number, 0 or more, nor None.
+    """
+    return None if slots is None else min(_checked_count(slots, "slots is"), MOST_SLOTS)
+
+
+def checked_busy_timeout(seconds: Any) -> float:
+    """
+    Return how long to wait for another's write transaction.
+
+    Raises:
+        ValueError: It is not a number of seconds that SQLite can wait.
+    """
+    if not _is_number(seconds) or not 0 <= seconds <= LONGEST_BUSY:
+        raise ValueError(f"busy_timeout is 0 to {LONGEST_BUSY} seconds, not {seconds!r}")
+    return float(seconds)
+
+
+def checked_executors(executors: object) -> dict[str, Any]:
+    """
+    Return executors by job type.
+
+    Raises:
+        ValueError: It is no mapping of texts to objects with a method `command`.
+    """
+    if not isinstance(executors, Mapping):
+        raise ValueError(f"executors is a mapping by job type, not {executors!r}")
+    for kind, executor in executors.items():
+        _checked_text(kind, "a job type in executors")
+        require_methods(executor, f"in executors, that for {kind!r}", "command")
+    return dict(executors)
+
+
+def require_methods(value: object, what: str, *names: str) -> None:
+    """
+    Refuse what is not of a protocol.
+
+    Raises:
+        ValueError: `value` has no such methods.
+    """
+    missing = [name for name in names if not callable(getattr(value, name, None))]
+    if missing:
+        raise ValueError(f"{what} has no method {', '.join(missing)}: {value!r}")
+
+
+# --- of its methods -----------------------------------------------------------------
+
+
+def checked_limit(limit: object) -> int:
+    """
+    Return a number of lines or jobs, at most.
+
+    Raises:
+        ValueError: It is not a number, 0 or more: below 0, a database means all.
+    """
+    return _checked_count(limit, "a limit is")
+
+
+def checked_sequence(sequence: object) -> int:
+    """
+    Return a line number that may be read from.
+
+    Raises:
+        ValueError: It is not a number, 0 or more.
+    """
+    return _checked_count(sequence, "a line number is")
+
+
+def checked_before(before: object) -> int | None:
+    """
+    Return the number of a job; below 1 there is none.
+
+    Raises:
+        ValueError: It is not a number, nor None.
+    """
+    if before is None:
+        return None
+    if isinstance(before, bool) or not isinstance(before, int):
+        raise ValueError(f"before is the number of a job, not {before!r}")
+    return max(0, min(before, MOST))
+
+
+def checked_statuses(status: object) -> list[Status] | None:
+    """
+    Return the statuses to filter by.
+
+    Raises:
+        ValueError: One is none.
+    """
+    return None if status is None else [Status(one) for one in _several(status, "status")]
+
+
+def checked_types(kind: object) -> list[str] | None:
+    """
+    Return the job types to filter by.
+
+    Raises:
+        ValueError: One is no text.
+    """
+    if kind is None:
+        return None
+    return [_checked_text(one, "a job type") for one in _several(kind, "type")]
+
+
+def checked_patience(timeout: Any) -> float:
+    """
+    Return how many seconds to wait; without a time-out, for ever.
+
+    Raises:
+        ValueError: It is not a number, nor None, and NaN seconds would never be over.
+    """
+    if timeout is None:
+        return math.inf
+    if isinstance(timeout, float) and math.isnan(timeout):
+        raise ValueError("a time-out of NaN seconds would never be over")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ValueError(f"a time-out is a number of seconds, or None, not {timeout!r}")
+    try:
+        return float(timeout)
+    except OverflowError:  # an int of hundreds of digits
+        return math.inf if timeout > 0 else -math.inf
+
+
+def checked_lines(lines: tuple[Any, ...]) -> tuple[str | bytes, ...]:
+    """
+    Return lines for a log.
+
+    Raises:
+        ValueError: One is neither text nor bytes.
+    """
+    for line in lines:
+        if not isinstance(line, (str, bytes)):
+            raise ValueError(f"a line is text or bytes, not {type(line).__name__}")
+    return lines
+
+
+# --- what they share ----------------------------------------------------------------
+
+
+def _checked_count(value: object, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{what} a whole number, 0 or more, not {value!r}")
+    return min(value, MOST)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _checked_path(value: object, what: str) -> str:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise ValueError(f"{what} is a path as text, not {value!r}")
+    if not path or "\0" in path:
+        raise ValueError(f"{what} is a path, not empty and without NUL bytes, not {value!r}")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is a path that cannot be encoded: {value!r}") from error
+    return path
+
+
+def _checked_text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is text, not {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is no text that can be stored: {value!r}") from error
+    return value
+
+
+def _several(value: object, what: str) -> list[Any]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{what} is one, or several of them, not {value!r}")
+    return list(value)

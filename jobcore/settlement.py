@@ -1,0 +1,130 @@
+"""
+Settlement: from RUNNING to final, with all that follows, in the caller's transaction.
+
+A retry, the pipelines that are triggered and the status of a configured
+pipeline are rows, written with the verdict: so they happen whoever settles, and
+not at all where the verdict is rolled back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from jobcore import lifecycle, logs, runs, store, telemetry
+from jobcore.lifecycle import Ending, Status
+from jobcore.runs import Run
+
+#: The job types that have a part in what follows.
+PIPELINE_CONFIG = "PIPELINE_CONFIG"
+PIPELINE_RUN = "PIPELINE_RUN"
+
+
+def settle(
+    connection: Connection,
+    run: Run,
+    *,
+    offset: int,
+    ending: Ending,
+    now: int,
+    ended: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Run | None:
+    """Settle a job as `runs.settle_if_running` does, and write what follows from it."""
+    final = runs.settle_if_running(
+        connection, run, offset=offset, ending=ending, now=now, ended=ended, facts=facts
+    )
+    if final is not None:
+        _follow_up(connection, final, now)
+    return final
+
+
+def settle_own(connection: Connection, run: Run, ending: Ending, *, now: int) -> Run | None:
+    """Settle a job without a process, whose log its host has written."""
+    final = settle(connection, run, offset=0, ending=ending, now=now)
+    if final is not None:
+        logs.merge(connection, run.number, 0)
+    return final
+
+
+def cancel(connection: Connection, number: int, *, now: int) -> Run | None:
+    """Cancel a job as `runs.cancel_if_queued` does, and write what follows from it."""
+    final = runs.cancel_if_queued(connection, number, now=now)
+    if final is not None:
+        _follow_up(connection, final, now)
+    return final
+
+
+def _follow_up(connection: Connection, final: Run, now: int) -> None:
+    if not final.of_pipeline:
+        return
+    row = store.get_job(connection, final.number)
+    pipeline = None if row is None else store.find_pipeline(connection, row.pipeline_id)
+    if row is None or pipeline is None:
+        return  # the pipeline is being deleted
+    status = Status(row.status)
+    if row.type == PIPELINE_CONFIG:
+        store.set_pipeline_status(connection, pipeline.id, lifecycle.configured_as(status), now=now)
+    elif row.type == PIPELINE_RUN and final.deleted_at is None:
+        if lifecycle.is_retried(
+            status,
+            attempt=row.attempt,
+            max_retries=pipeline.max_retries,
+            stop_requested=row.stop_requested is not None,
+        ):
+            _retry(connection, row, now)
+        elif status is Status.COMPLETE:
+            for triggered in store.pipelines_triggered_by(connection, pipeline):
+                run_now(connection, triggered, now, why="triggered")
+
+
+def _retry(connection: Connection, row: Row[Any], now: int) -> None:
+    """Queue the next attempt. It holds the pipeline while it waits for its back-off."""
+    made = store.insert_job_if_free(
+        connection,
+        now=now,
+        workspace_id=row.workspace_id,
+        pipeline_id=row.pipeline_id,
+        type=row.type,
+        name=row.name,
+        data=row.data,
+        command=row.command,
+        attempt=row.attempt + 1,
+        retry_of=row.id,
+        not_before=now + round(lifecycle.retry_delay(row.attempt) * 1e6),
+    )
+    if made is None:
+        telemetry.event(logging.WARNING, "retry not created", job=str(row.id))
+
+
+def run_now(
+    connection: Connection, pipeline: Row[Any], now: int, *, why: str, due: int | None = None
+) -> Row[Any] | None:
+    """
+    Queue a job of the pipeline; where it has one already, record that this run was skipped.
+
+    Args:
+        why: What wanted it: `schedule` or `triggered`.
+        due: When it was wanted, else now.
+    """
+    made = store.insert_job_if_free(
+        connection,
+        now=now,
+        workspace_id=pipeline.workspace_id,
+        pipeline_id=pipeline.id,
+        type=PIPELINE_RUN,
+    )
+    if made is None:
+        blocker = store.active_job_of(connection, pipeline.id)
+        store.record_skip(
+            connection,
+            pipeline.id,
+            due=now if due is None else due,
+            now=now,
+            why=why,
+            job_id=None if blocker is None else blocker.id,
+        )
+    return made

@@ -1,0 +1,202 @@
+"""What goes wrong around the dispatcher: it goes on, and no job pays for another one's trouble."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+
+import pytest
+
+from jobcore import Command, JobManager, Reason, SpawnError, Status, crew, holders
+from jobcore.executors import CommandExecutor
+from jobcore.loop import Loop
+from jobcore.supervision import jobdir
+from tests.processes import Child, carrying, until
+from tests.programs import SLEEPS
+
+
+class Leaves:
+    """An executor that does what a command line parser does."""
+
+    def command(self, _job):
+        raise SystemExit(2)
+
+
+def test_an_executor_that_exits_ends_its_job_alone(database):
+    """`SystemExit` out of an executor makes that job ERROR; the next one runs."""
+    executors = {"COMMAND": CommandExecutor(), "BAD": Leaves()}
+    with JobManager(database, slots=1, executors=executors) as jobs:
+        bad = jobs.create_job("BAD")
+        good = jobs.submit(["true"])
+
+        assert jobs.wait(good.id, timeout=60).status is Status.COMPLETE
+        bad = jobs.wait(bad.id, timeout=60)
+        (line,) = jobs.logs(bad.id)
+
+    assert (bad.status, bad.exit_code, bad.reason) == (Status.ERROR, None, Reason.SPAWN_FAILED)
+    assert (line.stream, line.text) == ("system", "cannot start: SystemExit: 2")
+
+
+def test_a_loop_goes_on_whatever_its_turn_raises(monkeypatch):
+    """Nothing but `close` ends the thread."""
+    monkeypatch.setattr("jobcore.loop.REST", 0.001)
+    turns = []
+    again = threading.Event()
+
+    def turn():
+        turns.append(None)
+        if len(turns) == 1:
+            raise SystemExit(3)
+        again.set()
+        loop.wait([], 60)
+
+    loop = Loop("jobcore-test", turn)
+    loop.start()
+    came = again.wait(60)
+    loop.close()
+
+    assert came
+
+
+def test_a_loop_rests_with_descriptors_beyond_1023():
+    """`rest` knows descriptors that `select()` does not."""
+    loop = Loop("jobcore-test", lambda: loop.wait([], 60))
+    loop.start()
+    high = fcntl.fcntl(loop._reader, fcntl.F_DUPFD_CLOEXEC, 1024)
+    low, loop._reader = loop._reader, high
+    try:
+        loop.rest(0)
+    finally:
+        loop._reader = low
+        os.close(high)
+        loop.close()
+
+
+def test_a_job_behind_one_that_cannot_be_prepared_runs(database):
+    """A directory that is not ours to use keeps its own job QUEUED, and no other."""
+    with JobManager(database, slots=0) as jobs:
+        first, second = jobs.submit(["true"]), jobs.submit(["true"])
+    foreign = os.path.join(database + ".jobs", first.id.hex)
+    os.mkdir(foreign, 0o755)
+    with JobManager(database, slots=1) as jobs:
+        assert jobs.wait(second.id, timeout=60).status is Status.COMPLETE
+        assert jobs.get_job(first.id).status is Status.QUEUED
+        os.rmdir(foreign)
+        assert jobs.wait(first.id, timeout=60).status is Status.COMPLETE
+
+
+def test_a_supervisor_that_died_idle_costs_no_job(database):
+    """With its only supervisor SIGKILLed between two jobs, a manager starts another one."""
+    with JobManager(database, slots=1) as jobs:
+        assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
+        (idle,) = jobs._dispatcher._crew.members
+        os.kill(idle.pid, signal.SIGKILL)
+        assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
+
+
+class IsSlow:
+    """An executor that takes until it is told to go on."""
+
+    def __init__(self):
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def command(self, _job):
+        self.asked.set()
+        self.go.wait(60)
+        return Command(SLEEPS)
+
+
+def test_no_job_escapes_a_close_that_stops(database):
+    """A job that is being prepared when `close` begins is not left RUNNING."""
+    slow = IsSlow()
+    jobs = JobManager(database, slots=1, executors={"SLOW": slow}, on_exit="stop")
+    job = jobs.create_job("SLOW")
+    assert slow.asked.wait(60)
+    closing = threading.Thread(target=jobs.close)
+    closing.start()
+    until(lambda: not jobs._dispatcher._claiming, "the end of claiming")
+    slow.go.set()
+    closing.join(60)
+
+    with JobManager(database, slots=0) as jobs:
+        job = jobs.get_job(job.id)
+
+    assert job.status in (Status.QUEUED, Status.STOPPED)
+
+
+def test_a_pipelines_grace_is_noted_with_its_claim(database):
+    """The grace that a stop is measured by is that of what was really started."""
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        pipeline = jobs.create_pipeline("nightly", Command(SLEEPS, grace=120))
+        job = jobs.create_job(pipeline_id=pipeline.id)
+        assert next(jobs.follow(job.id, timeout=60)).text == "ready"
+        (run,) = jobs._dispatcher.running()
+        jobs.stop_job(job.id)
+        jobs.wait(job.id, timeout=60)
+
+    assert run.grace_ms == 120_000
+
+
+def hold(path, span, say):
+    """Have the lock file open, with a lock on `span` or none, until killed."""
+    descriptor = os.open(path, os.O_RDWR)
+    if span is not None:
+        assert jobdir.try_lock(descriptor, span)
+    os.write(say, b".")
+    signal.pause()
+
+
+@pytest.mark.parametrize(
+    ("span", "found"),
+    [(jobdir.RUNNING, True), (jobdir.PREPARING, False), (jobdir.WHOLE, False), (None, False)],
+    ids=["runs it", "prepares it", "resolves it", "probes it"],
+)
+def test_only_who_runs_a_job_is_its_holder(tmp_path, span, found):
+    """A host that probes, prepares or resolves a job is never taken for its supervisor."""
+    path = tmp_path / "lock"
+    path.touch()
+    reader, writer = os.pipe()
+    child = Child(hold, path, span, writer)
+    try:
+        os.read(reader, 1)
+        facts = path.stat()
+        holding = holders.find(facts.st_dev, facts.st_ino)
+    finally:
+        child.kill()
+        os.close(reader)
+        os.close(writer)
+
+    assert holding == ([child.pid] if found else [])
+
+
+def test_who_waits_for_another_managers_job_hears_nothing_of_supervisors(database, tmp_path):
+    """Supervisors that cannot be started concern whoever waits for a QUEUED job, nobody else."""
+    nothing = str(tmp_path / "no-python")
+    with (
+        JobManager(database, slots=1, on_exit="stop") as runs,
+        JobManager(database, slots=1, python=nothing, executors={"X": CommandExecutor()}) as waits,
+    ):
+        job = runs.submit(["sh", "-c", "echo ready; read line"], stdin=b"\n")
+        stuck = waits.submit(["true"], type="X")
+        with pytest.raises(SpawnError):
+            waits.wait(stuck.id, timeout=60)
+        assert waits.wait(job.id, timeout=60).status in (Status.COMPLETE, Status.ERROR)
+        waits.cancel_job(stuck.id)
+        waits.drain(timeout=60)
+
+
+def test_an_interpreter_that_hangs_is_told_and_ended(database, tmp_path, monkeypatch):
+    """What `python` names but never gets ready is a failure, and leaves no process."""
+    monkeypatch.setattr(crew, "READY_PATIENCE", 0.1)
+    monkeypatch.setenv("JOBCORE_TEST_HANGS", str(tmp_path))
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 300\n")
+    hangs.chmod(0o755)
+    with JobManager(database, slots=1, python=str(hangs)) as jobs:
+        job = jobs.submit(["true"])
+        with pytest.raises(SpawnError):
+            jobs.wait(job.id, timeout=60)
+
+    until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")

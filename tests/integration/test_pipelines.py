@@ -1,0 +1,649 @@
+"""Workspaces and pipelines: made, changed and removed with all that belongs to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import closing
+from uuid import UUID, uuid4
+
+import pytest
+
+from jobcore import (
+    Command,
+    CommandError,
+    JobManager,
+    JobNotFound,
+    PipelineNotFound,
+    ScheduleError,
+    Status,
+    WorkspaceNotFound,
+    deletion,
+)
+from jobcore.database import Database
+from tests.faults.hosts import host
+from tests.jobfiles import row_of, sql
+from tests.processes import at_once, carrying, until
+from tests.programs import EXITS_0_ON_SIGTERM, SLEEPS
+
+#: Every field of a pipeline, each with a value that is not its default.
+EVERYTHING = {
+    "script": "echo $GREETING",
+    "cwd": "/tmp",
+    "env": {"GREETING": "hunter2"},
+    "timeout": 12.5,
+    "max_retries": 3,
+    "schedule": "0 30 9-17 * * MON-FRI",
+    "time_zone": "Europe/Berlin",
+    "triggered_by": ["Extract", "Load"],
+    "properties": {"tap-github.repository": "o/r", "nested": {"list": [1, None, True]}},
+}
+
+
+def stored_command(database, pipeline):
+    """Return what is stored of the pipeline's command."""
+    (row,) = sql(database, "SELECT command FROM pipeline WHERE id = ?", pipeline.id.hex)
+    return None if row["command"] is None else Command.from_json(row["command"])
+
+
+def said(database, pipeline):
+    """Return command line, directory and environment that are stored, and the script."""
+    command = stored_command(database, pipeline)
+    if command is None:
+        return None, None, None, pipeline.script
+    return command.words, command.cwd, dict(command.env), pipeline.script
+
+
+def stored_pipelines(database):
+    """Return all that is stored of pipelines, to see that nothing was written."""
+    return [tuple(row) for row in sql(database, "SELECT * FROM pipeline ORDER BY id")]
+
+
+def left_behind(database):
+    """Return how many rows there are, by table; fail where a job's directory stays."""
+    rows = {
+        table: sql(database, f"SELECT count(*) AS n FROM {table}")[0]["n"]
+        for table in ("pipeline", "job", "transition", "log_segment", "skip")
+    }
+    # Who has removed a row removes its directory right behind, and may be another manager's thread.
+    until(
+        lambda: not any(len(name) >= 32 for name in os.listdir(database + ".jobs")), "no directory"
+    )
+    return {name: number for name, number in rows.items() if number}
+
+
+# --- workspaces ---------------------------------------------------------------------
+
+
+def test_a_workspace_is_as_it_was_said_and_changed(jobs, clock):
+    """Name and properties are kept, changed one by one, and dated."""
+    made = jobs.create_workspace("analytics", properties={"domains": ["a.test"]})
+    clock.advance(5)
+    renamed = jobs.update_workspace(made.id, name="reports")
+    emptied = jobs.update_workspace(made.id, properties=None)
+    untouched = jobs.update_workspace(made.id)
+
+    assert (made.name, made.properties) == ("analytics", {"domains": ["a.test"]})
+    assert made.created == made.last_modified
+    assert (renamed.name, renamed.properties) == ("reports", {"domains": ["a.test"]})
+    assert (renamed.last_modified - renamed.created).total_seconds() == 5
+    assert (emptied.name, emptied.properties) == ("reports", None)
+    assert (untouched.name, untouched.properties) == ("reports", None)
+    assert jobs.get_workspace(made.id) == untouched
+    assert jobs.list_workspaces() == [untouched]
+
+
+def test_workspaces_are_listed_in_the_order_of_their_creation(jobs, clock):
+    """The oldest workspace is listed first; the default one takes its place among them."""
+    made = [jobs.create_workspace("one")]
+    clock.advance(1)
+    made.append(jobs.get_workspace())
+    clock.advance(1)
+    made.append(jobs.create_workspace("three"))
+
+    assert made == jobs.list_workspaces()
+    assert made[1] == jobs.get_workspace()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": None}, {"name": 5}, {"name": "\ud800"}, {"properties": [1]}, {"properties": "ab"},
+     {"properties": {"a": object()}}, {"nmae": "typo"}],
+)  # fmt: skip
+def test_a_workspace_that_makes_no_sense_is_refused(jobs, changes):
+    """A name that is no text, properties that are no object and unknown fields are refused."""
+    made = jobs.create_workspace("kept", properties={"a": 1})
+
+    with pytest.raises(CommandError):
+        jobs.update_workspace(made.id, **changes)
+    if "nmae" not in changes:
+        with pytest.raises(CommandError):
+            jobs.create_workspace(**{"name": "other", **changes})
+
+    assert jobs.list_workspaces() == [made]
+
+
+# --- pipelines ----------------------------------------------------------------------
+
+
+def test_a_pipeline_has_every_field_as_it_was_said(jobs, database):
+    """What `create_pipeline` was told is what every read returns."""
+    workspace = jobs.create_workspace("w")
+    made = jobs.create_pipeline("nightly", ["run"], workspace_id=workspace.id, **EVERYTHING)
+    public = {name: value for name, value in EVERYTHING.items() if name not in ("cwd", "env")}
+
+    assert made == jobs.get_pipeline(made.id) == jobs.get_pipeline(str(made.id))
+    assert {**public, "name": "nightly", "workspace_id": workspace.id} == {
+        name: getattr(made, name) for name in (*public, "name", "workspace_id")
+    }
+    assert (made.status, made.id.version) == ("READY", 4)
+    assert made.command == Command(["run"], cwd="/tmp", env={"GREETING": "hunter2"})
+    assert said(database, made) == (
+        ("run",), "/tmp", {"GREETING": "hunter2"}, "echo $GREETING",
+    )  # fmt: skip
+
+
+def test_public_json_of_a_pipeline_never_shows_its_environment(jobs):
+    """Neither JSON nor repr, of the pipeline or its command, holds a value of env."""
+    made = jobs.create_pipeline("nightly", ["run"], **EVERYTHING)
+    listed = jobs.list_pipelines()[0]
+    shown = [
+        text
+        for one in (made, listed)
+        for text in (one.model_dump_json(), repr(one.model_dump()), repr(one), repr(one.command))
+    ]
+
+    assert not [text for text in shown if "hunter2" in text]
+    assert {
+        "id", "workspaceId", "name", "status", "script", "timeout", "maxRetries", "schedule",
+        "timeZone", "nextTick", "triggeredBy", "properties", "created", "lastModified",
+    } == set(json.loads(made.model_dump_json()))  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*EVERYTHING, "name", "command"])
+def test_an_update_keeps_what_is_not_named(jobs, database, field):
+    """Changing one field of a pipeline leaves all the others as they are."""
+    values = {
+        "name": "renamed", "command": ["other"], "script": "exit 4", "cwd": "/", "env": {"B": "2"},
+        "timeout": None, "max_retries": 0, "schedule": "@daily", "time_zone": "Asia/Tokyo",
+        "triggered_by": None, "properties": {"b": 2},
+    }  # fmt: skip
+    made = jobs.create_pipeline("nightly", ["run"], **EVERYTHING)
+    before = {**dict(made), "said": said(database, made)[:3]}
+
+    changed = jobs.update_pipeline(made.id, **{field: values[field]})
+
+    after = {**dict(changed), "said": said(database, changed)[:3]}
+    words, cwd, env = before["said"]
+    expected = {**before, "next_tick": changed.next_tick}
+    if field in expected:
+        expected[field] = values[field]
+    expected["said"] = (
+        ("other",) if field == "command" else words,
+        "/" if field == "cwd" else cwd,
+        {"B": "2"} if field == "env" else env,
+    )
+    assert expected == after
+    assert (before["next_tick"] == after["next_tick"]) is (field not in ("schedule", "time_zone"))
+    assert changed == jobs.get_pipeline(made.id)
+
+
+SHELL = ("/bin/sh", "-c")
+A = {"A": "1"}
+#: How a pipeline was made, the changes one after another, and what it says in the end.
+CHANGES = {
+    "script keeps its place": (
+        {"script": "one", "cwd": "/tmp", "env": A}, [{"script": "two"}],
+        ((*SHELL, "two"), "/tmp", A, "two"),
+    ),
+    "command under a script": (
+        {"script": "one", "cwd": "/tmp", "env": A}, [{"command": ["run"]}],
+        (("run",), "/tmp", A, "one"),
+    ),
+    "command instead of a script": (
+        {"script": "one", "cwd": "/tmp", "env": A}, [{"command": ["run"], "script": None}],
+        (("run",), "/tmp", A, None),
+    ),
+    "command, then no script": (
+        {"script": "one", "cwd": "/tmp", "env": A}, [{"command": ["run"]}, {"script": None}],
+        (("run",), "/tmp", A, None),
+    ),
+    "no script over a command": (
+        {"command": ["run"], "script": "one", "cwd": "/tmp", "env": A}, [{"script": None}],
+        (("run",), "/tmp", A, None),
+    ),
+    "no command under a script": (
+        {"command": ["run"], "script": "one", "cwd": "/tmp", "env": A}, [{"command": None}],
+        ((*SHELL, "one"), "/tmp", A, "one"),
+    ),
+    "script instead of a command": (
+        {"command": ["run"], "cwd": "/tmp", "env": A}, [{"command": None, "script": "one"}],
+        ((*SHELL, "one"), "/tmp", A, "one"),
+    ),
+    "other words": (
+        {"command": ["run"], "cwd": "/tmp", "env": A}, [{"command": ["other"]}],
+        (("other",), "/tmp", A, None),
+    ),
+    "a Command says all": (
+        {"command": ["run"], "cwd": "/tmp", "env": A}, [{"command": Command(["x"], cwd="/usr")}],
+        (("x",), "/usr", {}, None),
+    ),
+    "a Command and a place": (
+        {"command": ["run"], "cwd": "/tmp", "env": A},
+        [{"command": Command(["x"], cwd="/usr", env={"B": "2"}), "cwd": "/"}],
+        (("x",), "/", {"B": "2"}, None),
+    ),
+    "another environment of a shell command": (
+        {"command": Command("run $A", shell=True, cwd="/tmp")}, [{"env": A}],
+        ((*SHELL, "run $A"), "/tmp", A, None),
+    ),
+    "a shell command under the same script": (
+        {"command": Command("one", shell=True, cwd="/tmp", umask=0o077), "script": "one"},
+        [{"script": None}], ((*SHELL, "one"), "/tmp", {}, None),
+    ),
+    "another place": (
+        {"command": ["run"], "cwd": "/tmp", "env": A}, [{"cwd": "/"}], (("run",), "/", A, None),
+    ),
+    "no environment of a command": (
+        {"command": ["run"], "cwd": "/tmp", "env": A}, [{"env": None}],
+        (("run",), "/tmp", {}, None),
+    ),
+    "no environment of a script": (
+        {"script": "one", "cwd": "/tmp", "env": A}, [{"env": None}],
+        ((*SHELL, "one"), "/tmp", {}, "one"),
+    ),
+    "nothing to run": (
+        {"script": "one", "cwd": "/tmp", "env": A}, [{"script": None}], (None, None, None, None),
+    ),
+    "nothing was changed": (
+        {"script": "one", "cwd": "/tmp", "env": A}, [{}, {"name": "n"}, {"timeout": 3}],
+        ((*SHELL, "one"), "/tmp", A, "one"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_directory_and_environment_outlive_a_change_of_what_is_run(jobs, database, case):
+    """Command, script, cwd and env are changed each by itself, unless a `Command` says them all."""
+    fields, changes, expected = CHANGES[case]
+    made = jobs.create_pipeline("p", **fields)
+    for change in changes:
+        jobs.update_pipeline(made.id, **change)
+
+    assert expected == said(database, jobs.get_pipeline(made.id))
+
+
+def test_no_directory_named_is_the_callers_own(jobs, database, monkeypatch, tmp_path):
+    """`cwd=None` means the current directory, at creation and at an update alike."""
+    made = jobs.create_pipeline("p", ["run"], cwd="/", env=A)
+    monkeypatch.chdir(tmp_path)
+    changed = jobs.update_pipeline(made.id, cwd=None)
+
+    assert (("run",), str(tmp_path), A, None) == said(database, changed)
+
+
+def test_options_of_a_command_outlive_other_changes(jobs):
+    """What a `Command` says beyond words, cwd and env stays when these are changed."""
+    command = Command(["run"], timeout=5, grace=0, redact=["hunter2"], inherit_env=False)
+    made = jobs.create_pipeline("p", command)
+    changed = jobs.update_pipeline(made.id, env=A, cwd="/", name="q")
+
+    assert changed.command == Command(
+        ["run"], timeout=5, grace=0, redact=["hunter2"], inherit_env=False, env=A, cwd="/"
+    )
+
+
+def test_what_is_changed_is_what_runs(running_jobs):
+    """The next job of a changed pipeline runs the new script in the kept place."""
+    made = running_jobs.create_pipeline("p", script="pwd; echo $A", cwd="/tmp", env=A)
+    first = running_jobs.wait(running_jobs.create_job(pipeline_id=made.id).id, timeout=30)
+    running_jobs.update_pipeline(made.id, script="echo new; pwd; echo $A; exit 3")
+    second = running_jobs.wait(running_jobs.create_job(pipeline_id=made.id).id, timeout=30)
+
+    assert b"".join(running_jobs.log_text(first.id)) == b"/tmp\n1\n"
+    assert b"".join(running_jobs.log_text(second.id)) == b"new\n/tmp\n1\n"
+    assert (first.status, second.status, second.exit_code) == (Status.COMPLETE, Status.ERROR, 3)
+
+
+WRONG = [
+    ({"name": None}, CommandError),
+    ({"name": b"bytes"}, CommandError),
+    ({"name": "\ud800"}, CommandError),
+    ({"command": "one string"}, CommandError),
+    ({"command": []}, CommandError),
+    ({"command": 5}, CommandError),
+    ({"script": ""}, CommandError),
+    ({"script": 5}, CommandError),
+    ({"script": "nul \0"}, CommandError),
+    ({"cwd": ""}, CommandError),
+    ({"env": {"A=B": "1"}}, CommandError),
+    ({"env": ["A=1"]}, CommandError),
+    ({"timeout": 0}, CommandError),
+    ({"timeout": -1}, CommandError),
+    ({"timeout": float("nan")}, CommandError),
+    ({"timeout": True}, CommandError),
+    ({"max_retries": -1}, CommandError),
+    ({"max_retries": 1001}, CommandError),
+    ({"max_retries": 1.0}, CommandError),
+    ({"max_retries": True}, CommandError),
+    ({"max_retries": None}, CommandError),
+    ({"schedule": "* * *"}, ScheduleError),
+    ({"schedule": "nonsense"}, ScheduleError),
+    ({"schedule": ""}, ScheduleError),
+    ({"schedule": 5}, ScheduleError),
+    ({"schedule": "0 0 30 2 *"}, ScheduleError),
+    ({"schedule": "@hourly", "time_zone": "Nowhere/Bad"}, ScheduleError),
+    ({"time_zone": "Nowhere/Bad"}, ScheduleError),
+    ({"time_zone": 5}, ScheduleError),
+    ({"triggered_by": "extract"}, CommandError),
+    ({"triggered_by": [5]}, CommandError),
+    ({"triggered_by": 5}, CommandError),
+    ({"properties": [1]}, CommandError),
+    ({"properties": 5}, CommandError),
+    ({"properties": {"a": float("inf")}}, CommandError),
+    ({"properties": {"a": "x" * 65536}}, CommandError),
+    ({"workspace": "typo"}, CommandError),
+    ({"status": "READY"}, CommandError),
+]
+
+
+@pytest.mark.parametrize(("changes", "error"), WRONG, ids=repr)
+def test_a_pipeline_that_could_never_run_so_is_refused(jobs, database, clock, changes, error):
+    """What could never run is refused at creation and at every change, and nothing is written."""
+    made = jobs.create_pipeline("kept", ["run"])
+    before = stored_pipelines(database)
+    clock.advance(1)
+
+    with pytest.raises(error):
+        jobs.create_pipeline(**{"name": "new", "command": ["run"], **changes})
+    with pytest.raises(error):
+        jobs.update_pipeline(made.id, **changes)
+
+    assert before == stored_pipelines(database)
+
+
+def test_a_place_without_anything_to_run_there_is_refused(jobs):
+    """Directory and environment are those of a command or a script: none of nothing is kept."""
+    idle = jobs.create_pipeline("idle")
+
+    with pytest.raises(CommandError):
+        jobs.create_pipeline("p", env=A)
+    with pytest.raises(CommandError):
+        jobs.update_pipeline(idle.id, cwd="/")
+
+    assert jobs.list_pipelines() == [idle]
+
+
+def test_a_pipeline_is_in_the_workspace_it_was_made_in(jobs, clock):
+    """Pipelines are listed by workspace, oldest first; without one they are in the default one."""
+    workspace = jobs.create_workspace("w")
+    inside = [jobs.create_pipeline("a", ["true"], workspace_id=workspace.id)]
+    clock.advance(1)
+    outside = jobs.create_pipeline("a", ["true"])
+    clock.advance(1)
+    inside.append(jobs.create_pipeline("b", ["true"], workspace_id=str(workspace.id)))
+
+    assert inside == jobs.list_pipelines(workspace_id=workspace.id)
+    assert [outside] == jobs.list_pipelines(workspace_id=jobs.get_workspace().id)
+    assert [inside[0], outside, inside[1]] == jobs.list_pipelines()
+    assert jobs.create_job(pipeline_id=inside[0].id).workspace_id == workspace.id
+    with pytest.raises(PipelineNotFound):
+        jobs.create_job(pipeline_id=outside.id, workspace_id=workspace.id)
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "", None, 5, "unknown", "workspace", "job"])
+def test_ids_that_no_pipeline_has_are_typed(jobs, kind):
+    """Malformed, unknown and others' ids are PipelineNotFound, whatever was wanted."""
+    some_id = {
+        "unknown": uuid4(),
+        "workspace": jobs.get_workspace().id,
+        "job": jobs.submit(["true"]).id,
+    }.get(kind, kind)
+    wanted = [
+        lambda: jobs.get_pipeline(some_id),
+        lambda: jobs.update_pipeline(some_id, name="x"),
+        lambda: jobs.delete_pipeline(some_id),
+        lambda: jobs.skips(some_id),
+    ]
+    if some_id is not None:
+        wanted += [
+            lambda: jobs.create_job(pipeline_id=some_id),
+            lambda: jobs.submit(["true"], pipeline_id=some_id),
+            lambda: jobs.list_jobs(pipeline_id=some_id),
+            lambda: jobs.count_jobs(pipeline_id=some_id),
+        ]
+    for want in wanted:
+        with pytest.raises(PipelineNotFound) as caught:
+            want()
+
+        assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "", 5, "unknown", "pipeline", "job"])
+def test_ids_that_no_workspace_has_are_typed(jobs, kind):
+    """Malformed, unknown and others' ids are WorkspaceNotFound, whatever was wanted."""
+    some_id = {
+        "unknown": uuid4(),
+        "pipeline": jobs.create_pipeline("p").id,
+        "job": jobs.submit(["true"]).id,
+    }.get(kind, kind)
+    wanted = [
+        lambda: jobs.get_workspace(some_id),
+        lambda: jobs.update_workspace(some_id, name="x"),
+        lambda: jobs.delete_workspace(some_id),
+        lambda: jobs.list_pipelines(workspace_id=some_id),
+        lambda: jobs.create_pipeline("x", workspace_id=some_id),
+        lambda: jobs.create_job("COMMAND", workspace_id=some_id),
+        lambda: jobs.list_jobs(workspace_id=some_id),
+    ]
+    for want in wanted:
+        with pytest.raises(WorkspaceNotFound) as caught:
+            want()
+
+        assert caught.value.status == 404
+
+
+# --- deleting -----------------------------------------------------------------------
+
+
+def test_a_deleted_pipeline_leaves_nothing(running_jobs, database):
+    """A pipeline's deletion returns when its running job's row, directory and process are gone."""
+    made = running_jobs.create_pipeline("p", SLEEPS)
+    other = running_jobs.create_pipeline("other", ["true"])
+    ended = running_jobs.wait(
+        running_jobs.submit(["echo", "x"], pipeline_id=made.id).id, timeout=30
+    )
+    job = running_jobs.create_job(pipeline_id=made.id)
+    assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
+    cookie = row_of(database, job.id)["cookie"]
+
+    running_jobs.delete_pipeline(made.id)
+
+    assert carrying(cookie) == []
+    assert left_behind(database) == {"pipeline": 1}
+    assert running_jobs.list_pipelines() == [other]
+    for gone in (ended.id, job.id):
+        with pytest.raises(JobNotFound):
+            running_jobs.get_job(gone)
+    with pytest.raises(PipelineNotFound):
+        running_jobs.delete_pipeline(made.id)
+
+
+def test_a_deleted_workspace_leaves_nothing(running_jobs, database):
+    """Its pipelines and all jobs, running, queued, the host's own and final, go with it."""
+    workspace = running_jobs.create_workspace("w")
+    cookies = []
+    for name in ("a", "b"):
+        made = running_jobs.create_pipeline(name, EXITS_0_ON_SIGTERM, workspace_id=workspace.id)
+        job = running_jobs.create_job(pipeline_id=made.id)
+        assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
+        cookies.append(row_of(database, job.id)["cookie"])
+    queued = running_jobs.submit(["true"], workspace_id=workspace.id)  # both slots are taken
+    own = running_jobs.create_job("PROFILE_IMPORT", workspace_id=workspace.id)
+    running_jobs.start_job(own.id)
+    running_jobs.append_log(own.id, "a line")
+    kept = running_jobs.submit(["true"])
+
+    running_jobs.delete_workspace(workspace.id)
+
+    assert [carrying(cookie) for cookie in cookies] == [[], []]
+    assert running_jobs.list_pipelines() == []
+    assert [entry.id for entry in running_jobs.list_workspaces()] == [kept.workspace_id]
+    assert running_jobs.wait(kept.id, timeout=30).status is Status.COMPLETE
+    assert left_behind(database) == {"job": 1, "transition": 3}
+    assert running_jobs.list_jobs() == [running_jobs.get_job(kept.id)]
+    for gone in (queued, own):
+        with pytest.raises(JobNotFound):
+            running_jobs.get_job(gone.id)
+
+
+def test_the_default_workspace_is_made_anew_when_it_was_deleted(jobs):
+    """After the default workspace's deletion there is a new one on first use."""
+    old = jobs.submit(["true"])
+    jobs.delete_workspace(old.workspace_id)
+    new = jobs.submit(["true"])
+
+    assert new.workspace_id != old.workspace_id
+    assert jobs.list_jobs() == [new]
+    assert [entry.id for entry in jobs.list_workspaces()] == [new.workspace_id]
+
+
+def test_nothing_is_put_into_a_workspace_that_is_being_deleted(jobs, database):
+    """A job submitted while the default workspace is being deleted is not deleted with it."""
+    old = jobs.get_workspace()
+    jobs._curator.mark_workspace_deleted(old.id)  # where its deleter dies
+    job = jobs.submit(["true"])
+    pipeline = jobs.create_pipeline("p", ["true"])
+    jobs.recover()
+
+    assert jobs.get_job(job.id) == job
+    assert jobs.get_pipeline(pipeline.id) == pipeline
+    assert jobs.get_workspace().id == job.workspace_id != old.id
+    assert [entry["id"] for entry in sql(database, "SELECT id FROM workspace")] == [
+        job.workspace_id.hex
+    ]
+
+
+def test_from_the_first_step_on_nobody_sees_any_of_it(jobs):
+    """A workspace that is being deleted hides pipelines and jobs at once, from every read."""
+    workspace = jobs.create_workspace("w")
+    pipeline = jobs.create_pipeline("p", ["true"], workspace_id=workspace.id)
+    ended = jobs.create_job(pipeline_id=pipeline.id)
+    jobs.cancel_job(ended.id)
+    own = jobs.create_job(pipeline_id=pipeline.id)
+    jobs.start_job(own.id)
+    queued = jobs.submit(["true"], workspace_id=workspace.id)
+
+    jobs._curator.mark_workspace_deleted(workspace.id)
+
+    assert jobs.list_workspaces() == []
+    assert jobs.list_pipelines() == []
+    assert jobs.list_jobs() == []
+    assert set(jobs.count_jobs().values()) == {0}
+    for hidden in (ended, own, queued):
+        with pytest.raises(JobNotFound):
+            jobs.get_job(hidden.id)
+    with pytest.raises(JobNotFound):
+        jobs.start_job(queued.id)
+
+
+def delete_and_stand_still(say, database):
+    """Delete a workspace with a running, a queued and a final job; get no further than the mark."""
+    with JobManager(database, slots=2) as jobs:
+        workspace = jobs.create_workspace("w")
+        ended = jobs.submit(["echo", "x"], workspace_id=workspace.id)
+        jobs.wait(ended.id, timeout=30)
+        pipeline = jobs.create_pipeline("p", SLEEPS, workspace_id=workspace.id)
+        running = jobs.create_job(pipeline_id=pipeline.id)
+        next(jobs.follow(running.id, timeout=30))
+        queued = jobs.create_job("PROFILE_IMPORT", workspace_id=workspace.id)
+        say(f"{workspace.id} {pipeline.id} {ended.id} {running.id} {queued.id}")
+        say(row_of(database, running.id)["cookie"])
+
+        def stand_still():
+            say("marked")
+            signal.pause()
+
+        jobs._deleter.delete_marked = stand_still
+        jobs.delete_workspace(workspace.id)
+
+
+def test_a_deletion_that_a_crash_interrupts_is_finished_by_the_next_manager(database):
+    """A host killed right behind the mark: nothing is seen any more, and `recover()` removes it."""
+    with host(delete_and_stand_still, database) as killed:
+        workspace, pipeline, *job_ids = (UUID(word) for word in killed.hear().split())
+        cookie = killed.hear()
+        assert killed.hear() == "marked"
+        killed.kill()
+
+    with JobManager(database, slots=0) as jobs:
+        seen = [*jobs.list_workspaces(), *jobs.list_pipelines(), *jobs.list_jobs()]
+        settled = []
+
+        def finished():
+            settled.extend(jobs.recover())
+            return not sql(database, "SELECT id FROM workspace")
+
+        until(finished, "the end of the deletion")
+
+        assert (seen, settled) == ([], [])
+        assert left_behind(database) == {}
+        assert carrying(cookie) == []
+        for job_id in job_ids:
+            with pytest.raises(JobNotFound):
+                jobs.get_job(job_id)
+        with pytest.raises(PipelineNotFound):
+            jobs.get_pipeline(pipeline)
+        with pytest.raises(WorkspaceNotFound):
+            jobs.get_workspace(workspace)
+
+
+def test_one_recovery_finishes_a_deletion_that_waits_for_nothing(jobs, database):
+    """Where no process has to end first, a single `recover()` leaves nothing behind."""
+    pipeline = jobs.create_pipeline("p", ["true"])
+    jobs.cancel_job(jobs.create_job(pipeline_id=pipeline.id).id)
+    jobs.create_job(pipeline_id=pipeline.id)
+    jobs._curator.mark_pipeline_deleted(pipeline.id)
+
+    jobs.recover()
+
+    assert left_behind(database) == {}
+
+
+def test_a_deletion_waits_for_a_job_that_somebody_else_deletes(running_jobs, database):
+    """A pipeline's deletion returns when all is gone, whoever had begun with its job."""
+    made = running_jobs.create_pipeline("p", SLEEPS)
+    job = running_jobs.create_job(pipeline_id=made.id)
+    assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
+    row = row_of(database, job.id)
+    with closing(Database(database)) as other, other.write() as connection:
+        deletion.begin(connection, row["number"], now=row["start_time"])
+
+    running_jobs.delete_pipeline(made.id)
+
+    assert carrying(row["cookie"]) == []
+    assert left_behind(database) == {}
+
+
+def delete(database, pipeline_id):
+    """Delete a pipeline; tell whether it was there, and what of it is left at the return."""
+    with JobManager(database, slots=0) as jobs:
+        try:
+            jobs.delete_pipeline(pipeline_id)
+        except PipelineNotFound:
+            return None
+        return left_behind(database)
+
+
+def test_of_many_who_delete_a_pipeline_one_does(running_jobs, database):
+    """Eight processes delete a running pipeline: one does and leaves nothing, others find none."""
+    made = running_jobs.create_pipeline("p", SLEEPS)
+    job = running_jobs.create_job(pipeline_id=made.id)
+    assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
+    cookie = row_of(database, job.id)["cookie"]
+
+    answers = at_once(delete, [(database, made.id)] * 8)
+
+    assert [answer for answer in answers if answer is not None] == [{}]
+    assert carrying(cookie) == []

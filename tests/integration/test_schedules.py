@@ -1,0 +1,430 @@
+"""Schedules: each tick is taken once, run or recorded, and never made up for."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from jobcore import JobManager, PipelineNotFound, ScheduleError, Status
+from jobcore.clock import from_datetime, to_datetime
+from jobcore.scheduler import Scheduler
+from tests.jobfiles import sql
+from tests.processes import at_once, until
+from tests.programs import EXIT_0
+
+#: Where the test's clock stands at first: 100 s before a quarter of an hour.
+BEGIN = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
+QUARTER = datetime(2023, 11, 14, 22, 15, tzinfo=timezone.utc)
+MINUTE = timedelta(minutes=1)
+
+
+def tick(jobs):
+    """Do once what a manager with slots does every second."""
+    Scheduler(jobs._database, jobs._clock).tick()
+
+
+def skips(jobs, pipeline):
+    """Return why, when, how many and because of which job, newest first."""
+    return [(one.why, one.due, one.count, one.job_id) for one in jobs.skips(pipeline.id)]
+
+
+def end(jobs, job):
+    jobs.start_job(job.id)
+    return jobs.finish_job(job.id)
+
+
+def next_tick(jobs, pipeline):
+    return jobs.get_pipeline(pipeline.id).next_tick
+
+
+def test_a_pipeline_says_when_it_runs_next(jobs):
+    """`next_tick` is the first moment after now that the schedule names; None without one."""
+    scheduled = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    seconds = jobs.create_pipeline("q", ["true"], schedule="21 * * * * *")
+    alone = jobs.create_pipeline("r", ["true"])
+
+    assert scheduled.next_tick == QUARTER
+    assert seconds.next_tick == BEGIN + timedelta(seconds=1)
+    assert alone.next_tick is None
+
+
+def test_a_due_tick_creates_one_job(jobs, clock):
+    """Before its moment a tick does nothing; from then on it makes one job, and moves on."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(99.999999)
+    tick(jobs)
+    before = jobs.list_jobs()
+    clock.advance(0.000001)
+    tick(jobs)
+    tick(jobs)
+    (job,) = jobs.list_jobs()
+
+    assert before == []
+    assert (job.type, job.status, job.pipeline_id, job.workspace_id, job.created) == (
+        "PIPELINE_RUN", Status.QUEUED, pipeline.id, pipeline.workspace_id, QUARTER,
+    )  # fmt: skip
+    assert next_tick(jobs, pipeline) == QUARTER + 15 * MINUTE
+    assert skips(jobs, pipeline) == []
+
+
+def test_each_tick_has_its_job(jobs, clock):
+    """A pipeline whose jobs end in time runs at every tick."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    for _ in range(4):
+        clock.advance((next_tick(jobs, pipeline) - to_datetime(clock.now())).total_seconds())
+        tick(jobs)
+        end(jobs, jobs.list_jobs()[0])
+
+    assert [QUARTER + 15 * n * MINUTE for n in (3, 2, 1, 0)] == [
+        job.created for job in jobs.list_jobs()
+    ]
+    assert skips(jobs, pipeline) == []
+
+
+@pytest.mark.parametrize("late", [0, 1, 59, 60])
+def test_a_tick_that_is_seen_late_still_counts(jobs, clock, late):
+    """Up to a minute late, the tick is run and not missed."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100 + late)
+    tick(jobs)
+
+    assert len(jobs.list_jobs()) == 1
+    assert skips(jobs, pipeline) == []
+    assert next_tick(jobs, pipeline) == QUARTER + 15 * MINUTE
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_tick_that_meets_a_running_pipeline_is_skipped(jobs, clock, started):
+    """It is recorded with its moment and the job in the way, and is not queued up."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    blocker = jobs.create_job(pipeline_id=pipeline.id)
+    if started:
+        jobs.start_job(blocker.id)
+    clock.advance(101)
+    tick(jobs)
+    tick(jobs)
+    recorded = skips(jobs, pipeline)
+    (jobs.finish_job if started else jobs.cancel_job)(blocker.id)
+    tick(jobs)
+
+    assert recorded == skips(jobs, pipeline) == [("schedule", QUARTER, 1, blocker.id)]
+    assert [job.id for job in jobs.list_jobs()] == [blocker.id]
+
+
+def test_a_tick_that_meets_a_waiting_retry_is_skipped(jobs, clock):
+    """A retry that waits for its back-off holds the pipeline against its schedule too."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *", max_retries=1)
+    clock.advance(95)
+    first = jobs.create_job(pipeline_id=pipeline.id)
+    jobs.start_job(first.id)
+    jobs.finish_job(first.id, 1)
+    clock.advance(5)
+    tick(jobs)
+    (retry, _) = jobs.list_jobs()
+
+    assert skips(jobs, pipeline) == [("schedule", QUARTER, 1, retry.id)]
+
+
+def test_ticks_missed_while_nothing_ran_are_recorded(jobs, clock):
+    """Three ticks that passed unseen are one record with their number and the last of them."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100 + 40 * 60)
+    tick(jobs)
+    tick(jobs)
+
+    assert skips(jobs, pipeline) == [("missed", QUARTER + 30 * MINUTE, 3, None)]
+    assert jobs.list_jobs() == []
+    assert next_tick(jobs, pipeline) == QUARTER + 45 * MINUTE
+
+
+@pytest.mark.parametrize(
+    ("late", "count", "last"), [(900, 1, 0), (930, 1, 0), (1800, 2, 15), (2700, 3, 30)]
+)
+def test_a_tick_in_time_runs_behind_those_that_were_missed(jobs, clock, late, count, last):
+    """Only those before it are recorded as missed, with the last of them; it runs."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100 + late)
+    tick(jobs)
+
+    assert skips(jobs, pipeline) == [("missed", QUARTER + last * MINUTE, count, None)]
+    assert [job.created for job in jobs.list_jobs()] == [QUARTER + timedelta(seconds=late)]
+
+
+def test_missed_ticks_of_seconds_are_counted_each(jobs, clock):
+    """A schedule of seconds that was not looked at for 25 s runs once, and misses the others."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/10 * * * * *")
+    clock.advance(35)
+    tick(jobs)
+
+    assert skips(jobs, pipeline) == [("missed", BEGIN + timedelta(seconds=20), 2, None)]
+    assert len(jobs.list_jobs()) == 1
+    assert next_tick(jobs, pipeline) == BEGIN + timedelta(seconds=40)
+
+
+def test_missed_and_skipped_are_told_apart(jobs, clock):
+    """Ticks that passed unseen are missed; the one in time that meets a job is skipped for it."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    blocker = jobs.create_job(pipeline_id=pipeline.id)
+    clock.advance(100 + 1800)
+    tick(jobs)
+
+    assert skips(jobs, pipeline) == [
+        ("schedule", QUARTER + 30 * MINUTE, 1, blocker.id),
+        ("missed", QUARTER + 15 * MINUTE, 2, None),
+    ]
+
+
+def test_a_year_without_a_manager_is_one_record(jobs, clock):
+    """However many ticks of seconds were missed, they are one record, due at the last of them."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="0-58 0 * * * *")
+    clock.advance(365 * 86400)
+    tick(jobs)
+    ((why, due, count, _),) = skips(jobs, pipeline)
+
+    assert (why, due) == ("missed", BEGIN.replace(year=2024, day=13, minute=0, second=58))
+    assert count == 10_001  # at least so many: counting ends there
+    assert jobs.list_jobs() == []
+
+
+def test_a_clock_that_is_set_back_takes_no_tick_twice(jobs, clock):
+    """A tick that was taken is not taken again when its hour comes a second time."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100)
+    tick(jobs)
+    end(jobs, jobs.list_jobs()[0])
+    clock.set_wall(-50)
+    tick(jobs)
+    clock.advance(60)
+    tick(jobs)
+
+    assert len(jobs.list_jobs()) == 1
+    assert skips(jobs, pipeline) == []
+
+
+def test_a_schedule_is_meant_in_its_time_zone(jobs, clock):
+    """09:30 in Tokyo is 00:30 UTC; that is when the job is made."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="30 9 * * *", time_zone="Asia/Tokyo")
+    due = datetime(2023, 11, 15, 0, 30, tzinfo=timezone.utc)
+    clock.advance((due - BEGIN).total_seconds())
+    tick(jobs)
+
+    assert pipeline.next_tick == due
+    assert [job.created for job in jobs.list_jobs()] == [due]
+    assert next_tick(jobs, pipeline) == due + timedelta(days=1)
+
+
+def test_a_change_of_offset_moves_the_tick(jobs, clock):
+    """02:30 in Berlin is run on the day that has none, right when the clock was changed."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="30 2 * * *", time_zone="Europe/Berlin")
+    change = datetime(2024, 3, 31, 1, 0, tzinfo=timezone.utc)
+    clock.wall = from_datetime(change - timedelta(hours=1))
+    jobs.update_pipeline(pipeline.id, schedule="30 2 * * *")
+    clock.advance(3600)
+    tick(jobs)
+
+    assert [job.created for job in jobs.list_jobs()] == [change]
+    assert next_tick(jobs, pipeline) == datetime(2024, 4, 1, 0, 30, tzinfo=timezone.utc)
+
+
+# --- changes ------------------------------------------------------------------------------
+
+
+def test_a_changed_schedule_counts_from_now(jobs, clock):
+    """A change of schedule or time zone computes the next tick anew; other changes leave it."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(60)
+    hourly = jobs.update_pipeline(pipeline.id, schedule="@hourly")
+    named = jobs.update_pipeline(pipeline.id, name="q", max_retries=2)
+    india = jobs.update_pipeline(pipeline.id, time_zone="Asia/Kolkata")  # half an hour off
+    utc = jobs.update_pipeline(pipeline.id, time_zone=None)
+
+    assert hourly.next_tick == named.next_tick == utc.next_tick == QUARTER + 45 * MINUTE
+    assert india.next_tick == QUARTER + 15 * MINUTE
+
+
+def test_a_schedule_that_was_removed_runs_no_more(jobs, clock):
+    """Without a schedule there is no tick, neither the one that was due nor a later one."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100)
+    changed = jobs.update_pipeline(pipeline.id, schedule=None)
+    for _ in range(3):
+        tick(jobs)
+        clock.advance(900)
+
+    assert (changed.schedule, changed.next_tick) == (None, None)
+    assert jobs.list_jobs() == []
+    assert skips(jobs, pipeline) == []
+
+
+def test_a_schedule_that_comes_back_misses_nothing(jobs, clock):
+    """Ticks of the time without a schedule are nobody's."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    jobs.update_pipeline(pipeline.id, schedule=None)
+    clock.advance(86400 + 50)
+    jobs.update_pipeline(pipeline.id, schedule="*/15 * * * *")
+    clock.advance(50)
+    tick(jobs)
+
+    assert len(jobs.list_jobs()) == 1
+    assert skips(jobs, pipeline) == []
+
+
+def test_a_deleted_pipeline_is_not_ticked(jobs, clock, database):
+    """A tick that comes after the first step of a deletion makes neither job nor record."""
+    for mark in (jobs.delete_pipeline, jobs._curator.mark_pipeline_deleted):
+        mark(jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *").id)
+    clock.advance(100)
+    tick(jobs)
+
+    assert jobs.list_jobs() == []
+    assert sql(database, "SELECT * FROM skip") == []
+    with pytest.raises(PipelineNotFound):
+        jobs.skips("p")
+
+
+def test_skips_are_deleted_with_their_pipeline(jobs, clock, database):
+    """Nothing of a pipeline's records outlives it."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(86400)
+    tick(jobs)
+    recorded = len(jobs.skips(pipeline.id))
+    jobs.delete_pipeline(pipeline.id)
+
+    assert (recorded, sql(database, "SELECT * FROM skip")) == (1, [])
+
+
+@pytest.mark.parametrize("expression", ["", "* * * *", "61 * * * *", "@sometimes", "0 0 31 2 *"])
+def test_a_bad_expression_is_refused_when_it_is_written(jobs, clock, database, expression):
+    """A schedule that is none, or never comes, is ScheduleError; the old one goes on."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    with pytest.raises(ScheduleError) as caught:
+        jobs.create_pipeline("q", ["true"], schedule=expression)
+    with pytest.raises(ScheduleError):
+        jobs.update_pipeline(pipeline.id, schedule=expression, name="q")
+    with pytest.raises(ScheduleError):
+        jobs.update_pipeline(pipeline.id, time_zone="Mars/Olympus")
+    clock.advance(100)
+    tick(jobs)
+
+    assert caught.value.status == 400
+    assert [row["name"] for row in sql(database, "SELECT name FROM pipeline")] == ["p"]
+    assert len(jobs.list_jobs()) == 1
+
+
+def test_one_pipeline_that_cannot_be_ticked_holds_up_no_other(jobs, clock, database):
+    """A stored time zone that is not known here costs its own pipeline's ticks, no more."""
+    broken = jobs.create_pipeline("broken", ["true"], schedule="*/15 * * * *")
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    sql(database, "UPDATE pipeline SET time_zone = 'Gone/Zone' WHERE id = ?", broken.id.hex)
+    clock.advance(100)
+    tick(jobs)
+
+    assert [job.pipeline_id for job in jobs.list_jobs()] == [pipeline.id]
+    assert next_tick(jobs, broken) == QUARTER
+
+
+def test_a_tick_and_its_job_are_one_transaction(jobs, clock, database):
+    """A tick whose job could not be written is not taken, and is taken later."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100)
+    sql(database, "CREATE TRIGGER no BEFORE INSERT ON job BEGIN SELECT RAISE(ABORT, 'no'); END")
+    tick(jobs)
+    between = next_tick(jobs, pipeline)
+    sql(database, "DROP TRIGGER no")
+    tick(jobs)
+
+    assert between == QUARTER
+    assert len(jobs.list_jobs()) == 1
+
+
+# --- several processes ----------------------------------------------------------------------
+
+
+class At:
+    """A clock that stands where it is put."""
+
+    def __init__(self, wall):
+        self.wall = wall
+
+    def now(self):
+        return self.wall
+
+    def monotonic(self):
+        return 0.0
+
+
+def tick_through(database, first, count):
+    """Look at the schedules at `count` moments, a minute apart."""
+    clock = At(first)
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        for _ in range(count):
+            tick(jobs)
+            clock.wall += 60_000_000
+
+
+def test_of_eight_processes_one_takes_a_tick(jobs, clock, database):
+    """Eight processes that see a tick at once make one job of it and record nothing."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100)
+
+    at_once(tick_through, [(database, clock.now(), 1)] * 8)
+
+    assert len(jobs.list_jobs()) == 1
+    assert skips(jobs, pipeline) == []
+
+
+def test_eight_processes_take_each_tick_once(jobs, clock, database):
+    """Ten ticks seen by eight processes are one job, and nine skips for it, each its own."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="* * * * *")
+    clock.advance(40)
+    first = to_datetime(clock.now())
+
+    at_once(tick_through, [(database, clock.now(), 10)] * 8)
+
+    (job,) = jobs.list_jobs()
+    assert job.created == first
+    assert skips(jobs, pipeline) == [
+        ("schedule", first + n * MINUTE, 1, job.id) for n in range(9, 0, -1)
+    ]
+    assert next_tick(jobs, pipeline) == first + 10 * MINUTE
+
+
+def test_eight_processes_record_missed_ticks_once(jobs, clock, database):
+    """What was missed is recorded by whoever moves the next tick on, and by nobody else."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100 + 40 * 60)
+
+    at_once(tick_through, [(database, clock.now(), 1)] * 8)
+
+    assert skips(jobs, pipeline) == [("missed", QUARTER + 30 * MINUTE, 3, None)]
+    assert jobs.list_jobs() == []
+
+
+def test_a_manager_with_slots_runs_what_is_due(running_jobs):
+    """Without anybody asking, a pipeline of every second runs again and again."""
+    pipeline = running_jobs.create_pipeline("p", EXIT_0, schedule="* * * * * *")
+    until(
+        lambda: running_jobs.count_jobs(pipeline_id=pipeline.id)[Status.COMPLETE] >= 2,
+        "two runs by schedule",
+    )
+    running_jobs.update_pipeline(pipeline.id, schedule=None)
+    running_jobs.drain(30)
+    ended = running_jobs.list_jobs()
+
+    assert {(job.type, job.status, job.pipeline_id) for job in ended} == {
+        ("PIPELINE_RUN", Status.COMPLETE, pipeline.id)
+    }
+    assert len({job.created.replace(microsecond=0) for job in ended}) == len(ended)
+
+
+def test_a_manager_without_slots_takes_no_tick(database, clock):
+    """Bookkeeping alone neither runs nor records what is due: that is for who runs jobs."""
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+        clock.advance(86400)
+        jobs.recover()
+        listed = jobs.list_jobs()
+
+        assert listed == []
+        assert next_tick(jobs, pipeline) == QUARTER
