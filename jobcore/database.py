@@ -89,7 +89,7 @@ class Database:
     _writer: Connection | None
     _watch: _SqliteConnection | None
     _engine: Engine
-    _synchronous: str
+    _settings: dict[str, str]  # pragmas of the writer that change from one use to the next
     _next_checkpoint: float  # by the monotonic clock
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 30.0) -> None:
@@ -121,30 +121,34 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True, patience: float | None = None) -> Iterator[Connection]:
         """
         Give a connection in a write transaction; commit at the end, roll back on any error.
 
         Args:
             durable: Survive a power failure once this returns. False, for log
                 lines alone: they survive a crash of every process.
+            patience: Seconds to wait for the lock; None: the busy timeout.
 
         Raises:
-            DatabaseBusy: The lock could not be had within the busy timeout.
+            DatabaseBusy: The lock could not be had within that time.
             DatabaseGone: The file is no longer the one that was opened.
             SchemaTooNew: A newer jobcore has changed the file meanwhile.
         """
-        with self._in_use(), self._writing(), self._typed_errors():
+        seconds = self.busy_timeout if patience is None else patience
+        with self._in_use(), self._writing(seconds), self._typed_errors():
             connection = self._writer_connection()
             self._require_same_file()
-            level = "FULL" if durable else "NORMAL"
-            if level != self._synchronous:
-                # Before BEGIN: inside a transaction SQLite ignores it.
-                self._driver(connection).execute(f"PRAGMA synchronous = {level}")
-                self._synchronous = level
-            with connection.begin():
-                self._require_same_schema(connection)
-                yield connection
+            # Before BEGIN: inside a transaction SQLite ignores the first of them.
+            self._set_on_writer("synchronous", "FULL" if durable else "NORMAL")
+            self._set_on_writer("busy_timeout", str(round(seconds * 1000)))
+            try:
+                with connection.begin():
+                    self._require_same_schema(connection)
+                    yield connection
+            except BaseException:
+                self._drop_unfinished(connection)
+                raise
         self._announce()
         self._checkpoint_if_due()
 
@@ -168,8 +172,8 @@ class Database:
         connection.exec_driver_sql("RELEASE one_of_many")
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        if not self._writer_lock.acquire(timeout=self.busy_timeout):
+    def _writing(self, patience: float) -> Iterator[None]:
+        if not self._writer_lock.acquire(timeout=patience):
             raise DatabaseBusy(f"{self.path}: another thread kept writing")
         try:
             yield
@@ -179,8 +183,25 @@ class Database:
     def _writer_connection(self) -> Connection:
         if self._writer is None:
             self._writer = self._engine.connect().execution_options(jobcore_write=True)
-            self._synchronous = "FULL"
+            self._settings = {}
         return self._writer
+
+    def _set_on_writer(self, pragma: str, value: str) -> None:
+        if self._writer is not None and self._settings.get(pragma) != value:
+            self._driver(self._writer).execute(f"PRAGMA {pragma} = {value}")
+            self._settings[pragma] = value
+
+    def _drop_unfinished(self, connection: Connection) -> None:
+        """
+        Let go of a writer whose transaction nobody has ended.
+
+        A Ctrl-C between the driver's BEGIN and SQLAlchemy's noting it leaves
+        one: it would keep every other process from writing.
+        """
+        if connection.invalidated or self._driver(connection).in_transaction:
+            self._writer = None
+            connection.invalidate()
+            connection.close()
 
     def _require_same_file(self) -> None:
         if self._identify() != self._identity:
@@ -335,7 +356,7 @@ class Database:
         self._writer = None
         self._watch = None
         self._version_base = 0
-        self._synchronous = "FULL"
+        self._settings = {}
         self._next_checkpoint = 0.0
         self._opened: weakref.WeakSet[_SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()

@@ -12,6 +12,7 @@ Nothing is installed at import: the hooks come with the first owner.
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import weakref
@@ -46,6 +47,7 @@ class _Gate:
         self._owners: weakref.WeakSet[ForkAware] = weakref.WeakSet()
         self._resting: list[ForkAware] = []  # told before a fork, to be told after it
         self._installed = False
+        self._interrupted = False  # by a Ctrl-C while it waited; told after the fork
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -82,7 +84,12 @@ class _Gate:
         self._forks.acquire()
         self._resting = list(self._owners)
         for owner in self._resting:
-            owner.before_fork()
+            try:
+                owner.before_fork()
+            except BaseException as error:  # noqa: BLE001 - the fork comes all the same
+                # Python would print it and go on to the fork, and the hooks behind
+                # it would undo what was not done.
+                self._interrupted = self._interrupted or isinstance(error, KeyboardInterrupt)
         self._lock.acquire()
 
     def _after_in_parent(self) -> None:
@@ -91,6 +98,9 @@ class _Gate:
             owner.after_fork_in_parent()
         self._resting = []
         self._forks.release()
+        if self._interrupted:
+            self._interrupted = False
+            _thread.interrupt_main()
 
     def _after_in_child(self) -> None:
         for descriptor in self._descriptors:

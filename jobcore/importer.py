@@ -128,7 +128,9 @@ class Importer:
                 return run
             if goal is None:
                 goal = harvest.goal  # no further: a command may write for ever
-            with self._database.write(durable=self.must_be_durable(harvest)) as connection:
+            with self._database.write(
+                durable=self.must_be_durable(harvest), patience=patience
+            ) as connection:
                 fresh = self.apply(connection, harvest)
             self.clean_up(harvest, fresh)
             if fresh is None or fresh.final:

@@ -4,8 +4,6 @@ Models: what callers get to see.
 Frozen values, true as of the moment they were read; they never change under their holder.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 from uuid import UUID
@@ -51,7 +49,7 @@ class _Public(BaseModel):
     )
 
     @classmethod
-    def _checked(cls, fields: dict[str, Any]) -> Self:
+    def _checked(cls, fields: dict[str, Any]) -> "Self":
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
@@ -59,7 +57,7 @@ class _Public(BaseModel):
             raise DatabaseCorrupt(f"a stored {cls.__name__} makes no sense: {error}") from error
 
     @classmethod
-    def from_row(cls, row: Any) -> Self:
+    def from_row(cls, row: Any) -> "Self":
         """
         Return the public form of a stored row.
 
@@ -118,7 +116,7 @@ class Pipeline(_Public):
         return self._command
 
     @classmethod
-    def from_row(cls, row: Any) -> Self:
+    def from_row(cls, row: Any) -> "Self":
         """Return the public form of a stored pipeline."""
         made = super().from_row(row)
         if row.command is not None:
@@ -184,7 +182,7 @@ class Job(_Public):
     )  # fmt: skip
 
     @classmethod
-    def from_row(cls, row: Any) -> Self:
+    def from_row(cls, row: Any) -> "Self":
         """Return the public form of a stored job."""
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         for name in cls._moments:
@@ -212,7 +210,7 @@ class ClaimedJob(Job):
         return self._pipeline
 
     @classmethod
-    def from_rows(cls, row: Any, pipeline_row: Any | None) -> Self:
+    def from_rows(cls, row: Any, pipeline_row: Any | None) -> "Self":
         """Return the form for executors of a stored job and its pipeline."""
         made = cls.from_row(row)
         if row.command is not None:

@@ -86,7 +86,7 @@ class Recovery:
                 self._stopper.deliver(fresh)
             return fresh
         try:
-            return self._resolve(fresh)
+            return self._resolve(fresh, patience)
         except NewerProtocol:
             return fresh  # its own version will know what became of it
 
@@ -108,7 +108,7 @@ class Recovery:
         except FileNotFoundError:
             return False
 
-    def _resolve(self, run: Run) -> Run | None:
+    def _resolve(self, run: Run, patience: float | None) -> Run | None:
         if leftovers.is_inside(run.cookie or ""):
             return run
         existed = run.name in self._directories.names()
@@ -127,7 +127,7 @@ class Recovery:
         if current is None or (settled and not current.supervised):
             self._directories.remove(run.name)
             return current
-        return self._importer.bring_in(current)
+        return self._importer.bring_in(current, patience=patience)
 
     def _write_verdict(self, run: Run, directory: int, *, existed: bool) -> None:
         """Write the exit record of a job whose supervisor is dead. The whole lock is ours."""

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
 
 from jobcore.errors import ScheduleError
 
@@ -253,6 +252,8 @@ def _zone(name: str) -> tzinfo:
     """
     if name == "UTC":
         return _UTC  # so that the default needs no time zone data
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - hosts without schedules need not load it
+
     try:
         return ZoneInfo(name)
     # By cause: no such zone, a malformed name, a name of a folder of zones, no string.

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import time
 
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from jobcore import filesystem, lifecycle, tables
@@ -22,6 +21,8 @@ _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has u
 
 def statements() -> list[str]:
     """Return the statements that make the current schema in an empty file."""
+    from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - loaded with the first connection, not at import
+
     dialect = sqlite.dialect()
     made = []
     for table in tables.METADATA.sorted_tables:

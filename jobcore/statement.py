@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import ClauseElement
 
 
@@ -51,6 +50,8 @@ class Statement:
 
     def _compiled(self) -> str:
         if self._text is None:  # at the first use: importing jobcore compiles nothing
+            from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - loaded with the first connection, not at import
+
             compiled = self._core.compile(dialect=sqlite.dialect(paramstyle="named"))
             self._constants = {
                 name: value for name, value in compiled.params.items() if value is not None

@@ -24,7 +24,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from jobcore import lifecycle, runs
 from jobcore.lifecycle import Status, Trigger
@@ -279,6 +278,8 @@ def _record_creation(connection: Connection, number: int, now: int) -> None:
 
 def insert_job_if_free(connection: Connection, *, now: int, **fields: Any) -> Row[Any] | None:
     """Make a QUEUED job of a pipeline, or return None where that has an active one."""
+    from sqlalchemy.dialects.sqlite import insert as sqlite_insert  # noqa: PLC0415 - loaded with the first connection, not at import
+
     row = connection.execute(
         sqlite_insert(job)
         .values(

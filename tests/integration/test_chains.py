@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from jobcore import CommandError, PipelineCycle, Status
+from jobcore import CommandError, PipelineCycle, Status, runs, settlement
+from jobcore.lifecycle import Ending
 from tests.jobfiles import sql
 from tests.processes import until
 from tests.programs import EXIT_0, EXIT_3
@@ -86,6 +87,21 @@ def test_only_complete_triggers(jobs, ending):
 
     assert jobs_of(jobs, triggered) == []
     assert jobs.skips(triggered.id) == []
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_nothing_follows_from_a_job_that_is_being_deleted(jobs, exit_code):
+    """A job that ends by itself while it is being deleted sets off neither chain nor retry."""
+    source = jobs.create_pipeline("a", ["true"], max_retries=1)
+    jobs.create_pipeline("b", ["true"], triggered_by=["a"])
+    job = jobs.create_job(pipeline_id=source.id)
+    jobs.start_job(job.id)
+    with jobs._database.write() as connection:
+        runs.mark_deleted(connection, job.number, now=0)
+        run_of_it = runs.find(connection, job.number)
+        settlement.settle_own(connection, run_of_it, Ending.by_host(exit_code), now=0)
+
+    assert jobs.list_jobs() == []
 
 
 def test_another_attempt_that_completes_triggers(jobs):
@@ -271,6 +287,13 @@ def test_an_update_of_something_else_is_no_circle(jobs):
     jobs.update_pipeline(made.id, triggered_by=["A"])
 
     assert jobs.update_pipeline(made.id, name="B", timeout=3).triggered_by == ["A"]
+
+
+def test_what_a_pipeline_was_before_a_change_closes_no_circle(jobs):
+    """Name and sources are changed together: the old ones no longer count."""
+    made = jobs.create_pipeline("a", ["true"], triggered_by=["b"])
+
+    assert jobs.update_pipeline(made.id, name="b", triggered_by=["a"]).triggered_by == ["a"]
 
 
 @pytest.mark.parametrize("names", ["extract", b"extract", [b"extract"], [None], 5])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import uuid
-from pathlib import Path
 
 import pytest
 
@@ -31,7 +29,7 @@ def env(folder):
         "TMPDIR": str(home),
         "DLT_DATA_DIR": str(home / "dlt"),
         "RUNTIME__DLTHUB_TELEMETRY": "false",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{home}:{os.environ['PATH']}",
         "PYTHONUNBUFFERED": "1",
         "JOBCORE_TEST": mark,
     }

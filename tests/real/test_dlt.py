@@ -37,7 +37,12 @@ def of_readme(name):
 
 @pytest.fixture
 def shop(folder):
-    """Return the folder, with README's script and the files that it loads."""
+    """Return the folder, with README's script, the files that it loads and a `python` for it."""
+    python = folder / "home" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$HOME" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    # As root dlt writes to /var/dlt, whatever else it is told: so nobody is root there.
+    (folder / "home" / "sitecustomize.py").write_text("import os\nos.geteuid = lambda: 65534\n")
     (folder / "load.py").write_text(of_readme("load.py"))
     write_orders(folder)
     rows = "".join(f"{name},{city}\n" for name, city in CUSTOMERS)

@@ -398,9 +398,9 @@ def test_power_may_take_back_lines_but_no_verdict(jobs, scripted, monkeypatch):
     written = []
     real = Database.write
 
-    def write(self, *, durable=True):
+    def write(self, *, durable=True, patience=None):
         written.append(durable)
-        return real(self, durable=durable)
+        return real(self, durable=durable, patience=patience)
 
     run = scripted()
     monkeypatch.setattr(Database, "write", write)
