@@ -151,6 +151,9 @@ class Curator:
         now = self._clock.now()
         with self._database.write() as connection:
             row = require_pipeline(connection, pipeline_id)
+            blocker = store.active_job_of(connection, row.id) if row.status == "FAILED" else None
+            if blocker is not None:
+                raise PipelineAlreadyRunning(row.id, blocker.id)
             fields = _changed(_as_said(row), changes)
             values = _checked(fields)
             self._refuse_cycle(
