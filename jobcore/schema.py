@@ -12,11 +12,30 @@ from jobcore import filesystem, lifecycle, tables
 from jobcore.errors import NotAJobcoreDatabase, ReadOnlyDatabase, SchemaTooNew, StoreMismatch
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
-VERSION = 1
+VERSION = 2
 #: STRICT-like checks, RETURNING (3.35) and what the partial indexes need.
 LEAST_SQLITE = (3, 37, 0)
 
 _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
+
+#: By schema version, what makes the next one of it. Written out, not generated
+#: from the tables: these move on, and an old file needs what was meant then.
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    # Results of functions, and the progress that jobs report.
+    1: (
+        "ALTER TABLE job ADD COLUMN progress_done FLOAT",
+        "ALTER TABLE job ADD COLUMN progress_total FLOAT",
+        "ALTER TABLE job ADD COLUMN progress_message TEXT",
+        "ALTER TABLE job ADD COLUMN progress_at BIGINT",
+        """\
+CREATE TABLE result (
+    job BIGINT NOT NULL PRIMARY KEY REFERENCES job (number) ON DELETE CASCADE,
+    encoding VARCHAR NOT NULL,
+    data BLOB NOT NULL,
+    CONSTRAINT encoding_is_known CHECK (encoding IN ('json', 'pickle'))
+)""",
+    ),
+}
 
 
 def statements() -> list[str]:
@@ -54,7 +73,7 @@ def read_identity(connection: sqlite3.Connection) -> tuple[int, int, int]:
 
 def check(path: str, identity: tuple[int, int, int]) -> bool:
     """
-    Tell whether the schema is the current one; False: it has to be made.
+    Tell whether the schema is the current one; False: it has to be made, or brought up to it.
 
     Raises:
         NotAJobcoreDatabase: Another program's file.
@@ -72,11 +91,14 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
     return version == VERSION
 
 
-def make(connection: sqlite3.Connection, path: str, store_id: str, patience: float) -> None:
+def bring_up(
+    connection: sqlite3.Connection, path: str, store_id: str | None, patience: float
+) -> None:
     """
-    Make the schema in one transaction: all of it is there, or nothing.
+    Bring the file to the current schema in one transaction: all of it is there, or nothing.
 
     Args:
+        store_id: Of an empty file, which is given the whole schema at once.
         patience: Seconds to go on trying while other processes do the same.
     """
     deadline = time.monotonic() + patience
@@ -91,17 +113,27 @@ def make(connection: sqlite3.Connection, path: str, store_id: str, patience: flo
             time.sleep(0.01)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if not check(path, read_identity(connection)):
-            for statement in statements():
-                connection.execute(statement)
-            connection.execute("INSERT INTO store (id) VALUES (?)", (store_id,))
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        identity = read_identity(connection)  # again: another process may have been faster
+        if identity == _EMPTY:
+            _make(connection, store_id)
+        elif not check(path, identity):
+            for version in range(identity[1], VERSION):
+                for statement in MIGRATIONS[version]:
+                    connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _make(connection: sqlite3.Connection, store_id: str | None) -> None:
+    for statement in statements():
+        connection.execute(statement)
+    connection.execute("INSERT INTO store (id) VALUES (?)", (store_id,))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def join_root(connection: sqlite3.Connection, path: str, *, writable: bool) -> None:
@@ -126,13 +158,23 @@ def join_root(connection: sqlite3.Connection, path: str, *, writable: bool) -> N
             found = _renew(connection, path, root, stored)
     finally:
         os.close(root)
-    if found is not None and found != stored:
-        (again,) = connection.execute("SELECT id FROM store").fetchone()
-        if found != again:  # else another process renewed it just now
-            raise StoreMismatch(
-                f"{path}.jobs belongs to another database than {path}; "
-                "one of the two was copied or moved without the other"
-            )
+    if found not in (None, stored) and found != _settled_id(connection, writable=writable):
+        raise StoreMismatch(
+            f"{path}.jobs belongs to another database than {path}; "
+            "one of the two was copied or moved without the other"
+        )
+
+
+def _settled_id(connection: sqlite3.Connection, *, writable: bool) -> str:
+    """Return the id in the file once nobody is renewing it: the file in the root comes first."""
+    if writable:
+        connection.execute("BEGIN IMMEDIATE")
+    try:
+        (stored,) = connection.execute("SELECT id FROM store").fetchone()
+        return str(stored)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def _renew(connection: sqlite3.Connection, path: str, root: int, stored: str) -> str:
@@ -165,15 +207,21 @@ def open_or_make(connection: sqlite3.Connection, path: str, patience: float) -> 
         ReadOnlyDatabase: It would have to be made or brought up to date, and cannot be.
     """
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
-    if not check(path, read_identity(connection)):
+    identity = read_identity(connection)
+    if not check(path, identity):
         if not writable:
             raise ReadOnlyDatabase(f"{path} is empty or out of date, and cannot be written")
-        root = filesystem.open_root(path, create=True)
-        try:
-            store_id = filesystem.read_store_id(root) or filesystem.make_store_id(
-                root, os.path.dirname(path)
-            )
-        finally:
-            os.close(root)
-        make(connection, path, store_id, patience)
+        # An older file has its id, and a root that is missing is for `join_root` to judge.
+        store_id = _new_store_id(path) if identity == _EMPTY else None
+        bring_up(connection, path, store_id, patience)
     join_root(connection, path, writable=writable)
+
+
+def _new_store_id(path: str) -> str:
+    root = filesystem.open_root(path, create=True)
+    try:
+        return filesystem.read_store_id(root) or filesystem.make_store_id(
+            root, os.path.dirname(path)
+        )
+    finally:
+        os.close(root)

@@ -183,6 +183,12 @@ class JobRow(_Row, table=True):
     loose_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     loose_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
 
+    # What the job last said of its progress; moved by import with the offset, never by settle.
+    progress_done: float | None = None
+    progress_total: float | None = None
+    progress_message: str | None = Field(default=None, sa_column=Column(Text))
+    progress_at: int | None = Field(default=None, sa_column=_moment())
+
     # Written at settle, out of the exit record.
     end_time: int | None = Field(default=None, sa_column=_moment())
     exit_code: int | None = None
@@ -215,6 +221,23 @@ class SegmentRow(_Row, table=True):
     data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
+class ResultRow(_Row, table=True):
+    """What a function returned; written with the verdict, where that is COMPLETE."""
+
+    __tablename__ = "result"
+    __table_args__ = (CheckConstraint("encoding IN ('json', 'pickle')", name="encoding_is_known"),)
+    job: int = Field(
+        sa_column=Column(
+            BigInteger,
+            ForeignKey("job.number", ondelete="CASCADE"),
+            primary_key=True,
+            autoincrement=False,
+        )
+    )
+    encoding: str
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
 class TransitionRow(_Row, table=True):
     """Append-only history: what happened to a job, when, why and by whom."""
 
@@ -238,5 +261,6 @@ pipeline: Table = PipelineRow.__table__
 job: Table = JobRow.__table__
 skip: Table = SkipRow.__table__
 log_segment: Table = SegmentRow.__table__
+result: Table = ResultRow.__table__
 transition: Table = TransitionRow.__table__
 METADATA: MetaData = job.metadata

@@ -114,7 +114,7 @@ def _noise(path):
 def _newer(path):
     Database(path).close()
     with foreign(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 9999")
     shutil.rmtree(path + ".jobs")
 
 
@@ -501,7 +501,7 @@ def test_migrated_file_is_too_new(database, opened):
     """A process that knows an older schema stops writing once a newer one has migrated the file."""
     note(opened, "before")
     with foreign(database) as other:
-        other.execute("PRAGMA user_version = 2")
+        other.execute("PRAGMA user_version = 9999")
 
     with pytest.raises(SchemaTooNew, match="meanwhile"):
         note(opened, "after")

@@ -1,0 +1,154 @@
+"""Migration: a file of every earlier schema becomes a current one, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from jobcore import JobManager, Reason, SchemaTooNew, Status, schema
+from jobcore.database import Database
+from tests.processes import ROOT, Child, at_once
+
+
+def make_old(path, version):
+    """Make the file as a jobcore of schema `version` left it: four jobs, one of each kind."""
+    source = (ROOT / "tests" / "data" / f"schema_{version}.sql").read_text()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(source)
+        connection.execute("PRAGMA journal_mode = WAL")
+    os.chmod(path, 0o600)
+
+
+def shape(path):
+    """Return what a file's schema consists of, however it came to be."""
+    with closing(sqlite3.connect(path)) as connection:
+        tables = {name for (name,) in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        )}  # fmt: skip
+        columns = {
+            table: sorted(
+                (name, kind, notnull, default, key)
+                for _, name, kind, notnull, default, key in connection.execute(
+                    f"PRAGMA table_info({table})"
+                )
+            )
+            for table in tables
+        }
+        keys = {
+            table: sorted(
+                row[2:] for row in connection.execute(f"PRAGMA foreign_key_list({table})")
+            )
+            for table in tables
+        }
+        others = sorted(
+            connection.execute(
+                "SELECT name, sql FROM sqlite_master WHERE type IN ('index', 'trigger')"
+            ),
+            key=lambda row: row[0],
+        )
+        return columns, keys, others
+
+
+def version_of(path):
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+@pytest.fixture(params=sorted(schema.MIGRATIONS))
+def old(request, database):
+    """Return a file of an earlier schema."""
+    make_old(database, request.param)
+    return database
+
+
+def test_there_is_a_step_and_a_file_for_every_earlier_version():
+    """No version is left behind, and each is tested with a file that it made."""
+    assert sorted(schema.MIGRATIONS) == list(range(1, schema.VERSION))
+
+
+def test_a_migrated_file_is_like_a_new_one(old, tmp_path):
+    """Migration leads to the very tables, keys, indexes and triggers of a file made today."""
+    Database(old).close()
+    new = str(tmp_path / "new.db")
+    Database(new).close()
+
+    assert version_of(old) == schema.VERSION
+    assert shape(old) == shape(new)
+
+
+def test_what_was_stored_is_still_there(old):
+    """Jobs, logs, history and pipelines of an earlier jobcore read as they did."""
+    with JobManager(old, slots=0) as jobs:
+        waits, task, nightly, ended = jobs.list_jobs()
+        log = [(line.sequence, line.text) for line in jobs.logs(ended.id)]
+        triggers = [str(entry.trigger) for entry in jobs.history(ended.id)]
+        pipeline = jobs.get_pipeline(nightly.pipeline_id)
+        task = jobs.finish_job(task.id)
+
+    assert (ended.name, ended.data, ended.status) == ("ended", {"a": 1}, Status.ERROR)
+    assert (ended.exit_code, ended.reason) == (3, Reason.EXITED)
+    assert log == [(0, "extract"), (1, "load")]
+    assert triggers == ["create", "start", "finish"]
+    assert (pipeline.name, nightly.status) == ("nightly", Status.COMPLETE)
+    assert (waits.status, task.status) == (Status.QUEUED, Status.COMPLETE)
+
+
+def test_an_interrupted_migration_leaves_the_old_file(old, monkeypatch):
+    """A process that dies at any statement of a step leaves the file as it was."""
+    before = version_of(old)
+    count = len(schema.MIGRATIONS[before])
+
+    def die_at(index):
+        statements = schema.MIGRATIONS[before]
+
+        def cut_short():
+            yield from statements[:index]
+            os._exit(9)
+
+        monkeypatch.setitem(schema.MIGRATIONS, before, cut_short())
+        Database(old)
+
+    for index in range(count):
+        with pytest.raises(AssertionError, match="died without an answer"):
+            Child(die_at, index).result()
+        assert version_of(old) == before
+    Database(old).close()
+
+    assert count > 1
+    assert version_of(old) == schema.VERSION
+
+
+def test_many_processes_migrate_it_once(old):
+    """Eight processes that open an old file together all get the current one."""
+
+    def open_it(name):
+        with JobManager(old, slots=0) as jobs:
+            return str(jobs.submit(["true"], name=name).number)
+
+    numbers = at_once(open_it, [(str(n),) for n in range(8)])
+
+    assert len(set(numbers)) == 8
+    assert version_of(old) == schema.VERSION
+
+
+def test_an_old_file_without_a_root_gets_one(old):
+    """A backup of an earlier jobcore, restored alone, opens: nothing of it runs in a process."""
+    assert not os.path.exists(old + ".jobs")
+    with JobManager(old, slots=0) as jobs:
+        assert len(jobs.list_jobs()) == 4
+
+
+def test_a_manager_of_the_old_schema_stops_writing(database, monkeypatch):
+    """A process whose jobcore is older writes nothing once a newer one has migrated the file."""
+    monkeypatch.setattr(schema, "VERSION", 1)
+    make_old(database, 1)
+    with JobManager(database, slots=0) as jobs:
+        monkeypatch.undo()
+        Child(lambda: Database(database).close()).result()
+        monkeypatch.setattr(schema, "VERSION", 1)
+
+        with pytest.raises(SchemaTooNew, match="version 2 meanwhile"):
+            jobs.submit(["true"])
