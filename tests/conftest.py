@@ -8,6 +8,9 @@ import threading
 import pytest
 
 from jobcore import JobManager
+from tests.faults import report
+from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
+from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, until
 
@@ -68,6 +71,20 @@ def scripted(jobs, database):
     yield make
     for one in made:
         one.die()
+
+
+@pytest.fixture
+def rounds(request):
+    """Return the rounds of a campaign; see `tests.faults.rounds.in_rounds`."""
+    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    others = [part for part in request.node.callspec.id.split("-") if part not in TIERS]
+    made = Rounds(f"{name} ({', '.join(others)})" if others else name, request.param)
+    full = request.node.get_closest_marker("faults") is not None
+    made.facts["full"] = full
+    report.note(request.node, made.facts)
+    yield made
+    # Shown where it failed: how to have that round again, alone.
+    print(f"JOBCORE_TEST_SEED={SEED} JOBCORE_TEST_ROUND={made.facts.get('round', 0)}")
 
 
 @pytest.fixture

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sqlite3
 import time
 from pathlib import Path
 
-import pytest
-
 from jobcore import JobManager, Reason, Status
 from tests.faults.hosts import host, serve, submit_and_serve
+from tests.faults.rounds import SEED, in_rounds
 from tests.processes import carrying, until
 from tests.programs import python
-
-SEED = int(os.environ.get("JOBCORE_TEST_SEED", "0")) or random.SystemRandom().randrange(2**32)
 
 #: Prints 200,000 numbered lines and exits 7.
 NUMBERS = python("""
@@ -38,11 +34,10 @@ def cookie_of(database, job_id):
 
 def test_a_killed_host_loses_no_line_and_no_exit_code(database):
     """A host SIGKILLed in the middle of 200,000 lines leaves each of them once, in order."""
-    random.seed(SEED)
-    print(f"seed {SEED}")
+    print(f"JOBCORE_TEST_SEED={SEED}")
     with host(submit_and_serve, database, NUMBERS) as killed:
         job_id = killed.hear()
-        goal = random.randrange(1, 150_000)
+        goal = random.Random(SEED).randrange(1, 150_000)
         connection = sqlite3.connect(database)
         until(
             lambda: connection.execute("SELECT next_sequence FROM job").fetchone()[0] >= goal,
@@ -104,21 +99,19 @@ def test_jobs_of_a_killed_host_settle_by_a_mere_read(database):
         assert (job.status, job.exit_code, text) == (Status.ERROR, 5, b"bye\n")
 
 
-@pytest.mark.parametrize("rounds", [30])
+@in_rounds(smoke=30, full=300)
 def test_kills_at_random_moments_leave_only_the_truth(database, rounds):
     """Hosts killed at random instants: every job ends once, with what it really did."""
-    random.seed(SEED)
-    print(f"seed {SEED}")
     side = database + ".side"
     # Its own witness: a line for each start, in a file that jobcore knows nothing of.
     script = f'echo "$JOBCORE_JOB_ID" >> {side}; for i in 1 2 3; do echo $i; done; exit 9'
     command = ["sh", "-c", script]
     with JobManager(database, slots=0) as jobs:
-        submitted = [jobs.submit(command).id for _ in range(rounds)]
-    for _ in range(rounds):
+        submitted = [jobs.submit(command).id for _ in range(rounds.total)]
+    for chance in rounds:
         with host(serve, database) as killed:
             killed.hear()
-            time.sleep(random.random() * 0.05)  # the instant of death, not a wait for anything
+            time.sleep(chance.random() * 0.05)  # the instant of death, not a wait for anything
     with JobManager(database, slots=2) as jobs:
         jobs.drain(60)
         ended = [jobs.wait(job_id, timeout=60) for job_id in submitted]

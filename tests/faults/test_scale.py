@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from jobcore import JobManager, Status
+from tests.faults.rounds import in_rounds
 from tests.processes import carrying, descriptors, until
 
 
@@ -25,16 +26,18 @@ def zombies():
     return found
 
 
-def test_a_thousand_jobs_leave_no_descriptor_thread_zombie_or_directory(database):
+@in_rounds(smoke=200, full=1000)
+def test_many_jobs_leave_no_descriptor_thread_zombie_or_directory(database, rounds):
     """1,000 jobs through 4 slots all end COMPLETE, and nothing of them is left."""
     before = descriptors()
     with JobManager(database, slots=4) as jobs:
-        submitted = jobs.submit_many([["true"]] * 1000)
+        submitted = jobs.submit_many([["true"]] * rounds.total)
         jobs.drain(timeout=120)
         counted = jobs.count_jobs()
         until(lambda: not zombies(), "the reaping of all children")
         directories = [name for name in os.listdir(database + ".jobs") if len(name) == 32]
         tokens = {(job.exit_code, job.reason) for job in jobs.list_jobs(limit=1000)}
+    rounds.did(rounds.total)
     connection = sqlite3.connect(database)
     problems = [
         connection.execute("PRAGMA integrity_check").fetchall(),
@@ -47,7 +50,7 @@ def test_a_thousand_jobs_leave_no_descriptor_thread_zombie_or_directory(database
     cookies = [cookie for (cookie,) in connection.execute("SELECT cookie FROM job")]
     connection.close()
 
-    assert counted[Status.COMPLETE] == len(submitted) == 1000
+    assert counted[Status.COMPLETE] == len(submitted) == rounds.total
     assert tokens == {(0, "exited")}
     assert directories == []
     assert problems == [[("ok",)], [], [], []]

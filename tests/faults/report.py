@@ -1,0 +1,40 @@
+"""Report: what each campaign did, in a table behind the tests, where any ran in full."""
+
+from __future__ import annotations
+
+from benchmarks.timing import environment
+
+_PROPERTY = "campaign"
+
+
+def note(item, facts):
+    """Have the report tell of this test; `facts` may still change while it runs."""
+    item.user_properties.append((_PROPERTY, facts))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the table. A campaign ends at its first violation."""
+    lines, total, violations = [], 0, 0
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            facts = dict(report.user_properties).get(_PROPERTY)
+            if report.when != "call" or facts is None or not facts["full"]:
+                continue
+            failed = int(outcome == "failed")
+            where = f"in round {facts.get('round', 0)}" if failed else ""
+            lines.append(
+                f"{facts['name']:<64} {facts['rounds']:>7,} {failed:>10} "
+                f"{report.duration:>7.0f} s {where}".rstrip()
+            )
+            total += facts["rounds"]
+            violations += failed
+            seed = facts["seed"]
+    if not lines:
+        return
+    terminalreporter.section("fault campaigns")
+    terminalreporter.write_line(environment())
+    terminalreporter.write_line(f"seed {seed}")
+    terminalreporter.write_line(f"\n{'campaign':<64} {'rounds':>7} {'violations':>10} {'took':>9}")
+    for line in sorted(lines):
+        terminalreporter.write_line(line)
+    terminalreporter.write_line(f"{'all':<64} {total:>7,} {violations:>10}")

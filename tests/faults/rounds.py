@@ -1,0 +1,68 @@
+"""
+Rounds: how often a campaign does what it does, with chances that can be had again.
+
+`smoke` rounds run with every test run, `full` ones with `pytest -m faults`. Both
+are the same test; what a report says of one campaign is what the other does less often.
+
+JOBCORE_TEST_SEED: the seed of all campaigns, as a failure has printed it.
+JOBCORE_TEST_ROUND: only this round of each campaign, for the one that failed.
+JOBCORE_TEST_SOAK: a factor for the full rounds: hours instead of minutes, by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+SEED = int(os.environ.get("JOBCORE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
+os.environ["JOBCORE_TEST_SEED"] = str(SEED)  # for processes that share the tests among them
+ONLY = os.environ.get("JOBCORE_TEST_ROUND")
+SOAK = float(os.environ.get("JOBCORE_TEST_SOAK", "1"))
+
+TIERS = ("smoke", "full")
+
+
+def in_rounds(*, smoke, full):
+    """Give the argument `rounds` to a test: iterate over it, once for each round."""
+    return pytest.mark.parametrize(
+        "rounds",
+        [
+            pytest.param(smoke, id="smoke"),
+            pytest.param(max(1, round(full * SOAK)), id="full", marks=pytest.mark.faults),
+        ],
+        indirect=True,
+    )
+
+
+class Rounds:
+    """
+    The rounds of one campaign: an iterator of `random.Random`, one for each round.
+
+    Each has a seed of its own, so that a round can be had again without those before it.
+
+    Attributes:
+        total: How many there are to be; a test that does all at once takes just this.
+        facts: For the report: what was done so far.
+    """
+
+    def __init__(self, name, total):
+        self.name = name
+        self.total = total
+        self.facts = {"name": name, "rounds": 0, "seed": SEED}
+
+    def __iter__(self):
+        numbers = range(self.total) if ONLY is None else [int(ONLY)]
+        for number in numbers:
+            self.facts["round"] = number
+            yield self.chance(number)
+            self.facts["rounds"] += 1
+
+    def chance(self, number=0):
+        """Return what decides in round `number`."""
+        return random.Random(f"{SEED} {self.name} {number}")
+
+    def did(self, rounds):
+        """Count rounds that were not iterated over."""
+        self.facts["rounds"] += rounds
