@@ -38,6 +38,7 @@ from jobcore.executors import CommandExecutor, Executor, PipelineExecutor
 from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
 from jobcore.manager import JobManager
 from jobcore.models import ClaimedJob, Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.supervision.pool import Launcher
 
 __all__ = [
     "FINAL",
@@ -60,6 +61,7 @@ __all__ = [
     "JobNotFound",
     "JobNotRunning",
     "JobcoreError",
+    "Launcher",
     "LogLine",
     "NotAJobcoreDatabase",
     "NotAcceptable",

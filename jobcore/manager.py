@@ -53,7 +53,7 @@ from jobcore.models import Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.recovery import Recovery
 from jobcore.scheduler import Scheduler
 from jobcore.stopper import Stopper
-from jobcore.supervision.pool import SupervisorPool
+from jobcore.supervision.pool import Launcher, ProcessLauncher, SupervisorPool
 
 if TYPE_CHECKING:
     import os
@@ -86,6 +86,7 @@ class JobManager:
             `"stop"`: jobs that this process started are stopped.
         busy_timeout: Seconds to wait for another process's write transaction.
         python: The interpreter for supervisors; None: `sys.executable`.
+        launcher: Starts supervisors; None: as processes, with `python`.
         only_own: Claim only jobs that were created through this manager.
 
     Raises:
@@ -104,12 +105,17 @@ class JobManager:
         on_exit: str = "detach",
         busy_timeout: float = 30.0,
         python: str | None = None,
+        launcher: Launcher | None = None,
         only_own: bool = False,
     ) -> None:
         if on_exit not in ("detach", "stop"):
             raise ValueError(f'on_exit is "detach" or "stop", not {on_exit!r}')
         if clock is not None:
             require_methods(clock, "clock", "now", "monotonic")
+        if launcher is not None:
+            require_methods(launcher, "launcher", "start")
+            if python is not None:
+                raise ValueError("python is for jobcore's own launcher: give one of both")
         path, patience = checked_database(database), checked_busy_timeout(busy_timeout)
         count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
@@ -133,7 +139,7 @@ class JobManager:
             database=self._database,
             directories=directories,
             importer=importer,
-            pool=SupervisorPool(interpreter),
+            pool=SupervisorPool(launcher or ProcessLauncher(interpreter)),
             clock=self._clock,
             executors=self._executors,
             slots=self._slots,

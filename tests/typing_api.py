@@ -19,6 +19,7 @@ from jobcore import (
     Executor,
     Job,
     JobManager,
+    Launcher,
     LogLine,
     Pipeline,
     PipelineExecutor,
@@ -55,7 +56,16 @@ class Greeter:
         return own or Command(["echo", "hello", name or "you"], cwd=Path("/"), env={"A": "b"})
 
 
+class Refusing:
+    """A host's own launcher."""
+
+    def start(self, descriptor: int) -> int | None:
+        """Start nothing."""
+        raise OSError(descriptor)
+
+
 clock: Clock = Frozen()
+launcher: Launcher = Refusing()
 system: Clock = SystemClock()
 executors: dict[str, Executor] = {
     "GREETING": Greeter(),
@@ -211,5 +221,5 @@ def main() -> None:
         python="/usr/bin/python3",
     ) as jobs:
         governing(jobs)
-    manager = JobManager("jobs.db", slots=0, clock=system)
+    manager = JobManager("jobs.db", slots=0, clock=system, launcher=launcher)
     manager.close()

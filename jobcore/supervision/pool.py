@@ -1,8 +1,8 @@
 """
 Pool: the host's view of its supervisors, each a process at the other end of a socket.
 
-The pool starts them, speaks with them and lets them go. It decides nothing
-about jobs; a supervisor that is let go finishes the one it has.
+A launcher starts them; the pool speaks with them and lets them go. It decides
+nothing about jobs; a supervisor that is let go finishes the one it has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
@@ -27,7 +27,9 @@ __all__ = [
     "OUTPUT",
     "READY",
     "STARTED",
+    "Launcher",
     "Notice",
+    "ProcessLauncher",
     "Supervisor",
     "SupervisorPool",
     "encode_request",
@@ -70,6 +72,73 @@ def encode_request(fields: dict[str, Any]) -> int:
     return descriptor
 
 
+class Launcher(Protocol):
+    """
+    Starts supervisors: how jobs get their processes, or in tests something else.
+
+    Called by the manager that needs one, in its own thread, and while nobody
+    may fork: return at once. That the supervisor is ready comes as its notice.
+    """
+
+    def start(self, descriptor: int) -> int | None:
+        """
+        Have a supervisor speak at this end of a socket pair.
+
+        The descriptor is closed when this returns: keep a copy, or pass it to a
+        process. The other end is the host's; what is said is jobcore's own.
+
+        Returns:
+            The pid of a child of this process that only starts the supervisor
+            and ends, to be reaped by the pool; None: there is nothing to reap.
+
+        Raises:
+            SpawnError, OSError: None could be started, and nothing keeps the descriptor.
+        """
+
+
+class ProcessLauncher:
+    """
+    Starts each supervisor as a process of its own, which outlives its host.
+
+    Args:
+        python: The interpreter that supervisors run with; None: that of this process.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python or sys.executable
+
+    def start(self, descriptor: int) -> int:
+        """
+        Start a supervisor, and return the pid of the process that forks it and ends.
+
+        Raises:
+            SpawnError: No process could be started.
+        """
+        import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
+
+        if not self._python:
+            raise SpawnError("no Python interpreter is known here: name one with `python=`")
+        try:
+            process = subprocess.Popen(
+                [self._python, "-I", "-S", "-c", _STUB, str(descriptor), _PACKAGE],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                close_fds=True,
+                pass_fds=(descriptor,),
+            )
+        except OSError as error:
+            raise SpawnError(
+                f"no supervisor could be started with {self._python!r}: {error}", error.errno
+            ) from error
+        except (RuntimeError, ValueError) as error:  # the interpreter ends, or a NUL in the name
+            raise SpawnError(f"no supervisor could be started: {error}") from error
+        # The pool reaps it; or its destructor would complain, and keep it.
+        process.returncode = 0
+        return process.pid
+
+
 class Supervisor:
     """
     The host's end of one supervisor.
@@ -81,15 +150,15 @@ class Supervisor:
         gone: Nobody is at the other end any more.
     """
 
-    def __init__(self, connection: socket.socket, starter: int) -> None:
+    def __init__(self, connection: socket.socket, starter: int | None) -> None:
         self.pid: int | None = None
         self.ready = False
         self.token: str | None = None
         self.gone = False
         self._socket = connection
-        # The process that was started only forks the supervisor, and ends.
+        # The process that was started, if any, only forks the supervisor, and ends.
         self._starter = starter
-        self._unreaped = [starter]
+        self._unreaped = [] if starter is None else [starter]
 
     def fileno(self) -> int:
         """Return the socket, to be polled for reading; -1 when it was closed."""
@@ -176,7 +245,7 @@ class Supervisor:
 
     def kill_starter(self) -> None:
         """SIGKILL the process that was started, if it has not come to its end by itself."""
-        if not self.reap() and self.starting:
+        if not self.reap() and self._starter is not None and self.starting:
             # Not reaped, a moment ago: so the pid is still our child's.
             os.kill(self._starter, signal.SIGKILL)
 
@@ -216,13 +285,13 @@ class SupervisorPool:
         supervisors: All that were started and not let go, in order of their start.
     """
 
-    def __init__(self, python: str | None = None) -> None:
+    def __init__(self, launcher: Launcher | None = None) -> None:
         """
         Args:
-            python: The interpreter that supervisors run with, else that of this process.
+            launcher: Starts them; None: as processes, with the interpreter of this one.
         """
         self.supervisors: list[Supervisor] = []
-        self._python = python or sys.executable
+        self._launcher = launcher or ProcessLauncher()
         self._leaving: list[Supervisor] = []
         GATE.watch(self)
 
@@ -231,13 +300,9 @@ class SupervisorPool:
         Start a supervisor and return at once; that it is ready comes as a notice.
 
         Raises:
-            SpawnError: No process could be started. Nothing stays open.
+            SpawnError: None could be started. Nothing stays open.
         """
-        import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
-
         self._reap()
-        if not self._python:
-            raise SpawnError("no Python interpreter is known here: name one with `python=`")
         # Until both ends are registered, and the other one closed, nobody may fork.
         with GATE:
             try:
@@ -248,27 +313,13 @@ class SupervisorPool:
             supervisor: Supervisor | None = None
             try:
                 ours.setblocking(False)
-                process = subprocess.Popen(
-                    [self._python, "-I", "-S", "-c", _STUB, str(theirs.fileno()), _PACKAGE],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    cwd="/",
-                    close_fds=True,
-                    pass_fds=(theirs.fileno(),),
-                )
-                supervisor = Supervisor(ours, process.pid)
-                # We reap it ourselves; or its destructor would complain, and keep it.
-                process.returncode = 0
+                supervisor = Supervisor(ours, self._launcher.start(theirs.fileno()))
+            except SpawnError:
+                raise
             except OSError as error:
-                raise SpawnError(
-                    f"no supervisor could be started with {self._python!r}: {error}", error.errno
-                ) from error
-            except (
-                RuntimeError,
-                ValueError,
-            ) as error:  # the interpreter ends, or a NUL in the name
-                raise SpawnError(f"no supervisor could be started: {error}") from error
+                raise SpawnError(f"no supervisor could be started: {error}", error.errno) from error
+            except Exception as error:  # a launcher is somebody else's code
+                raise SpawnError(f"no supervisor could be started: {error!r}") from error
             finally:
                 GATE.close(theirs.detach())
                 if supervisor is None:

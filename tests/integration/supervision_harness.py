@@ -10,7 +10,14 @@ import time
 
 from jobcore.forking import GATE
 from jobcore.supervision import frames, jobdir
-from jobcore.supervision.pool import ENDED, READY, STARTED, SupervisorPool, encode_request
+from jobcore.supervision.pool import (
+    ENDED,
+    READY,
+    STARTED,
+    ProcessLauncher,
+    SupervisorPool,
+    encode_request,
+)
 
 #: Seconds after which a test gives up; nothing here takes a fraction of it.
 PATIENCE = 60.0
@@ -160,7 +167,7 @@ class Host:
     def __init__(self, root):
         self.root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # Another interpreter than the one of the tests, to try all that are supported.
-        self.pool = SupervisorPool(python=os.environ.get("JOBCORE_TEST_PYTHON"))
+        self.pool = SupervisorPool(ProcessLauncher(os.environ.get("JOBCORE_TEST_PYTHON")))
         self.pids = set()
         self.runs = {}
 

@@ -14,7 +14,7 @@ import pytest
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
 from jobcore.supervision import frames, jobdir
-from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, SupervisorPool
+from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
 from tests import programs
 from tests.integration.supervision_harness import (
     Host,
@@ -743,12 +743,40 @@ def test_torn_request_is_not_run(host):
 def test_no_interpreter():
     """Without an interpreter that can be run, starting a supervisor is a typed error."""
     before = open_descriptors()
-    pool = SupervisorPool(python="/no/such/python")
+    pool = SupervisorPool(ProcessLauncher("/no/such/python"))
 
     with pytest.raises(SpawnError) as caught:
         pool.spawn()
 
     assert caught.value.errno == errno.ENOENT
+    assert pool.supervisors == []
+    assert open_descriptors() == before
+
+
+class Raises:
+    """A launcher that starts nothing."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def start(self, descriptor):
+        os.fstat(descriptor)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [(SpawnError("no", 7), 7), (OSError(errno.EMFILE, "no"), errno.EMFILE), (KeyError("no"), None)],
+)
+def test_launcher_that_fails(error, number):
+    """Whatever a host's own launcher raises is a typed error, and keeps no descriptor open."""
+    before = open_descriptors()
+    pool = SupervisorPool(Raises(error))
+
+    with pytest.raises(SpawnError) as caught:
+        pool.spawn()
+
+    assert caught.value.errno == number
     assert pool.supervisors == []
     assert open_descriptors() == before
 

@@ -11,6 +11,7 @@ import pytest
 
 from jobcore import CommandError, JobManager
 from jobcore.errors import JobcoreError
+from jobcore.supervision.pool import ProcessLauncher
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**30
 #: More digits than a float has room for.
@@ -205,6 +206,7 @@ def test_a_database_is_a_file(tmp_path, monkeypatch, path):
         *[("slots", value) for value in (-1, 1.5, "2", True, NAN)],
         *[("busy_timeout", value) for value in (-1, NAN, INFINITE, "x", None, True, HUGE, DIGITS)],
         *[("python", value) for value in (5, "", "\0", b"python", "\ud800")],
+        *[("launcher", value) for value in (5, "python")],
         *[("executors", value) for value in (5, [1], {"COMMAND": None}, {5: None}, {"X": "echo"})],
         *[("clock", value) for value in (5, datetime)],
         ("on_exit", "x"),
@@ -218,6 +220,30 @@ def test_a_manager_says_which_argument_is_wrong(database, name, value):
     assert name in str(error)
     assert not isinstance(error, (JobcoreError, UnicodeError))
     assert not os.path.exists(database)
+
+
+def test_python_is_for_the_own_launcher_alone(database):
+    """An interpreter that a launcher would not use is refused, not ignored."""
+    error = refusal(lambda: JobManager(database, python="python3", launcher=ProcessLauncher()))
+
+    assert "python" in str(error)
+    assert not os.path.exists(database)
+
+
+def test_a_launcher_starts_all_supervisors(database):
+    """What a launcher is given is one end of a socket pair, for each supervisor once."""
+    given = []
+
+    class Counts(ProcessLauncher):
+        def start(self, descriptor):
+            given.append(descriptor)
+            return super().start(descriptor)
+
+    with JobManager(database, slots=1, launcher=Counts()) as jobs:
+        codes = [jobs.wait(job.id, 30).exit_code for job in jobs.submit_many([["true"]] * 3)]
+
+    assert codes == [0, 0, 0]
+    assert len(given) == 1
 
 
 @pytest.mark.parametrize("name", ["a b.db", "ü.db", "\udcff.db", "nl\n.db", ":memory:x"])
