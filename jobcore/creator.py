@@ -18,6 +18,7 @@ from jobcore.command import Command
 from jobcore.database import Database
 from jobcore.errors import CommandError, PipelineAlreadyRunning, PipelineNotFound
 from jobcore.lookup import Id, parse_id, require_pipeline, require_workspace
+from jobcore.supervision import failpoints
 
 #: What can be run: a `Command`, or a list of words.
 Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
@@ -65,7 +66,7 @@ class Creator:
         with self._database.write() as connection:
             place = _place(connection, workspace_id, pipeline_id, now)
             try:
-                return [store.insert_job(connection, now=now, **place, **job) for job in jobs]
+                rows = [store.insert_job(connection, now=now, **place, **job) for job in jobs]
             except IntegrityError as error:
                 # The index has spoken; the row only says who is in the way.
                 pipeline = place["pipeline_id"]
@@ -73,6 +74,8 @@ class Creator:
                 if blocker is None:
                     raise
                 raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
+        failpoints.reach(failpoints.CREATED, self._database)
+        return rows
 
 
 def _place(

@@ -13,7 +13,7 @@ import time
 from jobcore import telemetry
 from jobcore.errors import SpawnError
 from jobcore.launch import Request
-from jobcore.supervision import notices
+from jobcore.supervision import failpoints, notices
 from jobcore.supervision.pool import Supervisor, SupervisorPool
 
 #: Seconds that an idle supervisor is kept for the next job.
@@ -35,10 +35,12 @@ class Crew:
     Args:
         pool: Starts them.
         slots: How many there are at most.
+        host: Whose crew it is, for `failpoints`.
     """
 
-    def __init__(self, pool: SupervisorPool, slots: int) -> None:
+    def __init__(self, pool: SupervisorPool, slots: int, host: object = None) -> None:
         self._pool = pool
+        self._host = host
         self._slots = slots
         self._idle_since: dict[Supervisor, float] = {}
         self._coming_since: dict[Supervisor, float] = {}
@@ -76,6 +78,7 @@ class Crew:
         for _ in range(min(wanted - coming, room)):
             try:
                 self._coming_since[self._pool.spawn()] = time.monotonic()
+                failpoints.reach(failpoints.SUPERVISOR_STARTED, self._host)
             except SpawnError as error:
                 self._note_failure(error)
                 return

@@ -32,6 +32,7 @@ from jobcore.errors import (
     SchemaTooNew,
     StoreError,
 )
+from jobcore.supervision import failpoints
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
@@ -144,6 +145,7 @@ class Database:
             self._set_on_writer("busy_timeout", str(round(seconds * 1000)))
             try:
                 with connection.begin():
+                    failpoints.reach(failpoints.WRITE_BEGUN, self)
                     self._require_same_schema(connection)
                     yield connection
             except BaseException:
@@ -415,6 +417,7 @@ class Database:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
+        failpoints.reach(failpoints.DATABASE_ENTERED, self)
         with self._doorway:
             while self._fork_pending:
                 self._doorway.wait()

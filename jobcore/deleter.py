@@ -10,6 +10,7 @@ from jobcore.follower import Follower
 from jobcore.recovery import Recovery
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
+from jobcore.supervision import failpoints
 
 
 class Deleter:
@@ -49,6 +50,7 @@ class Deleter:
             marked = deletion.begin(connection, run.number, now=self._clock.now())
         if marked is None:
             raise JobNotFound(run.id)
+        failpoints.reach(failpoints.MARKED_DELETED, self._database)
         if not marked.final:
             self._stopper.deliver(marked)
         try:
@@ -59,6 +61,7 @@ class Deleter:
 
     def delete_marked(self) -> None:
         """Remove all that belongs to workspaces and pipelines that are marked, then these."""
+        failpoints.reach(failpoints.MARKED_DELETED, self._database)
         with self._database.read() as connection:
             found = [store.run_of(row) for row in store.jobs_of_deleted(connection)]
         active = [run for run in found if not run.final]

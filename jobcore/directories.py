@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from jobcore import filesystem
 from jobcore.errors import DatabaseGone
 from jobcore.forking import GATE
-from jobcore.supervision import jobdir
+from jobcore.supervision import failpoints, jobdir
 
 
 class Prepared:
@@ -43,10 +43,12 @@ class Directories:
 
     Args:
         database: The absolute path of the database.
+        host: Whose hands these are, for `failpoints`.
     """
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, host: object = None) -> None:
         self._database = database
+        self._host = host
         self._root: int | None = None
         GATE.watch(self)
 
@@ -168,6 +170,8 @@ class Directories:
             mine = jobdir.try_lock(lock, jobdir.WHOLE) and jobdir.is_current(
                 name, directory, lock, parent=self.root
             )
+            if mine:
+                failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
             yield directory if mine else None
         finally:
             GATE.close(directory, lock)
@@ -178,7 +182,7 @@ class Directories:
             with self.taken(name) as directory:
                 if directory is None:
                     return False
-                jobdir.remove(name, directory, parent=self.root)
+                jobdir.remove(name, directory, parent=self.root, host=self._host)
         except FileNotFoundError:
             pass  # somebody else did
         return True

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from jobcore import runs, telemetry
 from jobcore.assignment import RETRY, Assignment
@@ -33,6 +33,7 @@ from jobcore.launch import Launch, Request
 from jobcore.lifecycle import Reason
 from jobcore.loop import Loop
 from jobcore.runs import Run
+from jobcore.supervision import failpoints
 from jobcore.supervision.pool import Supervisor, SupervisorPool
 
 #: Seconds between two looks at everybody's jobs, and at schedules.
@@ -83,13 +84,13 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._importer = importer
-        self._crew = Crew(pool, slots)
+        self._crew = Crew(pool, slots, database)
         self._clock = clock
         self._backlog = Backlog(database, clock, executors, only_own=only_own)
         self._slots = slots
         self._reconcile = reconcile
         self._chores = tuple(chores)
-        self._launch = Launch(directories, clock, executors)
+        self._launch = Launch(directories, clock, executors, database)
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self._start_afresh()
         GATE.watch(self)
@@ -278,25 +279,32 @@ class Dispatcher:
         self._look = now < self._crew.next_start  # one could not be started
         taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
         base = dict(os.environb) if taken else {}  # a copy a round: it is slow, and may change
-        requests = []
-        for row, pipeline in taken:
-            try:
-                request = self._launch.prepare(row, pipeline, base)
-            except OSError as error:
-                # It stays QUEUED. Its own trouble is no reason for others to wait.
-                telemetry.event(
-                    logging.WARNING, "start postponed", job=str(row.id), error=str(error)
-                )
-                self._backlog.postpone(row.number, BACK_OFF)
-                self._backlog.forget()
-                self._look = True
-                if error.errno in NO_ROOM:
-                    self._next_start = now + BACK_OFF
-                    break
-                continue
-            if request is not None:
-                requests.append(request)
+        requests: list[Request] = []
+        try:
+            for row, pipeline in taken:
+                try:
+                    request = self._launch.prepare(row, pipeline, base)
+                except OSError as error:
+                    # It stays QUEUED. Its own trouble is no reason for others to wait.
+                    self._postpone(row, error)
+                    if error.errno in NO_ROOM:
+                        self._next_start = now + BACK_OFF
+                        break
+                    continue
+                if request is not None:
+                    requests.append(request)
+        except BaseException:
+            # Nobody will know of them: their locks would keep these jobs QUEUED for ever.
+            for request in requests:
+                request.close()
+            raise
         return requests
+
+    def _postpone(self, row: Row[Any], error: OSError) -> None:
+        telemetry.event(logging.WARNING, "start postponed", job=str(row.id), error=str(error))
+        self._backlog.postpone(row.number, BACK_OFF)
+        self._backlog.forget()
+        self._look = True
 
     def _commit(self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]) -> None:
         with self._claims:
@@ -327,6 +335,10 @@ class Dispatcher:
                         after = self._importer.apply(connection, harvest)
                         written.append((assignment, harvest, after))
                 claimed += [(request, self._claim(connection, request)) for request in requests]
+                if requests:
+                    failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
+            if requests:
+                failpoints.reach(failpoints.CLAIMED, self._database)
         except BaseException:
             # Even a failed COMMIT may have been one: the rows say.
             self._read_again(requests)
@@ -351,7 +363,7 @@ class Dispatcher:
             try:
                 with self._database.read() as connection:
                     run = runs.find(connection, request.number)
-            except StoreError:
+            except BaseException:  # noqa: BLE001 - the caller raises what came first
                 # Unknown, so it must not be sent. If it was claimed after all, its
                 # free lock says that it never started, which is then the truth.
                 request.close()
@@ -385,8 +397,10 @@ class Dispatcher:
             if request.failure is not None:
                 self._end_here(assignment, request, Reason.SPAWN_FAILED, request.failure)
                 continue
+            failpoints.reach(failpoints.BEFORE_SEND, self._database)
             assignment.supervisor = self._crew.send(request)
             if assignment.supervisor is not None:
+                failpoints.reach(failpoints.SENT, self._database)
                 assignment.request = None
                 request.close()
             elif time.monotonic() - assignment.claimed > SEND_PATIENCE:

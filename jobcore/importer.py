@@ -19,7 +19,7 @@ from jobcore.database import Database
 from jobcore.directories import Directories
 from jobcore.lifecycle import Ending, Reason
 from jobcore.runs import Run
-from jobcore.supervision import NewerProtocol, frames, jobdir
+from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir
 
 #: Bytes of frames in one transaction: bounds memory, and how long others wait for the lock.
 BATCH_BYTES = 2**20
@@ -161,6 +161,7 @@ class Importer:
                 verdict = jobdir.read_exit(directory, run.token or "")
                 harvest = Harvest(run)
                 self._read_frames(harvest, directory, verdict)
+                failpoints.reach(failpoints.IMPORT_READ, self._database)
                 return harvest
         except FileNotFoundError:
             return None
@@ -246,11 +247,13 @@ class Importer:
                 logs.insert_slices(connection, run.number, harvest.slices)
             if full and run.loose_bytes:
                 logs.merge(connection, run.number, run.loose_sequence)
+            failpoints.reach(failpoints.IMPORT_WRITTEN, self._database)
         if harvest.exit is not None:
             final = self._settle(connection, harvest, harvest.exit)
             if final is not None:
                 if run.loose_bytes and not full:
                     logs.merge(connection, run.number, run.loose_sequence)
+                failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)
                 return final
         return runs.find(connection, run.number)
 
@@ -287,6 +290,8 @@ class Importer:
     def clean_up(self, harvest: Harvest, run: Run | None) -> None:
         """After the commit: drop spool files that are imported, or the directory of a final job."""
         name = harvest.run.name
+        ended = run is None or run.final
+        failpoints.reach(failpoints.SETTLED if ended else failpoints.IMPORTED, self._database)
         if run is None or run.final:
             self._directories.remove(name)
         elif harvest.renewed:

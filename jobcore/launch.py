@@ -22,7 +22,7 @@ from jobcore.executors import Executor
 from jobcore.forking import GATE
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
-from jobcore.supervision import PROTOCOL_VERSION, frames, jobdir
+from jobcore.supervision import PROTOCOL_VERSION, failpoints, frames, jobdir
 from jobcore.supervision.pool import encode_request
 
 #: Seconds that descendants have after the command has exited. A daemon is not a job.
@@ -64,14 +64,20 @@ class Launch:
         directories: Where the job's files are made.
         clock: Tells when.
         executors: By job type.
+        host: Whose starts these are, for `failpoints`.
     """
 
     def __init__(
-        self, directories: Directories, clock: Clock, executors: Mapping[str, Executor]
+        self,
+        directories: Directories,
+        clock: Clock,
+        executors: Mapping[str, Executor],
+        host: object = None,
     ) -> None:
         self._directories = directories
         self._clock = clock
         self._executors = executors
+        self._host = host
         self._boot_id = filesystem.boot_id()
 
     def prepare(
@@ -94,7 +100,9 @@ class Launch:
             return None
         request = Request(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
         try:
+            failpoints.reach(failpoints.DIRECTORY_PREPARED, self._host)
             self._fill(request, row, pipeline, base)
+            failpoints.reach(failpoints.REQUEST_PREPARED, self._host)
         except BaseException:
             request.close()
             raise
@@ -156,6 +164,7 @@ class Launch:
                 ended_ns=now_ns,
             ),
         )
+        failpoints.reach(failpoints.ENDED_HERE, self._host)
 
 
 def _in_words(error: BaseException) -> str:

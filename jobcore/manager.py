@@ -124,7 +124,7 @@ class JobManager:
         self._clock = clock or SystemClock()
         self._only_own = only_own
         self._database = Database(path, busy_timeout=patience)
-        self._directories = directories = Directories(self._database.path)
+        self._directories = directories = Directories(self._database.path, self._database)
         importer = Importer(self._database, directories, self._clock)
         self._creator = Creator(self._database, self._clock)
         self._curator = Curator(self._database, self._clock, self._executors)

@@ -21,7 +21,7 @@ from jobcore.lifecycle import Reason
 from jobcore.overdue import Overdue
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
-from jobcore.supervision import NewerProtocol, frames, jobdir
+from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
@@ -165,6 +165,7 @@ class Recovery:
                 unreaped=unreaped,
             ),
         )
+        failpoints.reach(failpoints.RESOLVED, self._database)
         telemetry.event(
             logging.WARNING,
             "job resolved",
@@ -258,6 +259,7 @@ class Recovery:
                     for run in found
                     if run is not None and runs.remove_if_final(connection, run.number)
                 ]
+            failpoints.reach(failpoints.ROWS_REMOVED, self._database)
             for run in removed:
                 self._directories.remove(run.name)
 

@@ -16,6 +16,7 @@ from jobcore import settlement, store
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.database import Database
 from jobcore.schedule import Schedule
+from jobcore.supervision import failpoints
 
 #: Seconds that a tick may be late and still count; older ones passed while nothing ran.
 LATE = 60.0
@@ -46,6 +47,7 @@ class Scheduler:
                 for pipeline in due:
                     with self._database.savepoint(connection, pipeline.id):
                         self._take(connection, pipeline, now)
+            failpoints.reach(failpoints.TICK_TAKEN, self._database)
 
     @staticmethod
     def _take(connection: Connection, pipeline: Row[Any], now: int) -> None:

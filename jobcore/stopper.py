@@ -19,7 +19,7 @@ from jobcore.directories import Directories
 from jobcore.errors import DatabaseFull, InvalidTransition, JobNotFound, JobNotRunning, StoreError
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.runs import Run
-from jobcore.supervision import jobdir
+from jobcore.supervision import failpoints, jobdir
 
 
 class Stopper:
@@ -70,6 +70,7 @@ class Stopper:
             # The doorbell needs no space.
             self._ring(run, jobdir.KILL_NOW if milliseconds == 0 else jobdir.STOP_NOW)
             raise
+        failpoints.reach(failpoints.STOP_STORED, self._database)
         self.deliver(asked)
         return asked
 
@@ -124,7 +125,9 @@ class Stopper:
         try:
             with self._directories.open(run.name) as directory:
                 self._write_until_true(run, directory)
+                failpoints.reach(failpoints.STOP_WRITTEN, self._database)
                 jobdir.ring(directory)
+                failpoints.reach(failpoints.STOP_RUNG, self._database)
         except FileNotFoundError:
             pass  # it has ended, and its directory is gone
 

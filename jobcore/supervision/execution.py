@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from jobcore.supervision import jobdir, notices, spawner
+from jobcore.supervision import failpoints, jobdir, notices, spawner
 from jobcore.supervision.capture import Capture
 from jobcore.supervision.ending import Ending
 from jobcore.supervision.reporter import Reporter
@@ -105,6 +105,7 @@ class Execution:
         clean = self._ending is None or not self._ending.killed
         stays = clean and not self._shutdown.requested and not self._channel.dead
         self._channel.post(notices.ENDED, self._order.token, self._identity.pid if stays else 0)
+        failpoints.reach(failpoints.ENDED_TOLD)
         return clean
 
     # --- before the command ---
@@ -138,13 +139,18 @@ class Execution:
                 os.lseek(opened[0], 0, os.SEEK_SET)
             write()
 
-        if self._stopped_unstarted():
+        stopped = self._stopped_unstarted()
+        failpoints.reach(failpoints.STOP_READ)
+        if stopped:
             return False
         try:
-            return self._with_space(write, rewrite, give_up=self._stopped_unstarted)
+            recorded = self._with_space(write, rewrite, give_up=self._stopped_unstarted)
         finally:
             for descriptor in opened:
                 os.close(descriptor)
+        if recorded:
+            failpoints.reach(failpoints.RUN_WRITTEN)
+        return recorded
 
     def _stopped_unstarted(self) -> bool:
         """Look at the wishes while there is nothing to signal."""
@@ -165,6 +171,7 @@ class Execution:
         except spawner.StartError as error:
             self._fail(error)
             return
+        failpoints.reach(failpoints.FORKED)
         self._tree = ProcessTree(child.pid)
         self._ending = Ending(
             self._tree,
@@ -199,6 +206,7 @@ class Execution:
         complete = True
         if tree is not None and ending is not None and not ending.complete:
             if tree.reap():
+                failpoints.reach(failpoints.MAIN_REAPED)
                 self._note_main_end(ending, now)
             if tree.left:
                 ending.advance(now)
@@ -276,6 +284,7 @@ class Execution:
             self._watch.wait(int(_RETRY * 1000))
             self._capture.spool.flush()
         record = self._verdict()
+        failpoints.reach(failpoints.BEFORE_EXIT)
 
         def write() -> None:
             # With the host alive its commit is what makes all this durable;
@@ -285,8 +294,10 @@ class Execution:
             jobdir.write_exit(self._order.directory, record, sync=self._channel.dead)
 
         self._with_space(write, write)
+        failpoints.reach(failpoints.EXIT_WRITTEN)
         # For every copy, too, that a child never closed.
         jobdir.unlock(self._order.lock, jobdir.RUNNING)
+        failpoints.reach(failpoints.UNLOCKED)
 
     def _verdict(self) -> jobdir.ExitRecord:
         spool = self._capture.spool
@@ -367,6 +378,7 @@ class Execution:
         self._report = -1
         if self._failure is None and self._tree is not None:
             self._reporter.started(self._tree.main)
+            failpoints.reach(failpoints.STARTED_TOLD)
 
 
 def _nothing() -> None:

@@ -16,7 +16,7 @@ import struct
 import zlib
 from itertools import pairwise
 
-from jobcore.supervision import PROTOCOL_VERSION, NewerProtocol
+from jobcore.supervision import PROTOCOL_VERSION, NewerProtocol, failpoints
 
 LOCK = "lock"
 CONTROL = "ctl"
@@ -176,15 +176,19 @@ def ring(directory: int, letter: bytes = DOORBELL) -> None:
         os.close(control)
 
 
-def remove(name: str, directory: int, *, parent: int) -> None:
+def remove(name: str, directory: int, *, parent: int, host: object = None) -> None:
     """
     Remove the directory. The caller holds all of its lock.
 
     It is renamed first: whoever comes by name finds it whole or not at all, and
     what a crash leaves half removed is known by its name.
+
+    Args:
+        host: Who removes it, for `failpoints`.
     """
     gone = f"{GONE}{name}-{os.urandom(4).hex()}"
     os.rename(name, gone, src_dir_fd=parent, dst_dir_fd=parent)
+    failpoints.reach(failpoints.DIRECTORY_RENAMED, host)
     empty(directory)
     os.rmdir(gone, dir_fd=parent)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import marshal
 import os
 
-from jobcore.supervision import PROTOCOL_VERSION, NewerProtocol, jobdir
+from jobcore.supervision import PROTOCOL_VERSION, NewerProtocol, failpoints, jobdir
 from jobcore.supervision.spawner import Command
 
 TYPE_CHECKING = False
@@ -78,8 +78,10 @@ def accept(request: Request) -> Order | None:
     try:
         lock = jobdir.open_lock(request.directory)
         if jobdir.try_lock(lock, jobdir.RUNNING):
+            failpoints.reach(failpoints.LOCK_TAKEN)
             # For every copy, too, that a fork of the host may have made.
             jobdir.unlock(request.lock, jobdir.PREPARING)
+            failpoints.reach(failpoints.BYTE_0_RELEASED)
             fields = _read(request.body)
             if fields["version"] > PROTOCOL_VERSION:
                 raise NewerProtocol(fields["version"])

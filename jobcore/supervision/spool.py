@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from jobcore.supervision import frames, jobdir
+from jobcore.supervision import failpoints, frames, jobdir
 
 #: A file of at least this many bytes is followed by a new one, so that what is
 #: imported can be given back to the disk while the job runs.
@@ -106,6 +106,7 @@ class Spool:
                 raise
             return 0
         self.end += written
+        failpoints.reach(failpoints.FRAME_WRITTEN)
         return written
 
     def _next_file(self) -> None:

@@ -12,7 +12,7 @@ import gc
 import os
 import select
 
-from jobcore.supervision import notices, spawner
+from jobcore.supervision import failpoints, notices, spawner
 from jobcore.supervision.channel import HostChannel
 from jobcore.supervision.execution import Execution, Identity
 from jobcore.supervision.order import accept
@@ -102,6 +102,7 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
         poll.register(channel.pidfd, select.POLLIN)
 
     def run(request: Request) -> bool:
+        failpoints.reach(failpoints.REQUEST_RECEIVED)
         order = accept(request)
         # Somebody else runs it: nothing to say about it, but a reason to go.
         return order is not None and Execution(order, channel, shutdown, identity).run()

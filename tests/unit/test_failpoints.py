@@ -1,0 +1,86 @@
+"""Failpoints: each is named once, explained, and stands somewhere; unarmed they do nothing."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from jobcore.supervision import failpoints
+from tests.processes import ROOT
+
+SOURCE = (ROOT / "jobcore" / "supervision" / "failpoints.py").read_text()
+#: Each constant with the comment above it.
+EXPLAINED = {
+    name: comment for comment, name in re.findall(r"^#: (.+)\n(\w+) = \"", SOURCE, re.MULTILINE)
+}
+
+
+@pytest.fixture
+def armed():
+    """Return what arms a callback for this test alone."""
+    callbacks = []
+
+    def arm(callback):
+        callbacks.append(callback)
+        failpoints.arm(callback)
+
+    yield arm
+    for callback in callbacks:
+        failpoints.disarm(callback)
+
+
+def test_every_point_has_a_name_a_side_and_an_explanation():
+    """A point is one side's, once, and a sentence says what it stands behind."""
+    points = [*failpoints.HOST, *failpoints.SUPERVISOR]
+
+    assert points == [getattr(failpoints, name) for name in EXPLAINED]
+    assert len(set(points)) == len(points)
+    assert [name for name, said in EXPLAINED.items() if not said.endswith(".")] == []
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_every_point_is_reached_somewhere(name):
+    """No point is a name alone: one place in the code of its side reaches it."""
+    places = [
+        str(path.relative_to(ROOT / "jobcore"))
+        for path in (ROOT / "jobcore").rglob("*.py")
+        if path.name != "failpoints.py" and f"failpoints.{name}" in path.read_text()
+    ]
+    of_supervisor = getattr(failpoints, name) in failpoints.SUPERVISOR
+
+    assert len(places) == 1
+    assert places[0].startswith("supervision/") or not of_supervisor
+
+
+def test_unarmed_nothing_happens():
+    """A point that nobody armed returns."""
+    assert failpoints.reach(failpoints.CLAIMED, object()) is None
+
+
+def test_armed_callbacks_are_told_point_and_host(armed):
+    """Whoever armed the points hears of each, and of whose it is, until disarmed."""
+    first, second, host = [], [], object()
+    armed(lambda *told: first.append(told))
+    armed(also := lambda *told: second.append(told))
+
+    failpoints.reach(failpoints.CLAIMED, host)
+    failpoints.disarm(also)
+    failpoints.disarm(also)
+    failpoints.reach(failpoints.UNLOCKED)
+
+    assert first == [("claimed", host), ("unlocked", None)]
+    assert second == [("claimed", host)]
+
+
+def test_what_a_callback_raises_is_raised_at_the_point(armed):
+    """A crash goes through every `except Exception`."""
+
+    def crash(*_):
+        raise failpoints.Crashed
+
+    armed(crash)
+
+    with pytest.raises(failpoints.Crashed):
+        failpoints.reach(failpoints.CLAIMED)
+    assert not issubclass(failpoints.Crashed, Exception)
