@@ -20,6 +20,8 @@ from jobcore.lifecycle import Status
 MOST = 2**63 - 1
 #: Slots that count: Linux has no more processes.
 MOST_SLOTS = 2**22
+#: Seconds beyond which an age is a slip: 3,000 years. In microseconds it still fits SQLite.
+OLDEST = 1e11
 #: Seconds that SQLite's timer holds, in milliseconds of 31 bits: 24 days.
 LONGEST_BUSY = 2_147_483
 
@@ -144,6 +146,42 @@ def checked_statuses(status: object) -> list[Status] | None:
         ValueError: One is none.
     """
     return None if status is None else [Status(one) for one in _several(status, "status")]
+
+
+def checked_final(status: object) -> list[Status]:
+    """
+    Return the statuses of jobs that may be removed.
+
+    Raises:
+        ValueError: One is none, or one in which a job is not final.
+    """
+    statuses = [Status(one) for one in _several(status, "status")]
+    for one in statuses:
+        if not one.final:
+            raise ValueError(f"only jobs that are final are pruned, not {one} ones")
+    return statuses
+
+
+def checked_age(seconds: Any) -> float:
+    """
+    Return how long ago something was.
+
+    Raises:
+        ValueError: It is not a finite number of seconds, 0 or more.
+    """
+    if not _is_number(seconds) or not 0 <= seconds <= OLDEST:
+        raise ValueError(f"an age is 0 or more seconds, not {seconds!r}")
+    return float(seconds)
+
+
+def checked_keep(keep: object) -> int | None:
+    """
+    Return how many of the newest jobs stay.
+
+    Raises:
+        ValueError: It is not a whole number, 0 or more, nor None.
+    """
+    return None if keep is None else _checked_count(keep, "keep is")
 
 
 def checked_types(kind: object) -> list[str] | None:

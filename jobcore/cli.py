@@ -15,7 +15,7 @@ def main() -> None:
     """Run the command line, and exit."""
     _open_closed_streams()
     try:
-        from jobcore import running, verbs  # noqa: F401, PLC0415 - they add themselves
+        from jobcore import running, upkeep, verbs  # noqa: F401, PLC0415 - they add themselves
         from jobcore.application import app  # noqa: PLC0415 - it may not be importable
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] not in ("typer", "rich", "click"):

@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
+from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.statement import Statement
 from jobcore.supervision import frames
-from jobcore.tables import log_segment
+from jobcore.tables import job, log_segment
 
 #: Raw bytes of a segment, at most: one is what a reader decompresses to find a
 #: line. A guess between many rows and much work for one line.
@@ -75,6 +76,16 @@ def merge(connection: Connection, number: int, sequence: int) -> None:
     if len(merged) < len(rows):
         connection.execute(delete(log_segment).where(these))
         insert_slices(connection, number, merged)
+
+
+def remove_of_deleted(connection: Connection, numbers: Sequence[int], limit: int) -> int:
+    """Remove segments of those jobs that are final and being deleted; return how many."""
+    final = [str(status) for status in Status if status.final]
+    jobs = select(job.c.number).where(
+        job.c.number.in_(numbers), job.c.deleted_at.is_not(None), job.c.status.in_(final)
+    )
+    some = select(log_segment.c.id).where(log_segment.c.job.in_(jobs)).limit(limit)
+    return connection.execute(delete(log_segment).where(log_segment.c.id.in_(some))).rowcount
 
 
 def unpack(row: Row[Any]) -> bytes:

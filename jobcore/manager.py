@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
 from jobcore import store, wire
 from jobcore.arguments import (
+    checked_age,
     checked_before,
     checked_busy_timeout,
     checked_database,
     checked_executors,
+    checked_final,
+    checked_keep,
     checked_limit,
     checked_lines,
     checked_patience,
@@ -47,9 +50,10 @@ from jobcore.errors import (
 from jobcore.executors import Executor, default_executors
 from jobcore.follower import Follower
 from jobcore.importer import Importer
-from jobcore.lifecycle import Status
+from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
 from jobcore.models import Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
 from jobcore.scheduler import Scheduler
 from jobcore.stopper import Stopper
@@ -135,6 +139,7 @@ class JobManager:
         self._deleter = Deleter(
             self._database, self._stopper, self._follower, self._recovery, self._clock
         )
+        self._pruner = Pruner(self._database, self._recovery, self._clock)
         self._dispatcher = Dispatcher(
             database=self._database,
             directories=directories,
@@ -378,6 +383,77 @@ class JobManager:
             JobNotFound: No job has this id.
         """
         self._deleter.delete(store.run_of(self._reconciled(job_id)))
+
+    @overload
+    def prune(
+        self,
+        older_than: float,
+        *,
+        status: Status | Collection[Status] = FINAL,
+        keep: int | None = None,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        dry_run: Literal[False] = False,
+    ) -> int: ...
+
+    @overload
+    def prune(
+        self,
+        older_than: float,
+        *,
+        status: Status | Collection[Status] = FINAL,
+        keep: int | None = None,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        dry_run: Literal[True],
+    ) -> list[Job]: ...
+
+    def prune(
+        self,
+        older_than: float,
+        *,
+        status: Status | Collection[Status] = FINAL,
+        keep: int | None = None,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        dry_run: bool = False,
+    ) -> int | list[Job]:
+        """
+        Remove final jobs, with log, history and result, that ended long enough ago.
+
+        A job that is not final is never touched. They go some at a time, in short
+        transactions with rests in between, so others can write meanwhile; where
+        this process dies, those begun are finished by the next manager, and the
+        others stay. Several may prune at once. The file does not shrink: its
+        room is used again.
+
+        Args:
+            older_than: Seconds since their end, at least, by this manager's clock.
+            status: One final status, or several; all unless said otherwise.
+            keep: Of the jobs that the filters name, the newest this many stay,
+                however long ago they ended.
+            workspace_id: Only of this workspace.
+            pipeline_id: Only of this pipeline.
+            dry_run: Change nothing.
+
+        Returns:
+            How many jobs this call removed; in a dry run those that it would
+            remove, oldest first.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            ValueError: A number is negative or none, or a status is none or not final.
+        """
+        expired = self._pruner.choose(
+            checked_age(older_than),
+            checked_final(status),
+            workspace_id=workspace_id,
+            pipeline_id=pipeline_id,
+            keep=checked_keep(keep),
+        )
+        if dry_run:
+            return [Job.from_row(row) for row in self._pruner.preview(expired)]
+        return self._pruner.prune(expired)
 
     # --- reading ------------------------------------------------------------------
 

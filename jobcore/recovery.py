@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from uuid import UUID
 
-from jobcore import filesystem, holders, leftovers, runs, store, telemetry
+from jobcore import filesystem, holders, leftovers, logs, runs, store, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -22,12 +23,16 @@ from jobcore.overdue import Overdue
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir
+from jobcore.turns import Turns
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
 
 #: Jobs whose rows are removed in one transaction: others wait for no more than these.
 REMOVED_AT_ONCE = 100
+#: Segments of logs, too: 25 MiB of lines, for which SQLite needs some 50 ms where
+#: they could not be compressed: it reads every page that it frees.
+SEGMENTS_AT_ONCE = 100
 
 
 class Recovery:
@@ -202,7 +207,9 @@ class Recovery:
                 self._press(fresh)
         self._offsets = offsets
         self._overdue.keep({run.number for run in running})
-        self.finish_deletion(*(run.number for run in deleted if run.final))
+        # Some a sweep: that of a pipeline with many jobs must not keep new ones from starting.
+        begun = [run.number for run in deleted if run.final]
+        self.finish_deletion(*(begun if everything else begun[:REMOVED_AT_ONCE]))
         self.remove_marked()
         self._remove_stale(names)
         return settled
@@ -246,22 +253,30 @@ class Recovery:
             pids=reached,
         )
 
-    def finish_deletion(self, *numbers: int) -> None:
+    def finish_deletion(self, *numbers: int, turns: Turns | None = None) -> None:
         """Remove those of the jobs that are final and marked deleted, with their directories."""
+        turns = turns or Turns()
         for first in range(0, len(numbers), REMOVED_AT_ONCE):
-            with self._database.write() as connection:
-                found = [
-                    runs.find(connection, number)
-                    for number in numbers[first : first + REMOVED_AT_ONCE]
-                ]
-                removed = [
-                    run
-                    for run in found
-                    if run is not None and runs.remove_if_final(connection, run.number)
-                ]
-            failpoints.reach(failpoints.ROWS_REMOVED, self._database)
-            for run in removed:
-                self._directories.remove(run.name)
+            some = numbers[first : first + REMOVED_AT_ONCE]
+            while not self._remove(some, turns):
+                pass
+
+    def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
+        """Remove what one transaction may; True: nothing of these jobs is left to be removed."""
+        with turns.take(), self._database.write() as connection:
+            # Not left to the cascade: a log may be as large as the disk.
+            if logs.remove_of_deleted(connection, numbers, SEGMENTS_AT_ONCE) == SEGMENTS_AT_ONCE:
+                return False
+            found = [runs.find(connection, number) for number in numbers]
+            removed = [
+                run
+                for run in found
+                if run is not None and runs.remove_if_final(connection, run.number)
+            ]
+        failpoints.reach(failpoints.ROWS_REMOVED, self._database)
+        for run in removed:
+            self._directories.remove(run.name)
+        return True
 
     def remove_marked(self) -> None:
         """Remove workspaces and pipelines whose deletion was begun and that have no jobs left."""

@@ -9,12 +9,12 @@ import sys
 import pytest
 import typer.main
 
-from jobcore import JobManager, lifecycle, running, verbs
+from jobcore import JobManager, lifecycle, running, upkeep, verbs
 from jobcore.application import app
 from tests.processes import PATIENCE, ROOT
 
 TEXT = (ROOT / "README.md").read_text()
-assert app.registered_commands, (running, verbs)  # these two add themselves
+assert app.registered_commands, (running, upkeep, verbs)  # these add themselves
 COMMANDS = typer.main.get_command(app).commands
 
 

@@ -117,6 +117,12 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
     ]
 
 
+def pruning(jobs: JobManager) -> list[Job]:
+    """Let old jobs go, and see first which ones."""
+    count: int = jobs.prune(30 * 86_400, status=Status.ERROR, keep=10, workspace_id="text")
+    return jobs.prune(count, status=FINAL, pipeline_id=UUID(int=0), dry_run=True)
+
+
 def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
     """Read jobs and their logs in every way there is."""
     job: Job = jobs.get_job(job_id)

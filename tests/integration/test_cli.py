@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import uuid
 
 import pytest
@@ -449,6 +450,49 @@ def test_delete_removes_a_running_job(cli):
 
 
 # --- terminals -------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended(cli, clock):
+    """Return a maker of jobs that ended some seconds ago."""
+
+    def make(seconds, exit_code):
+        clock.wall = round((time.time() - seconds) * 1e6)
+        with JobManager(cli.database, slots=0, clock=clock) as jobs:
+            job = jobs.create_job("TASK", name=f"ended {seconds} s ago")
+            jobs.start_job(job.id)
+            return jobs.finish_job(job.id, exit_code)
+
+    return make
+
+
+def test_prune_says_what_would_go_and_removes_it(cli, ended):
+    """A dry run lists jobs like `list`; the real one prints how many went."""
+    week, day, now = ended(8 * 86_400, 1), ended(2 * 86_400, 0), ended(0, 1)
+
+    assert cli("prune", "--older-than", "9d")[0] == "0\n"
+
+    listed = cli("prune", "--older-than", "1.5d", "--dry-run")[0].splitlines()
+
+    assert [line.split("\t")[0] for line in listed] == [str(week.id), str(day.id)]
+    assert cli("prune", "--older-than", "1w", "--status", "complete")[0] == "0\n"
+
+    shown = json.loads(cli("prune", "--older-than", "1h", "--keep", "2", "--dry-run", "--json")[0])
+
+    assert [job["id"] for job in shown] == [str(week.id)]
+    assert json.loads(cli("prune", "--older-than", "24h", "--json")[0]) == {"pruned": 2}
+    assert cli.ids() == [str(now.id)]
+
+
+@pytest.mark.parametrize("age", ["-1", "30 d", "nan", "1e3", "soon", "", "1y"])
+def test_prune_refuses_what_is_no_age(cli, queue, ended, age):
+    """A mistyped age is one line and removes nothing."""
+    ended(60, 0)
+    out, err = cli("prune", f"--older-than={age}", code=2)
+
+    assert out == ""
+    assert err.startswith("jobcore: an age is a number and s, m, h, d or w")
+    assert len(queue.list_jobs()) == 1
 
 
 def test_a_terminal_gets_a_table_and_no_escapes_of_jobs(cli):

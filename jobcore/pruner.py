@@ -1,0 +1,108 @@
+"""Pruner: removes jobs that have been over for long enough, a few at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from sqlalchemy import Row
+
+from jobcore import retention, telemetry
+from jobcore.clock import Clock
+from jobcore.database import Database
+from jobcore.lifecycle import Status
+from jobcore.lookup import Id, require_pipeline, require_workspace
+from jobcore.recovery import REMOVED_AT_ONCE, Recovery
+from jobcore.retention import Expired
+from jobcore.turns import Turns
+
+#: Jobs that are looked at in one read transaction. Few expire in most of them, and
+#: a reader that stays for long keeps the write-ahead log from being truncated.
+LOOKED_AT = 20_000
+
+
+class Pruner:
+    """
+    Removes what retention lets go.
+
+    Args:
+        database: Where the jobs are.
+        recovery: Removes what is marked.
+        clock: Tells when.
+    """
+
+    def __init__(self, database: Database, recovery: Recovery, clock: Clock) -> None:
+        self._database = database
+        self._recovery = recovery
+        self._clock = clock
+
+    def choose(
+        self,
+        age: float,
+        statuses: Collection[Status],
+        *,
+        workspace_id: Id | None,
+        pipeline_id: Id | None,
+        keep: int | None,
+    ) -> Expired:
+        """
+        Say which jobs may go, once for all of a pruning: later ones are not among them.
+
+        Args:
+            age: Seconds since their end, at least.
+            statuses: Some of the final ones.
+            workspace_id: Only of this workspace.
+            pipeline_id: Only of this pipeline.
+            keep: The newest this many of these stay; None: none stays for being new.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+        """
+        ended_by = self._clock.now() - round(age * 1e6)
+        with self._database.read() as connection:
+            place = line = None
+            if workspace_id is not None:
+                place = require_workspace(connection, workspace_id).id
+            if pipeline_id is not None:
+                line = require_pipeline(connection, pipeline_id).id
+            expired = Expired(ended_by, statuses, place, line)
+            return expired if keep is None else expired.keep(connection, keep)
+
+    def prune(self, expired: Expired) -> int:
+        """
+        Remove the jobs with their logs, history and results; return how many this call removed.
+
+        A job is marked first, which hides it, and then removed, as by a deletion:
+        where this process dies in between, a sweep finishes it.
+        """
+        turns = Turns()
+        count = 0
+        for after, up_to in self._windows():
+            with self._database.read() as connection:
+                numbers = retention.find_numbers(connection, expired, after=after, up_to=up_to)
+            for first in range(0, len(numbers), REMOVED_AT_ONCE):
+                some = numbers[first : first + REMOVED_AT_ONCE]
+                with turns.take(), self._database.write() as connection:
+                    marked = retention.mark_deleted_if_expired(
+                        connection, expired, some, now=self._clock.now()
+                    )
+                count += len(marked)
+                self._recovery.finish_deletion(*marked, turns=turns)
+        if count:
+            telemetry.event(logging.INFO, "jobs pruned", count=count)
+        return count
+
+    def preview(self, expired: Expired) -> list[Row[Any]]:
+        """Return the jobs that `prune` would remove now, oldest first; nothing is changed."""
+        found: list[Row[Any]] = []
+        for after, up_to in self._windows():
+            with self._database.read() as connection:
+                found += retention.find(connection, expired, after=after, up_to=up_to)
+        return found
+
+    def _windows(self) -> Iterator[tuple[int, int]]:
+        with self._database.read() as connection:
+            oldest, newest = retention.span(connection)
+        for after in range(oldest - 1, newest, LOOKED_AT):
+            yield after, after + LOOKED_AT

@@ -1,0 +1,109 @@
+"""
+Retention: which jobs are over for so long that they may go.
+
+Every function takes a connection in a transaction. The guard is in each
+statement: final, ended by a moment, not being deleted, and whatever the caller
+has narrowed it to. So a job that is not final is never touched, and of several
+that prune at once each job is one's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, update
+
+from jobcore.lifecycle import FINAL, Status
+from jobcore.tables import job
+
+
+class Expired(NamedTuple):
+    """
+    What makes a job one that may go.
+
+    Attributes:
+        ended_by: It ended at this moment or before, microseconds since 1970.
+        statuses: Of the final ones; others match nothing.
+        workspace_id: Only of this workspace; None: of any.
+        pipeline_id: Only of this pipeline; None: of any, or none.
+        up_to: No job with a higher number; None: any.
+    """
+
+    ended_by: int
+    statuses: Collection[Status] = FINAL
+    workspace_id: UUID | None = None
+    pipeline_id: UUID | None = None
+    up_to: int | None = None
+
+    def guard(self) -> ColumnElement[bool]:
+        """Return the condition; it says "final" itself, whatever the statuses are."""
+        return and_(self._kind(), job.c.end_time <= self.ended_by)
+
+    def keep(self, connection: Connection, newest: int) -> Expired:
+        """Return the same without the `newest` jobs of this kind, however long they are over."""
+        # The newest number that does not stay. Jobs that come later have higher ones.
+        statement = select(job.c.number).where(self._kind()).order_by(job.c.number.desc())
+        found = connection.execute(statement.offset(newest).limit(1)).scalar()
+        return self._replace(up_to=0 if found is None else found)
+
+    def _kind(self) -> ColumnElement[bool]:
+        words = sorted(str(status) for status in FINAL.intersection(self.statuses))
+        conditions: list[ColumnElement[bool]] = [
+            job.c.status.in_(words),
+            job.c.deleted_at.is_(None),
+        ]
+        if self.workspace_id is not None:
+            conditions.append(job.c.workspace_id == self.workspace_id)
+        if self.pipeline_id is not None:
+            conditions.append(job.c.pipeline_id == self.pipeline_id)
+        if self.up_to is not None:
+            conditions.append(job.c.number <= self.up_to)
+        return and_(*conditions)
+
+
+def span(connection: Connection) -> tuple[int, int]:
+    """Return the numbers of the oldest and of the newest job; (1, 0) where there is none."""
+    oldest, newest = connection.execute(
+        select(func.min(job.c.number), func.max(job.c.number))
+    ).one()
+    return (1, 0) if oldest is None else (oldest, newest)
+
+
+def find(connection: Connection, expired: Expired, *, after: int, up_to: int) -> Sequence[Row[Any]]:
+    """Return the jobs that may go among those with a number above `after`, oldest first."""
+    return connection.execute(
+        select(job)
+        .where(job.c.number > after, job.c.number <= up_to, expired.guard())
+        .order_by(job.c.number)
+    ).all()
+
+
+def find_numbers(
+    connection: Connection, expired: Expired, *, after: int, up_to: int
+) -> Sequence[int]:
+    """Return their numbers alone."""
+    return (
+        connection.execute(
+            select(job.c.number)
+            .where(job.c.number > after, job.c.number <= up_to, expired.guard())
+            .order_by(job.c.number)
+        )
+        .scalars()
+        .all()
+    )
+
+
+def mark_deleted_if_expired(
+    connection: Connection, expired: Expired, numbers: Sequence[int], *, now: int
+) -> list[int]:
+    """Hide those of the jobs that still may go from every read, for good; return their numbers."""
+    return sorted(
+        connection.execute(
+            update(job)
+            .where(job.c.number.in_(numbers), expired.guard())
+            .values(deleted_at=now)
+            .returning(job.c.number)
+        ).scalars()
+    )

@@ -1,0 +1,71 @@
+"""Upkeep: the verbs that look after a database."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated
+
+import typer
+
+from jobcore import terminal
+from jobcore.application import AsJson, app, open_manager
+from jobcore.errors import CommandError
+from jobcore.lifecycle import FINAL, Status
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
+
+
+def seconds(text: str) -> float:
+    """
+    Return the seconds of an age such as `30d`, `12h` or `90`.
+
+    Raises:
+        CommandError: It is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
+    if found is None:
+        raise CommandError(f"an age is a number and s, m, h, d or w, such as 30d, not {text!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+@app.command()
+def prune(
+    ctx: typer.Context,
+    *,
+    older_than: Annotated[
+        str,
+        typer.Option(metavar="AGE", help="Only jobs that ended so long ago: 90s, 15m, 12h, 30d."),
+    ],
+    status: Annotated[
+        list[Status] | None,
+        typer.Option(case_sensitive=False, help="Only these; may be given again. [all final ones]"),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of these, the newest N stay.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing; list what would go.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Remove old jobs with their logs and history.
+
+    Those that are queued or running never go. Prints how many went; a dry run
+    prints the jobs as list does, oldest first.
+
+    \b
+    Examples:
+      jobcore prune --older-than 30d
+      jobcore prune --older-than 30d --status ERROR --dry-run
+      jobcore prune --older-than 0 --keep 1000
+    """  # noqa: D301
+    age = seconds(older_than)
+    with open_manager(ctx) as jobs:
+        if dry_run:
+            found = jobs.prune(age, status=status or FINAL, keep=keep, dry_run=True)
+            terminal.print_json(found) if as_json else terminal.print_jobs(found)
+        else:
+            count = jobs.prune(age, status=status or FINAL, keep=keep)
+            terminal.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
