@@ -370,6 +370,9 @@ class Database:
             poolclass=QueuePool,
             pool_size=8,  # more are made when more threads read at once, and closed after
             max_overflow=-1,
+            # Commands and their environments are parameters: they belong into no
+            # error's text and into no log of statements.
+            hide_parameters=True,
         )
 
         @event.listens_for(engine, "begin")

@@ -1,28 +1,67 @@
 """
-Telemetry: jobcore's own events, silent until the host listens.
+Telemetry: jobcore's own events, in the host's log as the host has set it up, else nowhere.
 
-Events go through structlog to the stdlib logger `jobcore`, which has no handler
-of ours: without a configured host nothing is printed, with one they arrive in
-its logs. jobcore configures neither of the two.
+A host that has configured structlog gets them from its own processors, as if it
+had said `structlog.get_logger("jobcore")` itself. For one that only has handlers
+for logging they go to the stdlib logger `jobcore`. jobcore configures neither of
+the two, and adds no handler.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from functools import lru_cache
 from typing import Any
 
 _LOGGER = logging.getLogger("jobcore")
+#: structlog's loggers all have these; not all of them have `log(level, ...)`.
+_METHODS = {
+    logging.DEBUG: "debug",
+    logging.INFO: "info",
+    logging.WARNING: "warning",
+    logging.ERROR: "error",
+    logging.CRITICAL: "critical",
+}
+
+
+def event(level: int, name: str, /, **fields: Any) -> None:
+    """
+    Tell the host's log that something happened. Never raises, and never sees a secret.
+
+    Args:
+        level: One of logging's five levels.
+        name: What happened, in a few lower-case words.
+        fields: Facts, as key and value.
+    """
+    try:
+        logger = _hosts()
+        if logger is not None:
+            getattr(logger, _METHODS[level])(name, **fields)
+        # Without a handler logging would print warnings to stderr, by its last resort.
+        elif _LOGGER.isEnabledFor(level) and _LOGGER.hasHandlers():
+            _bound().log(level, name, **fields)
+    except Exception:  # noqa: BLE001, S110 - the host's log is what fails, and no job may by that
+        pass
+
+
+def _hosts() -> Any:
+    """Return the host's structlog, if it has configured one by now; it may at any time."""
+    # Not imported for that: who has configured it has it loaded, and one that
+    # another thread is just loading has no `is_configured` yet.
+    structlog = sys.modules.get("structlog")
+    is_configured = getattr(structlog, "is_configured", None)
+    if structlog is None or is_configured is None or not is_configured():
+        return None
+    return structlog.get_logger("jobcore")
 
 
 @lru_cache(maxsize=1)
 def _bound() -> Any:
-    # structlog is imported at the first event, not at import time, and wraps
-    # the stdlib logger: get_logger() would print in an unconfigured host.
+    # Imported at the first event that somebody listens to. It wraps the stdlib
+    # logger: in a host that has not configured structlog, get_logger() would print.
     import structlog  # noqa: PLC0415
 
-    # Without it an unconfigured host would see warnings on stderr, by logging's last resort.
-    _LOGGER.addHandler(logging.NullHandler())
     return structlog.wrap_logger(
         _LOGGER,
         processors=[
@@ -33,16 +72,3 @@ def _bound() -> Any:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-
-
-def event(level: int, name: str, /, **fields: Any) -> None:
-    """
-    Tell the host's log that something happened. Never raises, and never sees a secret.
-
-    Args:
-        level: One of logging's levels.
-        name: What happened, in a few lower-case words.
-        fields: Facts, as key and value.
-    """
-    if _LOGGER.isEnabledFor(level):
-        _bound().log(level, name, **fields)

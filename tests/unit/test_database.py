@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ import time
 from contextlib import closing, contextmanager, nullcontext
 
 import pytest
+import sqlalchemy
 from sqlalchemy.exc import IntegrityError
 
 from jobcore import (
@@ -201,6 +203,24 @@ print(len(opened) > 0, [name for name in opened if name.endswith((".db", "-wal",
     )
 
     assert printed == "True []\n"
+
+
+def test_no_error_and_no_log_of_statements_tells_a_value(database, caplog):
+    """What is stored, an environment perhaps, is in no error's text, nor in SQLAlchemy's log."""
+    statement = sqlalchemy.text("INSERT INTO note VALUES (:text)")
+    with caplog.at_level(logging.DEBUG, logger="sqlalchemy"):
+        opened = Database(database)
+        with opened.write() as connection:
+            connection.exec_driver_sql("CREATE TABLE note (text TEXT UNIQUE)")
+            connection.execute(statement, {"text": "canary"})
+        with pytest.raises(IntegrityError) as caught, opened.write() as connection:
+            connection.execute(statement, {"text": "canary"})
+        opened.close()
+
+    assert "UNIQUE" in str(caught.value)
+    assert "canary" not in str(caught.value) + repr(caught.value)
+    assert "INSERT INTO note" in caplog.text
+    assert "canary" not in caplog.text
 
 
 # --- damage -------------------------------------------------------------------

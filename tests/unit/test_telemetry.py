@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 
 import pytest
+import structlog
 
 from jobcore import telemetry
 from tests.processes import run_python
@@ -26,7 +29,7 @@ assert logging.getLogger().handlers == []
     assert printed == ""
 
 
-def test_structlog_comes_with_the_first_event():
+def test_structlog_comes_with_the_first_event_that_is_listened_to():
     """Neither importing jobcore nor an event that nobody listens to imports structlog."""
     printed = run_python(
         """
@@ -34,14 +37,20 @@ import logging, sys
 import jobcore
 from jobcore import telemetry
 print("structlog" in sys.modules, logging.getLogger("jobcore").handlers)
-telemetry.event(logging.INFO, "not listened to")
+for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+    telemetry.event(level, "not listened to")
+print("structlog" in sys.modules, logging.getLogger("jobcore").handlers)
+logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(message)s")
+telemetry.event(logging.INFO, "below the level")
 print("structlog" in sys.modules)
-telemetry.event(logging.ERROR, "listened to, as far as anybody knows")
-print("structlog" in sys.modules)
+telemetry.event(logging.ERROR, "listened to")
+print("structlog" in sys.modules, logging.getLogger("jobcore").handlers)
 """
     )
 
-    assert printed.splitlines() == ["False []", "False", "True"]
+    assert printed.splitlines() == [
+        "False []", "False []", "False", "event='listened to'", "True []",
+    ]  # fmt: skip
 
 
 def test_event_arrives_in_the_hosts_log(caplog):
@@ -82,21 +91,161 @@ telemetry.event(logging.WARNING, "job resolved", job="an-id")
     assert printed == "jobcore WARNING event='job resolved' job='an-id'\n"
 
 
+# --- a host with structlog ------------------------------------------------------
+
+
+@pytest.fixture
+def configured():
+    """Configure structlog as a host does, for the time of a test."""
+    yield structlog.configure
+    structlog.reset_defaults()
+
+
+def test_event_goes_through_the_hosts_structlog(configured, caplog):
+    """Where structlog is configured, its processors get the event with level and facts."""
+    seen = []
+
+    def collect(_, method, facts):
+        seen.append((method, facts))
+        raise structlog.DropEvent
+
+    configured(processors=[collect])
+    with caplog.at_level(logging.DEBUG, logger="jobcore"):
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            telemetry.event(level, "job resolved", job="an-id", reason="lost")
+
+    facts = {"event": "job resolved", "job": "an-id", "reason": "lost"}
+    assert seen == [(method, facts) for method in ("debug", "info", "warning", "error")]
+    assert caplog.records == []
+
+
+def test_structlog_is_as_the_host_has_it_now(configured, caplog):
+    """It is looked at for each event: one that is configured later is used from then on."""
+    told = []
+
+    def collect(*call):
+        told.append(call[2]["event"])
+        raise structlog.DropEvent
+
+    telemetry.event(logging.WARNING, "before")
+    configured(processors=[collect])
+    telemetry.event(logging.WARNING, "while")
+    structlog.reset_defaults()
+    telemetry.event(logging.WARNING, "after")
+
+    assert told == ["while"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "event='before'", "event='after'",
+    ]  # fmt: skip
+
+
+def test_hosts_level_holds_in_structlog(configured):
+    """What the host's structlog leaves out is left out, and bound context is there."""
+    lines = io.StringIO()
+    configured(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.JSONRenderer(sort_keys=True),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(lines),
+    )
+    with structlog.contextvars.bound_contextvars(request="r1"):
+        telemetry.event(logging.INFO, "left out")
+        telemetry.event(logging.WARNING, "told", job="an-id")
+
+    assert lines.getvalue() == (
+        '{"event": "told", "job": "an-id", "level": "warning", "request": "r1"}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    "wrapper", [structlog.BoundLogger, structlog.stdlib.BoundLogger], ids=["generic", "stdlib"]
+)
+def test_structlog_over_logging_names_the_logger(configured, caplog, wrapper):
+    """A host whose structlog writes to logging finds events under `jobcore`, rendered its way."""
+    configured(
+        processors=[structlog.stdlib.add_logger_name, structlog.processors.JSONRenderer()],
+        wrapper_class=wrapper,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    telemetry.event(logging.WARNING, "job resolved", job="an-id")
+
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("jobcore", "WARNING")
+    assert json.loads(record.getMessage()) == {
+        "event": "job resolved", "job": "an-id", "logger": "jobcore",
+    }  # fmt: skip
+
+
+def test_exception_goes_through_the_hosts_structlog(configured):
+    """The traceback of a failure is the host's to format."""
+    seen = []
+    configured(
+        processors=[structlog.processors.format_exc_info, lambda *call: seen.append(call[2]) or ""],
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
+    try:
+        raise ZeroDivisionError("some failure")
+    except ZeroDivisionError as error:
+        telemetry.event(logging.ERROR, "subscriber failed", exc_info=error)
+
+    assert "ZeroDivisionError: some failure" in seen[0]["exception"]
+
+
 def test_hosts_structlog_configuration_is_left_alone():
-    """jobcore neither configures structlog nor depends on how the host did."""
+    """jobcore neither configures structlog nor logging, and prints only what the host's does."""
     printed = run_python(
         """
 import logging, sys, structlog
-logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 structlog.configure(processors=[structlog.processors.JSONRenderer()])
 from jobcore import telemetry
 before = structlog.get_config()
 telemetry.event(logging.WARNING, "job resolved", job="an-id")
-print(before == structlog.get_config())
+print(before == structlog.get_config(), logging.getLogger().handlers)
 """
     )
 
-    assert printed.splitlines() == ["event='job resolved' job='an-id'", "True"]
+    assert printed.splitlines() == ['{"job": "an-id", "event": "job resolved"}', "True []"]
+
+
+# --- never raises -----------------------------------------------------------------
+
+
+def _failing_processor(*_):
+    raise RuntimeError("the host's processor fails")
+
+
+def _no_logger(*_):
+    raise TypeError("a factory that takes no name")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"processors": [_failing_processor]}, {"logger_factory": _no_logger}, {"processors": []}],
+    ids=["processor", "factory", "no processors"],
+)
+def test_no_failure_of_the_hosts_structlog_reaches_jobcore(configured, broken, capsys):
+    """Whatever the host's structlog raises, an event does not."""
+    configured(**broken)
+
+    telemetry.event(logging.ERROR, "job resolved", job="an-id")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_no_failure_of_a_handler_reaches_jobcore():
+    """A filter of the host that raises harms no event but its own."""
+    logger = logging.getLogger("jobcore")
+
+    def fail(_):
+        raise RuntimeError("the host's filter fails")
+
+    logger.addFilter(fail)
+    try:
+        telemetry.event(logging.ERROR, "job resolved", job="an-id")
+    finally:
+        logger.removeFilter(fail)
 
 
 @pytest.mark.parametrize("fact", ["%s %d", "{x}", "\ud800", b"\xff", None, object()], ids=repr)
