@@ -420,7 +420,7 @@ class Database:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        failpoints.reach(failpoints.DATABASE_ENTERED, self)
+        failpoints.reach(failpoints.ENTERED, self)
         with self._doorway:
             while self._fork_pending:
                 self._doorway.wait()

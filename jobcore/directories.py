@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobcore import filesystem
-from jobcore.errors import DatabaseGone
+from jobcore.errors import DatabaseGone, StoreError
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints, jobdir
 
@@ -50,12 +50,16 @@ class Directories:
         self._database = database
         self._host = host
         self._root: int | None = None
+        self._closed = False
         GATE.watch(self)
 
     @property
     def root(self) -> int:
         """The descriptor of the directory that holds them all; kept open, for it is used often."""
+        failpoints.reach(failpoints.ENTERED, self._host)
         with GATE:
+            if self._closed:
+                raise StoreError(f"{self._database} is closed")
             if self._root is not None and os.fstat(self._root).st_nlink == 0:
                 # One made anew in its place is not the one whose jobs these are.
                 raise DatabaseGone(f"{self._database}.jobs was removed while it was open")
@@ -68,8 +72,9 @@ class Directories:
             return self._root
 
     def close(self) -> None:
-        """Close what is kept open; it is opened again when needed."""
+        """Close what is kept open, for good. Again is harmless."""
         with GATE:
+            self._closed = True
             if self._root is not None:
                 root, self._root = self._root, None
                 GATE.close(root)

@@ -157,6 +157,8 @@ class Dispatcher:
     def _let_go(self) -> None:
         for assignment in self._assignments.values():
             assignment.let_go()
+        with self._claims:
+            self._assignments.clear()
         self._crew.close()
 
     # --- the fork of the host ---------------------------------------------------

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 
 from jobcore import telemetry
 from jobcore.forking import GATE
+from jobcore.supervision import failpoints
 
 #: Seconds that the interpreter's exit waits for the turn under way.
 EXIT_PATIENCE = 5.0
@@ -130,6 +131,8 @@ class Loop:
         while not self._closing:
             try:
                 self._turn()
+            except failpoints.Crashed:
+                return  # as the rest of its host
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
                 _tell(error)
                 self.rest(REST)

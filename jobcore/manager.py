@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
@@ -69,6 +70,9 @@ if TYPE_CHECKING:
 
 #: Seconds beyond a command's grace that `on_exit="stop"` waits for its end.
 STOP_PATIENCE = 1.0
+
+#: The managers of this process that are not closed; `jobcore.testing` finds them here.
+OPEN: weakref.WeakSet[JobManager] = weakref.WeakSet()
 
 
 class JobManager:
@@ -152,6 +156,7 @@ class JobManager:
             reconcile=self._recovery.reconcile_softly,
             chores=(Scheduler(self._database, self._clock).tick, self._recovery.sweep),
         )
+        OPEN.add(self)
         self._start()
 
     # --- creating -----------------------------------------------------------------
@@ -797,9 +802,14 @@ class JobManager:
                 self._dispatcher.stop_claiming()
                 self._stop_own()
         finally:
-            self._dispatcher.close()
-            self._directories.close()
-            self._database.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """End the thread and close what is open: nothing is unlocked, and nothing written."""
+        OPEN.discard(self)
+        self._dispatcher.close()
+        self._directories.close()
+        self._database.close()
 
     def __enter__(self) -> Self:
         """Return the manager itself."""
@@ -816,6 +826,8 @@ class JobManager:
 
     def _stop_own(self) -> None:
         running = self._dispatcher.running()
+        if not running:
+            return  # also when closed before
         grace = self._stopper.stop_all(running)
         numbers = {run.number for run in running}
         self._dispatcher.wait_until_settled(numbers, grace + STOP_PATIENCE)

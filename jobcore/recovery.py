@@ -87,8 +87,8 @@ class Recovery:
         if fresh is None or not fresh.supervised:
             return fresh
         if self._is_alive(fresh):
-            if fresh.stop_requested is not None and not self._stopper.is_delivered(fresh):
-                self._stopper.deliver(fresh)
+            if fresh.stop_requested is not None:
+                self._stopper.remind(fresh)
             return fresh
         try:
             return self._resolve(fresh, patience)
@@ -220,14 +220,11 @@ class Recovery:
                 ended = jobdir.read_exit(directory, run.token or "") is not None
                 behind = resting and jobdir.spool_end(directory) > run.spool_offset
                 held = self._directories.is_held(directory)
-            undelivered = (
-                run.stop_requested is not None and held and not self._stopper.is_delivered(run)
-            )
         except FileNotFoundError:
-            ended, behind, held, undelivered = False, False, False, False
+            ended, behind, held = False, False, False
         except NewerProtocol:
             return None
-        if held and not (ended or behind or undelivered):
+        if held and not (ended or behind or run.stop_requested is not None):
             return run
         return self.reconcile_softly(run)
 

@@ -19,7 +19,7 @@ from jobcore.directories import Directories
 from jobcore.errors import DatabaseFull, InvalidTransition, JobNotFound, JobNotRunning, StoreError
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.runs import Run
-from jobcore.supervision import failpoints, jobdir
+from jobcore.supervision import NewerProtocol, failpoints, jobdir
 
 
 class Stopper:
@@ -131,13 +131,30 @@ class Stopper:
         except FileNotFoundError:
             pass  # it has ended, and its directory is gone
 
-    def is_delivered(self, run: Run) -> bool:
+    def remind(self, run: Run) -> None:
+        """
+        Tell the supervisor once more of a wish that it has not fulfilled yet.
+
+        Whoever stored the wish may have died before the file was written, or
+        between the file and the doorbell, without which nobody reads it.
+
+        Raises:
+            StoreError: As `deliver` does.
+        """
+        if self._is_written(run):
+            self._ring(run, jobdir.DOORBELL)
+        else:
+            self.deliver(run)
+
+    def _is_written(self, run: Run) -> bool:
         """Tell whether the wish of the row stands in the job's directory."""
         try:
             with self._directories.open(run.name) as directory:
                 wish = jobdir.read_record(directory, jobdir.STOP)
         except FileNotFoundError:
             return True  # nobody is there to be told
+        except NewerProtocol:
+            return True  # whatever else it says, it asks to stop
         return wish is not None and _asks_no_less(wish, run)
 
     def _ring(self, run: Run, letter: bytes) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # --- of a host --------------------------------------------------------------
 
-#: A thread of the host is about to use the database: of this use nothing has happened.
-DATABASE_ENTERED = "database entered"
+#: A thread of the host is about to use database or job directories; of this nothing happened.
+ENTERED = "entered"
 #: BEGIN IMMEDIATE has the write lock; the transaction has written nothing.
 WRITE_BEGUN = "write begun"
 #: The transaction that creates jobs is committed; whoever asked for them does not know it.
@@ -69,7 +69,7 @@ ROWS_REMOVED = "rows removed"
 
 #: All of a host.
 HOST = (
-    DATABASE_ENTERED, WRITE_BEGUN, CREATED, TICK_TAKEN, SUPERVISOR_STARTED, DIRECTORY_PREPARED,
+    ENTERED, WRITE_BEGUN, CREATED, TICK_TAKEN, SUPERVISOR_STARTED, DIRECTORY_PREPARED,
     REQUEST_PREPARED, CLAIM_WRITTEN, CLAIMED, BEFORE_SEND, SENT, ENDED_HERE, IMPORT_READ,
     IMPORT_WRITTEN, IMPORTED, SETTLE_WRITTEN, SETTLED, DIRECTORY_TAKEN, DIRECTORY_RENAMED,
     RESOLVED, STOP_STORED, STOP_WRITTEN, STOP_RUNG, MARKED_DELETED, ROWS_REMOVED,
@@ -119,7 +119,14 @@ class Crashed(BaseException):
 
     Like a SIGKILL it goes through every `except Exception`. What catches it all
     the same does no harm: every further point raises it again.
+
+    Attributes:
+        host: Which one.
     """
+
+    def __init__(self, message: str = "", host: object = None) -> None:
+        super().__init__(message)
+        self.host = host
 
 
 _armed: tuple[Callback, ...] | None = None
@@ -140,9 +147,10 @@ def reach(point: str, host: object = None) -> None:
 
 
 def arm(callback: Callback) -> None:
-    """Have `callback(point, host)` called, in the thread that reaches it, at every point."""
+    """Have `callback(point, host)` called at every point, in the thread that reaches it; once."""
     global _armed  # noqa: PLW0603 - one look at a global is all that `reach` may cost
-    _armed = (*(_armed or ()), callback)
+    if callback not in (_armed or ()):
+        _armed = (*(_armed or ()), callback)
 
 
 def disarm(callback: Callback) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jobcore import Command, JobManager, Reason, SpawnError, Status, crew, holders
 from jobcore.executors import CommandExecutor
 from jobcore.loop import Loop
-from jobcore.supervision import jobdir
+from jobcore.supervision import failpoints, jobdir
 from tests.processes import Child, carrying, until
 from tests.programs import SLEEPS
 
@@ -37,6 +37,31 @@ def test_an_executor_that_exits_ends_its_job_alone(database):
 
     assert (bad.status, bad.exit_code, bad.reason) == (Status.ERROR, None, Reason.SPAWN_FAILED)
     assert (line.stream, line.text) == ("system", "cannot start: SystemExit: 2")
+
+
+def test_a_round_that_fails_holds_no_job_back(database):
+    """Starts that were prepared before something went wrong are given up, not kept locked."""
+    failed = []
+
+    def fail_once(point, _host):
+        if point == failpoints.DIRECTORY_PREPARED:
+            failed.append(point)
+            if len(failed) == 2:
+                raise RuntimeError("of the second job of a round")
+
+    with JobManager(database, slots=2) as jobs:
+        jobs.submit_many([["true"]] * 2)
+        jobs.drain(60)
+        until(lambda: jobs._dispatcher._crew.ready == 2, "two supervisors that wait for a job")
+        failpoints.arm(fail_once)
+        try:
+            made = jobs.submit_many([["true"]] * 2)
+            ended = [jobs.wait(job.id, timeout=60).status for job in made]
+        finally:
+            failpoints.disarm(fail_once)
+
+    assert ended == [Status.COMPLETE] * 2
+    assert len(failed) == 4
 
 
 def test_a_loop_goes_on_whatever_its_turn_raises(monkeypatch):

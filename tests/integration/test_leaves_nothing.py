@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from jobcore import Status
+import pytest
+
+from jobcore import JobManager, Status, StoreError
 
 FORKS_AND_LINGERS = ["sh", "-c", "sleep 1000 & sleep 1000 & echo started; exit 3"]
 SLEEPS = ["sh", "-c", "echo started; exec sleep 1000"]
@@ -27,3 +29,14 @@ def test_closing_with_stop_ends_running_jobs(running_jobs):
 
     assert first.text == "started"
     assert running_jobs.get_job(job.id).status is Status.RUNNING
+
+
+def test_closing_again_is_harmless(database):
+    """A manager that stops on exit can be closed more than once."""
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        jobs.wait(jobs.submit(["true"]).id, timeout=60)
+        jobs.close()
+        jobs.close()
+
+        with pytest.raises(StoreError, match="closed"):
+            jobs.recover()

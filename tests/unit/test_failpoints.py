@@ -41,16 +41,15 @@ def test_every_point_has_a_name_a_side_and_an_explanation():
 
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_every_point_is_reached_somewhere(name):
-    """No point is a name alone: one place in the code of its side reaches it."""
+    """No point is a name alone: the code of its side reaches it."""
+    folder = "supervision" if getattr(failpoints, name) in failpoints.SUPERVISOR else "."
     places = [
-        str(path.relative_to(ROOT / "jobcore"))
-        for path in (ROOT / "jobcore").rglob("*.py")
-        if path.name != "failpoints.py" and f"failpoints.{name}" in path.read_text()
+        path.name
+        for path in (ROOT / "jobcore" / folder).rglob("*.py")
+        if re.search(rf"\breach\(.*\bfailpoints\.{name}\b", path.read_text())
     ]
-    of_supervisor = getattr(failpoints, name) in failpoints.SUPERVISOR
 
-    assert len(places) == 1
-    assert places[0].startswith("supervision/") or not of_supervisor
+    assert places != []
 
 
 def test_unarmed_nothing_happens():

@@ -1,0 +1,12 @@
+"""
+Testing: what a host's tests need to try it against everything that can happen to its jobs.
+
+Never imported by `import jobcore`.
+"""
+
+from jobcore.testing.crashing import Crashed, crash
+
+__all__ = [
+    "Crashed",
+    "crash",
+]
