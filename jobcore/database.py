@@ -406,17 +406,31 @@ class Database:
         return connection
 
     def _prepare(self) -> None:
-        # Read-only at first: another program's file must not change by a byte.
-        look = sqlite3.connect(_uri(self.path, "ro"), uri=True, timeout=self.busy_timeout)
-        try:
-            schema.check(self.path, schema.read_identity(look))
-        finally:
-            look.close()
+        schema.check(self.path, self._look())
         connection = self._connect()
         try:
             schema.open_or_make(connection, self.path, self.busy_timeout)
         finally:
             connection.close()
+
+    def _look(self) -> tuple[int, int, int]:
+        """Return whose file it is, before anything that is not SQLite's own may be written."""
+        # Read-only at first: another program's file must not change by a byte.
+        try:
+            return self._look_as("ro")
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error):
+                raise
+        # Whoever began to make this file was killed, and left a journal. Taking a
+        # transaction back needs to write; SQLite does it for whoever opens the file.
+        return self._look_as("rw")
+
+    def _look_as(self, mode: str) -> tuple[int, int, int]:
+        look = sqlite3.connect(_uri(self.path, mode), uri=True, timeout=self.busy_timeout)
+        try:
+            return schema.read_identity(look)
+        finally:
+            look.close()
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:

@@ -806,6 +806,34 @@ def test_interrupted_creation_leaves_nothing_half(database, monkeypatch):
     assert integrity(database) == "ok"
 
 
+def leave_a_journal(database):
+    """Die in the middle of the first transaction of a file that is not in WAL mode yet."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute("PRAGMA cache_size = 1")  # what does not fit is written before the commit
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE TABLE half (made TEXT)")
+    connection.executemany("INSERT INTO half VALUES (?)", [("x" * 4000,)] * 20)
+    os._exit(9)
+
+
+def test_creation_that_left_a_journal_is_taken_back(database):
+    """A file whose maker was killed before it was in WAL mode is made by the next who comes."""
+    with open(database, "xb"):
+        pass
+    with pytest.raises(AssertionError, match="died without an answer"):
+        in_child(leave_a_journal, database)
+    assert os.path.getsize(database) > 0
+    assert os.path.exists(database + "-journal")
+
+    Database(database).close()
+
+    assert integrity(database) == "ok"
+    with foreign(database) as connection:
+        assert (
+            connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'half'").fetchall() == []
+        )
+
+
 # --- checkpoints --------------------------------------------------------------
 
 
