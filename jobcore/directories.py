@@ -197,8 +197,10 @@ class Directories:
         return [name for name in os.listdir(self.root) if _is_name(name)]
 
     def remove_leftovers(self) -> None:
-        """Finish what a crash left half removed."""
-        for name in os.listdir(self.root):
+        """Finish what a crash left half made or half removed."""
+        names = os.listdir(self.root)
+        filesystem.remove_unused_store_ids(self.root, names)
+        for name in names:
             if not name.startswith(jobdir.GONE):
                 continue
             try:

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from jobcore.errors import StoreError, StoreMismatch, UnsupportedFileSystem
@@ -22,6 +23,7 @@ MOUNTINFO = "/proc/self/mountinfo"
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # a space in a mount point is \040 there
 
 STORE = "store"  # the file in the root that names the database it belongs to
+_UNUSED_STORE_ID = re.compile(rf"{STORE}\.[0-9a-f]{{32}}")
 
 
 def file_system_of(path: str, mountinfo: str) -> str:
@@ -129,9 +131,9 @@ def make_store_id(root: int, parent: str) -> str:
         os.close(descriptor)
     try:
         os.link(temporary, STORE, src_dir_fd=root, dst_dir_fd=root)
-    except FileExistsError:
-        pass
-    os.unlink(temporary, dir_fd=root)
+    except (FileExistsError, FileNotFoundError):
+        pass  # another one is there, and its maker or a sweep may have removed ours
+    _unlink(temporary, root)
     os.fsync(root)
     directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -142,6 +144,20 @@ def make_store_id(root: int, parent: str) -> str:
     if store_id is None:
         raise StoreMismatch("the store's id was removed while it was being made")
     return store_id
+
+
+def remove_unused_store_ids(root: int, names: Iterable[str]) -> None:
+    """Remove, of the names in the root, what a host left that was killed while it made the id."""
+    for name in names:
+        if _UNUSED_STORE_ID.fullmatch(name):
+            _unlink(name, root)
+
+
+def _unlink(name: str, root: int) -> None:
+    try:
+        os.unlink(name, dir_fd=root)
+    except FileNotFoundError:
+        pass  # another process was faster
 
 
 def boot_id() -> str:

@@ -166,3 +166,25 @@ def test_store_id_is_made_once(tmp_path):
         assert os.listdir(root) == ["store"]
     finally:
         os.close(root)
+
+
+def test_store_id_is_made_though_a_sweep_is_about(tmp_path, monkeypatch):
+    """A sweep that removes what is not in use yet, once there is an id, costs its maker nothing."""
+    os.mkdir(tmp_path / "jobs.db.jobs", 0o700)
+    root = filesystem.open_root(str(tmp_path / "jobs.db"), create=False)
+    link = os.link
+
+    def sweep_first(*names, **options):
+        monkeypatch.undo()
+        made = filesystem.make_store_id(root, str(tmp_path))
+        filesystem.remove_unused_store_ids(root, os.listdir(root))
+        with pytest.raises(FileNotFoundError):
+            link(*names, **options)
+        raise FileNotFoundError(made)
+
+    monkeypatch.setattr(os, "link", sweep_first)
+    try:
+        assert filesystem.make_store_id(root, str(tmp_path)) == filesystem.read_store_id(root)
+        assert os.listdir(root) == ["store"]
+    finally:
+        os.close(root)

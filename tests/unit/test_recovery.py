@@ -344,6 +344,17 @@ def test_stale_directories_go(jobs, scripted, database):
     assert {name: os.path.exists(os.path.join(root, name)) for name in names} == names
 
 
+def test_store_id_that_was_never_used_goes(jobs, database):
+    """What a host left that was killed while it made the store's id is swept up."""
+    root = database + ".jobs"
+    for name in ("store." + "0" * 32, "store.old"):
+        with open(os.path.join(root, name), "xb"):
+            pass
+    jobs.recover()
+
+    assert sorted(os.listdir(root)) == ["store", "store.old"]
+
+
 def test_held_directory_of_a_final_job_stays(jobs, scripted):
     """A directory is not taken from under a supervisor that is still about to let go."""
     run = scripted()
