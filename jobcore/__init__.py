@@ -37,7 +37,7 @@ from jobcore.errors import (
 from jobcore.executors import CommandExecutor, Executor, PipelineExecutor
 from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
 from jobcore.manager import JobManager
-from jobcore.models import ClaimedJob, Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.models import ClaimedJob, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.supervision.pool import Launcher
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "DatabaseFull",
     "DatabaseGone",
     "Executor",
+    "Finding",
     "InvalidParameter",
     "InvalidTransition",
     "Job",

@@ -24,6 +24,8 @@ def main() -> None:
             f"jobcore: the command line needs {missing.name}: pip install 'jobcore[cli]'\n"
         )
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # while all of this was being loaded
+        raise SystemExit(130) from None
     app(prog_name="jobcore")
 
 

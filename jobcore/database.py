@@ -1,7 +1,7 @@
 """
 Database: the one place for connections, pragmas, transactions, checkpoints and forks.
 
-Another SQL engine would need changes here and in `schema`, nowhere else.
+Another SQL engine would need changes here, in `schema` and in `doctor`, nowhere else.
 """
 
 from __future__ import annotations
@@ -392,7 +392,7 @@ class Database:
             )
         self._require_same_file()
         connection = sqlite3.connect(
-            _uri(self.path, "rw"),  # never `rwc`: a file that was removed is not made again
+            uri_of(self.path, "rw"),  # never `rwc`: a file that was removed is not made again
             uri=True,
             timeout=self.busy_timeout,
             isolation_level=None,  # we say BEGIN ourselves
@@ -426,7 +426,7 @@ class Database:
         return self._look_as("rw")
 
     def _look_as(self, mode: str) -> tuple[int, int, int]:
-        look = sqlite3.connect(_uri(self.path, mode), uri=True, timeout=self.busy_timeout)
+        look = sqlite3.connect(uri_of(self.path, mode), uri=True, timeout=self.busy_timeout)
         try:
             return schema.read_identity(look)
         finally:
@@ -505,7 +505,8 @@ class Database:
         return connection.connection.driver_connection
 
 
-def _uri(path: str, mode: str) -> str:
+def uri_of(path: str, mode: str) -> str:
+    """Return the URI under which SQLite opens the file, for `rw`, or for reading with `ro`."""
     # `?` and `#` would end the path, `%` escapes. The empty authority is for a
     # path that begins with two slashes.
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

@@ -45,6 +45,11 @@ def file_system_of(path: str, mountinfo: str) -> str:
     return found
 
 
+def kind_of(path: str) -> str:
+    """Return the type of the file system that `path`, absolute and without links, is on."""
+    return file_system_of(path, os.fsdecode(Path(MOUNTINFO).read_bytes()))
+
+
 def require_local(path: str) -> None:
     """
     Refuse a path on a file system on which SQLite cannot keep its promises.
@@ -52,7 +57,7 @@ def require_local(path: str) -> None:
     Raises:
         UnsupportedFileSystem: It is one that several machines may have mounted.
     """
-    kind = file_system_of(path, os.fsdecode(Path(MOUNTINFO).read_bytes()))
+    kind = kind_of(path)
     if kind in _SHARED_BETWEEN_MACHINES or kind.startswith("fuse."):
         raise UnsupportedFileSystem(
             f"{path} is on a {kind} file system, where SQLite's locks and shared memory do not "
@@ -94,12 +99,11 @@ def open_root(database: str, *, create: bool) -> int:
     path = database + ".jobs"
     try:
         return jobdir.open_directory(path, create=create)
-    except (NotADirectoryError, PermissionError) as error:
+    except NotADirectoryError as error:  # O_DIRECTORY says so of a link, too
+        what = "a link" if os.path.islink(path) else "not a directory"
+        raise StoreMismatch(f"{path} is {what}") from error
+    except PermissionError as error:
         raise StoreMismatch(f"{path}: {error.strerror or error}") from error
-    except OSError as error:
-        if error.errno == 40:  # ELOOP: O_NOFOLLOW met a link
-            raise StoreMismatch(f"{path} is a link") from error
-        raise
 
 
 def read_store_id(root: int) -> str | None:

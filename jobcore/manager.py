@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import store, wire
+from jobcore import doctor, store, wire
 from jobcore.arguments import (
     checked_age,
     checked_before,
@@ -53,7 +53,7 @@ from jobcore.follower import Follower
 from jobcore.importer import Importer
 from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
-from jobcore.models import Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.models import Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
 from jobcore.scheduler import Scheduler
@@ -626,6 +626,19 @@ class JobManager:
         """
         settled = self._recovery.sweep(everything=True)
         return [self._job(run.number) for run in settled if run.deleted_at is None]
+
+    def check(self) -> list[Finding]:
+        """
+        Examine the file, its directories and the SQLite in use, and change nothing.
+
+        It reads every page of the file, so it takes a while for a large one;
+        others can write meanwhile. `jobcore doctor` does the same for a file that
+        no manager opens.
+
+        Returns:
+            What each check found; one whose `verdict` is `wrong` needs a person.
+        """
+        return doctor.examine(self._database.path)
 
     # --- workspaces and pipelines ---------------------------------------------------
 

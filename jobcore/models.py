@@ -5,7 +5,7 @@ Frozen values, true as of the moment they were read; they never change under the
 """
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from uuid import UUID
 
 from pydantic import (
@@ -256,6 +256,22 @@ class Transition(_Public):
     actor: str | None
 
     _moments: ClassVar[tuple[str, ...]] = ("at",)
+
+
+class Finding(_Public):
+    """
+    What one check of a database found.
+
+    Attributes:
+        check: What was looked at, in a word or two.
+        verdict: `ok`; `note`: what the next manager puts right, or what is good
+            to know; `wrong`: what is not as it must be.
+        detail: What was found, in a line.
+    """
+
+    check: str
+    verdict: Literal["ok", "note", "wrong"]
+    detail: str
 
 
 class LogLine(NamedTuple):

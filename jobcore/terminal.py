@@ -11,18 +11,23 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from jobcore import wire
 from jobcore.clock import iso_utc
-from jobcore.models import Job, LogLine, Transition
+from jobcore.lifecycle import Status
+from jobcore.models import Finding, Job, LogLine, Transition
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Escape sequences first, as a whole, then whatever control is left: C0 without
 #: the tab, DEL, and C1, of which some terminals take U+009B for an escape.
@@ -39,6 +44,9 @@ _COLOURS = {
     "COMPLETE": "green",
     "ERROR": "red",
     "STOPPED": "magenta",
+    "ok": "green",
+    "note": "yellow",
+    "wrong": "red",
 }
 
 
@@ -79,8 +87,7 @@ def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
 def print_jobs(jobs: Sequence[Job]) -> None:
     """Print a line for each job: the short form on a terminal, all fields in a pipe."""
     if on_terminal():
-        titles = ("ID", "STATUS", "CODE", "REASON", "CREATED", "TIME", "LINES", "NAME")
-        _print_table(titles, map(_short_form, jobs))
+        _print_table(_SHORT_TITLES, map(_short_form, jobs))
     else:
         _print_fields(map(_long_form, jobs))
 
@@ -89,6 +96,9 @@ def _long_form(job: Job) -> tuple[Any, ...]:
     ending = (job.status, job.exit_code, job.reason)
     times = (job.created, job.start_time, job.end_time)
     return (job.id, job.number, *ending, job.type, *times, job.line_count, job.name)
+
+
+_SHORT_TITLES = ("ID", "STATUS", "CODE", "REASON", "CREATED", "TIME", "LINES", "NAME")
 
 
 def _short_form(job: Job) -> tuple[Any, ...]:
@@ -120,18 +130,31 @@ def print_history(history: Sequence[Transition]) -> None:
         _print_fields(rows)
 
 
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print a line for each check."""
+    rows = [(one.check, one.verdict, one.detail) for one in findings]
+    if on_terminal():
+        _print_table(("CHECK", "VERDICT", "FOUND"), rows)
+    else:
+        _print_fields(rows)
+
+
 def _print_fields(rows: Iterable[Iterable[Any]]) -> None:
     print_lines("\t".join(map(_field, row)) for row in rows)
 
 
 def _print_table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    Console(highlight=False).print(_table(titles, rows))
+
+
+def _table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=any(titles))
     for title in titles[:-1]:
         table.add_column(title, no_wrap=True)
     table.add_column(titles[-1], overflow="fold")  # whatever does not fit the width is in the last
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(highlight=False).print(table)
+    return table
 
 
 def _field(value: Any) -> str:
@@ -152,6 +175,47 @@ def _seconds(job: Job) -> str | None:
     if job.start_time is None or job.end_time is None:
         return None
     return f"{(job.end_time - job.start_time).total_seconds():.1f}"
+
+
+class Screen:
+    """
+    The whole terminal, drawn anew each time; what was on it before comes back at the end.
+
+    Attributes:
+        lines: How many jobs there is room for.
+    """
+
+    def __init__(self) -> None:
+        # No thread of its own redraws it, and what others print is not caught.
+        self._live = Live(
+            console=Console(highlight=False),
+            screen=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    @property
+    def lines(self) -> int:
+        """The height of the terminal without the counts and the titles."""
+        return max(self._live.console.height - 3, 0)
+
+    def __enter__(self) -> Self:
+        """Take the terminal."""
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self._live.stop()
+
+    def draw(self, counts: Mapping[Status, int], jobs: Sequence[Job]) -> None:
+        """Show how many jobs there are of each status, and a line for each of `jobs`."""
+        summary = Text("  ").join(
+            Text(f"{status} {count}", style=_COLOURS[status]) for status, count in counts.items()
+        )
+        table = _table(_SHORT_TITLES, map(_short_form, jobs))
+        self._live.update(Group(summary, Text(), table), refresh=True)
 
 
 # --- logs -----------------------------------------------------------------------

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from typing import Annotated
 
 import typer
 
-from jobcore import terminal
+from jobcore import doctor as examiner
+from jobcore import foreground, terminal
 from jobcore.application import AsJson, app, open_manager
-from jobcore.errors import CommandError
+from jobcore.errors import CommandError, StoreError
 from jobcore.lifecycle import FINAL, Status
+from jobcore.manager import JobManager
+from jobcore.models import Job
+
+#: Seconds between two looks at the queue that is watched.
+PAUSE = 0.5
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 
@@ -69,3 +76,59 @@ def prune(
         else:
             count = jobs.prune(age, status=status or FINAL, keep=keep)
             terminal.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
+
+
+@app.command()
+def doctor(ctx: typer.Context, *, as_json: AsJson = False) -> None:
+    """
+    Examine the database and its directories, and change nothing.
+
+    A line for each check: what was looked at, ok, note or wrong, and what was
+    found. The exit code is 1 where something is wrong; a note is what the next
+    manager puts right, or good to know. It reads the whole file.
+
+    \b
+    Example:
+      jobcore doctor
+    """  # noqa: D301
+    findings = examiner.examine(ctx.obj)
+    terminal.print_json(findings) if as_json else terminal.print_findings(findings)
+    if any(one.verdict == "wrong" for one in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def watch(ctx: typer.Context) -> None:
+    """
+    Show the queue on a terminal, as it changes, until Ctrl-C.
+
+    Running jobs come first, then queued ones, then those that have ended; each
+    kind newest first.
+
+    \b
+    Example:
+      jobcore watch
+    """  # noqa: D301
+    if not terminal.on_terminal():
+        raise CommandError("watch needs a terminal; for a pipe there are list and logs -f")
+    signals = foreground.block_signals()
+    with open_manager(ctx) as jobs, terminal.Screen() as screen:
+        while True:
+            _recover(jobs)
+            screen.draw(jobs.count_jobs(), _of_interest(jobs, screen.lines))
+            if signal.sigtimedwait(signals, PAUSE) is not None:
+                return
+
+
+def _recover(jobs: JobManager) -> None:
+    try:
+        jobs.recover()  # so that what is shown is true
+    except (StoreError, OSError):
+        pass  # shown as stored; the next look tries again
+
+
+def _of_interest(jobs: JobManager, lines: int) -> list[Job]:
+    found: list[Job] = []
+    for statuses in ((Status.RUNNING,), (Status.QUEUED,), FINAL):
+        found += jobs.list_jobs(status=statuses, limit=lines - len(found))
+    return found

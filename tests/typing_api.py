@@ -17,6 +17,7 @@ from jobcore import (
     Command,
     CommandExecutor,
     Executor,
+    Finding,
     Job,
     JobManager,
     Launcher,
@@ -115,6 +116,12 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
         jobs.wait(job_id, timeout=None),
         *jobs.recover(),
     ]
+
+
+def examining(jobs: JobManager) -> list[str]:
+    """Look for what is wrong."""
+    findings: list[Finding] = jobs.check()
+    return [f"{one.check}: {one.detail}" for one in findings if one.verdict == "wrong"]
 
 
 def pruning(jobs: JobManager) -> list[Job]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
+import select
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
+import termios
 import time
 import uuid
 
@@ -493,6 +497,118 @@ def test_prune_refuses_what_is_no_age(cli, queue, ended, age):
     assert out == ""
     assert err.startswith("jobcore: an age is a number and s, m, h, d or w")
     assert len(queue.list_jobs()) == 1
+
+
+def test_doctor_prints_a_line_for_each_check_and_exits_by_them(cli, queue):
+    """Where nothing is wrong it exits with 0, else with 1; JSON is a list."""
+    queue.create_job("TASK")
+    rows = [line.split("\t") for line in cli("doctor")[0].splitlines()]
+
+    assert {len(row) for row in rows} == {3}
+    assert ["schema", "ok"] in [row[:2] for row in rows]
+
+    os.chmod(cli.database, 0o644)
+    found = json.loads(cli("doctor", "--json", code=1)[0])
+
+    assert [one["check"] for one in found] == [row[0] for row in rows]
+    assert [one["check"] for one in found if one["verdict"] == "wrong"] == ["modes"]
+
+
+def test_doctor_examines_what_nobody_else_opens(cli):
+    """A file that is missing, or no database, has its finding; nothing is made."""
+    assert "No such file" in cli("doctor", code=1)[0]
+    assert os.listdir(cli.folder) == ["gate"]
+
+    make_text(cli.folder / "jobs.db")
+
+    assert "not a database" in cli("doctor", code=1)[0]
+    assert sorted(os.listdir(cli.folder)) == ["gate", "jobs.db"]
+
+
+class Watched:
+    """`jobcore watch` on a terminal of 12 lines, with all that it has shown."""
+
+    def __init__(self, cli):
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 120, 0, 0))
+        self._process = cli.start("watch", stdin=theirs, stdout=theirs, start_new_session=True)
+        os.close(theirs)
+        self.raw = ""
+
+    @property
+    def text(self):
+        """What it has shown, without colours and moves of the cursor."""
+        return re.sub(r"\x1b\[[0-?]*[@-~]", "", self.raw)
+
+    def sees(self, pattern):
+        """Return once that is on the screen."""
+        until(lambda: self._read() or re.search(pattern, self.text), f"{pattern} on the screen")
+
+    def _read(self):
+        while select.select([self._ours], [], [], 0.05)[0]:
+            try:
+                self.raw += os.read(self._ours, 65536).decode()
+            except OSError:  # EIO: it has ended
+                return
+
+    def ends(self, number):
+        """Return its exit code after a signal, and what it said on stderr."""
+        self._process.send_signal(number)
+        _, err = self._process.communicate(timeout=PATIENCE)
+        self._read()
+        return self._process.returncode, err
+
+    def close(self):
+        """End it, whatever the test did."""
+        self._process.kill()
+        self._process.communicate(timeout=PATIENCE)
+        os.close(self._ours)
+
+
+@pytest.fixture
+def watched(cli, queue):
+    """Return `jobcore watch`, which has begun to look."""
+    del queue  # there is a database
+    watched = Watched(cli)
+    yield watched
+    watched.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watch_shows_the_queue_as_it_changes(queue, watched, number):
+    """It shows counts and jobs anew, without what jobs could do to a terminal, until a signal."""
+    watched.sees("QUEUED 0 +RUNNING 0 ")
+    job = queue.create_job("TASK", name="first \x1b[31mjob\x1b]0;title\x07")
+    watched.sees("QUEUED 1 +RUNNING 0 ")
+    watched.sees(f"{job.id.hex[:8]} +QUEUED .* first job")
+    queue.start_job(job.id)
+    watched.sees("QUEUED 0 +RUNNING 1 ")
+    queue.finish_job(job.id)
+    watched.sees("COMPLETE 1 ")
+
+    assert watched.ends(number) == (0, b"")
+    assert "title" not in watched.raw
+    assert watched.raw.rstrip().endswith("\x1b[?25h\x1b[?1049l")  # as it was before
+
+
+def test_watch_shows_what_fits_and_running_jobs_first(queue, watched):
+    """On a screen of 12 lines there is room for 9 jobs, whatever number there is."""
+    oldest, *_ = [queue.create_job("TASK") for _ in range(20)]
+    queue.start_job(oldest.id)
+    watched.sees("QUEUED 19 +RUNNING 1 (?s:.)*" + oldest.id.hex[:8])
+    watched.ends(signal.SIGINT)
+    screen = watched.text.rpartition("QUEUED 19")[2]
+
+    assert len(re.findall(r"^[0-9a-f]{8} ", screen, re.MULTILINE)) == 9
+    assert re.search("^[0-9a-f]{8} +(RUNNING|QUEUED)", screen, re.MULTILINE)[1] == "RUNNING"
+
+
+def test_watch_needs_a_terminal(cli, queue):
+    """In a pipe it says what there is instead."""
+    del queue
+    _, err = cli("watch", code=2)
+
+    assert "watch needs a terminal" in err
 
 
 def test_a_terminal_gets_a_table_and_no_escapes_of_jobs(cli):

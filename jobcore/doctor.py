@@ -1,0 +1,314 @@
+"""
+Doctor: looks at a database and its directories from outside, and says what it finds.
+
+It changes nothing: it opens the file read-only, makes no directory, migrates
+nothing and settles nothing. So it can look at what no manager would open.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from jobcore import filesystem, schema
+from jobcore.database import uri_of
+from jobcore.directories import Directories
+from jobcore.errors import DatabaseGone, JobcoreError
+from jobcore.models import Finding
+from jobcore.supervision import NewerProtocol, jobdir
+
+_Answer = TypeVar("_Answer")
+
+#: Bytes of write-ahead log beyond which checkpoints do not get through: they are
+#: tried from 4 MiB on.
+LARGE_WAL = 64 * 2**20
+#: SQLite can lose commits in these versions, where one checkpoint follows
+#: another while a third connection resets the log; from 3.51.3 on it is mended.
+BUG_FROM, BUG_UNTIL = (3, 7, 0), (3, 51, 3)
+#: Of these two minor versions, from this patch on.
+MENDED_IN = ((3, 44, 6), (3, 50, 7))
+
+
+def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
+    """Tell whether this SQLite has the WAL-reset bug."""
+    mended = any(version[:2] == patch[:2] and version >= patch for patch in MENDED_IN)
+    return BUG_FROM <= version < BUG_UNTIL and not mended
+
+
+def examine(path: str | os.PathLike[str]) -> list[Finding]:
+    """
+    Return what there is to say about a database and its directories, one check behind the other.
+
+    Where a check finds that the next ones cannot be made, it is the last one.
+    """
+    examination = _Examination(os.path.realpath(os.fspath(path)))
+    return list(examination.findings())
+
+
+class _Running(NamedTuple):
+    """A RUNNING job with a process."""
+
+    number: int
+    id: UUID
+    token: str
+
+
+class _Examination:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def findings(self) -> Iterator[Finding]:
+        yield from self._sqlite()
+        for check, look in (
+            ("file", self._file),
+            ("file system", self._file_system),
+            ("modes", self._modes),
+            ("write-ahead log", self._write_ahead_log),
+            ("schema", self._schema),
+            ("integrity", self._integrity),
+            ("store", self._store),
+            ("directories", self._directories),
+            ("running jobs", self._running_jobs),
+            ("deletions", self._deletions),
+        ):
+            try:
+                found = list(look(check))
+            except (JobcoreError, OSError, sqlite3.Error, ValueError) as error:
+                # ValueError: what stands where an id or a text should is none.
+                found = [_wrong(check, str(error))]
+            yield from found
+            # The others say nothing of a file that is none, or not ours.
+            if check in ("file", "schema") and found[-1].verdict == "wrong":
+                return
+
+    # --- the machine and the files ----------------------------------------------
+
+    def _sqlite(self) -> Iterator[Finding]:
+        version = sqlite3.sqlite_version_info
+        if version < schema.LEAST_SQLITE:
+            yield _wrong("SQLite", f"{sqlite3.sqlite_version} is too old: 3.37 is needed")
+        elif has_wal_reset_bug(version):
+            yield _note(
+                "SQLite",
+                f"{sqlite3.sqlite_version} has the WAL-reset bug: jobcore checkpoints around it, "
+                "other programs that write to the file may not; 3.51.3 has not",
+            )
+        else:
+            yield _ok("SQLite", sqlite3.sqlite_version)
+
+    def _file(self, check: str) -> Iterator[Finding]:
+        facts = os.stat(self._path)
+        if not stat.S_ISREG(facts.st_mode):
+            yield _wrong(check, f"{self._path} is not a file")
+        elif facts.st_nlink > 1:
+            yield _wrong(check, f"{self._path} has a second name (a hard link)")
+        else:
+            yield _ok(check, f"{self._path}, {facts.st_size} bytes")
+
+    def _file_system(self, check: str) -> Iterator[Finding]:
+        filesystem.require_local(self._path)
+        yield _ok(check, filesystem.kind_of(self._path))
+
+    def _modes(self, check: str) -> Iterator[Finding]:
+        names = [self._path + end for end in ("", "-wal", "-shm", ".jobs")]
+        try:
+            with os.scandir(self._path + ".jobs") as entries:
+                names += [entry.path for entry in entries]
+        except OSError:
+            pass  # it is not there, or cannot be entered, which the others tell
+        open_to_others, foreign = [], []
+        for name in names:
+            try:
+                facts = os.lstat(name)
+            except FileNotFoundError:
+                continue
+            if facts.st_mode & 0o077:
+                open_to_others.append(name)
+            if facts.st_uid != os.geteuid():
+                foreign.append(name)
+        if open_to_others:
+            yield _wrong(check, f"others may read or enter {_some(open_to_others)}")
+        if foreign:
+            yield _wrong(check, f"of another user: {_some(foreign)}")
+        if not open_to_others and not foreign:
+            yield _ok(check, "for this user alone")
+
+    def _write_ahead_log(self, check: str) -> Iterator[Finding]:
+        try:
+            size = os.stat(self._path + "-wal").st_size
+        except FileNotFoundError:
+            size = 0
+        if size > LARGE_WAL:
+            yield _note(check, f"{size} bytes: a reader that stays keeps it from being emptied")
+        else:
+            yield _ok(check, f"{size} bytes")
+
+    # --- the database -------------------------------------------------------------
+
+    def _ask(self, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Return the answer to `question`, which is put to one moment's view of the file."""
+        # Where nobody has the file open there is no write-ahead log, and even a
+        # read-only connection would make one and leave it. So such a file is read as
+        # an immutable one, which is only right while nobody opens it.
+        before = self._traces()
+        if before[0]:
+            return self._put("ro", question)
+        try:
+            answer = self._put("ro&immutable=1", question)
+        except sqlite3.Error:
+            if self._traces() == before:
+                raise
+        else:
+            if self._traces() == before:
+                return answer
+        return self._put("ro", question)
+
+    def _traces(self) -> tuple[bool, int, int]:
+        facts = os.stat(self._path)
+        return os.path.exists(self._path + "-wal"), facts.st_mtime_ns, facts.st_size
+
+    def _put(self, mode: str, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        uri = uri_of(self._path, mode)
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            connection.execute("PRAGMA mmap_size = 0")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("BEGIN")
+            return question(connection)
+
+    def _schema(self, check: str) -> Iterator[Finding]:
+        identity = self._ask(schema.read_identity)
+        current = schema.check(self._path, identity)
+        version = identity[1]
+        if current:
+            yield _ok(check, f"version {version}")
+        elif version:
+            yield _note(
+                check, f"version {version}: a manager makes {schema.VERSION} of it when it opens it"
+            )
+        else:
+            yield _wrong(check, "empty: a manager makes a database of it when it opens it")
+
+    def _integrity(self, check: str) -> Iterator[Finding]:
+        said = self._ask(_rows("PRAGMA integrity_check(5)"))
+        orphans = self._ask(_rows("PRAGMA foreign_key_check"))
+        if said != [("ok",)]:
+            yield _wrong(check, "; ".join(text for (text,) in said))
+        if orphans:
+            yield _wrong(check, f"{len(orphans)} rows that belong to no row, in {orphans[0][0]}")
+        if said == [("ok",)] and not orphans:
+            yield _ok(check, "every page and every reference is in order")
+
+    def _store(self, check: str) -> Iterator[Finding]:
+        ((stored,),) = self._ask(_rows("SELECT id FROM store"))
+        try:
+            root = filesystem.open_root(self._path, create=False)
+        except FileNotFoundError:
+            yield _note(check, f"there is no {self._path}.jobs, as behind a backup")
+            return
+        try:
+            found = filesystem.read_store_id(root)
+        finally:
+            os.close(root)
+        if found == stored:
+            yield _ok(check, "file and directories belong together")
+        else:
+            yield _wrong(check, f"{self._path}.jobs belongs to another database")
+
+    # --- rows and directories -------------------------------------------------------
+
+    def _directories(self, check: str) -> Iterator[Finding]:
+        names = self._names()  # before the rows: one made in between has a row
+        active = {
+            name
+            for (name,) in self._ask(
+                _rows("SELECT id FROM job WHERE status IN ('QUEUED', 'RUNNING')")
+            )
+        }
+        stale = sorted(set(names) - active)
+        if stale:
+            yield _note(check, f"of jobs that are over, to be removed by a manager: {_some(stale)}")
+        else:
+            yield _ok(check, f"{len(names)}, each of a queued or running job")
+
+    def _running_jobs(self, check: str) -> Iterator[Finding]:
+        running = self._running()
+        looked = [(one, self._state_of(one)) for one in running]
+        # Once more: what ended in between has lost its lock and its directory by rights.
+        still = {one.number for one in self._running()} if looked else set()
+        states: dict[str, list[str]] = {}
+        for one, state in looked:
+            if one.number in still:
+                states.setdefault(state, []).append(str(one.id))
+        alive = len(states.pop("", ()))
+        for state, ids in states.items():
+            yield _wrong(check, f"{state}: {_some(ids)}; any manager that looks settles them")
+        if not states:
+            yield _ok(check, f"{alive}, each with a supervisor")
+
+    def _running(self) -> list[_Running]:
+        rows = self._ask(
+            _rows(
+                "SELECT number, id, token FROM job WHERE status = 'RUNNING' AND token IS NOT NULL"
+            )
+        )
+        return [_Running(number, UUID(hex=name), token) for number, name, token in rows]
+
+    def _state_of(self, running: _Running) -> str:
+        """Return what is wrong with a RUNNING job; empty where it has a supervisor."""
+        directories = Directories(self._path)
+        try:
+            with directories.open(running.id.hex) as directory:
+                held = directories.is_held(directory)  # before the record: it is written under it
+                if held or jobdir.read_exit(directory, running.token) is not None:
+                    return "" if held else "ended and not settled yet"
+                return "RUNNING with a free lock: the supervisor is dead"
+        except (FileNotFoundError, DatabaseGone):
+            return "RUNNING without a directory"
+        except NewerProtocol:
+            return ""  # its own version judges it
+        finally:
+            directories.close()
+
+    def _deletions(self, check: str) -> Iterator[Finding]:
+        ((begun,),) = self._ask(_rows("SELECT count(*) FROM job WHERE deleted_at IS NOT NULL"))
+        if begun:
+            yield _note(check, f"{begun} begun and not finished: a manager with slots goes on")
+        else:
+            yield _ok(check, "none begun and not finished")
+
+    def _names(self) -> list[str]:
+        directories = Directories(self._path)
+        try:
+            return directories.names()
+        except DatabaseGone:
+            return []  # there is no root, which the check of the store tells
+        finally:
+            directories.close()
+
+
+def _rows(statement: str) -> Callable[[sqlite3.Connection], list[tuple[Any, ...]]]:
+    return lambda connection: connection.execute(statement).fetchall()
+
+
+def _ok(check: str, detail: str) -> Finding:
+    return Finding(check=check, verdict="ok", detail=detail)
+
+
+def _note(check: str, detail: str) -> Finding:
+    return Finding(check=check, verdict="note", detail=detail)
+
+
+def _wrong(check: str, detail: str) -> Finding:
+    return Finding(check=check, verdict="wrong", detail=detail)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return a few of many names."""
+    named = list(names)
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return ", ".join(named[:3]) + more

@@ -1,0 +1,341 @@
+"""The doctor: each thing that can be wrong with a database is found, and nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing
+
+import pytest
+
+from jobcore import Finding, JobManager, doctor, filesystem
+from tests.jobfiles import sql
+
+#: Every check, in order. Each has a test below that makes it find something.
+CHECKS = [
+    "SQLite", "file", "file system", "modes", "write-ahead log", "schema", "integrity", "store",
+    "directories", "running jobs", "deletions",
+]  # fmt: skip
+
+
+def examine(database):
+    """Return what was found but is not ok, by check; the SQLite of this machine is its own."""
+    found = doctor.examine(database)
+    return {one.check: one for one in found if one.verdict != "ok" and one.check != "SQLite"}
+
+
+def snapshot(folder):
+    """Return all that is in a folder, with what a change would touch."""
+    return {
+        path: (facts.st_mode, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        for place, _, names in os.walk(folder)
+        for path in (place, *(os.path.join(place, name) for name in names))
+        for facts in [os.lstat(path)]
+    }
+
+
+@pytest.fixture
+def closed(database, clock):
+    """Return the path of a database with one job that nobody has open."""
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        jobs.create_job("TASK")
+    return database
+
+
+def test_a_healthy_database_has_nothing_but_ok(closed):
+    """Every check is made and told, whether the file is open or not."""
+    assert [one.check for one in doctor.examine(closed)] == CHECKS
+    assert examine(closed) == {}
+
+    with JobManager(closed, slots=0) as jobs:
+        jobs.submit(["true"])
+
+        assert [one.check for one in jobs.check()] == CHECKS
+        assert examine(closed) == {}
+
+
+def test_an_examination_changes_nothing(closed, tmp_path):
+    """Not even the times of the files, nor a write-ahead log where there was none."""
+    before = snapshot(tmp_path)
+    doctor.examine(closed)
+
+    assert snapshot(tmp_path) == before
+
+
+def test_an_examination_of_an_open_database_changes_nothing(jobs, scripted, tmp_path):
+    """What is committed and not yet in the file itself is seen, and left where it is."""
+    scripted().die()
+    before = snapshot(tmp_path)
+    version = jobs._database.version()
+
+    assert "running jobs" in {one.check for one in jobs.check() if one.verdict == "wrong"}
+    # The index of the write-ahead log notes its readers; it is memory, not data.
+    assert {**snapshot(tmp_path), f"{tmp_path}/jobs.db-shm": None} == {
+        **before,
+        f"{tmp_path}/jobs.db-shm": None,
+    }
+    assert jobs._database.version() == version
+
+
+@pytest.mark.parametrize(
+    ("version", "bug"),
+    [
+        ((3, 6, 23), False), ((3, 7, 0), True), ((3, 40, 1), True), ((3, 44, 5), True),
+        ((3, 44, 6), False), ((3, 44, 9), False), ((3, 45, 0), True), ((3, 50, 6), True),
+        ((3, 50, 7), False), ((3, 51, 2), True), ((3, 51, 3), False), ((3, 52, 0), False),
+        ((4, 0, 0), False),
+    ],
+)  # fmt: skip
+def test_the_versions_with_the_wal_reset_bug_are_known(version, bug, monkeypatch, closed):
+    """They are noted, for it is good to know; jobcore checkpoints around the bug."""
+    assert doctor.has_wal_reset_bug(version) is bug
+
+    monkeypatch.setattr(doctor.sqlite3, "sqlite_version_info", version)
+    said = doctor.examine(closed)[0]
+
+    assert said.verdict == ("wrong" if version < (3, 37) else "note" if bug else "ok")
+
+
+def test_no_file_is_wrong_and_the_end(database):
+    """Of what is not there nothing else is said, and it is not made."""
+    found = doctor.examine(database)
+
+    assert [one.check for one in found] == CHECKS[:2]
+    assert found[-1].verdict == "wrong"
+    assert not os.path.exists(database)
+
+
+def test_a_directory_and_a_second_name_are_wrong(closed, tmp_path):
+    """What is no file, or has a hard link, is not a database to be used."""
+    os.link(closed, tmp_path / "other")
+
+    assert examine(closed)["file"].detail.endswith("has a second name (a hard link)")
+    assert examine(str(tmp_path))["file"].detail.endswith("is not a file")
+
+
+def test_a_file_system_of_several_machines_is_wrong(closed, monkeypatch):
+    """NFS is named, as it is when a manager refuses it."""
+    monkeypatch.setattr(filesystem, "file_system_of", lambda *_: "nfs4")
+
+    assert "nfs4" in examine(closed)["file system"].detail
+
+
+@pytest.mark.parametrize("end", ["", ".jobs", ".jobs/store"])
+def test_what_others_may_read_is_wrong(closed, end):
+    """A database, its directories and its files are for one user alone."""
+    os.chmod(closed + end, os.stat(closed + end).st_mode | 0o040)
+
+    assert examine(closed)["modes"] == Finding(
+        check="modes", verdict="wrong", detail=f"others may read or enter {closed}{end}"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_what_another_user_owns_is_wrong(closed):
+    """A root directory that somebody else owns is told twice: it is foreign, and cannot be used."""
+    os.chown(closed + ".jobs", 12345, -1)
+    found = examine(closed)
+
+    assert found["modes"].detail == f"of another user: {closed}.jobs"
+    assert "not a private directory" in found["store"].detail
+
+
+def test_a_large_write_ahead_log_is_noted(closed, monkeypatch):
+    """It says that checkpoints do not get through."""
+    monkeypatch.setattr(doctor, "LARGE_WAL", 1000)
+    with JobManager(closed, slots=0) as jobs:
+        jobs.create_job("TASK")
+        found = examine(closed)["write-ahead log"]
+
+    assert found.verdict == "note"
+
+
+@pytest.mark.parametrize(
+    ("statement", "verdict", "detail"),
+    [
+        ("PRAGMA user_version = 1", "note", "version 1: a manager makes"),
+        ("PRAGMA user_version = 999", "wrong", "has schema version 999"),
+        ("PRAGMA application_id = 1", "wrong", "another program's database"),
+    ],
+)
+def test_another_schema_is_told(closed, statement, verdict, detail):
+    """An older one is noted; a newer one and another program's file are wrong."""
+    sql(closed, statement)
+    found = examine(closed)["schema"]
+
+    assert found.verdict == verdict
+    assert detail in found.detail
+
+
+def test_what_is_no_database_is_wrong(database):
+    """An empty file and a text are told apart."""
+    open(database, "wb").close()
+
+    assert "empty" in examine(database)["schema"].detail
+
+    with open(database, "w") as file:
+        file.write("no database at all, but long enough for a header\n" * 20)
+
+    assert "not a database" in examine(database)["schema"].detail
+
+
+def test_a_damaged_page_is_found(closed):
+    """Whatever page is overwritten, the examination ends with a finding, not a traceback."""
+    size = os.path.getsize(closed)
+    healthy = closed + ".healthy"
+    shutil.copy(closed, healthy)
+    silent = []
+    for page in range(size // 4096):
+        shutil.copy(healthy, closed)
+        with open(closed, "r+b") as file:
+            file.seek(page * 4096)
+            file.write(b"\xa5" * 4096)
+        if not examine(closed):
+            silent.append(page)
+
+    assert silent == []
+
+
+def test_a_row_without_its_owner_is_found(closed):
+    """References that lead nowhere are told by the table that has them."""
+    sql(closed, "DELETE FROM workspace")
+
+    assert examine(closed)["integrity"].detail == "1 rows that belong to no row, in job"
+
+
+def test_an_id_that_is_none_is_found(scripted, database):
+    """What no jobcore has written does not end the examination."""
+    scripted()
+    sql(database, "UPDATE job SET id = 'strange'")
+    found = examine(database)
+
+    assert found["running jobs"].verdict == "wrong"
+    assert doctor.examine(database)[-1].check == "deletions"
+
+
+def test_a_missing_or_strange_root_is_told(closed, tmp_path):
+    """No root is what a backup has; another database's is a mistake."""
+    shutil.move(closed + ".jobs", tmp_path / "away")
+
+    assert examine(closed).keys() == {"store"}
+    assert examine(closed)["store"].verdict == "note"
+
+    with JobManager(tmp_path / "other.db", slots=0):
+        pass
+    shutil.copytree(tmp_path / "other.db.jobs", closed + ".jobs")
+
+    assert examine(closed)["store"].detail == f"{closed}.jobs belongs to another database"
+
+
+def test_a_root_that_is_a_link_is_told(closed, tmp_path):
+    """It may lead anywhere; no manager follows it."""
+    shutil.move(closed + ".jobs", tmp_path / "away")
+    os.symlink(tmp_path / "away", closed + ".jobs")
+
+    assert examine(closed)["store"].detail == f"{closed}.jobs is a link"
+
+
+def test_directories_without_a_job_are_noted(jobs, database):
+    """A queued job may have one; a final or unknown one has it only until the next sweep."""
+    queued = jobs.create_job("TASK")
+    os.mkdir(f"{database}.jobs/{queued.id.hex}", 0o700)
+
+    assert examine(database) == {}
+
+    jobs.cancel_job(queued.id)
+    found = examine(database)["directories"]
+
+    assert found.verdict == "note"
+    assert queued.id.hex in found.detail
+
+
+def test_a_running_job_is_judged_by_its_lock(scripted, database):
+    """Held: all is well, or its end has not been settled. Free: its supervisor is dead."""
+    one = scripted()
+    one.write(b"line\n")
+
+    assert examine(database) == {}
+
+    one.exit()
+
+    assert examine(database) == {}  # it still holds the lock: it is about to be settled
+
+    one.die()
+
+    assert "ended and not settled yet" in examine(database)["running jobs"].detail
+
+    os.unlink(f"{one.path}/exit")
+
+    assert "free lock" in examine(database)["running jobs"].detail
+    assert str(one.id) in examine(database)["running jobs"].detail
+
+    shutil.rmtree(one.path)
+
+    assert "without a directory" in examine(database)["running jobs"].detail
+
+
+def test_a_job_of_a_newer_protocol_is_left_to_it(scripted, database, monkeypatch):
+    """What this version cannot read it does not judge."""
+    one = scripted()
+    with monkeypatch.context() as newer:
+        newer.setattr("jobcore.supervision.jobdir.PROTOCOL_VERSION", 99)
+        one.exit()
+    one.die()
+
+    assert examine(database) == {}
+
+
+def test_a_job_that_ends_meanwhile_is_not_accused(jobs, scripted, database, monkeypatch):
+    """A lock that became free because the job was settled is no finding."""
+    one = scripted()
+    one.exit()
+    state_of = doctor._Examination._state_of
+
+    def late(self, running):
+        one.die()
+        state = state_of(self, running)
+        assert state
+        jobs.get_job(one.id)
+        return state
+
+    monkeypatch.setattr(doctor._Examination, "_state_of", late)
+
+    assert examine(database) == {}
+
+
+def test_a_begun_deletion_is_noted(jobs, database):
+    """A manager with slots goes on with it."""
+    job = jobs.create_job("TASK")
+    with jobs._database.write() as connection:
+        connection.exec_driver_sql("UPDATE job SET deleted_at = 1 WHERE number = ?", (job.number,))
+
+    assert examine(database)["deletions"].detail.startswith("1 begun and not finished")
+
+
+def test_many_are_counted_and_few_named(closed):
+    """A finding is a line, however many it is about."""
+    for _ in range(5):
+        os.mkdir(f"{closed}.jobs/{os.urandom(16).hex()}", 0o700)
+    detail = examine(closed)["directories"].detail
+
+    assert detail.endswith(" and 2 more")
+
+
+def test_a_writer_that_comes_meanwhile_is_seen(closed, monkeypatch):
+    """What was read as if nobody had the file open is read again once somebody has."""
+    opened = []
+    put = doctor._Examination._put
+
+    def interrupted(self, mode, question):
+        answer = put(self, mode, question)
+        if "immutable" in mode and not opened:
+            opened.append(JobManager(closed, slots=0))
+            opened[0].create_job("TASK")
+        return answer
+
+    monkeypatch.setattr(doctor._Examination, "_put", interrupted)
+    examination = doctor._Examination(closed)
+    ((count,),) = examination._ask(doctor._rows("SELECT count(*) FROM job"))
+
+    with closing(opened[0]):
+        assert count == 2
