@@ -129,14 +129,14 @@ class Database:
         Args:
             durable: Survive a power failure once this returns. False, for log
                 lines alone: they survive a crash of every process.
-            patience: Seconds to wait for the lock; None: the busy timeout.
+            patience: Seconds to wait for the lock, if less than the busy timeout.
 
         Raises:
             DatabaseBusy: The lock could not be had within that time.
             DatabaseGone: The file is no longer the one that was opened.
             SchemaTooNew: A newer jobcore has changed the file meanwhile.
         """
-        seconds = self.busy_timeout if patience is None else patience
+        seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
         with self._in_use(), self._writing(seconds), self._typed_errors():
             connection = self._writer_connection()
             self._require_same_file()

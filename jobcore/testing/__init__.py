@@ -4,9 +4,11 @@ Testing: what a host's tests need to try it against everything that can happen t
 Never imported by `import jobcore`.
 """
 
+from jobcore.testing.busy import busy
 from jobcore.testing.crashing import Crashed, crash
 
 __all__ = [
     "Crashed",
+    "busy",
     "crash",
 ]
