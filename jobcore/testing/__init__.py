@@ -4,11 +4,13 @@ Testing: what a host's tests need to try it against everything that can happen t
 Never imported by `import jobcore`.
 """
 
+from jobcore.testing.assertions import assert_job
 from jobcore.testing.busy import busy
 from jobcore.testing.crashing import Crashed, crash
 
 __all__ = [
     "Crashed",
+    "assert_job",
     "busy",
     "crash",
 ]
