@@ -6,10 +6,12 @@ Never imported by `import jobcore`.
 
 from jobcore.testing.assertions import assert_job
 from jobcore.testing.busy import busy
+from jobcore.testing.contract import ExecutorContract
 from jobcore.testing.crashing import Crashed, crash
 
 __all__ = [
     "Crashed",
+    "ExecutorContract",
     "assert_job",
     "busy",
     "crash",

@@ -1,0 +1,140 @@
+"""Every executor that jobcore ships passes the contract that it holds others to."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from itertools import count
+from typing import ClassVar
+from unittest import SkipTest
+
+import pytest
+
+from jobcore import Command, CommandExecutor, PipelineExecutor
+from jobcore.testing import ExecutorContract
+from tests.programs import SLEEPS
+
+SAYS_TWO_LINES = ["sh", "-c", "echo extract; echo load >&2; exit 3"]
+
+
+class TestCommandExecutor(ExecutorContract):
+    """The job's own command."""
+
+    exit_code = 3
+    lines = ("extract", "load")
+
+    def make_executor(self):
+        return CommandExecutor()
+
+    def create_job(self, jobs):
+        return jobs.submit(SAYS_TWO_LINES)
+
+    def create_long_job(self, jobs):
+        return jobs.submit(SLEEPS)
+
+
+class TestPipelineExecutor(ExecutorContract):
+    """The script of the job's pipeline."""
+
+    job_type = "PIPELINE_RUN"
+    exit_code = 3
+    lines = ("extract", "load")
+
+    def make_executor(self):
+        return PipelineExecutor()
+
+    def create_job(self, jobs):
+        return self._run_of(jobs, script=SAYS_TWO_LINES[-1])
+
+    def create_long_job(self, jobs):
+        return self._run_of(jobs, script=SLEEPS[-1])
+
+    @staticmethod
+    def _run_of(jobs, **fields):
+        return jobs.create_job(pipeline_id=jobs.create_pipeline("shop", **fields).id)
+
+
+# --- the contract itself: its tests fail for executors that break it -----------------
+
+
+TURNS = count()
+
+
+class Remembers:
+    """Knows the commands of jobs that this process created, as an executor must not."""
+
+    commands: ClassVar[dict] = {}
+
+    def command(self, job):
+        return self.commands[job.id]
+
+
+def answers(answer):
+    """Return the maker of an executor that gives `answer(job)`."""
+
+    class Answers:
+        def command(self, job):
+            return answer(job)
+
+    return Answers
+
+
+def says_its_turn(job):
+    """Return another command each time."""
+    return replace(job.command, env={"TURN": str(next(TURNS))})
+
+
+def leaves_its_mark(job):
+    """Change the environment of the process that asks."""
+    os.environ["MARK"] = os.environ.get("MARK", "") + "!"
+    return job.command
+
+
+def takes_its_time(job):
+    """Make all other jobs wait."""
+    time.sleep(0.01)
+    return job.command
+
+
+@pytest.mark.parametrize(
+    ("test", "make"),
+    [
+        ("test_it_returns_a_command", answers(lambda job: job.command.argv)),
+        ("test_it_is_quick", answers(takes_its_time)),
+        ("test_asked_twice_it_says_the_same", answers(says_its_turn)),
+        ("test_it_changes_nothing", answers(leaves_its_mark)),
+        ("test_without_anything_to_run_it_says_so", answers(lambda job: job.command)),
+        ("test_without_anything_to_run_it_says_so", answers(lambda job: job.command.argv)),
+        ("test_it_runs", answers(lambda _: Command(["echo", "extract"]))),
+        ("test_it_is_stopped", answers(lambda _: Command(["true"]))),
+        ("test_it_is_timed_out", answers(lambda _: Command(["true"]))),
+        ("test_its_failure_is_one_jobs", answers(lambda job: job.command or Command(["true"]))),
+        ("test_it_runs_a_retry", Remembers),
+        ("test_it_runs_the_job_of_another_process", Remembers),
+    ],
+)
+def test_the_contract_fails_who_breaks_it(tmp_path, monkeypatch, test, make):
+    """An executor that does not do what jobcore relies on does not pass."""
+    monkeypatch.setenv("MARK", "")
+    monkeypatch.setattr("jobcore.testing.contract.QUICK", 0.005)
+
+    class Held(TestCommandExecutor):
+        def make_executor(self):
+            return make()
+
+        def create_job(self, jobs):
+            job = super().create_job(jobs)
+            Remembers.commands[job.id] = Command(SAYS_TWO_LINES)
+            return job
+
+    with pytest.raises((AssertionError, AttributeError, SkipTest)):
+        getattr(Held(), test)(tmp_path)
+
+
+def test_the_contract_says_what_it_needs(tmp_path):
+    """Without an executor nothing runs; without a long job its tests are skipped, and say so."""
+    with pytest.raises(NotImplementedError, match="make_executor"):
+        ExecutorContract().test_it_returns_a_command(tmp_path)
+    with pytest.raises(SkipTest, match="override create_long_job"):
+        ExecutorContract().create_long_job(None)
