@@ -21,6 +21,7 @@ from pydantic.alias_generators import to_camel
 from jobcore.clock import iso_utc, to_datetime
 from jobcore.command import Command
 from jobcore.errors import DatabaseCorrupt
+from jobcore.fields import object_in
 from jobcore.lifecycle import Reason, Status, Trigger
 
 if TYPE_CHECKING:
@@ -306,6 +307,17 @@ class LogLine(NamedTuple):
         if raw.endswith(b"\n"):
             raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
         return raw.decode("utf-8", "replace")
+
+    @property
+    def fields(self) -> dict[str, Any] | None:
+        """
+        The JSON object that the text is, as programs with structured logs write them, else None.
+
+        Never raises. A piece of a longer line has none, and neither has an object
+        that cannot be read without loss: with a key twice, NaN, a number or a
+        nesting beyond all bounds.
+        """
+        return None if self.partial else object_in(self.text)
 
     def __repr__(self) -> str:
         """Show number, stream and the beginning of the text."""

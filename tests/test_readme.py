@@ -9,7 +9,7 @@ import sys
 import pytest
 import typer.main
 
-from jobcore import JobManager, lifecycle, running, upkeep, verbs
+from jobcore import JobManager, LogLine, lifecycle, running, upkeep, verbs, wire
 from jobcore.application import app
 from tests.processes import PATIENCE, ROOT
 
@@ -42,6 +42,17 @@ def test_the_example_runs_as_printed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == blocks("text")[0]
     assert len(source.splitlines()) <= 11
+
+
+def test_the_ndjson_is_what_is_sent():
+    """The lines of NDJSON in README are what such lines are sent as."""
+    first, second = (1_700_000_000_123_000_000, 1_700_000_001_456_000_000)
+    lines = [
+        LogLine(0, first, "output", b"extract\n"),
+        LogLine(1, second, "output", b'{"event": "loaded", "rows": 200}\n'),
+    ]
+
+    assert blocks("json") == [b"".join(wire.ndjson(lines)).decode()]
 
 
 def test_the_two_commands_are_single_lines():

@@ -147,7 +147,8 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
         text: str = line.text
         raw: bytes = line.raw
         partial: bool = line.partial
-        yield f"{number} {when} {line.stream} {text} {partial} {counts}".encode() + raw
+        fields: dict[str, Any] | None = line.fields
+        yield f"{number} {when} {line.stream} {text} {partial} {fields} {counts}".encode() + raw
     for entry in entries:
         trigger: Trigger = entry.trigger
         before: Status | None = entry.from_status
