@@ -191,6 +191,8 @@ class Execution:
             self._watch.add(self._pidfd, _nothing)  # every round reaps
         self._report = child.report
         self._watch.add(child.report, self._hear_report)
+        self._capture.meter.add(child.reports)
+        self._watch.add(child.reports, self._read_progress)
         for descriptor, stream in child.outputs:
             self._capture.add(descriptor, stream)
         self._read_on()
@@ -212,6 +214,7 @@ class Execution:
                 ending.advance(now)
             complete = ending.complete
         self._tend_spool(now)
+        self._capture.meter.advance(now)
         if not complete:
             self._reporter.announce(self._capture.spool.end, now)
             return False
@@ -232,6 +235,7 @@ class Execution:
             untold = self._reporter.due(self._capture.spool.end)
             if untold is not None:
                 due = min(due, untold)
+            due = min(due, self._capture.meter.due())
         elif self._capture.held:
             due = self._next_flush
         # Rounded up: a poll that returns just before the moment would spin.
@@ -251,6 +255,12 @@ class Execution:
     def _read(self, descriptor: int) -> None:
         # Held: an earlier pipe of this round has filled the disk.
         if not self._capture.held and not self._capture.read(descriptor):
+            self._watch.forget(descriptor)
+
+    def _read_progress(self) -> None:
+        # Whatever is held: only the latest report is kept, so there always is room.
+        descriptor = self._capture.meter.descriptor
+        if not self._capture.meter.read():
             self._watch.forget(descriptor)
 
     def _read_on(self) -> None:
@@ -280,6 +290,8 @@ class Execution:
 
     def _conclude(self) -> None:
         """Write the verdict, and only then let go of the lock."""
+        self._watch.forget(self._capture.meter.descriptor)
+        self._capture.meter.end()
         while self._capture.held:
             self._watch.wait(int(_RETRY * 1000))
             self._capture.spool.flush()

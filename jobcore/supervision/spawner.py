@@ -13,7 +13,7 @@ import errno
 import os
 import struct
 
-from jobcore.supervision import frames
+from jobcore.supervision import frames, progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,14 +101,16 @@ class Child:
         report: Reading end, non-blocking, of the pipe that says why it could not start,
             and closes when it did.
         outputs: Reading ends, non-blocking, and the stream each of them is.
+        reports: Reading end, non-blocking, of the pipe for reports of progress.
     """
 
-    __slots__ = ("outputs", "pid", "report")
+    __slots__ = ("outputs", "pid", "report", "reports")
 
-    def __init__(self, pid: int, report: int, outputs: list[tuple[int, int]]) -> None:
+    def __init__(self, pid: int, report: int, outputs: list[tuple[int, int]], reports: int) -> None:
         self.pid = pid
         self.report = report
         self.outputs = outputs
+        self.reports = reports
 
 
 def make_subreaper() -> None:
@@ -141,12 +143,17 @@ def spawn(command: Command, *, oom_score: bytes | None = None) -> Child:
             opened += (reader, error_writer)
             os.set_blocking(reader, False)
             outputs.append((reader, frames.STDERR))
+        reports, reports_writer = os.pipe2(os.O_CLOEXEC)
+        opened += (reports, reports_writer)
+        os.set_blocking(reports, False)
+        command.env[progress.VARIABLE] = b"%d" % progress.DESCRIPTOR
         stdin = -1
         if command.stdin is not None and command.stdin[0] == "data":
             stage = STDIN
             stdin = _hold(command.stdin[1], opened)
         stage = FORK
-        start = _Start(_guess(command), (stdin, writer, error_writer), report_writer, oom_score)
+        given = {0: stdin, 1: writer, 2: error_writer, progress.DESCRIPTOR: reports_writer}
+        start = _Start(_guess(command), given, report_writer, oom_score)
         # A signal for the supervisor must not run its handler in the child.
         _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
         try:
@@ -159,11 +166,11 @@ def spawn(command: Command, *, oom_score: bytes | None = None) -> Child:
         for descriptor in opened:
             os.close(descriptor)
         raise StartError(stage, error.errno or 0) from error
-    readers = {report, *(descriptor for descriptor, _ in outputs)}
+    readers = {report, reports, *(descriptor for descriptor, _ in outputs)}
     for descriptor in opened:
         if descriptor not in readers:
             os.close(descriptor)
-    return Child(pid, report, outputs)
+    return Child(pid, report, outputs, reports)
 
 
 def read_report(descriptor: int) -> StartError | None:
@@ -212,17 +219,17 @@ def _hold(data: bytes, opened: list[int]) -> int:
 class _Start:
     """What the child needs beside the command; all of it is found before the fork."""
 
-    __slots__ = ("guess", "oom_score", "parent", "report", "stdio")
+    __slots__ = ("given", "guess", "oom_score", "parent", "report")
 
     def __init__(
         self,
         guess: bytes | None,
-        stdio: tuple[int, int, int],
+        given: dict[int, int],
         report: int,
         oom_score: bytes | None,
     ) -> None:
         self.guess = guess
-        self.stdio = stdio
+        self.given = given  # by the number that the command knows it by; negative: what is there
         self.report = report
         self.oom_score = oom_score
         self.parent = os.getpid()
@@ -260,11 +267,15 @@ def _come_clean(start: _Start) -> None:
     _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     if os.getppid() != start.parent:
         os._exit(_NOT_STARTED)  # it died before the line above; nobody would supervise
-    for target, descriptor in enumerate(start.stdio):
-        if descriptor >= 0:
+    if start.report in start.given:
+        start.report = os.dup(start.report)
+    for target, descriptor in start.given.items():
+        if descriptor == target:
+            os.set_inheritable(target, True)
+        elif descriptor >= 0:
             os.dup2(descriptor, target)
     # Before anything that can block: the lock and the sockets are among them.
-    _close_others(start.report)
+    _close_others(*start.given, start.report)
     for number in (*IGNORED, _signal.SIGTERM):
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -272,20 +283,21 @@ def _come_clean(start: _Start) -> None:
         _set_oom_score(start.oom_score)
 
 
-def _close_others(keep: int) -> None:
-    """Close every descriptor but the standard ones and `keep`."""
-    if keep > 3 and _close_range(_CLOSE_RANGE, 3, keep - 1, 0) != 0:
-        _close_listed(keep)
-        return
-    if _close_range(_CLOSE_RANGE, keep + 1, _LAST, 0) != 0:
-        _close_listed(keep)
+def _close_others(*keep: int) -> None:
+    """Close every descriptor but those to `keep`."""
+    first = 0
+    for descriptor in (*sorted(keep), _LAST + 1):
+        if first < descriptor and _close_range(_CLOSE_RANGE, first, descriptor - 1, 0) != 0:
+            _close_listed(keep)
+            return
+        first = descriptor + 1
 
 
-def _close_listed(keep: int) -> None:
+def _close_listed(keep: tuple[int, ...]) -> None:
     """Do the same on a kernel older than 5.9, or where a filter forbids the call."""
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
-        if descriptor > 2 and descriptor != keep:
+        if descriptor not in keep:
             try:
                 os.close(descriptor)
             except OSError:

@@ -173,7 +173,7 @@ def test_command_begins_clean(host):
     run = host.run(programs.TELLS_ITS_STATE, cwd=b"/usr", umask=0o027)
 
     assert run.output().decode().splitlines() == [
-        "descriptors 0 1 2",
+        "descriptors 0 1 2 8",
         "Umask: 0027",
         "SigBlk: 0000000000000000",
         # What CPython itself ignores at its start: SIGPIPE and SIGXFSZ.

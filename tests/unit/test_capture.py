@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from jobcore.supervision import frames, jobdir, spool
+from jobcore.supervision import frames, jobdir, progress, spool
 from jobcore.supervision.capture import Capture
 from jobcore.supervision.redaction import Redactor
 from jobcore.supervision.spool import Spool
@@ -53,6 +53,12 @@ class Recorder:
             offset += whole[-1].end
         assert offset == self.capture.spool.end
         return found
+
+    @property
+    def reported(self):
+        """Return what the job last said of its progress."""
+        latest = self.capture.meter._latest
+        return latest and latest[0]
 
     def output(self, stream=frames.OUTPUT):
         return b"".join(payload for frame, payload in self.found if frame.stream == stream)
@@ -289,6 +295,184 @@ def test_a_dropped_long_line_is_one_line(record):
 
     assert recorder.output() == b""
     assert recorder.capture.dropped == 3
+
+
+# --- progress in the output ---
+
+REPORT = b"jobcore:progress 3/10 loading"
+#: Lines that begin as a report does, or nearly, and are none: they stay as they are.
+NO_REPORTS = [
+    b"jobcore:progress\n",
+    b"jobcore:progress \n",
+    b"jobcore:progress soon\n",
+    b"jobcore:progress 3/ten\n",
+    b"jobcore:progress -1\n",
+    b" jobcore:progress 3/10\n",
+    b"x jobcore:progress 3/10\n",
+    b"\rjobcore:progress 3/10\n",
+    b"jobcore:Progress 3/10\n",
+    b"jobcore: progress 3/10\n",
+]
+
+
+def without_reports(data):
+    """Return what is output of it, and the last report, as one who has all of it sees it."""
+    output, last = [], None
+    for line in re.findall(rb"[^\n]*\n|[^\n]+", data):
+        body = line.removesuffix(b"\n")
+        report = None
+        if line.startswith(progress.PREFIX) and len(body) < frames.MAX_PAYLOAD:
+            report = progress.normalize(body[len(progress.PREFIX) :])
+        last = last if report is None else report
+        output += [line] if report is None else []
+    return b"".join(output), last
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+@pytest.mark.parametrize("before", [b"", b"a\n", b"\n"])
+@pytest.mark.parametrize("streams", [(frames.OUTPUT,), (frames.STDOUT, frames.STDERR)])
+def test_a_report_is_no_line(record, end, before, streams):
+    """A report is taken out wherever it is cut by two reads, and the lines around it are dense."""
+    data = before + REPORT + end + (b"b\nc" if end else b"")
+    for cut_at in range(1, len(data)):
+        recorder = record(streams=streams)
+        stream = streams[-1]
+        recorder.feed(data[:cut_at], stream)
+        recorder.feed(data[cut_at:], stream)
+        recorder.finish()
+
+        assert recorder.output(stream) == before + (b"b\nc" if end else b"")
+        assert recorder.reported == b"3/10 loading"
+        assert check_numbers(recorder.found) == recorder.capture.spool.next_sequence
+
+
+@pytest.mark.parametrize("line", NO_REPORTS)
+def test_what_is_no_report_is_a_line(record, line):
+    """A line that begins like a report and is none stays as it is, wherever it is cut."""
+    data = b"a\n" + line + b"b\n"
+    for cut_at in range(1, len(data)):
+        recorder = record()
+        recorder.feed(data[:cut_at])
+        recorder.feed(data[cut_at:])
+        recorder.finish()
+
+        assert recorder.output() == data
+        assert recorder.reported is None
+
+
+def test_two_streams_have_two_lines(record):
+    """A line of one stream that has only begun does not make the other's report a part of it."""
+    recorder = record(streams=(frames.STDOUT, frames.STDERR))
+    recorder.feed(b"begun, ", frames.STDOUT)
+    recorder.feed(b"jobcore:progress 1/2\n", frames.STDERR)
+    recorder.feed(b"jobcore:progress 2/2\n", frames.STDOUT)
+    recorder.finish()
+
+    assert recorder.output(frames.STDOUT) == b"begun, jobcore:progress 2/2\n"
+    assert recorder.output(frames.STDERR) == b""
+    assert recorder.reported == b"1/2"
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1, 17])
+def test_the_rest_of_a_long_line_is_no_report(record, shift):
+    """What looks like a report behind the cut of a long line is a piece of that line."""
+    data = b"x" * (frames.MAX_PAYLOAD + shift) + b"jobcore:progress 1/2\n" + REPORT + b"\n"
+    for size in (1000, 4096, 65536):
+        recorder = record()
+        for start in range(0, len(data), size):
+            recorder.feed(data[start : start + size])
+        recorder.finish()
+
+        assert recorder.output() == data.removesuffix(REPORT + b"\n")
+        assert recorder.reported == b"3/10 loading"
+
+
+@pytest.mark.parametrize("size", [1000, 65536])
+def test_a_report_longer_than_a_frame_is_a_line(record, size):
+    """A line that is not kept whole is no report, whatever it begins with and how it is read."""
+    short = b"jobcore:progress 1 " + b"x" * (frames.MAX_PAYLOAD - 20) + b"\n"
+    long = b"jobcore:progress 2 " + b"x" * (frames.MAX_PAYLOAD - 19) + b"\n"
+    recorder = record()
+    for line in (short, long):
+        for start in range(0, len(line), size):
+            recorder.feed(line[start : start + size])
+    recorder.finish()
+
+    assert (len(short), len(long)) == (frames.MAX_PAYLOAD, frames.MAX_PAYLOAD + 1)
+    assert recorder.output() == long
+    assert recorder.reported == b"1 " + b"x" * progress.MAX_MESSAGE
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reports_among_any_stream(record, seed):
+    """Of any stream in any pieces the reports are taken out, and nothing else."""
+    rng = random.Random(seed)
+    pieces = []
+    for _ in range(rng.randrange(60)):
+        kind = rng.random()
+        if kind < 0.3:
+            pieces.append(b"jobcore:progress %d/%d\n" % (rng.randrange(99), rng.randrange(99)))
+        elif kind < 0.5:
+            pieces.append(rng.choice(NO_REPORTS))
+        elif kind < 0.6:
+            pieces.append(REPORT)
+        else:
+            pieces.append(random_bytes(rng, rng.choice((0, 1, 100, 70_000))))
+    data = b"".join(pieces)
+    recorder = record()
+    for piece in cut(rng, data):
+        recorder.feed(piece)
+    recorder.finish()
+
+    assert (recorder.output(), recorder.reported) == without_reports(data)
+    assert check_numbers(recorder.found) == recorder.capture.spool.next_sequence
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_reports_take_no_room_and_go_on_beyond_the_limit(record, seed):
+    """Reports do not count for the output limit, and come through when it is reached."""
+    rng = random.Random(seed)
+    lines = [b"x" * rng.randrange(50) + b"\n" for _ in range(200)]
+    reports = [b"jobcore:progress %d/200\n" % number for number in range(200)]
+    data = b"".join(line + report for line, report in zip(lines, reports, strict=True))
+    limit = rng.randrange(3000)
+    recorder = record(limit=limit)
+    for piece in cut(rng, data):
+        recorder.feed(piece)
+    recorder.finish()
+    kept = recorder.output()
+
+    assert recorder.reported == b"199/200"
+    assert b"".join(lines).startswith(kept)
+    assert limit - 50 <= len(kept) <= limit
+    assert recorder.capture.dropped == 200 - kept.count(b"\n")
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_a_secret_in_a_report_is_masked_in_any_pieces(record, limit):
+    """A value in a report is masked, wherever it is cut, and beyond the limit, too."""
+    secret = b"S3cret-value"
+    data = b"a\njobcore:progress 1/2 with S3cret-value in\nb\n"
+    for cut_at in range(1, len(data)):
+        recorder = record(redact=[secret], limit=limit)
+        recorder.feed(data[:cut_at])
+        recorder.feed(data[cut_at:])
+        recorder.finish()
+        recorder.capture.meter.end()
+
+        assert recorder.output() == (b"a\nb\n" if limit is None else b"")
+        assert recorder.output(frames.PROGRESS) == b"1/2 with *** in"
+
+
+def test_a_report_in_the_last_line_without_an_end(record):
+    """The output may end within a report's line; draining a pipe that is held open, too."""
+    recorder = record()
+    os.write(recorder.writers[frames.OUTPUT], b"one\n" + REPORT)
+
+    recorder.capture.drain()
+
+    assert recorder.output() == b"one\n"
+    assert recorder.reported == b"3/10 loading"
 
 
 # --- end of a pipe that others hold open ---
