@@ -37,7 +37,17 @@ from jobcore.errors import (
 from jobcore.executors import CommandExecutor, Executor, PipelineExecutor
 from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
 from jobcore.manager import JobManager
-from jobcore.models import ClaimedJob, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.models import (
+    ClaimedJob,
+    Finding,
+    Job,
+    LogLine,
+    Pipeline,
+    Progress,
+    Skip,
+    Transition,
+    Workspace,
+)
 from jobcore.supervision.pool import Launcher
 
 __all__ = [
@@ -71,6 +81,7 @@ __all__ = [
     "PipelineCycle",
     "PipelineExecutor",
     "PipelineNotFound",
+    "Progress",
     "ReadOnlyDatabase",
     "Reason",
     "ScheduleError",

@@ -228,7 +228,29 @@ def checked_lines(lines: tuple[Any, ...]) -> tuple[str | bytes, ...]:
     return lines
 
 
+def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float | None, str | None]:
+    """
+    Return what a host reports of its own job.
+
+    Raises:
+        ValueError: A number is none, negative or not finite, or the message is no text.
+    """
+    text = None if message is None else _checked_text(message, "a message")
+    return _checked_amount(done), None if total is None else _checked_amount(total), text
+
+
 # --- what they share ----------------------------------------------------------------
+
+
+def _checked_amount(value: object) -> float:
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            amount = float(value)
+            if 0 <= amount < math.inf:  # NaN is in no order at all
+                return amount
+    except OverflowError:
+        pass  # an int of hundreds of digits
+    raise ValueError(f"progress is a finite number, 0 or more, not {value!r}")
 
 
 def _checked_count(value: object, what: str) -> int:

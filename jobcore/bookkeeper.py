@@ -12,8 +12,8 @@ from jobcore.database import Database
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.lookup import Id, require_job
-from jobcore.runs import Run
-from jobcore.supervision import frames
+from jobcore.runs import Report, Run
+from jobcore.supervision import frames, progress
 
 
 class Bookkeeper:
@@ -80,6 +80,20 @@ class Bookkeeper:
                 runs.count_lines_if_own(connection, run, count)
                 logs.insert_slices(connection, run.number, slices)
             return count
+
+    def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:
+        """
+        Store how far a job is, and return it.
+
+        Raises:
+            JobNotFound, InvalidTransition: There is none, or it is not the host's to speak for.
+        """
+        text = None if message is None else progress.shorten(message) or None
+        report = Report(done, total, text, self._clock.now())
+        with self._database.write(durable=False) as connection:
+            run = self._require_own(connection, job_id, "report the progress of")
+            runs.report_if_own(connection, run.number, report)
+            return _get(connection, run)
 
     @staticmethod
     def _require_own(connection: Connection, job_id: Id, trigger: str) -> Run:

@@ -18,8 +18,8 @@ from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
 from jobcore.lifecycle import Ending, Reason
-from jobcore.runs import Run
-from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir
+from jobcore.runs import Report, Run
+from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir, progress
 
 #: Bytes of frames in one transaction: bounds memory, and how long others wait for the lock.
 BATCH_BYTES = 2**20
@@ -34,13 +34,16 @@ class Harvest:
     Attributes:
         run: The job as it was read before; its offset is the one to move on from.
         offset, next_sequence: Where the database will stand.
-        slices: The frames in between.
+        slices: The frames in between, but those without lines.
+        report: The last one among these that says how far the job is, else None.
         exit: The verdict, if there is one and all before it is in this harvest.
         goal: The end of the spool when it was read: there may be more than fits in one transaction.
         renewed: Whether a spool file has been imported to its end, so that it can go.
     """
 
-    __slots__ = ("_sound", "exit", "goal", "next_sequence", "offset", "renewed", "run", "slices")
+    __slots__ = (
+        "_sound", "exit", "goal", "next_sequence", "offset", "renewed", "report", "run", "slices",
+    )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -48,6 +51,7 @@ class Harvest:
         self.next_sequence: int = run.next_sequence
         self._sound: int = run.spool_offset  # behind the last frame that was whole
         self.slices: list[logs.Slice] = []
+        self.report: Report | None = None
         self.exit: jobdir.ExitRecord | None = None
         self.goal: int = run.spool_offset
         self.renewed = False
@@ -61,6 +65,10 @@ class Harvest:
         """Add a frame that follows on what is there."""
         if frame.count:  # else there is nothing to read, and its number is the next frame's
             self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
+        elif frame.stream == frames.PROGRESS:
+            said = progress.parse(buffer[frame.start : frame.end])
+            if said is not None:  # of a form that a later jobcore knows, perhaps
+                self.report = Report(*said, at=frame.time_ns // 1000)
         self.offset += frame.end - frame.begin
         self._sound = self.offset
         self.next_sequence = frame.first + frame.count
@@ -240,6 +248,7 @@ class Importer:
                 offset=harvest.offset,
                 next_sequence=harvest.next_sequence,
                 loose=(harvest.next_sequence, 0) if full else (run.loose_sequence, gathered),
+                report=harvest.report,
             ):
                 # Another process was faster: all this is imported already.
                 return runs.find(connection, run.number)

@@ -19,6 +19,7 @@ from jobcore.arguments import (
     checked_limit,
     checked_lines,
     checked_patience,
+    checked_progress,
     checked_python,
     checked_sequence,
     checked_slots,
@@ -341,6 +342,31 @@ class JobManager:
             ValueError: A line is neither text nor bytes.
         """
         return self._bookkeeper.append(job_id, checked_lines(lines))
+
+    def report_progress(
+        self, job_id: Id, done: float, total: float | None = None, message: str | None = None
+    ) -> Job:
+        """
+        Say how far a RUNNING job is that has no process, in place of what was said before.
+
+        A job with a process says so itself. A power failure may undo the last
+        few seconds' reports.
+
+        Args:
+            done: How much is done, in whatever you count; 0 or more.
+            total: Of how much; None: not known.
+            message: One line for people; a longer one than 1,000 characters is cut.
+
+        Returns:
+            The job with its new `progress`.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is not RUNNING, or a process runs it.
+            ValueError: A number is negative or not finite, or the message is no text.
+        """
+        said = checked_progress(done, total, message)
+        return Job.from_row(self._bookkeeper.report(job_id, *said))
 
     # --- stopping, cancelling, deleting ---------------------------------------------
 

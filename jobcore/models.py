@@ -125,6 +125,25 @@ class Pipeline(_Public):
         return made
 
 
+class Progress(_Public):
+    """
+    How far a job was, by its own word, which nobody checks.
+
+    Attributes:
+        done: How much is done, in whatever it counts; not negative.
+        total: Of how much, where it said so; it may be less than what is done, or 0.
+        message: What it said beside, one line, else None.
+        at: When its supervisor read it, or its host wrote it.
+    """
+
+    done: float
+    total: float | None
+    message: str | None
+    at: Moment
+
+    _moments: ClassVar[tuple[str, ...]] = ("at",)
+
+
 class Job(_Public):
     """
     One unit of work, as it stood when it was read.
@@ -148,6 +167,7 @@ class Job(_Public):
         retry_of: The job that this one repeats, else None.
         not_before: It is not started before, else None.
         stop_requested: When somebody asked it to stop, else None.
+        progress: What it last reported of its progress, kept when it is final; None: nothing.
         line_count: How many log lines are readable.
         dropped: How many lines were dropped beyond its output limit.
         cpu_seconds: CPU time of the command and all it waited for.
@@ -173,6 +193,7 @@ class Job(_Public):
     retry_of: UUID | None
     not_before: Moment | None
     stop_requested: Moment | None
+    progress: Progress | None
     line_count: int
     dropped: int
     cpu_seconds: float | None
@@ -189,6 +210,11 @@ class Job(_Public):
         for name in cls._moments:
             if fields[name] is not None:
                 fields[name] = to_datetime(fields[name])
+        if fields["progress_at"] is not None:
+            said = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
+            fields["progress"] = {**said, "at": to_datetime(said["at"])}
+        else:
+            fields["progress"] = None
         fields["line_count"] = fields["next_sequence"]
         fields["cpu_seconds"] = None if fields["cpu_us"] is None else fields["cpu_us"] / 1e6
         return cls._checked(fields)

@@ -282,7 +282,30 @@ def _asks_more(before: Run, after: Run) -> bool:
 
 # --- log lines --------------------------------------------------------------------
 
-_ADVANCE = Statement(
+
+class Report(NamedTuple):
+    """
+    What a job says of its progress.
+
+    `at` is in microseconds; the names are those of its columns behind `progress_`.
+    """
+
+    done: float
+    total: float | None
+    message: str | None
+    at: int
+
+
+_REPORTED: dict[str, Any] = {
+    f"progress_{name}": bindparam(f"new_{name}") for name in Report._fields
+}
+
+
+def _reported(report: Report) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in report._asdict().items()}
+
+
+_MOVE_ON = (
     update(job)
     .where(
         _THIS,
@@ -297,6 +320,9 @@ _ADVANCE = Statement(
         loose_bytes=bindparam("new_loose_bytes"),
     )
 )
+_ADVANCE = Statement(_MOVE_ON)
+# One statement for both: whoever is late with the lines is late with the report, too.
+_ADVANCE_AND_REPORT = Statement(_MOVE_ON.values(**_REPORTED))
 
 
 def advance_if_at(
@@ -306,15 +332,18 @@ def advance_if_at(
     offset: int,
     next_sequence: int,
     loose: tuple[int, int],
+    report: Report | None = None,
 ) -> bool:
     """
     Move what has been imported on, if it still is where `run` says.
 
     Args:
         loose: First sequence, and raw bytes, of the segments still to be merged.
+        report: The last one in what is imported; None: there is none.
     """
+    statement = _ADVANCE if report is None else _ADVANCE_AND_REPORT
     return (
-        _ADVANCE.count(
+        statement.count(
             connection,
             of=run.number,
             run_token=run.token,
@@ -323,21 +352,19 @@ def advance_if_at(
             new_sequence=next_sequence,
             new_loose_sequence=loose[0],
             new_loose_bytes=loose[1],
+            **({} if report is None else _reported(report)),
         )
         == 1
     )
 
 
+_OWN = (_THIS, job.c.token.is_(None), job.c.status == str(Status.RUNNING))
 _COUNT = Statement(
     update(job)
-    .where(
-        _THIS,
-        job.c.token.is_(None),
-        job.c.status == str(Status.RUNNING),
-        job.c.next_sequence == bindparam("old_sequence"),
-    )
+    .where(*_OWN, job.c.next_sequence == bindparam("old_sequence"))
     .values(next_sequence=bindparam("new_sequence"))
 )
+_REPORT = Statement(update(job).where(*_OWN).values(**_REPORTED))
 
 
 def count_lines_if_own(connection: Connection, run: Run, next_sequence: int) -> bool:
@@ -348,6 +375,11 @@ def count_lines_if_own(connection: Connection, run: Run, next_sequence: int) -> 
         )
         == 1
     )
+
+
+def report_if_own(connection: Connection, number: int, report: Report) -> bool:
+    """Store what the host itself reports of a RUNNING job without a process."""
+    return _REPORT.count(connection, of=number, **_reported(report)) == 1
 
 
 # --- RUNNING to final -------------------------------------------------------------

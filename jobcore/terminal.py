@@ -8,6 +8,7 @@ cursor. A pipe or a file gets tab-separated fields, and log lines byte for byte.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -24,7 +25,7 @@ from rich.text import Text
 from jobcore import wire
 from jobcore.clock import iso_utc
 from jobcore.lifecycle import Status
-from jobcore.models import Finding, Job, LogLine, Transition
+from jobcore.models import Finding, Job, LogLine, Progress, Transition
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,15 +96,35 @@ def print_jobs(jobs: Sequence[Job]) -> None:
 def _long_form(job: Job) -> tuple[Any, ...]:
     ending = (job.status, job.exit_code, job.reason)
     times = (job.created, job.start_time, job.end_time)
-    return (job.id, job.number, *ending, job.type, *times, job.line_count, job.name)
+    facts = (job.line_count, job.name, _report(job.progress))
+    return (job.id, job.number, *ending, job.type, *times, *facts)
 
 
-_SHORT_TITLES = ("ID", "STATUS", "CODE", "REASON", "CREATED", "TIME", "LINES", "NAME")
+_SHORT_TITLES = ("ID", "STATUS", "CODE", "REASON", "CREATED", "TIME", "LINES", "DONE", "NAME")
 
 
 def _short_form(job: Job) -> tuple[Any, ...]:
     ending = (job.status, job.exit_code, job.reason)
-    return (job.id.hex[:8], *ending, job.created, _seconds(job), job.line_count, job.name)
+    facts = (_seconds(job), job.line_count, _share(job.progress), job.name)
+    return (job.id.hex[:8], *ending, job.created, *facts)
+
+
+def _report(progress: Progress | None) -> str | None:
+    """Return progress in the form in which a job reports it."""
+    if progress is None:
+        return None
+    numbers = [f"{number:.15g}" for number in (progress.done, progress.total) if number is not None]
+    return " ".join(["/".join(numbers), *([progress.message] if progress.message else [])])
+
+
+def _share(progress: Progress | None) -> str | None:
+    """Return what is done in percent, or as it is where nobody knows of how much."""
+    if progress is None:
+        return None
+    if not progress.total:
+        return f"{progress.done:.15g}"
+    # Rounded down: what is not done does not show as 100 %. No host's numbers fill the line.
+    return f"{math.floor(min(100 * (progress.done / progress.total), 999))}%"
 
 
 def print_job(job: Job) -> None:

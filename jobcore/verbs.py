@@ -53,7 +53,7 @@ def list_(
     List jobs, newest first.
 
     Fields in a pipe: id, number, status, exit code, reason, type, created,
-    start, end, lines, name.
+    start, end, lines, name, progress.
 
     \b
     Examples:

@@ -57,7 +57,7 @@ def test_the_ndjson_is_what_is_sent():
 
 def test_the_two_commands_are_single_lines():
     """A newcomer pastes one line to run a job, and one to pass the tests."""
-    first, second = blocks("sh")
+    first, second, *_ = blocks("sh")
 
     assert (first.count("\n"), second.count("\n")) == (1, 1)
     assert "jobcore run" in first
@@ -96,3 +96,36 @@ def test_each_command_is_in_the_readme_and_has_help(name):
     assert f"`jobcore {name}" in TEXT
     assert f"jobcore {name}" in command.help
     assert [param.name for param in command.params if not param.help and param.name != "help"] == []
+
+
+def test_progress_is_reported_as_shown(tmp_path):
+    """Each way to report that README shows is one, and the host's example prints what was said."""
+    shown = between("progress:", "end of progress")
+    (script,) = re.findall(r"^```sh\n(.*?)^```$", shown, re.DOTALL | re.MULTILINE)
+    *programs, host = re.findall(r"^```python\n(.*?)^```$", shown, re.DOTALL | re.MULTILINE)
+    commands = [["sh", "-c", script], *([sys.executable, "-c", source] for source in programs)]
+    with JobManager(tmp_path / "jobs.db", slots=1) as jobs:
+        ended = [jobs.wait(jobs.submit(command).id, PATIENCE) for command in commands]
+        said = [(job.progress.done, job.progress.total, job.progress.message) for job in ended]
+        done = subprocess.run(
+            [sys.executable, "-c", host],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+
+    assert [(job.exit_code, job.line_count) for job in ended] == [(0, 0)] * 3
+    assert said == [
+        (3.0, 10.0, "loading orders"),
+        (10.0, 10.0, "loading orders"),
+        (10.0, 10.0, "all orders are loaded"),
+    ]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{job.progress.done} {job.progress.total} {job.progress.message} "
+        f"{job.progress.at.isoformat()}"
+        for job in reversed(ended)
+    ]

@@ -24,6 +24,7 @@ from jobcore import (
     LogLine,
     Pipeline,
     PipelineExecutor,
+    Progress,
     Reason,
     Status,
     SystemClock,
@@ -111,6 +112,8 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
         jobs.start_job(job_id),
         jobs.finish_job(job_id, counted),
         jobs.finish_job(job_id),
+        jobs.report_progress(job_id, 3),
+        jobs.report_progress(job_id, 0.5, total=1, message="text"),
         jobs.stop_job(job_id, grace=0),
         jobs.cancel_job(job_id),
         jobs.wait(job_id, timeout=None),
@@ -167,6 +170,13 @@ def facts(job: Job) -> tuple[object, ...]:
     reason: Reason | None = job.reason
     ended: datetime | None = job.end_time
     data: Any = job.data
+    progress: Progress | None = job.progress
+    if progress is not None:
+        done: float = progress.done
+        total: float | None = progress.total
+        message: str | None = progress.message
+        said: datetime = progress.at
+        return ident, done, total, message, said
     sent: str = job.model_dump_json()
     shown: dict[str, Any] = job.model_dump(mode="json")
     return ident, final, code, reason, ended, data, sent, shown, job.cpu_seconds, job.max_rss

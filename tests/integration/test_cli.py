@@ -361,12 +361,29 @@ def test_list_is_true_after_a_host_has_died(cli):
 
 
 def test_fields_in_a_pipe_never_break(cli, queue):
-    """A name with tabs and line ends stays one field of one line."""
-    queue.create_job("TASK", name="a\tb\nc")
+    """A name or message with tabs and line ends stays one field of one line."""
+    job = queue.create_job("TASK", name="a\tb\nc")
+    queue.start_job(job.id)
+    queue.report_progress(job.id, 3, 10, "d\te\nf")
     out, _ = cli("list")
 
     assert out.count("\n") == 1
-    assert out.rstrip("\n").split("\t")[10:] == ["a b c"]
+    assert out.rstrip("\n").split("\t")[10:] == ["a b c", "3/10 d e f"]
+
+
+def test_progress_is_shown(cli, queue):
+    """`list` shows on a terminal how much is done, and `show` all that was said."""
+    job = queue.create_job("TASK", name="import")
+    queue.start_job(job.id)
+    queue.report_progress(job.id, 3, 10, "loading\x1b[2J")
+    table = re.sub(r"\x1b\[[0-9;]*m", "", cli.on_terminal("list")).splitlines()
+    shown = json.loads(cli("show", str(job.id), "--json")[0])["progress"]
+    lines = dict(line.split("\t") for line in cli("show", str(job.id))[0].splitlines())
+
+    assert table[0].split()[-2:] == ["DONE", "NAME"]
+    assert table[1].split()[-2:] == ["30%", "import"]
+    assert (shown["done"], shown["total"], shown["message"]) == (3, 10, "loading\x1b[2J")
+    assert json.loads(lines["progress"]) == shown
 
 
 def test_logs_by_number_tail_and_format(cli, queue):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcore import Job, Reason, Status, wire
+from jobcore import Job, Progress, Reason, Status, wire
 
 BASE = "https://app.example.org/api"
 #: The fields of Matatika's Jobs API, in its order.
@@ -27,6 +27,11 @@ JSON = st.recursive(
     max_leaves=8,
 )  # fmt: skip
 IDS = st.uuids(version=4)
+AMOUNTS = st.floats(0, 1e32, allow_nan=False)
+PROGRESS = st.fixed_dictionaries({
+    "done": AMOUNTS, "total": st.none() | AMOUNTS,
+    "message": st.none() | st.text(st.characters(codec="utf-8")), "at": TIMES,
+}).map(lambda fields: Progress(**fields))  # fmt: skip
 #: Not `builds`: it would fill in the fields a second time, under their names in JSON.
 JOBS = st.fixed_dictionaries({
     "id": IDS, "created": TIMES, "type": st.text(st.characters(codec="utf-8"), min_size=1),
@@ -36,9 +41,9 @@ JOBS = st.fixed_dictionaries({
     "name": st.none() | st.text(st.characters(codec="utf-8")), "data": JSON,
     "reason": st.none() | st.sampled_from(Reason), "signal": st.none() | st.integers(1, 64),
     "attempt": st.integers(1, 99), "retry_of": st.none() | IDS, "not_before": st.none() | TIMES,
-    "stop_requested": st.none() | TIMES, "line_count": st.integers(0, 2**53),
-    "dropped": st.integers(0, 2**53), "cpu_seconds": st.none() | st.floats(0, 1e9),
-    "max_rss": st.none() | st.integers(0, 2**53),
+    "stop_requested": st.none() | TIMES, "progress": st.none() | PROGRESS,
+    "line_count": st.integers(0, 2**53), "dropped": st.integers(0, 2**53),
+    "cpu_seconds": st.none() | st.floats(0, 1e9), "max_rss": st.none() | st.integers(0, 2**53),
 }).map(lambda fields: Job(**fields))  # fmt: skip
 
 
@@ -49,6 +54,8 @@ def to_milliseconds(job):
         for name, moment in job
         if isinstance(moment, datetime)
     }
+    if getattr(job, "progress", None) is not None:
+        moments["progress"] = to_milliseconds(job.progress)
     return job.model_copy(update=moments)
 
 

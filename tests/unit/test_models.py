@@ -12,7 +12,18 @@ import sqlmodel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcore import Command, Job, LogLine, Pipeline, Reason, Status, Transition, Workspace, tables
+from jobcore import (
+    Command,
+    Job,
+    LogLine,
+    Pipeline,
+    Progress,
+    Reason,
+    Status,
+    Transition,
+    Workspace,
+    tables,
+)
 from jobcore.models import ClaimedJob
 
 MOMENT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone.utc)
@@ -26,7 +37,8 @@ def make_job(**fields):
             "status": Status.STOPPED, "start_time": MOMENT, "end_time": MOMENT, "number": 7,
             "workspace_id": UUID(int=2, version=4), "pipeline_id": None, "name": None,
             "data": {"someKey": [1, None]}, "reason": Reason.TIMEOUT, "signal": 15, "attempt": 1,
-            "retry_of": None, "not_before": None, "stop_requested": None, "line_count": 3,
+            "retry_of": None, "not_before": None, "stop_requested": None,
+            "progress": Progress(done=3, total=10, message="loading", at=MOMENT), "line_count": 3,
             "dropped": 0, "cpu_seconds": 0.25, "max_rss": 1024,
             **fields,
         }
@@ -54,11 +66,14 @@ def test_job_in_json():
         "retryOf": None,
         "notBefore": None,
         "stopRequested": None,
+        "progress": {
+            "done": 3.0, "total": 10.0, "message": "loading", "at": "2024-05-06T07:08:09.123Z",
+        },
         "lineCount": 3,
         "dropped": 0,
         "cpuSeconds": 0.25,
         "maxRss": 1024,
-    }
+    }  # fmt: skip
 
     assert json.loads(make_job().model_dump_json()) == expected
     assert make_job().model_dump(mode="json") == expected
@@ -75,9 +90,11 @@ def test_job_schema_names_the_same_fields():
 def test_job_comes_back_from_its_own_forms():
     """A job read back from a dump is the same job; from JSON, but for the microseconds."""
     job = make_job()
-    whole = make_job(**{
-        name: MOMENT.replace(microsecond=123000) for name in ("created", "start_time", "end_time")
-    })  # fmt: skip
+    cut = MOMENT.replace(microsecond=123000)
+    whole = make_job(
+        created=cut, start_time=cut, end_time=cut,
+        progress=job.progress.model_copy(update={"at": cut}),
+    )  # fmt: skip
 
     assert Job.model_validate(job.model_dump()) == job
     assert Job.model_validate(job.model_dump(by_alias=False)) == job
@@ -104,7 +121,7 @@ def test_python_form_keeps_its_types():
     assert job.model_dump()["created"] == MOMENT
 
 
-@pytest.mark.parametrize("model", [Job, ClaimedJob, Workspace, Pipeline, Transition])
+@pytest.mark.parametrize("model", [Job, ClaimedJob, Progress, Workspace, Pipeline, Transition])
 def test_every_field_has_a_camel_case_name(model):
     """No field is in JSON under a name with an underscore."""
     names = set(model.model_json_schema(mode="serialization")["properties"])
@@ -161,7 +178,7 @@ def test_secrets_are_in_no_public_form(jobs):
 
 def test_tables_are_not_in_the_hosts_metadata():
     """A host's `create_all` does not make jobcore's tables, nor does jobcore make the host's."""
-    ours = {"store", "workspace", "pipeline", "skip", "job", "log_segment", "transition"}
+    ours = {"store", "workspace", "pipeline", "skip", "job", "log_segment", "result", "transition"}
 
     assert set(tables.METADATA.tables) == ours
     assert set(sqlmodel.SQLModel.metadata.tables) & ours == set()

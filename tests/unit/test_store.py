@@ -57,6 +57,7 @@ def test_id_that_no_job_has(jobs, job_id):
     for verb in (
         jobs.get_job, jobs.start_job, jobs.finish_job, jobs.stop_job, jobs.cancel_job,
         jobs.delete_job, jobs.retry_job, jobs.history, jobs.wait, jobs.append_log,
+        lambda job_id: jobs.report_progress(job_id, 1),
     ):  # fmt: skip
         with pytest.raises(JobNotFound) as refused:
             verb(job_id)

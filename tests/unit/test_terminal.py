@@ -1,10 +1,12 @@
-"""What a terminal may be shown of a text that a job wrote."""
+"""What a terminal may be shown of a text that a job wrote, and how progress is put there."""
 
 from __future__ import annotations
 
 import pytest
 
-from jobcore.terminal import without_controls
+from jobcore import Progress
+from jobcore.clock import to_datetime
+from jobcore.terminal import _report, _share, without_controls
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,24 @@ from jobcore.terminal import without_controls
 def test_no_control_reaches_a_terminal(text, shown):
     """Sequences go as a whole, other controls singly; tabs and all text stay."""
     assert without_controls(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("said", "share", "report"),
+    [
+        ((3, 10, "loading orders"), "30%", "3/10 loading orders"),
+        ((2.5, None, None), "2.5", "2.5"),
+        ((1234567, None, "rows"), "1234567", "1234567 rows"),
+        ((999, 1000, None), "99%", "999/1000"),
+        ((12, 10, None), "120%", "12/10"),
+        ((3, 0, None), "3", "3/0"),
+        ((1e308, 5e-324, None), "999%", "1e+308/4.94065645841247e-324"),
+    ],
+)
+def test_progress_in_words(said, share, report):
+    """Progress is a percentage where there is a total, else the number; in full as reported."""
+    done, total, message = said
+    progress = Progress(done=done, total=total, message=message, at=to_datetime(0))
+
+    assert (_share(progress), _report(progress)) == (share, report)
+    assert (_share(None), _report(None)) == (None, None)
