@@ -39,6 +39,7 @@ from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
 from jobcore.manager import JobManager
 from jobcore.models import (
     ClaimedJob,
+    Event,
     Finding,
     Job,
     LogLine,
@@ -62,6 +63,7 @@ __all__ = [
     "DatabaseCorrupt",
     "DatabaseFull",
     "DatabaseGone",
+    "Event",
     "Executor",
     "Finding",
     "InvalidParameter",

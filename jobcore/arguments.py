@@ -9,6 +9,7 @@ all that is refused here is a plain ValueError.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -136,6 +137,33 @@ def checked_before(before: object) -> int | None:
     if isinstance(before, bool) or not isinstance(before, int):
         raise ValueError(f"before is the number of a job, not {before!r}")
     return max(0, min(before, MOST))
+
+
+def checked_after(after: object) -> int | None:
+    """
+    Return the id of an event.
+
+    Raises:
+        ValueError: It is not a number, 0 or more, nor None.
+    """
+    return None if after is None else _checked_count(after, "after is the id of an event,")
+
+
+def checked_callback(callback: Any) -> Any:
+    """
+    Return what is to be called.
+
+    Raises:
+        ValueError: It cannot be called, or only awaited.
+    """
+    if not callable(callback):
+        raise ValueError(f"a callback is called, which {callback!r} cannot be")
+    if inspect.iscoroutinefunction(callback):
+        raise ValueError(
+            f"{callback!r} is to be awaited, and nobody would: let a plain function "
+            "hand the event to the loop, by call_soon_threadsafe"
+        )
+    return callback
 
 
 def checked_statuses(status: object) -> list[Status] | None:

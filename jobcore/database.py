@@ -32,6 +32,7 @@ from jobcore.errors import (
     SchemaTooNew,
     StoreError,
 )
+from jobcore.observation import NOBODY, Observation, Observer
 from jobcore.supervision import failpoints
 
 #: Each pragma of a connection, with its reason.
@@ -103,6 +104,7 @@ class Database:
         self._identity = self._identify()
         self._closed = False
         self._version = 0
+        self._observation = Observation()
         self._start_afresh()
         forking.GATE.watch(self)
         with self._in_use(), self._typed_errors():
@@ -147,10 +149,16 @@ class Database:
                 with connection.begin():
                     failpoints.reach(failpoints.WRITE_BEGUN, self)
                     self._require_same_schema(connection)
+                    observer = self._observation.begin()
+                    observer.begun(connection)
                     yield connection
+                    observer.ending(connection)
             except BaseException:
                 self._drop_unfinished(connection)
                 raise
+            finally:
+                self._observation.end()
+            observer.committed()  # before the next writer is let in: in the order of the commits
         self._announce()
         self._checkpoint_if_due()
 
@@ -172,6 +180,15 @@ class Database:
             connection.exec_driver_sql("ROLLBACK TO one_of_many")
             telemetry.event(logging.ERROR, "rolled back alone", job=str(of), error=repr(error))
         connection.exec_driver_sql("RELEASE one_of_many")
+
+    def observe(self, observer: Observer) -> None:
+        """Show `observer`, from now on, every write transaction that is committed here."""
+        with self._in_use():
+            self._observation.observe(observer, self.busy_timeout)
+
+    def look_away(self) -> None:
+        """Show them to nobody any more."""
+        self._observation.observe(NOBODY, 0)
 
     @contextmanager
     def _writing(self, patience: float) -> Iterator[None]:
@@ -473,6 +490,7 @@ class Database:
 
     def after_fork_in_child(self) -> None:
         """Begin with nothing of the parent's; what could not be closed is kept for ever."""
+        self._observation.forget()
         left_open = list(self._opened)
         if left_open:
             _UNSAFE.add(self._identity)

@@ -29,12 +29,13 @@ class Loop:
     """
     A thread that calls `turn` again and again.
 
-    Any thread may call `start`, `ring` and `close`; `wait` and `rest` are for `turn`.
+    Any thread may call `start`, `ring`, `is_inside` and `close`; `wait` and `rest`
+    are for `turn`.
 
     Args:
         name: Of the thread.
         turn: What is done; it sleeps in `wait`, and raises nothing.
-        end: Called once, by whoever closes, when the thread has ended.
+        end: The thread's last act, once it is closed.
     """
 
     _starting: threading.Lock
@@ -80,12 +81,18 @@ class Loop:
                 except BlockingIOError:
                     pass  # full: it has been rung already
 
+    def is_inside(self) -> bool:
+        """Tell whether it is the thread itself that asks."""
+        return self._thread is threading.current_thread()
+
     def close(self, timeout: float | None = None) -> None:
         """
         End the thread after the turn under way; harmless when ended, or never started.
 
+        Inside the thread this returns at once, and it ends all the same.
+
         Args:
-            timeout: Seconds to wait for that; nothing is closed under a turn that takes longer.
+            timeout: Seconds to wait for that; a turn that takes longer still comes to its end.
         """
         self._closing = True
         thread = self._thread
@@ -93,22 +100,18 @@ class Loop:
             return  # never started; or another process's, forked by code that runs no hooks
         self.ring()
         thread.join(timeout)
-        if thread.is_alive():
-            return
-        with self._starting:
-            if self._thread is not None:
-                self._thread = None
-                self._end()
-                GATE.close(self._reader, self._writer)
 
-    def wait(self, descriptors: Iterable[int], seconds: float) -> list[int]:
+    def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
         """Sleep until one of these is readable, somebody rings, or so long; return who is."""
         poller = select.poll()
         poller.register(self._reader, select.POLLIN)
         for descriptor in descriptors:
             poller.register(descriptor, select.POLLIN)
-        # Rounded up: a poll that returns just before the moment would spin.
-        ready = [one for one, _ in poller.poll(int(seconds * 1000) + 1 if seconds > 0 else 0)]
+        timeout = None  # as long as it takes
+        if seconds is not None:
+            # Rounded up: a poll that returns just before the moment would spin.
+            timeout = int(seconds * 1000) + 1 if seconds > 0 else 0
+        ready = [one for one, _ in poller.poll(timeout)]
         if self._reader in ready:
             ready.remove(self._reader)
             self._empty()
@@ -136,6 +139,13 @@ class Loop:
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
                 _tell(error)
                 self.rest(REST)
+        try:
+            self._end()
+        except BaseException as error:  # noqa: BLE001 - the descriptors are still to be closed
+            _tell(error)
+        with self._starting:
+            self._thread = None
+            GATE.close(self._reader, self._writer)
 
 
 def _tell(error: BaseException) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
 from jobcore import doctor, store, wire
 from jobcore.arguments import (
+    checked_after,
     checked_age,
     checked_before,
     checked_busy_timeout,
+    checked_callback,
     checked_database,
     checked_executors,
     checked_final,
@@ -50,11 +52,14 @@ from jobcore.errors import (
     PipelineAlreadyRunning,
 )
 from jobcore.executors import Executor, default_executors
+from jobcore.feed import Feed
 from jobcore.follower import Follower
+from jobcore.history import Filter
 from jobcore.importer import Importer
 from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
-from jobcore.models import Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.notifier import Notifier
 from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
 from jobcore.scheduler import Scheduler
@@ -133,6 +138,9 @@ class JobManager:
         self._clock = clock or SystemClock()
         self._only_own = only_own
         self._database = Database(path, busy_timeout=patience)
+        self._feed = Feed(self._database)
+        # Before the dispatcher, so that an interpreter's exit ends it after that.
+        self._notifier = Notifier(self._database)
         self._directories = directories = Directories(self._database.path, self._database)
         importer = Importer(self._database, directories, self._clock)
         self._creator = Creator(self._database, self._clock)
@@ -666,6 +674,108 @@ class JobManager:
         """
         return doctor.examine(self._database.path)
 
+    # --- events -------------------------------------------------------------------
+
+    def events(
+        self,
+        after: int | None = 0,
+        *,
+        limit: int | None = None,
+        follow: bool = False,
+        timeout: float | None = None,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        status: Status | Collection[Status] | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+    ) -> Iterator[Event]:
+        """
+        Return an iterator of what happened to all jobs, whoever did it, in the one order of
+        the commits.
+
+        Every transition is an event, from the commit on that made it true. Whoever
+        sees one sees all before it that there will ever be, so a reader that stores
+        the id of the last event it has dealt with, and goes on behind it, leaves none
+        out; those that it dealt with and did not store yet come once more.
+
+        A job's events go with the job: from the beginning of its deletion on they are
+        not read any more, and that it was deleted is no event. Ids are never used again,
+        so there are holes. They count in this file: a reader of one that was
+        restored from a backup begins anew.
+
+        Reading looks after no job: a transition is here when a manager has written it.
+
+        Args:
+            after: The id of the last event that was seen; 0: none; None: all there are by now.
+            limit: Events at the most.
+            follow: Go on with events as they come. Else the iterator ends with the
+                last one that there is at this call.
+            timeout: Seconds for which it follows; then it ends, wherever it has got to.
+                None: for ever.
+            workspace_id: Only of jobs of this workspace.
+            pipeline_id: Only of jobs of this pipeline.
+            status: Only what led to it; one, or several such as `FINAL`. RUNNING is
+                what both `start` and `stop` lead to.
+            type: Only of jobs of this type; one, or several.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one; at this call.
+            ValueError: An argument is not what it must be, or no event of this file has
+                had the id `after` yet; at this call.
+            StoreError: The database cannot be read any more; at `next()`.
+        """
+        known, most = checked_after(after), None if limit is None else checked_limit(limit)
+        checked_patience(timeout)  # not only at the first next()
+        with self._database.read() as connection:
+            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+        return self._feed.read(
+            known, Filter.of(**filters), limit=most, follow=follow, timeout=timeout
+        )
+
+    def subscribe(
+        self,
+        callback: Callable[[Event], object],
+        *,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        status: Status | Collection[Status] | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+    ) -> Callable[[], None]:
+        """
+        Have `callback` called with each transition that this process makes through this manager.
+
+        Each is told once, after its commit, in the order of the commits, beginning
+        with those that are committed after this returns. What was rolled back is not
+        told. What happened is told though the job be deleted since, its end by that
+        deletion included; `get_job` then has it no more.
+
+        Callbacks are called one after the other in a thread of the manager, so a slow
+        one delays the others and no job; what waits for it is kept in memory. They may
+        use the manager, end a subscription, or close the manager. What one raises is
+        logged, and nothing else comes of it. A forked child has the subscriptions,
+        and is told of its own transitions.
+
+        `close` waits until all was told that is committed, at the most some 5 seconds,
+        and nothing is told after that. For what other processes do, and for what must
+        not be missed when this process dies, read `events`.
+
+        Args:
+            callback: Gets the `Event`.
+            workspace_id, pipeline_id, status, type: As in `events`.
+
+        Returns:
+            What ends it. A call of the callback that is under way in another thread
+            comes to its end; no further one begins.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            ValueError: The callback is no function, or an async one, or a filter is none.
+            StoreError: The manager is closed.
+        """
+        checked = checked_callback(callback)
+        with self._database.read() as connection:
+            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+        return self._notifier.subscribe(checked, Filter.of(**filters))
+
     # --- workspaces and pipelines ---------------------------------------------------
 
     def create_workspace(
@@ -841,14 +951,17 @@ class JobManager:
                 self._dispatcher.stop_claiming()
                 self._stop_own()
         finally:
+            self._dispatcher.close()
+            self._notifier.drain()  # while callbacks can still use the manager
             self._let_go()
 
     def _let_go(self) -> None:
-        """End the thread and close what is open: nothing is unlocked, and nothing written."""
+        """End the threads and close what is open: nothing is unlocked, and nothing written."""
         OPEN.discard(self)
         self._dispatcher.close()
         self._directories.close()
         self._database.close()
+        self._notifier.close()
 
     def __enter__(self) -> Self:
         """Return the manager itself."""

@@ -301,6 +301,53 @@ class Finding(_Public):
     detail: str
 
 
+class Event(_Public):
+    """
+    One transition of one job, as the feed of all jobs has it.
+
+    Attributes:
+        id: Its number in the feed: larger than that of every event committed before.
+        job_id: The job.
+        job_number: Its place in the order of creation.
+        type: What kind of process the job is.
+        workspace_id: The workspace that governs it.
+        pipeline_id: The pipeline it was created from, else None.
+        at: When it happened, by the clock of who wrote it. Order is the id's matter.
+        trigger: What happened.
+        from_status: Where the job stood before; None at its creation.
+        to_status: Where it stood then; a `stop` leads from RUNNING to RUNNING.
+        reason: Why it became final, else None.
+        exit_code: As `Job.exit_code`, where it became final, else None.
+        actor: The process that wrote it.
+    """
+
+    id: int
+    job_id: UUID
+    job_number: int
+    type: str
+    workspace_id: UUID
+    pipeline_id: UUID | None
+    at: Moment
+    trigger: Trigger
+    from_status: Status | None
+    to_status: Status
+    reason: Reason | None
+    exit_code: int | None
+    actor: str | None
+
+    @classmethod
+    def from_entry(cls, entry: Any) -> "Self":
+        """
+        Return the public form of an entry of the history.
+
+        Raises:
+            DatabaseCorrupt: The row holds what was never written.
+        """
+        fields = entry._asdict()  # the named tuple's public name for it
+        fields["at"] = to_datetime(entry.at)
+        return cls._checked(fields)
+
+
 class LogLine(NamedTuple):
     """
     One numbered line of a job's log.

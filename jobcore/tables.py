@@ -21,8 +21,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    column,
     text,
 )
+from sqlalchemy import table as lightweight
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
@@ -264,3 +266,6 @@ log_segment: Table = SegmentRow.__table__
 result: Table = ResultRow.__table__
 transition: Table = TransitionRow.__table__
 METADATA: MetaData = job.metadata
+
+#: SQLite's own: the largest number that AUTOINCREMENT has given out, by table.
+sequence = lightweight("sqlite_sequence", column("name"), column("seq"))

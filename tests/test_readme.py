@@ -18,30 +18,45 @@ assert app.registered_commands, (running, upkeep, verbs)  # these add themselves
 COMMANDS = typer.main.get_command(app).commands
 
 
-def blocks(language):
-    """Return the code blocks of README in `language`."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+def blocks(language, text=TEXT):
+    """Return the code blocks of README, or of a part of it, in `language`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def between(begin, end):
     return TEXT.partition(f"<!-- {begin}")[2].partition(f"<!-- {end}")[0]
 
 
-def test_the_example_runs_as_printed(tmp_path):
-    """The Python example has about ten lines, and prints what README says."""
-    source = blocks("python")[0]
+def printed(source, folder):
+    """Return what a program in Python prints in an empty folder, or in one where another ran."""
     done = subprocess.run(
         [sys.executable, "-c", source],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        cwd=tmp_path,
+        cwd=folder,
         env={"PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == blocks("text")[0]
+    return done.stdout
+
+
+def test_the_example_runs_as_printed(tmp_path):
+    """The Python example has about ten lines, and prints what README says."""
+    source = blocks("python")[0]
+
+    assert printed(source, tmp_path) == blocks("text")[0]
     assert len(source.splitlines()) <= 11
+
+
+def test_the_examples_of_events_run_as_printed(tmp_path):
+    """A subscriber is told, and a reader that stores its place goes on there."""
+    subscribe, feed = between("subscribe", "end of subscribe"), between("feed", "end of feed")
+    (told,), (read,) = blocks("python", subscribe), blocks("python", feed)
+
+    assert printed(told, tmp_path) == blocks("text", subscribe)[0]
+    assert printed(read, tmp_path) + printed(read, tmp_path) == blocks("text", feed)[0]
 
 
 def test_the_ndjson_is_what_is_sent():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jobcore import (
     Clock,
     Command,
     CommandExecutor,
+    Event,
     Executor,
     Finding,
     Job,
@@ -159,6 +160,25 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
         yield f"{entry.at.isoformat()} {trigger} {before} {after} {entry.actor}".encode()
     yield from jobs.log_text(job_id)
     yield from jobs.log_ndjson(job_id, sequence=7)
+
+
+def watching(jobs: JobManager, seen: list[Event]) -> Iterator[int]:
+    """See what happens in every way there is."""
+    end: Callable[[], None] = jobs.subscribe(seen.append, status=FINAL, type=["A"])
+    with_filters = jobs.subscribe(
+        lambda event: print(event.id), workspace_id="text", pipeline_id=""
+    )
+    for event in jobs.events(None, follow=True, timeout=2.5, limit=10, status=Status.ERROR):
+        job_id: UUID = event.job_id
+        code: int | None = event.exit_code
+        before: Status | None = event.from_status
+        reason: Reason | None = event.reason
+        print(job_id, code, event.trigger, before, event.to_status, reason, event.at, event.actor)
+        print(event.job_number, event.type, event.workspace_id, event.pipeline_id)
+        yield event.id
+    yield from (event.id for event in jobs.events(after=3, workspace_id=UUID(int=0), type="A"))
+    end()
+    with_filters()
 
 
 def facts(job: Job) -> tuple[object, ...]:

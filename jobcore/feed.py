@@ -1,0 +1,86 @@
+"""
+Feed: the history of all jobs as events, which any process can read and follow.
+
+It touches the tables only when the file changed, and in short transactions: a
+reader that stayed in one would keep the write-ahead log from being truncated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+from jobcore import history
+from jobcore.arguments import checked_patience
+from jobcore.database import Database
+from jobcore.history import Filter
+from jobcore.models import Event
+
+#: Entries read in one transaction, which takes some 6 ms on a busy machine.
+PAGE = 500
+#: Seconds of rest between two looks at the tables, however fast commits follow each other.
+LOOK_PAUSE = 0.005
+
+
+class Feed:
+    """
+    Reads events.
+
+    Args:
+        database: Where they are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def read(
+        self,
+        after: int | None,
+        wanted: Filter,
+        *,
+        limit: int | None,
+        follow: bool,
+        timeout: float | None,
+    ) -> Iterator[Event]:
+        """
+        Return an iterator of the events behind the id `after`; None: behind all there are.
+
+        Args:
+            limit: Events at the most.
+            follow: Go on as they come; else up to the last one that there is at this call.
+            timeout: Seconds until it ends all the same.
+
+        Raises:
+            ValueError: No event has had the id `after` yet, so it is from another file.
+        """
+        with self._database.read() as connection:
+            newest = history.newest(connection)
+        if after is None:
+            after = newest
+        if after > newest:
+            # Events of this file that get a smaller id would be left out in silence.
+            raise ValueError(f"no event has had the id {after} yet: the last one is {newest}")
+        found = self._events(after, wanted, last=None if follow else newest, timeout=timeout)
+        return islice(found, limit)
+
+    def _events(
+        self, after: int, wanted: Filter, *, last: int | None, timeout: float | None
+    ) -> Iterator[Event]:
+        deadline = time.monotonic() + checked_patience(timeout)
+        while True:
+            seen = self._database.version()
+            with self._database.read() as connection:
+                page = history.entries_after(connection, after, PAGE)
+            for entry in page:
+                if last is not None and entry.id > last:
+                    return
+                after = entry.id
+                if wanted.takes(entry) and not entry.hidden:
+                    yield Event.from_entry(entry)
+            more, now = len(page) == PAGE, time.monotonic()
+            if now > deadline or (last is not None and not more):
+                return
+            if not more:
+                self._database.wait_for_change(seen, deadline - now)
+                time.sleep(LOOK_PAUSE)

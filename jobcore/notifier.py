@@ -1,0 +1,199 @@
+"""
+Notifier: tells subscribers, in a thread of its own, what this process did to jobs.
+
+What a transaction did is read inside it, just before its commit: nothing that
+happens to the job afterwards, its deletion say, takes that away any more. After
+the commit it is put into a queue in memory, and whoever wrote goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from jobcore import history, telemetry
+from jobcore.database import Database
+from jobcore.forking import GATE
+from jobcore.history import Entry, Filter
+from jobcore.loop import Loop
+from jobcore.models import Event
+from jobcore.observation import Observer
+
+#: Seconds that `close` waits, in all, until subscribers were told what is committed.
+CLOSE_PATIENCE = 5.0
+#: More than a transaction can write.
+ALL = 2**31
+
+
+class Subscription:
+    """Who is told, of what."""
+
+    def __init__(self, callback: Callable[[Event], object], wanted: Filter) -> None:
+        self.wanted = wanted
+        self.ended = False
+        self._callback = callback
+
+    def tell(self, event: Event) -> None:
+        """Call the callback, unless that was ended meanwhile; what it raises is its own matter."""
+        if self.ended:
+            return
+        try:
+            self._callback(event)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: the others are still to be told
+            telemetry.event(
+                logging.ERROR,
+                "subscriber failed",
+                job=str(event.job_id),
+                event_id=event.id,
+                exc_info=error,
+            )
+
+
+class Notifier(Observer):
+    """
+    Tells each transition that is committed through one database, once, in order.
+
+    Any thread may call `subscribe`, `drain` and `close`, and what `subscribe`
+    returned; the callbacks are called by the thread, one after the other.
+
+    Args:
+        database: Whose transactions.
+    """
+
+    _changing: threading.Lock  # held over each change of the subscriptions
+    _told: threading.Condition  # notified when the queue has become empty
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._loop = Loop("jobcore-notifier", self._turn, self._tell_all)
+        self._subscriptions: tuple[Subscription, ...] = ()
+        self._deadline: float | None = None  # by the monotonic clock, once it is to close
+        self._start_afresh()
+        GATE.watch(self)
+
+    def _start_afresh(self) -> None:
+        self._changing = threading.Lock()
+        self._told = threading.Condition()
+        #: Each entry with those who had subscribed when it was committed.
+        self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
+        self._mark: int | None = None
+        self._entries: list[Entry] = []
+
+    # --- for other threads --------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[Event], object], wanted: Filter) -> Callable[[], None]:
+        """
+        Have `callback` told of every transition that is committed after this returns.
+
+        Returns:
+            What ends that; to call it again is harmless.
+        """
+        subscription = Subscription(callback, wanted)
+
+        def end() -> None:
+            subscription.ended = True
+            with self._changing:
+                self._subscriptions = tuple(one for one in self._subscriptions if not one.ended)
+                if not self._subscriptions:
+                    self._database.look_away()
+
+        with self._changing:
+            self._subscriptions += (subscription,)
+        try:
+            self._database.observe(self)
+        except BaseException:
+            end()
+            raise
+        self._loop.start()
+        return end
+
+    def drain(self) -> None:
+        """Wait until all that is committed was told; from the first call on, `CLOSE_PATIENCE`."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + CLOSE_PATIENCE
+        if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
+            with self._told:
+                left = max(self._deadline - time.monotonic(), 0)
+                self._told.wait_for(lambda: not self._queue, left)
+
+    def close(self) -> None:
+        """Tell what is still to be told, within that time, then nothing more. Again is harmless."""
+        self.drain()
+        self._loop.close(max((self._deadline or 0.0) - time.monotonic(), 0))
+
+    # --- the transactions of this process -----------------------------------------
+
+    def begun(self, connection: Connection) -> None:
+        """Note where the history ends."""
+        self._entries = []
+        try:
+            self._mark = history.newest(connection)
+        except Exception as error:  # noqa: BLE001 - no job may fail by being looked at
+            self._mark = None
+            telemetry.event(logging.ERROR, "events missed", error=repr(error))
+
+    def ending(self, connection: Connection) -> None:
+        """Read what the transaction has appended to it; what a savepoint took back is not there."""
+        if self._mark is None:
+            return
+        try:
+            self._entries = history.entries_after(connection, self._mark, ALL)
+        except Exception as error:  # noqa: BLE001 - no job may fail by being looked at
+            telemetry.event(logging.ERROR, "events missed", error=repr(error))
+
+    def committed(self) -> None:
+        """Have the thread tell it."""
+        if self._entries:
+            subscriptions = self._subscriptions
+            self._queue.extend((entry, subscriptions) for entry in self._entries)
+            self._loop.start()  # in a forked child for the first time
+            self._loop.ring()
+
+    # --- the fork of the host -----------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Do nothing: the database keeps a fork out of transactions."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing: nothing was stopped."""
+
+    def after_fork_in_child(self) -> None:
+        """Leave the thread, and what it is to tell, to the parent; keep the subscriptions."""
+        self._loop.forget()
+        self._start_afresh()
+
+    # --- the thread ---------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._loop.wait((), None)
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        queue = self._queue
+        while queue and not self._is_late():
+            entry, subscriptions = queue[0]
+            try:
+                self._tell(entry, subscriptions)
+            finally:
+                queue.popleft()  # only now, so that an empty queue says that all was told
+        if queue:
+            telemetry.event(logging.WARNING, "events not told", events=len(queue))
+            queue.clear()
+        with self._told:
+            self._told.notify_all()
+
+    def _tell(self, entry: Entry, subscriptions: tuple[Subscription, ...]) -> None:
+        wanting = [one for one in subscriptions if one.wanted.takes(entry)]
+        if wanting:
+            event = Event.from_entry(entry)
+            for subscription in wanting:
+                if not self._is_late():
+                    subscription.tell(event)
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline

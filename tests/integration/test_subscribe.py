@@ -1,0 +1,637 @@
+"""Subscribers: told of what this process does, each once, in order, and harmless to all else."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from jobcore import (
+    FINAL,
+    JobManager,
+    JobNotFound,
+    PipelineNotFound,
+    Status,
+    StoreError,
+    WorkspaceNotFound,
+    notifier,
+    store,
+)
+from jobcore.observation import NOBODY
+from tests.jobfiles import sql
+from tests.processes import PATIENCE, Child, descriptors, in_child, run_python, until
+from tests.programs import EXIT_3, SLEEPS
+
+
+def task(jobs, **options):
+    """Return a RUNNING job without a process: two events."""
+    return jobs.start_job(jobs.create_job("TASK", **options).id)
+
+
+def threads():
+    """Return the names of jobcore's threads."""
+    return sorted(
+        thread.name for thread in threading.enumerate() if thread.name.startswith("jobcore-")
+    )
+
+
+def all_told(jobs):
+    """Wait until nothing is to be told any more."""
+    until(lambda: not jobs._notifier._queue, "the last callback")
+
+
+@contextmanager
+def collected(jobs, **filters):
+    """Give the list of events that a subscriber gets; they are all there behind the block."""
+    got = []
+    end = jobs.subscribe(got.append, **filters)
+    yield got
+    all_told(jobs)
+    end()
+
+
+# --- what is told -----------------------------------------------------------------
+
+
+def test_each_transition_is_told_once_and_in_order(jobs):
+    """A subscriber gets what the feed has, from its subscription on."""
+    before = task(jobs)
+    with collected(jobs) as got:
+        jobs.finish_job(before.id, 3)
+        job = task(jobs)
+        jobs.stop_job(job.id)
+        jobs.submit_many([["true"]] * 5)
+    jobs.create_job("TASK")
+
+    assert got == list(jobs.events(2))[: len(got)]
+    assert [event.id for event in got] == list(range(3, 13))
+    assert got[0].exit_code == 3
+
+
+def test_jobs_that_run_are_told(running_jobs):
+    """What the manager's own thread does is told like what its callers do."""
+    with collected(running_jobs) as got:
+        ids = [running_jobs.submit(EXIT_3).id for _ in range(5)]
+        for job_id in ids:
+            running_jobs.wait(job_id)
+
+    assert got == list(running_jobs.events())
+    assert len(got) == 15
+    assert [event.exit_code for event in got if event.to_status is Status.ERROR] == [3] * 5
+
+
+def test_only_this_manager_is_told_of(jobs, database):
+    """What another manager or another process does is not told."""
+
+    def other():
+        with JobManager(database, slots=0) as theirs:
+            theirs.create_job("TASK")
+
+    with collected(jobs) as got:
+        other()
+        in_child(other)
+        mine = jobs.create_job("TASK")
+
+    assert [event.job_id for event in got] == [mine.id]
+    assert got[0].id == 3
+
+
+def test_what_was_rolled_back_is_not_told(jobs):
+    """Neither a transaction that was rolled back nor a savepoint gives an event."""
+    place = jobs.get_workspace().id
+    database = jobs._database
+
+    def create(connection):
+        store.insert_job(connection, now=1, workspace_id=place, type="TASK", name="?")
+
+    with collected(jobs) as got:
+        with suppress(ZeroDivisionError), database.write() as connection:
+            create(connection)
+            raise ZeroDivisionError
+        with database.write() as connection:
+            create(connection)
+            with database.savepoint(connection, "one"):
+                create(connection)
+                raise ZeroDivisionError
+            create(connection)
+        with pytest.raises(PipelineNotFound):
+            jobs.create_job("TASK", pipeline_id="none")
+
+    assert [(event.id, event.job_number) for event in got] == [(1, 1), (2, 2)]
+    assert got == list(jobs.events())
+
+
+def test_filters_are_those_of_the_feed(jobs):
+    """Each subscriber gets what it asked for."""
+    pipeline = jobs.create_pipeline("nightly", ["true"])
+    place = jobs.get_workspace().id
+    with (
+        collected(jobs, status=FINAL) as ends,
+        collected(jobs, pipeline_id=pipeline.id) as of_pipeline,
+        collected(jobs, type=["CHORE"], workspace_id=place) as chores,
+        collected(jobs, workspace_id=jobs.create_workspace("other").id) as elsewhere,
+    ):
+        jobs.finish_job(task(jobs, pipeline_id=pipeline.id).id)
+        jobs.cancel_job(jobs.create_job("CHORE").id)
+
+    assert [event.id for event in ends] == [3, 5]
+    assert [event.id for event in of_pipeline] == [1, 2, 3]
+    assert [event.id for event in chores] == [4, 5]
+    assert elsewhere == []
+
+
+def test_a_deleted_job_is_told_all_the_same(jobs):
+    """What happened is told though the job is gone, and so is its end by the deletion."""
+    told, go = threading.Event(), threading.Event()
+    got = []
+
+    def callback(event):
+        told.set()
+        assert go.wait(PATIENCE)
+        got.append(event)
+
+    end = jobs.subscribe(callback)
+    job = task(jobs)
+    queued = jobs.create_job("TASK")
+    assert told.wait(PATIENCE)
+    jobs.delete_job(job.id)
+    jobs.delete_job(queued.id)
+    go.set()
+    all_told(jobs)
+    end()
+
+    assert [(event.job_number, str(event.to_status)) for event in got] == [
+        (1, "QUEUED"), (1, "RUNNING"), (2, "QUEUED"),
+        (1, "RUNNING"), (1, "STOPPED"), (2, "STOPPED"),
+    ]  # fmt: skip
+    assert list(jobs.events()) == []
+    with pytest.raises(JobNotFound):
+        jobs.get_job(got[-1].job_id)
+
+
+def test_every_commit_behind_a_subscription_is_told(jobs):
+    """A transaction that had begun before is over when `subscribe` returns, or is told."""
+    database = jobs._database
+    place = jobs.get_workspace().id
+    inside, order, got = threading.Event(), [], []
+
+    def write():
+        with database.write() as connection:
+            store.insert_job(connection, now=1, workspace_id=place, type="TASK")
+            inside.set()
+            until(lambda: database._observation._changed._waiters, "the subscriber")
+            order.append("commits")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert inside.wait(PATIENCE)
+    end = jobs.subscribe(got.append)
+    order.append("subscribed")
+    stored = jobs.count_jobs()[Status.QUEUED]
+    writer.join(PATIENCE)
+    jobs.create_job("TASK")
+    all_told(jobs)
+    end()
+
+    assert (order, stored) == (["commits", "subscribed"], 1)
+    assert [event.id for event in got] == [2]
+
+
+def test_state_and_events_make_the_whole_story(jobs):
+    """Who subscribes and then looks knows all: what it does not see yet is told."""
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            jobs.cancel_job(jobs.create_job("TASK").id)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    known = []
+    for _ in range(20):
+        got = []
+        end = jobs.subscribe(got.append)
+        state = {job.id: job.status for job in jobs.list_jobs(limit=10_000)}
+        known.append((state, got, end))
+    stop.set()
+    for worker in workers:
+        worker.join(PATIENCE)
+    all_told(jobs)
+    truth = {job.id: job.status for job in jobs.list_jobs(limit=10_000)}
+
+    for state, got, end in known:
+        end()
+        for event in got:
+            state[event.job_id] = event.to_status
+        ids = [event.id for event in got]
+        assert state == truth
+        assert ids == sorted(set(ids))
+
+
+# --- callbacks --------------------------------------------------------------------
+
+
+def test_a_slow_callback_delays_no_job_and_no_caller(running_jobs):
+    """Jobs are created, run and waited for while a callback has not come back."""
+    go = threading.Event()
+    got = []
+
+    def callback(event):
+        assert go.wait(PATIENCE)
+        got.append(event)
+
+    end = running_jobs.subscribe(callback)
+    job = running_jobs.wait(running_jobs.submit(EXIT_3).id, timeout=PATIENCE)
+    seen = list(got)
+    go.set()
+    all_told(running_jobs)
+    end()
+
+    assert (job.status, seen) == (Status.ERROR, [])
+    assert got == list(running_jobs.events())
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("wrong"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr
+)
+def test_what_a_callback_raises_is_logged_and_harms_nothing(jobs, caplog, error):
+    """The event is told to the others, and all later events to this one, too."""
+    got = []
+
+    def callback(event):
+        got.append(event.id)
+        raise error
+
+    end = jobs.subscribe(callback)
+    with collected(jobs) as others:
+        job = task(jobs)
+    end()
+
+    assert got == [1, 2] == [event.id for event in others]
+    assert jobs.get_job(job.id).status is Status.RUNNING
+    failures = [record for record in caplog.records if "subscriber failed" in record.getMessage()]
+    assert len(failures) == 2
+    assert type(error).__name__ in caplog.text
+    assert f"job='{job.id}'" in failures[0].getMessage()
+    assert "event_id=1" in failures[0].getMessage()
+
+
+def test_an_error_that_cannot_be_shown_harms_nothing(jobs):
+    """An exception whose own text fails is no more than any other."""
+
+    class Broken(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+        __repr__ = __str__
+
+    def callback(_):
+        raise Broken
+
+    end = jobs.subscribe(callback)
+    with collected(jobs) as got:
+        task(jobs)
+    end()
+
+    assert [event.id for event in got] == [1, 2]
+
+
+def test_a_subscription_ends_inside_its_callback(jobs):
+    """Ended inside a callback, no further one begins, not even for what was committed before."""
+    got, ready = [], threading.Event()
+
+    def once(event):
+        assert ready.wait(PATIENCE)
+        got.append(event.id)
+        end()
+
+    end = jobs.subscribe(once)
+    with collected(jobs) as others:
+        jobs.submit_many([["true"]] * 3)
+        ready.set()
+    end()
+
+    assert got == [1]
+    assert [event.id for event in others] == [1, 2, 3]
+
+
+def test_nothing_is_told_behind_the_end(jobs):
+    """An ended subscription gets nothing more, others go on, and at last nobody looks."""
+    got = []
+    first, second = jobs.subscribe(got.append), jobs.subscribe(got.append)
+    jobs.create_job("TASK")
+    all_told(jobs)
+    first()
+    first()
+    jobs.create_job("TASK")
+    all_told(jobs)
+    second()
+    jobs.create_job("TASK")
+    all_told(jobs)
+
+    assert [event.id for event in got] == [1, 1, 2]
+    assert jobs._database._observation._observer is NOBODY
+
+
+def test_the_same_callback_may_subscribe_twice(jobs):
+    """Each subscription is its own."""
+    got = []
+    ends = [jobs.subscribe(got.append) for _ in range(2)]
+    jobs.create_job("TASK")
+    all_told(jobs)
+    for end in ends:
+        end()
+
+    assert [event.id for event in got] == [1, 1]
+
+
+def test_a_callback_may_use_the_manager(jobs):
+    """A callback reads and writes jobs, subscribes, and is told of what it does itself."""
+    got, late = [], []
+
+    def callback(event):
+        got.append((event.trigger, jobs.get_job(event.job_id).status))
+        if event.to_status is Status.QUEUED and event.job_number == 1:
+            ends.append(jobs.subscribe(late.append))
+            jobs.cancel_job(jobs.create_job("TASK").id)
+
+    ends = [jobs.subscribe(callback)]
+    jobs.create_job("TASK")
+    until(lambda: len(got) == 3, "three events")
+    all_told(jobs)
+    for end in ends:
+        end()
+
+    assert got[0] == ("create", Status.QUEUED)
+    assert [event.id for event in late] == [2, 3]
+
+
+@pytest.mark.parametrize("callback", [None, 3, "print"], ids=repr)
+def test_what_cannot_be_called_is_refused(jobs, callback):
+    """A callback is something to call."""
+    with pytest.raises(ValueError, match="callback"):
+        jobs.subscribe(callback)
+
+
+def test_an_async_callback_is_refused(jobs):
+    """A coroutine function is refused with the reason: nobody would await it."""
+
+    async def callback(_):
+        """Be awaited by nobody."""
+
+    with pytest.raises(ValueError, match="await"):
+        jobs.subscribe(callback)
+
+
+@pytest.mark.parametrize(
+    ("filters", "error"),
+    [
+        ({"status": "DONE"}, ValueError),
+        ({"type": 1}, ValueError),
+        ({"workspace_id": "none"}, WorkspaceNotFound),
+        ({"pipeline_id": "none"}, PipelineNotFound),
+    ],
+    ids=repr,
+)
+def test_a_wrong_filter_is_refused(jobs, filters, error):
+    """A filter that is none subscribes nobody."""
+    with pytest.raises(error):
+        jobs.subscribe(print, **filters)
+    assert threads() == []
+
+
+def test_a_failure_to_look_harms_no_job(jobs, monkeypatch, caplog):
+    """Where the entries cannot be read the job is as it was to be, and the log says so."""
+
+    def fail(*_):
+        raise RuntimeError("cannot be read")
+
+    with collected(jobs) as got:
+        for name in ("newest", "entries_after"):
+            with monkeypatch.context() as patched:
+                patched.setattr(f"jobcore.history.{name}", fail)
+                task(jobs)
+        jobs.create_job("TASK")
+
+    assert [event.id for event in got] == [5]
+    assert jobs.count_jobs()[Status.RUNNING] == 2
+    assert caplog.text.count("events missed") == 4
+
+
+# --- thread, close, fork ------------------------------------------------------------
+
+
+def test_the_thread_comes_with_the_first_subscription(database):
+    """No thread before it, one whatever their number, none behind `close`; no descriptor stays."""
+    before = descriptors()
+    with JobManager(database, slots=0) as jobs:
+        seen = [threads()]
+        ends = [jobs.subscribe(print) for _ in range(3)]
+        seen.append(threads())
+        for end in ends:
+            end()
+
+    assert seen == [[], ["jobcore-notifier"]]
+    assert threads() == []
+    assert descriptors() == before
+
+
+def test_close_tells_what_is_committed(database):
+    """Behind `close` a slow subscriber has all events, and the manager served it until then."""
+    got = []
+    with JobManager(database, slots=0) as jobs:
+
+        def callback(event):
+            time.sleep(0.001)
+            got.append(jobs.get_job(event.job_id).number)
+
+        jobs.subscribe(callback)
+        jobs.submit_many([["true"]] * 50)
+
+    assert got == list(range(1, 51))
+
+
+def test_close_waits_for_a_hanging_callback_only_so_long(database, monkeypatch, caplog):
+    """Behind the time-out of `close` nothing is told any more, which the log says."""
+    monkeypatch.setattr(notifier, "CLOSE_PATIENCE", 0.05)
+    got, go = [], threading.Event()
+
+    def callback(event):
+        got.append(event.id)
+        assert go.wait(PATIENCE)
+
+    jobs = JobManager(database, slots=0)
+    jobs.subscribe(callback)
+    jobs.subscribe(callback)
+    jobs.submit_many([["true"]] * 3)
+    until(lambda: got, "the first callback")
+    jobs.close()
+    go.set()
+    until(lambda: not threads(), "the end of the thread")
+
+    assert got == [1]
+    assert "events not told" in caplog.text
+
+
+def test_a_callback_may_close_the_manager(database):
+    """`close` inside a callback returns, what was committed is told, and the thread ends."""
+    before = descriptors()
+    got, closed = [], []
+
+    def callback(event):
+        got.append(event.id)
+        if not closed:
+            jobs.close()
+            closed.append(True)
+
+    jobs = JobManager(database, slots=0)
+    end = jobs.subscribe(callback)
+    jobs.submit_many([["true"]] * 5)
+    until(lambda: not threads(), "the end of the thread")
+    jobs.close()
+    end()
+
+    assert (got, closed) == ([1, 2, 3, 4, 5], [True])
+    assert descriptors() == before
+    with pytest.raises(StoreError, match="closed"):
+        jobs.subscribe(print)
+
+
+def test_close_with_stop_tells_the_ends(database):
+    """The jobs that `close` stops are told as stopped."""
+    got = []
+    with JobManager(database, slots=2, on_exit="stop") as jobs:
+        jobs.subscribe(got.append, status=FINAL)
+        ids = {jobs.submit(SLEEPS).id for _ in range(2)}
+        until(lambda: jobs.count_jobs()[Status.RUNNING] == 2, "two running jobs")
+
+    assert {(event.job_id, event.to_status) for event in got} == {
+        (job_id, Status.STOPPED) for job_id in ids
+    }
+
+
+def test_the_end_of_the_interpreter_tells_the_rest():
+    """A program that ends without `close` has told its subscribers what it did."""
+    printed = run_python(
+        """
+import sys, tempfile, time
+from jobcore import JobManager
+jobs = JobManager(tempfile.mkdtemp() + "/jobs.db", slots=0)
+def callback(event):
+    time.sleep(0.01)
+    print(event.id, event.trigger, flush=True)
+jobs.subscribe(callback)
+jobs.submit_many([["true"]] * 3)
+"""
+    )
+
+    assert printed == "1 create\n2 create\n3 create\n"
+
+
+def test_a_forked_child_is_told_of_its_own(jobs):
+    """A child has the subscriptions, no thread until it needs one, and its own events alone."""
+    go, got = threading.Event(), []
+
+    def callback(event):
+        if event.job_number == 1:
+            assert go.wait(PATIENCE)
+        got.append((os.getpid(), event.job_number))
+
+    def child():
+        seen = threads()
+        jobs.create_job("TASK")
+        all_told(jobs)
+        jobs.close()
+        return seen, got, os.getpid()
+
+    end = jobs.subscribe(callback)
+    jobs.create_job("TASK")
+    until(lambda: jobs._notifier._queue, "the callback")
+    forked = Child(child)
+    seen, theirs, pid = forked.result()
+    jobs.create_job("TASK")
+    go.set()
+    all_told(jobs)
+    end()
+
+    assert seen == []
+    assert theirs == [(pid, 2)]
+    assert got == [(os.getpid(), 1), (os.getpid(), 3)]
+    assert threads() == ["jobcore-notifier"]
+
+
+def test_a_child_may_end_a_subscription_of_its_parent(jobs):
+    """What a child ends it ends for itself."""
+    got = []
+    end = jobs.subscribe(got.append)
+
+    def child():
+        end()
+        jobs.create_job("TASK")
+        all_told(jobs)
+        return got, threads()
+
+    assert in_child(child) == ([], [])
+    jobs.create_job("TASK")
+    all_told(jobs)
+    end()
+    assert [event.id for event in got] == [2]
+
+
+def test_a_fork_in_the_middle_of_a_subscription_locks_nobody_out(jobs):
+    """A child that was forked while another thread held every lock here subscribes all the same."""
+    held, go = threading.Event(), threading.Event()
+    got = []
+
+    def hold():
+        with jobs._notifier._changing, jobs._notifier._told, jobs._database._observation._changed:
+            held.set()
+            assert go.wait(PATIENCE)
+
+    def child():
+        jobs.subscribe(got.append)
+        jobs.create_job("TASK")
+        jobs.close()
+        return len(got)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(PATIENCE)
+    told = in_child(child)
+    go.set()
+    holder.join(PATIENCE)
+
+    assert told == 1
+
+
+def test_many_threads_that_write_are_told_in_the_order_of_their_commits(jobs, database):
+    """Whatever threads and processes write, a subscriber has this process's ids, ascending."""
+    chance = random.Random(7)
+
+    def theirs():
+        with JobManager(database, slots=0) as other:
+            for _ in range(20):
+                other.cancel_job(other.create_job("TASK").id)
+
+    def work(count):
+        for _ in range(count):
+            jobs.submit_many([["true"]] * chance.randrange(1, 4))
+
+    with collected(jobs) as got:
+        other = Child(theirs)
+        workers = [threading.Thread(target=work, args=(20,)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(PATIENCE)
+        other.result()
+    mine = f"pid {os.getpid()}"
+    stored = sql(database, "SELECT id FROM transition WHERE actor = ? ORDER BY id", mine)
+
+    assert [event.id for event in got] == [row["id"] for row in stored]
+    assert len(got) < len(list(jobs.events()))
