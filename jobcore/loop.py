@@ -49,6 +49,7 @@ class Loop:
         self._turn = turn
         self._end = end
         self._closing = False
+        self._crashed = False
         self.forget()
         _close_at_exit(self)
 
@@ -100,6 +101,8 @@ class Loop:
             return  # never started; or another process's, forked by code that runs no hooks
         self.ring()
         thread.join(timeout)
+        if self._crashed:
+            self._finish()
 
     def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
         """Sleep until one of these is readable, somebody rings, or so long; return who is."""
@@ -135,17 +138,22 @@ class Loop:
             try:
                 self._turn()
             except failpoints.Crashed:
-                return  # as the rest of its host
+                self._crashed = True  # what it holds is closed with the rest of its host
+                return
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
                 _tell(error)
                 self.rest(REST)
+        self._finish()
+
+    def _finish(self) -> None:
         try:
             self._end()
         except BaseException as error:  # noqa: BLE001 - the descriptors are still to be closed
             _tell(error)
         with self._starting:
-            self._thread = None
-            GATE.close(self._reader, self._writer)
+            if self._thread is not None:
+                self._thread = None
+                GATE.close(self._reader, self._writer)
 
 
 def _tell(error: BaseException) -> None:
