@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 
 import pytest
 
+import jobcore
 from jobcore import JobManager
 from tests.faults import report
+from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
@@ -85,6 +88,14 @@ def rounds(request):
     yield made
     # Shown where it failed: how to have that round again, alone.
     print(f"JOBCORE_TEST_SEED={SEED} JOBCORE_TEST_ROUND={made.facts.get('round', 0)}")
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    """Return what campaigns have their supervisors from."""
+    made = Nursery(os.path.dirname(jobcore.__file__))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -45,6 +45,12 @@ class Scripted:
             boot_id or filesystem.boot_id(),
             self.id.hex,
         )
+        sql(
+            database,
+            "INSERT INTO transition (job, at, trigger, from_status, to_status) "
+            "SELECT number, start_time, 'start', 'QUEUED', 'RUNNING' FROM job WHERE id = ?",
+            self.id.hex,
+        )
         self.path = os.path.join(database + ".jobs", self.id.hex)
         self.end = 0
         self.next_sequence = 0

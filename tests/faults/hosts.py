@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import time
 import traceback
 from contextlib import contextmanager
 
@@ -31,6 +33,8 @@ class Host:
         os.close(writer)
         self._reader = os.fdopen(reader)
         self._reaped = False
+        self._said = b""
+        self.done = False
 
     def hear(self):
         """Return the next line it says, or an empty text when it says no more."""
@@ -41,6 +45,24 @@ class Host:
         if not self._reaped:
             os.kill(self.pid, signal.SIGKILL)
         self.end()
+
+    def live(self, seconds):
+        """Let it live so long from now on, or until it is done or dead."""
+        until = time.monotonic() + seconds
+        while not self.done and (left := until - time.monotonic()) > 0:
+            # That moment is an instant of death, not a wait for anything.
+            if select.select([self._reader], [], [], left)[0]:
+                heard = os.read(self._reader.fileno(), 65536)
+                self._said += heard
+                self.done = not heard or self._said.endswith(b"done\n")
+
+    def kill_after(self, seconds):
+        """SIGKILL it when it is done, or after so long; return all lines that it has said."""
+        self.live(seconds)
+        os.kill(self.pid, signal.SIGKILL)
+        self._said += self._reader.buffer.read()
+        self.end()
+        return self._said.decode().split("\n")[:-1]
 
     def end(self):
         """Wait for its end and return its exit code."""

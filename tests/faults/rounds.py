@@ -44,18 +44,20 @@ class Rounds:
 
     Attributes:
         total: How many there are to be; a test that does all at once takes just this.
+        number: Of the round under way.
         facts: For the report: what was done so far.
     """
 
     def __init__(self, name, total):
         self.name = name
         self.total = total
+        self.number = 0
         self.facts = {"name": name, "rounds": 0, "seed": SEED}
 
     def __iter__(self):
         numbers = range(self.total) if ONLY is None else [int(ONLY)]
         for number in numbers:
-            self.facts["round"] = number
+            self.number = self.facts["round"] = number
             yield self.chance(number)
             self.facts["rounds"] += 1
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import time
-from pathlib import Path
 
 from jobcore import JobManager, Reason, Status
-from tests.faults.hosts import host, serve, submit_and_serve
+from tests.faults.hosts import host, submit_and_serve
+from tests.faults.invariants import check
+from tests.faults.nursery import KILL_SELF, Trap
+from tests.faults.plans import carry_out, draw, place, settle_all, survey
 from tests.faults.rounds import SEED, in_rounds
 from tests.processes import carrying, until
 from tests.programs import python
@@ -99,32 +100,26 @@ def test_jobs_of_a_killed_host_settle_by_a_mere_read(database):
         assert (job.status, job.exit_code, text) == (Status.ERROR, 5, b"bye\n")
 
 
-@in_rounds(smoke=30, full=300)
-def test_kills_at_random_moments_leave_only_the_truth(database, rounds):
-    """Hosts killed at random instants: every job ends once, with what it really did."""
-    side = database + ".side"
-    # Its own witness: a line for each start, in a file that jobcore knows nothing of.
-    script = f'echo "$JOBCORE_JOB_ID" >> {side}; for i in 1 2 3; do echo $i; done; exit 9'
-    command = ["sh", "-c", script]
-    with JobManager(database, slots=0) as jobs:
-        submitted = [jobs.submit(command).id for _ in range(rounds.total)]
+@in_rounds(smoke=30, full=1000)
+def test_hosts_killed_at_any_moment_leave_only_the_truth(tmp_path, rounds, nursery):
+    """Hosts SIGKILLed, half of them at failpoints: all lines, codes and statuses are found."""
+    life, reached = survey(tmp_path, nursery.launcher(), draw(rounds.chance()))
     for chance in rounds:
-        with host(serve, database) as killed:
-            killed.hear()
-            time.sleep(chance.random() * 0.05)  # the instant of death, not a wait for anything
-    with JobManager(database, slots=2) as jobs:
-        jobs.drain(60)
-        ended = [jobs.wait(job_id, timeout=60) for job_id in submitted]
-        logs = {job.id: b"".join(jobs.log_text(job.id)) for job in ended}
-    started = Path(side).read_text(encoding="utf-8").split()
+        with place(tmp_path, rounds.number) as where:
+            submitted = []
+            # A second host is killed on the way that the first one has left.
+            for _ in range(chance.choice((1, 1, 2))):
+                trap, moment = None, chance.uniform(0, 1.2 * life)
+                if chance.random() < 0.5:
+                    at = chance.randrange(len(reached))
+                    nth = reached[: at + 1].count(reached[at])
+                    trap, moment = Trap(reached[at], KILL_SELF, nth), 3 * life
+                with host(carry_out, where, draw(chance), nursery.launcher(), trap) as killed:
+                    said = killed.kill_after(moment)
+                submitted += [job_id for job_id in said if job_id != "done"]
+            with JobManager(where.database, slots=2, launcher=nursery.launcher()) as jobs:
+                settle_all(jobs)
+                check(jobs, where.sides)
+                known = {str(job.id) for job in jobs.list_jobs()}
 
-    assert len(started) == len(set(started))
-    for job in ended:
-        if job.reason is Reason.EXITED:
-            assert (job.status, job.exit_code) == (Status.ERROR, 9)
-            assert logs[job.id] == b"1\n2\n3\n"
-        else:
-            assert (job.status, job.exit_code, job.reason) == (
-                Status.ERROR, None, Reason.NEVER_STARTED,
-            )  # fmt: skip
-            assert str(job.id) not in started
+            assert set(submitted) <= known

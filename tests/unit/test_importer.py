@@ -463,7 +463,7 @@ def test_racing_processes_import_each_line_once(jobs, scripted, database):
 
     assert [log == run.lines_written for log in logs] == [True] * 4
     assert jobs.get_job(run.id).exit_code == 4
-    assert [entry.trigger for entry in jobs.history(run.id)] == ["create", "finish"]
+    assert [entry.trigger for entry in jobs.history(run.id)] == ["create", "start", "finish"]
 
 
 def test_racing_threads_import_each_line_once(jobs, scripted, database):
@@ -576,5 +576,5 @@ def test_crowd_settles_once(jobs, scripted, database):
     answers = at_once(look, [(database, run.id)] * 8)
 
     assert answers == [("ERROR", 6, 1)] * 8
-    assert [entry.trigger for entry in jobs.history(run.id)] == ["create", "finish"]
+    assert [entry.trigger for entry in jobs.history(run.id)] == ["create", "start", "finish"]
     assert run.gone()

@@ -436,7 +436,7 @@ def test_eight_resolvers_give_one_verdict(jobs, scripted, database):
     assert answers == [("ERROR", None, "lost")] * 8
     assert log[:1] == run.lines_written
     assert [stream for _, stream, _ in log] == ["output", "system"]
-    assert [entry.trigger for entry in jobs.history(run.id)] == ["create", "finish"]
+    assert [entry.trigger for entry in jobs.history(run.id)] == ["create", "start", "finish"]
     assert run.gone()
 
 
