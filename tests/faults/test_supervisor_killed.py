@@ -5,11 +5,40 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+from contextlib import suppress
 
-from jobcore import JobManager, Reason, Status, overdue
+from jobcore import InvalidTransition, JobManager, Reason, Status, overdue
+from jobcore.supervision import failpoints
 from tests.faults.hosts import host, submit_and_serve
+from tests.faults.invariants import check
+from tests.faults.nursery import KILL_SELF, Trap
+from tests.faults.plans import (
+    carry_out,
+    commands,
+    draw,
+    place,
+    settle_all,
+    supervisors,
+    survey,
+)
+from tests.faults.rounds import in_rounds
 from tests.processes import carrying, until
 from tests.programs import SLEEPS, TREE_THAT_IGNORES_SIGTERM
+
+
+def kill(pids):
+    """SIGKILL processes that were there a moment ago."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def stop_those_that_stay(jobs):
+    """End the jobs that would stay for ever, and were not lost."""
+    for job in jobs.list_jobs():
+        if job.data == {"end": "STAY"}:
+            with suppress(InvalidTransition):
+                jobs.cancel_job(job.id)
 
 
 def supervisor_of(database, job_id):
@@ -100,3 +129,63 @@ def test_host_and_supervisor_killed_together_resolve_at_the_next_read(database):
         assert (job.status, job.exit_code, job.reason) == (Status.ERROR, None, Reason.LOST)
         assert carrying(cookie) == []
     assert os.listdir(database + ".jobs") == ["store"]
+
+
+@in_rounds(smoke=20, full=300)
+def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, nursery):
+    """Supervisors SIGKILLed, half of them at failpoints: what they had written is kept, no more."""
+    lost = 0
+    for chance in rounds:
+        with place(tmp_path, rounds.number) as where:
+            trap = None
+            if chance.random() < 0.5:
+                # The 20th frame of a job that says much; the other points come once a job.
+                point = chance.choice(failpoints.SUPERVISOR)
+                often = 20 if point == failpoints.FRAME_WRITTEN else 2
+                trap = Trap(point, KILL_SELF, chance.randint(1, often))
+            plan = draw(chance)
+            if trap is None:
+                plan[0] = (chance.choice((1, 400, 4000)), "STAY", 0)
+            with host(carry_out, where, plan, nursery.launcher(trap)) as serving:
+                while trap is None and not serving.done:
+                    serving.live(chance.uniform(0, 0.1))
+                    kill(supervisors(where))
+                said = serving.kill_after(60)  # it is done when all is settled
+            with JobManager(where.database, slots=0) as jobs:
+                check(jobs, where.sides)
+                found = jobs.list_jobs()
+            lost += sum(job.reason is Reason.LOST for job in found)
+
+            assert said[-1] == "done"
+            assert {str(job.id) for job in found} == set(said[:-1])
+            assert all(job.status.final for job in found)
+            assert all(job.exit_code is None for job in found if job.reason is Reason.LOST)
+    assert lost
+
+
+@in_rounds(smoke=20, full=300)
+def test_all_killed_at_once_is_resolved_by_the_next_host(tmp_path, rounds, nursery):
+    """Host, supervisors and commands SIGKILLed together: every RUNNING job is told the truth of."""
+    life, _ = survey(tmp_path, nursery.launcher(), draw(rounds.chance()))
+    lost = 0
+    for chance in rounds:
+        with place(tmp_path, rounds.number) as where:
+            plan = draw(chance)
+            plan[chance.randrange(3)] = (chance.choice((1, 400, 4000)), "STAY", 0)
+            with host(carry_out, where, plan, nursery.launcher()) as killed:
+                killed.live(chance.uniform(0, 2 * life))
+                os.kill(killed.pid, signal.SIGSTOP)  # it shall not see the others die
+                kill(supervisors(where))
+                kill(commands(where))
+                submitted = set(killed.kill_after(0)) - {"done"}
+            with JobManager(where.database, slots=2, launcher=nursery.launcher()) as jobs:
+                jobs.recover()
+                stop_those_that_stay(jobs)
+                settle_all(jobs)
+                check(jobs, where.sides)
+                found = jobs.list_jobs()
+            lost += sum(job.reason is Reason.LOST for job in found)
+
+            assert submitted <= {str(job.id) for job in found}
+            assert all(job.exit_code is None for job in found if job.reason is Reason.LOST)
+    assert lost
