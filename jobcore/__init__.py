@@ -2,7 +2,12 @@
 jobcore: job state that never lies.
 
 Embeddable jobs for Python programs: status, exit code and numbered log lines in
-one SQLite file, true whatever dies in between.
+one SQLite file, true whatever dies in between. `JobManager` is where to begin.
+
+Attributes:
+    FINAL: The statuses that nothing leaves: COMPLETE, ERROR and STOPPED.
+    STARTED: "Running or completed", as Matatika's Jobs API lists jobs: RUNNING
+        and the final ones.
 """
 
 from jobcore.clock import Clock, SystemClock

@@ -109,7 +109,12 @@ class Command:
 
     @classmethod
     def from_json(cls, text: str) -> Command:
-        """Return what `to_json` was called on."""
+        """
+        Return what `to_json` was called on.
+
+        Args:
+            text: What it returned.
+        """
         fields = json.loads(text)
         if isinstance(fields["stdin"], dict):
             fields["stdin"] = fields["stdin"]["data"].encode("latin-1")

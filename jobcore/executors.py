@@ -25,7 +25,12 @@ class Executor(Protocol):
     """
 
     def command(self, job: ClaimedJob) -> Command:
-        """Return what to run for `job`."""
+        """
+        Return what to run for `job`.
+
+        Args:
+            job: The job, with the command and the pipeline it was created with.
+        """
 
 
 class CommandExecutor:
@@ -34,6 +39,9 @@ class CommandExecutor:
     def command(self, job: ClaimedJob) -> Command:
         """
         Return the command the job was created with.
+
+        Args:
+            job: The job that is about to start.
 
         Raises:
             CommandError: It was created without one.
@@ -49,6 +57,9 @@ class PipelineExecutor:
     def command(self, job: ClaimedJob) -> Command:
         """
         Return the job's own command if it has one, else the pipeline's.
+
+        Args:
+            job: The job that is about to start.
 
         Raises:
             CommandError: Neither the job nor its pipeline says what to run.

@@ -27,6 +27,7 @@ def job_to_hal(job: Job, base_url: str, *, pipeline: Pipeline | None = None) -> 
     `pipeline` only where it has one.
 
     Args:
+        job: The job.
         base_url: Where the paths begin, such as `https://example.org/api`.
         pipeline: Its pipeline, to be embedded; None: it is only linked to.
     """
@@ -79,6 +80,7 @@ def pipeline_to_hal(pipeline: Pipeline, base_url: str) -> dict[str, Any]:
     `new job` is refused with 409 while the pipeline has a QUEUED or RUNNING job.
 
     Args:
+        pipeline: The pipeline.
         base_url: Where the paths begin.
     """
     base = base_url.rstrip("/")
@@ -97,6 +99,7 @@ def workspace_to_hal(workspace: Workspace, base_url: str) -> dict[str, Any]:
     Return a workspace with links to itself and its jobs.
 
     Args:
+        workspace: The workspace.
         base_url: Where the paths begin.
     """
     own = f"{base_url.rstrip('/')}/workspaces/{workspace.id}"

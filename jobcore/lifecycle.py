@@ -24,17 +24,22 @@ class _Word(str, Enum):
 
 
 class Status(_Word):
-    """Where a job stands; each says who moves it on."""
+    """
+    Where a job stands, a text; each says who moves it on.
 
-    #: Waits for a slot (a manager starts it), for its host (`start_job`), or to be cancelled.
+    Attributes:
+        QUEUED: Waits for a slot (a manager starts it), for its host
+            (`start_job`), or to be cancelled.
+        RUNNING: Has been claimed; its ending moves it on, seen by any manager.
+        COMPLETE: Ended by itself with exit code 0. Final.
+        ERROR: Ended by itself otherwise, could not start, or was lost. Final.
+        STOPPED: Was cancelled, stopped or timed out. Final.
+    """
+
     QUEUED = "QUEUED"
-    #: Has been claimed; its ending moves it on, seen by any manager.
     RUNNING = "RUNNING"
-    #: Ended by itself with exit code 0. Final.
     COMPLETE = "COMPLETE"
-    #: Ended by itself otherwise, could not start, or was lost. Final.
     ERROR = "ERROR"
-    #: Was cancelled, stopped or timed out. Final.
     STOPPED = "STOPPED"
 
     @property
@@ -52,17 +57,39 @@ STARTED = frozenset({Status.RUNNING}) | FINAL
 
 
 class Trigger(_Word):
-    """What can happen to a job."""
+    """
+    What can happen to a job, a text.
+
+    Attributes:
+        CREATE: It was created.
+        START: It was claimed by a manager, or started by its host.
+        STOP: It was asked to stop; it stays RUNNING until its ending is known.
+        FINISH: It ended, one way or another.
+        CANCEL: It was taken from the queue.
+    """
 
     CREATE = "create"
     START = "start"
-    STOP = "stop"  # asks; the status stays RUNNING until the ending is known
-    FINISH = "finish"  # by its ending
+    STOP = "stop"
+    FINISH = "finish"
     CANCEL = "cancel"
 
 
 class Reason(_Word):
-    """Why a job is final."""
+    """
+    Why a job is final, a text.
+
+    Attributes:
+        EXITED: The command exited, or its host finished it; the exit code says how.
+        SIGNALED: A signal that nobody here sent killed the command.
+        TIMEOUT: It ran longer than its time-out.
+        STOPPED: Somebody had asked it to stop.
+        CANCELLED: It was taken from the queue.
+        SHUTDOWN: Its supervisor was asked to end, as systemd does to a service.
+        SPAWN_FAILED: The command could not be started.
+        LOST: Its supervisor died, so nobody knows how it ended.
+        NEVER_STARTED: Its host died before the start; the command never ran.
+    """
 
     EXITED = "exited"
     SIGNALED = "signaled"

@@ -88,6 +88,11 @@ class JobManager:
     Any number of managers, in any number of processes, may have the same file
     open. All methods may be called from any thread, and after a fork.
 
+    What a method has changed is committed when it returns: it survives any crash
+    and a power failure, unless the method says otherwise. Every method may raise
+    `StoreError`, where the database could not do it; then nothing was changed.
+    Times are UTC; a list, a model or a text that is returned is a copy.
+
     Args:
         database: The file; it is made if it is not there, mode 0600. Beside it,
             `<database>.jobs` holds what running jobs have not handed over yet.
@@ -197,8 +202,11 @@ class JobManager:
             not_before: Do not start it before; needs a time zone.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
 
+        Returns:
+            The job as it was created.
+
         Raises:
-            CommandError: It could never run; nothing was created.
+            CommandError: It could never run, or its data cannot be stored; nothing was created.
             WorkspaceNotFound, PipelineNotFound: There is no such one.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
         """
@@ -224,8 +232,15 @@ class JobManager:
         """
         Create many jobs in one transaction: all of them, or none.
 
-        Args and errors are those of `submit`; `options` hold for every command
-        that is a list of words.
+        When this returns, all survive any crash, a power failure too. Args and
+        errors are those of `submit`.
+
+        Args:
+            commands: Lists of words and `Command`s, in the order in which they run.
+            options: They hold for every command that is a list of words.
+
+        Returns:
+            The jobs in the order of the commands.
         """
         checked = checked_data(data)
         fields = [
@@ -253,12 +268,24 @@ class JobManager:
         Create a job as Matatika's Jobs API does: of a type, perhaps from a pipeline.
 
         A type for which no manager has an executor is a task for the host: it
-        stays QUEUED until `start_job` and `finish_job`.
+        stays QUEUED until `start_job` and `finish_job`. When this returns, the
+        job survives any crash, a power failure too.
+
+        Args:
+            type: What kind of work it is; executors are registered by it.
+            pipeline_id: Its pipeline, which says what to run; it holds it until it is final.
+            workspace_id: Its workspace; None: its pipeline's, else the default one.
+            command: What to run instead of what its pipeline says.
+            name: What you call it.
+            data: Your own small JSON, up to 64 KiB.
+
+        Returns:
+            The job as it was created, QUEUED.
 
         Raises:
             PipelineNotFound, WorkspaceNotFound: There is no such one.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; its id is `.job_id`.
-            CommandError: The command could never run.
+            CommandError: The command could never run, or the data cannot be stored.
         """
         own = None if command is None else checked_command(command, {}).to_json()
         fields = {
@@ -273,7 +300,10 @@ class JobManager:
         """
         Create a new job like one that ended ERROR or STOPPED; that one stays as it is.
 
-        The new one has `attempt` + 1, and `retry_of`.
+        When this returns, the new one survives any crash, a power failure too.
+
+        Returns:
+            The new job, QUEUED, with `attempt` + 1 and `retry_of`.
 
         Raises:
             JobNotFound: No job has this id.
@@ -320,6 +350,12 @@ class JobManager:
         """
         Move a QUEUED job to RUNNING on behalf of its host: it has no process.
 
+        The move is durable when this returns. No manager ever ends the job: it is
+        RUNNING until `finish_job` or `stop_job`, also where its host has died.
+
+        Returns:
+            The job, RUNNING.
+
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not QUEUED.
@@ -329,6 +365,14 @@ class JobManager:
     def finish_job(self, job_id: Id, exit_code: int = 0) -> Job:
         """
         Move a job that its host started to COMPLETE if `exit_code` is 0, else to ERROR.
+
+        The verdict is durable when this returns, and nothing changes it any more.
+
+        Args:
+            exit_code: What a process would have exited with, 0 to 255.
+
+        Returns:
+            The job, final.
 
         Raises:
             JobNotFound: No job has this id.
@@ -340,6 +384,11 @@ class JobManager:
     def append_log(self, job_id: Id, *lines: str | bytes) -> int:
         """
         Append lines to a RUNNING job that has no process; text is split at line ends.
+
+        The lines are durable when this returns.
+
+        Args:
+            lines: Text, or bytes as they are; each that ends without a line end is given one.
 
         Returns:
             How many lines its log then has.
@@ -386,10 +435,14 @@ class JobManager:
         its descendants are killed after its grace. It may also end by itself
         first, so wait for any final status, not for STOPPED. Asking again is
         harmless; the grace only ever shrinks. A job without a process is
-        STOPPED at once.
+        STOPPED at once. The wish is durable: it is carried out also where this
+        process dies.
 
         Args:
             grace: Seconds until it is killed; 0: now. None: its command's own.
+
+        Returns:
+            The job as it stands then.
 
         Raises:
             JobNotFound: No job has this id.
@@ -402,7 +455,12 @@ class JobManager:
 
     def cancel_job(self, job_id: Id) -> Job:
         """
-        Move a QUEUED job to STOPPED at once; ask a RUNNING one to stop.
+        Move a QUEUED job to STOPPED at once; ask a RUNNING one to stop, as `stop_job` does.
+
+        When this returns, a job that was QUEUED never starts.
+
+        Returns:
+            The job as it stands then, STOPPED or still RUNNING.
 
         Raises:
             JobNotFound: No job has this id.
@@ -461,10 +519,10 @@ class JobManager:
         Remove final jobs, with log, history and result, that ended long enough ago.
 
         A job that is not final is never touched. They go some at a time, in short
-        transactions with rests in between, so others can write meanwhile; where
-        this process dies, those begun are finished by the next manager, and the
-        others stay. Several may prune at once. The file does not shrink: its
-        room is used again.
+        transactions with rests in between, so others can write meanwhile; all of
+        them are gone when this returns. Where this process dies before, those
+        begun are finished by the next manager, and the others stay. Several may
+        prune at once. The file does not shrink: its room is used again.
 
         Args:
             older_than: Seconds since their end, at least, by this manager's clock.
@@ -545,7 +603,16 @@ class JobManager:
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
     ) -> dict[Status, int]:
         """
-        Return how many jobs there are of each status, as stored; the filters are `list_jobs`'.
+        Return how many jobs there are of each status, as stored.
+
+        Args:
+            workspace_id: Only of this workspace.
+            pipeline_id: Only of this pipeline.
+            status: One, or several such as `STARTED`.
+            type: One, or several.
+
+        Returns:
+            The count by status, for all five; 0 also for those that were not asked for.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
@@ -570,6 +637,10 @@ class JobManager:
         """
         Return an iterator of the lines from `sequence` on that the job has written by now.
 
+        Args:
+            sequence: The number of the first line, from 0; beyond the last there is none.
+            limit: Lines at most; None: all.
+
         Raises:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
@@ -580,7 +651,14 @@ class JobManager:
         return self._follower.lines(run, first, most)
 
     def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
-        """Return an iterator of the last `n` lines. Errors are those of `logs`."""
+        """
+        Return an iterator of the last lines that the job has written by now.
+
+        Errors are those of `logs`.
+
+        Args:
+            n: How many lines, at most.
+        """
         most = checked_sequence(n)
         run = store.run_of(self._reconciled(job_id))
         return self._follower.lines(run, max(run.next_sequence - most, 0), most)
@@ -592,7 +670,8 @@ class JobManager:
         Return an iterator of the lines from `sequence` on, as they come; it ends with the job.
 
         Args:
-            timeout: Seconds for the whole of it.
+            sequence: The number of the first line, from 0.
+            timeout: Seconds for the whole of it; None: until it ends.
 
         Raises:
             JobNotFound: No job has this id; at this call.
@@ -606,11 +685,19 @@ class JobManager:
         return self._follower.follow(run, first, timeout)
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
-        """Return an iterator of the log as plain text. Errors are those of `logs`."""
+        """
+        Return an iterator of the log as plain text, a line or a piece of one each.
+
+        Args and errors are those of `logs`.
+        """
         return wire.text(self.logs(job_id, sequence))
 
     def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
-        """Return an iterator of the log as NDJSON, a line each. Errors are those of `logs`."""
+        """
+        Return an iterator of the log as NDJSON, a line each, as `wire.ndjson` makes it.
+
+        Args and errors are those of `logs`.
+        """
         return wire.ndjson(self.logs(job_id, sequence))
 
     # --- waiting ------------------------------------------------------------------
@@ -618,6 +705,12 @@ class JobManager:
     def wait(self, job_id: Id, timeout: float | None = None) -> Job:
         """
         Block until the job is final, and return it; its log is complete then.
+
+        Args:
+            timeout: Seconds to wait; None: as long as it takes. 0: only look.
+
+        Returns:
+            The job, final.
 
         Raises:
             JobNotFound: No job has this id.
@@ -635,6 +728,9 @@ class JobManager:
         """
         Block until nothing is queued that this manager could claim now, and nothing runs
         that it claimed.
+
+        Args:
+            timeout: Seconds to wait; None: as long as it takes.
 
         Raises:
             WaitTimeout: That is not so after `timeout` seconds.
@@ -654,6 +750,8 @@ class JobManager:
     def recover(self) -> list[Job]:
         """
         Bring in, now, what every running job has written; settle and resolve what has ended.
+
+        When this returns, every job whose end is known is final, and its log is complete.
 
         Returns:
             The jobs that this settled.
@@ -785,7 +883,14 @@ class JobManager:
         Create a workspace, which governs pipelines and jobs.
 
         Where this manager has an executor for WORKSPACE_INIT, such a job is
-        created along with it.
+        created along with it. Both are durable when this returns.
+
+        Args:
+            name: What you call it; it need not be the only one of this name.
+            properties: Your own small JSON object.
+
+        Returns:
+            The workspace.
 
         Raises:
             CommandError: The name is no text, or the properties are no JSON.
@@ -815,6 +920,14 @@ class JobManager:
     def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
         """
         Change `name` or `properties` of a workspace; what is not named stays.
+
+        The change is durable when this returns.
+
+        Args:
+            changes: `name` or `properties`, as in `create_workspace`.
+
+        Returns:
+            The workspace as it then is.
 
         Raises:
             WorkspaceNotFound: No workspace has this id.
@@ -849,6 +962,7 @@ class JobManager:
 
         Where this manager has an executor for PIPELINE_CONFIG, such a job is
         created along with it, and its ending makes the pipeline READY or FAILED.
+        Both are durable when this returns.
 
         Args:
             name: What others name it by in `triggered_by`.
@@ -861,6 +975,9 @@ class JobManager:
                 `time_zone` (of the schedule, else UTC), `triggered_by` (names of
                 pipelines of the same workspace, after whose COMPLETE it runs),
                 `properties` (your own small JSON object).
+
+        Returns:
+            The pipeline.
 
         Raises:
             CommandError, ScheduleError, PipelineCycle: It could never run so; nothing was written.
@@ -899,8 +1016,14 @@ class JobManager:
         """
         Change a pipeline; what is not named stays. A FAILED one is configured again.
 
+        The change is durable when this returns, and holds for jobs that start
+        from then on.
+
         Args:
             changes: `name`, `command`, or one of the fields of `create_pipeline`.
+
+        Returns:
+            The pipeline as it then is.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
@@ -914,7 +1037,10 @@ class JobManager:
 
     def delete_pipeline(self, pipeline_id: Id) -> None:
         """
-        Remove a pipeline with its jobs; a running one is stopped first, as in `delete_workspace`.
+        Remove a pipeline with its jobs; a running one is stopped first.
+
+        From its first step on nobody sees any of it. Returns when all is gone;
+        where this process dies before, the next manager finishes it.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
@@ -926,6 +1052,9 @@ class JobManager:
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
         """
         Return the runs of a pipeline that were to be and were not, newest first.
+
+        Args:
+            limit: How many at most.
 
         Raises:
             PipelineNotFound: No pipeline has this id.

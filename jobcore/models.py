@@ -75,7 +75,16 @@ class _Public(BaseModel):
 
 
 class Workspace(_Public):
-    """What governs pipelines and jobs."""
+    """
+    What governs pipelines and jobs.
+
+    Attributes:
+        id: Version 4 UUID.
+        name: What its creator called it.
+        properties: The host's own small JSON object, else None.
+        created: When it was created, UTC.
+        last_modified: When it was changed last, UTC; at first the same.
+    """
 
     id: UUID
     name: str
@@ -88,8 +97,22 @@ class Pipeline(_Public):
     """
     A command that is run again and again, by one job at a time.
 
-    `status` says whether changes to it have been processed (READY, PROVISIONING,
-    FAILED); it does not say whether it runs.
+    Attributes:
+        id: Version 4 UUID.
+        workspace_id: The workspace that governs it.
+        name: What others name it by in `triggered_by`.
+        status: Whether changes to it have been processed: READY, PROVISIONING or
+            FAILED; it does not say whether it runs.
+        script: What it runs by `/bin/sh -c`, else None: see `command`.
+        timeout: Seconds for each job, as `Command.timeout`; None: no limit of its own.
+        max_retries: How often a job that ended ERROR is tried again.
+        schedule: When it runs by itself, as cron says it; None: only when asked.
+        time_zone: The IANA name of the schedule's time zone; None: UTC.
+        next_tick: When the schedule's next run is due, UTC; None: it has none.
+        triggered_by: The names of pipelines after whose COMPLETE it runs, else None.
+        properties: The host's own small JSON object, else None.
+        created: When it was created, UTC.
+        last_modified: When it was changed last, UTC; at first the same.
     """
 
     id: UUID
@@ -118,7 +141,15 @@ class Pipeline(_Public):
 
     @classmethod
     def from_row(cls, row: Any) -> "Self":
-        """Return the public form of a stored pipeline."""
+        """
+        Return the public form of a stored pipeline.
+
+        Args:
+            row: A row of the table `pipeline`, all columns.
+
+        Raises:
+            DatabaseCorrupt: The row holds what was never written.
+        """
         made = super().from_row(row)
         if row.command is not None:
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
@@ -146,7 +177,7 @@ class Progress(_Public):
 
 class Job(_Public):
     """
-    One unit of work, as it stood when it was read.
+    One unit of work, as it stood when it was read. Times are UTC.
 
     Attributes:
         id: Version 4 UUID.
@@ -170,7 +201,7 @@ class Job(_Public):
         progress: What it last reported of its progress, kept when it is final; None: nothing.
         line_count: How many log lines are readable.
         dropped: How many lines were dropped beyond its output limit.
-        cpu_seconds: CPU time of the command and all it waited for.
+        cpu_seconds: CPU time of the command and all it waited for, in seconds.
         max_rss: Largest resident set of one of its processes, in bytes. A short
             one's includes the image it was forked from.
     """
@@ -205,7 +236,15 @@ class Job(_Public):
 
     @classmethod
     def from_row(cls, row: Any) -> "Self":
-        """Return the public form of a stored job."""
+        """
+        Return the public form of a stored job.
+
+        Args:
+            row: A row of the table `job`, all columns.
+
+        Raises:
+            DatabaseCorrupt: The row holds what was never written.
+        """
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         for name in cls._moments:
             if fields[name] is not None:
@@ -238,7 +277,16 @@ class ClaimedJob(Job):
 
     @classmethod
     def from_rows(cls, row: Any, pipeline_row: Any | None) -> "Self":
-        """Return the form for executors of a stored job and its pipeline."""
+        """
+        Return the form for executors of a stored job and its pipeline.
+
+        Args:
+            row: A row of the table `job`, all columns.
+            pipeline_row: The row of its pipeline, else None.
+
+        Raises:
+            DatabaseCorrupt: A row holds what was never written.
+        """
         made = cls.from_row(row)
         if row.command is not None:
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
@@ -252,7 +300,7 @@ class Skip(_Public):
     A run of a pipeline that was to be, and was not; it is not made up for.
 
     Attributes:
-        due: When it was to be.
+        due: When it was to be, UTC.
         why: `schedule` or `triggered`: the pipeline was running. `missed`: no
             manager with slots was there to see it.
         count: How many ticks of the schedule this stands for; `due` is the last.
@@ -271,8 +319,13 @@ class Transition(_Public):
     """
     One entry of a job's history.
 
-    `from_status` is None for the creation; a `stop` leads from RUNNING to
-    RUNNING: it asks. `actor` names the process that wrote it.
+    Attributes:
+        at: When it was written, UTC.
+        trigger: What happened.
+        from_status: Where the job stood before; None: it was just created.
+        to_status: Where it stood then. A `stop` asks, so both are RUNNING.
+        reason: Why it became final; None where it did not.
+        actor: The process that wrote it, such as `pid 4711`.
     """
 
     at: Moment

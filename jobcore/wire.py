@@ -2,6 +2,9 @@
 Wire: the forms in which a host sends jobs, logs and errors over a network.
 
 There is no network in here: what these return, any web framework can send.
+
+Attributes:
+    HAL_TYPE: The media type of what the functions `*_to_hal` return.
 """
 
 from __future__ import annotations
@@ -96,6 +99,7 @@ def log_response(
 
     Args:
         jobs: The manager.
+        job_id: The job.
         sequence: The number of the first line, as text or as a number.
         accept: The Accept header; None: there was none.
         follow: If the job is not final, go on with lines as they come until it
@@ -126,6 +130,10 @@ def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
 
     A piece of a longer line has none, so that the pieces join up again; a last
     line without one gets none either.
+
+    Args:
+        lines: As `JobManager.logs` or `follow` returns them; what these raise is
+            raised here.
     """
     for line in lines:
         yield line.raw
@@ -139,6 +147,10 @@ def ndjson(lines: Iterable[LogLine]) -> Iterator[bytes]:
     (`output`, `stdout`, `stderr` or `system`), `message` (text without its
     terminator), `fields` (object), only where the message is a JSON object (see
     `LogLine.fields`), and `partial`, only where it is true.
+
+    Args:
+        lines: As `JobManager.logs` or `follow` returns them; what these raise is
+            raised here.
     """
     stamped: tuple[datetime | None, str] = (None, "")
     for line in lines:
@@ -212,6 +224,7 @@ def error_to_object(error: BaseException, path: str | None = None) -> dict[str, 
     and processes, to the operator and not to the client, so log the error.
 
     Args:
+        error: Anything that was raised.
         path: The path of the request; it is a field where it is given.
     """
     status = error.status if isinstance(error, JobcoreError) else 500

@@ -84,8 +84,11 @@ class Launcher(Protocol):
         """
         Have a supervisor speak at this end of a socket pair.
 
-        The descriptor is closed when this returns: keep a copy, or pass it to a
-        process. The other end is the host's; what is said is jobcore's own.
+        The other end is the host's; what is said is jobcore's own.
+
+        Args:
+            descriptor: Of this end. It is closed when this returns: keep a copy, or
+                pass it to a process.
 
         Returns:
             The pid of a child of this process that only starts the supervisor

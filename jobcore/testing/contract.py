@@ -63,19 +63,41 @@ class ExecutorContract:
         raise NotImplementedError("say how the executor is made: override make_executor")
 
     def create_job(self, jobs: JobManager) -> Job:
-        """Create a job that the executor has something to run for, and that ends by itself."""
+        """
+        Return a new job that the executor has something to run for, and that ends by itself.
+
+        Args:
+            jobs: The manager to create it with.
+        """
         return jobs.create_job(self.job_type)
 
     def create_long_job(self, jobs: JobManager) -> Job:  # noqa: ARG002 - for who overrides it
-        """Create a job that runs until it is stopped; without one two tests are skipped."""
+        """
+        Return a new job that runs until it is stopped; without one two tests are skipped.
+
+        Args:
+            jobs: The manager to create it with.
+        """
         raise SkipTest("there is no job that runs until it is stopped: override create_long_job")
 
     def create_empty_job(self, jobs: JobManager) -> Job:
-        """Create a job without anything to run."""
+        """
+        Return a new job without anything to run.
+
+        Args:
+            jobs: The manager to create it with.
+        """
         return jobs.create_job(self.job_type)
 
     def open_manager(self, database: Path, *, executor: Executor, slots: int) -> JobManager:
-        """Open a manager that runs jobs of the type by `executor`."""
+        """
+        Return a manager that runs jobs of the type by `executor`.
+
+        Args:
+            database: Its file.
+            executor: What `make_executor` returned.
+            slots: Jobs at once; 0: it runs none.
+        """
         return JobManager(
             database, slots=slots, executors={self.job_type: executor}, on_exit="stop"
         )
