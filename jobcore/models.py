@@ -164,7 +164,7 @@ class Progress(_Public):
         done: How much is done, in whatever it counts; not negative.
         total: Of how much, where it said so; it may be less than what is done, or 0.
         message: What it said beside, one line, else None.
-        at: When its supervisor read it, or its host wrote it.
+        at: When its supervisor read it, or its host wrote it, UTC.
     """
 
     done: float
