@@ -11,6 +11,10 @@ from jobcore.supervision.pipes import READ_SIZE, read_now
 from jobcore.supervision.redaction import Redactor
 from jobcore.supervision.spool import Spool
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _REPORT_BEGINS = b"\n" + progress.PREFIX
 
 
@@ -37,15 +41,30 @@ class Capture:
         dropped: Lines beyond the output limit.
     """
 
-    def __init__(self, directory: int, *, limit: int | None, redact: list[bytes]) -> None:
+    def __init__(
+        self,
+        directory: int,
+        *,
+        limit: int | None,
+        redact: list[bytes],
+        time_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """
+        Args:
+            directory: The job directory.
+            limit: Bytes of output, or None.
+            redact: Values to be masked.
+            time_ns: Tells the wall time that lines are stamped with.
+        """
         self.spool = Spool(directory)
-        self.meter = Meter(self.spool, self.write_system, redact)
+        self.meter = Meter(self.spool, self.write_system, redact, time_ns)
         self.dropped = 0
         self._streams: dict[int, _Stream] = {}
         self._redact = redact
         self._limit = limit
         self._room = limit
         self._over = False
+        self._time_ns = time_ns
 
     @property
     def held(self) -> bool:
@@ -88,7 +107,7 @@ class Capture:
         line = " ".join(text.splitlines())[:8192].encode("utf-8", "backslashreplace")
         if self._redact:
             line = Redactor(self._redact).feed(line, final=True)
-        self.spool.append(frames.SYSTEM, 0, 1, line + b"\n", time.time_ns())
+        self.spool.append(frames.SYSTEM, 0, 1, line + b"\n", self._time_ns())
 
     def close(self) -> None:
         """Close pipes and spool, as they are."""
@@ -104,7 +123,7 @@ class Capture:
     def _split(self, stream: _Stream, data: bytes) -> None:
         """Write the whole lines that are there now, and keep the rest."""
         buffer = stream.carry + data if stream.carry else data
-        time_ns = time.time_ns()
+        time_ns = self._time_ns()
         # All that ordinary output pays. From the end: with Python 3.10 `in` takes twice as long.
         if buffer.rfind(progress.PREFIX) >= 0:
             buffer = self._without_reports(buffer, time_ns, begun=stream.begun)
@@ -152,7 +171,7 @@ class Capture:
         """Write what the stream still holds, as its last line, and close it."""
         if stream.redactor is not None:
             self._split(stream, stream.redactor.feed(b"", final=True))
-        rest, time_ns = stream.carry, time.time_ns()
+        rest, time_ns = stream.carry, self._time_ns()
         reported = not stream.begun and rest.startswith(progress.PREFIX)
         if rest and not (reported and self._note(rest, time_ns)):
             self._emit(stream, frames.OPEN_END, 1, rest, time_ns)

@@ -145,3 +145,11 @@ class HostChannel:
             self._socket.shutdown(_socket.SHUT_RD)
         except OSError:
             pass  # the host is gone, and nobody sends
+
+    def close(self) -> None:
+        """Close the socket, as the end of a supervisor's process does; twice is harmless."""
+        self.mark_dead()
+        self._socket.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None

@@ -20,7 +20,6 @@ else:
 # All in seconds.
 _KILL_FOR = 10.0  # what no SIGKILL ends in this time is recorded, not waited for
 _KILL_ROUND = 0.002  # between two looks at what a kill left; each brings new orphans
-_ORPHANS_ROUND = 0.05  # orphans wake no pidfd
 _SHUTDOWN_LAG = 0.05  # whoever ends a group of processes needs some for all of it
 
 
@@ -84,12 +83,12 @@ class Ending:
         self._timeout = timeout
 
     def due(self, now: float, longest: float) -> float:
-        """Return the moment of the next `advance`, even if nothing happens until then."""
+        """Return the moment of the next `advance`: `longest` seconds from now, or earlier."""
         if self.complete:
             return now
         if self._killing_since is not None:
             return now + _KILL_ROUND
-        due = now + (longest if self._tree.status is None else min(longest, _ORPHANS_ROUND))
+        due = now + longest
         if self._kill_at is not None:
             due = min(due, self._kill_at)
         if self._deadline is not None and self._term_at is None:

@@ -2,7 +2,8 @@
 Execution: one job, from the accepted order to its exit record, in one loop of one thread.
 
 Exit, stop, time-out and shutdown meet here and nowhere else, so the first one
-seen decides, and what it decided is written once.
+seen decides, and what it decided is written once. The loop itself waits for
+nothing: it says until when it would, so that one thread may have several.
 """
 
 from __future__ import annotations
@@ -13,23 +14,22 @@ import time
 from jobcore.supervision import failpoints, jobdir, notices, spawner
 from jobcore.supervision.capture import Capture
 from jobcore.supervision.ending import Ending
+from jobcore.supervision.machine import Machine
 from jobcore.supervision.reporter import Reporter
 from jobcore.supervision.spool import NO_SPACE
-from jobcore.supervision.tree import ProcessTree
 from jobcore.supervision.watch import Watch
 from jobcore.supervision.wishes import Wishes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from jobcore.supervision.channel import HostChannel
     from jobcore.supervision.order import Order
     from jobcore.supervision.shutdown import Shutdown
+    from jobcore.supervision.tree import ProcessTree
 
 # All in seconds.
-_LONGEST_ROUND = 5.0  # orphans that end while the command runs are reaped no later
-_BLIND_ROUND = 0.05  # where no pidfd is to be had
 _RETRY = 1.0  # between two tries on a full disk
 _ABANDON_FOR = 10.0  # killing what cannot be recorded any more
 
@@ -53,19 +53,37 @@ class Identity:
 
 
 class Execution:
-    """One run of one job."""
+    """
+    One run of one job.
+
+    Attributes:
+        clean: Whether the supervisor is as good as new after it: no process left, none killed.
+        watch: What it waits for beside the clock.
+    """
 
     def __init__(
-        self, order: Order, channel: HostChannel, shutdown: Shutdown, identity: Identity
+        self,
+        order: Order,
+        channel: HostChannel,
+        shutdown: Shutdown,
+        identity: Identity,
+        machine: Machine | None = None,
     ) -> None:
+        self.clean = False
+        self.watch = Watch()
+        self._machine = machine or Machine()
         self._order = order
         self._channel = channel
         self._shutdown = shutdown
         self._identity = identity
-        self._watch = Watch()
-        self._reporter = Reporter(channel, self._watch, order.token)
+        self._reporter = Reporter(channel, self.watch, order.token)
         self._wishes = Wishes(order.directory, order.grace)
-        self._capture = Capture(order.directory, limit=order.output_limit, redact=order.redact)
+        self._capture = Capture(
+            order.directory,
+            limit=order.output_limit,
+            redact=order.redact,
+            time_ns=self._machine.time_ns,
+        )
         self._tree: ProcessTree | None = None
         self._pidfd = -1
         self._report = -1
@@ -81,10 +99,29 @@ class Execution:
 
     def run(self) -> bool:
         """
-        Run the job to its exit record, and tell the host.
+        Run the job to its exit record, and tell the host; return whether it was `clean`.
 
-        Returns:
-            Whether the supervisor is as good as new: no process left, none killed.
+        Raises:
+            OSError: As for `rounds`.
+        """
+        rounds = self.rounds()
+        try:
+            for due in rounds:
+                seconds = due - self._machine.monotonic()
+                # Rounded up: a poll that returns just before the moment would spin.
+                self.watch.wait(int(seconds * 1000) + 1 if seconds > 0 else 0)
+        finally:
+            rounds.close()  # what `watch` calls may fail, too
+        return self.clean
+
+    def rounds(self) -> Generator[float, None, None]:
+        """
+        Run the job to its exit record, and tell the host, a round at a time.
+
+        Yields:
+            By the machine's monotonic clock, when to go on at the latest; earlier if `watch`
+            has called somebody. Close it when that raised, or to leave the job without a
+            verdict, as the death of the supervisor does.
 
         Raises:
             OSError: The job directory cannot be written, for a reason that will not pass.
@@ -92,29 +129,30 @@ class Execution:
         """
         try:
             self._listen()
-            if self._record_start():
+            if (yield from self._record_start()):
                 self._spawn()
-                while not self._round():
-                    pass
-            self._conclude()
+                complete = False
+                while not complete:
+                    yield self._due()
+                    complete = self._round()
+            yield from self._conclude()
         except BaseException:
             self._abandon()
             raise
         finally:
             self._close()
-        clean = self._ending is None or not self._ending.killed
-        stays = clean and not self._shutdown.requested and not self._channel.dead
+        self.clean = self._ending is None or not self._ending.killed
+        stays = self.clean and not self._shutdown.requested and not self._channel.dead
         self._channel.post(notices.ENDED, self._order.token, self._identity.pid if stays else 0)
         failpoints.reach(failpoints.ENDED_TOLD)
-        return clean
 
     # --- before the command ---
 
     def _listen(self) -> None:
-        self._watch.add(self._wishes.fileno(), self._wishes.listen)
-        self._watch.add(self._shutdown.fileno(), self._shutdown.drain)
+        self.watch.add(self._wishes.fileno(), self._wishes.listen)
+        self.watch.add(self._shutdown.fileno(), self._shutdown.drain)
 
-    def _record_start(self) -> bool:
+    def _record_start(self) -> Generator[float, None, bool]:
         """Record that the command may have started from here on; False: it shall not start."""
         order, identity = self._order, self._identity
         record = jobdir.encode_record(
@@ -144,7 +182,7 @@ class Execution:
         if stopped:
             return False
         try:
-            recorded = self._with_space(write, rewrite, give_up=self._stopped_unstarted)
+            recorded = yield from self._with_space(write, rewrite, give_up=self._stopped_unstarted)
         finally:
             for descriptor in opened:
                 os.close(descriptor)
@@ -164,15 +202,15 @@ class Execution:
         return self._unstarted is not None
 
     def _spawn(self) -> None:
-        self._spawned_ns = time.time_ns()
-        self._begun = time.monotonic()
+        self._spawned_ns = self._machine.time_ns()
+        self._begun = self._machine.monotonic()
         try:
-            child = spawner.spawn(self._order.command, oom_score=self._identity.oom_score)
+            child = self._machine.spawn(self._order.command, oom_score=self._identity.oom_score)
         except spawner.StartError as error:
             self._fail(error)
             return
         failpoints.reach(failpoints.FORKED)
-        self._tree = ProcessTree(child.pid)
+        self._tree = self._machine.tree(child)
         self._ending = Ending(
             self._tree,
             self._wishes,
@@ -184,15 +222,15 @@ class Execution:
         if self._order.timeout is not None:
             self._ending.set_timeout(self._begun, self._order.timeout)
         try:
-            self._pidfd = os.pidfd_open(child.pid)
+            self._pidfd = self._tree.watch_main()
         except OSError:
             pass  # no descriptor to be had: the clock wakes us
         else:
-            self._watch.add(self._pidfd, _nothing)  # every round reaps
+            self.watch.add(self._pidfd, _nothing)  # every round reaps
         self._report = child.report
-        self._watch.add(child.report, self._hear_report)
+        self.watch.add(child.report, self._hear_report)
         self._capture.meter.add(child.reports)
-        self._watch.add(child.reports, self._read_progress)
+        self.watch.add(child.reports, self._read_progress)
         for descriptor, stream in child.outputs:
             self._capture.add(descriptor, stream)
         self._read_on()
@@ -200,10 +238,9 @@ class Execution:
     # --- the loop ---
 
     def _round(self) -> bool:
-        """Wait for something to happen and act on it; True when the job has come to its end."""
-        self._watch.wait(self._wait_at_most())
+        """Act on what has happened; True when the job has come to its end."""
         # After the wait, or a grace would seem to have passed that has not.
-        now = time.monotonic()
+        now = self._machine.monotonic()
         tree, ending = self._tree, self._ending
         complete = True
         if tree is not None and ending is not None and not ending.complete:
@@ -223,10 +260,12 @@ class Execution:
             self._capture.drain()
         return not self._capture.held
 
-    def _wait_at_most(self) -> int:
-        """Return the milliseconds until something is due by the clock."""
-        now = time.monotonic()
-        longest = _LONGEST_ROUND if self._pidfd >= 0 else _BLIND_ROUND
+    def _due(self) -> float:
+        """Return when something is due by the clock."""
+        now = self._machine.monotonic()
+        machine = self._machine
+        # Orphans wake no pidfd; nor does the main process where there is none to be had.
+        longest = machine.longest_round if self._pidfd >= 0 else machine.blind_round
         due = now
         if self._ending is not None and not self._ending.complete:
             due = self._ending.due(now, longest)
@@ -238,11 +277,10 @@ class Execution:
             due = min(due, self._capture.meter.due())
         elif self._capture.held:
             due = self._next_flush
-        # Rounded up: a poll that returns just before the moment would spin.
-        return int((due - now) * 1000) + 1 if due > now else 0
+        return due
 
     def _note_main_end(self, ending: Ending, now: float) -> None:
-        self._watch.close(self._pidfd)
+        self.watch.close(self._pidfd)
         self._pidfd = -1
         if self._report >= 0:
             self._hear_report()
@@ -255,24 +293,24 @@ class Execution:
     def _read(self, descriptor: int) -> None:
         # Held: an earlier pipe of this round has filled the disk.
         if not self._capture.held and not self._capture.read(descriptor):
-            self._watch.forget(descriptor)
+            self.watch.forget(descriptor)
 
     def _read_progress(self) -> None:
         # Whatever is held: only the latest report is kept, so there always is room.
         descriptor = self._capture.meter.descriptor
         if not self._capture.meter.read():
-            self._watch.forget(descriptor)
+            self.watch.forget(descriptor)
 
     def _read_on(self) -> None:
         self._reading = True
         for descriptor in self._capture.descriptors:
-            self._watch.add(descriptor, lambda pipe=descriptor: self._read(pipe))  # type: ignore[misc]
+            self.watch.add(descriptor, lambda pipe=descriptor: self._read(pipe))  # type: ignore[misc]
 
     def _pause_reading(self, now: float) -> None:
         if self._reading:
             self._reading = False
             for descriptor in self._capture.descriptors:
-                self._watch.forget(descriptor)
+                self.watch.forget(descriptor)
         self._next_flush = now + _RETRY
 
     def _tend_spool(self, now: float) -> None:
@@ -288,12 +326,12 @@ class Execution:
 
     # --- the end ---
 
-    def _conclude(self) -> None:
+    def _conclude(self) -> Generator[float, None, None]:
         """Write the verdict, and only then let go of the lock."""
-        self._watch.forget(self._capture.meter.descriptor)
+        self.watch.forget(self._capture.meter.descriptor)
         self._capture.meter.end()
         while self._capture.held:
-            self._watch.wait(int(_RETRY * 1000))
+            yield self._machine.monotonic() + _RETRY
             self._capture.spool.flush()
         record = self._verdict()
         failpoints.reach(failpoints.BEFORE_EXIT)
@@ -305,7 +343,7 @@ class Execution:
                 self._capture.spool.sync()
             jobdir.write_exit(self._order.directory, record, sync=self._channel.dead)
 
-        self._with_space(write, write)
+        yield from self._with_space(write, write)
         failpoints.reach(failpoints.EXIT_WRITTEN)
         # For every copy, too, that a child never closed.
         jobdir.unlock(self._order.lock, jobdir.RUNNING)
@@ -324,10 +362,10 @@ class Execution:
             record.errno = self._failure.errno
             record.stage = self._failure.stage
         if self._spawned_ns is None:
-            record.ended_ns = time.time_ns()
+            record.ended_ns = self._machine.time_ns()
         else:
             record.spawned_ns = self._spawned_ns
-            record.duration_ns = int((time.monotonic() - self._begun) * 1_000_000_000)
+            record.duration_ns = round((self._machine.monotonic() - self._begun) * 1_000_000_000)
             record.ended_ns = self._spawned_ns + record.duration_ns
         if self._tree is not None and self._ending is not None:
             record.reason = self._ending.reason or "stopped"
@@ -348,7 +386,7 @@ class Execution:
         again: Callable[[], None],
         *,
         give_up: Callable[[], bool] = lambda: False,
-    ) -> bool:
+    ) -> Generator[float, None, bool]:
         """Do it, and while the disk is full do it `again` once a second; False: given up."""
         while True:
             try:
@@ -357,7 +395,7 @@ class Execution:
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
-            self._watch.wait(int(_RETRY * 1000))
+            yield self._machine.monotonic() + _RETRY
             if give_up():
                 return False
             action = again
@@ -378,7 +416,7 @@ class Execution:
             if descriptor >= 0:
                 os.close(descriptor)
         # They refer to us in turn: without this only the collector would free us.
-        del self._watch, self._reporter
+        del self.watch, self._reporter
 
     def _hear_report(self) -> None:
         """Learn whether the command started: the pipe closes at its exec."""
@@ -386,7 +424,7 @@ class Execution:
             self._failure = spawner.read_report(self._report)
         except BlockingIOError:
             return
-        self._watch.close(self._report)
+        self.watch.close(self._report)
         self._report = -1
         if self._failure is None and self._tree is not None:
             self._reporter.started(self._tree.main)

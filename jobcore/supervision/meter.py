@@ -38,17 +38,25 @@ class Meter:
         descriptor: The reading end of that pipe; negative where there is none, or it has ended.
     """
 
-    def __init__(self, spool: Spool, say: Callable[[str], None], redact: list[bytes]) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        say: Callable[[str], None],
+        redact: list[bytes],
+        time_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         """
         Args:
             spool: Where the frames go.
             say: Adds a line to the log.
             redact: Values to be masked; what comes from the output is so already.
+            time_ns: Tells the wall time at which a report came.
         """
         self.descriptor = -1
         self._spool = spool
         self._say = say
         self._redactor = Redactor(redact) if redact else None
+        self._time_ns = time_ns
         self._carry = b""  # the beginning of a line that has not ended yet
         self._skipping = False  # inside a line that is too long
         self._told = False  # of a report that is none
@@ -131,7 +139,7 @@ class Meter:
             line = buffer[start:end]
             report = None if len(line) > MAX_LINE else progress.normalize(line)
             if report is not None:
-                self.note(report, time.time_ns())
+                self.note(report, self._time_ns())
                 return
             self._refuse(line)
             end = start

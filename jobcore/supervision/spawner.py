@@ -182,6 +182,16 @@ def read_report(descriptor: int) -> StartError | None:
     return StartError(_STAGES[stage], number)
 
 
+def encode_report(stage: str, number: int) -> bytes:
+    """Return what goes into the pipe when the command cannot start: the step, and the errno."""
+    return _REPORT.pack(_STAGES.index(stage), number)
+
+
+def exit_code_of(stage: str, number: int) -> int:
+    """Return the exit code of a command that could not start, by shell convention."""
+    return _NOT_FOUND if stage == EXEC and number == errno.ENOENT else _NOT_STARTED
+
+
 def explain(command: Command, stage: str, number: int) -> str:
     """Return in words what could not be done."""
     name = repr(os.fsdecode(command.argv[0]))
@@ -255,10 +265,9 @@ def _become(command: Command, start: _Start) -> NoReturn:
     except BaseException:  # noqa: BLE001 - a NUL byte in an argument, or memory: report that, too
         number = errno.EINVAL
     try:
-        os.write(start.report, _REPORT.pack(_STAGES.index(stage), number))
+        os.write(start.report, encode_report(stage, number))
     finally:
-        not_found = stage == EXEC and number == errno.ENOENT
-        os._exit(_NOT_FOUND if not_found else _NOT_STARTED)
+        os._exit(exit_code_of(stage, number))
 
 
 def _come_clean(start: _Start) -> None:

@@ -42,6 +42,7 @@ def main(descriptor: int) -> NoReturn:
         spawner.make_subreaper()
         channel = HostChannel(descriptor)
         shutdown = Shutdown()
+        shutdown.come_with_sigterm()
         identity = _identify()
         # The collector would touch, and so copy, the memory shared with every child.
         gc.freeze()

@@ -36,6 +36,15 @@ class ProcessTree:
         self.cpu_us = 0
         self.max_rss = 0
 
+    def watch_main(self) -> int:
+        """
+        Return a descriptor that becomes readable when the main process ends; close it yourself.
+
+        Raises:
+            OSError: There is none to be had.
+        """
+        return os.pidfd_open(self.main)
+
     def reap(self) -> bool:
         """Reap every child that has ended; return whether the main one was among them."""
         main_ended = False

@@ -1,0 +1,44 @@
+"""Machine: what a job runs on, behind one seam: the clocks, and where processes come from."""
+
+from __future__ import annotations
+
+import time
+
+from jobcore.supervision import spawner
+from jobcore.supervision.tree import ProcessTree
+
+
+class Machine:
+    """
+    What a job runs on. A test's stand-in has a clock that it moves, and no processes.
+
+    Attributes:
+        longest_round: Seconds after which an execution looks at its processes though
+            nothing has woken it: an orphan that ends while the command runs is reaped
+            no later.
+        blind_round: The same where no descriptor tells of the end that it waits for.
+    """
+
+    longest_round = 5.0
+    blind_round = 0.05
+
+    def time_ns(self) -> int:
+        """Return wall time in nanoseconds."""
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        """Return seconds from some fixed moment on."""
+        return time.monotonic()
+
+    def spawn(self, command: spawner.Command, *, oom_score: bytes | None) -> spawner.Child:
+        """
+        Start the command; what is true then, `spawner.spawn` says.
+
+        Raises:
+            StartError: It came not as far as having a process.
+        """
+        return spawner.spawn(command, oom_score=oom_score)
+
+    def tree(self, child: spawner.Child) -> ProcessTree:
+        """Return the processes that come from the child that was spawned last."""
+        return ProcessTree(child.pid)
