@@ -1076,7 +1076,7 @@ class JobManager:
         that this process started have ended, or their grace and a second are over.
         """
         try:
-            if self._on_exit == "stop":
+            if self._on_exit == "stop" and self in OPEN:
                 self._dispatcher.stop_claiming()
                 self._stop_own()
         finally:

@@ -225,3 +225,15 @@ def test_an_interpreter_that_hangs_is_told_and_ended(database, tmp_path, monkeyp
             jobs.wait(job.id, timeout=60)
 
     until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")
+
+
+def test_closing_a_manager_that_stops_its_jobs_twice(database):
+    """The second call does nothing, also where a job of the first one has not ended in time."""
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        job = jobs.submit(SLEEPS)
+        next(jobs.follow(job.id, timeout=60))
+        jobs.close()
+        jobs.close()
+
+    with JobManager(database, slots=0) as jobs:
+        assert jobs.wait(job.id, timeout=60).reason is Reason.STOPPED
