@@ -10,7 +10,7 @@ Attributes:
         and the final ones.
 """
 
-from jobcore.clock import Clock, SystemClock
+from jobcore.clock import Clock, MovableClock, SystemClock
 from jobcore.command import Command
 from jobcore.errors import (
     CommandError,
@@ -81,6 +81,7 @@ __all__ = [
     "JobcoreError",
     "Launcher",
     "LogLine",
+    "MovableClock",
     "NotAJobcoreDatabase",
     "NotAcceptable",
     "Pipeline",

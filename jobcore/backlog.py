@@ -53,6 +53,14 @@ class Backlog:
         """Tell whether nothing could be claimed now. Any thread may call this."""
         return not self._read(1)
 
+    def next_due(self) -> int | None:
+        """Return when the next of those that may not start yet may. Any thread may call this."""
+        own = None if self._own is None else set(self._own)
+        with self._database.read() as connection:
+            return store.next_not_before(
+                connection, types=self._types, now=self._clock.now(), numbers=own
+            )
+
     def look(self, wanted: int) -> int:
         """Have `wanted` jobs in hand if there are so many; return how many there are."""
         if len(self._hand) < wanted:

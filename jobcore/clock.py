@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Protocol
 
@@ -14,7 +15,8 @@ class Clock(Protocol):
     What tells the time.
 
     Wall time goes into the database and may jump; the monotonic one measures
-    how long something took and never goes back.
+    how long something took and never goes back. A clock that somebody moves is
+    better a `MovableClock`, too: else its moves are noticed within a second.
     """
 
     def now(self) -> int:
@@ -22,6 +24,19 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Return seconds from some fixed moment on."""
+
+
+class MovableClock(Clock, Protocol):
+    """A clock that does not run by itself, and tells those who wait for it when it was moved."""
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """
+        Have `callback` called after each move; return what ends that.
+
+        A manager gives what wakes its own thread, which looks at schedules, at
+        jobs that are due and at everybody's running jobs then. It returns at
+        once, and may be called by any thread.
+        """
 
 
 class SystemClock:

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -93,6 +93,11 @@ class Dispatcher:
         self._launch = Launch(directories, clock, executors, database)
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self._start_afresh()
+        # A clock that is moved says so; one that runs need not.
+        watch = getattr(clock, "watch", None)
+        self._unwatch: Callable[[], None] | None = (
+            None if watch is None else watch(self._look_about)
+        )
         GATE.watch(self)
 
     # --- for other threads ------------------------------------------------------
@@ -105,6 +110,11 @@ class Dispatcher:
         """Have the thread look at the queue now."""
         self._look = True
         self._loop.ring()
+
+    def _look_about(self) -> None:
+        """Have the thread do its chores now, too: the clock was moved."""
+        self._moved = True
+        self.wake()
 
     def adopt_as_own(self, number: int) -> None:
         """Let a manager that claims only its own jobs claim this one."""
@@ -123,6 +133,36 @@ class Dispatcher:
             return not self._assignments
         finally:
             self._claims.release()
+
+    def waits_only_for(self, runs: Container[str]) -> bool:
+        """
+        Tell whether nothing can happen here until one of these runs goes on, or time does.
+
+        Args:
+            runs: Tokens of runs that wait themselves. All that this manager claimed is among them.
+        """
+        free = self._free_beside(runs)
+        if free is None or (free > 0 and not self._backlog.is_empty()):
+            return False
+        # Again behind the look at the queue: what has left the one may be in the other by now.
+        return self._free_beside(runs) == free
+
+    def _free_beside(self, runs: Container[str]) -> int | None:
+        """Return the free slots where all that was claimed is among `runs`, else None."""
+        if not self._claims.acquire(timeout=IDLE_PATIENCE):
+            return None
+        try:
+            waiting = all(
+                token in runs and one.request is None and not one.ended
+                for token, one in self._assignments.items()
+            )
+            return self._free_slots() if waiting else None
+        finally:
+            self._claims.release()
+
+    def next_start(self) -> int | None:
+        """Return when, by the clock's wall time, the next job in the queue is due; None: none."""
+        return self._backlog.next_due()
 
     def require_supervisors(self) -> None:
         """
@@ -152,6 +192,9 @@ class Dispatcher:
         Running jobs live on in their supervisors. Harmless when closed already.
         """
         self._claiming = False
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            unwatch()
         self._loop.close()
 
     def _let_go(self) -> None:
@@ -178,6 +221,7 @@ class Dispatcher:
     def _start_afresh(self) -> None:
         self._claiming = True
         self._look = True  # at the queue, in the next round
+        self._moved = False  # the clock was, and the chores have not been done since
         self._backlog.forget()
         self._claims = threading.Lock()
         self._assignments: dict[str, Assignment] = {}  # by token
@@ -192,7 +236,8 @@ class Dispatcher:
         try:
             self._listen()
             self._round()
-            if time.monotonic() >= self._next_chores:
+            if self._moved or time.monotonic() >= self._next_chores:
+                self._moved = False  # before the chores: it may be moved again meanwhile
                 for chore in self._chores:
                     chore()
                 self._next_chores = time.monotonic() + CHORES_PAUSE

@@ -201,6 +201,14 @@ def due_pipelines(connection: Connection, now: int) -> Sequence[Row[Any]]:
     ).all()
 
 
+def next_tick(connection: Connection) -> int | None:
+    """Return when the next pipeline is to run by its schedule; None: none has one."""
+    tick: int | None = connection.execute(
+        select(func.min(pipeline.c.next_tick)).where(pipeline.c.deleted_at.is_(None))
+    ).scalar_one()
+    return tick
+
+
 def advance_tick_if_at(
     connection: Connection, pipeline_id: UUID, old: int, new: int | None
 ) -> bool:
@@ -412,6 +420,26 @@ def queued_jobs(
     if numbers is not None:
         statement = statement.where(job.c.number.in_(sorted(numbers)))
     return connection.execute(statement, {"now": now, "limit": limit}).all()
+
+
+def next_not_before(
+    connection: Connection,
+    *,
+    types: tuple[str, ...],
+    now: int,
+    numbers: Collection[int] | None = None,
+) -> int | None:
+    """Return when the first of those jobs may start that may not yet; None: there is none."""
+    statement = select(func.min(job.c.not_before)).where(
+        job.c.status == str(Status.QUEUED),
+        job.c.deleted_at.is_(None),
+        job.c.not_before > now,
+        job.c.type.in_(types),
+    )
+    if numbers is not None:
+        statement = statement.where(job.c.number.in_(sorted(numbers)))
+    moment: int | None = connection.execute(statement).scalar_one()
+    return moment
 
 
 def active_ids(connection: Connection, ids: Collection[UUID]) -> set[UUID]:

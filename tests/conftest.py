@@ -10,37 +10,13 @@ import pytest
 
 import jobcore
 from jobcore import JobManager
+from jobcore.testing import ManualClock
 from tests.faults import report
 from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, until
-
-
-class ManualClock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self):
-        self.wall = 1_700_000_000_000_000  # microseconds
-        self.running = 1000.0  # seconds
-
-    def now(self):
-        """Return wall time."""
-        return self.wall
-
-    def monotonic(self):
-        """Return the time since some moment."""
-        return self.running
-
-    def advance(self, seconds):
-        """Let `seconds` go by."""
-        self.wall += round(seconds * 1e6)
-        self.running += seconds
-
-    def set_wall(self, seconds):
-        """Set the wall clock by `seconds`, as an operator does: no time goes by."""
-        self.wall += round(seconds * 1e6)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from jobcore import (
     JobManager,
     Launcher,
     LogLine,
+    MovableClock,
     Pipeline,
     PipelineExecutor,
     Progress,
@@ -34,6 +35,7 @@ from jobcore import (
     Workspace,
     wire,
 )
+from jobcore.testing import ManualClock, NeverEnds, Script, ScriptedExecutor, drain, elapse
 
 
 class Frozen:
@@ -67,7 +69,17 @@ class Refusing:
         raise OSError(descriptor)
 
 
+class Pushed(Frozen):
+    """A host's own clock that can be moved."""
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Tell nobody."""
+        return callback
+
+
 clock: Clock = Frozen()
+pushed: MovableClock = Pushed()
+manual: MovableClock = ManualClock(datetime.now(timezone.utc))
 launcher: Launcher = Refusing()
 system: Clock = SystemClock()
 executors: dict[str, Executor] = {
@@ -251,6 +263,41 @@ def failing(jobs: JobManager) -> int:
     return 0
 
 
+def choose(job: ClaimedJob) -> Script:
+    """Return what a job does in a test."""
+    if job.name is None:
+        return Script(hangs=True, ignores_term=True)
+    return Script(
+        ["extract", 5, b"load", ("stderr", "oops"), ("progress", "1/2 loading")], exit_code=3
+    )
+
+
+def testing(path: Path) -> list[UUID]:
+    """Test a host's jobs without processes and without real time."""
+    clock = ManualClock()
+    with (
+        ScriptedExecutor(choose, clock=clock) as scripted,
+        ScriptedExecutor(Script(), Script(["a"], signal=9), clock=clock) as other,
+        JobManager(
+            path, executors={"COMMAND": scripted}, launcher=scripted, clock=clock, slots=2
+        ) as jobs,
+    ):
+        job = jobs.submit(["etl"])
+        elapse(jobs, 2.5)
+        clock.advance(60)
+        clock.jump(-3600)
+        clock.set_wall(datetime.now(timezone.utc))
+        scripted.die(job.id)
+        other.shut_down()
+        try:
+            drain(jobs, clock, patience=5)
+        except NeverEnds as error:
+            return list(error.job_ids)
+        ran: Command = scripted.commands[job.id]
+        words: object = ran.argv
+        return [] if words else scripted.running()
+
+
 def main() -> None:
     """Open a manager in every way there is."""
     with JobManager() as jobs:
@@ -267,3 +314,5 @@ def main() -> None:
         governing(jobs)
     manager = JobManager("jobs.db", slots=0, clock=system, launcher=launcher)
     manager.close()
+    JobManager("jobs.db", slots=0, clock=pushed).close()
+    JobManager("jobs.db", slots=0, clock=manual).close()

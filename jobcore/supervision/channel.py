@@ -58,6 +58,9 @@ class HostChannel:
                 self.pidfd = os.pidfd_open(host)
             except ProcessLookupError:
                 self.dead = True
+            except OSError:
+                self._socket.close()
+                raise
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""

@@ -478,7 +478,7 @@ def ended(cli, clock):
     """Return a maker of jobs that ended some seconds ago."""
 
     def make(seconds, exit_code):
-        clock.wall = round((time.time() - seconds) * 1e6)
+        clock.set_wall(round((time.time() - seconds) * 1e6))
         with JobManager(cli.database, slots=0, clock=clock) as jobs:
             job = jobs.create_job("TASK", name=f"ended {seconds} s ago")
             jobs.start_job(job.id)

@@ -11,8 +11,8 @@ from unittest import SkipTest
 
 import pytest
 
-from jobcore import Command, CommandExecutor, PipelineExecutor
-from jobcore.testing import ExecutorContract
+from jobcore import Command, CommandExecutor, JobManager, PipelineExecutor
+from jobcore.testing import ExecutorContract, Script, ScriptedExecutor
 from tests.programs import SLEEPS
 
 SAYS_TWO_LINES = ["sh", "-c", "echo extract; echo load >&2; exit 3"]
@@ -53,6 +53,37 @@ class TestPipelineExecutor(ExecutorContract):
     @staticmethod
     def _run_of(jobs, **fields):
         return jobs.create_job(pipeline_id=jobs.create_pipeline("shop", **fields).id)
+
+
+class TestScriptedExecutor(ExecutorContract):
+    """Scripts, run without processes: the same holds."""
+
+    exit_code = 3
+    lines = ("extract", "load")
+
+    @pytest.fixture(autouse=True)
+    def scripted(self):
+        with ScriptedExecutor(self._script_of) as self.stage:
+            yield
+
+    @staticmethod
+    def _script_of(job):
+        return Script(["extract", "load"], exit_code=3) if job.name is None else Script(hangs=True)
+
+    def make_executor(self):
+        return self.stage
+
+    def create_long_job(self, jobs):
+        return jobs.create_job(name="long")
+
+    def create_job(self, jobs):
+        return jobs.submit(["etl"])
+
+    def open_manager(self, database, *, executor, slots):
+        executors = {"COMMAND": executor, "PIPELINE_RUN": executor}
+        return JobManager(
+            database, slots=slots, executors=executors, launcher=self.stage, on_exit="stop"
+        )
 
 
 # --- the contract itself: its tests fail for executors that break it -----------------

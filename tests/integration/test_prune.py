@@ -178,7 +178,7 @@ def test_other_arguments_are_checked(jobs):
 def test_a_clock_that_was_set_back_keeps_jobs(jobs, clock):
     """A job whose end lies ahead is not over yet, by this clock."""
     ended(jobs)
-    clock.set_wall(-1)
+    clock.jump(-1)
 
     assert jobs.prune(0) == 0
 

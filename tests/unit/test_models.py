@@ -131,7 +131,7 @@ def test_every_field_has_a_camel_case_name(model):
 
 def test_stored_job_comes_back_as_it_was(jobs, clock):
     """What the database returns is what was created, exact to the microsecond."""
-    clock.wall = 1_700_000_000_123_456
+    clock.set_wall(1_700_000_000_123_456)
     data = {"a": [1, 2.5, None, "é\U0001f600"], "b": {"c": True}}
     job = jobs.create_job("TASK", name="é\0b", data=data)
     clock.advance(1.5)

@@ -1,0 +1,104 @@
+"""Outlook: what a manager is waiting for, seen from inside: nothing but the clock, or more."""
+
+# ruff: noqa: SLF001 - it looks inside, so that nothing of this is on JobManager
+# ruff: noqa: TRY004 - one kind of error for every wrong argument, as everywhere in jobcore
+
+from __future__ import annotations
+
+from jobcore import runs, store
+from jobcore.clock import Clock
+from jobcore.manager import JobManager
+from jobcore.runs import Run
+from jobcore.testing.clock import ManualClock
+
+
+class Outlook:
+    """
+    The view of one manager, its database and its clock.
+
+    Args:
+        jobs: A manager that runs jobs.
+        clock: The clock that it goes by; None: find it there.
+
+    Raises:
+        ValueError: It runs no jobs, or its clock cannot be moved.
+    """
+
+    def __init__(self, jobs: JobManager, clock: ManualClock | None = None) -> None:
+        own: Clock = jobs._clock
+        if clock is not None and clock is not own:
+            raise ValueError("the manager goes by another clock: open it with this one")
+        if not isinstance(own, ManualClock):
+            raise ValueError("the manager's clock runs by itself: open it with a ManualClock")
+        if not jobs._slots:
+            raise ValueError("the manager has no slots, so it runs nothing")
+        self.clock = own
+        self._jobs = jobs
+
+    # --- now --------------------------------------------------------------------
+
+    def is_at_rest(self) -> bool:
+        """
+        Tell whether nothing happens any more until the clock is moved.
+
+        What other threads, managers and processes may do to the jobs is not foreseen.
+        """
+        self.clock.settle()
+        waiting = self.clock.runs()
+        dispatcher = self._jobs._dispatcher
+        moving = {run.token for run in self.running()} - waiting
+        if moving:
+            # Its supervisor is a process, or it has ended and is not settled yet: by this
+            # manager soon, but where another one had claimed it, by whoever looks.
+            if moving - {run.token for run in dispatcher.running()}:
+                self._jobs.recover()
+            return False
+        return dispatcher.waits_only_for(waiting) and not self._has_due_tick()
+
+    def _has_due_tick(self) -> bool:
+        with self._jobs._database.read() as connection:
+            tick = store.next_tick(connection)
+        return tick is not None and tick <= self.clock.now()
+
+    def running(self) -> list[Run]:
+        """Return the jobs that a supervisor has in hand, or had."""
+        with self._jobs._database.read() as connection:
+            return runs.supervised(connection)
+
+    def has_work(self) -> bool:
+        """Tell whether anything runs, or could be claimed by this manager, now or later."""
+        dispatcher = self._jobs._dispatcher
+        return bool(
+            self.running() or not dispatcher.is_idle() or dispatcher.next_start() is not None
+        )
+
+    def require_supervisors(self) -> None:
+        """
+        Tell who waits that jobs may never be started.
+
+        Raises:
+            SpawnError: Supervisors failed to start several times in a row.
+        """
+        self._jobs._dispatcher.require_supervisors()
+
+    def wait_for_change(self, seconds: float) -> None:
+        """Sleep until somebody commits, or so long."""
+        database = self._jobs._database
+        database.wait_for_change(database.version(), seconds)
+
+    # --- later ------------------------------------------------------------------
+
+    def next_moment(self) -> float | None:
+        """Return when, by the monotonic clock, a script goes on or a queued job gets due."""
+        moments = [self.clock.next_due(), self._monotonic(self._jobs._dispatcher.next_start())]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def next_tick(self) -> float | None:
+        """Return when, by the monotonic clock, a pipeline is to run by its schedule."""
+        with self._jobs._database.read() as connection:
+            return self._monotonic(store.next_tick(connection))
+
+    def _monotonic(self, wall: int | None) -> float | None:
+        if wall is None:
+            return None
+        return self.clock.monotonic() + (wall - self.clock.now()) / 1e6

@@ -1,0 +1,190 @@
+"""Script: what a command does, told beforehand: its lines, its pauses and its end."""
+
+# ruff: noqa: TRY004 - one kind of error for every wrong argument, as everywhere in jobcore
+
+from __future__ import annotations
+
+import errno
+import math
+import signal as signals
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+#: A line, a line of one of the two streams, a report of progress, or a pause in seconds.
+Part = str | bytes | float | tuple[Literal["stdout", "stderr", "progress"], str | bytes]
+
+#: Signals that no process ends by: they are ignored, stop it, or have it go on.
+_HARMLESS = frozenset(
+    (
+        signals.SIGCHLD,
+        signals.SIGCONT,
+        signals.SIGSTOP,
+        signals.SIGTSTP,
+        signals.SIGTTIN,
+        signals.SIGTTOU,
+        signals.SIGURG,
+        signals.SIGWINCH,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """
+    What one command does, in order: nothing but values, checked at once.
+
+        Script(["extract", 5, "load", ("stderr", "no such table")], exit_code=1)
+
+    writes `extract`, writes the other two lines 5 seconds later, and exits with 1.
+
+    Args:
+        lines: A `str` or `bytes` is a line, and gets its newline if it has none at its
+            end; a number is a pause, in seconds; `("stderr", line)` goes to that stream,
+            which makes a difference only with `Command(separate_streams=True)`;
+            `("progress", "3/10 loading")` is a report, on the descriptor that there is for it.
+        exit_code: What it exits with behind the last of them, 0 to 255.
+        signal: The signal that ends it there instead, sent by nobody here.
+        hangs: It never ends by itself: only a stop, a time-out or a kill ends it.
+        ignores_term: SIGTERM does nothing to it, nor to what it leaves behind: it ends by
+            itself, or is killed when its grace is over.
+        cannot_start: The errno with which it cannot even be started: with
+            `errno.ENOENT` the exit code is 127, with any other 126.
+        leaves_grandchild: It leaves a process behind that would run for ever, and is
+            killed when the linger (2 seconds) is over.
+        floods: So many lines, `flood 0` and on, written at once behind `lines`.
+        dies: Its supervisor dies there, as by SIGKILL, and the command with it: the job
+            becomes `lost`, with the lines that it had written.
+        open_end: The last line has no newline.
+
+    Raises:
+        ValueError: It could not be played; the message says why.
+    """
+
+    lines: Sequence[Part] = ()
+    _: KW_ONLY
+    exit_code: int = 0
+    signal: int | None = None
+    hangs: bool = False
+    ignores_term: bool = False
+    cannot_start: int | None = None
+    leaves_grandchild: bool = False
+    floods: int = 0
+    dies: bool = False
+    open_end: bool = False
+
+    def __post_init__(self) -> None:
+        """Check all of it, and keep a copy of `lines`."""
+        if isinstance(self.lines, (str, bytes)) or not isinstance(self.lines, Sequence):
+            raise ValueError(f"lines is a list of lines and pauses, not {self.lines!r}")
+        object.__setattr__(self, "lines", tuple(_checked_part(part) for part in self.lines))
+        _require_whole("exit_code", self.exit_code, 0, 255)
+        # What a list can number; in a log it would be 300 MB.
+        _require_whole("floods", self.floods, 0, 10_000_000)
+        if self.signal is not None:
+            _require_signal(self.signal)
+        if self.cannot_start is not None and (
+            isinstance(self.cannot_start, bool) or self.cannot_start not in errno.errorcode
+        ):
+            raise ValueError(f"cannot_start is an errno, not {self.cannot_start!r}")
+        self._require_one_end()
+
+    def _require_one_end(self) -> None:
+        ends = {
+            "exit_code": self.exit_code != 0,
+            "signal": self.signal is not None,
+            "hangs": self.hangs,
+            "cannot_start": self.cannot_start is not None,
+            "dies": self.dies,
+        }
+        said = [name for name, is_said in ends.items() if is_said]
+        if len(said) > 1:
+            raise ValueError(f"a script has one end, not {' and '.join(said)}")
+        if self.cannot_start is not None and (
+            self.lines or self.floods or self.leaves_grandchild or self.ignores_term
+        ):
+            raise ValueError("a command that cannot be started does nothing else")
+        if self.open_end and self.floods == 0 and not any(map(_is_line, self.lines)):
+            raise ValueError("without a line there is no last one to leave open")
+
+    @property
+    def duration(self) -> float:
+        """The seconds until its end, if nobody ends it before: all pauses."""
+        pauses = (part for part in self.lines if isinstance(part, (int, float)))
+        return math.inf if self.hangs else float(sum(pauses))
+
+    def parts(self) -> Iterator[float | tuple[str, bytes]]:
+        """Yield the pauses, and what is written: the stream and the bytes, newline included."""
+        last = self._last_line()
+        for number, part in enumerate(self.lines):
+            if isinstance(part, (int, float)):
+                yield float(part)
+            else:
+                stream, line = part if isinstance(part, tuple) else ("stdout", part)
+                data = line.encode() if isinstance(line, str) else line
+                data = data.removesuffix(b"\n")
+                yield stream, data if number == last else data + b"\n"
+        for first in range(0, self.floods, _FLOOD_AT_ONCE):
+            end = min(first + _FLOOD_AT_ONCE, self.floods)
+            data = b"".join(b"flood %d\n" % number for number in range(first, end))
+            yield "stdout", data[:-1] if self.open_end and end == self.floods else data
+
+    def _last_line(self) -> int | None:
+        """Return which of the parts has no newline, if any."""
+        if not self.open_end or self.floods:
+            return None
+        return max(number for number, part in enumerate(self.lines) if _is_line(part))
+
+
+_FLOOD_AT_ONCE = 4096  # lines: some 50 KB, about what a pipe holds
+
+
+def _is_line(part: Part) -> bool:
+    stream = part[0] if isinstance(part, tuple) else "stdout"
+    return not isinstance(part, (int, float)) and stream != "progress"
+
+
+def _checked_part(part: object) -> Part:
+    """
+    Return a part of a script.
+
+    Raises:
+        ValueError: It is neither a line nor a pause.
+    """
+    if isinstance(part, bool):
+        raise ValueError(f"a part of a script is a line or a pause, not {part!r}")
+    if isinstance(part, (int, float)):
+        if not 0 <= part < math.inf:
+            raise ValueError(f"a pause is a number of seconds, 0 or more, not {part!r}")
+        return part
+    if isinstance(part, (str, bytes)):
+        return _checked_line(part)
+    if isinstance(part, tuple) and len(part) == 2:
+        stream, line = part
+        if stream not in ("stdout", "stderr", "progress"):
+            raise ValueError(f'a line goes to "stdout", "stderr" or "progress", not to {stream!r}')
+        return stream, _checked_line(line)
+    raise ValueError(f"a part of a script is a line or a pause, not {part!r}")
+
+
+def _checked_line(line: object) -> str | bytes:
+    if not isinstance(line, (str, bytes)):
+        raise ValueError(f"a line is text or bytes, not {line!r}")
+    if isinstance(line, str):
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a line that cannot be encoded: {line!r}; give bytes") from error
+    return line
+
+
+def _require_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} is a whole number from {least} to {most}, not {value!r}")
+
+
+def _require_signal(number: object) -> None:
+    if isinstance(number, bool) or number not in signals.valid_signals():
+        raise ValueError(f"signal is the number of a signal, not {number!r}")
+    if number in _HARMLESS:
+        raise ValueError(f"no process ends by {signals.Signals(int(number)).name}")  # type: ignore[call-overload]
