@@ -25,6 +25,10 @@ class Bytes(os.PathLike):
         """Return the path."""
         return b"/tmp/jobs.db"
 
+    def __repr__(self):
+        """Return a name that is the same in every process."""
+        return "Bytes()"
+
 
 def refusal(call):
     """Return the error of a call that is to be refused."""

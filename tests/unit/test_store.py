@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timedelta, timezone
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -28,9 +28,11 @@ from jobcore.database import Database
 from tests.jobfiles import sql
 from tests.processes import at_once
 
+#: An id, but no job's. Not a random one: the names of tests are the same in every process.
+NOBODY = UUID("12345678-9abc-4def-8123-456789abcdef")
 NO_IDS = [
-    "", "x", "../../etc/passwd", "/etc/passwd", "\0", "é", "0" * 31, "0" * 33, str(uuid4()) + "x",
-    "' OR 1=1 --", "%", None, 7, b"0" * 32, object(), uuid4(), uuid4().hex, [],
+    "", "x", "../../etc/passwd", "/etc/passwd", "\0", "é", "0" * 31, "0" * 33, f"{NOBODY}x",
+    "' OR 1=1 --", "%", None, 7, b"0" * 32, ..., NOBODY, NOBODY.hex, [],
 ]  # fmt: skip
 
 
