@@ -240,9 +240,31 @@ class Database:
 
     # --- waiting for commits --------------------------------------------------
 
-    def version(self) -> int:
-        """Return a number that differs after every commit to the file, of any process."""
+    def version(self, within: float = 0.0) -> int:
+        """
+        Return a number that differs after every commit to the file, of any process.
+
+        Args:
+            within: What another thread saw so many seconds ago will do, if this
+                process has committed nothing since. 0: look at the file now.
+        """
+        known = self.known_version(within)
+        return self._look_for_commits() if known is None else known
+
+    def known_version(self, within: float) -> int | None:
+        """
+        Return the version that a thread saw in the last `within` seconds; None: nobody did.
+
+        It takes no lock and touches no file, so an event loop may call it, and
+        a hundred waiters cost one look.
+        """
+        looked, version = self._looked
+        fresh = looked > self._announced and time.monotonic() - looked < within
+        return version if fresh else None
+
+    def _look_for_commits(self) -> int:
         with self._in_use(), self._watch_lock, self._typed_errors():
+            now = time.monotonic()  # before the look: a commit just behind it makes it old
             fresh = self._watch is None
             if self._watch is None:
                 self._watch = self._connect()
@@ -252,28 +274,36 @@ class Database:
                 # there were commits, so the number is one that was never returned.
                 self._version_base = self._version + 1 - number
             self._version = self._version_base + number
+            self._looked = now, self._version
             return self._version
 
-    def wait_for_change(self, seen: int, timeout: float) -> int:
+    def wait_for_change(self, seen: int, timeout: float, pause: float = LOOK_FIRST) -> int:
         """
         Wait until the version is no longer `seen`, at most `timeout` seconds, and return it.
 
         A commit of this process wakes at once; one of another process is seen
         within `LOOK_LONGEST`. No table is touched.
+
+        Args:
+            pause: Seconds until the first look for others' commits; the next ones come
+                at growing distance. Who has waited for long begins with `LOOK_LONGEST`.
         """
         deadline = time.monotonic() + timeout
-        pause = LOOK_FIRST
-        while (now := self.version()) == seen:
+        while True:
+            commits = self._commits
+            now = self.version(LOOK_FIRST)
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                break
+            if now != seen or remaining <= 0:
+                return now
             with self._committed:
-                self._committed.wait(min(pause, remaining))
+                if self._commits == commits:  # or the one to wake us came just before
+                    self._committed.wait(min(pause, remaining))
             pause = min(pause * 2, LOOK_LONGEST)
-        return now
 
     def _announce(self) -> None:
         with self._committed:
+            self._announced = time.monotonic()
+            self._commits += 1
             self._committed.notify_all()
 
     # --- checkpoints ----------------------------------------------------------
@@ -357,6 +387,7 @@ class Database:
             self._doorway.wait(left)
 
     def _close_connections(self) -> None:
+        self._looked = (0.0, 0)  # who waits is to hear of a close, and of a fork
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -369,6 +400,9 @@ class Database:
         self._writer_lock = threading.Lock()
         self._watch_lock = threading.Lock()
         self._committed = threading.Condition()
+        self._commits = 0  # of this process
+        self._announced = 0.0  # when the last of them was, by the monotonic clock
+        self._looked = (0.0, 0)  # when a thread looked for commits, and the version it saw
         self._doorway = threading.Condition()
         self._users = 0
         self._fork_pending = False

@@ -67,6 +67,7 @@ class Dispatcher:
     """
 
     _claims: threading.Lock  # held over each change of the assignments
+    _seen_queued: int  # the version of the file at which something was seen in the queue
 
     def __init__(
         self,
@@ -126,11 +127,28 @@ class Dispatcher:
             return [assignment.run for assignment in self._assignments.values()]
 
     def is_idle(self) -> bool:
-        """Tell whether nothing is queued that this manager could claim now, and nothing runs."""
-        if not self._backlog.is_empty() or not self._claims.acquire(timeout=IDLE_PATIENCE):
+        """
+        Tell whether nothing is queued that this manager could claim now, and nothing runs.
+
+        The queue is read only where nothing runs, and not again before a commit:
+        what has been seen there does not leave it without one.
+        """
+        if self._is_busy():
             return False
+        version = self._database.version()
+        if version == self._seen_queued:
+            return False
+        if not self._backlog.is_empty():
+            self._seen_queued = version
+            return False
+        return not self._is_busy()  # it may have been claimed just before the queue was read
+
+    def _is_busy(self) -> bool:
+        """Tell whether a claimed job is not settled; a round that takes long is taken for one."""
+        if not self._claims.acquire(timeout=IDLE_PATIENCE):
+            return True
         try:
-            return not self._assignments
+            return bool(self._assignments)
         finally:
             self._claims.release()
 
@@ -229,6 +247,7 @@ class Dispatcher:
         self._next_chores = 0.0
         self._next_start = 0.0
         self._seen = -1
+        self._seen_queued = -1
 
     # --- the thread -------------------------------------------------------------
 

@@ -1,36 +1,118 @@
 """
 Follower: waits for jobs and reads their logs, also while they grow.
 
-It wakes when the file changed and touches the tables only then. Whoever waits
-also brings in what the job has written, so nobody else needs to be alive.
+It wakes when there was a commit and reads tables only then. Between commits it
+looks at the job's directory alone, and whoever looks also brings in what is
+there, so nobody else needs to be alive.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Row
 
 from jobcore import logs, runs
-from jobcore.arguments import checked_patience
-from jobcore.database import Database
-from jobcore.errors import JobDeleted, WaitTimeout
+from jobcore.database import LOOK_FIRST, LOOK_LONGEST, Database
+from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
+from jobcore.patience import Patience
 from jobcore.recovery import Recovery
 from jobcore.runs import Run
 
-#: Seconds between two looks into the job directory, for lines and for the end.
-FOLLOW_PAUSE = 0.05
-WAIT_PAUSE = 0.25
-#: Seconds of rest between two looks at the tables, however fast commits follow each other.
-LOOK_PAUSE = 0.005
+#: Seconds between two looks into a job's directory: for its lines, and for its end alone.
+FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
+#: Seconds for which what could not be brought in is left to others.
+BACK_OFF = 0.25
+#: Seconds for which an event loop trusts what a thread has seen of commits.
+TRUST = LOOK_LONGEST / 2
+
+
+class Sight:
+    """
+    What this process sees of a job that somebody waits for; all who wait for it share it.
+
+    So one of them looks for all, into the directory and, when there was a
+    commit, at the rows of all jobs that anybody waits for.
+
+    Attributes:
+        run: The job as it was last read; None: it is gone.
+        seen: The version of the file then; -1, which none is, before that.
+        visited: When its directory was last looked into, by the monotonic clock.
+    """
+
+    __slots__ = ("__weakref__", "number", "run", "seen", "visited")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.run: Run | None = None
+        self.seen = -1
+        self.visited = 0.0
+
+
+class Cursor(NamedTuple):
+    """
+    Where somebody who waits for a job stands; each step returns the next one.
+
+    It is a value, so a step whose answer nobody took has lost nothing.
+
+    Attributes:
+        run: The job as its waiter last saw it.
+        sight: Where he sees what has become of it.
+        interval: Seconds between two looks into its directory.
+        sequence: The line to be read next.
+        seen: The version of the file that `run` is from.
+        pause: Seconds until the next look for commits; it grows while nothing happens.
+        vain: Whether there were commits since, and they were others' affairs.
+    """
+
+    run: Run
+    sight: Sight
+    interval: float
+    sequence: int = 0
+    seen: int = -1
+    pause: float = LOOK_FIRST
+    vain: bool = False
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are lines to be read."""
+        return self.sequence < self.run.next_sequence
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look into the directory: a job without a process has none."""
+        return self.run.supervised and time.monotonic() >= self.sight.visited + self.interval
+
+    def moved(self) -> Cursor:
+        """
+        Return the cursor with what is in sight.
+
+        Raises:
+            JobDeleted: The job is gone, or is being deleted by somebody else.
+        """
+        if self.sight.seen == self.seen:
+            return self._replace(vain=False, pause=min(self.pause * 2, LOOK_LONGEST))
+        run, seen = require(self.run, self.sight.run), self.sight.seen
+        if run == self.run:
+            return self._replace(seen=seen, vain=self.seen >= 0)
+        return self._replace(run=run, seen=seen, vain=False, pause=LOOK_FIRST)
+
+    def in_words(self) -> str:
+        """Return what is so of the job, for whoever can wait no longer."""
+        return f"job {self.run.id} is {self.run.status}"
 
 
 class Follower:
     """
     Reads and waits.
+
+    All waiting, in threads and in event loops, is made of the steps `refresh`,
+    `visit` and `read`; each blocks for no longer than a few transactions do.
 
     Args:
         database: Where jobs and lines are.
@@ -40,6 +122,70 @@ class Follower:
     def __init__(self, database: Database, recovery: Recovery) -> None:
         self._database = database
         self._recovery = recovery
+        #: By job number; each is gone with the last of those who wait for it.
+        self._sights: weakref.WeakValueDictionary[int, Sight] = weakref.WeakValueDictionary()
+
+    # --- the steps ----------------------------------------------------------------
+
+    def waiting(self, run: Run) -> Cursor:
+        """Return the cursor of somebody who waits for the job's end."""
+        return Cursor(run, self._sights.setdefault(run.number, Sight(run.number)), WAIT_PAUSE)
+
+    def following(self, run: Run, sequence: int) -> Cursor:
+        """Return the cursor of somebody who reads its lines from `sequence` on."""
+        sight = self._sights.setdefault(run.number, Sight(run.number))
+        return Cursor(run, sight, FOLLOW_PAUSE, sequence)
+
+    def is_stale(self, cursor: Cursor) -> bool:
+        """Tell, without any lock or file, whether there may have been a commit since the sight."""
+        return cursor.sight.seen != self._database.known_version(TRUST)
+
+    def refresh(self, cursor: Cursor) -> None:
+        """If there was a commit, read the rows of all jobs in sight."""
+        version = self._database.version(LOOK_FIRST)
+        if cursor.sight.seen == version:
+            return
+        # The references in one go: another thread may add one meanwhile.
+        sights = [sight for reference in self._sights.valuerefs() if (sight := reference())]
+        with self._database.read() as connection:
+            for sight in sights:
+                if sight.seen != version:
+                    sight.run = runs.find(connection, sight.number)
+                    sight.seen = version
+
+    def visit(self, cursor: Cursor) -> Cursor:
+        """
+        Look into the job's directory, bring in what is new there, and return the cursor with it.
+
+        Raises:
+            JobDeleted: The job was deleted in between.
+        """
+        run = cursor.run
+        cursor.sight.visited = time.monotonic()
+        if not self._recovery.has_news(run):
+            return cursor
+        fresh = require(run, self._recovery.reconcile_softly(run))
+        if fresh == run:
+            cursor.sight.visited = time.monotonic() + BACK_OFF
+        # The version stays the one seen: behind this commit there may be another one.
+        return cursor._replace(run=fresh)
+
+    def read(self, cursor: Cursor) -> tuple[Sequence[Row[Any]], Cursor]:
+        """
+        Return a few segments from the cursor's line on, and the cursor behind them.
+
+        Raises:
+            JobDeleted: The job was deleted in between.
+        """
+        with self._database.read() as connection:
+            run = require(cursor.run, runs.find(connection, cursor.run.number))
+            segments = logs.segments_from(connection, run.number, cursor.sequence)
+        end = logs.end_of(segments[-1]) if segments else 0
+        if end <= cursor.sequence:
+            end = run.next_sequence  # a damaged file: nobody is to wait for lines that are lost
+        return segments, cursor._replace(run=run, sequence=end)
+
+    # --- in the caller's thread -----------------------------------------------------
 
     def lines(self, run: Run, sequence: int, limit: int | None = None) -> Iterator[LogLine]:
         """
@@ -51,7 +197,7 @@ class Follower:
         left = limit
         while left is None or left > 0:
             with self._database.read() as connection:
-                self._require(connection, run)
+                require(run, runs.find(connection, run.number))
                 segments = logs.segments_from(connection, run.number, sequence)
             begun = sequence
             for segment in segments:
@@ -73,24 +219,21 @@ class Follower:
             JobDeleted: The job was deleted in between.
             WaitTimeout: `timeout` seconds were over.
         """
-        deadline = _deadline(timeout)
+        patience = Patience(timeout)
+        cursor = self.following(run, sequence)
         while True:
-            seen = self._database.version()
-            current = self._current(run)
-            # Final is read before the lines: then these are all.
-            final = current.final
-            for line in self.lines(current, sequence):
-                yield line
-                sequence = line.sequence + 1
-                if time.monotonic() > deadline:
-                    raise WaitTimeout(f"job {run.id} still wrote lines after {timeout} s")
-            if final:
+            cursor = self._look(cursor)
+            while cursor.behind:
+                first = cursor.sequence
+                segments, cursor = self.read(cursor)
+                for segment in segments:
+                    for line in logs.lines(segment, first):
+                        yield line
+                        if patience.over:
+                            raise patience.error(cursor.in_words())
+            if cursor.run.final:
                 return
-            if time.monotonic() > deadline:
-                raise WaitTimeout(f"job {run.id} was not final after {timeout} s")
-            self._database.wait_for_change(
-                seen, min(FOLLOW_PAUSE, max(deadline - time.monotonic(), 0))
-            )
+            self._rest(cursor, patience)
 
     def wait(
         self,
@@ -102,63 +245,60 @@ class Follower:
         Block until the job is final, and return it.
 
         Args:
-            check: Called at every look; raises what should end the waiting.
+            check: Called at every look at a QUEUED job; raises what should end the waiting.
 
         Raises:
             JobDeleted: The job was deleted in between.
             WaitTimeout: `timeout` seconds were over.
         """
-        deadline = _deadline(timeout)
-        while True:
-            seen = self._database.version()
-            current = self._current(run)
-            next_look = time.monotonic() + WAIT_PAUSE
-            while not current.final and (now := time.monotonic()) < next_look:
-                if current.status == Status.QUEUED:
-                    check()
-                if now > deadline:
-                    raise WaitTimeout(f"job {run.id} is {current.status} after {timeout} s")
-                seen = self._database.wait_for_change(seen, max(min(next_look, deadline) - now, 0))
-                with self._database.read() as connection:
-                    current = self._require(connection, run)
-            if current.final:
-                return current
+        patience = Patience(timeout)
+        cursor = self.waiting(run)
+        while not (cursor := self._look(cursor)).run.final:
+            if cursor.run.status == Status.QUEUED:
+                check()
+            self._rest(cursor, patience)
+        return cursor.run
 
     def wait_for(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         """
-        Block until `condition`, asked again whenever the file changed.
+        Block until `condition`, asked again after every commit, and now and then.
 
         Raises:
             WaitTimeout: `timeout` seconds were over.
         """
-        deadline = _deadline(timeout)
+        patience = Patience(timeout)
+        pause = LOOK_FIRST
         while True:
-            seen = self._database.version()
+            seen = self._database.version(LOOK_FIRST)
             if condition():
                 return
-            now = time.monotonic()
-            if now > deadline:
-                raise WaitTimeout(f"{what} after {timeout} s")
-            self._database.wait_for_change(seen, min(WAIT_PAUSE, max(deadline - now, 0)))
-            # Many commits a second are no reason for as many looks.
-            time.sleep(LOOK_PAUSE)
+            if patience.over:
+                raise patience.error(what)
+            self._database.wait_for_change(seen, min(pause, patience.left), pause)
+            time.sleep(LOOK_FIRST)  # many commits a second are no reason for as many questions
+            pause = min(pause * 2, LOOK_LONGEST)
 
-    def _current(self, run: Run) -> Run:
-        with self._database.read() as connection:
-            current = self._require(connection, run)
-        fresh = self._recovery.reconcile_softly(current)
-        if fresh is None or (fresh.deleted_at is not None and run.deleted_at is None):
-            raise JobDeleted(run.id)
-        return fresh
+    def _look(self, cursor: Cursor) -> Cursor:
+        self.refresh(cursor)
+        cursor = cursor.moved()
+        return self.visit(cursor) if cursor.due else cursor
 
-    @staticmethod
-    def _require(connection: Connection, run: Run) -> Run:
-        current = runs.find(connection, run.number)
-        # A number is never used again, so another row under it cannot be.
-        if current is None or (current.deleted_at is not None and run.deleted_at is None):
-            raise JobDeleted(run.id)
-        return current
+    def _rest(self, cursor: Cursor, patience: Patience) -> None:
+        if patience.over:
+            raise patience.error(cursor.in_words())
+        if cursor.vain:
+            time.sleep(LOOK_FIRST)  # others may commit as often as they like
+        self._database.wait_for_change(cursor.seen, min(cursor.pause, patience.left), cursor.pause)
 
 
-def _deadline(timeout: float | None) -> float:
-    return time.monotonic() + checked_patience(timeout)
+def require(run: Run, current: Run | None) -> Run:
+    """
+    Return what the job is now, for somebody who knows it as `run`.
+
+    Raises:
+        JobDeleted: It is gone, or being deleted since.
+    """
+    # A number is never used again, so another row under it cannot be.
+    if current is None or (current.deleted_at is not None and run.deleted_at is None):
+        raise JobDeleted(run.id)
+    return current

@@ -114,6 +114,12 @@ def segments_from(connection: Connection, number: int, sequence: int) -> Sequenc
     return connection.execute(_SEGMENTS, {"number": number, "sequence": sequence}).all()
 
 
+def end_of(row: Row[Any]) -> int:
+    """Return the number behind that of a stored segment's last line."""
+    end: int = row.first_sequence + row.line_count
+    return end
+
+
 def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
     """Yield the lines of a stored segment, from the number `sequence` on."""
     data = unpack(row)

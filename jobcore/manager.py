@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
@@ -29,6 +37,7 @@ from jobcore.arguments import (
     checked_types,
     require_methods,
 )
+from jobcore.awaiter import Awaiter
 from jobcore.bookkeeper import Bookkeeper
 from jobcore.clock import Clock, SystemClock
 from jobcore.command import checked_grace
@@ -62,6 +71,7 @@ from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transit
 from jobcore.notifier import Notifier
 from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
+from jobcore.runs import Run
 from jobcore.scheduler import Scheduler
 from jobcore.stopper import Stopper
 from jobcore.supervision.pool import Launcher, ProcessLauncher, SupervisorPool
@@ -80,6 +90,8 @@ STOP_PATIENCE = 1.0
 #: The managers of this process that are not closed; `jobcore.testing` finds them here.
 OPEN: weakref.WeakSet[JobManager] = weakref.WeakSet()
 
+NOT_DRAINED = "jobs were still queued or running"
+
 
 class JobManager:
     """
@@ -92,6 +104,11 @@ class JobManager:
     and a power failure, unless the method says otherwise. Every method may raise
     `StoreError`, where the database could not do it; then nothing was changed.
     Times are UTC; a list, a model or a text that is returned is a copy.
+
+    In an event loop (asyncio, trio, or anyio on either) await the forms that end in
+    `_async`. Call all others in a thread, as `await asyncio.to_thread(jobs.submit,
+    command)`: each has transactions to make, and may have to wait for another
+    process's. No child watcher and no signal handler is needed or installed.
 
     Args:
         database: The file; it is made if it is not there, mode 0600. Beside it,
@@ -154,6 +171,7 @@ class JobManager:
         self._stopper = Stopper(self._database, directories, self._clock)
         self._recovery = Recovery(self._database, directories, importer, self._stopper, self._clock)
         self._follower = Follower(self._database, self._recovery)
+        self._awaiter = Awaiter(self._follower)
         self._deleter = Deleter(
             self._database, self._stopper, self._follower, self._recovery, self._clock
         )
@@ -450,7 +468,7 @@ class JobManager:
             CommandError: The grace is not a number of seconds, 0 or more.
         """
         checked = None if grace is None else checked_grace(grace)
-        run = self._stopper.stop(store.run_of(self._reconciled(job_id)), checked, "stop")
+        run = self._stopper.stop(self._run(job_id), checked, "stop")
         return self._job(run.number)
 
     def cancel_job(self, job_id: Id) -> Job:
@@ -466,7 +484,7 @@ class JobManager:
             JobNotFound: No job has this id.
             InvalidTransition: It is final.
         """
-        run = self._stopper.cancel(store.run_of(self._reconciled(job_id)))
+        run = self._stopper.cancel(self._run(job_id))
         return self._job(run.number)
 
     def delete_job(self, job_id: Id) -> None:
@@ -479,7 +497,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
         """
-        self._deleter.delete(store.run_of(self._reconciled(job_id)))
+        self._deleter.delete(self._run(job_id))
 
     @overload
     def prune(
@@ -647,7 +665,7 @@ class JobManager:
             ValueError: `sequence` or `limit` is negative, or no number; at this call.
         """
         first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
-        run = store.run_of(self._reconciled(job_id))
+        run = self._run(job_id)
         return self._follower.lines(run, first, most)
 
     def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
@@ -660,7 +678,7 @@ class JobManager:
             n: How many lines, at most.
         """
         most = checked_sequence(n)
-        run = store.run_of(self._reconciled(job_id))
+        run = self._run(job_id)
         return self._follower.lines(run, max(run.next_sequence - most, 0), most)
 
     def follow(
@@ -681,7 +699,7 @@ class JobManager:
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
-        run = store.run_of(self._reconciled(job_id))
+        run = self._run(job_id)
         return self._follower.follow(run, first, timeout)
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
@@ -720,7 +738,7 @@ class JobManager:
             ValueError: `timeout` is no number.
         """
         checked_patience(timeout)
-        run = store.run_of(self._reconciled(job_id))
+        run = self._run(job_id)
         self._follower.wait(run, timeout, self._dispatcher.require_supervisors)
         return self._job(run.number)
 
@@ -737,15 +755,59 @@ class JobManager:
             SpawnError: Supervisors fail to start again and again.
             ValueError: `timeout` is no number.
         """
+        self._follower.wait_for(self._is_drained, timeout, NOT_DRAINED)
 
-        def is_drained() -> bool:
-            if self._dispatcher.is_idle():
-                return True
-            self._dispatcher.require_supervisors()
-            return False
+    def wait_async(self, job_id: Id, timeout: float | None = None) -> Coroutine[Any, Any, Job]:
+        """
+        Await the end of the job, and return it: `wait` for an event loop.
 
-        self._start()
-        self._follower.wait_for(is_drained, timeout, "jobs were still queued or running")
+        No thread is held while it waits, so thousands may. When it is cancelled, the job goes on.
+
+        Raises:
+            JobNotFound: No job has this id.
+            JobDeleted: It was deleted meanwhile.
+            WaitTimeout: It is not final after `timeout` seconds; it goes on.
+            SpawnError: It is QUEUED here, and supervisors fail to start again and again.
+            ValueError: `timeout` is no number; at this call, not when it is awaited.
+        """
+        checked_patience(timeout)
+        return self._awaiter.wait(
+            lambda: self._run(job_id), timeout, self._dispatcher.require_supervisors, self._job
+        )
+
+    def follow_async(
+        self, job_id: Id, sequence: int = 0, timeout: float | None = None
+    ) -> AsyncIterator[LogLine]:
+        """
+        Return an asynchronous iterator of the lines from `sequence` on: `follow` for an event loop.
+
+        Leave it where you like: there is nothing to close. An `anext()` that is
+        cancelled has taken no line, so the next one goes on without a gap.
+
+        Args:
+            timeout: Seconds for the whole of it, from the first `anext()` on.
+
+        Raises:
+            JobNotFound: No job has this id; at the first `anext()`.
+            JobDeleted: It was deleted while you read; at `anext()`.
+            WaitTimeout: The time was over; at `anext()`.
+            ValueError: `sequence` is negative, or one of both no number; at this call.
+        """
+        first = checked_sequence(sequence)
+        checked_patience(timeout)
+        return self._awaiter.follow(lambda: self._run(job_id), first, timeout)
+
+    def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:
+        """
+        Await what `drain` waits for, in an event loop.
+
+        Raises:
+            WaitTimeout: That is not so after `timeout` seconds.
+            SpawnError: Supervisors fail to start again and again.
+            ValueError: `timeout` is no number; at this call, not when it is awaited.
+        """
+        checked_patience(timeout)
+        return self._awaiter.wait_for(self._is_drained, timeout, NOT_DRAINED)
 
     def recover(self) -> list[Job]:
         """
@@ -1132,6 +1194,16 @@ class JobManager:
             raise JobNotFound(job_id)
         with self._database.read() as connection:
             return require_job(connection, job_id)
+
+    def _run(self, job_id: Id) -> Run:
+        return store.run_of(self._reconciled(job_id))
+
+    def _is_drained(self) -> bool:
+        self._start()
+        if self._dispatcher.is_idle():
+            return True
+        self._dispatcher.require_supervisors()
+        return False
 
     def _job(self, number: int) -> Job:
         with self._database.read() as connection:

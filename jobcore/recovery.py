@@ -106,6 +106,31 @@ class Recovery:
         telemetry.event(level, "reconcile postponed", job=str(run.id), error=what)
         return run
 
+    def has_news(self, run: Run) -> bool:
+        """
+        Tell whether a supervised job's directory says more than `run` does. No table is touched.
+
+        That is an exit record, output behind what is imported, or a free lock; a
+        wish to stop that is not fulfilled counts as well.
+        """
+        try:
+            return self._says_more(run, output=True)
+        except NewerProtocol:
+            return False  # its own version cares for it
+
+    def _says_more(self, run: Run, *, output: bool) -> bool:
+        try:
+            with self._directories.open(run.name) as directory:
+                if (
+                    jobdir.read_exit(directory, run.token or "") is not None
+                    or (output and jobdir.spool_end(directory) > run.spool_offset)
+                    or not self._directories.is_held(directory)
+                ):
+                    return True
+            return run.stop_requested is not None  # of which its supervisor is to be reminded
+        except (StoreError, OSError):
+            return True  # it is gone, or cannot be read: reconciling finds out which
+
     def _is_alive(self, run: Run) -> bool:
         try:
             with self._directories.open(run.name) as directory:
@@ -216,17 +241,9 @@ class Recovery:
 
     def _sweep_one(self, run: Run, *, resting: bool) -> Run | None:
         try:
-            with self._directories.open(run.name) as directory:
-                ended = jobdir.read_exit(directory, run.token or "") is not None
-                behind = resting and jobdir.spool_end(directory) > run.spool_offset
-                held = self._directories.is_held(directory)
-        except FileNotFoundError:
-            ended, behind, held = False, False, False
+            return self.reconcile_softly(run) if self._says_more(run, output=resting) else run
         except NewerProtocol:
             return None
-        if held and not (ended or behind or run.stop_requested is not None):
-            return run
-        return self.reconcile_softly(run)
 
     def _press(self, run: Run) -> None:
         """Wake, and at last end, a supervisor that has not reacted to a stop for a long time."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import anyio
 import pytest
 import typer.main
 
@@ -68,6 +69,19 @@ def test_the_ndjson_is_what_is_sent():
     ]
 
     assert blocks("json") == [b"".join(wire.ndjson(lines)).decode()]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_example_for_event_loops_runs_under_each(backend, database, capsys):
+    """What README awaits prints the log, and returns the final job."""
+    known = {}
+    exec(between("event loop", "end of event loop").split("```")[1].removeprefix("python"), known)
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(["sh", "-c", "echo hello; exit 3"])
+        ended = anyio.run(known["build"], jobs, job.id, backend=backend)
+
+    assert capsys.readouterr().out == "hello\n"
+    assert ended.exit_code == 3
 
 
 def test_the_two_commands_are_single_lines():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,19 @@ def watching(jobs: JobManager, seen: list[Event]) -> Iterator[int]:
     yield from (event.id for event in jobs.events(after=3, workspace_id=UUID(int=0), type="A"))
     end()
     with_filters()
+
+
+async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
+    """Wait in an event loop in every way there is."""
+    lines: AsyncIterator[LogLine] = jobs.follow_async(str(job_id), 5, timeout=2.5)
+    async for line in lines:
+        text: str = line.text
+        print(text)
+    first: LogLine = await jobs.follow_async(job_id).__anext__()
+    await jobs.drain_async(timeout=first.sequence)
+    waiting = asyncio.create_task(jobs.wait_async(job_id, 60))
+    ended: Job = await waiting
+    return ended if ended.status.final else await jobs.wait_async(job_id)
 
 
 def facts(job: Job) -> tuple[object, ...]:

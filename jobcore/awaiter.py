@@ -1,0 +1,208 @@
+"""
+Awaiter: the follower's waiting, for callers in an event loop.
+
+It is made of the same steps. Each runs in a worker thread, and only when there
+may be something to see; in between the caller's framework sleeps, so a waiter
+holds no thread, however many there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from jobcore import logs
+from jobcore.database import LOOK_FIRST, LOOK_LONGEST
+from jobcore.eventloop import Answer, in_thread, sleep
+from jobcore.follower import Cursor, Follower
+from jobcore.lifecycle import Status
+from jobcore.models import LogLine
+from jobcore.patience import Patience
+from jobcore.runs import Run
+
+#: Lines after which a reader lets the loop's other tasks run. A guess between
+#: many detours and a loop that stands still: they take about a millisecond.
+BREATH = 256
+
+
+class Awaiter:
+    """
+    Waits in event loops.
+
+    Args:
+        follower: Takes the steps.
+    """
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+        self._refreshing = False  # by one task, for all
+
+    async def wait(
+        self,
+        begin: Callable[[], Run],
+        timeout: float | None,
+        check: Callable[[], None],
+        end: Callable[[int], Answer],
+    ) -> Answer:
+        """
+        Return, when the job is final, what `end` makes of its number.
+
+        Args:
+            begin: Finds the job; it is called in a thread, as `end` is.
+            check: Called at every look at a QUEUED job; raises what should end the waiting.
+
+        Raises:
+            JobDeleted: The job was deleted in between.
+            WaitTimeout: `timeout` seconds were over.
+        """
+        patience = Patience(timeout)
+        cursor = self._follower.waiting(await in_thread(begin))
+        while not (cursor := await self.look(cursor)).run.final:
+            if cursor.run.status == Status.QUEUED:
+                check()
+            await _rest(cursor, patience)
+        return await in_thread(end, cursor.run.number)
+
+    def follow(self, begin: Callable[[], Run], sequence: int, timeout: float | None) -> Lines:
+        """
+        Return an iterator of the lines from `sequence` on as they come, until the job's end.
+
+        Args:
+            begin: Finds the job; it is called in a thread, at the first `anext()`.
+        """
+        return Lines(self, self._follower, begin, sequence, timeout)
+
+    async def wait_for(
+        self, condition: Callable[[], bool], timeout: float | None, what: str
+    ) -> None:
+        """
+        Return when `condition` is true, which is asked in a thread, now and then.
+
+        Raises:
+            WaitTimeout: `timeout` seconds were over.
+        """
+        patience = Patience(timeout)
+        pause = LOOK_FIRST
+        while not await in_thread(condition):
+            if patience.over:
+                raise patience.error(what)
+            await sleep(min(pause, patience.left))
+            pause = min(pause * 2, LOOK_LONGEST)
+
+    async def look(self, cursor: Cursor) -> Cursor:
+        """
+        Return the cursor with the job as it is now, without a thread where nothing happened.
+
+        Raises:
+            JobDeleted: The job was deleted in between.
+        """
+        if not self._refreshing and self._follower.is_stale(cursor):
+            self._refreshing = True
+            try:
+                await in_thread(self._follower.refresh, cursor)
+            finally:
+                self._refreshing = False
+        cursor = cursor.moved()
+        if not cursor.due:
+            return cursor
+        cursor.sight.visited = time.monotonic()  # or all others would follow it there
+        return await in_thread(self._follower.visit, cursor)
+
+
+class Lines(AsyncIterator[LogLine]):
+    """
+    The lines of a job as they come.
+
+    A call of `anext()` that is cancelled has taken nothing: the next one goes on
+    at the same line. Between two calls it holds nothing that is to be closed.
+
+    Args:
+        awaiter: Looks.
+        follower: Reads.
+        begin: Finds the job; it is called in a thread, at the first `anext()`.
+        sequence: Of the first line.
+        timeout: Seconds for the whole of it, from the first `anext()` on.
+    """
+
+    def __init__(
+        self,
+        awaiter: Awaiter,
+        follower: Follower,
+        begin: Callable[[], Run],
+        sequence: int,
+        timeout: float | None,
+    ) -> None:
+        self._awaiter = awaiter
+        self._follower = follower
+        self._begin = begin
+        self._sequence = sequence
+        self._timeout = timeout
+        self._patience: Patience | None = None
+        self._cursor: Cursor | None = None
+        self._ready: Iterator[LogLine] = iter(())
+        self._taken = 0
+        self._reading = False
+
+    def __aiter__(self) -> Lines:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> LogLine:
+        """Return the next line."""
+        if self._reading:
+            raise RuntimeError("another task waits for the next line of the same iterator")
+        self._reading = True
+        try:
+            return await self._next()
+        finally:
+            self._reading = False
+
+    async def _next(self) -> LogLine:
+        if self._patience is None:
+            self._patience = Patience(self._timeout)
+        if self._taken % BREATH == BREATH - 1:
+            await sleep(0)
+        if self._cursor is not None and self._taken and self._patience.over:
+            raise self._patience.error(self._cursor.in_words())
+        while (line := next(self._ready, None)) is None:
+            self._ready = await self._more(self._patience)
+        self._taken += 1
+        return line
+
+    async def _more(self, patience: Patience) -> Iterator[LogLine]:
+        """
+        Return the next lines, as soon as there are some.
+
+        Only what is assigned has happened: what a cancelled step returns is dropped.
+
+        Raises:
+            StopAsyncIteration: There will be no more.
+        """
+        cursor = self._cursor
+        if cursor is None:
+            cursor = self._follower.following(await in_thread(self._begin), self._sequence)
+        while True:
+            if not cursor.behind:
+                cursor = await self._awaiter.look(cursor)
+            if cursor.behind:
+                segments, self._cursor = await in_thread(self._follower.read, cursor)
+                return itertools.chain.from_iterable(
+                    logs.lines(segment, cursor.sequence) for segment in segments
+                )
+            self._cursor = cursor
+            if cursor.run.final:
+                raise StopAsyncIteration
+            await _rest(cursor, patience)
+
+
+async def _rest(cursor: Cursor, patience: Patience) -> None:
+    """
+    Sleep until the next look.
+
+    Raises:
+        WaitTimeout: The time is over.
+    """
+    if patience.over:
+        raise patience.error(cursor.in_words())
+    await sleep(min(cursor.pause, patience.left))

@@ -1,0 +1,393 @@
+"""Waiting and following: woken by commits, idle without them, and over exactly with the job."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from jobcore import JobDeleted, JobManager, Reason, Status, follower
+from jobcore.database import Database
+from jobcore.follower import Follower
+from jobcore.recovery import Recovery
+from tests.faults.hosts import host, serve
+from tests.faults.rounds import in_rounds
+from tests.processes import PATIENCE, Child, until
+from tests.programs import WAITS_FOR_A_FILE, python
+
+LOOKS = "PRAGMA data_version"
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """Return what SQLite executes, for managers that are made behind this."""
+    seen = []
+    connect = Database._connect
+
+    def traced(self):
+        connection = connect(self)
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    monkeypatch.setattr(Database, "_connect", traced)
+    return seen
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Return the looks at anything that waiters took; `until` it has grown."""
+    taken = []
+    look = Follower.refresh
+
+    def counted(self, cursor):
+        taken.append(cursor)
+        return look(self, cursor)
+
+    monkeypatch.setattr(Follower, "refresh", counted)
+    return taken
+
+
+@pytest.fixture
+def own(jobs):
+    """Return a RUNNING job without a process."""
+    return jobs.start_job(jobs.create_job("TASK").id)
+
+
+def in_thread(function):
+    """Start a daemon thread that calls `function`; return it and what it will have answered."""
+    answers = []
+
+    def call():
+        try:
+            answers.append(function())
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            answers.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread, answers
+
+
+def wait_for(jobs, job_id):
+    return jobs.wait(job_id).status
+
+
+def follow(jobs, job_id, sequence=0):
+    return [(line.sequence, line.raw) for line in jobs.follow(job_id, sequence)]
+
+
+# --- idle ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("do", [wait_for, follow])
+@pytest.mark.parametrize("kind", ["queued", "without a process", "in a process"])
+def test_who_waits_idly_touches_no_table(statements, jobs, scripted, looks, kind, do):
+    """Between commits a waiter executes nothing but the question whether there was one."""
+    run = scripted() if kind == "in a process" else None
+    job = jobs.get_job(run.id) if run else jobs.create_job("TASK")
+    if kind == "without a process":
+        jobs.start_job(job.id)
+    thread, answers = in_thread(partial(do, jobs, job.id))
+    until(lambda: len(looks) >= 3, "the first looks")
+    before = len(statements)
+    until(lambda: len(looks) >= 12, "some idle looks")
+    idle = statements[before:]
+    if run:
+        run.exit()
+        run.die()
+    elif kind == "queued":
+        jobs.cancel_job(job.id)
+    else:
+        jobs.finish_job(job.id)
+    thread.join(PATIENCE)
+
+    assert set(idle) == {LOOKS}
+    assert answers in ([Status.COMPLETE], [Status.STOPPED], [[]])
+
+
+def test_who_drains_idly_touches_no_table(statements, database, tmp_path, monkeypatch):
+    """While a job of the manager runs, a drain asks the tables nothing."""
+    asked = []
+    is_drained = JobManager._is_drained
+
+    def counted(self):
+        begun = len(statements)
+        answer = is_drained(self)
+        mine = [one for one in statements[begun:] if "FROM job" in one]
+        asked.append((threading.current_thread().name, mine))
+        return answer
+
+    monkeypatch.setattr(JobManager, "_is_drained", counted)
+    # Others' reads in the same moment would be taken for the drain's.
+    monkeypatch.setattr("jobcore.dispatcher.CHORES_PAUSE", 3600)
+    go = tmp_path / "go"
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(WAITS_FOR_A_FILE, env={"GO": str(go)})
+        assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
+        thread, answers = in_thread(lambda: jobs.drain(PATIENCE))
+        until(lambda: len(asked) >= 10, "some idle looks")
+        idle = asked[3:10]
+        go.touch()
+        thread.join(PATIENCE)
+        status = jobs.get_job(job.id).status
+
+    assert [mine for _, mine in idle] == [[]] * 7
+    assert (answers, status) == ([None], Status.ERROR)
+
+
+def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, database):
+    """What is queued does not leave the queue without a commit, so it is not asked for again."""
+    with JobManager(database, slots=1, python="/nonexistent") as stuck:
+        job = stuck.submit(["true"])
+        dispatcher = stuck._dispatcher
+        until(lambda: not dispatcher.is_idle(), "the look at the queue")
+        until(lambda: dispatcher._seen_queued == stuck._database.version(), "the last commit")
+        dispatcher._backlog.is_empty = lambda: pytest.fail("the queue was read again")
+        again = [dispatcher.is_idle() for _ in range(5)]
+        del dispatcher._backlog.is_empty
+        jobs.cancel_job(job.id)
+
+        assert again == [False] * 5
+        until(dispatcher.is_idle, "an empty queue")
+
+
+def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, looks, monkeypatch):
+    """In one process one of many followers looks into the directory, and one at the file."""
+    visits, questions = [], []
+    has_news, ask = Recovery.has_news, Database._look_for_commits
+    monkeypatch.setattr(
+        Recovery, "has_news", lambda self, run: visits.append(run) or has_news(self, run)
+    )
+    monkeypatch.setattr(
+        Database, "_look_for_commits", lambda self: questions.append(self) or ask(self)
+    )
+    run = scripted()
+    started = [in_thread(partial(follow, jobs, run.id)) for _ in range(50)]
+    until(lambda: len(looks) >= 500, "the first looks")
+    begun = len(looks), len(visits), len(questions)
+    until(lambda: len(looks) >= begun[0] + 1000, "many looks")
+    taken = [len(now) - then for now, then in zip((looks, visits, questions), begun, strict=True)]
+    run.write(b"a\n", b"b\n")
+    run.exit()
+    run.die()
+    for thread, _ in started:
+        thread.join(PATIENCE)
+
+    assert taken[1] * 5 < taken[0]
+    assert taken[2] * 2 < taken[0]
+    assert [answers for _, answers in started] == [[[(0, b"a\n"), (1, b"b\n")]]] * 50
+
+
+# --- woken --------------------------------------------------------------------------
+
+
+def finish_elsewhere(database, job_id):
+    with JobManager(database, slots=0) as other:
+        other.append_log(job_id, "last words")
+        other.finish_job(job_id)
+
+
+@pytest.mark.parametrize("do", [wait_for, follow])
+def test_a_commit_of_another_process_wakes(jobs, own, database, looks, do):
+    """Who waits for a job that another process finishes hears of it by its commit alone."""
+    child = Child(finish_elsewhere, database, own.id, held=True)
+    thread, answers = in_thread(partial(do, jobs, own.id))
+    until(lambda: len(looks) >= 3, "the first looks")
+    child.result()
+    thread.join(PATIENCE)
+
+    assert answers == [Status.COMPLETE if do is wait_for else [(0, b"last words\n")]]
+
+
+@pytest.mark.parametrize("do", [wait_for, follow])
+def test_a_commit_of_this_process_wakes_at_once(jobs, own, monkeypatch, do):
+    """A waiter that looks for others' commits only in an hour hears of ours all the same."""
+    asleep = threading.Event()
+    wait_for_change = Database.wait_for_change
+
+    def sleep_long(self, seen, _timeout, _pause):
+        asleep.set()
+        return wait_for_change(self, seen, 3600, 3600)
+
+    monkeypatch.setattr(Database, "wait_for_change", sleep_long)
+    thread, answers = in_thread(partial(do, jobs, own.id))
+    assert asleep.wait(PATIENCE)
+    jobs.finish_job(own.id)
+    thread.join(PATIENCE)
+
+    assert answers == [Status.COMPLETE if do is wait_for else []]
+
+
+def test_others_commits_wake_nobody_for_long(jobs, own, looks, monkeypatch):
+    """However many commits of others there are, a waiter rests between its looks at the tables."""
+    naps = []
+    monkeypatch.setattr(
+        follower, "time", SimpleNamespace(monotonic=time.monotonic, sleep=naps.append)
+    )
+    thread, answers = in_thread(partial(wait_for, jobs, own.id))
+    until(lambda: looks, "the first look")
+    other = jobs.start_job(jobs.create_job("TASK").id)
+    for _ in range(20):
+        begun = len(looks)
+        jobs.append_log(other.id, "noise")
+        until(lambda begun=begun: len(looks) > begun, "a look for it")
+    jobs.finish_job(own.id)
+    thread.join(PATIENCE)
+
+    assert naps
+    assert answers == [Status.COMPLETE]
+
+
+# --- the end ------------------------------------------------------------------------
+
+#: Prints 3,000 numbered lines in bursts of uneven length, and exits 7.
+BURSTS = python("""
+import sys, time
+done = 0
+for burst in [1, 7, 500, 2, 90, 1900, 499, 1]:
+    sys.stdout.write("".join(f"line {done + n}\\n" for n in range(burst)))
+    sys.stdout.flush()
+    done += burst
+    time.sleep(0.03)  # a pause of the program, not a wait of the test
+sys.exit(7)
+""")
+BURST_LINES = [(n, b"line %d\n" % n) for n in range(3000)]
+
+
+def test_followers_of_a_killed_hosts_job_settle_it_and_end(database):
+    """With the host SIGKILLed amid the output, followers get each line once, and the true end."""
+    firsts = [0, 1, 8, 509, 2999, 3000, 10_000]
+    with host(serve, database, 1) as killed, JobManager(database, slots=0) as jobs:
+        assert killed.hear() == "serving"
+        job = jobs.submit(BURSTS)
+        started = [in_thread(partial(follow, jobs, job.id, first)) for first in firsts]
+        waiting = in_thread(partial(jobs.wait, job.id))
+        until(lambda: jobs.get_job(job.id).line_count > 8, "the first lines")
+        killed.kill()
+        for thread, _ in [*started, waiting]:
+            thread.join(PATIENCE)
+    (ended,) = waiting[1]
+
+    assert [answers for _, answers in started] == [[BURST_LINES[first:]] for first in firsts]
+    assert (ended.status, ended.exit_code, ended.line_count) == (Status.ERROR, 7, 3000)
+
+
+def test_followers_in_other_processes_end_with_the_job(database):
+    """Four processes that follow from different lines get each line once, and end with the job."""
+
+    def read(first):
+        with JobManager(database, slots=0) as mine:
+            lines = follow(mine, job_id, first)
+            return lines, mine.get_job(job_id).status
+
+    with JobManager(database, slots=0) as jobs:
+        job_id = jobs.submit(BURSTS).id
+    children = [Child(read, first) for first in (0, 3, 600, 2998)]
+    with JobManager(database, slots=1) as jobs:
+        assert jobs.wait(job_id, timeout=PATIENCE).exit_code == 7
+        answers = [child.result() for child in children]
+
+    assert answers == [(BURST_LINES[first:], Status.ERROR) for first in (0, 3, 600, 2998)]
+
+
+def test_a_dead_supervisors_job_ends_for_its_followers(jobs, scripted):
+    """Who follows a job whose supervisor dies resolves it, with a line that says so."""
+    run = scripted()
+    run.started()
+    run.write(b"a\n")
+    lines = jobs.follow(run.id)
+    seen = [next(lines).raw]
+    run.die()
+    seen += [line.stream for line in lines]
+
+    assert seen == [b"a\n", "system"]
+    assert jobs.get_job(run.id).reason is Reason.LOST
+
+
+def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatch):
+    """A follower that fails to write what it found rests, tries again, and misses nothing."""
+    failures = []
+    reconcile = Recovery.reconcile
+
+    def fail_twice(self, run, *, patience=None):
+        if len(failures) < 2:
+            failures.append(run)
+            raise OSError(28, "No space left on device")
+        return reconcile(self, run, patience=patience)
+
+    run = scripted()
+    thread, answers = in_thread(partial(follow, jobs, run.id))
+    until(lambda: jobs._follower._sights, "the follower")
+    monkeypatch.setattr(follower, "BACK_OFF", 0.001)
+    monkeypatch.setattr(Recovery, "reconcile", fail_twice)
+    run.write(b"a\n")
+    run.exit()
+    run.die()
+    thread.join(PATIENCE)
+
+    assert len(failures) == 2
+    assert answers == [[(0, b"a\n")]]
+
+
+def test_lines_that_a_damaged_file_lost_keep_nobody_waiting(jobs, own):
+    """Where the file lacks lines that its job has, a follower passes over them."""
+    jobs.append_log(own.id, "a")
+    with jobs._database.write() as connection:
+        connection.exec_driver_sql("UPDATE job SET next_sequence = 5")
+    jobs.finish_job(own.id)
+
+    assert follow(jobs, own.id) == [(0, b"a\n")]
+    assert follow(jobs, own.id, 3) == []
+
+
+def test_nothing_is_kept_of_who_waited(jobs, scripted):
+    """What waiters of one job share is gone with the last of them."""
+    run = scripted()
+    lines = jobs.follow(run.id)
+    run.write(b"a\n")
+    next(lines)
+    shared = len(jobs._follower._sights)
+    lines.close()
+
+    assert (shared, len(jobs._follower._sights)) == (1, 0)
+
+
+# --- deletion -----------------------------------------------------------------------
+
+
+def read_until_deleted(lines):
+    """Return the lines that were read, and how it ended."""
+    got = []
+    try:
+        got.extend((line.sequence, line.raw) for line in lines)
+    except JobDeleted:
+        return got, "deleted"
+    return got, "ended"
+
+
+@in_rounds(smoke=10, full=200)
+def test_a_delete_ends_eight_followers(rounds, jobs):
+    """F35: eight followers of a job that is deleted get whole lines, then JobDeleted."""
+    for chance in rounds:
+        job = jobs.start_job(jobs.create_job("TASK").id)
+        expected = []
+        firsts = [0, 0, 0, 0, 1, 5, 50, 500]
+        readers = [jobs.follow(job.id, first) for first in firsts]
+        started = [in_thread(partial(read_until_deleted, lines)) for lines in readers]
+        for _ in range(chance.randrange(1, 20)):
+            some = [b"line %d\n" % (len(expected) + n) for n in range(chance.randrange(1, 90))]
+            jobs.append_log(job.id, *some)
+            expected += some
+            if chance.random() < 0.3:
+                time.sleep(chance.random() * 0.01)  # the moment of the deletion, not a wait
+        jobs.delete_job(job.id)
+        for thread, _ in started:
+            thread.join(PATIENCE)
+        numbered = list(enumerate(expected))
+        for first, (_, (answer,)) in zip(firsts, started, strict=True):
+            got, how = answer
+            assert how == "deleted"
+            assert got == numbered[first : first + len(got)]
