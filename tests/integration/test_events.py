@@ -266,7 +266,7 @@ def test_no_table_is_touched_until_something_is_committed(jobs, monkeypatch):
     database = jobs._database
     looks, reads = [], []
     version, read = database.version, database.read
-    monkeypatch.setattr(database, "version", lambda *args: looks.append(1) or version(*args))
+    monkeypatch.setattr(database, "version", lambda *within: looks.append(1) or version(*within))
     got = []
     follower = threading.Thread(
         target=lambda: got.extend(islice(jobs.events(follow=True, timeout=PATIENCE), 1))
