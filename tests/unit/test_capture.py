@@ -387,6 +387,18 @@ def test_the_rest_of_a_long_line_is_no_report(record, shift):
         assert recorder.reported == b"3/10 loading"
 
 
+def test_the_rest_of_a_long_last_line_is_no_report(record):
+    """The same at the end of the output, which has no newline."""
+    data = b"x" * frames.MAX_PAYLOAD + b"jobcore:progress 1/2"
+    recorder = record()
+    for start in range(0, len(data), 1000):
+        recorder.feed(data[start : start + 1000])
+    recorder.finish()
+
+    assert recorder.output() == data
+    assert recorder.reported is None
+
+
 @pytest.mark.parametrize("size", [1000, 65536])
 def test_a_report_longer_than_a_frame_is_a_line(record, size):
     """A line that is not kept whole is no report, whatever it begins with and how it is read."""
