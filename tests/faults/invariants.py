@@ -30,7 +30,7 @@ _SEEN = ("exited", "signaled", "timeout", "stopped", "shutdown")
 _COOKIE = re.compile(rb"(?:^|\0)JOBCORE_RUN=([0-9a-f]{32})(?:\0|$)")
 
 
-def check(jobs, sides=None):
+def check(jobs, sides=None, *, killed=False):
     """
     Fail with all that is wrong, once nothing is under way any more.
 
@@ -39,6 +39,7 @@ def check(jobs, sides=None):
     Args:
         jobs: A manager of the database.
         sides: Where witnesses have their files; None: there are none.
+        killed: Whether commands were SIGKILLed, so that this may be how they ended.
     """
     jobs.recover()
     path = jobs._database.path
@@ -51,7 +52,7 @@ def check(jobs, sides=None):
         steps = [step for step in history if step["job"] == row["number"]]
         told = [*_legal(row), *_history(row, steps), *_directory(path, row)]
         if row["deleted_at"] is None:
-            told += _log(jobs, row, sides)
+            told += _log(jobs, row, sides, killed=killed)
         wrong += [f"job {row['number']} ({row['status']}, {row['reason']}): {one}" for one in told]
     wrong += _once(rows) + _nobody_left(rows) + _no_strays(path, rows)
     assert wrong == [], "\n".join(wrong)
@@ -133,7 +134,7 @@ def _directory(path, row):
         os.close(lock)
 
 
-def _log(jobs, row, sides):
+def _log(jobs, row, sides, *, killed):
     """Its lines are numbered from 0 without a gap, and are what its command has said."""
     lines = list(jobs.logs(UUID(hex=row["id"])))
     numbers = [line.sequence for line in lines]
@@ -142,7 +143,7 @@ def _log(jobs, row, sides):
     if sides is not None:
         logged = b"".join(line.raw for line in lines if line.stream == "output")
         yield from _output(row, logged, witness.said(sides, UUID(hex=row["id"])))
-        yield from _start(row, witness.starts(sides, UUID(hex=row["id"])))
+        yield from _start(row, witness.starts(sides, UUID(hex=row["id"])), killed=killed)
 
 
 def _output(row, logged, said):
@@ -159,7 +160,7 @@ def _output(row, logged, said):
         yield "its witness is no witness"
 
 
-def _start(row, begun):
+def _start(row, begun, *, killed):
     """It was started once or not at all, and ended by itself with the code that it was to."""
     if begun not in ([], [row["cookie"]]):
         yield f"started as {begun}, though its run is {row['cookie']}"
@@ -167,9 +168,11 @@ def _start(row, begun):
         yield "it was started all the same"
     data = json.loads(row["data"]) if row["data"] else None
     if data and row["reason"] in ("exited", "signaled"):
-        wanted = witness.ENDS.get(data["end"])
-        if (row["exit_code"], row["reason"]) != wanted or not begun:
-            yield f"{row['exit_code']} is not what it ended with: {wanted}"
+        possible = [witness.ENDS.get(data["end"]), *([(137, "signaled")] * killed)]
+        if (row["exit_code"], row["reason"]) not in possible:
+            yield f"{row['exit_code']} is not what it ended with: {possible}"
+        if not begun and not killed:
+            yield "it was never started"
 
 
 def _difference(logged, said):

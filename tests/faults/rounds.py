@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import islice
 
 import pytest
 
@@ -55,11 +56,21 @@ class Rounds:
         self.facts = {"name": name, "rounds": 0, "seed": SEED}
 
     def __iter__(self):
-        numbers = range(self.total) if ONLY is None else [int(ONLY)]
-        for number in numbers:
+        for number in self._numbers():
             self.number = self.facts["round"] = number
             yield self.chance(number)
             self.facts["rounds"] += 1
+
+    def batches(self, size):
+        """Iterate over iterators of so many rounds each: what they share is checked behind each."""
+        numbers = self._numbers()
+        rounds = iter(self)
+        for _ in range(0, len(numbers), size):
+            yield islice(rounds, size)
+        next(rounds, None)  # or the last one would not be counted
+
+    def _numbers(self):
+        return range(self.total) if ONLY is None else [int(ONLY)]
 
     def chance(self, number=0):
         """Return what decides in round `number`."""
