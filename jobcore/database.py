@@ -63,6 +63,7 @@ _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
     # By text, because Python 3.10 does not tell the code.
     ("is locked", DatabaseBusy),
     ("disk is full", DatabaseFull),
+    ("SQLITE_IOERR_SHMSIZE", DatabaseFull),  # no room for the memory that connections share
     ("malformed", DatabaseCorrupt),
     ("not a database", NotAJobcoreDatabase),
     ("readonly database", ReadOnlyDatabase),
@@ -107,8 +108,12 @@ class Database:
         self._observation = Observation()
         self._start_afresh()
         forking.GATE.watch(self)
-        with self._in_use(), self._typed_errors():
-            self._prepare()
+        try:
+            with self._in_use(), self._typed_errors():
+                self._prepare()
+        except OSError as error:
+            # What could not be made, or read, is beside the file: its directories.
+            raise filesystem.typed(f"{self.path}.jobs", error) from error
 
     # --- transactions ---------------------------------------------------------
 
@@ -540,17 +545,19 @@ class Database:
         except IntegrityError:
             raise  # a rule of the schema said no: for the statement's author to read
         except (DBAPIError, sqlite3.Error) as error:
-            cause = getattr(error, "orig", None) or error
-            raise self._typed(str(cause)) from error
+            raise self._typed(getattr(error, "orig", None) or error) from error
         except UnicodeDecodeError as error:
             # Only damage puts bytes that are no text into names, texts or SQLite's own messages.
             raise DatabaseCorrupt(f"{self.path}: text in it is no UTF-8: {error}") from error
 
-    def _typed(self, message: str) -> StoreError:
-        for part, kind in _BY_MESSAGE:
-            if part in message:
-                return kind(f"{self.path}: {message}")
-        return StoreError(f"{self.path}: {message}")
+    def _typed(self, error: BaseException) -> StoreError:
+        message = str(error)
+        # Since Python 3.11. It says which of many things "disk I/O error" stands for.
+        name = str(getattr(error, "sqlite_errorname", ""))
+        if name.startswith("SQLITE_IOERR_"):
+            message += f" ({name})"
+        kinds = (kind for part, kind in _BY_MESSAGE if part in message)
+        return next(kinds, StoreError)(f"{self.path}: {message}")
 
     @staticmethod
     def _driver(connection: Connection) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -9,7 +10,13 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from jobcore.errors import StoreError, StoreMismatch, UnsupportedFileSystem
+from jobcore.errors import (
+    DatabaseFull,
+    ReadOnlyDatabase,
+    StoreError,
+    StoreMismatch,
+    UnsupportedFileSystem,
+)
 from jobcore.supervision import jobdir
 
 #: SQLite's WAL needs shared memory between all its users, and locks that hold;
@@ -65,6 +72,16 @@ def require_local(path: str) -> None:
         )
 
 
+def typed(what: str, error: OSError) -> StoreError:
+    """Return what an error of the system's means to whoever uses the database."""
+    kind = StoreError
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        kind = DatabaseFull
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        kind = ReadOnlyDatabase
+    return kind(f"{what}: {error.strerror}")
+
+
 def make_database_file(path: str) -> None:
     """
     Make the empty file, mode 0600, unless it is there.
@@ -85,7 +102,7 @@ def make_database_file(path: str) -> None:
             # Two names lead to two write-ahead logs for one file: certain damage.
             raise StoreError(f"{path} has a second name (a hard link)") from None
     except OSError as error:
-        raise StoreError(f"cannot make {path}: {error.strerror}") from error
+        raise typed(f"cannot make {path}", error) from error
 
 
 def open_root(database: str, *, create: bool) -> int:

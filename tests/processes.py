@@ -74,16 +74,16 @@ class Child:
         self.go()
         os.close(self._answer)
 
-    def result(self):
+    def result(self, patience=PATIENCE):
         """Return what the function returned; raise what it raised, with the child's traceback."""
         self.go()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         data = b""
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._answer], [], [], left)[0]:
                 self.kill()
-                raise AssertionError(f"the child did not answer within {PATIENCE} s")
+                raise AssertionError(f"the child did not answer within {patience} s")
             chunk = os.read(self._answer, 65536)
             if not chunk:
                 break

@@ -1,0 +1,180 @@
+"""A database that another program keeps locked: callers are told in time, jobs do not notice."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import closing, contextmanager
+
+import pytest
+
+from jobcore import DatabaseBusy, JobManager, Reason, Status
+from tests.faults.hosts import host
+from tests.faults.rounds import in_rounds
+from tests.jobfiles import sql
+from tests.processes import PATIENCE, until
+from tests.programs import SLEEPS, python
+
+BUSY = 0.2  # seconds that callers wait here
+
+
+def hold(say, database):
+    """Hold the write lock until killed, as a program that forgot to commit."""
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=PATIENCE)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        say("held")
+        time.sleep(10 * PATIENCE)
+
+
+@contextmanager
+def locked(database):
+    """Have another process hold the write lock for the block."""
+    with host(hold, database) as holder:
+        assert holder.hear() == "held"
+        yield
+
+
+def numbers(count, code, pause=0.0):
+    """Return a command that prints so many numbered lines, a hundred at a time."""
+    return python(
+        f"""
+import sys, time
+for first in range(0, {count}, 100):
+    print("".join(f"line {{n}}\\n" for n in range(first, first + 100)), end="", flush=True)
+    time.sleep({pause})
+sys.exit({code})
+"""
+    )
+
+
+def has_ended(database, job_id):
+    """Tell whether the job's supervisor has written how it ended."""
+    return os.path.exists(f"{database}.jobs/{job_id.hex}/exit")
+
+
+def until_ended(database, job_id):
+    """Wait for that, whatever the database says."""
+    until(lambda: has_ended(database, job_id), f"the end of the command of {job_id}")
+
+
+@in_rounds(smoke=2, full=30)
+def test_jobs_lose_nothing_behind_a_locked_database(tmp_path, rounds):
+    """Commands print and end while nothing can be stored; then all of it comes by itself."""
+    for chance in rounds:
+        database = str(tmp_path / f"{rounds.facts['round']}.db")
+        with JobManager(database, slots=3, busy_timeout=BUSY) as jobs:
+            wanted = [(chance.randrange(1, 60) * 100, chance.randrange(256)) for _ in range(3)]
+            submitted = [
+                jobs.submit(numbers(count, code, chance.choice([0, 0.001, 0.01])))
+                for count, code in wanted
+            ]
+            until(lambda jobs=jobs: jobs.count_jobs()[Status.QUEUED] == 0, "the start of all jobs")
+            with locked(database):
+                ids = {job.id for job in submitted if jobs.get_job(job.id).end_time is None}
+                for job_id in ids:
+                    until_ended(database, job_id)
+                with pytest.raises(DatabaseBusy):
+                    jobs.submit(["true"])
+                assert {job.id for job in jobs.list_jobs(status=Status.RUNNING)} == ids
+            until(lambda jobs=jobs: jobs.count_jobs()[Status.RUNNING] == 0, "the end of all jobs")
+            ended = [jobs.get_job(job.id) for job in submitted]
+            logs = [[line.text for line in jobs.logs(job.id)] for job in submitted]
+
+        assert [job.exit_code for job in ended] == [code for _, code in wanted]
+        assert logs == [[f"line {n}" for n in range(count)] for count, _ in wanted]
+        assert sql(database, "PRAGMA integrity_check")[0][0] == "ok"
+
+
+def test_whoever_writes_is_told_in_time(database, clock):
+    """Every verb that writes raises DatabaseBusy after its time-out, not before; none half does."""
+    with JobManager(database, slots=0, clock=clock, busy_timeout=BUSY) as jobs:
+        pipeline = jobs.create_pipeline("nightly", ["true"])
+        queued, task = jobs.create_job("TASK"), jobs.start_job(jobs.create_job("TASK").id)
+        final = jobs.cancel_job(jobs.create_job("TASK").id)
+        writes = {
+            "submit": lambda: jobs.submit(["true"]),
+            "submit_many": lambda: jobs.submit_many([["true"]] * 3),
+            "create_job": lambda: jobs.create_job("TASK"),
+            "retry_job": lambda: jobs.retry_job(final.id),
+            "start_job": lambda: jobs.start_job(queued.id),
+            "finish_job": lambda: jobs.finish_job(task.id),
+            "append_log": lambda: jobs.append_log(task.id, "line"),
+            "stop_job": lambda: jobs.stop_job(task.id),
+            "cancel_job": lambda: jobs.cancel_job(queued.id),
+            "delete_job": lambda: jobs.delete_job(final.id),
+            "prune": lambda: jobs.prune(0),
+            "create_workspace": lambda: jobs.create_workspace("w"),
+            "update_pipeline": lambda: jobs.update_pipeline(pipeline.id, name="x"),
+            "delete_pipeline": lambda: jobs.delete_pipeline(pipeline.id),
+        }
+        clock.advance(1)
+        before = (jobs.list_jobs(), jobs.list_pipelines(), list(jobs.events()))
+        with locked(database):
+            for name, write in writes.items():
+                begun = time.monotonic()
+                with pytest.raises(DatabaseBusy):
+                    write()
+                waited = time.monotonic() - begun
+                assert BUSY <= waited < PATIENCE, name
+            during = (jobs.list_jobs(), jobs.list_pipelines(), list(jobs.events()))
+        after = (jobs.list_jobs(), jobs.list_pipelines(), list(jobs.events()))
+        jobs.finish_job(task.id)
+
+    assert before == during == after
+
+
+def test_a_time_out_and_a_stop_hold_behind_a_locked_database(database):
+    """A time-out needs no database; a stop that cannot be stored says so, and works later."""
+    with JobManager(database, slots=2, busy_timeout=BUSY, on_exit="stop") as jobs:
+        late, stopped = jobs.submit(SLEEPS, timeout=0.5), jobs.submit(SLEEPS)
+        for job in (late, stopped):
+            assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
+        with locked(database):
+            with pytest.raises(DatabaseBusy):
+                jobs.stop_job(stopped.id)
+            until_ended(database, late.id)
+            assert not has_ended(database, stopped.id)
+        late = jobs.wait(late.id, PATIENCE)
+        jobs.stop_job(stopped.id)
+        stopped = jobs.wait(stopped.id, PATIENCE)
+
+    assert (late.status, late.reason) == (Status.STOPPED, Reason.TIMEOUT)
+    assert (stopped.status, stopped.reason) == (Status.STOPPED, Reason.STOPPED)
+
+
+def test_waiting_and_following_go_on_behind_a_locked_database(database):
+    """Who waits for a job or reads its log while nothing can be stored has all of it in the end."""
+    with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
+        job = jobs.submit(numbers(2000, 5))
+        until(lambda: jobs.get_job(job.id).status is not Status.QUEUED, "the start")
+        followed = jobs.follow(job.id, timeout=PATIENCE)
+        with locked(database):
+            until(
+                lambda: has_ended(database, job.id) or jobs.get_job(job.id).status.final,
+                "the command's end",
+            )
+        lines = [line.text for line in followed]
+        ended = jobs.wait(job.id, PATIENCE)
+
+    assert lines == [f"line {n}" for n in range(2000)]
+    assert ended.exit_code == 5
+
+
+def test_queued_jobs_start_by_themselves_once_the_lock_is_free(database, caplog):
+    """A queue that could not be claimed from is gone on with, without a call of anybody."""
+    with JobManager(database, slots=0) as jobs:
+        jobs.submit_many([["true"]] * 20)
+    with locked(database), caplog.at_level("WARNING", logger="jobcore"):
+        jobs = JobManager(database, slots=2, busy_timeout=BUSY)
+        until(lambda: "dispatcher waits" in caplog.text, "a try in vain")
+        (behind_lock,) = sql(database, "SELECT count(*) FROM job WHERE status = 'QUEUED'")
+    try:
+        until(
+            lambda: sql(database, "SELECT 1 FROM job WHERE status <> 'COMPLETE'") == [],
+            "the end of all jobs",
+        )
+    finally:
+        jobs.close()
+
+    assert behind_lock[0] == 20

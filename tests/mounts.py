@@ -1,0 +1,60 @@
+"""Mounts: file systems of a test's own, which only the child that it runs in can see."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+
+import pytest
+
+from tests.processes import PATIENCE, Child
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+#: From linux/sched.h: a mount namespace, and the user namespace that allows it without root.
+_NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000
+
+
+class NotPermitted(Exception):
+    """This kernel, container or user allows no mounts of one's own."""
+
+
+def in_own_mounts(function, *args, patience=PATIENCE):
+    """Return what `function` returns in a child that may mount; skip the test where none may."""
+    try:
+        return Child(_with_own_mounts, function, args).result(patience)
+    except NotPermitted as error:
+        pytest.skip(f"no mounts of one's own here: {error}")
+
+
+def mount_tmpfs(path, size):
+    """Mount an empty file system of `size` bytes over a directory."""
+    _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", path)
+
+
+def remount(path, how):
+    """Make what is mounted there `ro` or `rw`."""
+    _run("mount", "-o", f"remount,{how}", path)
+
+
+def _with_own_mounts(function, args):
+    user, group = os.geteuid(), os.getegid()
+    flags = _NEW_MOUNTS | (0 if user == 0 else _NEW_USER)
+    if _LIBC.unshare(flags) != 0:
+        raise NotPermitted(os.strerror(ctypes.get_errno()))
+    if user != 0:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"0 {user} 1"),
+            ("gid_map", f"0 {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+    _run("mount", "--make-rprivate", "/")  # or the machine would see what is mounted here
+    return function(*args)
+
+
+def _run(*command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise NotPermitted(done.stderr.strip())
