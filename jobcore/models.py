@@ -40,7 +40,7 @@ Moment = Annotated[
 class _Public(BaseModel):
     """Base of the public models: frozen, camelCase in JSON, times in ISO 8601 UTC with `Z`."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True,
         alias_generator=to_camel,
         populate_by_name=True,
@@ -365,7 +365,7 @@ class Event(_Public):
         type: What kind of process the job is.
         workspace_id: The workspace that governs it.
         pipeline_id: The pipeline it was created from, else None.
-        at: When it happened, by the clock of who wrote it. Order is the id's matter.
+        at: When it happened, UTC, by the clock of who wrote it. Order is the id's matter.
         trigger: What happened.
         from_status: Where the job stood before; None at its creation.
         to_status: Where it stood then; a `stop` leads from RUNNING to RUNNING.
@@ -392,6 +392,9 @@ class Event(_Public):
     def from_entry(cls, entry: Any) -> "Self":
         """
         Return the public form of an entry of the history.
+
+        Args:
+            entry: As the feed reads it.
 
         Raises:
             DatabaseCorrupt: The row holds what was never written.

@@ -1,4 +1,4 @@
-"""The public interface as a host uses it: read by `mypy --strict`, and run by nobody."""
+"""The public interface as a host uses it: read by mypy and pyright, strict, and run by nobody."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ from jobcore import (
     PipelineExecutor,
     Progress,
     Reason,
+    Skip,
     Status,
     SystemClock,
     Transition,
     Trigger,
     Workspace,
+    testing,
     wire,
 )
 from jobcore.testing import ManualClock, NeverEnds, Script, ScriptedExecutor, drain, elapse
@@ -59,6 +61,10 @@ class Greeter:
         own: Command | None = job.command
         pipeline: Pipeline | None = job.pipeline
         name = pipeline.name if pipeline is not None else job.name
+        if own is not None and own.shell:
+            return CommandExecutor().command(job)
+        if pipeline is not None and pipeline.script is not None:
+            return PipelineExecutor().command(job)
         return own or Command(["echo", "hello", name or "you"], cwd=Path("/"), env={"A": "b"})
 
 
@@ -106,15 +112,19 @@ def creating(jobs: JobManager) -> list[Job]:
         umask=0o077,
     )
     shell = Command("echo $HOME", shell=True)
+    words: tuple[str, ...] = Command.from_json(shell.to_json()).words
     moment = datetime.now(timezone.utc)
     made = [
         jobs.submit(["true"], name="n", data={"a": [1]}, timeout=3, not_before=moment),
         jobs.submit(command, workspace_id=UUID(int=0), pipeline_id="text", type="GREETING"),
         jobs.create_job("TASK"),
-        jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=["true"]),
+        jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=words),
+        jobs.create_job("TASK", name="n", data={"a": [1]}),
         jobs.retry_job("text"),
     ]
-    return made + jobs.submit_many([["true"], command, shell], name="n")
+    return made + jobs.submit_many(
+        [["true"], command, shell], name="n", data=[1], workspace_id="text", type="GREETING"
+    )
 
 
 def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
@@ -151,7 +161,9 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
     """Read jobs and their logs in every way there is."""
     job: Job = jobs.get_job(job_id)
     page: list[Job] = jobs.list_jobs(status=STARTED, type=["A", "B"], limit=10, before=job.number)
+    page += jobs.list_jobs(workspace_id="text", pipeline_id=job.pipeline_id)
     counts: dict[Status, int] = jobs.count_jobs(status=Status.ERROR, type="A")
+    counts |= jobs.count_jobs(workspace_id=job.workspace_id, pipeline_id="text")
     entries: list[Transition] = jobs.history(page[0].id)
     lines: list[LogLine] = [
         *jobs.logs(job_id, 5, limit=10),
@@ -165,13 +177,19 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
         raw: bytes = line.raw
         partial: bool = line.partial
         fields: dict[str, Any] | None = line.fields
-        yield f"{number} {when} {line.stream} {text} {partial} {fields} {counts}".encode() + raw
+        seconds: float = line.time_ns / 1e9
+        yield (
+            f"{number} {when} {line.stream} {text} {partial} {fields} {seconds} {counts}".encode()
+            + raw
+        )
     for entry in entries:
         trigger: Trigger = entry.trigger
         before: Status | None = entry.from_status
         after: Status = entry.to_status
         yield f"{entry.at.isoformat()} {trigger} {before} {after} {entry.actor}".encode()
-    yield from jobs.log_text(job_id)
+    yield from jobs.log_text(job_id, 7)
+    yield from wire.text(jobs.logs(job_id))
+    yield from wire.ndjson(jobs.follow(job_id))
     yield from jobs.log_ndjson(job_id, sequence=7)
 
 
@@ -189,7 +207,8 @@ def watching(jobs: JobManager, seen: list[Event]) -> Iterator[int]:
         print(job_id, code, event.trigger, before, event.to_status, reason, event.at, event.actor)
         print(event.job_number, event.type, event.workspace_id, event.pipeline_id)
         yield event.id
-    yield from (event.id for event in jobs.events(after=3, workspace_id=UUID(int=0), type="A"))
+    of_one = jobs.events(after=3, type="A", workspace_id=UUID(int=0), pipeline_id="text")
+    yield from (event.id for event in of_one)
     end()
     with_filters()
 
@@ -225,7 +244,22 @@ def facts(job: Job) -> tuple[object, ...]:
         return ident, done, total, message, said
     sent: str = job.model_dump_json()
     shown: dict[str, Any] = job.model_dump(mode="json")
-    return ident, final, code, reason, ended, data, sent, shown, job.cpu_seconds, job.max_rss
+    attempt: int = job.attempt
+    original: UUID | None = job.retry_of
+    times: tuple[datetime | None, ...] = (job.created, job.start_time, job.not_before)
+    asked: datetime | None = job.stop_requested
+    number: int | None = job.signal
+    lines: int = job.line_count + job.dropped
+    used: tuple[float | None, int | None] = (job.cpu_seconds, job.max_rss)
+    ending = (final, code, reason, ended, number, asked)
+    return ident, ending, data, sent, shown, attempt, original, times, lines, used, job.type
+
+
+def words(job: Job) -> str:
+    """Tell each word from the others, as a checker can."""
+    if job.status in (Status.QUEUED, Status.RUNNING, Status.COMPLETE, Status.STOPPED):
+        return str(Trigger.FINISH if job.status.final else Trigger.START)
+    return "lost" if job.reason is Reason.LOST else "failed"
 
 
 def governing(jobs: JobManager) -> Pipeline:
@@ -236,7 +270,34 @@ def governing(jobs: JobManager) -> Pipeline:
         "p", ["true"], workspace_id=workspace.id, timeout=5, properties={}
     )
     jobs.create_pipeline("q", script="echo hello", workspace_id=default.id)
-    return jobs.get_pipeline(pipeline.id)
+    jobs.create_pipeline("r", command=Command(["true"]))
+    properties: dict[str, Any] | None = jobs.update_workspace(default.id, name="d").properties
+    changed: Pipeline = jobs.update_pipeline(pipeline.id, schedule="@daily", time_zone=None)
+    skips: list[Skip] = jobs.skips(pipeline.id, limit=3)
+    for skip in skips:
+        due: datetime = skip.due
+        blocker: UUID | None = skip.job_id
+        print(due.isoformat(), skip.why, skip.count, blocker, properties)
+    every: list[Workspace] = [*jobs.list_workspaces(), jobs.get_workspace(workspace.id)]
+    jobs.delete_pipeline(pipeline.id)
+    jobs.delete_workspace(every[0].id)
+    return (changed, *jobs.list_pipelines(workspace_id=workspace.id))[0]
+
+
+def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, ...]:
+    """Read every fact of what governs jobs."""
+    limits: tuple[float | None, int] = (pipeline.timeout, pipeline.max_retries)
+    when: tuple[str | None, str | None, datetime | None] = (
+        pipeline.schedule,
+        pipeline.time_zone,
+        pipeline.next_tick,
+    )
+    after: list[str] | None = pipeline.triggered_by
+    what: tuple[str | None, Command | None] = (pipeline.script, pipeline.command)
+    where: tuple[UUID, str, str] = (pipeline.workspace_id, pipeline.name, pipeline.status)
+    made: tuple[datetime, datetime] = (workspace.created, workspace.last_modified)
+    properties: list[dict[str, Any] | None] = [pipeline.properties, workspace.properties]
+    return limits, when, after, what, where, made, properties, workspace.id, workspace.name
 
 
 def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[bytes]:
@@ -247,14 +308,16 @@ def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[by
         wire.jobs_to_hal(found, "/api", self_path="/jobs", limit=page["limit"]),
         wire.job_to_hal(found[0], "/api", pipeline=jobs.get_pipeline("text")),
         wire.workspace_to_hal(jobs.get_workspace(), "/api"),
+        wire.pipeline_to_hal(jobs.get_pipeline("text"), "/api"),
         wire.stop_to_object(jobs.stop_job(job_id)),
         wire.error_to_object(KeyError("x"), path="/api/jobs"),
     ]
     first: int = wire.unsigned(query["sequence"], "sequence")
     log = wire.log_response(jobs, job_id, sequence=first, accept="*/*", follow=True, timeout=9.5)
-    if log is not None:
-        yield f"{log.content_type} {forms}".encode()
+    if isinstance(log, wire.LogResponse):
+        yield f"{log.content_type} {forms} {wire.HAL_TYPE}".encode()
         yield from log.body
+    yield wire.log_type("application/x-ndjson").encode()
 
 
 def failing(jobs: JobManager) -> int:
@@ -263,12 +326,39 @@ def failing(jobs: JobManager) -> int:
         jobs.create_job(pipeline_id="text")
     except jobcore.PipelineAlreadyRunning as error:
         busy: UUID = error.job_id
-        return hash(busy)
+        return hash((busy, error.pipeline_id))
+    except jobcore.JobNotRunning as error:
+        return hash(error.job_status)
     except jobcore.InvalidTransition as error:
         return hash((error.job_id, error.job_status, error.trigger))
+    except jobcore.JobDeleted as error:
+        return hash(error.job_id)
+    except (jobcore.JobNotFound, jobcore.WorkspaceNotFound, jobcore.PipelineNotFound) as error:
+        lookup: LookupError = error
+        return hash(lookup)
+    except jobcore.InvalidParameter as error:
+        return hash((error.name, error.value))
+    except jobcore.NotAcceptable as error:
+        accept: str | None = error.accept
+        available: tuple[str, ...] = error.available
+        return hash((accept, available))
+    except (jobcore.CommandError, jobcore.ScheduleError, jobcore.PipelineCycle) as error:
+        value: ValueError = error
+        return hash(value)
     except jobcore.SpawnError as error:
         number: int | None = error.errno
         return number or 0
+    except jobcore.WaitTimeout as error:
+        late: TimeoutError = error
+        return hash(late)
+    except (jobcore.DatabaseBusy, jobcore.DatabaseFull, jobcore.DatabaseGone):
+        return 2
+    except (jobcore.DatabaseCorrupt, jobcore.NotAJobcoreDatabase, jobcore.ReadOnlyDatabase):
+        return 3
+    except (jobcore.SchemaTooNew, jobcore.StoreMismatch, jobcore.UnsupportedFileSystem):
+        return 4
+    except jobcore.StoreError as error:
+        return error.status
     except jobcore.JobcoreError as error:
         status: int = error.status
         return status
@@ -286,7 +376,7 @@ def choose(job: ClaimedJob) -> Script:
     )
 
 
-def testing(path: Path) -> list[UUID]:
+def scripting(path: Path) -> list[UUID]:
     """Test a host's jobs without processes and without real time."""
     clock = ManualClock()
     with (
@@ -312,6 +402,37 @@ def testing(path: Path) -> list[UUID]:
         return [] if words else scripted.running()
 
 
+class TestGreeter(testing.ExecutorContract):
+    """A host's own executor, put to the contract."""
+
+    job_type = "GREETING"
+    lines = ["hello you"]  # noqa: RUF012 - as README has it
+
+    def make_executor(self) -> Executor:
+        """Return a new one."""
+        return Greeter()
+
+    def create_long_job(self, jobs: JobManager) -> Job:
+        """Return one that runs until it is stopped."""
+        return jobs.submit(["sleep", "60"], type="GREETING")
+
+
+def asserting(jobs: JobManager, job: Job) -> Job:
+    """Test in every way there is."""
+    with testing.busy(jobs, timeout=5):
+        pass
+    with testing.crash(jobs, at="claimed", timeout=5):
+        jobs.submit(["true"])
+    try:
+        testing.crash(manager=jobs)
+    except testing.Crashed as crashed:
+        print(crashed.host)
+    testing.assert_job(job.id, reason=None, exit_code=None, log="text")
+    return testing.assert_job(
+        job, status=Status.ERROR, exit_code=3, reason=Reason.EXITED, log=["a"], jobs=jobs
+    )
+
+
 def main() -> None:
     """Open a manager in every way there is."""
     with JobManager() as jobs:
@@ -324,6 +445,7 @@ def main() -> None:
         on_exit="stop",
         busy_timeout=5,
         python="/usr/bin/python3",
+        only_own=True,
     ) as jobs:
         governing(jobs)
     manager = JobManager("jobs.db", slots=0, clock=system, launcher=launcher)
