@@ -305,6 +305,18 @@ def test_second_stop_shortens_the_grace(host):
     assert "second" not in run.system
 
 
+def test_second_stop_does_not_lengthen_the_grace(host):
+    """A later wish with more time changes nothing: the first one's grace still ends it."""
+    run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
+    run.wait_for_output()
+    run.stop(0.5, who="first")
+    wait_until(lambda: "first" in run.system)
+
+    run.stop(1000, who="second")
+
+    assert host.finish(run).reason == "stopped"
+
+
 @pytest.mark.parametrize(("letter", "status"), [(b"s", signal.SIGTERM), (b"k", None)])
 def test_letters_are_wishes(host, letter, status):
     """`s` and `k` stop a job without any file, for when none can be written."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -172,20 +172,18 @@ def test_newer_record(monkeypatch):
 def test_readers_never_see_half_a_record(directory):
     """While a record is replaced over and over, a reader finds a whole one each time."""
     jobdir.write_record(directory, jobdir.STOP, {"n": 0, "text": ""})
-    done = threading.Event()
 
     def write():
         for n in range(300):
             jobdir.write_record(directory, jobdir.STOP, {"n": n, "text": "x" * n})
-        done.set()
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    while not done.is_set():
-        record = jobdir.read_record(directory, jobdir.STOP)
-        assert record is not None
-        assert len(record["text"]) == record["n"]
-    writer.join()
+    with ThreadPoolExecutor(1) as executor:
+        writing = executor.submit(write)
+        while not writing.done():
+            record = jobdir.read_record(directory, jobdir.STOP)
+            assert record is not None
+            assert len(record["text"]) == record["n"]
+        writing.result()
 
 
 def test_exit_record_is_of_one_run(directory):

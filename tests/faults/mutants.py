@@ -1,0 +1,308 @@
+"""Mutants: slips that would break a promise, one at a time, each with the tests that must notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """
+    One slip.
+
+    Attributes:
+        name: What it does wrong.
+        file: Below `jobcore`.
+        old: The text that is there, once.
+        new: What a hurried hand would have written.
+        tests: What is run against it; one of these has to fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+CAPTURE = "tests/unit/test_capture.py"
+DATABASE = "tests/unit/test_database.py"
+FRAMES = "tests/unit/test_frames.py"
+IMPORTER = "tests/unit/test_importer.py"
+LOGS = "tests/unit/test_logs.py"
+RECOVERY = "tests/unit/test_recovery.py"
+STORE = "tests/unit/test_store.py"
+JOBDIR = "tests/unit/test_jobdir.py"
+RULES = "tests/unit/test_schema_rules.py"
+SUPERVISOR = "tests/integration/test_supervisor.py"
+CHAINS = "tests/integration/test_chains.py"
+STOPS = "tests/faults/test_stop_from_anywhere.py"
+SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
+TWO_MANAGERS = "tests/faults/test_two_managers.py"
+DISPATCHER = "tests/faults/test_dispatcher.py"
+
+MUTANTS = (
+    # --- import and settle ------------------------------------------------------
+    Mutant(
+        "the offset moves without compare-and-set",
+        "runs.py",
+        '        job.c.spool_offset == bindparam("old_offset"),\n',
+        '        bindparam("old_offset") == bindparam("old_offset"),\n',
+        (STORE, IMPORTER),
+    ),
+    Mutant(
+        "the offset is committed before the lines",
+        "importer.py",
+        "            if harvest.slices:\n                logs.insert_slices(",
+        "            connection.exec_driver_sql('COMMIT')\n"
+        "            connection.exec_driver_sql('BEGIN IMMEDIATE')\n"
+        "            if harvest.slices:\n                logs.insert_slices(",
+        (IMPORTER, "tests/faults"),
+    ),
+    Mutant(
+        "a claim does not look at the status",
+        "runs.py",
+        "    .where(_THIS, _allows(Trigger.START), job.c.deleted_at.is_(None))\n",
+        "    .where(_THIS, job.c.deleted_at.is_(None))\n",
+        (STORE, TWO_MANAGERS),
+    ),
+    Mutant(
+        "the directory is removed before the verdict is committed",
+        "importer.py",
+        "        if harvest.exit is not None:\n            final = self._settle(",
+        "        if harvest.exit is not None:\n            self._directories.remove(run.name)\n"
+        "            final = self._settle(",
+        (RECOVERY, IMPORTER),
+    ),
+    Mutant(
+        "a verdict that could be undone by a power failure is taken for durable",
+        "importer.py",
+        "        return harvest.exit is not None or harvest.renewed\n",
+        "        return False\n",
+        (IMPORTER, DATABASE),
+    ),
+    Mutant(
+        "a hole in the numbers is closed by renumbering",
+        "importer.py",
+        "                if frame.first != harvest.next_sequence:\n"
+        "                    break  # valid, but not the next one: something before it is missing\n",
+        "",
+        (IMPORTER,),
+    ),
+    Mutant(
+        "the verdict of another run is believed",
+        "supervision/jobdir.py",
+        '    if fields is None or fields.get("token") != token:\n',
+        "    if fields is None:\n",
+        (IMPORTER, JOBDIR),
+    ),
+    Mutant(
+        "the verdict is written in place, not by rename",
+        "supervision/jobdir.py",
+        '    temporary = f"{name}.{os.urandom(4).hex()}"\n',
+        "    temporary = name\n",
+        (JOBDIR, RECOVERY),
+    ),
+    Mutant(
+        "a frame's checksum is not looked at",
+        "supervision/frames.py",
+        "    if zlib.crc32(view[start:end], zlib.crc32(view[offset : offset + _UNSIGNED])) != crc:\n"
+        "        return None\n",
+        "    del view\n",
+        (FRAMES, IMPORTER),
+    ),
+    # --- the supervisor -----------------------------------------------------------
+    Mutant(
+        "a command outlives its supervisor",
+        "supervision/spawner.py",
+        "    _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)\n",
+        "",
+        (SUPERVISOR, SUPERVISOR_KILLED),
+    ),
+    Mutant(
+        "orphans do not come to the supervisor",
+        "supervision/spawner.py",
+        "    _prctl(36, 1, 0, 0, 0)\n",
+        "    pass\n",
+        (SUPERVISOR, STOPS),
+    ),
+    Mutant(
+        "a stopped process is not continued to hear its SIGTERM",
+        "supervision/tree.py",
+        "        for number in (_signal.SIGTERM, _signal.SIGCONT):\n",
+        "        for number in (_signal.SIGTERM,):\n",
+        (SUPERVISOR,),
+    ),
+    Mutant(
+        "the clock is read before the wait",
+        "supervision/execution.py",
+        "        self._watch.wait(self._wait_at_most())\n"
+        "        # After the wait, or a grace would seem to have passed that has not.\n"
+        "        now = time.monotonic()\n",
+        "        now = time.monotonic()\n        self._watch.wait(self._wait_at_most())\n"
+        "        now += 1.0\n",
+        (SUPERVISOR,),
+    ),
+    Mutant(
+        "wishes are served before what has ended is reaped",
+        "supervision/execution.py",
+        "            if tree.reap():\n                self._note_main_end(ending, now)\n"
+        "            if tree.left:\n                ending.advance(now)\n",
+        "            ending.advance(now)\n            if tree.reap():\n"
+        "                self._note_main_end(ending, now)\n",
+        (SUPERVISOR,),
+    ),
+    Mutant(
+        "the end of the output is taken for the end of the command",
+        "supervision/execution.py",
+        "            complete = ending.complete\n",
+        "            complete = ending.complete or not self._capture.descriptors\n",
+        (SUPERVISOR,),
+    ),
+    Mutant(
+        "what outlives the command is left alone",
+        "supervision/ending.py",
+        "                self._kill_at = now + self._linger\n",
+        "                self._given_up = True\n",
+        (SUPERVISOR, STOPS),
+    ),
+    Mutant(
+        "a second stop gives the command more time",
+        "supervision/ending.py",
+        "        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)\n",
+        "        self._kill_at = kill_at\n",
+        (SUPERVISOR,),
+    ),
+    Mutant(
+        "a supervisor is used again though something had to be killed",
+        "supervision/execution.py",
+        "        clean = self._ending is None or not self._ending.killed\n",
+        "        clean = True\n",
+        (SUPERVISOR,),
+    ),
+    Mutant(
+        "a job that may have started is started again",
+        "supervision/execution.py",
+        "        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW\n"
+        "        opened",
+        "        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW\n        opened",
+        (SUPERVISOR,),
+    ),
+    Mutant(
+        "a last line without a newline is forgotten",
+        "supervision/capture.py",
+        "        elif stream.carry:\n",
+        "        elif stream.carry and stream.dropping:\n",
+        (CAPTURE, SUPERVISOR),
+    ),
+    Mutant(
+        "a full disk costs the frame that did not fit",
+        "supervision/spool.py",
+        "            self._queue.append((header + payload)[written:])\n",
+        "            self._queue.append(b'')\n",
+        (CAPTURE, SUPERVISOR),
+    ),
+    Mutant(
+        "a short write begins the frame anew",
+        "supervision/spool.py",
+        "                self._queue[0] = waiting[written:]\n",
+        "                self._queue[0] = waiting\n",
+        (CAPTURE,),
+    ),
+    Mutant(
+        "a value to be masked is not held back where a read cuts it",
+        "supervision/redaction.py",
+        "            open_end = size if final else self._open_end(buffer, position)\n",
+        "            open_end = size\n",
+        (CAPTURE,),
+    ),
+    # --- life and death -----------------------------------------------------------
+    Mutant(
+        "an exit code is made up for a job that was lost",
+        "recovery.py",
+        "                reason=str(Reason.NEVER_STARTED if never else Reason.LOST),\n",
+        '                reason="exited",\n                wait_status=0,\n',
+        (RECOVERY, SUPERVISOR_KILLED),
+    ),
+    Mutant(
+        "liveness is asked through the holder's own eyes",
+        "supervision/jobdir.py",
+        "    return kind != fcntl.F_UNLCK\n",
+        "    return False\n",
+        (JOBDIR, RECOVERY),
+    ),
+    Mutant(
+        "what a killed supervisor left behind is not looked for",
+        "recovery.py",
+        '                unreaped = leftovers.kill(run.cookie or "")\n',
+        "                pass\n",
+        (RECOVERY, SUPERVISOR_KILLED),
+    ),
+    Mutant(
+        "a wish to stop is not carried again after a crash",
+        "recovery.py",
+        "            if fresh.stop_requested is not None and not self._stopper.is_delivered(fresh):\n",
+        "            if False:\n",
+        (RECOVERY,),
+    ),
+    # --- the database ---------------------------------------------------------------
+    Mutant(
+        "a transaction that writes begins as one that reads",
+        "database.py",
+        '            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")\n',
+        '            connection.exec_driver_sql("BEGIN")\n            del immediate\n',
+        (DATABASE, TWO_MANAGERS),
+    ),
+    Mutant(
+        "the database file is opened and closed beside SQLite",
+        "database.py",
+        "            facts = os.stat(self.path)\n",
+        "            os.close(os.open(self.path, os.O_RDONLY))\n            facts = os.stat(self.path)\n",
+        (DATABASE,),
+    ),
+    Mutant(
+        "a replaced database is written to",
+        "database.py",
+        "        if self._identify() != self._identity:\n",
+        "        if False:\n",
+        (DATABASE,),
+    ),
+    Mutant(
+        "a fork copies open connections",
+        "database.py",
+        "            if not self._users:\n                self._close_connections()\n",
+        "",
+        (DATABASE, TWO_MANAGERS),
+    ),
+    Mutant(
+        "one bad job rolls back all of its round",
+        "database.py",
+        '            connection.exec_driver_sql("ROLLBACK TO one_of_many")\n',
+        "            raise\n",
+        (DATABASE, DISPATCHER),
+    ),
+    Mutant(
+        "a final job may change",
+        "lifecycle.py",
+        '        f"WHEN OLD.status IN ({final}) AND ({changed}) "\n',
+        '        f"WHEN OLD.status IN ({final}) AND ({changed}) AND 0 "\n',
+        (RULES,),
+    ),
+    Mutant(
+        "what follows from an ending is forgotten",
+        "settlement.py",
+        "    if final is not None:\n        _follow_up(connection, final, now)\n    return final\n\n\n"
+        "def settle_own",
+        "    return final\n\n\ndef settle_own",
+        (CHAINS,),
+    ),
+    Mutant(
+        "pieces of a log are merged in the wrong order",
+        "logs.py",
+        "        select(log_segment).where(these).order_by(log_segment.c.first_sequence)\n"
+        "    ).all()\n    if len(rows) < 2:",
+        "        select(log_segment).where(these).order_by(log_segment.c.first_sequence.desc())\n"
+        "    ).all()\n    if len(rows) < 2:",
+        (LOGS, IMPORTER),
+    ),
+)
