@@ -77,6 +77,14 @@ _UNSAFE: set[tuple[int, int]] = set()
 class _SqliteConnection(sqlite3.Connection):
     """A connection that can be referred to weakly, so that a fork can find it."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed: an exception that somebody keeps may refer to one that was."""
+        try:
+            return self.total_changes >= 0  # which touches no file
+        except sqlite3.ProgrammingError:
+            return False
+
 
 class Database:
     """
@@ -530,7 +538,7 @@ class Database:
     def after_fork_in_child(self) -> None:
         """Begin with nothing of the parent's; what could not be closed is kept for ever."""
         self._observation.forget()
-        left_open = list(self._opened)
+        left_open = [connection for connection in self._opened if connection.is_open]
         if left_open:
             _UNSAFE.add(self._identity)
             _keep_for_ever(left_open)

@@ -1,4 +1,4 @@
-"""Mutants: slips that would break a promise, one at a time, each with the tests that must notice."""
+"""Mutants: slips that would break a promise, each with the tests that have to notice it."""
 
 from __future__ import annotations
 
@@ -134,19 +134,18 @@ MUTANTS = (
         (SUPERVISOR,),
     ),
     Mutant(
-        "the clock is read before the wait",
+        "the clock is ahead of what has passed",
         "supervision/execution.py",
-        "        self._watch.wait(self._wait_at_most())\n"
         "        # After the wait, or a grace would seem to have passed that has not.\n"
-        "        now = time.monotonic()\n",
-        "        now = time.monotonic()\n        self._watch.wait(self._wait_at_most())\n"
-        "        now += 1.0\n",
+        "        now = self._machine.monotonic()\n",
+        "        now = self._machine.monotonic() + 1.0\n",
         (SUPERVISOR,),
     ),
     Mutant(
         "wishes are served before what has ended is reaped",
         "supervision/execution.py",
-        "            if tree.reap():\n                self._note_main_end(ending, now)\n"
+        "            if tree.reap():\n                failpoints.reach(failpoints.MAIN_REAPED)\n"
+        "                self._note_main_end(ending, now)\n"
         "            if tree.left:\n                ending.advance(now)\n",
         "            ending.advance(now)\n            if tree.reap():\n"
         "                self._note_main_end(ending, now)\n",
@@ -176,8 +175,8 @@ MUTANTS = (
     Mutant(
         "a supervisor is used again though something had to be killed",
         "supervision/execution.py",
-        "        clean = self._ending is None or not self._ending.killed\n",
-        "        clean = True\n",
+        "        self.clean = self._ending is None or not self._ending.killed\n",
+        "        self.clean = True\n",
         (SUPERVISOR,),
     ),
     Mutant(
@@ -191,8 +190,8 @@ MUTANTS = (
     Mutant(
         "a last line without a newline is forgotten",
         "supervision/capture.py",
-        "        elif stream.carry:\n",
-        "        elif stream.carry and stream.dropping:\n",
+        "        if rest and not (reported and self._note(rest, time_ns)):\n",
+        "        if rest and not rest:\n",
         (CAPTURE, SUPERVISOR),
     ),
     Mutant(
@@ -241,8 +240,8 @@ MUTANTS = (
     Mutant(
         "a wish to stop is not carried again after a crash",
         "recovery.py",
-        "            if fresh.stop_requested is not None and not self._stopper.is_delivered(fresh):\n",
-        "            if False:\n",
+        "                self._stopper.remind(fresh)\n",
+        "                pass\n",
         (RECOVERY,),
     ),
     # --- the database ---------------------------------------------------------------

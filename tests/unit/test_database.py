@@ -1141,6 +1141,20 @@ def test_close_waits_for_transactions(database, opened):
     again.close()
 
 
+def test_fork_with_an_exception_in_hand_is_no_fork_in_a_transaction(database, opened):
+    """A connection that was closed, and that only a traceback still refers to, harms no child."""
+    with foreign(database) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseBusy) as kept, opened.write(patience=0):
+            pass
+        other.execute("ROLLBACK")
+
+    in_child(lambda: note(opened, "child"))
+
+    assert kept.tb is not None
+    assert notes(opened) == {"child"}
+
+
 def test_fork_is_a_change(opened):
     """A version seen before a fork is not seen again after commits behind it."""
     seen = {opened.version()}

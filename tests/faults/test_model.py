@@ -1,0 +1,345 @@
+"""The whole manager against a short model: any order of events leads where the rules say."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from jobcore import Command, DatabaseBusy, InvalidTransition, JobManager
+from jobcore.testing import ManualClock, Script, ScriptedExecutor, busy, crash, drain, elapse
+from tests.faults import invariants
+from tests.faults.rounds import in_rounds
+from tests.processes import in_child
+
+SLOTS = 2
+GRACE = 9.25  # seconds
+#: Events of one example.
+STEPS = 50
+
+NEVER = float("inf")
+
+
+@dataclass
+class Plan:
+    """What a command does if nobody ends it: after `duration` seconds, `end`."""
+
+    duration: float
+    end: str  # "exits", "dies" (its supervisor does), "cannot" (start)
+    code: int = 0
+    stubborn: bool = False  # does not end by SIGTERM
+    timeout: float | None = None
+
+    def script(self):
+        """Return the script that does so."""
+        if self.end == "cannot":
+            return Script(cannot_start=errno.ENOENT)
+        if self.duration == NEVER:
+            return Script(["begin"], hangs=True, ignores_term=self.stubborn)
+        return Script(
+            ["begin", self.duration, "end"],
+            exit_code=self.code,
+            dies=self.end == "dies",
+            ignores_term=self.stubborn,
+        )
+
+
+@dataclass
+class Model:
+    """One job, as it must be."""
+
+    number: int
+    plan: Plan
+    status: str = "QUEUED"
+    code: int | None = None
+    reason: str | None = None
+    lines: list[str] = field(default_factory=list)
+    started: float = NEVER
+    owner: int = -1
+    halted: str | None = None  # by a stop or a time-out
+    stop_wish: bool = False
+    kill_at: float = NEVER
+
+    def due(self):
+        """Return when something happens to it next."""
+        if self.status != "RUNNING":
+            return NEVER
+        natural = self.started + self.plan.duration
+        timeout = self.started + (self.plan.timeout or NEVER) if self.halted is None else NEVER
+        return min(natural, timeout, self.kill_at)
+
+    def happen(self, now):
+        """Let what is due happen."""
+        if now == self.started + self.plan.duration:
+            self._end_by_itself()
+        elif now == self.kill_at:
+            self._final("STOPPED", 137, self.halted)
+        else:
+            self.halt("timeout", now)
+
+    def halt(self, reason, now):
+        """SIGTERM comes."""
+        if self.halted is None:
+            self.halted = reason
+            if self.plan.stubborn:
+                self.kill_at = now + GRACE
+            else:
+                self._final("STOPPED", 143, reason)
+
+    def start(self, now, owner):
+        """Be claimed, and begin."""
+        self.status, self.started, self.owner = "RUNNING", now, owner
+        if self.plan.end == "cannot":
+            self._final("ERROR", 127, "spawn_failed")
+        else:
+            self.lines = ["begin"]
+
+    def _end_by_itself(self):
+        self.lines = ["begin", "end"]
+        if self.plan.end == "dies":
+            self._final("STOPPED" if self.stop_wish else "ERROR", None, "lost")
+        elif self.halted is not None:
+            self._final("STOPPED", self.plan.code, self.halted)
+        else:
+            self._final("ERROR" if self.plan.code else "COMPLETE", self.plan.code, "exited")
+
+    def _final(self, status, code, reason):
+        self.status, self.code, self.reason = status, code, reason
+
+
+PLANS = st.builds(
+    Plan,
+    duration=st.sampled_from([0.0, 1.0, 7.0, 20.0, NEVER]),
+    end=st.sampled_from(["exits", "exits", "exits", "dies", "cannot"]),
+    code=st.sampled_from([0, 0, 3]),
+    stubborn=st.booleans(),
+    timeout=st.sampled_from([None, None, 2.5, 15.5]),
+).filter(lambda plan: plan.end != "dies" or (not plan.code and plan.duration != NEVER))
+CHOICE = st.integers(0, 2**16)
+
+
+class Manager(RuleBasedStateMachine):
+    """A manager with two slots, crashed and opened again at will, beside the model."""
+
+    @initialize()
+    def begin(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = f"{self.folder.name}/jobs.db"
+        self.clock = ManualClock()
+        self.plans = {}  # by the name of the job
+        self.scripted = ScriptedExecutor(
+            lambda job: self.plans[job.name].script(), clock=self.clock
+        )
+        self.generation = 0
+        self.models = {}  # by id
+        self.steps = 0
+        self.open()
+
+    def open(self):
+        self.generation += 1
+        self.jobs = JobManager(
+            self.path,
+            slots=SLOTS,
+            executors={"COMMAND": self.scripted},
+            launcher=self.scripted,
+            clock=self.clock,
+        )
+        self.rest()
+
+    def rest(self):
+        """Let the manager do all that it can do now; the model starts what is next."""
+        elapse(self.jobs, 0)
+        self.fill_slots()
+
+    def fill_slots(self):
+        now = self.clock.monotonic()
+        queued = [one for one in self.models.values() if one.status == "QUEUED"]
+        for model in sorted(queued, key=lambda one: one.number):
+            own = [m for m in self.models.values() if m.owner == self.generation]
+            if sum(m.status == "RUNNING" for m in own) < SLOTS:
+                model.start(now, self.generation)
+                if model.due() <= now:
+                    model.happen(now)
+
+    def pass_time(self, seconds, *, alive):
+        """Move the model on; while no manager is there nothing is started."""
+        end = self.clock.monotonic() + seconds
+        if alive:
+            elapse(self.jobs, seconds)
+        else:
+            self.clock.advance(seconds)
+        while (due := min((m.due() for m in self.models.values()), default=NEVER)) <= end:
+            for model in self.models.values():
+                if model.due() == due:
+                    model.happen(due)
+            if alive:
+                now, self.clock.monotonic = self.clock.monotonic, lambda due=due: due
+                try:
+                    self.fill_slots()
+                finally:
+                    self.clock.monotonic = now
+
+    def pick(self, choice, *statuses):
+        """Return the id and the model of a job in one of these statuses; None: there is none."""
+        found = [job_id for job_id, model in self.models.items() if model.status in statuses]
+        return found[choice % len(found)] if found else None
+
+    def unique(self, seconds):
+        """Return a time that no sum of others equals: two things never happen at one moment."""
+        self.steps += 1
+        return seconds + self.steps * 0.001
+
+    # --- what can happen --------------------------------------------------------
+
+    @rule(plan=PLANS)
+    def create(self, plan):
+        name = f"job {len(self.plans)}"
+        self.plans[name] = plan
+        command = Command(["scripted"], timeout=plan.timeout, grace=GRACE)
+        job = self.jobs.submit(command, name=name)
+        self.models[job.id] = Model(job.number, plan)
+        self.rest()
+
+    @rule(seconds=st.sampled_from([0, 1, 3, 8, 30]))
+    def elapse(self, seconds):
+        self.pass_time(self.unique(seconds), alive=True)
+
+    @rule(choice=CHOICE)
+    def stop(self, choice):
+        if job_id := self.pick(choice, "RUNNING"):
+            self.jobs.stop_job(job_id)
+            model = self.models[job_id]
+            model.stop_wish = True
+            model.halt("stopped", self.clock.monotonic())
+            self.rest()
+
+    @rule(choice=CHOICE)
+    def cancel(self, choice):
+        if job_id := self.pick(choice, "QUEUED"):
+            self.jobs.cancel_job(job_id)
+            model = self.models[job_id]
+            model.status, model.reason = "STOPPED", "cancelled"
+            self.rest()
+
+    @rule(choice=CHOICE)
+    def refuse(self, choice):
+        """What a status does not allow changes nothing."""
+        if job_id := self.pick(choice, "COMPLETE", "ERROR", "STOPPED"):
+            for verb in (self.jobs.stop_job, self.jobs.cancel_job, self.jobs.start_job):
+                with pytest.raises(InvalidTransition):
+                    verb(job_id)
+
+    @rule(choice=CHOICE)
+    def retry(self, choice):
+        if job_id := self.pick(choice, "ERROR", "STOPPED"):
+            job = self.jobs.retry_job(job_id)
+            assert job.retry_of == job_id
+            self.models[job.id] = Model(job.number, self.models[job_id].plan)
+            self.rest()
+
+    @rule(choice=CHOICE)
+    def delete(self, choice):
+        job_id = self.pick(choice, "QUEUED", "RUNNING", "COMPLETE", "ERROR", "STOPPED")
+        if job_id is None:
+            return
+        model = self.models[job_id]
+        if model.status == "RUNNING" and model.plan.stubborn:
+            return  # it would wait for a grace that only this thread can let go by
+        self.jobs.delete_job(job_id)
+        del self.models[job_id]
+        self.rest()
+
+    @rule(seconds=st.sampled_from([0, 4, 40]))
+    def crash(self, seconds):
+        """The host dies; time goes by; the next one opens the file."""
+        crash(self.jobs)
+        self.pass_time(self.unique(seconds), alive=False)
+        self.open()
+
+    @rule()
+    def reopen(self):
+        self.jobs.close()
+        self.open()
+
+    @rule()
+    def fork(self):
+        """A forked child sees the same jobs."""
+        found = in_child(
+            lambda: {job.id: str(job.status) for job in self.jobs.list_jobs(limit=500)}
+        )
+        assert found == {job_id: model.status for job_id, model in self.models.items()}
+
+    @rule(choice=CHOICE)
+    def follow(self, choice):
+        """A follower ends with the job, and has all of its lines."""
+        if job_id := self.pick(choice, "COMPLETE", "ERROR", "STOPPED"):
+            said = [line.text for line in self.jobs.follow(job_id) if line.stream == "output"]
+            assert said == self.models[job_id].lines
+
+    @rule()
+    def be_busy(self):
+        """While another process writes nothing is created."""
+        with busy(self.jobs), pytest.raises(DatabaseBusy):
+            self.jobs.submit(["scripted"])
+
+    # --- what must be true ------------------------------------------------------
+
+    @invariant()
+    @precondition(lambda self: hasattr(self, "jobs"))
+    def rows_are_as_the_model_says(self):
+        found = {
+            job.id: (str(job.status), job.exit_code, job.reason and str(job.reason))
+            for job in self.jobs.list_jobs(limit=500)
+        }
+        expected = {
+            job_id: (model.status, model.code, model.reason)
+            for job_id, model in self.models.items()
+        }
+        assert found == expected
+
+    def teardown(self):
+        if not hasattr(self, "jobs"):
+            return
+        for job_id, model in self.models.items():
+            if model.status == "RUNNING" and model.plan.duration == NEVER:
+                self.jobs.stop_job(job_id)
+            elif model.status == "QUEUED":
+                self.jobs.cancel_job(job_id)
+        drain(self.jobs)
+        invariants.check(self.jobs)
+        for job_id, model in self.models.items():
+            if model.reason not in (None, "cancelled"):
+                said = [one.text for one in self.jobs.logs(job_id) if one.stream == "output"]
+                assert said == model.lines
+        self.jobs.close()
+        self.scripted.close()
+        self.folder.cleanup()
+
+
+@in_rounds(smoke=4, full=200)
+def test_any_order_of_events_leads_where_the_model_says(rounds):
+    """Created, stopped, timed out, deleted, retried, crashed, forked: all as the rules say."""
+    run_state_machine_as_test(
+        seed(rounds.chance().getrandbits(64))(Manager),
+        settings=settings(
+            max_examples=rounds.total,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+        _min_steps=STEPS // 2,
+    )
+    rounds.did(rounds.total)
