@@ -7,6 +7,7 @@ import sqlite3
 import threading
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import jobcore
 from jobcore import JobManager
@@ -17,6 +18,10 @@ from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, until
+
+# Speed is nothing that a test holds: several may share a slow machine.
+settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("jobcore")
 
 
 @pytest.fixture

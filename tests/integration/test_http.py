@@ -294,7 +294,7 @@ def test_logs_as_ndjson(service, accept, expected):
 def test_readmes_line_object_is_the_real_one(service):
     """The object that README shows, and its table, have the fields that are sent."""
     readme = (ROOT / "README.md").read_text()
-    shown = json.loads(readme.partition("```json\n")[2].partition("```")[0])
+    shown = json.loads(readme.partition("```json\n")[2].partition("\n")[0])
     table = readme.partition("| Field | Is |")[2].partition("\n\n")[0]
     job = service.done("echo extract")
     options = {"headers": {"Accept": "application/x-ndjson"}}
@@ -302,7 +302,7 @@ def test_readmes_line_object_is_the_real_one(service):
 
     assert {**sent, "timestamp": shown["timestamp"]} == shown
     assert list(sent) == list(shown)
-    for name in [*shown, "partial"]:
+    for name in [*shown, "fields", "partial"]:
         assert f"| `{name}` |" in table
 
 
