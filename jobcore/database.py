@@ -152,7 +152,12 @@ class Database:
             SchemaTooNew: A newer jobcore has changed the file meanwhile.
         """
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
-        with self._in_use(), self._writing(seconds), self._typed_errors():
+        with (
+            self._in_use(),
+            self._writing(seconds),
+            self._anew_if_read_only(),
+            self._typed_errors(),
+        ):
             connection = self._writer_connection()
             self._require_same_file()
             # Before BEGIN: inside a transaction SQLite ignores the first of them.
@@ -211,6 +216,22 @@ class Database:
             yield
         finally:
             self._writer_lock.release()
+
+    @contextmanager
+    def _anew_if_read_only(self) -> Iterator[None]:
+        """
+        Close every connection where none can write: the next one may be able to.
+
+        What was read-only when it was opened stays so for SQLite, though the disk
+        be writable again; and as a process has one view of the shared memory for
+        all its connections, all of them have to go. Those in use go a little later.
+        """
+        try:
+            yield
+        except ReadOnlyDatabase:
+            with self._watch_lock:
+                self._close_connections()
+            raise
 
     def _writer_connection(self) -> Connection:
         if self._writer is None:
@@ -564,6 +585,9 @@ class Database:
         name = str(getattr(error, "sqlite_errorname", ""))
         if name.startswith("SQLITE_IOERR_"):
             message += f" ({name})"
+        if "unable to open" in message and not os.access(os.path.dirname(self.path), os.W_OK):
+            # Even to read, SQLite needs a log and shared memory: there are none to be made.
+            return ReadOnlyDatabase(f"{self.path}: {message}, and its directory is read-only")
         kinds = (kind for part, kind in _BY_MESSAGE if part in message)
         return next(kinds, StoreError)(f"{self.path}: {message}")
 

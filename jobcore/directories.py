@@ -182,7 +182,12 @@ class Directories:
             GATE.close(directory, lock)
 
     def remove(self, name: str) -> bool:
-        """Remove one that nobody holds; True when it is gone."""
+        """
+        Remove one that nobody holds; True when it is gone.
+
+        Raises:
+            StoreError: The system refuses.
+        """
         try:
             with self.taken(name) as directory:
                 if directory is None:
@@ -190,6 +195,9 @@ class Directories:
                 jobdir.remove(name, directory, parent=self.root, host=self._host)
         except FileNotFoundError:
             pass  # somebody else did
+        except OSError as error:
+            what = f"cannot remove {self._database}.jobs/{name}"
+            raise filesystem.typed(what, error) from error
         return True
 
     def names(self) -> list[str]:

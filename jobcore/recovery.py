@@ -306,8 +306,15 @@ class Recovery:
             with self._database.read() as connection:
                 active = store.active_ids(connection, ids)
             for stale in ids - active:
-                self._directories.remove(stale.hex)
+                self._remove_softly(stale.hex)
         self._directories.remove_leftovers()
+
+    def _remove_softly(self, name: str) -> None:
+        """Remove a directory; one that cannot be removed now stays for a later sweep."""
+        try:
+            self._directories.remove(name)
+        except StoreError as error:
+            telemetry.event(logging.INFO, "directory not removed", error=str(error))
 
 
 def _append_spool(directory: int, offset: int, data: bytes) -> None:
