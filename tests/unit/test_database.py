@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import logging
 import os
@@ -557,6 +558,8 @@ def others_place():
     place = tempfile.mkdtemp(prefix="jobcore-test-")
     user = 65534 if os.geteuid() == 0 else os.geteuid()
     os.chown(place, user, user if user == 65534 else -1)
+
+    codecs.lookup("ascii")  # that user may not be able to read where this Python is installed
 
     def become():
         if os.geteuid() == 0:
