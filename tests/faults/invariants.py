@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from uuid import UUID
@@ -13,6 +14,7 @@ from uuid import UUID
 from jobcore import lifecycle
 from jobcore.supervision import jobdir
 from tests.faults import witness
+from tests.processes import PATIENCE
 
 #: Where each trigger may lead, with those that the machine does not draw.
 _ARROWS = {
@@ -41,13 +43,10 @@ def check(jobs, sides=None, *, killed=False):
         sides: Where witnesses have their files; None: there are none.
         killed: Whether commands were SIGKILLed, so that this may be how they ended.
     """
-    jobs.recover()
     path = jobs._database.path
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as connection:
-        connection.row_factory = sqlite3.Row
-        wrong = _sound(connection)
-        rows = connection.execute("SELECT * FROM job ORDER BY number").fetchall()
-        history = connection.execute("SELECT * FROM transition ORDER BY id").fetchall()
+    jobs.recover()
+    _let_removals_end(jobs, path)
+    rows, history, wrong = _read(path)
     for row in rows:
         steps = [step for step in history if step["job"] == row["number"]]
         told = [*_legal(row), *_history(row, steps), *_directory(path, row)]
@@ -56,6 +55,23 @@ def check(jobs, sides=None, *, killed=False):
         wrong += [f"job {row['number']} ({row['status']}, {row['reason']}): {one}" for one in told]
     wrong += _once(rows) + _nobody_left(rows) + _no_strays(path, rows)
     assert wrong == [], "\n".join(wrong)
+
+
+def _let_removals_end(jobs, path):
+    """Wait for another thread that was just removing what this one would have removed."""
+    give_up = time.monotonic() + PATIENCE
+    while _no_strays(path, _read(path)[0]) and time.monotonic() < give_up:
+        time.sleep(0.01)
+        jobs.recover()
+
+
+def _read(path):
+    """Return jobs and history as they are in the file, and what is wrong with the file."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = connection.execute("SELECT * FROM job ORDER BY number").fetchall()
+        history = connection.execute("SELECT * FROM transition ORDER BY id").fetchall()
+        return rows, history, _sound(connection)
 
 
 def living():

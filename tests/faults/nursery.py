@@ -54,37 +54,55 @@ class NurseryLauncher:
     def start(self, descriptor):
         """Send the descriptor; there is nothing to be reaped here."""
         trap, self._trap = self._trap, None
-        socket.send_fds(self._way, [trap.told() if trap else b"-"], [descriptor])
+        told = trap.told(host=os.getpid()) if trap else b"-"
+        socket.send_fds(self._way, [told], [descriptor])
 
 
 class Trap:
     """
-    What happens when a failpoint is reached for the `nth` time.
+    What happens when a failpoint is reached for the `nth` time: a failpoint's callback.
 
-    Callable as a failpoint's callback; it acts once.
+    Args:
+        action: One of the constants above, or what is to be called.
+        mark: A file to be made at that moment, so that others know that it was reached.
+        host: The pid of the host, where that is not this process.
     """
 
-    def __init__(self, point, action, nth=1, host=0):
+    def __init__(self, point, action, nth=1, mark="", host=0):
         self._point = point
         self._action = action
         self._left = nth
+        self._mark = mark
         self._host = host
 
-    def told(self):
-        """Return it as bytes."""
-        return "\n".join((self._point, self._action, str(self._left), str(self._host))).encode()
+    def told(self, host):
+        """Return it as bytes, for `host`."""
+        told = (self._point, self._action, str(self._left), self._mark, str(host))
+        return "\n".join(told).encode()
 
-    def __call__(self, point, _host=None):
+    @classmethod
+    def heard(cls, told):
+        """Return it out of bytes."""
+        point, action, nth, mark, host = told.decode().split("\n")
+        return cls(point, action, int(nth), mark, int(host))
+
+    def __call__(self, point, _whose=None):
         """Act, if this is the moment."""
         if point != self._point:
             return
         self._left -= 1
         if self._left != 0:
             return
+        if self._mark:
+            os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT, 0o600))
         if self._action == PAUSE:
             time.sleep(PAUSED_FOR)
+        elif self._action == KILL_SELF:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self._action == KILL_HOST:
+            os.kill(self._host, signal.SIGKILL)
         else:
-            os.kill(os.getpid() if self._action == KILL_SELF else self._host, signal.SIGKILL)
+            self._action()
 
 
 def main(descriptor, package):
@@ -104,8 +122,7 @@ def main(descriptor, package):
             if os.fork() == 0:
                 way.close()
                 if told != b"-":
-                    point, action, nth, host = told.decode().split("\n")
-                    failpoints.arm(Trap(point, action, int(nth), int(host)))
+                    failpoints.arm(Trap.heard(told))
                 supervisor.main(given)
             os.close(given)
 
