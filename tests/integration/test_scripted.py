@@ -398,6 +398,20 @@ def test_progress_is_reported_by_the_clock(theatre):
     assert lines(jobs, job) == [(0, "output", "a")]
 
 
+def test_a_second_report_waits_no_longer_than_it_must(theatre):
+    """A report that comes soon after another is written a moment later, though the job is quiet."""
+    jobs, _ = theatre.play(Script([("progress", "1/9"), 0.1, ("progress", "2/9"), 60]))
+    job = jobs.submit(["x"])
+    elapse(jobs, 0.2)
+    early = jobs.get_job(job.id).progress
+    elapse(jobs, 0.1)
+    late = jobs.get_job(job.id).progress
+    drain(jobs)
+
+    assert (early.done, early.at) == (1, at(0))
+    assert (late.done, late.at) == (2, at(0.1))
+
+
 def test_a_full_disk_holds_the_command_by_the_clock(theatre, monkeypatch):
     """Nothing is lost; the supervisor tries again a second later, as often as it takes."""
     writev = os.writev
