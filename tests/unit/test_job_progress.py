@@ -213,3 +213,18 @@ def test_progress_is_not_in_the_history(jobs, own):
         jobs.report_progress(own.id, done)
 
     assert [str(entry.trigger) for entry in jobs.history(own.id)] == ["create", "start"]
+
+
+def test_the_statement_itself_says_whose_it_is(jobs, own, scripted):
+    """The guard is in the UPDATE: neither a process's job nor a final one is written."""
+    run = scripted()
+    numbers = [jobs.get_job(run.id).number, own.number]
+    jobs.finish_job(own.id)
+    with jobs._database.write() as connection:
+        written = [
+            runs.report_if_own(connection, number, runs.Report(1.0, None, None, 0))
+            for number in numbers
+        ]
+
+    assert written == [False, False]
+    assert [said(jobs, run.id), said(jobs, own.id)] == [None, None]
