@@ -31,11 +31,16 @@ class MovableClock(Clock, Protocol):
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """
-        Have `callback` called after each move; return what ends that.
+        Have `callback` called after each move.
 
         A manager gives what wakes its own thread, which looks at schedules, at
-        jobs that are due and at everybody's running jobs then. It returns at
-        once, and may be called by any thread.
+        jobs that are due and at everybody's running jobs then.
+
+        Args:
+            callback: Returns at once; any thread may call it.
+
+        Returns:
+            What ends that: no call begins behind it. It is called once.
         """
 
 

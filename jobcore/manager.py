@@ -116,7 +116,7 @@ class JobManager:
         slots: Jobs at once under this manager. None: one per CPU; 0:
             bookkeeping only, nothing is run by it, and it has no thread.
         executors: By job type. A manager claims only jobs of types it has one for.
-        clock: Tells the time; None: the machine's.
+        clock: Tells the time; None: the machine's. One that can be moved is a `MovableClock`.
         on_exit: For `close()` and the `with` block. `"detach"`: running jobs
             live on, and the next manager that opens the database settles them.
             `"stop"`: jobs that this process started are stopped.

@@ -367,10 +367,44 @@ def failing(jobs: JobManager) -> int:
     return 0
 
 
+class Counting:
+    """A host's own launcher, around the one of its tests."""
+
+    def __init__(self, inner: ScriptedExecutor) -> None:
+        self.inner = inner
+        self.count = 0
+
+    def start(self, descriptor: int) -> None:
+        """Count a start."""
+        self.count += 1
+        self.inner.start(descriptor)
+
+
+class Alarm:
+    """What waits for a manual clock."""
+
+    def due(self) -> float | None:
+        """Wait for nothing."""
+        return None
+
+    def step(self) -> None:
+        """Do nothing."""
+
+    def runs(self) -> frozenset[str]:
+        """Have nothing in hand."""
+        return frozenset()
+
+
 def choose(job: ClaimedJob) -> Script:
     """Return what a job does in a test."""
     if job.name is None:
         return Script(hangs=True, ignores_term=True)
+    if job.name == "bad":
+        return Script(cannot_start=2)
+    if job.name == "odd":
+        return Script(["a"], leaves_grandchild=True, floods=100, open_end=True)
+    if job.name == "lost":
+        return Script(dies=True)
     return Script(
         ["extract", 5, b"load", ("stderr", "oops"), ("progress", "1/2 loading")], exit_code=3
     )
@@ -383,23 +417,30 @@ def scripting(path: Path) -> list[UUID]:
         ScriptedExecutor(choose, clock=clock) as scripted,
         ScriptedExecutor(Script(), Script(["a"], signal=9), clock=clock) as other,
         JobManager(
-            path, executors={"COMMAND": scripted}, launcher=scripted, clock=clock, slots=2
+            path, executors={"COMMAND": scripted}, launcher=Counting(scripted), clock=clock, slots=2
         ) as jobs,
     ):
         job = jobs.submit(["etl"])
-        elapse(jobs, 2.5)
+        elapse(jobs, 2.5, clock, patience=5.0)
+        ends: list[Callable[[], None]] = [clock.attend(Alarm()), clock.watch(scripted.step)]
         clock.advance(60)
+        clock.advance_to(clock.monotonic() + 1)
+        clock.settle()
+        due: float | None = clock.next_due()
+        runs: frozenset[str] = clock.runs() if due is None else scripted.runs()
         clock.jump(-3600)
         clock.set_wall(datetime.now(timezone.utc))
         scripted.die(job.id)
-        other.shut_down()
+        other.shut_down(job.id)
+        for end in ends:
+            end()
         try:
             drain(jobs, clock, patience=5)
         except NeverEnds as error:
             return list(error.job_ids)
         ran: Command = scripted.commands[job.id]
         words: object = ran.argv
-        return [] if words else scripted.running()
+        return [] if words or runs else scripted.running()
 
 
 class TestGreeter(testing.ExecutorContract):

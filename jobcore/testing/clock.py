@@ -89,6 +89,9 @@ class ManualClock:
         for: where it has to take part (a job is to be started or settled before
         time goes on), use `jobcore.testing.elapse`.
 
+        Args:
+            seconds: The seconds that go by, 0 or more.
+
         Raises:
             ValueError: It is negative, or no finite number: for wall time that goes back
                 there is `jump`.
@@ -97,7 +100,12 @@ class ManualClock:
             self.advance_to(self._monotonic + checked_seconds(seconds))
 
     def advance_to(self, moment: float) -> None:
-        """Let time go by until the monotonic clock says `moment`; one that has passed is now."""
+        """
+        Let time go by until a moment, as `advance` does.
+
+        Args:
+            moment: In seconds, as `monotonic` tells them; one that has passed is now.
+        """
         with self._moving:
             self.settle()
             while (due := self.next_due()) is not None and due <= moment:
@@ -113,7 +121,10 @@ class ManualClock:
 
     def jump(self, seconds: float) -> None:
         """
-        Set the wall clock by `seconds`, on or back, as an operator does: no time goes by.
+        Set the wall clock on or back, as an operator does: no time goes by.
+
+        Args:
+            seconds: By how many seconds; negative: back.
 
         Raises:
             ValueError: It is no finite number.
@@ -126,7 +137,10 @@ class ManualClock:
 
     def set_wall(self, moment: datetime | int) -> None:
         """
-        Set the wall clock to `moment`, or to so many microseconds since 1970: no time goes by.
+        Set the wall clock to a moment, as an operator does: no time goes by.
+
+        Args:
+            moment: With a time zone; or so many microseconds since 1970, UTC.
 
         Raises:
             ValueError: `moment` has no time zone.
@@ -148,11 +162,27 @@ class ManualClock:
     # --- waiting for it ---------------------------------------------------------
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have `callback` called after each move; return what ends that, twice if you like."""
+        """
+        Have `callback` called after each move, and at each moment that a move goes through.
+
+        Args:
+            callback: Called by whoever moves the clock; it may move it on.
+
+        Returns:
+            What ends that; to call it twice is harmless.
+        """
         return _enter(self._callbacks, callback)
 
     def attend(self, attendant: Attendant) -> Callable[[], None]:
-        """Have `attendant` moved on with the clock; return what ends that, twice if you like."""
+        """
+        Have something moved on with the clock, as `ScriptedExecutor` is.
+
+        Args:
+            attendant: What waits; see `jobcore.testing.clock.Attendant`.
+
+        Returns:
+            What ends that; to call it twice is harmless.
+        """
         return _enter(self._attendants, attendant)
 
     def next_due(self) -> float | None:

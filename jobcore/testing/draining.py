@@ -6,6 +6,7 @@ import time
 from uuid import UUID
 
 from jobcore.errors import WaitTimeout
+from jobcore.lifecycle import Status
 from jobcore.manager import JobManager
 from jobcore.testing.clock import ManualClock, checked_seconds
 from jobcore.testing.outlook import Outlook
@@ -58,7 +59,12 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
         if moment is not None:
             outlook.clock.advance_to(moment)
         elif outlook.has_work():
-            raise _never_ends(outlook, jobs)
+            names = ", ".join(outlook.names())
+            raise NeverEnds(
+                f"this would run for ever: {names}: its script hangs, it has no time-out, and "
+                "nobody has asked it to stop",
+                tuple(run.id for run in outlook.running()),
+            )
         else:
             return
 
@@ -81,7 +87,7 @@ def elapse(
 
     Args:
         jobs: A manager with slots, whose clock is a `ManualClock`.
-        seconds: How long; jobs need not have ended then.
+        seconds: The seconds that go by, 0 or more; jobs need not have ended then.
         clock: That clock; None: it is found there.
         patience: Seconds of real time for all of it.
 
@@ -107,23 +113,10 @@ def _come_to_rest(outlook: Outlook, jobs: JobManager, deadline: float, patience:
     while not outlook.is_at_rest():
         outlook.require_supervisors()
         if time.monotonic() > deadline:
-            running = ", ".join(str(run.id) for run in outlook.running()) or "none"
-            queued = jobs.count_jobs()
+            running = ", ".join(outlook.names()) or "none"
+            queued = jobs.count_jobs()[Status.QUEUED]
             raise WaitTimeout(
-                f"the manager did not come to rest within {patience:g} s of real time; "
-                f"running: {running}; {queued}"
+                f"the manager did not come to rest within {patience:g} s of real time: "
+                f"{queued} queued; running: {running}"
             )
         outlook.wait_for_change(PAUSE)
-
-
-def _never_ends(outlook: Outlook, jobs: JobManager) -> NeverEnds:
-    ids = tuple(run.id for run in outlook.running())
-    names = ", ".join(
-        str(job_id) if (name := jobs.get_job(job_id).name) is None else f"{job_id} ({name})"
-        for job_id in ids
-    )
-    return NeverEnds(
-        f"this would run for ever: {names}: its script hangs, it has no time-out, and nobody has "
-        "asked it to stop",
-        ids,
-    )

@@ -65,6 +65,15 @@ class Outlook:
         with self._jobs._database.read() as connection:
             return runs.supervised(connection)
 
+    def names(self) -> list[str]:
+        """Return the same jobs in words: id, and name where they have one."""
+        with self._jobs._database.read() as connection:
+            rows = [(run, store.get_job(connection, run.number)) for run in self.running()]
+        return [
+            str(run.id) if row is None or row.name is None else f"{run.id} ({row.name})"
+            for run, row in rows
+        ]
+
     def has_work(self) -> bool:
         """Tell whether anything runs, or could be claimed by this manager, now or later."""
         dispatcher = self._jobs._dispatcher

@@ -107,6 +107,9 @@ class ScriptedExecutor:
 
         So time-out, grace, output limit and all else that a command says are the job's.
 
+        Args:
+            job: The job that is about to be started.
+
         Raises:
             ValueError: What the callable returned is no script.
         """
@@ -135,7 +138,10 @@ class ScriptedExecutor:
 
     def start(self, descriptor: int) -> None:
         """
-        Have a stand-in speak at this end of a socket pair, as `jobcore.Launcher` says.
+        Have a stand-in speak at one end of a socket pair, as `jobcore.Launcher` says.
+
+        Args:
+            descriptor: That end; a copy of it is kept.
 
         Raises:
             SpawnError: It was closed.
@@ -151,9 +157,12 @@ class ScriptedExecutor:
 
     def die(self, job_id: UUID | str | None = None) -> None:
         """
-        End the supervisor of a job as by SIGKILL, or without a job all of them.
+        End a supervisor as by SIGKILL.
 
         Their locks are free when this returns. The manager finds each job `lost`.
+
+        Args:
+            job_id: The job; None: all supervisors, the idle ones, too.
 
         Raises:
             LookupError: No stand-in runs this job now.
@@ -166,9 +175,12 @@ class ScriptedExecutor:
 
     def shut_down(self, job_id: UUID | str | None = None) -> None:
         """
-        Send the supervisor of a job what its SIGTERM would be, or without a job all of them.
+        Ask a supervisor to go, as its SIGTERM does.
 
         A job is ended as by a stop, with its own grace and with reason `shutdown`.
+
+        Args:
+            job_id: The job; None: all supervisors, the idle ones, too.
 
         Raises:
             LookupError: No stand-in runs this job now.

@@ -29,10 +29,27 @@ from jobcore import (
     lifecycle,
 )
 from jobcore.clock import SystemClock
-from jobcore.supervision import execution, jobdir
+from jobcore.supervision import execution, failpoints, jobdir
 from jobcore.supervision import spool as spools
-from jobcore.testing import ManualClock, NeverEnds, Script, ScriptedExecutor, drain, elapse
+from jobcore.testing import (
+    Crashed,
+    ManualClock,
+    NeverEnds,
+    Script,
+    ScriptedExecutor,
+    crash,
+    drain,
+    elapse,
+)
 from tests.processes import descriptors, in_child, until
+
+#: What a host comes to that runs one job to its end.
+CRASHES = (
+    failpoints.CREATED, failpoints.DIRECTORY_PREPARED, failpoints.REQUEST_PREPARED,
+    failpoints.CLAIM_WRITTEN, failpoints.CLAIMED, failpoints.BEFORE_SEND, failpoints.SENT,
+    failpoints.IMPORT_READ, failpoints.IMPORT_WRITTEN, failpoints.IMPORTED,
+    failpoints.SETTLE_WRITTEN, failpoints.SETTLED, failpoints.DIRECTORY_RENAMED,
+)  # fmt: skip
 
 BEGIN = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
 
@@ -698,6 +715,18 @@ def test_a_schedule_is_kept_by_the_clock(theatre):
     assert jobs.skips(pipeline.id) == []
 
 
+def test_old_jobs_are_old_by_the_clock(theatre):
+    """What is removed by age goes when the clock says so."""
+    jobs, _ = theatre.play(Script([10]))
+    jobs.submit(["x"])
+    drain(jobs)
+    elapse(jobs, 3600)
+
+    assert jobs.prune(3601) == 0
+    theatre.clock.advance(2)
+    assert jobs.prune(3601) == 1
+
+
 def test_the_clock_wakes_the_chores(theatre, monkeypatch):
     """A tick is taken when the clock was moved, not when chores are due by real time."""
     monkeypatch.setattr(dispatcher, "CHORES_PAUSE", 3600.0)
@@ -933,6 +962,30 @@ def test_a_job_that_ended_without_a_host_is_settled_by_the_next(theatre, monkeyp
             (0, "output", "a"),
             (20, "system", "time-out after 20 s"),
         ]
+
+
+@pytest.mark.parametrize("point", CRASHES)
+def test_a_host_crashes_at_any_step(theatre, point):
+    """The next one settles every job: with its true end, or as never started where it was not."""
+    jobs, scripted = theatre.play(Script(["a", 5, "b"], exit_code=3), slots=1)
+    with crash(jobs, at=point):
+        try:
+            jobs.submit(["x"])
+            elapse(jobs, 10)
+        except Crashed:
+            pass  # this thread came there, or found it dead
+    theatre.clock.advance(10)
+    jobs = theatre.manager(scripted, slots=1)
+    drain(jobs)
+    (job,) = jobs.list_jobs()
+
+    if job.reason is Reason.NEVER_STARTED:
+        assert point in (failpoints.CLAIMED, failpoints.BEFORE_SEND)
+    else:
+        assert verdict(job) == (Status.ERROR, 3, Reason.EXITED, None)
+        assert [text for _, _, text in lines(jobs, job)] == ["a", "b"]
+        assert job.end_time - job.start_time == timedelta(seconds=5)
+    assert directories(theatre.database) == []
 
 
 def test_what_was_not_started_is_left_to_the_next_host(theatre):
