@@ -763,6 +763,9 @@ class JobManager:
 
         No thread is held while it waits, so thousands may. When it is cancelled, the job goes on.
 
+        Args:
+            timeout: Seconds to wait; None: as long as it takes.
+
         Raises:
             JobNotFound: No job has this id.
             JobDeleted: It was deleted meanwhile.
@@ -785,7 +788,9 @@ class JobManager:
         cancelled has taken no line, so the next one goes on without a gap.
 
         Args:
-            timeout: Seconds for the whole of it, from the first `anext()` on.
+            sequence: The number of the first line, from 0.
+            timeout: Seconds for the whole of it, from the first `anext()` on; None:
+                until it ends.
 
         Raises:
             JobNotFound: No job has this id; at the first `anext()`.
@@ -800,6 +805,9 @@ class JobManager:
     def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """
         Await what `drain` waits for, in an event loop.
+
+        Args:
+            timeout: Seconds to wait; None: as long as it takes.
 
         Raises:
             WaitTimeout: That is not so after `timeout` seconds.
