@@ -9,6 +9,7 @@ Errors: everything jobcore raises, with the facts as attributes.
     ├── InvalidTransition                        409
     │   └── JobNotRunning
     ├── PipelineAlreadyRunning                   409
+    ├── NoResult                                 409
     ├── CommandError (ValueError)                400
     ├── ScheduleError (ValueError)               400
     ├── PipelineCycle (ValueError)               400
@@ -143,6 +144,24 @@ class PipelineAlreadyRunning(JobcoreError):
         super().__init__(f"pipeline {pipeline_id} is already running job {job_id}")
         self.pipeline_id = pipeline_id
         self.job_id = job_id
+
+
+class NoResult(JobcoreError):
+    """
+    The job has no return value, or none yet: only a function that returned has one.
+
+    Attributes:
+        job_id: The job.
+        job_status: Its status. Where that is COMPLETE, it ran no function, or one that
+            ended the interpreter by itself.
+    """
+
+    status = 409
+
+    def __init__(self, job_id: object, job_status: object) -> None:
+        super().__init__(f"job {job_id} is {job_status}, and has no result")
+        self.job_id = job_id
+        self.job_status = job_status
 
 
 class CommandError(JobcoreError, ValueError):

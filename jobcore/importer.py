@@ -13,11 +13,11 @@ import logging
 
 from sqlalchemy import Connection
 
-from jobcore import logs, runs, settlement, telemetry
+from jobcore import logs, resultfile, results, runs, settlement, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
-from jobcore.lifecycle import Ending, Reason
+from jobcore.lifecycle import Ending, Reason, Status
 from jobcore.runs import Report, Run
 from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir, progress
 
@@ -37,12 +37,14 @@ class Harvest:
         slices: The frames in between, but those without lines.
         report: The last one among these that says how far the job is, else None.
         exit: The verdict, if there is one and all before it is in this harvest.
+        result: What its function returned, encoded, if the verdict is that it has.
         goal: The end of the spool when it was read: there may be more than fits in one transaction.
         renewed: Whether a spool file has been imported to its end, so that it can go.
     """
 
     __slots__ = (
-        "_sound", "exit", "goal", "next_sequence", "offset", "renewed", "report", "run", "slices",
+        "_sound", "exit", "goal", "next_sequence", "offset", "renewed", "report", "result", "run",
+        "slices",
     )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
@@ -53,6 +55,7 @@ class Harvest:
         self.slices: list[logs.Slice] = []
         self.report: Report | None = None
         self.exit: jobdir.ExitRecord | None = None
+        self.result: tuple[str, bytes] | None = None
         self.goal: int = run.spool_offset
         self.renewed = False
 
@@ -169,6 +172,8 @@ class Importer:
                 verdict = jobdir.read_exit(directory, run.token or "")
                 harvest = Harvest(run)
                 self._read_frames(harvest, directory, verdict)
+                if harvest.exit is not None and harvest.exit.wait_status == 0:
+                    harvest.result = resultfile.read(directory)
                 failpoints.reach(failpoints.IMPORT_READ, self._database)
                 return harvest
         except FileNotFoundError:
@@ -260,6 +265,8 @@ class Importer:
         if harvest.exit is not None:
             final = self._settle(connection, harvest, harvest.exit)
             if final is not None:
+                if harvest.result is not None and final.status == Status.COMPLETE:
+                    results.store(connection, run.number, *harvest.result)
                 if run.loose_bytes and not full:
                     logs.merge(connection, run.number, run.loose_sequence)
                 failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)

@@ -15,7 +15,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, store, wire
+from jobcore import doctor, results, store, values, wire
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -58,6 +58,7 @@ from jobcore.errors import (
     InvalidTransition,
     JobDeleted,
     JobNotFound,
+    NoResult,
     PipelineAlreadyRunning,
 )
 from jobcore.executors import Executor, default_executors
@@ -580,6 +581,30 @@ class JobManager:
             JobNotFound: No job has this id.
         """
         return Job.from_row(self._reconciled(job_id))
+
+    def result(self, job_id: Id) -> Any:
+        """
+        Return what the function of a COMPLETE job returned; None is a value like others.
+
+        Any process can ask, as long as the job is not deleted. What JSON keeps
+        exactly is stored so. All else is unpickled in this process, which
+        imports what the value is made of, and runs what whoever wrote it
+        wanted: trust it as you trust the function, and the file. What that
+        raises comes through, ImportError where a module is not found here,
+        say, and the result stays as it is.
+
+        Raises:
+            JobNotFound: No job has this id.
+            NoResult: The job is not COMPLETE, ran no function, or one that
+                ended the interpreter by itself.
+        """
+        number = self._reconciled(job_id).number
+        with self._database.read() as connection:
+            stored = results.find(connection, number)
+        if stored is None:
+            job = self._job(number)  # as it is now: deleted, perhaps
+            raise NoResult(job.id, job.status)
+        return values.decode(*stored)
 
     def list_jobs(
         self,

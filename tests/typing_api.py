@@ -127,6 +127,15 @@ def creating(jobs: JobManager) -> list[Job]:
     )
 
 
+def returning(jobs: JobManager, job_id: UUID) -> int | None:
+    """Read what a function returned."""
+    try:
+        number: int = jobs.result(job_id)
+        return number
+    except jobcore.NoResult as error:
+        return None if error.job_status is Status.RUNNING else hash(error.job_id)
+
+
 def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
     """Move a job in every way there is."""
     counted: int = jobs.append_log(job_id, "text", b"bytes")
