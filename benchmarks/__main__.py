@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import (
     bench_append,
     bench_create,
+    bench_function,
     bench_import,
     bench_read_log,
     bench_recover,
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Any] = {
     "read_log": bench_read_log,
     "settle": bench_settle,
     "spawn": bench_spawn,
+    "function": bench_function,
     "recover": bench_recover,
     "import": bench_import,
 }

@@ -40,7 +40,8 @@ from jobcore.errors import (
     WaitTimeout,
     WorkspaceNotFound,
 )
-from jobcore.executors import CommandExecutor, Executor, PipelineExecutor
+from jobcore.executors import CommandExecutor, Executor, FunctionExecutor, PipelineExecutor
+from jobcore.function import function_command
 from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
 from jobcore.manager import JobManager
 from jobcore.models import (
@@ -72,6 +73,7 @@ __all__ = [
     "Event",
     "Executor",
     "Finding",
+    "FunctionExecutor",
     "InvalidParameter",
     "InvalidTransition",
     "Job",
@@ -108,4 +110,5 @@ __all__ = [
     "WaitTimeout",
     "Workspace",
     "WorkspaceNotFound",
+    "function_command",
 ]

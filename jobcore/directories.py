@@ -71,6 +71,10 @@ class Directories:
                 GATE.register(self._root)
             return self._root
 
+    def path(self, name: str) -> str:
+        """Return the path of one, for processes that have no descriptor of it."""
+        return f"{self._database}.jobs/{name}"
+
     def close(self) -> None:
         """Close what is kept open, for good. Again is harmless."""
         with GATE:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from jobcore.command import Command
 from jobcore.errors import CommandError
+from jobcore.function import in_interpreter, is_function
 from jobcore.models import ClaimedJob
 
 
@@ -34,7 +35,16 @@ class Executor(Protocol):
 
 
 class CommandExecutor:
-    """Runs the job's own command."""
+    """
+    Runs the job's own command.
+
+    Args:
+        python: The interpreter for commands that `function_command` made; None:
+            that of the process that starts the job.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python
 
     def command(self, job: ClaimedJob) -> Command:
         """
@@ -48,11 +58,46 @@ class CommandExecutor:
         """
         if job.command is None:
             raise CommandError("the job was created without a command")
-        return job.command
+        return in_interpreter(job.command, self._python, job.directory)
+
+
+class FunctionExecutor:
+    """
+    Calls the job's function in a fresh interpreter.
+
+    Args:
+        python: The interpreter; None: that of the process that starts the job.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python
+
+    def command(self, job: ClaimedJob) -> Command:
+        """
+        Return what calls the function that the job was created with.
+
+        Args:
+            job: The job that is about to start.
+
+        Raises:
+            CommandError: It was created with none, or no interpreter is known.
+        """
+        if job.command is None or not is_function(job.command):
+            raise CommandError("the job was created without a function: see function_command")
+        return in_interpreter(job.command, self._python, job.directory)
 
 
 class PipelineExecutor:
-    """Runs the pipeline's script or command, within the pipeline's time-out."""
+    """
+    Runs the pipeline's script or command, within the pipeline's time-out.
+
+    Args:
+        python: The interpreter for commands that `function_command` made; None:
+            that of the process that starts the job.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python
 
     def command(self, job: ClaimedJob) -> Command:
         """
@@ -65,7 +110,7 @@ class PipelineExecutor:
             CommandError: Neither the job nor its pipeline says what to run.
         """
         if job.command is not None:
-            return job.command
+            return in_interpreter(job.command, self._python, job.directory)
         pipeline = job.pipeline
         if pipeline is None or (pipeline.command is None and pipeline.script is None):
             raise CommandError("neither the job nor its pipeline says what to run")
@@ -80,9 +125,18 @@ class PipelineExecutor:
         assert own is not None  # noqa: S101 - for the type checker alone
         if pipeline.timeout is not None and own.timeout is None:
             own = replace(own, timeout=pipeline.timeout)
-        return own
+        return in_interpreter(own, self._python, job.directory)
 
 
-def default_executors() -> dict[str, Executor]:
-    """Return the executors that a manager has unless it is given others, by job type."""
-    return {"COMMAND": CommandExecutor(), "PIPELINE_RUN": PipelineExecutor()}
+def default_executors(python: str | None = None) -> dict[str, Executor]:
+    """
+    Return the executors that a manager has unless it is given others, by job type.
+
+    Args:
+        python: The interpreter for functions; None: that of this process.
+    """
+    return {
+        "COMMAND": CommandExecutor(python),
+        "FUNCTION": FunctionExecutor(python),
+        "PIPELINE_RUN": PipelineExecutor(python),
+    }

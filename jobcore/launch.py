@@ -117,7 +117,7 @@ class Launch:
     ) -> None:
         """Ask the executor, and make the request of its answer; or note why that cannot be done."""
         try:
-            job = ClaimedJob.from_rows(row, pipeline)
+            job = ClaimedJob.from_rows(row, pipeline, self._directories.path(request.name))
             command = self._executors[row.type].command(job)
             if not isinstance(command, Command):
                 raise TypeError(f"the executor returned {type(command).__name__}, no Command")

@@ -64,6 +64,7 @@ from jobcore.errors import (
 from jobcore.executors import Executor, default_executors
 from jobcore.feed import Feed
 from jobcore.follower import Follower
+from jobcore.function import describe, function_command
 from jobcore.history import Filter
 from jobcore.importer import Importer
 from jobcore.lifecycle import FINAL, Status
@@ -122,7 +123,8 @@ class JobManager:
             live on, and the next manager that opens the database settles them.
             `"stop"`: jobs that this process started are stopped.
         busy_timeout: Seconds to wait for another process's write transaction.
-        python: The interpreter for supervisors; None: `sys.executable`.
+        python: The interpreter for supervisors, and for functions unless you
+            name the executors; None: `sys.executable`.
         launcher: Starts supervisors; None: as processes, with `python`.
         only_own: Claim only jobs that were created through this manager.
 
@@ -157,7 +159,9 @@ class JobManager:
         count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
         self._slots = usable_processors() if count is None else count
-        self._executors = checked_executors(default_executors() if executors is None else executors)
+        self._executors = checked_executors(
+            default_executors(interpreter) if executors is None else executors
+        )
         self._clock = clock or SystemClock()
         self._only_own = only_own
         self._database = Database(path, busy_timeout=patience)
@@ -272,6 +276,36 @@ class JobManager:
             for command in checked_commands(commands, options)
         ]
         return self._create(fields, workspace_id, None) if fields else []
+
+    def submit_function(
+        self, target: Callable[..., Any] | str, /, *args: Any, **kwargs: Any
+    ) -> Job:
+        """
+        Create a QUEUED job that calls a function in a fresh interpreter; see `result`.
+
+        When this returns, the job survives any crash, a power failure too. What
+        the function logs and prints are the job's lines; an exception makes the
+        job ERROR, with the traceback as its last lines.
+
+        Args:
+            target: A function or class at the top level of a module, or anything
+                else that can be pickled and called; not a lambda, nor what the
+                program itself, `__main__`, defines. Or the text
+                `package.module:function`, which is looked for only when the job runs.
+            args: Its arguments, of any types that can be pickled.
+            kwargs: Its arguments by name. Where the job is to have a time-out, a
+                workspace, ...: `submit(function_command(...), type="FUNCTION", ...)`.
+
+        Returns:
+            The job as it was created, with the function's name as its own.
+
+        Raises:
+            CommandError: It could never be called so; nothing was created. The
+                message says why, and shows no argument.
+        """
+        return self.submit(
+            function_command(target, args, kwargs), name=describe(target), type="FUNCTION"
+        )
 
     def create_job(
         self,

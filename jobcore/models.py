@@ -264,6 +264,7 @@ class ClaimedJob(Job):
 
     _command: Command | None = PrivateAttr(default=None)
     _pipeline: Pipeline | None = PrivateAttr(default=None)
+    _directory: str | None = PrivateAttr(default=None)
 
     @property
     def command(self) -> Command | None:
@@ -271,18 +272,24 @@ class ClaimedJob(Job):
         return self._command
 
     @property
+    def directory(self) -> str | None:
+        """The path of its directory while it is being started, else None."""
+        return self._directory
+
+    @property
     def pipeline(self) -> Pipeline | None:
         """The pipeline it was created from, if any."""
         return self._pipeline
 
     @classmethod
-    def from_rows(cls, row: Any, pipeline_row: Any | None) -> "Self":
+    def from_rows(cls, row: Any, pipeline_row: Any | None, directory: str | None = None) -> "Self":
         """
-        Return the form for executors of a stored job and its pipeline.
+        Return the form for executors of a stored job.
 
         Args:
             row: A row of the table `job`, all columns.
             pipeline_row: The row of its pipeline, else None.
+            directory: The path of its directory, where there is one.
 
         Raises:
             DatabaseCorrupt: A row holds what was never written.
@@ -292,6 +299,7 @@ class ClaimedJob(Job):
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
         if pipeline_row is not None:
             made._pipeline = Pipeline.from_row(pipeline_row)  # noqa: SLF001 - it is our own
+        made._directory = directory  # noqa: SLF001 - it is our own
         return made
 
 

@@ -70,10 +70,10 @@ def test_stored_and_run_are_strangers():
     assert wrong == []
 
 
-def test_what_a_supervisor_runs_needs_the_standard_library_alone():
-    """Everything that the supervisor imports is the standard library's or supervision's own."""
+def loaded_by(name):
+    """Return the modules that come with one of jobcore's: its own, and those of others."""
     trees = modules()
-    todo, seen = ["supervision.supervisor"], {"supervision"}
+    todo, seen = [name], {"supervision"}
     while todo:
         name = todo.pop()
         seen.add(name)
@@ -91,8 +91,24 @@ def test_what_a_supervisor_runs_needs_the_standard_library_alone():
         )
         if module.split(".")[0] not in {*sys.stdlib_module_names, "jobcore"}
     }
+    return seen, outside
+
+
+def test_what_a_supervisor_runs_needs_the_standard_library_alone():
+    """Everything that the supervisor imports is the standard library's or supervision's own."""
+    seen, outside = loaded_by("supervision.supervisor")
 
     assert {name for name in seen if not name.startswith("supervision")} == set()
+    assert outside == set()
+
+
+def test_what_calls_functions_needs_the_standard_library_alone():
+    """The interpreter that calls a function loads a handful of modules, and no other package."""
+    seen, outside = loaded_by("caller")
+
+    assert {name for name in seen if not name.startswith("supervision")} == {
+        "caller", "naming", "resultfile", "values",
+    }  # fmt: skip
     assert outside == set()
 
 

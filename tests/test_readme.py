@@ -60,6 +60,13 @@ def test_the_examples_of_events_run_as_printed(tmp_path):
     assert printed(read, tmp_path) + printed(read, tmp_path) == blocks("text", feed)[0]
 
 
+def test_the_example_of_functions_runs_as_printed(tmp_path):
+    """What functions return and how they fail is what README says."""
+    section = between("function", "end of functions")
+
+    assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
 def test_the_ndjson_is_what_is_sent():
     """The lines of NDJSON in README are what such lines are sent as."""
     first, second = (1_700_000_000_123_000_000, 1_700_000_001_456_000_000)

@@ -429,7 +429,10 @@ def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name):
         several = [mistake] if parameter.kind is parameter.VAR_POSITIONAL else []
         if not several:
             arguments[parameter.name] = mistake
-        first = [arguments.pop(one.name) for one in positional(verb) if several]
+        first = [
+            arguments.pop(one.name) for one in positional(verb)
+            if several or one.kind is one.POSITIONAL_ONLY
+        ]  # fmt: skip
         try:
             take(verb(jobs, *first, *several, **arguments))
         except Exception as error:  # noqa: BLE001 - which one it is, is the question

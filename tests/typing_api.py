@@ -20,6 +20,7 @@ from jobcore import (
     Event,
     Executor,
     Finding,
+    FunctionExecutor,
     Job,
     JobManager,
     Launcher,
@@ -35,6 +36,7 @@ from jobcore import (
     Transition,
     Trigger,
     Workspace,
+    function_command,
     testing,
     wire,
 )
@@ -92,6 +94,7 @@ system: Clock = SystemClock()
 executors: dict[str, Executor] = {
     "GREETING": Greeter(),
     "COMMAND": CommandExecutor(),
+    "FUNCTION": FunctionExecutor("/usr/bin/python3"),
     "PIPELINE_RUN": PipelineExecutor(),
 }
 
@@ -125,6 +128,31 @@ def creating(jobs: JobManager) -> list[Job]:
     return made + jobs.submit_many(
         [["true"], command, shell], name="n", data=[1], workspace_id="text", type="GREETING"
     )
+
+
+def load(table: str, *, limit: int = 0) -> int:
+    """Be what a job calls."""
+    return len(table) + limit
+
+
+async def load_slowly(table: str) -> int:
+    """Be what a job calls and runs by asyncio."""
+    return load(table)
+
+
+def calling(jobs: JobManager) -> list[Job]:
+    """Call functions in every way there is."""
+    command: Command = function_command(load, ["orders"], {"limit": 3}, timeout=60, env={"A": "b"})
+    named = function_command("shop.load:Loader.run", kwargs={"table": "orders"})
+    made = [
+        jobs.submit_function(load, "orders", limit=3),
+        jobs.submit_function(load_slowly, "orders"),
+        jobs.submit_function("shop.load:run", "orders"),
+        jobs.submit(command, type="FUNCTION", name="n"),
+        jobs.submit(named, type="FUNCTION"),
+    ]
+    jobs.create_pipeline("nightly", command, schedule="0 3 * * *")
+    return made
 
 
 def returning(jobs: JobManager, job_id: UUID) -> int | None:
@@ -487,6 +515,7 @@ def main() -> None:
     """Open a manager in every way there is."""
     with JobManager() as jobs:
         creating(jobs)
+        calling(jobs)
     with JobManager(
         Path("jobs.db"),
         slots=4,

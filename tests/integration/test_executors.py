@@ -11,8 +11,16 @@ from unittest import SkipTest
 
 import pytest
 
-from jobcore import Command, CommandExecutor, JobManager, PipelineExecutor
+from jobcore import (
+    Command,
+    CommandExecutor,
+    FunctionExecutor,
+    JobManager,
+    PipelineExecutor,
+    function_command,
+)
 from jobcore.testing import ExecutorContract, Script, ScriptedExecutor
+from tests import functions
 from tests.programs import SLEEPS
 
 SAYS_TWO_LINES = ["sh", "-c", "echo extract; echo load >&2; exit 3"]
@@ -32,6 +40,37 @@ class TestCommandExecutor(ExecutorContract):
 
     def create_long_job(self, jobs):
         return jobs.submit(SLEEPS)
+
+
+class TestFunctionExecutor(ExecutorContract):
+    """A function in a fresh interpreter."""
+
+    job_type = "FUNCTION"
+    lines = ("extract", "load")
+
+    def make_executor(self):
+        return FunctionExecutor()
+
+    def create_job(self, jobs):
+        return jobs.submit_function(functions.prints, *self.lines)
+
+    def create_long_job(self, jobs):
+        return jobs.submit_function(functions.waits)
+
+
+class TestCommandExecutorOfFunctions(TestFunctionExecutor):
+    """The same, run by the executor of commands."""
+
+    job_type = "COMMAND"
+
+    def make_executor(self):
+        return CommandExecutor()
+
+    def create_job(self, jobs):
+        return jobs.submit(function_command(functions.prints, self.lines))
+
+    def create_long_job(self, jobs):
+        return jobs.submit(function_command(functions.waits))
 
 
 class TestPipelineExecutor(ExecutorContract):

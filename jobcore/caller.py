@@ -1,0 +1,176 @@
+"""
+Caller: a fresh interpreter that calls one function, and leaves what it returns.
+
+It is what the command of a function's job runs, so all here is loaded without
+jobcore itself, from the standard library alone. The function must not notice
+it: no module of ours stays in sight, no path to ours, and an exception ends
+the interpreter as it ends any program, with the function's own frames alone.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Coroutine
+
+from jobcore import naming, resultfile, values
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+#: In the environment of the interpreter, for its eyes only: the job's directory.
+DIRECTORY = "JOBCORE_FUNCTION"
+
+#: Of the payload: what it says, and how.
+VERSION = 1
+
+#: A path that belongs to an installation of Python rather than to a program.
+_INSTALLED = r"/lib(64)?/python\d|/(site|dist)-packages(/|$)|/python\d+\.zip$"
+
+
+def main() -> None:
+    """Call the function that standard input names, and return once its value is stored."""
+    payload = _take_payload()
+    directory = os.environ.pop(DIRECTORY)
+    identity = resultfile.identify(directory)
+    me = os.getpid()
+    _leave_no_trace()
+    sys.path[:] = merged_path(payload["path"], payload["python"], sys.path)
+    log_from_info_up()
+    try:
+        value = _call(payload)
+        if os.getpid() != me:
+            return  # a child that the function forked, and that came back: not the job's own
+        _store(payload["name"], value, directory, identity)
+    except BaseException:
+        _hide_own_frames()
+        raise  # for Python to end with it as always, SystemExit and KeyboardInterrupt included
+
+
+def this_python() -> list[str]:
+    """Return what tells an installation of Python, with all that is in it, from another one."""
+    return [str(sys.implementation.cache_tag), sys.prefix, sys.exec_prefix]
+
+
+def merged_path(sent: list[str], python: list[str], own: list[str]) -> list[str]:
+    """
+    Return where to look for modules: where the submitter does, then where this interpreter does.
+
+    Args:
+        sent: The submitter's.
+        python: The submitter's installation. Where it is another one, nothing
+            of it is of any use here, its standard library least of all.
+        own: This interpreter's.
+    """
+    if python != this_python():
+        sent = [entry for entry in sent if not re.search(_INSTALLED, entry)]
+    return [*sent, *(entry for entry in own if entry not in sent)]
+
+
+def log_from_info_up() -> None:
+    """
+    Let records from INFO up arrive on stderr, as long as nobody configures logging.
+
+    What Python does then is print warnings, by a last resort that takes no part
+    in any configuration; it only gets a lower level and says who speaks. The
+    root's level has to go down with it, but only until the root gets a handler:
+    from then on all is as if nothing had been done here.
+    """
+    root, last = logging.getLogger(), logging.lastResort
+    if root.handlers or root.level != logging.WARNING or last is None:
+        return  # configured by a `sitecustomize`
+    provisional = _Level(logging.INFO)
+
+    def add_handler(handler: logging.Handler) -> None:
+        vars(root).pop("addHandler", None)  # the class's own comes to light
+        if root.level is provisional:  # not where it has been set, to INFO perhaps
+            root.setLevel(logging.WARNING)
+        root.addHandler(handler)
+
+    root.setLevel(provisional)
+    vars(root)["addHandler"] = add_handler
+    last.setLevel(logging.INFO)
+    last.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+
+
+class _Level(int):
+    """A level that is told from all others, the same number included; elsewhere it is a number."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+
+def _take_payload() -> dict[str, Any]:
+    """Read standard input to its end, and put nothing in its place."""
+    data = bytearray()
+    while chunk := os.read(0, 1 << 20):
+        data += chunk
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
+    payload: dict[str, Any] = json.loads(data)
+    if payload["version"] > VERSION:
+        sys.exit("jobcore: this function was submitted by a newer jobcore than the one that runs")
+    return payload
+
+
+def _leave_no_trace() -> None:
+    """Take out of sight what is ours: the function may import the real jobcore, or none."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "jobcore"]:
+        del sys.modules[name]
+    del sys.argv[1:]
+
+
+def _call(payload: dict[str, Any]) -> Any:
+    arguments = payload["arguments"]
+    if payload["encoding"] == values.PICKLE:
+        arguments = values.decode(values.PICKLE, binascii.a2b_base64(arguments))
+    target, args, kwargs = arguments
+    if target is None:
+        target = naming.locate(payload["name"])
+    value = target(*args, **kwargs)
+    if isinstance(value, Coroutine):
+        import asyncio  # noqa: PLC0415 - slow to load, and most functions need it not
+
+        value = asyncio.run(value)
+    return value
+
+
+def _store(name: str, value: Any, directory: str, identity: tuple[int, int]) -> None:
+    try:
+        encoding, data = values.encode(value)
+    except values.Unstorable as error:
+        raise TypeError(f"{name} returned what cannot be stored: {error}") from None
+    if len(data) > resultfile.LARGEST:
+        raise ValueError(
+            f"{name} returned what takes {len(data)} bytes, and at most {resultfile.LARGEST} are "
+            "stored: write it to a file, and return the path"
+        )
+    try:
+        resultfile.write(directory, identity, encoding, data)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"what {name} returned could not be stored: {error.strerror}"
+        ) from None
+
+
+def _hide_own_frames() -> None:
+    """Have the traceback that Python is about to print begin where the function's own code does."""
+    show = sys.excepthook
+    caller = sys._getframe(2)  # noqa: SLF001 - the line that called `main`
+    own = [id(caller.f_globals), id(globals()), id(vars(naming)), id(vars(values))]
+
+    def show_rest(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        while trace is not None and id(trace.tb_frame.f_globals) in own:
+            trace = trace.tb_next
+        show(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = show_rest
