@@ -413,6 +413,11 @@ class Database:
             self._wait_for_users()
         self._close_connections()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def _wait_for_users(self) -> None:
         """Wait, in the doorway, until nobody is inside, as long as a transaction may take."""
         # One that waits for the lock, and then works.

@@ -71,6 +71,16 @@ class _Gate:
         """Have these closed in a forked child. Call inside the gate that opened them."""
         self._descriptors.update(descriptors)
 
+    def owners(self) -> list[ForkAware]:
+        """Return all that are watched now."""
+        with self._lock:
+            return list(self._owners)
+
+    def descriptors(self) -> set[int]:
+        """Return all that are registered now."""
+        with self._lock:
+            return set(self._descriptors)
+
     def close(self, *descriptors: int) -> None:
         """Close these here, and no more in a forked child."""
         with self._lock:

@@ -121,6 +121,11 @@ class Notifier(Observer):
                 left = max(self._deadline - time.monotonic(), 0)
                 self._told.wait_for(lambda: not self._queue, left)
 
+    def mute(self) -> None:
+        """Tell the subscribers of now nothing more, not even what is committed."""
+        for subscription in self._subscriptions:
+            subscription.ended = True
+
     def close(self) -> None:
         """Tell what is still to be told, within that time, then nothing more. Again is harmless."""
         self.drain()

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import overload
 
 from jobcore.database import Database
+from jobcore.loop import Loop
 from jobcore.manager import OPEN, JobManager
 from jobcore.supervision import failpoints
 from jobcore.supervision.failpoints import Crashed
@@ -56,9 +57,10 @@ def crash(
     When this returns, nothing of that manager writes, sends, removes or settles
     anything any more: transactions under way were rolled back, descriptors were
     closed and nothing was unlocked (which is what the kernel does), its threads
-    have ended. Every further call on it raises `Crashed`, but for `close()` and
-    the end of its `with` block, which do nothing. Its supervisors see the end of
-    their sockets, as they do when a host dies, and go on with their jobs.
+    have ended, and its subscribers hear nothing more. Every further call on it raises
+    `Crashed`, but for `close()` and the end of its `with` block, which do nothing.
+    Its supervisors see the end of their sockets, as they do when a host dies, and
+    go on with their jobs.
 
     Three things differ from a SIGKILL. Another thread of the manager that was in
     the middle of something comes to its next point first, as it may do before a
@@ -120,6 +122,7 @@ def _kill(manager: JobManager) -> None:
     """Let no thread of the manager past any point from now on."""
     failpoints.arm(_stop_the_dead)  # for good: the dead stay dead
     _DEAD.add(manager._database)  # noqa: SLF001 - see `_crash_at`
+    manager._notifier.mute()  # noqa: SLF001 - closing it would tell them the rest
 
 
 def _stop_the_dead(_: str, host: object) -> None:
@@ -129,7 +132,6 @@ def _stop_the_dead(_: str, host: object) -> None:
 
 def _bury(manager: JobManager, timeout: float) -> None:
     """Wait until no thread is inside a dead manager, and close what it held."""
-    manager._dispatcher.wake()  # noqa: SLF001 - its thread sleeps until something happens
     deadline = time.monotonic() + timeout
     while inside := _threads_in(manager):
         if time.monotonic() > deadline:
@@ -150,11 +152,13 @@ def _threads_in(manager: JobManager) -> list[str]:
 
 
 def _stands_in(manager: JobManager, frame: FrameType | None) -> str | None:
-    """Return where the manager's code is on a stack, or None where it is not."""
+    """Return where the manager's code is on a stack; None: nowhere, or asleep in its poll."""
     host = manager._database  # noqa: SLF001 - all its parts have it
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("jobcore."):
             part = frame.f_locals.get("self")
+            if isinstance(part, Loop) and frame.f_code.co_name in ("wait", "rest"):
+                return None  # whatever wakes it, it comes to a point before it does anything
             if part is host or getattr(part, "_database", None) is host:
                 return f"{type(part).__name__}.{frame.f_code.co_name}"
         frame = frame.f_back

@@ -375,6 +375,28 @@ def test_a_waiting_thread_of_a_dead_manager_is_thrown_out(world):
     world.finish()
 
 
+def test_subscribers_of_a_dead_manager_hear_nothing_more(world):
+    """What is committed and was not told stays untold, as it does when a process dies."""
+    told = []
+    jobs = world.manager(slots=0)
+
+    def listen(event):
+        told.append(event.job_id)
+        until(lambda: jobs._database in crashing._DEAD, "the death of its manager")
+
+    jobs.subscribe(listen)
+    jobs.subscribe(listen, status="QUEUED")
+    first = jobs.submit(["true"])
+    jobs.submit(["true"])
+    crash(jobs)
+    jobs.close()
+
+    assert told in ([], [first.id])
+    with world.manager() as after:
+        after.drain(60)
+        after.recover()
+
+
 def test_a_thread_that_does_not_end_is_named(world, monkeypatch):
     """Where a thread stays inside, `crash` says which and where, and closes nothing under it."""
     inside, out = threading.Event(), threading.Event()
