@@ -1,97 +1,77 @@
 """
-Pytest plugin: a manager that is lent to a test, and must come back with nothing left behind.
+The pytest plugin of jobcore: fixtures `jobs`, `job_clock` and `job_scripts`.
 
-The fixtures themselves are in `pytest_jobcore`, which pytest loads; this is
-imported with the first test that asks for one of them.
+pytest loads it at every start where jobcore is installed, and the package with
+it. What the fixtures are made of comes with the first test that asks for one.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from jobcore.clock import Clock
-from jobcore.errors import JobcoreError, WaitTimeout
-from jobcore.executors import default_executors
-from jobcore.manager import JobManager
-from jobcore.testing.crashing import Crashed
-from jobcore.testing.remains import Remains
-
 if TYPE_CHECKING:
-    from jobcore.testing.scripted import ScriptedExecutor
+    from jobcore import JobManager
+    from jobcore.testing import ManualClock, ScriptedExecutor
 
-#: Jobs at once under the manager of a test: more than one, on whatever machine.
-SLOTS = 2
-#: Seconds without any commit after which what still runs is taken to run for ever.
-QUIET = 5.0
-#: Seconds that the end of a test waits for its jobs, however busy they are.
-PATIENCE = 30.0
+# Its asserts are for people to read: `ExecutorContract` has tests, `assert_job` is one.
+pytest.register_assert_rewrite("jobcore.testing")
 
 
-@contextmanager
-def lend(
-    path: Path, *, clock: Clock | None = None, scripts: ScriptedExecutor | None = None
-) -> Iterator[JobManager]:
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers", "job_scripts(*scripts): the scripts of the fixture `job_scripts`, in their order"
+    )
+
+
+@pytest.fixture
+def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobManager]:
     """
-    Give a manager to a test, and see to it that the test leaves nothing.
+    Return a `JobManager` with two slots on `tmp_path / "jobs.db"`.
 
-    Args:
-        path: Of its database.
-        clock: Its clock. None: the machine's.
-        scripts: What stands in for processes; it is closed at the end. None: nothing,
-            jobs are processes.
+    It goes by what else the test asks for: with `job_clock` that is its clock,
+    with `job_scripts` no process is started. Variables `JOBCORE_*` of the
+    environment that the tests run in are hidden from the test and its jobs.
 
-    Raises:
-        pytest.fail.Exception: Something was left; the message has a line for each thing.
+    When the test is over it waits until all that can be run has ended, and is
+    closed. The test fails where anything is left then, and says what: a job that
+    runs on, a process, thread, job directory or descriptor, a manager that was
+    not closed. Whatever it was, it is gone afterwards.
     """
-    remains = Remains()
-    options: dict[str, Any] = {"slots": SLOTS, "clock": clock}
-    if scripts is not None:
-        options.update(executors=dict.fromkeys(default_executors(), scripts), launcher=scripts)
-    with pytest.MonkeyPatch.context() as environment:
-        # Of a job that the tests run in, or of a developer's shell.
-        for name in [name for name in os.environ if name.startswith("JOBCORE_")]:
-            environment.delenv(name)
-        manager = JobManager(path, **options)
-        try:
-            yield manager
-        finally:
-            waited = scripts is None and _let_end(manager)
-            manager.close()
-            if scripts is not None:
-                scripts.close()  # what it plays ends with the test, and leaves no process
-            left = remains.clear(
-                path, patience=0 if waited else QUIET, silently=scripts is not None
-            )
-    if left:
-        pytest.fail("\n  ".join(["the test left something behind:", *left]), pytrace=False)
+    from jobcore.testing.lending import lend  # noqa: PLC0415 - see above
+
+    wanted = request.fixturenames
+    with lend(
+        tmp_path / "jobs.db",
+        clock=request.getfixturevalue("job_clock") if "job_clock" in wanted else None,
+        scripts=request.getfixturevalue("job_scripts") if "job_scripts" in wanted else None,
+    ) as manager:
+        yield manager
 
 
-def _let_end(manager: JobManager) -> bool:
+@pytest.fixture
+def job_clock() -> ManualClock:
+    """Return a `ManualClock`: time stands still until the test moves it."""
+    from jobcore.testing import ManualClock  # noqa: PLC0415 - see above
+
+    return ManualClock()
+
+
+@pytest.fixture
+def job_scripts(request: pytest.FixtureRequest) -> Iterator[ScriptedExecutor]:
     """
-    Wait until the manager has run all that it could, and no longer than anything comes of it.
+    Return a `ScriptedExecutor`: jobs do what scripts say, without processes.
 
-    False: it can do nothing any more.
-
-    Else it were a matter of chance whether a job that was queued last runs on
-    when the test is over.
+    The scripts are those of `@pytest.mark.job_scripts(Script(...), ...)`; without
+    it every job exits with 0 at once. With `job_clock` they go by that clock.
     """
-    deadline = time.monotonic() + PATIENCE
-    seen: int | None = None
-    while time.monotonic() < deadline:
-        try:
-            manager.drain(QUIET)
-            return True
-        except WaitTimeout:
-            before, seen = seen, manager._database.version()  # noqa: SLF001 - of any commit
-            if before == seen:
-                break
-        except (Crashed, JobcoreError):
-            return False  # the test closed it, dropped it, or took its file away
-    return True
+    from jobcore.testing import ScriptedExecutor  # noqa: PLC0415 - see above
+
+    marker = request.node.get_closest_marker("job_scripts")
+    clock = request.getfixturevalue("job_clock") if "job_clock" in request.fixturenames else None
+    with ScriptedExecutor(*(marker.args if marker else ()), clock=clock) as scripts:
+        yield scripts

@@ -93,9 +93,9 @@ launcher: Launcher = Refusing()
 system: Clock = SystemClock()
 executors: dict[str, Executor] = {
     "GREETING": Greeter(),
-    "COMMAND": CommandExecutor(),
-    "FUNCTION": FunctionExecutor("/usr/bin/python3"),
-    "PIPELINE_RUN": PipelineExecutor(),
+    "COMMAND": CommandExecutor(python="/usr/bin/python3"),
+    "FUNCTION": FunctionExecutor(python="/usr/bin/python3"),
+    "PIPELINE_RUN": PipelineExecutor(python="/usr/bin/python3"),
 }
 
 

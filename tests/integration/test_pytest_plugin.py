@@ -17,8 +17,10 @@ pytest_plugins = ["pytester"]
 @pytest.fixture
 def run(pytester, monkeypatch):
     """Return what runs a test file with pytest, as a project does that has jobcore installed."""
-    found = [one.value for one in entry_points(group="pytest11") if one.name == "pytest_jobcore"]
-    assert found == ["pytest_jobcore"], "jobcore is installed as it was once: install it again"
+    found = [one.value for one in entry_points(group="pytest11") if one.name == "jobcore"]
+    assert found == ["jobcore.pytest_plugin"], (
+        "jobcore is installed as it was once: install it again"
+    )
     for name in [name for name in os.environ if name.startswith(("PYTEST_", "COV_"))]:
         monkeypatch.delenv(name)  # of the run that this one is in
 
@@ -215,14 +217,14 @@ def test_its_fixtures_give_way(run, pytester):
     """).assert_outcomes(passed=1)
 
 
-def test_who_needs_nothing_of_it_imports_nothing(run):
-    """A run without these fixtures does not import jobcore, nor what it stands on."""
+def test_who_needs_nothing_of_it_imports_no_kit(run):
+    """A run without these fixtures imports jobcore, and nothing of what they are made of."""
     run("""
         import sys
 
         def test_modules(request):
-            assert request.config.pluginmanager.has_plugin("pytest_jobcore")
-            assert {"jobcore", "sqlmodel", "sqlalchemy", "pydantic"} & set(sys.modules) == set()
+            assert request.config.pluginmanager.has_plugin("jobcore")
+            assert [name for name in sys.modules if name.startswith("jobcore.testing")] == []
     """).assert_outcomes(passed=1)
 
 
