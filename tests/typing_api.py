@@ -499,7 +499,7 @@ def asserting(jobs: JobManager, job: Job) -> Job:
     """Test in every way there is."""
     with testing.busy(jobs, timeout=5):
         pass
-    with testing.crash(jobs, at="claimed", timeout=5):
+    with testing.crash(jobs, at=testing.failpoints.CLAIMED, timeout=5):
         jobs.submit(["true"])
     try:
         testing.crash(manager=jobs)

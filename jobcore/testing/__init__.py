@@ -4,6 +4,7 @@ Testing: what a host's tests need to try it against everything that can happen t
 Never imported by `import jobcore`.
 """
 
+from jobcore.supervision import failpoints
 from jobcore.testing.assertions import assert_job
 from jobcore.testing.busy import busy
 from jobcore.testing.clock import ManualClock
@@ -25,4 +26,5 @@ __all__ = [
     "crash",
     "drain",
     "elapse",
+    "failpoints",
 ]

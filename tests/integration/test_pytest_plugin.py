@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from tests.processes import carrying
+from tests.processes import ROOT, carrying
 
 pytest_plugins = ["pytester"]
 
@@ -111,6 +111,14 @@ def test_it_may_be_closed(jobs):
 def test_managers_are_lent(run, options):
     """Alone and under pytest-xdist, each test has its own manager, as it asks for it."""
     run(LENT, *options).assert_outcomes(passed=15)
+
+
+def test_readmes_tests_pass(run):
+    """What README shows of tests is what they look like."""
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.partition("<!-- tests: run by")[2].partition("<!-- end of tests -->")[0]
+
+    run(shown.partition("```python\n")[2].partition("```")[0]).assert_outcomes(passed=4)
 
 
 # --- what is left --------------------------------------------------------------------
