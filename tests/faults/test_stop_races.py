@@ -137,4 +137,6 @@ def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
                 )
                 assert not words or words[0].startswith(HALTED[job.reason])
             check(jobs)
-    assert winners == {Reason.EXITED, *HALTED}
+    assert winners <= {Reason.EXITED, *HALTED}
+    if rounds.total > 1000:  # with few rounds it is a matter of chance who wins one
+        assert winners == {Reason.EXITED, *HALTED}

@@ -512,6 +512,7 @@ class FakeJob:
 
     command: Command | None
     pipeline: object
+    directory: str | None = None
 
 
 def test_any_executor_will_do(theatre):
