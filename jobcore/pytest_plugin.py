@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from jobcore import JobManager
+    from jobcore.manager import JobManager
     from jobcore.testing import ManualClock, ScriptedExecutor
 
 # Its asserts are for people to read: `ExecutorContract` has tests, `assert_job` is one.
