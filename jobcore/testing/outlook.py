@@ -53,7 +53,8 @@ class Outlook:
             if moving - {run.token for run in dispatcher.running()}:
                 self._jobs.recover()
             return False
-        return dispatcher.waits_only_for(waiting) and not self._has_due_tick()
+        # In this order: a tick that is taken in between has become a job in the queue.
+        return not self._has_due_tick() and dispatcher.waits_only_for(waiting)
 
     def _has_due_tick(self) -> bool:
         with self._jobs._database.read() as connection:

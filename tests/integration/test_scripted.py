@@ -20,7 +20,6 @@ from jobcore import (
     Command,
     CommandExecutor,
     JobManager,
-    PipelineExecutor,
     Reason,
     SpawnError,
     Status,
@@ -499,20 +498,11 @@ def test_the_command_is_what_the_job_or_its_pipeline_says(theatre):
 
     assert scripted.commands == {
         own.id: Command(["etl", "--all"], env={"A": "b"}, cwd=os.getcwd()),
-        of_pipeline.id: PipelineExecutor().command(FakeJob(None, jobs.get_pipeline(pipeline.id))),
+        of_pipeline.id: Command("echo hello", shell=True, timeout=30),
         task.id: Command(["scripted"]),
     }
     assert jobs.get_job(of_pipeline.id).reason is Reason.TIMEOUT
     assert jobs.get_job(of_pipeline.id).end_time == at(30)
-
-
-@dataclass
-class FakeJob:
-    """What an executor looks at."""
-
-    command: Command | None
-    pipeline: object
-    directory: str | None = None
 
 
 def test_any_executor_will_do(theatre):
@@ -862,6 +852,7 @@ def test_draining_waits_for_processes_no_longer_than_told(theatre):
     jobs = JobManager(theatre.database, slots=1, clock=theatre.clock, on_exit="stop")
     theatre.opened.append(jobs)
     job = jobs.submit(["sleep", "300"])
+    until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "its start")
 
     with pytest.raises(WaitTimeout, match=str(job.id)):
         drain(jobs, patience=0.3)
@@ -986,7 +977,7 @@ def test_a_host_crashes_at_any_step(theatre, point):
         assert verdict(job) == (Status.ERROR, 3, Reason.EXITED, None)
         assert [text for _, _, text in lines(jobs, job)] == ["a", "b"]
         assert job.end_time - job.start_time == timedelta(seconds=5)
-    assert directories(theatre.database) == []
+    until(lambda: directories(theatre.database) == [], "the removal of what the dead host left")
 
 
 def test_what_was_not_started_is_left_to_the_next_host(theatre):
