@@ -373,8 +373,9 @@ def test_stop_is_in_the_history_once(jobs, scripted):
     for grace in (5, 5, 9, None, 1):
         jobs.stop_job(run.id, grace=grace)
 
-    assert [str(entry.trigger) for entry in jobs.history(run.id)] == ["create", "stop", "stop"]
-    assert jobs.get_job(run.id).stop_requested == jobs.history(run.id)[1].at
+    told = [str(entry.trigger) for entry in jobs.history(run.id)]
+    assert told == ["create", "start", "stop", "stop"]
+    assert jobs.get_job(run.id).stop_requested == jobs.history(run.id)[2].at
 
 
 def test_retry_is_a_new_job(jobs):
