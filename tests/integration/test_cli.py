@@ -50,6 +50,7 @@ class Cli:
             "TERM": "xterm",
         }
         self.env.pop("PYTHONUNBUFFERED", None)  # buffers must work, too
+        self.env.pop("LINES", None)  # that of whoever runs the tests, not of our terminal
 
     def start(self, *words, **options):
         """Return the running process."""
