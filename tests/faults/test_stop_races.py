@@ -23,6 +23,10 @@ STUBBORN = f"trap '' TERM; {ENDS_WHEN_TOLD}"
 TIMEOUT = 0.03
 #: How far apart the events of a race may be, either way, in seconds.
 APART = 0.002
+#: How long the first stop is taken to be under way, in seconds: a durable commit and a file
+#: come before the doorbell. Without that lead it hardly ever takes part in the race. From
+#: then on it is what the last one took, for that depends on how busy the machine is.
+UNDER_WAY = 0.003
 
 HALTED = {Reason.STOPPED: "stopping: ", Reason.TIMEOUT: "time-out after "}
 
@@ -30,8 +34,9 @@ HALTED = {Reason.STOPPED: "stopping: ", Reason.TIMEOUT: "time-out after "}
 class Race:
     """One job, and what happens to it at about the same moment."""
 
-    def __init__(self, jobs, fifo, chance):
+    def __init__(self, jobs, fifo, chance, under_way):
         self.jobs = jobs
+        self.under_way = under_way  # seconds; of this one's own stop, once it has run
         self.code = chance.choice((0, 3))
         self.is_stopped = chance.random() < 0.7
         self.has_timeout = not self.is_stopped or chance.random() < 0.5
@@ -45,10 +50,10 @@ class Race:
             grace=self.grace,
         )
         self._way = until(lambda: self._open(fifo), "the command")
-        self._start = time.monotonic() + (TIMEOUT - APART if self.has_timeout else APART)
-        self._tell_at, self._stop_at = (
-            self._start + chance.uniform(-APART, APART) for _ in range(2)
-        )
+        ahead = TIMEOUT - APART if self.has_timeout else APART + under_way
+        self._start = time.monotonic() + ahead
+        self._tell_at = self._start + chance.uniform(-APART, APART)
+        self._stop_at = self._start + chance.uniform(-APART, APART) - under_way
 
     def _open(self, fifo):
         """Return the end to tell it, once it has opened the other one, or has been ended."""
@@ -65,8 +70,10 @@ class Race:
         teller.start()
         if self.is_stopped:
             _sleep_until(self._stop_at)
+            called = time.monotonic()
             try:
                 self.jobs.stop_job(self.job.id)
+                self.under_way = time.monotonic() - called
             except JobNotRunning:
                 self.refused = True
         teller.join()
@@ -112,15 +119,17 @@ def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
         return record
 
     monkeypatch.setattr(jobdir, "read_exit", remember)
-    winners = set()
+    winners, under_way = set(), UNDER_WAY
     for batch in rounds.batches(50):
         with (
             place(tmp_path, "races") as where,
             JobManager(where.database, slots=1, launcher=nursery.launcher()) as jobs,
         ):
             for chance in batch:
-                race = Race(jobs, os.path.join(where.sides, str(rounds.number)), chance)
+                fifo = os.path.join(where.sides, str(rounds.number))
+                race = Race(jobs, fifo, chance, under_way)
                 job = race.run()
+                under_way = race.under_way
                 winners.add(job.reason)
                 with jobs._database.read() as connection:
                     query = "SELECT token, wait_status FROM job WHERE number = ?"
@@ -137,6 +146,4 @@ def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
                 )
                 assert not words or words[0].startswith(HALTED[job.reason])
             check(jobs)
-    assert winners <= {Reason.EXITED, *HALTED}
-    if rounds.total > 1000:  # with few rounds it is a matter of chance who wins one
-        assert winners == {Reason.EXITED, *HALTED}
+    assert winners == {Reason.EXITED, *HALTED}
