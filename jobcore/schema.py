@@ -148,21 +148,26 @@ def join_root(connection: sqlite3.Connection, path: str, *, writable: bool) -> N
         StoreMismatch: They do not belong together.
     """
     (stored,) = connection.execute("SELECT id FROM store").fetchone()
-    try:
-        root = filesystem.open_root(path, create=writable)
-    except FileNotFoundError:
-        return  # read-only, and nothing but reading will be done
-    try:
-        found = filesystem.read_store_id(root)
-        if found is None and writable:
-            found = _renew(connection, path, root, stored)
-    finally:
-        os.close(root)
+    found = _found_id(path)
+    if found is None and writable:
+        found = _renew(connection, path, stored)
     if found not in (None, stored) and found != _settled_id(connection, writable=writable):
         raise StoreMismatch(
             f"{path}.jobs belongs to another database than {path}; "
             "one of the two was copied or moved without the other"
         )
+
+
+def _found_id(path: str) -> str | None:
+    """Return the id in the root; None where that is missing, or has none yet."""
+    try:
+        root = filesystem.open_root(path, create=False)
+    except FileNotFoundError:
+        return None
+    try:
+        return filesystem.read_store_id(root)
+    finally:
+        os.close(root)
 
 
 def _settled_id(connection: sqlite3.Connection, *, writable: bool) -> str:
@@ -177,7 +182,7 @@ def _settled_id(connection: sqlite3.Connection, *, writable: bool) -> str:
             connection.execute("ROLLBACK")
 
 
-def _renew(connection: sqlite3.Connection, path: str, root: int, stored: str) -> str:
+def _renew(connection: sqlite3.Connection, path: str, stored: str) -> str:
     connection.execute("BEGIN IMMEDIATE")
     try:
         (running,) = connection.execute(
@@ -188,7 +193,7 @@ def _renew(connection: sqlite3.Connection, path: str, root: int, stored: str) ->
                 f"{path}.jobs is missing, and {running} jobs are RUNNING: "
                 "they may be alive under the place this file was copied from"
             )
-        found = filesystem.make_store_id(root, os.path.dirname(path))
+        found = _new_store_id(path)
         connection.execute("UPDATE store SET id = ? WHERE id = ?", (found, stored))
         connection.execute("COMMIT")
         return found

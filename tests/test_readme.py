@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import anyio
 import pytest
 import typer.main
 
-from jobcore import JobManager, LogLine, lifecycle, running, upkeep, verbs, wire
+from jobcore import (
+    JobManager,
+    LogLine,
+    Reason,
+    StoreMismatch,
+    lifecycle,
+    running,
+    upkeep,
+    verbs,
+    wire,
+)
 from jobcore.application import app
 from tests.processes import PATIENCE, ROOT
+from tests.programs import EXIT_3, SLEEPS
 
 TEXT = (ROOT / "README.md").read_text()
 assert app.registered_commands, (running, upkeep, verbs)  # these add themselves
@@ -65,6 +81,64 @@ def test_the_example_of_functions_runs_as_printed(tmp_path):
     section = between("function", "end of functions")
 
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
+def test_a_backup_is_restored_as_said(tmp_path):
+    """A backup that is made while a job runs has all, and that job is lost where it is restored."""
+    (source,) = blocks("python", between("backup.py", "end of backup.py"))
+    database, backup = str(tmp_path / "jobs.db"), str(tmp_path / "backups" / "monday")
+    with JobManager(database, slots=1) as jobs:
+        ended = jobs.wait(jobs.submit(EXIT_3).id)
+        running = jobs.submit(SLEEPS)
+        assert next(jobs.follow(running.id)).text == "ready"
+        queued = jobs.submit(["echo", "later"])
+        subprocess.run([sys.executable, "-c", source, database, backup], check=True)
+        jobs.stop_job(running.id)
+        jobs.wait(queued.id)
+    for end in ("", "-wal", "-shm"):
+        Path(database + end).unlink(missing_ok=True)
+    shutil.rmtree(f"{database}.jobs")
+    for name in os.listdir(backup):
+        os.rename(os.path.join(backup, name), tmp_path / name)
+
+    with JobManager(database, slots=1) as jobs:
+        jobs.drain(PATIENCE)
+        assert jobs.get_job(ended.id) == ended
+        assert jobs.get_job(running.id).reason is Reason.LOST
+        assert [line.raw for line in jobs.logs(queued.id)] == [b"later\n"]
+        assert [one for one in jobs.check() if one.verdict == "wrong"] == []
+
+
+def test_a_backup_without_the_store_is_refused(tmp_path):
+    """A file with a RUNNING job is not opened beside a directory that is made anew."""
+    database, copy = str(tmp_path / "jobs.db"), str(tmp_path / "copy.db")
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        assert next(jobs.follow(jobs.submit(SLEEPS).id)).text == "ready"
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("VACUUM INTO ?", (copy,))
+        with pytest.raises(StoreMismatch):
+            JobManager(copy, slots=0).list_jobs()
+    assert not os.path.exists(copy + ".jobs")
+
+
+def test_the_nightly_line_prunes_and_finds_nothing_wrong(tmp_path):
+    """The line for cron runs as it stands, where there is a database."""
+    (line,) = blocks("sh", between("nightly", "end of nightly"))
+    with JobManager(tmp_path / "jobs.db", slots=1) as jobs:
+        jobs.wait(jobs.submit(EXIT_3).id)
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env={"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrong" not in done.stdout
 
 
 def test_the_ndjson_is_what_is_sent():
