@@ -20,7 +20,7 @@ from jobcore.lifecycle import Status
 from jobcore.manager import JobManager
 from jobcore.models import Job
 
-#: Seconds between two looks at a job that is watched.
+#: Seconds between two looks at a job that is to start at once.
 PAUSE = 0.05
 #: What asks a foreground process to end. SIGHUP is not among them: a closed
 #: terminal ends this process, and the job lives on.
@@ -112,11 +112,10 @@ def watch(jobs: JobManager, job_id: UUID, printer: terminal.LogPrinter) -> Job:
     """
     Print the job's lines from the printer's next one on as they come, and return the final job.
 
-    What is there is printed in one go and flushed before any waiting, which
-    `JobManager.follow`, a line at a time, does not tell.
+    What is there is printed in one go and flushed before any waiting; what a
+    follower waits for is only when to look again.
 
     Raises:
-        SpawnError: Supervisors cannot be started here for it.
         JobDeleted: It was deleted meanwhile.
     """
     while True:
@@ -124,7 +123,7 @@ def watch(jobs: JobManager, job_id: UUID, printer: terminal.LogPrinter) -> Job:
         printer.print(jobs.logs(job_id, printer.next_sequence))
         if job.status.final:
             return job
-        _pause(jobs, job_id)
+        next(jobs.follow(job_id, printer.next_sequence), None)  # a line more, or its end
 
 
 def _pause(jobs: JobManager, job_id: UUID) -> None:

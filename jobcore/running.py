@@ -87,8 +87,8 @@ def run(
             lambda: foreground.stop(jobs, job.id), lambda: foreground.kill(jobs, job.id)
         )
         try:
+            foreground.wait_for_start(jobs, job.id)
             if detach:
-                foreground.wait_for_start(jobs, job.id)
                 terminal.print_lines([str(job.id)])
                 return
             ended = foreground.watch(jobs, job.id, terminal.LogPrinter(apart=True))
