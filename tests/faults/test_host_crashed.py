@@ -75,6 +75,8 @@ class World:
         self.go.touch()
         with self.manager() as jobs:
             jobs.drain(60)
+            for job in jobs.list_jobs():  # also those that run without this one having started them
+                jobs.wait(job.id, timeout=60)
             jobs.recover()
 
     def rows(self, table):
