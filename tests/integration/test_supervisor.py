@@ -13,7 +13,7 @@ import pytest
 
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
-from jobcore.supervision import frames, jobdir
+from jobcore.supervision import frames, jobdir, spawner
 from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
 from tests import programs
 from tests.integration.supervision_harness import (
@@ -22,6 +22,7 @@ from tests.integration.supervision_harness import (
     processes_of,
     wait_until,
 )
+from tests.processes import in_child
 
 
 @pytest.fixture
@@ -195,6 +196,46 @@ def test_no_signal_is_ignored(host):
         b"SigIgn:": b"0" * 16,
         b"SigCgt:": b"0" * 16,
     }
+
+
+def test_a_command_has_no_terminal(host):
+    """No stream is one, and there is none to be opened: nothing asks a question there."""
+    script = (
+        "tty; for n in 0 1 2; do test -t $n && echo terminal $n; done; "
+        "(: < /dev/tty) 2> /dev/null || echo none"
+    )
+    run = host.run(["sh", "-c", script])
+
+    assert run.output() == b"not a tty\nnone\n"
+
+
+def test_a_commands_memory_score_is_its_hosts(host):
+    """A supervisor that makes itself a less likely victim does not hand that on."""
+    with open("/proc/self/oom_score_adj", "rb") as file:
+        own = file.read()
+    run = host.run(["sh", "-c", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj"])
+
+    command, supervisor = run.output().splitlines(keepends=True)
+    assert command == own
+    # Without the privilege it stays what it was, which is no reason not to work.
+    assert supervisor in (own, b"-500\n")
+
+
+def test_a_memory_score_is_set_back():
+    """What a command's score is to be set back to, it has when it starts."""
+    assert in_child(spawn_with_score, b"300") == b"300\n"
+
+
+def spawn_with_score(score):
+    """Return the score that a command finds; any process may raise its own."""
+    env = {b"PATH": os.fsencode(os.environ["PATH"])}
+    command = spawner.Command(
+        [b"cat", b"/proc/self/oom_score_adj"], env, b"/", None, 0o022, separate_streams=False
+    )
+    child = spawner.spawn(command, oom_score=score)
+    ((output, _),) = child.outputs
+    os.waitpid(child.pid, 0)
+    return os.read(output, 100)
 
 
 def test_stdin_data(host):

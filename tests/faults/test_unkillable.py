@@ -1,0 +1,91 @@
+"""What no signal ends, or may end: it is named, nobody waits for ever, no stranger is hit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from jobcore import JobManager, Reason, Status, leftovers
+from jobcore.supervision import ending
+from jobcore.testing import ManualClock, Script, ScriptedExecutor, drain
+from jobcore.testing.play import Play
+from tests.processes import until
+
+
+def sleeping(cookie):
+    """Return a process that carries a cookie, once it does."""
+    process = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
+    until(lambda: process.pid in leftovers.find(cookie), "a process with the cookie")
+    return process
+
+
+def end(process):
+    process.kill()
+    process.wait()
+
+
+def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeypatch):
+    """No SIGKILL ends an uninterruptible sleep: the job ends all the same, and says who stayed."""
+    monkeypatch.setattr(Play, "kill", lambda _: None)
+    monkeypatch.setattr(ending, "children", lambda: [4242])
+    monkeypatch.setattr(ending, "_KILL_ROUND", 0.5)  # twenty vain kills are as good as thousands
+    clock = ManualClock()
+    script = Script(["extract"], hangs=True, ignores_term=True)
+    with (
+        ScriptedExecutor(script, clock=clock) as scripted,
+        JobManager(database, slots=1, clock=clock, launcher=scripted) as jobs,
+    ):
+        job = jobs.submit(["etl"], timeout=60, grace=5)
+        drain(jobs)
+        job = jobs.get_job(job.id)
+        words = [line.text for line in jobs.logs(job.id)]
+
+        assert (job.status, job.reason, job.exit_code) == (Status.STOPPED, Reason.TIMEOUT, None)
+        assert words[-1] == "could not be killed: 4242"
+        # The time-out, the grace, and ten seconds of vain kills: nobody waits longer.
+        assert 75 <= (job.end_time - job.start_time).total_seconds() < 76
+
+
+def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scripted, monkeypatch):
+    """What runs as another user stays where a supervisor was killed, and the row has its pid."""
+    run = scripted()
+    run.started(pid_namespace=leftovers.pid_namespace())
+    left = sleeping(run.cookie)
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
+    try:
+        run.die()
+        job = jobs.get_job(run.id)
+
+        assert (job.status, job.reason) == (Status.ERROR, Reason.LOST)
+        assert run.row()["unreaped"] == str(left.pid)
+        assert left.poll() is None
+    finally:
+        end(left)
+
+
+def test_a_pid_that_another_process_has_by_now_is_let_alone(monkeypatch):
+    """Between the look at /proc and the signal the pid was given away: the cookie is looked at."""
+    innocent = sleeping("another")
+    found = [[innocent.pid], []]
+    monkeypatch.setattr(leftovers, "find", lambda _: found.pop(0))
+    try:
+        assert leftovers.kill("mine") == ()
+        assert found == []
+        assert innocent.poll() is None
+    finally:
+        end(innocent)
+
+
+def test_a_pid_that_nobody_has_any_more_is_no_survivor(monkeypatch):
+    """A process that has ended between the two is simply gone."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    found = [[gone.pid], []]
+    monkeypatch.setattr(leftovers, "find", lambda _: found.pop(0))
+
+    assert leftovers.kill("mine") == ()
