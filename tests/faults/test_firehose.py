@@ -1,0 +1,116 @@
+"""Firehose: more output than anybody wants to keep in memory, exact, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+
+import pytest
+
+from jobcore import JobManager, Status
+from jobcore.supervision import jobdir
+from tests.faults.rounds import in_rounds
+from tests.processes import Child, until
+
+MEBIBYTE = 2**20
+#: Bytes that a host's resident set may grow by, and those that a supervisor's is.
+HOST_GROWTH, SUPERVISOR_SIZE = 64 * MEBIBYTE, 24 * MEBIBYTE
+#: Seconds after which a test gives up: the full ones take a minute on a busy machine.
+PATIENCE = 600.0
+
+# Waits until it is looked at, so that its supervisor is known before it begins.
+_HELD = 'read -r _ < "$GATE"; '
+
+
+def resident(pid, what):
+    """Return a size in bytes that the kernel keeps of a process: VmRSS, or VmHWM, its largest."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith(what)) * 1024
+    except (FileNotFoundError, ProcessLookupError, StopIteration):
+        return 0  # gone, or a zombie, which has no memory
+
+
+def forget_largest():
+    """Have the kernel begin anew with the largest size of this process."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def supervisor_of(database, job_id):
+    """Return the pid of a supervisor, once the command may have begun."""
+    path = os.path.join(f"{database}.jobs", job_id.hex)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        record = until(lambda: jobdir.read_record(directory, jobdir.RUN), "the start")
+    finally:
+        os.close(directory)
+    return record["supervisor"]
+
+
+def pour(database, gate, script):
+    """Run a script as a job, read its log to the end, and return what that was, and took."""
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        job = jobs.submit(["sh", "-c", _HELD + script], env={"GATE": gate})
+        until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "the claim")
+        supervisor = supervisor_of(database, job.id)
+        forget_largest()
+        before = resident("self", "VmRSS")
+        with open(gate, "w"):
+            pass
+        digest, lines, partial, size = hashlib.sha256(), 0, 0, 0
+        for line in jobs.follow(job.id, timeout=PATIENCE):
+            assert line.sequence == lines
+            lines = line.sequence + 1
+            partial += line.partial
+            digest.update(line.raw)
+            if lines % 1000 == 0 or line.partial:  # while it is there: it goes before we are done
+                size = max(size, resident(supervisor, "VmHWM"))
+        job = jobs.wait(job.id, PATIENCE)
+        sizes = resident("self", "VmHWM") - before, size
+        return (job.status, job.exit_code, job.line_count), digest.hexdigest(), partial, sizes
+
+
+def said(script):
+    """Return the checksum of what a script prints, as others compute it."""
+    command = ["sh", "-c", f"{{ {script}; }} | sha256sum"]
+    return subprocess.run(command, capture_output=True, check=True).stdout.split()[0].decode()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """Return the path of the FIFO that lets a script begin."""
+    os.mkfifo(tmp_path / "gate")
+    return str(tmp_path / "gate")
+
+
+@in_rounds(smoke=200, full=5000)
+def test_thousands_of_lines(database, gate, rounds):
+    """Every line is there, five million of them, and neither host nor supervisor grows by them."""
+    count = rounds.total * 1000
+    script = f"seq -f 'line %.0f of a command that has much to say' {count}"
+
+    ended, digest, partial, (growth, largest) = Child(pour, database, gate, script).result(PATIENCE)
+
+    assert ended == (Status.COMPLETE, 0, count)
+    assert (digest, partial) == (said(script), 0)
+    assert growth < HOST_GROWTH
+    assert 0 < largest < SUPERVISOR_SIZE
+    rounds.did(rounds.total)
+
+
+@in_rounds(smoke=16, full=256)
+def test_mebibytes_of_one_line(database, gate, rounds):
+    """A line without an end, larger than a host may grow, is there in pieces, byte for byte."""
+    size = rounds.total * MEBIBYTE
+    script = f"seq -s ' ' 1000000000 | head -c {size}"
+
+    ended, digest, partial, (growth, largest) = Child(pour, database, gate, script).result(PATIENCE)
+
+    pieces = size // 65536
+    assert ended == (Status.COMPLETE, 0, pieces)
+    assert (digest, partial) == (said(script), pieces - 1)
+    assert growth < HOST_GROWTH
+    assert 0 < largest < SUPERVISOR_SIZE
+    rounds.did(rounds.total)
