@@ -1,0 +1,222 @@
+"""Streams: who writes them, holds them, closes and opens them again, and who reads meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+
+import pytest
+
+from jobcore import Command, JobManager, Reason, Status, launch
+from jobcore.supervision import jobdir
+from tests.processes import PATIENCE, Child, until
+from tests.programs import python
+
+#: Writes 10,000 lines, one to stdout, one to stderr, with nothing in between to order them.
+ALTERNATES = python("""
+import os
+for number in range(10_000):
+    os.write(1 + number % 2, b"%d\\n" % number)
+""")
+
+#: Says where its streams lead, closes them, and ends when it is told to.
+CLOSES_BOTH = [
+    "sh",
+    "-c",
+    'readlink /proc/$$/fd/1; exec >&- 2>&-; read -r _ < "$GATE"; exit 7',
+]
+
+#: Says much more after the SIGTERM than before.
+TALKS_AFTER_TERM = python("""
+import os, signal
+def talk(*_):
+    for number in range(1, 1001):
+        os.write(1, b"%d\\n" % number)
+    os.write(2, b"tail")
+    os._exit(3)
+signal.signal(signal.SIGTERM, talk)
+os.write(1, b"ready\\n")
+while True:
+    signal.pause()
+""")
+
+#: Leaves behind somebody in another session, who has said what has no newline and stays.
+LEAVES_A_HOLDER = [
+    "sh",
+    "-c",
+    """
+    setsid sh -c 'echo held; printf tail; echo > "$0"; exec sleep 300' "$GATE" &
+    read -r _ < "$GATE"; echo mine; exit 5
+    """,
+]
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """Return the path of a FIFO: whoever opens one side waits for the other."""
+    os.mkfifo(tmp_path / "gate")
+    return str(tmp_path / "gate")
+
+
+def output(jobs, job_id):
+    """Return what the command itself said."""
+    return b"".join(line.raw for line in jobs.logs(job_id) if line.stream != "system")
+
+
+def submit(jobs, argv, **options):
+    """Submit a command and return its id."""
+    return jobs.submit(Command(argv, **options)).id
+
+
+def test_both_streams_come_in_the_order_of_their_writes(running_jobs):
+    """10,000 lines that alternate between stdout and stderr keep the order of write(2)."""
+    job = running_jobs.wait(submit(running_jobs, ALTERNATES), PATIENCE)
+
+    assert job.status is Status.COMPLETE
+    lines = [(line.sequence, line.stream, line.raw) for line in running_jobs.logs(job.id)]
+    assert lines == [(number, "output", b"%d\n" % number) for number in range(10_000)]
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["merged", "separate"])
+def test_a_stream_that_is_opened_again_loses_nothing(running_jobs, separate):
+    """`tee /dev/stderr` and `> /dev/stdout` neither truncate the log nor fail."""
+    script = """
+    set -e
+    echo one
+    echo two | tee /dev/stderr
+    echo three > /dev/stdout
+    echo four > /dev/stderr
+    echo five > /proc/self/fd/1
+    echo six >> /dev/stdout
+    seq 3 | tee /dev/stderr
+    echo seven >&2
+    """
+    job_id = submit(running_jobs, ["sh", "-c", script], separate_streams=separate)
+    job = running_jobs.wait(job_id, PATIENCE)
+
+    assert (job.status, job.exit_code) == (Status.COMPLETE, 0)
+    log = list(running_jobs.logs(job_id))
+    if separate:
+        of = {name: [x.text for x in log if x.stream == name] for name in ("stdout", "stderr")}
+        assert of["stdout"] == ["one", "two", "three", "five", "six", "1", "2", "3"]
+        assert of["stderr"] == ["two", "four", "1", "2", "3", "seven"]
+    else:
+        said = [line.text for line in log]
+        assert said[:7] == ["one", "two", "two", "three", "four", "five", "six"]
+        assert sorted(said[7:13]) == ["1", "1", "2", "2", "3", "3"]
+        assert said[13:] == ["seven"]
+
+
+def test_a_command_that_closes_its_streams_is_running(running_jobs, database, gate):
+    """The end of the output is not the end of the job: that is when it exits, with its code."""
+    job_id = submit(running_jobs, CLOSES_BOTH, env={"GATE": gate})
+    pipe = next(running_jobs.follow(job_id, timeout=PATIENCE)).text
+    with open(os.path.join(f"{database}.jobs", job_id.hex, jobdir.RUN), "rb") as file:
+        supervisor = jobdir.decode_record(file.read())["supervisor"]
+    until(lambda: not _holds(supervisor, pipe), "the end of the pipe")
+    before = running_jobs.get_job(job_id)
+    with open(gate, "w"):
+        pass
+    after = running_jobs.wait(job_id, PATIENCE)
+
+    assert (before.status, before.exit_code, before.line_count) == (Status.RUNNING, None, 1)
+    assert (after.status, after.exit_code, after.reason) == (Status.ERROR, 7, Reason.EXITED)
+    assert output(running_jobs, job_id) == f"{pipe}\n".encode()
+
+
+def test_what_is_said_after_sigterm_is_in_the_log(running_jobs):
+    """A command that is stopped may say what it likes until it exits, and all of it is there."""
+    job_id = submit(running_jobs, TALKS_AFTER_TERM, grace=300)
+    assert next(running_jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
+
+    running_jobs.stop_job(job_id)
+    job = running_jobs.wait(job_id, PATIENCE)
+
+    assert (job.status, job.exit_code, job.reason) == (Status.STOPPED, 3, Reason.STOPPED)
+    expected = [b"ready\n", *(b"%d\n" % number for number in range(1, 1001)), b"tail"]
+    assert output(running_jobs, job_id) == b"".join(expected)
+    assert job.line_count == len(expected) + 1  # and who had it stopped
+
+
+def test_who_holds_a_stream_neither_hangs_the_job_nor_takes_its_end(
+    running_jobs, monkeypatch, gate
+):
+    """A grandchild with the pipe in its hands is waited for no longer than the linger."""
+    monkeypatch.setattr(launch, "LINGER", 0.3)
+    job_id = submit(running_jobs, LEAVES_A_HOLDER, env={"GATE": gate})
+    job = running_jobs.wait(job_id, PATIENCE)
+
+    assert (job.status, job.exit_code, job.reason) == (Status.ERROR, 5, Reason.EXITED)
+    assert output(running_jobs, job_id) == b"held\ntailmine\n"
+
+
+def test_readers_from_anywhere_see_the_same_numbers(running_jobs, database):
+    """Followers and readers of two processes, from any line on, see each line in its place."""
+    script = "i=0; while [ $i -lt 60 ]; do seq $((i * 300)) $((i * 300 + 299)); i=$((i + 1)); done"
+    total = 60 * 300
+    job_id = submit(running_jobs, ["sh", "-c", script])
+    elsewhere = Child(_follow_and_read, database, job_id, total)
+    wrong = []
+
+    def follow(begin):
+        wrong.extend(_wrong(running_jobs.follow(job_id, begin, timeout=PATIENCE), begin, total))
+
+    def read(number):
+        wrong.extend(_read_about(running_jobs, job_id, random.Random(number)))
+
+    threads = [threading.Thread(target=follow, args=(n,)) for n in (0, 1, 137, total - 1)]
+    threads += [threading.Thread(target=read, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert elsewhere.result() == []
+    assert running_jobs.get_job(job_id).line_count == total
+
+
+def _holds(pid, pipe):
+    """Tell whether a process has an end of that pipe."""
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            if os.readlink(entry.path) == pipe:
+                return True
+        except FileNotFoundError:
+            pass  # closed in between
+    return False
+
+
+def _wrong(lines, begin, end=None):
+    """Return what is wrong with lines from `begin` on, of which each says its number."""
+    number = begin
+    wrong = []
+    for line in lines:
+        if (line.sequence, line.raw) != (number, b"%d\n" % number):
+            wrong.append((number, line))
+        number += 1
+    if end is not None and number != end:
+        wrong.append(f"it ends at {number}")
+    return wrong
+
+
+def _read_about(jobs, job_id, chance):
+    """Read again and again from any number on, until the job is final and once more."""
+    wrong = []
+    final = False
+    while not final:
+        job = jobs.get_job(job_id)
+        final = job.status.final
+        begin = chance.randrange(job.line_count + 1)
+        found = list(jobs.logs(job_id, begin))
+        wrong += _wrong(found, begin)
+        if begin + len(found) < job.line_count:
+            wrong.append(f"{job.line_count} lines are said to be there, not {begin + len(found)}")
+    return wrong
+
+
+def _follow_and_read(database, job_id, total):
+    with JobManager(database, slots=0) as jobs:
+        wrong = _read_about(jobs, job_id, random.Random(9))
+        return wrong + _wrong(jobs.follow(job_id, 4321, timeout=PATIENCE), 4321, total)
