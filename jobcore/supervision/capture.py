@@ -104,10 +104,14 @@ class Capture:
 
     def write_system(self, text: str) -> None:
         """Add a line of jobcore's own, masked and numbered like any other."""
-        line = " ".join(text.splitlines())[:8192].encode("utf-8", "backslashreplace")
-        if self._redact:
-            line = Redactor(self._redact).feed(line, final=True)
+        # Masked before it is cut: half a value, or one without its line end, is not found any more.
+        masked = self.mask(text.encode("utf-8", "backslashreplace")).decode("utf-8", "replace")
+        line = " ".join(masked.splitlines())[:8192].encode()
         self.spool.append(frames.SYSTEM, 0, 1, line + b"\n", self._time_ns())
+
+    def mask(self, data: bytes) -> bytes:
+        """Return what is to be said about the command, with the values in it masked."""
+        return Redactor(self._redact).feed(data, final=True) if self._redact else data
 
     def close(self) -> None:
         """Close pipes and spool, as they are."""

@@ -377,8 +377,8 @@ class Execution:
 
     def _fail(self, error: spawner.StartError) -> None:
         self._failure = error
-        words = spawner.explain(self._order.command, error.stage, error.errno)
-        self._capture.write_system(words)
+        order, capture = self._order, self._capture
+        capture.write_system(spawner.explain(order.command, error.stage, error.errno, capture.mask))
 
     def _with_space(
         self,

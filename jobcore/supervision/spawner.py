@@ -18,6 +18,7 @@ from jobcore.supervision import frames, progress
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
     from typing import NoReturn
 else:
     import _signal
@@ -192,13 +193,14 @@ def exit_code_of(stage: str, number: int) -> int:
     return _NOT_FOUND if stage == EXEC and number == errno.ENOENT else _NOT_STARTED
 
 
-def explain(command: Command, stage: str, number: int) -> str:
-    """Return in words what could not be done."""
-    name = repr(os.fsdecode(command.argv[0]))
+def explain(command: Command, stage: str, number: int, mask: Callable[[bytes], bytes]) -> str:
+    """Return in words what could not be done; `mask` hides what nobody is to see."""
+    # Before they are quoted: an escaped value is not found any more.
+    name, directory = (repr(os.fsdecode(mask(one))) for one in (command.argv[0], command.cwd))
     code = errno.errorcode.get(number, str(number))
     words = os.strerror(number).lower()
     if stage == CHDIR:
-        words = f"cannot enter its directory {os.fsdecode(command.cwd)!r}: {words}"
+        words = f"cannot enter its directory {directory}: {words}"
     elif stage == STDIN:
         words = f"cannot provide its standard input: {words}"
     elif stage == INTERPRETER:
