@@ -33,7 +33,7 @@ from jobcore.errors import (
     StoreError,
 )
 from jobcore.observation import NOBODY, Observation, Observer
-from jobcore.supervision import failpoints
+from jobcore.supervision import failpoints, jobdir
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
@@ -108,8 +108,11 @@ class Database:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 is needed")
         self.path = os.path.realpath(os.fspath(path))
         self.busy_timeout = busy_timeout  # seconds
-        filesystem.require_local(self.path)
-        filesystem.make_database_file(self.path)
+        try:
+            filesystem.require_local(self.path)
+            filesystem.make_database_file(self.path)
+        except OSError as error:
+            raise filesystem.typed(self.path, error) from error
         self._identity = self._identify()
         self._closed = False
         self._version = 0
@@ -127,14 +130,19 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a connection in a read transaction: one moment's view, for a short while."""
-        with (
-            self._in_use(),
-            self._typed_errors(),
-            self._engine.connect() as connection,
-            connection.begin(),  # not left to the first statement: some go to the driver directly
-        ):
-            yield connection
+        """
+        Give a connection in a read transaction: one moment's view, for a short while.
+
+        Raises:
+            DatabaseGone: The file is no longer the one that was opened: what a ghost says is old.
+        """
+        with self._in_use(), self._typed_errors():
+            self._require_same_file()
+            with (
+                self._engine.connect() as connection,
+                connection.begin(),  # not by the first statement: some go to the driver directly
+            ):
+                yield connection
 
     @contextmanager
     def write(self, *, durable: bool = True, patience: float | None = None) -> Iterator[Connection]:
@@ -268,8 +276,10 @@ class Database:
     def _identify(self) -> tuple[int, int]:
         try:
             facts = os.stat(self.path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DatabaseGone(f"{self.path} was removed while it was open") from None
+        except OSError as error:
+            raise filesystem.typed(self.path, error) from error
         return facts.st_dev, facts.st_ino
 
     # --- waiting for commits --------------------------------------------------
@@ -298,6 +308,7 @@ class Database:
 
     def _look_for_commits(self) -> int:
         with self._in_use(), self._watch_lock, self._typed_errors():
+            self._require_same_file()  # or whoever waits would wait for commits to a ghost
             now = time.monotonic()  # before the look: a commit just behind it makes it old
             fresh = self._watch is None
             if self._watch is None:
@@ -350,8 +361,8 @@ class Database:
         try:
             if os.stat(self.path + "-wal").st_size < CHECKPOINT_BYTES:
                 return
-        except FileNotFoundError:
-            return
+        except OSError:
+            return  # it is not there; or whatever it is, the commit stands
         try:
             self.checkpoint()
         except (StoreError, OSError) as error:
@@ -390,8 +401,7 @@ class Database:
         root = filesystem.open_root(self.path, create=False)
         lock = -1
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            lock = os.open("checkpoint", flags, 0o600, dir_fd=root)
+            lock = jobdir.make_file("checkpoint", os.O_RDWR, root)
             try:
                 # Belongs to this open file, as an OFD lock does, so threads exclude each other too.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

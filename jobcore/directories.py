@@ -50,6 +50,7 @@ class Directories:
         self._database = database
         self._host = host
         self._root: int | None = None
+        self._identity = (0, 0)  # of the root, by device and inode
         self._closed = False
         GATE.watch(self)
 
@@ -60,16 +61,29 @@ class Directories:
         with GATE:
             if self._closed:
                 raise StoreError(f"{self._database} is closed")
-            if self._root is not None and os.fstat(self._root).st_nlink == 0:
-                # One made anew in its place is not the one whose jobs these are.
-                raise DatabaseGone(f"{self._database}.jobs was removed while it was open")
+            if self._root is not None and not self._is_in_place():
+                # Who opens the database now is led elsewhere, and would take our jobs for dead.
+                raise DatabaseGone(f"{self._database}.jobs was removed or moved while it was open")
             if self._root is None:
                 try:
                     self._root = filesystem.open_root(self._database, create=False)
                 except FileNotFoundError as error:
                     raise DatabaseGone(f"{self._database}.jobs is gone") from error
+                except OSError as error:
+                    raise filesystem.typed(f"{self._database}.jobs", error) from error
                 GATE.register(self._root)
+                facts = os.fstat(self._root)
+                self._identity = facts.st_dev, facts.st_ino
             return self._root
+
+    def _is_in_place(self) -> bool:
+        try:
+            facts = os.stat(self._database + ".jobs", follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise filesystem.typed(f"{self._database}.jobs", error) from error
+        return (facts.st_dev, facts.st_ino) == self._identity
 
     def path(self, name: str) -> str:
         """Return the path of one, for processes that have no descriptor of it."""
@@ -100,14 +114,26 @@ class Directories:
 
         Raises:
             FileNotFoundError: It is not there.
+            StoreError: The system refuses to open it, or what is done with it.
         """
-        with GATE:
-            directory = jobdir.open_directory(name, parent=self.root)
-            GATE.register(directory)
+        with self._typed(name):
+            with GATE:
+                directory = jobdir.open_directory(name, parent=self.root)
+                GATE.register(directory)
+            try:
+                yield directory
+            finally:
+                GATE.close(directory)
+
+    @contextmanager
+    def _typed(self, name: str) -> Iterator[None]:
+        """Type what the system refuses; that something is not there is for the caller to judge."""
         try:
-            yield directory
-        finally:
-            GATE.close(directory)
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise filesystem.typed(self.path(name), error) from error
 
     def prepare(self, name: str) -> Prepared | None:
         """
@@ -116,9 +142,10 @@ class Directories:
         Returns None when somebody else prepares, runs or removes it.
 
         Raises:
-            OSError: No space, no descriptors: nothing is held then.
+            StoreError: No space, no descriptors, not ours: nothing is held then.
+            FileNotFoundError: Somebody removed it just now.
         """
-        with GATE:
+        with self._typed(name), GATE:
             root = self.root
             directory = jobdir.open_directory(name, parent=root, create=True)
             GATE.register(directory)
@@ -163,7 +190,13 @@ class Directories:
 
         Raises:
             FileNotFoundError: It is not there, and `create` is False.
+            StoreError: The system refuses to open it, or what is done with it.
         """
+        with self._typed(name), self._taken(name, create=create) as directory:
+            yield directory
+
+    @contextmanager
+    def _taken(self, name: str, *, create: bool) -> Iterator[int | None]:
         with GATE:
             directory = jobdir.open_directory(name, parent=self.root, create=create)
             GATE.register(directory)
@@ -199,26 +232,33 @@ class Directories:
                 jobdir.remove(name, directory, parent=self.root, host=self._host)
         except FileNotFoundError:
             pass  # somebody else did
-        except OSError as error:
-            what = f"cannot remove {self._database}.jobs/{name}"
-            raise filesystem.typed(what, error) from error
         return True
 
     def names(self) -> list[str]:
         """Return the names of those there."""
-        return [name for name in os.listdir(self.root) if _is_name(name)]
+        return [name for name in self._listed() if _is_name(name)]
+
+    def _listed(self) -> list[str]:
+        with self._typed(""):
+            return os.listdir(self.root)
 
     def remove_leftovers(self) -> None:
-        """Finish what a crash left half made or half removed."""
-        names = os.listdir(self.root)
-        filesystem.remove_unused_store_ids(self.root, names)
+        """
+        Finish what a crash left half made or half removed.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        names = self._listed()
+        with self._typed(""):
+            filesystem.remove_unused_store_ids(self.root, names)
         for name in names:
             if not name.startswith(jobdir.GONE):
                 continue
             try:
                 with self.open(name) as directory:
                     jobdir.empty(directory)
-                os.rmdir(name, dir_fd=self.root)
+                    os.rmdir(name, dir_fd=self.root)
             except FileNotFoundError:
                 pass  # another process finished it
 

@@ -350,7 +350,7 @@ class Dispatcher:
             for row, pipeline in taken:
                 try:
                     request = self._launch.prepare(row, pipeline, base)
-                except OSError as error:
+                except (StoreError, OSError) as error:
                     # It stays QUEUED. Its own trouble is no reason for others to wait.
                     self._postpone(row, error)
                     if error.errno in NO_ROOM:
@@ -366,7 +366,7 @@ class Dispatcher:
             raise
         return requests
 
-    def _postpone(self, row: Row[Any], error: OSError) -> None:
+    def _postpone(self, row: Row[Any], error: StoreError | OSError) -> None:
         telemetry.event(logging.WARNING, "start postponed", job=str(row.id), error=str(error))
         self._backlog.postpone(row.number, BACK_OFF)
         self._backlog.forget()

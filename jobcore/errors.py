@@ -68,7 +68,7 @@ class JobNotFound(JobcoreError, LookupError):
     status = 404
 
     def __init__(self, job_id: object) -> None:
-        super().__init__(f"no job has the id {str(job_id)!r}")
+        super().__init__(f"no job has the id {str(job_id)!r:.200}")
         self.job_id = job_id
 
 
@@ -87,7 +87,7 @@ class WorkspaceNotFound(JobcoreError, LookupError):
     status = 404
 
     def __init__(self, workspace_id: object) -> None:
-        super().__init__(f"no workspace has the id {str(workspace_id)!r}")
+        super().__init__(f"no workspace has the id {str(workspace_id)!r:.200}")
         self.workspace_id = workspace_id
 
 
@@ -102,7 +102,7 @@ class PipelineNotFound(JobcoreError, LookupError):
     status = 404
 
     def __init__(self, pipeline_id: object) -> None:
-        super().__init__(f"no pipeline has the id {str(pipeline_id)!r}")
+        super().__init__(f"no pipeline has the id {str(pipeline_id)!r:.200}")
         self.pipeline_id = pipeline_id
 
 
@@ -247,9 +247,18 @@ class WaitTimeout(JobcoreError, TimeoutError):
 
 
 class StoreError(JobcoreError):
-    """The database could not do it; the transaction was rolled back whole."""
+    """
+    The database could not do it; the transaction was rolled back whole.
+
+    Attributes:
+        errno: What the system said, where the system itself refused, else None.
+    """
 
     status = 503
+
+    def __init__(self, message: str = "", errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class DatabaseBusy(StoreError):

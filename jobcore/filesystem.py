@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+from jobcore import telemetry
 from jobcore.errors import (
     DatabaseFull,
     ReadOnlyDatabase,
@@ -75,25 +77,30 @@ def require_local(path: str) -> None:
 def typed(what: str, error: OSError) -> StoreError:
     """Return what an error of the system's means to whoever uses the database."""
     kind = StoreError
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, jobdir.NotPrivate) or error.errno in (errno.ELOOP, errno.ENOTDIR):
+        kind = StoreMismatch  # not what jobcore made: somebody else's, or a link to anywhere
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         kind = DatabaseFull
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         kind = ReadOnlyDatabase
-    return kind(f"{what}: {error.strerror}")
+    return kind(f"{what}: {error.strerror or error}", error.errno)
 
 
 def make_database_file(path: str) -> None:
     """
-    Make the empty file, mode 0600, unless it is there.
+    Make the empty file, mode 0600 under any umask; one that is there is looked at.
 
     By `mknod`, which gives no descriptor: closing one on a database file would
-    drop the locks of every SQLite connection this process has to it.
+    drop the locks of every SQLite connection this process has to it. What
+    others may read, such as a backup of mode 0644, is made this user's alone.
 
     Raises:
-        StoreError: It cannot be made, is no file, or has a second name.
+        StoreError: It cannot be made, is no file, has a second name, or others may write to it.
     """
     try:
-        os.mknod(path, 0o600 | stat.S_IFREG)
+        os.mknod(path, jobdir.PRIVATE_FILE | stat.S_IFREG)
+        if os.stat(path).st_mode & 0o777 != jobdir.PRIVATE_FILE:  # a umask that keeps its owner out
+            os.chmod(path, jobdir.PRIVATE_FILE)
     except FileExistsError:
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
@@ -101,8 +108,39 @@ def make_database_file(path: str) -> None:
         if facts.st_nlink > 1:
             # Two names lead to two write-ahead logs for one file: certain damage.
             raise StoreError(f"{path} has a second name (a hard link)") from None
+        names = [path + end for end in ("", "-wal", "-shm")]
+        found = {name: os.stat(name) for name in names if os.path.exists(name)}
+        for name, facts in found.items():
+            _require_no_writers(name, facts)
+        for name, facts in found.items():
+            _make_private(name, facts)
     except OSError as error:
         raise typed(f"cannot make {path}", error) from error
+
+
+def _require_no_writers(path: str, facts: os.stat_result) -> None:
+    """
+    Refuse a file that somebody else can write to: he would say what this user runs.
+
+    Raises:
+        StoreError: Who he is, and what to do.
+    """
+    if facts.st_uid not in (os.geteuid(), 0):
+        raise StoreError(f"{path} belongs to another user, who could say what is run: chown it")
+    if facts.st_mode & 0o022:
+        raise StoreError(f"others may write to {path}, and so say what is run: chmod it to 600")
+
+
+def _make_private(path: str, facts: os.stat_result) -> None:
+    """Take from others the right to read; it holds what is secret, environments say."""
+    if facts.st_mode & 0o077 and facts.st_uid == os.geteuid():
+        try:
+            os.chmod(path, facts.st_mode & 0o700)
+        except OSError as error:  # on a read-only disk: it can be used as it is
+            told = error.strerror
+        else:
+            told = "made private"
+        telemetry.event(logging.WARNING, "others could read it", path=path, outcome=told)
 
 
 def open_root(database: str, *, create: bool) -> int:
@@ -118,21 +156,33 @@ def open_root(database: str, *, create: bool) -> int:
         return jobdir.open_directory(path, create=create)
     except NotADirectoryError as error:  # O_DIRECTORY says so of a link, too
         what = "a link" if os.path.islink(path) else "not a directory"
-        raise StoreMismatch(f"{path} is {what}") from error
+        raise StoreMismatch(f"{path} is {what}", error.errno) from error
     except PermissionError as error:
-        raise StoreMismatch(f"{path}: {error.strerror or error}") from error
+        raise StoreMismatch(f"{path}: {error.strerror or error}", error.errno) from error
 
 
 def read_store_id(root: int) -> str | None:
-    """Return the id in the root, or None where there is none yet."""
+    """
+    Return the id in the root, or None where there is none yet.
+
+    Raises:
+        StoreMismatch: What has its name is a link, or holds no id.
+    """
+    # Not blocking: what has its name may be a FIFO.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(STORE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=root)
+        descriptor = os.open(STORE, flags, dir_fd=root)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise typed(f"the file {STORE!r} among the job directories", error) from error
     try:
-        return os.read(descriptor, 64).decode("ascii").strip()
+        found = os.read(descriptor, 64)
     finally:
         os.close(descriptor)
+    if not re.fullmatch(rb"[0-9a-f]{32}\s*", found):
+        raise StoreMismatch(f"the file {STORE!r} among the job directories holds no id")
+    return found.decode("ascii").strip()
 
 
 def make_store_id(root: int, parent: str) -> str:
@@ -142,9 +192,7 @@ def make_store_id(root: int, parent: str) -> str:
     Several processes may do so at once; the first link wins, and all return its id.
     """
     temporary = f"{STORE}.{uuid.uuid4().hex}"
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=root
-    )
+    descriptor = jobdir.make_file(temporary, os.O_WRONLY | os.O_EXCL, root)
     try:
         os.write(descriptor, uuid.uuid4().hex.encode("ascii") + b"\n")
         os.fsync(descriptor)
@@ -182,5 +230,14 @@ def _unlink(name: str, root: int) -> None:
 
 
 def boot_id() -> str:
-    """Return the id of this boot of the machine: what ran under another one is certainly gone."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    """
+    Return the id of this boot of the machine: what ran under another one is certainly gone.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    path = "/proc/sys/kernel/random/boot_id"
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}", error.errno) from error

@@ -93,7 +93,7 @@ class Launch:
         and ended with that failure.
 
         Raises:
-            OSError: No space or no descriptors. Nothing is held.
+            StoreError, OSError: No space or no descriptors. Nothing is held.
         """
         prepared = self._directories.prepare(row.id.hex)
         if prepared is None:
@@ -144,12 +144,7 @@ class Launch:
         now_ns = self._clock.now() * 1000
         payload = f"cannot start: {why}\n".encode("utf-8", "replace")
         data = frames.encode_header(frames.SYSTEM, 0, 0, payload.count(b"\n"), now_ns, payload)
-        spool = os.open(
-            f"{jobdir.SPOOL}0",
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o600,
-            dir_fd=directory,
-        )
+        spool = jobdir.make_file(f"{jobdir.SPOOL}0", os.O_WRONLY | os.O_TRUNC, directory)
         try:
             jobdir.write_all(spool, data + payload)
         finally:

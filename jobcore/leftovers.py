@@ -32,7 +32,12 @@ def pid_namespace() -> int:
 
 
 def find(cookie: str) -> list[int]:
-    """Return the pids of processes with exactly this cookie, ours excepted."""
+    """
+    Return the pids of processes with exactly this cookie, ours excepted.
+
+    Raises:
+        OSError: There are no descriptors to look with: who would say that there are none?
+    """
     return [
         int(entry.name)
         for entry in Path("/proc").iterdir()
@@ -43,7 +48,7 @@ def find(cookie: str) -> list[int]:
 def _carries(process: Path, cookie: str) -> bool:
     try:
         environment = (process / "environ").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False  # it ended, or belongs to somebody else
     return f"{COOKIE}={cookie}".encode() in environment.split(b"\0")
 

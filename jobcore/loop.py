@@ -8,6 +8,7 @@ child, which has none of its parent's threads.
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import select
@@ -16,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable
 
 from jobcore import telemetry
+from jobcore.errors import SpawnError
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints
 
@@ -59,18 +61,31 @@ class Loop:
         self._thread = None
 
     def start(self) -> None:
-        """Start the thread, unless it runs or was closed."""
+        """
+        Start the thread, unless it runs or was closed.
+
+        Raises:
+            SpawnError: The system has no thread or no descriptors left. Nothing stays open.
+        """
         if self._thread is not None or self._closing:
             return
         with self._starting:
             if self._thread is None and not self._closing:
-                with GATE:
-                    self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-                    GATE.register(self._reader, self._writer)
+                try:
+                    with GATE:
+                        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                        GATE.register(self._reader, self._writer)
+                except OSError as error:
+                    raise SpawnError(f"no thread {self._name}: {error}", error.errno) from error
                 # A daemon: an interpreter that exits does not wait for jobs.
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._pid = os.getpid()
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    GATE.close(self._reader, self._writer)
+                    # Python tells no errno; pthread_create has this one for want of threads.
+                    raise SpawnError(f"no thread {self._name}: {error}", errno.EAGAIN) from error
                 self._thread = thread
 
     def ring(self) -> None:

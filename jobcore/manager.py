@@ -130,6 +130,7 @@ class JobManager:
 
     Raises:
         StoreError: One of its kinds says what is wrong with the file.
+        SpawnError: The system has no thread left for it.
         ValueError: An argument is not what it must be: no file such as ":memory:", a
             number of slots below 0, a time-out of NaN seconds, ...
     """
@@ -165,6 +166,18 @@ class JobManager:
         self._clock = clock or SystemClock()
         self._only_own = only_own
         self._database = Database(path, busy_timeout=patience)
+        try:
+            self._assemble(launcher or ProcessLauncher(interpreter))
+            OPEN.add(self)
+            self._start()
+        except BaseException:
+            # A want of descriptors or threads: nothing of it is to stay behind.
+            OPEN.discard(self)
+            self._database.close()
+            raise
+
+    def _assemble(self, launcher: Launcher) -> None:
+        """Make the parts that do the work; none of them begins to."""
         self._feed = Feed(self._database)
         # Before the dispatcher, so that an interpreter's exit ends it after that.
         self._notifier = Notifier(self._database)
@@ -185,16 +198,14 @@ class JobManager:
             database=self._database,
             directories=directories,
             importer=importer,
-            pool=SupervisorPool(launcher or ProcessLauncher(interpreter)),
+            pool=SupervisorPool(launcher),
             clock=self._clock,
             executors=self._executors,
             slots=self._slots,
-            only_own=only_own,
+            only_own=self._only_own,
             reconcile=self._recovery.reconcile_softly,
             chores=(Scheduler(self._database, self._clock).tick, self._recovery.sweep),
         )
-        OPEN.add(self)
-        self._start()
 
     # --- creating -----------------------------------------------------------------
 

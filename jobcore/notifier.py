@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from jobcore import history, telemetry
 from jobcore.database import Database
+from jobcore.errors import SpawnError
 from jobcore.forking import GATE
 from jobcore.history import Entry, Filter
 from jobcore.loop import Loop
@@ -106,10 +107,10 @@ class Notifier(Observer):
             self._subscriptions += (subscription,)
         try:
             self._database.observe(self)
+            self._loop.start()
         except BaseException:
             end()
             raise
-        self._loop.start()
         return end
 
     def drain(self) -> None:
@@ -156,7 +157,11 @@ class Notifier(Observer):
         if self._entries:
             subscriptions = self._subscriptions
             self._queue.extend((entry, subscriptions) for entry in self._entries)
-            self._loop.start()  # in a forked child for the first time
+            try:
+                self._loop.start()  # in a forked child for the first time
+            except SpawnError as error:
+                # What is committed stands. It is told with the next events that there are.
+                telemetry.event(logging.ERROR, "events delayed", error=str(error))
             self._loop.ring()
 
     # --- the fork of the host -----------------------------------------------------

@@ -256,9 +256,9 @@ class Recovery:
         try:
             with self._directories.open(run.name) as directory:
                 facts = os.stat(jobdir.LOCK, dir_fd=directory, follow_symlinks=False)
+                reached = holders.signal_all(facts.st_dev, facts.st_ino, number)
         except FileNotFoundError:
             return
-        reached = holders.signal_all(facts.st_dev, facts.st_ino, number)
         telemetry.event(
             logging.WARNING,
             "supervisor does not react",
@@ -319,12 +319,7 @@ class Recovery:
 
 def _append_spool(directory: int, offset: int, data: bytes) -> None:
     """Append a frame behind whatever is there, damaged or not, in a file that begins with it."""
-    descriptor = os.open(
-        f"{jobdir.SPOOL}{offset}",
-        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
-        0o600,
-        dir_fd=directory,
-    )
+    descriptor = jobdir.make_file(f"{jobdir.SPOOL}{offset}", os.O_WRONLY | os.O_APPEND, directory)
     try:
         jobdir.write_all(descriptor, data)
     finally:

@@ -91,6 +91,26 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
     return version == VERSION
 
 
+def use_write_ahead_log(connection: sqlite3.Connection, patience: float) -> None:
+    """
+    Have the file written by way of a write-ahead log, which it then says of itself.
+
+    A backup by VACUUM INTO does not: in it readers would keep writers out.
+
+    Args:
+        patience: Seconds to go on trying while others have the file open.
+    """
+    deadline = time.monotonic() + patience
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            # Takes a lock, without the busy handler.
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def bring_up(
     connection: sqlite3.Connection, path: str, store_id: str | None, patience: float
 ) -> None:
@@ -101,16 +121,7 @@ def bring_up(
         store_id: Of an empty file, which is given the whole schema at once.
         patience: Seconds to go on trying while other processes do the same.
     """
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            # Kept in the file. Itself takes a lock, without the busy handler.
-            connection.execute("PRAGMA journal_mode = WAL")
-            break
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    use_write_ahead_log(connection, patience)
     connection.execute("BEGIN IMMEDIATE")
     try:
         identity = read_identity(connection)  # again: another process may have been faster
@@ -219,6 +230,8 @@ def open_or_make(connection: sqlite3.Connection, path: str, patience: float) -> 
         # An older file has its id, and a root that is missing is for `join_root` to judge.
         store_id = _new_store_id(path) if identity == _EMPTY else None
         bring_up(connection, path, store_id, patience)
+    elif writable:
+        use_write_ahead_log(connection, patience)
     join_root(connection, path, writable=writable)
 
 

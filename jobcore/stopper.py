@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection
 
-from jobcore import runs, settlement, telemetry
+from jobcore import filesystem, runs, settlement, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -178,7 +178,8 @@ class Stopper:
             except OSError as error:
                 letter = jobdir.KILL_NOW if run.stop_grace_ms == 0 else jobdir.STOP_NOW
                 jobdir.ring(directory, letter)
-                raise StoreError(f"the wish to stop {run.id} cannot be written: {error}") from error
+                what = f"the wish to stop {run.id} cannot be written"
+                raise filesystem.typed(what, error) from error
             # Another process may have shortened the grace, and written its file
             # before ours: what the row says now is what must stand there.
             with self._database.read() as connection:

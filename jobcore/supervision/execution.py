@@ -163,12 +163,12 @@ class Execution:
                 "pid_namespace": identity.pid_namespace,
             }
         )
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_EXCL
         opened: list[int] = []
 
         def write() -> None:
             if not opened:
-                opened.append(os.open(jobdir.RUN, flags, 0o600, dir_fd=order.directory))
+                opened.append(jobdir.make_file(jobdir.RUN, flags, order.directory))
             jobdir.write_all(opened[0], record)
 
         def rewrite() -> None:

@@ -95,11 +95,33 @@ def is_locked(descriptor: int) -> bool:
 
 def open_lock(directory: int, *, create: bool = False) -> int:
     """Open the lock file afresh: a new description, that holds nothing yet."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-    return os.open(LOCK, flags, 0o600, dir_fd=directory)
+    if create:
+        return make_file(LOCK, os.O_RDWR, directory)
+    return os.open(LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
 
 
-# --- directories ------------------------------------------------------------
+# --- directories, and the files in them ---------------------------------------
+
+#: Of all that is made here, and what a umask may have left of it.
+PRIVATE_DIRECTORY, PRIVATE_FILE = 0o700, 0o600
+
+
+class NotPrivate(PermissionError):
+    """A directory belongs to somebody else, or others may enter it."""
+
+
+def make_file(name: str, flags: int, directory: int) -> int:
+    """Open a file, mode 0600 under any umask, making it where it is not there."""
+    flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(name, flags, PRIVATE_FILE, dir_fd=directory)
+    try:
+        # A umask may keep even its owner out, for whom the next open would fail.
+        if os.fstat(descriptor).st_mode & 0o777 != PRIVATE_FILE:
+            os.fchmod(descriptor, PRIVATE_FILE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def open_directory(name: str, *, parent: int | None = None, create: bool = False) -> int:
@@ -108,12 +130,15 @@ def open_directory(name: str, *, parent: int | None = None, create: bool = False
 
     Raises:
         FileNotFoundError: It is not there.
-        PermissionError: It belongs to somebody else, or others may enter it.
+        NotPrivate: It belongs to somebody else, or others may enter it.
         NotADirectoryError: It is a link or a file.
     """
     if create:
         try:
-            os.mkdir(name, 0o700, dir_fd=parent)
+            os.mkdir(name, PRIVATE_DIRECTORY, dir_fd=parent)
+            facts = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if facts.st_mode & 0o777 != PRIVATE_DIRECTORY:  # a umask that keeps its owner out
+                os.chmod(name, PRIVATE_DIRECTORY, dir_fd=parent)
         except FileExistsError:
             pass
     descriptor = os.open(
@@ -122,7 +147,7 @@ def open_directory(name: str, *, parent: int | None = None, create: bool = False
     facts = os.fstat(descriptor)
     if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
         os.close(descriptor)
-        raise PermissionError(errno.EPERM, "not a private directory of this user", name)
+        raise NotPrivate(errno.EPERM, "not a private directory of this user", name)
     return descriptor
 
 
@@ -145,7 +170,10 @@ def is_current(name: str, directory: int, lock: int, *, parent: int) -> bool:
 def make_control(directory: int) -> None:
     """Make the FIFO; that it is there already is fine."""
     try:
-        os.mkfifo(CONTROL, 0o600, dir_fd=directory)
+        os.mkfifo(CONTROL, PRIVATE_FILE, dir_fd=directory)
+        facts = os.stat(CONTROL, dir_fd=directory, follow_symlinks=False)
+        if facts.st_mode & 0o777 != PRIVATE_FILE:
+            os.chmod(CONTROL, PRIVATE_FILE, dir_fd=directory)
     except FileExistsError:
         pass
 
@@ -269,12 +297,7 @@ def write_record(
     """
     # A random name, not a fixed one: two hosts may write the same wish at once.
     temporary = f"{name}.{os.urandom(4).hex()}"
-    descriptor = os.open(
-        temporary,
-        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
-        0o600,
-        dir_fd=directory,
-    )
+    descriptor = make_file(temporary, os.O_WRONLY | os.O_EXCL, directory)
     try:
         try:
             write_all(descriptor, encode_record(record))

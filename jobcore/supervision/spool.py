@@ -111,11 +111,8 @@ class Spool:
 
     def _next_file(self) -> None:
         """Begin a new file, named by the offset of its first byte."""
-        descriptor = os.open(
-            f"{jobdir.SPOOL}{self.end}",
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o600,
-            dir_fd=self._directory,
+        descriptor = jobdir.make_file(
+            f"{jobdir.SPOOL}{self.end}", os.O_WRONLY | os.O_APPEND | os.O_EXCL, self._directory
         )
         self.close()
         self._file = descriptor
