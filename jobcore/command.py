@@ -6,10 +6,10 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from jobcore.errors import CommandError
+from jobcore.errors import CommandError, DatabaseCorrupt
 
 #: Seconds between SIGTERM and SIGKILL; half of what Kubernetes gives.
 DEFAULT_GRACE = 10.0
@@ -39,7 +39,8 @@ class Command:
         output_limit: Bytes of output kept; lines beyond are counted and dropped. None: all.
         separate_streams: Tag lines as stdout or stderr. Each has its own pipe
             then, so the order *between* the two is only that of reading.
-        redact: Values that are masked with `***` before any output reaches the disk.
+        redact: Values that are masked with `***` before any output reaches the disk,
+            and in `repr`. They are stored as `env` is.
         umask: The command's, whatever the host's is.
         shell: Run `argv`, one string, by `/bin/sh -c`.
 
@@ -80,6 +81,23 @@ class Command:
         if len(self.to_json()) > LARGEST:
             raise CommandError(f"the command is larger than {LARGEST} bytes")
 
+    def __repr__(self) -> str:
+        """Return it without `env`, `stdin` and `redact`, and with what is to be masked so."""
+        shown = (
+            f"{one.name}={self._masked(getattr(self, one.name))!r}"
+            for one in fields(self)
+            if one.repr
+        )
+        return f"{type(self).__qualname__}({', '.join(shown)})"
+
+    def _masked(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._masked, value))
+        if isinstance(value, str):
+            for secret in sorted(map(os.fsdecode, self.redact), key=len, reverse=True):
+                value = value.replace(secret, "***")
+        return value
+
     @property
     def words(self) -> tuple[str, ...]:
         """The argument vector that is executed, the shell included where there is one."""
@@ -114,13 +132,21 @@ class Command:
 
         Args:
             text: What it returned.
+
+        Raises:
+            DatabaseCorrupt: It is something else.
         """
-        fields = json.loads(text)
-        if isinstance(fields["stdin"], dict):
-            fields["stdin"] = fields["stdin"]["data"].encode("latin-1")
-        if fields["shell"]:
-            (fields["argv"],) = fields["argv"]
-        return cls(**fields)
+        try:
+            stored = json.loads(text)
+            if isinstance(stored["stdin"], dict):
+                stored["stdin"] = stored["stdin"]["data"].encode("latin-1")
+            if stored["shell"]:
+                (stored["argv"],) = stored["argv"]
+            return cls(**stored)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            why = f"a stored command makes no sense: {type(error).__name__}"
+        # Outside, for a cause or a context would hold the text, and with it what is secret.
+        raise DatabaseCorrupt(why)
 
 
 def checked_timeout(timeout: float | None) -> float | None:
@@ -219,7 +245,11 @@ def _checked_env(env: object) -> dict[str, str]:
         # The value is a secret more often than not: no message shows it.
         name_text = _checked_text(name, "the name of a variable in env")
         if not name_text or "=" in name_text:
-            raise CommandError(f"{name_text!r} in env cannot be the name of a variable")
+            # Of KEY=VALUE given as a name the rest is what nobody is to see.
+            shown = name_text.partition("=")[0]
+            raise CommandError(
+                f"what is empty or has a '=' cannot be the name of a variable in env: {shown!r}"
+            )
         checked[name_text] = _checked_text(value, f"env[{name_text!r}]")
     return checked
 

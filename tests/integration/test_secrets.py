@@ -1,0 +1,316 @@
+"""Secrets: what a command is given shows in nothing that jobcore says, to whomever it says it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+import traceback
+from contextlib import closing, suppress
+
+import pytest
+import structlog
+
+from jobcore import Command, JobcoreError, JobManager, Status, wire
+from jobcore.models import ClaimedJob
+from jobcore.supervision import jobdir
+from jobcore.testing import busy
+from tests.processes import PATIENCE, ROOT
+
+CANARY = "s3cr3t" + "-canary"  # in no line of a source that a traceback shows
+
+#: Everything that a command may be given, and that is nobody's business. What is in argv
+#: anybody may read in /proc; but jobcore does not repeat it.
+GIVEN = {"env": {"TOKEN": CANARY}, "stdin": CANARY.encode()}
+
+#: Runs `jobcore` with each of these words, one behind the other, in one interpreter.
+_CLI = """
+import json, sys
+from jobcore.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["jobcore", *words]
+    try:
+        main()
+    except SystemExit as end:
+        print("--- exit", end.code, flush=True)
+"""
+
+
+@pytest.fixture
+def told():
+    """Return what the host's structlog is told, at every level."""
+    told = []
+
+    def collect(_, method, facts):
+        told.append(f"{method} {facts!r}")
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[collect])
+    yield told
+    structlog.reset_defaults()
+
+
+def check(shown, *needed):
+    """Nothing of what was shown has the canary, or half of it, in it; and something was shown."""
+    for words in needed:
+        assert any(words in text for text in shown), words
+    halves = (CANARY[:8], CANARY[-8:], CANARY[::-1])
+    assert [text for text in shown if any(half in text for half in halves)] == []
+
+
+def forms_of(*values):
+    """Return what a program prints, logs or sends of values."""
+    shown = []
+    for value in values:
+        shown += [repr(value), str(value), f"{value}"]
+        if hasattr(value, "model_dump"):
+            shown += [repr(value.model_dump()), repr(value.model_dump(mode="json"))]
+            shown += [value.model_dump_json(), value.model_dump_json(by_alias=False)]
+            shown += [json.dumps(type(value).model_json_schema())]
+    return shown
+
+
+def told_of(error):
+    """Return an error as a log has it, with all those behind it."""
+    return "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
+
+
+def failing(call):
+    """Return what is told of the error that a call must end with."""
+    with pytest.raises(JobcoreError) as caught:
+        call()
+    form = json.dumps(wire.error_to_object(caught.value, "/api"))
+    return told_of(caught.value) + form
+
+
+def all_ends(jobs, database):
+    """Return jobs with the canary in them that have come to every kind of end."""
+    ids = [
+        jobs.submit(Command(["sh", "-c", script, "sh", CANARY], **{**GIVEN, **options})).id
+        for script, options in (
+            ("exit 0", {}),
+            ("exit 3", {}),
+            ("kill -KILL $$", {}),
+            ("sleep 300", {"timeout": 0.2, "grace": 0}),
+            ("echo $TOKEN $1; cat; echo jobcore:progress 1/2 $1", {"redact": [CANARY]}),
+            ("exit 0", {"stdin": f"/no/such/{CANARY}"}),
+            ("exit 0", {"env": {"TOKEN": CANARY * 20_000}}),
+        )
+    ]
+    ids += [
+        jobs.submit(Command(argv, cwd=cwd, redact=redact, **GIVEN)).id
+        for argv, cwd, redact in (
+            (["/no/such/program", CANARY], "/", []),
+            (["true", CANARY], "/no/such/folder", []),
+            ([f"/no/such/{CANARY}"], "/", [CANARY]),
+            (["true"], f"/no/such/{CANARY}", [CANARY]),
+        )
+    ]
+    stopped, lost = (
+        jobs.submit(Command(["sh", "-c", "echo ready; exec sleep 300", CANARY], **GIVEN)).id
+        for _ in range(2)
+    )
+    for job_id in (stopped, lost):
+        assert next(jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
+    jobs.stop_job(stopped)
+    with open(os.path.join(f"{database}.jobs", lost.hex, jobdir.RUN), "rb") as file:
+        os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+    return [jobs.wait(job_id, PATIENCE) for job_id in (*ids, stopped, lost)]
+
+
+def test_what_a_job_was_given_is_shown_by_nothing(running_jobs, database, told):
+    """Neither models nor forms, logs, feeds, checks, events nor the command line show it."""
+    seen = []
+    running_jobs.subscribe(lambda event: seen.extend(forms_of(event)))
+    ended = all_ends(running_jobs, database)
+    again = running_jobs.retry_job(ended[1].id)
+    running_jobs.wait(again.id, PATIENCE)
+    pipeline = running_jobs.create_pipeline("load", Command(["true", CANARY], **GIVEN))
+    of_pipeline = running_jobs.wait(running_jobs.create_job(pipeline_id=pipeline.id).id, PATIENCE)
+    every = running_jobs.list_jobs()
+
+    shown = forms_of(*ended, *every, again, of_pipeline, pipeline)
+    for job in every:
+        shown += forms_of(ClaimedJob.model_validate(job.model_dump()))
+        shown += forms_of(*running_jobs.history(job.id))
+        shown += [repr(line) + line.text for line in running_jobs.logs(job.id)]
+        shown += [row.decode() for row in running_jobs.log_text(job.id)]
+        shown += [row.decode() for row in running_jobs.log_ndjson(job.id)]
+        form = pipeline if job.pipeline_id else None
+        shown += [json.dumps(wire.job_to_hal(job, "http://x", pipeline=form))]
+    shown += [json.dumps(wire.jobs_to_hal(every, "http://x", self_path="/jobs", limit=100))]
+    shown += [json.dumps(wire.pipeline_to_hal(pipeline, "http://x"))]
+    shown += [json.dumps(wire.stop_to_object(every[0]))]
+    shown += forms_of(*running_jobs.events(0), *running_jobs.skips(pipeline.id))
+    shown += forms_of(*running_jobs.check(), *running_jobs.list_workspaces(), running_jobs)
+
+    assert {job.reason.value for job in every} == {
+        "exited", "signaled", "timeout", "stopped", "spawn_failed", "lost",
+    }  # fmt: skip
+    check([*shown, *seen, *told], "cannot start", "E2BIG", "***", "lost: its", "job resolved")
+    # The one that says it, one that is not found, the one that is lost.
+    ids = [str(ended[number].id) for number in (4, 9, -1)]
+    check(command_line(database, ids), "spawn_failed", "cannot start", "--- exit", "TRIGGER")
+
+
+def command_line(database, ids):
+    """Return what the command line says, to a pipe and to a terminal."""
+    words = [["list"], ["list", "--json"], ["doctor"], ["doctor", "--json"]]
+    words += [["prune", "--older-than", "0s", "--dry-run"]]
+    for job_id in ids:
+        words += [[verb, job_id] for verb in ("show", "history", "logs")]
+        words += [[verb, "--json", job_id] for verb in ("show", "history")]
+        words += [["logs", "--format", "ndjson", job_id], ["wait", job_id]]
+    # What jobcore is told there is not said again, whatever is wrong with it.
+    words += [["run", "--env", f"TOKEN={CANARY}", "--", "/no/such/program", CANARY]]
+    words += [["run", "--env", f"TOKEN={CANARY}", "--timeout", "-1", "--", "true", CANARY]]
+    words += [["run", "--env", f"={CANARY}", "--", "true"], ["run", "--env", CANARY, "true"]]
+    words += [["run", "--env", f"TOKEN={CANARY}", "--shell", "--", "true", CANARY]]
+    command = [sys.executable, "-c", _CLI, json.dumps(words)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database, "TERM": "xterm"}
+    piped = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env=env, check=True
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # EIO: the last one has closed it
+            while data := os.read(ours, 65536):
+                shown += data
+        os.close(ours)
+        assert process.wait(PATIENCE) == 0
+    return [piped.stdout, piped.stderr, shown.decode()]
+
+
+def test_no_error_tells_what_it_was_given(jobs, database, told, tmp_path):
+    """Neither the text nor the traceback of an error has it, nor what is behind that error."""
+    wrong = [
+        {"env": {"A": CANARY + "\0"}},
+        {"env": {"A": CANARY + "\ud800"}},
+        {"env": {f"A={CANARY}": ""}},
+        {"env": {f"={CANARY}": ""}},
+        {"env": {"A": 3, "B": CANARY}},
+        {"env": {3: CANARY}},
+        {"env": CANARY},
+        {"env": [("A", CANARY)]},
+        {"stdin": CANARY + "\0"},
+        {"stdin": CANARY + "\ud800"},
+        {"redact": CANARY},
+        {"redact": [CANARY, ""]},
+        {"redact": [CANARY + "\0"]},
+        {"redact": [CANARY + "\ud800"]},
+        {"redact": [CANARY, 3]},
+        {"argv": ["true", CANARY + "\0"]},
+        {"argv": ["true", CANARY + "\ud800"]},
+        {"argv": ["", CANARY]},
+        {"argv": ["true", CANARY, 3]},
+        {"argv": CANARY},
+        {"argv": ["true", CANARY], "shell": True},
+        {"argv": ["true", CANARY * 2**20, "x" * 2**24]},
+        {"timeout": -1},
+        {"grace": -1},
+        {"umask": -1},
+        {"output_limit": -1},
+        {"inherit_env": 3},
+        {"cwd": ""},
+    ]
+    shown = []
+    for options in wrong:
+        whole = {"argv": ["true", CANARY], **GIVEN, "redact": [CANARY], **options}
+        argv = whole.pop("argv")
+        shown.append(failing(lambda argv=argv, whole=whole: Command(argv, **whole)))
+        shown.append(failing(lambda argv=argv, whole=whole: jobs.submit(argv, **whole)))
+    given = Command(["true", CANARY], **GIVEN, redact=[CANARY])
+    pipeline = jobs.create_pipeline("first", given, max_retries=1)
+    jobs.create_job(pipeline_id=pipeline.id)
+    calls = (
+        lambda: jobs.submit(given, not_before="never"),
+        lambda: jobs.submit(given, data={1, 2}),
+        lambda: jobs.submit(given, workspace_id="none"),
+        lambda: jobs.submit(given, timeout=3),
+        lambda: jobs.submit_many([given, "true", given]),
+        lambda: jobs.create_pipeline("p", given, schedule="never"),
+        lambda: jobs.create_pipeline("p", given, max_retries=-1),
+        lambda: jobs.create_pipeline("first", given, triggered_by=["first"]),
+        lambda: jobs.update_pipeline(pipeline.id, env={"A": CANARY + "\0"}),
+        lambda: jobs.create_job(pipeline_id=pipeline.id),
+    )
+    shown += [failing(call) for call in calls]
+    with busy(jobs):
+        shown.append(failing(lambda: jobs.submit(given)))
+        shown.append(failing(lambda: jobs.create_pipeline("p", given)))
+    os.rename(database, tmp_path / "elsewhere")
+    shown.append(failing(lambda: jobs.submit(given)))
+    os.rename(tmp_path / "elsewhere", database)
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE job RENAME COLUMN not_before TO later")
+    shown.append(failing(lambda: jobs.submit(given)))
+
+    check([*shown, *told], "DatabaseBusy", "CommandError", "PipelineAlreadyRunning")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "command = substr(command, 1, 100)",
+        "command = json_remove(command, '$.stdin')",
+        "command = json_set(command, '$.env', json_extract(command, '$.env.TOKEN'))",
+        "command = json_set(command, '$.argv', json_extract(command, '$.env.TOKEN'))",
+        "command = json_set(command, '$.timeout', 'x')",
+        "command = json_set(command, '$.more', 1)",
+        "command = json_extract(command, '$.env.TOKEN')",
+    ],
+)
+def test_no_damage_brings_it_to_light(database, told, damage):
+    """Whatever the file says in place of a command, what is said of that has nothing of it."""
+    with JobManager(database, slots=0) as jobs:
+        job_id = jobs.submit(Command(["true", CANARY], **GIVEN)).id
+        pipeline_id = jobs.create_pipeline("p", Command(["true", CANARY], **GIVEN)).id
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        drop_guards(connection)
+        connection.execute(f"UPDATE job SET {damage}")
+        connection.execute(f"UPDATE pipeline SET {damage}")
+    shown = []
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        assert jobs.wait(job_id, PATIENCE).status is Status.ERROR
+        for call in (
+            lambda: forms_of(jobs.get_job(job_id), *jobs.list_jobs(), *jobs.check()),
+            lambda: [line.text for line in jobs.logs(job_id)],
+            lambda: forms_of(jobs.get_pipeline(pipeline_id)),
+            lambda: forms_of(*jobs.list_pipelines()),
+            lambda: forms_of(jobs.retry_job(job_id)),
+        ):
+            try:
+                shown += call()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+                shown.append(told_of(error))
+
+    check([*shown, *told], "cannot start")
+
+
+def drop_guards(connection):
+    """Have the file take what it otherwise refuses."""
+    triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+    for (name,) in triggers.fetchall():
+        connection.execute(f'DROP TRIGGER "{name}"')
+
+
+def test_a_command_masks_what_is_to_be_masked(told):
+    """Its repr has neither env, stdin nor redact, and masks the values of redact elsewhere."""
+    plain = Command(["curl", "-H", "Authorization: x"], **GIVEN)
+    masked = Command(
+        ["curl", "-H", f"Authorization: {CANARY}"],
+        cwd=f"/tmp/{CANARY}",
+        redact=[CANARY[:9], CANARY.encode()],
+        **GIVEN,
+    )
+    shell = Command(f"curl -u me:{CANARY}", shell=True, redact=[CANARY])
+
+    check([*forms_of(plain, masked, shell), *told], "'Authorization: ***'", "/tmp/***", "me:***")
+    assert eval(repr(plain)) == Command(["curl", "-H", "Authorization: x"])
