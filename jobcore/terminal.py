@@ -31,13 +31,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: Escape sequences first, as a whole, then whatever control is left: C0 without
-#: the tab, DEL, and C1, of which some terminals take U+009B for an escape.
+#: the tab, DEL, and C1, of which some terminals take U+009B for an escape. Then
+#: what turns the order of the text behind it, so that it reads as it is not.
 _CONTROLS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"
-    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"
+    r"|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
-    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
+#: Those of them that JSON has as they are: it escapes C0 alone.
+_LEFT_BY_JSON = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _COLOURS = {
     "QUEUED": "yellow",
@@ -78,11 +81,16 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
-    """Print one JSON document."""
+    """Print one JSON document; the same for a terminal, but with every control escaped."""
     if isinstance(value, BaseModel):
-        print_lines([value.model_dump_json(by_alias=True)])
+        document = value.model_dump_json(by_alias=True)
     else:
-        print_lines([f"[{', '.join(one.model_dump_json(by_alias=True) for one in value)}]"])
+        document = f"[{', '.join(one.model_dump_json(by_alias=True) for one in value)}]"
+    print_lines([_json_escaped(document) if on_terminal() else document])
+
+
+def _json_escaped(document: str) -> str:
+    return _LEFT_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:
@@ -248,7 +256,7 @@ class LogPrinter:
 
     Args:
         apart: Send `stderr` and `system` lines to stderr; else all go to stdout.
-        ndjson: Print an object a line, in which no control character is left as it is.
+        ndjson: Print an object a line; on a terminal no control character is left as it is.
 
     Attributes:
         next_sequence: The number behind the last line that was printed.
@@ -266,7 +274,10 @@ class LogPrinter:
     def print(self, lines: Iterable[LogLine]) -> None:
         """Print lines; all of them are seen when this returns."""
         if self._ndjson:
-            self._out.writelines(wire.ndjson(self._noted(lines)))
+            objects = wire.ndjson(self._noted(lines))
+            if sys.stdout.isatty():
+                objects = (_json_escaped(one.decode()).encode() for one in objects)
+            self._out.writelines(objects)
         else:
             clean = {self._out: sys.stdout.isatty(), self._err: sys.stderr.isatty()}
             for line in self._noted(lines):

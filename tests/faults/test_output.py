@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from itertools import zip_longest
 
 import pytest
 
@@ -68,6 +70,21 @@ def check_log(jobs, job_id, written):
         if digest != hashlib.sha256(data).digest():
             wrong.append(f"the bytes of {name} differ")
         wrong += wrong_pieces(data, kept)
+    return wrong + wrong_forms(jobs, job_id, lines)
+
+
+def wrong_forms(jobs, job_id, lines):
+    """Return what is wrong with the forms in which the same lines are sent."""
+    wrong = []
+    if b"".join(jobs.log_text(job_id)) != b"".join(line.raw for line in lines):
+        wrong.append("as text it differs")
+    for line, sent in zip_longest(lines, jobs.log_ndjson(job_id)):
+        form = json.loads(sent)
+        message = line.raw.removesuffix(b"\n").removesuffix(b"\r" * line.raw.endswith(b"\n"))
+        if (form["sequence"], form["stream"]) != (line.sequence, line.stream):
+            wrong.append(f"an object says of line {line.sequence}: {form}")
+        if form["message"] != message.decode("utf-8", "replace") or sent.count(b"\n") != 1:
+            wrong.append(f"an object has another text: {sent[:80]}")
     return wrong
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import sqlite3
-import subprocess
-import sys
 import traceback
-from contextlib import closing, suppress
+from contextlib import closing
 
 import pytest
 import structlog
@@ -19,25 +16,14 @@ from jobcore import Command, JobcoreError, JobManager, Status, wire
 from jobcore.models import ClaimedJob
 from jobcore.supervision import jobdir
 from jobcore.testing import busy
-from tests.processes import PATIENCE, ROOT
+from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
+from tests.processes import PATIENCE
 
 CANARY = "s3cr3t" + "-canary"  # in no line of a source that a traceback shows
 
 #: Everything that a command may be given, and that is nobody's business. What is in argv
 #: anybody may read in /proc; but jobcore does not repeat it.
 GIVEN = {"env": {"TOKEN": CANARY}, "stdin": CANARY.encode()}
-
-#: Runs `jobcore` with each of these words, one behind the other, in one interpreter.
-_CLI = """
-import json, sys
-from jobcore.cli import main
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["jobcore", *words]
-    try:
-        main()
-    except SystemExit as end:
-        print("--- exit", end.code, flush=True)
-"""
 
 
 @pytest.fixture
@@ -154,7 +140,7 @@ def test_what_a_job_was_given_is_shown_by_nothing(running_jobs, database, told):
     check([*shown, *seen, *told], "cannot start", "E2BIG", "***", "lost: its", "job resolved")
     # The one that says it, one that is not found, the one that is lost.
     ids = [str(ended[number].id) for number in (4, 9, -1)]
-    check(command_line(database, ids), "spawn_failed", "cannot start", "--- exit", "TRIGGER")
+    check(command_line(database, ids), "spawn_failed", "cannot start", "--env needs", "TRIGGER")
 
 
 def command_line(database, ids):
@@ -170,21 +156,7 @@ def command_line(database, ids):
     words += [["run", "--env", f"TOKEN={CANARY}", "--timeout", "-1", "--", "true", CANARY]]
     words += [["run", "--env", f"={CANARY}", "--", "true"], ["run", "--env", CANARY, "true"]]
     words += [["run", "--env", f"TOKEN={CANARY}", "--shell", "--", "true", CANARY]]
-    command = [sys.executable, "-c", _CLI, json.dumps(words)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database, "TERM": "xterm"}
-    piped = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE, env=env, check=True
-    )
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):  # EIO: the last one has closed it
-            while data := os.read(ours, 65536):
-                shown += data
-        os.close(ours)
-        assert process.wait(PATIENCE) == 0
-    return [piped.stdout, piped.stderr, shown.decode()]
+    return [*in_a_pipe(database, words), *on_a_terminal(database, words)]
 
 
 def test_no_error_tells_what_it_was_given(jobs, database, told, tmp_path):

@@ -24,6 +24,14 @@ from jobcore.terminal import _report, _share, without_controls
         ("\x1b]never ended", "never ended"),
         ("\x1b\x1b[31m", ""),
         ("byte \udcff", "byte ?"),
+        ("\x1b]52;c;cm0=\x07after \x1b]52;c;cm0=\x1b\\all", "after all"),
+        ("\x1b]52;c;cm0=\x9cnot taken with it\x07", "not taken with it"),
+        ("\x9d0;title\x9c \x90q\x9c", "0;title q"),  # no more is done than shown
+        ("\x1b[?1049h\x1b[38;2;1;2;3m\x1b[ q\x1b[>c\x1b[!p", ""),
+        ("\x1bX\x1b^\x1b_a\x1b\\b", "b"),
+        ("bells\x07\x07 and\x05 nulls\0", "bells and nulls"),
+        ("\u202eturned\u202c \u2066apart\u2069 \u202a\u202b\u202d\u2067\u2068", "turned apart "),
+        ("\u05d0\u200f\u0627\u200e zero\u200dwidth", "\u05d0\u200f\u0627\u200e zero\u200dwidth"),
     ],
 )
 def test_no_control_reaches_a_terminal(text, shown):
