@@ -143,7 +143,7 @@ class Command:
             if stored["shell"]:
                 (stored["argv"],) = stored["argv"]
             return cls(**stored)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             why = f"a stored command makes no sense: {type(error).__name__}"
         # Outside, for a cause or a context would hold the text, and with it what is secret.
         raise DatabaseCorrupt(why)

@@ -7,6 +7,7 @@ Another SQL engine would need changes here, in `schema` and in `doctor`, nowhere
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import sqlite3
@@ -59,12 +60,21 @@ CHECKPOINT_PATIENCE = 100
 #: Seconds between two looks for commits of other processes: the first and the longest.
 LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
 
+#: Behind this the driver quotes what it has read, which may be a secret.
+_NO_TEXT = "Could not decode to UTF-8"
+
 _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
     # By text, because Python 3.10 does not tell the code.
     ("is locked", DatabaseBusy),
     ("disk is full", DatabaseFull),
     ("SQLITE_IOERR_SHMSIZE", DatabaseFull),  # no room for the memory that connections share
     ("malformed", DatabaseCorrupt),
+    # All that our statements name is there, and nothing that a migration makes, by the
+    # version that the file says it has.
+    ("no such ", DatabaseCorrupt),
+    ("duplicate column", DatabaseCorrupt),
+    ("already exists", DatabaseCorrupt),
+    (_NO_TEXT, DatabaseCorrupt),
     ("not a database", NotAJobcoreDatabase),
     ("readonly database", ReadOnlyDatabase),
 )
@@ -473,6 +483,7 @@ class Database:
             # Commands and their environments are parameters: they belong into no
             # error's text and into no log of statements.
             hide_parameters=True,
+            json_deserializer=_read_json,
         )
 
         @event.listens_for(engine, "begin")
@@ -595,7 +606,8 @@ class Database:
             raise DatabaseCorrupt(f"{self.path}: text in it is no UTF-8: {error}") from error
 
     def _typed(self, error: BaseException) -> StoreError:
-        message = str(error)
+        before, found, _ = str(error).partition(_NO_TEXT)
+        message = before + found
         # Since Python 3.11. It says which of many things "disk I/O error" stands for.
         name = str(getattr(error, "sqlite_errorname", ""))
         if name.startswith("SQLITE_IOERR_"):
@@ -617,6 +629,14 @@ def uri_of(path: str, mode: str) -> str:
     # path that begins with two slashes.
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     return f"file://{quoted}?mode={mode}"
+
+
+def _read_json(text: str) -> Any:
+    """Return the value of a stored JSON text: what is none was never written."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # TypeError: a number, which is JSON, too
+        raise DatabaseCorrupt(f"a JSON value in the file is none: {error}") from error
 
 
 def _keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:

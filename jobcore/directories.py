@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobcore import filesystem
-from jobcore.errors import DatabaseGone, StoreError
+from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints, jobdir
 
@@ -116,6 +116,12 @@ class Directories:
             FileNotFoundError: It is not there.
             StoreError: The system refuses to open it, or what is done with it.
         """
+        _require_name(name)
+        with self._open(name) as directory:
+            yield directory
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[int]:
         with self._typed(name):
             with GATE:
                 directory = jobdir.open_directory(name, parent=self.root)
@@ -145,6 +151,7 @@ class Directories:
             StoreError: No space, no descriptors, not ours: nothing is held then.
             FileNotFoundError: Somebody removed it just now.
         """
+        _require_name(name)
         with self._typed(name), GATE:
             root = self.root
             directory = jobdir.open_directory(name, parent=root, create=True)
@@ -192,6 +199,7 @@ class Directories:
             FileNotFoundError: It is not there, and `create` is False.
             StoreError: The system refuses to open it, or what is done with it.
         """
+        _require_name(name)
         with self._typed(name), self._taken(name, create=create) as directory:
             yield directory
 
@@ -256,11 +264,22 @@ class Directories:
             if not name.startswith(jobdir.GONE):
                 continue
             try:
-                with self.open(name) as directory:
+                with self._open(name) as directory:
                     jobdir.empty(directory)
                     os.rmdir(name, dir_fd=self.root)
             except FileNotFoundError:
                 pass  # another process finished it
+
+
+def _require_name(name: str) -> None:
+    """
+    Refuse what is no name of a job directory: a file says of its jobs whatever it likes.
+
+    Raises:
+        DatabaseCorrupt: It is none.
+    """
+    if not _is_name(name):
+        raise DatabaseCorrupt("an id in the file is none")
 
 
 def _is_name(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
+from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.statement import Statement
@@ -63,7 +64,7 @@ def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) 
 
 
 def merge(connection: Connection, number: int, sequence: int) -> None:
-    """Make as few segments as possible out of those from `sequence` on."""
+    """Make as few segments as possible out of those from `sequence` on; damaged ones stay."""
     these = (log_segment.c.job == number) & (log_segment.c.first_sequence >= sequence)
     rows = connection.execute(
         select(log_segment).where(these).order_by(log_segment.c.first_sequence)
@@ -71,8 +72,11 @@ def merge(connection: Connection, number: int, sequence: int) -> None:
     if len(rows) < 2:
         return
     merged: list[Slice] = []
-    for row in rows:
-        append_to(merged, row.first_sequence, row.line_count, unpack(row))
+    try:
+        for row in rows:
+            append_to(merged, row.first_sequence, row.line_count, unpack(row))
+    except DatabaseCorrupt:
+        return  # who reads them is told; that no job could end any more would help nobody
     if len(merged) < len(rows):
         connection.execute(delete(log_segment).where(these))
         insert_slices(connection, number, merged)
@@ -89,8 +93,20 @@ def remove_of_deleted(connection: Connection, numbers: Sequence[int], limit: int
 
 
 def unpack(row: Row[Any]) -> bytes:
-    """Return the frames of a stored segment."""
-    return zlib.decompress(row.data) if row.compressed else bytes(row.data)
+    """
+    Return the frames of a stored segment.
+
+    Raises:
+        DatabaseCorrupt: It is damaged.
+    """
+    try:
+        return zlib.decompress(row.data) if row.compressed else bytes(row.data)
+    except (zlib.error, TypeError) as error:
+        raise DatabaseCorrupt(f"{_in_words(row)} is damaged: {error}") from error
+
+
+def _in_words(row: Row[Any]) -> str:
+    return f"the log from line {row.first_sequence} on, of job number {row.job},"
 
 
 _AT = (
@@ -121,15 +137,24 @@ def end_of(row: Row[Any]) -> int:
 
 
 def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
-    """Yield the lines of a stored segment, from the number `sequence` on."""
+    """
+    Yield the lines of a stored segment, from the number `sequence` on.
+
+    Raises:
+        DatabaseCorrupt: It is damaged, behind the lines that were yielded.
+    """
     data = unpack(row)
+    end = 0
     for frame in frames.scan(data):
+        end = frame.end
         if frame.first + frame.count <= sequence:
             continue  # whole frames are passed over by their headers
         stream = frames.STREAM_NAMES[frame.stream]
         for number, raw in enumerate(frames.split_lines(data, frame), frame.first):
             if number >= sequence:
                 yield LogLine(number, frame.time_ns, stream, raw, partial=frame.partial)
+    if end != len(data):
+        raise DatabaseCorrupt(f"{_in_words(row)} is damaged behind byte {end}")
 
 
 def encode_lines(first: int, raw_lines: Sequence[bytes], time_ns: int, stream: int) -> list[Slice]:

@@ -55,6 +55,7 @@ from jobcore.deleter import Deleter
 from jobcore.directories import Directories
 from jobcore.dispatcher import Dispatcher, usable_processors
 from jobcore.errors import (
+    DatabaseCorrupt,
     InvalidTransition,
     JobDeleted,
     JobNotFound,
@@ -649,7 +650,12 @@ class JobManager:
         if stored is None:
             job = self._job(number)  # as it is now: deleted, perhaps
             raise NoResult(job.id, job.status)
-        return values.decode(*stored)
+        try:
+            return values.decode(*stored)
+        except ValueError as error:
+            if stored[0] != values.JSON:
+                raise  # that of whoever made the object
+            raise DatabaseCorrupt(f"the result of job {job_id} is damaged") from error
 
     def list_jobs(
         self,

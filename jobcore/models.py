@@ -37,6 +37,19 @@ Moment = Annotated[
 ]
 
 
+def _stored_moment(microseconds: Any) -> datetime:
+    """
+    Return a stored time.
+
+    Raises:
+        DatabaseCorrupt: It is no time that was ever written.
+    """
+    try:
+        return to_datetime(microseconds)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DatabaseCorrupt("a stored time makes no sense") from error
+
+
 class _Public(BaseModel):
     """Base of the public models: frozen, camelCase in JSON, times in ISO 8601 UTC with `Z`."""
 
@@ -55,7 +68,8 @@ class _Public(BaseModel):
             return cls.model_validate(fields)
         except ValidationError as error:
             # The columns have been checked when they were written, so the file is damaged.
-            raise DatabaseCorrupt(f"a stored {cls.__name__} makes no sense: {error}") from error
+            wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+            raise DatabaseCorrupt(f"a stored {cls.__name__} makes no sense: {wrong}") from error
 
     @classmethod
     def from_row(cls, row: Any) -> "Self":
@@ -68,7 +82,7 @@ class _Public(BaseModel):
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         for name in cls._moments:
             if fields.get(name) is not None:
-                fields[name] = to_datetime(fields[name])
+                fields[name] = _stored_moment(fields[name])
         return cls._checked(fields)
 
     _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified")
@@ -248,14 +262,15 @@ class Job(_Public):
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         for name in cls._moments:
             if fields[name] is not None:
-                fields[name] = to_datetime(fields[name])
+                fields[name] = _stored_moment(fields[name])
         if fields["progress_at"] is not None:
             said = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
-            fields["progress"] = {**said, "at": to_datetime(said["at"])}
+            fields["progress"] = {**said, "at": _stored_moment(said["at"])}
         else:
             fields["progress"] = None
         fields["line_count"] = fields["next_sequence"]
-        fields["cpu_seconds"] = None if fields["cpu_us"] is None else fields["cpu_us"] / 1e6
+        spent = fields["cpu_us"]
+        fields["cpu_seconds"] = spent / 1e6 if isinstance(spent, int) else spent
         return cls._checked(fields)
 
 
@@ -408,7 +423,7 @@ class Event(_Public):
             DatabaseCorrupt: The row holds what was never written.
         """
         fields = entry._asdict()  # the named tuple's public name for it
-        fields["at"] = to_datetime(entry.at)
+        fields["at"] = _stored_moment(entry.at)
         return cls._checked(fields)
 
 

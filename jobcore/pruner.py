@@ -103,6 +103,14 @@ class Pruner:
 
     def _windows(self) -> Iterator[tuple[int, int]]:
         with self._database.read() as connection:
-            oldest, newest = retention.span(connection)
-        for after in range(oldest - 1, newest, LOOKED_AT):
-            yield after, after + LOOKED_AT
+            newest = retention.newest(connection)
+        after = 0
+        while after < newest:
+            # From job to job, not from number to number: a damaged one may be far away.
+            with self._database.read() as connection:
+                oldest = retention.oldest_after(connection, after)
+            if oldest is None or not after < oldest <= newest:
+                return
+            up_to = min(oldest - 1 + LOOKED_AT, newest)
+            yield oldest - 1, up_to
+            after = up_to

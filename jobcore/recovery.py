@@ -16,7 +16,7 @@ from jobcore import filesystem, holders, leftovers, logs, runs, store, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
-from jobcore.errors import StoreError
+from jobcore.errors import DatabaseCorrupt, StoreError
 from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
 from jobcore.overdue import Overdue
@@ -103,7 +103,7 @@ class Recovery:
             level, what = logging.INFO, repr(error)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all
             level, what = logging.ERROR, repr(error)
-        telemetry.event(level, "reconcile postponed", job=str(run.id), error=what)
+        telemetry.event(level, "reconcile postponed", job=_called(run), error=what)
         return run
 
     def has_news(self, run: Run) -> bool:
@@ -315,6 +315,13 @@ class Recovery:
             self._directories.remove(name)
         except StoreError as error:
             telemetry.event(logging.INFO, "directory not removed", error=str(error))
+
+
+def _called(run: Run) -> str:
+    try:
+        return str(run.id)
+    except DatabaseCorrupt:  # what stands there is none, and all others are still to be looked at
+        return f"number {run.number}"
 
 
 def _append_spool(directory: int, offset: int, data: bytes) -> None:

@@ -63,12 +63,18 @@ class Expired(NamedTuple):
         return and_(*conditions)
 
 
-def span(connection: Connection) -> tuple[int, int]:
-    """Return the numbers of the oldest and of the newest job; (1, 0) where there is none."""
-    oldest, newest = connection.execute(
-        select(func.min(job.c.number), func.max(job.c.number))
-    ).one()
-    return (1, 0) if oldest is None else (oldest, newest)
+def newest(connection: Connection) -> int:
+    """Return the number of the newest job; 0 where there is none."""
+    number: int | None = connection.execute(select(func.max(job.c.number))).scalar_one()
+    return number or 0
+
+
+def oldest_after(connection: Connection, after: int) -> int | None:
+    """Return the number of the oldest job with a higher one than `after`; None: there is none."""
+    number: int | None = connection.execute(
+        select(func.min(job.c.number)).where(job.c.number > after)
+    ).scalar_one()
+    return number
 
 
 def find(connection: Connection, expired: Expired, *, after: int, up_to: int) -> Sequence[Row[Any]]:

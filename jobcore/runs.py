@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, or_, select, update
 
 from jobcore import lifecycle
+from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.statement import Statement
 from jobcore.tables import job, transition
@@ -50,8 +51,16 @@ class Run(NamedTuple):
 
     @property
     def id(self) -> UUID:
-        """The job's id."""
-        return UUID(hex=self.name)
+        """
+        The job's id.
+
+        Raises:
+            DatabaseCorrupt: What stands in the file is none.
+        """
+        try:
+            return UUID(hex=self.name)
+        except (ValueError, AttributeError) as error:
+            raise DatabaseCorrupt("an id in the file is none") from error
 
     @property
     def effective_grace_ms(self) -> int | None:
@@ -75,8 +84,17 @@ _COLUMNS = tuple(
 )
 
 
+_STATUSES = frozenset(str(status) for status in Status)
+
+
 def _one(rows: list[Any]) -> Run | None:
-    return Run._make(rows[0]) if rows else None
+    if not rows:
+        return None
+    run = Run._make(rows[0])
+    if run.status not in _STATUSES:
+        # Nothing leads out of it: who waits for its end would wait for ever.
+        raise DatabaseCorrupt(f"the status of job number {run.number} is none")
+    return run
 
 
 def _allows(trigger: Trigger) -> Any:

@@ -9,7 +9,13 @@ import time
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from jobcore import filesystem, lifecycle, tables
-from jobcore.errors import NotAJobcoreDatabase, ReadOnlyDatabase, SchemaTooNew, StoreMismatch
+from jobcore.errors import (
+    DatabaseCorrupt,
+    NotAJobcoreDatabase,
+    ReadOnlyDatabase,
+    SchemaTooNew,
+    StoreMismatch,
+)
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
 VERSION = 2
@@ -78,6 +84,7 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
     Raises:
         NotAJobcoreDatabase: Another program's file.
         SchemaTooNew: A newer jobcore's file.
+        DatabaseCorrupt: A file of no version at all.
     """
     application, version, _ = identity
     if identity == _EMPTY:
@@ -88,6 +95,8 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
         raise SchemaTooNew(
             f"{path} has schema version {version}; this jobcore knows up to {VERSION}"
         )
+    if version < 1:
+        raise DatabaseCorrupt(f"{path} has schema version {version}, which there never was")
     return version == VERSION
 
 

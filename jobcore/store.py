@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 
 from jobcore import lifecycle, runs
+from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Status, Trigger
 from jobcore.tables import job, pipeline, skip, transition, workspace
 
@@ -388,7 +389,10 @@ def count_jobs(connection: Connection, **filters: Any) -> dict[Status, int]:
     counted = connection.execute(
         _filtered(select(job.c.status, func.count()), **filters).group_by(job.c.status)
     ).all()
-    return dict.fromkeys(Status, 0) | {Status(word): number for word, number in counted}
+    try:
+        return dict.fromkeys(Status, 0) | {Status(word): number for word, number in counted}
+    except ValueError as error:
+        raise DatabaseCorrupt(f"a stored status is none: {error}") from error
 
 
 @lru_cache(maxsize=64)

@@ -29,6 +29,23 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
 from jobcore import lifecycle
+from jobcore.errors import DatabaseCorrupt
+
+
+class Id(Uuid[UUID]):
+    """A UUID as 32 hex digits; what is read and is none is damage, and told as such."""
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        """Return what makes a UUID of a stored value."""
+        process = super().result_processor(dialect, coltype)  # type: ignore[no-untyped-call]
+
+        def checked(value: Any) -> Any:
+            try:
+                return process(value)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise DatabaseCorrupt("an id in the file is none") from error
+
+        return checked if process is not None else None
 
 
 class _Row(SQLModel, registry=registry()):
@@ -60,7 +77,7 @@ class WorkspaceRow(_Row, table=True):
         # At most one default workspace, whichever process makes it first.
         Index("one_default_workspace", "is_default", unique=True, sqlite_where=text("is_default")),
     )
-    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    id: UUID = Field(sa_column=Column(Id(), primary_key=True))
     name: str
     is_default: bool = Field(default=False)
     properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
@@ -76,9 +93,9 @@ class PipelineRow(_Row, table=True):
     __table_args__ = (
         CheckConstraint("status IN ('READY', 'PROVISIONING', 'FAILED')", name="status_is_known"),
     )
-    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    id: UUID = Field(sa_column=Column(Id(), primary_key=True))
     workspace_id: UUID = Field(
-        sa_column=Column(Uuid, ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
+        sa_column=Column(Id(), ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
     )
     name: str
     status: str
@@ -104,13 +121,13 @@ class SkipRow(_Row, table=True):
     __table_args__ = (Index("skips_of_pipeline", "pipeline_id", "id"),)
     id: int | None = Field(default=None, primary_key=True)
     pipeline_id: UUID = Field(
-        sa_column=Column(Uuid, ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
     )
     due: int = Field(sa_column=Column(BigInteger, nullable=False))
     recorded: int = Field(sa_column=Column(BigInteger, nullable=False))
     why: str  # schedule, triggered: it was running; missed: nothing ran to see it
     count: int = 1  # how many ticks, `due` the last of them
-    job_id: UUID | None = Field(default=None, sa_column=Column(Uuid))  # that was in the way
+    job_id: UUID | None = Field(default=None, sa_column=Column(Id()))  # that was in the way
 
 
 #: What became of a job. Frozen by a trigger of the database once it is final.
@@ -145,21 +162,21 @@ class JobRow(_Row, table=True):
         {"sqlite_autoincrement": True},
     )
     number: int | None = Field(default=None, primary_key=True)
-    id: UUID = Field(sa_column=Column(Uuid, unique=True, nullable=False))
+    id: UUID = Field(sa_column=Column(Id(), unique=True, nullable=False))
 
     # Written at create.
     workspace_id: UUID = Field(
-        sa_column=Column(Uuid, ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
+        sa_column=Column(Id(), ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
     )
     pipeline_id: UUID | None = Field(
-        default=None, sa_column=Column(Uuid, ForeignKey("pipeline.id", ondelete="CASCADE"))
+        default=None, sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"))
     )
     type: str
     name: str | None = None
     data: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
     attempt: int = 1
-    retry_of: UUID | None = Field(default=None, sa_column=Column(Uuid))
+    retry_of: UUID | None = Field(default=None, sa_column=Column(Id()))
     not_before: int | None = Field(default=None, sa_column=_moment())
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
 
