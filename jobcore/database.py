@@ -72,6 +72,9 @@ _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
     # All that our statements name is there, and nothing that a migration makes, by the
     # version that the file says it has.
     ("no such ", DatabaseCorrupt),
+    ("has no column", DatabaseCorrupt),
+    ("constraint failed", DatabaseCorrupt),  # what our statements keep, other rows do not
+    ("unsupported file format", DatabaseCorrupt),
     ("duplicate column", DatabaseCorrupt),
     ("already exists", DatabaseCorrupt),
     (_NO_TEXT, DatabaseCorrupt),
