@@ -197,11 +197,20 @@ class Dispatcher:
             self._claiming = False
 
     def wait_until_settled(self, numbers: Collection[int], timeout: float) -> None:
-        """Return when none of these jobs is in this manager's hands, or after `timeout` seconds."""
+        """
+        Return when none of these jobs is in this manager's hands, or after `timeout` seconds.
+
+        At once where the database is gone: nothing can be settled in it.
+        """
         deadline = time.monotonic() + timeout
-        seen = self._database.version()
-        while time.monotonic() < deadline and any(run.number in numbers for run in self.running()):
-            seen = self._database.wait_for_change(seen, RETRY)
+        try:
+            seen = self._database.version()
+            while time.monotonic() < deadline and any(
+                run.number in numbers for run in self.running()
+            ):
+                seen = self._database.wait_for_change(seen, RETRY)
+        except StoreError as error:
+            telemetry.event(logging.WARNING, "not waited for the jobs' end", error=str(error))
 
     def close(self) -> None:
         """
