@@ -25,6 +25,8 @@ from jobcore.supervision import failpoints
 EXIT_PATIENCE = 5.0
 #: Seconds of rest after a turn that raised what it should not.
 REST = 1.0
+#: Tries to wake it, where the system refuses to write into a pipe.
+RINGS = 3
 
 
 class Loop:
@@ -89,13 +91,16 @@ class Loop:
                 self._thread = thread
 
     def ring(self) -> None:
-        """Wake the thread."""
+        """Wake the thread. Raises nothing: what it is woken for is done, and stays done."""
         with self._starting:  # or the number may belong to another file by now
-            if self._thread is not None:
+            for _ in range(RINGS if self._thread is not None else 0):
                 try:
                     os.write(self._writer, b"!")
+                    return
                 except BlockingIOError:
-                    pass  # full: it has been rung already
+                    return  # full: it has been rung already
+                except OSError as error:
+                    _tell(error)
 
     def is_inside(self) -> bool:
         """Tell whether it is the thread itself that asks."""

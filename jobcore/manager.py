@@ -114,8 +114,10 @@ class JobManager:
     process's. No child watcher and no signal handler is needed or installed.
 
     Args:
-        database: The file; it is made if it is not there, mode 0600. Beside it,
-            `<database>.jobs` holds what running jobs have not handed over yet.
+        database: The file; it is made if it is not there, mode 0600. One that others
+            could read, as a backup, is made this user's alone; one that they could write
+            is refused. Beside it, `<database>.jobs` holds what running jobs have not
+            handed over yet.
         slots: Jobs at once under this manager. None: one per CPU; 0:
             bookkeeping only, nothing is run by it, and it has no thread.
         executors: By job type. A manager claims only jobs of types it has one for.
