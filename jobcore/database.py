@@ -4,9 +4,12 @@ Database: the one place for connections, pragmas, transactions, checkpoints and 
 Another SQL engine would need changes here, in `schema` and in `doctor`, nowhere else.
 """
 
+# ruff: noqa: SLF001 - a use is part of its database
+
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -14,20 +17,23 @@ import sqlite3
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
-from jobcore import filesystem, forking, schema, telemetry
+from jobcore import filesystem, forking, interrupts, schema, telemetry
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
     DatabaseFull,
     DatabaseGone,
+    JobcoreError,
     NotAJobcoreDatabase,
     ReadOnlyDatabase,
     SchemaTooNew,
@@ -57,6 +63,9 @@ CHECKPOINT_PAUSE = 1.0
 #: blocked a writer for 2.8 s.
 CHECKPOINT_PATIENCE = 100
 
+#: Connections that are kept for the next reader; more are made when more threads read at once.
+SPARES = 8
+
 #: Seconds between two looks for commits of other processes: the first and the longest.
 LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
 
@@ -82,6 +91,10 @@ _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
     ("readonly database", ReadOnlyDatabase),
 )
 
+#: Errors of which it is known what they ended. Behind another one, a Ctrl-C say,
+#: a statement may be half done, and its connection is not used any more.
+EXPECTED = (JobcoreError, DBAPIError, sqlite3.Error)
+
 #: Files, by device and inode, that this process may no longer touch: it was
 #: forked while a connection to them was busy. See Database.before_fork.
 _UNSAFE: set[tuple[int, int]] = set()
@@ -97,6 +110,205 @@ class _SqliteConnection(sqlite3.Connection):
             return self.total_changes >= 0  # which touches no file
         except sqlite3.ProgrammingError:
             return False
+
+    def close(self) -> None:
+        """Close it, and take back the transaction that it is in."""
+        if self.is_open and self.in_transaction:
+            self._end_statements()
+            self.rollback()
+        super().close()
+
+    def abandon(self) -> None:
+        """Close it in the middle of whatever it is."""
+        if self.is_open:
+            self._end_statements()
+            self.close()
+
+    def _end_statements(self) -> None:
+        """
+        End what cursors are in the middle of that somebody keeps, such as a traceback.
+
+        One statement would keep the connection alive for SQLite (`sqlite3_close_v2`),
+        with its locks; and if it were used again, it would see what was there then.
+        """
+        for one in gc.get_referrers(self):
+            if isinstance(one, sqlite3.Cursor):
+                one.close()
+
+
+class _Spares(Pool):
+    """
+    Connections that nobody uses now.
+
+    SQLAlchemy's own pools wait for each other in a `Condition`, whose `with` a Ctrl-C
+    leaves locked: every other thread would then wait for ever. A deque needs no lock.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._spare: deque[ConnectionPoolEntry] = deque()
+        self._disposed = False
+
+    def status(self) -> str:
+        return f"{len(self._spare)} spare connections"
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return self._create_connection()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._disposed or len(self._spare) >= SPARES:
+            record.close()
+        else:
+            self._spare.append(record)
+
+    def dispose(self) -> None:
+        self._disposed = True
+        while self._spare:
+            try:
+                self._spare.pop().close()
+            except IndexError:
+                return  # another thread took it
+
+    def recreate(self) -> _Spares:
+        return type(self)(
+            self._creator,
+            recycle=self._recycle,
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            pre_ping=self._pre_ping,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+
+class _Use:
+    """
+    The presence of one thread inside a database; no fork and no close comes meanwhile.
+
+    No use is a generator: one that a Ctrl-C left behind would go on to its end when
+    the host drops the exception, in the middle of whatever is done then.
+    """
+
+    __slots__ = ("connection", "database", "thread", "transaction")
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.thread = threading.get_ident()
+        self.connection: Connection | None = None
+        self.transaction: RootTransaction | None = None
+
+    def __enter__(self) -> Any:
+        self.database._come_in(self)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.database._go_out(self)
+
+
+class _Reading(_Use):
+    """A read transaction."""
+
+    def __enter__(self) -> Connection:
+        database = self.database
+        database._come_in(self)
+        try:
+            with database._typed_errors():
+                database._require_same_file()
+                self.connection = connection = database._engine.connect()
+                # Not left to the first statement: some go to the driver directly.
+                self.transaction = connection.begin()
+        except BaseException:
+            database._give_up(self)
+            raise
+        return connection
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self.connection is not None and self.transaction is not None:
+                with self.database._typed_errors():
+                    if error is not None and not isinstance(error, EXPECTED):
+                        raise error
+                    with self.connection, self.transaction:
+                        if error is not None:
+                            raise error
+        except BaseException:
+            self.database._give_up(self)
+            raise
+        self.database._go_out(self)
+
+
+class _Writing(_Use):
+    """A write transaction, and the write lock of this process."""
+
+    __slots__ = ("_durable", "_observer", "_patience")
+
+    def __init__(self, database: Database, durable: bool, patience: float) -> None:
+        super().__init__(database)
+        self._durable = durable
+        self._patience = patience
+        self._observer = NOBODY
+
+    def __enter__(self) -> Connection:
+        database = self.database
+        database._come_in(self)
+        try:
+            database._wait_for_turn(self._patience)
+            with database._anew_if_read_only(), database._typed_errors():
+                connection = database._writer_connection()
+                database._require_same_file()
+                # Before BEGIN: inside a transaction SQLite ignores the first of them.
+                database._set_on_writer("synchronous", "FULL" if self._durable else "NORMAL")
+                database._set_on_writer("busy_timeout", str(round(self._patience * 1000)))
+                self.transaction = connection.begin()
+                failpoints.reach(failpoints.WRITE_BEGUN, database)
+                database._require_same_schema(connection)
+                self._observer = database._observation.begin()
+                self._observer.begun(connection)
+                self.connection = connection
+        except BaseException:
+            database._give_up(self)
+            raise
+        return connection
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        database = self.database
+        try:
+            if self.connection is not None and self.transaction is not None:
+                with database._anew_if_read_only(), database._typed_errors():
+                    if error is not None and not isinstance(error, EXPECTED):
+                        raise error
+                    with self.transaction:
+                        if error is not None:
+                            raise error
+                        self._observer.ending(self.connection)
+                    # Before the next writer is let in: in the order of the commits.
+                    database._observation.end()
+                    self._observer.committed()
+        except BaseException:
+            database._give_up(self)
+            raise
+        interrupts.release(database._writer_lock)
+        database._go_out(self)
+        database._announce()
+        database._checkpoint_if_due()
 
 
 class Database:
@@ -132,6 +344,7 @@ class Database:
         self._observation = Observation()
         self._start_afresh()
         forking.GATE.watch(self)
+        interrupts.watch(self)
         try:
             with self._in_use(), self._typed_errors():
                 self._prepare()
@@ -141,24 +354,16 @@ class Database:
 
     # --- transactions ---------------------------------------------------------
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> _Reading:
         """
         Give a connection in a read transaction: one moment's view, for a short while.
 
         Raises:
             DatabaseGone: The file is no longer the one that was opened: what a ghost says is old.
         """
-        with self._in_use(), self._typed_errors():
-            self._require_same_file()
-            with (
-                self._engine.connect() as connection,
-                connection.begin(),  # not by the first statement: some go to the driver directly
-            ):
-                yield connection
+        return _Reading(self)
 
-    @contextmanager
-    def write(self, *, durable: bool = True, patience: float | None = None) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True, patience: float | None = None) -> _Writing:
         """
         Give a connection in a write transaction; commit at the end, roll back on any error.
 
@@ -173,33 +378,7 @@ class Database:
             SchemaTooNew: A newer jobcore has changed the file meanwhile.
         """
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
-        with (
-            self._in_use(),
-            self._writing(seconds),
-            self._anew_if_read_only(),
-            self._typed_errors(),
-        ):
-            connection = self._writer_connection()
-            self._require_same_file()
-            # Before BEGIN: inside a transaction SQLite ignores the first of them.
-            self._set_on_writer("synchronous", "FULL" if durable else "NORMAL")
-            self._set_on_writer("busy_timeout", str(round(seconds * 1000)))
-            try:
-                with connection.begin():
-                    failpoints.reach(failpoints.WRITE_BEGUN, self)
-                    self._require_same_schema(connection)
-                    observer = self._observation.begin()
-                    observer.begun(connection)
-                    yield connection
-                    observer.ending(connection)
-            except BaseException:
-                self._drop_unfinished(connection)
-                raise
-            finally:
-                self._observation.end()
-            observer.committed()  # before the next writer is let in: in the order of the commits
-        self._announce()
-        self._checkpoint_if_due()
+        return _Writing(self, durable, seconds)
 
     @contextmanager
     def savepoint(self, connection: Connection, of: object) -> Iterator[None]:
@@ -230,15 +409,6 @@ class Database:
         self._observation.observe(NOBODY, 0)
 
     @contextmanager
-    def _writing(self, patience: float) -> Iterator[None]:
-        if not self._writer_lock.acquire(timeout=patience):
-            raise DatabaseBusy(f"{self.path}: another thread kept writing")
-        try:
-            yield
-        finally:
-            self._writer_lock.release()
-
-    @contextmanager
     def _anew_if_read_only(self) -> Iterator[None]:
         """
         Close every connection where none can write: the next one may be able to.
@@ -260,22 +430,61 @@ class Database:
             self._settings = {}
         return self._writer
 
+    def _wait_for_turn(self, patience: float) -> None:
+        """Take the write lock; whoever is in a transaction already would wait for itself."""
+        mine = interrupts.is_owner(self._writer_lock)
+        if mine or not self._writer_lock.acquire(timeout=patience):
+            whose = "this thread is in a transaction" if mine else "another thread kept writing"
+            raise DatabaseBusy(f"{self.path}: {whose}")
+
     def _set_on_writer(self, pragma: str, value: str) -> None:
         if self._writer is not None and self._settings.get(pragma) != value:
+            self._settings.pop(pragma, None)  # unknown, if a Ctrl-C comes now
             self._driver(self._writer).execute(f"PRAGMA {pragma} = {value}")
             self._settings[pragma] = value
 
-    def _drop_unfinished(self, connection: Connection) -> None:
-        """
-        Let go of a writer whose transaction nobody has ended.
+    # --- what was not ended -----------------------------------------------------
 
-        A Ctrl-C between the driver's BEGIN and SQLAlchemy's noting it leaves
-        one: it would keep every other process from writing.
+    def _give_up(self, use: _Use) -> None:
         """
-        if connection.invalidated or self._driver(connection).in_transaction:
+        End a use whose transaction has failed; again is harmless.
+
+        A Ctrl-C between the driver's BEGIN and SQLAlchemy's noting it leaves a
+        transaction that nobody has ended: it would keep every other process from
+        writing. Its connection is closed, which takes it back whatever is known of it.
+        """
+        if isinstance(use, _Writing):
+            self._give_up_writing(use.transaction)
+        elif use.connection is not None:
+            _throw_away(use.connection)
+        self._go_out(use)
+
+    def _give_up_writing(self, transaction: RootTransaction | None = None) -> None:
+        if not interrupts.is_owner(self._writer_lock):
+            return
+        writer = self._writer
+        if writer is not None and (
+            writer.closed
+            or writer.invalidated
+            or (transaction is not None and transaction.is_active)
+            or self._driver(writer).in_transaction
+        ):
             self._writer = None
-            connection.invalidate()
-            connection.close()
+            _throw_away(writer)
+        self._observation.end()
+        interrupts.release(self._writer_lock)
+
+    def let_go(self) -> None:
+        """End what this thread was in the middle of; the commits of before stand."""
+        if interrupts.is_owner(self._writer_lock):
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                _throw_away(writer)
+            self._give_up_writing()
+            self._announce()  # it may have been committed
+        mine = [use for use in list(self._users) if use.thread == threading.get_ident()]
+        for use in mine:
+            self._give_up(use)
 
     def _require_same_file(self) -> None:
         if self._identify() != self._identity:
@@ -393,39 +602,35 @@ class Database:
         log's header. It may still fall back to PASSIVE when a writer is busy;
         with one checkpointer at a time there is no second one to race with.
         """
-        with self._in_use(), self._checkpoint_lock() as mine:
-            if not mine:
+        # No generator, which a Ctrl-C might leave behind with the lock.
+        with self._in_use():
+            root = filesystem.open_root(self.path, create=False)
+            try:
+                lock = jobdir.make_file("checkpoint", os.O_RDWR, root)
+            finally:
+                os.close(root)
+            try:
+                # Belongs to this open file, as an OFD lock does, so threads exclude each other too.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                busy, pages = self._truncate_log()
+            except BlockingIOError:
                 return False
-            with self._typed_errors():
-                connection = self._connect()
-                try:
-                    connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE}")
-                    busy, pages, _ = connection.execute(
-                        "PRAGMA wal_checkpoint(TRUNCATE)"
-                    ).fetchone()
-                finally:
-                    connection.close()
+            finally:
+                os.close(lock)
         if busy:
             telemetry.event(logging.INFO, "checkpoint starved", path=self.path, wal_pages=pages)
         return not busy
 
-    @contextmanager
-    def _checkpoint_lock(self) -> Iterator[bool]:
-        root = filesystem.open_root(self.path, create=False)
-        lock = -1
-        try:
-            lock = jobdir.make_file("checkpoint", os.O_RDWR, root)
+    def _truncate_log(self) -> tuple[int, int]:
+        """Return whether somebody was in its way, and how many pages the log had."""
+        with self._typed_errors():
+            connection = self._connect()
             try:
-                # Belongs to this open file, as an OFD lock does, so threads exclude each other too.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mine = True
-            except BlockingIOError:
-                mine = False
-            yield mine
-        finally:
-            if lock >= 0:
-                os.close(lock)
-            os.close(root)
+                connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE}")
+                done = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                connection.close()
+        return done[0], done[1]
 
     # --- opening, closing, forking --------------------------------------------
 
@@ -457,16 +662,19 @@ class Database:
             self._watch.close()
             self._watch = None
         self._engine.dispose()
+        if not self._users:
+            for connection in list(self._opened):
+                connection.abandon()  # lent to somebody whom a Ctrl-C kept from giving it back
 
     def _start_afresh(self) -> None:
-        self._writer_lock = threading.Lock()
-        self._watch_lock = threading.Lock()
-        self._committed = threading.Condition()
+        self._writer_lock = threading.RLock()  # not of `interrupts`: see `let_go`
+        self._watch_lock = interrupts.lock()
+        self._committed = threading.Condition(interrupts.lock())
         self._commits = 0  # of this process
         self._announced = 0.0  # when the last of them was, by the monotonic clock
         self._looked = (0.0, 0)  # when a thread looked for commits, and the version it saw
-        self._doorway = threading.Condition()
-        self._users = 0
+        self._doorway = threading.Condition(interrupts.lock())
+        self._users: set[_Use] = set()
         self._fork_pending = False
         self._writer = None
         self._watch = None
@@ -480,9 +688,7 @@ class Database:
         engine = create_engine(
             "sqlite+pysqlite://",
             creator=self._connect,
-            poolclass=QueuePool,
-            pool_size=8,  # more are made when more threads read at once, and closed after
-            max_overflow=-1,
+            poolclass=_Spares,
             # Commands and their environments are parameters: they belong into no
             # error's text and into no log of statements.
             hide_parameters=True,
@@ -546,21 +752,22 @@ class Database:
         finally:
             look.close()
 
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def _in_use(self) -> _Use:
+        return _Use(self)
+
+    def _come_in(self, use: _Use) -> None:
         failpoints.reach(failpoints.ENTERED, self)
         with self._doorway:
             while self._fork_pending:
                 self._doorway.wait()
             if self._closed:
                 raise StoreError(f"{self.path} is closed")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._doorway:
-                self._users -= 1
-                self._doorway.notify_all()
+            self._users.add(use)
+
+    def _go_out(self, use: _Use) -> None:
+        with self._doorway:
+            self._users.discard(use)
+            self._doorway.notify_all()
 
     def before_fork(self) -> None:
         """
@@ -640,6 +847,22 @@ def _read_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # TypeError: a number, which is JSON, too
         raise DatabaseCorrupt(f"a JSON value in the file is none: {error}") from error
+
+
+def _throw_away(connection: Connection) -> None:
+    """Close a connection of which nothing is certain any more; SQLite rolls back what it was in."""
+    driver: Any = None
+    if not (connection.closed or connection.invalidated):
+        driver = connection.connection.driver_connection
+    try:
+        if not connection.closed:
+            connection.invalidate()
+            connection.close()
+    except Exception as error:  # noqa: BLE001 - what it believes of itself may be anything
+        telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
+    finally:
+        if driver is not None:
+            driver.abandon()
 
 
 def _keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import runs, telemetry
+from jobcore import interrupts, runs, telemetry
 from jobcore.assignment import RETRY, Assignment
 from jobcore.backlog import Backlog
 from jobcore.clock import Clock
@@ -66,7 +65,7 @@ class Dispatcher:
         chores: What is to be done once a second.
     """
 
-    _claims: threading.Lock  # held over each change of the assignments
+    _claims: Any  # a lock, held over each change of the assignments
     _seen_queued: int  # the version of the file at which something was seen in the queue
 
     def __init__(
@@ -250,7 +249,7 @@ class Dispatcher:
         self._look = True  # at the queue, in the next round
         self._moved = False  # the clock was, and the chores have not been done since
         self._backlog.forget()
-        self._claims = threading.Lock()
+        self._claims = interrupts.lock()
         self._assignments: dict[str, Assignment] = {}  # by token
         self._next_look = 0.0
         self._next_chores = 0.0

@@ -18,6 +18,8 @@ import threading
 import weakref
 from typing import Protocol
 
+from jobcore import interrupts
+
 
 class ForkAware(Protocol):
     """An object that holds what does not survive a fork."""
@@ -41,8 +43,8 @@ class _Gate:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._forks = threading.Lock()  # two threads may fork at once; one comes to rest at a time
+        self._lock = interrupts.lock()
+        self._forks = threading.RLock()  # two threads may fork at once; one comes to rest at a time
         self._descriptors: set[int] = set()
         self._owners: weakref.WeakSet[ForkAware] = weakref.WeakSet()
         self._resting: list[ForkAware] = []  # told before a fork, to be told after it
@@ -60,12 +62,15 @@ class _Gate:
         with self._lock:
             self._owners.add(owner)
             if not self._installed:
-                os.register_at_fork(
-                    before=self._before,
-                    after_in_parent=self._after_in_parent,
-                    after_in_child=self._after_in_child,
-                )
                 self._installed = True
+                # Twice, for a Ctrl-C may have Python skip one of them, or leave it half way:
+                # it prints that, and goes on. Each goes on where the one before it ended.
+                for _ in range(2):
+                    os.register_at_fork(
+                        before=self._before,
+                        after_in_parent=self._after_in_parent,
+                        after_in_child=self._after_in_child,
+                    )
 
     def register(self, *descriptors: int) -> None:
         """Have these closed in a forked child. Call inside the gate that opened them."""
@@ -91,28 +96,37 @@ class _Gate:
     def _before(self) -> None:
         # The owners first: one that waits for its thread must not hold the gate
         # that the thread may need to come to an end.
-        self._forks.acquire()
-        self._resting = list(self._owners)
-        for owner in self._resting:
+        if not interrupts.is_owner(self._forks):
+            self._forks.acquire()
+        for owner in interrupts.members(self._owners):
+            if owner in self._resting:
+                continue
+            self._resting.append(owner)
             try:
                 owner.before_fork()
             except BaseException as error:  # noqa: BLE001 - the fork comes all the same
                 # Python would print it and go on to the fork, and the hooks behind
                 # it would undo what was not done.
                 self._interrupted = self._interrupted or isinstance(error, KeyboardInterrupt)
-        self._lock.acquire()
+        if not interrupts.is_owner(self._lock):
+            self._lock.acquire()
 
     def _after_in_parent(self) -> None:
-        self._lock.release()
-        for owner in self._resting:
-            owner.after_fork_in_parent()
-        self._resting = []
-        self._forks.release()
+        if not interrupts.is_owner(self._forks):
+            return  # it was all done, and another thread may be forking by now
+        interrupts.release(self._lock)
+        while self._resting:
+            self._resting[-1].after_fork_in_parent()
+            self._resting.pop()
+        interrupts.release(self._forks)
         if self._interrupted:
             self._interrupted = False
             _thread.interrupt_main()
 
     def _after_in_child(self) -> None:
+        if not interrupts.is_owner(self._forks):
+            return
+        interrupts.forget()
         for descriptor in self._descriptors:
             try:
                 os.close(descriptor)
@@ -120,11 +134,11 @@ class _Gate:
                 pass  # the host closed it by number behind our back
         self._descriptors.clear()
         # Both taken by the forking thread just before the fork, so it is their owner here too.
-        self._lock.release()
-        for owner in self._resting:
-            owner.after_fork_in_child()
-        self._resting = []
-        self._forks.release()
+        interrupts.release(self._lock)
+        while self._resting:
+            self._resting[-1].after_fork_in_child()
+            self._resting.pop()
+        interrupts.release(self._forks)
 
 
 GATE = _Gate()

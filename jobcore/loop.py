@@ -15,8 +15,9 @@ import select
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from jobcore import telemetry
+from jobcore import interrupts, telemetry
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints
@@ -42,7 +43,7 @@ class Loop:
         end: The thread's last act, once it is closed.
     """
 
-    _starting: threading.Lock
+    _starting: Any  # a lock
     _thread: threading.Thread | None
     _pid: int  # of the process that started the thread
 
@@ -59,7 +60,7 @@ class Loop:
 
     def forget(self) -> None:
         """Begin anew, in a forked child: the gate has closed the pipe, the thread is not here."""
-        self._starting = threading.Lock()
+        self._starting = interrupts.lock()
         self._thread = None
 
     def start(self) -> None:
@@ -75,20 +76,21 @@ class Loop:
             if self._thread is None and not self._closing:
                 try:
                     with GATE:
-                        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-                        GATE.register(self._reader, self._writer)
+                        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                        GATE.register(*pipe)
                 except OSError as error:
                     raise SpawnError(f"no thread {self._name}: {error}", error.errno) from error
                 # A daemon: an interpreter that exits does not wait for jobs.
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._pid = os.getpid()
+                thread = threading.Thread(target=self._run, args=pipe, name=self._name, daemon=True)
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    GATE.close(self._reader, self._writer)
+                    GATE.close(*pipe)
                     # Python tells no errno; pthread_create has this one for want of threads.
                     raise SpawnError(f"no thread {self._name}: {error}", errno.EAGAIN) from error
-                self._thread = thread
+                self._pid = os.getpid()
+                self._reader, self._writer = pipe
+                self._thread = thread  # from here on it is the one; see `_run`
 
     def ring(self) -> None:
         """Wake the thread. Raises nothing: what it is woken for is done, and stays done."""
@@ -153,7 +155,13 @@ class Loop:
         except BlockingIOError:
             pass
 
-    def _run(self) -> None:
+    def _run(self, reader: int, writer: int) -> None:
+        with self._starting:
+            known = self._thread is threading.current_thread()
+        if not known:
+            # A Ctrl-C came between its start and the note of it: another one is started.
+            GATE.close(reader, writer)
+            return
         while not self._closing:
             try:
                 self._turn()

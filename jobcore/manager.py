@@ -15,7 +15,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, results, store, values, wire
+from jobcore import doctor, interrupts, results, store, values, wire
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -96,7 +96,7 @@ OPEN: weakref.WeakSet[JobManager] = weakref.WeakSet()
 NOT_DRAINED = "jobs were still queued or running"
 
 
-class JobManager:
+class JobManager(interrupts.Facade):
     """
     Jobs whose status, exit code and numbered log lines are true, in one SQLite file.
 

@@ -13,10 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Connection
 
-from jobcore import history, telemetry
+from jobcore import history, interrupts, telemetry
 from jobcore.database import Database
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
@@ -66,7 +67,7 @@ class Notifier(Observer):
         database: Whose transactions.
     """
 
-    _changing: threading.Lock  # held over each change of the subscriptions
+    _changing: Any  # a lock, held over each change of the subscriptions
     _told: threading.Condition  # notified when the queue has become empty
 
     def __init__(self, database: Database) -> None:
@@ -78,8 +79,8 @@ class Notifier(Observer):
         GATE.watch(self)
 
     def _start_afresh(self) -> None:
-        self._changing = threading.Lock()
-        self._told = threading.Condition()
+        self._changing = interrupts.lock()
+        self._told = threading.Condition(interrupts.lock())
         #: Each entry with those who had subscribed when it was committed.
         self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
         self._mark: int | None = None
@@ -111,7 +112,7 @@ class Notifier(Observer):
         except BaseException:
             end()
             raise
-        return end
+        return interrupts.entrance(end)
 
     def drain(self) -> None:
         """Wait until all that is committed was told; from the first call on, `CLOSE_PATIENCE`."""

@@ -6,6 +6,8 @@ import threading
 
 from sqlalchemy import Connection
 
+from jobcore import interrupts
+
 
 class Observer:
     """
@@ -38,7 +40,7 @@ class Observation:
 
     def forget(self) -> None:
         """Begin anew, in a forked child: no transaction is under way."""
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(interrupts.lock())
         self._unseen = False
 
     def begin(self) -> Observer:

@@ -60,6 +60,14 @@ def notes(opened):
         return {text for (text,) in connection.exec_driver_sql("SELECT text FROM note")}
 
 
+def is_held(lock):
+    """Tell whether another thread has a lock."""
+    if lock.acquire(blocking=False):
+        lock.release()
+        return False
+    return True
+
+
 @contextmanager
 def foreign(path):
     """Give another program's connection."""
@@ -456,7 +464,7 @@ def test_busy_writer_waits_for_its_turn(database, opened):
         other.execute("BEGIN IMMEDIATE")
         writer = threading.Thread(target=note, args=(opened, "in time"))
         writer.start()
-        until(opened._writer_lock.locked, "the writer's turn")
+        until(lambda: is_held(opened._writer_lock), "the writer's turn")
         other.execute("COMMIT")
         writer.join()
 

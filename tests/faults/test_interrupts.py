@@ -1,0 +1,265 @@
+"""
+Interrupts: a Ctrl-C at any moment of any call leaves nothing held, and nothing half done.
+
+The host keeps each KeyboardInterrupt, and with its traceback all frames that it
+passed: what only their end would let go of stays held for ever.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import random
+import signal
+import sqlite3
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+
+import jobcore
+from jobcore import JobManager, interrupts
+from jobcore.forking import GATE
+from tests.faults.hosts import host
+from tests.faults.invariants import check
+from tests.faults.rounds import in_rounds
+from tests.processes import PATIENCE, in_child, until
+from tests.programs import EXIT_0
+
+#: Seconds that a writer of another thread or process waits: nothing here takes as long.
+AT_ONCE = 10.0
+#: Whose frames are interrupted: not the host's own, and not the letting go itself.
+NEVER = (__file__, interrupts.__file__)
+#: Python's own locks of modules and handlers: left behind there, they concern no job.
+NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset")
+
+#: A command that an interrupted stop may leave running.
+LASTS = ["sleep", "1"]
+
+
+# --- what hosts call --------------------------------------------------------------
+
+
+def create(jobs, known):
+    """Queue a job."""
+    known.append(jobs.create_job().id)
+
+
+def submit(jobs, known):
+    """Submit a command."""
+    known.append(jobs.submit(EXIT_0).id)
+
+
+def keep_books(jobs, known):
+    """Do a task itself, from its start to its end."""
+    job = jobs.create_job()
+    known.append(job.id)
+    jobs.start_job(job.id)
+    jobs.append_log(job.id, "one", "two")
+    jobs.report_progress(job.id, 1, 2)
+    jobs.finish_job(job.id)
+
+
+def stop(jobs, known):
+    """Submit a command and stop it, or take it from the queue."""
+    job = jobs.submit(LASTS, grace=0)
+    known.append(job.id)
+    jobs.cancel_job(job.id)
+
+
+def read(jobs, known):
+    """Look at jobs in all ways."""
+    for job_id in known[-3:]:
+        jobs.get_job(job_id)
+        list(jobs.logs(job_id))
+        jobs.history(job_id)
+    jobs.list_jobs(limit=5)
+    list(jobs.events(limit=20))
+
+
+def wait(jobs, known):
+    """Wait for a job that has still some time to go."""
+    try:
+        jobs.wait(known[-1], timeout=0.02)
+    except jobcore.WaitTimeout:
+        pass
+
+
+def delete(jobs, _known):
+    """Remove a job, which ends it first."""
+    job_id = jobs.submit(LASTS, grace=0).id
+    jobs.delete_job(job_id)
+
+
+def open_another(jobs, known):
+    """Open the database once more, listen to it, and close it."""
+    with JobManager(jobs._database.path, slots=0) as other:
+        other.subscribe(str)
+        known.append(other.create_job().id)
+
+
+CALLS = [create, submit, keep_books, stop, read, wait, delete, open_another]
+
+
+# --- interrupting them ------------------------------------------------------------
+
+
+class Opcodes:
+    """Counts the bytecodes of a call, and raises KeyboardInterrupt before one of them."""
+
+    def __init__(self, last=None):
+        self.number = 0
+        self.where = None
+        self._last = last
+
+    def __enter__(self):
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def _call(self, frame, _event, _argument):
+        name = frame.f_code.co_filename
+        if name in NEVER or any(part in name for part in NOT_OURS):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._step
+
+    def _step(self, frame, event, _argument):
+        if event == "opcode":
+            self.number += 1
+            if self.number == self._last:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self._step
+
+
+def before_a_bytecode(call, chance, usual):
+    """Interrupt a call before any one of its bytecodes, as if each looked for signals."""
+    with Opcodes(chance.randint(1, usual)) as opcodes:
+        try:
+            call()
+        finally:
+            before_a_bytecode.where = opcodes.where
+
+
+def bytecodes_of(call):
+    """Return how many bytecodes a call takes."""
+    with Opcodes() as opcodes:
+        call()
+    return opcodes.number
+
+
+def after_a_while(call, chance, usual):
+    """Interrupt a call with a signal after any part of the time that it takes."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(chance.uniform(0, usual), 1e-6))
+        call()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def seconds_of(call):
+    """Return how long a call takes."""
+    begun = time.monotonic()
+    call()
+    return time.monotonic() - begun
+
+
+WAYS = {"bytecode": (before_a_bytecode, bytecodes_of), "signal": (after_a_while, seconds_of)}
+
+
+def in_thread(function, *arguments):
+    """Return what a function returns, or raise what it raises, in a thread of its own."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(function, *arguments).result(AT_ONCE)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def storm(say, database, launcher, way, slots, seeds):
+    """Interrupt call after call, and look each time at what is held; say what is known to exist."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)  # as SIGINT, but for a timer
+    interrupt, measure = WAYS[way]
+    kept, known, usual = [], [], {}
+    jobs = JobManager(
+        database, slots=slots, launcher=launcher if slots else None, busy_timeout=AT_ONCE / 2
+    )
+    for call in CALLS:
+        call(jobs, known)  # for what is made once
+        usual[call] = measure(lambda call=call: call(jobs, known))
+    for seed in seeds:
+        chance = random.Random(seed)
+        call = chance.choice(CALLS)
+        faulthandler.dump_traceback_later(3 * AT_ONCE, exit=True)
+        try:
+            interrupt(lambda call=call: call(jobs, known), chance, usual[call])
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        try:
+            known.append(in_thread(jobs.create_job).id)
+            # A manager that runs jobs may be writing at that very moment; nobody else may be.
+            with closing(sqlite3.connect(database, timeout=AT_ONCE if slots else 0)) as other:
+                other.execute("BEGIN IMMEDIATE")
+            assert in_thread(held_by_others) == []
+        except BaseException:
+            where = getattr(before_a_bytecode, "where", None)
+            say(f"{call.__name__} {seed!r} interrupted at {where}")
+            raise
+    faulthandler.dump_traceback_later(3 * PATIENCE, exit=True)
+    say(f"interrupted {len(kept)}")
+    # Whoever forks waits until nobody is inside any more.
+    known.append(in_child(lambda: jobs.create_job().id))
+    if slots:
+        jobs.wait(jobs.submit(EXIT_0).id, timeout=PATIENCE)
+    jobs.close()
+    for job_id in known:
+        say(f"known {job_id}")
+
+
+def held_by_others():
+    """Return what another thread holds for longer than a moment."""
+    held = [GATE._forks, *interrupts.members(interrupts._LOCKS)]
+    return [one for one in held if not is_free(one)]
+
+
+def is_free(lock):
+    """Tell whether a lock can be had."""
+    if lock.acquire(timeout=AT_ONCE / 2):
+        lock.release()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("slots", [0, 2], ids=["bookkeeping", "running"])
+@pytest.mark.parametrize("way", WAYS)
+@in_rounds(smoke=10, full=300)
+def test_an_interrupt_leaves_nothing_held_and_nothing_half(database, rounds, nursery, way, slots):
+    """After a Ctrl-C anywhere everybody can write at once, and what had returned is there."""
+    seeds = [rounds.chance(number).random() for number in rounds._numbers()]
+    with host(storm, database, nursery.launcher(), way, slots, seeds) as process:
+        told = []
+        while line := process.hear():
+            told.append(line)
+        assert process.end() == 0, "\n".join(told)
+    rounds.did(len(seeds))
+
+    interrupted = next(int(line.split()[1]) for line in told if line.startswith("interrupted"))
+    known = [line.split()[1] for line in told if line.startswith("known")]
+    assert 0 < interrupted <= len(seeds)
+    with JobManager(database, slots=0) as jobs:
+        for job_id in known:
+            jobs.get_job(job_id)
+        until(lambda: at_rest(jobs), "the end of what was running")
+        check(jobs)
+
+
+def at_rest(jobs):
+    """Tell whether no supervised job runs any more."""
+    jobs.recover()
+    with closing(sqlite3.connect(jobs._database.path)) as connection:
+        query = "SELECT count(*) FROM job WHERE status = 'RUNNING' AND token IS NOT NULL"
+        return connection.execute(query).fetchone() == (0,)
