@@ -1,0 +1,132 @@
+"""
+Forks: a host may fork while its threads write; all that any process wrote is there.
+
+The parent's threads are in the middle of something at nearly every fork. The
+children write at once, and together, through the manager that was open.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+import threading
+import warnings
+from uuid import UUID
+
+from jobcore import JobManager
+from tests.faults.hosts import host
+from tests.faults.invariants import check
+from tests.faults.rounds import in_rounds
+from tests.processes import PATIENCE, Child
+from tests.programs import EXIT_0
+
+CHILDREN = 4
+#: What the parent's threads do in a round: it begins with the forks, and takes as long as they.
+WRITES = 6
+
+
+def keep_books(jobs, lines):
+    """Do a task with so many lines, from its start to its end, and return its id."""
+    job = jobs.create_job()
+    jobs.start_job(job.id)
+    for number in range(lines):
+        jobs.append_log(job.id, f"line {number}")
+    jobs.finish_job(job.id)
+    return str(job.id)
+
+
+def be_child(jobs, seed):
+    """Write in a forked child, in its main thread and in one of its own; return what it wrote."""
+    signal.alarm(int(PATIENCE))  # the parent's was not inherited
+    chance = random.Random(seed)
+    written = []
+    thread = threading.Thread(target=lambda: written.append(keep_books(jobs, chance.randint(0, 2))))
+    thread.start()
+    written.append(str(jobs.submit(EXIT_0).id))
+    thread.join(PATIENCE)
+    assert len(written) == 2, "a thread of the child did not come back"
+    return written
+
+
+def answer(way, jobs, seed):
+    """Do the same in a child of `multiprocessing`, whose answer goes through a pipe."""
+    way.send(be_child(jobs, seed))
+
+
+class ProcessChild:
+    """A child as `multiprocessing` forks it."""
+
+    def __init__(self, jobs, seed):
+        context = multiprocessing.get_context("fork")
+        self._reader, writer = context.Pipe(duplex=False)
+        self._process = context.Process(target=answer, args=(writer, jobs, seed))
+        with warnings.catch_warnings():
+            # A host with threads may fork; that we do so here is the point.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process.start()
+        writer.close()
+
+    def result(self):
+        """Return what it has written."""
+        assert self._reader.poll(PATIENCE), "a child of multiprocessing did not answer"
+        written = self._reader.recv()
+        self._process.join(PATIENCE)
+        assert self._process.exitcode == 0
+        self._reader.close()
+        return written
+
+
+def fork_again_and_again(say, database, seeds):
+    """Fork children while two threads write; say everything that was written, and by whom."""
+    jobs = JobManager(database, slots=0)
+    turns = threading.Semaphore(0)  # so that a slow machine does not make more to be checked
+    ending = threading.Event()
+    written = []
+
+    def work():
+        while turns.acquire(timeout=PATIENCE) and not ending.is_set():
+            written.append(keep_books(jobs, 2))
+            written.append(str(jobs.submit(EXIT_0).id))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for seed in seeds:
+        signal.alarm(int(2 * PATIENCE))  # a deadlock ends it
+        turns.release(WRITES)
+        children = [Child(be_child, jobs, f"{seed} {number}") for number in range(CHILDREN - 1)]
+        children.append(ProcessChild(jobs, seed))
+        written.append(keep_books(jobs, 1))
+        for child in children:
+            written.extend(child.result())
+    ending.set()
+    turns.release(2)
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "a thread of the parent does not come back"
+    jobs.close()
+    for one in written:
+        say(one)
+
+
+@in_rounds(smoke=4, full=200)
+def test_what_parent_and_children_write_at_once_is_there(database, rounds):
+    """Forks in the middle of other threads' transactions neither lose nor block anything."""
+    seeds = [rounds.chance(number).random() for number in rounds._numbers()]
+    with host(fork_again_and_again, database, seeds) as process:
+        written = []
+        while line := process.hear():
+            written.append(line)
+        assert process.end() == 0
+    rounds.did(len(seeds))
+
+    assert len(written) > len(seeds) * (2 * CHILDREN + 1)
+    assert len(set(written)) == len(written)
+    with JobManager(database, slots=0) as jobs:
+        for one in written:
+            job = jobs.get_job(UUID(one))
+            lines = [line.text for line in jobs.logs(job.id)]
+            assert lines == [f"line {number}" for number in range(len(lines))]
+        assert sum(jobs.count_jobs().values()) == len(written)
+        check(jobs)
