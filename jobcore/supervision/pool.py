@@ -8,6 +8,7 @@ nothing about jobs; a supervisor that is let go finishes the one it has.
 from __future__ import annotations
 
 import errno
+import fcntl
 import marshal
 import os
 import signal
@@ -46,6 +47,7 @@ from jobcore.supervision.supervisor import main
 main(int(sys.argv[1]))
 """
 
+_STANDARD = 2  # the last of the standard streams
 _STARTER_PATIENCE = 1.0  # seconds; it takes some 50 ms
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -97,6 +99,29 @@ class Launcher(Protocol):
         Raises:
             SpawnError, OSError: None could be started, and nothing keeps the descriptor.
         """
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    """
+    Return both ends of a channel, under numbers that are no standard streams.
+
+    A host whose 0, 1 or 2 is closed would get those: where a program is started for
+    them its streams are put there, and what the host prints would go to the supervisor.
+    """
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if min(one.fileno() for one in pair) > _STANDARD:
+        return pair
+    with pair[0], pair[1]:
+        moved: list[socket.socket] = []
+        try:
+            for one in pair:
+                number = fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
+                moved.append(socket.socket(fileno=number))
+        except OSError:
+            for one in moved:
+                one.close()
+            raise
+    return moved[0], moved[1]
 
 
 class ProcessLauncher:
@@ -309,7 +334,7 @@ class SupervisorPool:
         # Until both ends are registered, and the other one closed, nobody may fork.
         with GATE:
             try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                ours, theirs = _socketpair()
             except OSError as error:
                 raise SpawnError(f"no supervisor: {error}", error.errno) from error
             GATE.register(ours.fileno(), theirs.fileno())

@@ -1,0 +1,287 @@
+"""Host programs: small real programs whose process is not as one would like it, or ends at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jobcore import JobManager
+from tests import programs
+from tests.faults.invariants import check
+from tests.faults.rounds import in_rounds
+from tests.processes import PATIENCE, ROOT
+
+_BEGIN = f"""
+import fcntl, os, signal, sys, threading, time
+from jobcore import JobManager, JobcoreError, SpawnError
+database = sys.argv[1]
+LASTS, EXITS_5 = ["sleep", "300"], ["sh", "-c", "exit 5"]
+TELLS_ITS_STATE = {programs.TELLS_ITS_STATE!r}
+PATIENCE = {PATIENCE}
+"""
+
+
+class Program:
+    """A program that has been started; it says on stdout what its test wants to know."""
+
+    def __init__(self, source, *arguments, shell='exec "$@"'):
+        self._process = subprocess.Popen(
+            ["sh", "-c", shell, "sh", sys.executable, "-c", _BEGIN + source, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def end(self):
+        """Return its exit code, what it said, and its complaints."""
+        try:
+            said, complaints = self._process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            said, complaints = self._process.communicate()
+            raise AssertionError(f"it does not end\n{said}\n{complaints}") from None
+        return self._process.returncode, said.splitlines(), complaints
+
+
+def run(source, *arguments, **options):
+    """Run a program that is to end well, and return what it said."""
+    code, said, complaints = Program(source, *arguments, **options).end()
+    assert (code, complaints) == (0, ""), f"exit {code}\n{said}\n{complaints}"
+    return said
+
+
+# --- signals, children and descriptors -----------------------------------------------
+
+_RUN = """
+with JobManager(database, slots=1) as jobs:
+    job = jobs.wait(jobs.submit(EXITS_5).id, PATIENCE)
+    print(job.status, job.exit_code, job.reason)
+    made = []
+    thread = threading.Thread(target=lambda: made.append(jobs.submit(EXITS_5)))
+    thread.start()
+    thread.join()  # the thread has ended before its job has begun, or just then
+    print(jobs.wait(made[0].id, PATIENCE).exit_code)
+"""
+
+HOSTS = {
+    "SIGCHLD is ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "a thread waits for every child": """
+def reap():
+    while True:
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            pass
+        time.sleep(0.0002)
+threading.Thread(target=reap, daemon=True).start()
+""",
+    "all signals are blocked": "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_an_exit_code_is_true_whatever_the_host_does_with_its_children(database, host):
+    """Exit code 5 stays 5, also where the host takes or refuses all news of its children."""
+    assert run(HOSTS[host] + _RUN, database) == ["ERROR 5 exited", "5"]
+
+
+def test_a_command_has_a_clean_state_whatever_its_host_has(database):
+    """Signals, umask and descriptors of the host are its own: a command has those of its order."""
+    said = run(
+        """
+for one in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(one, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2, signal.SIGCHLD])
+os.umask(0o777)
+os.close(0)
+left = os.open("/dev/zero", os.O_RDONLY)
+os.set_inheritable(fcntl.fcntl(left, fcntl.F_DUPFD, 50), True)
+with JobManager(database, slots=1) as jobs:
+    job = jobs.wait(jobs.submit(TELLS_ITS_STATE).id, PATIENCE)
+    print(*(line.text for line in jobs.logs(job.id)), sep="\\n")
+    stopped = jobs.submit(["sh", "-c", "echo begun; exec sleep 300"])
+    next(jobs.follow(stopped.id, timeout=PATIENCE))
+    jobs.stop_job(stopped.id)
+    print(jobs.wait(stopped.id, PATIENCE).signal)
+""",
+        database,
+    )
+
+    assert said[0] == "descriptors 0 1 2 8"
+    # Python itself ignores SIGPIPE and SIGXFSZ: that is the program's own.
+    assert "SigBlk: 0000000000000000" in said
+    assert "SigIgn: 0000000001001000" in said
+    assert "Umask: 0022" in said
+    assert said[-1] == "15"
+
+
+@pytest.mark.parametrize("when", ["at its start", "later"])
+def test_a_host_without_standard_descriptors_runs_jobs(database, tmp_path, when):
+    """What gets the numbers 0, 1 and 2 is neither lost nor written to by anybody else."""
+    later = """
+    jobs.wait(jobs.submit(EXITS_5).id, PATIENCE)  # no connection to the file is made any more
+    for one in (0, 1, 2):
+        os.close(one)
+"""
+    source = f"""
+from pathlib import Path
+command = ["sh", "-c", "cat; echo out; echo err >&2; sleep 0.2; exit 5"]
+with JobManager(database, slots=3) as jobs:
+    {later if when == "later" else ""}
+    made = [jobs.submit(command) for _ in range(3)]
+    ended = [jobs.wait(job.id, PATIENCE) for job in made]
+    lines = [line.text for job in made for line in jobs.logs(job.id)]
+    Path(sys.argv[2]).write_text(repr(([job.exit_code for job in ended], lines)))
+"""
+    shell = 'exec "$@" 0<&- 1>&- 2>&-' if when == "at its start" else 'exec "$@"'
+    code, _, _ = Program(source, database, tmp_path / "said", shell=shell).end()
+
+    assert code == 0
+    assert (tmp_path / "said").read_text() == repr(([5] * 3, ["out", "err"] * 3))
+
+
+def test_an_environment_for_the_command_is_for_the_command_alone(running_jobs):
+    """What would break an interpreter, or any program, does not reach the supervisor."""
+    hostile = dict.fromkeys(
+        ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH"), "/nowhere"
+    )
+    command = ["/bin/sh", "-c", "echo $PYTHONHOME $PYTHONPATH $LD_LIBRARY_PATH; exit 5"]
+    job = running_jobs.wait(running_jobs.submit(command, env=hostile).id, PATIENCE)
+
+    said = [line.text for line in running_jobs.logs(job.id) if "/nowhere /nowhere" in line.text]
+    assert (job.exit_code, said) == (5, ["/nowhere /nowhere /nowhere"])
+
+
+def test_a_host_that_knows_no_interpreter_is_told_how_to_name_one(database):
+    """An embedded Python has no `sys.executable`: the error says what to do, and that works."""
+    said = run(
+        """
+python, sys.executable = sys.executable, ""
+with JobManager(database, slots=1) as jobs:
+    job = jobs.submit(EXITS_5)
+    try:
+        jobs.wait(job.id, PATIENCE)
+    except SpawnError as error:
+        print("python=" in str(error))
+with JobManager(database, slots=1, python=python) as jobs:
+    print(jobs.wait(job.id, PATIENCE).exit_code)
+""",
+        database,
+    )
+
+    assert said == ["True", "5"]
+
+
+@in_rounds(smoke=4, full=56)
+def test_a_host_with_few_descriptors_gets_a_typed_error_or_its_job(database, rounds):
+    """With any limit a call works or raises a JobcoreError, and all is well once it is raised."""
+    limits = sorted(rounds.chance().sample(range(5, 61), min(rounds.total, 56)))
+    said = run(
+        """
+import resource
+usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+with JobManager(database, slots=1) as jobs:
+    jobs.wait(jobs.submit(EXITS_5).id, PATIENCE)  # all modules are loaded now
+for limit in map(int, sys.argv[2].split()):
+    jobs, job = None, None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, usual[1]))
+    try:
+        jobs = JobManager(database, slots=1)
+        job = jobs.submit(EXITS_5)
+        jobs.wait(job.id, 0.3)
+    except JobcoreError:
+        pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    jobs = jobs or JobManager(database, slots=1)
+    with jobs:
+        job = job or jobs.submit(EXITS_5)
+        print(limit, jobs.wait(job.id, PATIENCE).exit_code)
+""",
+        database,
+        " ".join(map(str, limits)),
+    )
+    rounds.did(len(limits))
+
+    # A command that could not be begun for want of a descriptor has no exit code.
+    allowed = {f"{limit} {code}" for limit in limits for code in (5, None)}
+    assert len(said) == len(limits)
+    assert set(said) <= allowed
+    with JobManager(database, slots=0) as jobs:
+        assert not jobs.count_jobs()["RUNNING"]
+        check(jobs)
+
+
+# --- the end of the program -------------------------------------------------------------
+
+_ENDS = {
+    "returns": "pass",
+    "sys.exit": "sys.exit(3)",
+    "os._exit": "os._exit(4)",
+    "raises": "raise LookupError('its own')",
+}
+CODES = {"returns": 0, "sys.exit": 3, "os._exit": 4, "raises": 1}
+
+_END = """
+jobs = JobManager(database, slots=2, on_exit=sys.argv[2])
+def say(job):
+    os.write(1, f"{job.id}\\n".encode())
+def submit():
+    for _ in range(8):
+        try:
+            job = jobs.submit(EXITS_5)
+        except JobcoreError:
+            return  # closed
+        say(job)
+def end():
+    lasting = jobs.submit(["sh", "-c", "echo begun; exec sleep 300"], grace=0)
+    say(lasting)
+    next(jobs.follow(lasting.id, timeout=PATIENCE))
+    threading.Thread(target=submit, daemon=True).start()
+    jobs.wait(jobs.submit(EXITS_5).id, PATIENCE)
+    END
+if sys.argv[3] == "closed":
+    with jobs:
+        end()
+else:
+    end()
+"""
+
+
+_WAYS = [(end, on_exit) for on_exit in ("detach", "stop") for end in _ENDS]
+
+
+@in_rounds(smoke=3, full=8 * len(_WAYS))
+def test_however_a_program_ends_its_jobs_are_true(tmp_path, rounds):
+    """Its end takes no time and says nothing; what was submitted is there, and is as it says."""
+    ways = rounds.chance().sample(_WAYS, len(_WAYS))
+    for _ in rounds:
+        end, on_exit = ways[rounds.number % len(ways)]
+        database = tmp_path / f"{rounds.number}.db"
+        kept = "closed" if on_exit == "stop" else "left open"
+        code, said, complaints = Program(
+            _END.replace("END", _ENDS[end]), database, on_exit, kept
+        ).end()
+
+        told = f"{end}, {on_exit}\n{complaints}"
+        assert code == CODES[end], told
+        assert complaints.count("Traceback") == (end == "raises"), told
+        assert (complaints == "") == (end != "raises"), told
+        with JobManager(database, slots=2) as jobs:
+            lasting = jobs.get_job(said[0])
+            if on_exit == "stop" and end != "os._exit":
+                assert (lasting.status, lasting.reason) == ("STOPPED", "stopped"), told
+            else:
+                assert lasting.status == "RUNNING", told
+                jobs.stop_job(lasting.id)
+            jobs.drain(PATIENCE)  # what was queued is run, and nothing stays claimed
+            ended = [jobs.get_job(job_id) for job_id in said[1:]]
+            left = [job.reason for job in ended if job.exit_code != 5]
+            # Only an end in the middle of a step may come between the claim of a job and its start.
+            assert left == ["never_started"] * len(left) * (end == "os._exit"), told
+            check(jobs)
