@@ -281,7 +281,10 @@ def test_however_a_program_ends_its_jobs_are_true(tmp_path, rounds):
                 jobs.stop_job(lasting.id)
             jobs.drain(PATIENCE)  # what was queued is run, and nothing stays claimed
             ended = [jobs.get_job(job_id) for job_id in said[1:]]
-            left = [job.reason for job in ended if job.exit_code != 5]
-            # Only an end in the middle of a step may come between the claim of a job and its start.
-            assert left == ["never_started"] * len(left) * (end == "os._exit"), told
+            left = {job.reason for job in ended if job.exit_code != 5}
+            told += "\n".join(str(jobs.history(job.id)) for job in ended if job.exit_code != 5)
+            # Only an end in the middle of a step may come between the claim of a job and its start,
+            # and a short job may be among those that are stopped.
+            stops = {"stopped"} if on_exit == "stop" else set()
+            assert left <= ({"never_started"} if end == "os._exit" else stops), told
             check(jobs)
