@@ -23,11 +23,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 #: How often letting go is begun again: each time takes one more Ctrl-C within microseconds.
 TRIES = 10
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -106,26 +107,19 @@ def _behind(error: BaseException, before: BaseException | None) -> KeyboardInter
     return error if isinstance(error, KeyboardInterrupt) else None
 
 
-def entrance(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the method as it is called by hosts; an iterator that it returns is passed, too."""
+def entrance(method: Callable[P, T]) -> Callable[P, T]:
+    """
+    Return a method as it is called by hosts; an iterator that it returns is passed, too.
+
+    Each that a host calls is marked so.
+    """
 
     @functools.wraps(method)
-    def enter(*args: Any, **options: Any) -> Any:
+    def enter(*args: P.args, **options: P.kwargs) -> T:
         returned = passed(method, *args, **options)
-        return _Steps(returned) if inspect.isgenerator(returned) else returned
+        return cast("T", _Steps(returned)) if inspect.isgenerator(returned) else returned
 
     return enter
-
-
-class Facade:
-    """What hosts call: each public method of a derived class is an entrance."""
-
-    def __init_subclass__(cls) -> None:
-        """Make them entrances."""
-        for name, method in list(vars(cls).items()):
-            opens = name in ("__init__", "__enter__", "__exit__") or not name.startswith("_")
-            if opens and inspect.isfunction(method):
-                setattr(cls, name, entrance(method))
 
 
 class _Steps(Iterator[T]):

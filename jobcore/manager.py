@@ -15,7 +15,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, interrupts, results, store, values, wire
+from jobcore import doctor, results, store, values, wire
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -68,6 +68,7 @@ from jobcore.follower import Follower
 from jobcore.function import describe, function_command
 from jobcore.history import Filter
 from jobcore.importer import Importer
+from jobcore.interrupts import entrance
 from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
@@ -96,7 +97,7 @@ OPEN: weakref.WeakSet[JobManager] = weakref.WeakSet()
 NOT_DRAINED = "jobs were still queued or running"
 
 
-class JobManager(interrupts.Facade):
+class JobManager:
     """
     Jobs whose status, exit code and numbered log lines are true, in one SQLite file.
 
@@ -138,6 +139,7 @@ class JobManager(interrupts.Facade):
             number of slots below 0, a time-out of NaN seconds, ...
     """
 
+    @entrance
     def __init__(
         self,
         database: str | os.PathLike[str] = "jobs.db",
@@ -212,6 +214,7 @@ class JobManager(interrupts.Facade):
 
     # --- creating -----------------------------------------------------------------
 
+    @entrance
     def submit(
         self,
         command: Runnable,
@@ -256,6 +259,7 @@ class JobManager(interrupts.Facade):
         }
         return self._create([fields], workspace_id, pipeline_id)[0]
 
+    @entrance
     def submit_many(
         self,
         commands: Sequence[Runnable],
@@ -291,6 +295,7 @@ class JobManager(interrupts.Facade):
         ]
         return self._create(fields, workspace_id, None) if fields else []
 
+    @entrance
     def submit_function(
         self, target: Callable[..., Any] | str, /, *args: Any, **kwargs: Any
     ) -> Job:
@@ -321,6 +326,7 @@ class JobManager(interrupts.Facade):
             function_command(target, args, kwargs), name=describe(target), type="FUNCTION"
         )
 
+    @entrance
     def create_job(
         self,
         type: str = "PIPELINE_RUN",  # noqa: A002 - the name of the field in Matatika's Jobs API
@@ -363,6 +369,7 @@ class JobManager(interrupts.Facade):
         }
         return self._create([fields], workspace_id, pipeline_id)[0]
 
+    @entrance
     def retry_job(self, job_id: Id) -> Job:
         """
         Create a new job like one that ended ERROR or STOPPED; that one stays as it is.
@@ -413,6 +420,7 @@ class JobManager(interrupts.Facade):
 
     # --- bookkeeping --------------------------------------------------------------
 
+    @entrance
     def start_job(self, job_id: Id) -> Job:
         """
         Move a QUEUED job to RUNNING on behalf of its host: it has no process.
@@ -429,6 +437,7 @@ class JobManager(interrupts.Facade):
         """
         return Job.from_row(self._bookkeeper.start(job_id))
 
+    @entrance
     def finish_job(self, job_id: Id, exit_code: int = 0) -> Job:
         """
         Move a job that its host started to COMPLETE if `exit_code` is 0, else to ERROR.
@@ -448,6 +457,7 @@ class JobManager(interrupts.Facade):
         """
         return Job.from_row(self._bookkeeper.finish(job_id, exit_code))
 
+    @entrance
     def append_log(self, job_id: Id, *lines: str | bytes) -> int:
         """
         Append lines to a RUNNING job that has no process; text is split at line ends.
@@ -467,6 +477,7 @@ class JobManager(interrupts.Facade):
         """
         return self._bookkeeper.append(job_id, checked_lines(lines))
 
+    @entrance
     def report_progress(
         self, job_id: Id, done: float, total: float | None = None, message: str | None = None
     ) -> Job:
@@ -494,6 +505,7 @@ class JobManager(interrupts.Facade):
 
     # --- stopping, cancelling, deleting ---------------------------------------------
 
+    @entrance
     def stop_job(self, job_id: Id, *, grace: float | None = None) -> Job:
         """
         Ask a running job to stop, and return at once.
@@ -520,6 +532,7 @@ class JobManager(interrupts.Facade):
         run = self._stopper.stop(self._run(job_id), checked, "stop")
         return self._job(run.number)
 
+    @entrance
     def cancel_job(self, job_id: Id) -> Job:
         """
         Move a QUEUED job to STOPPED at once; ask a RUNNING one to stop, as `stop_job` does.
@@ -536,6 +549,7 @@ class JobManager(interrupts.Facade):
         run = self._stopper.cancel(self._run(job_id))
         return self._job(run.number)
 
+    @entrance
     def delete_job(self, job_id: Id) -> None:
         """
         Remove a job with its log and history, stopping it first if need be.
@@ -572,6 +586,7 @@ class JobManager(interrupts.Facade):
         dry_run: Literal[True],
     ) -> list[Job]: ...
 
+    @entrance
     def prune(
         self,
         older_than: float,
@@ -621,6 +636,7 @@ class JobManager(interrupts.Facade):
 
     # --- reading ------------------------------------------------------------------
 
+    @entrance
     def get_job(self, job_id: Id) -> Job:
         """
         Return the job as it stands in truth, whoever runs it and whether they live.
@@ -630,6 +646,7 @@ class JobManager(interrupts.Facade):
         """
         return Job.from_row(self._reconciled(job_id))
 
+    @entrance
     def result(self, job_id: Id) -> Any:
         """
         Return what the function of a COMPLETE job returned; None is a value like others.
@@ -659,6 +676,7 @@ class JobManager(interrupts.Facade):
                 raise  # that of whoever made the object
             raise DatabaseCorrupt(f"the result of job {job_id} is damaged") from error
 
+    @entrance
     def list_jobs(
         self,
         *,
@@ -690,6 +708,7 @@ class JobManager(interrupts.Facade):
             rows = store.list_jobs(connection, limit=most, before=older_than, **filters)
         return [Job.from_row(row) for row in rows]
 
+    @entrance
     def count_jobs(
         self,
         *,
@@ -718,6 +737,7 @@ class JobManager(interrupts.Facade):
             filters = self._filters(connection, workspace_id, pipeline_id, status, type)
             return store.count_jobs(connection, **filters)
 
+    @entrance
     def history(self, job_id: Id) -> list[Transition]:
         """
         Return what happened to the job, oldest first.
@@ -729,6 +749,7 @@ class JobManager(interrupts.Facade):
         with self._database.read() as connection:
             return [Transition.from_row(entry) for entry in store.history(connection, row.number)]
 
+    @entrance
     def logs(self, job_id: Id, sequence: int = 0, limit: int | None = None) -> Iterator[LogLine]:
         """
         Return an iterator of the lines from `sequence` on that the job has written by now.
@@ -746,6 +767,7 @@ class JobManager(interrupts.Facade):
         run = self._run(job_id)
         return self._follower.lines(run, first, most)
 
+    @entrance
     def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
         """
         Return an iterator of the last lines that the job has written by now.
@@ -759,6 +781,7 @@ class JobManager(interrupts.Facade):
         run = self._run(job_id)
         return self._follower.lines(run, max(run.next_sequence - most, 0), most)
 
+    @entrance
     def follow(
         self, job_id: Id, sequence: int = 0, timeout: float | None = None
     ) -> Iterator[LogLine]:
@@ -780,6 +803,7 @@ class JobManager(interrupts.Facade):
         run = self._run(job_id)
         return self._follower.follow(run, first, timeout)
 
+    @entrance
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
         Return an iterator of the log as plain text, a line or a piece of one each.
@@ -788,6 +812,7 @@ class JobManager(interrupts.Facade):
         """
         return wire.text(self.logs(job_id, sequence))
 
+    @entrance
     def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
         Return an iterator of the log as NDJSON, a line each, as `wire.ndjson` makes it.
@@ -798,6 +823,7 @@ class JobManager(interrupts.Facade):
 
     # --- waiting ------------------------------------------------------------------
 
+    @entrance
     def wait(self, job_id: Id, timeout: float | None = None) -> Job:
         """
         Block until the job is final, and return it; its log is complete then.
@@ -820,6 +846,7 @@ class JobManager(interrupts.Facade):
         self._follower.wait(run, timeout, self._dispatcher.require_supervisors)
         return self._job(run.number)
 
+    @entrance
     def drain(self, timeout: float | None = None) -> None:
         """
         Block until nothing is queued that this manager could claim now, and nothing runs
@@ -835,6 +862,7 @@ class JobManager(interrupts.Facade):
         """
         self._follower.wait_for(self._is_drained, timeout, NOT_DRAINED)
 
+    @entrance
     def wait_async(self, job_id: Id, timeout: float | None = None) -> Coroutine[Any, Any, Job]:
         """
         Await the end of the job, and return it: `wait` for an event loop.
@@ -856,6 +884,7 @@ class JobManager(interrupts.Facade):
             lambda: self._run(job_id), timeout, self._dispatcher.require_supervisors, self._job
         )
 
+    @entrance
     def follow_async(
         self, job_id: Id, sequence: int = 0, timeout: float | None = None
     ) -> AsyncIterator[LogLine]:
@@ -880,6 +909,7 @@ class JobManager(interrupts.Facade):
         checked_patience(timeout)
         return self._awaiter.follow(lambda: self._run(job_id), first, timeout)
 
+    @entrance
     def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """
         Await what `drain` waits for, in an event loop.
@@ -895,6 +925,7 @@ class JobManager(interrupts.Facade):
         checked_patience(timeout)
         return self._awaiter.wait_for(self._is_drained, timeout, NOT_DRAINED)
 
+    @entrance
     def recover(self) -> list[Job]:
         """
         Bring in, now, what every running job has written; settle and resolve what has ended.
@@ -907,6 +938,7 @@ class JobManager(interrupts.Facade):
         settled = self._recovery.sweep(everything=True)
         return [self._job(run.number) for run in settled if run.deleted_at is None]
 
+    @entrance
     def check(self) -> list[Finding]:
         """
         Examine the file, its directories and the SQLite in use, and change nothing.
@@ -922,6 +954,7 @@ class JobManager(interrupts.Facade):
 
     # --- events -------------------------------------------------------------------
 
+    @entrance
     def events(
         self,
         after: int | None = 0,
@@ -977,6 +1010,7 @@ class JobManager(interrupts.Facade):
             known, Filter.of(**filters), limit=most, follow=follow, timeout=timeout
         )
 
+    @entrance
     def subscribe(
         self,
         callback: Callable[[Event], object],
@@ -1024,6 +1058,7 @@ class JobManager(interrupts.Facade):
 
     # --- workspaces and pipelines ---------------------------------------------------
 
+    @entrance
     def create_workspace(
         self, name: str, *, properties: Mapping[str, Any] | None = None
     ) -> Workspace:
@@ -1048,6 +1083,7 @@ class JobManager(interrupts.Facade):
         self._dispatcher.wake()
         return made
 
+    @entrance
     def get_workspace(self, workspace_id: Id | None = None) -> Workspace:
         """
         Return a workspace; without an id the default one, made on first use.
@@ -1060,11 +1096,13 @@ class JobManager(interrupts.Facade):
         with self._database.read() as connection:
             return Workspace.from_row(require_workspace(connection, workspace_id))
 
+    @entrance
     def list_workspaces(self) -> list[Workspace]:
         """Return all workspaces, in the order of their creation."""
         with self._database.read() as connection:
             return [Workspace.from_row(row) for row in store.list_workspaces(connection)]
 
+    @entrance
     def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
         """
         Change `name` or `properties` of a workspace; what is not named stays.
@@ -1083,6 +1121,7 @@ class JobManager(interrupts.Facade):
         """
         return Workspace.from_row(self._curator.update_workspace(workspace_id, changes))
 
+    @entrance
     def delete_workspace(self, workspace_id: Id) -> None:
         """
         Remove a workspace with its pipelines and jobs; running ones are stopped first.
@@ -1097,6 +1136,7 @@ class JobManager(interrupts.Facade):
         self._curator.mark_workspace_deleted(workspace_id)
         self._deleter.delete_marked()
 
+    @entrance
     def create_pipeline(
         self,
         name: str,
@@ -1137,6 +1177,7 @@ class JobManager(interrupts.Facade):
         self._dispatcher.wake()
         return made
 
+    @entrance
     def get_pipeline(self, pipeline_id: Id) -> Pipeline:
         """
         Return a pipeline.
@@ -1147,6 +1188,7 @@ class JobManager(interrupts.Facade):
         with self._database.read() as connection:
             return Pipeline.from_row(require_pipeline(connection, pipeline_id))
 
+    @entrance
     def list_pipelines(self, *, workspace_id: Id | None = None) -> list[Pipeline]:
         """
         Return all pipelines, or those of a workspace, in the order of their creation.
@@ -1160,6 +1202,7 @@ class JobManager(interrupts.Facade):
                 place = require_workspace(connection, workspace_id).id
             return [Pipeline.from_row(row) for row in store.list_pipelines(connection, place)]
 
+    @entrance
     def update_pipeline(self, pipeline_id: Id, **changes: Any) -> Pipeline:
         """
         Change a pipeline; what is not named stays. A FAILED one is configured again.
@@ -1183,6 +1226,7 @@ class JobManager(interrupts.Facade):
         self._dispatcher.wake()
         return changed
 
+    @entrance
     def delete_pipeline(self, pipeline_id: Id) -> None:
         """
         Remove a pipeline with its jobs; a running one is stopped first.
@@ -1197,6 +1241,7 @@ class JobManager(interrupts.Facade):
         self._curator.mark_pipeline_deleted(pipeline_id)
         self._deleter.delete_marked()
 
+    @entrance
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
         """
         Return the runs of a pipeline that were to be and were not, newest first.
@@ -1215,6 +1260,7 @@ class JobManager(interrupts.Facade):
 
     # --- closing ------------------------------------------------------------------
 
+    @entrance
     def close(self) -> None:
         """
         Let go of the database, as `on_exit` says; again is harmless.
@@ -1240,10 +1286,12 @@ class JobManager(interrupts.Facade):
         self._database.close()
         self._notifier.close()
 
+    @entrance
     def __enter__(self) -> Self:
         """Return the manager itself."""
         return self
 
+    @entrance
     def __exit__(
         self,
         kind: type[BaseException] | None,

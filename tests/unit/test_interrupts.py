@@ -11,7 +11,7 @@ from jobcore import interrupts
 from tests.processes import until
 
 
-class Held(interrupts.Facade):
+class Held:
     """Takes a lock as if a Ctrl-C came before the `try` that would release it."""
 
     def __init__(self):
@@ -19,16 +19,19 @@ class Held(interrupts.Facade):
         self.given_up = 0
         interrupts.watch(self)
 
+    @interrupts.entrance
     def take(self, error=KeyboardInterrupt):
         """Take it, and be interrupted."""
         self.lock.acquire()
         raise error
 
+    @interrupts.entrance
     def lines(self):
         """Yield a line, and be interrupted in the next step."""
         yield "line"
         self.take()
 
+    @interrupts.entrance
     def take_within(self):
         """Be interrupted in a call of a signal handler that the handler survives."""
         with self.lock:
@@ -36,6 +39,7 @@ class Held(interrupts.Facade):
                 self.take()
             return interrupts.is_owner(self.lock)
 
+    @interrupts.entrance
     def complain(self):
         """Raise an error behind an interrupt, as a `with` does that finds nothing to release."""
         try:
