@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from sys import exc_info
+from threading import get_ident
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 #: How often letting go is begun again: each time takes one more Ctrl-C within microseconds.
@@ -40,9 +41,16 @@ class Holder(Protocol):
 
 
 class _Inside:
-    """Whether the main thread is inside the facade; a signal handler may enter it once more."""
+    """
+    Where the main thread is.
+
+    Attributes:
+        main: Whether it is inside the facade; a signal handler may enter it once more.
+        ident: Of the main thread.
+    """
 
     main = False
+    ident = threading.main_thread().ident
 
 
 _LOCKS: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -58,12 +66,14 @@ def lock() -> Any:  # an RLock, which until 3.13 is no type but a function
 
 def watch(holder: Holder) -> None:
     """Have `holder` let go of what the main thread leaves behind; it is referred to weakly."""
+    _Inside.ident = threading.main_thread().ident  # of before a fork that nobody told of
     _HOLDERS.add(holder)
 
 
 def forget() -> None:
     """Begin anew, in a forked child: its main thread is the one that forked."""
     _Inside.main = False
+    _Inside.ident = threading.get_ident()
 
 
 def is_owner(of: Any) -> bool:
@@ -79,9 +89,9 @@ def release(held: Any) -> None:
 
 def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
     """Call `function` for a host: whatever ends it, nothing of it is held afterwards."""
-    if _Inside.main or threading.get_ident() != threading.main_thread().ident:
+    if _Inside.main or get_ident() != _Inside.ident:
         return function(*args, **options)
-    before = sys.exc_info()[1]  # what the host is handling
+    before = exc_info()[1]  # what the host is handling
     _Inside.main = True
     try:
         return function(*args, **options)
@@ -127,10 +137,10 @@ class _Steps(Iterator[T]):
 
     def __init__(self, steps: Any) -> None:
         self._steps = steps
+        self._next: Callable[[], T] = steps.__next__
 
     def __next__(self) -> T:
-        step: T = passed(self._steps.__next__)
-        return step
+        return passed(self._next)
 
     def close(self) -> None:
         """End it."""
