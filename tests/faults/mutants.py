@@ -39,6 +39,8 @@ CHAINS = "tests/integration/test_chains.py"
 STOPS = "tests/faults/test_stop_from_anywhere.py"
 SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
 TWO_MANAGERS = "tests/faults/test_two_managers.py"
+INTERRUPTS = "tests/unit/test_interrupts.py"
+HOST_PROGRAMS = "tests/faults/test_host_programs.py"
 DISPATCHER = "tests/faults/test_dispatcher.py"
 
 MUTANTS = (
@@ -272,6 +274,20 @@ MUTANTS = (
         "            if not self._users:\n                self._close_connections()\n",
         "",
         (DATABASE, TWO_MANAGERS),
+    ),
+    Mutant(
+        "what a Ctrl-C leaves held stays held",
+        "interrupts.py",
+        "    while is_owner(held):\n",
+        "    while False:\n",
+        (INTERRUPTS,),
+    ),
+    Mutant(
+        "a socket for a supervisor may be a standard stream",
+        "supervision/pool.py",
+        "    if min(one.fileno() for one in pair) > _STANDARD:\n",
+        "    if True:\n",
+        (HOST_PROGRAMS,),
     ),
     Mutant(
         "one bad job rolls back all of its round",
