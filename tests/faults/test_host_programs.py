@@ -177,7 +177,7 @@ with JobManager(database, slots=1, python=python) as jobs:
     assert said == ["True", "5"]
 
 
-@in_rounds(smoke=4, full=56)
+@in_rounds(smoke=3, full=56)
 def test_a_host_with_few_descriptors_gets_a_typed_error_or_its_job(database, rounds):
     """With any limit a call works or raises a JobcoreError, and all is well once it is raised."""
     limits = sorted(rounds.chance().sample(range(5, 61), min(rounds.total, 56)))
@@ -256,7 +256,7 @@ else:
 _WAYS = [(end, on_exit) for on_exit in ("detach", "stop") for end in _ENDS]
 
 
-@in_rounds(smoke=3, full=8 * len(_WAYS))
+@in_rounds(smoke=2, full=8 * len(_WAYS))
 def test_however_a_program_ends_its_jobs_are_true(tmp_path, rounds):
     """Its end takes no time and says nothing; what was submitted is there, and is as it says."""
     ways = rounds.chance().sample(_WAYS, len(_WAYS))

@@ -236,7 +236,7 @@ def is_free(lock):
 
 @pytest.mark.parametrize("slots", [0, 2], ids=["bookkeeping", "running"])
 @pytest.mark.parametrize("way", WAYS)
-@in_rounds(smoke=10, full=300)
+@in_rounds(smoke=5, full=300)
 def test_an_interrupt_leaves_nothing_held_and_nothing_half(database, rounds, nursery, way, slots):
     """After a Ctrl-C anywhere everybody can write at once, and what had returned is there."""
     seeds = [rounds.chance(number).random() for number in rounds._numbers()]
