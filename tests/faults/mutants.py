@@ -184,9 +184,8 @@ MUTANTS = (
     Mutant(
         "a job that may have started is started again",
         "supervision/execution.py",
-        "        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW\n"
-        "        opened",
-        "        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW\n        opened",
+        "        flags = os.O_WRONLY | os.O_EXCL\n        opened",
+        "        flags = os.O_WRONLY\n        opened",
         (SUPERVISOR,),
     ),
     Mutant(
