@@ -211,7 +211,10 @@ STORED = {
     "properties": ("pipeline", "properties = '{'"),
     "a segment": ("log_segment", "data = x'00'"),
     "half a segment": ("log_segment", "data = substr(data, 1, 300)"),
-    "a segment with something behind it": ("log_segment", "data = data || x'00', compressed = 0"),
+    "a segment with something behind it": (
+        "log_segment",
+        "data = CAST(data || x'00' AS BLOB), compressed = 0",
+    ),
 }
 
 
