@@ -11,7 +11,7 @@ from tests.faults import invariants
 from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
-from tests.processes import PATIENCE, Child, at_once, until
+from tests.processes import PATIENCE, Child, at_once, hear, until
 from tests.unit.test_schema_migration import make_old, shape, version_of
 
 #: Appends its job's id to one file, and its run to a file of the job's own.
@@ -100,17 +100,22 @@ def test_of_sixteen_contenders_exactly_one_wins_each_time(database, rounds):
         for begin, done in pipes
     ]
     winners = []
-    with JobManager(database, slots=0) as jobs:
-        for number in range(rounds.total + 1):
-            for _, done in pipes:
-                assert os.read(done[0], 1) == b"!"
-            if number:  # all are done with the round before: its job makes way
-                (active,) = jobs.list_jobs(status=["QUEUED", "RUNNING"])
-                winners.append(active.id)
-                jobs.cancel_job(active.id)
-            if number < rounds.total:
-                for begin, _ in pipes:
-                    os.write(begin[1], b"!")
+    try:
+        with JobManager(database, slots=0) as jobs:
+            for number in range(rounds.total + 1):
+                for _, done in pipes:
+                    assert hear(done[0]) == b"!"
+                if number:  # all are done with the round before: its job makes way
+                    (active,) = jobs.list_jobs(status=["QUEUED", "RUNNING"])
+                    winners.append(active.id)
+                    jobs.cancel_job(active.id)
+                if number < rounds.total:
+                    for begin, _ in pipes:
+                        os.write(begin[1], b"!")
+    except BaseException:
+        for child in children:
+            child.kill()  # they wait for rounds that do not come
+        raise
     answers = [child.result() for child in children]
     for descriptor in (one for pair in pipes for pipe in pair for one in pipe):
         os.close(descriptor)
