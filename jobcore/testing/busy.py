@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobcore.database import Database
+from jobcore.database import Database, uri_of
+from jobcore.errors import DatabaseBusy
 from jobcore.manager import OPEN, JobManager
 
 
@@ -41,19 +43,26 @@ def busy(jobs: JobManager | str | os.PathLike[str], *, timeout: float = 30.0) ->
         jobs._database.path if isinstance(jobs, JobManager) else os.fspath(jobs)  # noqa: SLF001
     )
     os.stat(path)  # opening it would make one that is not there
-    holder = Database(path, busy_timeout=timeout)
+    Database(path, busy_timeout=timeout).close()  # which says what is wrong with another file
     impatient = [
         manager._database  # noqa: SLF001 - it knows how long to wait
         for manager in list(OPEN)
         if manager._database.path == path  # noqa: SLF001
     ]
     patience = [database.busy_timeout for database in impatient]
+    # No `Database`: whatever a thread holds of one is let go of when a call of a host fails.
+    holder = sqlite3.connect(uri_of(path, "rw"), timeout, uri=True, isolation_level=None)
     try:
         # Before the lock is taken: who begins to wait now would wait for long.
         for database in impatient:
             database.busy_timeout = 0.0
-        with holder.write():
-            yield
+        holder.execute("PRAGMA wal_autocheckpoint = 0")  # as on all connections: see `database`
+        try:
+            holder.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise DatabaseBusy(f"{path}: {error}") from error
+        yield
+        holder.execute("ROLLBACK")
     finally:
         for database, seconds in zip(impatient, patience, strict=True):
             database.busy_timeout = seconds

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from jobcore.errors import SpawnError
 from jobcore.loop import Loop
 from tests.processes import descriptors, until
 
@@ -61,7 +62,7 @@ def test_a_thread_that_cannot_be_made_is_made_later(turns, monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SpawnError):
         turns.loop.start()
     monkeypatch.undo()
 
