@@ -51,7 +51,7 @@ def busy(jobs: JobManager | str | os.PathLike[str], *, timeout: float = 30.0) ->
     ]
     patience = [database.busy_timeout for database in impatient]
     # No `Database`: whatever a thread holds of one is let go of when a call of a host fails.
-    holder = sqlite3.connect(uri_of(path, "rw"), timeout, uri=True, isolation_level=None)
+    holder = sqlite3.connect(uri_of(path, "rw"), timeout=timeout, uri=True, isolation_level=None)
     try:
         # Before the lock is taken: who begins to wait now would wait for long.
         for database in impatient:

@@ -207,7 +207,8 @@ hear(1)
 def escape(name, mark):
     """Return the command; `mark` is a number in decimal digits."""
     source = _BEGINNING + _SOURCES[name] + _END
-    return [sys.executable, "-I", "-S", "-c", source, mark]
+    # Python warns on stderr of a fork with threads, which one of them is about.
+    return [sys.executable, "-I", "-S", "-W", "ignore", "-c", source, mark]
 
 
 NAMES = tuple(_SOURCES)

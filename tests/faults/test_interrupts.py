@@ -114,6 +114,8 @@ class Opcodes:
         self._last = last
 
     def __enter__(self):
+        # On any frame, and before: in 3.12 only then does `settrace` look at bytecodes at all.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._call)
         return self
 
