@@ -263,6 +263,7 @@ class _Writing(_Use):
 
     def __enter__(self) -> Connection:
         database = self.database
+        database._refuse_within_another()
         database._come_in(self)
         try:
             database._wait_for_turn(self._patience)
@@ -430,12 +431,20 @@ class Database:
             self._settings = {}
         return self._writer
 
+    def _refuse_within_another(self) -> None:
+        """
+        Refuse a thread that is in a transaction already: it would wait for itself.
+
+        A signal handler or a finaliser may come in the middle of one. It is refused
+        before there is anything to give up: that one is to go on behind it, whole.
+        """
+        if interrupts.is_owner(self._writer_lock):
+            raise DatabaseBusy(f"{self.path}: this thread is in a transaction")
+
     def _wait_for_turn(self, patience: float) -> None:
-        """Take the write lock; whoever is in a transaction already would wait for itself."""
-        mine = interrupts.is_owner(self._writer_lock)
-        if mine or not self._writer_lock.acquire(timeout=patience):
-            whose = "this thread is in a transaction" if mine else "another thread kept writing"
-            raise DatabaseBusy(f"{self.path}: {whose}")
+        """Take the write lock."""
+        if not self._writer_lock.acquire(timeout=patience):
+            raise DatabaseBusy(f"{self.path}: another thread kept writing")
 
     def _set_on_writer(self, pragma: str, value: str) -> None:
         if self._writer is not None and self._settings.get(pragma) != value:

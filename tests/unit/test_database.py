@@ -490,6 +490,17 @@ def test_another_thread_that_keeps_writing_is_busy(opened):
     assert notes(opened) == set()
 
 
+def test_a_write_within_another_is_refused_and_harms_it_not(opened):
+    """One that a signal handler begins in the middle of a transaction is busy; that one goes on."""
+    with opened.write() as connection:
+        connection.exec_driver_sql("INSERT INTO note VALUES ('before')")
+        with pytest.raises(DatabaseBusy, match="this thread is in a transaction"), opened.write():
+            pytest.fail("it was let in")
+        connection.exec_driver_sql("INSERT INTO note VALUES ('behind')")
+
+    assert notes(opened) == {"before", "behind"}
+
+
 def test_removed_file_is_gone(database, opened):
     """Nothing is written to a removed file, and nothing is made in its place."""
     note(opened, "before")
