@@ -109,13 +109,21 @@ def make_database_file(path: str) -> None:
             # Two names lead to two write-ahead logs for one file: certain damage.
             raise StoreError(f"{path} has a second name (a hard link)") from None
         names = [path + end for end in ("", "-wal", "-shm")]
-        found = {name: os.stat(name) for name in names if os.path.exists(name)}
-        for name, facts in found.items():
+        found = [(name, there) for name in names if (there := _facts(name)) is not None]
+        for name, facts in found:
             _require_no_writers(name, facts)
-        for name, facts in found.items():
+        for name, facts in found:
             _make_private(name, facts)
     except OSError as error:
         raise typed(f"cannot make {path}", error) from error
+
+
+def _facts(path: str) -> os.stat_result | None:
+    """Return what the system says of a file; None: its last user has just removed it."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _require_no_writers(path: str, facts: os.stat_result) -> None:
