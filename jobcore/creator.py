@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from jobcore import store
+from jobcore import fields, store
 from jobcore.clock import Clock, from_datetime
 from jobcore.command import Command
 from jobcore.database import Database
@@ -170,15 +170,23 @@ def checked_text(text: object, what: str) -> str:
 
 def checked_data(data: Any) -> Any:
     """
-    Return `data`, if it is JSON of up to `DATA_BYTES`.
+    Return `data`, if it is JSON of up to `DATA_BYTES` that everybody can send on.
+
+    One job that cannot be made JSON again would be the end of each list that it is in.
 
     Raises:
         CommandError: It is not.
     """
     try:
         text = json.dumps(data, allow_nan=False)
+        json.dumps(data, ensure_ascii=False).encode()  # no encoding has half a surrogate
+        deep = text.count("{") + text.count("[") > fields.DEEPEST and fields.is_deep(
+            json.loads(text)
+        )
     except (TypeError, ValueError, RecursionError) as error:
         raise CommandError(f"data is no JSON: {error}") from error
     if len(text) > DATA_BYTES:
         raise CommandError(f"data is larger than {DATA_BYTES} bytes of JSON")
+    if deep:
+        raise CommandError(f"data is nested deeper than {fields.DEEPEST} levels")
     return data

@@ -31,7 +31,7 @@ def object_in(text: str) -> dict[str, Any] | None:
             json.dumps(found, ensure_ascii=False).encode()  # no encoding has half a surrogate
     except (ValueError, RecursionError):
         return None
-    if bare.count("{") + bare.count("[") > DEEPEST and _is_deep(found):
+    if bare.count("{") + bare.count("[") > DEEPEST and is_deep(found):
         return None
     return found
 
@@ -58,7 +58,8 @@ def _refuse(word: str) -> Any:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse)
 
 
-def _is_deep(value: Any) -> bool:
+def is_deep(value: Any) -> bool:
+    """Tell whether a value that was read from JSON has more levels of nesting than `DEEPEST`."""
     level = [value]
     for _ in range(DEEPEST):
         level = [

@@ -30,6 +30,11 @@ class Bytes(os.PathLike):
         return "Bytes()"
 
 
+def nested(levels):
+    """Return a list in a list, of so many levels."""
+    return [nested(levels - 1)] if levels > 1 else []
+
+
 def refusal(call):
     """Return the error of a call that is to be refused."""
     with pytest.raises(ValueError) as refused:
@@ -48,6 +53,10 @@ def refusal(call):
         lambda jobs: jobs.submit(["true"], name=5),
         lambda jobs: jobs.submit(["true"], name=b"x"),
         lambda jobs: jobs.submit(["true"], data={1}),
+        lambda jobs: jobs.create_job(data={"half a surrogate": "\ud800"}),
+        lambda jobs: jobs.create_job(data={"\udcff": 1}),
+        lambda jobs: jobs.submit(["true"], data=nested(101)),
+        lambda jobs: jobs.create_workspace("shop", properties={"name": "\ud800"}),
         lambda jobs: jobs.submit(["true"], not_before="x"),
         lambda jobs: jobs.submit(["true"], not_before=5),
         lambda jobs: jobs.submit(["true"], not_before=datetime(2030, 1, 1)),  # noqa: DTZ001
