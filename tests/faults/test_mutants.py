@@ -51,7 +51,12 @@ def test_a_mutant_is_caught(mutant, tmp_path, record_property):
         done = subprocess.run(
             [*command, "--basetemp", str(tmp_path / "own"), *mutant.tests],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path), "JOBCORE_TEST_MUTANT": mark},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(tmp_path),
+                "JOBCORE_TEST_MUTANT": mark,
+                "JOBCORE_TEST_PATIENCE": "15",  # seconds for what never comes
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -20,7 +20,7 @@ from jobcore.supervision.pool import (
 )
 
 #: Seconds after which a test gives up; nothing here takes a fraction of it.
-PATIENCE = 60.0
+PATIENCE = float(os.environ.get("JOBCORE_TEST_PATIENCE", "60"))
 
 
 def wait_until(condition, what="it"):

@@ -293,6 +293,30 @@ def test_stop_keeps_the_commands_own_code(host):
     assert (exit_.reason, exit_.wait_status) == ("stopped", 0)
 
 
+def test_an_end_before_the_wish_is_seen_is_no_stop(host, tmp_path):
+    """Where both are there when the supervisor looks, the command has ended by itself."""
+    go = tmp_path / "go"
+    run = host.start(programs.WAITS_FOR_A_FILE, env={"GO": str(go)})
+    run.wait_for_output()
+    command = host.wait_for_start(run)
+    (supervisor,) = host.pids
+    os.kill(supervisor, signal.SIGSTOP)
+    wait_until(lambda: state(supervisor) == "T", "the supervisor to be stopped")
+    go.touch()
+    wait_until(lambda: state(command) == "Z", "the end of the command")
+    run.stop(30)
+    os.kill(supervisor, signal.SIGCONT)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("exited", 6 << 8)
+
+
+def state(pid):
+    """Return the letter that the kernel has for the state of a process."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
 def test_stop_leaves_no_survivor(host):
     """After a stop nothing is alive of a tree that ignores SIGTERM, and grace was a minimum."""
     run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
