@@ -44,7 +44,7 @@ class ScriptedExecutor:
         ):
             job = jobs.submit(["etl"], timeout=60)
             drain(jobs)
-            assert_job(jobs, job.id, status="STOPPED", reason="timeout", log=["extract", ...])
+            assert_job(job, status="STOPPED", reason="timeout", log=["extract"])
 
     It stands in for the supervisors, at the other end of the very sockets, and
     only the command is made up: the request with its locks, the job directory,
