@@ -61,9 +61,10 @@ def printed(source, folder):
 
 def test_the_example_runs_as_printed(tmp_path):
     """The Python example has about ten lines, and prints what README says."""
-    source = blocks("python")[0]
+    section = between("ten lines", "end of ten lines")
+    (source,) = blocks("python", section)
 
-    assert printed(source, tmp_path) == blocks("text")[0]
+    assert printed(source, tmp_path) == blocks("text", section)[0]
     assert len(source.splitlines()) <= 11
 
 
@@ -149,7 +150,9 @@ def test_the_ndjson_is_what_is_sent():
         LogLine(1, second, "output", b'{"event": "loaded", "rows": 200}\n'),
     ]
 
-    assert blocks("json") == [b"".join(wire.ndjson(lines)).decode()]
+    shown = blocks("json", between("ndjson", "end of ndjson"))
+
+    assert shown == [b"".join(wire.ndjson(lines)).decode()]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -165,9 +168,81 @@ def test_the_example_for_event_loops_runs_under_each(backend, database, capsys):
     assert ended.exit_code == 3
 
 
+def in_asyncio(source, folder):
+    """Return what the body of a coroutine prints that has `jobs`."""
+    body = "".join(f"        {line}\n" for line in source.splitlines())
+    begun = """
+import asyncio
+from jobcore import JobManager
+
+async def main():
+    with JobManager("jobs.db", slots=1) as jobs:
+"""
+    return printed(f"{begun}{body}asyncio.run(main(), debug=True)\n", folder)
+
+
+def test_any_method_is_awaited_as_said(tmp_path):
+    """What README calls in a thread makes a job."""
+    (call,) = re.findall(r"`(await asyncio\.to_thread\(.*\))`", TEXT)
+
+    assert in_asyncio(f"print(({call}).status)", tmp_path) == "QUEUED\n"
+
+
+def test_an_event_is_handed_over_to_the_loop_as_said(tmp_path):
+    """The callback that README has for asyncio brings the events into a queue of the loop."""
+    (call,) = re.findall(r"`(jobs\.subscribe\(.*\))`", TEXT)
+    source = f"""
+loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+{call}
+await asyncio.to_thread(jobs.submit, ["sh", "-c", "exit 3"])
+print(*[str((await queue.get()).trigger) for _ in range(3)])
+"""
+
+    assert in_asyncio(source, tmp_path) == "create start finish\n"
+
+
+def test_each_example_names_the_test_that_has_it():
+    """No code without a mark around it; what that names is there, and some test asks for it."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    unmarked, mark = [], None
+    for line in TEXT.splitlines():
+        if begin := re.fullmatch(r"<!-- (?!end of )(.+?): (.+) -->", line):
+            mark = begin[1]
+            (place,) = re.findall(r"\btests(?:/\w+)+(?:\.py)?|\bjobcore\.lifecycle\b", begin[2])
+            assert (ROOT / place).exists() or mark == "diagram", place
+            assert f"<!-- end of {mark}" in TEXT
+            assert re.search(rf'(?:"|<!-- ){re.escape(mark)}\b', tests), mark
+        elif line.startswith("<!-- end of "):
+            mark = None
+        elif re.match(r"```(?!text)\w", line) and mark is None:
+            unmarked.append(line)
+
+    assert unmarked == []
+
+
+def test_the_first_command_runs_a_job(tmp_path):
+    """What a newcomer pastes shows the job's lines and exits with its code, once it is set up."""
+    (line,) = blocks("sh", between("first line", "end of first line"))
+    setup, _, command = line.rpartition(" && ")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(
+        ["sh", "-c", command.replace("sleep 1", "sleep 0")],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert setup.endswith("pip install --quiet '.[cli]'")
+    assert (done.returncode, done.stdout) == (0, "line 1\nline 2\nline 3\n"), done.stderr
+
+
 def test_the_two_commands_are_single_lines():
     """A newcomer pastes one line to run a job, and one to pass the tests."""
-    first, second, *_ = blocks("sh")
+    (first,) = blocks("sh", between("first line", "end of first line"))
+    (second,) = blocks("sh", between("second line", "end of second line"))
 
     assert (first.count("\n"), second.count("\n")) == (1, 1)
     assert "jobcore run" in first
