@@ -144,6 +144,10 @@ class _Spares(Pool):
     leaves locked: every other thread would then wait for ever. A deque needs no lock.
     """
 
+    #: Where SQLAlchemy's pools log each use of a connection, which nobody gets unasked. By
+    #: the name of this class a host that logs from DEBUG up would have that of each look.
+    _sqla_logger_namespace = "sqlalchemy.pool"
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._spare: deque[ConnectionPoolEntry] = deque()

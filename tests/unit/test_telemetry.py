@@ -66,6 +66,22 @@ def test_event_arrives_in_the_hosts_log(caplog):
     assert "reason='lost'" in message
 
 
+def test_a_host_that_logs_all_hears_nothing_of_connections(database):
+    """From DEBUG up there is what jobcore has to say, and no line for each use of the file."""
+    printed = run_python(
+        """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, level=logging.DEBUG, format="%(name)s %(message)s")
+from jobcore import JobManager
+with JobManager(sys.argv[1], slots=1) as jobs:
+    print(jobs.wait(jobs.submit(["sh", "-c", "exit 3"]).id).exit_code)
+""",
+        database,
+    )
+
+    assert printed == "3\n"
+
+
 def test_event_carries_the_exception(caplog):
     """An event about a failure carries the traceback where it is asked for."""
     try:
