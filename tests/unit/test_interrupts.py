@@ -7,7 +7,8 @@ import weakref
 
 import pytest
 
-from jobcore import interrupts
+from jobcore import JobManager, interrupts
+from jobcore.database import Database
 from tests.processes import until
 
 
@@ -84,6 +85,39 @@ def test_a_step_of_an_iterator_is_a_call(held):
 
     assert not owners(held)
     lines.close()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda jobs, job_id: jobs.logs(job_id),
+        lambda jobs, job_id: jobs.tail(job_id, 1),
+        lambda jobs, job_id: jobs.follow(job_id),
+        lambda jobs, job_id: jobs.log_text(job_id),
+        lambda jobs, job_id: jobs.log_ndjson(job_id),
+        lambda jobs, _job_id: jobs.events(),
+        lambda jobs, _job_id: jobs.events(limit=1, follow=True),
+    ],
+)
+def test_a_step_of_each_iterator_of_a_manager_is_a_call(database, monkeypatch, read):
+    """No iterator that a host is given reads the database outside of the facade."""
+    come_in = Database._come_in
+    inside = []
+
+    def seen(self, use):
+        inside.append(interrupts._Inside.main)
+        come_in(self, use)
+
+    with JobManager(database, slots=0) as jobs:
+        job = jobs.create_job()
+        jobs.start_job(job.id)
+        jobs.append_log(job.id, "a line")
+        steps = read(jobs, job.id)
+        monkeypatch.setattr(Database, "_come_in", seen)
+        next(steps)
+
+    assert inside
+    assert all(inside)
 
 
 def test_a_call_inside_a_call_leaves_the_outer_one_its_locks(held):
