@@ -772,6 +772,9 @@ class Database:
         failpoints.reach(failpoints.ENTERED, self)
         with self._doorway:
             while self._fork_pending:
+                if forking.GATE.is_forking():
+                    # A signal handler, or another hook: the fork waits for it, not it for the fork.
+                    raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
                 self._doorway.wait()
             if self._closed:
                 raise StoreError(f"{self.path} is closed")

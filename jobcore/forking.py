@@ -76,6 +76,10 @@ class _Gate:
         """Have these closed in a forked child. Call inside the gate that opened them."""
         self._descriptors.update(descriptors)
 
+    def is_forking(self) -> bool:
+        """Tell whether the calling thread is in the middle of a fork; who asks came between."""
+        return interrupts.is_owner(self._forks)
+
     def owners(self) -> list[ForkAware]:
         """Return all that are watched now."""
         with self._lock:

@@ -1137,6 +1137,29 @@ def test_fork_inside_a_transaction_is_refused_in_the_child(database, opened):
     assert integrity(database) == "ok"
 
 
+def test_who_comes_into_the_middle_of_his_threads_fork_is_refused(opened, monkeypatch):
+    """A signal handler that reads then is told that it is busy: the fork waits for its end."""
+    close_connections = opened._close_connections
+    refusals = []
+
+    def closed_when_the_signal_comes():
+        close_connections()
+        with pytest.raises(DatabaseBusy, match="in the middle of a fork") as refused, opened.read():
+            pytest.fail("it was let in")
+        refusals.append(refused)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(opened, "_close_connections", closed_when_the_signal_comes)
+        host = threading.Thread(target=in_child, args=(int,), daemon=True)
+        host.start()
+        host.join(PATIENCE)
+
+    assert not host.is_alive()
+    assert len(refusals) == 1
+    note(opened, "behind it")
+    assert notes(opened) == {"behind it"}
+
+
 def test_close_waits_for_transactions(database, opened):
     """Closing while another thread writes lets that transaction end; it is committed."""
     inside, go_on = threading.Event(), threading.Event()
