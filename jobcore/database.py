@@ -205,6 +205,11 @@ class _Use:
         self.connection: Connection | None = None
         self.transaction: RootTransaction | None = None
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether it is the calling thread's: who waits for that would wait for himself."""
+        return self.thread == threading.get_ident()
+
     def __enter__(self) -> Any:
         self.database._come_in(self)
 
@@ -495,8 +500,7 @@ class Database:
                 _throw_away(writer)
             self._give_up_writing()
             self._announce()  # it may have been committed
-        mine = [use for use in list(self._users) if use.thread == threading.get_ident()]
-        for use in mine:
+        for use in [use for use in list(self._users) if use.is_mine]:
             self._give_up(use)
 
     def _require_same_file(self) -> None:
@@ -648,10 +652,18 @@ class Database:
     # --- opening, closing, forking --------------------------------------------
 
     def close(self) -> None:
-        """Close every connection, after the transactions under way. Again is harmless."""
+        """
+        Close every connection, after the transactions under way. Again is harmless.
+
+        One that this thread is in the middle of, as a signal handler may call this, comes
+        to its end first, and what is open is closed then.
+        """
         with self._doorway:
             self._closed = True
             self._wait_for_users()
+            self._closes_behind = any(use.is_mine for use in self._users)
+            if self._closes_behind:
+                return
         self._close_connections()
 
     @property
@@ -660,10 +672,13 @@ class Database:
         return self._closed
 
     def _wait_for_users(self) -> None:
-        """Wait, in the doorway, until nobody is inside, as long as a transaction may take."""
+        """Wait, in the doorway, until nobody else is inside, as long as a transaction may take."""
         # One that waits for the lock, and then works.
         deadline = time.monotonic() + self.busy_timeout + 5.0
-        while self._users and (left := deadline - time.monotonic()) > 0:
+        while not all(use.is_mine for use in self._users):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
             self._doorway.wait(left)
 
     def _close_connections(self) -> None:
@@ -688,6 +703,7 @@ class Database:
         self._looked = (0.0, 0)  # when a thread looked for commits, and the version it saw
         self._doorway = threading.Condition(interrupts.lock())
         self._users: set[_Use] = set()
+        self._closes_behind = False  # the last one to go out closes the connections
         self._fork_pending = False
         self._writer = None
         self._watch = None
@@ -784,6 +800,9 @@ class Database:
         with self._doorway:
             self._users.discard(use)
             self._doorway.notify_all()
+            last = self._closes_behind and not self._users
+        if last:
+            self._close_connections()
 
     def before_fork(self) -> None:
         """

@@ -1185,6 +1185,25 @@ def test_close_waits_for_transactions(database, opened):
     again.close()
 
 
+@pytest.mark.parametrize("use", ["read", "write"])
+def test_close_does_not_wait_for_what_its_own_thread_is_in(database, opened, use):
+    """A signal handler that closes leaves the transaction that it came into to its end."""
+    begun = time.monotonic()
+    with getattr(opened, use)() as connection:
+        opened.close()
+        assert time.monotonic() - begun < opened.busy_timeout
+        connection.exec_driver_sql("SELECT * FROM note").all()
+        if use == "write":
+            connection.exec_driver_sql("INSERT INTO note VALUES ('at its end')")
+
+    assert os.fspath(database) not in descriptors().values()
+    with pytest.raises(StoreError, match="closed"), opened.read():
+        pass
+    again = Database(database)
+    assert notes(again) == ({"at its end"} if use == "write" else set())
+    again.close()
+
+
 def test_fork_with_an_exception_in_hand_is_no_fork_in_a_transaction(database, opened):
     """A connection that was closed, and that only a traceback still refers to, harms no child."""
     with foreign(database) as other:
