@@ -32,7 +32,8 @@ def pytest_terminal_summary(terminalreporter):
     if not lines:
         return
     terminalreporter.section("fault campaigns")
-    terminalreporter.write_line(environment())
+    # Without the path of this copy: it is to be quoted.
+    terminalreporter.write_line(environment().partition(", jobcore in")[0])
     terminalreporter.write_line(f"seed {seed}")
     terminalreporter.write_line(f"\n{'campaign':<64} {'rounds':>7} {'violations':>10} {'took':>9}")
     for line in sorted(lines):
