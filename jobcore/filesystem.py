@@ -134,7 +134,11 @@ def _require_no_writers(path: str, facts: os.stat_result) -> None:
         StoreError: Who he is, and what to do.
     """
     if facts.st_uid not in (os.geteuid(), 0):
-        raise StoreError(f"{path} belongs to another user, who could say what is run: chown it")
+        # Not "chown it" first: root, who only looks, would lock its users out of it.
+        raise StoreError(
+            f"{path} belongs to another user, who could say what is run: be user {facts.st_uid}, "
+            f"or give user {os.geteuid()} the database with all that is beside it"
+        )
     if facts.st_mode & 0o022:
         raise StoreError(f"others may write to {path}, and so say what is run: chmod it to 600")
 

@@ -147,7 +147,11 @@ def open_directory(name: str, *, parent: int | None = None, create: bool = False
     facts = os.fstat(descriptor)
     if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
         os.close(descriptor)
-        raise NotPrivate(errno.EPERM, "not a private directory of this user", name)
+        why = (
+            f"not a private directory of this user, but user {facts.st_uid}'s, mode "
+            f"{facts.st_mode & 0o777:o}: it has to be user {os.geteuid()}'s, mode 700"
+        )
+        raise NotPrivate(errno.EPERM, why, name)
     return descriptor
 
 

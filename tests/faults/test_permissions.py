@@ -344,9 +344,17 @@ def test_a_database_of_another_user_is_refused(closed, tmp_path):
     os.chown(closed, STRANGER, -1)
     before = everything(tmp_path)
 
-    with pytest.raises(StoreError, match="another user"):
+    with pytest.raises(StoreError, match=f"another user.* be user {STRANGER}, or give"):
         JobManager(closed, slots=1)
     assert everything(tmp_path) == before
+
+
+def test_who_may_enter_a_root_and_what_is_wanted_is_told(closed):
+    """Whoever restored a backup with another mode is told what to do."""
+    os.chmod(closed + ".jobs", 0o755)
+
+    with pytest.raises(StoreMismatch, match=r"\.jobs: .* mode 755: it has to be .* mode 700"):
+        JobManager(closed, slots=1)
 
 
 def test_a_link_to_a_database_is_the_database(closed, tmp_path):
