@@ -749,9 +749,13 @@ class Database:
             factory=_SqliteConnection,
             cached_statements=256,
         )
-        for pragma in PRAGMAS:
-            connection.execute(pragma)
         self._opened.add(connection)
+        try:
+            for pragma in PRAGMAS:
+                connection.execute(pragma)
+        except BaseException:
+            connection.close()  # it refers to itself: it would be open until the collector comes
+            raise
         return connection
 
     def _prepare(self) -> None:

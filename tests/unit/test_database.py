@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import fcntl
+import gc
 import logging
 import os
 import random
@@ -1227,6 +1228,26 @@ def test_fork_is_a_change(opened):
         now = opened.version()
         assert now not in seen
         seen.add(now)
+
+
+def test_connection_that_cannot_be_set_up_is_not_left_open(database, opened):
+    """Who looks again and again at a file that was damaged meanwhile holds no more of it."""
+    opened.close()
+    damaged = Database(database)
+    damaged._close_connections()
+    with open(database, "r+b") as file:
+        file.write(bytes(4096))
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(NotAJobcoreDatabase), damaged.read():
+                pass
+        left = [path for path in descriptors().values() if path.startswith(os.fspath(database))]
+    finally:
+        gc.enable()
+        damaged.close()
+
+    assert left == []
 
 
 def test_failed_open_leaves_nothing_open(database):
