@@ -279,6 +279,7 @@ def test_however_a_program_ends_its_jobs_are_true(tmp_path, rounds):
             else:
                 assert lasting.status == "RUNNING", told
                 jobs.stop_job(lasting.id)
+                jobs.wait(lasting.id, PATIENCE)  # a drain leaves the jobs of other hosts out
             jobs.drain(PATIENCE)  # what was queued is run, and nothing stays claimed
             ended = [jobs.get_job(job_id) for job_id in said[1:]]
             left = {job.reason for job in ended if job.exit_code != 5}
