@@ -22,8 +22,9 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from sys import exc_info
+from sys import _getframe, exc_info
 from threading import get_ident
+from types import FrameType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 #: How often letting go is begun again: each time takes one more Ctrl-C within microseconds.
@@ -45,11 +46,12 @@ class _Inside:
     Where the main thread is.
 
     Attributes:
-        main: Whether it is inside the facade; a signal handler may enter it once more.
+        frame: The one by which it has entered the facade; a signal handler may enter once
+            more. A Ctrl-C may leave it behind: then it is on the stack no longer.
         ident: Of the main thread.
     """
 
-    main = False
+    frame: FrameType | None = None
     ident = threading.main_thread().ident
 
 
@@ -72,7 +74,7 @@ def watch(holder: Holder) -> None:
 
 def forget() -> None:
     """Begin anew, in a forked child: its main thread is the one that forked."""
-    _Inside.main = False
+    _Inside.frame = None
     _Inside.ident = threading.get_ident()
 
 
@@ -89,10 +91,10 @@ def release(held: Any) -> None:
 
 def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
     """Call `function` for a host: whatever ends it, nothing of it is held afterwards."""
-    if _Inside.main or get_ident() != _Inside.ident:
+    if get_ident() != _Inside.ident or _is_inside():
         return function(*args, **options)
     before = exc_info()[1]  # what the host is handling
-    _Inside.main = True
+    _Inside.frame = _getframe()
     try:
         return function(*args, **options)
     except BaseException as error:
@@ -102,7 +104,16 @@ def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
             raise interrupt from None
         raise
     finally:
-        _Inside.main = False
+        _Inside.frame = None
+
+
+def _is_inside() -> bool:
+    """Tell whether the main thread, which calls this, has entered the facade before."""
+    entered = _Inside.frame
+    frame: FrameType | None = None if entered is None else _getframe()
+    while frame is not None and frame is not entered:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _behind(error: BaseException, before: BaseException | None) -> KeyboardInterrupt | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 
@@ -105,7 +106,7 @@ def test_a_step_of_each_iterator_of_a_manager_is_a_call(database, monkeypatch, r
     inside = []
 
     def seen(self, use):
-        inside.append(interrupts._Inside.main)
+        inside.append(interrupts._is_inside())
         come_in(self, use)
 
     with JobManager(database, slots=0) as jobs:
@@ -179,3 +180,16 @@ def test_locks_may_be_made_meanwhile(monkeypatch):
 
     assert interrupts.members(made) == [interrupts.lock]
     assert len(looks) == 2
+
+
+def test_an_entrance_that_an_interrupt_left_behind_keeps_none_from_letting_go(held, monkeypatch):
+    """A Ctrl-C at the very end of a call, before that is noted, costs the next one nothing."""
+
+    def gone():
+        return sys._getframe()
+
+    monkeypatch.setattr(interrupts._Inside, "frame", gone())
+    with pytest.raises(KeyboardInterrupt):
+        held.take()
+
+    assert not interrupts.is_owner(held.lock)
