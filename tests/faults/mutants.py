@@ -40,7 +40,6 @@ STOPS = "tests/faults/test_stop_from_anywhere.py"
 SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
 TWO_MANAGERS = "tests/faults/test_two_managers.py"
 INTERRUPTS = "tests/unit/test_interrupts.py"
-HOST_PROGRAMS = "tests/faults/test_host_programs.py"
 DISPATCHER = "tests/faults/test_dispatcher.py"
 
 MUTANTS = (
@@ -286,7 +285,7 @@ MUTANTS = (
         "supervision/pool.py",
         "    if min(one.fileno() for one in pair) > _STANDARD:\n",
         "    if True:\n",
-        (HOST_PROGRAMS,),
+        (SUPERVISOR,),
     ),
     Mutant(
         "one bad job rolls back all of its round",

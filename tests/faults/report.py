@@ -29,6 +29,7 @@ def pytest_terminal_summary(terminalreporter):
             total += facts["rounds"]
             violations += failed
             seed = facts["seed"]
+    _tell_of_mutants(terminalreporter)
     if not lines:
         return
     terminalreporter.section("fault campaigns")
@@ -39,3 +40,16 @@ def pytest_terminal_summary(terminalreporter):
     for line in sorted(lines):
         terminalreporter.write_line(line)
     terminalreporter.write_line(f"{'all':<64} {total:>7,} {violations:>10}")
+
+
+def _tell_of_mutants(terminalreporter):
+    """Say by which test each seeded slip was caught."""
+    told = [
+        f"{facts['mutant']:<80} {facts['caught_by']}"
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call" and "mutant" in (facts := dict(report.user_properties))
+    ]
+    if told:
+        terminalreporter.section("mutants, and what caught each")
+        for line in sorted(told):
+            terminalreporter.write_line(line)

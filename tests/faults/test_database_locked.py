@@ -19,12 +19,12 @@ from tests.programs import SLEEPS, python
 BUSY = 0.2  # seconds that callers wait here
 
 
-def hold(say, database):
-    """Hold the write lock until killed, as a program that forgot to commit."""
+def hold(say, database, seconds=10 * PATIENCE):
+    """Hold the write lock so long, or until killed, as a program that forgot to commit."""
     with closing(sqlite3.connect(database, isolation_level=None, timeout=PATIENCE)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         say("held")
-        time.sleep(10 * PATIENCE)
+        time.sleep(seconds)
 
 
 @contextmanager
@@ -84,6 +84,22 @@ def test_jobs_lose_nothing_behind_a_locked_database(tmp_path, rounds):
         assert [job.exit_code for job in ended] == [code for _, code in wanted]
         assert logs == [[f"line {n}" for n in range(count)] for count, _ in wanted]
         assert sql(database, "PRAGMA integrity_check")[0][0] == "ok"
+
+
+@pytest.mark.faults
+def test_a_lock_of_ten_seconds_is_waited_out(database):
+    """A writer with the usual patience gets through; a job that prints all the while is whole."""
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(numbers(60_000, 7, 0.02))
+        until(lambda: jobs.get_job(job.id).line_count > 0, "the first lines")
+        with host(hold, database, 10) as holder:
+            assert holder.hear() == "held"
+            queued = jobs.submit(["true"])
+            assert holder.end() == 0  # it had let go, or this would not have been stored
+        job, queued = (jobs.wait(one.id, PATIENCE) for one in (job, queued))
+
+        assert (job.exit_code, queued.exit_code) == (7, 0)
+        assert [line.text for line in jobs.logs(job.id)] == [f"line {n}" for n in range(60_000)]
 
 
 def test_whoever_writes_is_told_in_time(database, clock):

@@ -69,8 +69,8 @@ def test_a_mutant_is_caught(mutant, tmp_path, record_property):
 
     assert done.returncode == 1, f"nobody noticed: {done.stdout[-2000:]}"
     assert caught, done.stdout[-2000:]
+    record_property("mutant", mutant.name)
     record_property("caught_by", caught[1])
-    print(f"{mutant.name}: caught by {caught[1]}")
 
 
 def end_all(mark):

@@ -13,7 +13,7 @@ import pytest
 
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
-from jobcore.supervision import frames, jobdir, spawner, tree
+from jobcore.supervision import frames, jobdir, pool, spawner, tree
 from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
 from tests import programs
 from tests.integration.supervision_harness import (
@@ -856,6 +856,18 @@ def test_launcher_that_fails(error, number):
     assert caught.value.errno == number
     assert pool.supervisors == []
     assert open_descriptors() == before
+
+
+def test_the_way_to_a_supervisor_is_no_standard_stream():
+    """A host that has closed those does not get their numbers for its sockets, either end."""
+    assert min(in_child(sockets_without_standard_streams)) > 2
+
+
+def sockets_without_standard_streams():
+    """Return the numbers of both ends, in a process that has closed 0, 1 and 2."""
+    for number in (0, 1, 2):
+        os.close(number)
+    return [one.fileno() for one in pool._socketpair()]
 
 
 def test_no_descriptors_left():
