@@ -864,8 +864,20 @@ class Database:
         if "unable to open" in message and not os.access(os.path.dirname(self.path), os.W_OK):
             # Even to read, SQLite needs a log and shared memory: there are none to be made.
             return ReadOnlyDatabase(f"{self.path}: {message}, and its directory is read-only")
-        kinds = (kind for part, kind in _BY_MESSAGE if part in message)
-        return next(kinds, StoreError)(f"{self.path}: {message}")
+        kind = next((kind for part, kind in _BY_MESSAGE if part in message), None)
+        if kind is None and self._is_gone():
+            # Just behind the look at it: SQLite cannot open it, or not what is beside it.
+            return DatabaseGone(f"{self.path} was removed or replaced while it was open: {message}")
+        return (kind or StoreError)(f"{self.path}: {message}")
+
+    def _is_gone(self) -> bool:
+        try:
+            self._require_same_file()
+        except DatabaseGone:
+            return True
+        except StoreError:
+            pass  # whatever keeps us from looking
+        return False
 
     @staticmethod
     def _driver(connection: Connection) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
@@ -315,25 +314,3 @@ def test_progress_is_reported_as_shown(tmp_path):
         f"{job.progress.at.isoformat()}"
         for job in reversed(ended)
     ]
-
-
-def campaigns():
-    """Return what the report calls each campaign, without its cases."""
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and any(
-                "in_rounds(" in ast.unparse(one) for one in node.decorator_list
-            ):
-                yield node.name.removeprefix("test_").replace("_", " ")
-
-
-def test_the_report_of_campaigns_has_each_of_them_without_a_violation():
-    """What README quotes is what `pytest -m faults` has printed, of all that there is."""
-    (report,) = blocks("text", between("campaigns", "end of campaigns"))
-    rows = re.findall(r"^(\S.*?) {2,}([\d,]+) +(\d+)(?: +\d+ s)?$", report, re.MULTILINE)
-    told = {name.partition(" (")[0] for name, _, _ in rows}
-
-    assert told - {"all"} == set(campaigns())
-    assert {violations for _, _, violations in rows} == {"0"}
-    assert re.search(r"^seed \d+$", report, re.MULTILINE)
-    assert re.search(r"^Linux \S+, Python \S+, SQLite \S+, \d+ cores", report, re.MULTILINE)

@@ -517,6 +517,22 @@ def test_removed_file_is_gone(database, opened):
     assert not os.path.exists(database)
 
 
+def test_file_that_is_removed_just_behind_the_look_is_gone(database, opened, monkeypatch):
+    """A connection that finds no file any more says so, not only that it cannot open it."""
+    look = opened._require_same_file
+
+    def look_and_lose():
+        look()
+        os.rename(database, database + ".kept")
+
+    with opened.read():  # the connection at hand
+        monkeypatch.setattr(opened, "_require_same_file", look_and_lose)
+        with pytest.raises(DatabaseGone), opened.read():
+            pass
+        monkeypatch.undo()
+        os.rename(database + ".kept", database)
+
+
 def test_replaced_file_is_gone(database, opened, tmp_path):
     """Another file in its place is neither written to nor read from."""
     note(opened, "before")
