@@ -519,14 +519,14 @@ def test_removed_file_is_gone(database, opened):
 
 def test_file_that_is_removed_just_behind_the_look_is_gone(database, opened, monkeypatch):
     """A connection that finds no file any more says so, not only that it cannot open it."""
-    look = opened._require_same_file
+    connect = sqlite3.connect
 
-    def look_and_lose():
-        look()
+    def lose_and_connect(*arguments, **options):
         os.rename(database, database + ".kept")
+        return connect(*arguments, **options)
 
     with opened.read():  # the connection at hand
-        monkeypatch.setattr(opened, "_require_same_file", look_and_lose)
+        monkeypatch.setattr(sqlite3, "connect", lose_and_connect)
         with pytest.raises(DatabaseGone), opened.read():
             pass
         monkeypatch.undo()
