@@ -78,6 +78,18 @@ while time.monotonic() < end:
     os.setsid()
 """)
 
+# Prints numbered lines until the file that it is given is there, and exits with 5.
+PRINTS_UNTIL = python("""
+import os, sys, time
+n = 0
+while not os.path.exists(sys.argv[1]):
+    print("".join(f"line {m}\\n" for m in range(n, n + 50)), end="", flush=True)
+    n += 50
+    time.sleep(0.01)
+print("last", flush=True)
+sys.exit(5)
+""")
+
 TELLS_ITS_STATE = python("""
 import os
 listed = os.listdir("/proc/self/fd")  # by a descriptor of its own, which is closed by now

@@ -23,23 +23,11 @@ from jobcore import (
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, until
-from tests.programs import python
+from tests.programs import PRINTS_UNTIL
 
 PAGE = 4096  # bytes
 BUSY = 0.2  # seconds
 SECRET = "canary-of-a-secret"
-
-#: Prints numbered lines until the file that it is given is there, and exits with 5.
-PRINTS_UNTIL = python("""
-import os, sys, time
-n = 0
-while not os.path.exists(sys.argv[1]):
-    print("".join(f"line {m}\\n" for m in range(n, n + 50)), end="", flush=True)
-    n += 50
-    time.sleep(0.01)
-print("last", flush=True)
-sys.exit(5)
-""")
 
 
 @pytest.fixture(scope="module")

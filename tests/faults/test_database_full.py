@@ -13,7 +13,7 @@ from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
 from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import PATIENCE, carrying, until
-from tests.programs import python
+from tests.programs import PRINTS_UNTIL
 
 PAGE = 4096  # bytes: of memory, of a tmpfs and of a database
 BUSY = 1.0  # seconds
@@ -22,18 +22,6 @@ SIZE = 6 * 2**20  # bytes of the file systems here
 
 #: Python 3.10 does not tell which I/O error it was that a connection found no shared memory.
 TOLD = DatabaseFull if sys.version_info >= (3, 11) else (DatabaseFull, StoreError)
-
-#: Prints numbered lines until the file that it is given is there, and exits 5.
-PRINTS_UNTIL = python("""
-import os, sys, time
-n = 0
-while not os.path.exists(sys.argv[1]):
-    print("".join(f"line {m}\\n" for m in range(n, n + 50)), end="", flush=True)
-    n += 50
-    time.sleep(0.01)
-print("last", flush=True)
-sys.exit(5)
-""")
 
 
 def fill(folder, pages):

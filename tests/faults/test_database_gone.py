@@ -16,21 +16,9 @@ from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import row_of, sql
 from tests.processes import PATIENCE, carrying, until
-from tests.programs import SLEEPS, python
+from tests.programs import PRINTS_UNTIL, SLEEPS
 
 BUSY = 0.5  # seconds
-
-#: Prints numbered lines until the file that it is given is there, and exits with 5.
-PRINTS_UNTIL = python("""
-import os, sys, time
-n = 0
-while not os.path.exists(sys.argv[1]):
-    print("".join(f"line {m}\\n" for m in range(n, n + 50)), end="", flush=True)
-    n += 50
-    time.sleep(0.01)
-print("last", flush=True)
-sys.exit(5)
-""")
 
 
 def take_away(database, how, other):
