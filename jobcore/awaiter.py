@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from jobcore import logs
-from jobcore.database import LOOK_FIRST, LOOK_LONGEST
+from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.eventloop import Answer, in_thread, sleep
 from jobcore.follower import Cursor, Follower
 from jobcore.lifecycle import Status

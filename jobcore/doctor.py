@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from jobcore import filesystem, schema
-from jobcore.database import uri_of
+from jobcore.connections import uri_of
 from jobcore.directories import Directories
 from jobcore.errors import DatabaseGone, JobcoreError
 from jobcore.models import Finding

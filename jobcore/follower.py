@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row
 
 from jobcore import logs, runs
-from jobcore.database import LOOK_FIRST, LOOK_LONGEST, Database
+from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
+from jobcore.database import Database
 from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine

@@ -7,7 +7,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobcore.database import Database, uri_of
+from jobcore.connections import uri_of
+from jobcore.database import Database
 from jobcore.errors import DatabaseBusy
 from jobcore.manager import OPEN, JobManager
 
@@ -56,7 +57,7 @@ def busy(jobs: JobManager | str | os.PathLike[str], *, timeout: float = 30.0) ->
         # Before the lock is taken: who begins to wait now would wait for long.
         for database in impatient:
             database.busy_timeout = 0.0
-        holder.execute("PRAGMA wal_autocheckpoint = 0")  # as on all connections: see `database`
+        holder.execute("PRAGMA wal_autocheckpoint = 0")  # as on all connections: see `connections`
         try:
             holder.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:

@@ -8,7 +8,7 @@ import threading
 from contextlib import closing
 
 from jobcore import JobManager
-from jobcore.database import CHECKPOINT_BYTES
+from jobcore.checkpointer import WORTH_BYTES
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.processes import Child
@@ -34,8 +34,8 @@ def write(database, batches):
 def test_eight_writers_and_every_checkpoint_lose_nothing(database, rounds, monkeypatch):
     """Checkpoints follow one another as fast as they can while eight processes write."""
     # The bug of SQLite before 3.51.3 needs two of them in quick succession.
-    monkeypatch.setattr("jobcore.database.CHECKPOINT_PAUSE", 0.0)
-    monkeypatch.setattr("jobcore.database.CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr("jobcore.checkpointer.PAUSE", 0.0)
+    monkeypatch.setattr("jobcore.checkpointer.WORTH_BYTES", 1)
     with JobManager(database, slots=0) as jobs:
         for _ in rounds:
             children = [Child(write, database, 12, held=True) for _ in range(8)]
@@ -55,7 +55,7 @@ def test_eight_writers_and_every_checkpoint_lose_nothing(database, rounds, monke
 def test_the_log_stays_small_beside_a_follower(database, rounds, monkeypatch):
     """Readers come and go batch by batch, so a checkpoint gets through again and again."""
     # How much is written in a second is nothing to this test.
-    monkeypatch.setattr("jobcore.database.CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("jobcore.checkpointer.PAUSE", 0.0)
     largest, read = 0, []
     with JobManager(database, slots=0) as jobs:
         job = jobs.create_job("IMPORT")
@@ -75,4 +75,4 @@ def test_the_log_stays_small_beside_a_follower(database, rounds, monkeypatch):
         assert read == list(range(rounds.total * len(LINES)))
         assert largest < LARGE
         # It was emptied in between: much more was written than a log that needs no checkpoint.
-        assert rounds.total * sum(map(len, LINES)) // 2 > CHECKPOINT_BYTES
+        assert rounds.total * sum(map(len, LINES)) // 2 > WORTH_BYTES

@@ -33,7 +33,8 @@ from jobcore import (
     StoreMismatch,
     schema,
 )
-from jobcore.database import CHECKPOINT_BYTES, Database
+from jobcore.checkpointer import WORTH_BYTES
+from jobcore.database import Database
 from tests.processes import PATIENCE, Child, at_once, descriptors, hear, in_child, run_python, until
 
 BUSY = 0.1  # seconds: the busy timeout where it is meant to run out
@@ -892,12 +893,12 @@ def test_checkpoint_empties_the_log(database, opened):
 
 def test_large_log_is_checkpointed_by_itself(database, opened):
     """A commit that finds the log large truncates it; no other commit does."""
-    opened._next_checkpoint = 0.0
+    opened._checkpointer._next = 0.0
     note(opened, "small")
     assert wal_size(database) > 0
 
-    opened._next_checkpoint = 0.0
-    note(opened, "x" * (CHECKPOINT_BYTES + 100_000))
+    opened._checkpointer._next = 0.0
+    note(opened, "x" * (WORTH_BYTES + 100_000))
     assert wal_size(database) == 0
 
 
@@ -939,9 +940,9 @@ def test_checkpoint_gives_way_to_a_reader(database, opened):
 
 def test_failed_checkpoint_does_not_fail_the_commit(database, opened):
     """A commit stands though the checkpoint after it cannot be made."""
-    opened._next_checkpoint = 0.0
+    opened._checkpointer._next = 0.0
     os.rename(database + ".jobs", database + ".moved")
-    note(opened, "x" * (CHECKPOINT_BYTES + 100_000))
+    note(opened, "x" * (WORTH_BYTES + 100_000))
     os.rename(database + ".moved", database + ".jobs")
 
     assert len(notes(opened)) == 1

@@ -1,0 +1,87 @@
+"""Commits: a number that differs after each of them, of any process, and waiting for the next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from jobcore import interrupts
+from jobcore.connections import SqliteConnection
+
+#: Seconds between two looks for commits of other processes: the first and the longest.
+LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
+
+
+class Commits:
+    """
+    What all threads of a process know of the commits to one file.
+
+    Those of this process are told by who makes them. Those of others are seen by
+    looking, through a connection of its own that reads no table.
+    """
+
+    _told: threading.Condition
+
+    def __init__(self, connect: Callable[[], SqliteConnection]) -> None:
+        self._connect = connect
+        self._version = 0
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Begin anew, in a forked child too: nobody looks, and nobody waits."""
+        self._looking = interrupts.lock()
+        self._told = threading.Condition(interrupts.lock())
+        self.count = 0  # of this process
+        self._last = 0.0  # when the last of them was, by the monotonic clock
+        self._looked = (0.0, 0)  # when a thread looked, and the version it saw
+        self._watch: SqliteConnection | None = None
+        self._base = 0  # what the watch's own number is added to
+
+    def known_version(self, within: float) -> int | None:
+        """
+        Return the version that a thread saw in the last `within` seconds; None: nobody did.
+
+        It takes no lock and touches no file, so an event loop may call it, and
+        a hundred waiters cost one look.
+        """
+        looked, version = self._looked
+        fresh = looked > self._last and time.monotonic() - looked < within
+        return version if fresh else None
+
+    def look(self) -> int:
+        """Look at the file, and return a version that differs from that before any commit."""
+        with self._looking:
+            now = time.monotonic()  # before the look: a commit just behind it makes it old
+            fresh = self._watch is None
+            if self._watch is None:
+                self._watch = self._connect()
+            (number,) = self._watch.execute("PRAGMA data_version").fetchone()
+            if fresh:
+                # Each connection counts from anew. Behind a fork nobody knows whether
+                # there were commits, so the number is one that was never returned.
+                self._base = self._version + 1 - number
+            self._version = self._base + number
+            self._looked = now, self._version
+            return self._version
+
+    def announce(self) -> None:
+        """Wake who waits: this process has made a commit."""
+        with self._told:
+            self._last = time.monotonic()
+            self.count += 1
+            self._told.notify_all()
+
+    def wait(self, count: int, seconds: float) -> None:
+        """Wait until this process has made another number of commits than `count`."""
+        with self._told:
+            if self.count == count:  # or the one to wake us came just before
+                self._told.wait(seconds)
+
+    def close(self) -> None:
+        """Close the connection that looks; the next look makes another."""
+        with self._looking:
+            self._looked = (0.0, 0)  # who waits is to hear of a close, and of a fork
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None

@@ -1,0 +1,191 @@
+"""Connections: how the file is opened, where spare connections wait, and how one is thrown away."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sqlite3
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+from jobcore import telemetry
+
+#: Each pragma of a connection, with its reason.
+PRAGMAS = (
+    "PRAGMA foreign_keys = ON",  # deleting a job takes its log and history along
+    "PRAGMA synchronous = FULL",  # a state that was acknowledged survives a power failure
+    # No automatic checkpoints: they run in PASSIVE mode, the one that SQLite before
+    # 3.51.3 can lose commits in (the WAL-reset bug). See `checkpointer`.
+    "PRAGMA wal_autocheckpoint = 0",
+    "PRAGMA mmap_size = 0",  # reported to make that bug's damage worse
+    "PRAGMA journal_size_limit = 16777216",  # one huge transaction does not keep its room for ever
+    "PRAGMA temp_store = MEMORY",  # no files outside the database's directory
+    "PRAGMA trusted_schema = OFF",  # the schema of a file is data, not a program
+)
+
+#: Connections that are kept for the next reader; more are made when more threads read at once.
+SPARES = 8
+
+
+class SqliteConnection(sqlite3.Connection):
+    """A connection that can be referred to weakly, so that a fork can find it."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed: an exception that somebody keeps may refer to one that was."""
+        try:
+            return self.total_changes >= 0  # which touches no file
+        except sqlite3.ProgrammingError:
+            return False
+
+    def close(self) -> None:
+        """Close it, and take back the transaction that it is in."""
+        if self.is_open and self.in_transaction:
+            self._end_statements()
+            self.rollback()
+        super().close()
+
+    def abandon(self) -> None:
+        """Close it in the middle of whatever it is."""
+        if self.is_open:
+            self._end_statements()
+            self.close()
+
+    def _end_statements(self) -> None:
+        """
+        End what cursors are in the middle of that somebody keeps, such as a traceback.
+
+        One statement would keep the connection alive for SQLite (`sqlite3_close_v2`),
+        with its locks; and if it were used again, it would see what was there then.
+        """
+        for one in gc.get_referrers(self):
+            if isinstance(one, sqlite3.Cursor):
+                one.close()
+
+
+class Spares(Pool):
+    """
+    Connections that nobody uses now.
+
+    SQLAlchemy's own pools wait for each other in a `Condition`, whose `with` a Ctrl-C
+    leaves locked: every other thread would then wait for ever. A deque needs no lock.
+    """
+
+    #: Where SQLAlchemy's pools log each use of a connection, which nobody gets unasked. By
+    #: the name of this class a host that logs from DEBUG up would have that of each look.
+    _sqla_logger_namespace = "sqlalchemy.pool"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._spare: deque[ConnectionPoolEntry] = deque()
+        self._disposed = False
+
+    def status(self) -> str:
+        """Return how many there are."""
+        return f"{len(self._spare)} spare connections"
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return self._create_connection()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._disposed or len(self._spare) >= SPARES:
+            record.close()
+        else:
+            self._spare.append(record)
+
+    def dispose(self) -> None:
+        """Close them, and from now on what is given back."""
+        self._disposed = True
+        while self._spare:
+            try:
+                self._spare.pop().close()
+            except IndexError:
+                return  # another thread took it
+
+    def recreate(self) -> Spares:
+        """Return an empty pool of the same kind, as SQLAlchemy asks for behind `dispose`."""
+        return type(self)(
+            self._creator,
+            recycle=self._recycle,
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            pre_ping=self._pre_ping,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+
+def uri_of(path: str, mode: str) -> str:
+    """Return the URI under which SQLite opens the file, for `rw`, or for reading with `ro`."""
+    # `?` and `#` would end the path, `%` escapes. The empty authority is for a
+    # path that begins with two slashes.
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return f"file://{quoted}?mode={mode}"
+
+
+def connect(
+    path: str, busy_timeout: float, opened: weakref.WeakSet[SqliteConnection]
+) -> SqliteConnection:
+    """
+    Return a new connection to a file that is there.
+
+    Args:
+        path: Absolute, without links.
+        busy_timeout: Seconds that a statement waits for another process's lock.
+        opened: Where it is noted, so that a fork finds it whoever has it.
+    """
+    connection = sqlite3.connect(
+        uri_of(path, "rw"),  # never `rwc`: a file that was removed is not made again
+        uri=True,
+        timeout=busy_timeout,
+        isolation_level=None,  # we say BEGIN ourselves
+        check_same_thread=False,  # the pool lends it to one thread at a time
+        factory=SqliteConnection,
+        cached_statements=256,
+    )
+    opened.add(connection)
+    try:
+        for pragma in PRAGMAS:
+            connection.execute(pragma)
+    except BaseException:
+        connection.close()  # it refers to itself: it would be open until the collector comes
+        raise
+    return connection
+
+
+def driver_of(connection: Connection) -> Any:
+    """Return the driver's connection that SQLAlchemy's one has."""
+    return connection.connection.driver_connection
+
+
+def throw_away(connection: Connection) -> None:
+    """Close a connection of which nothing is certain any more; SQLite rolls back what it was in."""
+    driver: Any = None
+    if not (connection.closed or connection.invalidated):
+        driver = driver_of(connection)
+    try:
+        if not connection.closed:
+            connection.invalidate()
+            connection.close()
+    except Exception as error:  # noqa: BLE001 - what it believes of itself may be anything
+        telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
+    finally:
+        if driver is not None:
+            driver.abandon()
+
+
+def keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:
+    """Add one more reference than anybody gives back: not even a finaliser may close them here."""
+    import ctypes  # noqa: PLC0415 - needed here alone, and slow to load
+
+    for connection in connections:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
