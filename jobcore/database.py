@@ -532,6 +532,7 @@ class Database:
             # Commands and their environments are parameters: they belong into no
             # error's text and into no log of statements.
             hide_parameters=True,
+            json_serializer=_write_json,
             json_deserializer=_read_json,
         )
 
@@ -664,9 +665,20 @@ class Database:
         return False
 
 
-def _read_json(text: str) -> Any:
+def _write_json(value: Any) -> str | bytes:
+    """
+    Return what is stored of a JSON value.
+
+    Of a number alone the bytes: a column of the type JSON has SQLite's numeric affinity,
+    which would make 1 of the text `1.0`, and a float of one beyond 64 bits.
+    """
+    text = json.dumps(value)
+    return text.encode("ascii") if isinstance(value, int | float) else text
+
+
+def _read_json(stored: str | bytes) -> Any:
     """Return the value of a stored JSON text: what is none was never written."""
     try:
-        return json.loads(text)
+        return json.loads(stored)
     except (ValueError, RecursionError) as error:  # TypeError: a number, which is JSON, too
         raise DatabaseCorrupt(f"a JSON value in the file is none: {error}") from error

@@ -130,6 +130,19 @@ def test_data_that_is_no_small_json_is_refused(jobs, data):
     assert jobs.list_jobs() == []
 
 
+@pytest.mark.parametrize(
+    "data",
+    [0, 1, 1.0, -0.0, 0.1, 1e300, 2**53 + 1, 2**63, -(2**70), True, False, "1.0", " 1", [1.0], ""],
+)
+def test_data_comes_back_as_it_was_given(jobs, database, data):
+    """Also a number alone, of which SQLite would make one of its own kinds."""
+    made = jobs.create_job("TASK", data=data)
+    with JobManager(database) as other:
+        found = other.get_job(made.id)
+
+    assert [repr(made.data), repr(found.data)] == [repr(data)] * 2
+
+
 def test_deep_data_is_refused(jobs):
     """Data nested beyond all reason is refused, not a crash."""
     data = []
