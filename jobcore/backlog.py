@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Row
@@ -21,6 +21,8 @@ from jobcore.database import Database
 #: Jobs read beyond those needed now. With more, managers that share a file
 #: would prepare too many that another one has claimed by then.
 AHEAD = 16
+#: Numbers in one statement; builds of SQLite allow 32,766 values there, or more.
+OWN_AT_ONCE = 1000
 
 
 class Backlog:
@@ -31,7 +33,7 @@ class Backlog:
         database: Where they are.
         clock: Tells which are due.
         types: Of these types only.
-        only_own: Only those that `adopt` was called for.
+        only_own: Only those that `make_own` was called for.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Backlog:
         self._hand: deque[Row[Any]] = deque()
         self._postponed: dict[int, float] = {}  # until when, by the monotonic clock
 
-    def adopt(self, number: int) -> None:
+    def make_own(self, number: int) -> None:
         """Make this job one's own. Any thread may call this."""
         if self._own is not None:
             self._own.add(number)
@@ -55,11 +57,14 @@ class Backlog:
 
     def next_due(self) -> int | None:
         """Return when the next of those that may not start yet may. Any thread may call this."""
-        own = None if self._own is None else set(self._own)
         with self._database.read() as connection:
-            return store.next_not_before(
-                connection, types=self._types, now=self._clock.now(), numbers=own
-            )
+            moments = [
+                store.next_not_before(
+                    connection, types=self._types, now=self._clock.now(), numbers=numbers
+                )
+                for numbers in self._own_numbers()
+            ]
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def look(self, wanted: int) -> int:
         """Have `wanted` jobs in hand if there are so many; return how many there are."""
@@ -87,14 +92,29 @@ class Backlog:
         self._hand.clear()
 
     def _read(self, limit: int) -> list[Row[Any]]:
-        own = None if self._own is None else set(self._own)
+        rows: list[Row[Any]] = []
         with self._database.read() as connection:
-            return list(
-                store.queued_jobs(
+            for numbers in self._own_numbers():
+                rows += store.queued_jobs(
                     connection,
                     types=self._types,
                     now=self._clock.now(),
-                    limit=limit,
-                    numbers=own,
+                    limit=limit - len(rows),
+                    numbers=numbers,
                 )
-            )
+                if len(rows) >= limit:
+                    break
+                if numbers is not None and self._own is not None:
+                    # What has left the queue does not come back, and need not be asked for again.
+                    queued = store.queued_numbers(connection, numbers)
+                    self._own.difference_update(set(numbers) - queued)
+        return rows
+
+    def _own_numbers(self) -> Iterator[Sequence[int] | None]:
+        """Yield those that are one's own, some at a time, oldest first; or None once, for any."""
+        if self._own is None:
+            yield None
+            return
+        own = sorted(set(self._own))
+        for start in range(0, len(own), OWN_AT_ONCE):
+            yield own[start : start + OWN_AT_ONCE]

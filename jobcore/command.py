@@ -66,14 +66,14 @@ class Command:
         for name in ("inherit_env", "separate_streams", "shell"):
             if not isinstance(getattr(self, name), bool):
                 raise CommandError(f"{name} is True or False, not {getattr(self, name)!r}")
-        settle = object.__setattr__  # the way of a frozen dataclass to fill itself
-        settle(self, "argv", _checked_argv(self.argv, shell=self.shell))
-        settle(self, "cwd", _checked_cwd(self.cwd))
-        settle(self, "env", _checked_env(self.env))
-        settle(self, "stdin", _checked_stdin(self.stdin))
-        settle(self, "timeout", checked_timeout(self.timeout))
-        settle(self, "grace", checked_grace(self.grace))
-        settle(self, "redact", _checked_redact(self.redact))
+        put = object.__setattr__  # the way of a frozen dataclass to fill itself
+        put(self, "argv", _checked_argv(self.argv, shell=self.shell))
+        put(self, "cwd", _checked_cwd(self.cwd))
+        put(self, "env", _checked_env(self.env))
+        put(self, "stdin", _checked_stdin(self.stdin))
+        put(self, "timeout", checked_timeout(self.timeout))
+        put(self, "grace", checked_grace(self.grace))
+        put(self, "redact", _checked_redact(self.redact))
         if self.output_limit is not None and not _is_whole(self.output_limit, 0, 2**63 - 1):
             raise CommandError(f"output_limit must be a number of bytes, not {self.output_limit!r}")
         if not _is_whole(self.umask, 0, 0o777):

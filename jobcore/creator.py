@@ -10,13 +10,12 @@ from typing import Any, Union
 from uuid import UUID
 
 from sqlalchemy import Connection, Row
-from sqlalchemy.exc import IntegrityError
 
 from jobcore import fields, store
 from jobcore.clock import Clock, from_datetime
 from jobcore.command import Command
 from jobcore.database import Database
-from jobcore.errors import CommandError, PipelineAlreadyRunning, PipelineNotFound
+from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.lookup import Id, parse_id, require_pipeline, require_workspace
 from jobcore.supervision import failpoints
 
@@ -65,15 +64,7 @@ class Creator:
         now = self._clock.now()
         with self._database.write() as connection:
             place = _place(connection, workspace_id, pipeline_id, now)
-            try:
-                rows = [store.insert_job(connection, now=now, **place, **job) for job in jobs]
-            except IntegrityError as error:
-                # The index has spoken; the row only says who is in the way.
-                pipeline = place["pipeline_id"]
-                blocker = None if pipeline is None else store.active_job_of(connection, pipeline)
-                if blocker is None:
-                    raise
-                raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
+            rows = [store.insert_job(connection, now=now, **place, **job) for job in jobs]
         failpoints.reach(failpoints.CREATED, self._database)
         return rows
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row
-from sqlalchemy.exc import IntegrityError
 
 from jobcore import deletion, settlement, store
 from jobcore.clock import Clock, from_datetime, to_datetime
@@ -77,6 +76,10 @@ class Curator:
 
     def default_workspace(self) -> Row[Any]:
         """Return the default workspace, made on first use."""
+        with self._database.read() as connection:
+            found = store.find_default_workspace(connection)
+            if found is not None:
+                return require_workspace(connection, found)
         now = self._clock.now()
         with self._database.write() as connection:
             return require_workspace(connection, store.default_workspace(connection, now))
@@ -97,10 +100,9 @@ class Curator:
             checked["properties"] = _checked_object(changes["properties"])
         with self._database.write() as connection:
             row = require_workspace(connection, workspace_id)
-            changed = store.update_row(
+            return store.update_row(
                 connection, workspaces, row.id, now=self._clock.now(), **checked
             )
-        return row if changed is None else changed
 
     def mark_workspace_deleted(self, workspace_id: Id) -> None:
         """
@@ -164,8 +166,8 @@ class Curator:
             if {"schedule", "time_zone"} & set(changes):
                 values["next_tick"] = _next_tick(fields, now)
             changed = store.update_row(connection, pipelines, row.id, now=now, **values)
-            if changed is None or row.status != "FAILED":
-                return row if changed is None else changed
+            if row.status != "FAILED":
+                return changed
             return self._configure(connection, changed, now)
 
     def mark_pipeline_deleted(self, pipeline_id: Id) -> None:
@@ -183,25 +185,17 @@ class Curator:
 
     def _configure(self, connection: Connection, row: Row[Any], now: int) -> Row[Any]:
         """Have the pipeline configured, if that type can be run; else it is READY as it is."""
-        if settlement.PIPELINE_CONFIG not in self._types:
-            status = "READY"
-        else:
+        status = "READY"
+        if settlement.PIPELINE_CONFIG in self._types:
             status = "PROVISIONING"
-            try:
-                store.insert_job(
-                    connection,
-                    now=now,
-                    workspace_id=row.workspace_id,
-                    pipeline_id=row.id,
-                    type=settlement.PIPELINE_CONFIG,
-                )
-            except IntegrityError as error:
-                blocker = store.active_job_of(connection, row.id)
-                if blocker is None:
-                    raise
-                raise PipelineAlreadyRunning(row.id, blocker.id) from error
-        changed = store.update_row(connection, pipelines, row.id, now=now, status=status)
-        return row if changed is None else changed
+            store.insert_job(
+                connection,
+                now=now,
+                workspace_id=row.workspace_id,
+                pipeline_id=row.id,
+                type=settlement.PIPELINE_CONFIG,
+            )
+        return store.update_row(connection, pipelines, row.id, now=now, status=status)
 
     @staticmethod
     def _refuse_cycle(
@@ -213,10 +207,10 @@ class Curator:
     ) -> None:
         """Refuse pipelines that would trigger each other for ever."""
         sources = {name.casefold(): {one.casefold() for one in triggered_by or ()}}
-        for other in store.list_pipelines(connection, workspace_id):
+        for other in store.triggered_pipelines(connection, workspace_id):
             if row is None or other.id != row.id:
                 named = sources.setdefault(other.name.casefold(), set())
-                named |= {one.casefold() for one in other.triggered_by or ()}
+                named |= {one.casefold() for one in other.triggered_by}
         seen: set[str] = set()
         todo = list(sources[name.casefold()])
         while todo:

@@ -231,7 +231,8 @@ class Database:
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 30.0) -> None:
         if sqlite3.sqlite_version_info < schema.LEAST_SQLITE:
-            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 is needed")
+            least = ".".join(map(str, schema.LEAST_SQLITE))
+            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: {least} is needed")
         self.path = os.path.realpath(os.fspath(path))
         self.busy_timeout = busy_timeout  # seconds
         try:
@@ -270,8 +271,8 @@ class Database:
         Give a connection in a write transaction; commit at the end, roll back on any error.
 
         Args:
-            durable: Survive a power failure once this returns. False, for log
-                lines alone: they survive a crash of every process.
+            durable: Survive a power failure once this returns. False, for log lines
+                and reports of progress: they survive a crash of every process.
             patience: Seconds to wait for the lock, if less than the busy timeout.
 
         Raises:

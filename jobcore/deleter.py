@@ -7,7 +7,7 @@ from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import JobDeleted, JobNotFound
 from jobcore.follower import Follower
-from jobcore.recovery import Recovery
+from jobcore.remover import Remover
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import failpoints
@@ -21,7 +21,7 @@ class Deleter:
         database: Where it is.
         stopper: Ends it.
         follower: Waits for its end.
-        recovery: Removes what is left.
+        remover: Removes what is left.
         clock: Tells when.
     """
 
@@ -30,13 +30,13 @@ class Deleter:
         database: Database,
         stopper: Stopper,
         follower: Follower,
-        recovery: Recovery,
+        remover: Remover,
         clock: Clock,
     ) -> None:
         self._database = database
         self._stopper = stopper
         self._follower = follower
-        self._recovery = recovery
+        self._remover = remover
         self._clock = clock
 
     def delete(self, run: Run) -> None:
@@ -57,13 +57,13 @@ class Deleter:
             self._follower.wait(marked)
         except JobDeleted:
             return  # another manager's sweep has finished it
-        self._recovery.finish_deletion(marked.number)
+        self._remover.remove_jobs(marked.number)
 
     def delete_marked(self) -> None:
         """Remove all that belongs to workspaces and pipelines that are marked, then these."""
         failpoints.reach(failpoints.MARKED_DELETED, self._database)
         with self._database.read() as connection:
-            found = [store.run_of(row) for row in store.jobs_of_deleted(connection)]
+            found = store.jobs_of_deleted(connection)
         active = [run for run in found if not run.final]
         for run in active:
             self._stopper.deliver(run)  # to all before any is waited for: their graces pass at once
@@ -72,5 +72,5 @@ class Deleter:
                 self._follower.wait(run)
             except JobDeleted:
                 continue  # another manager's sweep has finished it
-        self._recovery.finish_deletion(*(run.number for run in found))
-        self._recovery.remove_marked()
+        self._remover.remove_jobs(*(run.number for run in found))
+        self._remover.remove_owners()

@@ -53,14 +53,13 @@ class Dispatcher:
     """
     Runs queued jobs in its own thread, in the order of their creation.
 
-    Other threads may call `start`, `wake`, `adopt_as_own`, `owns`, `running`,
-    `is_idle`, `require_supervisors`, `stop_claiming`,
-    `wait_until_settled` and `close`; everything else belongs to the thread.
+    Other threads may call what stands under "for other threads"; everything else
+    belongs to the thread.
 
     Args:
         executors: By job type; jobs of other types are not touched.
         slots: Jobs at once.
-        only_own: Claim only jobs that `adopt_as_own` was called for.
+        only_own: Claim only jobs that `make_own` was called for.
         reconcile: Resolves a job whose supervisor is gone.
         chores: What is to be done once a second.
     """
@@ -116,9 +115,9 @@ class Dispatcher:
         self._moved = True
         self.wake()
 
-    def adopt_as_own(self, number: int) -> None:
+    def make_own(self, number: int) -> None:
         """Let a manager that claims only its own jobs claim this one."""
-        self._backlog.adopt(number)
+        self._backlog.make_own(number)
 
     def running(self) -> list[Run]:
         """Return the jobs that this manager has claimed and not settled."""

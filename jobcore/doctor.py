@@ -91,7 +91,8 @@ class _Examination:
     def _sqlite(self) -> Iterator[Finding]:
         version = sqlite3.sqlite_version_info
         if version < schema.LEAST_SQLITE:
-            yield _wrong("SQLite", f"{sqlite3.sqlite_version} is too old: 3.37 is needed")
+            least = ".".join(map(str, schema.LEAST_SQLITE))
+            yield _wrong("SQLite", f"{sqlite3.sqlite_version} is too old: {least} is needed")
         elif has_wal_reset_bug(version):
             yield _note(
                 "SQLite",

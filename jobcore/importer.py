@@ -244,15 +244,15 @@ class Importer:
             The run as it is then; None when it has been removed.
         """
         run = harvest.run
-        gathered = run.loose_bytes + sum(len(one.data) for one in harvest.slices)
-        full = gathered >= logs.SEGMENT_BYTES
+        loose = logs.loose_behind(run.loose, harvest.slices, harvest.next_sequence)
+        full = loose[0] != run.loose_sequence
         if harvest.slices or harvest.offset != run.spool_offset:
             if not runs.advance_if_at(
                 connection,
                 run,
                 offset=harvest.offset,
                 next_sequence=harvest.next_sequence,
-                loose=(harvest.next_sequence, 0) if full else (run.loose_sequence, gathered),
+                loose=loose,
                 report=harvest.report,
             ):
                 # Another process was faster: all this is imported already.

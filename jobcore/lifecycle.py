@@ -52,6 +52,8 @@ class Status(_Word):
 FINAL = frozenset({Status.COMPLETE, Status.ERROR, Status.STOPPED})
 #: The statuses in which a job holds its pipeline.
 ACTIVE = frozenset({Status.QUEUED, Status.RUNNING})
+#: The statuses after which somebody may ask for another attempt.
+RETRIABLE = (Status.ERROR, Status.STOPPED)
 #: "Running or completed", as Matatika's Jobs API lists them: all that are past the queue.
 STARTED = frozenset({Status.RUNNING}) | FINAL
 

@@ -63,6 +63,20 @@ def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) 
     )
 
 
+def loose_behind(
+    before: tuple[int, int], slices: Sequence[Slice], next_sequence: int
+) -> tuple[int, int]:
+    """
+    Return what is to be merged some day, behind slices that are going to be stored.
+
+    Args:
+        before: First sequence, and raw bytes, of what was to be merged before.
+        next_sequence: The number of the next line; from there on, where these fill a segment.
+    """
+    gathered = before[1] + sum(len(one.data) for one in slices)
+    return (next_sequence, 0) if gathered >= SEGMENT_BYTES else (before[0], gathered)
+
+
 def merge(connection: Connection, number: int, sequence: int) -> None:
     """Make as few segments as possible out of those from `sequence` on; damaged ones stay."""
     these = (log_segment.c.job == number) & (log_segment.c.first_sequence >= sequence)

@@ -15,7 +15,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, results, store, values, wire
+from jobcore import doctor, lifecycle, results, store, values, wire
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -75,6 +75,7 @@ from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transit
 from jobcore.notifier import Notifier
 from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
+from jobcore.remover import Remover
 from jobcore.runs import Run
 from jobcore.scheduler import Scheduler
 from jobcore.stopper import Stopper
@@ -120,7 +121,8 @@ class JobManager:
             is refused. Beside it, `<database>.jobs` holds what running jobs have not
             handed over yet.
         slots: Jobs at once under this manager. None: one per CPU; 0:
-            bookkeeping only, nothing is run by it, and it has no thread.
+            bookkeeping only, nothing is run by it, and it has no thread but one for
+            the callbacks of `subscribe`, while there are any.
         executors: By job type. A manager claims only jobs of types it has one for.
         clock: Tells the time; None: the machine's. One that can be moved is a `MovableClock`.
         on_exit: For `close()` and the `with` block. `"detach"`: running jobs
@@ -192,13 +194,14 @@ class JobManager:
         self._curator = Curator(self._database, self._clock, self._executors)
         self._bookkeeper = Bookkeeper(self._database, self._clock)
         self._stopper = Stopper(self._database, directories, self._clock)
-        self._recovery = Recovery(self._database, directories, importer, self._stopper, self._clock)
+        remover = Remover(self._database, directories)
+        self._recovery = Recovery(
+            self._database, directories, importer, self._stopper, remover, self._clock
+        )
         self._follower = Follower(self._database, self._recovery)
         self._awaiter = Awaiter(self._follower)
-        self._deleter = Deleter(
-            self._database, self._stopper, self._follower, self._recovery, self._clock
-        )
-        self._pruner = Pruner(self._database, self._recovery, self._clock)
+        self._deleter = Deleter(self._database, self._stopper, self._follower, remover, self._clock)
+        self._pruner = Pruner(self._database, remover, self._clock)
         self._dispatcher = Dispatcher(
             database=self._database,
             directories=directories,
@@ -385,11 +388,10 @@ class JobManager:
             PipelineAlreadyRunning: Its pipeline has another job by now.
         """
         row = self._reconciled(job_id)
-        if row.status not in (Status.ERROR, Status.STOPPED):
+        if row.status not in lifecycle.RETRIABLE:
             raise InvalidTransition(row.id, row.status, "retry")
-        fields = {name: getattr(row, name) for name in ("type", "name", "data", "command")}
-        fields.update(attempt=row.attempt + 1, retry_of=row.id)
-        return self._create([fields], row.workspace_id, row.pipeline_id)[0]
+        again = store.next_attempt(row)
+        return self._create([again], row.workspace_id, row.pipeline_id)[0]
 
     def _create(
         self, jobs: list[dict[str, Any]], workspace_id: Id | None, pipeline_id: Id | None
@@ -408,7 +410,7 @@ class JobManager:
             )
         if self._only_own:
             for row in rows:
-                self._dispatcher.adopt_as_own(row.number)
+                self._dispatcher.make_own(row.number)
         self._dispatcher.wake()
         return [Job.from_row(row) for row in rows]
 
@@ -462,7 +464,8 @@ class JobManager:
         """
         Append lines to a RUNNING job that has no process; text is split at line ends.
 
-        The lines are durable when this returns.
+        They survive any crash when this returns. A power failure may undo the last few
+        seconds' lines, until `finish_job` makes all of them durable.
 
         Args:
             lines: Text, or bytes as they are; each that ends without a line end is given one.
@@ -763,6 +766,9 @@ class JobManager:
             JobDeleted: It was deleted while you read; at `next()`.
             ValueError: `sequence` or `limit` is negative, or no number; at this call.
         """
+        return self._lines(job_id, sequence, limit)
+
+    def _lines(self, job_id: Id, sequence: int, limit: int | None = None) -> Iterator[LogLine]:
         first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
         run = self._run(job_id)
         return self._follower.lines(run, first, most)
@@ -777,7 +783,7 @@ class JobManager:
         Args:
             n: How many lines, at most.
         """
-        most = checked_sequence(n)
+        most = checked_limit(n)
         run = self._run(job_id)
         return self._follower.lines(run, max(run.next_sequence - most, 0), most)
 
@@ -810,7 +816,7 @@ class JobManager:
 
         Args and errors are those of `logs`.
         """
-        return wire.text(self.logs(job_id, sequence))
+        return wire.text(self._lines(job_id, sequence))
 
     @entrance
     def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
@@ -819,7 +825,7 @@ class JobManager:
 
         Args and errors are those of `logs`.
         """
-        return wire.ndjson(self.logs(job_id, sequence))
+        return wire.ndjson(self._lines(job_id, sequence))
 
     # --- waiting ------------------------------------------------------------------
 
@@ -936,7 +942,11 @@ class JobManager:
             The jobs that this settled.
         """
         settled = self._recovery.sweep(everything=True)
-        return [self._job(run.number) for run in settled if run.deleted_at is None]
+        numbers = [run.number for run in settled]
+        with self._database.read() as connection:
+            rows = [store.get_job(connection, number) for number in numbers]
+        # Some may have been deleted by others in between.
+        return [Job.from_row(row) for row in rows if row is not None and row.deleted_at is None]
 
     @entrance
     def check(self) -> list[Finding]:

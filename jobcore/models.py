@@ -79,11 +79,15 @@ class _Public(BaseModel):
         Raises:
             DatabaseCorrupt: The row holds what was never written.
         """
+        return cls._checked(cls._read(row))
+
+    @classmethod
+    def _read(cls, row: Any) -> dict[str, Any]:
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         for name in cls._moments:
             if fields.get(name) is not None:
                 fields[name] = _stored_moment(fields[name])
-        return cls._checked(fields)
+        return fields
 
     _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified")
 
@@ -254,15 +258,12 @@ class Job(_Public):
         Return the public form of a stored job.
 
         Args:
-            row: A row of the table `job`, all columns.
+            row: A row of the table `job`; of its columns, those of `tables.SHOWN` at least.
 
         Raises:
             DatabaseCorrupt: The row holds what was never written.
         """
-        fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
-        for name in cls._moments:
-            if fields[name] is not None:
-                fields[name] = _stored_moment(fields[name])
+        fields = cls._read(row)
         if fields["progress_at"] is not None:
             said = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
             fields["progress"] = {**said, "at": _stored_moment(said["at"])}

@@ -13,7 +13,7 @@ from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.lifecycle import Status
 from jobcore.lookup import Id, require_pipeline, require_workspace
-from jobcore.recovery import REMOVED_AT_ONCE, Recovery
+from jobcore.remover import REMOVED_AT_ONCE, Remover
 from jobcore.retention import Expired
 from jobcore.turns import Turns
 
@@ -28,13 +28,13 @@ class Pruner:
 
     Args:
         database: Where the jobs are.
-        recovery: Removes what is marked.
+        remover: Removes what is marked.
         clock: Tells when.
     """
 
-    def __init__(self, database: Database, recovery: Recovery, clock: Clock) -> None:
+    def __init__(self, database: Database, remover: Remover, clock: Clock) -> None:
         self._database = database
-        self._recovery = recovery
+        self._remover = remover
         self._clock = clock
 
     def choose(
@@ -88,7 +88,7 @@ class Pruner:
                         connection, expired, some, now=self._clock.now()
                     )
                 count += len(marked)
-                self._recovery.finish_deletion(*marked, turns=turns)
+                self._remover.remove_jobs(*marked, turns=turns)
         if count:
             telemetry.event(logging.INFO, "jobs pruned", count=count)
         return count

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from uuid import UUID
 
-from jobcore import filesystem, holders, leftovers, logs, runs, store, telemetry
+from jobcore import filesystem, holders, leftovers, runs, store, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -20,19 +19,13 @@ from jobcore.errors import DatabaseCorrupt, StoreError
 from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
 from jobcore.overdue import Overdue
+from jobcore.remover import REMOVED_AT_ONCE, Remover
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir
-from jobcore.turns import Turns
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
-
-#: Jobs whose rows are removed in one transaction: others wait for no more than these.
-REMOVED_AT_ONCE = 100
-#: Segments of logs, too: 25 MiB of lines, for which SQLite needs some 50 ms where
-#: they could not be compressed: it reads every page that it frees.
-SEGMENTS_AT_ONCE = 100
 
 
 class Recovery:
@@ -44,6 +37,7 @@ class Recovery:
         directories: The truth.
         importer: Carries the one into the other.
         stopper: Carries wishes the other way.
+        remover: Goes on with begun deletions.
         clock: Tells when.
     """
 
@@ -53,12 +47,14 @@ class Recovery:
         directories: Directories,
         importer: Importer,
         stopper: Stopper,
+        remover: Remover,
         clock: Clock,
     ) -> None:
         self._database = database
         self._directories = directories
         self._importer = importer
         self._stopper = stopper
+        self._remover = remover
         self._clock = clock
         self._boot_id = filesystem.boot_id()
         self._overdue = Overdue()
@@ -234,8 +230,8 @@ class Recovery:
         self._overdue.keep({run.number for run in running})
         # Some a sweep: that of a pipeline with many jobs must not keep new ones from starting.
         begun = [run.number for run in deleted if run.final]
-        self.finish_deletion(*(begun if everything else begun[:REMOVED_AT_ONCE]))
-        self.remove_marked()
+        self._remover.remove_jobs(*(begun if everything else begun[:REMOVED_AT_ONCE]))
+        self._remover.remove_owners()
         self._remove_stale(names)
         return settled
 
@@ -266,39 +262,6 @@ class Recovery:
             signal=number.name,
             pids=reached,
         )
-
-    def finish_deletion(self, *numbers: int, turns: Turns | None = None) -> None:
-        """Remove those of the jobs that are final and marked deleted, with their directories."""
-        turns = turns or Turns()
-        for first in range(0, len(numbers), REMOVED_AT_ONCE):
-            some = numbers[first : first + REMOVED_AT_ONCE]
-            while not self._remove(some, turns):
-                pass
-
-    def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
-        """Remove what one transaction may; True: nothing of these jobs is left to be removed."""
-        with turns.take(), self._database.write() as connection:
-            # Not left to the cascade: a log may be as large as the disk.
-            if logs.remove_of_deleted(connection, numbers, SEGMENTS_AT_ONCE) == SEGMENTS_AT_ONCE:
-                return False
-            found = [runs.find(connection, number) for number in numbers]
-            removed = [
-                run
-                for run in found
-                if run is not None and runs.remove_if_final(connection, run.number)
-            ]
-        failpoints.reach(failpoints.ROWS_REMOVED, self._database)
-        for run in removed:
-            self._directories.remove(run.name)
-        return True
-
-    def remove_marked(self) -> None:
-        """Remove workspaces and pipelines whose deletion was begun and that have no jobs left."""
-        with self._database.read() as connection:
-            if not store.has_marked(connection):
-                return
-        with self._database.write() as connection:
-            store.remove_marked(connection)
 
     def _remove_stale(self, names: list[str]) -> None:
         ids = {UUID(hex=name) for name in names}

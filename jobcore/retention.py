@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, update
 
 from jobcore.lifecycle import FINAL, Status
-from jobcore.tables import job
+from jobcore.tables import SHOWN, job
 
 
 class Expired(NamedTuple):
@@ -80,7 +80,7 @@ def oldest_after(connection: Connection, after: int) -> int | None:
 def find(connection: Connection, expired: Expired, *, after: int, up_to: int) -> Sequence[Row[Any]]:
     """Return the jobs that may go among those with a number above `after`, oldest first."""
     return connection.execute(
-        select(job)
+        select(*SHOWN)
         .where(job.c.number > after, job.c.number <= up_to, expired.guard())
         .order_by(job.c.number)
     ).all()

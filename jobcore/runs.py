@@ -68,6 +68,11 @@ class Run(NamedTuple):
         return self.grace_ms if self.stop_grace_ms is None else self.stop_grace_ms
 
     @property
+    def loose(self) -> tuple[int, int]:
+        """First sequence, and raw bytes, of the segments that are still to be merged."""
+        return self.loose_sequence, self.loose_bytes
+
+    @property
     def final(self) -> bool:
         """Whether nothing will move it any more."""
         return self.end_time is not None
@@ -79,7 +84,8 @@ class Run(NamedTuple):
 
 
 _DERIVED: dict[str, Any] = {"name": job.c.id, "of_pipeline": job.c.pipeline_id.is_not(None)}
-_COLUMNS = tuple(
+#: What a `Run` is read from.
+COLUMNS = tuple(
     _DERIVED[name].label(name) if name in _DERIVED else job.c[name] for name in Run._fields
 )
 
@@ -144,11 +150,11 @@ def record(
 
 # --- reading --------------------------------------------------------------------
 
-_FIND = Statement(select(*_COLUMNS).where(_THIS))
+_FIND = Statement(select(*COLUMNS).where(_THIS))
 _SUPERVISED = Statement(
-    select(*_COLUMNS).where(job.c.status == str(Status.RUNNING), job.c.token.is_not(None))
+    select(*COLUMNS).where(job.c.status == str(Status.RUNNING), job.c.token.is_not(None))
 )
-_DELETED = Statement(select(*_COLUMNS).where(job.c.deleted_at.is_not(None)))
+_DELETED = Statement(select(*COLUMNS).where(job.c.deleted_at.is_not(None)))
 
 
 def find(connection: Connection, number: int) -> Run | None:
@@ -180,7 +186,7 @@ _START = Statement(
         boot_id=bindparam("this_boot"),
         grace_ms=bindparam("own_grace_ms"),
     )
-    .returning(*_COLUMNS)
+    .returning(*COLUMNS)
 )
 
 
@@ -228,7 +234,7 @@ _CANCEL = Statement(
         reason=str(Reason.CANCELLED),
         end_time=func.max(job.c.created, bindparam("now")),
     )
-    .returning(*_COLUMNS)
+    .returning(*COLUMNS)
 )
 
 
@@ -267,7 +273,7 @@ _ASK_STOP = Statement(
             ),
         ),
     )
-    .returning(*_COLUMNS)
+    .returning(*COLUMNS)
 )
 
 
@@ -380,16 +386,27 @@ _OWN = (_THIS, job.c.token.is_(None), job.c.status == str(Status.RUNNING))
 _COUNT = Statement(
     update(job)
     .where(*_OWN, job.c.next_sequence == bindparam("old_sequence"))
-    .values(next_sequence=bindparam("new_sequence"))
+    .values(
+        next_sequence=bindparam("new_sequence"),
+        loose_sequence=bindparam("new_loose_sequence"),
+        loose_bytes=bindparam("new_loose_bytes"),
+    )
 )
 _REPORT = Statement(update(job).where(*_OWN).values(**_REPORTED))
 
 
-def count_lines_if_own(connection: Connection, run: Run, next_sequence: int) -> bool:
+def count_lines_if_own(
+    connection: Connection, run: Run, *, next_sequence: int, loose: tuple[int, int]
+) -> bool:
     """Count lines that the host itself appends to a RUNNING job without a process."""
     return (
         _COUNT.count(
-            connection, of=run.number, old_sequence=run.next_sequence, new_sequence=next_sequence
+            connection,
+            of=run.number,
+            old_sequence=run.next_sequence,
+            new_sequence=next_sequence,
+            new_loose_sequence=loose[0],
+            new_loose_bytes=loose[1],
         )
         == 1
     )
@@ -420,7 +437,7 @@ _SETTLE = Statement(
         end_time=func.max(job.c.start_time, bindparam("ended")),
         **{name: bindparam(f"new_{name}") for name in _FACTS},
     )
-    .returning(*_COLUMNS)
+    .returning(*COLUMNS)
 )
 
 

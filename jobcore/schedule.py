@@ -84,10 +84,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check both, so that a mistake is met where it was made."""
-        settle = object.__setattr__  # the way of a frozen dataclass to fill itself
-        settle(self, "_fields", _as_cronsim_has_it(self.expression))
-        settle(self, "_zone", _zone(self.time_zone))
-        settle(self, "_fixed", _checked(self.expression, self._fields))
+        put = object.__setattr__  # the way of a frozen dataclass to fill itself
+        put(self, "_fields", _as_cronsim_has_it(self.expression))
+        put(self, "_zone", _zone(self.time_zone))
+        put(self, "_fixed", _checked(self.expression, self._fields))
 
     def next_after(self, moment: datetime) -> datetime:
         """

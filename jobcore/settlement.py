@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from jobcore import lifecycle, logs, runs, store, telemetry
+from jobcore.errors import PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, Status
 from jobcore.runs import Run
 
@@ -46,7 +47,7 @@ def settle_own(connection: Connection, run: Run, ending: Ending, *, now: int) ->
     """Settle a job without a process, whose log its host has written."""
     final = settle(connection, run, offset=0, ending=ending, now=now)
     if final is not None:
-        logs.merge(connection, run.number, 0)
+        logs.merge(connection, run.number, run.loose_sequence)
     return final
 
 
@@ -83,20 +84,16 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
 
 def _retry(connection: Connection, row: Row[Any], now: int) -> None:
     """Queue the next attempt. It holds the pipeline while it waits for its back-off."""
-    made = store.insert_job_if_free(
-        connection,
-        now=now,
-        workspace_id=row.workspace_id,
-        pipeline_id=row.pipeline_id,
-        type=row.type,
-        name=row.name,
-        data=row.data,
-        command=row.command,
-        attempt=row.attempt + 1,
-        retry_of=row.id,
-        not_before=now + round(lifecycle.retry_delay(row.attempt) * 1e6),
-    )
-    if made is None:
+    try:
+        store.insert_job(
+            connection,
+            now=now,
+            workspace_id=row.workspace_id,
+            pipeline_id=row.pipeline_id,
+            not_before=now + round(lifecycle.retry_delay(row.attempt) * 1e6),
+            **store.next_attempt(row),
+        )
+    except PipelineAlreadyRunning:
         telemetry.event(logging.WARNING, "retry not created", job=str(row.id))
 
 
@@ -110,21 +107,21 @@ def run_now(
         why: What wanted it: `schedule` or `triggered`.
         due: When it was wanted, else now.
     """
-    made = store.insert_job_if_free(
-        connection,
-        now=now,
-        workspace_id=pipeline.workspace_id,
-        pipeline_id=pipeline.id,
-        type=PIPELINE_RUN,
-    )
-    if made is None:
-        blocker = store.active_job_of(connection, pipeline.id)
+    try:
+        return store.insert_job(
+            connection,
+            now=now,
+            workspace_id=pipeline.workspace_id,
+            pipeline_id=pipeline.id,
+            type=PIPELINE_RUN,
+        )
+    except PipelineAlreadyRunning as conflict:
         store.record_skip(
             connection,
             pipeline.id,
             due=now if due is None else due,
             now=now,
             why=why,
-            job_id=None if blocker is None else blocker.id,
+            job_id=conflict.job_id,
         )
-    return made
+        return None

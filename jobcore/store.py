@@ -18,20 +18,25 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    false,
     func,
     insert,
     or_,
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from jobcore import lifecycle, runs
-from jobcore.errors import DatabaseCorrupt
+from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
-from jobcore.tables import job, pipeline, skip, transition, workspace
+from jobcore.statement import Statement
+from jobcore.tables import SHOWN, job, pipeline, skip, transition, workspace
 
 #: What a pipeline's status can be; it speaks of changes to it, not of runs.
 READY = "READY"
+
+_ACTIVE = job.c.status.in_([str(status) for status in Status if status in lifecycle.ACTIVE])
 
 
 # --- workspaces and pipelines -------------------------------------------------
@@ -62,12 +67,24 @@ def find_workspace(connection: Connection, workspace_id: UUID) -> Row[Any] | Non
     ).one_or_none()
 
 
+_DEFAULT = Statement(select(workspace.c.id).where(workspace.c.is_default))
+
+
+def find_default_workspace(connection: Connection) -> UUID | None:
+    """Return the id of the default workspace, or None where nobody has needed it yet."""
+    rows = _DEFAULT(connection)
+    try:
+        return UUID(hex=rows[0][0]) if rows else None
+    except (ValueError, AttributeError) as error:
+        raise DatabaseCorrupt("an id in the file is none") from error
+
+
 def default_workspace(connection: Connection, now: int) -> UUID:
     """Return the id of the default workspace, made on first use."""
-    found = connection.execute(select(workspace.c.id).where(workspace.c.is_default)).scalar()
+    found = find_default_workspace(connection)
     if found is None:
         found = insert_workspace(connection, name="default", now=now, default=True).id
-    return UUID(str(found))
+    return found
 
 
 def insert_pipeline(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
@@ -88,14 +105,14 @@ def find_pipeline(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
 
 def update_row(
     connection: Connection, table: Table, row_id: UUID, *, now: int, **changes: Any
-) -> Row[Any] | None:
-    """Change a workspace or a pipeline that is not being deleted; None: there is none."""
+) -> Row[Any]:
+    """Change a workspace or a pipeline, which the same transaction has found."""
     return connection.execute(
         update(table)
         .where(table.c.id == row_id, table.c.deleted_at.is_(None))
         .values(last_modified=func.max(table.c.created, now), **changes)
         .returning(table)
-    ).one_or_none()
+    ).one()
 
 
 def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now: int) -> bool:
@@ -135,19 +152,19 @@ _OF_DELETED = or_(
 )
 
 
-def jobs_of_deleted(connection: Connection) -> Sequence[Row[Any]]:
+_JOBS_OF_DELETED = Statement(select(*runs.COLUMNS).where(_OF_DELETED))
+
+
+def jobs_of_deleted(connection: Connection) -> list[runs.Run]:
     """Return the jobs of workspaces and pipelines whose deletion was begun."""
-    return connection.execute(select(job).where(_OF_DELETED)).all()
+    return [runs.Run._make(row) for row in _JOBS_OF_DELETED(connection)]
 
 
 def active_of_deleted(connection: Connection) -> Sequence[int]:
     """Return the QUEUED and RUNNING ones among them whose own deletion was not begun yet."""
-    active = [str(status) for status in Status if status in lifecycle.ACTIVE]
     return (
         connection.execute(
-            select(job.c.number).where(
-                _OF_DELETED, job.c.status.in_(active), job.c.deleted_at.is_(None)
-            )
+            select(job.c.number).where(_OF_DELETED, _ACTIVE, job.c.deleted_at.is_(None))
         )
         .scalars()
         .all()
@@ -178,6 +195,19 @@ def list_pipelines(connection: Connection, workspace_id: UUID | None) -> Sequenc
     return connection.execute(statement.order_by(pipeline.c.created, pipeline.c.id)).all()
 
 
+def triggered_pipelines(connection: Connection, workspace_id: UUID) -> Sequence[Any]:
+    """Return id, name and what triggers them of those pipelines of a workspace that others do."""
+    return connection.execute(
+        select(pipeline.c.id, pipeline.c.name, pipeline.c.triggered_by)
+        .where(
+            pipeline.c.workspace_id == workspace_id,
+            pipeline.c.triggered_by.is_not(None),
+            pipeline.c.deleted_at.is_(None),
+        )
+        .order_by(pipeline.c.created, pipeline.c.id)
+    ).all()
+
+
 def set_pipeline_status(
     connection: Connection, pipeline_id: UUID, status: str, *, now: int
 ) -> None:
@@ -188,11 +218,12 @@ def set_pipeline_status(
 def pipelines_triggered_by(connection: Connection, source: Row[Any]) -> list[Row[Any]]:
     """Return the pipelines of the same workspace that run after `source`, by its name."""
     name = source.name.casefold()
-    return [
-        row
-        for row in list_pipelines(connection, source.workspace_id)
-        if any(str(one).casefold() == name for one in row.triggered_by or ())
+    found = [
+        find_pipeline(connection, row.id)
+        for row in triggered_pipelines(connection, source.workspace_id)
+        if any(str(one).casefold() == name for one in row.triggered_by)
     ]
+    return [row for row in found if row is not None]
 
 
 def due_pipelines(connection: Connection, now: int) -> Sequence[Row[Any]]:
@@ -264,42 +295,34 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
     Make a QUEUED job.
 
     Raises:
-        IntegrityError: Its pipeline has a QUEUED or RUNNING job.
+        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was made,
+            and the transaction can go on.
     """
-    row = connection.execute(
-        _INSERT_JOB,
-        {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields},
-    ).one()
-    _record_creation(connection, row.number, now)
-    return row
-
-
-def _record_creation(connection: Connection, number: int, now: int) -> None:
+    values = {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
+    try:
+        row = connection.execute(_INSERT_JOB, values).one()
+    except IntegrityError as error:
+        # The index has spoken; the row only says who is in the way.
+        pipeline_id = values["pipeline_id"]
+        blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
+        if blocker is None:
+            raise
+        raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
     runs.record(
         connection,
-        number,
+        row.number,
         now=now,
         trigger=Trigger.CREATE,
         source=None,
         target=lifecycle.INITIAL,
     )
-
-
-def insert_job_if_free(connection: Connection, *, now: int, **fields: Any) -> Row[Any] | None:
-    """Make a QUEUED job of a pipeline, or return None where that has an active one."""
-    from sqlalchemy.dialects.sqlite import insert as sqlite_insert  # noqa: PLC0415 - loaded with the first connection, not at import
-
-    row = connection.execute(
-        sqlite_insert(job)
-        .values(
-            {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
-        )
-        .on_conflict_do_nothing()
-        .returning(job)
-    ).one_or_none()
-    if row is not None:
-        _record_creation(connection, row.number, now)
     return row
+
+
+def next_attempt(row: Row[Any]) -> dict[str, Any]:
+    """Return the columns of a job that does once more what the one of `row` did."""
+    again = {name: getattr(row, name) for name in ("type", "name", "data", "command")}
+    return {**again, "attempt": row.attempt + 1, "retry_of": row.id}
 
 
 #: The columns without a value at creation: one statement for all, compiled once.
@@ -348,9 +371,8 @@ def run_of(row: Row[Any]) -> runs.Run:
 
 def active_job_of(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
     """Return the QUEUED or RUNNING job of the pipeline, being deleted or not, or None."""
-    active = [str(status) for status in Status if status in lifecycle.ACTIVE]
     return connection.execute(
-        select(job).where(job.c.pipeline_id == pipeline_id, job.c.status.in_(active))
+        select(job).where(job.c.pipeline_id == pipeline_id, _ACTIVE)
     ).one_or_none()
 
 
@@ -368,7 +390,10 @@ def _filtered(
     if pipeline_id is not None:
         statement = statement.where(job.c.pipeline_id == pipeline_id)
     if statuses is not None:
-        statement = statement.where(job.c.status.in_(sorted(str(one) for one in statuses)))
+        words = sorted(str(one) for one in statuses)
+        # One word alone with `=`, by which SQLite finds the partial index of that status.
+        one = job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
+        statement = statement.where(one)
     if types is not None:
         statement = statement.where(job.c.type.in_(sorted(types)))
     return statement
@@ -378,7 +403,7 @@ def list_jobs(
     connection: Connection, *, limit: int, before: int | None, **filters: Any
 ) -> Sequence[Row[Any]]:
     """Return a page of jobs, newest first, older than the number `before`."""
-    statement = _filtered(select(job), **filters).order_by(job.c.number.desc()).limit(limit)
+    statement = _filtered(select(*SHOWN), **filters).order_by(job.c.number.desc()).limit(limit)
     if before is not None:
         statement = statement.where(job.c.number < before)
     return connection.execute(statement).all()
@@ -404,7 +429,8 @@ def _queue_of(types: tuple[str, ...]) -> Select[Any]:
             job.c.deleted_at.is_(None),
             or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
             # Not IN: SQLAlchemy writes that statement anew at each execution.
-            or_(*(job.c.type == one for one in types)),
+            # And `false`, for a manager that can run nothing: no condition would be any type.
+            or_(false(), *(job.c.type == one for one in types)),
         )
         .order_by(job.c.number)
         .limit(bindparam("limit"))
@@ -424,6 +450,17 @@ def queued_jobs(
     if numbers is not None:
         statement = statement.where(job.c.number.in_(sorted(numbers)))
     return connection.execute(statement, {"now": now, "limit": limit}).all()
+
+
+def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:
+    """Return those of `numbers` whose job is QUEUED."""
+    return set(
+        connection.execute(
+            select(job.c.number).where(
+                job.c.status == str(Status.QUEUED), job.c.number.in_(sorted(numbers))
+            )
+        ).scalars()
+    )
 
 
 def next_not_before(
@@ -448,12 +485,7 @@ def next_not_before(
 
 def active_ids(connection: Connection, ids: Collection[UUID]) -> set[UUID]:
     """Return those of `ids` whose job is QUEUED or RUNNING: their directories are in use."""
-    active = [str(status) for status in Status if status in lifecycle.ACTIVE]
-    return set(
-        connection.execute(
-            select(job.c.id).where(job.c.id.in_(ids), job.c.status.in_(active))
-        ).scalars()
-    )
+    return set(connection.execute(select(job.c.id).where(job.c.id.in_(ids), _ACTIVE)).scalars())
 
 
 # --- history ------------------------------------------------------------------

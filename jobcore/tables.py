@@ -155,6 +155,8 @@ class JobRow(_Row, table=True):
         Index("queued_jobs", "number", sqlite_where=text("status = 'QUEUED'")),
         Index("running_jobs", "number", sqlite_where=text("status = 'RUNNING'")),
         Index("deleted_jobs", "number", sqlite_where=text("deleted_at IS NOT NULL")),
+        # How many there are of each status, and those of a rare one.
+        Index("jobs_by_status", "status", sqlite_where=text("deleted_at IS NULL")),
         # Pages of one workspace's or pipeline's jobs, newest first.
         Index("jobs_of_workspace", "workspace_id", "number"),
         Index("jobs_of_pipeline", "pipeline_id", "number"),
@@ -283,6 +285,9 @@ log_segment: Table = SegmentRow.__table__
 result: Table = ResultRow.__table__
 transition: Table = TransitionRow.__table__
 METADATA: MetaData = job.metadata
+
+#: What listings read of a job: not its command, which may be a mebibyte and is shown nowhere.
+SHOWN = tuple(column for column in job.c if column is not job.c.command)
 
 #: SQLite's own: the largest number that AUTOINCREMENT has given out, by table.
 sequence = lightweight("sqlite_sequence", column("name"), column("seq"))

@@ -462,7 +462,7 @@ def scripting(path: Path) -> list[UUID]:
         ends: list[Callable[[], None]] = [clock.attend(Alarm()), clock.watch(scripted.step)]
         clock.advance(60)
         clock.advance_to(clock.monotonic() + 1)
-        clock.settle()
+        clock.step()
         due: float | None = clock.next_due()
         runs: frozenset[str] = clock.runs() if due is None else scripted.runs()
         clock.jump(-3600)

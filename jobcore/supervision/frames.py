@@ -23,7 +23,7 @@ SYSTEM = 0  # jobcore's own words about the job
 OUTPUT = 1  # stdout and stderr through one pipe, in the order of the writes
 STDOUT = 2  # the two pipes of `separate_streams`
 STDERR = 3
-PROGRESS = 4  # reserved: what a job reports of its progress
+PROGRESS = 4  # what a job reports of its progress; no line
 
 STREAM_NAMES = ("system", "output", "stdout", "stderr", "progress")
 

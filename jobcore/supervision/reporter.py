@@ -30,11 +30,6 @@ class Reporter:
             if channel.pidfd is not None:
                 watch.add(channel.pidfd, self._lose_host)
 
-    @property
-    def host_dead(self) -> bool:
-        """Whether nobody listens."""
-        return self._channel.dead
-
     def started(self, pid: int) -> None:
         """Tell that the command runs."""
         self._post(notices.STARTED, pid)

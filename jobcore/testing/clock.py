@@ -107,13 +107,13 @@ class ManualClock:
             moment: In seconds, as `monotonic` tells them; one that has passed is now.
         """
         with self._moving:
-            self.settle()
+            self.step()
             while (due := self.next_due()) is not None and due <= moment:
                 self._go_to(due)
             if moment > self._monotonic:
                 self._go_to(moment)
 
-    def settle(self) -> None:
+    def step(self) -> None:
         """Have all that waits act on what has arrived by now; no time goes by."""
         with self._moving:
             for attendant in list(self._attendants.values()):
@@ -152,7 +152,7 @@ class ManualClock:
 
     def _go_to(self, moment: float) -> None:
         self._monotonic = max(moment, self._monotonic)
-        self.settle()
+        self.step()
         self._tell()
 
     def _tell(self) -> None:

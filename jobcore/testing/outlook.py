@@ -43,7 +43,7 @@ class Outlook:
 
         What other threads, managers and processes may do to the jobs is not foreseen.
         """
-        self.clock.settle()
+        self.clock.step()
         waiting = self.clock.runs()
         dispatcher = self._jobs._dispatcher
         moving = {run.token for run in self.running()} - waiting

@@ -37,6 +37,7 @@ def test_writers_are_told_at_once(jobs):
             with pytest.raises(DatabaseBusy):
                 write()
         assert jobs.get_job(job.id) == job
+        assert jobs.get_workspace().id == job.workspace_id
         assert jobs.count_jobs()[Status.QUEUED] == 1
 
     assert jobs.start_job(job.id).status is Status.RUNNING

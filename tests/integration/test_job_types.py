@@ -341,6 +341,36 @@ def test_a_type_of_ones_own_runs_where_it_has_an_executor(manage):
     assert [(one.id, one.data, one.command) for one in executor.asked] == [(job.id, {"a": 1}, None)]
 
 
+def test_a_manager_without_executors_runs_nothing(database):
+    """No executor is for no type, not for any: what is queued is left to others."""
+    with JobManager(database, slots=1, executors={}) as idle:
+        job = idle.submit(EXIT_0)
+        idle.drain(30)
+        before = idle.get_job(job.id)
+        with JobManager(database, slots=1) as other:
+            ended = other.wait(job.id, timeout=30)
+        history = [entry.trigger for entry in idle.history(job.id)]
+
+    assert before.status is Status.QUEUED
+    assert ended.status is Status.COMPLETE
+    assert history == ["create", "start", "finish"]
+
+
+def test_a_manager_of_its_own_jobs_forgets_those_that_are_over(database):
+    """It runs all of them, also more than one look asks for, and asks for none twice."""
+    with JobManager(database, slots=0) as others:
+        left = others.submit(EXIT_0)
+    with JobManager(database, slots=2, only_own=True) as jobs:
+        own = jobs._dispatcher._backlog._own
+        made = [jobs.submit(EXIT_0) for _ in range(40)]
+        jobs.drain(30)
+        ended = {jobs.get_job(job.id).status for job in made}
+
+        assert ended == {Status.COMPLETE}
+        assert own == set()
+        assert jobs.get_job(left.id).status is Status.QUEUED
+
+
 def test_an_executor_that_raises_ends_its_job_with_the_reason(manage):
     """An executor's exception ends its job `spawn_failed`, as its log says."""
 

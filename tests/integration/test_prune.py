@@ -15,7 +15,7 @@ from jobcore import (
     WorkspaceNotFound,
     logs,
     pruner,
-    recovery,
+    remover,
     turns,
 )
 from tests.jobfiles import sql
@@ -197,8 +197,8 @@ def test_a_reader_of_a_pruned_job_is_told(jobs):
 def test_many_go_a_few_at_a_time(jobs, monkeypatch):
     """No transaction has more than its share of jobs or of log segments."""
     monkeypatch.setattr(pruner, "REMOVED_AT_ONCE", 3)
-    monkeypatch.setattr(recovery, "REMOVED_AT_ONCE", 3)
-    monkeypatch.setattr(recovery, "SEGMENTS_AT_ONCE", 2)
+    monkeypatch.setattr(remover, "REMOVED_AT_ONCE", 3)
+    monkeypatch.setattr(remover, "SEGMENTS_AT_ONCE", 2)
     monkeypatch.setattr(pruner, "LOOKED_AT", 5)
     for number in range(16):
         ended(jobs, 0, *([os.urandom(logs.SEGMENT_BYTES)] * (number % 4)))
@@ -243,7 +243,7 @@ def test_the_end_of_a_pruning_is_left_to_the_next_manager(database, clock, monke
 
     def prune_and_die():
         with JobManager(database, slots=0, clock=clock) as jobs:
-            monkeypatch.setattr(jobs._recovery, "finish_deletion", die)
+            monkeypatch.setattr(jobs._pruner._remover, "remove_jobs", die)
             jobs.prune(0)
 
     with JobManager(database, slots=0, clock=clock) as jobs:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from jobcore import InvalidTransition, JobDeleted, JobNotFound, Status, WaitTimeout
+from jobcore import InvalidTransition, JobDeleted, JobNotFound, Status, WaitTimeout, logs
 from jobcore.supervision import frames
 from tests.jobfiles import log_of, sql
 
@@ -65,6 +65,25 @@ def test_finished_log_is_one_segment(jobs, own, database):
     assert texts(jobs.logs(own.id)) == before == [(n, f"line {n}") for n in range(50)]
 
 
+def test_a_long_log_of_small_appends_is_merged_as_it_grows(jobs, own, database):
+    """Its end has little to merge, and a reader before it few segments to look at."""
+    line = "x" * 4000
+    for _ in range(200):
+        jobs.append_log(own.id, line)
+    running, raw = sql(database, "SELECT count(*), sum(raw_bytes) FROM log_segment")[0]
+    loose = sql(database, "SELECT loose_sequence, loose_bytes FROM job")[0]
+    before = texts(jobs.logs(own.id))
+    jobs.finish_job(own.id)
+    (final,) = sql(database, "SELECT count(*) FROM log_segment")[0]
+
+    assert raw > 3 * logs.SEGMENT_BYTES
+    assert loose["loose_sequence"] > 100
+    assert 0 < loose["loose_bytes"] < logs.SEGMENT_BYTES
+    assert running < 70  # of them 64 loose ones at the most
+    assert final < 10
+    assert texts(jobs.logs(own.id)) == before == [(n, line) for n in range(200)]
+
+
 def test_any_slice_is_the_same_lines(jobs, scripted):
     """From any number on, and any number of lines, the log reads the same."""
     chance = random.Random(42)
@@ -108,7 +127,7 @@ def test_long_lines_and_many_lines_of_one_call(jobs, own):
 @pytest.mark.parametrize("sequence", [-1, 1.5, "0", None, True])
 def test_line_number_is_checked(jobs, own, sequence):
     """What is no line number is refused at the call."""
-    for read in (jobs.logs, jobs.follow, jobs.log_text, jobs.log_ndjson, jobs.tail):
+    for read in (jobs.logs, jobs.follow, jobs.log_text, jobs.log_ndjson):
         with pytest.raises(ValueError, match="line number"):
             read(own.id, sequence)
 
@@ -118,6 +137,8 @@ def test_limit_is_checked(jobs, own, limit):
     """What is no number of lines is refused at the call."""
     with pytest.raises(ValueError, match="limit"):
         jobs.logs(own.id, 0, limit)
+    with pytest.raises(ValueError, match="limit"):
+        jobs.tail(own.id, limit)
 
 
 def test_unknown_job_is_told_at_the_call(jobs):

@@ -179,7 +179,7 @@ def test_settling_moves_no_time():
     waits = Waits(clock, at(0), at(1))
     told = []
     clock.watch(lambda: told.append(clock.monotonic()))
-    clock.settle()
+    clock.step()
 
     assert waits.seen == [at(0)]
     assert told == []
