@@ -84,6 +84,13 @@ def test_the_example_of_functions_runs_as_printed(tmp_path):
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
 
 
+def test_the_example_of_schedules_runs_as_printed(tmp_path):
+    """A pipeline runs by the clock, and another one behind it."""
+    section = between("schedule:", "end of schedule")
+
+    assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
 def test_a_backup_is_restored_as_said(tmp_path):
     """A backup that is made while a job runs has all, and that job is lost where it is restored."""
     (source,) = blocks("python", between("backup.py", "end of backup.py"))
@@ -292,15 +299,7 @@ def test_progress_is_reported_as_shown(tmp_path):
     with JobManager(tmp_path / "jobs.db", slots=1) as jobs:
         ended = [jobs.wait(jobs.submit(command).id, PATIENCE) for command in commands]
         said = [(job.progress.done, job.progress.total, job.progress.message) for job in ended]
-        done = subprocess.run(
-            [sys.executable, "-c", host],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT)},
-            check=False,
-        )
+        lines = printed(host, tmp_path).splitlines()
 
     assert [(job.exit_code, job.line_count) for job in ended] == [(0, 0)] * 3
     assert said == [
@@ -308,8 +307,7 @@ def test_progress_is_reported_as_shown(tmp_path):
         (10.0, 10.0, "loading orders"),
         (10.0, 10.0, "all orders are loaded"),
     ]
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert lines == [
         f"{job.progress.done} {job.progress.total} {job.progress.message} "
         f"{job.progress.at.isoformat()}"
         for job in reversed(ended)
