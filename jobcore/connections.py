@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection
-from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy import Connection, Engine
 
 from jobcore import telemetry
 
@@ -68,60 +67,46 @@ class SqliteConnection(sqlite3.Connection):
                 one.close()
 
 
-class Spares(Pool):
+class Spares:
     """
-    Connections that nobody uses now.
+    Connections that nobody uses now, as SQLAlchemy's `Connection` objects.
 
-    SQLAlchemy's own pools wait for each other in a `Condition`, whose `with` a Ctrl-C
-    leaves locked: every other thread would then wait for ever. A deque needs no lock.
+    Not in one of SQLAlchemy's pools. These wait for each other in a `Condition`,
+    whose `with` a Ctrl-C leaves locked; what a signal handler raises while one
+    takes a connection back, it logs and drops; and to lend one and take it back
+    costs more than a short read. A deque needs no lock.
     """
 
-    #: Where SQLAlchemy's pools log each use of a connection, which nobody gets unasked. By
-    #: the name of this class a host that logs from DEBUG up would have that of each look.
-    _sqla_logger_namespace = "sqlalchemy.pool"
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._spare: deque[Connection] = deque()
+        self._closed = False
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._spare: deque[ConnectionPoolEntry] = deque()
-        self._disposed = False
-
-    def status(self) -> str:
-        """Return how many there are."""
-        return f"{len(self._spare)} spare connections"
-
-    def _do_get(self) -> ConnectionPoolEntry:
+    def lend(self) -> Connection:
+        """Return one that is in no transaction; make one where none is left."""
         try:
             return self._spare.pop()
         except IndexError:
-            return self._create_connection()
+            return self._engine.connect()
 
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if self._disposed or len(self._spare) >= SPARES:
-            record.close()
+    def take_back(self, connection: Connection) -> None:
+        """Keep one for the next reader, if it is whole and there are not enough."""
+        is_whole = not (connection.closed or connection.invalidated)
+        if not is_whole or connection.in_transaction() or driver_of(connection).in_transaction:
+            throw_away(connection)
+        elif self._closed or len(self._spare) >= SPARES:
+            connection.close()
         else:
-            self._spare.append(record)
+            self._spare.append(connection)
 
-    def dispose(self) -> None:
-        """Close them, and from now on what is given back."""
-        self._disposed = True
-        while self._spare:
+    def close(self) -> None:
+        """Close them, and from now on what is taken back."""
+        self._closed = True
+        while True:
             try:
                 self._spare.pop().close()
             except IndexError:
-                return  # another thread took it
-
-    def recreate(self) -> Spares:
-        """Return an empty pool of the same kind, as SQLAlchemy asks for behind `dispose`."""
-        return type(self)(
-            self._creator,
-            recycle=self._recycle,
-            echo=self.echo,
-            logging_name=self._orig_logging_name,
-            reset_on_return=self._reset_on_return,
-            pre_ping=self._pre_ping,
-            _dispatch=self.dispatch,
-            dialect=self._dialect,
-        )
+                return
 
 
 def uri_of(path: str, mode: str) -> str:
@@ -148,7 +133,7 @@ def connect(
         uri=True,
         timeout=busy_timeout,
         isolation_level=None,  # we say BEGIN ourselves
-        check_same_thread=False,  # the pool lends it to one thread at a time
+        check_same_thread=False,  # lent to one thread at a time
         factory=SqliteConnection,
         cached_statements=256,
     )

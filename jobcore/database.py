@@ -24,6 +24,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.pool import NullPool
 
 from jobcore import filesystem, forking, interrupts, schema, telemetry
 from jobcore.checkpointer import Checkpointer
@@ -131,11 +132,14 @@ class _Transaction(_Use, ABC):
 class _Reading(_Transaction):
     """A read transaction."""
 
+    __slots__ = ("_spares",)
+
     def _begin(self) -> Connection:
         database = self.database
         with database._typed_errors():
             database._require_same_file()
-            self.connection = connection = database._engine.connect()
+            self._spares = database._spares
+            self.connection = connection = self._spares.lend()
             # Not left to the first statement: some go to the driver directly.
             self.transaction = connection.begin()
         return connection
@@ -145,9 +149,18 @@ class _Reading(_Transaction):
     ) -> None:
         with self.database._typed_errors():
             _raise_unexpected(error)
-            with connection, transaction:
-                if error is not None:
-                    raise error
+            try:
+                with transaction:
+                    if error is not None:
+                        raise error
+            except EXPECTED:
+                self._give_back(connection)
+                raise
+            self._give_back(connection)
+
+    def _give_back(self, connection: Connection) -> None:
+        self.connection = None
+        self._spares.take_back(connection)
 
 
 class _Writing(_Transaction):
@@ -227,6 +240,7 @@ class Database:
 
     _writer: Connection | None
     _engine: Engine
+    _spares: Spares
     _settings: dict[str, str]  # pragmas of the writer that change from one use to the next
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 30.0) -> None:
@@ -509,7 +523,9 @@ class Database:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        self._engine.dispose()
+        self._spares.close()
+        # Those in use are closed when they are given back.
+        self._spares = Spares(self._engine)
         if not self._users:
             for connection in list(self._opened):
                 connection.abandon()  # lent to somebody whom a Ctrl-C kept from giving it back
@@ -524,12 +540,13 @@ class Database:
         self._settings = {}
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()
+        self._spares = Spares(self._engine)
 
     def _make_engine(self) -> Engine:
         engine = create_engine(
             "sqlite+pysqlite://",
             creator=self._connect,
-            poolclass=Spares,
+            poolclass=NullPool,  # see `Spares`
             # Commands and their environments are parameters: they belong into no
             # error's text and into no log of statements.
             hide_parameters=True,

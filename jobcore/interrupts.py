@@ -1,18 +1,20 @@
 """
-Interrupts: what an exception out of a signal handler may leave behind, and who lets go of it.
+Interrupts: what an exception at any point may leave behind, and who lets go of it.
 
 A Ctrl-C raises KeyboardInterrupt in the main thread between any two bytecodes:
 also just behind the `acquire` of a lock and before the `try` that would release
 it, or at the first step of an `__exit__`, a `finally` or a `contextmanager`'s
-generator, which then does nothing. No code in Python can close that gap from
-inside, and a host that keeps the exception keeps all frames that could.
+generator, which then does nothing. In any thread a stack that is full, or a
+memory that is, does the same where a function is called. No code in Python can
+close that gap from inside, and a host that keeps the exception keeps all frames
+that could.
 
-So it is closed from outside. Only the main thread is interrupted, and it enters
-jobcore through the facade alone. Whatever it still holds when an exception has
-passed the facade was left behind, so there all of it is let go: locks know their
-owner (an RLock does), and who has more than locks (a transaction) is asked. The
-signal has been spent by then. Another one may come meanwhile, and then all of it
-is done again: to let go of what is not held is nothing.
+So it is closed from outside. A host's threads enter jobcore through the facade
+alone. Whatever a thread still holds when an exception has passed the facade was
+left behind, so there all of it is let go: locks know their owner (an RLock
+does), and who has more than locks (a transaction) is asked. The signal has been
+spent by then. Another one may come meanwhile, and then all of it is done again:
+to let go of what is not held is nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from sys import _getframe, exc_info
-from threading import get_ident
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
+from signal import getsignal, valid_signals
+from sys import _getframe, exc_info, getrecursionlimit, setrecursionlimit
 from types import FrameType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 #: How often letting go is begun again: each time takes one more Ctrl-C within microseconds.
 TRIES = 10
+#: Calls, one inside the other, that letting go has use for: a transaction's end needs some 20.
+ROOM = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,41 +46,48 @@ class Holder(Protocol):
         """Let go of all that the calling thread was in the middle of; nothing is harmless."""
 
 
-class _Inside:
+class _Inside(threading.local):
     """
-    Where the main thread is.
+    Where the calling thread is.
 
     Attributes:
         frame: The one by which it has entered the facade; a signal handler may enter once
             more. A Ctrl-C may leave it behind: then it is on the stack no longer.
-        ident: Of the main thread.
     """
 
     frame: FrameType | None = None
-    ident = threading.main_thread().ident
 
 
+_INSIDE = _Inside()
 _LOCKS: weakref.WeakSet[Any] = weakref.WeakSet()
 _HOLDERS: weakref.WeakSet[Holder] = weakref.WeakSet()
 
 
 def lock() -> Any:  # an RLock, which until 3.13 is no type but a function
-    """Return a lock that the main thread cannot leave behind; `Condition` takes it, too."""
+    """Return a lock that no thread can leave behind; `Condition` takes it, too."""
     made = threading.RLock()
     _LOCKS.add(made)
     return made
 
 
 def watch(holder: Holder) -> None:
-    """Have `holder` let go of what the main thread leaves behind; it is referred to weakly."""
-    _Inside.ident = threading.main_thread().ident  # of before a fork that nobody told of
+    """Have `holder` let go of what a thread leaves behind; it is referred to weakly."""
     _HOLDERS.add(holder)
 
 
 def forget() -> None:
-    """Begin anew, in a forked child: its main thread is the one that forked."""
-    _Inside.frame = None
-    _Inside.ident = threading.get_ident()
+    """Begin anew, in a forked child: what it goes on with is no call."""
+    _INSIDE.frame = None
+
+
+def keep() -> None:
+    """
+    Have the calling thread, one of jobcore's own, keep what it holds for ever from now on.
+
+    What a host's callback calls in it may fail, and that thread is in the middle of
+    something then, which it ends itself.
+    """
+    _INSIDE.frame = _getframe(1)
 
 
 def is_owner(of: Any) -> bool:
@@ -91,41 +103,65 @@ def release(held: Any) -> None:
 
 def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
     """Call `function` for a host: whatever ends it, nothing of it is held afterwards."""
-    if get_ident() != _Inside.ident or _is_inside():
+    if _is_inside():
         return function(*args, **options)
     before = exc_info()[1]  # what the host is handling
-    _Inside.frame = _getframe()
+    _INSIDE.frame = _getframe()
     try:
         return function(*args, **options)
     except BaseException as error:
         _let_go()
-        interrupt = _behind(error, before)
-        if interrupt is not None:
-            raise interrupt from None
+        meant = raised_by_handler(error, before)
+        if meant not in (None, error):
+            raise meant from None
         raise
     finally:
-        _Inside.frame = None
+        _INSIDE.frame = None
 
 
 def _is_inside() -> bool:
-    """Tell whether the main thread, which calls this, has entered the facade before."""
-    entered = _Inside.frame
+    """Tell whether the calling thread has entered the facade before, and not left it."""
+    entered = _INSIDE.frame
     frame: FrameType | None = None if entered is None else _getframe()
     while frame is not None and frame is not entered:
         frame = frame.f_back
     return frame is not None
 
 
-def _behind(error: BaseException, before: BaseException | None) -> KeyboardInterrupt | None:
+def raised_by_handler(
+    error: BaseException, before: BaseException | None = None
+) -> BaseException | None:
     """
-    Return the Ctrl-C in whose place an error came.
+    Return what a signal handler of the host's has raised, if that is the reason of an error.
 
-    A `with` complains where that hit a `Condition.wait` which had just released the
-    lock, and an assertion of SQLAlchemy's where a transaction was half ended.
+    A `with` complains where it hit a `Condition.wait` which had just released the lock,
+    SQLAlchemy wraps it where it came in a statement, and who goes on behind any error
+    of one job would go on behind a host's time-out by SIGALRM, too.
+
+    Args:
+        before: What the host was handling already.
     """
-    while isinstance(error, Exception) and error.__context__ not in (None, before):
-        error = error.__context__
-    return error if isinstance(error, KeyboardInterrupt) else None
+    handlers = {_code_of(getsignal(number)) for number in valid_signals()} - {None}
+    found: BaseException | None = None
+    one: BaseException | None = error
+    while one is not None and one is not before:
+        if isinstance(one, KeyboardInterrupt) or _passed_through(one, handlers):
+            found = one
+        one = one.__context__
+    return found
+
+
+def _code_of(handler: object) -> object:
+    handler = getattr(handler, "func", handler)  # that of a partial
+    called = handler if hasattr(handler, "__code__") else type(handler).__call__
+    return getattr(called, "__code__", None)  # a method has that of its function
+
+
+def _passed_through(error: BaseException, codes: Container[object]) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code not in codes:
+        trace = trace.tb_next
+    return trace is not None
 
 
 def entrance(method: Callable[P, T]) -> Callable[P, T]:
@@ -159,6 +195,7 @@ class _Steps(Iterator[T]):
 
 
 def _let_go() -> None:
+    limit = getrecursionlimit()
     for _ in range(TRIES):
         try:
             for held in members(_LOCKS):
@@ -167,9 +204,15 @@ def _let_go() -> None:
                 holder.let_go()
             for held in members(_LOCKS):  # taken by a holder, when it was interrupted before
                 release(held)
+        except RecursionError:  # the stack is full here, too
+            setrecursionlimit(getrecursionlimit() + ROOM)
+            continue
         except BaseException:  # noqa: BLE001, S112 - the caller raises what came first
             continue
-        return
+        break
+    if getrecursionlimit() != limit:
+        with suppress(RecursionError):  # of Python 3.10, so near to the limit: it stays raised
+            setrecursionlimit(limit)
 
 
 def members(known: weakref.WeakSet[T]) -> list[T]:
@@ -177,5 +220,7 @@ def members(known: weakref.WeakSet[T]) -> list[T]:
     while True:
         try:
             return list(known)
+        except RecursionError:  # a RuntimeError, which would come again
+            raise
         except RuntimeError:  # another thread has just added one
             continue

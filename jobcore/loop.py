@@ -156,6 +156,7 @@ class Loop:
             pass
 
     def _run(self, reader: int, writer: int) -> None:
+        interrupts.keep()  # executors and subscribers may call what fails
         with self._starting:
             known = self._thread is threading.current_thread()
         if not known:

@@ -11,7 +11,7 @@ import logging
 import os
 from uuid import UUID
 
-from jobcore import filesystem, holders, leftovers, runs, store, telemetry
+from jobcore import filesystem, holders, interrupts, leftovers, runs, store, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -95,11 +95,16 @@ class Recovery:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
         try:
             return self.reconcile(run, patience=READ_PATIENCE)
-        except (StoreError, OSError) as error:
-            level, what = logging.INFO, repr(error)
-        except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all
-            level, what = logging.ERROR, repr(error)
-        telemetry.event(level, "reconcile postponed", job=_called(run), error=what)
+        except Exception as error:  # one job's trouble must not stop a sweep of all
+            if interrupts.raised_by_handler(error):
+                raise
+            is_known = isinstance(error, (StoreError, OSError))
+            telemetry.event(
+                logging.INFO if is_known else logging.ERROR,
+                "reconcile postponed",
+                job=_called(run),
+                error=repr(error),
+            )
         return run
 
     def has_news(self, run: Run) -> bool:

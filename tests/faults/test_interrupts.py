@@ -170,7 +170,31 @@ def seconds_of(call):
     return time.monotonic() - begun
 
 
-WAYS = {"bytecode": (before_a_bytecode, bytecodes_of), "signal": (after_a_while, seconds_of)}
+WAYS = {
+    "bytecode": (before_a_bytecode, bytecodes_of),
+    "signal": (after_a_while, seconds_of),
+    "alarm": (after_a_while, seconds_of),
+}
+
+
+class HostsTimeout(TimeoutError):
+    """What a host's own handler of SIGALRM raises."""
+
+
+class Alarm:
+    """A handler that raises, and notes whether that came to nobody."""
+
+    def __init__(self):
+        self.rang = False
+        self.dropped = False  # by Python itself, as in a callback of a weak reference
+        sys.unraisablehook = self._note
+
+    def __call__(self, *_):
+        self.rang = True
+        raise HostsTimeout
+
+    def _note(self, dropped):
+        self.dropped = self.dropped or isinstance(dropped.exc_value, HostsTimeout)
 
 
 def in_thread(function, *arguments):
@@ -184,7 +208,9 @@ def in_thread(function, *arguments):
 
 def storm(say, database, launcher, way, slots, seeds):
     """Interrupt call after call, and look each time at what is held; say what is known to exist."""
-    signal.signal(signal.SIGALRM, signal.default_int_handler)  # as SIGINT, but for a timer
+    alarm = Alarm()
+    # As SIGINT, but for a timer.
+    signal.signal(signal.SIGALRM, alarm if way == "alarm" else signal.default_int_handler)
     interrupt, measure = WAYS[way]
     kept, known, usual = [], [], {}
     jobs = JobManager(
@@ -199,9 +225,12 @@ def storm(say, database, launcher, way, slots, seeds):
         faulthandler.dump_traceback_later(3 * AT_ONCE, exit=True)
         try:
             interrupt(lambda call=call: call(jobs, known), chance, usual[call])
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, HostsTimeout) as error:
             kept.append(error)
+            alarm.rang = False
         try:
+            assert alarm.dropped or not alarm.rang
+            alarm.rang = alarm.dropped = False
             known.append(in_thread(jobs.create_job).id)
             # A manager that runs jobs may be writing at that very moment; nobody else may be.
             with closing(sqlite3.connect(database, timeout=AT_ONCE if slots else 0)) as other:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import signal
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobcore import JobManager, interrupts
+from jobcore import CommandError, JobManager, Status, interrupts
 from jobcore.database import Database
-from tests.processes import until
+from jobcore.importer import Importer
+from tests.processes import PATIENCE, until
 
 
 class Held:
@@ -188,8 +193,127 @@ def test_an_entrance_that_an_interrupt_left_behind_keeps_none_from_letting_go(he
     def gone():
         return sys._getframe()
 
-    monkeypatch.setattr(interrupts._Inside, "frame", gone())
+    monkeypatch.setattr(interrupts._INSIDE, "frame", gone())
     with pytest.raises(KeyboardInterrupt):
         held.take()
 
     assert not interrupts.is_owner(held.lock)
+
+
+@pytest.fixture
+def handled():
+    """Have signal handlers as they were before."""
+    before = signal.getsignal(signal.SIGALRM)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+def ring(*_):
+    """Have the signal handler called now, as if a timer had rung."""
+    signal.raise_signal(signal.SIGALRM)
+
+
+class Rings:
+    """A host's time-out: handlers of all kinds that raise it."""
+
+    def method(self, *_):
+        """Raise it."""
+        raise TimeoutError("the host's")
+
+    __call__ = method
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [Rings().method, Rings(), functools.partial(Rings.method, None)],
+    ids=["method", "object", "partial"],
+)
+@pytest.mark.usefixtures("handled")
+def test_what_a_handler_raises_comes_out_as_it_is(jobs, scripted, monkeypatch, handler):
+    """A host's time-out is no error of a job, which a read would go on behind, and none of ours."""
+    run = scripted()
+    signal.signal(signal.SIGALRM, handler)
+    monkeypatch.setattr(Importer, "harvest", ring)
+    run.write(b"line\n")
+    with pytest.raises(TimeoutError, match="the host's"):
+        jobs.get_job(run.id)
+    monkeypatch.undo()
+
+    def in_its_place(*_):
+        try:
+            ring()
+        except TimeoutError as error:
+            raise LookupError("wrapped by whoever it hit") from error
+
+    monkeypatch.setattr(JobManager, "_reconciled", in_its_place)
+    with pytest.raises(TimeoutError, match="the host's"):
+        jobs.get_job(run.id)
+
+
+def test_an_error_of_a_job_is_no_handlers(jobs, scripted, monkeypatch):
+    """A read goes on behind it, and says what is stored."""
+    run = scripted()
+    run.write(b"line\n")
+    monkeypatch.setattr(Importer, "harvest", lambda *_: {}["bug"])
+
+    assert jobs.get_job(run.id).status is Status.RUNNING
+
+
+@pytest.mark.parametrize("in_thread", [False, True], ids=["main", "another"])
+def test_a_stack_that_is_full_leaves_nothing_held(jobs, in_thread):
+    """Wherever the last call does not fit any more, everybody can write afterwards."""
+    outcomes = set()
+
+    def call_behind(calls):
+        return call_behind(calls - 1) if calls else jobs.create_job()
+
+    def fill():
+        room = sys.getrecursionlimit() - len(inspect.stack(0))
+        for left in range(3, 90, 3):
+            try:
+                call_behind(room - left)
+                outcomes.add("made")
+            except (RecursionError, CommandError):
+                outcomes.add("full")
+            outcomes.add(in_another(held_by_others))
+
+    def held_by_others():
+        jobs.create_job()
+        return [lock for lock in interrupts.members(interrupts._LOCKS) if not is_free(lock)] != []
+
+    before = sys.getrecursionlimit()
+    if in_thread:
+        in_another(fill)
+    else:
+        fill()
+
+    assert outcomes == {"made", "full", False}
+    assert sys.getrecursionlimit() == before
+
+
+def is_free(lock):
+    """Tell whether a lock can be had."""
+    if lock.acquire(timeout=0.5):
+        lock.release()
+        return True
+    return False
+
+
+def in_another(function):
+    """Return what a function returns in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(PATIENCE)
+
+
+def test_a_thread_of_ours_keeps_what_it_holds(held):
+    """What fails in a host's callback is inside of what that thread is in the middle of."""
+    held.given_up = 1
+
+    def work():
+        interrupts.keep()
+        with held.lock:
+            with pytest.raises(KeyboardInterrupt):
+                held.take()
+            return owners(held)
+
+    assert in_another(work)
