@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobcore import JobDeleted, JobManager, Reason, Status, follower
+from jobcore.commits import Commits
 from jobcore.database import Database
 from jobcore.follower import Follower
 from jobcore.recovery import Recovery
@@ -157,13 +158,11 @@ def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, databas
 def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, looks, monkeypatch):
     """In one process one of many followers looks into the directory, and one at the file."""
     visits, questions = [], []
-    has_news, ask = Recovery.has_news, Database._look_for_commits
+    has_news, ask = Recovery.has_news, Commits.look
     monkeypatch.setattr(
         Recovery, "has_news", lambda self, run: visits.append(run) or has_news(self, run)
     )
-    monkeypatch.setattr(
-        Database, "_look_for_commits", lambda self: questions.append(self) or ask(self)
-    )
+    monkeypatch.setattr(Commits, "look", lambda self: questions.append(self) or ask(self))
     run = scripted()
     started = [in_thread(partial(follow, jobs, run.id)) for _ in range(50)]
     until(lambda: len(looks) >= 500, "the first looks")
