@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 import jobcore
 from jobcore import JobManager
+from jobcore.database import Database
 from jobcore.testing import ManualClock
 from tests.faults import report
 from tests.faults.nursery import Nursery
@@ -55,6 +56,21 @@ def scripted(jobs, database):
     yield make
     for one in made:
         one.die()
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """Return what SQLite executes, for managers that are made behind this."""
+    seen = []
+    connect = Database._connect
+
+    def traced(self):
+        connection = connect(self)
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    monkeypatch.setattr(Database, "_connect", traced)
+    return seen
 
 
 @pytest.fixture
