@@ -515,19 +515,20 @@ def test_close_with_stop_tells_the_ends(database):
     }
 
 
-def test_the_end_of_the_interpreter_tells_the_rest():
+def test_the_end_of_the_interpreter_tells_the_rest(database):
     """A program that ends without `close` has told its subscribers what it did."""
     printed = run_python(
         """
-import sys, tempfile, time
+import sys, time
 from jobcore import JobManager
-jobs = JobManager(tempfile.mkdtemp() + "/jobs.db", slots=0)
+jobs = JobManager(sys.argv[1], slots=0)
 def callback(event):
     time.sleep(0.01)
     print(event.id, event.trigger, flush=True)
 jobs.subscribe(callback)
 jobs.submit_many([["true"]] * 3)
-"""
+""",
+        database,
     )
 
     assert printed == "1 create\n2 create\n3 create\n"
