@@ -18,7 +18,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
-from tests.processes import carrying, descriptors, until
+from tests.processes import carrying, descriptors, left_open, until
 
 # Speed is nothing that a test holds: several may share a slow machine.
 settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -107,9 +107,7 @@ def running_jobs(database):
     for cookie in cookies:
         until(lambda cookie=cookie: not carrying(cookie), f"the end of all of job {cookie}")
     until(lambda: not _own_threads(), "the end of all threads")
-    # Those of the same number and target were there before; SQLite's are gone with its connections.
-    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
-    assert left == {}
+    assert left_open(before) == {}
 
 
 def _own_threads():

@@ -156,6 +156,12 @@ def descriptors():
     return found
 
 
+def left_open(before):
+    """Return those of `descriptors()` that were not in `before`, an earlier answer of it."""
+    # Those of the same number and target were there; SQLite's are gone with its connections.
+    return {number: to for number, to in descriptors().items() if before.get(number) != to}
+
+
 def carrying(text):
     """Return the pids of processes whose environment contains `text`."""
     found = []

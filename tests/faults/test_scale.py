@@ -10,7 +10,7 @@ from pathlib import Path
 from jobcore import JobManager, Status, logs
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
-from tests.processes import carrying, descriptors, until
+from tests.processes import carrying, descriptors, left_open, until
 
 
 def zombies():
@@ -56,8 +56,7 @@ def test_many_jobs_leave_no_descriptor_thread_zombie_or_directory(database, roun
     assert directories == []
     assert problems == [[("ok",)], [], [], []]
     assert not any(carrying(cookie) for cookie in cookies[::100])
-    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
-    assert left == {}
+    assert left_open(before) == {}
 
 
 def test_a_million_lines_are_readable_by_number_and_cost_no_memory(database):

@@ -40,7 +40,7 @@ from jobcore.testing import (
     drain,
     elapse,
 )
-from tests.processes import descriptors, in_child, until
+from tests.processes import descriptors, in_child, left_open, until
 
 #: What a host comes to that runs one job to its end.
 CRASHES = (
@@ -97,8 +97,7 @@ def theatre(database):
     yield made
     made.close()
     assert [one.name for one in threading.enumerate() if one.name.startswith("jobcore-")] == []
-    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
-    assert left == {}
+    assert left_open(before) == {}
 
 
 def lines(jobs, job):
