@@ -19,6 +19,7 @@ from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, left_open, until
+from tests.tasks import task
 
 # Speed is nothing that a test holds: several may share a slow machine.
 settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,6 +43,12 @@ def jobs(database, clock):
     """Return a manager that runs nothing itself."""
     with JobManager(database, slots=0, clock=clock) as manager:
         yield manager
+
+
+@pytest.fixture
+def own(jobs):
+    """Return a RUNNING job without a process."""
+    return task(jobs)
 
 
 @pytest.fixture

@@ -11,12 +11,7 @@ from jobcore.lifecycle import Ending
 from tests.jobfiles import sql
 from tests.processes import until
 from tests.programs import EXIT_0, EXIT_3
-
-
-def end(jobs, job, exit_code=0):
-    """Start and finish a job on behalf of its host."""
-    jobs.start_job(job.id)
-    return jobs.finish_job(job.id, exit_code)
+from tests.tasks import end
 
 
 def run(jobs, pipeline, exit_code=0):

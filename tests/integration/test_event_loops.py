@@ -47,12 +47,6 @@ def anyio_backend(request):
     return request.param
 
 
-@pytest.fixture
-def own(jobs):
-    """Return a RUNNING job without a process."""
-    return jobs.start_job(jobs.create_job("TASK").id)
-
-
 async def read(lines):
     return [(line.sequence, line.text) async for line in lines]
 

@@ -25,11 +25,7 @@ from jobcore.observation import NOBODY
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, descriptors, in_child, run_python, until
 from tests.programs import EXIT_3, SLEEPS
-
-
-def task(jobs, **options):
-    """Return a RUNNING job without a process: two events."""
-    return jobs.start_job(jobs.create_job("TASK", **options).id)
+from tests.tasks import task
 
 
 def threads():

@@ -36,12 +36,6 @@ def looks(monkeypatch):
     return taken
 
 
-@pytest.fixture
-def own(jobs):
-    """Return a RUNNING job without a process."""
-    return jobs.start_job(jobs.create_job("TASK").id)
-
-
 def in_thread(function):
     """Start a daemon thread that calls `function`; return it and what it will have answered."""
     answers = []
