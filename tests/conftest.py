@@ -39,6 +39,13 @@ def database(tmp_path):
 
 
 @pytest.fixture
+def gate(tmp_path):
+    """Return the path of a FIFO: whoever opens one side waits for the other."""
+    os.mkfifo(tmp_path / "gate")
+    return str(tmp_path / "gate")
+
+
+@pytest.fixture
 def jobs(database, clock):
     """Return a manager that runs nothing itself."""
     with JobManager(database, slots=0, clock=clock) as manager:

@@ -30,6 +30,12 @@ def until(condition, what="the condition", patience=PATIENCE):
     return answer
 
 
+def open_gate(path):
+    """Wait until somebody opens a FIFO to read, and let go whoever does."""
+    with open(path, "w"):
+        pass
+
+
 def hear(descriptor):
     """Read one byte from a pipe; fail if nobody says anything."""
     assert select.select([descriptor], [], [], PATIENCE)[0], "nothing was said"
