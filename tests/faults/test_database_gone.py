@@ -14,7 +14,7 @@ import pytest
 from jobcore import DatabaseGone, JobManager, Status, StoreError, StoreMismatch
 from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds
-from tests.jobfiles import row_of, sql
+from tests.jobfiles import cookie_of, sql
 from tests.processes import PATIENCE, carrying, until
 from tests.programs import PRINTS_UNTIL, SLEEPS
 
@@ -207,7 +207,7 @@ def test_directories_that_are_removed_take_the_commands_along(tmp_path):
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
         job = jobs.submit([*PRINTS_UNTIL, str(tmp_path / "go")])
         until(lambda: jobs.get_job(job.id).line_count > 100, "some lines")
-        cookie = row_of(database, job.id)["cookie"]
+        cookie = cookie_of(database, job.id)
         shutil.rmtree(f"{database}.jobs")
         with pytest.raises(DatabaseGone):
             jobs.stop_job(job.id, grace=0)
@@ -261,7 +261,7 @@ def test_a_manager_of_a_removed_file_can_be_closed(tmp_path):
     with JobManager(database, slots=1, busy_timeout=BUSY, on_exit="stop") as jobs:
         job = jobs.submit(SLEEPS, timeout=2)
         assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
-        cookie = row_of(database, job.id)["cookie"]
+        cookie = cookie_of(database, job.id)
         os.unlink(database)
     until(lambda: not carrying(cookie), "the time-out, for which no database is needed")
 

@@ -8,7 +8,7 @@ import pytest
 
 from jobcore import CommandError, PipelineCycle, Status, runs, settlement
 from jobcore.lifecycle import Ending
-from tests.jobfiles import sql
+from tests.jobfiles import stored_pipelines
 from tests.processes import until
 from tests.programs import EXIT_0, EXIT_3
 from tests.tasks import end
@@ -22,10 +22,6 @@ def run(jobs, pipeline, exit_code=0):
 def jobs_of(jobs, pipeline):
     """Return the statuses of a pipeline's jobs, newest first."""
     return [job.status for job in jobs.list_jobs(pipeline_id=pipeline.id)]
-
-
-def stored_pipelines(database):
-    return [tuple(row) for row in sql(database, "SELECT * FROM pipeline ORDER BY id")]
 
 
 def test_a_complete_pipeline_triggers_those_that_name_it(jobs):
