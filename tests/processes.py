@@ -136,9 +136,9 @@ def at_once(function, arguments):
     return [child.result() for child in children]
 
 
-def run_python(source, *args, flags=()):
-    """Return what a fresh interpreter prints that runs `source`; its errors fail the test."""
-    done = subprocess.run(
+def end_of_python(source, *args, flags=()):
+    """Return how a fresh interpreter ended that ran `source`, and what it said."""
+    return subprocess.run(
         [sys.executable, *flags, "-c", source, *map(str, args)],
         capture_output=True,
         text=True,
@@ -147,6 +147,11 @@ def run_python(source, *args, flags=()):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
+
+
+def run_python(source, *args, flags=()):
+    """Return what a fresh interpreter prints that runs `source`; its errors fail the test."""
+    done = end_of_python(source, *args, flags=flags)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -26,7 +26,7 @@ import pytest
 
 from jobcore import JobManager, application, running, upkeep, verbs
 from jobcore import cli as cli_entry
-from tests.processes import PATIENCE, ROOT, carrying, open_gate, until
+from tests.processes import PATIENCE, ROOT, carrying, end_of_python, open_gate, until
 from tests.programs import HELD
 
 assert application.app.registered_commands, (running, upkeep, verbs)  # loaded before any fork
@@ -820,16 +820,8 @@ def test_a_closed_output_harms_nothing(cli):
 def test_without_the_extra_there_is_one_clear_line():
     """Where typer or rich is missing, the command line says what to install, and exits with 2."""
     for missing in ("typer", "rich"):
-        source = (
+        done = end_of_python(
             f"import sys; sys.modules['{missing}'] = None; from jobcore.cli import main; main()"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", source],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            cwd=ROOT,
-            check=False,
         )
         assert done.returncode == 2
         assert done.stderr.startswith(f"jobcore: the command line needs {missing}")
