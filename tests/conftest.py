@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,7 +17,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
-from tests.processes import carrying, descriptors, left_open, until
+from tests.processes import carrying, descriptors, left_open, own_threads, until
 from tests.tasks import task
 
 # Speed is nothing that a test holds: several may share a slow machine.
@@ -120,9 +119,5 @@ def running_jobs(database):
         connection.close()
     for cookie in cookies:
         until(lambda cookie=cookie: not carrying(cookie), f"the end of all of job {cookie}")
-    until(lambda: not _own_threads(), "the end of all threads")
+    until(lambda: not own_threads(), "the end of all threads")
     assert left_open(before) == {}
-
-
-def _own_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("jobcore-")]

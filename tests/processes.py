@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -154,6 +155,12 @@ def run_python(source, *args, flags=()):
     done = end_of_python(source, *args, flags=flags)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def own_threads():
+    """Return the names of jobcore's threads in this process, in order."""
+    names = (thread.name for thread in threading.enumerate())
+    return sorted(name for name in names if name.startswith("jobcore-"))
 
 
 def descriptors():

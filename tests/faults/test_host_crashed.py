@@ -17,7 +17,7 @@ from jobcore.executors import CommandExecutor, PipelineExecutor
 from jobcore.supervision import failpoints, jobdir
 from jobcore.testing import Crashed, crash, crashing
 from tests.jobfiles import sql
-from tests.processes import carrying, descriptors, left_open, until
+from tests.processes import carrying, descriptors, left_open, own_threads, until
 
 SEED = int(os.environ.get("JOBCORE_TEST_SEED", "0")) or random.SystemRandom().randrange(2**32)
 
@@ -140,8 +140,7 @@ def world(database, clock):
     for cookie in cookies | made.cookies:
         until(lambda cookie=cookie: not carrying(cookie), f"the end of all of job {cookie}")
     assert sql(database, "PRAGMA integrity_check")[0][0] == "ok"
-    threads = [one.name for one in threading.enumerate() if one.name.startswith("jobcore-")]
-    assert threads == []
+    assert own_threads() == []
     assert left_open(made.before) == {}
     assert set(os.listdir(database + ".jobs")) <= {"store", "checkpoint"}
 
