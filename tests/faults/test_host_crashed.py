@@ -13,23 +13,12 @@ from uuid import UUID
 import pytest
 
 from jobcore import JobManager, JobNotFound, Reason, Status
-from jobcore.executors import CommandExecutor, PipelineExecutor
 from jobcore.supervision import failpoints, jobdir
 from jobcore.testing import Crashed, crash, crashing
+from tests.faults.hosts import EXECUTORS
+from tests.faults.rounds import SEED
 from tests.jobfiles import sql
 from tests.processes import carrying, descriptors, left_open, own_threads, until
-
-SEED = int(os.environ.get("JOBCORE_TEST_SEED", "0")) or random.SystemRandom().randrange(2**32)
-
-
-class Refuses:
-    """An executor that cannot say what to run."""
-
-    def command(self, _job):
-        raise ValueError("no")
-
-
-EXECUTORS = {"COMMAND": CommandExecutor(), "PIPELINE_RUN": PipelineExecutor(), "BAD": Refuses()}
 
 
 class World:
