@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import jobcore
 from jobcore import JobManager
+from jobcore.database import Database
 from jobcore.testing import ManualClock
 from tests.faults import report
 from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, TIERS, Rounds
 from tests.jobfiles import Scripted
-from tests.processes import carrying, descriptors, until
+from tests.processes import carrying, descriptors, left_open, own_threads, until
+from tests.tasks import task
 
 # Speed is nothing that a test holds: several may share a slow machine.
 settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,10 +38,23 @@ def database(tmp_path):
 
 
 @pytest.fixture
+def gate(tmp_path):
+    """Return the path of a FIFO: whoever opens one side waits for the other."""
+    os.mkfifo(tmp_path / "gate")
+    return str(tmp_path / "gate")
+
+
+@pytest.fixture
 def jobs(database, clock):
     """Return a manager that runs nothing itself."""
     with JobManager(database, slots=0, clock=clock) as manager:
         yield manager
+
+
+@pytest.fixture
+def own(jobs):
+    """Return a RUNNING job without a process."""
+    return task(jobs)
 
 
 @pytest.fixture
@@ -55,6 +69,21 @@ def scripted(jobs, database):
     yield make
     for one in made:
         one.die()
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """Return what SQLite executes, for managers that are made behind this."""
+    seen = []
+    connect = Database._connect
+
+    def traced(self):
+        connection = connect(self)
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    monkeypatch.setattr(Database, "_connect", traced)
+    return seen
 
 
 @pytest.fixture
@@ -90,11 +119,5 @@ def running_jobs(database):
         connection.close()
     for cookie in cookies:
         until(lambda cookie=cookie: not carrying(cookie), f"the end of all of job {cookie}")
-    until(lambda: not _own_threads(), "the end of all threads")
-    # Those of the same number and target were there before; SQLite's are gone with its connections.
-    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
-    assert left == {}
-
-
-def _own_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("jobcore-")]
+    until(lambda: not own_threads(), "the end of all threads")
+    assert left_open(before) == {}

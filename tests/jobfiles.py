@@ -24,6 +24,16 @@ def row_of(database, job_id):
     return row
 
 
+def cookie_of(database, job_id):
+    """Return what every process of a job's run carries in its environment."""
+    return row_of(database, job_id)["cookie"]
+
+
+def stored_pipelines(database):
+    """Return all that is stored of pipelines, to see that nothing was written."""
+    return [tuple(row) for row in sql(database, "SELECT * FROM pipeline ORDER BY id")]
+
+
 class Scripted:
     """
     A job that is RUNNING, and its supervisor: this object, as long as it holds the lock.

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -28,6 +29,12 @@ def until(condition, what="the condition", patience=PATIENCE):
             raise AssertionError(f"{what} did not come true within {patience} s")
         time.sleep(0.002)
     return answer
+
+
+def open_gate(path):
+    """Wait until somebody opens a FIFO to read, and let go whoever does."""
+    with open(path, "w"):
+        pass
 
 
 def hear(descriptor):
@@ -130,9 +137,9 @@ def at_once(function, arguments):
     return [child.result() for child in children]
 
 
-def run_python(source, *args, flags=()):
-    """Return what a fresh interpreter prints that runs `source`; its errors fail the test."""
-    done = subprocess.run(
+def end_of_python(source, *args, flags=()):
+    """Return how a fresh interpreter ended that ran `source`, and what it said."""
+    return subprocess.run(
         [sys.executable, *flags, "-c", source, *map(str, args)],
         capture_output=True,
         text=True,
@@ -141,8 +148,19 @@ def run_python(source, *args, flags=()):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
+
+
+def run_python(source, *args, flags=()):
+    """Return what a fresh interpreter prints that runs `source`; its errors fail the test."""
+    done = end_of_python(source, *args, flags=flags)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def own_threads():
+    """Return the names of jobcore's threads in this process, in order."""
+    names = (thread.name for thread in threading.enumerate())
+    return sorted(name for name in names if name.startswith("jobcore-"))
 
 
 def descriptors():
@@ -154,6 +172,12 @@ def descriptors():
         except FileNotFoundError:
             pass  # that of the listing itself
     return found
+
+
+def left_open(before):
+    """Return those of `descriptors()` that were not in `before`, an earlier answer of it."""
+    # Those of the same number and target were there; SQLite's are gone with its connections.
+    return {number: to for number, to in descriptors().items() if before.get(number) != to}
 
 
 def carrying(text):

@@ -21,6 +21,8 @@ WAITS_FOR_A_FILE = [
     "-c",
     'echo ready; while [ ! -e "$GO" ]; do sleep 0.01; done; echo done; exit 6',
 ]
+# For `sh -c`: prints a line, then waits until somebody opens the FIFO, then ends with 4.
+HELD = 'echo ready; read -r _ < "$GATE"; echo going; exit 4'
 
 
 def python(source: str) -> list[str]:

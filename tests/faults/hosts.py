@@ -11,6 +11,18 @@ import traceback
 from contextlib import contextmanager
 
 from jobcore import JobManager
+from jobcore.executors import CommandExecutor, PipelineExecutor
+
+
+class Refuses:
+    """An executor that cannot say what to run."""
+
+    def command(self, _job):
+        raise ValueError("no")
+
+
+#: What runs the jobs of a host that is ended at every step: the usual, and one that refuses.
+EXECUTORS = {"COMMAND": CommandExecutor(), "PIPELINE_RUN": PipelineExecutor(), "BAD": Refuses()}
 
 
 class Host:

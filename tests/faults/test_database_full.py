@@ -10,7 +10,7 @@ import pytest
 
 from jobcore import DatabaseFull, JobManager, Reason, Status, StoreError
 from tests.faults.rounds import in_rounds
-from tests.jobfiles import sql
+from tests.jobfiles import cookie_of, sql
 from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import PATIENCE, carrying, until
 from tests.programs import PRINTS_UNTIL
@@ -149,7 +149,7 @@ def _run_on_a_full_disk(folder, how):
             with pytest.raises(DatabaseFull):
                 jobs.stop_job(job.id)
         if how != "exit":
-            cookie = sql(f"{folder}/jobs.db", "SELECT cookie FROM job")[0]["cookie"]
+            cookie = cookie_of(f"{folder}/jobs.db", job.id)
             until(lambda: not carrying(cookie), "the end of the command")
         free(folder)
         if how == "exit":

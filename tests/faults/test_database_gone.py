@@ -14,11 +14,18 @@ import pytest
 from jobcore import DatabaseGone, JobManager, Status, StoreError, StoreMismatch
 from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds
-from tests.jobfiles import row_of, sql
+from tests.jobfiles import cookie_of, sql
 from tests.processes import PATIENCE, carrying, until
 from tests.programs import PRINTS_UNTIL, SLEEPS
 
 BUSY = 0.5  # seconds
+
+
+def submit_printing(jobs, go):
+    """Return a job that has printed some lines, and goes on until the file `go` is there."""
+    job = jobs.submit([*PRINTS_UNTIL, go])
+    until(lambda: jobs.get_job(job.id).line_count > 100, "some lines")
+    return job
 
 
 def take_away(database, how, other):
@@ -107,9 +114,7 @@ def test_who_uses_a_file_that_is_gone_is_told_and_jobs_go_on(tmp_path, rounds, h
 def lose_and_find_again(database, other, go, how, chance):
     """Run three jobs, have the database gone in the middle, put it back, and see what came."""
     with JobManager(database, slots=3, busy_timeout=BUSY) as jobs:
-        running = [jobs.submit([*PRINTS_UNTIL, go]) for _ in range(3)]
-        for job in running:
-            until(lambda job=job: jobs.get_job(job.id).line_count > 100, "some lines")
+        running = [submit_printing(jobs, go) for _ in range(3)]
         load = Load(jobs, running[0])
         time.sleep(chance.uniform(0, 0.1))  # the instant, not a wait
         put_back = take_away(database, how, other)
@@ -158,8 +163,7 @@ def test_directories_that_are_moved_are_missed_and_used_again(tmp_path):
     """Without them nobody stops, starts or judges a job; put back, all of it is done."""
     database, go = str(tmp_path / "jobs.db"), str(tmp_path / "go")
     with JobManager(database, slots=2, busy_timeout=BUSY) as jobs:
-        job = jobs.submit([*PRINTS_UNTIL, go])
-        until(lambda: jobs.get_job(job.id).line_count > 100, "some lines")
+        job = submit_printing(jobs, go)
         put_back = take_away(database, "root moved", None)
         queued = jobs.submit(["true"])
         with pytest.raises(DatabaseGone):
@@ -186,8 +190,7 @@ def test_directories_made_anew_are_not_those_of_running_jobs(tmp_path):
     """Who finds a root without a job's directory does not take the job for dead: it lives on."""
     database, go = str(tmp_path / "jobs.db"), str(tmp_path / "go")
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
-        job = jobs.submit([*PRINTS_UNTIL, go])
-        until(lambda: jobs.get_job(job.id).line_count > 100, "some lines")
+        job = submit_printing(jobs, go)
         put_back = take_away(database, "root moved", None)
         os.mkdir(f"{database}.jobs", 0o700)
         shutil.copy(f"{database}.kept/store", f"{database}.jobs/store")
@@ -205,9 +208,8 @@ def test_directories_that_are_removed_take_the_commands_along(tmp_path):
     """A supervisor that can write no verdict leaves no process; nobody says how the job ended."""
     database = str(tmp_path / "jobs.db")
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
-        job = jobs.submit([*PRINTS_UNTIL, str(tmp_path / "go")])
-        until(lambda: jobs.get_job(job.id).line_count > 100, "some lines")
-        cookie = row_of(database, job.id)["cookie"]
+        job = submit_printing(jobs, str(tmp_path / "go"))
+        cookie = cookie_of(database, job.id)
         shutil.rmtree(f"{database}.jobs")
         with pytest.raises(DatabaseGone):
             jobs.stop_job(job.id, grace=0)
@@ -261,7 +263,7 @@ def test_a_manager_of_a_removed_file_can_be_closed(tmp_path):
     with JobManager(database, slots=1, busy_timeout=BUSY, on_exit="stop") as jobs:
         job = jobs.submit(SLEEPS, timeout=2)
         assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
-        cookie = row_of(database, job.id)["cookie"]
+        cookie = cookie_of(database, job.id)
         os.unlink(database)
     until(lambda: not carrying(cookie), "the time-out, for which no database is needed")
 

@@ -9,9 +9,8 @@ import time
 from contextlib import suppress
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
-from jobcore.executors import CommandExecutor, PipelineExecutor
 from jobcore.supervision import failpoints
-from tests.faults.hosts import host
+from tests.faults.hosts import EXECUTORS, host
 from tests.faults.invariants import check
 from tests.faults.nursery import KILL_HOST, KILL_SELF, PAUSE, Trap
 from tests.faults.plans import place, settle_all
@@ -30,16 +29,6 @@ OFTEN = {
 
 TIMEOUT = 0.2  # seconds
 GRACE = 5.0
-
-
-class Refuses:
-    """An executor that cannot say what to run."""
-
-    def command(self, _job):
-        raise ValueError("no")
-
-
-EXECUTORS = {"COMMAND": CommandExecutor(), "PIPELINE_RUN": PipelineExecutor(), "BAD": Refuses()}
 
 
 class Leaping:

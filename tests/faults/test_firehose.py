@@ -6,12 +6,10 @@ import hashlib
 import os
 import subprocess
 
-import pytest
-
 from jobcore import JobManager, Status
 from jobcore.supervision import jobdir
 from tests.faults.rounds import in_rounds
-from tests.processes import Child, until
+from tests.processes import Child, open_gate, until
 
 MEBIBYTE = 2**20
 #: Bytes that a host's resident set may grow by, and those that a supervisor's is.
@@ -57,8 +55,7 @@ def pour(database, gate, script):
         supervisor = supervisor_of(database, job.id)
         forget_largest()
         before = resident("self", "VmRSS")
-        with open(gate, "w"):
-            pass
+        open_gate(gate)
         digest, lines, partial, size = hashlib.sha256(), 0, 0, 0
         for line in jobs.follow(job.id, timeout=PATIENCE):
             assert line.sequence == lines
@@ -76,13 +73,6 @@ def said(script):
     """Return the checksum of what a script prints, as others compute it."""
     command = ["sh", "-c", f"{{ {script}; }} | sha256sum"]
     return subprocess.run(command, capture_output=True, check=True).stdout.split()[0].decode()
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """Return the path of the FIFO that lets a script begin."""
-    os.mkfifo(tmp_path / "gate")
-    return str(tmp_path / "gate")
 
 
 @in_rounds(smoke=200, full=5000)

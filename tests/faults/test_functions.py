@@ -14,7 +14,7 @@ from jobcore.supervision import failpoints
 from tests import functions
 from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds
-from tests.jobfiles import sql
+from tests.jobfiles import cookie_of, sql
 from tests.processes import at_once, carrying, until
 
 
@@ -95,7 +95,7 @@ def test_a_function_killed_at_a_random_moment_returns_all_or_nothing(rounds, dat
         for chance in rounds:
             job = jobs.submit_function(functions.returns_many_bytes, len(value))
             until(lambda job=job: jobs.get_job(job.id).status is not Status.QUEUED, "the start")
-            ((cookie,),) = sql(database, "SELECT cookie FROM job WHERE id = ?", job.id.hex)
+            cookie = cookie_of(database, job.id)
             time.sleep(chance.random() * 0.2)  # the instant of death, not a wait for anything
             for pid in carrying(cookie):
                 with suppress(ProcessLookupError):  # it has just returned

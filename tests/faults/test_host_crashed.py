@@ -13,23 +13,12 @@ from uuid import UUID
 import pytest
 
 from jobcore import JobManager, JobNotFound, Reason, Status
-from jobcore.executors import CommandExecutor, PipelineExecutor
 from jobcore.supervision import failpoints, jobdir
 from jobcore.testing import Crashed, crash, crashing
+from tests.faults.hosts import EXECUTORS
+from tests.faults.rounds import SEED
 from tests.jobfiles import sql
-from tests.processes import carrying, descriptors, until
-
-SEED = int(os.environ.get("JOBCORE_TEST_SEED", "0")) or random.SystemRandom().randrange(2**32)
-
-
-class Refuses:
-    """An executor that cannot say what to run."""
-
-    def command(self, _job):
-        raise ValueError("no")
-
-
-EXECUTORS = {"COMMAND": CommandExecutor(), "PIPELINE_RUN": PipelineExecutor(), "BAD": Refuses()}
+from tests.processes import carrying, descriptors, left_open, own_threads, until
 
 
 class World:
@@ -140,10 +129,8 @@ def world(database, clock):
     for cookie in cookies | made.cookies:
         until(lambda cookie=cookie: not carrying(cookie), f"the end of all of job {cookie}")
     assert sql(database, "PRAGMA integrity_check")[0][0] == "ok"
-    threads = [one.name for one in threading.enumerate() if one.name.startswith("jobcore-")]
-    assert threads == []
-    left = {n: to for n, to in descriptors().items() if made.before.get(n) != to}
-    assert left == {}
+    assert own_threads() == []
+    assert left_open(made.before) == {}
     assert set(os.listdir(database + ".jobs")) <= {"store", "checkpoint"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from uuid import UUID
 
 from jobcore import JobManager, Reason, Status
 from tests.faults.hosts import host, submit_and_serve
@@ -11,6 +12,7 @@ from tests.faults.invariants import check
 from tests.faults.nursery import KILL_SELF, Trap
 from tests.faults.plans import carry_out, draw, place, settle_all, survey
 from tests.faults.rounds import SEED, in_rounds
+from tests.jobfiles import cookie_of
 from tests.processes import carrying, until
 from tests.programs import python
 
@@ -22,15 +24,6 @@ for start in range(0, 200000, 1000):
     sys.stdout.flush()
 sys.exit(7)
 """)
-
-
-def cookie_of(database, job_id):
-    connection = sqlite3.connect(database)
-    try:
-        query = "SELECT cookie FROM job WHERE id = ?"
-        return connection.execute(query, (job_id.replace("-", ""),)).fetchone()[0]
-    finally:
-        connection.close()
 
 
 def test_a_killed_host_loses_no_line_and_no_exit_code(database):
@@ -65,7 +58,7 @@ def test_a_time_out_holds_without_any_host(database):
             "the start",
         )
         connection.close()
-        cookie = cookie_of(database, job_id)
+        cookie = cookie_of(database, UUID(job_id))
         until(lambda: len(carrying(cookie)) == 1, "the command")
         killed.kill()
     until(lambda: not carrying(cookie), "the end of the command, with no host alive")

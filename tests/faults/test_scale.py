@@ -7,9 +7,10 @@ import resource
 import sqlite3
 from pathlib import Path
 
-from jobcore import JobManager, Status
+from jobcore import JobManager, Status, logs
 from tests.faults.rounds import in_rounds
-from tests.processes import carrying, descriptors, until
+from tests.jobfiles import sql
+from tests.processes import carrying, descriptors, left_open, until
 
 
 def zombies():
@@ -55,8 +56,7 @@ def test_many_jobs_leave_no_descriptor_thread_zombie_or_directory(database, roun
     assert directories == []
     assert problems == [[("ok",)], [], [], []]
     assert not any(carrying(cookie) for cookie in cookies[::100])
-    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
-    assert left == {}
+    assert left_open(before) == {}
 
 
 def test_a_million_lines_are_readable_by_number_and_cost_no_memory(database):
@@ -81,17 +81,30 @@ def test_a_million_lines_are_readable_by_number_and_cost_no_memory(database):
     assert after - before < 64 * 1024
 
 
-def test_reading_near_the_end_touches_one_segment(database):
-    """A read from line 999,990 decompresses the segments from there on, not those before."""
+def test_reading_near_the_end_touches_one_segment(database, statements, monkeypatch):
+    """A read from line 299,990 decompresses the segments from there on, not those before."""
+    unpack, unpacked = logs.unpack, set()
+
+    def noted(row):
+        unpacked.add(row.first_sequence)
+        return unpack(row)
+
     with JobManager(database, slots=1) as jobs:
         job = jobs.wait(jobs.submit(["seq", "300000"]).id, timeout=120)
-        connection = sqlite3.connect(database)
-        plan = connection.execute(
-            "EXPLAIN QUERY PLAN SELECT * FROM log_segment WHERE job = ? AND first_sequence >= "
-            "(SELECT max(first_sequence) FROM log_segment WHERE job = ? AND first_sequence <= ?) "
-            "ORDER BY first_sequence LIMIT 8",
-            (job.number, job.number, 299_990),
-        ).fetchall()
-        connection.close()
+        monkeypatch.setattr(logs, "unpack", noted)
+        statements.clear()
+        last = [line.text for line in jobs.logs(job.id, 299_990)]
+        asked = [text for text in statements if "log_segment" in text]
+        plan = [
+            step for text in asked for (*_, step) in sql(database, f"EXPLAIN QUERY PLAN {text}")
+        ]
+        segments = sql(database, "SELECT first_sequence, line_count FROM log_segment ORDER BY 1")
+    from_there = {first for first, count in segments if first + count > 299_990}
 
-    assert all("SEARCH" in step[3] or "SUBQUERY" in step[3] for step in plan), plan
+    assert len(segments) > 5
+    assert unpacked == from_there
+    assert len(from_there) == 1
+    assert last == [str(n) for n in range(299_991, 300_001)]
+    assert plan
+    for step in plan:
+        assert "SUBQUERY" in step or ("SEARCH" in step and "AND first_sequence" in step), plan

@@ -8,6 +8,7 @@ import pytest
 
 from jobcore import JobManager, JobNotRunning, Reason, Status, Trigger
 from tests.faults.hosts import host, submit_and_serve
+from tests.jobfiles import cookie_of
 from tests.processes import carrying, in_child
 from tests.programs import EXITS_0_ON_SIGTERM, SLEEPS, STOPS_ITSELF, TREE_THAT_IGNORES_SIGTERM
 
@@ -18,15 +19,6 @@ def stop(database, job_id, grace):
     """Stop a job from a process of its own, which runs nothing."""
     with JobManager(database, slots=0) as jobs:
         jobs.stop_job(job_id, grace=grace)
-
-
-def cookie_of(database, job_id):
-    connection = sqlite3.connect(database)
-    try:
-        query = "SELECT cookie FROM job WHERE id = ?"
-        return connection.execute(query, (job_id.hex,)).fetchone()[0]
-    finally:
-        connection.close()
 
 
 @pytest.mark.parametrize("who", ["a manager beside", "another process", "after its host died"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 from contextlib import suppress
 
 from jobcore import InvalidTransition, JobManager, Reason, Status, overdue
@@ -22,6 +21,7 @@ from tests.faults.plans import (
     survey,
 )
 from tests.faults.rounds import in_rounds
+from tests.jobfiles import cookie_of
 from tests.processes import carrying, until
 from tests.programs import SLEEPS, TREE_THAT_IGNORES_SIGTERM
 
@@ -43,12 +43,7 @@ def stop_those_that_stay(jobs):
 
 def supervisor_of(database, job_id):
     """Return the pid of the supervisor that runs the job, and the job's cookie."""
-    connection = sqlite3.connect(database)
-    try:
-        query = "SELECT cookie FROM job WHERE id = ?"
-        (cookie,) = connection.execute(query, (job_id.hex,)).fetchone()
-    finally:
-        connection.close()
+    cookie = cookie_of(database, job_id)
     main = min(until(lambda: carrying(cookie), "the command"))
     with open(f"/proc/{main}/stat", encoding="ascii") as stat:
         return int(stat.read().rpartition(")")[2].split()[1]), cookie

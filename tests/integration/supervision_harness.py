@@ -18,18 +18,7 @@ from jobcore.supervision.pool import (
     SupervisorPool,
     encode_request,
 )
-
-#: Seconds after which a test gives up; nothing here takes a fraction of it.
-PATIENCE = float(os.environ.get("JOBCORE_TEST_PATIENCE", "60"))
-
-
-def wait_until(condition, what="it"):
-    """Wait until `condition()` is true, and return what it gave."""
-    give_up = time.monotonic() + PATIENCE
-    while not (answer := condition()):
-        assert time.monotonic() < give_up, f"waited in vain for {what}"
-        time.sleep(0.002)
-    return answer
+from tests.processes import PATIENCE, until
 
 
 def is_alive(pid):
@@ -144,7 +133,7 @@ class Run:
 
     def wait_for_output(self, text=b"ready\n"):
         """Wait until the command has written `text`."""
-        wait_until(lambda: text in self.output(), f"{text!r} in {self.output()!r}")
+        until(lambda: text in self.output(), f"{text!r} in {self.output()!r}")
 
     def stop(self, grace, who="test", why=""):
         """Ask for a stop, as a host does."""
@@ -226,7 +215,7 @@ class Host:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.pool.close()
-        wait_until(lambda: not any(map(is_alive, self.pids)), "the supervisors to leave")
+        until(lambda: not any(map(is_alive, self.pids)), "the supervisors to leave")
         for run in self.runs.values():
             run.close()
         os.close(self.root)

@@ -8,15 +8,10 @@ import pytest
 
 from jobcore import CommandError, PipelineCycle, Status, runs, settlement
 from jobcore.lifecycle import Ending
-from tests.jobfiles import sql
+from tests.jobfiles import stored_pipelines
 from tests.processes import until
 from tests.programs import EXIT_0, EXIT_3
-
-
-def end(jobs, job, exit_code=0):
-    """Start and finish a job on behalf of its host."""
-    jobs.start_job(job.id)
-    return jobs.finish_job(job.id, exit_code)
+from tests.tasks import end
 
 
 def run(jobs, pipeline, exit_code=0):
@@ -27,10 +22,6 @@ def run(jobs, pipeline, exit_code=0):
 def jobs_of(jobs, pipeline):
     """Return the statuses of a pipeline's jobs, newest first."""
     return [job.status for job in jobs.list_jobs(pipeline_id=pipeline.id)]
-
-
-def stored_pipelines(database):
-    return [tuple(row) for row in sql(database, "SELECT * FROM pipeline ORDER BY id")]
 
 
 def test_a_complete_pipeline_triggers_those_that_name_it(jobs):

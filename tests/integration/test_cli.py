@@ -26,11 +26,10 @@ import pytest
 
 from jobcore import JobManager, application, running, upkeep, verbs
 from jobcore import cli as cli_entry
-from tests.processes import PATIENCE, ROOT, carrying, until
+from tests.processes import PATIENCE, ROOT, carrying, end_of_python, open_gate, until
+from tests.programs import HELD
 
 assert application.app.registered_commands, (running, upkeep, verbs)  # loaded before any fork
-#: Prints a line, then waits until somebody opens the FIFO, then ends with 4.
-HELD = 'echo ready; read -r _ < "$GATE"; echo going; exit 4'
 CATCHES_TERM = 'trap "echo stopping; exit 7" TERM; echo ready; sleep 3600 & wait'
 IGNORES_TERM = 'trap "" TERM; echo ready; sleep 3600'
 TELLS_ITS_SUPERVISOR = 'trap "" TERM; echo "$PPID"; sleep 3600'
@@ -39,12 +38,11 @@ TELLS_ITS_SUPERVISOR = 'trap "" TERM; echo "$PPID"; sleep 3600'
 class Cli:
     """`python -m jobcore` on a database of its own; everything it starts carries a mark."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, gate):
         self.folder = folder
         self.database = str(folder / "jobs.db")
         self.mark = f"JOBCORE_TEST={uuid.uuid4().hex}"
-        self.gate = str(folder / "gate")
-        os.mkfifo(self.gate)
+        self.gate = gate
         name, _, value = self.mark.partition("=")
         self.env = {
             **os.environ,
@@ -101,11 +99,6 @@ class Cli:
         process.wait(PATIENCE)
         return shown.decode()
 
-    def open_gate(self):
-        """Let the HELD job go on."""
-        with open(self.gate, "w"):
-            pass
-
     def ids(self, *filters):
         """Return the ids that `list` gives."""
         return [line.split("\t")[0] for line in self("list", *filters)[0].splitlines()]
@@ -159,9 +152,9 @@ def finish(process, code):
 
 
 @pytest.fixture
-def cli(tmp_path):
+def cli(tmp_path, gate):
     """Return the command line; it may leave no process behind."""
-    cli = Cli(tmp_path)
+    cli = Cli(tmp_path, gate)
     yield cli
     until(lambda: not carrying(cli.mark), "the end of all that the test started")
 
@@ -312,7 +305,7 @@ def test_a_hangup_leaves_the_job_running(cli):
     process.send_signal(signal.SIGHUP)
     finish(process, -signal.SIGHUP)
     assert cli.only_job().status == "RUNNING"
-    cli.open_gate()
+    open_gate(cli.gate)
 
     assert cli.wait().exit_code == 4
     assert cli("logs", str(cli.only_job().id))[0] == "ready\ngoing\n"
@@ -324,7 +317,7 @@ def test_a_reader_that_goes_away_does_not_end_the_job(cli):
     assert process.stdout.readline() == b"ready\n"
     process.stdout.close()
     process.stdout = None
-    cli.open_gate()
+    open_gate(cli.gate)
     _, err = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 141
@@ -341,7 +334,7 @@ def test_detach_prints_the_id_once_the_job_runs(cli):
     assert cli.only_job().status == "RUNNING"
 
     cli("wait", "--timeout", "0.1", job_id, code=124)
-    cli.open_gate()
+    open_gate(cli.gate)
     cli("wait", job_id, code=4)
 
 
@@ -378,7 +371,7 @@ def test_work_ends_at_a_signal_and_leaves_what_runs(cli, queue):
 
     assert "1 running" in err
     assert queue.get_job(second.id).status == "QUEUED"
-    cli.open_gate()
+    open_gate(cli.gate)
     assert queue.wait(first.id, PATIENCE).exit_code == 4
 
 
@@ -406,7 +399,7 @@ def test_list_is_true_after_a_host_has_died(cli):
     assert process.stdout.readline() == b"ready\n"
     process.kill()
     process.communicate()
-    cli.open_gate()
+    open_gate(cli.gate)
 
     until(lambda: cli.ids("--status", "ERROR"), "the job is listed as ERROR")
 
@@ -827,16 +820,8 @@ def test_a_closed_output_harms_nothing(cli):
 def test_without_the_extra_there_is_one_clear_line():
     """Where typer or rich is missing, the command line says what to install, and exits with 2."""
     for missing in ("typer", "rich"):
-        source = (
+        done = end_of_python(
             f"import sys; sys.modules['{missing}'] = None; from jobcore.cli import main; main()"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", source],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            cwd=ROOT,
-            check=False,
         )
         assert done.returncode == 2
         assert done.stderr.startswith(f"jobcore: the command line needs {missing}")

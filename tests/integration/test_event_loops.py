@@ -28,7 +28,7 @@ from jobcore import (
 from jobcore.database import Database
 from jobcore.recovery import Recovery
 from jobcore.supervision import jobdir
-from tests.processes import PATIENCE, descriptors, run_python, until
+from tests.processes import PATIENCE, descriptors, left_open, run_python, until
 from tests.programs import EXIT_3, SLEEPS, python
 
 pytestmark = pytest.mark.anyio
@@ -45,12 +45,6 @@ NUMBER_LINES = [(n, f"line {n}") for n in range(20_000)]
 def anyio_backend(request):
     """Return what the tests of this file run under."""
     return request.param
-
-
-@pytest.fixture
-def own(jobs):
-    """Return a RUNNING job without a process."""
-    return jobs.start_job(jobs.create_job("TASK").id)
 
 
 async def read(lines):
@@ -272,8 +266,7 @@ def nothing_left():
     """After the test no descriptor and no thread that works for jobcore may be left."""
     before = descriptors()
     yield
-    left = {n: to for n, to in descriptors().items() if before.get(n) != to}
-    assert left == {}
+    assert left_open(before) == {}
     # Frameworks keep idle threads for a while.
     until(lambda: threads_in_jobcore() == [], "the end of all steps")
 

@@ -25,6 +25,7 @@ from jobcore import (
 from jobcore.feed import PAGE
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, in_child, until
+from tests.tasks import task
 
 WALL = "2023-11-14T22:13:20.000Z"  # of the clock that stands still
 
@@ -37,11 +38,6 @@ def ids(events):
 def told(events):
     """Return what happened to which job, by its number."""
     return [(event.job_number, str(event.trigger), str(event.to_status)) for event in events]
-
-
-def task(jobs, **options):
-    """Return a RUNNING job without a process: two events."""
-    return jobs.start_job(jobs.create_job("TASK", **options).id)
 
 
 def test_each_transition_is_an_event(jobs):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,11 +14,10 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from jobcore import Command, Status
 from tests.integration.http_adapter import create_app
-from tests.processes import PATIENCE, ROOT
+from tests.processes import PATIENCE, ROOT, open_gate
+from tests.programs import HELD
 
 UNKNOWN = "f8a00cdb-4c65-4668-9112-add1fa9d9b97"
-#: Says a line, waits until somebody opens the FIFO, says another, ends with 4.
-HELD = 'echo ready; read -r _ < "$GATE"; echo going; exit 4'
 
 #: The Python example of each request, as Matatika's Jobs API prints it, but for the address.
 EXAMPLE = """\
@@ -47,12 +45,11 @@ class _Handler(WSGIRequestHandler):
 class Service:
     """The adapter on a loopback port, with a manager and what the tests ask of it."""
 
-    def __init__(self, jobs, address, folder):
+    def __init__(self, jobs, address, gate):
         self.jobs = jobs
         self.api = f"http://127.0.0.1:{address[1]}/api"
         self.session = requests.Session()
-        self.gate = str(folder / "gate")
-        os.mkfifo(self.gate)
+        self.gate = gate
 
     def __call__(self, method, path, code, **options):
         """Return the response to a request, which must have this code."""
@@ -88,11 +85,6 @@ class Service:
         self.jobs.wait(job, PATIENCE)
         return job
 
-    def open_gate(self):
-        """Let the HELD job go on."""
-        with open(self.gate, "w"):
-            pass
-
     @contextmanager
     def streamed(self, job, accept="application/x-ndjson"):
         """Give the lines of a log as they come."""
@@ -103,7 +95,7 @@ class Service:
 
 
 @pytest.fixture
-def service(running_jobs, tmp_path, monkeypatch):
+def service(running_jobs, gate, monkeypatch):
     """Return the service; when it is shut down no thread of it is left."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")  # nobody between this process and itself
     before = set(threading.enumerate())
@@ -112,7 +104,7 @@ def service(running_jobs, tmp_path, monkeypatch):
     server.daemon_threads = False  # so that closing it waits for all requests
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="http")
     thread.start()
-    made = Service(running_jobs, server.server_address, tmp_path)
+    made = Service(running_jobs, server.server_address, gate)
     yield made
     made.session.close()
     server.shutdown()
@@ -184,7 +176,7 @@ def test_a_job_in_each_state(service):
     """A job's fields and links say where it stands: `stop job` is there while it is RUNNING."""
     job = service.start_held()
     running = service("GET", f"/jobs/{job}", 200)
-    service.open_gate()
+    open_gate(service.gate)
     service.jobs.wait(job, PATIENCE)
     final = service("GET", f"/jobs/{job}", 200).json()
     form = running.json()
@@ -368,13 +360,13 @@ def test_conflicts(service):
     check_error(service("POST", path, 409), f"/api{path}", job)
     queued = str(service.jobs.create_job("TASK").id)
     check_error(service("PUT", f"/jobs/{queued}/stopped", 409), f"/api/jobs/{queued}/stopped", "")
-    service.open_gate()
+    open_gate(service.gate)
     service.jobs.wait(job, PATIENCE)
     check_error(service("PUT", f"/jobs/{job}/stopped", 409), f"/api/jobs/{job}/stopped", "ERROR")
     again = service("POST", path, 201).json()["id"]
 
     assert again != job
-    service.open_gate()
+    open_gate(service.gate)
     service.jobs.wait(again, PATIENCE)
 
 
@@ -408,7 +400,7 @@ def test_a_log_that_still_grows(service, accept):
     with service.streamed(job, accept) as lines:
         first = next(lines)
         status = service("GET", f"/jobs/{job}", 200).json()["status"]
-        service.open_gate()
+        open_gate(service.gate)
         rest = list(lines)
     said = [first, *rest]
     if accept != "text/plain":

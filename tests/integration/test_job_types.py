@@ -15,6 +15,7 @@ from jobcore import (
 from jobcore.executors import default_executors
 from tests.jobfiles import sql
 from tests.programs import EXIT_0, EXIT_3, SAYS_HELLO, SLEEPS
+from tests.tasks import stop
 
 
 class Runs:
@@ -127,11 +128,6 @@ def finish(code):
         jobs.finish_job(job.id, code)
 
     return end
-
-
-def stop(jobs, job, _):
-    jobs.start_job(job.id)
-    jobs.stop_job(job.id)
 
 
 def lose(jobs, job, database):

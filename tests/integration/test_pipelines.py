@@ -23,7 +23,7 @@ from jobcore import (
 )
 from jobcore.database import Database
 from tests.faults.hosts import host
-from tests.jobfiles import row_of, sql
+from tests.jobfiles import cookie_of, row_of, sql, stored_pipelines
 from tests.processes import at_once, carrying, until
 from tests.programs import EXITS_0_ON_SIGTERM, SLEEPS
 
@@ -53,11 +53,6 @@ def said(database, pipeline):
     if command is None:
         return None, None, None, pipeline.script
     return command.words, command.cwd, dict(command.env), pipeline.script
-
-
-def stored_pipelines(database):
-    """Return all that is stored of pipelines, to see that nothing was written."""
-    return [tuple(row) for row in sql(database, "SELECT * FROM pipeline ORDER BY id")]
 
 
 def left_behind(database):
@@ -456,7 +451,7 @@ def test_a_deleted_pipeline_leaves_nothing(running_jobs, database):
     )
     job = running_jobs.create_job(pipeline_id=made.id)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
-    cookie = row_of(database, job.id)["cookie"]
+    cookie = cookie_of(database, job.id)
 
     running_jobs.delete_pipeline(made.id)
 
@@ -478,7 +473,7 @@ def test_a_deleted_workspace_leaves_nothing(running_jobs, database):
         made = running_jobs.create_pipeline(name, EXITS_0_ON_SIGTERM, workspace_id=workspace.id)
         job = running_jobs.create_job(pipeline_id=made.id)
         assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
-        cookies.append(row_of(database, job.id)["cookie"])
+        cookies.append(cookie_of(database, job.id))
     queued = running_jobs.submit(["true"], workspace_id=workspace.id)  # both slots are taken
     own = running_jobs.create_job("PROFILE_IMPORT", workspace_id=workspace.id)
     running_jobs.start_job(own.id)
@@ -559,7 +554,7 @@ def delete_and_stand_still(say, database):
         next(jobs.follow(running.id, timeout=30))
         queued = jobs.create_job("PROFILE_IMPORT", workspace_id=workspace.id)
         say(f"{workspace.id} {pipeline.id} {ended.id} {running.id} {queued.id}")
-        say(row_of(database, running.id)["cookie"])
+        say(cookie_of(database, running.id))
 
         def stand_still():
             say("marked")
@@ -641,7 +636,7 @@ def test_of_many_who_delete_a_pipeline_one_does(running_jobs, database):
     made = running_jobs.create_pipeline("p", SLEEPS)
     job = running_jobs.create_job(pipeline_id=made.id)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
-    cookie = row_of(database, job.id)["cookie"]
+    cookie = cookie_of(database, job.id)
 
     answers = at_once(delete, [(database, made.id)] * 8)
 

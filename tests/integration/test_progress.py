@@ -13,18 +13,11 @@ from jobcore import JobManager, Status
 from jobcore.supervision import frames, jobdir
 from jobcore.supervision.meter import EVERY
 from tests import programs
-from tests.integration.supervision_harness import Host, processes_of, wait_until
+from tests.integration.supervision_harness import processes_of
 from tests.processes import Child, carrying, in_child, run_python, until
 
 WAIT = 'while [ ! -e "$GO" ]; do sleep 0.01; done'
 SAYS_3_OF_10 = f'echo "3/10 loading" >&"$JOBCORE_PROGRESS_FD"; {WAIT}'
-
-
-@pytest.fixture
-def host(tmp_path):
-    host = Host(tmp_path)
-    yield host
-    host.close()
 
 
 @pytest.fixture
@@ -135,7 +128,7 @@ def test_both_ways_are_one_progress(host, go, separate):
         separate_streams=separate,
     )
     for step, (_, expected) in enumerate(STEPS):
-        wait_until(lambda expected=expected: reports(run)[-1:] == [expected], expected)
+        until(lambda expected=expected: reports(run)[-1:] == [expected], expected)
         go.with_name(f"go{step}").touch()
     host.finish(run)
 
@@ -288,7 +281,7 @@ def test_a_full_disk_does_not_hold_reports(host, go):
     size = jobdir.spool_end(run.directory)
     resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     go.touch()
-    wait_until(lambda: os.path.exists(f"{go}.done"), "the command to have reported all")
+    until(lambda: os.path.exists(f"{go}.done"), "the command to have reported all")
     assert run.exit is None
     assert jobdir.spool_end(run.directory) == size
 

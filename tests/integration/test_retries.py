@@ -16,17 +16,12 @@ from tests.faults.hosts import host
 from tests.jobfiles import row_of, sql
 from tests.processes import at_once, until
 from tests.programs import WAITS_FOR_A_FILE
+from tests.tasks import end, stop
 
 
 def newest(jobs, pipeline):
     """Return the pipeline's newest job."""
     return jobs.list_jobs(pipeline_id=pipeline.id, limit=1)[0]
-
-
-def end(jobs, job, exit_code):
-    """Start and finish a job on behalf of its host."""
-    jobs.start_job(job.id)
-    return jobs.finish_job(job.id, exit_code)
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
@@ -131,11 +126,6 @@ def test_max_retries_counts_as_it_stands_at_the_end(jobs):
 
 def cancel(jobs, job, _):
     jobs.cancel_job(job.id)
-
-
-def stop(jobs, job, _):
-    jobs.start_job(job.id)
-    jobs.stop_job(job.id)
 
 
 def fail_while_asked_to_stop(jobs, job, database):

@@ -12,6 +12,7 @@ from jobcore.scheduler import Scheduler
 from tests.jobfiles import sql
 from tests.processes import at_once, until
 from tests.programs import EXIT_0
+from tests.tasks import end
 
 #: Where the test's clock stands at first: 100 s before a quarter of an hour.
 BEGIN = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
@@ -27,11 +28,6 @@ def tick(jobs):
 def skips(jobs, pipeline):
     """Return why, when, how many and because of which job, newest first."""
     return [(one.why, one.due, one.count, one.job_id) for one in jobs.skips(pipeline.id)]
-
-
-def end(jobs, job):
-    jobs.start_job(job.id)
-    return jobs.finish_job(job.id)
 
 
 def next_tick(jobs, pipeline):

@@ -10,7 +10,7 @@ import pytest
 
 from jobcore import Command, JobManager, Reason, Status, launch
 from jobcore.supervision import jobdir
-from tests.processes import PATIENCE, Child, until
+from tests.processes import PATIENCE, Child, open_gate, until
 from tests.programs import python
 
 #: Writes 10,000 lines, one to stdout, one to stderr, with nothing in between to order them.
@@ -50,13 +50,6 @@ LEAVES_A_HOLDER = [
     read -r _ < "$GATE"; echo mine; exit 5
     """,
 ]
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """Return the path of a FIFO: whoever opens one side waits for the other."""
-    os.mkfifo(tmp_path / "gate")
-    return str(tmp_path / "gate")
 
 
 def output(jobs, job_id):
@@ -116,8 +109,7 @@ def test_a_command_that_closes_its_streams_is_running(running_jobs, database, ga
         supervisor = jobdir.decode_record(file.read())["supervisor"]
     until(lambda: not _holds(supervisor, pipe), "the end of the pipe")
     before = running_jobs.get_job(job_id)
-    with open(gate, "w"):
-        pass
+    open_gate(gate)
     after = running_jobs.wait(job_id, PATIENCE)
 
     assert (before.status, before.exit_code, before.line_count) == (Status.RUNNING, None, 1)

@@ -23,20 +23,9 @@ from jobcore import (
 )
 from jobcore.observation import NOBODY
 from tests.jobfiles import sql
-from tests.processes import PATIENCE, Child, descriptors, in_child, run_python, until
+from tests.processes import PATIENCE, Child, descriptors, in_child, own_threads, run_python, until
 from tests.programs import EXIT_3, SLEEPS
-
-
-def task(jobs, **options):
-    """Return a RUNNING job without a process: two events."""
-    return jobs.start_job(jobs.create_job("TASK", **options).id)
-
-
-def threads():
-    """Return the names of jobcore's threads."""
-    return sorted(
-        thread.name for thread in threading.enumerate() if thread.name.startswith("jobcore-")
-    )
+from tests.tasks import task
 
 
 def all_told(jobs):
@@ -402,7 +391,7 @@ def test_a_wrong_filter_is_refused(jobs, filters, error):
     """A filter that is none subscribes nobody."""
     with pytest.raises(error):
         jobs.subscribe(print, **filters)
-    assert threads() == []
+    assert own_threads() == []
 
 
 def test_a_failure_to_look_harms_no_job(jobs, monkeypatch, caplog):
@@ -430,14 +419,14 @@ def test_the_thread_comes_with_the_first_subscription(database):
     """No thread before it, one whatever their number, none behind `close`; no descriptor stays."""
     before = descriptors()
     with JobManager(database, slots=0) as jobs:
-        seen = [threads()]
+        seen = [own_threads()]
         ends = [jobs.subscribe(print) for _ in range(3)]
-        seen.append(threads())
+        seen.append(own_threads())
         for end in ends:
             end()
 
     assert seen == [[], ["jobcore-notifier"]]
-    assert threads() == []
+    assert own_threads() == []
     assert descriptors() == before
 
 
@@ -472,7 +461,7 @@ def test_close_waits_for_a_hanging_callback_only_so_long(database, monkeypatch, 
     until(lambda: got, "the first callback")
     jobs.close()
     go.set()
-    until(lambda: not threads(), "the end of the thread")
+    until(lambda: not own_threads(), "the end of the thread")
 
     assert got == [1]
     assert "events not told" in caplog.text
@@ -492,7 +481,7 @@ def test_a_callback_may_close_the_manager(database):
     jobs = JobManager(database, slots=0)
     end = jobs.subscribe(callback)
     jobs.submit_many([["true"]] * 5)
-    until(lambda: not threads(), "the end of the thread")
+    until(lambda: not own_threads(), "the end of the thread")
     jobs.close()
     end()
 
@@ -515,19 +504,20 @@ def test_close_with_stop_tells_the_ends(database):
     }
 
 
-def test_the_end_of_the_interpreter_tells_the_rest():
+def test_the_end_of_the_interpreter_tells_the_rest(database):
     """A program that ends without `close` has told its subscribers what it did."""
     printed = run_python(
         """
-import sys, tempfile, time
+import sys, time
 from jobcore import JobManager
-jobs = JobManager(tempfile.mkdtemp() + "/jobs.db", slots=0)
+jobs = JobManager(sys.argv[1], slots=0)
 def callback(event):
     time.sleep(0.01)
     print(event.id, event.trigger, flush=True)
 jobs.subscribe(callback)
 jobs.submit_many([["true"]] * 3)
-"""
+""",
+        database,
     )
 
     assert printed == "1 create\n2 create\n3 create\n"
@@ -543,7 +533,7 @@ def test_a_forked_child_is_told_of_its_own(jobs):
         got.append((os.getpid(), event.job_number))
 
     def child():
-        seen = threads()
+        seen = own_threads()
         jobs.create_job("TASK")
         all_told(jobs)
         jobs.close()
@@ -562,7 +552,7 @@ def test_a_forked_child_is_told_of_its_own(jobs):
     assert seen == []
     assert theirs == [(pid, 2)]
     assert got == [(os.getpid(), 1), (os.getpid(), 3)]
-    assert threads() == ["jobcore-notifier"]
+    assert own_threads() == ["jobcore-notifier"]
 
 
 def test_a_child_may_end_a_subscription_of_its_parent(jobs):
@@ -574,7 +564,7 @@ def test_a_child_may_end_a_subscription_of_its_parent(jobs):
         end()
         jobs.create_job("TASK")
         all_told(jobs)
-        return got, threads()
+        return got, own_threads()
 
     assert in_child(child) == ([], [])
     jobs.create_job("TASK")

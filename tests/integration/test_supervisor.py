@@ -16,20 +16,8 @@ from jobcore.forking import GATE
 from jobcore.supervision import frames, jobdir, pool, spawner, tree
 from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
 from tests import programs
-from tests.integration.supervision_harness import (
-    Host,
-    is_alive,
-    processes_of,
-    wait_until,
-)
-from tests.processes import in_child
-
-
-@pytest.fixture
-def host(tmp_path):
-    host = Host(tmp_path)
-    yield host
-    host.close()
+from tests.integration.supervision_harness import Host, is_alive, processes_of
+from tests.processes import in_child, until
 
 
 def open_descriptors():
@@ -260,7 +248,7 @@ def test_stdin_that_blocks_can_be_stopped(host, tmp_path):
     """A FIFO without a writer as standard input holds up the command, not its supervisor."""
     os.mkfifo(tmp_path / "fifo")
     run = host.start(["cat"], stdin=("file", os.fsencode(tmp_path / "fifo")))
-    wait_until(lambda: run.started)
+    until(lambda: run.started)
 
     run.stop(0.5)
 
@@ -301,9 +289,9 @@ def test_an_end_before_the_wish_is_seen_is_no_stop(host, tmp_path):
     command = host.wait_for_start(run)
     (supervisor,) = host.pids
     os.kill(supervisor, signal.SIGSTOP)
-    wait_until(lambda: state(supervisor) == "T", "the supervisor to be stopped")
+    until(lambda: state(supervisor) == "T", "the supervisor to be stopped")
     go.touch()
-    wait_until(lambda: state(command) == "Z", "the end of the command")
+    until(lambda: state(command) == "Z", "the end of the command")
     run.stop(30)
     os.kill(supervisor, signal.SIGCONT)
     exit_ = host.finish(run)
@@ -362,7 +350,7 @@ def test_second_stop_shortens_the_grace(host):
     run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
     run.wait_for_output()
     run.stop(1000, who="first")
-    wait_until(lambda: "first" in run.system)
+    until(lambda: "first" in run.system)
 
     run.stop(0, who="second")
 
@@ -375,7 +363,7 @@ def test_second_stop_does_not_lengthen_the_grace(host):
     run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
     run.wait_for_output()
     run.stop(0.5, who="first")
-    wait_until(lambda: "first" in run.system)
+    until(lambda: "first" in run.system)
 
     run.stop(1000, who="second")
 
@@ -498,7 +486,7 @@ def test_stop_shortens_the_linger(host):
     """A stop during the linger ends it, and changes neither reason nor code."""
     run = host.start(programs.LEAVES_A_SLEEPER, linger=1000.0)
     command = host.wait_for_start(run)
-    wait_until(lambda: not os.path.exists(f"/proc/{command}"), "the command to be reaped")
+    until(lambda: not os.path.exists(f"/proc/{command}"), "the command to be reaped")
 
     run.stop(0)
     exit_ = host.finish(run)
@@ -598,7 +586,7 @@ def test_full_disk_holds_the_command(host, tmp_path):
     # The size limit is the one shortage that can be made for one process alone.
     resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     go.touch()
-    wait_until(lambda: jobdir.spool_end(run.directory) == 1000)
+    until(lambda: jobdir.spool_end(run.directory) == 1000)
     assert run.exit is None
 
     limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -617,10 +605,10 @@ def test_full_disk_does_not_hold_a_stop(host, tmp_path):
     run.wait_for_output()
     resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
     go.touch()
-    wait_until(lambda: jobdir.spool_end(run.directory) == 4000)
+    until(lambda: jobdir.spool_end(run.directory) == 4000)
 
     run.stop(0)
-    wait_until(lambda: not processes_of(run.token))
+    until(lambda: not processes_of(run.token))
     assert run.exit is None
     assert run.locked
     limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -653,7 +641,7 @@ def test_supervisor_killed(host):
 
     os.kill(run.supervisor.pid, signal.SIGKILL)
     host.wait_for(run.supervisor, lambda: False)
-    wait_until(lambda: not processes_of(run.token))
+    until(lambda: not processes_of(run.token))
 
     assert not run.locked
     assert run.started
@@ -671,7 +659,7 @@ def test_queued_request_dies_with_its_supervisor(host):
     os.kill(supervisor.pid, signal.SIGKILL)
     host.wait_for(supervisor, lambda: False)
 
-    wait_until(lambda: not run.locked)
+    until(lambda: not run.locked)
     assert not run.started
     assert run.exit is None
 
@@ -715,12 +703,12 @@ def test_host_killed(host, tmp_path, sibling):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     go.touch()
-    wait_until(lambda: run.exit)
-    wait_until(lambda: not is_alive(int(supervisor)))
+    until(lambda: run.exit)
+    until(lambda: not is_alive(int(supervisor)))
     os.close(end)
     os.close(reader)
     os.close(writer)
-    wait_until(lambda: not int(brother) or not is_alive(int(brother)))
+    until(lambda: not int(brother) or not is_alive(int(brother)))
 
     assert (run.exit.reason, run.exit.wait_status) == ("exited", 6 << 8)
     assert run.output() == b"ready\ndone\n"
@@ -735,10 +723,10 @@ def test_discarded_while_busy(host, tmp_path):
 
     host.pool.discard(run.supervisor)
     go.touch()
-    wait_until(lambda: run.exit)
+    until(lambda: run.exit)
 
     assert run.exit.wait_status == 6 << 8
-    wait_until(lambda: not is_alive(run.supervisor.pid))
+    until(lambda: not is_alive(run.supervisor.pid))
 
 
 # --- reuse ---

@@ -23,21 +23,6 @@ LOOKS = "PRAGMA data_version"
 
 
 @pytest.fixture
-def statements(monkeypatch):
-    """Return what SQLite executes, for managers that are made behind this."""
-    seen = []
-    connect = Database._connect
-
-    def traced(self):
-        connection = connect(self)
-        connection.set_trace_callback(seen.append)
-        return connection
-
-    monkeypatch.setattr(Database, "_connect", traced)
-    return seen
-
-
-@pytest.fixture
 def looks(monkeypatch):
     """Return the looks at anything that waiters took; `until` it has grown."""
     taken = []
@@ -49,12 +34,6 @@ def looks(monkeypatch):
 
     monkeypatch.setattr(Follower, "refresh", counted)
     return taken
-
-
-@pytest.fixture
-def own(jobs):
-    """Return a RUNNING job without a process."""
-    return jobs.start_job(jobs.create_job("TASK").id)
 
 
 def in_thread(function):

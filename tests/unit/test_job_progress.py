@@ -13,12 +13,6 @@ from tests.jobfiles import log_of, sql
 SECOND = 1_000_000_000  # nanoseconds
 
 
-@pytest.fixture
-def own(jobs):
-    """Return a job that the host itself runs."""
-    return jobs.start_job(jobs.create_job("TASK").id)
-
-
 def report(run, payload, **options):
     """Have the supervisor write a report."""
     header = frames.encode_header(

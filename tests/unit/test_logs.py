@@ -11,12 +11,6 @@ from jobcore.supervision import frames
 from tests.jobfiles import log_of, sql
 
 
-@pytest.fixture
-def own(jobs):
-    """Return a job that the host itself runs."""
-    return jobs.start_job(jobs.create_job("TASK").id)
-
-
 def texts(lines):
     """Return number and text of each line."""
     return [(line.sequence, line.text) for line in lines]
