@@ -50,7 +50,9 @@ def checked_python(python: object) -> str | None:
     Raises:
         ValueError: It is no path.
     """
-    return None if python is None else _checked_path(python, "python")
+    path = None if python is None else _checked_path(python, "python")
+    # Started elsewhere: only a bare name is looked for on PATH.
+    return os.path.abspath(path) if path is not None and os.sep in path else path
 
 
 def checked_slots(slots: object) -> int | None:

@@ -24,6 +24,8 @@ from jobcore.runs import Run
 #: Lines after which a reader lets the loop's other tasks run. A guess between
 #: many detours and a loop that stands still: they take about a millisecond.
 BREATH = 256
+#: Seconds that a look may take before another task looks, too.
+LOOK_PATIENCE = 0.25
 
 
 class Awaiter:
@@ -36,17 +38,19 @@ class Awaiter:
 
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
-        self._refreshing = False  # by one task, for all
+        #: Until when one task looks for all, by the monotonic clock. It ends by itself: a
+        #: loop may stand still in the middle of a look, and a child is forked there.
+        self._refreshing = 0.0
 
     async def wait(
         self,
         begin: Callable[[], Run],
         timeout: float | None,
         check: Callable[[], None],
-        end: Callable[[int], Answer],
+        end: Callable[[Run], Answer],
     ) -> Answer:
         """
-        Return, when the job is final, what `end` makes of its number.
+        Return, when the job is final, what `end` makes of it.
 
         Args:
             begin: Finds the job; it is called in a thread, as `end` is.
@@ -62,7 +66,7 @@ class Awaiter:
             if cursor.run.status == Status.QUEUED:
                 check()
             await _rest(cursor, patience)
-        return await in_thread(end, cursor.run.number)
+        return await in_thread(end, cursor.run)
 
     def follow(self, begin: Callable[[], Run], sequence: int, timeout: float | None) -> Lines:
         """
@@ -97,12 +101,13 @@ class Awaiter:
         Raises:
             JobDeleted: The job was deleted in between.
         """
-        if not self._refreshing and self._follower.is_stale(cursor):
-            self._refreshing = True
+        if time.monotonic() >= self._refreshing and self._follower.is_stale(cursor):
+            self._refreshing = mine = time.monotonic() + LOOK_PATIENCE
             try:
                 await in_thread(self._follower.refresh, cursor)
             finally:
-                self._refreshing = False
+                if self._refreshing == mine:
+                    self._refreshing = 0.0
         cursor = cursor.moved()
         if not cursor.due:
             return cursor

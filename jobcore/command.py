@@ -94,14 +94,18 @@ class Command:
         if isinstance(value, tuple):
             return tuple(map(self._masked, value))
         if isinstance(value, str):
-            for secret in sorted(map(os.fsdecode, self.redact), key=len, reverse=True):
+            for secret in sorted(map(str, self.redact), key=len, reverse=True):
                 value = value.replace(secret, "***")
         return value
 
     @property
     def words(self) -> tuple[str, ...]:
         """The argument vector that is executed, the shell included where there is one."""
-        return ("/bin/sh", "-c", *self.argv) if self.shell else tuple(map(os.fsdecode, self.argv))
+        return ("/bin/sh", "-c", *self._argv) if self.shell else self._argv
+
+    @property
+    def _argv(self) -> tuple[str, ...]:
+        return tuple(map(str, self.argv))  # texts since `__post_init__`
 
     def to_json(self) -> str:
         """Return the form in which it is stored."""
@@ -110,7 +114,7 @@ class Command:
             stdin = {"data": stdin.decode("latin-1")}
         return json.dumps(
             {
-                "argv": [os.fsdecode(word) for word in self.argv],
+                "argv": self._argv,
                 "cwd": self.cwd,
                 "env": dict(self.env),
                 "inherit_env": self.inherit_env,
@@ -119,7 +123,7 @@ class Command:
                 "grace": self.grace,
                 "output_limit": self.output_limit,
                 "separate_streams": self.separate_streams,
-                "redact": [os.fsdecode(value) for value in self.redact],
+                "redact": self.redact,
                 "umask": self.umask,
                 "shell": self.shell,
             }
@@ -138,8 +142,18 @@ class Command:
         """
         try:
             stored = json.loads(text)
+            # As texts of this process's encoding, which are checked and kept like a caller's.
+            for name in ("argv", "redact"):
+                stored[name] = [os.fsdecode(encode(word)) for word in stored[name]]
+            stored["cwd"] = os.fsdecode(encode(stored["cwd"]))
+            stored["env"] = {
+                os.fsdecode(encode(name)): os.fsdecode(encode(value))
+                for name, value in stored["env"].items()
+            }
             if isinstance(stored["stdin"], dict):
                 stored["stdin"] = stored["stdin"]["data"].encode("latin-1")
+            elif stored["stdin"] is not None:
+                stored["stdin"] = os.fsdecode(encode(stored["stdin"]))
             if stored["shell"]:
                 (stored["argv"],) = stored["argv"]
             return cls(**stored)
@@ -147,6 +161,16 @@ class Command:
             why = f"a stored command makes no sense: {type(error).__name__}"
         # Outside, for a cause or a context would hold the text, and with it what is secret.
         raise DatabaseCorrupt(why)
+
+
+def encode(text: str) -> bytes:
+    """
+    Return the bytes that a word of a command is for the kernel.
+
+    They are those of the process that made the command, whatever encoding its locale
+    has, and whatever that of the process is which starts it.
+    """
+    return text.encode("utf-8", "surrogateescape")
 
 
 def checked_timeout(timeout: float | None) -> float | None:
@@ -187,22 +211,24 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 
 
 def _checked_text(value: object, what: str) -> str:
-    """Return the str form of a word that the kernel takes: bytes survive as surrogates."""
+    """Return the text that `encode` makes the word's bytes of: what is no UTF-8 is a surrogate."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise CommandError(f"{what} must be text, not {type(value).__name__}")
-    text = os.fsdecode(value)
-    if "\0" in text:
-        raise CommandError(f"{what} contains a NUL byte, which no program can be given")
     try:
-        os.fsencode(text)
-    except UnicodeEncodeError as error:
-        raise CommandError(f"{what} contains a character that cannot be encoded") from error
-    return text
+        raw = os.fsencode(value)
+    except UnicodeEncodeError:
+        raw = None
+    # Here, for the cause would hold the value, which may be a secret.
+    if raw is None:
+        raise CommandError(f"{what} contains a character that cannot be encoded")
+    if b"\0" in raw:
+        raise CommandError(f"{what} contains a NUL byte, which no program can be given")
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _absolute(path: str, what: str) -> str:
     try:
-        return os.path.abspath(path)
+        return os.path.abspath(encode(path)).decode("utf-8", "surrogateescape")
     except FileNotFoundError as error:
         raise CommandError(f"{what} has no place: the current directory is gone") from error
 

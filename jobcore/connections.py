@@ -153,19 +153,19 @@ def driver_of(connection: Connection) -> Any:
 
 
 def throw_away(connection: Connection) -> None:
-    """Close a connection of which nothing is certain any more; SQLite rolls back what it was in."""
-    driver: Any = None
+    """
+    Close a connection of which nothing is certain any more; SQLite rolls back what it was in.
+
+    The driver's first: where this is interrupted, the next try finds it all the same.
+    """
     if not (connection.closed or connection.invalidated):
-        driver = driver_of(connection)
+        driver_of(connection).abandon()
     try:
         if not connection.closed:
             connection.invalidate()
             connection.close()
     except Exception as error:  # noqa: BLE001 - what it believes of itself may be anything
         telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
-    finally:
-        if driver is not None:
-            driver.abandon()
 
 
 def keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, Union
 from uuid import UUID
 
@@ -140,7 +140,10 @@ def checked_moment(moment: datetime | None) -> int | None:
         raise CommandError(f"not_before is a datetime, not {type(said).__name__}")
     if moment.utcoffset() is None:
         raise CommandError("not_before has no time zone, so it is no moment")
-    return from_datetime(moment)
+    try:
+        return from_datetime(moment.astimezone(timezone.utc))
+    except OverflowError as error:
+        raise CommandError("not_before is no moment of the years 1 to 9999 in UTC") from error
 
 
 def checked_text(text: object, what: str) -> str:

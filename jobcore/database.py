@@ -247,9 +247,10 @@ class Database:
         if sqlite3.sqlite_version_info < schema.LEAST_SQLITE:
             least = ".".join(map(str, schema.LEAST_SQLITE))
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: {least} is needed")
-        self.path = os.path.realpath(os.fspath(path))
         self.busy_timeout = busy_timeout  # seconds
+        self.path = os.fspath(path)
         try:
+            self.path = os.path.realpath(self.path)  # which needs the current directory
             filesystem.require_local(self.path)
             filesystem.make_database_file(self.path)
         except OSError as error:
@@ -393,17 +394,17 @@ class Database:
             or (transaction is not None and transaction.is_active)
             or driver_of(writer).in_transaction
         ):
-            self._writer = None
             throw_away(writer)
+            self._writer = None
         self._observation.end()
         interrupts.release(self._writer_lock)
 
     def let_go(self) -> None:
         """End what this thread was in the middle of; the commits of before stand."""
         if interrupts.is_owner(self._writer_lock):
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                throw_away(writer)
+            if self._writer is not None:
+                throw_away(self._writer)
+                self._writer = None
             self._give_up_writing()
             self._commits.announce()  # it may have been committed
         for use in [use for use in list(self._users) if use.is_mine]:

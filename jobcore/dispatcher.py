@@ -24,7 +24,7 @@ from jobcore.clock import Clock
 from jobcore.crew import Crew
 from jobcore.database import Database
 from jobcore.directories import Directories
-from jobcore.errors import StoreError
+from jobcore.errors import SpawnError, StoreError
 from jobcore.executors import Executor
 from jobcore.forking import GATE
 from jobcore.importer import Harvest, Importer
@@ -122,7 +122,7 @@ class Dispatcher:
     def running(self) -> list[Run]:
         """Return the jobs that this manager has claimed and not settled."""
         with self._claims:  # a claim is committed a moment before it is noted
-            return [assignment.run for assignment in self._assignments.values()]
+            return [*self._left, *(assignment.run for assignment in self._assignments.values())]
 
     def is_idle(self) -> bool:
         """
@@ -146,7 +146,7 @@ class Dispatcher:
         if not self._claims.acquire(timeout=IDLE_PATIENCE):
             return True
         try:
-            return bool(self._assignments)
+            return bool(self._assignments or self._left)
         finally:
             self._claims.release()
 
@@ -185,14 +185,22 @@ class Dispatcher:
         Tell a waiter that its job may never run.
 
         Raises:
-            SpawnError: Supervisors failed to start several times in a row.
+            SpawnError: Supervisors failed to start several times in a row, or the
+                interpreter exits and has ended the thread.
         """
+        if self._loop.exiting:
+            raise SpawnError("the interpreter exits: nothing is started here any more")
         self._crew.require()
 
     def stop_claiming(self) -> None:
         """Leave what is queued to others from now on; running jobs are still cared for."""
         with self._claims:  # behind a claim under way: what it claims is seen as running
             self._claiming = False
+
+    @property
+    def exiting(self) -> bool:
+        """Whether the interpreter's exit has ended the thread, which settles nothing any more."""
+        return self._loop.exiting
 
     def wait_until_settled(self, numbers: Collection[int], timeout: float) -> None:
         """
@@ -226,6 +234,8 @@ class Dispatcher:
         for assignment in self._assignments.values():
             assignment.let_go()
         with self._claims:
+            if self._loop.exiting:
+                self._left += [assignment.run for assignment in self._assignments.values()]
             self._assignments.clear()
         self._crew.close()
 
@@ -250,6 +260,7 @@ class Dispatcher:
         self._backlog.forget()
         self._claims = interrupts.lock()
         self._assignments: dict[str, Assignment] = {}  # by token
+        self._left: list[Run] = []  # claimed here, when the interpreter's exit ended the thread
         self._next_look = 0.0
         self._next_chores = 0.0
         self._next_start = 0.0

@@ -46,7 +46,7 @@ def file_system_of(path: str, mountinfo: str) -> str:
     found, longest = "", -1
     for line in mountinfo.rstrip("\n").split("\n"):  # the kernel escapes these two, and no others
         fields = line.split(" ")
-        mount_point = _ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields[4])
+        mount_point = _unescaped(fields[4])
         inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
         # A later mount over the same point hides the earlier one.
         if inside and len(mount_point) >= longest:
@@ -54,9 +54,23 @@ def file_system_of(path: str, mountinfo: str) -> str:
     return found
 
 
+def is_mount_point(path: str, mountinfo: str) -> bool:
+    """Tell whether something is mounted at `path` itself; the arguments are as above."""
+    points = (line.split(" ")[4] for line in mountinfo.rstrip("\n").split("\n"))
+    return path in (_unescaped(point) for point in points)
+
+
+def _unescaped(point: str) -> str:
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), point)
+
+
 def kind_of(path: str) -> str:
     """Return the type of the file system that `path`, absolute and without links, is on."""
-    return file_system_of(path, os.fsdecode(Path(MOUNTINFO).read_bytes()))
+    return file_system_of(path, _read_mountinfo())
+
+
+def _read_mountinfo() -> str:
+    return os.fsdecode(Path(MOUNTINFO).read_bytes())
 
 
 def require_local(path: str) -> None:
@@ -64,9 +78,15 @@ def require_local(path: str) -> None:
     Refuse a path on a file system on which SQLite cannot keep its promises.
 
     Raises:
-        UnsupportedFileSystem: It is one that several machines may have mounted.
+        UnsupportedFileSystem: It is one that several machines may have mounted, or the
+            file alone is mounted there.
     """
-    kind = kind_of(path)
+    mountinfo = _read_mountinfo()
+    if is_mount_point(path, mountinfo):
+        # As `docker -v jobs.db:/data/jobs.db` does: where it has its other name it has
+        # another write-ahead log, and what is committed to one of both is lost.
+        raise UnsupportedFileSystem(f"{path} is mounted by itself: mount its directory instead")
+    kind = file_system_of(path, mountinfo)
     if kind in _SHARED_BETWEEN_MACHINES or kind.startswith("fuse."):
         raise UnsupportedFileSystem(
             f"{path} is on a {kind} file system, where SQLite's locks and shared memory do not "

@@ -8,6 +8,7 @@ there, so nobody else needs to be alive.
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 
-from jobcore import logs, runs
+from jobcore import logs, runs, telemetry
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.database import Database
-from jobcore.errors import JobDeleted
+from jobcore.errors import JobDeleted, StoreError, WaitTimeout
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.patience import Patience
@@ -188,15 +189,15 @@ class Follower:
 
     # --- in the caller's thread -----------------------------------------------------
 
-    def lines(self, run: Run, sequence: int, limit: int | None = None) -> Iterator[LogLine]:
+    def lines(self, run: Run, sequence: int, limit: int) -> Iterator[LogLine]:
         """
-        Yield the lines from `sequence` on that are stored by now.
+        Yield so many lines from `sequence` on, as far as they are stored.
 
         Raises:
             JobDeleted: The job was deleted in between.
         """
         left = limit
-        while left is None or left > 0:
+        while left > 0:
             with self._database.read() as connection:
                 require(run, runs.find(connection, run.number))
                 segments = logs.segments_from(connection, run.number, sequence)
@@ -205,10 +206,9 @@ class Follower:
                 for line in logs.lines(segment, sequence):
                     yield line
                     sequence = line.sequence + 1
-                    if left is not None:
-                        left -= 1
-                        if not left:
-                            return
+                    left -= 1
+                    if not left:
+                        return
             if sequence == begun:
                 return
 
@@ -259,6 +259,18 @@ class Follower:
                 check()
             self._rest(cursor, patience)
         return cursor.run
+
+    def wait_softly(self, waited: Sequence[Run], seconds: float) -> None:
+        """Wait until all of these are final, at most so long; whatever is in the way is logged."""
+        patience = Patience(seconds)
+        for run in waited:
+            try:
+                self.wait(run, patience.left)
+            except (JobDeleted, WaitTimeout):
+                continue
+            except StoreError as error:
+                telemetry.event(logging.WARNING, "not waited for the jobs' end", error=str(error))
+                return
 
     def wait_for(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         """

@@ -43,7 +43,7 @@ class _Gate:
     """
 
     def __init__(self) -> None:
-        self._lock = interrupts.lock()
+        self._lock = threading.RLock()  # not of `interrupts`: see `let_go`
         self._forks = threading.RLock()  # two threads may fork at once; one comes to rest at a time
         self._descriptors: set[int] = set()
         self._owners: weakref.WeakSet[ForkAware] = weakref.WeakSet()
@@ -75,6 +75,16 @@ class _Gate:
     def register(self, *descriptors: int) -> None:
         """Have these closed in a forked child. Call inside the gate that opened them."""
         self._descriptors.update(descriptors)
+
+    def let_go(self) -> None:
+        """
+        Open the gate, which an interrupted thread has left closed.
+
+        Not in the middle of a fork: a hook of the host's that calls jobcore is refused,
+        and the gate stays closed behind that until the fork is over.
+        """
+        if not self.is_forking():
+            interrupts.release(self._lock)
 
     def is_forking(self) -> bool:
         """Tell whether the calling thread is in the middle of a fork; who asks came between."""
@@ -146,3 +156,4 @@ class _Gate:
 
 
 GATE = _Gate()
+interrupts.watch(GATE)

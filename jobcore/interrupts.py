@@ -32,8 +32,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 #: How often letting go is begun again: each time takes one more Ctrl-C within microseconds.
 TRIES = 10
-#: Calls, one inside the other, that letting go has use for: a transaction's end needs some 20.
-ROOM = 100
+#: Calls, one inside the other, that a call needs: some 60 with those of SQLAlchemy and logging.
+ROOM = 150
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -105,6 +105,7 @@ def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
     """Call `function` for a host: whatever ends it, nothing of it is held afterwards."""
     if _is_inside():
         return function(*args, **options)
+    _STACK.require()
     before = exc_info()[1]  # what the host is handling
     _INSIDE.frame = _getframe()
     try:
@@ -195,7 +196,6 @@ class _Steps(Iterator[T]):
 
 
 def _let_go() -> None:
-    limit = getrecursionlimit()
     for _ in range(TRIES):
         try:
             for held in members(_LOCKS):
@@ -204,15 +204,56 @@ def _let_go() -> None:
                 holder.let_go()
             for held in members(_LOCKS):  # taken by a holder, when it was interrupted before
                 release(held)
-        except RecursionError:  # the stack is full here, too
-            setrecursionlimit(getrecursionlimit() + ROOM)
+        except RecursionError:
+            _STACK.extend()
             continue
         except BaseException:  # noqa: BLE001, S112 - the caller raises what came first
             continue
         break
-    if getrecursionlimit() != limit:
-        with suppress(RecursionError):  # of Python 3.10, so near to the limit: it stays raised
-            setrecursionlimit(limit)
+    _STACK.restore()
+
+
+class _Stack:
+    """
+    Room for calls inside of calls, of which Python allows so many.
+
+    Attributes:
+        limit: The host's own, while it is extended.
+    """
+
+    limit: int | None = None
+
+    def require(self) -> None:
+        """
+        Refuse a call that would come to the end of the stack in the middle of something.
+
+        Raises:
+            RecursionError: There is not enough room.
+        """
+        if self.limit is not None:
+            self.restore()
+        try:
+            _getframe((self.limit or getrecursionlimit()) - ROOM)
+        except ValueError:
+            return  # it is not so deep
+        raise RecursionError("the stack has no room for a call of jobcore")
+
+    def extend(self) -> None:
+        """Make room for letting go: calls in C count too, before 3.12, and `require` sees none."""
+        if self.limit is None:
+            limit = getrecursionlimit()
+            setrecursionlimit(limit + ROOM)
+            self.limit = limit
+
+    def restore(self) -> None:
+        """Set the host's own limit again; Python refuses while the stack is still as deep."""
+        if self.limit is not None:
+            with suppress(RecursionError):
+                setrecursionlimit(self.limit)
+                self.limit = None
+
+
+_STACK = _Stack()
 
 
 def members(known: weakref.WeakSet[T]) -> list[T]:

@@ -16,7 +16,7 @@ from sqlalchemy import Row
 
 from jobcore import filesystem, leftovers
 from jobcore.clock import Clock
-from jobcore.command import Command
+from jobcore.command import Command, encode
 from jobcore.directories import Directories, Prepared
 from jobcore.executors import Executor
 from jobcore.forking import GATE
@@ -177,21 +177,21 @@ def _fields(
     if isinstance(command.stdin, bytes):
         stdin = ("data", command.stdin)
     elif command.stdin is not None:
-        stdin = ("file", os.fsencode(command.stdin))
+        stdin = ("file", encode(str(command.stdin)))
     return {
         "version": PROTOCOL_VERSION,
         "token": request.token,
         "job": row.id.hex,
-        "argv": [os.fsencode(word) for word in command.words],
+        "argv": [encode(word) for word in command.words],
         "env": _environment(row, command, request.cookie, base),
-        "cwd": os.fsencode(command.cwd or "/"),
+        "cwd": encode(str(command.cwd or "/")),
         "stdin": stdin,
         "timeout": command.timeout,
         "grace": command.grace,
         "linger": LINGER,
         "output_limit": command.output_limit,
         "separate_streams": command.separate_streams,
-        "redact": [os.fsencode(value) for value in command.redact],
+        "redact": [encode(str(value)) for value in command.redact],
         "umask": command.umask,
     }
 
@@ -203,9 +203,7 @@ def _environment(
     environment = dict(base) if command.inherit_env else {}
     # Or a Python command would show its lines only at its end. The command may say otherwise.
     environment[b"PYTHONUNBUFFERED"] = b"1"
-    environment.update(
-        (os.fsencode(name), os.fsencode(value)) for name, value in command.env.items()
-    )
+    environment.update((encode(name), encode(value)) for name, value in command.env.items())
     environment[leftovers.COOKIE.encode()] = cookie.encode()
     environment[b"JOBCORE_JOB_ID"] = str(row.id).encode()
     environment[b"JOBCORE_WORKSPACE_ID"] = str(row.workspace_id).encode()

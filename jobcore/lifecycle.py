@@ -334,4 +334,15 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
         f"WHEN OLD.status IN ({final}) AND ({changed}) "
         f"BEGIN SELECT RAISE(ABORT, 'a final job does not change'); END"
     )
-    return begins_queued, moves_by_the_rules, final_stays_final
+    # An upsert (INSERT OR REPLACE) removes the row in its way, and no other trigger is asked.
+    is_not_replaced = (
+        "CREATE TRIGGER job_is_not_replaced BEFORE INSERT ON job "
+        "WHEN EXISTS (SELECT 1 FROM job WHERE number = NEW.number OR id = NEW.id) "
+        "BEGIN SELECT RAISE(ABORT, 'a job is not replaced by another'); END"
+    )
+    keeps_its_id = (
+        "CREATE TRIGGER job_keeps_its_id BEFORE UPDATE OF number, id ON job "
+        "WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id "
+        "BEGIN SELECT RAISE(ABORT, 'a job keeps its number and its id'); END"
+    )
+    return begins_queued, moves_by_the_rules, final_stays_final, is_not_replaced, keeps_its_id

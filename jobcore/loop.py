@@ -37,6 +37,10 @@ class Loop:
     Any thread may call `start`, `ring`, `is_inside` and `close`; `wait` and `rest`
     are for `turn`.
 
+    Attributes:
+        exiting: The interpreter's exit has closed it: handlers of `atexit` that were
+            registered before it may still come.
+
     Args:
         name: Of the thread.
         turn: What is done; it sleeps in `wait`, and raises nothing.
@@ -53,6 +57,7 @@ class Loop:
         self._name = name
         self._turn = turn
         self._end = end
+        self.exiting = False  # closed by the interpreter's exit
         self._closing = False
         self._crashed = False
         self.forget()
@@ -199,6 +204,7 @@ def _close_at_exit(loop: Loop) -> None:
     def close() -> None:
         alive = reference()
         if alive is not None:
+            alive.exiting = True
             alive.close(EXIT_PATIENCE)
 
     atexit.register(close)

@@ -127,7 +127,7 @@ class JobManager:
         clock: Tells the time; None: the machine's. One that can be moved is a `MovableClock`.
         on_exit: For `close()` and the `with` block. `"detach"`: running jobs
             live on, and the next manager that opens the database settles them.
-            `"stop"`: jobs that this process started are stopped.
+            `"stop"`: jobs that this manager started are stopped.
         busy_timeout: Seconds to wait for another process's write transaction.
         python: The interpreter for supervisors, and for functions unless you
             name the executors; None: `sys.executable`.
@@ -533,7 +533,7 @@ class JobManager:
         """
         checked = None if grace is None else checked_grace(grace)
         run = self._stopper.stop(self._run(job_id), checked, "stop")
-        return self._job(run.number)
+        return self._job(run)
 
     @entrance
     def cancel_job(self, job_id: Id) -> Job:
@@ -550,7 +550,7 @@ class JobManager:
             InvalidTransition: It is final.
         """
         run = self._stopper.cancel(self._run(job_id))
-        return self._job(run.number)
+        return self._job(run)
 
     @entrance
     def delete_job(self, job_id: Id) -> None:
@@ -666,11 +666,11 @@ class JobManager:
             NoResult: The job is not COMPLETE, ran no function, or one that
                 ended the interpreter by itself.
         """
-        number = self._reconciled(job_id).number
+        run = self._run(job_id)
         with self._database.read() as connection:
-            stored = results.find(connection, number)
+            stored = results.find(connection, run.number)
         if stored is None:
-            job = self._job(number)  # as it is now: deleted, perhaps
+            job = self._job(run)  # as it is now: deleted, perhaps
             raise NoResult(job.id, job.status)
         try:
             return values.decode(*stored)
@@ -771,7 +771,8 @@ class JobManager:
     def _lines(self, job_id: Id, sequence: int, limit: int | None = None) -> Iterator[LogLine]:
         first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
         run = self._run(job_id)
-        return self._follower.lines(run, first, most)
+        there = max(run.next_sequence - first, 0)
+        return self._follower.lines(run, first, there if most is None else min(most, there))
 
     @entrance
     def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
@@ -793,6 +794,9 @@ class JobManager:
     ) -> Iterator[LogLine]:
         """
         Return an iterator of the lines from `sequence` on, as they come; it ends with the job.
+
+        It ends, too, with whatever it raises: to go on, follow from the number behind the
+        last line.
 
         Args:
             sequence: The number of the first line, from 0.
@@ -844,13 +848,14 @@ class JobManager:
             JobNotFound: No job has this id.
             JobDeleted: It was deleted meanwhile.
             WaitTimeout: It is not final after `timeout` seconds; it goes on.
-            SpawnError: It is QUEUED here, and supervisors fail to start again and again.
+            SpawnError: It is QUEUED here, and supervisors fail to start again and again, or
+                the interpreter exits.
             ValueError: `timeout` is no number.
         """
         checked_patience(timeout)
         run = self._run(job_id)
         self._follower.wait(run, timeout, self._dispatcher.require_supervisors)
-        return self._job(run.number)
+        return self._job(run)
 
     @entrance
     def drain(self, timeout: float | None = None) -> None:
@@ -1277,7 +1282,7 @@ class JobManager:
 
         With `"detach"` queued jobs wait for the next manager, and running ones
         go on under their supervisors. With `"stop"` this returns when the jobs
-        that this process started have ended, or their grace and a second are over.
+        that this manager started have ended, or their grace and a second are over.
         """
         try:
             if self._on_exit == "stop" and self in OPEN:
@@ -1315,9 +1320,11 @@ class JobManager:
         running = self._dispatcher.running()
         if not running:
             return  # also when closed before
-        grace = self._stopper.stop_all(running)
-        numbers = {run.number for run in running}
-        self._dispatcher.wait_until_settled(numbers, grace + STOP_PATIENCE)
+        seconds = self._stopper.stop_all(running) + STOP_PATIENCE
+        if self._dispatcher.exiting:
+            self._follower.wait_softly(running, seconds)
+        else:
+            self._dispatcher.wait_until_settled({run.number for run in running}, seconds)
 
     # --- what the verbs share -------------------------------------------------------
 
@@ -1349,11 +1356,11 @@ class JobManager:
         self._dispatcher.require_supervisors()
         return False
 
-    def _job(self, number: int) -> Job:
+    def _job(self, run: Run) -> Job:
         with self._database.read() as connection:
-            row = store.get_job(connection, number)
+            row = store.get_job(connection, run.number)
         if row is None or row.deleted_at is not None:
-            raise JobDeleted(number if row is None else row.id)
+            raise JobDeleted(run.id)
         return Job.from_row(row)
 
     @staticmethod

@@ -41,8 +41,18 @@ CREATE TABLE result (
     CONSTRAINT encoding_is_known CHECK (encoding IN ('json', 'pickle'))
 )""",
     ),
-    # Counting jobs by status read all of them: 95 ms of 200,000 jobs, now 20.
-    2: ("CREATE INDEX jobs_by_status ON job (status) WHERE deleted_at IS NULL",),
+    2: (
+        # Counting jobs by status read all of them: 95 ms of 200,000 jobs, now 20.
+        "CREATE INDEX jobs_by_status ON job (status) WHERE deleted_at IS NULL",
+        """\
+CREATE TRIGGER job_is_not_replaced BEFORE INSERT ON job \
+WHEN EXISTS (SELECT 1 FROM job WHERE number = NEW.number OR id = NEW.id) \
+BEGIN SELECT RAISE(ABORT, 'a job is not replaced by another'); END""",
+        """\
+CREATE TRIGGER job_keeps_its_id BEFORE UPDATE OF number, id ON job \
+WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id \
+BEGIN SELECT RAISE(ABORT, 'a job keeps its number and its id'); END""",
+    ),
 }
 
 

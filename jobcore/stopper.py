@@ -37,12 +37,15 @@ class Stopper:
         self._directories = directories
         self._clock = clock
 
-    def stop(self, run: Run, grace: float | None, why: str) -> Run:
+    def stop(
+        self, run: Run, grace: float | None, why: str, *, patience: float | None = None
+    ) -> Run:
         """
         Ask a RUNNING job to stop, durably; one without a process is STOPPED at once.
 
         Args:
             grace: Seconds until it is killed; None: its command's own.
+            patience: Seconds to wait for the write lock; None: the busy timeout.
 
         Raises:
             JobNotFound, JobNotRunning: It is gone, or not RUNNING.
@@ -51,7 +54,7 @@ class Stopper:
         milliseconds = None if grace is None else round(grace * 1000)
         now = self._clock.now()
         try:
-            with self._database.write() as connection:
+            with self._database.write(patience=patience) as connection:
                 asked = runs.ask_stop_if_running(
                     connection,
                     run.number,
@@ -75,17 +78,32 @@ class Stopper:
         return asked
 
     def stop_all(self, running: Iterable[Run]) -> float:
-        """Ask each of these to stop; return the longest grace, in seconds, that one has."""
+        """
+        Ask each of these to stop; return the longest grace, in seconds, that one has.
+
+        Where a wish cannot be stored the supervisor is told all the same: its verdict
+        says that it was. No more than one wish waits for the write lock.
+        """
         longest = 0
+        patience: float | None = None
         for run in running:
+            longest = max(longest, run.effective_grace_ms or 0)
             try:
-                longest = max(longest, self.stop(run, None, "close").effective_grace_ms or 0)
+                self.stop(run, None, "close", patience=patience)
             except (JobNotFound, JobNotRunning):
                 continue  # it has ended, or was deleted, meanwhile
             except StoreError as error:
-                # It lives on; the others are stopped all the same.
-                telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
+                patience = 0.0
+                telemetry.event(logging.WARNING, "told only", job=str(run.id), error=str(error))
+                self._ring_softly(run)
         return longest / 1000
+
+    def _ring_softly(self, run: Run) -> None:
+        try:
+            self._ring(run, jobdir.KILL_NOW if run.grace_ms == 0 else jobdir.STOP_NOW)
+        except StoreError as error:
+            # It lives on; the others are stopped all the same.
+            telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
 
     def cancel(self, run: Run) -> Run:
         """

@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 from jobcore.errors import SpawnError
@@ -184,9 +185,11 @@ class Supervisor:
         self.token: str | None = None
         self.gone = False
         self._socket = connection
-        # The process that was started, if any, only forks the supervisor, and ends.
-        self._starter = starter
-        self._unreaped = [] if starter is None else [starter]
+        # The process that was started, if any, only forks the supervisor, and ends. It is known
+        # by a pidfd: where SIGCHLD is ignored its pid may be another child's a moment later.
+        self._starter = -1 if starter is None else _pidfd_of(starter)
+        # Those that are reaped by pid, and never signalled.
+        self._unreaped = [starter] if starter is not None and self._starter < 0 else []
 
     def fileno(self) -> int:
         """Return the socket, to be polled for reading; -1 when it was closed."""
@@ -264,29 +267,29 @@ class Supervisor:
         self.gone = True
         self.ready = False
         self._socket.detach()
+        self._starter = -1
         self._unreaped.clear()
 
     @property
     def starting(self) -> bool:
         """Whether the process that was started, and only forks, has not been reaped."""
-        return self._starter in self._unreaped
+        return self._starter >= 0
 
     def kill_starter(self) -> None:
         """SIGKILL the process that was started, if it has not come to its end by itself."""
-        if not self.reap() and self._starter is not None and self.starting:
-            # Not reaped, a moment ago: so the pid is still our child's.
-            os.kill(self._starter, signal.SIGKILL)
+        self.reap()
+        if self.starting:
+            with suppress(ProcessLookupError):  # it has just ended, and was reaped by the host
+                signal.pidfd_send_signal(self._starter, signal.SIGKILL)
 
     def reap(self) -> bool:
         """Reap those of its processes that were children of ours; return whether none is left."""
-        for pid in self._unreaped[:]:
-            try:
-                if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                    continue
-            except ChildProcessError:
-                pass  # SIGCHLD is ignored, or somebody waits for every child of this process
-            self._unreaped.remove(pid)
-        return not self._unreaped
+        if self.starting and _has_ended(os.P_PIDFD, self._starter):
+            pidfd, self._starter = self._starter, -1
+            with GATE:
+                GATE.close(pidfd)
+        self._unreaped = [pid for pid in self._unreaped if not _has_ended(os.P_PID, pid)]
+        return not self.starting and not self._unreaped
 
     def _note(self, notice: Notice) -> None:
         if notice.kind == READY:
@@ -303,6 +306,25 @@ class Supervisor:
         if self.pid is not None:
             # Its parent has ended, so it is a child of ours if we are PID 1 or a subreaper.
             self._unreaped.append(self.pid)
+
+
+def _pidfd_of(pid: int) -> int:
+    """Return a registered descriptor of a child that was just started; -1: none can be had."""
+    try:
+        with GATE:
+            pidfd = os.pidfd_open(pid)
+            GATE.register(pidfd)
+    except OSError:
+        return -1  # nobody has kept its pid for us, or no descriptor is left
+    return pidfd
+
+
+def _has_ended(kind: int, process: int) -> bool:
+    """Reap a process that may be a child of ours; False: it has not ended."""
+    try:
+        return os.waitid(kind, process, os.WEXITED | os.WNOHANG) is not None
+    except OSError:
+        return True  # SIGCHLD is ignored, or somebody waits for every child of this process
 
 
 class SupervisorPool:

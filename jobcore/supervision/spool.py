@@ -17,8 +17,25 @@ from jobcore.supervision import failpoints, frames, jobdir
 #: imported can be given back to the disk while the job runs.
 ROTATE_AT = 8 * 1024 * 1024
 
-#: No space, no quota, or the file size limit of `ulimit -f`: it may pass.
+#: No space, no quota, or a file size limit set meanwhile: it may pass.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_LARGEST_FRAME = frames.HEADER_SIZE + frames.MAX_PAYLOAD
+
+
+def rotate_at() -> int:
+    """
+    Return the bytes from which a file is followed by a new one, under the limit of `ulimit -f`.
+
+    No file may come so near to it that a whole frame does not fit: that never passes.
+    """
+    # Not by `resource`, which is one more library to be loaded for each supervisor.
+    with open("/proc/self/limits", encoding="ascii") as limits:
+        (line,) = (one for one in limits if one.startswith("Max file size"))
+    soft = line.split()[3]
+    if soft == "unlimited":
+        return ROTATE_AT
+    return max(min(ROTATE_AT, int(soft) - _LARGEST_FRAME), 1)
 
 
 class Spool:
@@ -34,6 +51,7 @@ class Spool:
         self.end = 0
         self.next_sequence = 0
         self._directory = directory
+        self._rotate_at = rotate_at()
         self._file = -1  # made with the first frame: many jobs say nothing
         self._begin = 0
         self._queue: list[bytes] = []
@@ -98,7 +116,7 @@ class Spool:
     def _write(self, parts: list[bytes]) -> int:
         """Write once; return how many bytes were taken, 0 where there is no space."""
         try:
-            if self._file < 0 or (self.end - self._begin >= ROTATE_AT and not self._torn):
+            if self._file < 0 or (self.end - self._begin >= self._rotate_at and not self._torn):
                 self._next_file()
             written = os.writev(self._file, parts)
         except OSError as error:

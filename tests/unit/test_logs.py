@@ -146,7 +146,7 @@ def test_unknown_job_is_told_at_the_call(jobs):
 
 def test_reader_of_a_deleted_job_is_told(jobs, own):
     """Deleting a job while its log is read is told to the reader, not taken for its end."""
-    jobs.append_log(own.id, *["x"] * 5000)
+    jobs.append_log(own.id, *["x" * 300] * 10_000)  # more segments than are read at once
     lines = jobs.logs(own.id)
     following = jobs.follow(own.id)
     read = [next(lines), next(following)]
@@ -156,6 +156,28 @@ def test_reader_of_a_deleted_job_is_told(jobs, own):
     for reader in (lines, following):
         with pytest.raises(JobDeleted):
             list(reader)
+
+
+def test_a_reader_gets_what_was_there_at_the_call(jobs, own):
+    """A log that grows as fast as it is read has an end all the same, at that number."""
+    jobs.append_log(own.id, "a", "b")
+    readers = [
+        jobs.logs(own.id),
+        jobs.logs(own.id, 1),
+        jobs.logs(own.id, limit=9),
+        jobs.log_text(own.id),
+        jobs.log_ndjson(own.id),
+        jobs.logs(own.id, 7),
+    ]
+    counts = []
+    for reader in readers:
+        count = 0
+        for _ in reader:
+            count += 1
+            jobs.append_log(own.id, "more")
+        counts.append(count)
+
+    assert counts == [2, 1, 2, 2, 2, 0]
 
 
 def test_follow_ends_with_the_job(jobs, own):
