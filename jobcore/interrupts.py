@@ -153,6 +153,8 @@ def raised_by_handler(
 
 
 def _code_of(handler: object) -> object:
+    if not callable(handler):
+        return None  # SIG_DFL, or one that was not set by Python
     handler = getattr(handler, "func", handler)  # that of a partial
     called = handler if hasattr(handler, "__code__") else type(handler).__call__
     return getattr(called, "__code__", None)  # a method has that of its function

@@ -206,6 +206,7 @@ def test_a_row_without_its_owner_is_found(closed):
 def test_an_id_that_is_none_is_found(scripted, database):
     """What no jobcore has written does not end the examination."""
     scripted()
+    sql(database, "DROP TRIGGER job_keeps_its_id")
     sql(database, "UPDATE job SET id = 'strange'")
     found = examine(database)
 

@@ -250,11 +250,12 @@ def test_what_a_handler_raises_comes_out_as_it_is(jobs, scripted, monkeypatch, h
         jobs.get_job(run.id)
 
 
-def test_an_error_of_a_job_is_no_handlers(jobs, scripted, monkeypatch):
+@pytest.mark.parametrize("bug", [lambda *_: {}["bug"], lambda *_: Status("none")])
+def test_an_error_of_a_job_is_no_handlers(jobs, scripted, monkeypatch, bug):
     """A read goes on behind it, and says what is stored."""
     run = scripted()
     run.write(b"line\n")
-    monkeypatch.setattr(Importer, "harvest", lambda *_: {}["bug"])
+    monkeypatch.setattr(Importer, "harvest", bug)
 
     assert jobs.get_job(run.id).status is Status.RUNNING
 
