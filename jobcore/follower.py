@@ -8,6 +8,7 @@ there, so nobody else needs to be alive.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import weakref
@@ -189,9 +190,11 @@ class Follower:
 
     # --- in the caller's thread -----------------------------------------------------
 
-    def lines(self, run: Run, sequence: int, limit: int) -> Iterator[LogLine]:
+    def lines(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
         """
-        Yield so many lines from `sequence` on, as far as they are stored.
+        Yield so many lines from `sequence` on, as far as they are stored: those of a segment each.
+
+        What is yielded reads nothing more, so a line costs no step of this.
 
         Raises:
             JobDeleted: The job was deleted in between.
@@ -203,12 +206,15 @@ class Follower:
                 segments = logs.segments_from(connection, run.number, sequence)
             begun = sequence
             for segment in segments:
-                for line in logs.lines(segment, sequence):
-                    yield line
-                    sequence = line.sequence + 1
-                    left -= 1
-                    if not left:
-                        return
+                there = logs.end_of(segment) - sequence
+                if there <= 0:
+                    continue  # damaged: it would lead back
+                if there <= left:
+                    yield logs.lines(segment, sequence)  # to its end, where damage is told
+                elif left:
+                    yield itertools.islice(logs.lines(segment, sequence), left)
+                sequence += min(there, left)
+                left -= min(there, left)
             if sequence == begun:
                 return
 

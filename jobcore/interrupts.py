@@ -23,8 +23,9 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from signal import getsignal, valid_signals
 from sys import _getframe, exc_info, getrecursionlimit, setrecursionlimit
 from types import FrameType
@@ -195,6 +196,16 @@ class _Steps(Iterator[T]):
     def close(self) -> None:
         """End it."""
         self._steps.close()
+
+
+def in_one(parts: Iterable[Iterable[T]]) -> Iterator[T]:
+    """
+    Return one iterator of what all `parts` have.
+
+    To get the next part is an entrance; to go through it is none, so its steps are to
+    take nothing that could be left behind.
+    """
+    return chain.from_iterable(_Steps(parts) if inspect.isgenerator(parts) else parts)
 
 
 def _let_go() -> None:

@@ -68,7 +68,7 @@ from jobcore.follower import Follower
 from jobcore.function import describe, function_command
 from jobcore.history import Filter
 from jobcore.importer import Importer
-from jobcore.interrupts import entrance
+from jobcore.interrupts import entrance, in_one
 from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
@@ -772,7 +772,7 @@ class JobManager:
         first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
         run = self._run(job_id)
         there = max(run.next_sequence - first, 0)
-        return self._follower.lines(run, first, there if most is None else min(most, there))
+        return in_one(self._follower.lines(run, first, there if most is None else min(most, there)))
 
     @entrance
     def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
@@ -786,7 +786,8 @@ class JobManager:
         """
         most = checked_limit(n)
         run = self._run(job_id)
-        return self._follower.lines(run, max(run.next_sequence - most, 0), most)
+        first = max(run.next_sequence - most, 0)
+        return in_one(self._follower.lines(run, first, run.next_sequence - first))
 
     @entrance
     def follow(
@@ -820,7 +821,7 @@ class JobManager:
 
         Args and errors are those of `logs`.
         """
-        return wire.text(self._lines(job_id, sequence))
+        return in_one([wire.text(self._lines(job_id, sequence))])
 
     @entrance
     def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
@@ -829,7 +830,7 @@ class JobManager:
 
         Args and errors are those of `logs`.
         """
-        return wire.ndjson(self._lines(job_id, sequence))
+        return in_one([wire.ndjson(self._lines(job_id, sequence))])
 
     # --- waiting ------------------------------------------------------------------
 

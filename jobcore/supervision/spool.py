@@ -30,10 +30,10 @@ def rotate_at() -> int:
     No file may come so near to it that a whole frame does not fit: that never passes.
     """
     # Not by `resource`, which is one more library to be loaded for each supervisor.
-    with open("/proc/self/limits", encoding="ascii") as limits:
-        (line,) = (one for one in limits if one.startswith("Max file size"))
+    with open("/proc/self/limits", "rb") as limits:
+        (line,) = (one for one in limits if one.startswith(b"Max file size"))
     soft = line.split()[3]
-    if soft == "unlimited":
+    if soft == b"unlimited":
         return ROTATE_AT
     return max(min(ROTATE_AT, int(soft) - _LARGEST_FRAME), 1)
 
