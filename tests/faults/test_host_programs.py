@@ -177,6 +177,33 @@ with JobManager(database, slots=1, python=python) as jobs:
     assert said == ["True", "5"]
 
 
+def test_an_interpreter_may_be_named_by_a_relative_path(database, tmp_path):
+    """Supervisors are started elsewhere: `./name` is as of the call, and a bare one is on PATH."""
+    (tmp_path / "bin").mkdir()
+    os.symlink(sys.executable, tmp_path / "bin" / "python-here")
+
+    said = run(
+        """
+def run_with(python):
+    with JobManager(database, slots=1, python=python) as jobs:
+        os.chdir("/")
+        print(jobs.wait(jobs.submit(EXITS_5).id, PATIENCE).exit_code)
+
+folder = sys.argv[2]
+os.chdir(folder)
+run_with("./bin/python-here")
+os.chdir(f"{folder}/bin")
+run_with("../bin/python-here")
+os.environ["PATH"] += f":{folder}/bin"
+run_with("python-here")
+""",
+        database,
+        tmp_path,
+    )
+
+    assert said == ["5", "5", "5"]
+
+
 @in_rounds(smoke=3, full=56)
 def test_a_host_with_few_descriptors_gets_a_typed_error_or_its_job(database, rounds):
     """With any limit a call works or raises a JobcoreError, and all is well once it is raised."""

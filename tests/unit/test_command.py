@@ -227,6 +227,25 @@ def test_secrets_are_in_no_repr():
     assert [text for text in shown if CANARY in text] == []
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"env": {"TOKEN": CANARY + "\ud800"}},
+        {"env": {CANARY + "\ud800": "value"}},
+        {"redact": [CANARY + "\ud800"]},
+        {"argv": ["true", CANARY + "\ud800"]},
+    ],
+    ids=["a value", "a name", "what is masked", "a word"],
+)
+def test_a_refusal_has_no_cause_that_holds_a_secret(fields):
+    """What a host logs of an error is also its cause and its context, which tell no value."""
+    with pytest.raises(CommandError, match="encoded") as refused:
+        Command(**{"argv": ["true"], **fields})
+
+    assert refused.value.__cause__ is None
+    assert refused.value.__context__ is None
+
+
 def test_too_large_a_command_is_refused():
     """What is far above what the kernel takes is refused, and not stored."""
     with pytest.raises(CommandError, match="larger"):

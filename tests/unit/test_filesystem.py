@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from jobcore import StoreError, UnsupportedFileSystem, filesystem
+from jobcore import JobManager, StoreError, UnsupportedFileSystem, filesystem
 from jobcore.database import Database
-from tests.processes import at_once
+from tests.processes import at_once, in_child
 
 MOUNTS = r"""
 21 1 252:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -161,6 +161,21 @@ def test_missing_parent_is_told(tmp_path):
     """A database in a directory that is not there is refused with the reason."""
     with pytest.raises(StoreError, match="No such file or directory"):
         Database(tmp_path / "missing" / "jobs.db")
+
+
+def test_a_relative_path_where_the_current_directory_is_gone_is_told(tmp_path):
+    """A database that has no place, for the current directory was removed, is a StoreError."""
+
+    def try_it():
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        os.chdir(gone)
+        gone.rmdir()
+        for make in (lambda: Database("jobs.db"), lambda: JobManager("jobs.db", slots=0)):
+            with pytest.raises(StoreError, match=r"jobs\.db: No such file or directory"):
+                make()
+
+    in_child(try_it)
 
 
 def test_symbolic_link_leads_to_one_database(tmp_path):

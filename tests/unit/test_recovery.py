@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from jobcore import JobManager, Status
+from jobcore import JobDeleted, JobManager, Status
 from jobcore.importer import Importer
 from jobcore.supervision import jobdir
 from tests.jobfiles import Scripted, log_of, sql
@@ -299,6 +299,54 @@ def test_recover_settles_what_has_ended(jobs, scripted):
     assert settled == {ended.id: ("ERROR", 3, "exited"), dead.id: ("ERROR", None, "lost")}
     assert again == []
     assert listed == {alive.id: ("RUNNING", 1), ended.id: ("ERROR", 1), dead.id: ("ERROR", 2)}
+
+
+def test_what_is_deleted_behind_a_recovery_is_left_out(jobs, scripted, database, monkeypatch):
+    """A job that another manager deletes once it is settled costs the caller none of the others."""
+    gone, marked, stays = scripted(), scripted(), scripted()
+    for run in (gone, marked, stays):
+        run.started()
+        run.exit(3 << 8)
+        run.die()
+    sweep = jobs._recovery.sweep
+
+    def delete_behind(**options):
+        settled = sweep(**options)
+        with JobManager(database, slots=0) as other:
+            other.delete_job(gone.id)
+        sql(database, "UPDATE job SET deleted_at = created WHERE id = ?", marked.id.hex)
+        assert len(settled) == 3
+        return settled
+
+    monkeypatch.setattr(jobs._recovery, "sweep", delete_behind)
+
+    assert [job.id for job in jobs.recover()] == [stays.id]
+
+
+@pytest.mark.parametrize("verb", ["stop", "cancel", "wait"])
+def test_what_is_deleted_behind_a_call_is_named_by_its_id(
+    jobs, scripted, database, monkeypatch, verb
+):
+    """Who stops, cancels or waits for what another manager deletes just then learns its id."""
+    run = scripted()
+    run.started()
+    run.exit(3 << 8)
+    run.die()
+    owner, name, call = {
+        "stop": (jobs._stopper, "stop", jobs.stop_job),
+        "cancel": (jobs._stopper, "cancel", jobs.cancel_job),
+        "wait": (jobs._follower, "wait", jobs.wait),
+    }[verb]
+
+    def delete_behind(found, *_, **__):
+        with JobManager(database, slots=0) as other:
+            other.delete_job(run.id)
+        return found
+
+    monkeypatch.setattr(owner, name, delete_behind)
+
+    with pytest.raises(JobDeleted, match=str(run.id)):
+        call(run.id)
 
 
 def test_opening_is_not_judging(database, clock):

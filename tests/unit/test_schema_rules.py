@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from jobcore import JobManager, Reason, Status, lifecycle, tables
+from tests.processes import PATIENCE
 
 #: What is true of a row in each status, beyond the status.
 FACTS_OF = {
@@ -151,6 +152,81 @@ def test_facts_are_all_that_was_true_at_the_end():
     }  # fmt: skip
 
     assert {column.name for column in tables.job.columns} - set(tables.FACTS) == may_change
+
+
+def replace(connection, number, words):
+    """Write a job over that of a number, as an upsert: each named column is what its SQL says."""
+    columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(job)")]
+    values = ", ".join(words.get(name, name) for name in columns)
+    connection.execute(
+        f"INSERT OR REPLACE INTO job ({', '.join(columns)}) "
+        f"SELECT {values} FROM job WHERE number = ?",
+        (number,),
+    )
+
+
+#: What makes a job that has ended look as if it had not begun.
+BEGUN_AGAIN = {
+    "status": "'QUEUED'",
+    "spool_offset": "0",
+    "next_sequence": "0",
+    **dict.fromkeys(
+        ("start_time", "end_time", "reason", "exit_code", "signal", "wait_status"), "NULL"
+    ),
+}
+
+
+@pytest.mark.parametrize("status", FACTS_OF)
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"id": "lower(hex(randomblob(16)))"}, {"number": "NULL"}, {"number": "number + 100"}],
+    ids=["by both", "by number", "by id", "by id with a number"],
+)
+def test_a_job_is_not_replaced_by_an_insert(foreign, status, words):
+    """An upsert of another program, by number or by id, leaves each job as it is."""
+    number = make(foreign, status)
+    before = foreign.execute("SELECT * FROM job").fetchall()
+
+    with pytest.raises(sqlite3.IntegrityError, match="a job is not replaced by another"):
+        replace(foreign, number, BEGUN_AGAIN | words)
+
+    assert foreign.execute("SELECT * FROM job").fetchall() == before
+
+
+@pytest.mark.parametrize("status", FACTS_OF)
+@pytest.mark.parametrize("column", ["number", "id"])
+def test_a_job_is_not_replaced_by_an_update(foreign, status, column):
+    """A job that another program gives the number or the id of a second one takes no place."""
+    number = make(foreign, status)
+    insert(foreign)
+    before = foreign.execute("SELECT * FROM job").fetchall()
+
+    for taken, given in (("=", "<>"), ("<>", "=")):
+        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number and its id"):
+            foreign.execute(
+                f"UPDATE OR REPLACE job SET {column} = "
+                f"(SELECT {column} FROM job WHERE number {taken} ?) WHERE number {given} ?",
+                (number, number),
+            )
+
+    assert foreign.execute("SELECT * FROM job").fetchall() == before
+
+
+def test_a_job_that_ended_is_not_run_again_by_an_upsert(database):
+    """A row that another program writes back as QUEUED starts nothing: it ran once, and that is."""
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        job = jobs.wait(jobs.submit(["sh", "-c", "echo ran; exit 3"]).id, PATIENCE)
+        history = jobs.history(job.id)
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        (number,) = connection.execute("SELECT number FROM job").fetchone()
+        with pytest.raises(sqlite3.IntegrityError):
+            replace(connection, number, BEGUN_AGAIN | {"token": "NULL", "cookie": "NULL"})
+
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        jobs.drain(PATIENCE)
+        assert jobs.get_job(job.id) == job
+        assert jobs.history(job.id) == history
+        assert [line.text for line in jobs.logs(job.id)] == ["ran"]
 
 
 @pytest.mark.parametrize("status", ["COMPLETE", "ERROR", "STOPPED"])

@@ -33,6 +33,9 @@ from tests.processes import at_once
 
 #: An id, but no job's. Not a random one: the names of tests are the same in every process.
 NOBODY = UUID("12345678-9abc-4def-8123-456789abcdef")
+#: The outermost moments that a datetime can be.
+LAST = datetime.max.replace(tzinfo=timezone.utc)
+FIRST = datetime.min.replace(tzinfo=timezone.utc)
 NO_IDS = [
     "", "x", "../../etc/passwd", "/etc/passwd", "\0", "é", "0" * 31, "0" * 33, f"{NOBODY}x",
     "' OR 1=1 --", "%", None, 7, b"0" * 32, ..., NOBODY, NOBODY.hex, [],
@@ -190,6 +193,40 @@ def test_naive_not_before_is_refused(jobs):
         jobs.submit(["true"], not_before=datetime(2030, 1, 1))  # noqa: DTZ001 - refused
 
     assert jobs.list_jobs() == []
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        LAST.replace(tzinfo=timezone(timedelta(hours=-12))),
+        FIRST.replace(tzinfo=timezone(timedelta(hours=12))),
+    ],
+    ids=["behind the last year", "before the first"],
+)
+def test_a_not_before_that_is_no_moment_in_utc_is_refused(jobs, moment):
+    """A moment of the year 10000 or 0 in UTC is refused, and what is there can still be listed."""
+    there = jobs.submit(["true"])
+
+    for make in (
+        lambda: jobs.submit(["true"], not_before=moment),
+        lambda: jobs.submit_many([["true"], ["true"]], not_before=moment),
+    ):
+        with pytest.raises(CommandError, match="not_before"):
+            make()
+
+    assert [job.id for job in jobs.list_jobs()] == [there.id]
+    assert sum(jobs.count_jobs().values()) == 1
+
+
+@pytest.mark.parametrize("outermost", [LAST, FIRST], ids=["last", "first"])
+def test_the_outermost_moments_in_utc_come_back(jobs, outermost):
+    """The first and the last moment that a datetime can be are kept, in whatever zone they fit."""
+    hours = timezone(timedelta(hours=-12 if outermost == LAST else 12))
+    job = jobs.submit(["true"], not_before=outermost)
+    other = jobs.submit(["true"], not_before=outermost.astimezone(hours))
+
+    assert {each.not_before for each in jobs.list_jobs()} == {outermost}
+    assert job.not_before == other.not_before
 
 
 def test_clock_that_is_set_back_reorders_nothing(jobs, clock):
