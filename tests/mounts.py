@@ -32,6 +32,16 @@ def mount_tmpfs(path, size):
     _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", path)
 
 
+def mount_file(source, path):
+    """Mount a file by itself over another one, as containers do that are given a single file."""
+    _run("mount", "--bind", source, path)
+
+
+def unmount(path):
+    """Take away what is mounted there."""
+    _run("umount", path)
+
+
 def remount(path, how):
     """Make what is mounted there `ro` or `rw`."""
     _run("mount", "-o", f"remount,{how}", path)

@@ -145,6 +145,25 @@ with JobManager(database, slots=3) as jobs:
     assert (tmp_path / "said").read_text() == repr(([5] * 3, ["out", "err"] * 3))
 
 
+def test_a_command_says_more_than_a_file_may_hold(database):
+    """Under a file size limit of the host a command that says more than that has every line."""
+    said = run(
+        """
+import itertools, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+with JobManager(database, slots=1, on_exit="stop") as jobs:
+    command = "yes 0123456789012345678901234567890123456789 | head -n 76726; exit 5"
+    job = jobs.wait(jobs.submit(["sh", "-c", command]).id, PATIENCE)
+    print(job.status, job.exit_code, job.line_count, job.dropped)
+    for text, group in itertools.groupby(line.text for line in jobs.logs(job.id)):
+        print(text, len(list(group)))
+""",
+        database,
+    )
+
+    assert said == ["ERROR 5 76726 0", "0123456789" * 4 + " 76726"]
+
+
 def test_an_environment_for_the_command_is_for_the_command_alone(running_jobs):
     """What would break an interpreter, or any program, does not reach the supervisor."""
     hostile = dict.fromkeys(

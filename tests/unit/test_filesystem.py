@@ -52,6 +52,53 @@ def test_file_system_is_that_of_the_innermost_mount(path, kind):
     assert filesystem.file_system_of(path, MOUNTS) == kind
 
 
+@pytest.mark.parametrize(
+    ("path", "mounted"),
+    [
+        ("/", True),
+        ("/data", True),
+        ("/data/local", True),
+        ("/twice", True),
+        ("/with space", True),
+        ("/mnt/é", True),
+        ("/mnt/no\xa0break", True),
+        ("/back\\slash", True),
+        ("/with\\040space", False),
+        ("/back\\134slash", False),
+        ("/data/", False),
+        ("/data/loca", False),
+        ("/data/localx", False),
+        ("/data/local/jobs.db", False),
+        ("/mnt", False),
+        ("/mnt/no", False),
+        ("ext4", False),
+    ],
+)
+def test_a_mount_point_is_known_by_its_whole_name(path, mounted):
+    """Something is mounted at a path itself only where the table has all of it, unescaped."""
+    assert filesystem.is_mount_point(path, MOUNTS) is mounted
+
+
+def test_a_file_that_is_mounted_by_itself_is_refused(database, monkeypatch, tmp_path):
+    """What the mount table names is refused before it is made; what lies below it is not."""
+    table = tmp_path / "mountinfo"
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    escaped = os.fsencode(folder).replace(b" ", rb"\040")
+    table.write_bytes(
+        b"21 1 252:0 / / rw - ext4 /dev/vda rw\n"
+        b"30 21 252:0 /x %b rw - ext4 /dev/vda rw\n"
+        b"31 30 252:0 /y %b/jobs.db rw - ext4 /dev/vda rw\n" % (escaped, escaped)
+    )
+    monkeypatch.setattr(filesystem, "MOUNTINFO", str(table))
+
+    with pytest.raises(UnsupportedFileSystem, match="mounted by itself: mount its directory"):
+        Database(folder / "jobs.db")
+    assert os.listdir(folder) == []
+    Database(folder / "other.db").close()
+    Database(database).close()
+
+
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "fuse.sshfs"])
 def test_network_file_system_is_refused(database, monkeypatch, kind):
     """On a file system that machines share nothing is made, and the message says what to do."""
