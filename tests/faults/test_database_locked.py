@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from contextlib import closing, contextmanager
 
 import pytest
 
 from jobcore import DatabaseBusy, JobManager, Reason, Status
+from jobcore.database import Database
 from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
@@ -157,6 +159,42 @@ def test_a_time_out_and_a_stop_hold_behind_a_locked_database(database):
 
     assert (late.status, late.reason) == (Status.STOPPED, Reason.TIMEOUT)
     assert (stopped.status, stopped.reason) == (Status.STOPPED, Reason.STOPPED)
+
+
+def test_a_closing_manager_stops_jobs_behind_a_locked_database(database, monkeypatch):
+    """Supervisors are told what cannot be stored, and the lock is waited for once in all."""
+    jobs = JobManager(database, slots=3, busy_timeout=BUSY, on_exit="stop")
+    ids = [jobs.submit(SLEEPS, grace=0).id for _ in range(3)]
+    try:
+        for job_id in ids:
+            assert next(jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
+        until(lambda: len(jobs._dispatcher.running()) == 3, "all claims to be noted")
+        tried = []
+        write = Database.write
+
+        def noted(self, *, durable=True, patience=None):
+            if threading.current_thread() is threading.main_thread():
+                tried.append(patience)
+            return write(self, durable=durable, patience=patience)
+
+        monkeypatch.setattr(Database, "write", noted)
+        with locked(database):
+            jobs.close()
+            for job_id in ids:
+                until_ended(database, job_id)
+        monkeypatch.undo()
+    finally:
+        jobs.close()
+        with JobManager(database, slots=0) as other:
+            for job in other.recover() + other.list_jobs(status=Status.RUNNING):
+                if not job.status.final:
+                    other.stop_job(job.id, grace=0)
+                    other.wait(job.id, PATIENCE)
+            ends = {(job.status, job.reason) for job in other.list_jobs()}
+
+    assert ends == {(Status.STOPPED, Reason.STOPPED)}
+    assert tried[:3] == [None, 0.0, 0.0]
+    assert tried.count(None) == 1
 
 
 def test_waiting_and_following_go_on_behind_a_locked_database(database):
