@@ -68,14 +68,21 @@ class Awaiter:
             await _rest(cursor, patience)
         return await in_thread(end, cursor.run)
 
-    def follow(self, begin: Callable[[], Run], sequence: int, timeout: float | None) -> Lines:
+    def follow(
+        self,
+        begin: Callable[[], Run],
+        sequence: int,
+        timeout: float | None,
+        check: Callable[[], None],
+    ) -> Lines:
         """
         Return an iterator of the lines from `sequence` on as they come, until the job's end.
 
         Args:
             begin: Finds the job; it is called in a thread, at the first `anext()`.
+            check: As for `wait`.
         """
-        return Lines(self, self._follower, begin, sequence, timeout)
+        return Lines(self, self._follower, begin, sequence, timeout, check)
 
     async def wait_for(
         self, condition: Callable[[], bool], timeout: float | None, what: str
@@ -128,6 +135,7 @@ class Lines(AsyncIterator[LogLine]):
         begin: Finds the job; it is called in a thread, at the first `anext()`.
         sequence: Of the first line.
         timeout: Seconds for the whole of it, from the first `anext()` on.
+        check: Called at every look at a QUEUED job; raises what should end the waiting.
     """
 
     def __init__(
@@ -137,7 +145,9 @@ class Lines(AsyncIterator[LogLine]):
         begin: Callable[[], Run],
         sequence: int,
         timeout: float | None,
+        check: Callable[[], None],
     ) -> None:
+        self._check = check
         self._awaiter = awaiter
         self._follower = follower
         self._begin = begin
@@ -198,6 +208,8 @@ class Lines(AsyncIterator[LogLine]):
             self._cursor = cursor
             if cursor.run.final:
                 raise StopAsyncIteration
+            if cursor.run.status == Status.QUEUED:
+                self._check()
             await _rest(cursor, patience)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import resource
 import sqlite3
 import time
 from collections.abc import Callable
@@ -38,6 +39,9 @@ class Checkpointer:
     def __init__(self, path: str, connect: Callable[[], sqlite3.Connection]) -> None:
         self._path = path
         self._connect = connect
+        # Under a limit of `ulimit -f` the log must not come near to it: then nothing is written.
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self._limit = None if limit == resource.RLIM_INFINITY else limit
         self._next = 0.0  # by the monotonic clock
 
     def is_due(self) -> bool:
@@ -45,9 +49,13 @@ class Checkpointer:
         now = time.monotonic()
         if now < self._next:
             return False
-        self._next = now + PAUSE
+        worth = WORTH_BYTES
+        if self._limit is None:
+            self._next = now + PAUSE
+        else:
+            worth = min(worth, self._limit // 4)
         try:
-            return os.stat(self._path + "-wal").st_size >= WORTH_BYTES
+            return os.stat(self._path + "-wal").st_size >= worth
         except OSError:
             return False  # it is not there; or whatever it is, the commits stand
 

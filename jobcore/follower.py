@@ -218,9 +218,18 @@ class Follower:
             if sequence == begun:
                 return
 
-    def follow(self, run: Run, sequence: int, timeout: float | None = None) -> Iterator[LogLine]:
+    def follow(
+        self,
+        run: Run,
+        sequence: int,
+        timeout: float | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Iterator[LogLine]:
         """
         Yield the lines from `sequence` on as they come, until the job is final and all are read.
+
+        Args:
+            check: As for `wait`.
 
         Raises:
             JobDeleted: The job was deleted in between.
@@ -240,6 +249,8 @@ class Follower:
                             raise patience.error(cursor.in_words())
             if cursor.run.final:
                 return
+            if cursor.run.status == Status.QUEUED:
+                check()
             self._rest(cursor, patience)
 
     def wait(

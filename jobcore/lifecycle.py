@@ -314,6 +314,7 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
             frozen once it is final; the others (a tombstone, say) are not.
     """
     final = _quoted(status for status in Status if status.final)
+    active = _quoted(status for status in Status if status in ACTIVE)
     legal = " OR ".join(
         f"(OLD.status = '{source}' AND NEW.status = '{dest}')" for source, dest in arrows()
     )
@@ -335,14 +336,19 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
         f"BEGIN SELECT RAISE(ABORT, 'a final job does not change'); END"
     )
     # An upsert (INSERT OR REPLACE) removes the row in its way, and no other trigger is asked.
+    in_its_way = (
+        "number = NEW.number OR id = NEW.id "
+        f"OR (pipeline_id = NEW.pipeline_id AND status IN ({active}))"
+    )
     is_not_replaced = (
-        "CREATE TRIGGER job_is_not_replaced BEFORE INSERT ON job "
-        "WHEN EXISTS (SELECT 1 FROM job WHERE number = NEW.number OR id = NEW.id) "
+        "CREATE TRIGGER job_is_not_replaced BEFORE INSERT ON job "  # noqa: S608 - our own words
+        f"WHEN EXISTS (SELECT 1 FROM job WHERE {in_its_way}) "
         "BEGIN SELECT RAISE(ABORT, 'a job is not replaced by another'); END"
     )
     keeps_its_id = (
-        "CREATE TRIGGER job_keeps_its_id BEFORE UPDATE OF number, id ON job "
+        "CREATE TRIGGER job_keeps_its_id BEFORE UPDATE OF number, id, pipeline_id ON job "
         "WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id "
-        "BEGIN SELECT RAISE(ABORT, 'a job keeps its number and its id'); END"
+        "OR OLD.pipeline_id IS NOT NEW.pipeline_id "
+        "BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END"
     )
     return begins_queued, moves_by_the_rules, final_stays_final, is_not_replaced, keeps_its_id

@@ -807,12 +807,14 @@ class JobManager:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
             WaitTimeout: The time was over; at `next()`.
+            SpawnError: It is QUEUED here, and supervisors fail to start again and again, or
+                the interpreter exits; at `next()`.
             ValueError: `sequence` is negative, or one of both no number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
         run = self._run(job_id)
-        return self._follower.follow(run, first, timeout)
+        return self._follower.follow(run, first, timeout, self._dispatcher.require_supervisors)
 
     @entrance
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
@@ -915,11 +917,14 @@ class JobManager:
             JobNotFound: No job has this id; at the first `anext()`.
             JobDeleted: It was deleted while you read; at `anext()`.
             WaitTimeout: The time was over; at `anext()`.
+            SpawnError: It is QUEUED here, and supervisors fail to start again and again; at
+                `anext()`.
             ValueError: `sequence` is negative, or one of both no number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)
-        return self._awaiter.follow(lambda: self._run(job_id), first, timeout)
+        check = self._dispatcher.require_supervisors
+        return self._awaiter.follow(lambda: self._run(job_id), first, timeout, check)
 
     @entrance
     def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:

@@ -46,12 +46,14 @@ CREATE TABLE result (
         "CREATE INDEX jobs_by_status ON job (status) WHERE deleted_at IS NULL",
         """\
 CREATE TRIGGER job_is_not_replaced BEFORE INSERT ON job \
-WHEN EXISTS (SELECT 1 FROM job WHERE number = NEW.number OR id = NEW.id) \
+WHEN EXISTS (SELECT 1 FROM job WHERE number = NEW.number OR id = NEW.id \
+OR (pipeline_id = NEW.pipeline_id AND status IN ('QUEUED', 'RUNNING'))) \
 BEGIN SELECT RAISE(ABORT, 'a job is not replaced by another'); END""",
         """\
-CREATE TRIGGER job_keeps_its_id BEFORE UPDATE OF number, id ON job \
+CREATE TRIGGER job_keeps_its_id BEFORE UPDATE OF number, id, pipeline_id ON job \
 WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id \
-BEGIN SELECT RAISE(ABORT, 'a job keeps its number and its id'); END""",
+OR OLD.pipeline_id IS NOT NEW.pipeline_id \
+BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END""",
     ),
 }
 

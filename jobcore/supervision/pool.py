@@ -187,9 +187,15 @@ class Supervisor:
         self._socket = connection
         # The process that was started, if any, only forks the supervisor, and ends. It is known
         # by a pidfd: where SIGCHLD is ignored its pid may be another child's a moment later.
-        self._starter = -1 if starter is None else _pidfd_of(starter)
-        # Those that are reaped by pid, and never signalled.
-        self._unreaped = [starter] if starter is not None and self._starter < 0 else []
+        self._starter = -1
+        self._unreaped: list[int] = []  # by pid, and never signalled
+        if starter is not None:
+            try:
+                self._starter = _pidfd_of(starter)
+            except ProcessLookupError:
+                pass  # it has ended, and nobody keeps its pid for us
+            except OSError:
+                self._unreaped.append(starter)  # no descriptor is left
 
     def fileno(self) -> int:
         """Return the socket, to be polled for reading; -1 when it was closed."""
@@ -309,13 +315,10 @@ class Supervisor:
 
 
 def _pidfd_of(pid: int) -> int:
-    """Return a registered descriptor of a child that was just started; -1: none can be had."""
-    try:
-        with GATE:
-            pidfd = os.pidfd_open(pid)
-            GATE.register(pidfd)
-    except OSError:
-        return -1  # nobody has kept its pid for us, or no descriptor is left
+    """Return a registered descriptor of a child that was just started."""
+    with GATE:
+        pidfd = os.pidfd_open(pid)
+        GATE.register(pidfd)
     return pidfd
 
 

@@ -53,8 +53,12 @@ def _end(database, handler):
 
 @pytest.mark.parametrize(
     "call",
-    ["jobs.wait(queued.id, PATIENCE / 3)", "jobs.drain(PATIENCE / 3)"],
-    ids=["wait", "drain"],
+    [
+        "jobs.wait(queued.id, PATIENCE / 3)",
+        "jobs.drain(PATIENCE / 3)",
+        "list(jobs.follow(queued.id, timeout=PATIENCE / 3))",
+    ],
+    ids=["wait", "drain", "follow"],
 )
 def test_what_would_wait_for_ever_is_refused_at_exit(database, call):
     """Nobody runs a queued job any more, so whoever waits for one there is told."""

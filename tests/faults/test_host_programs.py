@@ -164,6 +164,26 @@ with JobManager(database, slots=1, on_exit="stop") as jobs:
     assert said == ["ERROR 5 76726 0", "0123456789" * 4 + " 76726"]
 
 
+def test_a_database_stays_below_what_a_file_may_hold(database):
+    """Under a file size limit of the host its write-ahead log is emptied before it reaches that."""
+    said = run(
+        """
+import random, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+with JobManager(database, slots=0) as jobs:
+    for _ in range(60):
+        job = jobs.start_job(jobs.create_job("TASK").id)
+        jobs.append_log(job.id, random.randbytes(30_000))
+        jobs.finish_job(job.id)
+        jobs.delete_job(job.id)
+    print(len(jobs.list_jobs()))
+""",
+        database,
+    )
+
+    assert said == ["0"]
+
+
 def test_an_environment_for_the_command_is_for_the_command_alone(running_jobs):
     """What would break an interpreter, or any program, does not reach the supervisor."""
     hostile = dict.fromkeys(

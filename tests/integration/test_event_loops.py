@@ -446,6 +446,8 @@ async def test_supervisors_that_do_not_start_are_told(database, tmp_path):
         with pytest.raises(SpawnError):
             await jobs.wait_async(job.id, PATIENCE)
         with pytest.raises(SpawnError):
+            await anext(jobs.follow_async(job.id, timeout=PATIENCE))
+        with pytest.raises(SpawnError):
             await jobs.drain_async(PATIENCE)
 
 

@@ -187,3 +187,16 @@ def test_another_child_with_the_starters_pid_is_left_alone(ask, pause):
         pytest.skip("the pid was always somebody else's")
 
     assert answer == (True, True)
+
+
+def test_a_starter_that_nobody_keeps_the_pid_of_is_not_looked_for():
+    """Where it has ended and was reaped by the host, whoever has its pid some day is another's."""
+    starter = _fork(pause=False)
+    os.waitpid(starter, 0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        supervisor = Supervisor(ours, starter)
+
+        assert not supervisor.starting
+        assert supervisor._unreaped == []
+        assert supervisor.reap()

@@ -202,7 +202,7 @@ def test_a_job_is_not_replaced_by_an_update(foreign, status, column):
     before = foreign.execute("SELECT * FROM job").fetchall()
 
     for taken, given in (("=", "<>"), ("<>", "=")):
-        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number and its id"):
+        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number, its id"):
             foreign.execute(
                 f"UPDATE OR REPLACE job SET {column} = "
                 f"(SELECT {column} FROM job WHERE number {taken} ?) WHERE number {given} ?",
@@ -358,14 +358,20 @@ def test_only_a_cancelled_job_never_started(foreign):
     move(foreign, number, "STOPPED", **CANCELLED)
 
 
+@pytest.mark.parametrize("guard", ["index", "trigger"])
 @pytest.mark.parametrize("status", ["QUEUED", "RUNNING"])
-def test_pipeline_has_one_active_job(foreign, status):
-    """A pipeline takes no second job until its first one is final."""
+def test_pipeline_has_one_active_job(foreign, status, guard):
+    """A pipeline takes no second job until its first one is final; each of two guards says so."""
+    if guard == "index":
+        foreign.execute("DROP TRIGGER job_is_not_replaced")
+    else:
+        foreign.execute("DROP INDEX one_active_job_per_pipeline")
     first = insert(foreign, pipeline=True)
     if status == "RUNNING":
         move(foreign, first, "RUNNING")
 
-    with pytest.raises(sqlite3.IntegrityError, match=r"UNIQUE.*pipeline_id"):
+    said = {"index": r"UNIQUE.*pipeline_id", "trigger": "not replaced"}[guard]
+    with pytest.raises(sqlite3.IntegrityError, match=said):
         insert(foreign, pipeline=True)
     if status == "QUEUED":
         move(foreign, first, "RUNNING")
@@ -377,8 +383,33 @@ def test_pipeline_is_held_by_a_job_being_deleted(foreign):
     """A tombstone does not free the pipeline: the job may still run."""
     insert(foreign, pipeline=True, deleted_at=11)
 
+    with pytest.raises(sqlite3.IntegrityError, match="not replaced"):
+        insert(foreign, pipeline=True)
+    foreign.execute("DROP TRIGGER job_is_not_replaced")
     with pytest.raises(sqlite3.IntegrityError, match=r"UNIQUE.*pipeline_id"):
         insert(foreign, pipeline=True)
+
+
+@pytest.mark.parametrize("status", ["QUEUED", "RUNNING"])
+def test_the_active_job_of_a_pipeline_is_not_replaced(foreign, status):
+    """Neither a new job nor one of another pipeline takes its place, as an upsert would."""
+    number = insert(foreign, pipeline=True)
+    if status == "RUNNING":
+        move(foreign, number, "RUNNING")
+    other = insert(foreign)
+    before = foreign.execute("SELECT * FROM job").fetchall()
+    new = {"id": "lower(hex(randomblob(16)))", "number": "NULL", **BEGUN_AGAIN}
+
+    with pytest.raises(sqlite3.IntegrityError, match="not replaced"):
+        replace(foreign, number, new)
+    with pytest.raises(sqlite3.IntegrityError, match="keeps its"):
+        foreign.execute(
+            "UPDATE OR REPLACE job SET pipeline_id = (SELECT pipeline_id FROM job "
+            "WHERE number = ?) WHERE number = ?",
+            (number, other),
+        )
+
+    assert foreign.execute("SELECT * FROM job").fetchall() == before
 
 
 def test_jobs_without_pipeline_do_not_exclude_each_other(foreign):
