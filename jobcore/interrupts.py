@@ -111,9 +111,11 @@ def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
     _INSIDE.frame = _getframe()
     try:
         return function(*args, **options)
+    except StopIteration:
+        raise  # the end of an iterator, by itself
     except BaseException as error:
-        _let_go()
-        meant = raised_by_handler(error, before)
+        interrupt = _let_go()
+        meant = raised_by_handler(error, before) or interrupt
         if meant not in (None, error):
             raise meant from None
         raise
@@ -208,7 +210,9 @@ def in_one(parts: Iterable[Iterable[T]]) -> Iterator[T]:
     return chain.from_iterable(_Steps(parts) if inspect.isgenerator(parts) else parts)
 
 
-def _let_go() -> None:
+def _let_go() -> BaseException | None:
+    """Let go of all that the calling thread holds; return what has interrupted that."""
+    interrupt: BaseException | None = None
     for _ in range(TRIES):
         try:
             for held in members(_LOCKS):
@@ -220,10 +224,12 @@ def _let_go() -> None:
         except RecursionError:
             _STACK.extend()
             continue
-        except BaseException:  # noqa: BLE001, S112 - the caller raises what came first
+        except BaseException as error:  # noqa: BLE001 - all is done again, and then it is raised
+            interrupt = raised_by_handler(error) or interrupt
             continue
         break
     _STACK.restore()
+    return interrupt
 
 
 class _Stack:

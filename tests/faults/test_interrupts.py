@@ -8,11 +8,13 @@ passed: what only their end would let go of stays held for ever.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import random
 import signal
 import sqlite3
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -177,24 +179,31 @@ WAYS = {
 }
 
 
-class HostsTimeout(TimeoutError):
-    """What a host's own handler of SIGALRM raises."""
+class HostsTimeout(Exception):
+    """What a host's own handler of SIGALRM raises; no OSError, which may be taken for a file's."""
 
 
-class Alarm:
+class Alarm(logging.Handler):
     """A handler that raises, and notes whether that came to nobody."""
 
     def __init__(self):
-        self.rang = False
-        self.dropped = False  # by Python itself, as in a callback of a weak reference
-        sys.unraisablehook = self._note
+        super().__init__()
+        self.rang = None  # where
+        self.dropped = False  # by others: jobcore itself hands it on
+        sys.unraisablehook = self._note  # Python's, as in a callback of a weak reference
+        logging.getLogger("sqlalchemy.pool").addHandler(self)  # what closes connections
 
-    def __call__(self, *_):
-        self.rang = True
+    def __call__(self, _number, frame):
+        self.rang = "".join(traceback.format_stack(frame, 12))
         raise HostsTimeout
 
     def _note(self, dropped):
         self.dropped = self.dropped or isinstance(dropped.exc_value, HostsTimeout)
+
+    def emit(self, record):
+        """Note what SQLAlchemy has logged in place of handing it on."""
+        error = (record.exc_info or (None, None))[1]
+        self.dropped = self.dropped or isinstance(error, HostsTimeout)
 
 
 def in_thread(function, *arguments):
@@ -227,10 +236,10 @@ def storm(say, database, launcher, way, slots, seeds):
             interrupt(lambda call=call: call(jobs, known), chance, usual[call])
         except (KeyboardInterrupt, HostsTimeout) as error:
             kept.append(error)
-            alarm.rang = False
+            alarm.rang = None
         try:
-            assert alarm.dropped or not alarm.rang
-            alarm.rang = alarm.dropped = False
+            assert alarm.dropped or alarm.rang is None, alarm.rang
+            alarm.rang, alarm.dropped = None, False
             known.append(in_thread(jobs.create_job).id)
             # A manager that runs jobs may be writing at that very moment; nobody else may be.
             with closing(sqlite3.connect(database, timeout=AT_ONCE if slots else 0)) as other:

@@ -43,6 +43,7 @@ class Cli:
         self.database = str(folder / "jobs.db")
         self.mark = f"JOBCORE_TEST={uuid.uuid4().hex}"
         self.gate = gate
+        self.started = []
         name, _, value = self.mark.partition("=")
         self.env = {
             **os.environ,
@@ -59,12 +60,20 @@ class Cli:
     def start(self, *words, **options):
         """Return the running process, a new interpreter."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "jobcore", *words],
             cwd=self.folder,
             env=self.env,
             **{**pipes, **options},
         )
+        self.started.append(process)
+        return process
+
+    def give_up(self):
+        """End what was started: a test that waits for a line of it reads the end of it then."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
 
     def fork(self, *words, **options):
         """
@@ -155,7 +164,11 @@ def finish(process, code):
 def cli(tmp_path, gate):
     """Return the command line; it may leave no process behind."""
     cli = Cli(tmp_path, gate)
+    watchdog = threading.Timer(2 * PATIENCE, cli.give_up)
+    watchdog.start()
     yield cli
+    watchdog.cancel()
+    watchdog.join()
     until(lambda: not carrying(cli.mark), "the end of all that the test started")
 
 

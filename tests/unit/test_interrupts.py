@@ -75,8 +75,18 @@ def owners(held):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError])
 def test_whatever_passes_the_facade_leaves_no_lock(held, error):
-    """A handler may raise anything; letting go survives a further Ctrl-C."""
+    """A handler may raise anything, and that comes out."""
+    held.given_up = 1
     with pytest.raises(error):
+        held.take(error)
+
+    assert (owners(held), held.given_up) == (False, 2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError, LookupError])
+def test_letting_go_survives_a_further_interrupt(held, error):
+    """All is let go of again, and the Ctrl-C is not lost behind the error that came first."""
+    with pytest.raises(KeyboardInterrupt):
         held.take(error)
 
     assert (owners(held), held.given_up) == (False, 2)
@@ -141,6 +151,7 @@ def test_an_error_in_place_of_an_interrupt_is_that_interrupt(held):
 
 def test_an_error_while_the_host_handles_an_interrupt_is_that_error(held):
     """An interrupt of before is not taken for the reason of a later error."""
+    held.given_up = 1  # it raises nothing itself any more
     try:
         raise KeyboardInterrupt
     except KeyboardInterrupt:
