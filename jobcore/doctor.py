@@ -70,6 +70,7 @@ class _Examination:
             ("modes", self._modes),
             ("write-ahead log", self._write_ahead_log),
             ("schema", self._schema),
+            ("definitions", self._definitions),
             ("integrity", self._integrity),
             ("store", self._store),
             ("directories", self._directories),
@@ -193,6 +194,14 @@ class _Examination:
             )
         else:
             yield _wrong(check, "empty: a manager makes a database of it when it opens it")
+
+    def _definitions(self, check: str) -> Iterator[Finding]:
+        _, version, _ = self._ask(schema.read_identity)
+        changed = self._ask(schema.differences) if version == schema.VERSION else []
+        if changed:
+            yield _wrong(check, f"not as jobcore made them: {_some(changed)}")
+        elif version == schema.VERSION:
+            yield _ok(check, "every table, index and trigger is as jobcore made it")
 
     def _integrity(self, check: str) -> Iterator[Finding]:
         said = self._ask(_rows("PRAGMA integrity_check(5)"))

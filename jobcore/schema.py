@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 
@@ -21,6 +22,9 @@ APPLICATION_ID = 0x4A4F4243  # "JOBC"
 VERSION = 3
 #: RETURNING came with 3.35; nothing older than this was ever tried.
 LEAST_SQLITE = (3, 37, 0)
+
+#: What makes an index or a trigger. A table's own text depends on how it came to be.
+_NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
 _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
 
@@ -112,6 +116,22 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
     if version < 1:
         raise DatabaseCorrupt(f"{path} has schema version {version}, which there never was")
     return version == VERSION
+
+
+def differences(connection: sqlite3.Connection) -> list[str]:
+    """
+    Return the tables, indexes and triggers of a current file that are not as they were made.
+
+    SQLite itself does not tell a reader: it resolves the names in constraints for writers alone.
+    """
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
+    made = {match[1]: match.string for match in map(_NAME.match, statements()) if match}
+    changed = [name for name, text in made.items() if found.get(name) != text]
+    for table in tables.METADATA.sorted_tables:
+        there = {row[1] for row in connection.execute(f"PRAGMA table_info({table.name})")}
+        if not {column.name for column in table.c} <= there:
+            changed.append(table.name)
+    return changed
 
 
 def use_write_ahead_log(connection: sqlite3.Connection, patience: float) -> None:

@@ -13,7 +13,7 @@ from tests.jobfiles import sql
 
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
-    "SQLite", "file", "file system", "modes", "write-ahead log", "schema", "integrity", "store",
+    "SQLite", "file", "file system", "modes", "write-ahead log", "schema", "definitions", "integrity", "store",
     "directories", "running jobs", "deletions",
 ]  # fmt: skip
 
@@ -201,6 +201,25 @@ def test_a_row_without_its_owner_is_found(closed):
     sql(closed, "DELETE FROM workspace")
 
     assert examine(closed)["integrity"].detail == "1 rows that belong to no row, in job"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("DROP TRIGGER job_final_stays_final", "job_final_stays_final"),
+        ("DROP INDEX one_active_job_per_pipeline", "one_active_job_per_pipeline"),
+        ("ALTER TABLE pipeline RENAME COLUMN timeout TO time_out", "pipeline"),
+    ],
+)
+def test_definitions_that_are_not_ours_are_found(database, change, named):
+    """What keeps the rules in the file itself is missed where somebody has taken it away."""
+    with JobManager(database, slots=0):
+        before = {one.check: one for one in doctor.examine(database)}["definitions"]
+    sql(database, change)
+    after = {one.check: one for one in doctor.examine(database)}["definitions"]
+
+    assert before.verdict == "ok"
+    assert (after.verdict, after.detail) == ("wrong", f"not as jobcore made them: {named}")
 
 
 def test_an_id_that_is_none_is_found(scripted, database):
