@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobcore import deletion, store
 from jobcore.clock import Clock
 from jobcore.database import Database
-from jobcore.errors import JobDeleted, JobNotFound
+from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.follower import Follower
 from jobcore.remover import Remover
 from jobcore.runs import Run
@@ -60,11 +60,20 @@ class Deleter:
         self._remover.remove_jobs(marked.number)
 
     def delete_marked(self) -> None:
-        """Remove all that belongs to workspaces and pipelines that are marked, then these."""
+        """
+        Remove all that belongs to workspaces and pipelines that are marked, then these.
+
+        Raises:
+            DatabaseCorrupt: A job was hidden and not asked to end, as by a damaged index:
+                it would be waited for without an end.
+        """
         failpoints.reach(failpoints.MARKED_DELETED, self._database)
         with self._database.read() as connection:
             found = store.jobs_of_deleted(connection)
         active = [run for run in found if not run.final]
+        for run in active:
+            if run.stop_requested is None:
+                raise DatabaseCorrupt(f"job number {run.number} is hidden, and nobody ends it")
         for run in active:
             self._stopper.deliver(run)  # to all before any is waited for: their graces pass at once
         for run in active:

@@ -162,9 +162,12 @@ def jobs_of_deleted(connection: Connection) -> list[runs.Run]:
 
 def active_of_deleted(connection: Connection) -> Sequence[int]:
     """Return the QUEUED and RUNNING ones among them whose own deletion was not begun yet."""
+    # By the rows: the index by status would be asked for all that are active anywhere.
+    status = job.c.status.concat("")
+    active = status.in_([str(status) for status in Status if status in lifecycle.ACTIVE])
     return (
         connection.execute(
-            select(job.c.number).where(_OF_DELETED, _ACTIVE, job.c.deleted_at.is_(None))
+            select(job.c.number).where(_OF_DELETED, active, job.c.deleted_at.is_(None))
         )
         .scalars()
         .all()

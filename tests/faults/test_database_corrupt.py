@@ -19,6 +19,7 @@ from jobcore import (
     Status,
     StoreError,
     doctor,
+    store,
 )
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
@@ -302,3 +303,14 @@ def test_running_jobs_do_not_notice_a_damaged_database(tmp_path):
     assert [(job.status, job.exit_code) for job in ended] == [(Status.ERROR, 5)] * 2
     for log in logs:
         assert log == [*(f"line {n}" for n in range(len(log) - 1)), "last"]
+
+
+def test_a_deletion_waits_for_no_job_that_damage_hides(tmp_path, monkeypatch):
+    """A job that is hidden and was not found to be cancelled is told, not waited for."""
+    with JobManager(tmp_path / "jobs.db", slots=0, busy_timeout=BUSY) as jobs:
+        pipeline = jobs.create_pipeline("x", command=["true"])
+        jobs.create_job(pipeline_id=pipeline.id)
+        monkeypatch.setattr(store, "active_of_deleted", lambda _connection: [])
+
+        with pytest.raises(DatabaseCorrupt, match="job number 1 is hidden, and nobody ends it"):
+            jobs.delete_pipeline(pipeline.id)
