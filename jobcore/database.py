@@ -100,8 +100,8 @@ class _Transaction(_Use, ABC):
         self.database._come_in(self)
         try:
             return self._begin()
-        except BaseException:
-            self.database._give_up(self)
+        except BaseException as error:
+            self.database._give_up(self, known=isinstance(error, EXPECTED))
             raise
 
     def __exit__(
@@ -113,8 +113,8 @@ class _Transaction(_Use, ABC):
         try:
             if self.connection is not None and self.transaction is not None:
                 self._end(self.connection, self.transaction, error)
-        except BaseException:
-            self.database._give_up(self)
+        except BaseException as failure:
+            self.database._give_up(self, known=isinstance(failure, EXPECTED))
             raise
         self.database._go_out(self)
 
@@ -370,26 +370,33 @@ class Database:
 
     # --- what was not ended -----------------------------------------------------
 
-    def _give_up(self, use: _Use) -> None:
+    def _give_up(self, use: _Use, *, known: bool = False) -> None:
         """
         End a use whose transaction has failed; again is harmless.
+
+        Args:
+            known: It is known what has ended it. If not, its connection is not used any
+                more: SQLAlchemy may believe to be inside of a transaction that is over.
 
         A Ctrl-C between the driver's BEGIN and SQLAlchemy's noting it leaves a
         transaction that nobody has ended: it would keep every other process from
         writing. Its connection is closed, which takes it back whatever is known of it.
         """
         if isinstance(use, _Writing):
-            self._give_up_writing(use.transaction)
+            self._give_up_writing(use.transaction, known=known)
         elif use.connection is not None:
             throw_away(use.connection)
         self._go_out(use)
 
-    def _give_up_writing(self, transaction: RootTransaction | None = None) -> None:
+    def _give_up_writing(
+        self, transaction: RootTransaction | None = None, *, known: bool = False
+    ) -> None:
         if not interrupts.is_owner(self._writer_lock):
             return
         writer = self._writer
         if writer is not None and (
-            writer.closed
+            not known
+            or writer.closed
             or writer.invalidated
             or (transaction is not None and transaction.is_active)
             or driver_of(writer).in_transaction

@@ -140,8 +140,10 @@ class Notifier(Observer):
         self._entries = []
         try:
             self._mark = history.newest(connection)
-        except Exception as error:  # noqa: BLE001 - no job may fail by being looked at
-            self._mark = None
+        except Exception as error:
+            if interrupts.raised_by_handler(error):
+                raise
+            self._mark = None  # no job may fail by being looked at
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
     def ending(self, connection: Connection) -> None:
@@ -150,7 +152,10 @@ class Notifier(Observer):
             return
         try:
             self._entries = history.entries_after(connection, self._mark, ALL)
-        except Exception as error:  # noqa: BLE001 - no job may fail by being looked at
+        except Exception as error:
+            if interrupts.raised_by_handler(error):
+                raise
+            # No job may fail by being looked at.
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
     def committed(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -89,6 +90,28 @@ def test_the_example_of_schedules_runs_as_printed(tmp_path):
     section = between("schedule:", "end of schedule")
 
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
+def campaigns():
+    """Return what the report calls each campaign, without its cases."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any(
+                "in_rounds(" in ast.unparse(one) for one in node.decorator_list
+            ):
+                yield node.name.removeprefix("test_").replace("_", " ")
+
+
+def test_the_report_of_campaigns_has_each_of_them_without_a_violation():
+    """What README quotes is what `pytest -m faults` has printed, of all that there is."""
+    (report,) = blocks("text", between("campaigns", "end of campaigns"))
+    rows = re.findall(r"^(\S.*?) {2,}([\d,]+) +(\d+)(?: +\d+ s)?$", report, re.MULTILINE)
+    told = {name.partition(" (")[0] for name, _, _ in rows}
+
+    assert told - {"all"} == set(campaigns())
+    assert {violations for _, _, violations in rows} == {"0"}
+    assert re.search(r"^seed \d+$", report, re.MULTILINE)
+    assert re.search(r"^Linux \S+, Python \S+, SQLite \S+, \d+ cores", report, re.MULTILINE)
 
 
 def test_a_backup_is_restored_as_said(tmp_path):
