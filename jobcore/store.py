@@ -308,8 +308,8 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
         # The index has spoken; the row only says who is in the way.
         pipeline_id = values["pipeline_id"]
         blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
-        if blocker is None:
-            raise
+        if blocker is None:  # a key that leads nowhere: what is damaged is beside the job
+            raise DatabaseCorrupt(f"a job cannot be stored: {error.orig}") from error
         raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
     runs.record(
         connection,
