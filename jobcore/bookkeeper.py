@@ -79,9 +79,7 @@ class Bookkeeper:
                 slices = logs.encode_lines(run.next_sequence, raw, now_ns, frames.OUTPUT)
                 loose = logs.loose_behind(run.loose, slices, count)
                 runs.count_lines_if_own(connection, run, next_sequence=count, loose=loose)
-                logs.insert_slices(connection, run.number, slices)
-                if loose[0] != run.loose_sequence and run.loose_bytes:
-                    logs.merge(connection, run.number, run.loose_sequence)
+                logs.append_slices(connection, run.number, slices, before=run.loose, behind=loose)
             return count
 
     def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:

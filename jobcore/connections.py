@@ -8,11 +8,11 @@ import sqlite3
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from jobcore import telemetry
+from jobcore.statement import driver_of
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
@@ -145,11 +145,6 @@ def connect(
         connection.close()  # it refers to itself: it would be open until the collector comes
         raise
     return connection
-
-
-def driver_of(connection: Connection) -> Any:
-    """Return the driver's connection that SQLAlchemy's one has."""
-    return connection.connection.driver_connection
 
 
 def throw_away(connection: Connection) -> None:

@@ -33,7 +33,6 @@ from jobcore.connections import (
     Spares,
     SqliteConnection,
     connect,
-    driver_of,
     keep_for_ever,
     throw_away,
     uri_of,
@@ -49,6 +48,7 @@ from jobcore.errors import (
     StoreError,
 )
 from jobcore.observation import NOBODY, Observation, Observer
+from jobcore.statement import driver_of
 from jobcore.supervision import failpoints
 
 #: Errors of which it is known what they ended. Behind another one, a Ctrl-C say,
@@ -245,8 +245,7 @@ class Database:
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 30.0) -> None:
         if sqlite3.sqlite_version_info < schema.LEAST_SQLITE:
-            least = ".".join(map(str, schema.LEAST_SQLITE))
-            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: {least} is needed")
+            raise StoreError(f"SQLite {schema.too_old(sqlite3.sqlite_version)}")
         self.busy_timeout = busy_timeout  # seconds
         self.path = os.fspath(path)
         try:
@@ -409,9 +408,6 @@ class Database:
     def let_go(self) -> None:
         """End what this thread was in the middle of; the commits of before stand."""
         if interrupts.is_owner(self._writer_lock):
-            if self._writer is not None:
-                throw_away(self._writer)
-                self._writer = None
             self._give_up_writing()
             self._commits.announce()  # it may have been committed
         for use in [use for use in list(self._users) if use.is_mine]:

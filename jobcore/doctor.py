@@ -92,8 +92,7 @@ class _Examination:
     def _sqlite(self) -> Iterator[Finding]:
         version = sqlite3.sqlite_version_info
         if version < schema.LEAST_SQLITE:
-            least = ".".join(map(str, schema.LEAST_SQLITE))
-            yield _wrong("SQLite", f"{sqlite3.sqlite_version} is too old: {least} is needed")
+            yield _wrong("SQLite", schema.too_old(sqlite3.sqlite_version))
         elif has_wal_reset_bug(version):
             yield _note(
                 "SQLite",

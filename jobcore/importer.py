@@ -245,7 +245,6 @@ class Importer:
         """
         run = harvest.run
         loose = logs.loose_behind(run.loose, harvest.slices, harvest.next_sequence)
-        full = loose[0] != run.loose_sequence
         if harvest.slices or harvest.offset != run.spool_offset:
             if not runs.advance_if_at(
                 connection,
@@ -258,16 +257,16 @@ class Importer:
                 # Another process was faster: all this is imported already.
                 return runs.find(connection, run.number)
             if harvest.slices:
-                logs.insert_slices(connection, run.number, harvest.slices)
-            if full and run.loose_bytes:
-                logs.merge(connection, run.number, run.loose_sequence)
+                logs.append_slices(
+                    connection, run.number, harvest.slices, before=run.loose, behind=loose
+                )
             failpoints.reach(failpoints.IMPORT_WRITTEN, self._database)
         if harvest.exit is not None:
             final = self._settle(connection, harvest, harvest.exit)
             if final is not None:
                 if harvest.result is not None and final.status == Status.COMPLETE:
                     results.store(connection, run.number, *harvest.result)
-                if run.loose_bytes and not full:
+                if run.loose_bytes and loose[0] == run.loose_sequence:
                     logs.merge(connection, run.number, run.loose_sequence)
                 failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)
                 return final

@@ -54,9 +54,11 @@ class _Inside(threading.local):
     Attributes:
         frame: The one by which it has entered the facade; a signal handler may enter once
             more. A Ctrl-C may leave it behind: then it is on the stack no longer.
+        before: What the host was handling then, which is no reason of what comes later.
     """
 
     frame: FrameType | None = None
+    before: BaseException | None = None
 
 
 _INSIDE = _Inside()
@@ -107,7 +109,7 @@ def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
     if _is_inside():
         return function(*args, **options)
     _STACK.require()
-    before = exc_info()[1]  # what the host is handling
+    _INSIDE.before = exc_info()[1]
     _INSIDE.frame = _getframe()
     try:
         return function(*args, **options)
@@ -115,12 +117,13 @@ def passed(function: Callable[..., T], /, *args: Any, **options: Any) -> T:
         raise  # the end of an iterator, by itself
     except BaseException as error:
         interrupt = _let_go()
-        meant = raised_by_handler(error, before) or interrupt
+        meant = raised_by_handler(error) or interrupt
         if meant not in (None, error):
             raise meant from None
         raise
     finally:
         _INSIDE.frame = None
+        _INSIDE.before = None
 
 
 def _is_inside() -> bool:
@@ -132,23 +135,18 @@ def _is_inside() -> bool:
     return frame is not None
 
 
-def raised_by_handler(
-    error: BaseException, before: BaseException | None = None
-) -> BaseException | None:
+def raised_by_handler(error: BaseException) -> BaseException | None:
     """
     Return what a signal handler of the host's has raised, if that is the reason of an error.
 
     A `with` complains where it hit a `Condition.wait` which had just released the lock,
     SQLAlchemy wraps it where it came in a statement, and who goes on behind any error
     of one job would go on behind a host's time-out by SIGALRM, too.
-
-    Args:
-        before: What the host was handling already.
     """
     handlers = {_code_of(getsignal(number)) for number in valid_signals()} - {None}
     found: BaseException | None = None
     one: BaseException | None = error
-    while one is not None and one is not before:
+    while one is not None and one is not _INSIDE.before:
         if isinstance(one, KeyboardInterrupt) or _passed_through(one, handlers):
             found = one
         one = one.__context__

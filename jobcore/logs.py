@@ -77,6 +77,20 @@ def loose_behind(
     return (next_sequence, 0) if gathered >= SEGMENT_BYTES else (before[0], gathered)
 
 
+def append_slices(
+    connection: Connection,
+    number: int,
+    slices: Sequence[Slice],
+    *,
+    before: tuple[int, int],
+    behind: tuple[int, int],
+) -> None:
+    """Store slices, and merge what was loose `before` where nothing of it is so `behind` them."""
+    insert_slices(connection, number, slices)
+    if before[1] and behind[0] != before[0]:
+        merge(connection, number, before[0])
+
+
 def merge(connection: Connection, number: int, sequence: int) -> None:
     """Make as few segments as possible out of those from `sequence` on; damaged ones stay."""
     these = (log_segment.c.job == number) & (log_segment.c.first_sequence >= sequence)

@@ -62,6 +62,11 @@ BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); EN
 }
 
 
+def too_old(version: str) -> str:
+    """Say that this version of SQLite will not do, and which one would."""
+    return f"{version} is too old: {'.'.join(map(str, LEAST_SQLITE))} is needed"
+
+
 def statements() -> list[str]:
     """Return the statements that make the current schema in an empty file."""
     from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - loaded with the first connection, not at import

@@ -41,11 +41,11 @@ class Statement:
     def many(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Execute it for each of `rows`."""
         text = self._compiled()
-        _driver(connection).executemany(text, [{**self._constants, **row} for row in rows])
+        driver_of(connection).executemany(text, [{**self._constants, **row} for row in rows])
 
     def _execute(self, connection: Connection, values: dict[str, Any]) -> sqlite3.Cursor:
         text = self._compiled()
-        cursor: sqlite3.Cursor = _driver(connection).execute(text, {**self._constants, **values})
+        cursor: sqlite3.Cursor = driver_of(connection).execute(text, {**self._constants, **values})
         return cursor
 
     def _compiled(self) -> str:
@@ -60,5 +60,6 @@ class Statement:
         return self._text
 
 
-def _driver(connection: Connection) -> Any:
+def driver_of(connection: Connection) -> Any:
+    """Return the driver's connection that SQLAlchemy's one has."""
     return connection.connection.driver_connection

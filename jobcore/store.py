@@ -36,7 +36,8 @@ from jobcore.tables import SHOWN, job, pipeline, skip, transition, workspace
 #: What a pipeline's status can be; it speaks of changes to it, not of runs.
 READY = "READY"
 
-_ACTIVE = job.c.status.in_([str(status) for status in Status if status in lifecycle.ACTIVE])
+_ACTIVE_WORDS = [str(status) for status in Status if status in lifecycle.ACTIVE]
+_ACTIVE = job.c.status.in_(_ACTIVE_WORDS)
 
 
 # --- workspaces and pipelines -------------------------------------------------
@@ -163,8 +164,7 @@ def jobs_of_deleted(connection: Connection) -> list[runs.Run]:
 def active_of_deleted(connection: Connection) -> Sequence[int]:
     """Return the QUEUED and RUNNING ones among them whose own deletion was not begun yet."""
     # By the rows: the index by status would be asked for all that are active anywhere.
-    status = job.c.status.concat("")
-    active = status.in_([str(status) for status in Status if status in lifecycle.ACTIVE])
+    active = job.c.status.concat("").in_(_ACTIVE_WORDS)
     return (
         connection.execute(
             select(job.c.number).where(_OF_DELETED, active, job.c.deleted_at.is_(None))
@@ -308,8 +308,10 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
         # The index has spoken; the row only says who is in the way.
         pipeline_id = values["pipeline_id"]
         blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
-        if blocker is None:  # a key that leads nowhere: what is damaged is beside the job
+        if "FOREIGN KEY" in str(error.orig):  # of a workspace that is there, by a damaged id
             raise DatabaseCorrupt(f"a job cannot be stored: {error.orig}") from error
+        if blocker is None:
+            raise
         raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
     runs.record(
         connection,

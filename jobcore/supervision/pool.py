@@ -292,8 +292,7 @@ class Supervisor:
         """Reap those of its processes that were children of ours; return whether none is left."""
         if self.starting and _has_ended(os.P_PIDFD, self._starter):
             pidfd, self._starter = self._starter, -1
-            with GATE:
-                GATE.close(pidfd)
+            GATE.close(pidfd)
         self._unreaped = [pid for pid in self._unreaped if not _has_ended(os.P_PID, pid)]
         return not self.starting and not self._unreaped
 

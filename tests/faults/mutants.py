@@ -54,10 +54,10 @@ MUTANTS = (
     Mutant(
         "the offset is committed before the lines",
         "importer.py",
-        "            if harvest.slices:\n                logs.insert_slices(",
+        "            if harvest.slices:\n                logs.append_slices(",
         "            connection.exec_driver_sql('COMMIT')\n"
         "            connection.exec_driver_sql('BEGIN IMMEDIATE')\n"
-        "            if harvest.slices:\n                logs.insert_slices(",
+        "            if harvest.slices:\n                logs.append_slices(",
         (IMPORTER, "tests/faults"),
     ),
     Mutant(

@@ -271,6 +271,17 @@ def test_an_error_of_a_job_is_no_handlers(jobs, scripted, monkeypatch, bug):
     assert jobs.get_job(run.id).status is Status.RUNNING
 
 
+def test_an_error_of_a_job_is_no_reason_of_what_the_host_handles(jobs, scripted, monkeypatch):
+    """Who cleans up behind a Ctrl-C is not interrupted by it once more."""
+    run = scripted()
+    run.write(b"line\n")
+    monkeypatch.setattr(Importer, "harvest", lambda *_: {}["bug"])
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert jobs.get_job(run.id).status is Status.RUNNING
+
+
 def behind(calls, call):
     """Call something behind so many other calls."""
     return behind(calls - 1, call) if calls else call()

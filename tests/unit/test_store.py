@@ -25,9 +25,9 @@ from jobcore import (
     store,
 )
 from jobcore.clock import to_datetime
-from jobcore.connections import driver_of
 from jobcore.database import Database
 from jobcore.lifecycle import ACTIVE
+from jobcore.statement import driver_of
 from tests.jobfiles import sql
 from tests.processes import at_once
 
