@@ -59,12 +59,17 @@ class Cli:
 
     def start(self, *words, **options):
         """Return the running process, a new interpreter."""
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        usual = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "preexec_fn": _hear_a_terminal,
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "jobcore", *words],
             cwd=self.folder,
             env=self.env,
-            **{**pipes, **options},
+            **{**usual, **options},
         )
         self.started.append(process)
         return process
@@ -83,6 +88,7 @@ class Cli:
         """
 
         def become():
+            _hear_a_terminal()
             os.closerange(3, 1024)  # with them the pipe by which Popen waits for an exec
             _be_the_command_line(words, self.env)
 
@@ -122,6 +128,12 @@ class Cli:
         """Return the one job there is once it is final."""
         with JobManager(self.database, slots=0) as jobs:
             return jobs.wait(self.only_job().id, PATIENCE)
+
+
+def _hear_a_terminal():
+    """Be ended by what a terminal sends, also where `nohup` or a shell's `&` runs the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _be_the_command_line(words, env):
