@@ -706,8 +706,9 @@ class JobManager:
             ValueError: `limit` is negative, `before` no number, a status none or a type no text.
         """
         most, older_than = checked_limit(limit), checked_before(before)
+        filters = _kinds(status, type)
         with self._database.read() as connection:
-            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+            filters |= _places(connection, workspace_id, pipeline_id)
             rows = store.list_jobs(connection, limit=most, before=older_than, **filters)
         return [Job.from_row(row) for row in rows]
 
@@ -736,8 +737,9 @@ class JobManager:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
             ValueError: A status is none, or a type no text.
         """
+        filters = _kinds(status, type)
         with self._database.read() as connection:
-            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+            filters |= _places(connection, workspace_id, pipeline_id)
             return store.count_jobs(connection, **filters)
 
     @entrance
@@ -1025,8 +1027,9 @@ class JobManager:
         """
         known, most = checked_after(after), None if limit is None else checked_limit(limit)
         checked_patience(timeout)  # not only at the first next()
+        filters = _kinds(status, type)
         with self._database.read() as connection:
-            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+            filters |= _places(connection, workspace_id, pipeline_id)
         return self._feed.read(
             known, Filter.of(**filters), limit=most, follow=follow, timeout=timeout
         )
@@ -1073,8 +1076,9 @@ class JobManager:
             StoreError: The manager is closed.
         """
         checked = checked_callback(callback)
+        filters = _kinds(status, type)
         with self._database.read() as connection:
-            filters = self._filters(connection, workspace_id, pipeline_id, status, type)
+            filters |= _places(connection, workspace_id, pipeline_id)
         return self._notifier.subscribe(checked, Filter.of(**filters))
 
     # --- workspaces and pipelines ---------------------------------------------------
@@ -1369,19 +1373,21 @@ class JobManager:
             raise JobDeleted(run.id)
         return Job.from_row(row)
 
-    @staticmethod
-    def _filters(
-        connection: Connection,
-        workspace_id: Id | None,
-        pipeline_id: Id | None,
-        status: Status | Collection[Status] | None,
-        kind: str | Collection[str] | None,
-    ) -> dict[str, Any]:
-        filters: dict[str, Any] = {"workspace_id": None, "pipeline_id": None}
-        if workspace_id is not None:
-            filters["workspace_id"] = require_workspace(connection, workspace_id).id
-        if pipeline_id is not None:
-            filters["pipeline_id"] = require_pipeline(connection, pipeline_id).id
-        filters["statuses"] = checked_statuses(status)
-        filters["types"] = checked_types(kind)
-        return filters
+
+def _kinds(
+    status: Status | Collection[Status] | None, kind: str | Collection[str] | None
+) -> dict[str, Any]:
+    """Return the filters that need no database: a mistake in them is to cost no connection."""
+    return {"statuses": checked_statuses(status), "types": checked_types(kind)}
+
+
+def _places(
+    connection: Connection, workspace_id: Id | None, pipeline_id: Id | None
+) -> dict[str, Any]:
+    """Return the filters whose workspace and pipeline have to be there."""
+    places: dict[str, Any] = {"workspace_id": None, "pipeline_id": None}
+    if workspace_id is not None:
+        places["workspace_id"] = require_workspace(connection, workspace_id).id
+    if pipeline_id is not None:
+        places["pipeline_id"] = require_pipeline(connection, pipeline_id).id
+    return places

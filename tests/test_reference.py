@@ -22,7 +22,7 @@ import pydantic
 import pytest
 
 import jobcore
-from jobcore import JobcoreError, JobManager, wire
+from jobcore import JobcoreError, JobManager, database, wire
 from tests.processes import ROOT
 
 #: Modules whose `__all__` is public; `jobcore.testing` only where it is there.
@@ -418,8 +418,10 @@ def mistakes(verb):
 
 
 @pytest.mark.parametrize("name", [name for name in VERBS if name != "close"])
-def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name):
-    """Any argument, of whatever kind, is accepted or refused by an error that `Raises` names."""
+def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name, monkeypatch):
+    """Any argument is taken or refused by an error that `Raises` names, and costs no connection."""
+    thrown = []
+    monkeypatch.setattr(database, "throw_away", thrown.append)
     verb = VERBS[name]
     # Whatever is wrong with the database, it is not an argument.
     named = tuple(ERRORS[one] for one in described(verb, "errors") if one != "StoreError")
@@ -439,7 +441,7 @@ def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name):
             if not isinstance(error, named):
                 surprises.append(f"{parameter.name}={mistake!r:.40}: {error!r:.150}")
 
-    assert surprises == []
+    assert surprises == thrown == []
     assert not {Exception, JobcoreError} & set(named)
 
 
