@@ -14,7 +14,7 @@ def note(item, facts):
 
 def pytest_terminal_summary(terminalreporter):
     """Print the table. A campaign ends at its first violation."""
-    lines, total, violations = [], 0, 0
+    rows, seed = [], None
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             facts = dict(report.user_properties).get(_PROPERTY)
@@ -22,24 +22,24 @@ def pytest_terminal_summary(terminalreporter):
                 continue
             failed = int(outcome == "failed")
             where = f"in round {facts.get('round', 0)}" if failed else ""
-            lines.append(
-                f"{facts['name']:<64} {facts['rounds']:>7,} {failed:>10} "
-                f"{report.duration:>7.0f} s {where}".rstrip()
-            )
-            total += facts["rounds"]
-            violations += failed
+            rows.append((facts["name"], facts["rounds"], failed, report.duration, where))
             seed = facts["seed"]
     _tell_of_mutants(terminalreporter)
-    if not lines:
+    if not rows:
         return
     terminalreporter.section("fault campaigns")
     # Without the path of this copy: it is to be quoted.
     terminalreporter.write_line(environment().partition(", jobcore in")[0])
     terminalreporter.write_line(f"seed {seed}")
-    terminalreporter.write_line(f"\n{'campaign':<64} {'rounds':>7} {'violations':>10} {'took':>9}")
-    for line in sorted(lines):
-        terminalreporter.write_line(line)
-    terminalreporter.write_line(f"{'all':<64} {total:>7,} {violations:>10}")
+    width = max(len(name) for name, *_ in rows) + 1
+    terminalreporter.write_line(
+        f"\n{'campaign':<{width}} {'rounds':>7} {'violations':>10} {'took':>9}"
+    )
+    for name, rounds, failed, took, where in sorted(rows):
+        line = f"{name:<{width}} {rounds:>7,} {failed:>10} {took:>7.0f} s {where}"
+        terminalreporter.write_line(line.rstrip())
+    total, violations = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    terminalreporter.write_line(f"{'all':<{width}} {total:>7,} {violations:>10}")
 
 
 def _tell_of_mutants(terminalreporter):
