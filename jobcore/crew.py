@@ -127,6 +127,7 @@ class Crew:
             if supervisor.ready and now - since > IDLE:
                 del self._idle_since[supervisor]
                 self._pool.discard(supervisor)
+        self._pool.reap()
 
     def close(self) -> None:
         """Let all go: an idle one exits, a busy one finishes its job."""

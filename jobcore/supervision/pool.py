@@ -188,6 +188,7 @@ class Supervisor:
         # The process that was started, if any, only forks the supervisor, and ends. It is known
         # by a pidfd: where SIGCHLD is ignored its pid may be another child's a moment later.
         self._starter = -1
+        self._itself = -1  # a pidfd, too, from `close` on
         self._unreaped: list[int] = []  # by pid, and never signalled
         if starter is not None:
             try:
@@ -262,6 +263,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Close the socket: an idle supervisor exits, a busy one finishes its job."""
+        self._keep_in_sight()
         self.gone = True
         self.ready = False
         with GATE:
@@ -273,7 +275,7 @@ class Supervisor:
         self.gone = True
         self.ready = False
         self._socket.detach()
-        self._starter = -1
+        self._starter = self._itself = -1
         self._unreaped.clear()
 
     @property
@@ -294,7 +296,12 @@ class Supervisor:
             pidfd, self._starter = self._starter, -1
             GATE.close(pidfd)
         self._unreaped = [pid for pid in self._unreaped if not _has_ended(os.P_PID, pid)]
-        return not self.starting and not self._unreaped
+        if self.starting or self._unreaped:
+            return False  # and while its parent lives it is no child of ours
+        if self._itself >= 0 and _has_ended(os.P_PIDFD, self._itself):
+            pidfd, self._itself = self._itself, -1
+            GATE.close(pidfd)
+        return self._itself < 0
 
     def _note(self, notice: Notice) -> None:
         if notice.kind == READY:
@@ -305,6 +312,24 @@ class Supervisor:
                 self.token = None
             self.ready = notice.number != 0
 
+    def _keep_in_sight(self) -> None:
+        """Have it reaped behind its end: it comes to us if we are PID 1 or a subreaper."""
+        if not self._is_there() or self.pid is None:
+            return
+        try:
+            pidfd = _pidfd_of(self.pid)
+        except OSError:
+            return  # it has just ended, or no descriptor is left
+        if self._is_there():
+            self._itself = pidfd
+        else:
+            GATE.close(pidfd)  # its pid may have been another's by then
+
+    def _is_there(self) -> bool:
+        """Tell whether anybody is at the other end, and note what was said, such as its pid."""
+        self.receive()
+        return not self.gone
+
     def _mark_gone(self) -> None:
         self.gone = True
         self.ready = False
@@ -314,7 +339,7 @@ class Supervisor:
 
 
 def _pidfd_of(pid: int) -> int:
-    """Return a registered descriptor of a child that was just started."""
+    """Return a registered descriptor of a process that has not been reaped."""
     with GATE:
         pidfd = os.pidfd_open(pid)
         GATE.register(pidfd)
@@ -327,6 +352,10 @@ def _has_ended(kind: int, process: int) -> bool:
         return os.waitid(kind, process, os.WEXITED | os.WNOHANG) is not None
     except OSError:
         return True  # SIGCHLD is ignored, or somebody waits for every child of this process
+
+
+#: Those that had a job when their pool was closed, each with the process whose child it is.
+_LEFT: list[tuple[int, Supervisor]] = []
 
 
 class SupervisorPool:
@@ -354,7 +383,7 @@ class SupervisorPool:
         Raises:
             SpawnError: None could be started. Nothing stays open.
         """
-        self._reap()
+        self.reap()
         # Until both ends are registered, and the other one closed, nobody may fork.
         with GATE:
             try:
@@ -385,17 +414,23 @@ class SupervisorPool:
         if supervisor in self.supervisors:
             self.supervisors.remove(supervisor)
             self._leaving.append(supervisor)
-        self._reap()
+        self.reap()
 
     def close(self) -> None:
         """Let all of them go. Running jobs run on."""
         for supervisor in list(self.supervisors):
             self.discard(supervisor)
-        # One started a moment ago has not come to its fork; nobody would reap its starter later.
+        # One started a moment ago has not come to its fork, one without a job ends at once:
+        # nobody would reap them later. One with a job is left to the next pool of this process.
         give_up = time.monotonic() + _STARTER_PATIENCE
-        while any(each.starting for each in self._leaving) and time.monotonic() < give_up:
+        while any(each.starting or each.token is None for each in self._leaving):
+            if time.monotonic() >= give_up:
+                break
             time.sleep(0.005)
-            self._reap()
+            self.reap()
+        with GATE:
+            _LEFT.extend((os.getpid(), each) for each in self._leaving if not each.starting)
+        self._leaving = []
 
     def before_fork(self) -> None:
         """Do nothing: what must not be copied half done, the gate guards."""
@@ -410,6 +445,11 @@ class SupervisorPool:
         self.supervisors = []
         self._leaving = []
 
-    def _reap(self) -> None:
-        # Those let go are asked at most once a call, and only while they are children of ours.
+    def reap(self) -> None:
+        """Reap those let go; each is asked while it is a child of ours, at most once a call."""
         self._leaving = [supervisor for supervisor in self._leaving if not supervisor.reap()]
+        if _LEFT:
+            with GATE:
+                # Not those of a parent that has forked us: they are no longer known here.
+                mine = [each for each in _LEFT if each[0] == os.getpid()]
+                _LEFT[:] = [each for each in mine if not each[1].reap()]

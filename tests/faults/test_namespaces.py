@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from jobcore import JobManager, Reason, Status
+from jobcore import JobManager, Reason, Status, crew
 from tests.faults.invariants import check
-from tests.processes import PATIENCE, ROOT, until
+from tests.processes import PATIENCE, ROOT, in_child, until
+
+_ADOPT = 36  # PR_SET_CHILD_SUBREAPER: orphans come to us, as to the first of a namespace
 
 #: Has a job running, says so, and waits to be killed.
 HOST = """
@@ -80,3 +84,61 @@ def lost(jobs):
     """Return the newest job once it is final."""
     job = jobs.get_job(jobs.list_jobs(limit=1)[0].id)
     return job if job.status is Status.ERROR else None
+
+
+def children():
+    """Return the children of this process, with their states."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == os.getpid():
+                found[int(entry.name)] = fields[0]
+    return found
+
+
+def _idle_is_let_go(database):
+    crew.IDLE = 0.1
+    ctypes.CDLL(None).prctl(_ADOPT, 1)
+    with JobManager(database, slots=2) as jobs:
+        for _ in range(3):
+            job = jobs.submit(["true"])
+            assert jobs.wait(job.id).exit_code == 0
+            until(lambda: not children(), "the reaping of what was let go")
+    return children()
+
+
+def _closed_again_and_again(database):
+    ctypes.CDLL(None).prctl(_ADOPT, 1)
+    left = []
+    for _ in range(3):
+        with JobManager(database, slots=2) as jobs:
+            for job in jobs.submit_many([["true"]] * 2):
+                jobs.wait(job.id)
+        left.append(children())
+    return left
+
+
+def _closed_with_a_job(database):
+    ctypes.CDLL(None).prctl(_ADOPT, 1)
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(["sh", "-c", "echo ready; sleep 0.2"])
+        next(jobs.follow(job.id))
+    running = len(children())
+    until(lambda: "Z" in children().values(), "the end of the supervisor that was left")
+    with JobManager(database, slots=1) as jobs:
+        assert jobs.wait(job.id).exit_code == 0
+        until(lambda: not children(), "its reaping by the next manager")
+    return running
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [(_idle_is_let_go, {}), (_closed_again_and_again, [{}] * 3), (_closed_with_a_job, 1)],
+)
+def test_a_host_to_whom_orphans_come_keeps_no_zombie(database, host, expected):
+    """The first process of a container gets the supervisors that end, and reaps each of them."""
+    assert in_child(host, database) == expected
