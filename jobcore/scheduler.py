@@ -44,7 +44,8 @@ class Scheduler:
             due = store.due_pipelines(connection, now)
         if due:
             with self._database.write() as connection:
-                for pipeline in due:
+                # Again: one may have been given another schedule, with the same next tick.
+                for pipeline in store.due_pipelines(connection, now):
                     with self._database.savepoint(connection, pipeline.id):
                         self._take(connection, pipeline, now)
             failpoints.reach(failpoints.TICK_TAKEN, self._database)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from jobcore import JobManager, PipelineNotFound, ScheduleError, Status
+from jobcore import JobManager, PipelineNotFound, ScheduleError, Status, store
 from jobcore.clock import to_datetime
 from jobcore.scheduler import Scheduler
 from tests.jobfiles import sql
@@ -237,6 +237,42 @@ def test_a_changed_schedule_counts_from_now(jobs, clock):
 
     assert hourly.next_tick == named.next_tick == utc.next_tick == QUARTER + 45 * MINUTE
     assert india.next_tick == QUARTER + 15 * MINUTE
+
+
+@pytest.mark.parametrize("said", [{"schedule": "*/15 * * * *"}, {"time_zone": "UTC"}])
+def test_a_schedule_that_is_said_once_more_loses_no_tick(jobs, clock, said):
+    """Who says the same again, as a deployment does, neither takes a tick nor leaves one out."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100 + 3 * 900)  # the first three were nobody's, the last one has just come
+    again = jobs.update_pipeline(pipeline.id, **said)
+    tick(jobs)
+    (job,) = jobs.list_jobs()
+
+    assert again.next_tick == QUARTER
+    assert job.created == QUARTER + 45 * MINUTE
+    assert skips(jobs, pipeline) == [("missed", QUARTER + 30 * MINUTE, 3, None)]
+    assert next_tick(jobs, pipeline) == QUARTER + 60 * MINUTE
+
+
+def test_a_tick_is_taken_by_the_schedule_of_that_moment(jobs, clock, monkeypatch):
+    """One that is changed while somebody looks at it is not moved on by what it was before."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/5 * * * *")
+    clock.advance(100)
+    changed = []
+    read = store.due_pipelines
+
+    def look(connection, now):
+        found = read(connection, now)
+        if not changed:
+            changed.append(1)
+            sql(jobs._database.path, "UPDATE pipeline SET schedule = '15 * * * *'")
+        return found
+
+    monkeypatch.setattr(store, "due_pipelines", look)
+    tick(jobs)
+
+    assert len(jobs.list_jobs()) == 1
+    assert next_tick(jobs, pipeline) == QUARTER + 60 * MINUTE
 
 
 def test_a_schedule_that_was_removed_runs_no_more(jobs, clock):
