@@ -19,7 +19,7 @@ from jobcore.errors import (
 )
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
-VERSION = 3
+VERSION = 4
 #: RETURNING came with 3.35; nothing older than this was ever tried.
 LEAST_SQLITE = (3, 37, 0)
 
@@ -55,6 +55,15 @@ OR (pipeline_id = NEW.pipeline_id AND status IN ('QUEUED', 'RUNNING'))) \
 BEGIN SELECT RAISE(ABORT, 'a job is not replaced by another'); END""",
         """\
 CREATE TRIGGER job_keeps_its_id BEFORE UPDATE OF number, id, pipeline_id ON job \
+WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id \
+OR OLD.pipeline_id IS NOT NEW.pipeline_id \
+BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END""",
+    ),
+    3: (
+        # An update of `rowid` is one of the number, and names no column of the last one.
+        "DROP TRIGGER IF EXISTS job_keeps_its_id",
+        """\
+CREATE TRIGGER job_keeps_its_id BEFORE UPDATE ON job \
 WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id \
 OR OLD.pipeline_id IS NOT NEW.pipeline_id \
 BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END""",

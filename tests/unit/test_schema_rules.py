@@ -212,6 +212,23 @@ def test_a_job_is_not_replaced_by_an_update(foreign, status, column):
     assert foreign.execute("SELECT * FROM job").fetchall() == before
 
 
+@pytest.mark.parametrize("status", FACTS_OF)
+@pytest.mark.parametrize("name", ["rowid", "oid", "_rowid_"])
+def test_a_job_keeps_its_number_by_whatever_name(foreign, status, name):
+    """SQLite's own names for the number give a job no other one, nor another job's place."""
+    number = make(foreign, status)
+    other = insert(foreign)
+    before = foreign.execute("SELECT * FROM job").fetchall()
+
+    for given, taken in ((number, other), (other, number), (number, 99)):
+        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number, its id"):
+            foreign.execute(
+                f"UPDATE OR REPLACE job SET {name} = ? WHERE number = ?", (taken, given)
+            )
+
+    assert foreign.execute("SELECT * FROM job").fetchall() == before
+
+
 def test_a_job_that_ended_is_not_run_again_by_an_upsert(database):
     """A row that another program writes back as QUEUED starts nothing: it ran once, and that is."""
     with JobManager(database, slots=1, on_exit="stop") as jobs:
