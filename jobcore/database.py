@@ -402,8 +402,21 @@ class Database:
         ):
             throw_away(writer)
             self._writer = None
+        if self._observation.observer.in_doubt:
+            self._look_for_commit(self._observation.observer)
         self._observation.end()
         interrupts.release(self._writer_lock)
+
+    def _look_for_commit(self, observer: Observer) -> None:
+        """Let `observer` see whether a commit that did not return stands, before the next one."""
+        try:
+            connection = self._engine.connect()
+            try:
+                observer.interrupted(connection)
+            finally:
+                throw_away(connection)
+        except (StoreError, DBAPIError, sqlite3.Error) as error:
+            telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
     def let_go(self) -> None:
         """End what this thread was in the middle of; the commits of before stand."""

@@ -85,6 +85,7 @@ class Notifier(Observer):
         self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
         self._mark: int | None = None
         self._entries: list[Entry] = []
+        self._newest = 0  # the id of the last entry that was told
 
     # --- for other threads --------------------------------------------------------
 
@@ -162,13 +163,30 @@ class Notifier(Observer):
         """Have the thread tell it."""
         if self._entries:
             subscriptions = self._subscriptions
-            self._queue.extend((entry, subscriptions) for entry in self._entries)
+            # Some twice, if a Ctrl-C has it done again: the thread tells each once, by its id.
+            self._queue.extend([(entry, subscriptions) for entry in self._entries])
             try:
                 self._loop.start()  # in a forked child for the first time
             except SpawnError as error:
                 # What is committed stands. It is told with the next events that there are.
                 telemetry.event(logging.ERROR, "events delayed", error=str(error))
             self._loop.ring()
+            self._entries = []
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there are entries of which nobody knows yet that they are committed."""
+        return bool(self._entries)
+
+    def interrupted(self, connection: Connection) -> None:
+        """Have the thread tell the entries, if the file has them: it has all of them, or none."""
+        first, count = self._entries[0].id, len(self._entries)
+        there = {
+            _as_written(entry) for entry in history.entries_after(connection, first - 1, count)
+        }
+        if any(_as_written(entry) in there for entry in self._entries):
+            self.committed()
+        self._entries = []
 
     # --- the fork of the host -----------------------------------------------------
 
@@ -194,7 +212,9 @@ class Notifier(Observer):
         while queue and not self._is_late():
             entry, subscriptions = queue[0]
             try:
-                self._tell(entry, subscriptions)
+                if entry.id > self._newest:
+                    self._newest = entry.id
+                    self._tell(entry, subscriptions)
             finally:
                 queue.popleft()  # only now, so that an empty queue says that all was told
         if queue:
@@ -213,3 +233,8 @@ class Notifier(Observer):
 
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
+
+
+def _as_written(entry: Entry) -> Entry:
+    """Return an entry without what happens to its job later."""
+    return entry._replace(hidden=0)

@@ -25,6 +25,14 @@ class Observer:
     def committed(self) -> None:
         """Take it that the commit stands. Never called for what was rolled back."""
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it has looked at all that was written, and not heard of the commit."""
+        return False
+
+    def interrupted(self, connection: Connection) -> None:
+        """Find out, as the commit did not return, whether it stands; take it so then."""
+
 
 NOBODY = Observer()
 
@@ -42,6 +50,11 @@ class Observation:
         """Begin anew, in a forked child: no transaction is under way."""
         self._changed = threading.Condition(interrupts.lock())
         self._unseen = False
+
+    @property
+    def observer(self) -> Observer:
+        """Who sees the transactions that begin now."""
+        return self._observer
 
     def begin(self) -> Observer:
         """Return who sees the transaction that has just begun."""

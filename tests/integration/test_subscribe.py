@@ -21,6 +21,7 @@ from jobcore import (
     notifier,
     store,
 )
+from jobcore.connections import SqliteConnection
 from jobcore.observation import NOBODY
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, descriptors, in_child, own_threads, run_python, until
@@ -112,6 +113,79 @@ def test_what_was_rolled_back_is_not_told(jobs):
 
     assert [(event.id, event.job_number) for event in got] == [(1, 1), (2, 2)]
     assert got == list(jobs.events())
+
+
+def interrupt_once(monkeypatch, owner, name, *, behind):
+    """Have a Ctrl-C come at the next call of a method: when it has done its work, or before."""
+    method = getattr(owner, name)
+
+    def interrupted(*args):
+        monkeypatch.setattr(owner, name, method)
+        if behind:
+            method(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize("behind", [True, False], ids=["committed", "not committed"])
+def test_a_commit_that_is_interrupted_is_told_if_it_stands(jobs, monkeypatch, behind):
+    """What the file has is told once and in order, though a Ctrl-C came out of its commit."""
+    with collected(jobs) as got:
+        jobs.create_job("TASK")
+        interrupt_once(monkeypatch, SqliteConnection, "commit", behind=behind)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.submit_many([["true"]] * 3)
+        jobs.create_job("TASK")
+
+    assert got == list(jobs.events())
+    assert len(got) == (5 if behind else 2)
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("name", ["start", "ring"])
+def test_what_is_being_told_in_a_ctrl_c_is_told_once(jobs, monkeypatch, name, behind):
+    """Interrupted while it hands the events to its thread, a commit is told all the same."""
+    with collected(jobs) as got:
+        jobs.create_job("TASK")
+        all_told(jobs)
+        interrupt_once(monkeypatch, jobs._notifier._loop, name, behind=behind)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.submit_many([["true"]] * 3)
+        all_told(jobs)
+
+    assert got == list(jobs.events())
+    assert len(got) == 4
+
+
+#: Another process creates a job.
+CREATE = """
+import sys
+from jobcore import JobManager
+
+with JobManager(sys.argv[1], slots=0) as jobs:
+    jobs.create_job("TASK")
+"""
+
+
+def test_another_process_event_is_not_taken_for_an_interrupted_one(jobs, database, monkeypatch):
+    """Whoever gets the ids of what was taken back has events of his own."""
+    undo = SqliteConnection.commit
+
+    def taken_back(connection):
+        monkeypatch.setattr(SqliteConnection, "commit", undo)
+        connection.rollback()
+        run_python(CREATE, database)
+        raise KeyboardInterrupt
+
+    with collected(jobs) as got:
+        monkeypatch.setattr(SqliteConnection, "commit", taken_back)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.create_job("TASK")
+        jobs.create_job("TASK")
+
+    assert [event.id for event in got] == [2]
+    assert [event.id for event in jobs.events()] == [1, 2]
 
 
 def test_filters_are_those_of_the_feed(jobs):
