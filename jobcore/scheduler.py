@@ -8,18 +8,25 @@ once, whatever number of processes share the file.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import settlement, store
+from jobcore import settlement, store, telemetry
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.database import Database
+from jobcore.errors import ScheduleError
 from jobcore.schedule import Schedule
 from jobcore.supervision import failpoints
 
 #: Seconds that a tick may be late and still count; older ones passed while nothing ran.
 LATE = 60.0
+#: Seconds by which the clock may be set back without a tick being taken twice. By more, it was
+#: wrong before, and the ticks that it had then count no more: as cron does.
+SET_BACK = 3 * 3600.0
+#: Seconds between two looks for ticks that a wrong clock has put off: perhaps in another process.
+PUT_OFF_PAUSE = 3600.0
 #: Missed ticks that are counted one by one: more are "at least so many".
 COUNTED = 10_000
 
@@ -36,10 +43,14 @@ class Scheduler:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._looked: int | None = None  # for ticks that were put off
 
     def tick(self) -> None:
         """Take every tick that has come."""
         now = self._clock.now()
+        if self._looked is None or not 0 <= now - self._looked < PUT_OFF_PAUSE * 1e6:
+            self._fetch_back(now)
+            self._looked = now
         with self._database.read() as connection:
             due = store.due_pipelines(connection, now)
         if due:
@@ -50,9 +61,29 @@ class Scheduler:
                         self._take(connection, pipeline, now)
             failpoints.reach(failpoints.TICK_TAKEN, self._database)
 
+    def _fetch_back(self, now: int) -> None:
+        """Have the next tick of each schedule be one that may come by the clock of now."""
+        with self._database.read() as connection:
+            put_off = [
+                one for one in store.scheduled_pipelines(connection) if _is_put_off(one, now)
+            ]
+        if not put_off:
+            return
+        with self._database.write() as connection:
+            for one in put_off:
+                upcoming = _tick_after(one, now)
+                if store.advance_tick_if_at(connection, one.id, one.next_tick, upcoming):
+                    telemetry.event(
+                        logging.WARNING,
+                        "schedule fetched back",
+                        pipeline=str(one.id),
+                        from_tick=to_datetime(one.next_tick).isoformat(),
+                        to_tick=to_datetime(upcoming).isoformat(),
+                    )
+
     @staticmethod
     def _take(connection: Connection, pipeline: Row[Any], now: int) -> None:
-        schedule = Schedule(pipeline.schedule, pipeline.time_zone or "UTC")
+        schedule = _schedule_of(pipeline)
         # The tick that is due, and all behind it that have passed as well.
         passed = schedule.passed(to_datetime(pipeline.next_tick), to_datetime(now), limit=COUNTED)
         latest = pipeline.next_tick if passed.latest is None else from_datetime(passed.latest)
@@ -78,3 +109,19 @@ class Scheduler:
             )
         if in_time:
             settlement.run_now(connection, pipeline, now, why="schedule", due=latest)
+
+
+def _schedule_of(pipeline: Row[Any]) -> Schedule:
+    return Schedule(pipeline.schedule, pipeline.time_zone or "UTC")
+
+
+def _tick_after(pipeline: Row[Any], moment: int) -> int:
+    return from_datetime(_schedule_of(pipeline).next_after(to_datetime(moment)))
+
+
+def _is_put_off(pipeline: Row[Any], now: int) -> bool:
+    """Whether its next tick is too late to be the first behind one that was taken before now."""
+    try:
+        return bool(pipeline.next_tick > _tick_after(pipeline, now + int(SET_BACK * 1e6)))
+    except (ScheduleError, OverflowError):
+        return False  # not to be known here; it is told when the tick comes

@@ -236,6 +236,13 @@ def due_pipelines(connection: Connection, now: int) -> Sequence[Row[Any]]:
     ).all()
 
 
+def scheduled_pipelines(connection: Connection) -> Sequence[Row[Any]]:
+    """Return the pipelines that have a next tick, whenever that is."""
+    return connection.execute(
+        select(pipeline).where(pipeline.c.deleted_at.is_(None), pipeline.c.next_tick.is_not(None))
+    ).all()
+
+
 def next_tick(connection: Connection) -> int | None:
     """Return when the next pipeline is to run by its schedule; None: none has one."""
     tick: int | None = connection.execute(

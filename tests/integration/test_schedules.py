@@ -198,6 +198,63 @@ def test_a_clock_that_is_set_back_takes_no_tick_twice(jobs, clock):
     assert skips(jobs, pipeline) == []
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["the same manager", "another one"])
+def test_a_clock_that_was_wrong_puts_no_tick_off_for_years(jobs, clock, caplog, others):
+    """What ran by a clock ten years ahead is forgotten once that is set back; 3 h are not much."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    taker = Scheduler(jobs._database, jobs._clock)
+    taker.tick()
+    wrong = timedelta(days=3653).total_seconds()
+    clock.jump(wrong)
+    taker.tick()
+    put_off = next_tick(jobs, pipeline)
+    clock.jump(-wrong)
+    (Scheduler(jobs._database, jobs._clock) if others else taker).tick()
+    fetched_back = next_tick(jobs, pipeline)
+    clock.advance(100)
+    taker.tick()
+
+    assert put_off - BEGIN > timedelta(days=3652)
+    assert fetched_back == QUARTER
+    assert [job.created for job in jobs.list_jobs()] == [QUARTER]
+    (told,) = caplog.messages
+    assert told.startswith("event='schedule fetched back'")
+
+
+def test_a_wrong_clock_of_another_process_is_noticed_within_the_hour(jobs, clock):
+    """Also by a manager that has not seen it itself."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="0 22 * * *")
+    taker = Scheduler(jobs._database, jobs._clock)
+    taker.tick()
+    wrong = timedelta(days=3653).total_seconds()
+    clock.jump(wrong)
+    tick(jobs)
+    clock.jump(-wrong)
+    clock.advance(3599)
+    taker.tick()
+    before = next_tick(jobs, pipeline)
+    clock.advance(1)
+    taker.tick()
+
+    assert before - BEGIN > timedelta(days=3652)
+    assert next_tick(jobs, pipeline) == datetime(2023, 11, 15, 22, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize("hours", [1, 2, 3])
+def test_a_clock_that_is_set_back_by_hours_takes_no_tick_twice(jobs, clock, hours):
+    """Up to three hours, a tick that was taken is not taken again."""
+    jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(100)
+    tick(jobs)
+    end(jobs, jobs.list_jobs()[0])
+    clock.jump(-hours * 3600)
+    for _ in range(hours * 4):
+        tick(jobs)
+        clock.advance(15 * 60 - 1)
+
+    assert len(jobs.list_jobs()) == 1
+
+
 def test_a_schedule_is_meant_in_its_time_zone(jobs, clock):
     """09:30 in Tokyo is 00:30 UTC; that is when the job is made."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="30 9 * * *", time_zone="Asia/Tokyo")
