@@ -172,6 +172,18 @@ def test_the_nightly_line_prunes_and_finds_nothing_wrong(tmp_path):
     assert "wrong" not in done.stdout
 
 
+def test_the_events_to_watch_are_logged_as_warnings():
+    """Each event that README says to look for in the log is said there, from WARNING up."""
+    (row,) = [line for line in TEXT.splitlines() if line.startswith("| its own log, from WARNING")]
+    code = "".join(path.read_text() for path in (ROOT / "jobcore").rglob("*.py"))
+    named = re.findall(r"`([a-z ]+)`", row)
+
+    assert len(named) == 4
+    for name in named:
+        level = r"logging\.(?:WARNING|ERROR)"
+        assert re.search(rf'{level},\s*"{name}"|"{name}", {level},', code), name
+
+
 def test_the_ndjson_is_what_is_sent():
     """The lines of NDJSON in README are what such lines are sent as."""
     first, second = (1_700_000_000_123_000_000, 1_700_000_001_456_000_000)

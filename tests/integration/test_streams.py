@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 
 import pytest
@@ -129,6 +130,20 @@ def test_what_is_said_after_sigterm_is_in_the_log(running_jobs):
     expected = [b"ready\n", *(b"%d\n" % number for number in range(1, 1001)), b"tail"]
     assert output(running_jobs, job_id) == b"".join(expected)
     assert job.line_count == len(expected) + 1  # and who had it stopped
+
+
+def test_python_hands_over_each_line_at_once(running_jobs, gate):
+    """What a Python command prints is there while it runs; as blocks, if it is to, at its end."""
+    script = 'import os; print("said"); open(os.environ["GATE"]).close(); print("more")'
+    for blocks in ({}, {"PYTHONUNBUFFERED": ""}):
+        env = {"GATE": gate, **blocks}
+        job_id = submit(running_jobs, [sys.executable, "-S", "-c", script], env=env)
+        if not blocks:
+            assert next(running_jobs.follow(job_id, timeout=PATIENCE)).text == "said"
+        open_gate(gate)
+
+        assert running_jobs.wait(job_id, PATIENCE).status is Status.COMPLETE
+        assert output(running_jobs, job_id) == b"said\nmore\n"
 
 
 def test_who_holds_a_stream_neither_hangs_the_job_nor_takes_its_end(
