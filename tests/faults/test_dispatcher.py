@@ -12,6 +12,7 @@ import pytest
 from jobcore import Command, JobManager, Reason, SpawnError, Status, crew, holders
 from jobcore.executors import CommandExecutor
 from jobcore.loop import Loop
+from jobcore.statement import driver_of
 from jobcore.supervision import failpoints, jobdir
 from tests.processes import Child, carrying, until
 from tests.programs import SLEEPS
@@ -118,7 +119,37 @@ def test_a_supervisor_that_died_idle_costs_no_job(database):
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
         (idle,) = jobs._dispatcher._crew.members
         os.kill(idle.pid, signal.SIGKILL)
+        until(lambda: has_ended(idle.pid), "its death")  # until then it may be given the next one
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
+
+
+def has_ended(pid):
+    """Tell whether a process has ended, reaped or not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_a_claim_survives_a_power_failure(database):
+    """No command runs of which the disk could say afterwards that it is still in the queue."""
+    said = []
+
+    def look(point, host):
+        if point == failpoints.CLAIM_WRITTEN:
+            (level,) = driver_of(host._writer).execute("PRAGMA synchronous").fetchone()
+            said.append(level)
+
+    failpoints.arm(look)
+    try:
+        with JobManager(database, slots=1) as jobs:
+            for _ in range(3):
+                jobs.wait(jobs.submit(["true"]).id, timeout=60)
+    finally:
+        failpoints.disarm(look)
+
+    assert said == [2] * 3  # FULL
 
 
 class IsSlow:
