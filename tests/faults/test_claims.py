@@ -119,6 +119,8 @@ def test_of_sixteen_contenders_exactly_one_wins_each_time(database, rounds):
             child.kill()  # they wait for rounds that do not come
         raise
     answers = [child.result() for child in children]
+    with JobManager(database, slots=0) as jobs:
+        invariants.check(jobs)
     for descriptor in (one for pair in pipes for pipe in pair for one in pipe):
         os.close(descriptor)
     rounds.did(rounds.total)
@@ -156,6 +158,7 @@ def test_many_open_an_old_file_and_a_missing_one_at_once(tmp_path, rounds):
                 found = [job for job in jobs.list_jobs() if job.name in {"0", "1", "2", "3"}]
                 logs = {job.name: [line.text for line in jobs.logs(job.id)] for job in found}
                 total = sum(jobs.count_jobs().values())
+                invariants.check(jobs)
 
             assert {stored for _, stored in of_it} == {store}
             assert sorted(str(job.id) for job in found) == sorted(job_id for job_id, _ in of_it)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from jobcore import DatabaseFull, JobManager, Reason, Status, StoreError
+from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import cookie_of, sql
 from tests.mounts import in_own_mounts, mount_tmpfs
@@ -110,6 +111,7 @@ def _keep_books(folder, pages_left):
             for name in failed:
                 steps[name]()
             counts, count, events = _state(jobs, task)
+            check(jobs)
         assert (counts[Status.QUEUED], counts[Status.STOPPED], counts[Status.ERROR]) == (20, 1, 1)
         assert (count, len(events)) == (300, 3 + 20 + 1 + 1)
         assert sql(database, "PRAGMA integrity_check")[0][0] == "ok"
@@ -212,5 +214,6 @@ def test_a_database_that_may_not_grow_catches_up(database, rounds, caplog):
             assert (ended.status, ended.exit_code) == (Status.COMPLETE, 0)
             assert lines == [f"line {n:05d} of some" for n in range(1, 20_001)]
 
+        check(jobs)
     assert refusals > 1
     assert sql(database, "PRAGMA integrity_check")[0][0] == "ok"

@@ -13,6 +13,7 @@ import pytest
 
 from jobcore import DatabaseGone, JobManager, Status, StoreError, StoreMismatch
 from tests.faults.hosts import host
+from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import cookie_of, sql
 from tests.processes import PATIENCE, carrying, until
@@ -150,6 +151,7 @@ def lose_and_find_again(database, other, go, how, chance):
         )
         logs = [[line.text for line in jobs.logs(job.id)] for job in running]
         codes = [jobs.get_job(job.id).exit_code for job in running]
+        check(jobs)
 
     assert ends == dict.fromkeys(("wait", "follow", "events", "create", "list"), DatabaseGone)
     assert seen == (["STRANGE"] if how == "replaced" else False)

@@ -13,6 +13,7 @@ import pytest
 from jobcore import DatabaseBusy, JobManager, Reason, Status
 from jobcore.database import Database
 from tests.faults.hosts import host
+from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, until
@@ -82,6 +83,7 @@ def test_jobs_lose_nothing_behind_a_locked_database(tmp_path, rounds):
             until(lambda jobs=jobs: jobs.count_jobs()[Status.RUNNING] == 0, "the end of all jobs")
             ended = [jobs.get_job(job.id) for job in submitted]
             logs = [[line.text for line in jobs.logs(job.id)] for job in submitted]
+            check(jobs)
 
         assert [job.exit_code for job in ended] == [code for _, code in wanted]
         assert logs == [[f"line {n}" for n in range(count)] for count, _ in wanted]

@@ -15,6 +15,7 @@ from jobcore.database import Database
 from jobcore.follower import Follower
 from jobcore.recovery import Recovery
 from tests.faults.hosts import host, serve
+from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.processes import PATIENCE, Child, until
 from tests.programs import WAITS_FOR_A_FILE, python
@@ -359,6 +360,7 @@ def read_until_deleted(lines):
 @in_rounds(smoke=10, full=200)
 def test_a_delete_ends_eight_followers(rounds, jobs):
     """F35: eight followers of a job that is deleted get whole lines, then JobDeleted."""
+    read = 0
     for chance in rounds:
         job = jobs.start_job(jobs.create_job("TASK").id)
         expected = []
@@ -379,3 +381,6 @@ def test_a_delete_ends_eight_followers(rounds, jobs):
             got, how = answer
             assert how == "deleted"
             assert got == numbered[first : first + len(got)]
+            read += len(got)
+        check(jobs)
+    assert read  # some of them had begun by then
