@@ -68,6 +68,39 @@ print("ready", flush=True)
 time.sleep(300)
 """)
 
+# Ends with its first SIGTERM, and leaves three who wait for theirs and say how many came: one of
+# its group that is nobody's child any more, one in a session of its own, and one that is both.
+TREE_THAT_HEARS_SIGTERM = python("""
+import os, signal
+reader, writer = os.pipe()
+
+def hear(name):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.write(writer, b".")
+    signal.sigwait([signal.SIGTERM])
+    again = signal.sigtimedwait([signal.SIGTERM], 0.5)
+    os.write(1, b"%s heard %s\\n" % (name, b"once" if again is None else b"again"))
+    os._exit(0)
+
+if os.fork() == 0:
+    if os.fork() == 0:
+        hear(b"group")
+    os._exit(0)
+os.wait()
+if os.fork() == 0:
+    os.setsid()
+    hear(b"session")
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        hear(b"both")
+    os._exit(0)
+for _ in range(3):
+    os.read(reader, 1)
+os.write(1, b"ready\\n")
+signal.pause()
+""")
+
 # Each process begins the next one and ends, in a session of its own.
 FORKS_FOR_EVER = python("""
 import os, signal, time

@@ -196,6 +196,23 @@ def test_an_environment_for_the_command_is_for_the_command_alone(running_jobs):
     assert (job.exit_code, said) == (5, ["/nowhere /nowhere /nowhere"])
 
 
+def test_a_job_of_a_job_knows_its_own_ids(running_jobs, monkeypatch):
+    """A host that is a job itself hands its own ids, and the mark of its run, on to nobody."""
+    for name in ("JOB_ID", "WORKSPACE_ID", "PIPELINE_ID", "RUN"):
+        monkeypatch.setenv(f"JOBCORE_{name}", "of the host")
+    ids = '"$JOBCORE_JOB_ID $JOBCORE_WORKSPACE_ID ${JOBCORE_PIPELINE_ID-none}"'
+    tells = f'echo {ids}; echo "$JOBCORE_RUN"'
+    pipeline = running_jobs.create_pipeline("nightly", ["sh", "-c", tells])
+    alone = running_jobs.submit(["sh", "-c", tells])
+    inside = running_jobs.create_job(pipeline_id=pipeline.id)
+
+    for job, its in ((alone, "none"), (inside, pipeline.id)):
+        running_jobs.wait(job.id, PATIENCE)
+        ids, run = (line.text for line in running_jobs.logs(job.id))
+        assert ids == f"{job.id} {job.workspace_id} {its}"
+        assert run != "of the host"
+
+
 def test_a_host_that_knows_no_interpreter_is_told_how_to_name_one(database):
     """An embedded Python has no `sys.executable`: the error says what to do, and that works."""
     said = run(

@@ -9,7 +9,7 @@ import pytest
 from jobcore import JobManager, JobNotRunning, Reason, Status, Trigger
 from tests.faults.hosts import host, submit_and_serve
 from tests.jobfiles import cookie_of
-from tests.processes import carrying, in_child
+from tests.processes import at_once, carrying, in_child
 from tests.programs import EXITS_0_ON_SIGTERM, SLEEPS, STOPS_ITSELF, TREE_THAT_IGNORES_SIGTERM
 
 GRACE = 0.5  # seconds
@@ -65,6 +65,25 @@ def test_a_stop_in_vain_twice_is_one_stop(running_jobs):
     assert stops == 3  # the first, and the two that asked for less
     with pytest.raises(JobNotRunning):
         running_jobs.stop_job(job.id)
+
+
+def test_eight_processes_stop_one_job(database):
+    """All of them ask at once: it is one stop, by the shortest grace that anybody has named."""
+    with JobManager(database, slots=1, on_exit="stop") as jobs:
+        job = jobs.submit(TREE_THAT_IGNORES_SIGTERM, grace=300)
+        assert next(jobs.follow(job.id, timeout=30)).text == "ready"
+
+        at_once(stop, [(database, job.id, 100 * number + GRACE) for number in range(8)])
+        job = jobs.wait(job.id, timeout=30)
+        history = jobs.history(job.id)
+        said = [line.text for line in jobs.logs(job.id) if line.stream == "system"]
+
+    stops = [entry for entry in history if entry.trigger is Trigger.STOP]
+    assert (job.status, job.reason, job.exit_code) == (Status.STOPPED, Reason.STOPPED, 137)
+    assert [word.partition(":")[0] for word in said[:1]] == ["stopping"]
+    assert len(said) == 2  # and that it was killed
+    assert 1 <= len(stops) <= 8  # those that asked for less than all before them
+    assert (job.end_time - job.stop_requested).total_seconds() >= GRACE
 
 
 def test_a_command_that_obeys_keeps_its_exit_code(running_jobs):

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 
-from jobcore import JobManager, Reason, Status, leftovers
-from jobcore.supervision import ending
+from jobcore import JobManager, Reason, Status, holders, leftovers
+from jobcore.supervision import ending, tree
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, drain
 from jobcore.testing.play import Play
 from tests.processes import until
@@ -68,6 +68,26 @@ def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scr
         end(left)
 
 
+def test_who_may_not_be_signalled_does_not_end_the_supervisor(monkeypatch):
+    """A command that has become another user's is passed over, and named when time is over."""
+    command = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+
+    def refuse(*_):
+        raise PermissionError
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", refuse)
+            patched.setattr(os, "killpg", refuse)
+            patched.setattr(tree, "children", lambda: [command.pid])
+            processes = tree.ProcessTree(command.pid)
+            processes.terminate()
+            processes.kill()
+        assert command.poll() is None
+    finally:
+        end(command)
+
+
 def test_a_pid_that_another_process_has_by_now_is_let_alone(monkeypatch):
     """Between the look at /proc and the signal the pid was given away: the cookie is looked at."""
     innocent = sleeping("another")
@@ -89,3 +109,18 @@ def test_a_pid_that_nobody_has_any_more_is_no_survivor(monkeypatch):
     monkeypatch.setattr(leftovers, "find", lambda _: found.pop(0))
 
     assert leftovers.kill("mine") == ()
+
+
+def test_a_pid_that_held_a_lock_a_moment_ago_is_let_alone(monkeypatch, tmp_path):
+    """Who is to be woken, or ended, for a lock that it holds is asked for that lock once more."""
+    (tmp_path / "lock").touch()
+    facts = os.stat(tmp_path / "lock")
+    innocent = sleeping("another")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(holders, "find", lambda *_: [innocent.pid, gone.pid])
+    try:
+        assert holders.signal_all(facts.st_dev, facts.st_ino, signal.SIGKILL) == []
+        assert innocent.poll() is None
+    finally:
+        end(innocent)

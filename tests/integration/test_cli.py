@@ -284,6 +284,28 @@ def test_run_says_why_a_command_cannot_start(cli, words, code, said):
     assert (cli.only_job().status, cli.only_job().reason) == ("ERROR", "spawn_failed")
 
 
+def test_a_job_that_cannot_be_started_now_is_not_started_some_day(cli):
+    """Where no supervisor can be had `run` says so, and takes what it has queued back."""
+    source = """
+import sys
+from jobcore.cli import main
+sys.executable, sys.argv = "", ["jobcore", "run", "--", "true"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=cli.folder,
+        env=cli.env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert (cli.only_job().status, cli.only_job().reason) == ("STOPPED", "cancelled")
+
+
 def test_the_first_interrupt_stops_the_job_and_shows_its_end(cli):
     """Ctrl-C is a stop: the command's own farewell is seen, and its exit code passed on."""
     process = cli.start("run", "--", "sh", "-c", CATCHES_TERM)

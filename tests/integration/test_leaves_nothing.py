@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 from jobcore import JobManager, Status, StoreError
+from tests.processes import own_threads
 
 FORKS_AND_LINGERS = ["sh", "-c", "sleep 1000 & sleep 1000 & echo started; exit 3"]
 SLEEPS = ["sh", "-c", "echo started; exec sleep 1000"]
@@ -29,6 +31,29 @@ def test_closing_with_stop_ends_running_jobs(running_jobs):
 
     assert first.text == "started"
     assert running_jobs.get_job(job.id).status is Status.RUNNING
+
+
+def test_a_manager_sets_no_signal_handler(database):
+    """A host's signals are its own, whatever a manager does; one without slots has no thread."""
+
+    def signals():
+        return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+    before, mask = signals(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with JobManager(database, slots=0) as reads:
+        job = reads.submit(["true"])
+        threads = own_threads()
+        with JobManager(database, slots=1) as jobs:
+            jobs.subscribe(str)
+            jobs.wait(job.id, timeout=60)
+            during = signals(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        reads.stop_job(reads.start_job(reads.create_job("TASK").id).id)
+        reads.delete_job(job.id)
+        threads += own_threads()
+
+    assert during == (before, mask)
+    assert signals() == before
+    assert threads == []
 
 
 def test_closing_again_is_harmless(database):

@@ -7,6 +7,8 @@ import hashlib
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -39,6 +41,16 @@ def test_exit_code_is_the_kernels(host, argv, code):
     assert run.exit.duration_ns == run.exit.ended_ns - run.exit.spawned_ns >= 0
     assert run.exit.cpu_us > 0
     assert run.exit.max_rss > 0
+
+
+def test_time_and_memory_are_those_of_all_processes(host):
+    """What the command took is not forgotten over a small process that it has left behind."""
+    script = "sleep 0.3 & exec \"$0\" -I -S -c 'x = bytearray(64_000_000); sum(range(3_000_000))'"
+    run = host.run(["sh", "-c", script, sys.executable], linger=30.0)
+
+    assert (run.exit.reason, run.exit.wait_status) == ("exited", 0)
+    assert run.exit.max_rss > 64_000_000
+    assert run.exit.cpu_us > 10_000
 
 
 def test_signal_death(host):
@@ -226,6 +238,22 @@ def spawn_with_score(score):
     return os.read(output, 100)
 
 
+def test_a_command_whose_supervisor_is_gone_already_does_not_run(monkeypatch):
+    """One that died before the kernel could be told to end the command with it left an orphan."""
+    assert in_child(spawn_as_an_orphan, monkeypatch) == (126 << 8, b"")
+
+
+def spawn_as_an_orphan(monkeypatch):
+    """Return the wait status of a command that finds another parent, and what it said."""
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    env = {b"PATH": os.fsencode(os.environ["PATH"])}
+    command = spawner.Command([b"echo", b"ran"], env, b"/", None, 0o022, separate_streams=False)
+    child = spawner.spawn(command)
+    ((output, _),) = child.outputs
+    _, status = os.waitpid(child.pid, 0)
+    return status, os.read(output, 100)
+
+
 def test_stdin_data(host):
     """Data for standard input is read to its end, however long it is."""
     data = os.urandom(300_000)
@@ -305,6 +333,21 @@ def state(pid):
         return file.read().rpartition(")")[2].split()[0]
 
 
+def test_a_stop_is_heard_by_whoever_has_left_the_group(host):
+    """SIGTERM comes to all of a tree before its grace, and only once to those of the group."""
+    run = host.start(programs.TREE_THAT_HEARS_SIGTERM)
+    run.wait_for_output()
+
+    run.stop(1000)
+    exit_ = host.finish(run)
+
+    heard = dict(line.split(b" heard ") for line in run.output().splitlines()[1:])
+    assert (exit_.reason, exit_.wait_status) == ("stopped", signal.SIGTERM)
+    assert sorted(heard) == [b"both", b"group", b"session"]
+    assert heard[b"group"] == b"once"  # many take a second one for impatience
+    assert "killed" not in run.system
+
+
 def test_stop_leaves_no_survivor(host):
     """After a stop nothing is alive of a tree that ignores SIGTERM, and grace was a minimum."""
     run = host.start(programs.TREE_THAT_IGNORES_SIGTERM)
@@ -320,6 +363,26 @@ def test_stop_leaves_no_survivor(host):
     assert (exit_.reason, exit_.wait_status) == ("stopped", signal.SIGKILL)
     assert exit_.unreaped == ()
     assert "after SIGTERM: killed" in run.system
+
+
+def test_children_are_found_where_the_kernel_does_not_list_them(tmp_path):
+    """They are those whose parent we are, whatever a process calls itself."""
+    script = tmp_path / "a) S 1 (b"
+    script.write_text("#!/bin/sh\nread line\n")
+    script.chmod(0o700)
+    with subprocess.Popen([script], stdin=subprocess.PIPE) as child:
+        until(lambda: name_of(child.pid) == script.name, "its name")
+        found = tree._children_by_parent()
+        listed = tree.children()
+
+    assert child.pid in listed
+    assert set(listed) <= set(found)  # which has those of other threads, too
+
+
+def name_of(pid):
+    """Return what the kernel calls a process."""
+    with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+        return file.read().removesuffix("\n")
 
 
 def test_processes_that_fork_for_ever_end(host):

@@ -251,6 +251,29 @@ def test_store_id_is_made_once(tmp_path):
         os.close(root)
 
 
+def test_store_id_survives_a_power_failure(tmp_path, monkeypatch):
+    """The id, its name and the name of the root are on the disk, in this order."""
+    os.mkdir(tmp_path / "jobs.db.jobs", 0o700)
+    root = filesystem.open_root(str(tmp_path / "jobs.db"), create=False)
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, "store" in os.listdir(root)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    try:
+        filesystem.make_store_id(root, str(tmp_path))
+        store = os.stat("store", dir_fd=root).st_ino
+        assert synced == [
+            (store, False),  # or the name could lead to an empty file
+            (os.fstat(root).st_ino, True),
+            (os.stat(tmp_path).st_ino, True),
+        ]
+    finally:
+        os.close(root)
+
+
 def test_store_id_is_made_though_a_sweep_is_about(tmp_path, monkeypatch):
     """A sweep that removes what is not in use yet, once there is an id, costs its maker nothing."""
     os.mkdir(tmp_path / "jobs.db.jobs", 0o700)

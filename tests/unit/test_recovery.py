@@ -11,9 +11,9 @@ import pytest
 
 from jobcore import JobDeleted, JobManager, Status
 from jobcore.importer import Importer
-from jobcore.supervision import jobdir
+from jobcore.supervision import failpoints, jobdir
 from tests.jobfiles import Scripted, log_of, sql
-from tests.processes import Child, at_once, until
+from tests.processes import Child, at_once, in_child, until
 
 OTHER_BOOT = "00000000-0000-0000-0000-000000000000"
 
@@ -462,6 +462,39 @@ def test_grace_only_shrinks(jobs, scripted):
         seen.append((record["grace_ms"], run.row()["stop_grace_ms"]))
 
     assert seen == [(5000, 5000)] * 2 + [(3000, 3000)] * 2 + [(0, 0)] * 2
+
+
+def test_the_first_wish_says_who_and_why(jobs, scripted):
+    """Whoever asks again, and for whatever reason: it was the first one who had it stopped."""
+    run = scripted()
+    run.started()
+    asked = jobs.stop_job(run.id).stop_requested
+    in_child(lambda: jobs.cancel_job(run.id))
+    with run.open() as directory:
+        record = jobdir.read_record(directory, jobdir.STOP)
+
+    assert (record["who"], record["why"]) == (f"pid {os.getpid()}", "stop")
+    assert (run.row()["stop_who"], run.row()["stop_why"]) == (record["who"], record["why"])
+    assert jobs.get_job(run.id).stop_requested == asked
+
+
+def test_a_wish_that_comes_while_the_dead_are_settled_counts(jobs, scripted, database):
+    """Between the look at a lost job and its settling somebody asked for a stop: STOPPED."""
+    run = scripted()
+    run.started()
+    run.exit(None, reason="lost")
+
+    def ask(point, _host):
+        if point == failpoints.IMPORT_READ:
+            sql(database, "UPDATE job SET stop_requested = created WHERE stop_requested IS NULL")
+
+    failpoints.arm(ask)
+    try:
+        job = jobs.get_job(run.id)
+    finally:
+        failpoints.disarm(ask)
+
+    assert ending(job) == ("STOPPED", None, "lost")
 
 
 # --- resolvers that race and die ----------------------------------------------

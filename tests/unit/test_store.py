@@ -549,6 +549,22 @@ def test_offset_moves_by_compare_and_set(jobs, scripted, database):
     assert (run.row()["spool_offset"], run.row()["next_sequence"]) == (150, 15)
 
 
+def test_only_a_final_job_that_is_hidden_is_removed(jobs, scripted, database):
+    """A row goes only when nothing of the job can live any more, whoever asks for it."""
+    run, final = scripted(), jobs.cancel_job(jobs.create_job("TASK").id)
+    opened = Database(database)
+    removed = []
+    with opened.write() as connection:
+        for number in (run.job.number, final.number):
+            removed.append(runs.remove_if_final(connection, number))
+            assert runs.mark_deleted(connection, number, now=0)
+            removed.append(runs.remove_if_final(connection, number))
+    opened.close()
+
+    assert removed == [False, False, False, True]
+    assert [row["number"] for row in sql(database, "SELECT number FROM job")] == [run.job.number]
+
+
 def test_default_workspace_is_made_once(jobs, database):
     """Jobs without a workspace share one, however many processes ask first."""
 
