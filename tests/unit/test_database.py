@@ -14,6 +14,7 @@ import stat
 import tempfile
 import threading
 import time
+import weakref
 from contextlib import closing, contextmanager, nullcontext
 
 import pytest
@@ -34,6 +35,7 @@ from jobcore import (
     schema,
 )
 from jobcore.checkpointer import WORTH_BYTES
+from jobcore.connections import SqliteConnection, keep_for_ever
 from jobcore.database import Database
 from tests.processes import PATIENCE, Child, at_once, descriptors, hear, in_child, run_python, until
 
@@ -1153,6 +1155,31 @@ def test_fork_inside_a_transaction_is_refused_in_the_child(database, opened):
     assert notes(opened) == {"parent"}
     opened.close()
     assert integrity(database) == "ok"
+
+
+def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
+    """Not even what nothing refers to any more: SQLite would tidy up behind the parent's back."""
+    kept = []
+
+    def noted(connections):
+        keep_for_ever(connections)
+        kept.extend(weakref.ref(one) for one in connections)
+
+    def be_child():
+        connection = sqlite3.connect(":memory:", factory=SqliteConnection)
+        noted([connection])
+        del connection
+        gc.collect()
+        return [one() is not None and one().is_open for one in kept]
+
+    monkeypatch.setattr("jobcore.database.keep_for_ever", noted)
+    with opened.write():
+        opened.busy_timeout = -4.9  # how long the fork waits for it, less 5 s
+        child = Child(be_child)
+        opened.busy_timeout = 30.0
+        answer = child.result()
+
+    assert answer == [True, True]  # the writer's, and the one that nobody refers to
 
 
 def test_who_comes_into_the_middle_of_his_threads_fork_is_refused(opened, monkeypatch):
