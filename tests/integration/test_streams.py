@@ -132,15 +132,16 @@ def test_what_is_said_after_sigterm_is_in_the_log(running_jobs):
     assert job.line_count == len(expected) + 1  # and who had it stopped
 
 
-def test_python_hands_over_each_line_at_once(running_jobs, gate):
+def test_python_hands_over_each_line_at_once(running_jobs, gate, monkeypatch):
     """What a Python command prints is there while it runs; as blocks, if it is to, at its end."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     script = 'import os; print("said"); open(os.environ["GATE"]).close(); print("more")'
     for blocks in ({}, {"PYTHONUNBUFFERED": ""}):
         env = {"GATE": gate, **blocks}
         job_id = submit(running_jobs, [sys.executable, "-S", "-c", script], env=env)
         if not blocks:
             assert next(running_jobs.follow(job_id, timeout=PATIENCE)).text == "said"
-        open_gate(gate)
+        open_gate(gate)  # which lets it go on
 
         assert running_jobs.wait(job_id, PATIENCE).status is Status.COMPLETE
         assert output(running_jobs, job_id) == b"said\nmore\n"

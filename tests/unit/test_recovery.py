@@ -464,6 +464,31 @@ def test_grace_only_shrinks(jobs, scripted):
     assert seen == [(5000, 5000)] * 2 + [(3000, 3000)] * 2 + [(0, 0)] * 2
 
 
+def test_a_shorter_grace_that_overtakes_stands_in_the_file(jobs, scripted, database):
+    """Who has stored a wish and then loses the race to the file writes what the row says by now."""
+    run = scripted()
+    run.started()
+
+    def stop_sooner():
+        with JobManager(database, slots=0) as other:
+            other.stop_job(run.id, grace=1)
+
+    def overtake(point, _host):
+        if point == failpoints.STOP_STORED:
+            failpoints.disarm(overtake)
+            in_child(stop_sooner)
+
+    failpoints.arm(overtake)
+    try:
+        jobs.stop_job(run.id, grace=5)
+    finally:
+        failpoints.disarm(overtake)
+    with run.open() as directory:
+        record = jobdir.read_record(directory, jobdir.STOP)
+
+    assert (record["grace_ms"], run.row()["stop_grace_ms"]) == (1000, 1000)
+
+
 def test_the_first_wish_says_who_and_why(jobs, scripted):
     """Whoever asks again, and for whatever reason: it was the first one who had it stopped."""
     run = scripted()
