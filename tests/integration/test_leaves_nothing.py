@@ -36,6 +36,9 @@ LOOKS_AT_SIGNALS = """
 import signal, sys
 from jobcore import JobManager
 
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_DFL)  # what is ignored would have been inherited
+
 def look():
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     return handlers, signal.pthread_sigmask(signal.SIG_BLOCK, ())

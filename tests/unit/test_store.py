@@ -26,7 +26,7 @@ from jobcore import (
 )
 from jobcore.clock import to_datetime
 from jobcore.database import Database
-from jobcore.lifecycle import ACTIVE
+from jobcore.lifecycle import ACTIVE, Ending
 from jobcore.statement import driver_of
 from tests.jobfiles import sql
 from tests.processes import at_once
@@ -547,6 +547,33 @@ def test_offset_moves_by_compare_and_set(jobs, scripted, database):
 
     assert moves == [True, False, False, False, True]
     assert (run.row()["spool_offset"], run.row()["next_sequence"]) == (150, 15)
+
+
+def test_a_verdict_waits_for_all_of_the_log(jobs, scripted, database):
+    """A job is settled only at the offset that its log has come to, and for its own run."""
+    run = scripted()
+    run.write(b"one\n")
+    number = jobs.get_job(run.id).number
+    opened = Database(database)
+    with opened.read() as connection:
+        now = runs.find(connection, number)
+    settled = []
+    for one, offset in (
+        (now, now.spool_offset + 1),
+        (now, 0),
+        (now._replace(token="f" * 32), now.spool_offset),
+        (now, now.spool_offset),
+        (now, now.spool_offset),
+    ):
+        with opened.write() as connection:
+            final = runs.settle_if_running(
+                connection, one, offset=offset, ending=Ending(Reason.EXITED, 0), now=2**60
+            )
+            settled.append(final is not None)
+    opened.close()
+
+    assert settled == [False, False, False, True, False]
+    assert run.row()["status"] == "COMPLETE"
 
 
 def test_only_a_final_job_that_is_hidden_is_removed(jobs, scripted, database):
