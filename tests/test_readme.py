@@ -21,13 +21,18 @@ from jobcore import (
     LogLine,
     Reason,
     StoreMismatch,
+    doctor,
+    function,
+    launch,
     lifecycle,
+    resultfile,
     running,
     upkeep,
     verbs,
     wire,
 )
 from jobcore.application import app
+from jobcore.supervision import ending, meter, progress
 from tests.processes import PATIENCE, ROOT
 from tests.programs import EXIT_3, SLEEPS
 
@@ -182,6 +187,24 @@ def test_the_events_to_watch_are_logged_as_warnings():
     for name in named:
         level = r"logging\.(?:WARNING|ERROR)"
         assert re.search(rf'{level},\s*"{name}"|"{name}", {level},', code), name
+
+
+def test_the_numbers_are_those_of_the_code():
+    """What README says in numbers is what the code does, whatever other tests take from there."""
+    said = {
+        "up to 1,000 characters of text": progress.MAX_MESSAGE == 1000,
+        "at most four a second are passed on": meter.EVERY == 1 / 4,
+        "The descriptor is number 8": progress.DESCRIPTOR == 8,
+        "up to 1 MiB of arguments": function.LARGEST == 2**20,
+        "returns up to 4 MiB": resultfile.LARGEST == 4 * 2**20,
+        "get 2 seconds, then they are killed": launch.LINGER == 2,
+        "What no SIGKILL ends within 10 seconds": ending._KILL_FOR == 10,
+        "starts some 10 seconds later": lifecycle.FIRST_RETRY == 10,
+        "it stays above 64 MiB": doctor.LARGE_WAL == 64 * 2**20,
+    }
+
+    assert [words for words in said if words not in TEXT] == []
+    assert [words for words, is_so in said.items() if not is_so] == []
 
 
 def test_the_ndjson_is_what_is_sent():

@@ -152,6 +152,27 @@ def test_a_claim_survives_a_power_failure(database):
     assert said == [2] * 3  # FULL
 
 
+def test_a_claim_that_was_committed_after_all_is_gone_on_with(database):
+    """Where only the commit's answer is an error the rows say what is so, and the job runs."""
+    failed = []
+
+    def fail_once(point, _host):
+        if point == failpoints.CLAIMED and not failed:
+            failed.append(point)
+            raise RuntimeError("just behind the commit")
+
+    failpoints.arm(fail_once)
+    try:
+        with JobManager(database, slots=1) as jobs:
+            job = jobs.wait(jobs.submit(["true"]).id, timeout=60)
+            triggers = [str(entry.trigger) for entry in jobs.history(job.id)]
+    finally:
+        failpoints.disarm(fail_once)
+
+    assert failed == [failpoints.CLAIMED]
+    assert (job.status, triggers) == (Status.COMPLETE, ["create", "start", "finish"])
+
+
 class IsSlow:
     """An executor that takes until it is told to go on."""
 
