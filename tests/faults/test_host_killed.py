@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sqlite3
 from uuid import UUID
 
@@ -14,7 +16,7 @@ from tests.faults.plans import carry_out, draw, place, settle_all, survey
 from tests.faults.rounds import SEED, in_rounds
 from tests.jobfiles import cookie_of
 from tests.processes import carrying, until
-from tests.programs import python
+from tests.programs import PRINTS_UNTIL, python
 
 #: Prints 200,000 numbered lines and exits 7.
 NUMBERS = python("""
@@ -46,6 +48,31 @@ def test_a_killed_host_loses_no_line_and_no_exit_code(database):
 
     assert (job.status, job.exit_code, job.reason) == (Status.ERROR, 7, Reason.EXITED)
     assert lines == [f"line {n}" for n in range(200_000)]
+
+
+def lead_a_group(say, database, command):
+    """Be a host that a shell has started: the first of its process group."""
+    os.setpgid(0, 0)
+    submit_and_serve(say, database, command)
+
+
+def test_a_host_that_is_killed_with_its_group_is_outlived(database, tmp_path):
+    """What a terminal or a `timeout` sends to a whole group reaches neither supervisor nor job."""
+    go = str(tmp_path / "go")
+    with (
+        host(lead_a_group, database, [*PRINTS_UNTIL, go]) as killed,
+        JobManager(database, slots=0) as jobs,
+    ):
+        job_id = killed.hear()
+        assert next(jobs.follow(job_id, timeout=60)).text == "line 0"
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.end()
+        open(go, "x").close()
+        job = jobs.wait(job_id, timeout=60)
+        lines = [line.text for line in jobs.logs(job_id)]
+
+    assert (job.exit_code, job.reason) == (5, Reason.EXITED)
+    assert lines == [*(f"line {n}" for n in range(len(lines) - 1)), "last"]
 
 
 def test_a_time_out_holds_without_any_host(database):

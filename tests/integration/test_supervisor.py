@@ -209,6 +209,20 @@ def test_a_command_has_no_terminal(host):
     assert run.output() == b"not a tty\nnone\n"
 
 
+def test_a_terminal_that_is_given_is_not_its_own(host):
+    """A command may read from one, and has none all the same that could send it signals."""
+    ours, theirs = os.openpty()
+    script = "tty; (: < /dev/tty) 2> /dev/null || echo none"
+    try:
+        name = os.ttyname(theirs)
+        run = host.run(["sh", "-c", script], stdin=("file", os.fsencode(name)))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert run.output() == f"{name}\nnone\n".encode()
+
+
 def test_a_commands_memory_score_is_its_hosts(host):
     """A supervisor that makes itself a less likely victim does not hand that on."""
     with open("/proc/self/oom_score_adj", "rb") as file:
