@@ -560,9 +560,12 @@ class Database:
         self._spares = Spares(self._engine)
 
     def _make_engine(self) -> Engine:
+        from jobcore import dialect  # noqa: PLC0415 - loaded with the first connection, not at import
+
         engine = create_engine(
-            "sqlite+pysqlite://",
+            dialect.URL,
             creator=self._connect,
+            execution_options={"compiled_cache": dialect.COMPILED},
             poolclass=NullPool,  # see `Spares`
             # Commands and their environments are parameters: they belong into no
             # error's text and into no log of statements.

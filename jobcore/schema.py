@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 import time
+from functools import cache
 
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -76,7 +77,8 @@ def too_old(version: str) -> str:
     return f"{version} is too old: {'.'.join(map(str, LEAST_SQLITE))} is needed"
 
 
-def statements() -> list[str]:
+@cache  # compiling them takes longer than executing them, and a host's tests make a file each
+def statements() -> tuple[str, ...]:
     """Return the statements that make the current schema in an empty file."""
     from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - loaded with the first connection, not at import
 
@@ -89,7 +91,7 @@ def statements() -> list[str]:
             for index in sorted(table.indexes, key=lambda index: str(index.name))
         ]
     made += lifecycle.triggers(tables.FACTS)
-    return made
+    return tuple(made)
 
 
 def read_identity(connection: sqlite3.Connection) -> tuple[int, int, int]:

@@ -57,7 +57,7 @@ def call(command):
 # --- arguments ----------------------------------------------------------------------
 
 
-@given(st.lists(EXACT), st.dictionaries(TEXT, EXACT))
+@given(st.lists(EXACT, max_size=3), st.dictionaries(TEXT, EXACT, max_size=3))
 def test_exact_arguments_travel_as_json(args, kwargs):
     """Arguments that JSON keeps are there to be read, and arrive as they were."""
     command = function_command(functions.gives_back, [args], kwargs)
@@ -66,7 +66,7 @@ def test_exact_arguments_travel_as_json(args, kwargs):
     assert same(call(command), [None, [args], kwargs])
 
 
-@given(st.lists(ANY))
+@given(st.lists(ANY, max_size=3))
 def test_all_other_arguments_travel_as_pickles(args):
     """Whatever can be pickled arrives as it was, stored and read back in between."""
     command = Command.from_json(function_command(functions.gives_back, [((1,), args)]).to_json())
