@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sqlite3
@@ -25,6 +26,7 @@ VERSION = 4
 LEAST_SQLITE = (3, 37, 0)
 
 #: What makes an index or a trigger. A table's own text depends on how it came to be.
+_TABLE = re.compile(r"^\s*CREATE TABLE (\w+) \((.*)\)\s*$", re.DOTALL)
 _NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
 _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
@@ -70,6 +72,10 @@ OR OLD.pipeline_id IS NOT NEW.pipeline_id \
 BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END""",
     ),
 }
+
+
+#: The statements in them, as a file shows what they have made.
+_MIGRATED = frozenset(itertools.chain.from_iterable(MIGRATIONS.values()))
 
 
 def too_old(version: str) -> str:
@@ -141,12 +147,18 @@ def differences(connection: sqlite3.Connection) -> list[str]:
     SQLite itself does not tell a reader: it resolves the names in constraints for writers alone.
     """
     found = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
-    made = {match[1]: match.string for match in map(_NAME.match, statements()) if match}
-    changed = [name for name, text in made.items() if found.get(name) != text]
-    for table in tables.METADATA.sorted_tables:
-        there = {row[1] for row in connection.execute(f"PRAGMA table_info({table.name})")}
-        if not {column.name for column in table.c} <= there:
-            changed.append(table.name)
+    changed = []
+    for statement in statements():
+        if table := _TABLE.match(statement):
+            name, columns_and_constraints = table.groups()
+            # A table that was brought up has its later columns behind the rest, or is one that
+            # a migration made.
+            text = found.get(name) or ""
+            lines = [line.strip(" \t,") for line in columns_and_constraints.splitlines()]
+            if not all(line in text for line in lines) and text not in _MIGRATED:
+                changed.append(name)
+        elif (other := _NAME.match(statement)) and found.get(other[1]) != statement:
+            changed.append(other[1])
     return changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from contextlib import closing
 
 import pytest
@@ -220,6 +221,22 @@ def test_definitions_that_are_not_ours_are_found(database, change, named):
 
     assert before.verdict == "ok"
     assert (after.verdict, after.detail) == ("wrong", f"not as jobcore made them: {named}")
+
+
+@pytest.mark.parametrize("damage", ["reison IN (", "reason IN ('gone', "])
+def test_a_constraint_that_is_not_ours_is_found(database, damage):
+    """Also one by which SQLite refuses a manager the file, of which it tells a reader nothing."""
+    JobManager(database, slots=0).close()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        with connection:
+            connection.execute(
+                "UPDATE sqlite_master SET sql = replace(sql, 'CHECK (reason IN (', ?)",
+                (f"CHECK ({damage}",),
+            )
+    found = {one.check: one for one in doctor.examine(database)}["definitions"]
+
+    assert (found.verdict, found.detail) == ("wrong", "not as jobcore made them: job")
 
 
 def test_an_id_that_is_none_is_found(scripted, database):

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import JobManager, Reason, SchemaTooNew, Status, schema
+from jobcore import JobManager, Reason, SchemaTooNew, Status, doctor, schema
 from jobcore.database import Database
 from tests.processes import ROOT, Child, at_once
 
@@ -77,6 +77,11 @@ def test_a_migrated_file_is_like_a_new_one(old, tmp_path):
 
     assert version_of(old) == schema.VERSION
     assert shape(old) == shape(new)
+    for path in (old, new):
+        found = {one.check: one for one in doctor.examine(path)}["definitions"]
+        assert (found.verdict, found.detail) == (
+            "ok", "every table, index and trigger is as jobcore made it"
+        )  # fmt: skip
 
 
 def test_what_was_stored_is_still_there(old):
