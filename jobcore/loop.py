@@ -90,6 +90,8 @@ class Loop:
                 try:
                     thread.start()
                 except RuntimeError as error:
+                    if interrupts.raised_by_handler(error):
+                        raise  # a wait for it was: it runs, and closes them, as `_run` has it
                     GATE.close(*pipe)
                     # Python tells no errno; pthread_create has this one for want of threads.
                     raise SpawnError(f"no thread {self._name}: {error}", errno.EAGAIN) from error

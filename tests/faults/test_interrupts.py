@@ -13,6 +13,7 @@ import random
 import signal
 import sqlite3
 import sys
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ AT_ONCE = 10.0
 NEVER = (__file__, interrupts.__file__)
 #: Python's own locks of modules and handlers: left behind there, they concern no job.
 NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset")
+#: Nor does Python's list of threads, where no signal comes: behind its lock none would begin.
+LISTS_THREADS = threading.Thread.start.__code__
 
 #: A command that an interrupted stop may leave running.
 LASTS = ["sleep", "1"]
@@ -127,6 +130,8 @@ class Opcodes:
     def _call(self, frame, _event, _argument):
         name = frame.f_code.co_filename
         if name in NEVER or any(part in name for part in NOT_OURS):
+            return None
+        if frame.f_code is LISTS_THREADS:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._step

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from jobcore.errors import SpawnError
+from jobcore.forking import GATE
 from jobcore.loop import Loop
 from tests.processes import descriptors, until
 
@@ -34,20 +35,33 @@ def turns():
     assert descriptors().keys() <= before.keys()
 
 
-def test_it_has_one_thread_though_a_start_was_interrupted(turns, monkeypatch):
-    """A Ctrl-C when the thread runs and nobody has noted it: that one ends, and has no turn."""
-    start, started = threading.Thread.start, []
+@pytest.mark.parametrize("told", [KeyboardInterrupt, RuntimeError])
+def test_it_has_one_thread_though_a_start_was_interrupted(turns, monkeypatch, told):
+    """
+    A Ctrl-C when the thread runs and nobody has noted it: that one ends, and has no turn.
+
+    Where it hits the wait for the thread's beginning, Python says that a lock was not held.
+    """
+    start, started, closed = threading.Thread.start, [], []
+    close = GATE.close
+    monkeypatch.setattr(GATE, "close", lambda *pipe: closed.append(pipe) or close(*pipe))
 
     def interrupted(thread):
         start(thread)
         started.append(thread)
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if told is KeyboardInterrupt:
+                raise
+            raise told("cannot notify on un-acquired lock")  # noqa: B904 - as a `with` does it
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(told):
         turns.loop.start()
-    monkeypatch.undo()
+    monkeypatch.setattr(threading.Thread, "start", start)
     started[0].join()
+    assert len(closed) == 1  # twice would be somebody else's the second time
     turns.loop.start()
     until(lambda: turns.threads, "a turn")
 
