@@ -22,6 +22,7 @@ from jobcore.clock import iso_utc, to_datetime
 from jobcore.command import Command
 from jobcore.errors import DatabaseCorrupt
 from jobcore.fields import object_in
+from jobcore.forking import GATE
 from jobcore.lifecycle import Reason, Status, Trigger
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ class _Public(BaseModel):
         extra="ignore",
         defer_build=True,  # the validators are built at the first use, not at import
     )
+
+    @classmethod
+    def model_rebuild(cls, **options: Any) -> "bool | None":
+        """
+        Build the validators; pydantic calls it at the first use.
+
+        No fork comes meanwhile: a lock that is pydantic's for all models is held, and
+        a child, which has not the thread that builds, would wait for it for ever.
+        """
+        with GATE:
+            return super().model_rebuild(**options)
 
     @classmethod
     def _checked(cls, fields: dict[str, Any]) -> "Self":
