@@ -313,10 +313,11 @@ class Manager(RuleBasedStateMachine):
         if not hasattr(self, "jobs"):
             return
         for job_id, model in self.models.items():
+            if model.status == "QUEUED":
+                self.jobs.cancel_job(job_id)  # first: a slot that comes free would start it
+        for job_id, model in self.models.items():
             if model.status == "RUNNING" and model.plan.duration == NEVER:
                 self.jobs.stop_job(job_id)
-            elif model.status == "QUEUED":
-                self.jobs.cancel_job(job_id)
         drain(self.jobs)
         invariants.check(self.jobs)
         for job_id, model in self.models.items():
