@@ -87,7 +87,7 @@ class Scheduler:
         # The tick that is due, and all behind it that have passed as well.
         passed = schedule.passed(to_datetime(pipeline.next_tick), to_datetime(now), limit=COUNTED)
         latest = pipeline.next_tick if passed.latest is None else from_datetime(passed.latest)
-        upcoming = from_datetime(schedule.next_after(to_datetime(max(latest, now))))
+        upcoming = _tick_after(pipeline, max(latest, now))
         if not store.advance_tick_if_at(connection, pipeline.id, pipeline.next_tick, upcoming):
             return  # another process took it
         in_time = now - latest <= LATE * 1e6
@@ -123,5 +123,5 @@ def _is_put_off(pipeline: Row[Any], now: int) -> bool:
     """Whether its next tick is too late to be the first behind one that was taken before now."""
     try:
         return bool(pipeline.next_tick > _tick_after(pipeline, now + int(SET_BACK * 1e6)))
-    except (ScheduleError, OverflowError):
-        return False  # not to be known here; it is told when the tick comes
+    except (ScheduleError, OverflowError, TypeError):
+        return False  # damaged, or of another machine: it keeps no other from its ticks

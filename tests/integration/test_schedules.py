@@ -240,6 +240,20 @@ def test_a_wrong_clock_of_another_process_is_noticed_within_the_hour(jobs, clock
     assert next_tick(jobs, pipeline) == datetime(2023, 11, 15, 22, tzinfo=timezone.utc)
 
 
+@pytest.mark.parametrize(
+    "damage", ["next_tick = 'soon'", "schedule = 'x', next_tick = 9e17", "time_zone = 'x'"]
+)
+def test_a_damaged_schedule_keeps_no_other_from_its_ticks(jobs, clock, database, damage):
+    """Whatever one row holds, the look for ticks that were put off passes over it."""
+    jobs.create_pipeline("p", ["true"], schedule="0 22 * * *")
+    sql(database, f"UPDATE pipeline SET {damage}")
+    jobs.create_pipeline("q", ["true"], schedule="*/15 * * * *")
+    clock.advance(100)
+    tick(jobs)
+
+    assert [job.created for job in jobs.list_jobs()] == [QUARTER]
+
+
 @pytest.mark.parametrize("hours", [1, 2, 3])
 def test_a_clock_that_is_set_back_by_hours_takes_no_tick_twice(jobs, clock, hours):
     """Up to three hours, a tick that was taken is not taken again."""
