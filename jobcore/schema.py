@@ -25,8 +25,9 @@ VERSION = 4
 #: RETURNING came with 3.35; nothing older than this was ever tried.
 LEAST_SQLITE = (3, 37, 0)
 
-#: What makes an index or a trigger. A table's own text depends on how it came to be.
+#: What makes a table, whose own text in a file depends on how it came to be.
 _TABLE = re.compile(r"^\s*CREATE TABLE (\w+) \((.*)\)\s*$", re.DOTALL)
+#: What makes an index or a trigger.
 _NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
 _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet

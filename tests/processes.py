@@ -180,6 +180,32 @@ def left_open(before):
     return {number: to for number, to in descriptors().items() if before.get(number) != to}
 
 
+def state(pid):
+    """Return the letter that the kernel has for the state of a process; X: it is gone."""
+    try:
+        return _stat(pid)[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def children():
+    """Return the children of this process, with their states."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = _stat(entry.name)
+            except OSError:
+                continue
+            if int(fields[1]) == os.getpid():
+                found[int(entry.name)] = fields[0]
+    return found
+
+
+def _stat(pid):
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+
+
 def carrying(text):
     """Return the pids of processes whose environment contains `text`."""
     found = []

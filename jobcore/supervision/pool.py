@@ -423,9 +423,10 @@ class SupervisorPool:
         # One started a moment ago has not come to its fork, one without a job ends at once:
         # nobody would reap them later. One with a job is left to the next pool of this process.
         give_up = time.monotonic() + _STARTER_PATIENCE
-        while any(each.starting or each.token is None for each in self._leaving):
-            if time.monotonic() >= give_up:
-                break
+        while (
+            any(each.starting or each.token is None for each in self._leaving)
+            and time.monotonic() < give_up
+        ):
             time.sleep(0.005)
             self.reap()
         with GATE:

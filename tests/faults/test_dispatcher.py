@@ -14,7 +14,7 @@ from jobcore.executors import CommandExecutor
 from jobcore.loop import Loop
 from jobcore.statement import driver_of
 from jobcore.supervision import failpoints, jobdir
-from tests.processes import Child, carrying, until
+from tests.processes import Child, carrying, state, until
 from tests.programs import SLEEPS
 
 
@@ -119,17 +119,10 @@ def test_a_supervisor_that_died_idle_costs_no_job(database):
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
         (idle,) = jobs._dispatcher._crew.members
         os.kill(idle.pid, signal.SIGKILL)
-        until(lambda: has_ended(idle.pid), "its death")  # until then it may be given the next one
+        until(
+            lambda: state(idle.pid) in "ZX", "its death"
+        )  # until then it may be given the next one
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
-
-
-def has_ended(pid):
-    """Tell whether a process has ended, reaped or not."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_a_claim_survives_a_power_failure(database):

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
-from pydantic import BaseModel
-
-from jobcore import Job
-from jobcore.forking import GATE
 from tests.processes import PATIENCE, run_python
 
 #: `hook` and `last` are registered before jobcore's hooks, so they run behind those.
@@ -71,24 +65,3 @@ jobs.close()
     )
 
     assert said.splitlines() == ["refused True 0", "True"] * 4 + ["QUEUED 5"]
-
-
-def test_no_fork_comes_while_a_model_is_built(monkeypatch):
-    """A child would wait for ever for the lock of the thread that was building."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def build(**_options):
-        begun.set()
-        assert go_on.wait(PATIENCE)
-
-    monkeypatch.setattr(BaseModel, "model_rebuild", build)
-    builder = threading.Thread(target=Job.model_rebuild)
-    builder.start()
-    assert begun.wait(PATIENCE)
-    kept_out = not GATE._lock.acquire(blocking=False)  # which every fork waits for
-    go_on.set()
-    builder.join(PATIENCE)
-
-    assert kept_out
-    assert GATE._lock.acquire(blocking=False)
-    GATE._lock.release()

@@ -14,7 +14,10 @@ import threading
 import warnings
 from uuid import UUID
 
-from jobcore import JobManager
+from pydantic import BaseModel
+
+from jobcore import Job, JobManager
+from jobcore.forking import GATE
 from tests.faults.hosts import host
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
@@ -130,3 +133,24 @@ def test_what_parent_and_children_write_at_once_is_there(database, rounds):
             assert lines == [f"line {number}" for number in range(len(lines))]
         assert sum(jobs.count_jobs().values()) == len(written)
         check(jobs)
+
+
+def test_no_fork_comes_while_a_model_is_built(monkeypatch):
+    """A child would wait for ever for the lock of the thread that was building."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def build(**_options):
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(BaseModel, "model_rebuild", build)
+    builder = threading.Thread(target=Job.model_rebuild)
+    builder.start()
+    assert begun.wait(PATIENCE)
+    kept_out = not GATE._lock.acquire(blocking=False)  # which every fork waits for
+    go_on.set()
+    builder.join(PATIENCE)
+
+    assert kept_out
+    assert GATE._lock.acquire(blocking=False)
+    GATE._lock.release()

@@ -7,13 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from jobcore import JobManager, Reason, Status, crew
 from tests.faults.invariants import check
-from tests.processes import PATIENCE, ROOT, in_child, until
+from tests.processes import PATIENCE, ROOT, children, in_child, until
 
 _ADOPT = 36  # PR_SET_CHILD_SUBREAPER: orphans come to us, as to the first of a namespace
 
@@ -84,20 +83,6 @@ def lost(jobs):
     """Return the newest job once it is final."""
     job = jobs.get_job(jobs.list_jobs(limit=1)[0].id)
     return job if job.status is Status.ERROR else None
-
-
-def children():
-    """Return the children of this process, with their states."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == os.getpid():
-                found[int(entry.name)] = fields[0]
-    return found
 
 
 def _idle_is_let_go(database):

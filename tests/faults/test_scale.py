@@ -6,27 +6,12 @@ import gc
 import os
 import resource
 import sqlite3
-from pathlib import Path
 
 from jobcore import JobManager, Status, logs
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
-from tests.processes import carrying, descriptors, left_open, until
-
-
-def zombies():
-    """Return the zombies among the children of this process."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if fields[0] == "Z" and int(fields[1]) == os.getpid():
-                found.append(int(entry.name))
-    return found
+from tests.processes import carrying, children, descriptors, left_open, until
 
 
 def own_objects():
@@ -47,7 +32,7 @@ def test_many_jobs_leave_no_descriptor_thread_zombie_or_directory(database, roun
             jobs.drain(timeout=120)
             objects.append(own_objects())
         counted = jobs.count_jobs()
-        until(lambda: not zombies(), "the reaping of all children")
+        until(lambda: "Z" not in children().values(), "the reaping of all children")
         directories = [name for name in os.listdir(database + ".jobs") if len(name) == 32]
         tokens = {(job.exit_code, job.reason) for job in jobs.list_jobs(limit=1000)}
         check(jobs)

@@ -19,7 +19,7 @@ from jobcore.supervision import frames, jobdir, pool, spawner, tree
 from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
 from tests import programs
 from tests.integration.supervision_harness import Host, is_alive, processes_of
-from tests.processes import in_child, until
+from tests.processes import in_child, state, until
 
 
 def open_descriptors():
@@ -339,12 +339,6 @@ def test_an_end_before_the_wish_is_seen_is_no_stop(host, tmp_path):
     exit_ = host.finish(run)
 
     assert (exit_.reason, exit_.wait_status) == ("exited", 6 << 8)
-
-
-def state(pid):
-    """Return the letter that the kernel has for the state of a process."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_a_stop_is_heard_by_whoever_has_left_the_group(host):
