@@ -14,7 +14,7 @@ import time
 from jobcore.supervision import failpoints, jobdir, notices, spawner
 from jobcore.supervision.capture import Capture
 from jobcore.supervision.ending import Ending
-from jobcore.supervision.machine import Machine
+from jobcore.supervision.machine import Machine, read_clocks
 from jobcore.supervision.reporter import Reporter
 from jobcore.supervision.spool import NO_SPACE
 from jobcore.supervision.watch import Watch
@@ -202,8 +202,7 @@ class Execution:
         return self._unstarted is not None
 
     def _spawn(self) -> None:
-        self._spawned_ns = self._machine.time_ns()
-        self._begun = self._machine.monotonic()
+        self._begun, self._spawned_ns = read_clocks(self._machine)
         try:
             child = self._machine.spawn(self._order.command, oom_score=self._identity.oom_score)
         except spawner.StartError as error:

@@ -7,6 +7,9 @@ import time
 from jobcore.supervision import spawner
 from jobcore.supervision.tree import ProcessTree
 
+_MOMENT = 0.0001  # seconds; read undisturbed, two clocks are a microsecond apart
+_READINGS = 10  # on a machine so busy that none of them is undisturbed, the last one is taken
+
 
 class Machine:
     """
@@ -42,3 +45,23 @@ class Machine:
     def tree(self, child: spawner.Child) -> ProcessTree:
         """Return the processes that come from the child that was spawned last."""
         return ProcessTree(child.pid)
+
+
+def read_clocks(machine: Machine) -> tuple[float, int]:
+    """
+    Return the monotonic clock in seconds, and the wall time of that moment in nanoseconds.
+
+    Whoever is preempted between the two has the times of two moments, and what is added
+    to them tells a lie as long as the pause: a job that ended before its last line was
+    written, or before its grace was over.
+    """
+    before = machine.monotonic()
+    for reading in range(1, _READINGS + 1):
+        wall = machine.time_ns()
+        after = machine.monotonic()
+        # The monotonic one is the earlier of the two: what is left of the pause makes
+        # an end later than it was, and never earlier than what was before it.
+        if after - before <= _MOMENT or reading == _READINGS:
+            break
+        before = after
+    return before, wall

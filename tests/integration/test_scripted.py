@@ -40,6 +40,7 @@ from jobcore.testing import (
     drain,
     elapse,
 )
+from jobcore.testing.play import Stage
 from tests.processes import descriptors, in_child, left_open, own_threads, until
 
 #: What a host comes to that runs one job to its end.
@@ -167,6 +168,28 @@ def test_a_job_without_a_script_is_complete_at_once(theatre):
     assert verdict(job) == (Status.COMPLETE, 0, Reason.EXITED, None)
     assert (job.start_time, job.end_time, job.line_count) == (at(0), at(0), 0)
     assert story(jobs, job) == finished("COMPLETE", 0)
+
+
+def test_a_supervisor_that_is_paused_between_two_clocks_tells_the_true_end(theatre, monkeypatch):
+    """Preempted between the wall clock and the other one, it ends no job before its last line."""
+    jobs, _ = theatre.play(Script([10, "last"]))
+    paused = 0  # seconds; what both clocks of the supervisor are ahead since then
+    time_ns, monotonic = Stage.time_ns, Stage.monotonic
+
+    def time_and_pause(stage):
+        nonlocal paused
+        wall = time_ns(stage) + paused * 10**9
+        paused = 5
+        return wall
+
+    monkeypatch.setattr(Stage, "time_ns", time_and_pause)
+    monkeypatch.setattr(Stage, "monotonic", lambda stage: monotonic(stage) + paused)
+    job = jobs.submit(["etl"])
+    drain(jobs)
+    job = jobs.get_job(job.id)
+
+    assert lines(jobs, job) == [(15, "output", "last")]
+    assert (job.status, job.end_time) == (Status.COMPLETE, at(15))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
