@@ -13,7 +13,7 @@ import pytest
 
 from jobcore.forking import GATE
 from jobcore.supervision.pool import Supervisor
-from tests.processes import PATIENCE, descriptors, in_child, left_open, until
+from tests.processes import PATIENCE, descriptors, in_child, left_open, state, until
 
 _LIBC = ctypes.CDLL(None)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -35,10 +35,6 @@ def _end(pid):
     """End a child that is still ours, and tell that it lived until now."""
     os.kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0) == (pid, signal.SIGKILL)
-
-
-def _is_zombie(pid):
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
 
 
 class _Started:
@@ -94,7 +90,7 @@ def _left_to_the_supervisor(ask):
     starter = _fork(pause=True)
     started = _Started(starter)
     done, other = _fork(pause=False, code=7), _fork(pause=True)
-    until(lambda: _is_zombie(done), "the end of a child")
+    until(lambda: state(done) == "Z", "the end of a child")
     if ask == "reap":
         assert not started.supervisor.reap()
         os.kill(starter, signal.SIGKILL)
@@ -164,7 +160,7 @@ def _with_its_pid_in_use(ask, pause):
     if not _fork_as(starter, pause=pause):
         return None
     if not pause:
-        until(lambda: _is_zombie(starter), "the end of the host's child")
+        until(lambda: state(starter) == "Z", "the end of the host's child")
     getattr(started.supervisor, ask)()
     started.supervisor.reap()
     ended = _end(starter) if pause else os.waitpid(starter, 0) == (starter, 7 << 8)
