@@ -15,7 +15,7 @@ from jobcore.testing import ManualClock
 from tests.faults import report
 from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
-from tests.faults.rounds import SEED, TIERS, Rounds
+from tests.faults.rounds import SEED, Rounds, campaign
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, left_open, own_threads, until
 from tests.tasks import task
@@ -89,9 +89,8 @@ def statements(monkeypatch):
 @pytest.fixture
 def rounds(request):
     """Return the rounds of a campaign; see `tests.faults.rounds.in_rounds`."""
-    name = request.node.originalname.removeprefix("test_").replace("_", " ")
-    others = [part for part in request.node.callspec.id.split("-") if part not in TIERS]
-    made = Rounds(f"{name} ({', '.join(others)})" if others else name, request.param)
+    name = campaign(request.node.originalname, request.node.callspec.id)
+    made = Rounds(name, request.param)
     full = request.node.get_closest_marker("faults") is not None
     made.facts["full"] = full
     report.note(request.node, made.facts)

@@ -37,6 +37,19 @@ def in_rounds(*, smoke, full):
     )
 
 
+def campaign(function, case):
+    """
+    Return what the report calls a test with rounds.
+
+    Args:
+        function: The name of the test function.
+        case: What stands behind it in brackets: its parameters, and the tier.
+    """
+    name = function.removeprefix("test_").replace("_", " ")
+    others = [part for part in case.split("-") if part not in TIERS]
+    return f"{name} ({', '.join(others)})" if others else name
+
+
 class Rounds:
     """
     The rounds of one campaign: an iterator of `random.Random`, one for each round.
