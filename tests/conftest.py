@@ -15,7 +15,7 @@ from jobcore.testing import ManualClock
 from tests.faults import report
 from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
-from tests.faults.rounds import SEED, Rounds, campaign
+from tests.faults.rounds import SEED, Rounds, campaign, spread
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, left_open, own_threads, until
 from tests.tasks import task
@@ -23,6 +23,12 @@ from tests.tasks import task
 # Speed is nothing that a test holds: several may share a slow machine.
 settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("jobcore")
+
+
+@pytest.hookimpl(trylast=True)  # behind what picks them
+def pytest_collection_modifyitems(items):
+    """Begin the longest campaigns first."""
+    items[:] = spread(items)
 
 
 @pytest.fixture

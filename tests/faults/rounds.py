@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import random
-from itertools import islice
+from itertools import islice, zip_longest
 
 import pytest
 
@@ -25,16 +25,40 @@ SOAK = float(os.environ.get("JOBCORE_TEST_SOAK", "1"))
 TIERS = ("smoke", "full")
 
 
-def in_rounds(*, smoke, full):
-    """Give the argument `rounds` to a test: iterate over it, once for each round."""
+def in_rounds(*, smoke, full, long=False):
+    """
+    Give the argument `rounds` to a test: iterate over it, once for each round.
+
+    Args:
+        smoke: How many rounds there are with every test run.
+        full: And with `pytest -m faults`.
+        long: Whether those take more than two minutes.
+    """
+    marks = [pytest.mark.faults, *([pytest.mark.long] * long)]
     return pytest.mark.parametrize(
         "rounds",
         [
             pytest.param(smoke, id="smoke"),
-            pytest.param(max(1, round(full * SOAK)), id="full", marks=pytest.mark.faults),
+            pytest.param(max(1, round(full * SOAK)), id="full", marks=marks),
         ],
         indirect=True,
     )
+
+
+def spread(items):
+    """
+    Return tests in an order in which no process is the last one to have much to do.
+
+    Each is given two in the beginning, and each other one a test before it is needed: the
+    longest begin first, each with the shortest there is behind it, which are the mutants.
+    """
+    campaigns = [item for item in items if item.get_closest_marker("faults")]
+    others = [item for item in items if item not in campaigns]
+    long = [item for item in campaigns if item.get_closest_marker("long")]
+    short = [item for item in campaigns if "rounds" not in item.fixturenames]
+    rest = [item for item in campaigns if item not in long and item not in short]
+    pairs = [one for pair in zip_longest(long, short[: len(long)]) for one in pair if one]
+    return [*others, *pairs, *rest, *short[len(long) :]]
 
 
 def campaign(function, case):

@@ -174,7 +174,7 @@ def strace(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("strace")
-@in_rounds(smoke=6, full=400)
+@in_rounds(smoke=6, full=400, long=True)
 def test_a_call_that_fails_is_told_or_made_good(tmp_path, rounds):
     """The host has its job's end or a JobcoreError in time, and what is left is in order."""
     wrong, runs = [], 0

@@ -339,7 +339,7 @@ else:
 _WAYS = [(end, on_exit) for on_exit in ("detach", "stop") for end in _ENDS]
 
 
-@in_rounds(smoke=2, full=8 * len(_WAYS))
+@in_rounds(smoke=2, full=8 * len(_WAYS), long=True)
 def test_however_a_program_ends_its_jobs_are_true(tmp_path, rounds):
     """Its end takes no time and says nothing; what was submitted is there, and is as it says."""
     ways = rounds.chance().sample(_WAYS, len(_WAYS))

@@ -112,7 +112,7 @@ def sizes_for(data, chance):
     return chance.choice(([64, 1000], [4001], [65536], [1, 4096, 65536]))
 
 
-@in_rounds(smoke=1, full=20)
+@in_rounds(smoke=1, full=20, long=True)
 @STREAMS
 def test_hostile_bytes_come_back_as_they_were(jobs, scripted, streams, rounds):
     """Whatever it is, and wherever reads and imports cut it, each stream has what it was given."""
@@ -135,7 +135,7 @@ def test_hostile_bytes_come_back_as_they_were(jobs, scripted, streams, rounds):
         jobs.prune(0)  # or each round would look at all before it
 
 
-@in_rounds(smoke=20, full=5000)
+@in_rounds(smoke=20, full=5000, long=True)
 def test_any_stream_in_any_pieces_is_kept(jobs, scripted, rounds):
     """Random streams, cut anywhere by writes, reads and imports, come back as they were."""
     for batch in rounds.batches(100):

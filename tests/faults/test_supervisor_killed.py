@@ -158,7 +158,7 @@ def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, nurse
     assert lost
 
 
-@in_rounds(smoke=20, full=300)
+@in_rounds(smoke=20, full=300, long=True)
 def test_all_killed_at_once_is_resolved_by_the_next_host(tmp_path, rounds, nursery):
     """Host, supervisors and commands SIGKILLed together: every RUNNING job is told the truth of."""
     life, _ = survey(tmp_path, nursery.launcher(), draw(rounds.chance()))
