@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import signal
 import threading
 
 import pytest
 
-from jobcore import Command, JobManager, Reason, SpawnError, Status, crew, holders
+from jobcore import Command, JobManager, Reason, SpawnError, Status, crew, dispatcher, holders
 from jobcore.executors import CommandExecutor
 from jobcore.loop import Loop
 from jobcore.statement import driver_of
 from jobcore.supervision import failpoints, jobdir
-from tests.processes import Child, carrying, state, until
+from jobcore.supervision.pool import Supervisor
+from tests.processes import PATIENCE, Child, carrying, state, until
 from tests.programs import SLEEPS
 
 
@@ -123,6 +125,59 @@ def test_a_supervisor_that_died_idle_costs_no_job(database):
             lambda: state(idle.pid) in "ZX", "its death"
         )  # until then it may be given the next one
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
+
+
+def no_room(monkeypatch, times):
+    """Have the sockets of all supervisors be full so many times; return who tried."""
+    tried = []
+    send = Supervisor.send
+
+    def send_later(self, token, *request):
+        tried.append(token)
+        return "again" if len(tried) <= times else send(self, token, *request)
+
+    monkeypatch.setattr(Supervisor, "send", send_later)
+    return tried
+
+
+def test_a_job_that_no_supervisor_has_room_for_is_sent_later(database, monkeypatch):
+    """Between claim and send it waits, and is started once."""
+    tried = no_room(monkeypatch, 3)
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.wait(jobs.submit(["echo", "once"]).id, PATIENCE)
+        lines = [line.text for line in jobs.logs(job.id)]
+
+    assert (job.status, lines) == (Status.COMPLETE, ["once"])
+    assert len(tried) == 4
+    assert len(set(tried)) == 1
+
+
+def test_a_job_that_no_supervisor_ever_takes_is_an_error(database, monkeypatch):
+    """It is not RUNNING for ever, and says why."""
+    no_room(monkeypatch, math.inf)
+    monkeypatch.setattr(dispatcher, "SEND_PATIENCE", 0)
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.wait(jobs.submit(["true"]).id, PATIENCE)
+        lines = [(line.stream, line.text) for line in jobs.logs(job.id)]
+
+    assert (job.status, job.exit_code, job.reason) == (Status.ERROR, None, Reason.SPAWN_FAILED)
+    assert lines == [("system", "cannot start: no supervisor took it")]
+
+
+def test_a_job_that_is_stopped_before_a_supervisor_takes_it_never_starts(
+    database, monkeypatch, tmp_path
+):
+    """Claimed, and not yet sent: a stop ends it without a process."""
+    monkeypatch.setattr(dispatcher, "SEND_PATIENCE", math.inf)
+    tried = no_room(monkeypatch, math.inf)
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(["touch", str(tmp_path / "begun")])
+        until(lambda: tried, "the claim")
+        jobs.stop_job(job.id)
+        job = jobs.wait(job.id, PATIENCE)
+
+    assert (job.status, job.exit_code, job.reason) == (Status.STOPPED, None, Reason.STOPPED)
+    assert not (tmp_path / "begun").exists()
 
 
 def test_a_claim_survives_a_power_failure(database):

@@ -11,7 +11,7 @@ import pytest
 
 from jobcore import JobManager, Reason, Status
 from jobcore.database import Database
-from jobcore.supervision import frames, jobdir
+from jobcore.supervision import failpoints, frames, jobdir
 from tests.jobfiles import log_of, sql
 from tests.processes import Child, at_once, until
 
@@ -225,6 +225,25 @@ def test_damaged_frame_becomes_one_hole(jobs, scripted, where, count):
     assert dense(log)
 
 
+@pytest.mark.parametrize("size", [2**20 - 1, 2**20, 3 * 2**20 + 17])
+def test_damage_larger_than_a_transaction_is_one_hole(jobs, scripted, size):
+    """Mebibytes that are no frames are passed over, and the first good frame behind is found."""
+    run = scripted()
+    run.write(b"before\n")
+    run.frame(b"lost\n", b"lost too\n")
+    run.append(random.Random(size).randbytes(size))
+    run.write(b"after\n", b"more\n")
+    run.exit(5 << 8)
+    run.die()
+    job = jobs.get_job(run.id)
+    log = log_of(jobs, run.id)
+
+    assert (job.status, job.exit_code, job.line_count) == (Status.ERROR, 5, 5)
+    assert [log[0], *log[-2:]] == [run.lines_written[0], *run.lines_written[-2:]]
+    assert holes(log) == [2]
+    assert dense(log)
+
+
 def test_hole_at_the_end_has_its_numbers(jobs, scripted):
     """A spool shorter than the verdict says is filled up to the recorded number."""
     run = scripted()
@@ -391,6 +410,32 @@ def test_imported_spool_files_go_while_the_job_runs(jobs, scripted):
     assert jobs.get_job(run.id).status is Status.COMPLETE
     assert log_of(jobs, run.id) == run.lines_written
     assert run.gone()
+
+
+def test_a_directory_that_somebody_else_has_removed_needs_no_cleaning(jobs, scripted, database):
+    """Behind a commit another manager may settle the job, and remove all that it had."""
+    run = scripted()
+    run.write(b"first\n")
+    run.rotate()
+    run.write(b"second\n")
+
+    def settle_behind(point, _host):
+        if point == failpoints.IMPORTED and not run.gone():
+            failpoints.disarm(settle_behind)
+            run.exit(4 << 8)
+            run.die()
+            with JobManager(database, slots=0) as other:
+                assert other.get_job(run.id).exit_code == 4
+
+    failpoints.arm(settle_behind)
+    try:
+        job = jobs.get_job(run.id)
+    finally:
+        failpoints.disarm(settle_behind)
+
+    assert run.gone()
+    assert (job.line_count, log_of(jobs, run.id)) == (2, run.lines_written)
+    assert jobs.get_job(run.id).exit_code == 4
 
 
 def test_power_may_take_back_lines_but_no_verdict(jobs, scripted, monkeypatch):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
 
-from jobcore import JobDeleted, JobManager, Status
+from jobcore import JobDeleted, JobManager, Status, runs
 from jobcore.importer import Importer
 from jobcore.supervision import failpoints, jobdir
 from tests.jobfiles import Scripted, log_of, sql
@@ -349,6 +351,28 @@ def test_what_is_deleted_behind_a_call_is_named_by_its_id(
         call(run.id)
 
 
+def test_a_deletion_that_somebody_else_finishes_is_done(jobs, scripted, database, monkeypatch):
+    """While one waits for the end of what it deletes, another manager's look may remove it."""
+    run = scripted()
+    run.started()
+    wait = jobs._follower.wait
+
+    def wait_behind(found, *rest):
+        run.exit(9, "stopped")
+        run.die()
+        with JobManager(database, slots=0) as other:
+            other.recover()  # settles it
+            other.recover()  # removes it
+            assert sql(database, "SELECT id FROM job") == []
+        return wait(found, *rest)
+
+    monkeypatch.setattr(jobs._follower, "wait", wait_behind)
+    jobs.delete_job(run.id)
+
+    assert run.gone()
+    assert jobs.list_jobs() == []
+
+
 def test_opening_is_not_judging(database, clock):
     """A list shows jobs as stored; reading one job says what is true of it."""
     with JobManager(database, slots=0, clock=clock) as jobs:
@@ -616,3 +640,68 @@ def test_settler_that_dies_leaves_it_to_the_next(jobs, scripted, database, monke
     assert ending(job) == ("ERROR", 5, "exited")
     assert log_of(jobs, run.id) == run.lines_written
     assert run.gone()
+
+
+def test_a_lock_that_is_taken_behind_the_look_leaves_the_job_alone(jobs, scripted, monkeypatch):
+    """Who seems dead, and is held when one would judge it, is alive, or another one's to judge."""
+    run = scripted()
+    run.started()
+    monkeypatch.setattr(jobs._recovery, "_is_alive", lambda _: False)
+    before = run.files()
+    job = jobs.get_job(run.id)
+
+    assert (job.status, job.reason) == (Status.RUNNING, None)
+    assert run.files() == before
+
+
+def test_a_supervisor_that_is_gone_is_not_pressed(jobs, scripted, monkeypatch, caplog):
+    """Between the look and the signal the directory may go: nobody is signalled, or said to be."""
+    run = scripted()
+    run.started()
+    jobs.stop_job(run.id, grace=0)
+    judge = jobs._recovery._overdue.judge
+    judged = []
+
+    def judge_late(*facts):
+        judge(*facts)
+        judged.append(facts)
+        shutil.rmtree(run.path)
+        run.die()
+        return signal.SIGCONT
+
+    monkeypatch.setattr(jobs._recovery._overdue, "judge", judge_late)
+    with caplog.at_level(logging.DEBUG, "jobcore"):
+        jobs.recover()
+
+    assert len(judged) == 1
+    assert [one for one in caplog.records if "does not react" in one.getMessage()] == []
+    assert ending(jobs.get_job(run.id)) == ("STOPPED", None, "lost")
+
+
+def test_what_is_written_by_a_newer_jobcore_is_no_news(jobs, scripted, monkeypatch):
+    """Who follows a job that another version cares for waits, and asks no more of it."""
+    run = scripted()
+    run.write(b"line\n")
+    assert jobs.get_job(run.id).line_count == 1
+    with jobs._database.read() as connection:
+        found = runs.find(connection, run.row()["number"])
+    monkeypatch.setattr(jobdir, "PROTOCOL_VERSION", jobdir.PROTOCOL_VERSION + 1)
+    run.exit()
+    monkeypatch.undo()
+
+    assert not jobs._recovery.has_news(found)
+
+
+def test_what_is_final_is_not_reconciled(jobs, scripted):
+    """There is nothing to bring in of it, whatever is where its directory was."""
+    run = scripted()
+    run.exit(5 << 8)
+    run.die()
+    jobs.get_job(run.id)
+    with jobs._database.read() as connection:
+        final = runs.find(connection, run.row()["number"])
+    os.mkdir(run.path, 0o700)
+
+    assert jobs._recovery.reconcile(final) == final
+    assert os.listdir(run.path) == []
+    os.rmdir(run.path)

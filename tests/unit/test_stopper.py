@@ -1,0 +1,233 @@
+"""Stopper: a wish to stop reaches its supervisor, whatever cannot be stored or written."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from contextlib import closing
+
+import pytest
+
+from jobcore import (
+    DatabaseBusy,
+    DatabaseFull,
+    InvalidTransition,
+    JobManager,
+    JobNotFound,
+    Reason,
+    Status,
+    runs,
+)
+from jobcore.supervision import jobdir
+from jobcore.supervision.wishes import Wishes
+
+#: The grace that is asked for, and what says so without a file.
+GRACES = pytest.mark.parametrize(
+    ("grace", "letter"), [(None, jobdir.STOP_NOW), (3, jobdir.STOP_NOW), (0, jobdir.KILL_NOW)]
+)
+OWN_GRACE = 7.0  # of the command, in seconds
+
+
+@pytest.fixture
+def asked(scripted):
+    """Return a RUNNING job, and its supervisor's ear: what reads the letters that have come."""
+    run = scripted()
+    run.started()
+    with run.open() as directory:
+        control = jobdir.open_control(directory)
+
+    def letters():
+        try:
+            return os.read(control, 100)
+        except BlockingIOError:
+            return b""
+
+    yield run, letters
+    os.close(control)
+
+
+def stored(jobs, run):
+    """Return the job as the stopper is given it."""
+    with jobs._database.read() as connection:
+        return runs.find(connection, run.row()["number"])
+
+
+def refuse(error):
+    """Return what fails with `error`, whatever it is given."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def wish_of(run):
+    """Return what the stop file asks of a supervisor that has heard a letter."""
+    with run.open() as directory, closing(Wishes(directory, OWN_GRACE)) as wishes:
+        wish = wishes.take()  # what came before it listened counts as well
+    return None if wish is None else (wish.grace, wish.words)
+
+
+@GRACES
+def test_a_wish_that_cannot_be_stored_is_told(jobs, asked, monkeypatch, grace, letter):
+    """With no space for the row the caller is told so, and the supervisor is, without a file."""
+    run, letters = asked
+    monkeypatch.setattr(runs, "ask_stop_if_running", refuse(DatabaseFull("no space")))
+
+    with pytest.raises(DatabaseFull):
+        jobs.stop_job(run.id, grace=grace)
+
+    assert letters() == letter
+    assert "stop" not in run.files()
+    assert run.row()["stop_requested"] is None
+    run.exit(9, "stopped")
+    run.die()
+    job = jobs.get_job(run.id)
+    assert (job.status, job.reason, job.signal) == (Status.STOPPED, Reason.STOPPED, 9)
+
+
+@GRACES
+def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
+    jobs, asked, monkeypatch, grace, letter
+):
+    """With no space for the file the supervisor is told, and once there is some, it is written."""
+    run, letters = asked
+    monkeypatch.setattr(jobdir, "write_record", refuse(OSError(errno.ENOSPC, "no space")))
+
+    with pytest.raises(DatabaseFull, match=f"the wish to stop {run.id} cannot be written"):
+        jobs.stop_job(run.id, grace=grace)
+
+    assert letters() == letter
+    assert "stop" not in run.files()
+    assert run.row()["stop_requested"] is not None
+    monkeypatch.undo()
+    jobs.recover()
+    assert letters() == jobdir.DOORBELL
+    said, words = wish_of(run)
+    assert said == (OWN_GRACE if grace is None else grace)
+    assert words == f"stopping: asked by pid {os.getpid()}: stop"
+
+
+def test_a_wish_for_a_job_that_just_goes_is_stored(jobs, asked, monkeypatch):
+    """The directory of a job that has ended meanwhile takes no wish, and nobody minds."""
+    run, letters = asked
+    monkeypatch.setattr(jobdir, "write_record", refuse(FileNotFoundError()))
+    job = jobs.stop_job(run.id)
+
+    assert (job.status, job.stop_requested is None) == (Status.RUNNING, False)
+    assert letters() == jobdir.DOORBELL
+
+
+def test_a_wish_in_words_of_a_newer_jobcore_is_one(jobs, asked, monkeypatch):
+    """A stop file of a newer protocol is left as it is, and still asks to stop."""
+    run, letters = asked
+    jobs.stop_job(run.id, grace=1)
+    with monkeypatch.context() as patch, run.open() as directory:
+        patch.setattr(jobdir, "PROTOCOL_VERSION", jobdir.PROTOCOL_VERSION + 1)
+        jobdir.write_record(directory, jobdir.STOP, {"grace_ms": 1, "beside": "more"})
+    with open(f"{run.path}/stop", "rb") as file:
+        before = file.read()
+    letters()
+    jobs.recover()
+
+    assert letters() == jobdir.DOORBELL
+    assert wish_of(run) == (OWN_GRACE, "stopping: asked by a host")
+    with open(f"{run.path}/stop", "rb") as file:
+        assert file.read() == before
+
+
+def test_a_letter_without_a_wish_asks_nothing(asked):
+    """A doorbell whose file is not there, or torn, stops no job."""
+    run, _ = asked
+    before = wish_of(run)
+    with open(f"{run.path}/stop", "wb") as file:
+        file.write(b"{}")
+
+    assert (before, wish_of(run)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("letters", "written", "grace"),
+    [
+        (b"S", None, OWN_GRACE),
+        (b"K", None, 0),
+        (b"SK", None, 0),
+        (b"S", 2000, 2),
+        (b"S", 60_000, OWN_GRACE),
+        (b"K", 2000, 0),
+        (b"D", 60_000, 60),
+    ],
+)
+def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, letters, written, grace):
+    """Letters and the file may both speak; who wants it sooner has it."""
+    run, _ = asked
+    names = {b"S": jobdir.STOP_NOW, b"K": jobdir.KILL_NOW, b"D": jobdir.DOORBELL}
+    with run.open() as directory, closing(Wishes(directory, OWN_GRACE)) as wishes:
+        assert wishes.take() is None
+        if written is not None:
+            jobdir.write_record(directory, jobdir.STOP, {"grace_ms": written})
+        for letter in letters:
+            jobdir.ring(directory, names[bytes([letter])])
+        wishes.listen()
+        wish = wishes.take()
+        assert wishes.take() is None
+
+    assert wish.grace == grace
+
+
+def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatch, caplog):
+    """Of the jobs that a closing manager stops, one that cannot be reached keeps no other back."""
+    first, broken, last = made = [scripted() for _ in range(3)]
+    for run in made:
+        run.started()
+    running = [stored(jobs, run) for run in made]
+    shutil.rmtree(broken.path)
+    os.symlink("/nowhere", broken.path)
+    controls = []
+    for run in (first, last):
+        with run.open() as directory:
+            controls.append(jobdir.open_control(directory))
+    monkeypatch.setattr(runs, "ask_stop_if_running", refuse(DatabaseBusy("held")))
+
+    with caplog.at_level(logging.WARNING, "jobcore"):
+        jobs._stopper.stop_all(running)
+    heard = [os.read(control, 100) for control in controls]
+    for control in controls:
+        os.close(control)
+    os.unlink(broken.path)
+
+    assert heard == [jobdir.STOP_NOW] * 2
+    told = [record.getMessage() for record in caplog.records]
+    assert [sum(words in one for one in told) for words in ("told only", "not stopped")] == [3, 1]
+
+
+def test_what_is_gone_is_not_stopped(jobs, scripted, database):
+    """Who stops or cancels what another manager has just deleted is told that it is not there."""
+    run = scripted()
+    run.started()
+    run.exit()
+    run.die()
+    before = stored(jobs, run)
+    with JobManager(database, slots=0) as other:
+        other.delete_job(run.id)
+
+    for verb in (
+        lambda: jobs._stopper.stop(before, None, "stop"),
+        lambda: jobs._stopper.cancel(before),
+    ):
+        with pytest.raises(JobNotFound, match=str(run.id)):
+            verb()
+
+
+def test_what_has_just_ended_is_not_cancelled(jobs, scripted):
+    """Between the look and the write it became final: that is what the error says."""
+    run = scripted()
+    before = stored(jobs, run)
+    run.exit()
+    run.die()
+    assert jobs.get_job(run.id).status is Status.COMPLETE
+
+    with pytest.raises(InvalidTransition, match="COMPLETE"):
+        jobs._stopper.cancel(before)
