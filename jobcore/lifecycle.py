@@ -90,7 +90,7 @@ class Reason(_Word):
         SHUTDOWN: Its supervisor was asked to end, as systemd does to a service.
         SPAWN_FAILED: The command could not be started.
         LOST: Its supervisor died, so nobody knows how it ended.
-        NEVER_STARTED: Its host died before the start; the command never ran.
+        NEVER_STARTED: Its host or its supervisor died before; the command never ran.
     """
 
     EXITED = "exited"

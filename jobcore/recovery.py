@@ -176,7 +176,7 @@ class Recovery:
                 notes.append("its processes cannot be seen from this pid namespace")
         notes.insert(
             0,
-            "never started: its host died before the start"
+            "never started: its host or its supervisor died before"
             if never
             else "lost: its supervisor died, so nobody knows how it ended",
         )

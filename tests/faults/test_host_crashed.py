@@ -223,7 +223,11 @@ def finished(status, code, reason, *lines, asked=False, runs=1):
 
 RAN = finished("ERROR", 6, "exited", "output ready", "output done")
 NEVER = finished(
-    "ERROR", None, "never_started", "system never started: its host died before the start", runs=0
+    "ERROR",
+    None,
+    "never_started",
+    "system never started: its host or its supervisor died before",
+    runs=0,
 )
 FAILED = finished("ERROR", None, "spawn_failed", "system cannot start: ValueError: no", runs=0)
 LOST = finished(
