@@ -8,6 +8,7 @@ import subprocess
 
 from jobcore import JobManager, Status
 from jobcore.supervision import jobdir
+from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.processes import Child, open_gate, until
 
@@ -87,6 +88,8 @@ def test_thousands_of_lines(database, gate, rounds):
     assert (digest, partial) == (said(script), 0)
     assert growth < HOST_GROWTH
     assert 0 < largest < SUPERVISOR_SIZE
+    with JobManager(database, slots=0) as jobs:
+        check(jobs, lines=False)
     rounds.did(rounds.total)
 
 
@@ -103,4 +106,6 @@ def test_mebibytes_of_one_line(database, gate, rounds):
     assert (digest, partial) == (said(script), pieces - 1)
     assert growth < HOST_GROWTH
     assert 0 < largest < SUPERVISOR_SIZE
+    with JobManager(database, slots=0) as jobs:
+        check(jobs, lines=False)
     rounds.did(rounds.total)
