@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import settlement, store, telemetry
+from jobcore import lifecycle, settlement, store, telemetry
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.database import Database
 from jobcore.errors import ScheduleError
@@ -25,7 +25,9 @@ LATE = 60.0
 #: Seconds by which the clock may be set back without a tick being taken twice. By more, it was
 #: wrong before, and the ticks that it had then count no more: as cron does.
 SET_BACK = 3 * 3600.0
-#: Seconds between two looks for ticks that a wrong clock has put off: perhaps in another process.
+#: Seconds that a retry may be put off beyond its pause, by a clock that is corrected a little.
+PUT_OFF = 60.0
+#: Seconds between two looks for what a wrong clock has put off: perhaps in another process.
 PUT_OFF_PAUSE = 3600.0
 #: Missed ticks that are counted one by one: more are "at least so many".
 COUNTED = 10_000
@@ -43,14 +45,17 @@ class Scheduler:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._looked: int | None = None  # for ticks that were put off
+        self._next_look = 0  # for what was put off, by the wall clock
+        self._last_tick = 0
 
     def tick(self) -> None:
         """Take every tick that has come."""
         now = self._clock.now()
-        if self._looked is None or not 0 <= now - self._looked < PUT_OFF_PAUSE * 1e6:
+        if now >= self._next_look or now < self._last_tick:
             self._fetch_back(now)
-            self._looked = now
+            self._fetch_retries(now)
+            self._next_look = now + int(PUT_OFF_PAUSE * 1e6)
+        self._last_tick = now
         with self._database.read() as connection:
             due = store.due_pipelines(connection, now)
         if due:
@@ -79,6 +84,25 @@ class Scheduler:
                         pipeline=str(one.id),
                         from_tick=to_datetime(one.next_tick).isoformat(),
                         to_tick=to_datetime(upcoming).isoformat(),
+                    )
+
+    def _fetch_retries(self, now: int) -> None:
+        """Have no retry wait for longer than its pause: it would keep its pipeline all the time."""
+        with self._database.read() as connection:
+            waiting = store.waiting_retries(connection, now)
+        put_off = [one for one in waiting if _waits_too_long(one, now)]
+        if not put_off:
+            return
+        with self._database.write() as connection:
+            for one in put_off:
+                start = now + _pause_before(one)
+                if store.fetch_forward_if_queued(connection, one.number, one.not_before, start):
+                    telemetry.event(
+                        logging.WARNING,
+                        "retry fetched back",
+                        job=str(one.id),
+                        from_time=to_datetime(one.not_before).isoformat(),
+                        to_time=to_datetime(start).isoformat(),
                     )
 
     @staticmethod
@@ -117,6 +141,19 @@ def _schedule_of(pipeline: Row[Any]) -> Schedule:
 
 def _tick_after(pipeline: Row[Any], moment: int) -> int:
     return from_datetime(_schedule_of(pipeline).next_after(to_datetime(moment)))
+
+
+def _pause_before(retry: Row[Any]) -> int:
+    """Return the microseconds between the end of the attempt before this one, and this one."""
+    return round(lifecycle.retry_delay(retry.attempt - 1) * 1e6)
+
+
+def _waits_too_long(retry: Row[Any], now: int) -> bool:
+    """Whether what it still waits for is more than all of its pause."""
+    try:
+        return bool(retry.not_before - now > _pause_before(retry) + PUT_OFF * 1e6)
+    except TypeError:
+        return False  # damaged: it keeps no other from being looked at
 
 
 def _is_put_off(pipeline: Row[Any], now: int) -> bool:

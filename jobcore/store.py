@@ -267,6 +267,32 @@ def advance_tick_if_at(
     return done.rowcount == 1
 
 
+def waiting_retries(connection: Connection, now: int) -> Sequence[Row[Any]]:
+    """Return the queued jobs that try again what failed, and may not start yet."""
+    return connection.execute(
+        select(job).where(
+            job.c.status == str(Status.QUEUED),
+            job.c.deleted_at.is_(None),
+            job.c.retry_of.is_not(None),
+            job.c.not_before > now,
+        )
+    ).all()
+
+
+def fetch_forward_if_queued(connection: Connection, number: int, old: int, new: int) -> bool:
+    """Have a queued job start no later than at `new`, where it still waits for `old`."""
+    done = connection.execute(
+        update(job)
+        .where(
+            job.c.number == number,
+            job.c.status == str(Status.QUEUED),
+            job.c.not_before == old,
+        )
+        .values(not_before=new)
+    )
+    return done.rowcount == 1
+
+
 def record_skip(
     connection: Connection,
     pipeline_id: UUID,

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from jobcore import JobManager, PipelineAlreadyRunning, Reason, Status
+from jobcore.clock import to_datetime
+from jobcore.scheduler import Scheduler
 from tests.faults.hosts import host
 from tests.jobfiles import row_of, sql
 from tests.processes import at_once, until
@@ -73,6 +75,73 @@ def test_back_off_doubles_from_the_end_of_the_attempt(jobs, clock):
         waits.append(newest(jobs, pipeline).not_before - ended.end_time)
 
     assert waits == [timedelta(seconds=10), timedelta(seconds=20), timedelta(seconds=40)]
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["the same manager", "another one"])
+@pytest.mark.parametrize(
+    ("ahead", "wait"),
+    [(0, 10), (30, 40), (60, 70), (61, 10), (3600, 10), (365 * 86400, 10)],
+)
+def test_a_clock_that_was_wrong_puts_no_retry_off(jobs, clock, ahead, wait, others):
+    """What was to come ten seconds later does, once the clock is right again."""
+    pipeline = jobs.create_pipeline("p", ["true"], max_retries=1)
+    job = jobs.create_job(pipeline_id=pipeline.id)
+    taker = Scheduler(jobs._database, jobs._clock)
+    taker.tick()
+    clock.jump(ahead)
+    taker.tick()
+    end(jobs, job, 1)
+    clock.jump(-ahead)
+    (Scheduler(jobs._database, jobs._clock) if others else taker).tick()
+    retry = newest(jobs, pipeline)
+
+    assert retry.attempt == 2
+    assert retry.not_before == to_datetime(clock.now()) + timedelta(seconds=wait)
+
+
+@pytest.mark.parametrize("damage", ["not_before = 'soon'", "attempt = 'x'", "attempt = -5"])
+def test_a_damaged_retry_keeps_no_other_from_its_time(jobs, clock, database, damage):
+    """Whatever one row holds, the look for retries that were put off passes over it."""
+    clock.jump(365 * 86400)
+    for name in ("p", "q"):
+        pipeline = jobs.create_pipeline(name, ["true"], max_retries=1)
+        end(jobs, jobs.create_job(pipeline_id=pipeline.id), 1)
+    clock.jump(-365 * 86400)
+    other, damaged = jobs.list_jobs(status=Status.QUEUED)
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute(f"UPDATE job SET {damage} WHERE id = ?", (damaged.id.hex,))
+    Scheduler(jobs._database, jobs._clock).tick()
+
+    assert jobs.get_job(other.id).not_before == to_datetime(clock.now()) + timedelta(seconds=10)
+
+
+def test_a_wrong_clock_changes_no_wish_of_ones_own(jobs, clock):
+    """A job that is to wait for a year, and is no retry, waits for it."""
+    later = to_datetime(clock.now()) + timedelta(days=365)
+    job = jobs.submit(["true"], not_before=later)
+    clock.jump(-10 * 86400)
+    Scheduler(jobs._database, jobs._clock).tick()
+
+    assert jobs.get_job(job.id).not_before == later
+
+
+def test_a_pipeline_goes_on_when_a_wrong_clock_is_set_right(database, clock):
+    """It failed a year ahead: the retry runs behind its pause, and frees the pipeline."""
+    with JobManager(database, slots=1, clock=clock, on_exit="stop") as jobs:
+        pipeline = jobs.create_pipeline("p", ["sh", "-c", "exit 3"], max_retries=1)
+        clock.jump(365 * 86400)
+        first = jobs.wait(jobs.create_job(pipeline_id=pipeline.id).id, timeout=30)
+        clock.jump(-365 * 86400)
+        until(
+            lambda: newest(jobs, pipeline).not_before <= to_datetime(clock.now() + 10_000_000),
+            "the retry to be fetched back",
+        )
+        clock.advance(10)
+        retry = jobs.wait(newest(jobs, pipeline).id, timeout=30)
+        jobs.create_job(pipeline_id=pipeline.id)
+
+    assert (first.attempt, retry.attempt, retry.exit_code) == (1, 2, 3)
 
 
 def test_no_manager_starts_a_retry_before_its_time(database, clock):
