@@ -114,5 +114,12 @@ def _get(connection: Connection, run: Run) -> Row[Any]:
 
 
 def _split(line: str | bytes) -> list[bytes]:
-    raw = line.encode("utf-8", "replace") if isinstance(line, str) else line
+    raw = _encoded(line) if isinstance(line, str) else line
     return raw.removesuffix(b"\n").split(b"\n")
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")  # the name of a file is the bytes it was
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")  # other halves of surrogates have no bytes

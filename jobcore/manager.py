@@ -107,7 +107,8 @@ class JobManager:
 
     What a method has changed is committed when it returns: it survives any crash
     and a power failure, unless the method says otherwise. Every method may raise
-    `StoreError`, where the database could not do it; then nothing was changed.
+    `StoreError`, where the database could not do it; then nothing was changed, but
+    that a stop, a cancellation or a deletion may have begun: ask for it once more.
     Times are UTC; a list, a model or a text that is returned is a copy.
 
     In an event loop (asyncio, trio, or anyio on either) await the forms that end in
@@ -468,7 +469,9 @@ class JobManager:
         seconds' lines, until `finish_job` makes all of them durable.
 
         Args:
-            lines: Text, or bytes as they are; each that ends without a line end is given one.
+            lines: Text, or bytes as they are; each that ends without a line end is given
+                one. Text that `os.fsdecode` made of bytes becomes these, and any other half
+                of a surrogate `?`.
 
         Returns:
             How many lines its log then has.
@@ -530,6 +533,9 @@ class JobManager:
             JobNotFound: No job has this id.
             JobNotRunning: It is not RUNNING; a QUEUED one is cancelled.
             CommandError: The grace is not a number of seconds, 0 or more.
+            StoreError: The wish could not be stored, or not be written for the
+                supervisor. Where there was no space it is told all the same, and the
+                job ends as one that was stopped.
         """
         checked = None if grace is None else checked_grace(grace)
         run = self._stopper.stop(self._run(job_id), checked, "stop")
@@ -562,6 +568,8 @@ class JobManager:
 
         Raises:
             JobNotFound: No job has this id.
+            StoreError: It could not be finished. Where the job is not seen any more,
+                the next manager finishes it.
         """
         self._deleter.delete(self._run(job_id))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -32,6 +33,13 @@ def test_host_appends_lines(jobs, own):
     assert texts(jobs.logs(own.id)) == expected
     assert jobs.get_job(own.id).line_count == 7
     assert {line.stream for line in jobs.logs(own.id)} == {"output"}
+
+
+def test_names_of_files_are_appended_as_the_bytes_they_are(jobs, own):
+    """What `os.fsdecode` made of bytes becomes them again; other halves of surrogates are `?`."""
+    jobs.append_log(own.id, os.fsdecode(b"a\x80b"), "c\ud800d", "e\ud800\udc80")
+
+    assert [line.raw for line in jobs.logs(own.id)] == [b"a\x80b\n", b"c?d\n", b"e??\n"]
 
 
 def test_lines_need_a_running_job_without_a_process(jobs, own, scripted):
