@@ -450,7 +450,9 @@ class LogLine(NamedTuple):
         stream: `output` (stdout and stderr as they were written), `stdout`,
             `stderr`, or `system` for jobcore's own words, which no job can fake.
         raw: The bytes, with their terminator.
-        partial: This is one piece of a longer line, which the next one goes on with.
+        partial: This is one piece of a longer line, which the next line of the same stream
+            goes on with: one of another may lie between them, and where the output limit
+            or the command's end came first, there is none.
     """
 
     # A tuple, not a model: a log has millions of them.
@@ -478,9 +480,9 @@ class LogLine(NamedTuple):
         """
         The JSON object that the text is, as programs with structured logs write them, else None.
 
-        Never raises. A piece of a longer line has none, and neither has an object
-        that cannot be read without loss: with a key twice, NaN, a number or a
-        nesting beyond all bounds.
+        Never raises. A piece that is gone on with has none (the last piece of a long
+        line is read by itself), and neither has an object that cannot be read without
+        loss: with a key twice, NaN, a number or a nesting beyond all bounds.
         """
         return None if self.partial else object_in(self.text)
 

@@ -129,7 +129,10 @@ def work(
         int | None, typer.Option(min=1, metavar="N", help="Jobs at once. [one per processor]")
     ] = None,
     drain: Annotated[
-        bool, typer.Option("--drain", help="Exit when nothing is queued and nothing runs here.")
+        bool,
+        typer.Option(
+            "--drain", help="Exit when nothing runs here, and nothing that is queued may start yet."
+        ),
     ] = False,
 ) -> None:
     """

@@ -126,10 +126,12 @@ def log_response(
 
 def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
     """
-    Yield every numbered line as it was written, each with a terminator.
+    Yield every numbered line as it was written, with its terminator.
 
-    A piece of a longer line has none, so that the pieces join up again; a last
-    line without one gets none either.
+    A piece of a longer line has none, so that the pieces join up again; the last
+    line of a stream without one gets none either. So the text is byte for byte what
+    was written, and where two streams are kept apart, or jobcore says something
+    itself, a line may begin in the middle of another: `ndjson` tells them apart.
 
     Args:
         lines: As `JobManager.logs` or `follow` returns them; what these raise is

@@ -32,7 +32,7 @@ def in_rounds(*, smoke, full, long=False):
     Args:
         smoke: How many rounds there are with every test run.
         full: And with `pytest -m faults`.
-        long: Whether those take more than two minutes.
+        long: Whether those take minutes, where others take seconds.
     """
     marks = [pytest.mark.faults, *([pytest.mark.long] * long)]
     return pytest.mark.parametrize(

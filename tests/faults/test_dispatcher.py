@@ -142,6 +142,7 @@ def no_room(monkeypatch, times):
 
 def test_a_job_that_no_supervisor_has_room_for_is_sent_later(database, monkeypatch):
     """Between claim and send it waits, and is started once."""
+    monkeypatch.setattr(dispatcher, "CHORES_PAUSE", 10 * PATIENCE)  # whose thread wakes up, too
     tried = no_room(monkeypatch, 3)
     with JobManager(database, slots=1) as jobs:
         job = jobs.wait(jobs.submit(["echo", "once"]).id, PATIENCE)
@@ -169,6 +170,7 @@ def test_a_job_that_is_stopped_before_a_supervisor_takes_it_never_starts(
 ):
     """Claimed, and not yet sent: a stop ends it without a process."""
     monkeypatch.setattr(dispatcher, "SEND_PATIENCE", math.inf)
+    monkeypatch.setattr(dispatcher, "CHORES_PAUSE", 10 * PATIENCE)
     tried = no_room(monkeypatch, math.inf)
     with JobManager(database, slots=1) as jobs:
         job = jobs.submit(["touch", str(tmp_path / "begun")])

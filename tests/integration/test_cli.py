@@ -24,7 +24,7 @@ import warnings
 
 import pytest
 
-from jobcore import JobManager, application, running, upkeep, verbs
+from jobcore import JobManager, Status, application, running, upkeep, verbs
 from jobcore import cli as cli_entry
 from tests.processes import PATIENCE, ROOT, carrying, end_of_python, open_gate, until
 from tests.programs import HELD
@@ -405,6 +405,17 @@ def test_work_drains_the_queue(cli, queue):
     assert (out, err) == ("", "")
     assert [job.status for job in ended] == ["COMPLETE"] * 3
     assert sorted(ended, key=lambda job: job.start_time) == ended
+
+
+def test_work_leaves_what_may_not_start_yet(cli, queue):
+    """`work --drain` waits for no retry: that may be an hour away, and stays queued."""
+    pipeline = queue.create_pipeline("nightly", ["false"], max_retries=1)
+    first = queue.create_job(pipeline_id=pipeline.id)
+    cli("work", "--slots", "1", "--drain")
+    (retry,) = queue.list_jobs(status=Status.QUEUED)
+
+    assert queue.get_job(first.id).status is Status.ERROR
+    assert (retry.retry_of, retry.attempt) == (first.id, 2)
 
 
 def test_work_ends_at_a_signal_and_leaves_what_runs(cli, queue):

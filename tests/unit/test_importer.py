@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from jobcore import JobManager, Reason, Status
+from jobcore import JobManager, Reason, Status, runs
 from jobcore.database import Database
 from jobcore.supervision import failpoints, frames, jobdir
 from tests.jobfiles import log_of, sql
@@ -427,15 +427,18 @@ def test_a_directory_that_somebody_else_has_removed_needs_no_cleaning(jobs, scri
             with JobManager(database, slots=0) as other:
                 assert other.get_job(run.id).exit_code == 4
 
+    with jobs._database.read() as connection:
+        found = runs.find(connection, run.row()["number"])
     failpoints.arm(settle_behind)
     try:
-        job = jobs.get_job(run.id)
+        after = jobs._recovery._importer.bring_in(found)  # whose errors nobody postpones
     finally:
         failpoints.disarm(settle_behind)
 
     assert run.gone()
-    assert (job.line_count, log_of(jobs, run.id)) == (2, run.lines_written)
-    assert jobs.get_job(run.id).exit_code == 4
+    assert after.next_sequence == 2
+    job = jobs.get_job(run.id)
+    assert (job.exit_code, log_of(jobs, run.id)) == (4, run.lines_written)
 
 
 def test_power_may_take_back_lines_but_no_verdict(jobs, scripted, monkeypatch):
