@@ -18,8 +18,9 @@ HOST_GROWTH, SUPERVISOR_SIZE = 64 * MEBIBYTE, 24 * MEBIBYTE
 #: Seconds after which a test gives up: the full ones take a minute on a busy machine.
 PATIENCE = 600.0
 
-# Waits until it is looked at, so that its supervisor is known before it begins.
-_HELD = 'read -r _ < "$GATE"; '
+#: Waits until it is looked at, so that its supervisor is known before it begins; and behind all
+#: that it says once more, so that the supervisor is there until all of that was read.
+_HELD = 'read -r _ < "$GATE"; {}; ended=$?; exec >&- 2>&-; read -r _ < "$GATE"; exit $ended'
 
 
 def resident(pid, what):
@@ -48,25 +49,26 @@ def supervisor_of(database, job_id):
     return record["supervisor"]
 
 
-def pour(database, gate, script):
-    """Run a script as a job, read its log to the end, and return what that was, and took."""
+def pour(database, gate, script, count):
+    """Run a script that says so many lines as a job, and return what its log was, and took."""
     with JobManager(database, slots=1, on_exit="stop") as jobs:
-        job = jobs.submit(["sh", "-c", _HELD + script], env={"GATE": gate})
+        job = jobs.submit(["sh", "-c", _HELD.format(script)], env={"GATE": gate})
         until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "the claim")
         supervisor = supervisor_of(database, job.id)
         forget_largest()
         before = resident("self", "VmRSS")
         open_gate(gate)
-        digest, lines, partial, size = hashlib.sha256(), 0, 0, 0
+        digest, lines, partial, largest = hashlib.sha256(), 0, 0, 0
         for line in jobs.follow(job.id, timeout=PATIENCE):
             assert line.sequence == lines
             lines = line.sequence + 1
             partial += line.partial
             digest.update(line.raw)
-            if lines % 1000 == 0 or line.partial:  # while it is there: it goes before we are done
-                size = max(size, resident(supervisor, "VmHWM"))
+            if lines == count:
+                largest = resident(supervisor, "VmHWM")
+                open_gate(gate)
         job = jobs.wait(job.id, PATIENCE)
-        sizes = resident("self", "VmHWM") - before, size
+        sizes = resident("self", "VmHWM") - before, largest
         return (job.status, job.exit_code, job.line_count), digest.hexdigest(), partial, sizes
 
 
@@ -82,7 +84,8 @@ def test_thousands_of_lines(database, gate, rounds):
     count = rounds.total * 1000
     script = f"seq -f 'line %.0f of a command that has much to say' {count}"
 
-    ended, digest, partial, (growth, largest) = Child(pour, database, gate, script).result(PATIENCE)
+    child = Child(pour, database, gate, script, count)
+    ended, digest, partial, (growth, largest) = child.result(PATIENCE)
 
     assert ended == (Status.COMPLETE, 0, count)
     assert (digest, partial) == (said(script), 0)
@@ -99,9 +102,10 @@ def test_mebibytes_of_one_line(database, gate, rounds):
     size = rounds.total * MEBIBYTE
     script = f"seq -s ' ' 1000000000 | head -c {size}"
 
-    ended, digest, partial, (growth, largest) = Child(pour, database, gate, script).result(PATIENCE)
-
     pieces = size // 65536
+    child = Child(pour, database, gate, script, pieces)
+    ended, digest, partial, (growth, largest) = child.result(PATIENCE)
+
     assert ended == (Status.COMPLETE, 0, pieces)
     assert (digest, partial) == (said(script), pieces - 1)
     assert growth < HOST_GROWTH
