@@ -51,6 +51,10 @@ def _stored_moment(microseconds: Any) -> datetime:
         raise DatabaseCorrupt("a stored time makes no sense") from error
 
 
+#: The models that were serialized once.
+_serialized: set[type[BaseModel]] = set()
+
+
 class _Public(BaseModel):
     """Base of the public models: frozen, camelCase in JSON, times in ISO 8601 UTC with `Z`."""
 
@@ -76,8 +80,21 @@ class _Public(BaseModel):
 
     @classmethod
     def _checked(cls, fields: dict[str, Any]) -> "Self":
+        """
+        Return a model of these fields; no fork comes meanwhile.
+
+        At the first use of a type, and of a serializer, pydantic's native part fills what
+        all threads share, and a child forked just then waits for ever for the thread that
+        was filling it: 2 of 36 runs of the campaign of forks had one under Python 3.10.
+        """
         try:
-            return cls.model_validate(fields)
+            with GATE:
+                checked = cls.model_validate(fields)
+                if cls not in _serialized:
+                    _serialized.add(cls)
+                    checked.model_dump()
+                    checked.model_dump_json()
+                return checked
         except ValidationError as error:
             # The columns have been checked when they were written, so the file is damaged.
             wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())

@@ -12,11 +12,13 @@ import random
 import signal
 import threading
 import warnings
+from datetime import datetime, timezone
 from uuid import UUID
 
+import pytest
 from pydantic import BaseModel
 
-from jobcore import Job, JobManager
+from jobcore import Job, JobManager, Progress, models
 from jobcore.forking import GATE
 from tests.faults.hosts import host
 from tests.faults.invariants import check
@@ -25,6 +27,7 @@ from tests.processes import PATIENCE, Child
 from tests.programs import EXIT_0
 
 CHILDREN = 4
+PROGRESS = {"done": 1, "total": None, "message": None, "at": datetime.now(timezone.utc)}
 #: What the parent's threads do in a round: it begins with the forks, and takes as long as they.
 WRITES = 6
 
@@ -135,16 +138,27 @@ def test_what_parent_and_children_write_at_once_is_there(database, rounds):
         check(jobs)
 
 
-def test_no_fork_comes_while_a_model_is_built(monkeypatch):
-    """A child would wait for ever for the lock of the thread that was building."""
+@pytest.mark.parametrize(
+    ("step", "use"),
+    [
+        ("model_rebuild", Job.model_rebuild),
+        ("model_validate", lambda: Job._checked({})),
+        ("model_dump", lambda: Progress._checked(PROGRESS)),
+        ("model_dump_json", lambda: Progress._checked(PROGRESS)),
+    ],
+)
+def test_no_fork_comes_while_a_model_is_made_ready(monkeypatch, step, use):
+    """A child would wait for ever for the thread that builds, checks or writes the first one."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def build(**_options):
+    def make_ready(*_args, **_options):
         begun.set()
         assert go_on.wait(PATIENCE)
+        return Progress.model_construct()
 
-    monkeypatch.setattr(BaseModel, "model_rebuild", build)
-    builder = threading.Thread(target=Job.model_rebuild)
+    monkeypatch.setattr(models, "_serialized", set())
+    monkeypatch.setattr(BaseModel, step, make_ready)
+    builder = threading.Thread(target=use)
     builder.start()
     assert begun.wait(PATIENCE)
     kept_out = not GATE._lock.acquire(blocking=False)  # which every fork waits for
