@@ -418,6 +418,10 @@ class SupervisorPool:
 
     def close(self) -> None:
         """Let all of them go. Running jobs run on."""
+        # One that has not told its pid yet could not be reaped, where it comes to us at its end.
+        give_up = time.monotonic() + _STARTER_PATIENCE
+        while self._any_unknown() and time.monotonic() < give_up:
+            time.sleep(0.005)
         for supervisor in list(self.supervisors):
             self.discard(supervisor)
         # One started a moment ago has not come to its fork, one without a job ends at once:
@@ -432,6 +436,13 @@ class SupervisorPool:
         with GATE:
             _LEFT.extend((os.getpid(), each) for each in self._leaving if not each.starting)
         self._leaving = []
+
+    def _any_unknown(self) -> bool:
+        """Listen to those that have said nothing so far; tell whether one still has not."""
+        for supervisor in self.supervisors:
+            if supervisor.pid is None:
+                supervisor.receive()
+        return any(one.pid is None and not one.gone for one in self.supervisors)
 
     def before_fork(self) -> None:
         """Do nothing: what must not be copied half done, the gate guards."""

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from jobcore import JobManager, Reason, Status, crew
+from jobcore.supervision.pool import SupervisorPool
 from tests.faults.invariants import check
 from tests.processes import PATIENCE, ROOT, children, in_child, until
 
@@ -107,6 +108,15 @@ def _closed_again_and_again(database):
     return left
 
 
+def _closed_at_once(_database):
+    ctypes.CDLL(None).prctl(_ADOPT, 1)
+    pool = SupervisorPool()
+    for _ in range(3):
+        pool.spawn()
+    pool.close()
+    return children()
+
+
 def _closed_with_a_job(database):
     ctypes.CDLL(None).prctl(_ADOPT, 1)
     with JobManager(database, slots=1) as jobs:
@@ -122,7 +132,12 @@ def _closed_with_a_job(database):
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [(_idle_is_let_go, {}), (_closed_again_and_again, [{}] * 3), (_closed_with_a_job, 1)],
+    [
+        (_idle_is_let_go, {}),
+        (_closed_again_and_again, [{}] * 3),
+        (_closed_at_once, {}),
+        (_closed_with_a_job, 1),
+    ],
 )
 def test_a_host_to_whom_orphans_come_keeps_no_zombie(database, host, expected):
     """The first process of a container gets the supervisors that end, and reaps each of them."""
