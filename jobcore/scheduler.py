@@ -1,9 +1,10 @@
 """
-Scheduler: creates the jobs of pipelines whose schedule has come true.
+Scheduler: creates the jobs of pipelines whose schedule has come true, by a clock that may jump.
 
 Every manager that runs jobs looks; whoever moves the pipeline's next tick on
 has taken the tick, in the transaction that creates the job. So it is taken
-once, whatever number of processes share the file.
+once, whatever number of processes share the file. Ticks and retries that a wrong
+clock has put off are fetched back when it is right again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import lifecycle, settlement, store, telemetry
+from jobcore import settlement, store, telemetry
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.database import Database
 from jobcore.errors import ScheduleError
@@ -25,8 +26,8 @@ LATE = 60.0
 #: Seconds by which the clock may be set back without a tick being taken twice. By more, it was
 #: wrong before, and the ticks that it had then count no more: as cron does.
 SET_BACK = 3 * 3600.0
-#: Seconds that a retry may be put off beyond its pause, by a clock that is corrected a little.
-PUT_OFF = 60.0
+#: The same for retries, of which none is made twice: seconds that one may wait beyond its pause.
+RETRY_SET_BACK = 60.0
 #: Seconds between two looks for what a wrong clock has put off: perhaps in another process.
 PUT_OFF_PAUSE = 3600.0
 #: Missed ticks that are counted one by one: more are "at least so many".
@@ -49,7 +50,7 @@ class Scheduler:
         self._last_tick = 0
 
     def tick(self) -> None:
-        """Take every tick that has come."""
+        """Take every tick that has come; once an hour, fetch back what a wrong clock put off."""
         now = self._clock.now()
         if now >= self._next_look or now < self._last_tick:
             self._fetch_back(now)
@@ -95,8 +96,8 @@ class Scheduler:
             return
         with self._database.write() as connection:
             for one in put_off:
-                start = now + _pause_before(one)
-                if store.fetch_forward_if_queued(connection, one.number, one.not_before, start):
+                start = now + settlement.pause_behind(one.attempt - 1)
+                if store.fetch_back_if_queued(connection, one.number, one.not_before, start):
                     telemetry.event(
                         logging.WARNING,
                         "retry fetched back",
@@ -143,15 +144,11 @@ def _tick_after(pipeline: Row[Any], moment: int) -> int:
     return from_datetime(_schedule_of(pipeline).next_after(to_datetime(moment)))
 
 
-def _pause_before(retry: Row[Any]) -> int:
-    """Return the microseconds between the end of the attempt before this one, and this one."""
-    return round(lifecycle.retry_delay(retry.attempt - 1) * 1e6)
-
-
 def _waits_too_long(retry: Row[Any], now: int) -> bool:
     """Whether what it still waits for is more than all of its pause."""
     try:
-        return bool(retry.not_before - now > _pause_before(retry) + PUT_OFF * 1e6)
+        longest = settlement.pause_behind(retry.attempt - 1) + RETRY_SET_BACK * 1e6
+        return bool(retry.not_before - now > longest)
     except TypeError:
         return False  # damaged: it keeps no other from being looked at
 

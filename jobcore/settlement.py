@@ -82,6 +82,11 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
                 run_now(connection, triggered, now, why="triggered")
 
 
+def pause_behind(attempt: int) -> int:
+    """Return the microseconds between the end of an attempt and the next one."""
+    return round(lifecycle.retry_delay(attempt) * 1e6)
+
+
 def _retry(connection: Connection, row: Row[Any], now: int) -> None:
     """Queue the next attempt. It holds the pipeline while it waits for its back-off."""
     try:
@@ -90,7 +95,7 @@ def _retry(connection: Connection, row: Row[Any], now: int) -> None:
             now=now,
             workspace_id=row.workspace_id,
             pipeline_id=row.pipeline_id,
-            not_before=now + round(lifecycle.retry_delay(row.attempt) * 1e6),
+            not_before=now + pause_behind(row.attempt),
             **store.next_attempt(row),
         )
     except PipelineAlreadyRunning:

@@ -279,8 +279,8 @@ def waiting_retries(connection: Connection, now: int) -> Sequence[Row[Any]]:
     ).all()
 
 
-def fetch_forward_if_queued(connection: Connection, number: int, old: int, new: int) -> bool:
-    """Have a queued job start no later than at `new`, where it still waits for `old`."""
+def fetch_back_if_queued(connection: Connection, number: int, old: int, new: int) -> bool:
+    """Have a queued job wait for `new` where it waits for `old`, if nobody has changed that."""
     done = connection.execute(
         update(job)
         .where(

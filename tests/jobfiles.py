@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from uuid import uuid4
 
-from jobcore import filesystem
+from jobcore import filesystem, runs
 from jobcore.supervision import frames, jobdir
 
 
@@ -32,6 +32,12 @@ def cookie_of(database, job_id):
 def stored_pipelines(database):
     """Return all that is stored of pipelines, to see that nothing was written."""
     return [tuple(row) for row in sql(database, "SELECT * FROM pipeline ORDER BY id")]
+
+
+def stored_run(jobs, run):
+    """Return the run of a scripted job as what works on runs is given it."""
+    with jobs._database.read() as connection:
+        return runs.find(connection, run.row()["number"])
 
 
 class Scripted:

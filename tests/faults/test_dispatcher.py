@@ -121,9 +121,8 @@ def test_a_supervisor_that_died_idle_costs_no_job(database):
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
         (idle,) = jobs._dispatcher._crew.members
         os.kill(idle.pid, signal.SIGKILL)
-        until(
-            lambda: state(idle.pid) in "ZX", "its death"
-        )  # until then it may be given the next one
+        # Until then it may be given the next one.
+        until(lambda: state(idle.pid) in "ZX", "its death")
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
 
 

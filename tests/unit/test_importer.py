@@ -9,10 +9,10 @@ import zlib
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, runs
+from jobcore import JobManager, Reason, Status
 from jobcore.database import Database
 from jobcore.supervision import failpoints, frames, jobdir
-from tests.jobfiles import log_of, sql
+from tests.jobfiles import log_of, sql, stored_run
 from tests.processes import Child, at_once, until
 
 MEBIBYTE = 2**20
@@ -427,8 +427,7 @@ def test_a_directory_that_somebody_else_has_removed_needs_no_cleaning(jobs, scri
             with JobManager(database, slots=0) as other:
                 assert other.get_job(run.id).exit_code == 4
 
-    with jobs._database.read() as connection:
-        found = runs.find(connection, run.row()["number"])
+    found = stored_run(jobs, run)
     failpoints.arm(settle_behind)
     try:
         after = jobs._recovery._importer.bring_in(found)  # whose errors nobody postpones

@@ -11,10 +11,10 @@ import subprocess
 
 import pytest
 
-from jobcore import JobDeleted, JobManager, Status, runs
+from jobcore import JobDeleted, JobManager, Status
 from jobcore.importer import Importer
 from jobcore.supervision import failpoints, jobdir
-from tests.jobfiles import Scripted, log_of, sql
+from tests.jobfiles import Scripted, log_of, sql, stored_run
 from tests.processes import Child, at_once, in_child, until
 
 OTHER_BOOT = "00000000-0000-0000-0000-000000000000"
@@ -683,8 +683,7 @@ def test_what_is_written_by_a_newer_jobcore_is_no_news(jobs, scripted, monkeypat
     run = scripted()
     run.write(b"line\n")
     assert jobs.get_job(run.id).line_count == 1
-    with jobs._database.read() as connection:
-        found = runs.find(connection, run.row()["number"])
+    found = stored_run(jobs, run)
     monkeypatch.setattr(jobdir, "PROTOCOL_VERSION", jobdir.PROTOCOL_VERSION + 1)
     run.exit()
     monkeypatch.undo()
@@ -698,8 +697,7 @@ def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
     run.exit(5 << 8)
     run.die()
     jobs.get_job(run.id)
-    with jobs._database.read() as connection:
-        final = runs.find(connection, run.row()["number"])
+    final = stored_run(jobs, run)
     monkeypatch.setattr(
         jobs._recovery._importer, "bring_in", lambda *_, **__: pytest.fail("looked at")
     )

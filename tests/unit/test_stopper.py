@@ -22,6 +22,7 @@ from jobcore import (
 )
 from jobcore.supervision import jobdir
 from jobcore.supervision.wishes import Wishes
+from tests.jobfiles import stored_run
 
 #: The grace that is asked for, and what says so without a file.
 GRACES = pytest.mark.parametrize(
@@ -46,12 +47,6 @@ def asked(scripted):
 
     yield run, letters
     os.close(control)
-
-
-def stored(jobs, run):
-    """Return the job as the stopper is given it."""
-    with jobs._database.read() as connection:
-        return runs.find(connection, run.row()["number"])
 
 
 def refuse(error):
@@ -182,7 +177,7 @@ def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatc
     first, broken, last = made = [scripted() for _ in range(3)]
     for run in made:
         run.started()
-    running = [stored(jobs, run) for run in made]
+    running = [stored_run(jobs, run) for run in made]
     shutil.rmtree(broken.path)
     os.symlink("/nowhere", broken.path)
     controls = []
@@ -209,7 +204,7 @@ def test_what_is_gone_is_not_stopped(jobs, scripted, database):
     run.started()
     run.exit()
     run.die()
-    before = stored(jobs, run)
+    before = stored_run(jobs, run)
     with JobManager(database, slots=0) as other:
         other.delete_job(run.id)
 
@@ -224,7 +219,7 @@ def test_what_is_gone_is_not_stopped(jobs, scripted, database):
 def test_what_has_just_ended_is_not_cancelled(jobs, scripted):
     """Between the look and the write it became final: that is what the error says."""
     run = scripted()
-    before = stored(jobs, run)
+    before = stored_run(jobs, run)
     run.exit()
     run.die()
     assert jobs.get_job(run.id).status is Status.COMPLETE
