@@ -21,7 +21,7 @@ from jobcore.errors import (
 )
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
-VERSION = 4
+VERSION = 5
 #: RETURNING came with 3.35; nothing older than this was ever tried.
 LEAST_SQLITE = (3, 37, 0)
 
@@ -71,6 +71,10 @@ CREATE TRIGGER job_keeps_its_id BEFORE UPDATE ON job \
 WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id \
 OR OLD.pipeline_id IS NOT NEW.pipeline_id \
 BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END""",
+    ),
+    4: (
+        # No statement used it: the index of active jobs by status serves the queue.
+        "DROP INDEX queued_jobs",
     ),
 }
 

@@ -151,8 +151,7 @@ class JobRow(_Row, table=True):
             unique=True,
             sqlite_where=text("status IN ('QUEUED', 'RUNNING')"),
         ),
-        # The queue in its order, and what recovery looks at: both small, whatever the history.
-        Index("queued_jobs", "number", sqlite_where=text("status = 'QUEUED'")),
+        # What recovery looks at: small, whatever the history.
         Index("running_jobs", "number", sqlite_where=text("status = 'RUNNING'")),
         Index("deleted_jobs", "number", sqlite_where=text("deleted_at IS NOT NULL")),
         # How many there are of each status, and those of a rare one.
