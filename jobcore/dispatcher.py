@@ -359,8 +359,7 @@ class Dispatcher:
         # A slot that gets free, and a supervisor that gets ready, make another look.
         self._look = False
         waiting = min(self._backlog.look(free), free)
-        self._crew.start(waiting + unsent)
-        self._look = now < self._crew.next_start  # one could not be started
+        self._start_supervisors(waiting + unsent, now)
         taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
         base = dict(os.environb) if taken else {}  # a copy a round: it is slow, and may change
         requests: list[Request] = []
@@ -383,6 +382,11 @@ class Dispatcher:
                 request.close()
             raise
         return requests
+
+    def _start_supervisors(self, wanted: int, now: float) -> None:
+        self._crew.start(wanted)
+        if now < self._crew.next_start:  # one could not be started
+            self._look = True  # never set to False here: another thread may have asked for a look
 
     def _postpone(self, row: Row[Any], error: StoreError | OSError) -> None:
         telemetry.event(logging.WARNING, "start postponed", job=str(row.id), error=str(error))

@@ -15,12 +15,12 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from jobcore import logs, runs, telemetry
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.database import Database
-from jobcore.errors import JobDeleted, StoreError, WaitTimeout
+from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, WaitTimeout
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.patience import Patience
@@ -35,6 +35,22 @@ BACK_OFF = 0.25
 TRUST = LOOK_LONGEST / 2
 
 
+class Sighting(NamedTuple):
+    """
+    A job's row as it was read once.
+
+    Attributes:
+        run: The job; None: it is gone.
+        seen: The version of the file; the row is this version's, or a later one's.
+            -1, which no version is: nothing was read yet.
+        damage: Why the row cannot be read, else None.
+    """
+
+    run: Run | None = None
+    seen: int = -1
+    damage: str | None = None
+
+
 class Sight:
     """
     What this process sees of a job that somebody waits for; all who wait for it share it.
@@ -43,17 +59,17 @@ class Sight:
     commit, at the rows of all jobs that anybody waits for.
 
     Attributes:
-        run: The job as it was last read; None: it is gone.
-        seen: The version of the file then; -1, which none is, before that.
+        last: What was read last. One value, replaced as a whole: a thread that read the
+            row and the version one after the other could take the row of one commit for
+            that of the next, and wait for ever.
         visited: When its directory was last looked into, by the monotonic clock.
     """
 
-    __slots__ = ("__weakref__", "number", "run", "seen", "visited")
+    __slots__ = ("__weakref__", "last", "number", "visited")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.run: Run | None = None
-        self.seen = -1
+        self.last = Sighting()
         self.visited = 0.0
 
 
@@ -97,10 +113,14 @@ class Cursor(NamedTuple):
 
         Raises:
             JobDeleted: The job is gone, or is being deleted by somebody else.
+            DatabaseCorrupt: The row holds what was never written.
         """
-        if self.sight.seen == self.seen:
+        last = self.sight.last
+        if last.seen == self.seen:
             return self._replace(vain=False, pause=min(self.pause * 2, LOOK_LONGEST))
-        run, seen = require(self.run, self.sight.run), self.sight.seen
+        if last.damage is not None:
+            raise DatabaseCorrupt(last.damage)
+        run, seen = require(self.run, last.run), last.seen
         if run == self.run:
             return self._replace(seen=seen, vain=self.seen >= 0)
         return self._replace(run=run, seen=seen, vain=False, pause=LOOK_FIRST)
@@ -141,20 +161,21 @@ class Follower:
 
     def is_stale(self, cursor: Cursor) -> bool:
         """Tell, without any lock or file, whether there may have been a commit since the sight."""
-        return cursor.sight.seen != self._database.known_version(TRUST)
+        return cursor.sight.last.seen != self._database.known_version(TRUST)
 
     def refresh(self, cursor: Cursor) -> None:
         """If there was a commit, read the rows of all jobs in sight."""
         version = self._database.version(LOOK_FIRST)
-        if cursor.sight.seen == version:
+        if cursor.sight.last.seen == version:
             return
-        # The references in one go: another thread may add one meanwhile.
-        sights = [sight for reference in self._sights.valuerefs() if (sight := reference())]
+        # The references in one go: another thread may add one meanwhile. The cursor's own
+        # sight is not among them if two threads began to wait for the job at once.
+        shared = (reference() for reference in self._sights.valuerefs())
+        sights = {cursor.sight, *(sight for sight in shared if sight is not None)}
         with self._database.read() as connection:
             for sight in sights:
-                if sight.seen != version:
-                    sight.run = runs.find(connection, sight.number)
-                    sight.seen = version
+                if sight.last.seen != version:
+                    sight.last = _sighting(connection, sight.number, version)
 
     def visit(self, cursor: Cursor) -> Cursor:
         """
@@ -319,6 +340,13 @@ class Follower:
         if cursor.vain:
             time.sleep(LOOK_FIRST)  # others may commit as often as they like
         self._database.wait_for_change(cursor.seen, min(cursor.pause, patience.left), cursor.pause)
+
+
+def _sighting(connection: Connection, number: int, version: int) -> Sighting:
+    try:
+        return Sighting(runs.find(connection, number), version)
+    except DatabaseCorrupt as error:  # for those who wait for this job, not for all others
+        return Sighting(None, version, str(error))
 
 
 def require(run: Run, current: Run | None) -> Run:
