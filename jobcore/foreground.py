@@ -140,5 +140,13 @@ def exit_code(job: Job) -> int:
 
 def ending(job: Job) -> str:
     """Return how the job ended, in words."""
-    by = "" if job.signal is None else f", {signal.Signals(job.signal).name}"
+    by = "" if job.signal is None else f", {_signal_name(job.signal)}"
     return f"job {job.id} is {job.status}: {job.reason}{by}"
+
+
+def _signal_name(number: int) -> str:
+    """Return the name of a signal; most real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -101,8 +101,8 @@ class Cli:
         """Return stdout and stderr of a command that must exit with `code`."""
         return finish(self.fork(*words), code)
 
-    def on_terminal(self, *words):
-        """Return what a terminal of 120 columns gets."""
+    def on_terminal(self, *words, code=None):
+        """Return what a terminal of 120 columns gets; `code`: what the command must exit with."""
         ours, theirs = pty.openpty()
         process = self.fork(*words, stdout=theirs, stderr=theirs)
         os.close(theirs)
@@ -111,7 +111,7 @@ class Cli:
             while data := os.read(ours, 65536):
                 shown += data
         os.close(ours)
-        process.wait(PATIENCE)
+        assert process.wait(PATIENCE) == code or code is None, shown
         return shown.decode()
 
     def ids(self, *filters):
@@ -265,6 +265,23 @@ def test_run_never_exits_0_for_a_job_that_is_not_complete(cli):
 
     assert (job.status, job.exit_code) == ("STOPPED", 0)
     cli("wait", str(job.id), code=1)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(32, "signal 32"), (34, "SIGRTMIN"), (37, "signal 37"), (64, "SIGRTMAX")],
+)
+def test_real_time_signal_makes_the_exit_code_128_plus_its_number(cli, number, name):
+    """`run` and `wait` exit with it, in a pipe and on a terminal; a nameless one has its number."""
+    source = f"import os; os.kill(os.getpid(), {number})"
+    _, err = cli("run", "--", sys.executable, "-c", source, code=128 + number)
+    job = cli.only_job()
+
+    assert (job.status, job.reason, job.signal) == ("ERROR", "signaled", number)
+    assert f"signaled, {name}\n" in err
+    cli("wait", str(job.id), code=128 + number)
+    assert f"signaled, {name}" in cli.on_terminal("wait", str(job.id), code=128 + number)
+    cli.on_terminal("run", "--", sys.executable, "-c", source, code=128 + number)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,43 @@ def test_path_of_the_commands_own_environment(host, tmp_path):
     assert run.exit.wait_status == relative.exit.wait_status == 9 << 8
 
 
+@pytest.mark.parametrize("entry", ["no/such", "file", "loop", "directory", "x" * 5000])
+def test_missing_program_beside_an_odd_path_entry_is_127(host, tmp_path, entry):
+    """A PATH entry without the program does not change its exit code, whatever the entry is."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "directory" / "no-such-program").mkdir(parents=True)
+
+    run = host.run(["no-such-program"], env={"PATH": f"{tmp_path / entry}:/usr/bin"})
+
+    assert (run.exit.wait_status, run.exit.errno) == (127 << 8, errno.ENOENT)
+
+
+def test_missing_program_beside_an_unreadable_path_entry_is_127(tmp_path):
+    """A directory that may not be searched has no programs; a path into it is refused."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "tool").write_bytes(b"#!/bin/sh\n")
+    (closed / "tool").chmod(0o755)
+    closed.chmod(0)
+
+    searched = in_child(status_as_another_user, "tool", f"{closed}:/usr/bin")
+    named = in_child(status_as_another_user, str(closed / "tool"), "/usr/bin")
+    closed.chmod(0o700)
+
+    assert (searched, named) == (127 << 8, 126 << 8)
+
+
+def status_as_another_user(program, path):
+    """Return the wait status of a command; root, who may search any directory, is nobody."""
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    command = spawner.Command(
+        [os.fsencode(program)], {b"PATH": path.encode()}, b"/", None, 0o022, separate_streams=False
+    )
+    return os.waitpid(spawner.spawn(command).pid, 0)[1]
+
+
 def test_fork_fails(host):
     """A supervisor that cannot fork says so, without a made-up code."""
     supervisor = host.supervisor()
