@@ -17,6 +17,7 @@ from sqlalchemy import Row
 from jobcore import store
 from jobcore.clock import Clock
 from jobcore.database import Database
+from jobcore.ownership import Ownership
 
 #: Jobs read beyond those needed now. With more, managers that share a file
 #: would prepare too many that another one has claimed by then.
@@ -33,13 +34,21 @@ class Backlog:
         database: Where they are.
         clock: Tells which are due.
         types: Of these types only.
+        ownership: Names this process, whose reserved jobs are among them.
         only_own: Only those that `make_own` was called for.
     """
 
     def __init__(
-        self, database: Database, clock: Clock, types: Iterable[str], *, only_own: bool
+        self,
+        database: Database,
+        clock: Clock,
+        types: Iterable[str],
+        ownership: Ownership,
+        *,
+        only_own: bool,
     ) -> None:
         self._database = database
+        self._ownership = ownership
         self._clock = clock
         self._types = tuple(types)
         self._own: set[int] | None = set() if only_own else None
@@ -101,6 +110,7 @@ class Backlog:
                     now=self._clock.now(),
                     limit=limit - len(rows),
                     numbers=numbers,
+                    claimant=self._ownership.current,
                 )
                 if len(rows) >= limit:
                     break

@@ -6,14 +6,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import logs, runs, settlement, store
+from jobcore import runs, settlement, store, tasklog
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.lookup import Id, require_job
 from jobcore.runs import Report, Run
-from jobcore.supervision import frames, progress
+from jobcore.supervision import progress
 
 
 class Bookkeeper:
@@ -73,14 +73,9 @@ class Bookkeeper:
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
         with self._database.write(durable=False) as connection:
             run = self._require_own(connection, job_id, "append to the log of")
-            count = run.next_sequence + len(raw)
             if raw:
-                now_ns = self._clock.now() * 1000
-                slices = logs.encode_lines(run.next_sequence, raw, now_ns, frames.OUTPUT)
-                loose = logs.loose_behind(run.loose, slices, count)
-                runs.count_lines_if_own(connection, run, next_sequence=count, loose=loose)
-                logs.append_slices(connection, run.number, slices, before=run.loose, behind=loose)
-            return count
+                run = tasklog.append(connection, run, raw, now=self._clock.now())
+            return run.next_sequence
 
     def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:
         """

@@ -122,7 +122,7 @@ class Directories:
 
     @contextmanager
     def _open(self, name: str) -> Iterator[int]:
-        with self._typed(name):
+        with self.typed(name):
             with GATE:
                 directory = jobdir.open_directory(name, parent=self.root)
                 GATE.register(directory)
@@ -132,7 +132,7 @@ class Directories:
                 GATE.close(directory)
 
     @contextmanager
-    def _typed(self, name: str) -> Iterator[None]:
+    def typed(self, name: str = "") -> Iterator[None]:
         """Type what the system refuses; that something is not there is for the caller to judge."""
         try:
             yield
@@ -152,7 +152,7 @@ class Directories:
             FileNotFoundError: Somebody removed it just now.
         """
         _require_name(name)
-        with self._typed(name), GATE:
+        with self.typed(name), GATE:
             root = self.root
             directory = jobdir.open_directory(name, parent=root, create=True)
             GATE.register(directory)
@@ -200,7 +200,7 @@ class Directories:
             StoreError: The system refuses to open it, or what is done with it.
         """
         _require_name(name)
-        with self._typed(name), self._taken(name, create=create) as directory:
+        with self.typed(name), self._taken(name, create=create) as directory:
             yield directory
 
     @contextmanager
@@ -247,7 +247,7 @@ class Directories:
         return [name for name in self._listed() if _is_name(name)]
 
     def _listed(self) -> list[str]:
-        with self._typed(""):
+        with self.typed():
             return os.listdir(self.root)
 
     def remove_leftovers(self) -> None:
@@ -258,7 +258,7 @@ class Directories:
             StoreError: The system refuses.
         """
         names = self._listed()
-        with self._typed(""):
+        with self.typed():
             filesystem.remove_unused_store_ids(self.root, names)
         for name in names:
             if not name.startswith(jobdir.GONE):

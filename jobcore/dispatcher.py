@@ -31,6 +31,7 @@ from jobcore.importer import Harvest, Importer
 from jobcore.launch import Launch, Request
 from jobcore.lifecycle import Reason
 from jobcore.loop import Loop
+from jobcore.ownership import Ownership
 from jobcore.runs import Run
 from jobcore.supervision import failpoints
 from jobcore.supervision.pool import Supervisor, SupervisorPool
@@ -60,6 +61,7 @@ class Dispatcher:
         executors: By job type; jobs of other types are not touched.
         slots: Jobs at once.
         only_own: Claim only jobs that `make_own` was called for.
+        ownership: Names this process, whose reserved jobs it may claim.
         reconcile: Resolves a job whose supervisor is gone.
         chores: What is to be done once a second.
     """
@@ -78,6 +80,7 @@ class Dispatcher:
         executors: Mapping[str, Executor],
         slots: int,
         only_own: bool,
+        ownership: Ownership,
         reconcile: Callable[[Run], Run | None],
         chores: Iterable[Callable[[], Any]],
     ) -> None:
@@ -85,7 +88,8 @@ class Dispatcher:
         self._importer = importer
         self._crew = Crew(pool, slots, database)
         self._clock = clock
-        self._backlog = Backlog(database, clock, executors, only_own=only_own)
+        self._ownership = ownership
+        self._backlog = Backlog(database, clock, executors, ownership, only_own=only_own)
         self._slots = slots
         self._reconcile = reconcile
         self._chores = tuple(chores)
@@ -444,6 +448,7 @@ class Dispatcher:
             cookie=request.cookie,
             boot_id=request.boot_id,
             grace_ms=request.grace_ms,
+            claimant=self._ownership.current,
         )
 
     def _read_again(self, requests: list[Request]) -> None:

@@ -104,8 +104,9 @@ class Cursor(NamedTuple):
 
     @property
     def due(self) -> bool:
-        """Whether it is time to look into the directory: a job without a process has none."""
-        return self.run.supervised and time.monotonic() >= self.sight.visited + self.interval
+        """Whether it is time to look at its files: a job without a process or an owner has none."""
+        has_files = self.run.supervised or self.run.owned
+        return has_files and time.monotonic() >= self.sight.visited + self.interval
 
     def moved(self) -> Cursor:
         """

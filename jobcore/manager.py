@@ -15,7 +15,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, lifecycle, results, store, values, wire
+from jobcore import doctor, lifecycle, results, runs, store, values, wire
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -61,6 +61,7 @@ from jobcore.errors import (
     JobNotFound,
     NoResult,
     PipelineAlreadyRunning,
+    StoreError,
 )
 from jobcore.executors import Executor, default_executors
 from jobcore.feed import Feed
@@ -73,6 +74,7 @@ from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.notifier import Notifier
+from jobcore.ownership import Ownership
 from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
 from jobcore.remover import Remover
@@ -190,6 +192,7 @@ class JobManager:
         # Before the dispatcher, so that an interpreter's exit ends it after that.
         self._notifier = Notifier(self._database)
         self._directories = directories = Directories(self._database.path, self._database)
+        self._ownership = ownership = Ownership(directories)
         importer = Importer(self._database, directories, self._clock)
         self._creator = Creator(self._database, self._clock)
         self._curator = Curator(self._database, self._clock, self._executors)
@@ -197,7 +200,13 @@ class JobManager:
         self._stopper = Stopper(self._database, directories, self._clock)
         remover = Remover(self._database, directories)
         self._recovery = Recovery(
-            self._database, directories, importer, self._stopper, remover, self._clock
+            self._database,
+            directories,
+            importer,
+            self._stopper,
+            remover,
+            self._clock,
+            ownership,
         )
         self._follower = Follower(self._database, self._recovery)
         self._awaiter = Awaiter(self._follower)
@@ -212,6 +221,7 @@ class JobManager:
             executors=self._executors,
             slots=self._slots,
             only_own=self._only_own,
+            ownership=ownership,
             reconcile=self._recovery.reconcile_softly,
             chores=(Scheduler(self._database, self._clock).tick, self._recovery.sweep),
         )
@@ -229,6 +239,7 @@ class JobManager:
         pipeline_id: Id | None = None,
         type: str = "COMMAND",  # noqa: A002 - the name of the field in Matatika's Jobs API
         not_before: datetime | None = None,
+        reserved: bool = False,
         **options: Any,
     ) -> Job:
         """
@@ -244,6 +255,8 @@ class JobManager:
             pipeline_id: Its pipeline; it then holds it until it is final.
             type: Managers with an executor for this type run it.
             not_before: Do not start it before; needs a time zone.
+            reserved: Only this process may start it, so it gets the environment of this
+                process. If this process ends before, the job is cancelled.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
 
         Returns:
@@ -260,6 +273,7 @@ class JobManager:
             "data": checked_data(data),
             "command": checked_command(command, options).to_json(),
             "not_before": checked_moment(not_before),
+            "owner": self._ownership.claim() if reserved else None,
         }
         return self._create([fields], workspace_id, pipeline_id)[0]
 
@@ -1313,8 +1327,10 @@ class JobManager:
 
     def _let_go(self) -> None:
         """End the threads and close what is open: nothing is unlocked, and nothing written."""
-        OPEN.discard(self)
         self._dispatcher.close()
+        if self in OPEN:
+            self._release_ownership()
+        OPEN.discard(self)
         self._directories.close()
         self._database.close()
         self._notifier.close()
@@ -1333,6 +1349,18 @@ class JobManager:
     ) -> None:
         """Close it."""
         self.close()
+
+    def _release_ownership(self) -> None:
+        """Let go of this process's lock where nothing needs it; else it is held to the end."""
+        name = self._ownership.current
+        if name is None:
+            return
+        try:
+            with self._database.read() as connection:
+                is_used = any(run.owner == name for run in runs.owned(connection))
+            self._ownership.release(is_used=is_used)
+        except StoreError:
+            return  # whether it is needed is not known
 
     def _stop_own(self) -> None:
         running = self._dispatcher.running()
@@ -1356,7 +1384,7 @@ class JobManager:
         with self._database.read() as connection:
             row = require_job(connection, job_id)
         run = store.run_of(row)
-        if not run.supervised:
+        if not run.supervised and not run.owned:
             return row
         fresh = self._recovery.reconcile_softly(run)
         if fresh is None or fresh.deleted_at is not None:

@@ -11,7 +11,7 @@ import logging
 import os
 from uuid import UUID
 
-from jobcore import filesystem, holders, interrupts, leftovers, runs, store, telemetry
+from jobcore import filesystem, holders, interrupts, leftovers, runs, settlement, store, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -19,6 +19,7 @@ from jobcore.errors import DatabaseCorrupt, StoreError
 from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
 from jobcore.overdue import Overdue
+from jobcore.ownership import Ownership
 from jobcore.remover import REMOVED_AT_ONCE, Remover
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
@@ -39,6 +40,7 @@ class Recovery:
         stopper: Carries wishes the other way.
         remover: Goes on with begun deletions.
         clock: Tells when.
+        ownership: Tells which owners live.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Recovery:
         stopper: Stopper,
         remover: Remover,
         clock: Clock,
+        ownership: Ownership,
     ) -> None:
         self._database = database
+        self._ownership = ownership
         self._directories = directories
         self._importer = importer
         self._stopper = stopper
@@ -77,6 +81,8 @@ class Recovery:
         Raises:
             StoreError, OSError: It could not be done now. Nothing is lost by that.
         """
+        if run.owned:
+            return self._judge_owner(run, patience)
         if not run.supervised:
             return run
         fresh = self._importer.bring_in(run, patience=patience)
@@ -90,6 +96,18 @@ class Recovery:
             return self._resolve(fresh, patience)
         except NewerProtocol:
             return fresh  # its own version will know what became of it
+
+    def _judge_owner(self, run: Run, patience: float | None) -> Run | None:
+        """End a job whose owner is dead; it has nobody else who would."""
+        if self._ownership.lives(run.owner or ""):
+            return run
+        with self._database.write(patience=patience) as connection:
+            ended = settlement.end_abandoned(connection, run, now=self._clock.now())
+        if ended is not None and ended.final:
+            telemetry.event(
+                logging.WARNING, "owner is dead", job=_called(run), owner=run.owner or ""
+            )
+        return ended
 
     def reconcile_softly(self, run: Run) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
@@ -109,12 +127,15 @@ class Recovery:
 
     def has_news(self, run: Run) -> bool:
         """
-        Tell whether a supervised job's directory says more than `run` does. No table is touched.
+        Tell whether the files of a job say more than `run` does. No table is touched.
 
-        That is an exit record, output behind what is imported, or a free lock; a
-        wish to stop that is not fulfilled counts as well.
+        Of a job with an owner that is the owner's free lock. Of a supervised one it is an
+        exit record, output behind what is imported, or a free lock; a wish to stop that is
+        not fulfilled counts as well.
         """
         try:
+            if run.owned:
+                return not self._ownership.lives(run.owner or "")
             return self._says_more(run, output=True)
         except NewerProtocol:
             return False  # its own version cares for it
@@ -220,6 +241,7 @@ class Recovery:
         names = self._directories.names()  # before the rows: one made in between has a row
         with self._database.read() as connection:
             running = runs.supervised(connection)
+            owned = runs.owned(connection)
             deleted = runs.being_deleted(connection)
         settled = []
         offsets: dict[int, int] = {}
@@ -231,6 +253,7 @@ class Recovery:
                 settled.append(fresh)
             if fresh is not None and fresh.supervised and fresh.stop_requested is not None:
                 self._press(fresh)
+        settled += self._sweep_owned(owned)
         self._offsets = offsets
         self._overdue.keep({run.number for run in running})
         # Some a sweep: that of a pipeline with many jobs must not keep new ones from starting.
@@ -245,6 +268,22 @@ class Recovery:
             return self.reconcile_softly(run) if self._says_more(run, output=resting) else run
         except NewerProtocol:
             return None
+
+    def _sweep_owned(self, owned: list[Run]) -> list[Run]:
+        """End what dead owners have left, and remove their locks; return what was ended."""
+        owners = {run.owner or "" for run in owned}
+        dead = {owner for owner in owners if not self._seems_alive(owner)}
+        ended = [self.reconcile_softly(run) for run in owned if run.owner in dead]
+        self._ownership.remove_unused(owners)
+        return [run for run in ended if run is not None and run.final]
+
+    def _seems_alive(self, owner: str) -> bool:
+        try:
+            return self._ownership.lives(owner)
+        except StoreError as error:
+            # The others are looked at all the same; its own jobs wait.
+            telemetry.event(logging.WARNING, "owner not seen", owner=owner, error=str(error))
+            return True
 
     def _press(self, run: Run) -> None:
         """Wake, and at last end, a supervisor that has not reacted to a stop for a long time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Annotated
 
@@ -78,16 +79,20 @@ def run(
         grace=grace,
         separate_streams=separate_streams,
         shell=shell,
+        umask=_umask(),
     )
     interrupts = foreground.Interrupts()
     with JobManager(ctx.obj, slots=1, only_own=True) as jobs:
         interrupts.arm()
-        job = jobs.submit(wanted, name=name)
+        # Reserved: a worker beside it would give the command its own environment.
+        job = jobs.submit(wanted, name=name, reserved=True)
         interrupts.expect(
             lambda: foreground.stop(jobs, job.id), lambda: foreground.kill(jobs, job.id)
         )
+        started = False
         try:
             foreground.wait_for_start(jobs, job.id)
+            started = True
             if detach:
                 terminal.print_lines([str(job.id)])
                 return
@@ -96,11 +101,19 @@ def run(
             jobs.cancel_job(job.id)  # it must not run some day, when nobody watches
             raise
         except (OSError, StoreError):
-            terminal.say(f"job {job.id} goes on by itself")
+            if started:  # else the next look at it cancels it
+                terminal.say(f"job {job.id} goes on by itself")
             raise
     if ended.reason is not Reason.EXITED:
         terminal.say(foreground.ending(ended))
     raise typer.Exit(foreground.exit_code(ended))
+
+
+def _umask() -> int:
+    """Return the umask of this process; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _argv(words: list[str], *, shell: bool) -> list[str] | str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, or_, select, update
 
 from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt
@@ -47,6 +47,7 @@ class Run(NamedTuple):
     loose_bytes: int
     end_time: int | None
     deleted_at: int | None
+    owner: str | None
     of_pipeline: int
 
     @property
@@ -81,6 +82,11 @@ class Run(NamedTuple):
     def supervised(self) -> bool:
         """Whether it is RUNNING in a process; without a token it is its host's own."""
         return self.status == Status.RUNNING and self.token is not None
+
+    @property
+    def owned(self) -> bool:
+        """Whether it has no future without the process that owns it."""
+        return self.owner is not None and not self.final
 
 
 _DERIVED: dict[str, Any] = {"name": job.c.id, "of_pipeline": job.c.pipeline_id.is_not(None)}
@@ -155,6 +161,7 @@ _SUPERVISED = Statement(
     select(*COLUMNS).where(job.c.status == str(Status.RUNNING), job.c.token.is_not(None))
 )
 _DELETED = Statement(select(*COLUMNS).where(job.c.deleted_at.is_not(None)))
+_OWNED = Statement(select(*COLUMNS).where(job.c.owner.is_not(None)))
 
 
 def find(connection: Connection, number: int) -> Run | None:
@@ -172,11 +179,21 @@ def being_deleted(connection: Connection) -> list[Run]:
     return [Run._make(row) for row in _DELETED(connection)]
 
 
+def owned(connection: Connection) -> list[Run]:
+    """Return the QUEUED and RUNNING jobs that depend on the process that owns them."""
+    return [Run._make(row) for row in _OWNED(connection)]
+
+
 # --- QUEUED to RUNNING ------------------------------------------------------------
 
 _START = Statement(
     update(job)
-    .where(_THIS, _allows(Trigger.START), job.c.deleted_at.is_(None))
+    .where(
+        _THIS,
+        _allows(Trigger.START),
+        job.c.deleted_at.is_(None),
+        or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant")),
+    )
     .values(
         status=str(Status.RUNNING),
         # Not before its creation, though the clock may have been set back.
@@ -185,6 +202,7 @@ _START = Statement(
         cookie=bindparam("run_cookie"),
         boot_id=bindparam("this_boot"),
         grace_ms=bindparam("own_grace_ms"),
+        owner=bindparam("new_owner"),
     )
     .returning(*COLUMNS)
 )
@@ -199,8 +217,16 @@ def start_if_queued(
     cookie: str | None = None,
     boot_id: str | None = None,
     grace_ms: int | None = None,
+    claimant: str | None = None,
+    owner: str | None = None,
 ) -> Run | None:
-    """Claim a job for the run `token`; without a token, for its host. Not one being deleted."""
+    """
+    Claim a job for the run `token`; without a token, for its host. Not one being deleted.
+
+    Args:
+        claimant: The owner whose reserved jobs may be claimed.
+        owner: The process that does a job without a token; None: no process in particular.
+    """
     run = _one(
         _START(
             connection,
@@ -210,6 +236,8 @@ def start_if_queued(
             run_cookie=cookie,
             this_boot=boot_id,
             own_grace_ms=grace_ms,
+            claimant=claimant,
+            new_owner=owner,
         )
     )
     if run is not None:
@@ -233,6 +261,7 @@ _CANCEL = Statement(
         status=str(Status.STOPPED),
         reason=str(Reason.CANCELLED),
         end_time=func.max(job.c.created, bindparam("now")),
+        owner=null(),
     )
     .returning(*COLUMNS)
 )
@@ -435,6 +464,7 @@ _SETTLE = Statement(
         status=bindparam("new_status"),
         reason=bindparam("new_reason"),
         end_time=func.max(job.c.start_time, bindparam("ended")),
+        owner=null(),
         **{name: bindparam(f"new_{name}") for name in _FACTS},
     )
     .returning(*COLUMNS)

@@ -75,6 +75,9 @@ BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); EN
     4: (
         # No statement used it: the index of active jobs by status serves the queue.
         "DROP INDEX queued_jobs",
+        # Which process does a job itself, or has reserved it.
+        "ALTER TABLE job ADD COLUMN owner VARCHAR",
+        "CREATE INDEX owned_jobs ON job (number) WHERE owner IS NOT NULL",
     ),
 }
 

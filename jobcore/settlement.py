@@ -14,10 +14,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import lifecycle, logs, runs, store, telemetry
+from jobcore import lifecycle, logs, runs, store, tasklog, telemetry
 from jobcore.errors import PipelineAlreadyRunning
-from jobcore.lifecycle import Ending, Status
+from jobcore.lifecycle import Ending, Reason, Status
 from jobcore.runs import Run
+from jobcore.supervision import frames
 
 #: The job types that have a part in what follows.
 PIPELINE_CONFIG = "PIPELINE_CONFIG"
@@ -57,6 +58,24 @@ def cancel(connection: Connection, number: int, *, now: int) -> Run | None:
     if final is not None:
         _follow_up(connection, final, now)
     return final
+
+
+def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
+    """
+    End a job whose owner is dead: a reserved one is cancelled, a task is lost.
+
+    Returns:
+        The job as it then is, unchanged where it has another owner by now; None: it is gone.
+    """
+    current = runs.find(connection, run.number)
+    if current is None or not current.owned or current.owner != run.owner:
+        return current
+    if current.status == Status.QUEUED:
+        return cancel(connection, current.number, now=now)
+    line = b"lost: the process that did this task ended without finishing it\n"
+    current = tasklog.append(connection, current, [line], now=now, stream=frames.SYSTEM)
+    ending = Ending(Reason.LOST, stop_requested=current.stop_requested is not None)
+    return settle_own(connection, current, ending, now=now)
 
 
 def _follow_up(connection: Connection, final: Run, now: int) -> None:

@@ -372,6 +372,7 @@ _BLANK: dict[str, Any] = {
     "attempt": 1,
     "retry_of": None,
     "not_before": None,
+    "owner": None,
     "spool_offset": 0,
     "next_sequence": 0,
     "loose_sequence": 0,
@@ -466,6 +467,7 @@ def _queue_of(types: tuple[str, ...]) -> Select[Any]:
             job.c.status == str(Status.QUEUED),
             job.c.deleted_at.is_(None),
             or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
+            or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant")),
             # Not IN: SQLAlchemy writes that statement anew at each execution.
             # And `false`, for a manager that can run nothing: no condition would be any type.
             or_(false(), *(job.c.type == one for one in types)),
@@ -482,12 +484,19 @@ def queued_jobs(
     now: int,
     limit: int,
     numbers: Collection[int] | None = None,
+    claimant: str | None = None,
 ) -> Sequence[Row[Any]]:
-    """Return the jobs that could be claimed now, oldest first; among `numbers` where given."""
+    """
+    Return the jobs that could be claimed now, oldest first; among `numbers` where given.
+
+    Args:
+        claimant: The owner whose reserved jobs are among them.
+    """
     statement = _queue_of(types)
     if numbers is not None:
         statement = statement.where(job.c.number.in_(sorted(numbers)))
-    return connection.execute(statement, {"now": now, "limit": limit}).all()
+    values = {"now": now, "limit": limit, "claimant": claimant}
+    return connection.execute(statement, values).all()
 
 
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:

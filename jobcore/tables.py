@@ -154,6 +154,8 @@ class JobRow(_Row, table=True):
         # What recovery looks at: small, whatever the history.
         Index("running_jobs", "number", sqlite_where=text("status = 'RUNNING'")),
         Index("deleted_jobs", "number", sqlite_where=text("deleted_at IS NOT NULL")),
+        # What a dead process leaves: small, whatever the history.
+        Index("owned_jobs", "number", sqlite_where=text("owner IS NOT NULL")),
         # How many there are of each status, and those of a rare one.
         Index("jobs_by_status", "status", sqlite_where=text("deleted_at IS NULL")),
         # Pages of one workspace's or pipeline's jobs, newest first.
@@ -223,6 +225,10 @@ class JobRow(_Row, table=True):
 
     # Written by delete: hidden from every read, until the rows are gone.
     deleted_at: int | None = Field(default=None, sa_column=_moment())
+
+    # The process that alone may start a QUEUED job, or that does a RUNNING one itself.
+    # Without it the job has no future. Cleared when a supervisor has it, and at its end.
+    owner: str | None = None
 
 
 class SegmentRow(_Row, table=True):

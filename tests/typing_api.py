@@ -118,7 +118,9 @@ def creating(jobs: JobManager) -> list[Job]:
     words: tuple[str, ...] = Command.from_json(shell.to_json()).words
     moment = datetime.now(timezone.utc)
     made = [
-        jobs.submit(["true"], name="n", data={"a": [1]}, timeout=3, not_before=moment),
+        jobs.submit(
+            ["true"], name="n", data={"a": [1]}, timeout=3, not_before=moment, reserved=True
+        ),
         jobs.submit(command, workspace_id=UUID(int=0), pipeline_id="text", type="GREETING"),
         jobs.create_job("TASK"),
         jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=words),

@@ -242,6 +242,24 @@ def test_run_takes_directory_environment_name_and_shell(cli):
     assert cli.only_job().name == "a name"
 
 
+def test_run_gives_its_own_environment_umask_and_directory_beside_a_worker(cli, queue):
+    """A busy worker of another environment takes the queue's jobs, and never that of `run`."""
+    cli.env["WHO"] = "worker"
+    worker = cli.start("work", "--slots", "4")
+    cli.env["WHO"] = "me"
+    before = os.umask(0o027)
+    try:
+        for _ in range(5):
+            queue.submit_many([["true"]] * 4)
+            shown, _ = cli("run", "--", "sh", "-c", 'echo "$WHO $(umask) $(pwd)"')
+            assert shown == f"me 0027 {cli.folder}\n"
+    finally:
+        os.umask(before)
+    queue.drain(PATIENCE)
+    worker.send_signal(signal.SIGTERM)
+    finish(worker, 0)
+
+
 def test_run_keeps_the_streams_apart_on_request(cli):
     """With `--separate-streams`, what the command writes to stderr goes to stderr."""
     out, err = cli("run", "--separate-streams", "sh", "-c", "echo out; echo err >&2")

@@ -1,0 +1,172 @@
+"""Ownership: a lock that says whether the process that owns jobs lives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobcore import JobManager
+from jobcore.ownership import PREFIX
+from tests.processes import Child, descriptors, hear, in_child, left_open, until
+
+
+@pytest.fixture
+def ownership(database):
+    """Return what this process and others are owners by, on a file of its own."""
+    with JobManager(database, slots=0) as jobs:
+        yield jobs._ownership
+
+
+def files(ownership):
+    """Return the names of the lock files there are."""
+    path = Path(ownership._directories.path(""))
+    return sorted(name.name for name in path.glob(PREFIX + "*"))
+
+
+def claim_and_tell(ownership, answer):
+    """Become an owner in this process, say so, and stay."""
+    os.write(answer, ownership.claim().encode())
+    signal.pause()
+
+
+def owner_in_child(ownership):
+    """Return a child that is an owner, and its name."""
+    ours, theirs = os.pipe()
+    child = Child(claim_and_tell, ownership, theirs)
+    name = hear(ours) + os.read(ours, 200)
+    os.close(ours)
+    os.close(theirs)
+    return child, name.decode()
+
+
+def test_process_has_one_name_until_it_is_released(ownership):
+    """A process is one owner, whatever number of jobs and managers it has."""
+    before = descriptors()
+    name = ownership.claim()
+
+    assert (ownership.claim(), ownership.current, ownership.lives(name)) == (name, name, True)
+    assert files(ownership) == [PREFIX + name]
+    ownership.release(is_used=True)
+    assert ownership.current == name
+    ownership.release(is_used=False)
+    assert (ownership.current, files(ownership)) == (None, [])
+    assert not [to for to in left_open(before).values() if PREFIX in to]
+
+
+def test_owner_is_dead_once_its_process_was_killed(ownership):
+    """A SIGKILL frees the lock; before it the owner lives for every other process."""
+    child, name = owner_in_child(ownership)
+    assert ownership.lives(name)
+    child.kill()
+
+    assert not ownership.lives(name)
+    ownership.remove_unused({name})
+    assert files(ownership) == [PREFIX + name]
+    ownership.remove_unused(())
+    assert files(ownership) == []
+    assert not ownership.lives(name)
+
+
+def test_file_of_a_living_owner_stays(ownership):
+    """Only the lock of a dead owner is removed, whoever looks."""
+    own = ownership.claim()
+    child, name = owner_in_child(ownership)
+    try:
+        ownership.remove_unused(())
+        in_child(ownership.remove_unused, ())
+        assert files(ownership) == sorted([PREFIX + own, PREFIX + name])
+    finally:
+        child.kill()
+
+
+def test_owner_lives_though_a_cleaner_removed_its_file(ownership):
+    """Without the file the process itself decides, and its next claim makes the file anew."""
+    child, name = owner_in_child(ownership)
+    own = ownership.claim()
+    root = Path(ownership._directories.path(""))
+    try:
+        for file in files(ownership):
+            (root / file).unlink()
+        assert ownership.lives(name)
+        assert in_child(ownership.lives, own)
+        assert ownership.claim() == own
+        assert files(ownership) == [PREFIX + own]
+    finally:
+        child.kill()
+    assert not ownership.lives(name)
+
+
+def test_forked_child_is_not_the_owner(ownership):
+    """A child has no part in its parent's lock, and is an owner of its own."""
+    name = ownership.claim()
+
+    def child():
+        return ownership.current, ownership.claim(), ownership.lives(name)
+
+    current, own, parent_lives = in_child(child)
+    assert (current, parent_lives) == (None, True)
+    assert own != name
+    assert not ownership.lives(own)
+
+
+def fork_in_c_and_tell(ownership, answer):
+    """Become an owner whose child, forked without Python's hooks, keeps its descriptors."""
+    name = ownership.claim()
+    libc = ctypes.PyDLL(None)
+    if libc.fork() == 0:
+        signal.pause()
+        os._exit(0)
+    claim_and_tell(ownership, answer)
+    return name
+
+
+def test_child_that_was_forked_by_c_code_does_not_keep_its_parent_alive(ownership):
+    """The lock is still held by a copy of the descriptor; the owner's process is gone."""
+    ours, theirs = os.pipe()
+    before = set(os.listdir("/proc"))
+    child = Child(fork_in_c_and_tell, ownership, theirs)
+    name = (hear(ours) + os.read(ours, 200)).decode()
+    grandchildren = [
+        int(pid)
+        for pid in set(os.listdir("/proc")) - before
+        if pid.isdigit() and _parent_of(pid) == child.pid
+    ]
+    try:
+        assert len(grandchildren) == 1
+        assert ownership.lives(name)
+        child.kill()
+        assert not ownership.lives(name)
+    finally:
+        for pid in grandchildren:
+            os.kill(pid, signal.SIGKILL)
+        os.close(ours)
+        os.close(theirs)
+
+
+def _parent_of(pid):
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize("name", ["", "x", "a.b.c.d.e", "../store", "/x/../.1.1.1.store"])
+def test_damaged_name_of_an_owner_is_that_of_none(ownership, name):
+    """A file says what it likes; what names no process has no lock, either."""
+    assert not ownership.lives(name)
+
+
+def test_new_process_with_the_pid_of_an_owner_is_not_it(ownership):
+    """The name holds when the process started, which another one with its pid did not."""
+    child, name = owner_in_child(ownership)
+    try:
+        boot, namespace, pid, started, rest = name.split(".")
+        other = ".".join([boot, namespace, pid, str(int(started) + 1), rest])
+        assert not ownership.lives(other)
+        until(lambda: ownership.lives(name))
+    finally:
+        child.kill()
