@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import typer
@@ -73,6 +73,13 @@ def options(
     db: Annotated[
         str, typer.Option(metavar="FILE", envvar="JOBCORE_DB", help="The database.")
     ] = "jobs.db",
+    trust_directory: Annotated[
+        bool,
+        typer.Option(
+            "--trust-directory",
+            help="Use a database in a directory where other users can create files.",
+        ),
+    ] = False,
 ) -> None:
     """
     Run commands as jobs whose status, exit code and log lines stay true.
@@ -87,15 +94,26 @@ def options(
       jobcore list --status ERROR
       jobcore logs -f 3f2a
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
-    ctx.obj = db
+    ctx.obj = Store(db, trust_directory)
+
+
+class Store(NamedTuple):
+    """The database that a command is about, as `ctx.obj`."""
+
+    path: str
+    trust_directory: bool
+
+    def open(self, **options: Any) -> JobManager:
+        """Return a manager of it; the options are those of `JobManager`."""
+        return JobManager(self.path, trust_directory=self.trust_directory, **options)
 
 
 @contextmanager
 def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
     """Give a manager that runs nothing. It makes no database: there is nothing to see in one."""
-    if not os.path.exists(ctx.obj):
-        raise StoreError(f"there is no database {ctx.obj}: see --db; run and work make one")
-    with JobManager(ctx.obj, slots=0) as jobs:
+    if not os.path.exists(ctx.obj.path):
+        raise StoreError(f"there is no database {ctx.obj.path}: see --db; run and work make one")
+    with ctx.obj.open(slots=0) as jobs:
         yield jobs
 
 

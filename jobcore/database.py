@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import NullPool
 
-from jobcore import filesystem, forking, interrupts, schema, telemetry
+from jobcore import filesystem, forking, interrupts, permissions, schema, telemetry
 from jobcore.checkpointer import Checkpointer
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST, Commits
 from jobcore.connections import (
@@ -243,14 +243,25 @@ class Database:
     _spares: Spares
     _settings: dict[str, str]  # pragmas of the writer that change from one use to the next
 
-    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy_timeout: float = 30.0,
+        trust_directory: bool = False,
+    ) -> None:
         if sqlite3.sqlite_version_info < schema.LEAST_SQLITE:
             raise StoreError(f"SQLite {schema.too_old(sqlite3.sqlite_version)}")
         self.busy_timeout = busy_timeout  # seconds
         self.path = os.fspath(path)
         try:
-            self.path = os.path.realpath(self.path)  # which needs the current directory
+            self.path = permissions.resolve(self.path)  # which needs the current directory
             filesystem.require_local(self.path)
+            permissions.require_private_directory(
+                os.path.dirname(self.path), trusted=trust_directory
+            )
+            permissions.require_private_files(self.path)
+            permissions.require_single_names(self.path)
             filesystem.make_database_file(self.path)
         except OSError as error:
             raise filesystem.typed(self.path, error) from error
@@ -590,6 +601,10 @@ class Database:
                 "open the database in a process of its own"
             )
         self._require_same_file()
+        try:
+            permissions.require_private_files(self.path)
+        except OSError as error:
+            raise filesystem.typed(self.path, error) from error
         return connect(self.path, self.busy_timeout, self._opened)
 
     def _prepare(self) -> None:
@@ -597,19 +612,33 @@ class Database:
         connection = self._connect()
         try:
             schema.open_or_make(connection, self.path, self.busy_timeout)
+            permissions.make_private(self.path)  # not before it is accepted
         finally:
             connection.close()
 
     def _look(self) -> tuple[int, int, int]:
-        """Return whose file it is, before anything that is not SQLite's own may be written."""
-        # Read-only at first: another program's file must not change by a byte.
+        """
+        Return whose file it is.
+
+        Another program's file stays as it is, and so does what is beside it: even a
+        read-only connection makes files beside a database that has a write-ahead log.
+        """
+        try:
+            # As an immutable file: SQLite looks at it alone, and takes no lock.
+            identity = self._look_as("ro&immutable=1")
+        except sqlite3.DatabaseError:
+            pass  # no database; or a checkpoint is writing to it just now
+        else:
+            schema.check(self.path, identity)
+            if not permissions.has_side_files(self.path):
+                return identity  # else they may say more, such as all of a new schema
         try:
             return self._look_as("ro")
         except sqlite3.OperationalError as error:
             if "readonly" not in str(error):
                 raise
-        # Whoever began to make this file was killed, and left a journal. Taking a
-        # transaction back needs to write; SQLite does it for whoever opens the file.
+        # The process that began to make this file was killed, and left a journal. Taking a
+        # transaction back needs to write; SQLite does it in any connection that may.
         return self._look_as("rw")
 
     def _look_as(self, mode: str) -> tuple[int, int, int]:

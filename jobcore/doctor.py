@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from jobcore import filesystem, schema
+from jobcore import filesystem, permissions, schema
 from jobcore.connections import uri_of
 from jobcore.directories import Directories
 from jobcore.errors import DatabaseGone, JobcoreError
@@ -40,13 +40,17 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     return BUG_FROM <= version < BUG_UNTIL and not mended
 
 
-def examine(path: str | os.PathLike[str]) -> list[Finding]:
+def examine(path: str | os.PathLike[str], *, trust_directory: bool = False) -> list[Finding]:
     """
     Return what there is to say about a database and its directories, one check behind the other.
 
     Where a check finds that the next ones cannot be made, it is the last one.
+
+    Args:
+        path: Of the database.
+        trust_directory: It is no fault that other users can create files in its directory.
     """
-    examination = _Examination(os.path.realpath(os.fspath(path)))
+    examination = _Examination(os.path.realpath(os.fspath(path)), trust_directory=trust_directory)
     return list(examination.findings())
 
 
@@ -59,8 +63,9 @@ class _Running(NamedTuple):
 
 
 class _Examination:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, trust_directory: bool = False) -> None:
         self._path = path
+        self._trust_directory = trust_directory
 
     def findings(self) -> Iterator[Finding]:
         yield from self._sqlite()
@@ -68,6 +73,7 @@ class _Examination:
             ("file", self._file),
             ("file system", self._file_system),
             ("modes", self._modes),
+            ("other users", self._other_users),
             ("write-ahead log", self._write_ahead_log),
             ("schema", self._schema),
             ("definitions", self._definitions),
@@ -116,7 +122,7 @@ class _Examination:
         yield _ok(check, filesystem.kind_of(self._path))
 
     def _modes(self, check: str) -> Iterator[Finding]:
-        names = [self._path + end for end in ("", "-wal", "-shm", ".jobs")]
+        names = [self._path + end for end in ("", *permissions.SIDE_FILES, ".jobs")]
         try:
             with os.scandir(self._path + ".jobs") as entries:
                 names += [entry.path for entry in entries]
@@ -138,6 +144,11 @@ class _Examination:
             yield _wrong(check, f"of another user: {_some(foreign)}")
         if not open_to_others and not foreign:
             yield _ok(check, "for this user alone")
+
+    def _other_users(self, check: str) -> Iterator[Finding]:
+        directory = os.path.dirname(self._path)
+        permissions.require_private_directory(directory, trusted=self._trust_directory)
+        yield _ok(check, f"none can create a file in {directory}, or they are trusted")
 
     def _write_ahead_log(self, check: str) -> Iterator[Finding]:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import stat
@@ -11,7 +10,6 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from jobcore import telemetry
 from jobcore.errors import (
     DatabaseFull,
     ReadOnlyDatabase,
@@ -26,6 +24,12 @@ from jobcore.supervision import jobdir
 _SHARED_BETWEEN_MACHINES = frozenset(
     {"9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
      "smb3", "smbfs", "vboxsf", "virtiofs"}
+)  # fmt: skip
+
+#: What looks like files there speaks to the kernel: some of it must not be written to.
+_NO_STORAGE = frozenset(
+    {"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "efivarfs",
+     "mqueue", "proc", "pstore", "securityfs", "sysfs", "tracefs"}
 )  # fmt: skip
 
 MOUNTINFO = "/proc/self/mountinfo"
@@ -78,8 +82,8 @@ def require_local(path: str) -> None:
     Refuse a path on a file system on which SQLite cannot keep its promises.
 
     Raises:
-        UnsupportedFileSystem: It is one that several machines may have mounted, or the
-            file alone is mounted there.
+        UnsupportedFileSystem: It is one that several machines may have mounted, or one of the
+            kernel's own, or the file alone is mounted there.
     """
     mountinfo = _read_mountinfo()
     if is_mount_point(path, mountinfo):
@@ -87,6 +91,8 @@ def require_local(path: str) -> None:
         # another write-ahead log, and what is committed to one of both is lost.
         raise UnsupportedFileSystem(f"{path} is mounted by itself: mount its directory instead")
     kind = file_system_of(path, mountinfo)
+    if kind in _NO_STORAGE:
+        raise UnsupportedFileSystem(f"{path} is on a {kind} file system, which stores no files")
     if kind in _SHARED_BETWEEN_MACHINES or kind.startswith("fuse."):
         raise UnsupportedFileSystem(
             f"{path} is on a {kind} file system, where SQLite's locks and shared memory do not "
@@ -108,71 +114,22 @@ def typed(what: str, error: OSError) -> StoreError:
 
 def make_database_file(path: str) -> None:
     """
-    Make the empty file, mode 0600 under any umask; one that is there is looked at.
+    Make the empty file, mode 0600 under any umask; one that is there stays as it is.
 
     By `mknod`, which gives no descriptor: closing one on a database file would
-    drop the locks of every SQLite connection this process has to it. What
-    others may read, such as a backup of mode 0644, is made this user's alone.
+    drop the locks of every SQLite connection this process has to it.
 
     Raises:
-        StoreError: It cannot be made, is no file, has a second name, or others may write to it.
+        StoreError: It cannot be made.
     """
     try:
         os.mknod(path, jobdir.PRIVATE_FILE | stat.S_IFREG)
         if os.stat(path).st_mode & 0o777 != jobdir.PRIVATE_FILE:  # a umask that keeps its owner out
             os.chmod(path, jobdir.PRIVATE_FILE)
     except FileExistsError:
-        facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):
-            raise StoreError(f"{path} is not a file") from None
-        if facts.st_nlink > 1:
-            # Two names lead to two write-ahead logs for one file: certain damage.
-            raise StoreError(f"{path} has a second name (a hard link)") from None
-        names = [path + end for end in ("", "-wal", "-shm")]
-        found = [(name, there) for name in names if (there := _facts(name)) is not None]
-        for name, facts in found:
-            _require_no_writers(name, facts)
-        for name, facts in found:
-            _make_private(name, facts)
+        pass
     except OSError as error:
         raise typed(f"cannot make {path}", error) from error
-
-
-def _facts(path: str) -> os.stat_result | None:
-    """Return what the system says of a file; None: its last user has just removed it."""
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        return None
-
-
-def _require_no_writers(path: str, facts: os.stat_result) -> None:
-    """
-    Refuse a file that somebody else can write to: he would say what this user runs.
-
-    Raises:
-        StoreError: Who he is, and what to do.
-    """
-    if facts.st_uid not in (os.geteuid(), 0):
-        # Not "chown it" first: root, who only looks, would lock its users out of it.
-        raise StoreError(
-            f"{path} belongs to another user, who could say what is run: be user {facts.st_uid}, "
-            f"or give user {os.geteuid()} the database with all that is beside it"
-        )
-    if facts.st_mode & 0o022:
-        raise StoreError(f"others may write to {path}, and so say what is run: chmod it to 600")
-
-
-def _make_private(path: str, facts: os.stat_result) -> None:
-    """Take from others the right to read; it holds what is secret, environments say."""
-    if facts.st_mode & 0o077 and facts.st_uid == os.geteuid():
-        try:
-            os.chmod(path, facts.st_mode & 0o700)
-        except OSError as error:  # on a read-only disk: it can be used as it is
-            told = error.strerror
-        else:
-            told = "made private"
-        telemetry.event(logging.WARNING, "others could read it", path=path, outcome=told)
 
 
 def open_root(database: str, *, create: bool) -> int:

@@ -121,8 +121,8 @@ class JobManager:
     Args:
         database: The file; it is made if it is not there, mode 0600. One that others
             could read, as a backup, is made this user's alone; one that they could write
-            is refused. Beside it, `<database>.jobs` holds what running jobs have not
-            handed over yet.
+            is refused, and so is a directory in which they could create a file. Beside it,
+            `<database>.jobs` holds what running jobs have not handed over yet.
         slots: Jobs at once under this manager. None: one per CPU; 0:
             bookkeeping only, nothing is run by it, and it has no thread but one for
             the callbacks of `subscribe`, while there are any.
@@ -136,6 +136,9 @@ class JobManager:
             name the executors; None: `sys.executable`.
         launcher: Starts supervisors; None: as processes, with `python`.
         only_own: Claim only jobs that were created through this manager.
+        trust_directory: Use the database although another user can create files in its
+            directory, and so run commands as this user. The environment variable
+            JOBCORE_TRUST_DIRECTORY, which names such a directory, means the same.
 
     Raises:
         StoreError: One of its kinds says what is wrong with the file.
@@ -157,6 +160,7 @@ class JobManager:
         python: str | None = None,
         launcher: Launcher | None = None,
         only_own: bool = False,
+        trust_directory: bool = False,
     ) -> None:
         if on_exit not in ("detach", "stop"):
             raise ValueError(f'on_exit is "detach" or "stop", not {on_exit!r}')
@@ -175,7 +179,10 @@ class JobManager:
         )
         self._clock = clock or SystemClock()
         self._only_own = only_own
-        self._database = Database(path, busy_timeout=patience)
+        self._trust_directory = bool(trust_directory)
+        self._database = Database(
+            path, busy_timeout=patience, trust_directory=self._trust_directory
+        )
         try:
             self._assemble(launcher or ProcessLauncher(interpreter))
             OPEN.add(self)
@@ -995,7 +1002,7 @@ class JobManager:
         Returns:
             What each check found; one whose `verdict` is `wrong` needs a person.
         """
-        return doctor.examine(self._database.path)
+        return doctor.examine(self._database.path, trust_directory=self._trust_directory)
 
     # --- events -------------------------------------------------------------------
 

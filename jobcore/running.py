@@ -82,7 +82,7 @@ def run(
         umask=_umask(),
     )
     interrupts = foreground.Interrupts()
-    with JobManager(ctx.obj, slots=1, only_own=True) as jobs:
+    with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
         # Reserved: a worker beside it would give the command its own environment.
         job = jobs.submit(wanted, name=name, reserved=True)
@@ -159,7 +159,7 @@ def work(
       jobcore work --slots 4
     """  # noqa: D301
     signals = foreground.block_signals()
-    with JobManager(ctx.obj, slots=slots) as jobs:
+    with ctx.obj.open(slots=slots) as jobs:
         while signal.sigtimedwait(signals, 0 if drain else 3600) is None:
             if drain and _is_drained(jobs):
                 return

@@ -91,7 +91,7 @@ def doctor(ctx: typer.Context, *, as_json: AsJson = False) -> None:
     Example:
       jobcore doctor
     """  # noqa: D301
-    findings = examiner.examine(ctx.obj)
+    findings = examiner.examine(ctx.obj.path, trust_directory=ctx.obj.trust_directory)
     terminal.print_json(findings) if as_json else terminal.print_findings(findings)
     if any(one.verdict == "wrong" for one in findings):
         raise typer.Exit(1)

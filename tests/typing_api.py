@@ -527,6 +527,7 @@ def main() -> None:
         busy_timeout=5,
         python="/usr/bin/python3",
         only_own=True,
+        trust_directory=False,
     ) as jobs:
         governing(jobs)
     manager = JobManager("jobs.db", slots=0, clock=system, launcher=launcher)

@@ -14,8 +14,8 @@ from tests.jobfiles import sql
 
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
-    "SQLite", "file", "file system", "modes", "write-ahead log", "schema", "definitions",
-    "integrity", "store", "directories", "running jobs", "deletions",
+    "SQLite", "file", "file system", "modes", "other users", "write-ahead log", "schema",
+    "definitions", "integrity", "store", "directories", "running jobs", "deletions",
 ]  # fmt: skip
 
 

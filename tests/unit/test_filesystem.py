@@ -174,27 +174,6 @@ def test_hard_link_is_refused(database):
     Database(database).close()
 
 
-@pytest.mark.parametrize("end", ["-wal", "-shm"])
-def test_a_log_that_its_last_user_is_just_removing_is_no_obstacle(database, monkeypatch, end):
-    """A database is opened though another process, which closes it, removes a file meanwhile."""
-    Database(database).close()
-    log = os.fspath(database) + end
-    found = os.stat
-
-    def removed_once_seen(path, *args, **options):
-        facts = found(path, *args, **options)
-        if path == log:
-            os.unlink(log)
-        return facts
-
-    with open(log, "wb"):
-        os.chmod(log, 0o600)
-    monkeypatch.setattr(os, "stat", removed_once_seen)
-    filesystem.make_database_file(os.fspath(database))
-
-    assert not os.path.exists(log)
-
-
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_what_is_no_file_is_refused(database, make):
     """A directory or a FIFO under the name is refused, and not waited for."""
