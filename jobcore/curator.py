@@ -7,14 +7,17 @@ same transaction as the change.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
-from jobcore import deletion, settlement, store
+from jobcore import deletion, settlement, store, telemetry
+from jobcore.chain_migration import DEPLOY
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.command import Command, checked_timeout
 from jobcore.creator import (
@@ -24,7 +27,13 @@ from jobcore.creator import (
     place_in_workspace,
 )
 from jobcore.database import Database
-from jobcore.errors import CommandError, PipelineAlreadyRunning, PipelineCycle
+from jobcore.errors import (
+    CommandError,
+    PipelineAlreadyRunning,
+    PipelineCycle,
+    PipelineExists,
+)
+from jobcore.executors import Executor, PipelineExecutor
 from jobcore.lookup import Id, require_pipeline, require_workspace
 from jobcore.schedule import Schedule
 from jobcore.tables import pipeline as pipelines
@@ -50,13 +59,13 @@ class Curator:
     Args:
         database: Where.
         clock: Tells when.
-        types: The job types that somebody here can run: of others no job is made by itself.
+        executors: By job type: of other types no job is made by itself.
     """
 
-    def __init__(self, database: Database, clock: Clock, types: Collection[str]) -> None:
+    def __init__(self, database: Database, clock: Clock, executors: Mapping[str, Executor]) -> None:
         self._database = database
         self._clock = clock
-        self._types = types
+        self._executors = executors
 
     # --- workspaces -----------------------------------------------------------------
 
@@ -70,7 +79,7 @@ class Curator:
                 properties=_checked_object(properties),
                 now=now,
             )
-            if WORKSPACE_INIT in self._types:
+            if WORKSPACE_INIT in self._executors:
                 store.insert_job(connection, now=now, workspace_id=row.id, type=WORKSPACE_INIT)
         return row
 
@@ -100,9 +109,8 @@ class Curator:
             checked["properties"] = _checked_object(changes["properties"])
         with self._database.write() as connection:
             row = require_workspace(connection, workspace_id)
-            return store.update_row(
-                connection, workspaces, row.id, now=self._clock.now(), **checked
-            )
+            store.update_row(connection, workspaces, row.id, now=self._clock.now(), **checked)
+            return require_workspace(connection, row.id)
 
     def mark_workspace_deleted(self, workspace_id: Id) -> None:
         """
@@ -129,17 +137,22 @@ class Curator:
 
         Raises:
             CommandError, ScheduleError, PipelineCycle: It could never run as it is said to.
+            PipelineExists: Another pipeline of the workspace has this name.
             WorkspaceNotFound: No workspace has this id.
         """
         now = self._clock.now()
         values = {**_checked(fields), "next_tick": _next_tick(fields, now)}
+        self._refuse_idle(values)
         if values["command"] is None and _names_place(fields):
             raise CommandError(NOWHERE)
+        sources = _checked_sources(fields)
         with self._database.write() as connection:
             place = place_in_workspace(connection, workspace_id, now)
-            self._refuse_cycle(connection, place, values["name"], values["triggered_by"], None)
-            row = store.insert_pipeline(connection, now=now, workspace_id=place, **values)
-            return self._configure(connection, row, now)
+            _refuse_taken(connection, place, values["name"], None)
+            links = _links(connection, place, values["name"], sources, None)
+            made = store.insert_pipeline(connection, now=now, workspace_id=place, **values)
+            store.replace_links(connection, made, links)
+            return self._configure(connection, require_pipeline(connection, made), now)
 
     def update_pipeline(self, pipeline_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
         """
@@ -147,6 +160,7 @@ class Curator:
 
         Raises:
             CommandError, ScheduleError, PipelineCycle: It could never run as it is said to.
+            PipelineExists: Another pipeline of the workspace has this name.
             PipelineNotFound: No pipeline has this id.
             PipelineAlreadyRunning: It would have to be configured, and has an active job.
         """
@@ -158,14 +172,22 @@ class Curator:
                 raise PipelineAlreadyRunning(row.id, blocker.id)
             fields = _changed(_as_said(row), changes)
             values = _checked(fields)
-            self._refuse_cycle(
-                connection, row.workspace_id, values["name"], values["triggered_by"], row
-            )
+            if {"command", "script"} & set(changes):
+                self._refuse_idle(values)
             if values["command"] is None and _names_place(changes):
                 raise CommandError(NOWHERE)
             if {"schedule", "time_zone"} & set(changes):
                 values["next_tick"] = _next_tick_behind(row, fields, now)
-            changed = store.update_row(connection, pipelines, row.id, now=now, **values)
+            if "name" in changes:
+                _refuse_taken(connection, row.workspace_id, values["name"], row)
+                store.remove_notes(connection, row.id, "name")
+            if "triggered_by" in changes:
+                sources = _checked_sources(changes)
+                links = _links(connection, row.workspace_id, values["name"], sources, row)
+                store.replace_links(connection, row.id, links)
+                store.remove_notes(connection, row.id, "chain")
+            store.update_row(connection, pipelines, row.id, now=now, **values)
+            changed = require_pipeline(connection, row.id)
             if row.status != "FAILED":
                 return changed
             return self._configure(connection, changed, now)
@@ -174,19 +196,43 @@ class Curator:
         """
         Hide a pipeline with its jobs from every read, and end the one that is active.
 
+        Pipelines that it triggered keep a note about it.
+
         Raises:
             PipelineNotFound: No pipeline has this id.
         """
         now = self._clock.now()
         with self._database.write() as connection:
             row = require_pipeline(connection, pipeline_id)
+            triggered = store.pipelines_triggered_by(connection, row.id)
+            for one in triggered:
+                store.note(
+                    connection,
+                    one.id,
+                    "chain",
+                    f"it ran after the pipeline {row.name!r}, which was deleted",
+                )
+            store.remove_links_to(connection, row.id)
             store.mark_row_deleted(connection, pipelines, row.id, now=now)
             deletion.begin_marked(connection, now=now)
+        for one in triggered:
+            telemetry.event(
+                logging.WARNING, "trigger deleted", pipeline=str(one.id), deleted=row.name
+            )
+
+    def _refuse_idle(self, values: Mapping[str, Any]) -> None:
+        """Refuse a pipeline without anything to run, unless the host says what its jobs run."""
+        executor = self._executors.get(settlement.PIPELINE_RUN)
+        if type(executor) is PipelineExecutor and not (values["command"] or values["script"]):
+            raise CommandError(
+                f"pipeline {values['name']!r:.200} has neither command nor script, so no job of "
+                "it could run; give it one, or have an executor of your own for PIPELINE_RUN"
+            )
 
     def _configure(self, connection: Connection, row: Row[Any], now: int) -> Row[Any]:
         """Have the pipeline configured, if that type can be run; else it is READY as it is."""
         status = "READY"
-        if settlement.PIPELINE_CONFIG in self._types:
+        if settlement.PIPELINE_CONFIG in self._executors:
             status = "PROVISIONING"
             store.insert_job(
                 connection,
@@ -195,31 +241,55 @@ class Curator:
                 pipeline_id=row.id,
                 type=settlement.PIPELINE_CONFIG,
             )
-        return store.update_row(connection, pipelines, row.id, now=now, status=status)
+        store.set_pipeline_status(connection, row.id, status, now=now)
+        return require_pipeline(connection, row.id)
 
-    @staticmethod
-    def _refuse_cycle(
-        connection: Connection,
-        workspace_id: Any,
-        name: str,
-        triggered_by: Iterable[str] | None,
-        row: Row[Any] | None,
-    ) -> None:
-        """Refuse pipelines that would trigger each other for ever."""
-        sources = {name.casefold(): {one.casefold() for one in triggered_by or ()}}
-        for other in store.triggered_pipelines(connection, workspace_id):
-            if row is None or other.id != row.id:
-                named = sources.setdefault(other.name.casefold(), set())
-                named |= {one.casefold() for one in other.triggered_by}
-        seen: set[str] = set()
-        todo = list(sources[name.casefold()])
-        while todo:
-            source = todo.pop()
-            if source == name.casefold():
-                raise PipelineCycle(name)
-            if source not in seen:
-                seen.add(source)
-                todo += sources.get(source, ())
+
+def _refuse_taken(
+    connection: Connection, workspace_id: Any, name: str, row: Row[Any] | None
+) -> None:
+    """Refuse a name that another pipeline of the workspace has."""
+    other = store.find_pipeline_called(connection, workspace_id, name)
+    if other is not None and (row is None or other != row.id):
+        raise PipelineExists(name, other)
+
+
+def _links(
+    connection: Connection,
+    workspace_id: Any,
+    name: str,
+    sources: Iterable[str],
+    row: Row[Any] | None,
+) -> list[tuple[UUID | None, str | None]]:
+    """
+    Return what the names in `triggered_by` stand for: ids of pipelines, or names that stay names.
+
+    Args:
+        row: The pipeline that is changed; None: it is new.
+
+    Raises:
+        PipelineCycle: Pipelines would trigger each other for ever.
+        CommandError: No pipeline of the workspace has a name.
+    """
+    kept = {DEPLOY}
+    if row is not None:
+        stored = store.links_of(connection, row.id)
+        kept |= {one.name.casefold() for one in stored if one.name is not None}
+    links: dict[str, tuple[UUID | None, str | None]] = {}  # in order, each once
+    for source in sources:
+        found = store.find_pipeline_called(connection, workspace_id, source)
+        if source.casefold() == name.casefold():
+            raise PipelineCycle(name)
+        if found is None and source.casefold() not in kept:
+            raise CommandError(
+                f"triggered_by names {source!r:.200}, which no pipeline of this workspace has: "
+                "create that pipeline first"
+            )
+        links[source.casefold()] = (found, source if found is None else None)
+    ids = [found for found, _ in links.values() if found is not None]
+    if row is not None and store.runs_before(connection, row.id, ids):
+        raise PipelineCycle(name)
+    return list(links.values())
 
 
 def _as_said(row: Row[Any]) -> dict[str, Any]:
@@ -271,20 +341,27 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not whole or not 0 <= retries <= MOST_RETRIES:
         raise CommandError(f"max_retries is a number from 0 to {MOST_RETRIES}, not {retries!r}")
     command = _checked_command(fields)
-    triggered_by = fields.get("triggered_by") or ()
-    if isinstance(triggered_by, (str, bytes)) or not isinstance(triggered_by, Collection):
-        raise CommandError("triggered_by is a list of names of pipelines")
+    _checked_sources(fields)
+    name = checked_text(fields["name"], "name")
     return {
-        "name": checked_text(fields["name"], "name"),
+        "name": name,
+        "folded_name": name.casefold(),
         "command": None if command is None else command.to_json(),
         "script": fields.get("script"),
         "timeout": checked_timeout(fields.get("timeout")),
         "max_retries": retries,
         "schedule": fields.get("schedule"),
         "time_zone": fields.get("time_zone"),
-        "triggered_by": [checked_text(one, "triggered_by") for one in triggered_by] or None,
         "properties": _checked_object(fields.get("properties")),
     }
+
+
+def _checked_sources(fields: Mapping[str, Any]) -> list[str]:
+    """Return the names of the pipelines that trigger one that is said to be so."""
+    names = fields.get("triggered_by") or ()
+    if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
+        raise CommandError("triggered_by is a list of names of pipelines")
+    return [checked_text(one, "triggered_by") for one in names]
 
 
 def _checked_command(fields: Mapping[str, Any]) -> Command | None:

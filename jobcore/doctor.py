@@ -18,8 +18,9 @@ from uuid import UUID
 from jobcore import filesystem, permissions, schema
 from jobcore.connections import uri_of
 from jobcore.directories import Directories
-from jobcore.errors import DatabaseGone, JobcoreError
+from jobcore.errors import DatabaseGone, JobcoreError, ScheduleError
 from jobcore.models import Finding
+from jobcore.schedule import Schedule
 from jobcore.supervision import NewerProtocol, jobdir
 
 _Answer = TypeVar("_Answer")
@@ -82,6 +83,8 @@ class _Examination:
             ("directories", self._directories),
             ("running jobs", self._running_jobs),
             ("deletions", self._deletions),
+            ("chains", self._chains),
+            ("schedules", self._schedules),
         ):
             try:
                 found = list(look(check))
@@ -300,6 +303,42 @@ class _Examination:
             yield _note(check, f"{begun} begun and not finished: a manager with slots goes on")
         else:
             yield _ok(check, "none begun and not finished")
+
+    def _chains(self, check: str) -> Iterator[Finding]:
+        if not self._is_current():
+            return
+        notes = self._ask(
+            _rows(
+                "SELECT name, detail FROM pipeline_note JOIN pipeline ON pipeline.id = pipeline_id "
+                "WHERE deleted_at IS NULL ORDER BY pipeline_note.id"
+            )
+        )
+        for name, detail in notes:
+            yield _note(check, f"pipeline {name!r}: {detail}")
+        if not notes:
+            yield _ok(check, "every pipeline is triggered as it was said")
+
+    def _schedules(self, check: str) -> Iterator[Finding]:
+        scheduled: dict[tuple[str, str], list[str]] = {}
+        for name, *said in self._ask(
+            _rows(
+                "SELECT name, schedule, coalesce(time_zone, 'UTC') FROM pipeline "
+                "WHERE schedule IS NOT NULL AND deleted_at IS NULL ORDER BY name"
+            )
+        ):
+            scheduled.setdefault((said[0], said[1]), []).append(repr(name))
+        wrong = False
+        for (expression, zone), names in scheduled.items():
+            try:
+                Schedule(expression, zone)
+            except ScheduleError as error:
+                wrong = True
+                yield _wrong(check, f"never run here: {_some(names)}: {error}")
+        if not wrong:
+            yield _ok(check, "every schedule and time zone is understood here")
+
+    def _is_current(self) -> bool:
+        return self._ask(schema.read_identity)[1] == schema.VERSION
 
     def _names(self) -> list[str]:
         directories = Directories(self._path)

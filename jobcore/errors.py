@@ -9,6 +9,7 @@ Errors: everything jobcore raises, with the facts as attributes.
     ├── InvalidTransition                        409
     │   └── JobNotRunning
     ├── PipelineAlreadyRunning                   409
+    ├── PipelineExists                           409
     ├── NoResult                                 409
     ├── CommandError (ValueError)                400
     ├── ScheduleError (ValueError)               400
@@ -144,6 +145,23 @@ class PipelineAlreadyRunning(JobcoreError):
         super().__init__(f"pipeline {pipeline_id} is already running job {job_id}")
         self.pipeline_id = pipeline_id
         self.job_id = job_id
+
+
+class PipelineExists(JobcoreError):
+    """
+    Another pipeline of the workspace has this name, perhaps in another case; nothing was written.
+
+    Attributes:
+        name: The name as it was given.
+        pipeline_id: The pipeline that has it.
+    """
+
+    status = 409
+
+    def __init__(self, name: str, pipeline_id: UUID) -> None:
+        super().__init__(f"pipeline {pipeline_id} of this workspace is called {name!r} already")
+        self.name = name
+        self.pipeline_id = pipeline_id
 
 
 class NoResult(JobcoreError):

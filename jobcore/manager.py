@@ -1207,7 +1207,8 @@ class JobManager:
         Both are durable when this returns.
 
         Args:
-            name: What others name it by in `triggered_by`.
+            name: What others name it by in `triggered_by`; no other pipeline of its
+                workspace has it, whatever the case.
             command: A list of words, or a `Command`.
             workspace_id: Its workspace; None: the default one.
             fields: `script` (for `/bin/sh -c`, instead of the command's argv),
@@ -1215,14 +1216,17 @@ class JobManager:
                 `max_retries` (of a job that ended ERROR), `schedule` (cron with
                 five fields, or six, seconds first, or `@hourly` and its family),
                 `time_zone` (of the schedule, else UTC), `triggered_by` (names of
-                pipelines of the same workspace, after whose COMPLETE it runs),
-                `properties` (your own small JSON object).
+                pipelines of the same workspace, after whose COMPLETE it runs, also
+                when they are renamed; or `deploy`, your own task), `properties` (your
+                own small JSON object).
 
         Returns:
             The pipeline.
 
         Raises:
-            CommandError, ScheduleError, PipelineCycle: It could never run so; nothing was written.
+            CommandError, ScheduleError, PipelineCycle: It could never run so, as one with nothing
+                to run, or one that names an unknown source; nothing was written.
+            PipelineExists: Another pipeline of the workspace has this name.
             WorkspaceNotFound: No workspace has this id.
         """
         self._start()
@@ -1274,6 +1278,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
             PipelineAlreadyRunning: It is FAILED and has an active job; nothing was written.
             CommandError, ScheduleError, PipelineCycle: It could never run so; nothing was written.
+            PipelineExists: Another pipeline of the workspace has this name.
         """
         self._start()
         changed = Pipeline.from_row(self._curator.update_pipeline(pipeline_id, changes))
@@ -1285,6 +1290,7 @@ class JobManager:
         """
         Remove a pipeline with its jobs; a running one is stopped first.
 
+        It triggers nothing any more: `check` names the pipelines that ran after it.
         From its first step on nobody sees any of it. Returns when all is gone;
         where this process dies before, the next manager finishes it.
 

@@ -156,7 +156,8 @@ class Pipeline(_Public):
         schedule: When it runs by itself, as cron says it; None: only when asked.
         time_zone: The IANA name of the schedule's time zone; None: UTC.
         next_tick: When the schedule's next run is due, UTC; None: it has none.
-        triggered_by: The names of pipelines after whose COMPLETE it runs, else None.
+        triggered_by: The names, as they are now, of the pipelines after whose COMPLETE it
+            runs, else None. A name that no pipeline had when the file was migrated stays.
         properties: The host's own small JSON object, else None.
         created: When it was created, UTC.
         last_modified: When it was changed last, UTC; at first the same.
@@ -192,12 +193,14 @@ class Pipeline(_Public):
         Return the public form of a stored pipeline.
 
         Args:
-            row: A row of the table `pipeline`, all columns.
+            row: A row of the table `pipeline`, all columns, with the names of its sources.
 
         Raises:
             DatabaseCorrupt: The row holds what was never written.
         """
-        made = super().from_row(row)
+        fields = cls._read(row)
+        fields["triggered_by"] = fields["triggered_by"] or None
+        made = cls._checked(fields)
         if row.command is not None:
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
         return made

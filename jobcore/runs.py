@@ -121,7 +121,16 @@ _THIS = job.c.number == bindparam("of")
 
 _RECORD = Statement(
     insert(transition).values(
-        {column.name: bindparam(column.name) for column in transition.c if column.name != "id"}
+        {
+            **{
+                column.name: bindparam(column.name)
+                for column in transition.c
+                if column.name not in ("id", "pipeline_id")
+            },
+            "pipeline_id": select(job.c.pipeline_id)
+            .where(job.c.number == bindparam("job"))
+            .scalar_subquery(),
+        }
     )
 )
 

@@ -7,11 +7,12 @@ import os
 import re
 import sqlite3
 import time
+from collections.abc import Callable
 from functools import cache
 
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from jobcore import filesystem, lifecycle, tables
+from jobcore import chain_migration, filesystem, lifecycle, tables
 from jobcore.errors import (
     DatabaseCorrupt,
     NotAJobcoreDatabase,
@@ -34,7 +35,7 @@ _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has u
 
 #: By schema version, what makes the next one of it. Written out, not generated
 #: from the tables: these move on, and an old file needs what was meant then.
-MIGRATIONS: dict[int, tuple[str, ...]] = {
+MIGRATIONS: dict[int, tuple[str | Callable[[sqlite3.Connection], None], ...]] = {
     # Results of functions, and the progress that jobs report.
     1: (
         "ALTER TABLE job ADD COLUMN progress_done FLOAT",
@@ -78,6 +79,70 @@ BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); EN
         # Which process does a job itself, or has reserved it.
         "ALTER TABLE job ADD COLUMN owner VARCHAR",
         "CREATE INDEX owned_jobs ON job (number) WHERE owner IS NOT NULL",
+        # Chains by id, and names that are unique in a workspace.
+        "ALTER TABLE pipeline ADD COLUMN folded_name VARCHAR",
+        """\
+CREATE TABLE link (
+    pipeline_id CHAR(32) NOT NULL REFERENCES pipeline (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    source_id CHAR(32) REFERENCES pipeline (id) ON DELETE CASCADE,
+    name VARCHAR,
+    PRIMARY KEY (pipeline_id, position)
+)""",
+        """\
+CREATE TABLE pipeline_note (
+    id INTEGER NOT NULL PRIMARY KEY,
+    pipeline_id CHAR(32) NOT NULL REFERENCES pipeline (id) ON DELETE CASCADE,
+    topic VARCHAR NOT NULL,
+    detail VARCHAR NOT NULL
+)""",
+        chain_migration.link_pipelines,
+        "ALTER TABLE pipeline DROP COLUMN triggered_by",
+        "CREATE INDEX links_of_source ON link (source_id)",
+        "CREATE INDEX notes_of_pipeline ON pipeline_note (pipeline_id, topic)",
+        (
+            "CREATE UNIQUE INDEX one_pipeline_per_name ON pipeline (workspace_id, folded_name) "
+            "WHERE deleted_at IS NULL"
+        ),
+        # Schedules: the time-zone rules of a tick, and what to do about missed ones.
+        "ALTER TABLE pipeline ADD COLUMN tick_offset INTEGER",
+        "ALTER TABLE pipeline ADD COLUMN catch_up VARCHAR",
+        "ALTER TABLE pipeline ADD COLUMN late_after FLOAT",
+        # No statement reads the rows of others, or those of the past.
+        "CREATE INDEX marked_workspaces ON workspace (id) WHERE deleted_at IS NOT NULL",
+        "CREATE INDEX pipelines_of_workspace ON pipeline (workspace_id, created, id)",
+        "CREATE INDEX marked_pipelines ON pipeline (id) WHERE deleted_at IS NOT NULL",
+        "CREATE INDEX skips_by_time ON skip (recorded)",
+        "DROP INDEX jobs_of_workspace",
+        "CREATE INDEX jobs_of_workspace ON job (workspace_id, status, number)",
+        "DROP INDEX jobs_of_pipeline",
+        (
+            "CREATE INDEX jobs_of_pipeline ON job (pipeline_id, status, number) "
+            "WHERE pipeline_id IS NOT NULL"
+        ),
+        "CREATE INDEX jobs_of_type ON job (type, status, number) WHERE deleted_at IS NULL",
+        (
+            "CREATE INDEX ready_jobs ON job (type, number) "
+            "WHERE status = 'QUEUED' AND not_before IS NULL AND deleted_at IS NULL"
+        ),
+        (
+            "CREATE INDEX delayed_jobs ON job (type, not_before, number) "
+            "WHERE status = 'QUEUED' AND not_before IS NOT NULL AND deleted_at IS NULL"
+        ),
+        (
+            "CREATE INDEX delayed_retries ON job (not_before, number) "
+            "WHERE status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
+            "AND deleted_at IS NULL"
+        ),
+        "ALTER TABLE transition ADD COLUMN pipeline_id CHAR(32)",
+        (
+            "UPDATE transition SET pipeline_id = (SELECT pipeline_id FROM job WHERE number = job) "
+            "WHERE job IN (SELECT number FROM job WHERE pipeline_id IS NOT NULL)"
+        ),
+        (
+            "CREATE INDEX transitions_of_pipeline ON transition (pipeline_id, id) "
+            "WHERE pipeline_id IS NOT NULL"
+        ),
     ),
 }
 
@@ -208,8 +273,11 @@ def bring_up(
             _make(connection, store_id)
         elif not check(path, identity):
             for version in range(identity[1], VERSION):
-                for statement in MIGRATIONS[version]:
-                    connection.execute(statement)
+                for step in MIGRATIONS[version]:
+                    if callable(step):
+                        step(connection)
+                    else:
+                        connection.execute(step)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
     except BaseException:

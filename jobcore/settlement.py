@@ -22,6 +22,7 @@ from jobcore.supervision import frames
 
 #: The job types that have a part in what follows.
 PIPELINE_CONFIG = "PIPELINE_CONFIG"
+PIPELINE_VERIFY = "PIPELINE_VERIFY"
 PIPELINE_RUN = "PIPELINE_RUN"
 
 
@@ -88,7 +89,7 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
     status = Status(row.status)
     if row.type == PIPELINE_CONFIG:
         store.set_pipeline_status(connection, pipeline.id, lifecycle.configured_as(status), now=now)
-    elif row.type == PIPELINE_RUN and final.deleted_at is None:
+    elif row.type != PIPELINE_VERIFY and final.deleted_at is None:
         if lifecycle.is_retried(
             status,
             attempt=row.attempt,
@@ -97,7 +98,7 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
         ):
             _retry(connection, row, now)
         elif status is Status.COMPLETE:
-            for triggered in store.pipelines_triggered_by(connection, pipeline):
+            for triggered in store.pipelines_triggered_by(connection, pipeline.id):
                 run_now(connection, triggered, now, why="triggered")
 
 

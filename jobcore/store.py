@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
+    JSON,
     Connection,
     Row,
     Select,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    type_coerce,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -31,7 +33,7 @@ from jobcore import lifecycle, runs
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
-from jobcore.tables import SHOWN, job, pipeline, skip, transition, workspace
+from jobcore.tables import SHOWN, job, link, pipeline, pipeline_note, skip, transition, workspace
 
 #: What a pipeline's status can be; it speaks of changes to it, not of runs.
 READY = "READY"
@@ -88,32 +90,59 @@ def default_workspace(connection: Connection, now: int) -> UUID:
     return found
 
 
-def insert_pipeline(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
-    """Make a pipeline."""
-    return connection.execute(
-        insert(pipeline)
-        .values(id=uuid4(), status=READY, created=now, last_modified=now, **fields)
-        .returning(pipeline)
-    ).one()
+_SOURCE = pipeline.alias("source")
+_NAMES = (
+    select(func.coalesce(_SOURCE.c.name, link.c.name).label("name"))
+    .select_from(link.outerjoin(_SOURCE, _SOURCE.c.id == link.c.source_id))
+    .where(link.c.pipeline_id == pipeline.c.id)
+    .order_by(link.c.position)
+    .correlate(pipeline)
+    .subquery()
+)
+#: A pipeline as it is shown: with the names of its sources as they are now, in JSON.
+_PIPELINE = select(
+    pipeline,
+    type_coerce(select(func.json_group_array(_NAMES.c.name)).scalar_subquery(), JSON).label(
+        "triggered_by"
+    ),
+).where(pipeline.c.deleted_at.is_(None))
+
+
+def insert_pipeline(connection: Connection, *, now: int, **fields: Any) -> UUID:
+    """Make a pipeline, and return its id."""
+    made = uuid4()
+    connection.execute(
+        insert(pipeline).values(id=made, status=READY, created=now, last_modified=now, **fields)
+    )
+    return made
 
 
 def find_pipeline(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
     """Return the pipeline, or None."""
-    return connection.execute(
-        select(pipeline).where(pipeline.c.id == pipeline_id, pipeline.c.deleted_at.is_(None))
-    ).one_or_none()
+    return connection.execute(_PIPELINE.where(pipeline.c.id == pipeline_id)).one_or_none()
+
+
+def find_pipeline_called(connection: Connection, workspace_id: UUID, name: str) -> UUID | None:
+    """Return the id of the pipeline of this name, whatever the case, or None."""
+    found: UUID | None = connection.execute(
+        select(pipeline.c.id).where(
+            pipeline.c.workspace_id == workspace_id,
+            pipeline.c.folded_name == name.casefold(),
+            pipeline.c.deleted_at.is_(None),
+        )
+    ).scalar_one_or_none()
+    return found
 
 
 def update_row(
     connection: Connection, table: Table, row_id: UUID, *, now: int, **changes: Any
-) -> Row[Any]:
+) -> None:
     """Change a workspace or a pipeline, which the same transaction has found."""
-    return connection.execute(
+    connection.execute(
         update(table)
         .where(table.c.id == row_id, table.c.deleted_at.is_(None))
         .values(last_modified=func.max(table.c.created, now), **changes)
-        .returning(table)
-    ).one()
+    )
 
 
 def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now: int) -> bool:
@@ -192,23 +221,10 @@ def list_workspaces(connection: Connection) -> Sequence[Row[Any]]:
 
 def list_pipelines(connection: Connection, workspace_id: UUID | None) -> Sequence[Row[Any]]:
     """Return all pipelines, or those of a workspace, in the order of their creation."""
-    statement = select(pipeline).where(pipeline.c.deleted_at.is_(None))
+    statement = _PIPELINE
     if workspace_id is not None:
         statement = statement.where(pipeline.c.workspace_id == workspace_id)
     return connection.execute(statement.order_by(pipeline.c.created, pipeline.c.id)).all()
-
-
-def triggered_pipelines(connection: Connection, workspace_id: UUID) -> Sequence[Any]:
-    """Return id, name and what triggers them of those pipelines of a workspace that others do."""
-    return connection.execute(
-        select(pipeline.c.id, pipeline.c.name, pipeline.c.triggered_by)
-        .where(
-            pipeline.c.workspace_id == workspace_id,
-            pipeline.c.triggered_by.is_not(None),
-            pipeline.c.deleted_at.is_(None),
-        )
-        .order_by(pipeline.c.created, pipeline.c.id)
-    ).all()
 
 
 def set_pipeline_status(
@@ -218,15 +234,75 @@ def set_pipeline_status(
     update_row(connection, pipeline, pipeline_id, now=now, status=status)
 
 
-def pipelines_triggered_by(connection: Connection, source: Row[Any]) -> list[Row[Any]]:
-    """Return the pipelines of the same workspace that run after `source`, by its name."""
-    name = source.name.casefold()
-    found = [
-        find_pipeline(connection, row.id)
-        for row in triggered_pipelines(connection, source.workspace_id)
-        if any(str(one).casefold() == name for one in row.triggered_by)
-    ]
-    return [row for row in found if row is not None]
+# --- chains -------------------------------------------------------------------
+
+
+def links_of(connection: Connection, pipeline_id: UUID) -> Sequence[Row[Any]]:
+    """Return what triggers the pipeline: ids of pipelines, and names of what is none."""
+    return connection.execute(
+        select(link).where(link.c.pipeline_id == pipeline_id).order_by(link.c.position)
+    ).all()
+
+
+def replace_links(
+    connection: Connection, pipeline_id: UUID, links: Sequence[tuple[UUID | None, str | None]]
+) -> None:
+    """Have the pipeline run after these alone: each the id of a pipeline, or a name."""
+    connection.execute(delete(link).where(link.c.pipeline_id == pipeline_id))
+    if links:
+        connection.execute(
+            insert(link),
+            [
+                {"pipeline_id": pipeline_id, "position": n, "source_id": source, "name": name}
+                for n, (source, name) in enumerate(links)
+            ],
+        )
+
+
+def pipelines_triggered_by(connection: Connection, source_id: UUID) -> Sequence[Row[Any]]:
+    """Return the pipelines that run after this one, in the order of their creation."""
+    return connection.execute(
+        select(pipeline)
+        .join_from(link, pipeline, link.c.pipeline_id == pipeline.c.id)
+        .where(link.c.source_id == source_id, pipeline.c.deleted_at.is_(None))
+        .order_by(pipeline.c.created, pipeline.c.id)
+    ).all()
+
+
+def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UUID]) -> bool:
+    """Tell whether the pipeline is one of `others`, or triggers one of them in the end."""
+    before = select(pipeline.c.id).where(pipeline.c.id.in_(others)).cte("before", recursive=True)
+    before = before.union(
+        select(link.c.source_id).where(
+            link.c.pipeline_id == before.c.id, link.c.source_id.is_not(None)
+        )
+    )
+    found = connection.execute(select(before.c.id).where(before.c.id == pipeline_id)).first()
+    return found is not None
+
+
+def remove_links_to(connection: Connection, source_id: UUID) -> None:
+    """Have nothing run after this pipeline any more."""
+    connection.execute(delete(link).where(link.c.source_id == source_id))
+
+
+def note(connection: Connection, pipeline_id: UUID, topic: str, detail: str) -> None:
+    """Record something about a pipeline that doctor lists."""
+    connection.execute(
+        insert(pipeline_note).values(pipeline_id=pipeline_id, topic=topic, detail=detail)
+    )
+
+
+def remove_notes(connection: Connection, pipeline_id: UUID, topic: str) -> None:
+    """Remove what was recorded about a pipeline's `name` or `chain`: it was changed since."""
+    connection.execute(
+        delete(pipeline_note).where(
+            pipeline_note.c.pipeline_id == pipeline_id, pipeline_note.c.topic == topic
+        )
+    )
+
+
+# --- schedules ----------------------------------------------------------------
 
 
 def due_pipelines(connection: Connection, now: int) -> Sequence[Row[Any]]:

@@ -76,6 +76,7 @@ class WorkspaceRow(_Row, table=True):
     __table_args__ = (
         # At most one default workspace, whichever process makes it first.
         Index("one_default_workspace", "is_default", unique=True, sqlite_where=text("is_default")),
+        Index("marked_workspaces", "id", sqlite_where=text("deleted_at IS NOT NULL")),
     )
     id: UUID = Field(sa_column=Column(Id(), primary_key=True))
     name: str
@@ -92,6 +93,16 @@ class PipelineRow(_Row, table=True):
     __tablename__ = "pipeline"
     __table_args__ = (
         CheckConstraint("status IN ('READY', 'PROVISIONING', 'FAILED')", name="status_is_known"),
+        # One pipeline of a name in a workspace, whatever the case.
+        Index(
+            "one_pipeline_per_name",
+            "workspace_id",
+            "folded_name",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+        ),
+        Index("pipelines_of_workspace", "workspace_id", "created", "id"),
+        Index("marked_pipelines", "id", sqlite_where=text("deleted_at IS NOT NULL")),
     )
     id: UUID = Field(sa_column=Column(Id(), primary_key=True))
     workspace_id: UUID = Field(
@@ -107,18 +118,54 @@ class PipelineRow(_Row, table=True):
     time_zone: str | None = None
     # When the schedule comes true next; whoever moves it on has taken that tick.
     next_tick: int | None = Field(default=None, sa_column=Column(BigInteger, index=True))
-    triggered_by: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
     last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
     deleted_at: int | None = Field(default=None, sa_column=_moment())
+    folded_name: str | None = None  # the name by casefold, which is unique
+    # Seconds between local time and UTC at `next_tick`, by the time-zone rules it was computed
+    # with. None: computed by an older jobcore.
+    tick_offset: int | None = None
+    catch_up: str | None = None  # skip, last or all; None: skip
+    late_after: float | None = None  # seconds; None: the default
+
+
+class LinkRow(_Row, table=True):
+    """A pipeline runs after another one; the order is that in which its user named them."""
+
+    __tablename__ = "link"
+    __table_args__ = (Index("links_of_source", "source_id"),)
+    pipeline_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), primary_key=True)
+    )
+    position: int = Field(primary_key=True)
+    source_id: UUID | None = Field(
+        default=None, sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"))
+    )
+    name: str | None = None  # of what is no pipeline: this link never fires
+
+
+class NoteRow(_Row, table=True):
+    """Something about a pipeline that its user should know; doctor lists it."""
+
+    __tablename__ = "pipeline_note"
+    __table_args__ = (Index("notes_of_pipeline", "pipeline_id", "topic"),)
+    id: int | None = Field(default=None, primary_key=True)
+    pipeline_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
+    )
+    topic: str  # name or chain: a change of it removes the note
+    detail: str
 
 
 class SkipRow(_Row, table=True):
     """A run of a pipeline that was to be, and was not; they are not made up for."""
 
     __tablename__ = "skip"
-    __table_args__ = (Index("skips_of_pipeline", "pipeline_id", "id"),)
+    __table_args__ = (
+        Index("skips_of_pipeline", "pipeline_id", "id"),
+        Index("skips_by_time", "recorded"),
+    )
     id: int | None = Field(default=None, primary_key=True)
     pipeline_id: UUID = Field(
         sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
@@ -158,9 +205,41 @@ class JobRow(_Row, table=True):
         Index("owned_jobs", "number", sqlite_where=text("owner IS NOT NULL")),
         # How many there are of each status, and those of a rare one.
         Index("jobs_by_status", "status", sqlite_where=text("deleted_at IS NULL")),
-        # Pages of one workspace's or pipeline's jobs, newest first.
-        Index("jobs_of_workspace", "workspace_id", "number"),
-        Index("jobs_of_pipeline", "pipeline_id", "number"),
+        # Pages of one workspace's, pipeline's or type's jobs of one status, newest first.
+        Index("jobs_of_workspace", "workspace_id", "status", "number"),
+        Index(
+            "jobs_of_pipeline",
+            "pipeline_id",
+            "status",
+            "number",
+            sqlite_where=text("pipeline_id IS NOT NULL"),
+        ),
+        Index("jobs_of_type", "type", "status", "number", sqlite_where=text("deleted_at IS NULL")),
+        # The queue: what may start, by type, without what waits for its time or for its host.
+        Index(
+            "ready_jobs",
+            "type",
+            "number",
+            sqlite_where=text("status = 'QUEUED' AND not_before IS NULL AND deleted_at IS NULL"),
+        ),
+        Index(
+            "delayed_jobs",
+            "type",
+            "not_before",
+            "number",
+            sqlite_where=text(
+                "status = 'QUEUED' AND not_before IS NOT NULL AND deleted_at IS NULL"
+            ),
+        ),
+        Index(
+            "delayed_retries",
+            "not_before",
+            "number",
+            sqlite_where=text(
+                "status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
+                "AND deleted_at IS NULL"
+            ),
+        ),
         # Never reuse a number, though the newest job be deleted: it is the pages' cursor.
         {"sqlite_autoincrement": True},
     )
@@ -268,7 +347,16 @@ class TransitionRow(_Row, table=True):
     """Append-only history: what happened to a job, when, why and by whom."""
 
     __tablename__ = "transition"
-    __table_args__ = (Index("transitions_of_job", "job", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("transitions_of_job", "job", "id"),
+        Index(
+            "transitions_of_pipeline",
+            "pipeline_id",
+            "id",
+            sqlite_where=text("pipeline_id IS NOT NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
     id: int | None = Field(default=None, primary_key=True)
     job: int = Field(
         sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
@@ -279,12 +367,16 @@ class TransitionRow(_Row, table=True):
     to_status: str
     reason: str | None = None
     actor: str | None = None
+    # The job's, which never changes: events of one pipeline are found by it.
+    pipeline_id: UUID | None = Field(default=None, sa_column=Column(Id()))
 
 
 store: Table = StoreRow.__table__
 workspace: Table = WorkspaceRow.__table__
 pipeline: Table = PipelineRow.__table__
 job: Table = JobRow.__table__
+link: Table = LinkRow.__table__
+pipeline_note: Table = NoteRow.__table__
 skip: Table = SkipRow.__table__
 log_segment: Table = SegmentRow.__table__
 result: Table = ResultRow.__table__

@@ -17,6 +17,7 @@ import itertools
 import pydoc
 import re
 from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
 
 import pydantic
 import pytest
@@ -368,7 +369,7 @@ def valid(jobs, name):
     return {
         "job_id": lambda: ended(jobs).id,
         "workspace_id": lambda: jobs.get_workspace().id,
-        "pipeline_id": lambda: jobs.create_pipeline("p", ["true"]).id,
+        "pipeline_id": lambda: jobs.create_pipeline(str(uuid4()), ["true"]).id,
         "command": lambda: ["true"],
         "commands": lambda: [["true"]],
         "target": lambda: "os:getpid",

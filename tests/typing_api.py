@@ -366,6 +366,8 @@ def failing(jobs: JobManager) -> int:
     except jobcore.PipelineAlreadyRunning as error:
         busy: UUID = error.job_id
         return hash((busy, error.pipeline_id))
+    except jobcore.PipelineExists as error:
+        return hash((error.name, error.pipeline_id))
     except jobcore.JobNotRunning as error:
         return hash(error.job_status)
     except jobcore.InvalidTransition as error:

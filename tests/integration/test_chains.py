@@ -1,4 +1,4 @@
-"""Chains: pipelines that run after others, by name, and never in a circle."""
+"""Chains: pipelines that run after others, whatever these are called, and never in a circle."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def jobs_of(jobs, pipeline):
 def test_a_complete_pipeline_triggers_those_that_name_it(jobs):
     """COMPLETE queues one PIPELINE_RUN of each pipeline that names the one that ended."""
     source = jobs.create_pipeline("extract", ["true"])
+    jobs.create_pipeline("load", ["true"])
     named = [jobs.create_pipeline(name, ["true"], triggered_by=["extract"]) for name in "ab"]
     other = jobs.create_pipeline("other", ["true"], triggered_by=["load"])
     alone = jobs.create_pipeline("alone", ["true"])
@@ -95,6 +96,32 @@ def test_nothing_follows_from_a_job_that_is_being_deleted(jobs, exit_code):
     assert jobs.list_jobs() == []
 
 
+@pytest.mark.parametrize("kind", ["COMMAND", "PIPELINE_RUN", "TASK"])
+def test_job_that_was_submitted_to_a_pipeline_retries_and_triggers(jobs, kind):
+    """Whatever its type, a job of a pipeline is tried again, and its COMPLETE triggers."""
+    source = jobs.create_pipeline("a", ["true"], max_retries=1)
+    triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
+    first = end(jobs, jobs.submit(["run"], pipeline_id=source.id, type=kind), 1)
+    retry = jobs.list_jobs(pipeline_id=source.id)[0]
+    before = jobs_of(jobs, triggered)
+    end(jobs, retry)
+
+    assert (retry.type, retry.attempt, retry.retry_of) == (kind, 2, first.id)
+    assert (before, jobs_of(jobs, triggered)) == ([], [Status.QUEUED])
+
+
+@pytest.mark.parametrize("kind", ["PIPELINE_CONFIG", "PIPELINE_VERIFY"])
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_configuration_and_verification_neither_retry_nor_trigger(jobs, kind, exit_code):
+    """They speak of the pipeline, and are no runs of it."""
+    source = jobs.create_pipeline("a", ["true"], max_retries=1)
+    triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
+    end(jobs, jobs.create_job(kind, pipeline_id=source.id), exit_code)
+
+    assert len(jobs_of(jobs, source)) == 1
+    assert jobs_of(jobs, triggered) == []
+
+
 def test_another_attempt_that_completes_triggers(jobs):
     """A failed attempt sets off nothing; the retry that completes sets off the chain, once."""
     source = jobs.create_pipeline("a", ["true"], max_retries=1)
@@ -131,26 +158,108 @@ def test_any_of_several_names_triggers(jobs):
     assert jobs.skips(triggered.id) == []
 
 
-def test_triggers_follow_names_as_they_stand_at_the_end(jobs):
-    """Renamed, deleted or no longer named pipelines set off what the names then say."""
+def test_renamed_source_still_triggers(jobs):
+    """A chain refers to the pipeline, not to its name, and shows the name that it has now."""
+    source = jobs.create_pipeline("a", ["true"])
+    triggered = jobs.create_pipeline("b", ["true"], triggered_by=["A"])
+    job = jobs.create_job(pipeline_id=source.id)
+    jobs.update_pipeline(source.id, name="z")
+    jobs.create_pipeline("a", ["true"])
+    end(jobs, job)
+
+    assert jobs_of(jobs, triggered) == [Status.QUEUED]
+    assert jobs.get_pipeline(triggered.id).triggered_by == ["z"]
+
+
+def test_new_pipeline_with_the_old_name_of_a_source_triggers_nothing(jobs):
+    """A name that has become free brings no links along."""
+    source = jobs.create_pipeline("a", ["true"])
+    triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
+    jobs.update_pipeline(source.id, name="z")
+    run(jobs, jobs.create_pipeline("a", ["true"]))
+
+    assert jobs_of(jobs, triggered) == []
+
+
+def test_triggers_are_those_at_the_end_of_the_job(jobs):
+    """Pipelines that were deleted, or no longer name the source, are not triggered."""
     source = jobs.create_pipeline("a", ["true"])
     triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
     gone = jobs.create_pipeline("gone", ["true"], triggered_by=["a"])
     job = jobs.create_job(pipeline_id=source.id)
-    jobs.update_pipeline(source.id, name="z")
     jobs.delete_pipeline(gone.id)
+    changed = jobs.update_pipeline(triggered.id, triggered_by=None)
     end(jobs, job)
-    renamed = jobs_of(jobs, triggered)
-    jobs.update_pipeline(triggered.id, triggered_by=["Z"])
+
+    assert changed.triggered_by is None
+    assert jobs_of(jobs, triggered) == []
+    assert jobs.count_jobs()[Status.QUEUED] == 0
+
+
+@pytest.mark.parametrize("names", [["laod"], ["load", "laod"], [""], ["load "]])
+def test_unknown_source_is_refused(jobs, database, names):
+    """A name that no pipeline of the workspace has is refused, and nothing is written."""
+    jobs.create_pipeline("load", ["true"])
+    made = jobs.create_pipeline("after", ["true"])
+    elsewhere = jobs.create_workspace("elsewhere")
+    for name in names:
+        if name != "load":
+            jobs.create_pipeline(name, ["true"], workspace_id=elsewhere.id)
+    before = stored_pipelines(database)
+
+    for change in (
+        lambda: jobs.create_pipeline("new", ["true"], triggered_by=names),
+        lambda: jobs.update_pipeline(made.id, triggered_by=names),
+    ):
+        with pytest.raises(CommandError, match="which no pipeline of this workspace has"):
+            change()
+
+    assert before == stored_pipelines(database)
+
+
+@pytest.mark.parametrize("name", ["deploy", "Deploy"])
+def test_deploy_is_a_task_of_the_host(jobs, name):
+    """`deploy` needs no pipeline of this name; where there is one, it is that one."""
+    triggered = jobs.create_pipeline("b", ["true"], triggered_by=[name])
+    source = jobs.create_pipeline("deploy", ["true"])
     run(jobs, source)
-    named = jobs_of(jobs, triggered)
-    end(jobs, jobs.list_jobs(pipeline_id=triggered.id)[0])
-    jobs.update_pipeline(triggered.id, triggered_by=None)
+    as_task = jobs_of(jobs, triggered)
+    jobs.update_pipeline(triggered.id, triggered_by=["DEPLOY"])
     run(jobs, source)
 
-    assert (renamed, named) == ([], [Status.QUEUED])
-    assert jobs_of(jobs, triggered) == [Status.COMPLETE]
-    assert jobs.count_jobs()[Status.QUEUED] == 0
+    assert triggered.triggered_by == [name]
+    assert (as_task, jobs_of(jobs, triggered)) == ([], [Status.QUEUED])
+    assert jobs.get_pipeline(triggered.id).triggered_by == ["deploy"]
+
+
+def finding(jobs):
+    """Return verdict and detail of what doctor says of chains and names."""
+    (found,) = (one for one in jobs.check() if one.check == "chains")
+    return found.verdict, found.detail
+
+
+def test_deleted_source_is_reported(jobs, caplog):
+    """The link goes, a log event tells it, and doctor names the pipeline until it is changed."""
+    source = jobs.create_pipeline("load", ["true"])
+    other = jobs.create_pipeline("other", ["true"])
+    triggered = jobs.create_pipeline("report", ["true"], triggered_by=["load", "other"])
+    jobs.delete_pipeline(source.id)
+    jobs.create_pipeline("load", ["true"])
+    reported = finding(jobs)
+    changed = jobs.get_pipeline(triggered.id)
+    run(jobs, other)
+    jobs.update_pipeline(triggered.id, timeout=3)
+    still = finding(jobs)
+    jobs.update_pipeline(triggered.id, triggered_by=["other"])
+
+    assert changed.triggered_by == ["other"]
+    assert jobs_of(jobs, triggered) == [Status.QUEUED]
+    assert reported == still
+    assert reported[0] == "note"
+    assert "pipeline 'report'" in reported[1]
+    assert "'load', which was deleted" in reported[1]
+    assert finding(jobs) == ("ok", "every pipeline is triggered as it was said")
+    assert [text for text in caplog.messages if text.startswith("event='trigger deleted'")] != []
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -204,69 +313,69 @@ def test_a_retry_that_waits_makes_a_trigger_skip(jobs):
 
 #: Which pipelines there are, each with those that trigger it, and the change that closes a circle.
 CIRCLES = {
-    "of one": ({}, ("a", ["a"])),
-    "of one, in another case": ({}, ("Straße", ["STRASSE"])),
-    "of one among others": ({"b": []}, ("a", ["b", "A"])),
-    "of two": ({"b": ["a"]}, ("a", ["b"])),
-    "of two, in another case": ({"b": ["A"]}, ("a", ["B"])),
-    "of three": ({"b": ["a"], "c": ["b"]}, ("a", ["c"])),
-    "of three with branches": ({"x": [], "b": ["a", "x"], "c": ["x", "b"]}, ("a", ["x", "c"])),
-    "of two of one name": ({"a ": [], "b": ["a"], "B": ["x"], "x": []}, ("a", ["B"])),
-}
+    "of one": ({"a": []}, ("a", ["a"])),
+    "of one, in another case": ({"Straße": []}, ("Straße", ["STRASSE"])),
+    "of one among others": ({"b": [], "a": []}, ("a", ["b", "A"])),
+    "of two": ({"a": [], "b": ["a"]}, ("a", ["b"])),
+    "of two, in another case": ({"a": [], "b": ["A"]}, ("a", ["B"])),
+    "of three": ({"a": [], "b": ["a"], "c": ["b"]}, ("a", ["c"])),
+    "of three with branches": (
+        {"a": [], "x": [], "b": ["a", "x"], "c": ["x", "b"]}, ("a", ["x", "c"]),
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CIRCLES)
-def test_a_circle_is_refused_at_creation(jobs, database, case):
-    """A pipeline that would trigger itself in the end is refused, and nothing is written."""
-    others, (name, triggered_by) = CIRCLES[case]
-    for other, by in others.items():
-        jobs.create_pipeline(other, ["true"], triggered_by=by)
+@pytest.mark.parametrize("triggered_by", [["a"], ["A"], ["b", "a"]])
+def test_pipeline_that_names_itself_is_refused_at_creation(jobs, database, triggered_by):
+    """A new pipeline can close no other circle, as nothing names it yet."""
+    jobs.create_pipeline("b", ["true"])
     before = stored_pipelines(database)
     with pytest.raises(PipelineCycle) as caught:
-        jobs.create_pipeline(name, ["true"], triggered_by=triggered_by)
+        jobs.create_pipeline("a", ["true"], triggered_by=triggered_by)
 
-    assert (caught.value.name, caught.value.status) == (name, 400)
+    assert (caught.value.name, caught.value.status) == ("a", 400)
     assert before == stored_pipelines(database)
 
 
 @pytest.mark.parametrize("case", CIRCLES)
 def test_a_circle_is_refused_at_an_update(jobs, database, clock, case):
     """A change that would close a circle is refused, and no part of it is written."""
-    others, (name, triggered_by) = CIRCLES[case]
-    made = jobs.create_pipeline(name, ["true"])
-    for other, by in others.items():
-        jobs.create_pipeline(other, ["true"], triggered_by=by)
+    pipelines, (name, triggered_by) = CIRCLES[case]
+    made = {
+        one: jobs.create_pipeline(one, ["true"], triggered_by=by) for one, by in pipelines.items()
+    }
     before = stored_pipelines(database)
     clock.advance(1)
-    with pytest.raises(PipelineCycle):
-        jobs.update_pipeline(made.id, triggered_by=triggered_by, script="exit 1", timeout=5)
+    with pytest.raises(PipelineCycle) as caught:
+        jobs.update_pipeline(made[name].id, triggered_by=triggered_by, script="exit 1", timeout=5)
 
+    assert (caught.value.name, caught.value.status) == (name, 400)
     assert before == stored_pipelines(database)
 
 
-def test_a_name_that_would_close_a_circle_is_refused(jobs, database):
-    """Renaming a pipeline to what its own sources wait for is refused like naming it there."""
-    made = jobs.create_pipeline("other", ["true"], triggered_by=["b"])
-    jobs.create_pipeline("b", ["true"], triggered_by=["a"])
-    before = stored_pipelines(database)
-    with pytest.raises(PipelineCycle):
-        jobs.update_pipeline(made.id, name="A")
+def test_renaming_closes_no_circle(jobs):
+    """A pipeline may take the name that its own source had."""
+    source = jobs.create_pipeline("a", ["true"])
+    made = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
+    jobs.update_pipeline(source.id, name="c")
 
-    assert before == stored_pipelines(database)
+    assert jobs.update_pipeline(made.id, name="A").triggered_by == ["c"]
 
 
 def test_what_is_no_circle_is_allowed(jobs):
-    """Diamonds, names that nothing has, other workspaces and circles that were opened are fine."""
+    """Diamonds, other workspaces and circles that were opened are fine."""
     elsewhere = jobs.create_workspace("elsewhere")
+    jobs.create_pipeline("a", ["true"], workspace_id=elsewhere.id)
     jobs.create_pipeline("b", ["true"], triggered_by=["a"], workspace_id=elsewhere.id)
-    a = jobs.create_pipeline("a", ["true"], triggered_by=["b", "nothing"])
+    b = jobs.create_pipeline("b", ["true"])
+    a = jobs.create_pipeline("a", ["true"], triggered_by=["b"])
     jobs.create_pipeline("c", ["true"], triggered_by=["a"])
     jobs.create_pipeline("d", ["true"], triggered_by=["c", "a"])
     jobs.update_pipeline(a.id, triggered_by=None)
-    opened = jobs.create_pipeline("b", ["true"], triggered_by=["d"])
+    jobs.update_pipeline(b.id, triggered_by=["d"])
     with pytest.raises(PipelineCycle):
         jobs.update_pipeline(a.id, triggered_by=["b"])
-    jobs.delete_pipeline(opened.id)
+    jobs.update_pipeline(b.id, triggered_by=[])
 
     assert jobs.update_pipeline(a.id, triggered_by=["b"]).triggered_by == ["b"]
 
@@ -277,14 +386,7 @@ def test_an_update_of_something_else_is_no_circle(jobs):
     made = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
     jobs.update_pipeline(made.id, triggered_by=["A"])
 
-    assert jobs.update_pipeline(made.id, name="B", timeout=3).triggered_by == ["A"]
-
-
-def test_what_a_pipeline_was_before_a_change_closes_no_circle(jobs):
-    """Name and sources are changed together: the old ones no longer count."""
-    made = jobs.create_pipeline("a", ["true"], triggered_by=["b"])
-
-    assert jobs.update_pipeline(made.id, name="b", triggered_by=["a"]).triggered_by == ["a"]
+    assert jobs.update_pipeline(made.id, name="B", timeout=3).triggered_by == ["a"]
 
 
 @pytest.mark.parametrize("names", ["extract", b"extract", [b"extract"], [None], 5])

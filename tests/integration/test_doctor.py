@@ -15,7 +15,8 @@ from tests.jobfiles import sql
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
     "SQLite", "file", "file system", "modes", "other users", "write-ahead log", "schema",
-    "definitions", "integrity", "store", "directories", "running jobs", "deletions",
+    "definitions", "integrity", "store", "directories", "running jobs", "deletions", "chains",
+    "schedules",
 ]  # fmt: skip
 
 
@@ -247,7 +248,7 @@ def test_an_id_that_is_none_is_found(scripted, database):
     found = examine(database)
 
     assert found["running jobs"].verdict == "wrong"
-    assert doctor.examine(database)[-1].check == "deletions"
+    assert doctor.examine(database)[-1].check == "schedules"
 
 
 def test_a_missing_or_strange_root_is_told(closed, tmp_path):
@@ -376,3 +377,15 @@ def test_a_writer_that_comes_meanwhile_is_seen(closed, monkeypatch):
 
     with closing(opened[0]):
         assert count == 2
+
+
+def test_schedule_of_an_unknown_time_zone_is_found(jobs, database):
+    """A schedule that cannot be understood on this machine never runs, and is named."""
+    jobs.create_pipeline("fine", ["true"], schedule="@daily", time_zone="Europe/Berlin")
+    for name in ("a", "b"):
+        jobs.create_pipeline(name, ["true"], schedule="@daily")
+    sql(database, "UPDATE pipeline SET time_zone = 'Mars/Olympus' WHERE name IN ('a', 'b')")
+    found = examine(database)["schedules"]
+
+    assert found.verdict == "wrong"
+    assert found.detail.startswith("never run here: 'a', 'b': no time zone 'Mars/Olympus' here")

@@ -15,6 +15,7 @@ from jobcore import (
     CommandError,
     JobManager,
     JobNotFound,
+    PipelineExists,
     PipelineNotFound,
     ScheduleError,
     Status,
@@ -66,6 +67,12 @@ def left_behind(database):
         lambda: not any(len(name) >= 32 for name in os.listdir(database + ".jobs")), "no directory"
     )
     return {name: number for name, number in rows.items() if number}
+
+
+def make_sources(jobs, **place):
+    """Make the pipelines that `EVERYTHING` names as its sources."""
+    for name in EVERYTHING["triggered_by"]:
+        jobs.create_pipeline(name, ["true"], **place)
 
 
 # --- workspaces ---------------------------------------------------------------------
@@ -125,6 +132,7 @@ def test_a_workspace_that_makes_no_sense_is_refused(jobs, changes):
 def test_a_pipeline_has_every_field_as_it_was_said(jobs, database):
     """What `create_pipeline` was told is what every read returns."""
     workspace = jobs.create_workspace("w")
+    make_sources(jobs, workspace_id=workspace.id)
     made = jobs.create_pipeline("nightly", ["run"], workspace_id=workspace.id, **EVERYTHING)
     public = {name: value for name, value in EVERYTHING.items() if name not in ("cwd", "env")}
 
@@ -141,8 +149,9 @@ def test_a_pipeline_has_every_field_as_it_was_said(jobs, database):
 
 def test_public_json_of_a_pipeline_never_shows_its_environment(jobs):
     """Neither JSON nor repr, of the pipeline or its command, holds a value of env."""
+    make_sources(jobs)
     made = jobs.create_pipeline("nightly", ["run"], **EVERYTHING)
-    listed = jobs.list_pipelines()[0]
+    listed = next(one for one in jobs.list_pipelines() if one.id == made.id)
     shown = [
         text
         for one in (made, listed)
@@ -164,6 +173,7 @@ def test_an_update_keeps_what_is_not_named(jobs, database, field):
         "timeout": None, "max_retries": 0, "schedule": "@daily", "time_zone": "Asia/Tokyo",
         "triggered_by": None, "properties": {"b": 2},
     }  # fmt: skip
+    make_sources(jobs)
     made = jobs.create_pipeline("nightly", ["run"], **EVERYTHING)
     before = {**dict(made), "said": said(database, made)[:3]}
 
@@ -247,9 +257,6 @@ CHANGES = {
     "no environment of a script": (
         {"script": "one", "cwd": "/tmp", "env": A}, [{"env": None}],
         ((*SHELL, "one"), "/tmp", {}, "one"),
-    ),
-    "nothing to run": (
-        {"script": "one", "cwd": "/tmp", "env": A}, [{"script": None}], (None, None, None, None),
     ),
     "nothing was changed": (
         {"script": "one", "cwd": "/tmp", "env": A}, [{}, {"name": "n"}, {"timeout": 3}],
@@ -358,16 +365,82 @@ def test_a_pipeline_that_could_never_run_so_is_refused(jobs, database, clock, ch
     assert before == stored_pipelines(database)
 
 
-def test_a_place_without_anything_to_run_there_is_refused(jobs):
-    """Directory and environment are those of a command or a script: none of nothing is kept."""
-    idle = jobs.create_pipeline("idle")
+class Own:
+    """An executor of the host's own, which says itself what a pipeline's jobs run."""
 
-    with pytest.raises(CommandError):
-        jobs.create_pipeline("p", env=A)
-    with pytest.raises(CommandError):
-        jobs.update_pipeline(idle.id, cwd="/")
+    def command(self, _job):
+        return Command(["true"])
 
-    assert jobs.list_pipelines() == [idle]
+
+def test_pipeline_with_nothing_to_run_is_refused(jobs, database):
+    """Without command, script and an executor of the host's own, no job of it could run."""
+    made = jobs.create_pipeline("kept", script="true")
+    before = stored_pipelines(database)
+
+    with pytest.raises(CommandError, match="'idle' has neither command nor script"):
+        jobs.create_pipeline("idle")
+    with pytest.raises(CommandError, match="neither command nor script"):
+        jobs.update_pipeline(made.id, script=None)
+    with pytest.raises(CommandError):
+        jobs.create_pipeline("idle", env=A)
+
+    assert before == stored_pipelines(database)
+
+
+def test_host_with_an_executor_of_its_own_may_leave_out_what_to_run(database):
+    """Its executor says what runs; but a directory or an environment needs a command."""
+    with JobManager(database, slots=0, executors={"PIPELINE_RUN": Own()}) as jobs:
+        idle = jobs.create_pipeline("idle")
+        with pytest.raises(CommandError):
+            jobs.create_pipeline("p", env=A)
+        with pytest.raises(CommandError):
+            jobs.update_pipeline(idle.id, cwd="/")
+
+        assert jobs.list_pipelines() == [idle]
+
+
+@pytest.mark.parametrize("name", ["Straße", "STRASSE"])
+def test_name_is_unique_in_its_workspace(jobs, database, name):
+    """A name that another pipeline has, in whatever case, is refused at creation and renaming."""
+    first = jobs.create_pipeline("strasse", ["true"])
+    other = jobs.create_pipeline("other", ["true"])
+    before = stored_pipelines(database)
+
+    for take in (
+        lambda: jobs.create_pipeline(name, ["true"]),
+        lambda: jobs.update_pipeline(other.id, name=name),
+    ):
+        with pytest.raises(PipelineExists, match=str(first.id)) as caught:
+            take()
+        assert (caught.value.name, caught.value.pipeline_id) == (name, first.id)
+        assert caught.value.status == 409
+
+    assert before == stored_pipelines(database)
+    assert jobs.update_pipeline(first.id, name=name).name == name
+
+
+def test_name_of_a_deleted_pipeline_is_free(jobs):
+    """A name can be taken again from the first step of the deletion on."""
+    jobs._curator.mark_pipeline_deleted(jobs.create_pipeline("p", ["true"]).id)
+
+    assert jobs.create_pipeline("P", ["true"]).name == "P"
+
+
+def create(database, name):
+    """Create a pipeline; tell whether its name was free."""
+    with JobManager(database, slots=0) as jobs:
+        try:
+            return jobs.create_pipeline(name, ["true"]).name
+        except PipelineExists:
+            return None
+
+
+def test_of_many_who_take_a_name_one_gets_it(database):
+    """Eight processes create a pipeline of one name together: one does, the others are refused."""
+    JobManager(database, slots=0).close()
+    answers = at_once(create, [(database, name) for name in ("p", "P") * 4])
+
+    assert len([answer for answer in answers if answer is not None]) == 1
 
 
 def test_a_pipeline_is_in_the_workspace_it_was_made_in(jobs, clock):
@@ -375,7 +448,7 @@ def test_a_pipeline_is_in_the_workspace_it_was_made_in(jobs, clock):
     workspace = jobs.create_workspace("w")
     inside = [jobs.create_pipeline("a", ["true"], workspace_id=workspace.id)]
     clock.advance(1)
-    outside = jobs.create_pipeline("a", ["true"])
+    outside = jobs.create_pipeline("a", ["true"])  # the same name in another workspace
     clock.advance(1)
     inside.append(jobs.create_pipeline("b", ["true"], workspace_id=str(workspace.id)))
 
@@ -420,7 +493,7 @@ def test_ids_that_no_workspace_has_are_typed(jobs, kind):
     """Malformed, unknown and others' ids are WorkspaceNotFound, whatever was wanted."""
     some_id = {
         "unknown": uuid4(),
-        "pipeline": jobs.create_pipeline("p").id,
+        "pipeline": jobs.create_pipeline("p", ["true"]).id,
         "job": jobs.submit(["true"]).id,
     }.get(kind, kind)
     wanted = [
@@ -428,7 +501,7 @@ def test_ids_that_no_workspace_has_are_typed(jobs, kind):
         lambda: jobs.update_workspace(some_id, name="x"),
         lambda: jobs.delete_workspace(some_id),
         lambda: jobs.list_pipelines(workspace_id=some_id),
-        lambda: jobs.create_pipeline("x", workspace_id=some_id),
+        lambda: jobs.create_pipeline("x", ["true"], workspace_id=some_id),
         lambda: jobs.create_job("COMMAND", workspace_id=some_id),
         lambda: jobs.list_jobs(workspace_id=some_id),
     ]

@@ -27,6 +27,7 @@ EXAMPLES = [
     errors.InvalidTransition("an-id", "COMPLETE", "start", "it is over"),
     errors.JobNotRunning("an-id", "QUEUED", "stop"),
     errors.PipelineAlreadyRunning("a-pipeline", "an-id"),
+    errors.PipelineExists("nightly", "a-pipeline"),
     errors.NoResult("an-id", "RUNNING"),
     errors.CommandError("no argv"),
     errors.ScheduleError("no time"),

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import JobManager, Reason, SchemaTooNew, Status, doctor, schema
+from jobcore import JobManager, PipelineExists, Reason, SchemaTooNew, Status, doctor, schema
 from jobcore.database import Database
 from tests.processes import ROOT, Child, at_once
 
@@ -123,6 +123,96 @@ def test_an_interrupted_migration_leaves_the_old_file(old, monkeypatch):
     Database(old).close()
 
     assert version_of(old) == schema.VERSION
+
+
+#: Pipelines of a file of schema 4: name, what triggered it, and whether its deletion was begun.
+OLD_PIPELINES = [
+    ("load", None, 0),
+    ("LOAD", None, 0),
+    ("load (2)", None, 0),
+    ("Load", None, 0),
+    ("gone", None, 1),
+    ("gone", None, 0),
+    ("report", '["Load", "load", "LOAD (2)", "nowhere", "Deploy"]', 0),
+    ("publish", '["REPORT", "gone"]', 0),
+    ("damaged", "[1, {", 0),
+    ("a number", "5", 0),
+]
+
+
+def make_old_chains(path):
+    """Make a file of schema 4 whose pipelines are `OLD_PIPELINES`, each older than the next."""
+    make_old(path, 4)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        (place,) = connection.execute("SELECT id FROM workspace").fetchone()
+        connection.execute(
+            "INSERT INTO workspace VALUES ('00000000000040008000000000000000', 'w', 0, NULL, 1, 1, "
+            "NULL)"
+        )
+        for number, (name, by, deleted) in enumerate(
+            [*OLD_PIPELINES, ("other", '["load"]', 0)], start=1
+        ):
+            place = place if name != "other" else "00000000000040008000000000000000"
+            connection.execute(
+                "INSERT INTO pipeline (id, workspace_id, name, status, script, max_retries, "
+                "triggered_by, created, last_modified, deleted_at) "
+                "VALUES (?, ?, ?, 'READY', 'true', 0, ?, ?, ?, ?)",
+                (f"{number:032x}", place, name, by, number, number, deleted or None),
+            )
+
+
+def test_chains_by_name_become_chains_by_id(database):
+    """A chain gets all pipelines that it fired for; what fired for none stays text, reported."""
+    make_old_chains(database)
+    with JobManager(database, slots=0) as jobs:
+        found = {one.name: one for one in jobs.list_pipelines()}
+        notes = [one for one in jobs.check() if one.check == "chains"]
+        triggered = {}
+        for source in ("load", "LOAD (3)", "Load (4)", "load (2)", "gone", "report"):
+            before = {job.id for job in jobs.list_jobs()}
+            job = jobs.create_job(pipeline_id=found[source].id)
+            jobs.start_job(job.id)
+            jobs.finish_job(job.id)
+            new = [one for one in jobs.list_jobs() if one.id not in {job.id, *before}]
+            triggered[source] = [jobs.get_pipeline(one.pipeline_id).name for one in new]
+            for one in new:
+                jobs.cancel_job(one.id)
+        with pytest.raises(PipelineExists):
+            jobs.create_pipeline("REPORT", script="true")
+        again = jobs.update_pipeline(found["report"].id, triggered_by=["NOWHERE", "load"])
+
+    assert [one.name for one in found.values() if one.name != "nightly"] == [
+        "load", "LOAD (3)", "load (2)", "Load (4)", "gone", "report", "publish", "damaged",
+        "a number", "other",
+    ]  # fmt: skip
+    assert found["report"].triggered_by == [
+        "load", "LOAD (3)", "Load (4)", "load (2)", "nowhere", "Deploy",
+    ]  # fmt: skip
+    assert found["publish"].triggered_by == ["report", "gone"]
+    assert found["other"].triggered_by == ["load"]  # another workspace's: it has never fired
+    assert found["damaged"].triggered_by is found["a number"].triggered_by is None
+    assert triggered == {
+        "load": ["report"], "LOAD (3)": ["report"], "Load (4)": ["report"], "load (2)": ["report"],
+        "gone": ["publish"], "report": ["publish"],
+    }  # fmt: skip
+    assert {(one.verdict, one.detail.partition(",")[0]) for one in notes} == {
+        ("note", "pipeline 'LOAD (3)': was called 'LOAD'"),
+        ("note", "pipeline 'Load (4)': was called 'Load'"),
+        ("note", "pipeline 'report': triggered_by names 'nowhere'"),
+        ("note", "pipeline 'other': triggered_by names 'load'"),
+    }
+    assert again.triggered_by == ["NOWHERE", "load"]  # that name was there before
+
+
+def test_events_of_a_migrated_pipeline_are_found(old):
+    """The history of an earlier jobcore is read by pipeline, too."""
+    with JobManager(old, slots=0) as jobs:
+        (pipeline,) = jobs.list_pipelines()
+        seen = [event.id for event in jobs.events(pipeline_id=pipeline.id)]
+        (of_it,) = jobs.list_jobs(pipeline_id=pipeline.id)
+        every = [event.id for event in jobs.events() if event.job_id == of_it.id]
+
+    assert seen == every != []
 
 
 def test_many_processes_migrate_it_once(old):
