@@ -448,6 +448,7 @@ class Dispatcher:
             cookie=request.cookie,
             boot_id=request.boot_id,
             grace_ms=request.grace_ms,
+            calls_function=request.calls_function,
             claimant=self._ownership.current,
         )
 

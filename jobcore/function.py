@@ -123,6 +123,11 @@ def in_interpreter(command: Command, python: str | None, directory: str | None) 
     )
 
 
+def is_interpreter(command: Command) -> bool:
+    """Tell whether the command is one of `in_interpreter`, which leaves a result."""
+    return list(command.argv)[1:] == ["-c", _STUB, _PACKAGE] and caller.DIRECTORY in command.env
+
+
 def describe(target: Callable[..., Any] | str) -> str:
     """Return what to call a job by that calls `target`."""
     if isinstance(target, str):

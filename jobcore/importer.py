@@ -104,6 +104,15 @@ class Harvest:
         logs.append_to(self.slices, first, count, data)
 
 
+def _may_return(run: Run) -> bool:
+    """
+    Tell whether a `result` file in the job's directory is what a function returned.
+
+    Any other command may have put it there, and a result is unpickled by the host that asks.
+    """
+    return run.calls_function != 0
+
+
 class Importer:
     """
     Reads job directories and moves what they say into the database.
@@ -172,7 +181,7 @@ class Importer:
                 verdict = jobdir.read_exit(directory, run.token or "")
                 harvest = Harvest(run)
                 self._read_frames(harvest, directory, verdict)
-                if harvest.exit is not None and harvest.exit.wait_status == 0:
+                if harvest.exit is not None and harvest.exit.wait_status == 0 and _may_return(run):
                     harvest.result = resultfile.read(directory)
                 failpoints.reach(failpoints.IMPORT_READ, self._database)
                 return harvest

@@ -20,6 +20,7 @@ from jobcore.command import Command, encode
 from jobcore.directories import Directories, Prepared
 from jobcore.executors import Executor
 from jobcore.forking import GATE
+from jobcore.function import is_interpreter
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
 from jobcore.supervision import PROTOCOL_VERSION, failpoints, frames, jobdir
@@ -33,7 +34,8 @@ class Request:
     """A start that is prepared: everything a supervisor needs, and what the claim writes."""
 
     __slots__ = (
-        "body", "boot_id", "cookie", "failure", "grace_ms", "name", "number", "prepared", "token",
+        "body", "boot_id", "calls_function", "cookie", "failure", "grace_ms", "name", "number",
+        "prepared", "token",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +49,7 @@ class Request:
         self.token = token
         self.body = -1
         self.grace_ms: int | None = None
+        self.calls_function = False
         self.failure: str | None = None  # why it cannot be started, though it is claimed
 
     def close(self) -> None:
@@ -122,6 +125,7 @@ class Launch:
             if not isinstance(command, Command):
                 raise TypeError(f"the executor returned {type(command).__name__}, no Command")
             request.grace_ms = round(command.grace * 1000)
+            request.calls_function = is_interpreter(command)
             fields = _fields(row, command, request, base)
         except BaseException as error:  # noqa: BLE001 - somebody else's code, SystemExit included
             request.failure = _in_words(error)

@@ -27,7 +27,8 @@ class Run(NamedTuple):
     What is needed of a job while it runs; the fields are columns of the job table.
 
     `name` is the id in the hex form that its directory is called by;
-    `of_pipeline` is 1 where it has a pipeline, else 0.
+    `of_pipeline` is 1 where it has a pipeline, else 0; so is `calls_function` where
+    what was started calls a function, and None where an older jobcore started it.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Run(NamedTuple):
     cookie: str | None
     boot_id: str | None
     grace_ms: int | None
+    calls_function: int | None
     stop_requested: int | None
     stop_grace_ms: int | None
     stop_who: str | None
@@ -211,6 +213,7 @@ _START = Statement(
         cookie=bindparam("run_cookie"),
         boot_id=bindparam("this_boot"),
         grace_ms=bindparam("own_grace_ms"),
+        calls_function=bindparam("is_call"),
         owner=bindparam("new_owner"),
     )
     .returning(*COLUMNS)
@@ -226,6 +229,7 @@ def start_if_queued(
     cookie: str | None = None,
     boot_id: str | None = None,
     grace_ms: int | None = None,
+    calls_function: bool | None = None,
     claimant: str | None = None,
     owner: str | None = None,
 ) -> Run | None:
@@ -245,6 +249,7 @@ def start_if_queued(
             run_cookie=cookie,
             this_boot=boot_id,
             own_grace_ms=grace_ms,
+            is_call=calls_function,
             claimant=claimant,
             new_owner=owner,
         )

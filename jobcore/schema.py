@@ -143,6 +143,8 @@ CREATE TABLE pipeline_note (
             "CREATE INDEX transitions_of_pipeline ON transition (pipeline_id, id) "
             "WHERE pipeline_id IS NOT NULL"
         ),
+        # Whether what was started leaves a result.
+        "ALTER TABLE job ADD COLUMN calls_function BOOLEAN",
     ),
 }
 

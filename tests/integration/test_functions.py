@@ -24,8 +24,29 @@ from jobcore import (
 from jobcore.executors import default_executors
 from tests import functions
 from tests.jobfiles import sql
-from tests.processes import in_child
+from tests.processes import PATIENCE, ROOT, in_child
 from tests.programs import EXIT_0, EXIT_3, SLEEPS
+
+#: Leaves, in the directory of its own job, what it is told to.
+MAKE_RESULT = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from jobcore import resultfile
+root, elsewhere, what = sys.argv[1:]
+directory = os.path.join(root, os.environ["JOBCORE_JOB_ID"].replace("-", ""))
+place = elsewhere if what == "a link" else directory
+resultfile.write(place, resultfile.identify(place), "pickle", b"N.")
+path = os.path.join(directory, "result")
+if what == "a link":
+    os.symlink(os.path.join(elsewhere, "result"), path)
+elif what == "a FIFO":
+    os.unlink(path)
+    os.mkfifo(path)
+elif what == "one of a newer jobcore":
+    with open(path, "r+b") as file:
+        file.seek(4)
+        file.write(b"\x63")
+"""
 
 
 def interpreter(minor):
@@ -514,6 +535,21 @@ def test_commands_have_no_result(running_jobs, program, status):
 
     assert (caught.value.job_id, caught.value.job_status) == (job.id, status)
     assert str(caught.value) == f"job {job.id} is {status}, and has no result"
+
+
+@pytest.mark.parametrize("what", ["a pickle", "one of a newer jobcore", "a FIFO", "a link"])
+def test_what_a_command_leaves_as_a_result_is_not_read(running_jobs, database, tmp_path, what):
+    """Only a function leaves a result: that of another command would be unpickled by the host."""
+    make = tmp_path / "make.py"
+    make.write_text(MAKE_RESULT)
+    job = running_jobs.submit(
+        [sys.executable, str(make), f"{database}.jobs", str(tmp_path), what], type="COMMAND"
+    )
+
+    assert running_jobs.wait(job.id, PATIENCE).status is Status.COMPLETE
+    assert sql(database, "SELECT * FROM result") == []
+    with pytest.raises(NoResult):
+        running_jobs.result(job.id)
 
 
 def test_before_its_end_there_is_none(running_jobs, jobs):
