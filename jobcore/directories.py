@@ -247,8 +247,18 @@ class Directories:
         return [name for name in self._listed() if _is_name(name)]
 
     def _listed(self) -> list[str]:
+        # A descriptor of its own: listing moves the position of the open file description, so
+        # two threads that list the shared one at once each miss entries.
         with self.typed():
-            return os.listdir(self.root)
+            with GATE:
+                directory = os.open(
+                    ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root
+                )
+                GATE.register(directory)
+            try:
+                return os.listdir(directory)
+            finally:
+                GATE.close(directory)
 
     def remove_leftovers(self) -> None:
         """
