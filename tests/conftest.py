@@ -15,7 +15,7 @@ from jobcore.testing import ManualClock
 from tests.faults import report
 from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
-from tests.faults.rounds import SEED, Rounds, campaign, spread
+from tests.faults.rounds import SEED, SOAK, Rounds, campaign, spread
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, left_open, own_threads, until
 from tests.tasks import task
@@ -24,11 +24,32 @@ from tests.tasks import task
 settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("jobcore")
 
+#: Seconds that the full rounds of a campaign may take; other tests have pyproject.toml's limit.
+CAMPAIGN_TIMEOUT = 1800 * max(1, SOAK)
+#: Where a test keeps the limit that pytest-timeout has set for it.
+LIMIT = pytest.StashKey()
+
 
 @pytest.hookimpl(trylast=True)  # behind what picks them
 def pytest_collection_modifyitems(items):
-    """Begin the longest campaigns first."""
+    """Begin the longest campaigns first, and give campaigns their time limit."""
     items[:] = spread(items)
+    for item in items:
+        if item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.timeout(CAMPAIGN_TIMEOUT))
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_set_timer(item, settings):
+    """Remember the limit of a test for what follows its failure."""
+    item.stash[LIMIT] = settings
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node):
+    """Limit what follows a failure, too: pytest-timeout stops here, and a fixture may hang."""
+    if settings := node.stash.get(LIMIT, None):
+        node.ihook.pytest_timeout_set_timer(item=node, settings=settings)
 
 
 @pytest.fixture
@@ -45,7 +66,7 @@ def database(tmp_path):
 
 @pytest.fixture
 def gate(tmp_path):
-    """Return the path of a FIFO: whoever opens one side waits for the other."""
+    """Return the path of a FIFO: a command that opens it to read waits for `open_gate`."""
     os.mkfifo(tmp_path / "gate")
     return str(tmp_path / "gate")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import select
@@ -31,14 +32,29 @@ def until(condition, what="the condition", patience=PATIENCE):
     return answer
 
 
+def join(*threads):
+    """Wait for the end of these threads, which must not take for ever."""
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), f"{thread.name} did not end within {PATIENCE} s"
+
+
 def open_gate(path):
-    """Wait until somebody opens a FIFO to read, and let go whoever does."""
-    with open(path, "w"):
-        pass
+    """Wait until a process opens a FIFO to read, and let it go on."""
+
+    def opened():
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no reader yet
+                raise
+            return None
+
+    os.close(until(opened, f"a reader of {path}"))
 
 
 def hear(descriptor):
-    """Read one byte from a pipe; fail if nobody says anything."""
+    """Read one byte from a pipe; fail if none comes."""
     assert select.select([descriptor], [], [], PATIENCE)[0], "nothing was said"
     return os.read(descriptor, 1)
 

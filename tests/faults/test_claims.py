@@ -11,7 +11,7 @@ from tests.faults import invariants
 from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
-from tests.processes import PATIENCE, Child, at_once, hear, until
+from tests.processes import PATIENCE, Child, at_once, hear, join, until
 from tests.unit.test_schema_migration import make_old, shape, version_of
 
 #: Appends its job's id to one file, and its run to a file of the job's own.
@@ -85,8 +85,7 @@ def contend(database, pipeline_id, rounds, barrier):
             threads = [threading.Thread(target=create, args=(number,)) for _ in range(4)]
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            join(*threads)
         os.write(writer, b"!")
     return came
 

@@ -43,7 +43,7 @@ class Program:
             said, complaints = self._process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            said, complaints = self._process.communicate()
+            said, complaints = self._process.communicate(timeout=PATIENCE)
             raise AssertionError(f"it does not end\n{said}\n{complaints}") from None
         return self._process.returncode, said.splitlines(), complaints
 

@@ -12,7 +12,7 @@ from jobcore.supervision import jobdir
 from tests.faults.invariants import check
 from tests.faults.plans import place
 from tests.faults.rounds import in_rounds
-from tests.processes import until
+from tests.processes import join, until
 
 #: Opens the FIFO, which tells that it runs, and ends with the code that comes through it.
 ENDS_WHEN_TOLD = 'read code < "$1"; exit "$code"'
@@ -76,7 +76,7 @@ class Race:
                 self.under_way = time.monotonic() - called
             except JobNotRunning:
                 self.refused = True
-        teller.join()
+        join(teller)
         return self.jobs.wait(self.job.id, timeout=60)
 
     def _tell(self):

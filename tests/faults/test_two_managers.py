@@ -8,7 +8,7 @@ from pathlib import Path
 from jobcore import InvalidTransition, JobManager, PipelineAlreadyRunning, Status
 from jobcore.scheduler import Scheduler
 from tests.faults.hosts import host, serve
-from tests.processes import at_once, in_child
+from tests.processes import at_once, in_child, join
 
 
 def test_four_processes_start_each_job_once(database):
@@ -46,8 +46,7 @@ def contend(database, pipeline_id):
         threads = [threading.Thread(target=create) for _ in range(4)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        join(*threads)
     return came
 
 
@@ -137,10 +136,9 @@ def collide(database, pipeline_id, job_id):
         watcher.start()
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        join(*threads)
         over.set()
-        watcher.join()
+        join(watcher)
     return came, seen
 
 

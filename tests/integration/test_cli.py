@@ -26,7 +26,7 @@ import pytest
 
 from jobcore import JobManager, Status, application, running, upkeep, verbs
 from jobcore import cli as cli_entry
-from tests.processes import PATIENCE, ROOT, carrying, end_of_python, open_gate, until
+from tests.processes import PATIENCE, ROOT, carrying, end_of_python, join, open_gate, until
 from tests.programs import HELD
 
 assert application.app.registered_commands, (running, upkeep, verbs)  # loaded before any fork
@@ -180,7 +180,7 @@ def cli(tmp_path, gate):
     watchdog.start()
     yield cli
     watchdog.cancel()
-    watchdog.join()
+    join(watchdog)
     until(lambda: not carrying(cli.mark), "the end of all that the test started")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobcore import Command, Status
 from jobcore.supervision.frames import MAX_PAYLOAD
-from tests.processes import PATIENCE, until
+from tests.processes import PATIENCE, run_python, until
 from tests.programs import python
 
 #: A value whose stored form is not its own: the database has it in the command, in
@@ -54,19 +54,32 @@ def said(jobs, job, stream="output"):
     return b"".join(line.raw for line in jobs.logs(job.id) if line.stream == stream)
 
 
+#: Prints which files below a folder have one of these words in them, as name and word in hex.
+SEARCHES = """
+import os, stat, sys
+folder, *words = sys.argv[1:]
+for path, _, names in os.walk(folder):
+    for name in names:
+        try:
+            descriptor = os.open(os.path.join(path, name), os.O_RDONLY | os.O_NONBLOCK)
+        except FileNotFoundError:
+            continue  # imported, and gone
+        with open(descriptor, "rb") as file:
+            data = file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        for word in words:
+            if bytes.fromhex(word) in data:
+                print(name, word)
+"""
+
+
 def on_disk(database, words):
-    """Return which files, rows and lines have one of these in them, at this moment."""
-    found = []
-    folder = os.path.dirname(database)
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                with open(os.path.join(path, name), "rb") as file:
-                    data = file.read() if os.path.isfile(file.name) else b""
-            except FileNotFoundError:
-                continue  # imported, and gone
-            found += [(name, word) for word in words if word in data]
-    return found
+    """
+    Return which files have one of these words in them, at this moment.
+
+    Another process reads them: closing the database's files here would drop SQLite's locks.
+    """
+    found = run_python(SEARCHES, os.path.dirname(database), *(word.hex() for word in words))
+    return found.splitlines()
 
 
 def in_rows(database, words):

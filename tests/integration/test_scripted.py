@@ -41,7 +41,7 @@ from jobcore.testing import (
     elapse,
 )
 from jobcore.testing.play import Stage
-from tests.processes import descriptors, in_child, left_open, own_threads, until
+from tests.processes import descriptors, in_child, join, left_open, own_threads, until
 
 #: What a host comes to that runs one job to its end.
 CRASHES = (
@@ -1130,7 +1130,7 @@ def test_forks_while_jobs_run_harm_none(theatre):
     thread.start()
     while not forked.is_set():
         assert in_child(os.getpid) != os.getpid()
-    thread.join()
+    join(thread)
 
     assert {jobs.get_job(job.id).status for job in made} == {Status.COMPLETE}
     assert {jobs.get_job(job.id).line_count for job in made} == {3002}

@@ -11,7 +11,7 @@ import pytest
 
 from jobcore import Command, JobManager, Reason, Status, launch
 from jobcore.supervision import jobdir
-from tests.processes import PATIENCE, Child, open_gate, until
+from tests.processes import PATIENCE, Child, join, open_gate, until
 from tests.programs import python
 
 #: Writes 10,000 lines, one to stdout, one to stderr, with nothing in between to order them.
@@ -177,8 +177,7 @@ def test_readers_from_anywhere_see_the_same_numbers(running_jobs, database):
     threads += [threading.Thread(target=read, args=(n,)) for n in range(3)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
 
     assert wrong == []
     assert elsewhere.result() == []

@@ -37,7 +37,17 @@ from jobcore import (
 from jobcore.checkpointer import WORTH_BYTES
 from jobcore.connections import SqliteConnection, keep_for_ever
 from jobcore.database import Database
-from tests.processes import PATIENCE, Child, at_once, descriptors, hear, in_child, run_python, until
+from tests.processes import (
+    PATIENCE,
+    Child,
+    at_once,
+    descriptors,
+    hear,
+    in_child,
+    join,
+    run_python,
+    until,
+)
 
 BUSY = 0.1  # seconds: the busy timeout where it is meant to run out
 
@@ -422,8 +432,7 @@ def test_threads_write_one_after_the_other(opened):
     threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
 
     assert failures == []
     assert len(notes(opened)) == 6 * 25 * 2
@@ -470,7 +479,7 @@ def test_busy_writer_waits_for_its_turn(database, opened):
         writer.start()
         until(lambda: is_held(opened._writer_lock), "the writer's turn")
         other.execute("COMMIT")
-        writer.join()
+        join(writer)
 
     assert notes(opened) == {"in time"}
 
@@ -488,7 +497,7 @@ def test_another_thread_that_keeps_writing_is_busy(opened):
     with opened.write():
         thread = threading.Thread(target=try_it)
         thread.start()
-        thread.join()
+        join(thread)
 
     assert failure == ["busy"]
     assert notes(opened) == set()
@@ -994,7 +1003,7 @@ def test_commit_of_a_thread_wakes(opened):
     waiter = threading.Thread(target=lambda: answers.append(opened.wait_for_change(seen, PATIENCE)))
     waiter.start()
     note(opened, "now")
-    waiter.join()
+    join(waiter)
 
     assert answers == [opened.version()]
     assert answers != [seen]
@@ -1071,7 +1080,7 @@ def test_parent_commits_survive_the_childs_end(database, opened):
     assert integrity(database) == "ok"
 
 
-def test_fork_under_load_loses_nothing(database, opened):  # noqa: C901 - four parts, one story
+def test_fork_under_load_loses_nothing(database, opened):
     """A host whose threads write and read may fork at any moment: all commits are there."""
     done = threading.Event()
     written, failures = set(), []
@@ -1106,8 +1115,7 @@ def test_fork_under_load_loses_nothing(database, opened):  # noqa: C901 - four p
     children = [Child(be_child, number) for number in range(6)]
     counts = [child.result() for child in children]
     done.set()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     written |= {f"child {number} {index}" for number in range(6) for index in range(3)}
 
     assert failures == []
@@ -1222,8 +1230,8 @@ def test_close_waits_for_transactions(database, opened):
     closer.start()
     until(lambda: opened._closed, "the call of close")
     go_on.set()
-    writer.join()
-    closer.join()
+    join(writer)
+    join(closer)
     again = Database(database)
 
     assert notes(again) == {"in time"}

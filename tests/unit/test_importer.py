@@ -13,7 +13,7 @@ from jobcore import JobManager, Reason, Status
 from jobcore.database import Database
 from jobcore.supervision import failpoints, frames, jobdir
 from tests.jobfiles import log_of, sql, stored_run
-from tests.processes import Child, at_once, until
+from tests.processes import Child, at_once, join, until
 
 MEBIBYTE = 2**20
 
@@ -533,8 +533,7 @@ def test_racing_threads_import_each_line_once(jobs, scripted, database):
             run.write(b"line %d\n" % index)
         run.exit()
         run.die()
-        for thread in threads:
-            thread.join()
+        join(*threads)
 
     assert failures == []
 

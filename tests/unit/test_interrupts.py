@@ -15,7 +15,7 @@ import pytest
 from jobcore import CommandError, JobManager, Status, interrupts
 from jobcore.database import Database
 from jobcore.importer import Importer
-from tests.processes import PATIENCE, until
+from tests.processes import PATIENCE, join, until
 
 
 class Held:
@@ -177,7 +177,7 @@ def test_another_thread_keeps_what_it_holds(held):
 
     free = held.lock.acquire(blocking=False)
     go.set()
-    thread.join()
+    join(thread)
     assert not free
 
 

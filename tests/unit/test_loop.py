@@ -9,7 +9,7 @@ import pytest
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
 from jobcore.loop import Loop
-from tests.processes import descriptors, until
+from tests.processes import descriptors, join, until
 
 
 class Turns:
@@ -60,7 +60,7 @@ def test_it_has_one_thread_though_a_start_was_interrupted(turns, monkeypatch, to
     with pytest.raises(told):
         turns.loop.start()
     monkeypatch.setattr(threading.Thread, "start", start)
-    started[0].join()
+    join(started[0])
     assert len(closed) == 1  # twice would be somebody else's the second time
     turns.loop.start()
     until(lambda: turns.threads, "a turn")

@@ -29,7 +29,7 @@ from jobcore.database import Database
 from jobcore.lifecycle import ACTIVE, Ending
 from jobcore.statement import driver_of
 from tests.jobfiles import sql
-from tests.processes import at_once
+from tests.processes import at_once, join
 
 #: An id, but no job's. Not a random one: the names of tests are the same in every process.
 NOBODY = UUID("12345678-9abc-4def-8123-456789abcdef")
@@ -296,8 +296,7 @@ def test_sixteen_contenders_one_winner(jobs, database):
             threads = [threading.Thread(target=create) for _ in range(4)]
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            join(*threads)
         return won
 
     winners = [pipeline for won in at_once(contend, [(database,)] * 4) for pipeline in won]
