@@ -30,8 +30,9 @@ class Command:
     Args:
         argv: Program and arguments, never through a shell; with `shell` one string for it.
         cwd: Working directory; made absolute now. None: the current one.
-        env: Variables over the base environment, which is that of the manager
-            that starts the job. Stored in the database (mode 0600), printed nowhere.
+        env: Variables over the base environment, which is that of the process
+            that starts the job, unless `submit` says otherwise. Stored in the
+            database (mode 0600), printed nowhere.
         inherit_env: False: no base environment, `env` is all there is.
         stdin: Bytes to be read as standard input, or the path of a file; None: nothing.
         timeout: Seconds until the command is stopped; None: no limit.

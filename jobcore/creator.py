@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
-from jobcore import fields, store
+from jobcore import environments, fields, store
 from jobcore.clock import Clock, from_datetime
 from jobcore.command import Command
 from jobcore.database import Database
@@ -45,12 +45,15 @@ class Creator:
         *,
         workspace_id: Id | None,
         pipeline_id: Id | None,
+        environment: bytes | None = None,
     ) -> list[Row[Any]]:
         """
         Make QUEUED jobs, all of them or none, durably.
 
         Args:
             jobs: The columns of each, checked.
+            environment: What they start with, as `environments.capture` returned it;
+                None: that of the worker.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
@@ -64,6 +67,9 @@ class Creator:
         now = self._clock.now()
         with self._database.write() as connection:
             place = _place(connection, workspace_id, pipeline_id, now)
+            if environment is not None:
+                stored = environments.store(connection, environment)
+                jobs = [{**job, "environment": stored} for job in jobs]
             rows = [store.insert_job(connection, now=now, **place, **job) for job in jobs]
         failpoints.reach(failpoints.CREATED, self._database)
         return rows
@@ -124,6 +130,18 @@ def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -
     if not isinstance(several, Iterable):
         raise CommandError(f"commands is a list of commands, not {type(several).__name__}")
     return [checked_command(command, options) for command in commands]
+
+
+def checked_env_from(env_from: str) -> str:
+    """
+    Return whose environment a job gets.
+
+    Raises:
+        CommandError: It is neither "submitter" nor "worker".
+    """
+    if env_from not in (environments.SUBMITTER, environments.WORKER):
+        raise CommandError(f'env_from is "submitter" or "worker", not {env_from!r}')
+    return env_from
 
 
 def checked_moment(moment: datetime | None) -> int | None:

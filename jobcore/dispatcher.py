@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import interrupts, runs, telemetry
+from jobcore import environments, interrupts, runs, telemetry
 from jobcore.assignment import RETRY, Assignment
 from jobcore.backlog import Backlog
 from jobcore.clock import Clock
@@ -365,12 +365,12 @@ class Dispatcher:
         waiting = min(self._backlog.look(free), free)
         self._start_supervisors(waiting + unsent, now)
         taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
-        base = dict(os.environb) if taken else {}  # a copy a round: it is slow, and may change
+        bases = self._environments(row for row, _ in taken)
         requests: list[Request] = []
         try:
             for row, pipeline in taken:
                 try:
-                    request = self._launch.prepare(row, pipeline, base)
+                    request = self._launch.prepare(row, pipeline, bases[row.environment])
                 except (StoreError, OSError) as error:
                     # It stays QUEUED. Its own trouble is no reason for others to wait.
                     self._postpone(row, error)
@@ -391,6 +391,19 @@ class Dispatcher:
         self._crew.start(wanted)
         if now < self._crew.next_start:  # one could not be started
             self._look = True  # never set to False here: another thread may have asked for a look
+
+    def _environments(
+        self, rows: Iterable[Row[Any]]
+    ) -> dict[str | None, Mapping[bytes, bytes] | None]:
+        """Return the environments that these jobs start with, by what they refer to them by."""
+        found: dict[str | None, Mapping[bytes, bytes] | None] = {}
+        for name in {row.environment for row in rows}:
+            if name is None:
+                found[None] = dict(os.environb)  # a copy a round: it is slow, and may change
+                continue
+            with self._database.read() as connection:
+                found[name] = environments.find(connection, name)
+        return found
 
     def _postpone(self, row: Row[Any], error: StoreError | OSError) -> None:
         telemetry.event(logging.WARNING, "start postponed", job=str(row.id), error=str(error))
@@ -427,6 +440,8 @@ class Dispatcher:
                         after = self._importer.apply(connection, harvest)
                         written.append((assignment, harvest, after))
                 claimed += [(request, self._claim(connection, request)) for request in requests]
+                if any(request.has_environment for request in requests):
+                    environments.remove_unused(connection)
                 if requests:
                     failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
             if requests:

@@ -34,14 +34,15 @@ class Request:
     """A start that is prepared: everything a supervisor needs, and what the claim writes."""
 
     __slots__ = (
-        "body", "boot_id", "calls_function", "cookie", "failure", "grace_ms", "name", "number",
-        "prepared", "token",
+        "body", "boot_id", "calls_function", "cookie", "failure", "grace_ms", "has_environment",
+        "name", "number", "prepared", "token",
     )  # fmt: skip
 
     def __init__(
         self, row: Row[Any], prepared: Prepared, boot_id: str, cookie: str, token: str
     ) -> None:
         self.number: int = row.number
+        self.has_environment = row.environment is not None  # stored for it
         self.name = prepared.name
         self.prepared = prepared
         self.boot_id = boot_id
@@ -84,13 +85,13 @@ class Launch:
         self._boot_id = filesystem.boot_id()
 
     def prepare(
-        self, row: Row[Any], pipeline: Row[Any] | None, base: Mapping[bytes, bytes]
+        self, row: Row[Any], pipeline: Row[Any] | None, base: Mapping[bytes, bytes] | None
     ) -> Request | None:
         """
         Prepare the start of a QUEUED job; None: somebody else is at it.
 
         Args:
-            base: The environment that commands inherit.
+            base: The environment that commands inherit; None: it is missing.
 
         An executor that fails is no reason to stay QUEUED: the job is claimed
         and ended with that failure.
@@ -116,9 +117,13 @@ class Launch:
         request: Request,
         row: Row[Any],
         pipeline: Row[Any] | None,
-        base: Mapping[bytes, bytes],
+        base: Mapping[bytes, bytes] | None,
     ) -> None:
         """Ask the executor, and make the request of its answer; or note why that cannot be done."""
+        if base is None:
+            # Perhaps it was just started elsewhere; then the claim will fail.
+            request.failure = "the environment of its submitter is not stored"
+            return
         try:
             job = ClaimedJob.from_rows(row, pipeline, self._directories.path(request.name))
             command = self._executors[row.type].command(job)

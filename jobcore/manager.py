@@ -47,6 +47,7 @@ from jobcore.creator import (
     checked_command,
     checked_commands,
     checked_data,
+    checked_env_from,
     checked_moment,
 )
 from jobcore.curator import Curator
@@ -54,6 +55,7 @@ from jobcore.database import Database
 from jobcore.deleter import Deleter
 from jobcore.directories import Directories
 from jobcore.dispatcher import Dispatcher, usable_processors
+from jobcore.environments import SUBMITTER, WORKER, capture
 from jobcore.errors import (
     DatabaseCorrupt,
     InvalidTransition,
@@ -246,6 +248,7 @@ class JobManager:
         pipeline_id: Id | None = None,
         type: str = "COMMAND",  # noqa: A002 - the name of the field in Matatika's Jobs API
         not_before: datetime | None = None,
+        env_from: Literal["submitter", "worker"] = "worker",
         reserved: bool = False,
         **options: Any,
     ) -> Job:
@@ -262,6 +265,12 @@ class JobManager:
             pipeline_id: Its pipeline; it then holds it until it is final.
             type: Managers with an executor for this type run it.
             not_before: Do not start it before; needs a time zone.
+            env_from: Whose environment the command gets, beside its own `env`.
+                `"worker"`: that of the process that starts the job. `"submitter"`: that
+                of this process, as it is now. It is stored in the database, mode 0600,
+                until no job that may still start needs it, and shown nowhere. Left out:
+                `JOBCORE_*`, `NOTIFY_SOCKET`, `LISTEN_*`, `INVOCATION_ID`,
+                `SSH_AUTH_SOCK`, `DISPLAY`, `PWD`, `SHLVL` and `_`.
             reserved: Only this process may start it, so it gets the environment of this
                 process. If this process ends before, the job is cancelled.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
@@ -282,7 +291,11 @@ class JobManager:
             "not_before": checked_moment(not_before),
             "owner": self._ownership.claim() if reserved else None,
         }
-        return self._create([fields], workspace_id, pipeline_id)[0]
+        # A reserved job gets this process's own: there is no need to store it.
+        source = SUBMITTER if reserved else checked_env_from(env_from)
+        return self._create(
+            [fields], workspace_id, pipeline_id, env_from=source, store_env=not reserved
+        )[0]
 
     @entrance
     def submit_many(
@@ -293,6 +306,7 @@ class JobManager:
         data: Any = None,
         workspace_id: Id | None = None,
         type: str = "COMMAND",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        env_from: Literal["submitter", "worker"] = "worker",
         **options: Any,
     ) -> list[Job]:
         """
@@ -318,7 +332,8 @@ class JobManager:
             }
             for command in checked_commands(commands, options)
         ]
-        return self._create(fields, workspace_id, None) if fields else []
+        source = checked_env_from(env_from)
+        return self._create(fields, workspace_id, None, env_from=source) if fields else []
 
     @entrance
     def submit_function(
@@ -361,6 +376,7 @@ class JobManager:
         command: Runnable | None = None,
         name: str | None = None,
         data: Any = None,
+        env_from: Literal["submitter", "worker"] = "worker",
     ) -> Job:
         """
         Create a job as Matatika's Jobs API does: of a type, perhaps from a pipeline.
@@ -376,6 +392,7 @@ class JobManager:
             command: What to run instead of what its pipeline says.
             name: What you call it.
             data: Your own small JSON, up to 64 KiB.
+            env_from: Whose environment its command gets, as in `submit`.
 
         Returns:
             The job as it was created, QUEUED.
@@ -392,12 +409,16 @@ class JobManager:
             "data": checked_data(data),
             "command": own,
         }
-        return self._create([fields], workspace_id, pipeline_id)[0]
+        source = checked_env_from(env_from)
+        return self._create([fields], workspace_id, pipeline_id, env_from=source)[0]
 
     @entrance
     def retry_job(self, job_id: Id) -> Job:
         """
         Create a new job like one that ended ERROR or STOPPED; that one stays as it is.
+
+        Where that one got its submitter's environment, the new one gets that of this
+        process, which submits it: the earlier one is not stored any more.
 
         When this returns, the new one survives any crash, a power failure too.
 
@@ -413,23 +434,32 @@ class JobManager:
         if row.status not in lifecycle.RETRIABLE:
             raise InvalidTransition(row.id, row.status, "retry")
         again = store.next_attempt(row)
-        return self._create([again], row.workspace_id, row.pipeline_id)[0]
+        source = again.pop("env_from") or WORKER
+        return self._create([again], row.workspace_id, row.pipeline_id, env_from=source)[0]
 
     def _create(
-        self, jobs: list[dict[str, Any]], workspace_id: Id | None, pipeline_id: Id | None
+        self,
+        jobs: list[dict[str, Any]],
+        workspace_id: Id | None,
+        pipeline_id: Id | None,
+        *,
+        env_from: str,
+        store_env: bool = True,
     ) -> list[Job]:
         self._start()
+        wanted: dict[str, Any] = {
+            "jobs": [{**job, "env_from": None if env_from == WORKER else env_from} for job in jobs],
+            "workspace_id": workspace_id,
+            "pipeline_id": pipeline_id,
+            "environment": capture() if env_from == SUBMITTER and store_env else None,
+        }
         try:
-            rows = self._creator.create_jobs(
-                jobs, workspace_id=workspace_id, pipeline_id=pipeline_id
-            )
+            rows = self._creator.create_jobs(**wanted)
         except PipelineAlreadyRunning as conflict:
             # Its job may be final in truth: see, and try once more.
             if not self._has_ended(conflict.job_id):
                 raise
-            rows = self._creator.create_jobs(
-                jobs, workspace_id=workspace_id, pipeline_id=pipeline_id
-            )
+            rows = self._creator.create_jobs(**wanted)
         if self._only_own:
             for row in rows:
                 self._dispatcher.make_own(row.number)

@@ -247,6 +247,8 @@ class Job(_Public):
         attempt: 1, and one more at each retry.
         retry_of: The job that this one repeats, else None.
         not_before: It is not started before, else None.
+        env_from: Whose environment its command gets, beside its own `env`: that of the
+            `submitter`, or of the `worker` that starts it.
         stop_requested: When somebody asked it to stop, else None.
         progress: What it last reported of its progress, kept when it is final; None: nothing.
         line_count: How many log lines are readable.
@@ -273,6 +275,7 @@ class Job(_Public):
     attempt: int
     retry_of: UUID | None
     not_before: Moment | None
+    env_from: Literal["submitter", "worker"]
     stop_requested: Moment | None
     progress: Progress | None
     line_count: int
@@ -302,6 +305,7 @@ class Job(_Public):
         else:
             fields["progress"] = None
         fields["line_count"] = fields["next_sequence"]
+        fields["env_from"] = fields["env_from"] or "worker"
         spent = fields["cpu_us"]
         fields["cpu_seconds"] = spent / 1e6 if isinstance(spent, int) else spent
         return cls._checked(fields)

@@ -11,7 +11,17 @@ import logging
 import os
 from uuid import UUID
 
-from jobcore import filesystem, holders, interrupts, leftovers, runs, settlement, store, telemetry
+from jobcore import (
+    environments,
+    filesystem,
+    holders,
+    interrupts,
+    leftovers,
+    runs,
+    settlement,
+    store,
+    telemetry,
+)
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -254,6 +264,7 @@ class Recovery:
             if fresh is not None and fresh.supervised and fresh.stop_requested is not None:
                 self._press(fresh)
         settled += self._sweep_owned(owned)
+        self._remove_environments()
         self._offsets = offsets
         self._overdue.keep({run.number for run in running})
         # Some a sweep: that of a pipeline with many jobs must not keep new ones from starting.
@@ -276,6 +287,14 @@ class Recovery:
         ended = [self.reconcile_softly(run) for run in owned if run.owner in dead]
         self._ownership.remove_unused(owners)
         return [run for run in ended if run is not None and run.final]
+
+    def _remove_environments(self) -> None:
+        """Remove what no job that may still start needs: its last one was deleted, perhaps."""
+        with self._database.read() as connection:
+            found = environments.has_unused(connection)
+        if found:
+            with self._database.write() as connection:
+                environments.remove_unused(connection)
 
     def _seems_alive(self, owner: str) -> bool:
         try:

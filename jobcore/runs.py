@@ -215,6 +215,8 @@ _START = Statement(
         grace_ms=bindparam("own_grace_ms"),
         calls_function=bindparam("is_call"),
         owner=bindparam("new_owner"),
+        # One of a pipeline may be retried, and then starts once more.
+        environment=case((job.c.pipeline_id.is_not(None), job.c.environment), else_=null()),
     )
     .returning(*COLUMNS)
 )
@@ -276,6 +278,7 @@ _CANCEL = Statement(
         reason=str(Reason.CANCELLED),
         end_time=func.max(job.c.created, bindparam("now")),
         owner=null(),
+        environment=null(),
     )
     .returning(*COLUMNS)
 )

@@ -145,6 +145,12 @@ CREATE TABLE pipeline_note (
         ),
         # Whether what was started leaves a result.
         "ALTER TABLE job ADD COLUMN calls_function BOOLEAN",
+        # Environments of the processes that submitted jobs.
+        "ALTER TABLE job ADD COLUMN env_from VARCHAR",
+        "ALTER TABLE job ADD COLUMN environment VARCHAR",
+        "CREATE TABLE environment (hash VARCHAR NOT NULL PRIMARY KEY, data BLOB NOT NULL)",
+        """\
+CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT NULL""",
     ),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import lifecycle, logs, runs, store, tasklog, telemetry
+from jobcore import environments, lifecycle, logs, runs, store, tasklog, telemetry
 from jobcore.errors import PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, Reason, Status
 from jobcore.runs import Run
@@ -42,6 +42,8 @@ def settle(
     )
     if final is not None:
         _follow_up(connection, final, now)
+        if final.of_pipeline:  # a retry has it now; others needed it for their start alone
+            environments.release(connection, final.number)
     return final
 
 
@@ -58,6 +60,7 @@ def cancel(connection: Connection, number: int, *, now: int) -> Run | None:
     final = runs.cancel_if_queued(connection, number, now=now)
     if final is not None:
         _follow_up(connection, final, now)
+        environments.remove_unused(connection)
     return final
 
 

@@ -435,7 +435,8 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
 
 def next_attempt(row: Row[Any]) -> dict[str, Any]:
     """Return the columns of a job that does once more what the one of `row` did."""
-    again = {name: getattr(row, name) for name in ("type", "name", "data", "command")}
+    kept = ("type", "name", "data", "command", "env_from", "environment")
+    again = {name: getattr(row, name) for name in kept}
     return {**again, "attempt": row.attempt + 1, "retry_of": row.id}
 
 
@@ -449,6 +450,8 @@ _BLANK: dict[str, Any] = {
     "retry_of": None,
     "not_before": None,
     "owner": None,
+    "env_from": None,
+    "environment": None,
     "spool_offset": 0,
     "next_sequence": 0,
     "loose_sequence": 0,

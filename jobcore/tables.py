@@ -203,6 +203,8 @@ class JobRow(_Row, table=True):
         Index("deleted_jobs", "number", sqlite_where=text("deleted_at IS NOT NULL")),
         # What a dead process leaves: small, whatever the history.
         Index("owned_jobs", "number", sqlite_where=text("owner IS NOT NULL")),
+        # Which of the stored environments are still needed.
+        Index("jobs_by_environment", "environment", sqlite_where=text("environment IS NOT NULL")),
         # How many there are of each status, and those of a rare one.
         Index("jobs_by_status", "status", sqlite_where=text("deleted_at IS NULL")),
         # Pages of one workspace's, pipeline's or type's jobs of one status, newest first.
@@ -310,6 +312,19 @@ class JobRow(_Row, table=True):
     # Without it the job has no future. Cleared when a supervisor has it, and at its end.
     owner: str | None = None
 
+    # Whose environment the command gets; None: that of the worker that starts it.
+    env_from: str | None = None
+    # The stored environment, as long as this job may still start.
+    environment: str | None = None
+
+
+class EnvironmentRow(_Row, table=True):
+    """An environment that queued jobs are to start with."""
+
+    __tablename__ = "environment"
+    hash: str = Field(primary_key=True)  # SHA-256 of the data
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
 
 class SegmentRow(_Row, table=True):
     """A slice of a job's frames, headers included, compressed."""
@@ -379,6 +394,7 @@ job: Table = JobRow.__table__
 link: Table = LinkRow.__table__
 pipeline_note: Table = NoteRow.__table__
 skip: Table = SkipRow.__table__
+environment: Table = EnvironmentRow.__table__
 log_segment: Table = SegmentRow.__table__
 result: Table = ResultRow.__table__
 transition: Table = TransitionRow.__table__

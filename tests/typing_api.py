@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import jobcore
@@ -121,14 +121,20 @@ def creating(jobs: JobManager) -> list[Job]:
         jobs.submit(
             ["true"], name="n", data={"a": [1]}, timeout=3, not_before=moment, reserved=True
         ),
+        jobs.submit(["true"], env_from="submitter"),
         jobs.submit(command, workspace_id=UUID(int=0), pipeline_id="text", type="GREETING"),
         jobs.create_job("TASK"),
         jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=words),
-        jobs.create_job("TASK", name="n", data={"a": [1]}),
+        jobs.create_job("TASK", name="n", data={"a": [1]}, env_from="worker"),
         jobs.retry_job("text"),
     ]
     return made + jobs.submit_many(
-        [["true"], command, shell], name="n", data=[1], workspace_id="text", type="GREETING"
+        [["true"], command, shell],
+        name="n",
+        data=[1],
+        workspace_id="text",
+        type="GREETING",
+        env_from="submitter",
     )
 
 
@@ -286,12 +292,13 @@ def facts(job: Job) -> tuple[object, ...]:
     attempt: int = job.attempt
     original: UUID | None = job.retry_of
     times: tuple[datetime | None, ...] = (job.created, job.start_time, job.not_before)
+    source: Literal["submitter", "worker"] = job.env_from
     asked: datetime | None = job.stop_requested
     number: int | None = job.signal
     lines: int = job.line_count + job.dropped
     used: tuple[float | None, int | None] = (job.cpu_seconds, job.max_rss)
     ending = (final, code, reason, ended, number, asked)
-    return ident, ending, data, sent, shown, attempt, original, times, lines, used, job.type
+    return ident, ending, data, sent, shown, attempt, original, times, source, lines, used, job.type
 
 
 def words(job: Job) -> str:

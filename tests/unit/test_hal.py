@@ -41,6 +41,7 @@ JOBS = st.fixed_dictionaries({
     "name": st.none() | st.text(st.characters(codec="utf-8")), "data": JSON,
     "reason": st.none() | st.sampled_from(Reason), "signal": st.none() | st.integers(1, 64),
     "attempt": st.integers(1, 99), "retry_of": st.none() | IDS, "not_before": st.none() | TIMES,
+    "env_from": st.sampled_from(["submitter", "worker"]),
     "stop_requested": st.none() | TIMES, "progress": st.none() | PROGRESS,
     "line_count": st.integers(0, 2**53), "dropped": st.integers(0, 2**53),
     "cpu_seconds": st.none() | st.floats(0, 1e9), "max_rss": st.none() | st.integers(0, 2**53),

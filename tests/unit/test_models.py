@@ -37,7 +37,7 @@ def make_job(**fields):
             "status": Status.STOPPED, "start_time": MOMENT, "end_time": MOMENT, "number": 7,
             "workspace_id": UUID(int=2, version=4), "pipeline_id": None, "name": None,
             "data": {"someKey": [1, None]}, "reason": Reason.TIMEOUT, "signal": 15, "attempt": 1,
-            "retry_of": None, "not_before": None, "stop_requested": None,
+            "retry_of": None, "not_before": None, "env_from": "worker", "stop_requested": None,
             "progress": Progress(done=3, total=10, message="loading", at=MOMENT), "line_count": 3,
             "dropped": 0, "cpu_seconds": 0.25, "max_rss": 1024,
             **fields,
@@ -65,6 +65,7 @@ def test_job_in_json():
         "attempt": 1,
         "retryOf": None,
         "notBefore": None,
+        "envFrom": "worker",
         "stopRequested": None,
         "progress": {
             "done": 3.0, "total": 10.0, "message": "loading", "at": "2024-05-06T07:08:09.123Z",
@@ -179,8 +180,8 @@ def test_secrets_are_in_no_public_form(jobs):
 def test_tables_are_not_in_the_hosts_metadata():
     """A host's `create_all` does not make jobcore's tables, nor does jobcore make the host's."""
     ours = {
-        "store", "workspace", "pipeline", "link", "pipeline_note", "skip", "job", "log_segment",
-        "result", "transition",
+        "store", "workspace", "pipeline", "link", "pipeline_note", "skip", "job", "environment",
+        "log_segment", "result", "transition",
     }  # fmt: skip
 
     assert set(tables.METADATA.tables) == ours

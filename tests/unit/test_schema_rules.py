@@ -152,6 +152,8 @@ def test_facts_are_all_that_was_true_at_the_end():
         "loose_sequence", "loose_bytes", "unreaped", "deleted_at",
         # the process that it depended on before
         "owner",
+        # whose environment it was to get
+        "env_from", "environment",
     }  # fmt: skip
 
     assert {column.name for column in tables.job.columns} - set(tables.FACTS) == may_change

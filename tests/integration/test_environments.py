@@ -1,0 +1,203 @@
+"""Environments: whose a queued job gets, what is stored of it, and for how long."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from jobcore import CommandError, JobManager, Reason, Status
+from tests.processes import in_child, until
+
+SHOWS = ["sh", "-c", 'echo "$STAGE"']
+SECRET = "a-secret-of-the-submitter"
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    """Return what sets the variable STAGE of this process."""
+    return lambda value: monkeypatch.setenv("STAGE", value)
+
+
+def run_all(database, stage):
+    """Run the queue as a worker whose environment has this STAGE."""
+    os.environ["STAGE"] = stage
+    with JobManager(database, slots=2) as worker:
+        worker.drain(30)
+
+
+def said(jobs, job):
+    return [line.text for line in jobs.logs(jobs.get_job(job.id).id)]
+
+
+def stored(database):
+    """Return how many environments the file has."""
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute("SELECT count(*) FROM environment").fetchone()[0]
+
+
+def bytes_of(database):
+    """Return what the database's file holds once its log is emptied."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return Path(database).read_bytes()
+
+
+def test_job_gets_the_environment_that_it_says(jobs, database, stage):
+    """The worker's, or that of the submitter as it was when the job was submitted."""
+    stage("submitter")
+    made = {
+        "submit worker": jobs.submit(SHOWS),
+        "submit submitter": jobs.submit(SHOWS, env_from="submitter"),
+        "many submitter": jobs.submit_many([SHOWS], env_from="submitter")[0],
+        "create submitter": jobs.create_job("COMMAND", command=SHOWS, env_from="submitter"),
+    }
+    stage("later")
+    in_child(run_all, database, "worker")
+
+    for how, job in made.items():
+        wanted = how.split()[1]
+        assert (job.env_from, said(jobs, job)) == (wanted, [wanted]), how
+        assert jobs.get_job(job.id).env_from == wanted
+
+
+def test_own_env_of_a_command_comes_first(jobs, database, stage):
+    """`env` is over either environment, and without `inherit_env` there is no other."""
+    stage("submitter")
+    over = jobs.submit(SHOWS, env={"STAGE": "own"}, env_from="submitter")
+    alone = jobs.submit(SHOWS, inherit_env=False, env_from="submitter")
+    in_child(run_all, database, "worker")
+
+    assert (said(jobs, over), said(jobs, alone)) == (["own"], [""])
+
+
+def test_what_belongs_to_one_process_is_not_taken_along(jobs, database, monkeypatch):
+    """Variables of a session, a terminal or a service of the submitter do not reach the job."""
+    left = [
+        "JOBCORE_X", "NOTIFY_SOCKET", "LISTEN_FDS", "INVOCATION_ID", "SSH_AUTH_SOCK", "DISPLAY",
+        "SHLVL", "_",
+    ]  # fmt: skip
+    for name in left:
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("PWD", f"/{SECRET}")
+    monkeypatch.setenv("KEPT", "line\nand = more")
+    job = jobs.submit(["env", "-0"], env_from="submitter")
+    in_child(run_all, database, "worker")
+    shown = "\n".join(said(jobs, job))
+
+    assert "KEPT=line\nand = more\0" in shown
+    assert SECRET not in shown
+
+
+def test_one_environment_is_stored_once_and_as_long_as_it_is_needed(jobs, database, stage):
+    """The last job that needs it removes it, by its start or by its cancellation."""
+    stage("one")
+    first, second = jobs.submit_many([SHOWS] * 2, env_from="submitter")
+    third = jobs.submit(SHOWS, env_from="submitter")
+    stage("two")
+    fourth = jobs.submit(SHOWS, env_from="submitter")
+    assert stored(database) == 2
+
+    jobs.cancel_job(fourth.id)
+    assert stored(database) == 1
+    jobs.delete_job(first.id)
+    jobs.cancel_job(second.id)
+    assert stored(database) == 1
+    in_child(run_all, database, "worker")
+    assert (stored(database), said(jobs, third)) == (0, ["one"])
+
+
+@pytest.mark.parametrize("ending", ["started", "cancelled", "deleted", "expired"])
+def test_no_byte_of_a_stored_environment_stays_in_the_file(jobs, database, stage, ending):
+    """What no job needs any more is overwritten, not only forgotten."""
+    stage(SECRET * 1000)  # of several pages
+    job = jobs.submit(["true"], env_from="submitter")
+    stage("")
+    assert SECRET.encode() in bytes_of(database)
+
+    if ending == "started":
+        in_child(run_all, database, "worker")
+    elif ending == "cancelled":
+        jobs.cancel_job(job.id)
+    elif ending == "deleted":
+        jobs.delete_job(job.id)
+    else:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("UPDATE job SET environment = NULL")
+        jobs.recover()
+    assert SECRET.encode() not in bytes_of(database)
+
+
+def test_a_stored_environment_is_shown_by_nothing(jobs, stage):
+    """Neither the job nor its JSON has it."""
+    stage(SECRET)
+    job = jobs.submit(["true"], env_from="submitter")
+
+    assert SECRET not in repr(job) + job.model_dump_json() + repr(jobs.list_jobs())
+
+
+def test_retry_gets_the_environment_of_the_retrier(jobs, database, stage):
+    """Asked for by hand, a retry is submitted anew, and says whose environment it gets."""
+    stage("first")
+    job = jobs.submit(["sh", "-c", 'echo "$STAGE"; exit 1'], env_from="submitter")
+    plain = jobs.submit(["false"])
+    in_child(run_all, database, "worker")
+    stage("retrier")
+    again = jobs.retry_job(job.id)
+    again_plain = jobs.retry_job(plain.id)
+    in_child(run_all, database, "worker")
+
+    assert (again.env_from, said(jobs, again)) == ("submitter", ["retrier"])
+    assert again_plain.env_from == "worker"
+
+
+def test_retry_by_a_pipeline_gets_the_environment_of_its_first_attempt(jobs, database, stage):
+    """The environment is kept until the last attempt has ended."""
+    pipeline = jobs.create_pipeline("p", ["sh", "-c", 'echo "$STAGE"; exit 1'], max_retries=1)
+    stage("first")
+    jobs.create_job(pipeline_id=pipeline.id, env_from="submitter")
+    stage("later")
+    in_child(run_all, database, "worker")
+    assert stored(database) == 1
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE job SET not_before = NULL WHERE status = 'QUEUED'")
+    in_child(run_all, database, "worker")
+    second, first = jobs.list_jobs()
+
+    assert [second.attempt, first.attempt] == [2, 1]
+    assert said(jobs, first) == said(jobs, second) == ["first"]
+    assert stored(database) == 0
+
+
+def test_job_whose_environment_is_missing_does_not_start_in_another(jobs, database, stage):
+    """A damaged file ends the job with the reason; it gets no other environment instead."""
+    stage("submitter")
+    job = jobs.submit(SHOWS, env_from="submitter")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("DELETE FROM environment")
+    in_child(run_all, database, "worker")
+    ended = jobs.get_job(job.id)
+
+    assert (ended.status, ended.reason) == (Status.ERROR, Reason.SPAWN_FAILED)
+    assert said(jobs, job) == ["cannot start: the environment of its submitter is not stored"]
+
+
+@pytest.mark.parametrize("source", ["", "host", None, 3])
+def test_unknown_source_of_an_environment_is_refused(jobs, source):
+    """It is the submitter or the worker."""
+    with pytest.raises(CommandError, match="submitter"):
+        jobs.submit(SHOWS, env_from=source)
+    assert jobs.list_jobs() == []
+
+
+def test_reserved_job_stores_no_environment(jobs, database, stage):
+    """Its own process starts it, so nothing is written, and it gets that environment."""
+    stage("own")
+    job = jobs.submit(SHOWS, reserved=True)
+    assert (job.env_from, stored(database)) == ("submitter", 0)
+    with JobManager(database, slots=1) as here:
+        here.wait(job.id, 30)
+    until(lambda: said(jobs, job) == ["own"])
