@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobcore import filesystem
+from jobcore import filesystem, holders
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints, jobdir
@@ -184,6 +184,20 @@ class Directories:
                 return False
             try:
                 return jobdir.is_locked(lock)
+            finally:
+                os.close(lock)
+
+    def lock_of(self, directory: int) -> tuple[int, int]:
+        """
+        Return device and inode of a lock file, as `holders.identify` does.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        with GATE:
+            lock = jobdir.open_lock(directory)
+            try:
+                return holders.identify(lock)
             finally:
                 os.close(lock)
 

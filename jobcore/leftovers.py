@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
+
+from jobcore import procfs
 
 #: The variable that carries the cookie.
 COOKIE = "JOBCORE_RUN"
@@ -36,21 +37,9 @@ def find(cookie: str) -> list[int]:
     Return the pids of processes with exactly this cookie, ours excepted.
 
     Raises:
-        OSError: There are no descriptors to look with: who would say that there are none?
+        OSError: There are no descriptors to look with, so nothing can be said.
     """
-    return [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and _carries(entry, cookie)
-    ]
-
-
-def _carries(process: Path, cookie: str) -> bool:
-    try:
-        environment = (process / "environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False  # it ended, or belongs to somebody else
-    return f"{COOKIE}={cookie}".encode() in environment.split(b"\0")
+    return procfs.with_variable(f"{COOKIE}={cookie}", procfs.other_pids())
 
 
 def kill(cookie: str) -> tuple[int, ...]:
@@ -78,7 +67,7 @@ def _kill_one(pid: int, cookie: str) -> bool:
     try:
         # The pid may have been given to another process before the handle was
         # open; from here on the handle cannot change its meaning.
-        if _carries(Path("/proc") / str(pid), cookie):
+        if procfs.with_variable(f"{COOKIE}={cookie}", [pid]):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
     except ProcessLookupError:
         return True

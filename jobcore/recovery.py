@@ -314,8 +314,7 @@ class Recovery:
             return
         try:
             with self._directories.open(run.name) as directory:
-                facts = os.stat(jobdir.LOCK, dir_fd=directory, follow_symlinks=False)
-                reached = holders.signal_all(facts.st_dev, facts.st_ino, number)
+                reached = holders.signal_all(*self._directories.lock_of(directory), number)
         except FileNotFoundError:
             return
         telemetry.event(

@@ -1,0 +1,122 @@
+"""
+Procfs: what the kernel tells of other processes, read without waiting for any of them.
+
+Reading the environment of a process takes a lock of its memory, which a process
+that is stuck in the kernel may keep for ever. So a thread of its own reads
+environments, and is left behind where one of them does not come.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+
+from jobcore import telemetry
+
+ROOT = "/proc"
+#: Seconds to wait for the environment of one process.
+PATIENCE = 1.0
+
+#: By pid, the thread that still waits for the environment of that process.
+_waiting: dict[int, threading.Thread] = {}
+
+
+def other_pids() -> list[int]:
+    """
+    Return the pids of all processes that can be seen, ours excepted.
+
+    Raises:
+        OSError: There is no /proc, or no descriptor is left to read it.
+    """
+    own = os.getpid()
+    return [int(name) for name in os.listdir(ROOT) if name.isdigit() and int(name) != own]
+
+
+def with_variable(entry: str, pids: Sequence[int]) -> list[int]:
+    """
+    Return those of `pids` whose environment holds exactly this entry.
+
+    A process whose environment cannot be read within `PATIENCE` is not among them;
+    it is logged, and not looked at again while the kernel keeps it.
+
+    Args:
+        entry: `NAME=value`.
+        pids: Processes that may have ended.
+
+    Raises:
+        OSError: No descriptor is left to look with.
+    """
+    found: list[int] = []
+    left = [pid for pid in pids if not _is_waiting(pid)]
+    while left:
+        search = _Search(entry.encode(), left)
+        found += search.run()
+        left = left[search.position :]
+        if left:
+            _waiting[left[0]] = search.thread
+            telemetry.event(logging.WARNING, "environment cannot be read", pid=left.pop(0))
+    return found
+
+
+def _is_waiting(pid: int) -> bool:
+    thread = _waiting.get(pid)
+    if thread is None:
+        return False
+    if not thread.is_alive():
+        del _waiting[pid]
+    return thread.is_alive()
+
+
+class _Search:
+    """
+    A look at several environments, in a thread that may have to be left behind.
+
+    Attributes:
+        position: How many processes were looked at.
+        thread: That looks.
+    """
+
+    def __init__(self, entry: bytes, pids: list[int]) -> None:
+        self.position = 0
+        self._entry = entry
+        self._pids = pids
+        self._found: list[int] = []
+        self._error: OSError | None = None
+        self._abandoned = False
+        self.thread = threading.Thread(target=self._look, name="jobcore-procfs", daemon=True)
+
+    def run(self) -> list[int]:
+        """Return the pids that were found before the end, or before one that is stuck."""
+        self.thread.start()
+        seen = -1
+        while seen != self.position:
+            seen = self.position
+            self.thread.join(PATIENCE)
+            if not self.thread.is_alive():
+                break
+        self._abandoned = True
+        if self._error is not None:
+            raise self._error
+        return self._found[:]
+
+    def _look(self) -> None:
+        try:
+            for pid in self._pids:
+                carries = self._entry in _environment(pid)
+                if self._abandoned:
+                    return
+                if carries:
+                    self._found.append(pid)
+                self.position += 1
+        except OSError as error:
+            self._error = error
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        with open(f"{ROOT}/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []  # it ended, or belongs to another user

@@ -1,0 +1,117 @@
+"""What is read of other processes: a process that is stuck holds nobody up."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jobcore import holders, leftovers, procfs
+from jobcore.supervision import jobdir
+from tests.processes import until
+
+
+@pytest.fixture
+def proc(tmp_path, monkeypatch):
+    """Return a maker of processes that are directories; an environment of None hangs."""
+    monkeypatch.setattr(procfs, "ROOT", str(tmp_path))
+    monkeypatch.setattr(procfs, "PATIENCE", 0.05)
+    hanging = []
+
+    def make(pid, environment=b""):
+        (tmp_path / str(pid)).mkdir()
+        path = tmp_path / str(pid) / "environ"
+        if environment is None:
+            os.mkfifo(path)
+            hanging.append((pid, path))
+        else:
+            path.write_bytes(environment)
+
+    yield make
+    for pid, path in hanging:
+        if procfs._is_waiting(pid):
+            os.close(os.open(path, os.O_WRONLY))
+            until(lambda: not procfs._is_waiting(pid), "the end of the thread")  # noqa: B023
+
+
+def test_environment_that_hangs_does_not_hide_others(proc):
+    """Processes on both sides of one that is stuck are found."""
+    proc(11, b"A=1\0JOBCORE_RUN=me\0")
+    proc(12, None)
+    proc(13, b"JOBCORE_RUN=me")
+    proc(14, b"JOBCORE_RUN=me2\0XJOBCORE_RUN=me")
+
+    assert sorted(leftovers.find("me")) == [11, 13]
+
+
+def test_environment_that_hangs_is_read_once(proc):
+    """While the kernel keeps one it is skipped, so that no threads gather."""
+    proc(12, None)
+    leftovers.find("me")
+    first = procfs._waiting[12]
+    leftovers.find("me")
+
+    assert procfs._waiting[12] is first
+
+
+def test_environment_that_answers_again_is_read_again(proc, tmp_path):
+    """Once the kernel has let go of it the process is found."""
+    proc(12, None)
+    assert leftovers.find("me") == []
+    os.close(os.open(tmp_path / "12" / "environ", os.O_WRONLY))
+    until(lambda: not procfs._waiting[12].is_alive(), "the end of the thread")
+    (tmp_path / "12" / "environ").unlink()
+    (tmp_path / "12" / "environ").write_bytes(b"JOBCORE_RUN=me\0")
+
+    assert leftovers.find("me") == [12]
+
+
+def test_several_environments_that_hang_are_all_passed(proc):
+    """Each costs its wait, and the last process is still found."""
+    for pid in (12, 13, 14):
+        proc(pid, None)
+    proc(15, b"JOBCORE_RUN=me")
+
+    assert leftovers.find("me") == [15]
+
+
+def test_process_that_has_ended_is_not_found(proc, tmp_path):
+    """A directory without an environment is a process that ended meanwhile."""
+    proc(11, b"JOBCORE_RUN=me")
+    (tmp_path / "11" / "environ").unlink()
+
+    assert leftovers.find("me") == []
+
+
+def test_no_descriptor_is_an_error(monkeypatch):
+    """Without a descriptor nothing can be said, which is not the same as nothing found."""
+
+    def refuse(*_args, **_options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        procfs.with_variable("A=1", [os.getpid()])
+
+
+def test_holder_is_found_by_its_locks_alone(proc, tmp_path):
+    """Open files of a process are not touched: a name of one, which would hang, is enough."""
+    proc(11)
+    (tmp_path / "11" / "fdinfo").mkdir()
+    (tmp_path / "11" / "fdinfo" / "3").write_text(
+        "pos:\t0\nflags:\t02100002\nmnt_id:\t27\nino:\t1234\n"
+        "lock:\t1: OFDLCK ADVISORY  WRITE -1 fe:10:1234 1 1\n"
+    )
+
+    assert holders.find(os.makedev(0xFE, 0x10), 1234) == [11]
+    assert holders.find(os.makedev(0xFE, 0x10), 12345) == []
+    assert holders.find(os.makedev(0xFE, 0x11), 1234) == []
+
+
+def test_file_is_identified_as_the_kernel_names_it_in_locks(tmp_path):
+    """What `identify` returns is what the list of locks of the same file says."""
+    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    assert jobdir.try_lock(descriptor, jobdir.RUNNING)
+
+    assert holders.holds(os.getpid(), *holders.identify(descriptor))
+    os.close(descriptor)
