@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from jobcore.forking import GATE
 from jobcore.launch import Request
 from jobcore.runs import Run
 from jobcore.supervision import notices
@@ -30,7 +31,7 @@ class Assignment:
         due: When to look into its directory, by the monotonic clock.
     """
 
-    __slots__ = ("_imported", "claimed", "due", "ended", "request", "run", "supervisor")
+    __slots__ = ("_imported", "_slot", "claimed", "due", "ended", "request", "run", "supervisor")
 
     def __init__(self, run: Run, request: Request) -> None:
         self.run = run
@@ -40,6 +41,7 @@ class Assignment:
         self.ended = False
         self.due = float("inf")
         self._imported = 0.0
+        self._slot = request.prepared.take_slot()
 
     def hear(self, notice: notices.Notice) -> None:
         """Note what its supervisor says."""
@@ -61,7 +63,10 @@ class Assignment:
         self.due = 0.0
 
     def let_go(self) -> None:
-        """Close what it holds, if it was not sent: its free lock says that it never started."""
+        """Close what it holds; of a job that was not sent the free lock says so."""
         if self.request is not None:
             self.request.close()
             self.request = None
+        if self._slot is not None:
+            slot, self._slot = self._slot, None
+            GATE.close(slot)

@@ -18,23 +18,35 @@ from jobcore.supervision import failpoints, jobdir
 
 
 class Prepared:
-    """A job directory whose start this host prepares: it holds the first byte of the lock."""
+    """
+    A job directory whose start this host prepares: it holds the first byte of the lock.
 
-    __slots__ = ("directory", "lock", "name")
+    The byte that says whose slot the job takes is held by another descriptor, which
+    is not sent to the supervisor, and stays with the host until the job has ended.
+    """
+
+    __slots__ = ("directory", "lock", "name", "slot")
 
     def __init__(self, name: str, directory: int, lock: int) -> None:
         self.name = name
         self.directory = directory
         self.lock = lock
+        self.slot: int | None = None
+
+    def take_slot(self) -> int | None:
+        """Return the descriptor that holds the slot; the caller closes it, in the gate."""
+        slot, self.slot = self.slot, None
+        return slot
 
     def close(self) -> None:
         """
-        Close both descriptors, and never unlock.
+        Close the descriptors, and never unlock.
 
         What was sent to a supervisor holds the lock on; where nothing was sent,
         closing the last copy frees it.
         """
-        GATE.close(self.directory, self.lock)
+        slot = self.take_slot()
+        GATE.close(self.directory, self.lock, *(() if slot is None else (slot,)))
 
 
 class Directories:
@@ -168,11 +180,39 @@ class Directories:
                     name, directory, lock, parent=root
                 ):
                     jobdir.make_control(directory)
+                    prepared.slot = jobdir.open_lock(directory)
+                    GATE.register(prepared.slot)
+                    # Taken, but for a copy that C code of an earlier host may have forked.
+                    jobdir.try_lock(prepared.slot, jobdir.SLOT)
                     return prepared
             except BaseException:
                 prepared.close()
                 raise
             prepared.close()
+            return None
+
+    def adopt(self, name: str) -> int | None:
+        """
+        Become the manager of which a running job takes a slot.
+
+        Returns:
+            A descriptor, registered with `forking.GATE`, that holds the slot until it is
+            closed. None: the job has a manager, or no supervisor and thus no future.
+
+        Raises:
+            FileNotFoundError: The directory is gone.
+            StoreError: The system refuses to open it.
+        """
+        with self.open(name) as directory, GATE:
+            slot = jobdir.open_lock(directory)
+            try:
+                if jobdir.is_locked(slot) and jobdir.try_lock(slot, jobdir.SLOT):
+                    GATE.register(slot)
+                    return slot
+            except BaseException:
+                os.close(slot)
+                raise
+            os.close(slot)
             return None
 
     def is_held(self, directory: int) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from jobcore import environments, interrupts, runs, telemetry
+from jobcore.adoption import Adoption
 from jobcore.assignment import RETRY, Assignment
 from jobcore.backlog import Backlog
 from jobcore.clock import Clock
@@ -59,7 +60,7 @@ class Dispatcher:
 
     Args:
         executors: By job type; jobs of other types are not touched.
-        slots: Jobs at once.
+        slots: Jobs at once, those among them that it has adopted.
         only_own: Claim only jobs that `make_own` was called for.
         ownership: Names this process, whose reserved jobs it may claim.
         reconcile: Resolves a job whose supervisor is gone.
@@ -94,6 +95,7 @@ class Dispatcher:
         self._reconcile = reconcile
         self._chores = tuple(chores)
         self._launch = Launch(directories, clock, executors, database)
+        self._adoption = Adoption(database, directories, enabled=not only_own)
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self._start_afresh()
         # A clock that is moved says so; one that runs need not.
@@ -172,7 +174,7 @@ class Dispatcher:
         if not self._claims.acquire(timeout=IDLE_PATIENCE):
             return None
         try:
-            waiting = all(
+            waiting = all(token in runs for token in self._adoption.tokens) and all(
                 token in runs and one.request is None and not one.ended
                 for token, one in self._assignments.items()
             )
@@ -241,6 +243,7 @@ class Dispatcher:
             if self._loop.exiting:
                 self._left += [assignment.run for assignment in self._assignments.values()]
             self._assignments.clear()
+        self._adoption.close()
         self._crew.close()
 
     # --- the fork of the host ---------------------------------------------------
@@ -265,6 +268,8 @@ class Dispatcher:
         self._claims = interrupts.lock()
         self._assignments: dict[str, Assignment] = {}  # by token
         self._left: list[Run] = []  # claimed here, when the interpreter's exit ended the thread
+        self._adoption.forget()
+        self._next_adoption = 0.0
         self._next_look = 0.0
         self._next_chores = 0.0
         self._next_start = 0.0
@@ -306,6 +311,8 @@ class Dispatcher:
         if self._claiming and self._free_slots() > 0:
             start = max(self._next_start, self._crew.next_start)
             moments.append(start if self._look else self._next_look)
+        elif self._adoption:
+            moments.append(self._next_look)  # whoever settles an adopted job frees its slot
         return min(moments)
 
     def _hear(self, supervisor: Supervisor) -> None:
@@ -348,13 +355,11 @@ class Dispatcher:
 
     def _prepare(self, now: float) -> list[Request]:
         """Prepare as many queued jobs as there are idle supervisors, and start more of these."""
-        version = self._database.version()
-        if version != self._seen:
-            self._seen = version
-            self._look = True
+        self._note_commits()
         self._next_look = now + QUEUE_PAUSE
         if now < self._crew.next_start:
             return []
+        self._adopt(now)
         unsent = sum(one.request is not None for one in self._assignments.values())
         self._crew.start(unsent)  # whose supervisor may have died before it took them
         free = self._free_slots()
@@ -404,6 +409,20 @@ class Dispatcher:
             with self._database.read() as connection:
                 found[name] = environments.find(connection, name)
         return found
+
+    def _note_commits(self) -> None:
+        version = self._database.version()
+        if version != self._seen:
+            self._seen = version
+            self._look = True
+            if self._adoption:
+                self._next_adoption = 0.0  # an adopted job may have been settled
+
+    def _adopt(self, now: float) -> None:
+        """Have running jobs without a manager take slots before queued ones do."""
+        if now >= self._next_adoption or (self._adoption.remaining and self._free_slots() > 0):
+            self._next_adoption = now + CHORES_PAUSE
+            self._adoption.update(self._assignments.keys(), self._slots - self._unended())
 
     def _postpone(self, row: Row[Any], error: StoreError | OSError) -> None:
         telemetry.event(logging.WARNING, "start postponed", job=str(row.id), error=str(error))
@@ -494,6 +513,7 @@ class Dispatcher:
         if run is None or run.final:
             with self._claims:
                 del self._assignments[assignment.run.token or ""]
+            assignment.let_go()
         else:
             assignment.run = run
 
@@ -534,7 +554,10 @@ class Dispatcher:
         assignment.end()
 
     def _free_slots(self) -> int:
-        return self._slots - sum(not one.ended for one in self._assignments.values())
+        return self._slots - self._unended() - len(self._adoption)
+
+    def _unended(self) -> int:
+        return sum(not one.ended for one in self._assignments.values())
 
 
 def usable_processors() -> int:

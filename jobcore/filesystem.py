@@ -77,21 +77,6 @@ def _read_mountinfo() -> str:
     return os.fsdecode(Path(MOUNTINFO).read_bytes())
 
 
-def device_of_mount(number: str) -> int | None:
-    """
-    Return the device number of the file system that is mounted under an id.
-
-    Args:
-        number: The id, the first field of a line of `/proc/self/mountinfo`.
-    """
-    for line in _read_mountinfo().rstrip("\n").split("\n"):
-        fields = line.split(" ")
-        if fields[0] == number:
-            major, minor = map(int, fields[2].split(":"))
-            return os.makedev(major, minor)
-    return None
-
-
 def require_local(path: str) -> None:
     """
     Refuse a path on a file system on which SQLite cannot keep its promises.

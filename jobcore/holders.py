@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 
-from jobcore import filesystem, procfs
+from jobcore import procfs
 from jobcore.supervision import jobdir
 
 
@@ -25,7 +25,7 @@ def identify(descriptor: int) -> tuple[int, int]:
     facts = os.fstat(descriptor)
     told = dict(_read_fields(os.getpid(), descriptor))
     inode = int(told.get("ino", facts.st_ino))
-    device = filesystem.device_of_mount(told.get("mnt_id", ""))
+    device = procfs.device_of_mount(told.get("mnt_id", ""))
     return facts.st_dev if device is None else device, inode
 
 

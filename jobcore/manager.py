@@ -125,7 +125,8 @@ class JobManager:
             could read, as a backup, is made this user's alone; one that they could write
             is refused, and so is a directory in which they could create a file. Beside it,
             `<database>.jobs` holds what running jobs have not handed over yet.
-        slots: Jobs at once under this manager. None: one per CPU; 0:
+        slots: Jobs at once under this manager. Running jobs of managers that were closed
+            or died count, one manager each. None: one per CPU; 0:
             bookkeeping only, nothing is run by it, and it has no thread but one for
             the callbacks of `subscribe`, while there are any.
         executors: By job type. A manager claims only jobs of types it has one for.

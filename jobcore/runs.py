@@ -171,6 +171,11 @@ _FIND = Statement(select(*COLUMNS).where(_THIS))
 _SUPERVISED = Statement(
     select(*COLUMNS).where(job.c.status == str(Status.RUNNING), job.c.token.is_not(None))
 )
+_NAMES = Statement(
+    select(job.c.token, job.c.id, job.c.cookie).where(
+        job.c.status == str(Status.RUNNING), job.c.token.is_not(None)
+    )
+)
 _DELETED = Statement(select(*COLUMNS).where(job.c.deleted_at.is_not(None)))
 _OWNED = Statement(select(*COLUMNS).where(job.c.owner.is_not(None)))
 
@@ -183,6 +188,11 @@ def find(connection: Connection, number: int) -> Run | None:
 def supervised(connection: Connection) -> list[Run]:
     """Return the RUNNING jobs that have a process, whoever started it."""
     return [Run._make(row) for row in _SUPERVISED(connection)]
+
+
+def supervised_names(connection: Connection) -> dict[str, tuple[str, str]]:
+    """Return, by token, the directory's name and the cookie of each RUNNING job with a process."""
+    return {token: (name, cookie) for token, name, cookie in _NAMES(connection)}
 
 
 def being_deleted(connection: Connection) -> list[Run]:

@@ -28,10 +28,13 @@ GONE = ".gone-"
 
 #: Bytes of the `lock` file. A host that prepares a start holds the first, the
 #: supervisor that runs the job the second; everyone who wants to know whether
-#: the job is alive, or to remove it, takes all of it.
+#: the job is alive, or to remove it, takes both.
 PREPARING = (0, 1)
 RUNNING = (1, 1)
-WHOLE = (0, 0)  # length 0: to the end of the file, however long it grows
+WHOLE = (0, 2)
+#: The manager of which the job takes a slot holds this byte. It is apart from the
+#: others: a job lives without a manager, and dies though its manager lives.
+SLOT = (2, 1)
 
 #: Letters on the FIFO. Any byte means "read `stop` again"; these two are the
 #: wish itself, for when no file can be written.
@@ -79,7 +82,7 @@ def unlock(descriptor: int, span: tuple[int, int]) -> None:
 
 def is_locked(descriptor: int) -> bool:
     """
-    Tell whether anybody holds any byte, without taking it.
+    Tell whether anybody prepares or runs the job, without taking the lock.
 
     `descriptor` must be freshly opened: through the holder's own description
     the kernel always answers "free".
@@ -87,7 +90,7 @@ def is_locked(descriptor: int) -> bool:
     answer = fcntl.fcntl(
         descriptor,
         fcntl.F_OFD_GETLK,
-        _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0),
+        _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, WHOLE[0], WHOLE[1], 0),
     )
     kind: int = _FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK
