@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobcore import filesystem, holders
+from jobcore import filesystem, holders, identity
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints, jobdir
@@ -23,14 +23,18 @@ class Prepared:
 
     The byte that says whose slot the job takes is held by another descriptor, which
     is not sent to the supervisor, and stays with the host until the job has ended.
+
+    Attributes:
+        directory_id: For the row; see `identity`.
     """
 
-    __slots__ = ("directory", "lock", "name", "slot")
+    __slots__ = ("directory", "directory_id", "lock", "name", "slot")
 
     def __init__(self, name: str, directory: int, lock: int) -> None:
         self.name = name
         self.directory = directory
         self.lock = lock
+        self.directory_id = ""
         self.slot: int | None = None
 
     def take_slot(self) -> int | None:
@@ -84,6 +88,7 @@ class Directories:
                 except OSError as error:
                     raise filesystem.typed(f"{self._database}.jobs", error) from error
                 GATE.register(self._root)
+                jobdir.share(self._root)
                 facts = os.fstat(self._root)
                 self._identity = facts.st_dev, facts.st_ino
             return self._root
@@ -96,6 +101,26 @@ class Directories:
         except OSError as error:
             raise filesystem.typed(f"{self._database}.jobs", error) from error
         return (facts.st_dev, facts.st_ino) == self._identity
+
+    def is_root_of(self, directory_id: str | None, *, same_boot: bool) -> bool:
+        """
+        Tell whether a run was started here; see `identity`.
+
+        Args:
+            directory_id: Of its row.
+            same_boot: Whether it was started under this boot: else device numbers say nothing.
+
+        Raises:
+            DatabaseGone: The directory that holds them all is gone.
+        """
+        started = identity.DirectoryId.parse(directory_id)
+        if started is None or os.fstat(self.root).st_ino != started.root:
+            return False
+        return not same_boot or self._identity[0] == started.device
+
+    def is_directory_of(self, directory: int, directory_id: str | None) -> bool:
+        """Tell whether an open directory is the one that a run was started in, under this boot."""
+        return str(identity.DirectoryId.of(self.root, directory)) == directory_id
 
     def path(self, name: str) -> str:
         """Return the path of one, for processes that have no descriptor of it."""
@@ -184,6 +209,7 @@ class Directories:
                     GATE.register(prepared.slot)
                     # Taken, but for a copy that C code of an earlier host may have forked.
                     jobdir.try_lock(prepared.slot, jobdir.SLOT)
+                    prepared.directory_id = str(identity.DirectoryId.of(root, directory))
                     return prepared
             except BaseException:
                 prepared.close()
@@ -242,25 +268,22 @@ class Directories:
                 os.close(lock)
 
     @contextmanager
-    def taken(self, name: str, *, create: bool = False) -> Iterator[int | None]:
+    def taken(self, name: str) -> Iterator[int | None]:
         """
         Take the whole lock, and give the directory; None when somebody holds any of it.
 
-        Args:
-            create: Make a directory, or a lock, that is missing.
-
         Raises:
-            FileNotFoundError: It is not there, and `create` is False.
+            FileNotFoundError: It is not there.
             StoreError: The system refuses to open it, or what is done with it.
         """
         _require_name(name)
-        with self.typed(name), self._taken(name, create=create) as directory:
+        with self.typed(name), self._taken(name) as directory:
             yield directory
 
     @contextmanager
-    def _taken(self, name: str, *, create: bool) -> Iterator[int | None]:
+    def _taken(self, name: str) -> Iterator[int | None]:
         with GATE:
-            directory = jobdir.open_directory(name, parent=self.root, create=create)
+            directory = jobdir.open_directory(name, parent=self.root)
             GATE.register(directory)
             try:
                 # A directory without a lock is one whose preparer died between

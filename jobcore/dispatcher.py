@@ -484,6 +484,7 @@ class Dispatcher:
             grace_ms=request.grace_ms,
             calls_function=request.calls_function,
             claimant=self._ownership.current,
+            directory_id=request.prepared.directory_id,
         )
 
     def _read_again(self, requests: list[Request]) -> None:

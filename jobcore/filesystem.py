@@ -35,7 +35,7 @@ _NO_STORAGE = frozenset(
 MOUNTINFO = "/proc/self/mountinfo"
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # a space in a mount point is \040 there
 
-STORE = "store"  # the file in the root that names the database it belongs to
+STORE = jobdir.STORE
 _UNUSED_STORE_ID = re.compile(rf"{STORE}\.[0-9a-f]{{32}}")
 
 

@@ -93,12 +93,16 @@ class Harvest:
             note = b"%d lines are lost from here: the spool is damaged\n" % (
                 sequence - self.next_sequence
             )
-            payload = note + b"\n" * (count - 1)
-            header = frames.encode_header(
-                frames.SYSTEM, 0, self.next_sequence, count, time_ns, payload
-            )
-            self._append(self.next_sequence, count, header + payload)
-            self.next_sequence += count
+            self._add_system(note + b"\n" * (count - 1), count, time_ns)
+
+    def add_note(self, note: str, time_ns: int) -> None:
+        """Add a `system` line that is in no spool."""
+        self._add_system(note.encode() + b"\n", 1, time_ns)
+
+    def _add_system(self, payload: bytes, count: int, time_ns: int) -> None:
+        header = frames.encode_header(frames.SYSTEM, 0, self.next_sequence, count, time_ns, payload)
+        self._append(self.next_sequence, count, header + payload)
+        self.next_sequence += count
 
     def _append(self, first: int, count: int, data: bytes) -> None:
         logs.append_to(self.slices, first, count, data)
@@ -128,12 +132,19 @@ class Importer:
         self._directories = directories
         self._clock = clock
 
-    def bring_in(self, run: Run, *, patience: float | None = None) -> Run | None:
+    def bring_in(
+        self,
+        run: Run,
+        *,
+        patience: float | None = None,
+        verdict: jobdir.ExitRecord | None = None,
+    ) -> Run | None:
         """
         Import, and settle if it has ended, all that the job's directory holds now.
 
         Args:
             patience: Seconds to wait for each write transaction; None: the busy timeout.
+            verdict: What holds where the directory has no exit record, or is not there.
 
         Returns:
             The run as it then is; None when it has been removed.
@@ -143,7 +154,7 @@ class Importer:
         """
         goal: int | None = None
         while True:
-            harvest = self.harvest(run)
+            harvest = self.harvest(run, verdict)
             if harvest is None or harvest.empty:
                 return run
             if goal is None:
@@ -159,26 +170,27 @@ class Importer:
                 return fresh
             run = fresh
 
-    def count_lines(self, run: Run, directory: int) -> int:
+    def count_lines(self, run: Run, directory: int, spool_end: int) -> int:
         """Return the number that the next line would have had, by the spool as it is there."""
-        end = jobdir.ExitRecord(
-            token=run.token or "", reason="", spool_end=jobdir.spool_end(directory)
-        )
+        end = jobdir.ExitRecord(token=run.token or "", reason="", spool_end=spool_end)
         harvest = Harvest(run)
         while harvest.offset < end.spool_end:
             self._read_frames(harvest, directory, end)
             harvest.slices = []
         return harvest.next_sequence
 
-    def harvest(self, run: Run) -> Harvest | None:
+    def harvest(self, run: Run, verdict: jobdir.ExitRecord | None = None) -> Harvest | None:
         """
         Read up to one transaction's worth of what is new; None: the directory is not there.
 
-        The verdict is read first: what was written before it is complete then.
+        The exit record is read first: what was written before it is complete then.
+
+        Args:
+            verdict: As for `bring_in`.
         """
         try:
             with self._directories.open(run.name) as directory:
-                verdict = jobdir.read_exit(directory, run.token or "")
+                verdict = jobdir.read_exit(directory, run.token or "") or verdict
                 harvest = Harvest(run)
                 self._read_frames(harvest, directory, verdict)
                 if harvest.exit is not None and harvest.exit.wait_status == 0 and _may_return(run):
@@ -186,7 +198,11 @@ class Importer:
                 failpoints.reach(failpoints.IMPORT_READ, self._database)
                 return harvest
         except FileNotFoundError:
-            return None
+            if verdict is None:
+                return None
+            harvest = Harvest(run)
+            self._conclude(harvest, verdict)
+            return harvest
         except NewerProtocol as newer:
             telemetry.event(
                 logging.WARNING, "left to a newer jobcore", job=str(run.id), protocol=newer.args[0]
@@ -219,8 +235,15 @@ class Importer:
             begin <= harvest.offset for begin in jobdir.spool_offsets(directory)[1:]
         )
         if verdict is not None and end is not None and harvest.offset >= end:
-            harvest.fill_hole(verdict.next_sequence, self._clock.now() * 1000)
-            harvest.exit = verdict
+            self._conclude(harvest, verdict)
+
+    def _conclude(self, harvest: Harvest, verdict: jobdir.ExitRecord) -> None:
+        """Add what comes after the spool: all of that is in the harvest."""
+        now_ns = self._clock.now() * 1000
+        harvest.fill_hole(verdict.next_sequence, now_ns)
+        if verdict.note is not None:
+            harvest.add_note(verdict.note, now_ns)
+        harvest.exit = verdict
 
     def _skip_damage(self, harvest: Harvest, directory: int, buffer: bytes, end: int) -> None:
         """Go on at the next valid frame before `end`, with `system` lines for what is missing."""

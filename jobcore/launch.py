@@ -105,6 +105,7 @@ class Launch:
         request = Request(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
         try:
             failpoints.reach(failpoints.DIRECTORY_PREPARED, self._host)
+            jobdir.mark_unstarted(prepared.lock, request.token)
             self._fill(request, row, pipeline, base)
             failpoints.reach(failpoints.REQUEST_PREPARED, self._host)
         except BaseException:

@@ -89,7 +89,7 @@ class Reason(_Word):
         CANCELLED: It was taken from the queue.
         SHUTDOWN: Its supervisor was asked to end, as systemd does to a service.
         SPAWN_FAILED: The command could not be started.
-        LOST: Its supervisor died, so nobody knows how it ended.
+        LOST: Its supervisor died before it could record how the command ended.
         NEVER_STARTED: Its host or its supervisor died before; the command never ran.
     """
 

@@ -232,7 +232,7 @@ class JobManager:
             slots=self._slots,
             only_own=self._only_own,
             ownership=ownership,
-            reconcile=self._recovery.reconcile_softly,
+            reconcile=lambda run: self._recovery.reconcile_softly(run, kill=True),
             chores=(Scheduler(self._database, self._clock).tick, self._recovery.sweep),
         )
 
@@ -431,7 +431,7 @@ class JobManager:
             InvalidTransition: It is not ERROR or STOPPED.
             PipelineAlreadyRunning: Its pipeline has another job by now.
         """
-        row = self._reconciled(job_id)
+        row = self._reconciled(job_id, kill=True)
         if row.status not in lifecycle.RETRIABLE:
             raise InvalidTransition(row.id, row.status, "retry")
         again = store.next_attempt(row)
@@ -469,7 +469,7 @@ class JobManager:
 
     def _has_ended(self, job_id: UUID) -> bool:
         try:
-            return self._reconciled(job_id).end_time is not None
+            return self._reconciled(job_id, kill=True).end_time is not None
         except JobNotFound:
             return True
 
@@ -590,7 +590,7 @@ class JobManager:
                 job ends as one that was stopped.
         """
         checked = None if grace is None else checked_grace(grace)
-        run = self._stopper.stop(self._run(job_id), checked, "stop")
+        run = self._stopper.stop(self._run(job_id, kill=True), checked, "stop")
         return self._job(run)
 
     @entrance
@@ -607,7 +607,7 @@ class JobManager:
             JobNotFound: No job has this id.
             InvalidTransition: It is final.
         """
-        run = self._stopper.cancel(self._run(job_id))
+        run = self._stopper.cancel(self._run(job_id, kill=True))
         return self._job(run)
 
     @entrance
@@ -623,7 +623,7 @@ class JobManager:
             StoreError: It could not be finished. Where the job is not seen any more,
                 the next manager finishes it.
         """
-        self._deleter.delete(self._run(job_id))
+        self._deleter.delete(self._run(job_id, kill=True))
 
     @overload
     def prune(
@@ -1422,22 +1422,22 @@ class JobManager:
         if self._slots:
             self._dispatcher.start()
 
-    def _reconciled(self, job_id: Id) -> Row[Any]:
-        """Return the job's row, brought up to what its directory says."""
+    def _reconciled(self, job_id: Id, *, kill: bool = False) -> Row[Any]:
+        """Return the job's row, brought up to what its directory says; see `Recovery.reconcile`."""
         self._start()
         with self._database.read() as connection:
             row = require_job(connection, job_id)
         run = store.run_of(row)
         if not run.supervised and not run.owned:
             return row
-        fresh = self._recovery.reconcile_softly(run)
+        fresh = self._recovery.reconcile_softly(run, kill=kill)
         if fresh is None or fresh.deleted_at is not None:
             raise JobNotFound(job_id)
         with self._database.read() as connection:
             return require_job(connection, job_id)
 
-    def _run(self, job_id: Id) -> Run:
-        return store.run_of(self._reconciled(job_id))
+    def _run(self, job_id: Id, *, kill: bool = False) -> Run:
+        return store.run_of(self._reconciled(job_id, kill=kill))
 
     def _is_drained(self) -> bool:
         self._start()

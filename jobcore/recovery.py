@@ -33,7 +33,7 @@ from jobcore.ownership import Ownership
 from jobcore.remover import REMOVED_AT_ONCE, Remover
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
-from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir
+from jobcore.supervision import NewerProtocol, failpoints, jobdir
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
@@ -77,12 +77,16 @@ class Recovery:
 
     # --- one job ----------------------------------------------------------------
 
-    def reconcile(self, run: Run, *, patience: float | None = None) -> Run | None:
+    def reconcile(
+        self, run: Run, *, patience: float | None = None, kill: bool = False
+    ) -> Run | None:
         """
         Import what the job has written, settle it if it has ended, resolve it if it is dead.
 
         Args:
             patience: Seconds to wait for each write transaction; None: the busy timeout.
+            kill: Kill what a dead supervisor left behind, and judge a job that was started in
+                another directory. Without it both stay as they are: looking changes nothing.
 
         Returns:
             The row as it then is; the same where there was nothing to do; None
@@ -93,7 +97,7 @@ class Recovery:
         """
         if run.owned:
             return self._judge_owner(run, patience)
-        if not run.supervised:
+        if not run.supervised or not (kill or self.is_here(run)):
             return run
         fresh = self._importer.bring_in(run, patience=patience)
         if fresh is None or not fresh.supervised:
@@ -103,7 +107,7 @@ class Recovery:
                 self._stopper.remind(fresh)
             return fresh
         try:
-            return self._resolve(fresh, patience)
+            return self._resolve(fresh, patience, kill=kill)
         except NewerProtocol:
             return fresh  # its own version will know what became of it
 
@@ -119,10 +123,10 @@ class Recovery:
             )
         return ended
 
-    def reconcile_softly(self, run: Run) -> Run | None:
+    def reconcile_softly(self, run: Run, *, kill: bool = False) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
         try:
-            return self.reconcile(run, patience=READ_PATIENCE)
+            return self.reconcile(run, patience=READ_PATIENCE, kill=kill)
         except Exception as error:  # one job's trouble must not stop a sweep of all
             if interrupts.raised_by_handler(error):
                 raise
@@ -134,6 +138,18 @@ class Recovery:
                 error=repr(error),
             )
         return run
+
+    def is_here(self, run: Run) -> bool:
+        """
+        Tell whether a supervised job was started in this directory, of which there may be copies.
+
+        Raises:
+            DatabaseGone: The directory of the job directories is gone.
+        """
+        return self._directories.is_root_of(run.directory_id, same_boot=self._is_of_this_boot(run))
+
+    def _is_of_this_boot(self, run: Run) -> bool:
+        return run.boot_id == self._boot_id
 
     def has_news(self, run: Run) -> bool:
         """
@@ -164,76 +180,127 @@ class Recovery:
             return True  # it is gone, or cannot be read: reconciling finds out which
 
     def _is_alive(self, run: Run) -> bool:
+        """Tell whether the job has a supervisor, by its lock: also by one that was unlinked."""
         try:
             with self._directories.open(run.name) as directory:
-                return self._directories.is_held(directory)
+                if self._directories.is_held(directory):
+                    return True
         except FileNotFoundError:
-            return False
+            pass
+        return (
+            self._is_of_this_boot(run)
+            and self.is_here(run)
+            and jobdir.is_run_locked(run.token or "")
+        )
 
-    def _resolve(self, run: Run, patience: float | None) -> Run | None:
+    def _resolve(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
+        """Give the verdict on a job that has no supervisor, once nothing of it runs any more."""
         if leftovers.is_inside(run.cookie or ""):
             return run
-        existed = run.name in self._directories.names()
-        with self._directories.taken(run.name, create=True) as directory:
-            if directory is None:
-                return run  # somebody else does, or it lives after all
-            with self._database.read() as connection:
-                current = runs.find(connection, run.number)
-            if current is None or not current.supervised:
-                # Settled meanwhile, and its directory was removed: the one here is ours.
-                settled = True
-            else:
-                settled = jobdir.read_exit(directory, run.token or "") is not None
-                if not settled:
-                    self._write_verdict(current, directory, existed=existed)
-        if current is None or (settled and not current.supervised):
+        if not kill and self._is_of_this_boot(run) and leftovers.find(run.cookie or ""):
+            return run  # for somebody who may kill them
+        try:
+            with self._directories.taken(run.name) as directory:
+                if directory is None:
+                    return run  # somebody else does, or it lives after all
+                current, verdict = self._judge(run, directory)
+                if verdict is not None:
+                    jobdir.write_exit(directory, verdict)
+                    self._tell(run, verdict)
+        except FileNotFoundError:
+            # No directory is made for it, and so none is found later that proves nothing. The
+            # row is the guard: whoever settles it first is the one who did.
+            current, verdict = self._judge(run, None)
+            if current is not None and verdict is not None:
+                self._tell(run, verdict)
+                return self._importer.bring_in(current, patience=patience, verdict=verdict)
+        if current is None or not current.supervised:
+            # Settled meanwhile, and its directory was removed: the one here is nobody's.
             self._directories.remove(run.name)
             return current
         return self._importer.bring_in(current, patience=patience)
 
-    def _write_verdict(self, run: Run, directory: int, *, existed: bool) -> None:
-        """Write the exit record of a job whose supervisor is dead. The whole lock is ours."""
-        this_boot = run.boot_id == self._boot_id
-        record = jobdir.read_record(directory, jobdir.RUN)
-        started = record is not None or jobdir.RUN in os.listdir(directory)
-        namespace = None if record is None else record.get("pid_namespace")
-        never = existed and not started and this_boot
+    def _judge(
+        self, run: Run, directory: int | None
+    ) -> tuple[Run | None, jobdir.ExitRecord | None]:
+        """
+        Return the row as it is now, and the exit record to be written for it, if any.
+
+        Args:
+            directory: Of which the whole lock is ours; None: there is none.
+        """
+        with self._database.read() as connection:
+            current = runs.find(connection, run.number)
+        if current is None or not current.supervised:
+            return current, None
+        if directory is None:
+            return current, self._verdict(current, None)
+        if jobdir.read_exit(directory, current.token or "") is not None:
+            return current, None
+        return current, self._verdict(current, directory)
+
+    def _verdict(self, run: Run, directory: int | None) -> jobdir.ExitRecord:
+        """End what is left of a job whose supervisor is dead, and return its exit record."""
+        never = directory is not None and self._never_started(run, directory)
         notes = []
         unreaped: tuple[int, ...] = ()
-        if not never and this_boot:
-            if namespace in (None, leftovers.pid_namespace()):
-                unreaped = leftovers.kill(run.cookie or "")
-            else:
-                notes.append("its processes cannot be seen from this pid namespace")
-        notes.insert(
-            0,
-            "never started: its host or its supervisor died before"
-            if never
-            else "lost: its supervisor died, so nobody knows how it ended",
+        if not never and self._is_of_this_boot(run):
+            unreaped, note = self._end_leftovers(run, directory)
+            notes += [note] if note else []
+        if never:
+            what = "never started: its host or its supervisor died before"
+        elif directory is None:
+            what = "lost: its directory was removed and its supervisor is gone"
+        else:
+            what = "lost: its supervisor died before it could record how the command ended"
+        end = run.spool_offset
+        sequence = run.next_sequence
+        if directory is not None:
+            # What is imported is no longer in a directory that was restored or truncated.
+            end = max(end, jobdir.spool_end(directory))
+            sequence = self._importer.count_lines(run, directory, end)
+        return jobdir.ExitRecord(
+            token=run.token or "",
+            reason=str(Reason.NEVER_STARTED if never else Reason.LOST),
+            spool_end=end,
+            next_sequence=sequence,
+            unreaped=unreaped,
+            note="; ".join([what, *notes]),
         )
-        sequence = self._importer.count_lines(run, directory)
-        end = jobdir.spool_end(directory)
-        now_ns = self._clock.now() * 1000
-        payload = ("; ".join(notes) + "\n").encode()
-        data = frames.encode_header(frames.SYSTEM, 0, sequence, 1, now_ns, payload) + payload
-        _append_spool(directory, end, data)
-        jobdir.write_exit(
-            directory,
-            jobdir.ExitRecord(
-                token=run.token or "",
-                reason=str(Reason.NEVER_STARTED if never else Reason.LOST),
-                spool_end=end + len(data),
-                next_sequence=sequence + 1,
-                unreaped=unreaped,
-            ),
+
+    def _never_started(self, run: Run, directory: int) -> bool:
+        """Tell whether it is proven that the command was not started; no proof is none."""
+        return (
+            self._is_of_this_boot(run)
+            and self._directories.is_directory_of(directory, run.directory_id)
+            and jobdir.is_unstarted(directory, run.token or "")
+            and jobdir.RUN not in os.listdir(directory)
+            and run.spool_offset == run.next_sequence == jobdir.spool_end(directory) == 0
         )
+
+    def _end_leftovers(self, run: Run, directory: int | None) -> tuple[tuple[int, ...], str]:
+        """Kill what is left of a job of this directory; return the pids still there, and a note."""
+        record = None if directory is None else jobdir.read_record(directory, jobdir.RUN)
+        namespace = None if record is None else record.get("pid_namespace")
+        if namespace not in (None, leftovers.pid_namespace()):
+            return (), "its processes cannot be seen from this pid namespace"
+        if self.is_here(run):
+            return leftovers.kill(run.cookie or ""), ""
+        # They may be those of the files that these were copied from, where they are cared for.
+        left = tuple(leftovers.find(run.cookie or ""))
+        note = "it was not started in this directory"
+        if left:
+            note += f"; still running, and left alone: {', '.join(map(str, left))}"
+        return left, note
+
+    def _tell(self, run: Run, verdict: jobdir.ExitRecord) -> None:
         failpoints.reach(failpoints.RESOLVED, self._database)
         telemetry.event(
             logging.WARNING,
             "job resolved",
             job=str(run.id),
-            reason="never_started" if never else "lost",
-            unreaped=list(unreaped),
+            reason=verdict.reason,
+            unreaped=list(verdict.unreaped),
         )
 
     # --- all jobs ---------------------------------------------------------------
@@ -258,7 +325,7 @@ class Recovery:
         for run in running:
             offsets[run.number] = run.spool_offset
             resting = everything or self._offsets.get(run.number) == run.spool_offset
-            fresh = self._sweep_one(run, resting=resting)
+            fresh = self._sweep_one(run, resting=resting, kill=True)
             if fresh is not None and fresh.final:
                 settled.append(fresh)
             if fresh is not None and fresh.supervised and fresh.stop_requested is not None:
@@ -274,9 +341,17 @@ class Recovery:
         self._remove_stale(names)
         return settled
 
-    def _sweep_one(self, run: Run, *, resting: bool) -> Run | None:
+    def refresh(self) -> None:
+        """Bring in what the running jobs of this directory have written, and settle the ended."""
+        with self._database.read() as connection:
+            running = runs.supervised(connection)
+        for run in running:
+            self._sweep_one(run, resting=True, kill=False)
+
+    def _sweep_one(self, run: Run, *, resting: bool, kill: bool) -> Run | None:
         try:
-            return self.reconcile_softly(run) if self._says_more(run, output=resting) else run
+            more = self._says_more(run, output=resting)
+            return self.reconcile_softly(run, kill=kill) if more else run
         except NewerProtocol:
             return None
 
@@ -347,12 +422,3 @@ def _called(run: Run) -> str:
         return str(run.id)
     except DatabaseCorrupt:  # what stands there is none, and all others are still to be looked at
         return f"number {run.number}"
-
-
-def _append_spool(directory: int, offset: int, data: bytes) -> None:
-    """Append a frame behind whatever is there, damaged or not, in a file that begins with it."""
-    descriptor = jobdir.make_file(f"{jobdir.SPOOL}{offset}", os.O_WRONLY | os.O_APPEND, directory)
-    try:
-        jobdir.write_all(descriptor, data)
-    finally:
-        os.close(descriptor)

@@ -39,6 +39,7 @@ class Run(NamedTuple):
     boot_id: str | None
     grace_ms: int | None
     calls_function: int | None
+    directory_id: str | None
     stop_requested: int | None
     stop_grace_ms: int | None
     stop_who: str | None
@@ -227,6 +228,7 @@ _START = Statement(
         owner=bindparam("new_owner"),
         # One of a pipeline may be retried, and then starts once more.
         environment=case((job.c.pipeline_id.is_not(None), job.c.environment), else_=null()),
+        directory_id=bindparam("own_directory_id"),
     )
     .returning(*COLUMNS)
 )
@@ -244,6 +246,7 @@ def start_if_queued(
     calls_function: bool | None = None,
     claimant: str | None = None,
     owner: str | None = None,
+    directory_id: str | None = None,
 ) -> Run | None:
     """
     Claim a job for the run `token`; without a token, for its host. Not one being deleted.
@@ -264,6 +267,7 @@ def start_if_queued(
             is_call=calls_function,
             claimant=claimant,
             new_owner=owner,
+            own_directory_id=directory_id,
         )
     )
     if run is not None:

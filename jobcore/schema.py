@@ -151,6 +151,8 @@ CREATE TABLE pipeline_note (
         "CREATE TABLE environment (hash VARCHAR NOT NULL PRIMARY KEY, data BLOB NOT NULL)",
         """\
 CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT NULL""",
+        # A copy of a job directory is told from the directory itself.
+        "ALTER TABLE job ADD COLUMN directory_id VARCHAR",
     ),
 }
 

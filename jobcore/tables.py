@@ -274,6 +274,7 @@ class JobRow(_Row, table=True):
     boot_id: str | None = None
     grace_ms: int | None = None  # of the command that was started
     calls_function: bool | None = None  # it leaves a result; None: claimed by an older jobcore
+    directory_id: str | None = None  # where it was started: see `identity`
 
     # Written by a wish to stop.
     stop_requested: int | None = Field(default=None, sa_column=_moment())

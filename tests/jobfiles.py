@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from uuid import uuid4
 
-from jobcore import filesystem, runs
+from jobcore import filesystem, identity, runs
 from jobcore.supervision import frames, jobdir
 
 
@@ -98,8 +98,27 @@ class Scripted:
             with self.open() as directory:
                 os.close(jobdir.open_lock(directory, create=True))
                 jobdir.make_control(directory)
+            self._note_claim()
             if held:
                 self.live()
+        else:
+            root = os.stat(database + ".jobs")
+            self.update(directory_id=f"{root.st_dev}:{root.st_ino}:1")
+
+    def _note_claim(self):
+        """Store what a claim stores, and note in the lock file that nothing was started yet."""
+        root = os.open(self.database + ".jobs", os.O_RDONLY)
+        with self.open() as directory:
+            lock = jobdir.open_lock(directory)
+            self.update(directory_id=str(identity.DirectoryId.of(root, directory)))
+            jobdir.mark_unstarted(lock, self.token)
+            os.close(lock)
+        os.close(root)
+
+    def update(self, **columns):
+        """Write columns of the row, as another program would."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        sql(self.database, f"UPDATE job SET {names} WHERE id = ?", *columns.values(), self.id.hex)
 
     def open(self):
         """Give a descriptor of the directory."""
@@ -110,6 +129,7 @@ class Scripted:
         with self.open() as directory:
             self._held = jobdir.open_lock(directory)
         assert jobdir.try_lock(self._held, span)
+        assert jobdir.try_lock(self._held, jobdir.spans_of(self.token)[1])
 
     def die(self):
         """Let go of the lock, as the kernel does when a supervisor dies."""
@@ -145,6 +165,9 @@ class Scripted:
     def started(self, **facts):
         """Write the run record."""
         with self.open() as directory:
+            lock = jobdir.open_lock(directory)
+            jobdir.mark_started(lock)
+            os.close(lock)
             jobdir.write_record(directory, jobdir.RUN, {"pid": 1, **facts})
 
     def exit(self, wait_status=0, reason="exited", **facts):

@@ -16,7 +16,8 @@ from jobcore.supervision.capture import Capture
 from jobcore.supervision.ending import Ending
 from jobcore.supervision.machine import Machine, read_clocks
 from jobcore.supervision.reporter import Reporter
-from jobcore.supervision.spool import NO_SPACE
+from jobcore.supervision.spool import GONE, NO_SPACE
+from jobcore.supervision.upkeep import Upkeep
 from jobcore.supervision.watch import Watch
 from jobcore.supervision.wishes import Wishes
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # All in seconds.
 _RETRY = 1.0  # between two tries on a full disk
+_RECORD_FOR = 60.0  # trying to write the exit record, where it is not the lack of space
+_RECORD_GONE_FOR = 5.0  # the same where the directory is gone
 _ABANDON_FOR = 10.0  # killing what cannot be recorded any more
 
 
@@ -84,6 +87,7 @@ class Execution:
             redact=order.redact,
             time_ns=self._machine.time_ns,
         )
+        self._upkeep = Upkeep(order, self._capture.spool, self._wishes, self._run_record())
         self._tree: ProcessTree | None = None
         self._pidfd = -1
         self._report = -1
@@ -154,19 +158,12 @@ class Execution:
 
     def _record_start(self) -> Generator[float, None, bool]:
         """Record that the command may have started from here on; False: it shall not start."""
-        order, identity = self._order, self._identity
-        record = jobdir.encode_record(
-            {
-                "token": order.token,
-                "supervisor": identity.pid,
-                "boot_id": identity.boot_id,
-                "pid_namespace": identity.pid_namespace,
-            }
-        )
+        order, record = self._order, self._run_record()
         flags = os.O_WRONLY | os.O_EXCL
         opened: list[int] = []
 
         def write() -> None:
+            jobdir.mark_started(order.lock)
             if not opened:
                 opened.append(jobdir.make_file(jobdir.RUN, flags, order.directory))
             jobdir.write_all(opened[0], record)
@@ -189,6 +186,17 @@ class Execution:
         if recorded:
             failpoints.reach(failpoints.RUN_WRITTEN)
         return recorded
+
+    def _run_record(self) -> bytes:
+        identity = self._identity
+        return jobdir.encode_record(
+            {
+                "token": self._order.token,
+                "supervisor": identity.pid,
+                "boot_id": identity.boot_id,
+                "pid_namespace": identity.pid_namespace,
+            }
+        )
 
     def _stopped_unstarted(self) -> bool:
         """Look at the wishes while there is nothing to signal."""
@@ -250,6 +258,7 @@ class Execution:
                 ending.advance(now)
             complete = ending.complete
         self._tend_spool(now)
+        self._upkeep.advance(now)
         self._capture.meter.advance(now)
         if not complete:
             self._reporter.announce(self._capture.spool.end, now)
@@ -329,9 +338,11 @@ class Execution:
         """Write the verdict, and only then let go of the lock."""
         self.watch.forget(self._capture.meter.descriptor)
         self._capture.meter.end()
+        begun = self._machine.monotonic()
         while self._capture.held:
             yield self._machine.monotonic() + _RETRY
-            self._capture.spool.flush()
+            if not self._capture.spool.flush() and self._machine.monotonic() - begun > _RECORD_FOR:
+                self._capture.spool.drop_unwritable()
         record = self._verdict()
         failpoints.reach(failpoints.BEFORE_EXIT)
 
@@ -342,10 +353,10 @@ class Execution:
                 self._capture.spool.sync()
             jobdir.write_exit(self._order.directory, record, sync=self._channel.dead)
 
-        yield from self._with_space(write, write)
-        failpoints.reach(failpoints.EXIT_WRITTEN)
+        if (yield from self._record_end(write)):
+            failpoints.reach(failpoints.EXIT_WRITTEN)
         # For every copy, too, that a child never closed.
-        jobdir.unlock(self._order.lock, jobdir.RUNNING)
+        jobdir.unlock(self._order.lock, jobdir.ALL)
         failpoints.reach(failpoints.UNLOCKED)
 
     def _verdict(self) -> jobdir.ExitRecord:
@@ -355,7 +366,7 @@ class Execution:
             reason=self._unstarted or "spawn_failed",
             spool_end=spool.end,
             next_sequence=spool.next_sequence,
-            dropped=self._capture.dropped,
+            dropped=self._capture.dropped + spool.dropped,
         )
         if self._failure is not None:
             record.errno = self._failure.errno
@@ -399,6 +410,21 @@ class Execution:
                 return False
             action = again
 
+    def _record_end(self, write: Callable[[], None]) -> Generator[float, None, bool]:
+        """Write the exit record, again and again while that fails; False: given up."""
+        begun = self._machine.monotonic()
+        while True:
+            try:
+                self._upkeep.repair_output()
+                write()
+                return True
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    patience = _RECORD_GONE_FOR if error.errno in GONE else _RECORD_FOR
+                    if self._machine.monotonic() - begun > patience:
+                        return False
+            yield self._machine.monotonic() + _RETRY
+
     def _abandon(self) -> None:
         """Leave no process behind; what became of the job is for a resolver to say."""
         tree = self._tree
@@ -411,6 +437,7 @@ class Execution:
     def _close(self) -> None:
         self._capture.close()
         self._wishes.close()
+        self._upkeep.close()
         for descriptor in (self._pidfd, self._report, self._order.lock, self._order.directory):
             if descriptor >= 0:
                 os.close(descriptor)

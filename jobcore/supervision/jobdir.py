@@ -25,6 +25,7 @@ RUN = "run"
 EXIT = "exit"
 SPOOL = "spool."
 GONE = ".gone-"
+STORE = "store"  # beside the job directories: the id of the database that they belong to
 
 #: Bytes of the `lock` file. A host that prepares a start holds the first, the
 #: supervisor that runs the job the second; everyone who wants to know whether
@@ -35,12 +36,16 @@ WHOLE = (0, 2)
 #: The manager of which the job takes a slot holds this byte. It is apart from the
 #: others: a job lives without a manager, and dies though its manager lives.
 SLOT = (2, 1)
+ALL = (0, 0)  # to the end of the file, however long it grows: those of a run, too
 
 #: Letters on the FIFO. Any byte means "read `stop` again"; these two are the
 #: wish itself, for when no file can be written.
 DOORBELL = b"!"
 STOP_NOW = b"s"  # with the command's own grace
 KILL_NOW = b"k"
+
+#: Where the kernel lists all locks of the machine.
+LOCKS = "/proc/locks"
 
 # struct flock: type, whence, start, length, pid, padding to 32 bytes. The
 # layout of Linux with 64-bit offsets, which CPython is always built with.
@@ -103,6 +108,61 @@ def open_lock(directory: int, *, create: bool = False) -> int:
     return os.open(LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
 
 
+def spans_of(token: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """
+    Return the bytes of the lock file that are those of the run `token` alone.
+
+    A host that prepares it holds the first, its supervisor the second, beside those
+    of every run. The file has no such bytes: they are there for `is_run_locked`.
+    """
+    first = SLOT[0] + 2 + 2 * int(token[:15], 16)
+    return (first, 1), (first + 1, 1)
+
+
+def is_run_locked(token: str) -> bool:
+    """
+    Tell whether any process of this machine prepares or supervises the run `token`.
+
+    The kernel's list of locks says so where no path leads to the lock file: it was
+    unlinked, or its directory moved. False where there is no such list.
+    """
+    bytes_ = {str(span[0]) for span in spans_of(token)}
+    try:
+        with open(LOCKS, encoding="ascii") as locks:
+            # 1: OFDLCK ADVISORY  WRITE -1 fe:00:1234 17 17
+            return any("OFDLCK" in line and line.split()[-1] in bytes_ for line in locks)
+    except OSError:
+        return False
+
+
+def mark_unstarted(lock: int, token: str) -> None:
+    """
+    Write into the lock file that the run `token` has not started. The caller prepares it.
+
+    `never_started` needs this proof: a file that is missing, empty or of another run
+    proves nothing, so no loss of files makes a run that started look like one that did not.
+    """
+    try_lock(lock, spans_of(token)[0])
+    os.pwrite(lock, token.encode("ascii"), 0)
+
+
+def mark_started(lock: int) -> None:
+    """Take that back, before the command is started."""
+    os.ftruncate(lock, 0)
+
+
+def is_unstarted(directory: int, token: str) -> bool:
+    """Tell whether the lock file says that the run `token` has not started."""
+    try:
+        lock = open_lock(directory)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.pread(lock, 64, 0) == token.encode("ascii")
+    finally:
+        os.close(lock)
+
+
 # --- directories, and the files in them ---------------------------------------
 
 #: Of all that is made here, and what a umask may have left of it.
@@ -156,6 +216,24 @@ def open_directory(name: str, *, parent: int | None = None, create: bool = False
         )
         raise NotPrivate(errno.EPERM, why, name)
     return descriptor
+
+
+def open_parent(directory: int) -> int:
+    """Open the directory that holds an open directory."""
+    return os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+
+
+def share(directory: int) -> None:
+    """
+    Hold a shared BSD lock on a directory, until the last copy of its descriptor is closed.
+
+    systemd-tmpfiles and other cleaners pass over a directory that is locked so. Nothing
+    relies on it.
+    """
+    try:
+        fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        pass  # a file system without such locks, or somebody else's lock
 
 
 def is_current(name: str, directory: int, lock: int, *, parent: int) -> bool:
@@ -348,6 +426,8 @@ class ExitRecord:
         cpu_us: CPU time of the command and what it waited for, microseconds.
         max_rss: The largest resident set of any of its processes, bytes.
         unreaped: Pids that could not be killed, else empty.
+        note: The last line of the log, of a host that wrote the record for a supervisor
+            that is dead, else None.
     """
 
     __slots__ = (
@@ -358,6 +438,7 @@ class ExitRecord:
         "errno",
         "max_rss",
         "next_sequence",
+        "note",
         "reason",
         "spawned_ns",
         "spool_end",
@@ -384,6 +465,7 @@ class ExitRecord:
         cpu_us: int | None = None,
         max_rss: int | None = None,
         unreaped: tuple[int, ...] = (),
+        note: str | None = None,
     ) -> None:
         self.token = token
         self.reason = reason
@@ -399,6 +481,7 @@ class ExitRecord:
         self.cpu_us = cpu_us
         self.max_rss = max_rss
         self.unreaped = unreaped
+        self.note = note
 
 
 def write_exit(directory: int, record: ExitRecord, *, sync: bool = False) -> None:

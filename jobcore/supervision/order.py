@@ -23,6 +23,7 @@ class Order:
         token: The run.
         lock: Our own descriptor of the lock file; it holds the byte of the running job.
         directory: The job directory.
+        name: What that is called in the directory of all jobs.
         command: What to run.
         timeout: Seconds from the start on, or None.
         grace: Seconds between SIGTERM and SIGKILL.
@@ -37,6 +38,7 @@ class Order:
         "grace",
         "linger",
         "lock",
+        "name",
         "output_limit",
         "redact",
         "timeout",
@@ -47,6 +49,7 @@ class Order:
         self.token = token
         self.lock = lock
         self.directory = directory
+        self.name: str = fields["job"]
         self.command = Command(
             fields["argv"],
             fields["env"],
@@ -79,8 +82,11 @@ def accept(request: Request) -> Order | None:
         lock = jobdir.open_lock(request.directory)
         if jobdir.try_lock(lock, jobdir.RUNNING):
             failpoints.reach(failpoints.LOCK_TAKEN)
+            preparing, running = jobdir.spans_of(request.token)
+            jobdir.try_lock(lock, running)
             # For every copy, too, that a fork of the host may have made.
             jobdir.unlock(request.lock, jobdir.PREPARING)
+            jobdir.unlock(request.lock, preparing)
             failpoints.reach(failpoints.BYTE_0_RELEASED)
             fields = _read(request.body)
             if fields["version"] > PROTOCOL_VERSION:

@@ -1,9 +1,9 @@
 """
 Spool: frames appended to the files of the job directory, numbered, and held when the disk is full.
 
-A full disk never costs a byte: the frame that did not fit waits, whole or the
-rest of it, and whoever reads the pipes must stop reading until `flush` has
-written it.
+A full or read-only disk never costs a byte: the frame that could not be written
+waits, whole or the rest of it, and the pipes must not be read until `flush` has
+written it. Where the directory is gone, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from jobcore.supervision import failpoints, frames, jobdir
 #: imported can be given back to the disk while the job runs.
 ROTATE_AT = 8 * 1024 * 1024
 
-#: No space, no quota, or a file size limit set meanwhile: it may pass.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: No space, no quota, a file size limit set meanwhile, or a disk that became read-only: it
+#: may pass, however long it takes.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+#: The directory was removed: nothing can be written there any more.
+GONE = (errno.ENOENT, errno.ESTALE)
+_NOWHERE = -1  # what a write returns then
+#: Bytes that are copied at once into a file that is made again.
+_COPIED_AT_ONCE = 1024 * 1024
 
 _LARGEST_FRAME = frames.HEADER_SIZE + frames.MAX_PAYLOAD
 
@@ -45,16 +51,21 @@ class Spool:
     Attributes:
         end: Bytes written so far, over all files.
         next_sequence: The number that the next line gets, of whatever stream.
+        gone: Whether the directory is gone, and lines are dropped.
+        dropped: How many were.
     """
 
     def __init__(self, directory: int) -> None:
         self.end = 0
         self.next_sequence = 0
+        self.gone = False
+        self.dropped = 0
         self._directory = directory
         self._rotate_at = rotate_at()
         self._file = -1  # made with the first frame: many jobs say nothing
         self._begin = 0
         self._queue: list[bytes] = []
+        self._errno: int | None = None  # of the last write that failed
         self._torn = False  # the first of the queue is the rest of a frame
 
     @property
@@ -64,13 +75,19 @@ class Spool:
 
     def append(self, stream: int, flags: int, count: int, payload: bytes, time_ns: int) -> None:
         """Write `count` lines as one frame, and number them; without space, keep it for `flush`."""
+        if self.gone:
+            self.dropped += count
+            return
         header = frames.encode_header(stream, flags, self.next_sequence, count, time_ns, payload)
         self.next_sequence += count
         if self._queue:
             self._queue.append(header + payload)
             return
         written = self._write([header, payload])
-        if written < len(header) + len(payload):
+        if written == _NOWHERE:
+            self.next_sequence -= count
+            self.dropped += count
+        elif written < len(header) + len(payload):
             self._torn = written > 0
             self._queue.append((header + payload)[written:])
             self.flush()
@@ -83,13 +100,52 @@ class Spool:
             if written == len(waiting):
                 del self._queue[0]
                 self._torn = False
-            elif written:
+            elif written > 0:
                 # A short write goes on with the rest of the same frame, in the same file.
                 self._queue[0] = waiting[written:]
                 self._torn = True
             else:
-                return False
+                return written == _NOWHERE
         return True
+
+    def drop_unwritable(self) -> None:
+        """Drop what waits, unless it waits for space. The command has ended."""
+        if self._errno not in NO_SPACE:
+            self._drop()
+
+    def _drop(self) -> None:
+        self.gone = True
+        self._queue.clear()
+        self._torn = False
+
+    def repair(self) -> None:
+        """
+        Put what is open into a file of its name where something has unlinked that.
+
+        Raises:
+            OSError: That cannot be done now.
+        """
+        self.gone = False
+        if self._file < 0 or os.fstat(self._file).st_nlink > 0:
+            return
+        name = f"{jobdir.SPOOL}{self._begin}"
+        try:
+            descriptor = self._make(name)
+        except FileExistsError:
+            os.close(self._file)
+            self._file = -1  # somebody brought it back: go on behind it, in a new file
+            return
+        try:
+            position = 0
+            while data := os.pread(self._file, _COPIED_AT_ONCE, position):
+                jobdir.write_all(descriptor, data)
+                position += len(data)
+        except OSError:
+            os.close(descriptor)
+            os.unlink(name, dir_fd=self._directory)
+            raise
+        os.close(self._file)
+        self._file = descriptor
 
     def sync(self) -> None:
         """Make what was written survive a power failure: all files that are still there."""
@@ -114,24 +170,28 @@ class Spool:
             self._file = -1
 
     def _write(self, parts: list[bytes]) -> int:
-        """Write once; return how many bytes were taken, 0 where there is no space."""
+        """Write once; return how many bytes were taken: 0 without space, or `_NOWHERE`."""
         try:
             if self._file < 0 or (self.end - self._begin >= self._rotate_at and not self._torn):
                 self._next_file()
             written = os.writev(self._file, parts)
         except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            return 0
+            self._errno = error.errno
+            if error.errno in GONE:
+                self._drop()
+                return _NOWHERE
+            return 0  # whatever it is: a command is held, and never ended, by its output
         self.end += written
         failpoints.reach(failpoints.FRAME_WRITTEN)
         return written
 
     def _next_file(self) -> None:
         """Begin a new file, named by the offset of its first byte."""
-        descriptor = jobdir.make_file(
-            f"{jobdir.SPOOL}{self.end}", os.O_WRONLY | os.O_APPEND | os.O_EXCL, self._directory
-        )
+        descriptor = self._make(f"{jobdir.SPOOL}{self.end}")
         self.close()
         self._file = descriptor
         self._begin = self.end
+
+    def _make(self, name: str) -> int:
+        # For reading, too: see `repair`.
+        return jobdir.make_file(name, os.O_RDWR | os.O_APPEND | os.O_EXCL, self._directory)

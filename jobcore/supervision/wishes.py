@@ -36,16 +36,20 @@ class Wishes:
         """
         self._directory = directory
         self._grace = grace
-        try:
-            self._control = jobdir.open_control(directory)
-        except FileNotFoundError:
-            jobdir.make_control(directory)
-            self._control = jobdir.open_control(directory)
+        jobdir.make_control(directory)  # unless it is there
+        self._control = jobdir.open_control(directory)
         self._letters = jobdir.DOORBELL  # a wish may have come before us
 
     def fileno(self) -> int:
         """Return the FIFO, to be polled for reading."""
         return self._control
+
+    def reopen(self) -> None:
+        """Listen to the FIFO that now has the name, by the same descriptor."""
+        control = jobdir.open_control(self._directory)
+        os.dup2(control, self._control, inheritable=False)
+        os.close(control)
+        self._letters += jobdir.DOORBELL  # a wish may have been written meanwhile
 
     def listen(self) -> None:
         """Take the letters out of the FIFO."""

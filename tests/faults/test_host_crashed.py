@@ -232,7 +232,7 @@ NEVER = finished(
 FAILED = finished("ERROR", None, "spawn_failed", "system cannot start: ValueError: no", runs=0)
 LOST = finished(
     "ERROR", None, "lost", "output ready",
-    "system lost: its supervisor died, so nobody knows how it ended",
+    "system lost: its supervisor died before it could record how the command ended",
 )  # fmt: skip
 STOPPED = finished(
     "STOPPED", 143, "stopped", "output ready", f"system stopping: asked by pid {os.getpid()}: stop",

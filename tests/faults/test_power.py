@@ -48,6 +48,7 @@ class Wreck:
         self._write_run()
         self._write_exit(chance)
         self.kept = self._break_spool(chance)
+        self.spool_left = os.path.getsize(os.path.join(self.script.path, "spool.0"))
         self.script.die()
 
     def _write_run(self):
@@ -105,7 +106,9 @@ class Wreck:
         """Status, exit code and reason: by a whole exit record, or nobody knows how it ended."""
         if self.exit == "exit":
             return Status.ERROR, 3, Reason.EXITED
-        never = self.run == "no run" and self.boot == "this boot"
+        # Output proves that there was a start, though the run record be missing.
+        silent = self.spool_left == 0 and self.safe == 0
+        never = self.run == "no run" and self.boot == "this boot" and silent
         status = Status.STOPPED if self.stop else Status.ERROR
         return status, None, Reason.NEVER_STARTED if never else Reason.LOST
 
@@ -254,6 +257,7 @@ def test_lines_whose_import_was_undone_are_imported_again(tmp_path, rounds):
         left = tmp_path / "left"
         disk.fail(left, chance, synced)
         with JobManager(left / "jobs.db", slots=0) as jobs:
+            jobs.recover()  # as it is a copy, a look leaves it as it is
             job = jobs.get_job(script.id)
             log = log_of(jobs, job.id)
             check(jobs)

@@ -59,6 +59,7 @@ def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scr
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
     try:
         run.die()
+        jobs.recover()
         job = jobs.get_job(run.id)
 
         assert (job.status, job.reason) == (Status.ERROR, Reason.LOST)

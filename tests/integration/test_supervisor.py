@@ -726,16 +726,20 @@ def test_full_disk_does_not_hold_a_stop(host, tmp_path):
 
 
 def test_directory_gone(host):
-    """When its directory is removed, the job is ended and the supervisor leaves."""
+    """When its directory is removed, the command goes on, and a new one gets the exit record."""
     run = host.start(programs.SLEEPS)
     run.wait_for_output()
 
     jobdir.remove(run.token, run.directory, parent=host.root)
     os.kill(processes_of(run.token)[0], signal.SIGTERM)
-    host.wait_for(run.supervisor, lambda: False)
+    host.wait_for(run.supervisor, lambda: any(n.kind == ENDED for n in run.notices))
+    again = jobdir.open_directory(run.token, parent=host.root)
+    record = jobdir.read_exit(again, run.token)
+    output = jobdir.read_spool(again, 0, record.spool_end)
+    os.close(again)
 
-    assert run.supervisor.gone
-    assert processes_of(run.token) == []
+    assert (record.reason, record.wait_status) == ("signaled", signal.SIGTERM)
+    assert b"ready\n" in output
 
 
 # --- death ---

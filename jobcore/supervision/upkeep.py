@@ -1,0 +1,136 @@
+"""
+Upkeep: the files of a running job, kept from cleaners and made again where something removed them.
+
+Cleaners of temporary files take what is old. Some of them respect a BSD lock on
+a directory (systemd-tmpfiles does); for the others the files are kept fresh.
+What they take all the same is made again, as the open descriptors still have it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from jobcore.supervision import jobdir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from jobcore.supervision.order import Order
+    from jobcore.supervision.spool import Spool
+    from jobcore.supervision.wishes import Wishes
+
+# All in seconds.
+_CHECK_EVERY = 5.0  # a stop is not heard while the FIFO is gone
+_TOUCH_EVERY = 600.0  # cleaners count in hours or days
+
+
+class Upkeep:
+    """
+    Looks after the directory and the files of one run.
+
+    Args:
+        order: The run. Its descriptors of lock and directory keep their numbers,
+            though they lead to new files after a repair.
+        spool: Its output.
+        wishes: Its FIFO.
+        record: The content of `run`.
+    """
+
+    def __init__(self, order: Order, spool: Spool, wishes: Wishes, record: bytes) -> None:
+        self._order = order
+        self._spool = spool
+        self._wishes = wishes
+        self._record = record
+        self._next_check: float | None = None
+        self._next_touch = 0.0
+        self._root = -1
+        try:
+            self._root = jobdir.open_parent(order.directory)
+        except OSError:
+            pass  # moved to where this user may not look: then there is nothing to make again
+        for directory in (self._root, order.directory):
+            jobdir.share(directory)
+
+    def advance(self, now: float) -> None:
+        """Do what is due. What cannot be done now is tried again later."""
+        if self._next_check is None:  # all of it was made a moment ago
+            self._next_check = now + _CHECK_EVERY
+            self._next_touch = now + _TOUCH_EVERY
+        if now < self._next_check:
+            return
+        self._next_check = now + _CHECK_EVERY
+        try:
+            self._repair()
+            if now >= self._next_touch:
+                self._next_touch = now + _TOUCH_EVERY
+                self._touch()
+        except OSError:
+            pass
+
+    def repair_output(self) -> None:
+        """
+        Make again what is missing of the directory and the output in it.
+
+        Raises:
+            OSError: That cannot be done; ENOENT where the directory of all jobs is gone, too.
+        """
+        if os.fstat(self._order.directory).st_nlink == 0:
+            self._repair_directory()
+        self._spool.repair()
+
+    def _repair(self) -> None:
+        self.repair_output()
+        order = self._order
+        if not _is_named(jobdir.LOCK, order.lock, order.directory):
+            self._repair_lock()
+        jobdir.make_control(order.directory)
+        if not _is_named(jobdir.CONTROL, self._wishes.fileno(), order.directory):
+            self._wishes.reopen()
+        if jobdir.RUN not in os.listdir(order.directory):
+            run = jobdir.make_file(jobdir.RUN, os.O_WRONLY | os.O_EXCL, order.directory)
+            try:
+                jobdir.write_all(run, self._record)
+            finally:
+                os.close(run)
+
+    def _repair_directory(self) -> None:
+        new = jobdir.open_directory(self._order.name, parent=self._root, create=True)
+        os.dup2(new, self._order.directory, inheritable=False)
+        os.close(new)
+        jobdir.share(self._order.directory)
+
+    def _repair_lock(self) -> None:
+        new = jobdir.open_lock(self._order.directory, create=True)
+        try:
+            spans = (jobdir.RUNNING, jobdir.spans_of(self._order.token)[1])
+            if all(
+                jobdir.try_lock(new, span) for span in spans
+            ):  # else: held for a look, again soon
+                # Not before the new one is held: a run without a lock is dead.
+                os.dup2(new, self._order.lock, inheritable=False)
+        finally:
+            os.close(new)
+
+    def _touch(self) -> None:
+        order = self._order
+        for name in os.listdir(order.directory):
+            os.utime(name, dir_fd=order.directory, follow_symlinks=False)
+        os.utime(order.directory)
+        if self._root >= 0:
+            os.utime(self._root)
+            os.utime(jobdir.STORE, dir_fd=self._root, follow_symlinks=False)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
+
+
+def _is_named(name: str, descriptor: int, directory: int) -> bool:
+    """Tell whether `name` leads to what `descriptor` has open."""
+    try:
+        named = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
