@@ -73,10 +73,11 @@ def _make_databases(folder, pages_left):
     return outcomes
 
 
-@in_rounds(smoke=8, full=100)
+@in_rounds(smoke=8, full=200)
 def test_a_database_is_made_whole_or_later(tmp_path, rounds):
     """Wherever the space ends, a new database is there whole, or DatabaseFull and made later."""
-    outcomes = in_own_mounts(_make_databases, str(tmp_path), chosen(rounds, 100), patience=LONG)
+    # 200 pages: a new database takes 46, its log a few more, and the schema grows.
+    outcomes = in_own_mounts(_make_databases, str(tmp_path), chosen(rounds, 200), patience=LONG)
     rounds.did(len(outcomes))
 
     assert outcomes == sorted(outcomes)  # full, and from some size on made

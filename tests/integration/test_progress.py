@@ -233,7 +233,7 @@ def test_a_stranger_that_keeps_the_descriptor_delays_nothing(host, go):
     run = host.start(["sh", "-c", f"echo ready; {WAIT}; exit 5"], env={"GO": str(go)})
     command = host.wait_for_start(run)
     run.wait_for_output()
-    pipe = os.open(f"/proc/{command}/fd/8", os.O_WRONLY)
+    pipe = os.open(f"/proc/{command}/fd/8", os.O_WRONLY | os.O_NONBLOCK)
     try:
         os.write(pipe, b"1/2 by a stranger\n")
         go.touch()
