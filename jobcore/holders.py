@@ -13,7 +13,7 @@ import os
 import signal
 
 from jobcore import procfs
-from jobcore.supervision import jobdir
+from jobcore.supervision import jobdir, pids
 
 
 def identify(descriptor: int) -> tuple[int, int]:
@@ -23,7 +23,7 @@ def identify(descriptor: int) -> tuple[int, int]:
     On btrfs and overlayfs the device is another one than `stat` returns.
     """
     facts = os.fstat(descriptor)
-    told = dict(_read_fields(os.getpid(), descriptor))
+    told = dict(_read_fields("self", descriptor))
     inode = int(told.get("ino", facts.st_ino))
     device = procfs.device_of_mount(told.get("mnt_id", ""))
     return facts.st_dev if device is None else device, inode
@@ -59,7 +59,7 @@ def holds(pid: int, device: int, inode: int) -> bool:
     )
 
 
-def _read_fields(pid: int, descriptor: int | str) -> list[tuple[str, str]]:
+def _read_fields(pid: int | str, descriptor: int | str) -> list[tuple[str, str]]:
     """Return what the kernel says of a descriptor, by name; nothing if it was closed just now."""
     try:
         with open(f"{procfs.ROOT}/{pid}/fdinfo/{descriptor}", encoding="latin-1") as file:
@@ -80,8 +80,8 @@ def signal_all(device: int, inode: int, number: signal.Signals) -> list[int]:
     reached = []
     for pid in find(device, inode):
         try:
-            handle = os.pidfd_open(pid)
-        except ProcessLookupError:
+            handle = pids.open_process(pid)
+        except (ProcessLookupError, PermissionError):
             continue
         try:
             # Looked at again through a handle that cannot change its meaning: the

@@ -13,6 +13,7 @@ import signal
 import time
 
 from jobcore import procfs
+from jobcore.supervision import pids
 
 #: The variable that carries the cookie.
 COOKIE = "JOBCORE_RUN"
@@ -25,6 +26,11 @@ PAUSE = 0.01
 def is_inside(cookie: str) -> bool:
     """Tell whether this very process runs inside the job: it must not judge itself."""
     return os.environ.get(COOKIE) == cookie
+
+
+def are_visible() -> bool:
+    """Tell whether processes of this pid namespace can be found in /proc."""
+    return pids.level() > 0
 
 
 def pid_namespace() -> int:
@@ -61,9 +67,11 @@ def kill(cookie: str) -> tuple[int, ...]:
 def _kill_one(pid: int, cookie: str) -> bool:
     """Kill `pid` if it still is the process that was found; False: we may not."""
     try:
-        handle = os.pidfd_open(pid)
+        handle = pids.open_process(pid)
     except ProcessLookupError:
         return True
+    except PermissionError:
+        return False
     try:
         # The pid may have been given to another process before the handle was
         # open; from here on the handle cannot change its meaning.

@@ -19,7 +19,7 @@ from uuid import uuid4
 from jobcore import filesystem
 from jobcore.directories import Directories
 from jobcore.forking import GATE
-from jobcore.supervision import jobdir
+from jobcore.supervision import jobdir, pids
 
 #: The names of the files begin so.
 PREFIX = ".owner-"
@@ -69,6 +69,8 @@ class _Process(NamedTuple):
 
 def _start_of(pid: int) -> int:
     """Return when a process started, in ticks since the boot; 0: there is none, or no /proc."""
+    if pids.level() != 1:
+        return 0  # what has this number there is another process
     try:
         facts = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

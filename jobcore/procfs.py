@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 
 from jobcore import telemetry
+from jobcore.supervision import pids
 
 ROOT = "/proc"
 #: Seconds to wait for the environment of one process.
@@ -25,12 +26,16 @@ _waiting: dict[int, threading.Thread] = {}
 
 def other_pids() -> list[int]:
     """
-    Return the pids of all processes that can be seen, ours excepted.
+    Return the entries of all processes, ours excepted; see `supervision.pids`.
+
+    None where /proc is of a pid namespace that this process is not in.
 
     Raises:
         OSError: There is no /proc, or no descriptor is left to read it.
     """
-    own = os.getpid()
+    if not pids.level():
+        return []
+    own = pids.own_entry()
     return [int(name) for name in os.listdir(ROOT) if name.isdigit() and int(name) != own]
 
 

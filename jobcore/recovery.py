@@ -282,7 +282,7 @@ class Recovery:
         """Kill what is left of a job of this directory; return the pids still there, and a note."""
         record = None if directory is None else jobdir.read_record(directory, jobdir.RUN)
         namespace = None if record is None else record.get("pid_namespace")
-        if namespace not in (None, leftovers.pid_namespace()):
+        if namespace not in (None, leftovers.pid_namespace()) or not leftovers.are_visible():
             return (), "its processes cannot be seen from this pid namespace"
         if self.is_here(run):
             return leftovers.kill(run.cookie or ""), ""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from jobcore.supervision import pids
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
@@ -114,22 +116,29 @@ def children() -> list[int]:
             data += chunk
     finally:
         os.close(descriptor)
-    return [int(pid) for pid in data.split()]
+    return _pids_of([int(entry) for entry in data.split()])
 
 
 def _children_by_parent() -> list[int]:
-    own = os.getpid()
     found = []
     try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        own = pids.own_entry()
+        entries = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
-        return []  # no /proc at all: the group must do
-    for pid in pids:
+        return []  # no /proc that knows us: the group must do
+    for entry in entries:
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
+            with open(f"/proc/{entry}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == own:
-            found.append(pid)
-    return found
+            found.append(entry)
+    return _pids_of(found)
+
+
+def _pids_of(entries: list[int]) -> list[int]:
+    """Return the pids of children by their entries in /proc, which may be of an outer namespace."""
+    level = pids.level()
+    found = [pids.translate(entry, level) for entry in entries]
+    return [pid for pid in found if pid is not None]

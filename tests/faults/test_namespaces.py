@@ -5,16 +5,21 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from uuid import uuid4
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, crew
+from jobcore import JobManager, Reason, Status, crew, leftovers
 from jobcore.supervision.pool import SupervisorPool
 from tests.faults.invariants import check
-from tests.processes import PATIENCE, ROOT, children, in_child, until
+from tests.jobfiles import cookie_of
+from tests.processes import PATIENCE, ROOT, carrying, children, in_child, until
 
+#: From linux/sched.h.
+_NEW_PIDS, _NEW_USER = 0x20000000, 0x10000000
 _ADOPT = 36  # PR_SET_CHILD_SUBREAPER: orphans come to us, as to the first of a namespace
 
 #: Has a job running, says so, and waits to be killed.
@@ -142,3 +147,95 @@ def _closed_with_a_job(database):
 def test_a_host_to_whom_orphans_come_keeps_no_zombie(database, host, expected):
     """The first process of a container gets the supervisors that end, and reaps each of them."""
     assert in_child(host, database) == expected
+
+
+# --- /proc of another namespace -----------------------------------------------
+
+
+def in_foreign_proc(function, *args):
+    """Return what `function` returns as process 1 of a pid namespace, with the outer /proc."""
+
+    def enter():
+        flags = _NEW_PIDS | (0 if os.geteuid() == 0 else _NEW_USER)
+        if ctypes.CDLL(None).unshare(flags) != 0:
+            return None
+        return [in_child(function, *args)]  # the namespace begins with the next fork
+
+    answer = in_child(enter)
+    if answer is None:
+        pytest.skip("no pid namespace of one's own here")
+    return answer[0]
+
+
+def start_with_pid(pid, cookie=None):
+    """Start a process that has this pid in this pid namespace; None: that cannot be had here."""
+    environment = os.environ if cookie is None else {**os.environ, leftovers.COOKIE: cookie}
+    try:
+        with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
+            file.write(str(pid - 1))
+    except OSError:
+        return None
+    process = subprocess.Popen(["sleep", "1000"], env=environment)
+    if process.pid == pid:
+        return process
+    process.kill()
+    process.wait()
+    return None
+
+
+def test_a_stranger_with_the_number_of_a_leftover_is_not_signalled():
+    """In an outer /proc the number of a leftover means another process here: that one lives."""
+    cookie = uuid4().hex
+    leftover = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
+
+    def kill():
+        stranger = start_with_pid(leftover.pid)
+        if stranger is None:
+            return None
+        unreaped = leftovers.kill(cookie)
+        lives = stranger.poll() is None
+        stranger.kill()
+        stranger.wait()
+        return lives, unreaped
+
+    try:
+        until(lambda: leftover.pid in leftovers.find(cookie), "the exec of sleep")
+        answer = in_foreign_proc(kill)
+        if answer is None:
+            pytest.skip("pids cannot be chosen here")
+        assert answer == (True, (leftover.pid,))
+        assert leftover.poll() is None
+    finally:
+        leftover.kill()
+        leftover.wait()
+
+
+def test_a_leftover_of_this_namespace_is_killed_by_an_outer_proc():
+    """The number of a leftover is translated, so it is found and killed."""
+    cookie = uuid4().hex
+
+    def kill():
+        leftover = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
+        until(lambda: leftovers.find(cookie), "the exec of sleep")
+        return leftovers.kill(cookie), leftover.wait()
+
+    assert in_foreign_proc(kill) == ((), -signal.SIGKILL)
+
+
+def test_orphans_of_a_job_are_ended_with_an_outer_proc(database):
+    """A supervisor whose /proc is an outer one finds the orphans of its job, and only these."""
+
+    def run():
+        with JobManager(database, slots=1) as jobs:
+            job = jobs.submit(
+                ["sh", "-c", "setsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' & exit 3"]
+            )
+            ended = jobs.wait(job.id)
+            return ended.exit_code, [line.text for line in jobs.logs(job.id)]
+
+    code, lines = in_foreign_proc(run)
+
+    assert code == 3
+    assert [line for line in lines if "could not be killed" in line] == []
+    with JobManager(database, slots=0) as jobs:
+        assert carrying(f"{leftovers.COOKIE}={cookie_of(database, jobs.list_jobs()[0].id)}") == []

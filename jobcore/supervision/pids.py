@@ -1,0 +1,98 @@
+"""
+Pids: what the numbers in /proc mean to this process.
+
+/proc may have been mounted in an outer pid namespace, as in a container that
+shares the machine's. A number there then names another process here, and a
+signal to it would reach a stranger.
+"""
+
+from __future__ import annotations
+
+import os
+
+ROOT = "/proc"
+
+
+def level() -> int:
+    """
+    Return the place of a pid of this namespace among the `NSpid` of an entry of /proc.
+
+    1: the entries are pids of this namespace. More: they are those of an outer one.
+    0: this process has no entry, so nothing in /proc can be relied on.
+    """
+    try:
+        numbers = _numbers("self")
+        if numbers is None:  # a kernel that does not tell
+            return 1 if os.readlink(f"{ROOT}/self") == str(os.getpid()) else 0
+    except OSError:
+        return 0
+    return len(numbers) if numbers[-1] == os.getpid() else 0
+
+
+def own_entry() -> int:
+    """
+    Return the number of this process in /proc.
+
+    Raises:
+        OSError: It has none.
+    """
+    return int(os.readlink(f"{ROOT}/self"))
+
+
+def translate(entry: int, at: int) -> int | None:
+    """
+    Return the pid that an entry of /proc would have here; None: it is gone, or not seen here.
+
+    It is certain of this process's own children alone. `open_process` makes it certain.
+
+    Args:
+        at: What `level` returned.
+    """
+    if at == 1:
+        return entry
+    try:
+        numbers = _numbers(str(entry)) or []
+    except OSError:
+        return None
+    return numbers[at - 1] if 0 < at <= len(numbers) else None
+
+
+def open_process(entry: int) -> int:
+    """
+    Return a pidfd of the process that an entry of /proc names.
+
+    Raises:
+        ProcessLookupError: It has ended.
+        PermissionError: It is in a pid namespace that cannot be reached from this one.
+        OSError: No descriptor is left, or the kernel has none of these.
+    """
+    at = level()
+    pid = translate(entry, at)
+    if pid is None and not os.path.exists(f"{ROOT}/{entry}"):
+        raise ProcessLookupError
+    if pid is None:
+        raise PermissionError
+    handle = os.pidfd_open(pid)
+    # A process of a namespace beside this one may have the same number there.
+    if at != 1 and _entry_of(handle) != entry:
+        os.close(handle)
+        raise PermissionError
+    return handle
+
+
+def _entry_of(handle: int) -> int:
+    """Return the number in /proc of the process behind a pidfd."""
+    with open(f"{ROOT}/self/fdinfo/{handle}", "rb") as file:
+        for line in file:
+            name, _, value = line.partition(b":")
+            if name == b"Pid":
+                return int(value)
+    return -1
+
+
+def _numbers(entry: str) -> list[int] | None:
+    with open(f"{ROOT}/{entry}/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"NSpid:"):
+                return [int(number) for number in line.split()[1:]]
+    return None
