@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import struct
 import subprocess
+import threading
 
 import pytest
 
@@ -35,6 +38,35 @@ def mount_tmpfs(path, size):
 def mount_file(source, path):
     """Mount a file by itself over another one, as containers do that are given a single file."""
     _run("mount", "--bind", source, path)
+
+
+def mount_hanging(path, *, killable):
+    """
+    Mount a file system that never answers; return a descriptor that ends it when closed.
+
+    It is FUSE without anybody who serves it. A request that was not read can be given
+    up, so SIGKILL ends who made it; one that was read holds its process in the kernel.
+    """
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotPermitted(f"/dev/fuse: {error.strerror}") from error
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    if _LIBC.mount(b"hanging", os.fsencode(path), b"fuse", 0, options.encode()) != 0:
+        raise NotPermitted(f"fuse: {os.strerror(ctypes.get_errno())}")
+    if not killable:
+        threading.Thread(target=_read_requests, args=[device], daemon=True).start()
+    return device
+
+
+def _read_requests(device):
+    unique = struct.unpack_from("<IIQ", os.read(device, 2**20))[2]
+    # The answer to the first request: protocol 7.8, whose answer is the shortest.
+    header = struct.pack("<IiQ", 16 + 24, 0, unique)
+    os.write(device, header + struct.pack("<IIIIHHI", 7, 8, 0, 0, 0, 0, 4096))
+    with contextlib.suppress(OSError):  # it was closed
+        while True:
+            os.read(device, 2**20)
 
 
 def unmount(path):

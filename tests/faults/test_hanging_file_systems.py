@@ -1,0 +1,93 @@
+"""A command on a file system that does not answer: it can be stopped, and holds up nothing else."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jobcore import JobManager, Reason, Status
+from tests.integration.supervision_harness import Host
+from tests.mounts import in_own_mounts, mount_hanging
+from tests.processes import until
+
+#: Of a command, what lies on the file system.
+PLACES = ("program", "path", "cwd", "stdin")
+
+
+def on(directory, place):
+    """Return the argument vector and the fields of a request for a command that hangs there."""
+    there = os.fsencode(directory) + b"/x"
+    if place == "program":
+        return [f"{directory}/x"], {}
+    if place == "path":
+        return ["true"], {"env": {"PATH": f"{directory}:/usr/bin:/bin"}}
+    return ["true"], {"cwd": there} if place == "cwd" else {"stdin": ("file", there)}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_time_out_and_stop_hold(tmp_path, place):
+    """Neither the search for the program nor what comes before it holds up the supervisor."""
+    assert in_own_mounts(end_hanging_commands, tmp_path, place) == ["timeout", "stopped"]
+
+
+def end_hanging_commands(tmp_path, place):
+    """Return how two commands end that hang: by their time-out, and by a stop."""
+    (tmp_path / "there").mkdir()
+    mount_hanging(tmp_path / "there", killable=True)
+    argv, fields = on(tmp_path / "there", place)
+    host = Host(tmp_path)
+    late = host.run(argv, timeout=0.1, grace=0.1, **fields)
+    stopped = host.start(argv, **fields)
+    until(lambda: stopped.started)
+    stopped.stop(0.1)
+    reasons = [late.exit.reason, host.finish(stopped).reason]
+    host.close()
+    return reasons
+
+
+def test_process_that_no_signal_ends_is_recorded(tmp_path):
+    """A command that the kernel holds for ever has its end, and its pid is told."""
+    reason, unreaped, status = in_own_mounts(end_unkillable_command, tmp_path)
+
+    assert (reason, len(unreaped), status) == ("timeout", 1, None)
+
+
+def end_unkillable_command(tmp_path):
+    """Return the verdict on a command that no SIGKILL ends."""
+    (tmp_path / "there").mkdir()
+    device = mount_hanging(tmp_path / "there", killable=False)
+    host = Host(tmp_path)
+    run = host.run(["true"], cwd=os.fsencode(tmp_path / "there" / "x"), timeout=0.1, grace=0)
+    verdict = run.exit.reason, run.exit.unreaped, run.exit.wait_status
+    os.close(device)  # or it would be left when this child ends
+    host.close()
+    return verdict
+
+
+def test_other_jobs_of_the_manager_run(tmp_path, database):
+    """Submitting, starting and stopping a job that hangs delays no other one."""
+    outcomes = in_own_mounts(run_beside_hanging_jobs, tmp_path, database)
+
+    assert outcomes == [(Status.STOPPED, Reason.TIMEOUT)] * 4 + [(Status.COMPLETE, Reason.EXITED)]
+
+
+def run_beside_hanging_jobs(tmp_path, database):
+    """Return how jobs end that hang in each place, and one that does not."""
+    there = tmp_path / "there"
+    there.mkdir()
+    mount_hanging(there, killable=True)
+    commands = {
+        "program": {"argv": [there / "x"]},
+        "path": {"argv": ["true"], "env": {"PATH": f"{there}:/usr/bin:/bin"}},
+        "cwd": {"argv": ["true"], "cwd": there},
+        "stdin": {"argv": ["true"], "stdin": there / "x"},
+    }
+    with JobManager(database, slots=2) as jobs:
+        hanging = [
+            jobs.submit(options.pop("argv"), timeout=0.3, grace=0.1, **options)
+            for options in commands.values()
+        ]
+        good = jobs.submit(["true"])
+        ended = [jobs.wait(job.id, 60) for job in (*hanging, good)]
+    return [(job.status, job.reason) for job in ended]
