@@ -21,11 +21,12 @@ def measure(n: int, rounds: int) -> list[Series | Ratio]:
         for begin in range(0, n, 10_000):
             jobs.submit_many([["true"]] * min(10_000, n - begin))
         # One statement for all: to cancel each by itself would take minutes.
-        with jobs._database.write() as connection:  # noqa: SLF001 - no verb ends so many at once
-            connection.exec_driver_sql(
+        jobs._database.write(  # noqa: SLF001 - no verb ends so many at once
+            lambda connection: connection.exec_driver_sql(
                 "UPDATE job SET status = 'STOPPED', reason = 'cancelled', end_time = created "
                 f"WHERE number % {QUEUED} <> 0"
-            )
+            ).close()
+        )
         for _ in range(rounds):
             with page.sample():
                 jobs.list_jobs()

@@ -36,12 +36,15 @@ class Bookkeeper:
         Raises:
             JobNotFound, InvalidTransition: There is none, or it is not QUEUED.
         """
-        with self._database.write() as connection:
+
+        def start(connection: Connection) -> Row[Any]:
             row = require_job(connection, job_id)
             moved = runs.start_if_queued(connection, row.number, now=self._clock.now())
             if moved is None:
                 raise InvalidTransition(row.id, row.status, Trigger.START)
             return _get(connection, moved)
+
+        return self._database.write(start, about=f"job {job_id}")
 
     def finish(self, job_id: Id, exit_code: int) -> Row[Any]:
         """
@@ -55,13 +58,16 @@ class Bookkeeper:
         if not is_number or not 0 <= exit_code <= 255:
             raise ValueError(f"an exit code is between 0 and 255, not {exit_code!r}")
         now = self._clock.now()
-        with self._database.write() as connection:
+
+        def finish(connection: Connection) -> Row[Any]:
             run = self._require_own(connection, job_id, Trigger.FINISH)
             ending = Ending.by_host(exit_code)
             final = settlement.settle_own(connection, run, ending, now=now)
             if final is None:
                 raise InvalidTransition(run.id, run.status, Trigger.FINISH)
             return _get(connection, final)
+
+        return self._database.write(finish, about=f"job {job_id}")
 
     def append(self, job_id: Id, lines: tuple[str | bytes, ...]) -> int:
         """
@@ -71,11 +77,14 @@ class Bookkeeper:
             JobNotFound, InvalidTransition: There is none, or its log is not the host's to write.
         """
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
-        with self._database.write(durable=False) as connection:
+
+        def append(connection: Connection) -> int:
             run = self._require_own(connection, job_id, "append to the log of")
             if raw:
                 run = tasklog.append(connection, run, raw, now=self._clock.now())
             return run.next_sequence
+
+        return self._database.write(append, durable=False, about=f"job {job_id}")
 
     def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:
         """
@@ -86,10 +95,13 @@ class Bookkeeper:
         """
         text = None if message is None else progress.shorten(message) or None
         report = Report(done, total, text, self._clock.now())
-        with self._database.write(durable=False) as connection:
+
+        def store_report(connection: Connection) -> Row[Any]:
             run = self._require_own(connection, job_id, "report the progress of")
             runs.report_if_own(connection, run.number, report)
             return _get(connection, run)
+
+        return self._database.write(store_report, durable=False, about=f"job {job_id}")
 
     @staticmethod
     def _require_own(connection: Connection, job_id: Id, trigger: str) -> Run:

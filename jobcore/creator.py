@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Union
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Row
 
@@ -65,14 +65,29 @@ class Creator:
             if job.get("name") is not None:
                 checked_text(job["name"], "name")
         now = self._clock.now()
-        with self._database.write() as connection:
+        # Chosen here, so that an exception that interrupts the call can name the job.
+        identified = [{"id": uuid4(), **job} for job in jobs]
+
+        def create(connection: Connection) -> list[Row[Any]]:
             place = _place(connection, workspace_id, pipeline_id, now)
+            stored = {}
             if environment is not None:
-                stored = environments.store(connection, environment)
-                jobs = [{**job, "environment": stored} for job in jobs]
-            rows = [store.insert_job(connection, now=now, **place, **job) for job in jobs]
+                stored["environment"] = environments.store(connection, environment)
+            return [
+                store.insert_job(connection, now=now, **place, **job, **stored)
+                for job in identified
+            ]
+
+        rows = self._database.write(create, about=_named([job["id"] for job in identified]))
         failpoints.reach(failpoints.CREATED, self._database)
         return rows
+
+
+def _named(ids: Sequence[UUID]) -> str:
+    """Return what a call that makes jobs is about."""
+    if len(ids) == 1:
+        return f"job {ids[0]}"
+    return f"{len(ids)} jobs, all or none, the first of them {ids[0]}" if ids else "no job"
 
 
 def _place(

@@ -72,16 +72,15 @@ class Curator:
     def create_workspace(self, name: str, properties: Mapping[str, Any] | None) -> Row[Any]:
         """Make a workspace, and its WORKSPACE_INIT job where that type can be run."""
         now = self._clock.now()
-        with self._database.write() as connection:
-            row = store.insert_workspace(
-                connection,
-                name=checked_text(name, "name"),
-                properties=_checked_object(properties),
-                now=now,
-            )
+        text, checked = checked_text(name, "name"), _checked_object(properties)
+
+        def create(connection: Connection) -> Row[Any]:
+            row = store.insert_workspace(connection, name=text, properties=checked, now=now)
             if WORKSPACE_INIT in self._executors:
                 store.insert_job(connection, now=now, workspace_id=row.id, type=WORKSPACE_INIT)
-        return row
+            return row
+
+        return self._database.write(create)
 
     def default_workspace(self) -> Row[Any]:
         """Return the default workspace, made on first use."""
@@ -90,8 +89,11 @@ class Curator:
             if found is not None:
                 return require_workspace(connection, found)
         now = self._clock.now()
-        with self._database.write() as connection:
+
+        def make(connection: Connection) -> Row[Any]:
             return require_workspace(connection, store.default_workspace(connection, now))
+
+        return self._database.write(make)
 
     def update_workspace(self, workspace_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
         """
@@ -107,10 +109,14 @@ class Curator:
             checked["name"] = checked_text(changes["name"], "name")
         if "properties" in changes:
             checked["properties"] = _checked_object(changes["properties"])
-        with self._database.write() as connection:
+        now = self._clock.now()
+
+        def update(connection: Connection) -> Row[Any]:
             row = require_workspace(connection, workspace_id)
-            store.update_row(connection, workspaces, row.id, now=self._clock.now(), **checked)
+            store.update_row(connection, workspaces, row.id, now=now, **checked)
             return require_workspace(connection, row.id)
+
+        return self._database.write(update)
 
     def mark_workspace_deleted(self, workspace_id: Id) -> None:
         """
@@ -120,7 +126,8 @@ class Curator:
             WorkspaceNotFound: No workspace has this id.
         """
         now = self._clock.now()
-        with self._database.write() as connection:
+
+        def mark(connection: Connection) -> None:
             row = require_workspace(connection, workspace_id)
             for pipeline in store.list_pipelines(connection, row.id):
                 store.mark_row_deleted(connection, pipelines, pipeline.id, now=now)
@@ -128,6 +135,8 @@ class Curator:
             store.update_row(connection, workspaces, row.id, now=now, is_default=False)
             store.mark_row_deleted(connection, workspaces, row.id, now=now)
             deletion.begin_marked(connection, now=now)
+
+        self._database.write(mark)
 
     # --- pipelines ------------------------------------------------------------------
 
@@ -146,13 +155,16 @@ class Curator:
         if values["command"] is None and _names_place(fields):
             raise CommandError(NOWHERE)
         sources = _checked_sources(fields)
-        with self._database.write() as connection:
+
+        def create(connection: Connection) -> Row[Any]:
             place = place_in_workspace(connection, workspace_id, now)
             _refuse_taken(connection, place, values["name"], None)
             links = _links(connection, place, values["name"], sources, None)
             made = store.insert_pipeline(connection, now=now, workspace_id=place, **values)
             store.replace_links(connection, made, links)
             return self._configure(connection, require_pipeline(connection, made), now)
+
+        return self._database.write(create)
 
     def update_pipeline(self, pipeline_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
         """
@@ -165,7 +177,8 @@ class Curator:
             PipelineAlreadyRunning: It would have to be configured, and has an active job.
         """
         now = self._clock.now()
-        with self._database.write() as connection:
+
+        def update(connection: Connection) -> Row[Any]:
             row = require_pipeline(connection, pipeline_id)
             blocker = store.active_job_of(connection, row.id) if row.status == "FAILED" else None
             if blocker is not None:
@@ -192,6 +205,8 @@ class Curator:
                 return changed
             return self._configure(connection, changed, now)
 
+        return self._database.write(update)
+
     def mark_pipeline_deleted(self, pipeline_id: Id) -> None:
         """
         Hide a pipeline with its jobs from every read, and end the one that is active.
@@ -202,7 +217,8 @@ class Curator:
             PipelineNotFound: No pipeline has this id.
         """
         now = self._clock.now()
-        with self._database.write() as connection:
+
+        def mark(connection: Connection) -> tuple[str, list[UUID]]:
             row = require_pipeline(connection, pipeline_id)
             triggered = store.pipelines_triggered_by(connection, row.id)
             for one in triggered:
@@ -215,10 +231,11 @@ class Curator:
             store.remove_links_to(connection, row.id)
             store.mark_row_deleted(connection, pipelines, row.id, now=now)
             deletion.begin_marked(connection, now=now)
+            return row.name, [one.id for one in triggered]
+
+        name, triggered = self._database.write(mark)
         for one in triggered:
-            telemetry.event(
-                logging.WARNING, "trigger deleted", pipeline=str(one.id), deleted=row.name
-            )
+            telemetry.event(logging.WARNING, "trigger deleted", pipeline=str(one), deleted=name)
 
     def _refuse_idle(self, values: Mapping[str, Any]) -> None:
         """Refuse a pipeline without anything to run, unless the host says what its jobs run."""

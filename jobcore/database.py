@@ -17,10 +17,10 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -43,13 +43,13 @@ from jobcore.errors import (
     DatabaseCorrupt,
     DatabaseGone,
     JobcoreError,
-    ReadOnlyDatabase,
     SchemaTooNew,
     StoreError,
 )
-from jobcore.observation import NOBODY, Observation, Observer
+from jobcore.observation import NOBODY, Observer
 from jobcore.statement import driver_of
 from jobcore.supervision import failpoints
+from jobcore.writer import Writer
 
 #: Errors of which it is known what they ended. Behind another one, a Ctrl-C say,
 #: a statement may be half done, and its connection is not used any more.
@@ -58,6 +58,9 @@ EXPECTED = (JobcoreError, DBAPIError, sqlite3.Error)
 #: Files, by device and inode, that this process may no longer touch: it was
 #: forked while a connection to them was busy. See Database.before_fork.
 _UNSAFE: set[tuple[int, int]] = set()
+
+
+T = TypeVar("T")
 
 
 class _Use:
@@ -100,8 +103,8 @@ class _Transaction(_Use, ABC):
         self.database._come_in(self)
         try:
             return self._begin()
-        except BaseException as error:
-            self.database._give_up(self, known=isinstance(error, EXPECTED))
+        except BaseException:
+            self.database._give_up(self)
             raise
 
     def __exit__(
@@ -113,8 +116,8 @@ class _Transaction(_Use, ABC):
         try:
             if self.connection is not None and self.transaction is not None:
                 self._end(self.connection, self.transaction, error)
-        except BaseException as failure:
-            self.database._give_up(self, known=isinstance(failure, EXPECTED))
+        except BaseException:
+            self.database._give_up(self)
             raise
         self.database._go_out(self)
 
@@ -136,8 +139,8 @@ class _Reading(_Transaction):
 
     def _begin(self) -> Connection:
         database = self.database
-        with database._typed_errors():
-            database._require_same_file()
+        with database.typed_errors():
+            database.require_same_file()
             self._spares = database._spares
             self.connection = connection = self._spares.lend()
             # Not left to the first statement: some go to the driver directly.
@@ -147,7 +150,7 @@ class _Reading(_Transaction):
     def _end(
         self, connection: Connection, transaction: RootTransaction, error: BaseException | None
     ) -> None:
-        with self.database._typed_errors():
+        with self.database.typed_errors():
             _raise_unexpected(error)
             try:
                 with transaction:
@@ -163,64 +166,6 @@ class _Reading(_Transaction):
         self._spares.take_back(connection)
 
 
-class _Writing(_Transaction):
-    """A write transaction, and the write lock of this process."""
-
-    __slots__ = ("_durable", "_observer", "_patience")
-
-    def __init__(self, database: Database, durable: bool, patience: float) -> None:
-        super().__init__(database)
-        self._durable = durable
-        self._patience = patience
-        self._observer = NOBODY
-
-    def __enter__(self) -> Connection:
-        self.database._refuse_within_another()
-        return super().__enter__()
-
-    def _begin(self) -> Connection:
-        database = self.database
-        database._wait_for_turn(self._patience)
-        with database._anew_if_read_only(), database._typed_errors():
-            connection = database._writer_connection()
-            database._require_same_file()
-            # Before BEGIN: inside a transaction SQLite ignores the first of them.
-            database._set_on_writer("synchronous", "FULL" if self._durable else "NORMAL")
-            database._set_on_writer("busy_timeout", str(round(self._patience * 1000)))
-            self.transaction = connection.begin()
-            failpoints.reach(failpoints.WRITE_BEGUN, database)
-            database._require_same_schema(connection)
-            self._observer = database._observation.begin()
-            self._observer.begun(connection)
-            self.connection = connection
-        return connection
-
-    def _end(
-        self, connection: Connection, transaction: RootTransaction, error: BaseException | None
-    ) -> None:
-        database = self.database
-        with database._anew_if_read_only(), database._typed_errors():
-            _raise_unexpected(error)
-            with transaction:
-                if error is not None:
-                    raise error
-                self._observer.ending(connection)
-            # Before the next writer is let in: in the order of the commits.
-            database._observation.end()
-            self._observer.committed()
-        interrupts.release(database._writer_lock)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self.database._commits.announce()
-        self.database._checkpoint_if_due()
-
-
 def _raise_unexpected(error: BaseException | None) -> None:
     """Raise what may have left a statement half done, before the transaction's own end is tried."""
     if error is not None and not isinstance(error, EXPECTED):
@@ -231,17 +176,14 @@ class Database:
     """
     An open jobcore database, shared by all threads of a process.
 
-    Write transactions of one process queue on a lock of this object: SQLite's
-    busy handler sleeps and is unfair, it is for other processes.
+    A thread of its own makes all its write transactions; see `writer`.
 
     Raises:
         StoreError: One of its kinds says what is wrong with the file.
     """
 
-    _writer: Connection | None
     _engine: Engine
     _spares: Spares
-    _settings: dict[str, str]  # pragmas of the writer that change from one use to the next
 
     def __init__(
         self,
@@ -267,14 +209,16 @@ class Database:
             raise filesystem.typed(self.path, error) from error
         self._identity = self._identify()
         self._closed = False
-        self._observation = Observation()
+        self.observer = NOBODY
+        self.late_events: list[telemetry.Event] = []
+        self._writer = Writer(self)
         self._commits = Commits(self._connect)
         self._checkpointer = Checkpointer(self.path, self._connect)
         self._start_afresh()
         forking.GATE.watch(self)
         interrupts.watch(self)
         try:
-            with self._in_use(), self._typed_errors():
+            with self._in_use(), self.typed_errors():
                 self._prepare()
         except OSError as error:
             # What could not be made, or read, is beside the file: its directories.
@@ -291,22 +235,47 @@ class Database:
         """
         return _Reading(self)
 
-    def write(self, *, durable: bool = True, patience: float | None = None) -> _Writing:
+    def write(
+        self,
+        change: Callable[[Connection], T],
+        *,
+        durable: bool = True,
+        patience: float | None = None,
+        about: str = "",
+    ) -> T:
         """
-        Give a connection in a write transaction; commit at the end, roll back on any error.
+        Have `change` called with a connection in a write transaction, and return what it returns.
+
+        It is called in the thread that writes, and committed when this returns. What it
+        raises rolls it back and is raised here. Changes that several threads hand over
+        are committed together. Where a transaction fails as a whole it is begun anew, so
+        `change` may be called again: all that it does is to be done through the
+        connection, or returned.
+
+        An exception that interrupts the caller, as a Ctrl-C does, withdraws a change
+        that has not begun. One that has begun comes to its end; the exception says
+        so in a note.
 
         Args:
+            change: Called once or more; it commits nothing itself.
             durable: Survive a power failure once this returns. False, for log lines
                 and reports of progress: they survive a crash of every process.
-            patience: Seconds to wait for the lock, if less than the busy timeout.
+            patience: Seconds to wait for the lock, if less than the busy timeout. They
+                count from this call, so waiting for other threads is included.
+            about: What it is about, such as a job's id, for that note.
 
         Raises:
-            DatabaseBusy: The lock could not be had within that time.
+            DatabaseBusy: The lock could not be had within that time; or this is called
+                in a transaction, as a finaliser may do.
             DatabaseGone: The file is no longer the one that was opened.
             SchemaTooNew: A newer jobcore has changed the file meanwhile.
         """
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
-        return _Writing(self, durable, seconds)
+        self._require_entrance()
+        try:
+            return self._writer.write(change, durable=durable, patience=seconds, about=about)
+        finally:
+            self._log_late_events()
 
     @contextmanager
     def savepoint(self, connection: Connection, of: object) -> Iterator[None]:
@@ -329,15 +298,24 @@ class Database:
 
     def observe(self, observer: Observer) -> None:
         """Show `observer`, from now on, every write transaction that is committed here."""
-        with self._in_use():
-            self._observation.observe(observer, self.busy_timeout)
+        self._require_entrance()
+
+        def begin() -> None:
+            self.observer = observer
+
+        self._writer.between(begin, patience=self.busy_timeout)
 
     def look_away(self) -> None:
         """Show them to nobody any more."""
-        self._observation.observe(NOBODY, 0)
+        self.observer = NOBODY
 
-    @contextmanager
-    def _anew_if_read_only(self) -> Iterator[None]:
+    # --- what the writer asks for ----------------------------------------------
+
+    def open_for_writing(self) -> Connection:
+        """Return a new connection for the writer, which begins its transactions itself."""
+        return self._engine.connect().execution_options(jobcore_write=True)
+
+    def open_anew(self) -> None:
         """
         Close every connection where none can write: the next one may be able to.
 
@@ -345,103 +323,44 @@ class Database:
         be writable again; and as a process has one view of the shared memory for
         all its connections, all of them have to go. Those in use go a little later.
         """
-        try:
-            yield
-        except ReadOnlyDatabase:
-            self._close_connections()
-            raise
+        self._close_connections()
 
-    def _writer_connection(self) -> Connection:
-        if self._writer is None:
-            self._writer = self._engine.connect().execution_options(jobcore_write=True)
-            self._settings = {}
-        return self._writer
+    def committed(self) -> None:
+        """Wake those who wait for commits."""
+        self._commits.announce()
 
-    def _refuse_within_another(self) -> None:
-        """
-        Refuse a thread that is in a transaction already: it would wait for itself.
+    def after_commits(self) -> None:
+        """Make a checkpoint if one is due."""
+        self._checkpoint_if_due()
 
-        A signal handler or a finaliser may come in the middle of one. It is refused
-        before there is anything to give up: that one is to go on behind it, whole.
-        """
-        if interrupts.is_owner(self._writer_lock):
-            raise DatabaseBusy(f"{self.path}: this thread is in a transaction")
-
-    def _wait_for_turn(self, patience: float) -> None:
-        """Take the write lock."""
-        if not self._writer_lock.acquire(timeout=patience):
-            raise DatabaseBusy(f"{self.path}: another thread kept writing")
-
-    def _set_on_writer(self, pragma: str, value: str) -> None:
-        if self._writer is not None and self._settings.get(pragma) != value:
-            self._settings.pop(pragma, None)  # unknown, if a Ctrl-C comes now
-            driver_of(self._writer).execute(f"PRAGMA {pragma} = {value}")
-            self._settings[pragma] = value
+    def _log_late_events(self) -> None:
+        """Log what the writer had to tell when nobody waited for it."""
+        while self.late_events:
+            try:
+                telemetry.log(self.late_events.pop(0))
+            except IndexError:
+                return  # another thread has logged it
 
     # --- what was not ended -----------------------------------------------------
 
-    def _give_up(self, use: _Use, *, known: bool = False) -> None:
-        """
-        End a use whose transaction has failed; again is harmless.
-
-        Args:
-            known: It is known what has ended it. If not, its connection is not used any
-                more: SQLAlchemy may believe to be inside of a transaction that is over.
-
-        A Ctrl-C between the driver's BEGIN and SQLAlchemy's noting it leaves a
-        transaction that nobody has ended: it would keep every other process from
-        writing. Its connection is closed, which takes it back whatever is known of it.
-        """
-        if isinstance(use, _Writing):
-            self._give_up_writing(use.transaction, known=known)
-        elif use.connection is not None:
+    def _give_up(self, use: _Use) -> None:
+        """End a use whose transaction has failed; again is harmless."""
+        if use.connection is not None:
             throw_away(use.connection)
         self._go_out(use)
 
-    def _give_up_writing(
-        self, transaction: RootTransaction | None = None, *, known: bool = False
-    ) -> None:
-        if not interrupts.is_owner(self._writer_lock):
-            return
-        writer = self._writer
-        if writer is not None and (
-            not known
-            or writer.closed
-            or writer.invalidated
-            or (transaction is not None and transaction.is_active)
-            or driver_of(writer).in_transaction
-        ):
-            throw_away(writer)
-            self._writer = None
-        if self._observation.observer.in_doubt:
-            self._look_for_commit(self._observation.observer)
-        self._observation.end()
-        interrupts.release(self._writer_lock)
-
-    def _look_for_commit(self, observer: Observer) -> None:
-        """Let `observer` see whether a commit that did not return stands, before the next one."""
-        try:
-            connection = self._engine.connect()
-            try:
-                observer.interrupted(connection)
-            finally:
-                throw_away(connection)
-        except (StoreError, DBAPIError, sqlite3.Error) as error:
-            telemetry.event(logging.ERROR, "events missed", error=repr(error))
-
     def let_go(self) -> None:
         """End what this thread was in the middle of; the commits of before stand."""
-        if interrupts.is_owner(self._writer_lock):
-            self._give_up_writing()
-            self._commits.announce()  # it may have been committed
         for use in [use for use in list(self._users) if use.is_mine]:
             self._give_up(use)
 
-    def _require_same_file(self) -> None:
+    def require_same_file(self) -> None:
+        """Raise `DatabaseGone` unless the file is still the one that was opened."""
         if self._identify() != self._identity:
             raise DatabaseGone(f"{self.path} was replaced while it was open")
 
-    def _require_same_schema(self, connection: Connection) -> None:
+    def require_same_schema(self, connection: Connection) -> None:
+        """Raise `SchemaTooNew` if a newer jobcore has migrated the file."""
         (version,) = driver_of(connection).execute("PRAGMA user_version").fetchone()
         if version != schema.VERSION:
             raise SchemaTooNew(f"{self.path} was migrated to schema version {version} meanwhile")
@@ -468,8 +387,8 @@ class Database:
         known = self._commits.known_version(within)
         if known is not None:
             return known
-        with self._in_use(), self._typed_errors():
-            self._require_same_file()  # or whoever waits would wait for commits to a ghost
+        with self._in_use(), self.typed_errors():
+            self.require_same_file()  # or whoever waits would wait for commits to a ghost
             return self._commits.look()
 
     def known_version(self, within: float) -> int | None:
@@ -502,7 +421,7 @@ class Database:
     def _checkpoint_if_due(self) -> None:
         if self._checkpointer.is_due():
             try:
-                self.checkpoint()
+                self._run_checkpointer()
             except (StoreError, OSError) as error:
                 # The commit before it stands; the next one tries again.
                 telemetry.event(
@@ -511,7 +430,11 @@ class Database:
 
     def checkpoint(self) -> bool:
         """Move the write-ahead log into the database; False: somebody else does, or reads."""
-        with self._in_use(), self._typed_errors():
+        self._require_entrance()
+        return self._writer.between(self._run_checkpointer, patience=self.busy_timeout)
+
+    def _run_checkpointer(self) -> bool:
+        with self.typed_errors():
             return self._checkpointer.run()
 
     # --- opening, closing, forking --------------------------------------------
@@ -523,8 +446,11 @@ class Database:
         One that this thread is in the middle of, as a signal handler may call this, comes
         to its end first, and what is open is closed then.
         """
+        self._closed = True
+        if self._writer.is_inside():
+            return  # a finaliser, in the middle of a transaction: the thread closes what is open
+        self._writer.close(self.busy_timeout + 5.0)
         with self._doorway:
-            self._closed = True
             self._wait_for_users()
             self._closes_behind = any(use.is_mine for use in self._users)
             if self._closes_behind:
@@ -548,9 +474,7 @@ class Database:
 
     def _close_connections(self) -> None:
         self._commits.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._writer.close_connection()
         self._spares.close()
         # Those in use are closed when they are given back.
         self._spares = Spares(self._engine)
@@ -559,13 +483,11 @@ class Database:
                 connection.abandon()  # lent to somebody whom a Ctrl-C kept from giving it back
 
     def _start_afresh(self) -> None:
-        self._writer_lock = threading.RLock()  # not of `interrupts`: see `let_go`
         self._doorway = threading.Condition(interrupts.lock())
         self._users: set[_Use] = set()
         self._closes_behind = False  # the last one to go out closes the connections
         self._fork_pending = False
-        self._writer = None
-        self._settings = {}
+        self._writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()
         self._spares = Spares(self._engine)
@@ -587,10 +509,8 @@ class Database:
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
-            # The driver would begin DEFERRED; a reader that turns writer then fails
-            # at once with SQLITE_BUSY_SNAPSHOT, without any busy timeout.
-            immediate = connection.get_execution_options().get("jobcore_write", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+            if not connection.get_execution_options().get("jobcore_write", False):
+                connection.exec_driver_sql("BEGIN")  # the writer has begun IMMEDIATE itself
 
         return engine
 
@@ -600,7 +520,7 @@ class Database:
                 f"{self.path}: this process was forked in the middle of a transaction; "
                 "open the database in a process of its own"
             )
-        self._require_same_file()
+        self.require_same_file()
         try:
             permissions.require_private_files(self.path)
         except OSError as error:
@@ -651,6 +571,14 @@ class Database:
     def _in_use(self) -> _Use:
         return _Use(self)
 
+    def _require_entrance(self) -> None:
+        """Raise unless a write may be handed over now."""
+        failpoints.reach(failpoints.ENTERED, self)
+        if self._fork_pending and forking.GATE.is_forking():
+            raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
+        if self._closed:
+            raise StoreError(f"{self.path} is closed")
+
     def _come_in(self, use: _Use) -> None:
         failpoints.reach(failpoints.ENTERED, self)
         with self._doorway:
@@ -682,10 +610,11 @@ class Database:
         log under the child, and what the child commits afterwards is lost. With
         no connection open at the moment of the fork that table is empty.
         """
+        self._fork_pending = True
+        rests = self._writer.park(self.busy_timeout + 5.0)
         with self._doorway:
-            self._fork_pending = True
             self._wait_for_users()
-            if not self._users:
+            if rests and not self._users:
                 self._close_connections()
 
     def after_fork_in_parent(self) -> None:
@@ -693,10 +622,11 @@ class Database:
         with self._doorway:
             self._fork_pending = False
             self._doorway.notify_all()
+        if not self._closed:
+            self._writer.resume()
 
     def after_fork_in_child(self) -> None:
         """Begin with nothing of the parent's; what could not be closed is kept for ever."""
-        self._observation.forget()
         left_open = [connection for connection in self._opened if connection.is_open]
         if left_open:
             _UNSAFE.add(self._identity)
@@ -707,7 +637,8 @@ class Database:
     # --- errors ---------------------------------------------------------------
 
     @contextmanager
-    def _typed_errors(self) -> Iterator[None]:
+    def typed_errors(self) -> Iterator[None]:
+        """Turn what SQLite raises into errors of jobcore."""
         try:
             yield
         except IntegrityError:
@@ -724,7 +655,7 @@ class Database:
 
     def _is_gone(self) -> bool:
         try:
-            self._require_same_file()
+            self.require_same_file()
         except DatabaseGone:
             return True
         except StoreError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from jobcore import deletion, store
 from jobcore.clock import Clock
 from jobcore.database import Database
@@ -46,8 +48,8 @@ class Deleter:
         Raises:
             JobNotFound: Somebody else deletes it already.
         """
-        with self._database.write() as connection:
-            marked = deletion.begin(connection, run.number, now=self._clock.now())
+        mark = partial(deletion.begin, number=run.number, now=self._clock.now())
+        marked = self._database.write(mark, about=f"job {run.id}")
         if marked is None:
             raise JobNotFound(run.id)
         failpoints.reach(failpoints.MARKED_DELETED, self._database)

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 
@@ -49,6 +49,13 @@ IDLE_PATIENCE = 0.25
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Seconds of rest after an error that concerns more than one job.
 BACK_OFF = 0.5
+
+
+class _Round(NamedTuple):
+    """What one transaction of the dispatcher has written."""
+
+    written: list[tuple[Assignment, Harvest, Run | None]]
+    claimed: list[tuple[Request, Run | None]]
 
 
 class Dispatcher:
@@ -450,28 +457,31 @@ class Dispatcher:
         durable = bool(requests) or any(
             self._importer.must_be_durable(harvest) for _, harvest in harvests
         )
-        written: list[tuple[Assignment, Harvest, Run | None]] = []
-        claimed: list[tuple[Request, Run | None]] = []
+
+        def write(connection: Connection) -> _Round:
+            written: list[tuple[Assignment, Harvest, Run | None]] = []
+            for assignment, harvest in harvests:
+                with self._database.savepoint(connection, harvest.run.id):
+                    after = self._importer.apply(connection, harvest)
+                    written.append((assignment, harvest, after))
+            claimed = [(request, self._claim(connection, request)) for request in requests]
+            if any(request.has_environment for request in requests):
+                environments.remove_unused(connection)
+            if requests:
+                failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
+            return _Round(written, claimed)
+
         try:
-            with self._database.write(durable=durable) as connection:
-                for assignment, harvest in harvests:
-                    with self._database.savepoint(connection, harvest.run.id):
-                        after = self._importer.apply(connection, harvest)
-                        written.append((assignment, harvest, after))
-                claimed += [(request, self._claim(connection, request)) for request in requests]
-                if any(request.has_environment for request in requests):
-                    environments.remove_unused(connection)
-                if requests:
-                    failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
+            round_ = self._database.write(write, durable=durable)
             if requests:
                 failpoints.reach(failpoints.CLAIMED, self._database)
         except BaseException:
             # Even a failed COMMIT may have been one: the rows say.
             self._read_again(requests)
             raise
-        for request, run in claimed:
+        for request, run in round_.claimed:
             self._take(request, run)
-        return written
+        return round_.written
 
     def _claim(self, connection: Connection, request: Request) -> Run | None:
         return runs.start_if_queued(

@@ -10,6 +10,7 @@ any job at any time: one of them wins, the others find nothing left to do.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -159,10 +160,11 @@ class Importer:
                 return run
             if goal is None:
                 goal = harvest.goal  # no further: a command may write for ever
-            with self._database.write(
-                durable=self.must_be_durable(harvest), patience=patience
-            ) as connection:
-                fresh = self.apply(connection, harvest)
+            fresh = self._database.write(
+                partial(self.apply, harvest=harvest),
+                durable=self.must_be_durable(harvest),
+                patience=patience,
+            )
             self.clean_up(harvest, fresh)
             if fresh is None or fresh.final:
                 return fresh

@@ -25,9 +25,10 @@ import threading
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from itertools import chain
 from signal import getsignal, valid_signals
-from sys import _getframe, exc_info, getrecursionlimit, setrecursionlimit
+from sys import _current_frames, _getframe, exc_info, getrecursionlimit, setrecursionlimit
 from types import FrameType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
@@ -38,6 +39,27 @@ ROOM = 150
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def is_over(frame: FrameType) -> bool:
+    """
+    Tell whether a call has ended, though an exception that is kept may still have its frame.
+
+    The local variables of a call that has ended are cleared by that.
+    """
+    if frame.f_code.co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR):
+        return not any(_is_on(frame, top) for top in _current_frames().values())
+    try:
+        frame.clear()
+    except RuntimeError:
+        return False  # it is executed, in any thread, or in a greenlet that waits
+    return True
+
+
+def _is_on(frame: FrameType, top: FrameType | None) -> bool:
+    while top is not None and top is not frame:
+        top = top.f_back
+    return top is not None
 
 
 class Holder(Protocol):

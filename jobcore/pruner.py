@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row
@@ -83,10 +84,14 @@ class Pruner:
                 numbers = retention.find_numbers(connection, expired, after=after, up_to=up_to)
             for first in range(0, len(numbers), REMOVED_AT_ONCE):
                 some = numbers[first : first + REMOVED_AT_ONCE]
-                with turns.take(), self._database.write() as connection:
-                    marked = retention.mark_deleted_if_expired(
-                        connection, expired, some, now=self._clock.now()
-                    )
+                mark = partial(
+                    retention.mark_deleted_if_expired,
+                    expired=expired,
+                    numbers=some,
+                    now=self._clock.now(),
+                )
+                with turns.take():
+                    marked = self._database.write(mark)
                 count += len(marked)
                 self._remover.remove_jobs(*marked, turns=turns)
         if count:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from uuid import UUID
 
 from jobcore import (
@@ -115,8 +116,8 @@ class Recovery:
         """End a job whose owner is dead; it has nobody else who would."""
         if self._ownership.lives(run.owner or ""):
             return run
-        with self._database.write(patience=patience) as connection:
-            ended = settlement.end_abandoned(connection, run, now=self._clock.now())
+        end = partial(settlement.end_abandoned, run=run, now=self._clock.now())
+        ended = self._database.write(end, patience=patience)
         if ended is not None and ended.final:
             telemetry.event(
                 logging.WARNING, "owner is dead", job=_called(run), owner=run.owner or ""
@@ -368,8 +369,7 @@ class Recovery:
         with self._database.read() as connection:
             found = environments.has_unused(connection)
         if found:
-            with self._database.write() as connection:
-                environments.remove_unused(connection)
+            self._database.write(environments.remove_unused)
 
     def _seems_alive(self, owner: str) -> bool:
         try:

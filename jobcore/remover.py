@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import Connection
+
 from jobcore import logs, runs, store
 from jobcore.database import Database
 from jobcore.directories import Directories
+from jobcore.runs import Run
 from jobcore.supervision import failpoints
 from jobcore.turns import Turns
 
@@ -40,16 +43,22 @@ class Remover:
 
     def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
         """Remove what one transaction may; True: nothing of these jobs is left to be removed."""
-        with turns.take(), self._database.write() as connection:
+
+        def remove_rows(connection: Connection) -> list[Run] | None:
             # Not left to the cascade: a log may be as large as the disk.
             if logs.remove_of_deleted(connection, numbers, SEGMENTS_AT_ONCE) == SEGMENTS_AT_ONCE:
-                return False
+                return None
             found = [runs.find(connection, number) for number in numbers]
-            removed = [
+            return [
                 run
                 for run in found
                 if run is not None and runs.remove_if_final(connection, run.number)
             ]
+
+        with turns.take():
+            removed = self._database.write(remove_rows)
+        if removed is None:
+            return False
         failpoints.reach(failpoints.ROWS_REMOVED, self._database)
         for run in removed:
             self._directories.remove(run.name)
@@ -60,5 +69,4 @@ class Remover:
         with self._database.read() as connection:
             if not store.has_marked(connection):
                 return
-        with self._database.write() as connection:
-            store.remove_marked(connection)
+        self._database.write(store.remove_marked)

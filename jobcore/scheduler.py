@@ -10,6 +10,7 @@ clock has put off are fetched back when it is right again.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -60,12 +61,14 @@ class Scheduler:
         with self._database.read() as connection:
             due = store.due_pipelines(connection, now)
         if due:
-            with self._database.write() as connection:
-                # Again: one may have been given another schedule, with the same next tick.
-                for pipeline in store.due_pipelines(connection, now):
-                    with self._database.savepoint(connection, pipeline.id):
-                        self._take(connection, pipeline, now)
+            self._database.write(partial(self._take_due, now=now))
             failpoints.reach(failpoints.TICK_TAKEN, self._database)
+
+    def _take_due(self, connection: Connection, now: int) -> None:
+        # Read again: one may have been given another schedule, with the same next tick.
+        for pipeline in store.due_pipelines(connection, now):
+            with self._database.savepoint(connection, pipeline.id):
+                self._take(connection, pipeline, now)
 
     def _fetch_back(self, now: int) -> None:
         """Have the next tick of each schedule be one that may come by the clock of now."""
@@ -75,7 +78,8 @@ class Scheduler:
             ]
         if not put_off:
             return
-        with self._database.write() as connection:
+
+        def fetch(connection: Connection) -> None:
             for one in put_off:
                 upcoming = _tick_after(one, now)
                 if store.advance_tick_if_at(connection, one.id, one.next_tick, upcoming):
@@ -87,6 +91,8 @@ class Scheduler:
                         to_tick=to_datetime(upcoming).isoformat(),
                     )
 
+        self._database.write(fetch)
+
     def _fetch_retries(self, now: int) -> None:
         """Have no retry wait for longer than its pause: it would keep its pipeline all the time."""
         with self._database.read() as connection:
@@ -94,7 +100,8 @@ class Scheduler:
         put_off = [one for one in waiting if _waits_too_long(one, now)]
         if not put_off:
             return
-        with self._database.write() as connection:
+
+        def fetch(connection: Connection) -> None:
             for one in put_off:
                 start = now + settlement.pause_behind(one.attempt - 1)
                 if store.fetch_back_if_queued(connection, one.number, one.not_before, start):
@@ -105,6 +112,8 @@ class Scheduler:
                         from_time=to_datetime(one.not_before).isoformat(),
                         to_time=to_datetime(start).isoformat(),
                     )
+
+        self._database.write(fetch)
 
     @staticmethod
     def _take(connection: Connection, pipeline: Row[Any], now: int) -> None:

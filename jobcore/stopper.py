@@ -53,26 +53,32 @@ class Stopper:
         """
         milliseconds = None if grace is None else round(grace * 1000)
         now = self._clock.now()
+
+        def ask(connection: Connection) -> Run:
+            asked = runs.ask_stop_if_running(
+                connection,
+                run.number,
+                grace_ms=milliseconds,
+                why=why,
+                now=now,
+            )
+            if asked is None:
+                current = runs.find(connection, run.number)
+                if current is None:
+                    raise JobNotFound(run.id)
+                raise JobNotRunning(run.id, current.status, Trigger.STOP)
+            if asked.token is None:
+                return self._end_bookkeeping(connection, asked, now)
+            return asked
+
         try:
-            with self._database.write(patience=patience) as connection:
-                asked = runs.ask_stop_if_running(
-                    connection,
-                    run.number,
-                    grace_ms=milliseconds,
-                    why=why,
-                    now=now,
-                )
-                if asked is None:
-                    current = runs.find(connection, run.number)
-                    if current is None:
-                        raise JobNotFound(run.id)
-                    raise JobNotRunning(run.id, current.status, Trigger.STOP)
-                if asked.token is None:
-                    return self._end_bookkeeping(connection, asked, now)
+            asked = self._database.write(ask, patience=patience, about=f"job {run.id}")
         except DatabaseFull:
             # The doorbell needs no space.
             self._ring(run, jobdir.KILL_NOW if milliseconds == 0 else jobdir.STOP_NOW)
             raise
+        if asked.token is None:
+            return asked  # ended here: there is no process to be told
         failpoints.reach(failpoints.STOP_STORED, self._database)
         self.deliver(asked)
         return asked
@@ -112,9 +118,13 @@ class Stopper:
         Raises:
             JobNotFound, InvalidTransition: It is gone, or final.
         """
-        with self._database.write() as connection:
-            cancelled = settlement.cancel(connection, run.number, now=self._clock.now())
-            current = runs.find(connection, run.number)
+        now = self._clock.now()
+
+        def cancel(connection: Connection) -> tuple[Run | None, Run | None]:
+            cancelled = settlement.cancel(connection, run.number, now=now)
+            return cancelled, runs.find(connection, run.number)
+
+        cancelled, current = self._database.write(cancel, about=f"job {run.id}")
         if cancelled is not None:
             return cancelled
         if current is None:

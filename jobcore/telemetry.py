@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 _LOGGER = logging.getLogger("jobcore")
 #: structlog's loggers all have these; not all of them have `log(level, ...)`.
@@ -25,6 +28,39 @@ _METHODS = {
 }
 
 
+class Event(NamedTuple):
+    """What is to be told: the level, what happened, and facts."""
+
+    level: int
+    name: str
+    fields: dict[str, Any]
+
+
+class _Collecting(threading.local):
+    """Where the events of the calling thread go; None: to the host's log at once."""
+
+    events: list[Event] | None = None
+
+
+_COLLECTING = _Collecting()
+
+
+@contextmanager
+def collected(events: list[Event]) -> Iterator[None]:
+    """
+    Append what this thread tells to `events`; another thread logs it later.
+
+    A handler of the host's may do anything, so none is called in a thread that has
+    the write lock.
+    """
+    before = _COLLECTING.events
+    _COLLECTING.events = events
+    try:
+        yield
+    finally:
+        _COLLECTING.events = before
+
+
 def event(level: int, name: str, /, **fields: Any) -> None:
     """
     Tell the host's log that something happened. Never raises, and never sees a secret.
@@ -34,6 +70,17 @@ def event(level: int, name: str, /, **fields: Any) -> None:
         name: What happened, in a few lower-case words.
         fields: Facts, as key and value.
     """
+    happened = Event(level, name, fields)
+    collecting = _COLLECTING.events
+    if collecting is None:
+        log(happened)
+    else:
+        collecting.append(happened)
+
+
+def log(happened: Event) -> None:
+    """Give an event to the host's log now. Never raises."""
+    level, name, fields = happened
     try:
         logger = _hosts()
         if logger is not None:

@@ -247,9 +247,9 @@ MUTANTS = (
     # --- the database ---------------------------------------------------------------
     Mutant(
         "a transaction that writes begins as one that reads",
-        "database.py",
-        '            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")\n',
-        '            connection.exec_driver_sql("BEGIN")\n            del immediate\n',
+        "writer.py",
+        '                driver_of(connection).execute("BEGIN IMMEDIATE")\n',
+        '                driver_of(connection).execute("BEGIN")\n',
         (DATABASE, TWO_MANAGERS),
     ),
     Mutant(
@@ -269,7 +269,7 @@ MUTANTS = (
     Mutant(
         "a fork copies open connections",
         "database.py",
-        "            if not self._users:\n                self._close_connections()\n",
+        "            if rests and not self._users:\n                self._close_connections()\n",
         "",
         (DATABASE, TWO_MANAGERS),
     ),

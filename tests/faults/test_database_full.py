@@ -15,6 +15,7 @@ from tests.jobfiles import cookie_of, sql
 from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import PATIENCE, carrying, until
 from tests.programs import PRINTS_UNTIL
+from tests.transactions import transaction
 
 PAGE = 4096  # bytes: of memory, of a tmpfs and of a database
 BUSY = 1.0  # seconds
@@ -186,7 +187,7 @@ def test_a_database_that_may_not_grow_catches_up(database, rounds, caplog):
     """With space for the spool alone a job runs to its end; the database has it all later."""
 
     def limit(jobs, pages):
-        with jobs._database.write() as connection:
+        with transaction(jobs._database) as connection:
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
     refusals = 0

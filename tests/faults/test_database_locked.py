@@ -174,10 +174,10 @@ def test_a_closing_manager_stops_jobs_behind_a_locked_database(database, monkeyp
         tried = []
         write = Database.write
 
-        def noted(self, *, durable=True, patience=None):
+        def noted(self, change, *, patience=None, **options):
             if threading.current_thread() is threading.main_thread():
                 tried.append(patience)
-            return write(self, durable=durable, patience=patience)
+            return write(self, change, patience=patience, **options)
 
         monkeypatch.setattr(Database, "write", noted)
         with locked(database):

@@ -187,7 +187,7 @@ def test_a_claim_survives_a_power_failure(database):
 
     def look(point, host):
         if point == failpoints.CLAIM_WRITTEN:
-            (level,) = driver_of(host._writer).execute("PRAGMA synchronous").fetchone()
+            (level,) = driver_of(host._writer._connection).execute("PRAGMA synchronous").fetchone()
             said.append(level)
 
     failpoints.arm(look)

@@ -12,6 +12,7 @@ from tests.jobfiles import stored_pipelines
 from tests.processes import until
 from tests.programs import EXIT_0, EXIT_3
 from tests.tasks import end
+from tests.transactions import transaction
 
 
 def run(jobs, pipeline, exit_code=0):
@@ -88,7 +89,7 @@ def test_nothing_follows_from_a_job_that_is_being_deleted(jobs, exit_code):
     jobs.create_pipeline("b", ["true"], triggered_by=["a"])
     job = jobs.create_job(pipeline_id=source.id)
     jobs.start_job(job.id)
-    with jobs._database.write() as connection:
+    with transaction(jobs._database) as connection:
         runs.mark_deleted(connection, job.number, now=0)
         run_of_it = runs.find(connection, job.number)
         settlement.settle_own(connection, run_of_it, Ending.by_host(exit_code), now=0)

@@ -11,6 +11,7 @@ import pytest
 
 from jobcore import Finding, JobManager, doctor, filesystem
 from tests.jobfiles import sql
+from tests.transactions import transaction
 
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
@@ -344,7 +345,7 @@ def test_a_job_that_ends_meanwhile_is_not_accused(jobs, scripted, database, monk
 def test_a_begun_deletion_is_noted(jobs, database):
     """A manager with slots goes on with it."""
     job = jobs.create_job("TASK")
-    with jobs._database.write() as connection:
+    with transaction(jobs._database) as connection:
         connection.exec_driver_sql("UPDATE job SET deleted_at = 1 WHERE number = ?", (job.number,))
 
     assert examine(database)["deletions"].detail.startswith("1 begun and not finished")

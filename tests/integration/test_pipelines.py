@@ -27,6 +27,7 @@ from tests.faults.hosts import host
 from tests.jobfiles import cookie_of, row_of, sql, stored_pipelines
 from tests.processes import at_once, carrying, until
 from tests.programs import EXITS_0_ON_SIGTERM, SLEEPS
+from tests.transactions import transaction
 
 #: Every field of a pipeline, each with a value that is not its default.
 EVERYTHING = {
@@ -685,7 +686,7 @@ def test_a_deletion_waits_for_a_job_that_somebody_else_deletes(running_jobs, dat
     job = running_jobs.create_job(pipeline_id=made.id)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
     row = row_of(database, job.id)
-    with closing(Database(database)) as other, other.write() as connection:
+    with closing(Database(database)) as other, transaction(other) as connection:
         deletion.begin(connection, row["number"], now=row["start_time"])
 
     running_jobs.delete_pipeline(made.id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +22,7 @@ from jobcore import (
 )
 from tests.jobfiles import sql
 from tests.processes import Child, at_once
+from tests.transactions import transaction
 
 DAY = 86_400.0  # seconds
 
@@ -108,7 +111,7 @@ def test_the_guard_is_in_the_statement(jobs, scripted, clock):
     queued, running, final = jobs.create_job("TASK"), scripted().job, ended(jobs)
     expired = jobs._pruner.choose(0, list(Status), workspace_id=None, pipeline_id=None, keep=None)
     numbers = [queued.number, running.number, final.number]
-    with jobs._database.write() as connection:
+    with transaction(jobs._database) as connection:
         marked = pruner.retention.mark_deleted_if_expired(
             connection, expired, numbers, now=clock.now()
         )
@@ -205,28 +208,21 @@ def test_many_go_a_few_at_a_time(jobs, monkeypatch):
     database, most = jobs._database, {"job": 0, "log_segment": 0}
     write = type(database).write
 
-    def counting(self, **options):
-        transaction = write(self, **options)
+    def counts(connection):
+        driver = connection.connection.driver_connection
+        return {
+            table: driver.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in most
+        }
 
-        class Counted:
-            def __enter__(self):
-                self.connection = transaction.__enter__()
-                self.before = self.counts()
-                return self.connection
+    def counting(self, change, **options):
+        def counted(connection):
+            before = counts(connection)
+            made = change(connection)
+            for table, count in counts(connection).items():
+                most[table] = max(most[table], before[table] - count)
+            return made
 
-            def counts(self):
-                driver = self.connection.connection.driver_connection
-                return {
-                    table: driver.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                    for table in most
-                }
-
-            def __exit__(self, *raised):
-                for table, count in self.counts().items():
-                    most[table] = max(most[table], self.before[table] - count)
-                return transaction.__exit__(*raised)
-
-        return Counted()
+        return write(self, counted, **options)
 
     monkeypatch.setattr(type(database), "write", counting)
 
@@ -283,7 +279,9 @@ def test_between_two_transactions_others_have_as_long_as_one_took(monkeypatch):
     """A rest is as long as the turn before it, up to the longest; the first turn comes at once."""
     now, rests = [0.0], []
     monkeypatch.setattr(turns.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(turns.time, "sleep", rests.append)
+    monkeypatch.setattr(
+        turns, "time", SimpleNamespace(sleep=rests.append, monotonic=time.monotonic)
+    )
     pace = turns.Turns()
     for took in (0.02, 5.0, 0.0):
         with pace.take():
@@ -298,7 +296,9 @@ def test_a_pruning_takes_turns(jobs, monkeypatch):
     rests = []
     for _ in range(3):
         ended(jobs)
-    monkeypatch.setattr(turns.time, "sleep", rests.append)
+    monkeypatch.setattr(
+        turns, "time", SimpleNamespace(sleep=rests.append, monotonic=time.monotonic)
+    )
     jobs.prune(0)
 
     assert len(rests) == 6

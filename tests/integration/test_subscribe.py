@@ -27,6 +27,7 @@ from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, descriptors, in_child, own_threads, run_python, until
 from tests.programs import EXIT_3, SLEEPS
 from tests.tasks import task
+from tests.transactions import transaction
 
 
 def all_told(jobs):
@@ -99,10 +100,10 @@ def test_what_was_rolled_back_is_not_told(jobs):
         store.insert_job(connection, now=1, workspace_id=place, type="TASK", name="?")
 
     with collected(jobs) as got:
-        with suppress(ZeroDivisionError), database.write() as connection:
+        with suppress(ZeroDivisionError), transaction(database) as connection:
             create(connection)
             raise ZeroDivisionError
-        with database.write() as connection:
+        with transaction(database) as connection:
             create(connection)
             with database.savepoint(connection, "one"):
                 create(connection)
@@ -243,10 +244,10 @@ def test_every_commit_behind_a_subscription_is_told(jobs):
     inside, order, got = threading.Event(), [], []
 
     def write():
-        with database.write() as connection:
+        with transaction(database) as connection:
             store.insert_job(connection, now=1, workspace_id=place, type="TASK")
             inside.set()
-            until(lambda: database._observation._changed._waiters, "the subscriber")
+            until(lambda: not database._writer._worker._queue.empty(), "the subscriber")
             order.append("commits")
 
     writer = threading.Thread(target=write)
@@ -398,7 +399,7 @@ def test_nothing_is_told_behind_the_end(jobs):
     all_told(jobs)
 
     assert [event.id for event in got] == [1, 1, 2]
-    assert jobs._database._observation._observer is NOBODY
+    assert jobs._database.observer is NOBODY
 
 
 def test_the_same_callback_may_subscribe_twice(jobs):
@@ -653,7 +654,7 @@ def test_a_fork_in_the_middle_of_a_subscription_locks_nobody_out(jobs):
     got = []
 
     def hold():
-        with jobs._notifier._changing, jobs._notifier._told, jobs._database._observation._changed:
+        with jobs._notifier._changing, jobs._notifier._told:
             held.set()
             assert go.wait(PATIENCE)
 

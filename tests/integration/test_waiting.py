@@ -19,6 +19,7 @@ from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.processes import PATIENCE, Child, until
 from tests.programs import WAITS_FOR_A_FILE, python
+from tests.transactions import transaction
 
 LOOKS = "PRAGMA data_version"
 
@@ -324,7 +325,7 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
 def test_lines_that_a_damaged_file_lost_keep_nobody_waiting(jobs, own):
     """Where the file lacks lines that its job has, a follower passes over them."""
     jobs.append_log(own.id, "a")
-    with jobs._database.write() as connection:
+    with transaction(jobs._database) as connection:
         connection.exec_driver_sql("UPDATE job SET next_sequence = 5")
     jobs.finish_job(own.id)
 

@@ -9,6 +9,7 @@ import pytest
 from jobcore import JobManager, StoreError, UnsupportedFileSystem, filesystem
 from jobcore.database import Database
 from tests.processes import at_once, in_child
+from tests.transactions import transaction
 
 MOUNTS = r"""
 21 1 252:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -133,7 +134,7 @@ def test_every_file_is_private(database, umask):
     before = os.umask(umask)
     try:
         opened = Database(database)
-        with opened.write() as connection:
+        with transaction(opened) as connection:
             connection.exec_driver_sql("CREATE TABLE x (y)")
         opened.checkpoint()
         modes = {

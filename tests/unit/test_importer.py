@@ -445,9 +445,9 @@ def test_power_may_take_back_lines_but_no_verdict(jobs, scripted, monkeypatch):
     written = []
     real = Database.write
 
-    def write(self, *, durable=True, patience=None):
+    def write(self, change, *, durable=True, **options):
         written.append(durable)
-        return real(self, durable=durable, patience=patience)
+        return real(self, change, durable=durable, **options)
 
     run = scripted()
     monkeypatch.setattr(Database, "write", write)

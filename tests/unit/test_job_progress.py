@@ -9,6 +9,7 @@ from jobcore.clock import to_datetime
 from jobcore.supervision import frames
 from jobcore.supervision.progress import MAX_MESSAGE
 from tests.jobfiles import log_of, sql
+from tests.transactions import transaction
 
 SECOND = 1_000_000_000  # nanoseconds
 
@@ -82,14 +83,14 @@ def test_a_late_importer_changes_nothing(jobs, scripted):
     stale = importer.harvest(early)
     report(run, b"8/9")
     running = said(jobs, run.id)
-    with jobs._database.write() as connection:
+    with transaction(jobs._database) as connection:
         importer.apply(connection, stale)
     after = said(jobs, run.id)
     report(run, b"9/9")
     run.exit(0)
     run.die()
     jobs.get_job(run.id)
-    with jobs._database.write() as connection:
+    with transaction(jobs._database) as connection:
         importer.apply(connection, stale)
 
     assert (stale.report.done, running, after) == (2.0, (8.0, 9.0, None), (8.0, 9.0, None))
@@ -214,7 +215,7 @@ def test_the_statement_itself_says_whose_it_is(jobs, own, scripted):
     run = scripted()
     numbers = [jobs.get_job(run.id).number, own.number]
     jobs.finish_job(own.id)
-    with jobs._database.write() as connection:
+    with transaction(jobs._database) as connection:
         written = [
             runs.report_if_own(connection, number, runs.Report(1.0, None, None, 0))
             for number in numbers

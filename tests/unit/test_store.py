@@ -30,6 +30,7 @@ from jobcore.lifecycle import ACTIVE, Ending
 from jobcore.statement import driver_of
 from tests.jobfiles import sql
 from tests.processes import at_once, join
+from tests.transactions import transaction
 
 #: An id, but no job's. Not a random one: the names of tests are the same in every process.
 NOBODY = UUID("12345678-9abc-4def-8123-456789abcdef")
@@ -509,7 +510,7 @@ def test_one_claim_wins(database):
         opened = Database(path)
         won = []
         for number in numbers:
-            with opened.write(durable=False) as connection:
+            with transaction(opened, durable=False) as connection:
                 if runs.start_if_queued(connection, number, now=1, token=token):
                     won.append(number)
         opened.close()
@@ -536,7 +537,7 @@ def test_offset_moves_by_compare_and_set(jobs, scripted, database):
         (old._replace(spool_offset=100, token="f" * 32), 150),
         (old._replace(spool_offset=100), 150),
     ):
-        with opened.write() as connection:
+        with transaction(opened) as connection:
             moves.append(
                 runs.advance_if_at(
                     connection, one, offset=offset, next_sequence=offset // 10, loose=(0, 0)
@@ -564,7 +565,7 @@ def test_a_verdict_waits_for_all_of_the_log(jobs, scripted, database):
         (now, now.spool_offset),
         (now, now.spool_offset),
     ):
-        with opened.write() as connection:
+        with transaction(opened) as connection:
             final = runs.settle_if_running(
                 connection, one, offset=offset, ending=Ending(Reason.EXITED, 0), now=2**60
             )
@@ -580,7 +581,7 @@ def test_only_a_final_job_that_is_hidden_is_removed(jobs, scripted, database):
     run, final = scripted(), jobs.cancel_job(jobs.create_job("TASK").id)
     opened = Database(database)
     removed = []
-    with opened.write() as connection:
+    with transaction(opened) as connection:
         for number in (run.job.number, final.number):
             removed.append(runs.remove_if_final(connection, number))
             assert runs.mark_deleted(connection, number, now=0)

@@ -1,0 +1,537 @@
+"""
+Worker: threads of jobcore's own that make calls for the threads of a host.
+
+A signal handler may raise between any two bytecodes of the main thread, and a
+debugger or a time-out library may raise in any thread of the host. What must not
+be torn (a write transaction, a lock, a job directory) therefore does not run
+there: the host's thread hands over a call and waits for its outcome. An
+exception that ends the waiting withdraws a call that has not begun, and waits a
+little for one that has.
+
+Handing over is one call in C, `SimpleQueue.put`, which a signal handler may
+interrupt and repeat. Each waiter waits for a lock of its own, made by
+`_thread`. `threading.Event`, `Condition` and `queue.Queue` are written in Python:
+an exception in the middle of them leaves their locks held.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from types import BuiltinFunctionType, FrameType
+from typing import Any, Generic, TypeVar, cast
+
+from jobcore import telemetry
+from jobcore.errors import DatabaseBusy, StoreError
+from jobcore.interrupts import is_over
+
+try:
+    from _queue import Empty, SimpleQueue  # not `queue`'s, which gevent replaces
+except ImportError:  # pragma: no cover - a Python without its C modules
+    from queue import Empty, SimpleQueue
+
+#: Seconds without a call after which a thread ends.
+IDLE = 1.0
+#: Seconds that an interrupted call waits for one that has begun.
+GRACE = 1.0
+#: Seconds beyond a caller's patience in which the thread may still answer.
+ANSWER = 0.1
+#: Seconds between two looks whether the thread that is waited for is alive.
+LOOK = 0.5
+#: Seconds until a started thread must have begun to run, first and last.
+START_FIRST, START_LAST = 0.5, 4.0
+#: Seconds that closing and forking wait for an idle thread to end.
+END = 5.0
+
+T = TypeVar("T")
+
+#: Who has a call: the thread that makes it, or the caller that has withdrawn it.
+_BEGUN, _WITHDRAWN = "begun", "withdrawn"
+
+#: The threads of jobcore's own, by `get_ident`. A signal handler raises in none of them.
+_OWN: set[int] = set()
+
+
+def threads_run() -> bool:
+    """
+    Tell whether a thread that is started here runs while its starter waits.
+
+    Not where gevent or eventlet have replaced threads by their own, and not under
+    uWSGI without `enable-threads`, where threads stand still between requests.
+    """
+    if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
+        return False
+    options = getattr(sys.modules.get("uwsgi"), "opt", None)
+    if not isinstance(options, dict):
+        return True
+    names = {name.decode() if isinstance(name, bytes) else str(name) for name in options}
+    return bool(names & {"enable-threads", "threads"})
+
+
+def is_own_thread() -> bool:
+    """Tell whether the calling thread is one of jobcore's own."""
+    return _thread.get_ident() in _OWN
+
+
+def begin_own_thread() -> None:
+    """Count the calling thread among jobcore's own until `end_own_thread`."""
+    _OWN.add(_thread.get_ident())
+
+
+def end_own_thread() -> None:
+    """Count the calling thread no longer; its number may be used again."""
+    _OWN.discard(_thread.get_ident())
+
+
+def forget_own_threads() -> None:
+    """Begin anew in a forked child, which has none of its parent's threads."""
+    _OWN.clear()
+
+
+class Call(Generic[T]):
+    """
+    A call that a thread makes for another.
+
+    Attributes:
+        deadline: When the caller's patience ends, by the monotonic clock.
+        about: What it is about, for the note on an exception that interrupts it.
+        done: Whether there is an outcome; set once, before the caller is woken.
+        error: What the call has raised.
+        events: Events for the host's log, which the caller's thread logs.
+    """
+
+    __slots__ = (
+        "_context", "_function", "_holder", "_result", "about", "answered", "deadline", "done",
+        "error", "events",
+    )  # fmt: skip
+
+    def __init__(self, function: Callable[..., T], patience: float, about: str = "") -> None:
+        self._function = function
+        self._context: Context = copy_context()
+        self._holder: dict[str, str] = {}
+        self._result: T | None = None
+        self.deadline = time.monotonic() + patience
+        self.about = about
+        self.done = False
+        self.error: BaseException | None = None
+        self.events: list[telemetry.Event] = []
+        self.answered = _thread.allocate_lock()
+        self.answered.acquire()
+
+    def begin(self) -> bool:
+        """Take the call for the thread that makes it; False: its caller has withdrawn it."""
+        # `setdefault` is atomic, and may be asked again by whoever was interrupted in it.
+        return self._holder.setdefault("", _BEGUN) is _BEGUN
+
+    def withdraw(self) -> bool:
+        """Take the call back; False: it has begun."""
+        return self._holder.setdefault("", _WITHDRAWN) is _WITHDRAWN
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a thread has taken it."""
+        return self._holder.get("") is _BEGUN
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether its caller has taken it back."""
+        return self._holder.get("") is _WITHDRAWN
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the caller's patience is over."""
+        return time.monotonic() >= self.deadline
+
+    def make(self, *arguments: Any) -> None:
+        """Make the call in the caller's context, and keep what it returned."""
+        self.events.clear()  # of a try that was rolled back
+        with telemetry.collected(self.events):
+            self._result = self._context.run(self._function, *arguments)
+
+    def fail(self, error: BaseException) -> None:
+        """Keep the error that is the outcome, and wake the caller."""
+        self.error = error
+        self.answer()
+
+    def answer(self) -> None:
+        """Wake the caller."""
+        if not self.done:
+            self.done = True
+            self.answered.release()
+
+    def outcome(self) -> T:
+        """Return what the call has returned, or raise what it has raised."""
+        for event in self.events:
+            telemetry.log(event)
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                self.error = None  # or it would refer to itself by its own traceback
+        return cast("T", self._result)
+
+    def tell(self, interrupt: BaseException) -> None:
+        """Note on the exception that has interrupted the caller what became of the call."""
+        what = f" ({self.about})" if self.about else ""
+        if not self.done:
+            note = f"jobcore: outcome unknown: the interrupted call may still take effect{what}"
+        elif self.error is None:
+            note = f"jobcore: the interrupted call was completed{what}"
+        else:
+            note = f"jobcore: the interrupted call had failed: {self.error!r}{what}"
+        if hasattr(interrupt, "add_note"):
+            interrupt.add_note(note)
+        else:  # before Python 3.11, as PEP 678 has it for those who print notes themselves
+            notes = getattr(interrupt, "__notes__", [])
+            interrupt.__notes__ = [*notes, note]  # type: ignore[attr-defined]
+
+
+class _Seat:
+    """
+    The place of one thread.
+
+    Attributes:
+        started: When it was taken, by the monotonic clock.
+        running: Whether the thread has begun to run.
+        idle: Whether it waits for a call.
+        ident, native: The thread's numbers for Python and for the system; 0 before it runs.
+        pid: Of the process that it is in.
+    """
+
+    __slots__ = ("ident", "idle", "native", "pid", "running", "started")
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.running = False
+        self.idle = False
+        self.ident = 0
+        self.native = 0
+        self.pid = os.getpid()
+
+
+class Worker:
+    """
+    Makes calls in up to `most` threads, each started when it is needed.
+
+    Any thread may call `call`, also in a signal handler or a finaliser.
+
+    Args:
+        name: For error texts and debuggers.
+        serve: Makes one call that was taken from the queue; None: as it is. It may
+            take more with `take`, and raises nothing.
+        at_end: The last act of a thread.
+        most: Threads at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        serve: Callable[[Call[Any]], None] | None = None,
+        at_end: Callable[[], None] = lambda: None,
+        *,
+        most: int = 1,
+    ) -> None:
+        self._name = name
+        self._serve = serve or _serve_one
+        self._at_end = at_end
+        self._most = most
+        self._closed: str | None = None  # what callers are told then
+        self._start_patience = START_FIRST
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: there is no thread, and nobody waits."""
+        self._queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
+        self._returned: deque[Call[Any]] = deque()
+        self._seats: dict[int, _Seat] = {}
+        self._inline: dict[str, tuple[int, FrameType]] = {}
+        self._parked = False
+
+    # --- for callers ------------------------------------------------------------------
+
+    def call(self, function: Callable[[], T], *, patience: float, about: str = "") -> T:
+        """
+        Have a thread call `function`, and return what it returns.
+
+        Args:
+            function: Called with the caller's context variables.
+            patience: Seconds until it must have begun.
+            about: What it is about, for the note on an exception that interrupts it.
+
+        Raises:
+            DatabaseBusy: It has not begun in time, and will not.
+        """
+        return self.hand_over(Call(function, patience, about))
+
+    def hand_over(self, call: Call[T]) -> T:
+        """
+        Have a thread make a call, and return what it returns.
+
+        What interrupts the waiting withdraws the call or, where it has begun, waits
+        for its end, `GRACE` seconds at the most; then it goes on, with a note.
+
+        Raises:
+            DatabaseBusy: It has not begun in time, and will not.
+        """
+        # All in one function that calls little but C: a stack that is full
+        # has as much room at its end as it had at its begin.
+        queue = self._queue
+        try:
+            queue.put(call)
+            self._require_thread()
+            while not call.done:
+                left = call.deadline + ANSWER - time.monotonic()
+                if left <= 0 and call.withdraw():
+                    break
+                call.answered.acquire(True, min(left, LOOK) if left > 0 else LOOK)
+                if not call.done:
+                    self._look_after(call, queue)
+        except BaseException as interrupt:
+            until = time.monotonic() + GRACE
+            tries = 0
+            while tries < 100:
+                tries += 1
+                try:
+                    if call.withdraw():
+                        break
+                    while not call.done and (left := until - time.monotonic()) > 0:
+                        call.answered.acquire(True, left)
+                    call.tell(interrupt)
+                    break
+                except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: the first one is raised
+                    continue
+            raise
+        if not call.done:
+            raise DatabaseBusy(f"{self._name}: other calls kept it busy")
+        return call.outcome()
+
+    def is_inside(self) -> bool:
+        """Tell whether the calling thread is in the middle of making a call."""
+        me = _thread.get_ident()
+        holder = self._inline.get("")
+        return any(seat.ident == me for seat in list(self._seats.values())) or (
+            holder is not None and holder[0] == me and not is_over(holder[1])
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is made and none waits."""
+        return (
+            not self._returned
+            and self._queue.empty()
+            and all(seat.idle for seat in list(self._seats.values()))
+        )
+
+    def _require_thread(self) -> None:
+        """Have a thread that takes calls: an idle one, or one more, up to `most`."""
+        if self._closed is not None:
+            self._refuse_waiting(self._closed)
+            return
+        if self._parked:
+            return
+        if not threads_run() or sys.is_finalizing():
+            self._make_waiting_calls_here()
+            return
+        for number in range(self._most):
+            seat = self._seats.get(number)
+            if seat is None:
+                self._start(number)
+                return
+            if seat.idle:
+                return
+
+    def _start(self, number: int) -> None:
+        seat = _Seat()
+        if self._seats.setdefault(number, seat) is not seat:
+            return  # another caller is starting it
+        try:
+            _thread.start_new_thread(self._run, (number, seat))
+        except RuntimeError:
+            # No more threads, or the interpreter is about to end. A thread of
+            # before may still run; else the call is made in the caller's.
+            self._vacate(number, seat)
+            if not any(seat.running for seat in list(self._seats.values())):
+                self._make_waiting_calls_here()
+
+    def _vacate(self, number: int, seat: _Seat) -> None:
+        if self._seats.get(number) is seat:
+            self._seats.pop(number, None)
+
+    def _look_after(self, call: Call[Any], queue: SimpleQueue[Call[Any] | None]) -> None:
+        """Find out why a call has no answer yet; mostly because it takes so long."""
+        if queue is not self._queue:
+            # In a forked child: what was handed over before is its parent's.
+            call.begin()
+            call.fail(StoreError(f"{self._name}: this process was forked in the middle of a call"))
+            return
+        now = time.monotonic()
+        for number, seat in list(self._seats.items()):
+            if seat.pid != os.getpid():  # forked by code that runs no hooks
+                self._vacate(number, seat)
+            elif not seat.running and now - seat.started > self._start_patience:
+                # Its starter was interrupted, or threads do not run here.
+                self._vacate(number, seat)
+                if self._start_patience >= START_LAST:
+                    self._make_waiting_calls_here()
+                    return
+                self._start_patience *= 2
+        if call.has_begun and not call.done and not self._seats and not self._inline:
+            call.fail(StoreError(f"{self._name}: the thread was ended; outcome unknown"))
+            return
+        self._require_thread()
+
+    # --- where no thread runs ----------------------------------------------------------
+
+    def _make_waiting_calls_here(self) -> None:
+        """Make the calls that wait in this thread: gevent's, or one of an interpreter that ends."""
+        frame = sys._getframe()  # noqa: SLF001 - it tells whether who has the turn is still there
+        me = (_thread.get_ident(), frame)
+        while self._inline.setdefault("", me) is not me:
+            holder = self._inline.get("")
+            if holder is not None and is_over(holder[1]):
+                self._inline.clear()  # an interrupt came between two steps
+            elif holder is not None and holder[0] == me[0]:
+                raise DatabaseBusy(f"{self._name}: this thread is in the middle of a call")
+            else:
+                time.sleep(0.001)
+        try:
+            while (call := self.take(0)) is not None:
+                self._serve(call)
+        finally:
+            self._inline.clear()
+
+    # --- the thread --------------------------------------------------------------------
+
+    def _run(self, number: int, seat: _Seat) -> None:
+        seat.ident, seat.native = _thread.get_ident(), _thread.get_native_id()
+        seat.running = True
+        self._start_patience = START_FIRST
+        begin_own_thread()
+        try:
+            while self._seats.get(number) is seat:
+                try:
+                    if not self._step(seat):
+                        return
+                except BaseException as error:  # noqa: BLE001 - raised from outside into this thread
+                    telemetry.event(logging.ERROR, "thread interrupted", error=repr(error))
+        finally:
+            self._at_end()
+            end_own_thread()
+            self._vacate(number, seat)
+            if not (self._parked or (self._queue.empty() and not self._returned)):
+                self._require_thread()  # a call came at the very end
+
+    def _step(self, seat: _Seat) -> bool:
+        """Make one call; False: there was none for a while, or the thread is to end."""
+        seat.idle = True
+        call = None if self._parked else self.take(IDLE)
+        seat.idle = False
+        if call is None:
+            return False
+        if self._parked:
+            self._returned.append(call)
+            return False
+        if self._most > 1 and not self._queue.empty():
+            self._require_thread()
+        self._serve(call)
+        return True
+
+    def take(self, seconds: float) -> Call[Any] | None:
+        """Return the next call; None: there is none within so many seconds, or it is to end."""
+        try:
+            return self._returned.popleft()
+        except IndexError:
+            pass
+        try:
+            return self._queue.get(True, seconds) if seconds > 0 else self._queue.get(False)
+        except Empty:
+            return None
+
+    def give_back(self, call: Call[Any]) -> None:
+        """Have a call that has not begun taken again later."""
+        self._returned.append(call)
+
+    @property
+    def parked(self) -> bool:
+        """Whether no call is to begin now: the thread is to end, soon."""
+        return self._parked
+
+    # --- forks and the end -------------------------------------------------------------
+
+    def park(self, patience: float = END, *, idle_only: bool = False) -> bool:
+        """
+        Let no further call begin, and have the threads end.
+
+        Args:
+            patience: Seconds to wait for that.
+            idle_only: Do not wait for those in the middle of a call.
+
+        Returns:
+            Whether all have ended.
+        """
+        self._parked = True
+        deadline = time.monotonic() + patience
+        me = _thread.get_ident()
+        ended: list[int] = []
+        while seats := list(self._seats.values()):
+            if sys.is_finalizing():
+                break  # they stand still
+            for seat in seats:
+                if seat.native not in ended:
+                    ended.append(seat.native)
+                    self._queue.put(None)
+            if me in _OWN and all(seat.native == _thread.get_native_id() for seat in seats):
+                break
+            if idle_only and not any(seat.idle or not seat.running for seat in seats):
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.0005)
+        for native in ended:
+            _wait_for_end(native)
+        return not self._seats
+
+    def close(self, reason: str, patience: float = END) -> bool:
+        """Refuse every further call with this reason, and end as `park` does."""
+        self._closed = reason
+        ended = self.park(patience)
+        self._refuse_waiting(reason)
+        return ended
+
+    def _refuse_waiting(self, reason: str) -> None:
+        while (call := self.take(0)) is not None:
+            if call.begin():
+                call.fail(StoreError(reason))
+
+    def resume(self) -> None:
+        """Let calls begin again."""
+        self._parked = False
+        if not self._queue.empty() or self._returned:
+            self._require_thread()
+
+
+def _serve_one(call: Call[Any]) -> None:
+    """Make one call, unless it was withdrawn."""
+    if not call.begin():
+        return
+    try:
+        call.make()
+    except BaseException as error:  # noqa: BLE001 - for the caller
+        call.fail(error)
+    else:
+        call.answer()
+
+
+def _wait_for_end(native: int) -> None:
+    """Wait until the system has no such thread any more: Python counts threads before a fork."""
+    deadline = time.monotonic() + ANSWER
+    while native and os.path.exists(f"/proc/self/task/{native}"):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.0001)
