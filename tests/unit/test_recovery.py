@@ -632,7 +632,7 @@ def test_settler_that_dies_leaves_it_to_the_next(jobs, scripted, database, monke
             monkeypatch.setattr(Importer, "clean_up", die)
         else:
             real = Importer.apply
-            monkeypatch.setattr(Importer, "apply", lambda *args: (real(*args), die()))
+            monkeypatch.setattr(Importer, "apply", lambda *args, **named: (real(*args, **named), die()))
         with JobManager(path, slots=0) as mine:
             mine.get_job(job_id)
 
