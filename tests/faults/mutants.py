@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         "a claim does not look at the status",
         "runs.py",
-        "    .where(_THIS, _allows(Trigger.START), job.c.deleted_at.is_(None))\n",
-        "    .where(_THIS, job.c.deleted_at.is_(None))\n",
+        "        _allows(Trigger.START),\n        job.c.deleted_at.is_(None),\n",
+        "        job.c.deleted_at.is_(None),\n",
         (STORE, TWO_MANAGERS),
     ),
     Mutant(
@@ -219,8 +219,8 @@ MUTANTS = (
     Mutant(
         "an exit code is made up for a job that was lost",
         "recovery.py",
-        "                reason=str(Reason.NEVER_STARTED if never else Reason.LOST),\n",
-        '                reason="exited",\n                wait_status=0,\n',
+        "            reason=str(Reason.NEVER_STARTED if never else Reason.LOST),\n",
+        '            reason="exited",\n            wait_status=0,\n',
         (RECOVERY, SUPERVISOR_KILLED),
     ),
     Mutant(
@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "what a killed supervisor left behind is not looked for",
         "recovery.py",
-        '                unreaped = leftovers.kill(run.cookie or "")\n',
-        "                pass\n",
+        '            return leftovers.kill(run.cookie or ""), ""\n',
+        '            return (), ""\n',
         (RECOVERY, SUPERVISOR_KILLED),
     ),
     Mutant(
@@ -304,9 +304,8 @@ MUTANTS = (
     Mutant(
         "what follows from an ending is forgotten",
         "settlement.py",
-        "    if final is not None:\n        _follow_up(connection, final, now)\n    return final\n\n\n"
-        "def settle_own",
-        "    return final\n\n\ndef settle_own",
+        "        _follow_up(connection, final, now)\n        if final.of_pipeline:  #",
+        "        if final.of_pipeline:  #",
         (CHAINS,),
     ),
     Mutant(
