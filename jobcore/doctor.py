@@ -122,7 +122,11 @@ class _Examination:
 
     def _file_system(self, check: str) -> Iterator[Finding]:
         filesystem.require_local(self._path)
-        yield _ok(check, filesystem.kind_of(self._path))
+        kind = filesystem.kind_of(self._path)
+        if kind:
+            yield _ok(check, kind)
+        else:
+            yield _note(check, f"unknown: there is no {filesystem.MOUNTINFO}")
 
     def _modes(self, check: str) -> Iterator[Finding]:
         names = [self._path + end for end in ("", *permissions.SIDE_FILES, ".jobs")]

@@ -17,7 +17,7 @@ from jobcore.errors import (
     StoreMismatch,
     UnsupportedFileSystem,
 )
-from jobcore.supervision import jobdir
+from jobcore.supervision import jobdir, kernel
 
 #: SQLite's WAL needs shared memory between all its users, and locks that hold;
 #: between the clients of these there is neither.
@@ -41,14 +41,16 @@ _UNUSED_STORE_ID = re.compile(rf"{STORE}\.[0-9a-f]{{32}}")
 
 def file_system_of(path: str, mountinfo: str) -> str:
     """
-    Return the type of the file system that `path` is on.
+    Return the type of the file system that `path` is on; empty: the table does not say.
 
     Args:
         path: An absolute path without links.
-        mountinfo: The text of `/proc/self/mountinfo`.
+        mountinfo: The text of `/proc/self/mountinfo`; empty where there is no `/proc`.
     """
     found, longest = "", -1
-    for line in mountinfo.rstrip("\n").split("\n"):  # the kernel escapes these two, and no others
+    for line in filter(
+        None, mountinfo.rstrip("\n").split("\n")
+    ):  # the kernel escapes these two, and no others
         fields = line.split(" ")
         mount_point = _unescaped(fields[4])
         inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
@@ -60,7 +62,8 @@ def file_system_of(path: str, mountinfo: str) -> str:
 
 def is_mount_point(path: str, mountinfo: str) -> bool:
     """Tell whether something is mounted at `path` itself; the arguments are as above."""
-    points = (line.split(" ")[4] for line in mountinfo.rstrip("\n").split("\n"))
+    lines = filter(None, mountinfo.rstrip("\n").split("\n"))
+    points = (line.split(" ")[4] for line in lines)
     return path in (_unescaped(point) for point in points)
 
 
@@ -74,7 +77,10 @@ def kind_of(path: str) -> str:
 
 
 def _read_mountinfo() -> str:
-    return os.fsdecode(Path(MOUNTINFO).read_bytes())
+    try:
+        return os.fsdecode(Path(MOUNTINFO).read_bytes())
+    except FileNotFoundError:
+        return ""  # without /proc no mount can be told from another
 
 
 def require_local(path: str) -> None:
@@ -218,15 +224,16 @@ def _unlink(name: str, root: int) -> None:
         pass  # another process was faster
 
 
-def boot_id() -> str:
+def boot_id() -> str | None:
     """
     Return the id of this boot of the machine: what ran under another one is certainly gone.
 
+    None: `/proc` does not tell it.
+
     Raises:
-        StoreError: It cannot be read.
+        StoreError: No descriptor is left.
     """
-    path = "/proc/sys/kernel/random/boot_id"
     try:
-        return Path(path).read_text(encoding="ascii").strip()
+        return kernel.boot_id()
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}", error.errno) from error
+        raise StoreError(f"the boot id: {error.strerror or error}", error.errno) from error

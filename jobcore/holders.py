@@ -80,17 +80,12 @@ def signal_all(device: int, inode: int, number: signal.Signals) -> list[int]:
     reached = []
     for pid in find(device, inode):
         try:
-            handle = pids.open_process(pid)
-        except (ProcessLookupError, PermissionError):
-            continue
-        try:
-            # Looked at again through a handle that cannot change its meaning: the
-            # pid may have been given to another process since.
-            if holds(pid, device, inode):
-                signal.pidfd_send_signal(handle, number)
-                reached.append(pid)
+            with pids.ProcessHandle(pid) as process:
+                # Looked at again, by a handle that cannot change its meaning: the pid
+                # may have been given to another process since.
+                if holds(pid, device, inode):
+                    process.signal(number)
+                    reached.append(pid)
         except (ProcessLookupError, PermissionError):
             pass
-        finally:
-            os.close(handle)
     return reached

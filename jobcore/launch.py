@@ -39,7 +39,7 @@ class Request:
     )  # fmt: skip
 
     def __init__(
-        self, row: Row[Any], prepared: Prepared, boot_id: str, cookie: str, token: str
+        self, row: Row[Any], prepared: Prepared, boot_id: str | None, cookie: str, token: str
     ) -> None:
         self.number: int = row.number
         self.has_environment = row.environment is not None  # stored for it

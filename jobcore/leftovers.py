@@ -13,7 +13,7 @@ import signal
 import time
 
 from jobcore import procfs
-from jobcore.supervision import pids
+from jobcore.supervision import kernel, pids
 
 #: The variable that carries the cookie.
 COOKIE = "JOBCORE_RUN"
@@ -33,9 +33,13 @@ def are_visible() -> bool:
     return pids.level() > 0
 
 
-def pid_namespace() -> int:
-    """Return the inode of our pid namespace: from another one, processes cannot be seen."""
-    return os.stat("/proc/self/ns/pid").st_ino
+def pid_namespace() -> int | None:
+    """
+    Return the inode of our pid namespace: from another one, processes cannot be seen.
+
+    None: `/proc` does not tell it.
+    """
+    return kernel.pid_namespace()
 
 
 def find(cookie: str) -> list[int]:
@@ -67,20 +71,13 @@ def kill(cookie: str) -> tuple[int, ...]:
 def _kill_one(pid: int, cookie: str) -> bool:
     """Kill `pid` if it still is the process that was found; False: we may not."""
     try:
-        handle = pids.open_process(pid)
+        with pids.ProcessHandle(pid) as process:
+            # The pid may have been given to another process before the handle was
+            # open; from here on the handle cannot change its meaning.
+            if procfs.with_variable(f"{COOKIE}={cookie}", [pid]):
+                process.signal(signal.SIGKILL)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    try:
-        # The pid may have been given to another process before the handle was
-        # open; from here on the handle cannot change its meaning.
-        if procfs.with_variable(f"{COOKIE}={cookie}", [pid]):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    finally:
-        os.close(handle)
     return True

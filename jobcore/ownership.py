@@ -40,7 +40,7 @@ class _Process(NamedTuple):
 
     @classmethod
     def this(cls) -> _Process:
-        boot = filesystem.boot_id().replace("-", "")
+        boot = (filesystem.boot_id() or "0" * 32).replace("-", "")
         try:
             namespace = os.stat("/proc/self/ns/pid").st_ino
         except OSError:

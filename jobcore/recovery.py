@@ -272,7 +272,8 @@ class Recovery:
     def _never_started(self, run: Run, directory: int) -> bool:
         """Tell whether it is proven that the command was not started; no proof is none."""
         return (
-            self._is_of_this_boot(run)
+            self._boot_id is not None  # else a power failure may have taken the files
+            and self._is_of_this_boot(run)
             and self._directories.is_directory_of(directory, run.directory_id)
             and jobdir.is_unstarted(directory, run.token or "")
             and jobdir.RUN not in os.listdir(directory)

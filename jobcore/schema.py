@@ -163,7 +163,11 @@ _MIGRATED = frozenset(itertools.chain.from_iterable(MIGRATIONS.values()))
 
 def too_old(version: str) -> str:
     """Say that this version of SQLite will not do, and which one would."""
-    return f"{version} is too old: {'.'.join(map(str, LEAST_SQLITE))} is needed"
+    least = ".".join(map(str, LEAST_SQLITE))
+    return (
+        f"{version} is too old: {least} or later is needed; install it, or a Python that was "
+        "built with it"
+    )
 
 
 @cache  # compiling them takes longer than executing them, and a host's tests make a file each

@@ -35,6 +35,11 @@ def mount_tmpfs(path, size):
     _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", path)
 
 
+def mount_proc(options):
+    """Mount a /proc that shows less, over the one that is there."""
+    _run("mount", "-t", "proc", "-o", options, "proc", "/proc")
+
+
 def mount_file(source, path):
     """Mount a file by itself over another one, as containers do that are given a single file."""
     _run("mount", "--bind", source, path)

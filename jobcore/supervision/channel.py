@@ -11,7 +11,7 @@ import _socket
 import os
 import struct
 
-from jobcore.supervision import NewerProtocol, notices
+from jobcore.supervision import NewerProtocol, kernel, notices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class HostChannel:
         pidfd: Becomes readable when the host dies; None where it cannot be had.
             A forked child of the host may hold the other end of the socket, so
             its closing alone would not tell.
+        must_look: There is no pidfd though the host can be seen: call `look_for_host`
+            now and then.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -50,14 +52,17 @@ class HostChannel:
         self._pending: dict[tuple[int, str], bytes] = {}
         self.dead = False
         self.pidfd: int | None = None
+        self.must_look = False
         # The creator of the socketpair, however many forks lie between.
         credentials = self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
-        host = struct.unpack("iII", credentials)[0]
+        self._host = host = struct.unpack("iII", credentials)[0]
         if host > 0:  # 0: it lives in a pid namespace we cannot see
             try:
-                self.pidfd = os.pidfd_open(host)
+                self.pidfd = kernel.open_process(host)
             except ProcessLookupError:
                 self.dead = True
+            except kernel.NoPidfdError:
+                self.must_look = True
             except OSError:
                 self._socket.close()
                 raise
@@ -95,6 +100,11 @@ class HostChannel:
         """Remember that the host is gone, and drop what only it would have read."""
         self.dead = True
         self._pending.clear()
+
+    def look_for_host(self) -> None:
+        """Find out whether the host is gone, where no pidfd tells."""
+        if self.must_look and not self.dead and not kernel.is_alive(self._host):
+            self.mark_dead()
 
     def receive(self) -> Request | None:
         """

@@ -42,13 +42,15 @@ class Identity:
     What a supervisor knows of itself, found out once.
 
     Attributes:
-        pid, boot_id, pid_namespace: For the `run` record.
+        pid, boot_id, pid_namespace: For the `run` record; None: `/proc` does not tell.
         oom_score: What a command's is set back to; None: ours is what we inherited.
     """
 
     __slots__ = ("boot_id", "oom_score", "pid", "pid_namespace")
 
-    def __init__(self, boot_id: str, pid_namespace: int, oom_score: bytes | None) -> None:
+    def __init__(
+        self, boot_id: str | None, pid_namespace: int | None, oom_score: bytes | None
+    ) -> None:
         self.pid = os.getpid()
         self.boot_id = boot_id
         self.pid_namespace = pid_namespace
@@ -248,6 +250,7 @@ class Execution:
         """Act on what has happened; True when the job has come to its end."""
         # After the wait, or a grace would seem to have passed that has not.
         now = self._machine.monotonic()
+        self._channel.look_for_host()
         tree, ending = self._tree, self._ending
         complete = True
         if tree is not None and ending is not None and not ending.complete:

@@ -10,6 +10,15 @@ from __future__ import annotations
 
 import os
 
+from jobcore.supervision import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from types import TracebackType
+else:
+    import _signal
+
 ROOT = "/proc"
 
 
@@ -43,7 +52,7 @@ def translate(entry: int, at: int) -> int | None:
     """
     Return the pid that an entry of /proc would have here; None: it is gone, or not seen here.
 
-    It is certain of this process's own children alone. `open_process` makes it certain.
+    It is certain of this process's own children alone. `ProcessHandle` makes it certain.
 
     Args:
         at: What `level` returned.
@@ -57,27 +66,68 @@ def translate(entry: int, at: int) -> int | None:
     return numbers[at - 1] if 0 < at <= len(numbers) else None
 
 
-def open_process(entry: int) -> int:
+class ProcessHandle:
     """
-    Return a pidfd of the process that an entry of /proc names.
+    The process that an entry of /proc names, to be looked at and then signalled; a context.
 
-    Raises:
-        ProcessLookupError: It has ended.
-        PermissionError: It is in a pid namespace that cannot be reached from this one.
-        OSError: No descriptor is left, or the kernel has none of these.
+    With a pidfd the one that is signalled is certainly the one that was looked at.
+    Without pidfds it is so unless its pid is given to another process in between.
     """
-    at = level()
-    pid = translate(entry, at)
-    if pid is None and not os.path.exists(f"{ROOT}/{entry}"):
-        raise ProcessLookupError
-    if pid is None:
-        raise PermissionError
-    handle = os.pidfd_open(pid)
-    # A process of a namespace beside this one may have the same number there.
-    if at != 1 and _entry_of(handle) != entry:
-        os.close(handle)
-        raise PermissionError
-    return handle
+
+    def __init__(self, entry: int) -> None:
+        """
+        Take hold of the process.
+
+        Raises:
+            ProcessLookupError: It has ended.
+            PermissionError: It is in a pid namespace that cannot be reached from this one, or
+                may be: without pidfds nothing tells.
+            OSError: No descriptor is left.
+        """
+        at = level()
+        pid = translate(entry, at)
+        if pid is None and not os.path.exists(f"{ROOT}/{entry}"):
+            raise ProcessLookupError
+        if pid is None:
+            raise PermissionError
+        self._pid = pid
+        try:
+            self._pidfd = kernel.open_process(pid)
+        except kernel.NoPidfdError as error:
+            if at != 1:
+                raise PermissionError from error
+            self._pidfd = -1
+        # A process of a namespace beside this one may have the same number there.
+        if at != 1 and _entry_of(self._pidfd) != entry:
+            os.close(self._pidfd)
+            raise PermissionError
+
+    def __enter__(self) -> ProcessHandle:  # noqa: PYI034 - `Self` is not in 3.10's typing
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the process."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+    def signal(self, number: int) -> None:
+        """
+        Send it a signal.
+
+        Raises:
+            ProcessLookupError: It has ended.
+            PermissionError: It belongs to another user.
+        """
+        if self._pidfd >= 0:
+            _signal.pidfd_send_signal(self._pidfd, number)
+        else:
+            os.kill(self._pid, number)
 
 
 def _entry_of(handle: int) -> int:

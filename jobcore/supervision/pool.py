@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
-from jobcore.supervision import NewerProtocol, jobdir, notices
+from jobcore.supervision import NewerProtocol, jobdir, kernel, notices
 from jobcore.supervision.notices import ENDED, OUTPUT, READY, STARTED, Notice
 
 __all__ = [
@@ -65,7 +65,7 @@ def encode_request(fields: dict[str, Any]) -> int:
     """
     data = marshal.dumps(fields, 2)
     with GATE:
-        descriptor = os.memfd_create("jobcore-request", os.MFD_CLOEXEC)
+        descriptor = kernel.make_memory_file("jobcore-request")
         GATE.register(descriptor)
     try:
         jobdir.write_all(descriptor, data)
@@ -196,7 +196,7 @@ class Supervisor:
             except ProcessLookupError:
                 pass  # it has ended, and nobody keeps its pid for us
             except OSError:
-                self._unreaped.append(starter)  # no descriptor is left
+                self._unreaped.append(starter)  # no descriptor is left, or there are no pidfds
 
     def fileno(self) -> int:
         """Return the socket, to be polled for reading; -1 when it was closed."""
@@ -292,13 +292,13 @@ class Supervisor:
 
     def reap(self) -> bool:
         """Reap those of its processes that were children of ours; return whether none is left."""
-        if self.starting and _has_ended(os.P_PIDFD, self._starter):
+        if self.starting and _has_ended(kernel.P_PIDFD, self._starter):
             pidfd, self._starter = self._starter, -1
             GATE.close(pidfd)
         self._unreaped = [pid for pid in self._unreaped if not _has_ended(os.P_PID, pid)]
         if self.starting or self._unreaped:
             return False  # and while its parent lives it is no child of ours
-        if self._itself >= 0 and _has_ended(os.P_PIDFD, self._itself):
+        if self._itself >= 0 and _has_ended(kernel.P_PIDFD, self._itself):
             pidfd, self._itself = self._itself, -1
             GATE.close(pidfd)
         return self._itself < 0
@@ -341,7 +341,7 @@ class Supervisor:
 def _pidfd_of(pid: int) -> int:
     """Return a registered descriptor of a process that has not been reaped."""
     with GATE:
-        pidfd = os.pidfd_open(pid)
+        pidfd = kernel.open_process(pid)
         GATE.register(pidfd)
     return pidfd
 

@@ -13,7 +13,7 @@ import errno
 import os
 import struct
 
-from jobcore.supervision import frames, progress
+from jobcore.supervision import frames, kernel, progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def explain(command: Command, stage: str, number: int, mask: Callable[[bytes], b
 
 def _hold(data: bytes, opened: list[int]) -> int:
     """Return a descriptor from which the command reads `data`: a file, which cannot block us."""
-    descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    descriptor = kernel.make_memory_file("stdin")
     opened.append(descriptor)
     view = memoryview(data)
     while view:
@@ -298,20 +298,10 @@ def _close_others(*keep: int) -> None:
     first = 0
     for descriptor in (*sorted(keep), _LAST + 1):
         if first < descriptor and _close_range(_CLOSE_RANGE, first, descriptor - 1, 0) != 0:
-            _close_listed(keep)
+            # A kernel older than 5.9, or a filter forbids the call.
+            kernel.close_all_but(keep)
             return
         first = descriptor + 1
-
-
-def _close_listed(keep: tuple[int, ...]) -> None:
-    """Do the same on a kernel older than 5.9, or where a filter forbids the call."""
-    for name in os.listdir("/proc/self/fd"):
-        descriptor = int(name)
-        if descriptor not in keep:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # the one that listed them
 
 
 def _set_oom_score(score: bytes) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from jobcore.supervision import failpoints, frames, jobdir
+from jobcore.supervision import failpoints, frames, jobdir, kernel
 
 #: A file of at least this many bytes is followed by a new one, so that what is
 #: imported can be given back to the disk while the job runs.
@@ -35,13 +35,8 @@ def rotate_at() -> int:
 
     No file may come so near to it that a whole frame does not fit: that never passes.
     """
-    # Not by `resource`, which is one more library to be loaded for each supervisor.
-    with open("/proc/self/limits", "rb") as limits:
-        (line,) = (one for one in limits if one.startswith(b"Max file size"))
-    soft = line.split()[3]
-    if soft == b"unlimited":
-        return ROTATE_AT
-    return max(min(ROTATE_AT, int(soft) - _LARGEST_FRAME), 1)
+    largest = kernel.largest_file()
+    return ROTATE_AT if largest is None else max(min(ROTATE_AT, largest - _LARGEST_FRAME), 1)
 
 
 class Spool:

@@ -12,7 +12,7 @@ import gc
 import os
 import select
 
-from jobcore.supervision import failpoints, notices, spawner
+from jobcore.supervision import failpoints, kernel, notices, spawner
 from jobcore.supervision.channel import HostChannel
 from jobcore.supervision.execution import Execution, Identity
 from jobcore.supervision.order import accept
@@ -28,6 +28,8 @@ else:
     import _signal
 
 _OOM_SCORE = b"-500"  # less likely a victim than the command; needs a privilege to set
+
+_LOOK_MS = 1000  # between two looks for the host, where no pidfd tells of its end
 
 
 def main(descriptor: int) -> NoReturn:
@@ -79,8 +81,6 @@ def _begin_clean(descriptor: int) -> None:
 
 def _identify() -> Identity:
     """Find out what stays the same for all jobs, and make ourselves a less likely OOM victim."""
-    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-        boot_id = file.read().decode("ascii").strip()
     oom_score = None
     try:
         with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
@@ -91,7 +91,7 @@ def _identify() -> Identity:
                 oom_score = inherited
     except OSError:
         pass  # not privileged
-    return Identity(boot_id, os.stat("/proc/self/ns/pid").st_ino, oom_score)
+    return Identity(kernel.boot_id(), kernel.pid_namespace(), oom_score)
 
 
 def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None:
@@ -110,11 +110,12 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
 
     while not shutdown.requested:
         poll.modify(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.pending else 0))
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        ready = {descriptor for descriptor, _ in poll.poll(_LOOK_MS if channel.must_look else None)}
         if shutdown.fileno() in ready:
             continue
         if channel.pidfd in ready:
             channel.mark_dead()
+        channel.look_for_host()
         channel.flush()
         # What is queued is run also when the host is dead: only we know of it.
         request = channel.receive()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from jobcore.supervision import pids
+from jobcore.supervision import kernel, pids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ProcessTree:
         Raises:
             OSError: There is none to be had.
         """
-        return os.pidfd_open(self.main)
+        return kernel.open_process(self.main)
 
     def reap(self) -> bool:
         """Reap every child that has ended; return whether the main one was among them."""

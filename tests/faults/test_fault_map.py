@@ -15,7 +15,7 @@ ROWS = re.findall(
     re.MULTILINE,
 )
 #: How many faults are known; whoever finds another one adds a row and its test.
-COUNT = 98
+COUNT = 99
 
 
 def named_in(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import os
 import signal
 import subprocess
@@ -56,7 +57,7 @@ def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scr
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
+    monkeypatch.setattr(_signal, "pidfd_send_signal", refuse)
     try:
         run.die()
         jobs.recover()

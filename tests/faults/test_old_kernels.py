@@ -1,0 +1,241 @@
+"""Old kernels, strict filters, a poor /proc: jobs run, end and are stopped with what is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from jobcore import JobManager, Reason, Status, StoreError, schema
+from jobcore.database import Database
+from jobcore.supervision import jobdir, kernel, pids, pool, progress
+from tests.kernels import forbid
+from tests.mounts import in_own_mounts, mount_proc, mount_tmpfs
+from tests.processes import PATIENCE, ROOT, children, in_child, state, until
+
+STAYS = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]
+
+#: What a build of Python with an old C library lacks.
+WITHOUT = """
+import os, _signal
+for module, name in (
+    (os, "pidfd_open"), (os, "memfd_create"), (os, "P_PIDFD"), (_signal, "pidfd_send_signal"),
+):
+    if hasattr(module, name):
+        delattr(module, name)
+"""
+
+#: Prints which descriptors are open.
+FIND_OPEN = """
+import os
+for descriptor in range(1000):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        continue
+    print(descriptor)
+"""
+
+
+def use(database):
+    """Be a host: have jobs end by themselves, by a stop and by the death of their supervisor."""
+    told = []
+    with JobManager(database, slots=2) as jobs:
+        for job in (jobs.submit(["sh", "-c", "cat; exit 3"], stdin=b"hello\n") for _ in range(2)):
+            ended = jobs.wait(job.id, PATIENCE)
+            told.append((ended.exit_code, [line.text for line in jobs.logs(job.id)]))
+        stays = [jobs.submit(STAYS) for _ in range(2)]
+        for job in stays:
+            assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
+        jobs.stop_job(stays[0].id, grace=0)
+        with open(f"{database}.jobs/{stays[1].id.hex}/{jobdir.RUN}", "rb") as file:
+            os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+        told += [jobs.wait(job.id, PATIENCE).reason for job in stays]
+    return told
+
+
+#: What `use` returns, wherever it runs.
+AS_EVER = [(3, ["hello"]), (3, ["hello"]), Reason.STOPPED, Reason.LOST]
+
+
+def use_and_reap(database):
+    """Do the same, and see that nothing is left behind."""
+    told = use(database)
+    until(lambda: not children(), "the end and the reaping of all children")
+    return told
+
+
+@pytest.mark.parametrize(
+    "error", [errno.ENOSYS, errno.EPERM, errno.EACCES], ids=errno.errorcode.get
+)
+@pytest.mark.parametrize(
+    "calls",
+    [
+        ["pidfd_open"],
+        ["pidfd_send_signal"],
+        ["memfd_create"],
+        ["close_range"],
+        ["pidfd_open", "pidfd_send_signal", "memfd_create", "close_range"],
+    ],
+    ids="+".join,
+)
+def test_jobs_run_without_a_system_call(database, calls, error):
+    """A kernel that lacks it, or a filter that forbids it, changes nothing of what is told."""
+
+    def host():
+        forbid(*calls, error=error)
+        return use_and_reap(database)
+
+    assert in_child(host) == AS_EVER
+
+
+def test_jobs_run_where_no_process_is_waited_for_by_pidfd(database):
+    """Linux 5.3 has pidfds, but `waitid` does not know them."""
+
+    def host():
+        forbid("waitid by pidfd", error=errno.EINVAL)
+        return use_and_reap(database)
+
+    assert in_child(host) == AS_EVER
+
+
+def test_jobs_run_on_a_python_with_an_old_c_library(database):
+    """Host and supervisors have neither pidfds nor files in memory by name."""
+
+    def host():
+        exec(WITHOUT)
+        del signal.pidfd_send_signal
+        pool._STUB = WITHOUT + pool._STUB
+        return use_and_reap(database)
+
+    assert in_child(host) == AS_EVER
+
+
+@pytest.mark.parametrize("what", ["subset=pid", "hidepid=2", "none"])
+def test_jobs_run_with_a_poor_proc(database, what):
+    """`ProcSubset=pid` hides the boot id, a chroot has no /proc at all: jobs run all the same."""
+
+    def host():
+        if what == "none":
+            mount_tmpfs("/proc", "64k")
+            return use(database)
+        mount_proc(what)
+        return use_and_reap(database)
+
+    assert in_own_mounts(host) == AS_EVER
+
+
+def test_a_host_that_dies_is_missed_without_pidfds(database):
+    """Its idle supervisor ends, though a forked child of the host holds the socket."""
+
+    gate, held = os.pipe()
+
+    def host():
+        os.close(held)
+        forbid("pidfd_open")
+        jobs = JobManager(database, slots=1)
+        assert jobs.wait(jobs.submit(["true"]).id, PATIENCE).status is Status.COMPLETE
+        (supervisor,) = jobs._dispatcher._crew.members
+        kept = os.dup(supervisor.fileno())  # which no fork hook knows
+        if os.fork() == 0:
+            kernel.close_all_but((gate, kept))
+            os.read(gate, 1)
+            os._exit(0)
+        return supervisor.pid
+
+    try:
+        pid = in_child(host)
+        until(lambda: state(pid) == "X", "the end of the supervisor")
+    finally:
+        os.close(held)
+        os.close(gate)
+
+
+def test_a_command_gets_no_descriptor_that_cannot_be_listed(database):
+    """Without `close_range` and without /proc the lock is closed in the command all the same."""
+
+    def host():
+        forbid("close_range")
+        mount_tmpfs("/proc", "64k")
+        with JobManager(database, slots=1) as jobs:
+            job = jobs.submit([sys.executable, "-c", FIND_OPEN])
+            jobs.wait(job.id, PATIENCE)
+            return [line.text for line in jobs.logs(job.id)]
+
+    assert in_own_mounts(host) == ["0", "1", "2", str(progress.DESCRIPTOR)]
+
+
+def test_a_file_without_a_name_replaces_one_in_memory(monkeypatch):
+    """It is in a place for temporary files, empty, and nobody finds it there."""
+    monkeypatch.delattr(os, "memfd_create")
+    descriptor = kernel.make_memory_file("input")
+    facts = os.fstat(descriptor)
+    os.close(descriptor)
+
+    assert (facts.st_nlink, facts.st_size, facts.st_mode & 0o777) == (0, 0, 0o600)
+    monkeypatch.setattr(kernel, "_TEMPORARY", ("/proc", "/no/such/place"))
+    with pytest.raises(OSError, match="no memfd_create, and no temporary file in /proc"):
+        kernel.make_memory_file("input")
+
+
+def test_a_shortage_of_descriptors_is_no_lack_of_pidfds(monkeypatch):
+    """It passes: what is found out while none is left is not remembered."""
+    monkeypatch.setattr(kernel, "_has_pidfds", [])
+    open_it = os.pidfd_open
+
+    def none_left(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        kernel.open_process(os.getpid())
+    monkeypatch.setattr(os, "pidfd_open", open_it)
+    os.close(kernel.open_process(os.getpid()))
+
+
+def test_a_filter_that_comes_later_is_noticed(monkeypatch):
+    """A host that forbids itself more and more goes on without pidfds."""
+    monkeypatch.setattr(kernel, "_has_pidfds", [True])
+
+    def forbidden(_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "pidfd_open", forbidden)
+    with pids.ProcessHandle(os.getpid()) as process:
+        process.signal(0)
+    with pytest.raises(kernel.NoPidfdError):
+        kernel.open_process(os.getpid())
+
+
+def test_an_old_sqlite_is_refused_with_the_remedy(database, monkeypatch):
+    """The text names both versions, and what to install."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.31.1")
+
+    with pytest.raises(
+        StoreError, match=r"SQLite 3\.31\.1 is too old: 3\.37\.0 or later is needed"
+    ):
+        Database(database)
+    assert "install" in schema.too_old("3.31.1")
+    assert not os.path.exists(database)
+
+
+def test_a_python_without_sqlite_is_told():
+    """One that was built without it ends with a line that names the module."""
+    source = "import sys; sys.modules['_sqlite3'] = None; import jobcore"
+    ended = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=ROOT,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert "_sqlite3" in ended.stderr.splitlines()[-1]
