@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Row
@@ -22,6 +22,8 @@ from jobcore.ownership import Ownership
 #: Jobs read beyond those needed now. With more, managers that share a file
 #: would prepare too many that another one has claimed by then.
 AHEAD = 16
+#: Characters of commands in hand after which no further job is read: one may have a mebibyte.
+MOST_TEXT = 4 * 2**20
 #: Numbers in one statement; builds of SQLite allow 32,766 values there, or more.
 OWN_AT_ONCE = 1000
 
@@ -80,8 +82,7 @@ class Backlog:
         if len(self._hand) < wanted:
             now = time.monotonic()
             self._postponed = {n: until for n, until in self._postponed.items() if until > now}
-            rows = self._read(wanted + AHEAD + len(self._postponed))
-            self._hand = deque(row for row in rows if row.number not in self._postponed)
+            self._hand = deque(self._read(wanted + AHEAD, without=self._postponed))
         return len(self._hand)
 
     def postpone(self, number: int, seconds: float) -> None:
@@ -100,20 +101,24 @@ class Backlog:
         """Read anew at the next look: the hand is known to be out of date."""
         self._hand.clear()
 
-    def _read(self, limit: int) -> list[Row[Any]]:
+    def _read(self, limit: int, without: Collection[int] = ()) -> list[Row[Any]]:
         rows: list[Row[Any]] = []
+        text = 0
         with self._database.read() as connection:
             for numbers in self._own_numbers():
-                rows += store.queued_jobs(
+                for row in store.queued_jobs(
                     connection,
                     types=self._types,
                     now=self._clock.now(),
-                    limit=limit - len(rows),
+                    limit=limit + len(without) - len(rows),
                     numbers=numbers,
                     claimant=self._ownership.current,
-                )
-                if len(rows) >= limit:
-                    break
+                ):
+                    if row.number not in without:
+                        rows.append(row)
+                        text += len(row.command or "")
+                    if len(rows) >= limit or text >= MOST_TEXT:
+                        return rows
                 if numbers is not None and self._own is not None:
                     # What has left the queue does not come back, and need not be asked for again.
                     queued = store.queued_numbers(connection, numbers)

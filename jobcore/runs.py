@@ -19,7 +19,7 @@ from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.statement import Statement
-from jobcore.tables import job, transition
+from jobcore.tables import has_status, job, transition
 
 
 class Run(NamedTuple):
@@ -170,7 +170,7 @@ def record(
 
 _FIND = Statement(select(*COLUMNS).where(_THIS))
 _SUPERVISED = Statement(
-    select(*COLUMNS).where(job.c.status == str(Status.RUNNING), job.c.token.is_not(None))
+    select(*COLUMNS).where(has_status(Status.RUNNING), job.c.token.is_not(None))
 )
 _NAMES = Statement(
     select(job.c.token, job.c.id, job.c.cookie).where(

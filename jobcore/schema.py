@@ -111,13 +111,18 @@ CREATE TABLE pipeline_note (
         # No statement reads the rows of others, or those of the past.
         "CREATE INDEX marked_workspaces ON workspace (id) WHERE deleted_at IS NOT NULL",
         "CREATE INDEX pipelines_of_workspace ON pipeline (workspace_id, created, id)",
+        "DROP INDEX ix_pipeline_next_tick",
+        (
+            "CREATE INDEX scheduled_pipelines ON pipeline (next_tick, id) "
+            "WHERE next_tick IS NOT NULL AND deleted_at IS NULL"
+        ),
         "CREATE INDEX marked_pipelines ON pipeline (id) WHERE deleted_at IS NOT NULL",
         "CREATE INDEX skips_by_time ON skip (recorded)",
         "DROP INDEX jobs_of_workspace",
-        "CREATE INDEX jobs_of_workspace ON job (workspace_id, status, number)",
+        "CREATE INDEX jobs_of_workspace ON job (workspace_id, deleted_at, status, number)",
         "DROP INDEX jobs_of_pipeline",
         (
-            "CREATE INDEX jobs_of_pipeline ON job (pipeline_id, status, number) "
+            "CREATE INDEX jobs_of_pipeline ON job (pipeline_id, deleted_at, status, number) "
             "WHERE pipeline_id IS NOT NULL"
         ),
         "CREATE INDEX jobs_of_type ON job (type, status, number) WHERE deleted_at IS NULL",

@@ -6,16 +6,20 @@ Every function takes a connection in a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
     JSON,
+    ColumnElement,
+    CompoundSelect,
     Connection,
+    Integer,
     Row,
     Select,
+    String,
     Table,
     bindparam,
     delete,
@@ -24,7 +28,10 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
+    tuple_,
     type_coerce,
+    union_all,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -33,13 +40,23 @@ from jobcore import lifecycle, runs
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
-from jobcore.tables import SHOWN, job, link, pipeline, pipeline_note, skip, transition, workspace
+from jobcore.tables import (
+    SHOWN,
+    has_status,
+    job,
+    link,
+    pipeline,
+    pipeline_note,
+    skip,
+    transition,
+    workspace,
+)
 
 #: What a pipeline's status can be; it speaks of changes to it, not of runs.
 READY = "READY"
 
-_ACTIVE_WORDS = [str(status) for status in Status if status in lifecycle.ACTIVE]
-_ACTIVE = job.c.status.in_(_ACTIVE_WORDS)
+_ACTIVE = has_status(Status.QUEUED, Status.RUNNING)
+_FINAL = has_status(*(status for status in Status if status.final))
 
 
 # --- workspaces and pipelines -------------------------------------------------
@@ -155,58 +172,100 @@ def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now:
     return done.rowcount == 1
 
 
-def has_marked(connection: Connection) -> bool:
-    """Tell whether the deletion of a workspace or a pipeline was begun."""
-    return any(
-        connection.execute(select(table.c.id).where(table.c.deleted_at.is_not(None)).limit(1)).all()
-        for table in (pipeline, workspace)
-    )
+# --- deleting -----------------------------------------------------------------
 
 
-def remove_marked(connection: Connection) -> None:
-    """Remove workspaces and pipelines whose deletion was begun and that have no job any more."""
-    for table, of_job in ((pipeline, job.c.pipeline_id), (workspace, job.c.workspace_id)):
+def marked_ids(connection: Connection, table: Table, after: str, limit: int) -> list[UUID]:
+    """Return the workspaces or pipelines whose deletion was begun, by id, behind `after`."""
+    return list(
         connection.execute(
-            delete(table).where(
-                table.c.deleted_at.is_not(None),
-                ~select(job.c.number).where(of_job == table.c.id).exists(),
-            )
-        )
-
-
-_OF_DELETED = or_(
-    *(
-        of.in_(select(table.c.id).where(table.c.deleted_at.is_not(None)))
-        for table, of in ((pipeline, job.c.pipeline_id), (workspace, job.c.workspace_id))
+            select(table.c.id)
+            .where(table.c.deleted_at.is_not(None), table.c.id > UUID(hex=after))
+            .order_by(table.c.id)
+            .limit(limit)
+        ).scalars()
     )
-)
 
 
-_JOBS_OF_DELETED = Statement(select(*runs.COLUMNS).where(_OF_DELETED))
-
-
-def jobs_of_deleted(connection: Connection) -> list[runs.Run]:
-    """Return the jobs of workspaces and pipelines whose deletion was begun."""
-    return [runs.Run._make(row) for row in _JOBS_OF_DELETED(connection)]
-
-
-def active_of_deleted(connection: Connection) -> Sequence[int]:
-    """Return the QUEUED and RUNNING ones among them whose own deletion was not begun yet."""
-    # By the rows: the index by status would be asked for all that are active anywhere.
-    active = job.c.status.concat("").in_(_ACTIVE_WORDS)
-    return (
+def unmarked_pipelines_of(connection: Connection, workspace_id: UUID, limit: int) -> list[UUID]:
+    """Return pipelines of a workspace whose own deletion was not begun."""
+    return list(
         connection.execute(
-            select(job.c.number).where(_OF_DELETED, active, job.c.deleted_at.is_(None))
-        )
-        .scalars()
-        .all()
+            select(pipeline.c.id)
+            .where(pipeline.c.workspace_id == workspace_id, pipeline.c.deleted_at.is_(None))
+            .limit(limit)
+        ).scalars()
     )
 
 
-def mark_jobs_of_deleted(connection: Connection, *, now: int) -> None:
-    """Hide all of them from every read, for good."""
+#: The column of a job that refers to what is deleted.
+_OF = {pipeline: job.c.pipeline_id, workspace: job.c.workspace_id}
+
+
+def active_unmarked_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int
+) -> list[int]:
+    """Return QUEUED and RUNNING jobs of a workspace or pipeline whose deletion was not begun."""
+    return list(
+        connection.execute(
+            select(job.c.number)
+            .where(_OF[table] == owner_id, job.c.deleted_at.is_(None), _ACTIVE)
+            .limit(limit)
+        ).scalars()
+    )
+
+
+def mark_final_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
+) -> int:
+    """Hide final jobs of a workspace or pipeline from every read, for good; return how many."""
+    some = (
+        select(job.c.number)
+        .where(_OF[table] == owner_id, job.c.deleted_at.is_(None), _FINAL)
+        .limit(limit)
+    )
+    return connection.execute(
+        update(job).where(job.c.number.in_(some)).values(deleted_at=now)
+    ).rowcount
+
+
+_MARKED = {
+    table: select(*runs.COLUMNS)
+    .where(of == bindparam("owner_id", type_=String), job.c.deleted_at.is_not(None))
+    .limit(bindparam("most", type_=Integer))
+    for table, of in _OF.items()
+}
+_MARKED_ACTIVE = {table: Statement(some.where(_ACTIVE)) for table, some in _MARKED.items()}
+_MARKED_FINAL = {table: Statement(some.where(_FINAL)) for table, some in _MARKED.items()}
+
+
+def marked_active_of(connection: Connection, table: Table, owner_id: UUID) -> list[runs.Run]:
+    """Return the jobs of a workspace or pipeline that are being deleted and have not ended."""
+    rows = _MARKED_ACTIVE[table](connection, owner_id=owner_id.hex, most=-1)
+    return [runs.Run._make(row) for row in rows]
+
+
+def marked_final_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int
+) -> list[runs.Run]:
+    """Return some jobs of a workspace or pipeline that are being deleted and have ended."""
+    rows = _MARKED_FINAL[table](connection, owner_id=owner_id.hex, most=limit)
+    return [runs.Run._make(row) for row in rows]
+
+
+def remove_skips_of(connection: Connection, pipeline_ids: Collection[UUID], limit: int) -> int:
+    """Remove skips of pipelines, and return how many."""
+    some = select(skip.c.id).where(skip.c.pipeline_id.in_(pipeline_ids)).limit(limit)
+    return connection.execute(delete(skip).where(skip.c.id.in_(some))).rowcount
+
+
+def remove_if_empty(connection: Connection, table: Table, ids: Collection[UUID]) -> None:
+    """Remove those workspaces or pipelines that are being deleted and have nothing left."""
+    left = [~select(job.c.number).where(_OF[table] == table.c.id).exists()]
+    if table is workspace:
+        left.append(~select(pipeline.c.id).where(pipeline.c.workspace_id == table.c.id).exists())
     connection.execute(
-        update(job).where(_OF_DELETED, job.c.deleted_at.is_(None)).values(deleted_at=now)
+        delete(table).where(table.c.id.in_(ids), table.c.deleted_at.is_not(None), *left)
     )
 
 
@@ -305,25 +364,47 @@ def remove_notes(connection: Connection, pipeline_id: UUID, topic: str) -> None:
 # --- schedules ----------------------------------------------------------------
 
 
-def due_pipelines(connection: Connection, now: int) -> Sequence[Row[Any]]:
-    """Return the pipelines whose next tick has come."""
-    return connection.execute(
-        select(pipeline).where(pipeline.c.deleted_at.is_(None), pipeline.c.next_tick <= now)
-    ).all()
+#: Where a look at schedules goes on: a tick, and the pipeline that has it.
+Place = tuple[int, str]
+#: What is needed to keep a schedule: no command, and nothing whose damage would end the look.
+_SCHEDULE = tuple(
+    pipeline.c[name]
+    for name in (
+        "id", "workspace_id", "schedule", "time_zone", "next_tick", "tick_offset", "catch_up",
+        "late_after",
+    )
+)  # fmt: skip
+_SCHEDULED = (pipeline.c.next_tick.is_not(None), pipeline.c.deleted_at.is_(None))
 
 
-def scheduled_pipelines(connection: Connection) -> Sequence[Row[Any]]:
-    """Return the pipelines that have a next tick, whenever that is."""
+def scheduled_pipelines(
+    connection: Connection, *, after: Place, until: int | None, limit: int
+) -> Sequence[Row[Any]]:
+    """
+    Return the pipelines that have a next tick, in the order of these, without their commands.
+
+    Args:
+        after: The place of the last one that was seen.
+        until: No later tick; None: whatever tick.
+        limit: Pipelines at the most.
+    """
     return connection.execute(
-        select(pipeline).where(pipeline.c.deleted_at.is_(None), pipeline.c.next_tick.is_not(None))
+        select(*_SCHEDULE)
+        .where(
+            *_SCHEDULED,
+            tuple_(pipeline.c.next_tick, pipeline.c.id) > tuple_(after[0], UUID(hex=after[1])),
+            true() if until is None else pipeline.c.next_tick <= until,
+        )
+        .order_by(pipeline.c.next_tick, pipeline.c.id)
+        .limit(limit)
     ).all()
 
 
 def next_tick(connection: Connection) -> int | None:
     """Return when the next pipeline is to run by its schedule; None: none has one."""
     tick: int | None = connection.execute(
-        select(func.min(pipeline.c.next_tick)).where(pipeline.c.deleted_at.is_(None))
-    ).scalar_one()
+        select(pipeline.c.next_tick).where(*_SCHEDULED).order_by(pipeline.c.next_tick).limit(1)
+    ).scalar_one_or_none()
     return tick
 
 
@@ -494,63 +575,106 @@ def active_job_of(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
     ).one_or_none()
 
 
-def _filtered(
-    statement: Select[Any],
+def list_jobs(
+    connection: Connection,
+    *,
+    limit: int,
+    before: int | None,
+    workspace_id: UUID | None,
+    pipeline_id: UUID | None,
+    statuses: Collection[Status] | None,
+    types: Collection[str] | None,
+) -> Sequence[Row[Any]]:
+    """
+    Return a page of jobs, newest first, older than the number `before`.
+
+    Each status, and without a workspace or pipeline each type, is read by itself from an
+    index that has its jobs in order. So a page costs what it shows, whatever the history.
+    """
+    of_owner = _of_owner(workspace_id, pipeline_id)
+    kinds: list[ColumnElement[bool]] = [true()]
+    if types is not None:
+        kinds = [job.c.type.in_(sorted(types))]
+        if not of_owner:
+            kinds = [job.c.type == one for one in sorted(set(types))]
+    parts = [
+        select(job.c.number)
+        .where(job.c.deleted_at.is_(None), has_status(status), kind, *of_owner)
+        .where(true() if before is None else job.c.number < before)
+        .order_by(job.c.number.desc())
+        .limit(limit)
+        for status in sorted(Status if statuses is None else set(statuses))
+        for kind in kinds
+    ]
+    if not parts:
+        return []
+    return connection.execute(
+        select(*SHOWN)
+        .where(job.c.number.in_(_together(parts)))
+        .order_by(job.c.number.desc())
+        .limit(limit)
+    ).all()
+
+
+def _of_owner(workspace_id: UUID | None, pipeline_id: UUID | None) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if workspace_id is not None:
+        found.append(job.c.workspace_id == workspace_id)
+    if pipeline_id is not None:
+        found.append(job.c.pipeline_id == pipeline_id)
+    return found
+
+
+def _together(parts: Sequence[Select[Any]]) -> Select[Any] | CompoundSelect[Any]:
+    """Return the rows of all of `parts`; SQLite allows ORDER BY and LIMIT within a part only so."""
+    subqueries = [select(part.subquery()) for part in parts]
+    return subqueries[0] if len(subqueries) == 1 else union_all(*subqueries)
+
+
+def count_jobs(
+    connection: Connection,
     *,
     workspace_id: UUID | None,
     pipeline_id: UUID | None,
     statuses: Collection[Status] | None,
     types: Collection[str] | None,
-) -> Select[Any]:
-    statement = statement.where(job.c.deleted_at.is_(None))
-    if workspace_id is not None:
-        statement = statement.where(job.c.workspace_id == workspace_id)
-    if pipeline_id is not None:
-        statement = statement.where(job.c.pipeline_id == pipeline_id)
+) -> dict[Status, int]:
+    """Return how many jobs there are of each status, 0 included."""
+    statement = select(job.c.status, func.count()).where(
+        job.c.deleted_at.is_(None), *_of_owner(workspace_id, pipeline_id)
+    )
     if statuses is not None:
-        words = sorted(str(one) for one in statuses)
-        # One word alone with `=`, by which SQLite finds the partial index of that status.
-        one = job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
-        statement = statement.where(one)
+        statement = statement.where(has_status(*sorted(set(statuses))) if statuses else false())
     if types is not None:
         statement = statement.where(job.c.type.in_(sorted(types)))
-    return statement
-
-
-def list_jobs(
-    connection: Connection, *, limit: int, before: int | None, **filters: Any
-) -> Sequence[Row[Any]]:
-    """Return a page of jobs, newest first, older than the number `before`."""
-    statement = _filtered(select(*SHOWN), **filters).order_by(job.c.number.desc()).limit(limit)
-    if before is not None:
-        statement = statement.where(job.c.number < before)
-    return connection.execute(statement).all()
-
-
-def count_jobs(connection: Connection, **filters: Any) -> dict[Status, int]:
-    """Return how many jobs there are of each status, 0 included."""
-    counted = connection.execute(
-        _filtered(select(job.c.status, func.count()), **filters).group_by(job.c.status)
-    ).all()
+    counted = connection.execute(statement.group_by(job.c.status)).all()
     try:
         return dict.fromkeys(Status, 0) | {Status(word): number for word, number in counted}
     except ValueError as error:
         raise DatabaseCorrupt(f"a stored status is none: {error}") from error
 
 
+_QUEUED = (has_status(Status.QUEUED), job.c.deleted_at.is_(None))
+_CLAIMABLE = or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant"))
+
+
 @lru_cache(maxsize=64)
 def _queue_of(types: tuple[str, ...]) -> Select[Any]:
+    """Return the statement that reads what may start of these types: each by its own index."""
+    parts = []
+    for one in types:
+        of_type = select(job.c.number).where(*_QUEUED, job.c.type == one, _CLAIMABLE)
+        parts += [
+            of_type.where(job.c.not_before.is_(None))
+            .order_by(job.c.number)
+            .limit(bindparam("limit")),
+            of_type.where(job.c.not_before.is_not(None), job.c.not_before <= bindparam("now"))
+            .order_by(job.c.not_before, job.c.number)
+            .limit(bindparam("limit")),
+        ]
     return (
         select(job)
-        .where(
-            job.c.status == str(Status.QUEUED),
-            job.c.deleted_at.is_(None),
-            or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
-            or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant")),
-            # Not IN: SQLAlchemy writes that statement anew at each execution.
-            # And `false`, for a manager that can run nothing: no condition would be any type.
-            or_(false(), *(job.c.type == one for one in types)),
-        )
+        .where(job.c.number.in_(_together(parts)))
         .order_by(job.c.number)
         .limit(bindparam("limit"))
     )
@@ -564,27 +688,43 @@ def queued_jobs(
     limit: int,
     numbers: Collection[int] | None = None,
     claimant: str | None = None,
-) -> Sequence[Row[Any]]:
+) -> Iterator[Row[Any]]:
     """
-    Return the jobs that could be claimed now, oldest first; among `numbers` where given.
+    Yield the jobs that could be claimed now, oldest first; among `numbers` where given.
+
+    Each is read when it is asked for: the commands of many need not be in memory together.
 
     Args:
         claimant: The owner whose reserved jobs are among them.
     """
-    statement = _queue_of(types)
-    if numbers is not None:
-        statement = statement.where(job.c.number.in_(sorted(numbers)))
+    if not types:
+        return
+    if numbers is None:
+        statement = _queue_of(types)
+    else:
+        statement = (
+            select(job)
+            .where(
+                job.c.number.in_(sorted(numbers)),
+                *_QUEUED,
+                or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
+                _CLAIMABLE,
+                # By number alone: an index by type would be read whole.
+                job.c.type.concat("").in_(types),
+            )
+            .order_by(job.c.number)
+            .limit(bindparam("limit"))
+        )
     values = {"now": now, "limit": limit, "claimant": claimant}
-    return connection.execute(statement, values).all()
+    with connection.execute(statement, values) as rows:
+        yield from rows
 
 
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:
     """Return those of `numbers` whose job is QUEUED."""
     return set(
         connection.execute(
-            select(job.c.number).where(
-                job.c.status == str(Status.QUEUED), job.c.number.in_(sorted(numbers))
-            )
+            select(job.c.number).where(has_status(Status.QUEUED), job.c.number.in_(sorted(numbers)))
         ).scalars()
     )
 
@@ -597,16 +737,19 @@ def next_not_before(
     numbers: Collection[int] | None = None,
 ) -> int | None:
     """Return when the first of those jobs may start that may not yet; None: there is none."""
-    statement = select(func.min(job.c.not_before)).where(
-        job.c.status == str(Status.QUEUED),
-        job.c.deleted_at.is_(None),
-        job.c.not_before > now,
-        job.c.type.in_(types),
+    delayed = select(job.c.not_before).where(
+        *_QUEUED, job.c.not_before.is_not(None), job.c.not_before > now
     )
-    if numbers is not None:
-        statement = statement.where(job.c.number.in_(sorted(numbers)))
-    moment: int | None = connection.execute(statement).scalar_one()
-    return moment
+    if numbers is None:
+        parts = [
+            delayed.where(job.c.type == one).order_by(job.c.not_before).limit(1) for one in types
+        ]
+    else:
+        parts = [delayed.where(job.c.number.in_(sorted(numbers)), job.c.type.concat("").in_(types))]
+    if not parts:
+        return None
+    moments = connection.execute(_together(parts)).scalars()
+    return min(moments, default=None)
 
 
 def active_ids(connection: Connection, ids: Collection[UUID]) -> set[UUID]:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     LargeBinary,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     column,
+    literal_column,
     text,
 )
 from sqlalchemy import table as lightweight
@@ -102,6 +104,12 @@ class PipelineRow(_Row, table=True):
             sqlite_where=text("deleted_at IS NULL"),
         ),
         Index("pipelines_of_workspace", "workspace_id", "created", "id"),
+        Index(
+            "scheduled_pipelines",
+            "next_tick",
+            "id",
+            sqlite_where=text("next_tick IS NOT NULL AND deleted_at IS NULL"),
+        ),
         Index("marked_pipelines", "id", sqlite_where=text("deleted_at IS NOT NULL")),
     )
     id: UUID = Field(sa_column=Column(Id(), primary_key=True))
@@ -117,7 +125,7 @@ class PipelineRow(_Row, table=True):
     schedule: str | None = None
     time_zone: str | None = None
     # When the schedule comes true next; whoever moves it on has taken that tick.
-    next_tick: int | None = Field(default=None, sa_column=Column(BigInteger, index=True))
+    next_tick: int | None = Field(default=None, sa_column=_moment())
     properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
     last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
@@ -208,10 +216,11 @@ class JobRow(_Row, table=True):
         # How many there are of each status, and those of a rare one.
         Index("jobs_by_status", "status", sqlite_where=text("deleted_at IS NULL")),
         # Pages of one workspace's, pipeline's or type's jobs of one status, newest first.
-        Index("jobs_of_workspace", "workspace_id", "status", "number"),
+        Index("jobs_of_workspace", "workspace_id", "deleted_at", "status", "number"),
         Index(
             "jobs_of_pipeline",
             "pipeline_id",
+            "deleted_at",
             "status",
             "number",
             sqlite_where=text("pipeline_id IS NOT NULL"),
@@ -403,6 +412,18 @@ METADATA: MetaData = job.metadata
 
 #: What listings read of a job: not its command, which may be a mebibyte and is shown nowhere.
 SHOWN = tuple(column for column in job.c if column is not job.c.command)
+
+
+def has_status(*statuses: lifecycle.Status) -> ColumnElement[bool]:
+    """
+    Return the condition that a job has one of these statuses, with the words in its text.
+
+    SQLite uses a partial index only where the query's own text implies its condition: a
+    bound parameter does not.
+    """
+    words = [literal_column(f"'{status}'") for status in statuses]
+    return job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
+
 
 #: SQLite's own: the largest number that AUTOINCREMENT has given out, by table.
 sequence = lightweight("sqlite_sequence", column("name"), column("seq"))
