@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -48,8 +48,13 @@ NOWHERE = "cwd and env are those of a command or a script, and there is none"
 #: What of a pipeline can be said at its creation and changed later.
 FIELDS = (
     "name", "command", "script", "cwd", "env", "timeout", "max_retries", "schedule", "time_zone",
-    "triggered_by", "properties",
+    "catch_up", "late_after", "triggered_by", "properties",
 )  # fmt: skip
+
+#: What becomes of ticks that came while nothing ran: none runs, the last one, or each.
+CATCH_UP = ("skip", "last", "all")
+#: The most seconds that a tick may be late and still count: a year.
+LONGEST_LATE = 366 * 86400.0
 
 
 class Curator:
@@ -118,25 +123,24 @@ class Curator:
 
         return self._database.write(update)
 
-    def mark_workspace_deleted(self, workspace_id: Id) -> None:
+    def mark_workspace_deleted(self, workspace_id: Id) -> UUID:
         """
-        Hide a workspace with its pipelines and jobs from every read, and end what is active.
+        Hide a workspace, and some of what belongs to it, for good; return its id.
 
         Raises:
             WorkspaceNotFound: No workspace has this id.
         """
         now = self._clock.now()
 
-        def mark(connection: Connection) -> None:
+        def mark(connection: Connection) -> UUID:
             row = require_workspace(connection, workspace_id)
-            for pipeline in store.list_pipelines(connection, row.id):
-                store.mark_row_deleted(connection, pipelines, pipeline.id, now=now)
             # Or it would still be found as the default one, and take new jobs along.
             store.update_row(connection, workspaces, row.id, now=now, is_default=False)
             store.mark_row_deleted(connection, workspaces, row.id, now=now)
-            deletion.begin_marked(connection, now=now)
+            deletion.begin_some(connection, workspaces, row.id, now=now)
+            return UUID(str(row.id))
 
-        self._database.write(mark)
+        return self._database.write(mark)
 
     # --- pipelines ------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ class Curator:
             WorkspaceNotFound: No workspace has this id.
         """
         now = self._clock.now()
-        values = {**_checked(fields), "next_tick": _next_tick(fields, now)}
+        values = {**_checked(fields), **_next_tick(fields, now)}
         self._refuse_idle(values)
         if values["command"] is None and _names_place(fields):
             raise CommandError(NOWHERE)
@@ -190,7 +194,7 @@ class Curator:
             if values["command"] is None and _names_place(changes):
                 raise CommandError(NOWHERE)
             if {"schedule", "time_zone"} & set(changes):
-                values["next_tick"] = _next_tick_behind(row, fields, now)
+                values |= _next_tick_behind(row, fields, now)
             if "name" in changes:
                 _refuse_taken(connection, row.workspace_id, values["name"], row)
                 store.remove_notes(connection, row.id, "name")
@@ -207,9 +211,9 @@ class Curator:
 
         return self._database.write(update)
 
-    def mark_pipeline_deleted(self, pipeline_id: Id) -> None:
+    def mark_pipeline_deleted(self, pipeline_id: Id) -> UUID:
         """
-        Hide a pipeline with its jobs from every read, and end the one that is active.
+        Hide a pipeline for good, with its active job and some of the others; return its id.
 
         Pipelines that it triggered keep a note about it.
 
@@ -218,7 +222,7 @@ class Curator:
         """
         now = self._clock.now()
 
-        def mark(connection: Connection) -> tuple[str, list[UUID]]:
+        def mark(connection: Connection) -> tuple[Row[Any], Sequence[Row[Any]]]:
             row = require_pipeline(connection, pipeline_id)
             triggered = store.pipelines_triggered_by(connection, row.id)
             for one in triggered:
@@ -230,12 +234,15 @@ class Curator:
                 )
             store.remove_links_to(connection, row.id)
             store.mark_row_deleted(connection, pipelines, row.id, now=now)
-            deletion.begin_marked(connection, now=now)
-            return row.name, [one.id for one in triggered]
+            deletion.begin_some(connection, pipelines, row.id, now=now)
+            return row, triggered
 
-        name, triggered = self._database.write(mark)
+        row, triggered = self._database.write(mark)
         for one in triggered:
-            telemetry.event(logging.WARNING, "trigger deleted", pipeline=str(one), deleted=name)
+            telemetry.event(
+                logging.WARNING, "trigger deleted", pipeline=str(one.id), deleted=row.name
+            )
+        return UUID(str(row.id))
 
     def _refuse_idle(self, values: Mapping[str, Any]) -> None:
         """Refuse a pipeline without anything to run, unless the host says what its jobs run."""
@@ -358,6 +365,9 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not whole or not 0 <= retries <= MOST_RETRIES:
         raise CommandError(f"max_retries is a number from 0 to {MOST_RETRIES}, not {retries!r}")
     command = _checked_command(fields)
+    catch_up = fields.get("catch_up")
+    if catch_up not in (None, *CATCH_UP):
+        raise CommandError(f"catch_up is one of {', '.join(CATCH_UP)}, not {catch_up!r:.200}")
     _checked_sources(fields)
     name = checked_text(fields["name"], "name")
     return {
@@ -369,6 +379,8 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
         "max_retries": retries,
         "schedule": fields.get("schedule"),
         "time_zone": fields.get("time_zone"),
+        "catch_up": catch_up,
+        "late_after": _checked_late(fields.get("late_after")),
         "properties": _checked_object(fields.get("properties")),
     }
 
@@ -396,29 +408,46 @@ def _checked_command(fields: Mapping[str, Any]) -> Command | None:
     return made
 
 
-def _next_tick(fields: Mapping[str, Any], now: int) -> int | None:
+def _next_tick(fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
+    """Return the columns that say when a pipeline runs next."""
     expression, time_zone = fields.get("schedule"), fields.get("time_zone")
+    nothing: dict[str, int | None] = {"next_tick": None, "tick_offset": None}
     if expression is None and time_zone is None:
-        return None
+        return nothing
     # A time zone that waits for its schedule is looked up now, too.
     schedule = Schedule(
         "@daily" if expression is None else expression, "UTC" if time_zone is None else time_zone
     )
     if expression is None:
-        return None
-    return from_datetime(schedule.next_after(to_datetime(now)))
+        return nothing
+    tick = schedule.next_after(to_datetime(now))
+    return {"next_tick": from_datetime(tick), "tick_offset": schedule.offset_at(tick)}
 
 
-def _next_tick_behind(row: Row[Any], fields: Mapping[str, Any], now: int) -> int | None:
-    """Return the next tick of a stored pipeline that is said to run so from now on."""
-    tick = _next_tick(fields, now)
+def _next_tick_behind(row: Row[Any], fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
+    """Return them for a stored pipeline that is said to run so from now on."""
+    found = _next_tick(fields, now)
+    tick = found["next_tick"]
     if tick is None or row.next_tick is None:
-        return tick
+        return found
     before = row.schedule, row.time_zone or "UTC"
-    if (fields["schedule"], fields["time_zone"] or "UTC") != before:
-        return tick
+    if (fields["schedule"], fields["time_zone"] or "UTC") != before or tick < row.next_tick:
+        return found
     # The same once more: what has come meanwhile, and nobody took, is not left out.
-    return min(tick, int(row.next_tick))
+    return {}
+
+
+def _checked_late(seconds: Any) -> float | None:
+    """Return how late a tick may be and still count; None: the default."""
+    if seconds is None:
+        return None
+    try:
+        late = float(seconds)
+    except (TypeError, ValueError, OverflowError):
+        late = -1.0
+    if isinstance(seconds, (bool, str)) or not 0 <= late <= LONGEST_LATE:
+        raise CommandError(f"late_after is 0 to {LONGEST_LATE:.0f} seconds, not {seconds!r:.200}")
+    return late
 
 
 def _checked_object(properties: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
+from uuid import UUID
+
+from sqlalchemy import Table
 
 from jobcore import deletion, store
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.follower import Follower
-from jobcore.remover import Remover
+from jobcore.remover import REMOVED_AT_ONCE, Remover
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import failpoints
+from jobcore.tables import pipeline, workspace
+from jobcore.turns import Turns
 
 
 class Deleter:
@@ -61,21 +66,35 @@ class Deleter:
             return  # another manager's sweep has finished it
         self._remover.remove_jobs(marked.number)
 
-    def delete_marked(self) -> None:
+    def delete_workspace(self, workspace_id: UUID) -> None:
         """
-        Remove all that belongs to workspaces and pipelines that are marked, then these.
+        Remove a workspace that is marked, with all that belongs to it.
+
+        Raises:
+            DatabaseCorrupt: As in `delete_pipeline`.
+        """
+        self._delete_all(workspace, workspace_id)
+
+    def delete_pipeline(self, pipeline_id: UUID) -> None:
+        """
+        Remove a pipeline that is marked, with its jobs.
 
         Raises:
             DatabaseCorrupt: A job was hidden and not asked to end, as by a damaged index:
                 it would be waited for without an end.
         """
+        self._delete_all(pipeline, pipeline_id)
+
+    def _delete_all(self, table: Table, owner_id: UUID) -> None:
         failpoints.reach(failpoints.MARKED_DELETED, self._database)
+        turns = Turns()
+        while self._remover.mark_some(table, owner_id, turns):
+            pass
         with self._database.read() as connection:
-            found = store.jobs_of_deleted(connection)
-        active = [run for run in found if not run.final]
+            active = store.marked_active_of(connection, table, owner_id)
         for run in active:
             if run.stop_requested is None:
-                raise DatabaseCorrupt(f"job number {run.number} is hidden, and nobody ends it")
+                raise DatabaseCorrupt(f"job number {run.number} is hidden, and nothing ends it")
         for run in active:
             self._stopper.deliver(run)  # to all before any is waited for: their graces pass at once
         for run in active:
@@ -83,5 +102,10 @@ class Deleter:
                 self._follower.wait(run)
             except JobDeleted:
                 continue  # another manager's sweep has finished it
-        self._remover.remove_jobs(*(run.number for run in found))
-        self._remover.remove_owners()
+        while True:
+            with self._database.read() as connection:
+                final = store.marked_final_of(connection, table, owner_id, REMOVED_AT_ONCE)
+            self._remover.remove_jobs(*(run.number for run in final), turns=turns)
+            if len(final) < REMOVED_AT_ONCE:
+                break
+        self._remover.remove_owner(table, owner_id, turns)

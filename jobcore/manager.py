@@ -208,7 +208,7 @@ class JobManager:
         self._curator = Curator(self._database, self._clock, self._executors)
         self._bookkeeper = Bookkeeper(self._database, self._clock)
         self._stopper = Stopper(self._database, directories, self._clock)
-        remover = Remover(self._database, directories)
+        remover = Remover(self._database, directories, self._clock)
         self._recovery = Recovery(
             self._database,
             directories,
@@ -667,7 +667,8 @@ class JobManager:
         transactions with rests in between, so others can write meanwhile; all of
         them are gone when this returns. Where this process dies before, those
         begun are finished by the next manager, and the others stay. Several may
-        prune at once. The file does not shrink: its room is used again.
+        prune at once. The file does not shrink: its room is used again. Records of skipped
+        runs go likewise, unless `status` names only some of the final ones.
 
         Args:
             older_than: Seconds since their end, at least, by this manager's clock.
@@ -1211,15 +1212,15 @@ class JobManager:
         """
         Remove a workspace with its pipelines and jobs; running ones are stopped first.
 
-        From its first step on nobody sees any of it. Returns when all is gone;
+        The workspace disappears at once. Where many pipelines and jobs belong to it, these
+        do so in short steps, so that others can write meanwhile. Returns when all is gone;
         where this process dies before, the next manager finishes it.
 
         Raises:
             WorkspaceNotFound: No workspace has this id.
         """
         self._start()
-        self._curator.mark_workspace_deleted(workspace_id)
-        self._deleter.delete_marked()
+        self._deleter.delete_workspace(self._curator.mark_workspace_deleted(workspace_id))
 
     @entrance
     def create_pipeline(
@@ -1246,7 +1247,11 @@ class JobManager:
                 `cwd`, `env`, `timeout` (seconds for each job; None: no limit),
                 `max_retries` (of a job that ended ERROR), `schedule` (cron with
                 five fields, or six, seconds first, or `@hourly` and its family),
-                `time_zone` (of the schedule, else UTC), `triggered_by` (names of
+                `time_zone` (of the schedule, else UTC), `catch_up` (what becomes of
+                ticks that came while no manager with slots ran: `"skip"`, the
+                default: they are recorded in `skips`; `"last"`: the last of them
+                runs; `"all"`: each runs, one after the other), `late_after` (seconds
+                after which a tick is such a one; 60 by default), `triggered_by` (names of
                 pipelines of the same workspace, after whose COMPLETE it runs, also
                 when they are renamed; or `deploy`, your own task), `properties` (your
                 own small JSON object).
@@ -1329,8 +1334,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
         """
         self._start()
-        self._curator.mark_pipeline_deleted(pipeline_id)
-        self._deleter.delete_marked()
+        self._deleter.delete_pipeline(self._curator.mark_pipeline_deleted(pipeline_id))
 
     @entrance
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:

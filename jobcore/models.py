@@ -155,6 +155,10 @@ class Pipeline(_Public):
         max_retries: How often a job that ended ERROR is tried again.
         schedule: When it runs by itself, as cron says it; None: only when asked.
         time_zone: The IANA name of the schedule's time zone; None: UTC.
+        catch_up: What becomes of ticks that came while no manager with slots ran: `skip`:
+            they are recorded and do not run; `last`: the last of them runs; `all`: each
+            runs, one after the other, and so do those that come while it runs.
+        late_after: Seconds after which a tick that has not run is one of these.
         next_tick: When the schedule's next run is due, UTC; None: it has none.
         triggered_by: The names, as they are now, of the pipelines after whose COMPLETE it
             runs, else None. A name that no pipeline had when the file was migrated stays.
@@ -172,6 +176,8 @@ class Pipeline(_Public):
     max_retries: int = 0
     schedule: str | None = None
     time_zone: str | None = None
+    catch_up: str = "skip"
+    late_after: float = 60.0
     next_tick: Moment | None = None
     triggered_by: list[str] | None = None
     properties: dict[str, Any] | None = None
@@ -200,6 +206,9 @@ class Pipeline(_Public):
         """
         fields = cls._read(row)
         fields["triggered_by"] = fields["triggered_by"] or None
+        for name in ("catch_up", "late_after"):
+            if fields[name] is None:
+                del fields[name]  # the default
         made = cls._checked(fields)
         if row.command is not None:
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own
@@ -363,7 +372,7 @@ class Skip(_Public):
         due: When it was to be, UTC.
         why: `schedule` or `triggered`: the pipeline was running. `missed`: no
             manager with slots was there to see it.
-        count: How many ticks of the schedule this stands for; `due` is the last.
+        count: How many runs of one cause this stands for; `due` is when the last was to be.
         job_id: The job that was in the way, else None.
     """
 

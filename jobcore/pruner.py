@@ -12,9 +12,9 @@ from sqlalchemy import Row
 from jobcore import retention, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
-from jobcore.lifecycle import Status
+from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_pipeline, require_workspace
-from jobcore.remover import REMOVED_AT_ONCE, Remover
+from jobcore.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover
 from jobcore.retention import Expired
 from jobcore.turns import Turns
 
@@ -94,9 +94,20 @@ class Pruner:
                     marked = self._database.write(mark)
                 count += len(marked)
                 self._remover.remove_jobs(*marked, turns=turns)
+        if FINAL.issubset(expired.statuses):  # a record of a skipped run has no status
+            self._remove_skips(expired, turns)
         if count:
             telemetry.event(logging.INFO, "jobs pruned", count=count)
         return count
+
+    def _remove_skips(self, expired: Expired, turns: Turns) -> None:
+        while True:
+            with self._database.read() as connection:
+                ids = retention.find_skips(connection, expired, SKIPS_AT_ONCE)
+            if not ids:
+                return
+            with turns.take():
+                self._database.write(partial(retention.remove_skips, ids=ids))
 
     def preview(self, expired: Expired) -> list[Row[Any]]:
         """Return the jobs that `prune` would remove now, oldest first; nothing is changed."""

@@ -31,7 +31,7 @@ from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
 from jobcore.overdue import Overdue
 from jobcore.ownership import Ownership
-from jobcore.remover import REMOVED_AT_ONCE, Remover
+from jobcore.remover import Remover
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import NewerProtocol, failpoints, jobdir
@@ -321,7 +321,6 @@ class Recovery:
         with self._database.read() as connection:
             running = runs.supervised(connection)
             owned = runs.owned(connection)
-            deleted = runs.being_deleted(connection)
         settled = []
         offsets: dict[int, int] = {}
         for run in running:
@@ -336,10 +335,7 @@ class Recovery:
         self._remove_environments()
         self._offsets = offsets
         self._overdue.keep({run.number for run in running})
-        # Some a sweep: that of a pipeline with many jobs must not keep new ones from starting.
-        begun = [run.number for run in deleted if run.final]
-        self._remover.remove_jobs(*(begun if everything else begun[:REMOVED_AT_ONCE]))
-        self._remover.remove_owners()
+        self._remover.go_on(everything=everything)
         self._remove_stale(names)
         return settled
 

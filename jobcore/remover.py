@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table
 
-from jobcore import logs, runs, store
+from jobcore import deletion, logs, runs, store
+from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
 from jobcore.runs import Run
 from jobcore.supervision import failpoints
+from jobcore.tables import pipeline, workspace
 from jobcore.turns import Turns
 
 #: Jobs whose rows are removed in one transaction: others wait for no more than these.
@@ -18,6 +22,12 @@ REMOVED_AT_ONCE = 100
 #: Segments of logs, too: 25 MiB of lines, for which SQLite needs some 50 ms where
 #: they could not be compressed: it reads every page that it frees.
 SEGMENTS_AT_ONCE = 100
+#: Workspaces or pipelines, and records of skipped runs, likewise.
+OWNERS_AT_ONCE = 100
+SKIPS_AT_ONCE = 1000
+
+#: Before every id.
+_FIRST = UUID(int=0).hex
 
 
 class Remover:
@@ -27,11 +37,14 @@ class Remover:
     Args:
         database: The rows.
         directories: What is left of jobs outside of it.
+        clock: Tells when.
     """
 
-    def __init__(self, database: Database, directories: Directories) -> None:
+    def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
         self._database = database
         self._directories = directories
+        self._clock = clock
+        self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was looked at
 
     def remove_jobs(self, *numbers: int, turns: Turns | None = None) -> None:
         """Remove those of the jobs that are final and marked deleted, with their directories."""
@@ -64,9 +77,69 @@ class Remover:
             self._directories.remove(run.name)
         return True
 
-    def remove_owners(self) -> None:
-        """Remove workspaces and pipelines that were marked deleted and have no jobs left."""
+    def remove_owner(self, table: Table, owner_id: UUID, turns: Turns) -> None:
+        """Remove a workspace or pipeline that is marked deleted, if nothing is left of it."""
+        if table is workspace:
+            after = _FIRST
+            while pipelines := self._marked(pipeline, after, workspace_id=owner_id):
+                after = pipelines[-1].hex
+                self._remove_owners(pipeline, pipelines, turns)
+        self._remove_owners(table, [owner_id], turns)
+
+    def go_on(self, *, everything: bool) -> None:
+        """
+        Go on with deletions that somebody began: mark, remove what is final, then the owners.
+
+        Args:
+            everything: Come to an end. Else do a little, so that jobs can start meanwhile.
+        """
+        turns = Turns()
+        for table in (workspace, pipeline):
+            # Behind the last one of the sweep before, so that none keeps others waiting.
+            while owners := self._marked(table, self._after[table]):
+                self._after[table] = owners[-1].hex
+                for one in owners:
+                    while self.mark_some(table, one, turns) and everything:
+                        pass
+                self._remove_final(turns, everything=everything)
+                self._remove_owners(table, owners, turns)
+                if not everything:
+                    break
+            else:
+                self._after[table] = _FIRST
+        self._remove_final(turns, everything=everything)
+
+    def mark_some(self, table: Table, owner_id: UUID, turns: Turns) -> bool:
+        """Mark some of what belongs to a marked workspace or pipeline; False: all is marked."""
         with self._database.read() as connection:
-            if not store.has_marked(connection):
+            if not store.has_unmarked(connection, table, owner_id):
+                return False
+        begin = partial(deletion.begin_some, table=table, owner_id=owner_id, now=self._clock.now())
+        with turns.take():
+            return self._database.write(begin)
+
+    def _marked(self, table: Table, after: str, workspace_id: UUID | None = None) -> list[UUID]:
+        with self._database.read() as connection:
+            return store.marked_ids(connection, table, after, OWNERS_AT_ONCE, workspace_id)
+
+    def _remove_final(self, turns: Turns, *, everything: bool) -> None:
+        while True:
+            with self._database.read() as connection:
+                numbers = runs.deleted_final(connection, REMOVED_AT_ONCE)
+            self.remove_jobs(*numbers, turns=turns)
+            if not everything or len(numbers) < REMOVED_AT_ONCE:
                 return
-        self._database.write(store.remove_marked)
+
+    def _remove_owners(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
+        with self._database.read() as connection:
+            empty = store.empty_of(connection, table, ids)
+        if not empty:
+            return
+        removed = SKIPS_AT_ONCE
+        while table is pipeline and removed == SKIPS_AT_ONCE:
+            with turns.take():
+                removed = self._database.write(
+                    partial(store.remove_skips_of, pipeline_ids=empty, limit=SKIPS_AT_ONCE)
+                )
+        with turns.take():
+            self._database.write(partial(store.remove_if_empty, table=table, ids=empty))

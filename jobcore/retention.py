@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
 from jobcore.lifecycle import FINAL, Status
-from jobcore.tables import SHOWN, job
+from jobcore.tables import SHOWN, job, pipeline, skip
 
 
 class Expired(NamedTuple):
@@ -61,6 +61,22 @@ class Expired(NamedTuple):
         if self.up_to is not None:
             conditions.append(job.c.number <= self.up_to)
         return and_(*conditions)
+
+
+def find_skips(connection: Connection, expired: Expired, limit: int) -> Sequence[int]:
+    """Return ids of records of skipped runs that are as old as the jobs that may go."""
+    old = select(skip.c.id).where(skip.c.recorded <= expired.ended_by)
+    if expired.pipeline_id is not None:
+        old = old.where(skip.c.pipeline_id == expired.pipeline_id)
+    if expired.workspace_id is not None:
+        of_workspace = select(pipeline.c.id).where(pipeline.c.workspace_id == expired.workspace_id)
+        old = old.where(skip.c.pipeline_id.in_(of_workspace))
+    return connection.execute(old.limit(limit)).scalars().all()
+
+
+def remove_skips(connection: Connection, ids: Sequence[int]) -> None:
+    """Remove these records."""
+    connection.execute(delete(skip).where(skip.c.id.in_(ids)))
 
 
 def newest(connection: Connection) -> int:

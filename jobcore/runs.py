@@ -174,10 +174,15 @@ _SUPERVISED = Statement(
 )
 _NAMES = Statement(
     select(job.c.token, job.c.id, job.c.cookie).where(
-        job.c.status == str(Status.RUNNING), job.c.token.is_not(None)
+        has_status(Status.RUNNING), job.c.token.is_not(None)
     )
 )
-_DELETED = Statement(select(*COLUMNS).where(job.c.deleted_at.is_not(None)))
+_DELETED = Statement(
+    select(job.c.number)
+    .where(job.c.deleted_at.is_not(None), has_status(*(one for one in Status if one.final)))
+    .order_by(job.c.number)
+    .limit(bindparam("most"))
+)
 _OWNED = Statement(select(*COLUMNS).where(job.c.owner.is_not(None)))
 
 
@@ -196,9 +201,9 @@ def supervised_names(connection: Connection) -> dict[str, tuple[str, str]]:
     return {token: (name, cookie) for token, name, cookie in _NAMES(connection)}
 
 
-def being_deleted(connection: Connection) -> list[Run]:
-    """Return the jobs whose deletion was begun and not finished."""
-    return [Run._make(row) for row in _DELETED(connection)]
+def deleted_final(connection: Connection, limit: int) -> list[int]:
+    """Return the numbers of some final jobs whose deletion was begun and not finished."""
+    return [number for (number,) in _DELETED(connection, most=limit)]
 
 
 def owned(connection: Connection) -> list[Run]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
@@ -102,7 +103,7 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
             _retry(connection, row, now)
         elif status is Status.COMPLETE:
             for triggered in store.pipelines_triggered_by(connection, pipeline.id):
-                run_now(connection, triggered, now, why="triggered")
+                run_now(connection, triggered.id, triggered.workspace_id, now, why="triggered")
 
 
 def pause_behind(attempt: int) -> int:
@@ -126,7 +127,13 @@ def _retry(connection: Connection, row: Row[Any], now: int) -> None:
 
 
 def run_now(
-    connection: Connection, pipeline: Row[Any], now: int, *, why: str, due: int | None = None
+    connection: Connection,
+    pipeline_id: UUID,
+    workspace_id: UUID,
+    now: int,
+    *,
+    why: str,
+    due: int | None = None,
 ) -> Row[Any] | None:
     """
     Queue a job of the pipeline; where it has one already, record that this run was skipped.
@@ -139,14 +146,14 @@ def run_now(
         return store.insert_job(
             connection,
             now=now,
-            workspace_id=pipeline.workspace_id,
-            pipeline_id=pipeline.id,
+            workspace_id=workspace_id,
+            pipeline_id=pipeline_id,
             type=PIPELINE_RUN,
         )
     except PipelineAlreadyRunning as conflict:
         store.record_skip(
             connection,
-            pipeline.id,
+            pipeline_id,
             due=now if due is None else due,
             now=now,
             why=why,

@@ -6,7 +6,7 @@ Every function takes a connection in a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,11 +21,14 @@ from sqlalchemy import (
     Select,
     String,
     Table,
+    and_,
     bindparam,
     delete,
     false,
     func,
     insert,
+    literal,
+    not_,
     or_,
     select,
     true,
@@ -56,6 +59,7 @@ from jobcore.tables import (
 READY = "READY"
 
 _ACTIVE = has_status(Status.QUEUED, Status.RUNNING)
+_QUEUED = (has_status(Status.QUEUED), job.c.deleted_at.is_(None))
 _FINAL = has_status(*(status for status in Status if status.final))
 
 
@@ -175,16 +179,28 @@ def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now:
 # --- deleting -----------------------------------------------------------------
 
 
-def marked_ids(connection: Connection, table: Table, after: str, limit: int) -> list[UUID]:
-    """Return the workspaces or pipelines whose deletion was begun, by id, behind `after`."""
-    return list(
-        connection.execute(
-            select(table.c.id)
-            .where(table.c.deleted_at.is_not(None), table.c.id > UUID(hex=after))
-            .order_by(table.c.id)
-            .limit(limit)
-        ).scalars()
+def marked_ids(
+    connection: Connection, table: Table, after: str, limit: int, workspace_id: UUID | None = None
+) -> list[UUID]:
+    """Return some workspaces or pipelines whose deletion was begun, by id, after `after`."""
+    statement = select(table.c.id).where(
+        table.c.deleted_at.is_not(None), table.c.id > UUID(hex=after)
     )
+    if workspace_id is not None:
+        statement = statement.where(pipeline.c.workspace_id == workspace_id)
+    return list(connection.execute(statement.order_by(table.c.id).limit(limit)).scalars())
+
+
+def has_unmarked(connection: Connection, table: Table, owner_id: UUID) -> bool:
+    """Tell whether something belongs to a workspace or pipeline whose deletion was not begun."""
+    things = [select(job.c.number).where(_OF[table] == owner_id, job.c.deleted_at.is_(None))]
+    if table is workspace:
+        things.append(
+            select(pipeline.c.created).where(
+                pipeline.c.workspace_id == owner_id, pipeline.c.deleted_at.is_(None)
+            )
+        )
+    return any(connection.execute(one.limit(1)).all() for one in things)
 
 
 def unmarked_pipelines_of(connection: Connection, workspace_id: UUID, limit: int) -> list[UUID]:
@@ -259,14 +275,25 @@ def remove_skips_of(connection: Connection, pipeline_ids: Collection[UUID], limi
     return connection.execute(delete(skip).where(skip.c.id.in_(some))).rowcount
 
 
-def remove_if_empty(connection: Connection, table: Table, ids: Collection[UUID]) -> None:
-    """Remove those workspaces or pipelines that are being deleted and have nothing left."""
+def _is_empty(table: Table) -> list[ColumnElement[bool]]:
     left = [~select(job.c.number).where(_OF[table] == table.c.id).exists()]
     if table is workspace:
         left.append(~select(pipeline.c.id).where(pipeline.c.workspace_id == table.c.id).exists())
-    connection.execute(
-        delete(table).where(table.c.id.in_(ids), table.c.deleted_at.is_not(None), *left)
+    return [table.c.deleted_at.is_not(None), *left]
+
+
+def empty_of(connection: Connection, table: Table, ids: Collection[UUID]) -> list[UUID]:
+    """Return those workspaces or pipelines that are being deleted and have nothing left."""
+    return list(
+        connection.execute(
+            select(table.c.id).where(table.c.id.in_(ids), *_is_empty(table))
+        ).scalars()
     )
+
+
+def remove_if_empty(connection: Connection, table: Table, ids: Collection[UUID]) -> None:
+    """Remove those workspaces or pipelines that are being deleted and have nothing left."""
+    connection.execute(delete(table).where(table.c.id.in_(ids), *_is_empty(table)))
 
 
 def list_workspaces(connection: Connection) -> Sequence[Row[Any]]:
@@ -367,13 +394,21 @@ def remove_notes(connection: Connection, pipeline_id: UUID, topic: str) -> None:
 #: Where a look at schedules goes on: a tick, and the pipeline that has it.
 Place = tuple[int, str]
 #: What is needed to keep a schedule: no command, and nothing whose damage would end the look.
-_SCHEDULE = tuple(
-    pipeline.c[name]
-    for name in (
-        "id", "workspace_id", "schedule", "time_zone", "next_tick", "tick_offset", "catch_up",
-        "late_after",
-    )
+_SCHEDULE = (
+    type_coerce(pipeline.c.id, String).label("id"),
+    type_coerce(pipeline.c.workspace_id, String).label("workspace_id"),
+    *(
+        pipeline.c[name]
+        for name in (
+            "schedule", "time_zone", "next_tick", "tick_offset", "catch_up", "late_after",
+        )
+    ),
 )  # fmt: skip
+#: Where each missed tick is made up for, the next one comes when the job before has ended.
+_WAITS = and_(
+    func.coalesce(pipeline.c.catch_up, "skip") == "all",
+    select(job.c.number).where(job.c.pipeline_id == pipeline.c.id, _ACTIVE).exists(),
+)
 _SCHEDULED = (pipeline.c.next_tick.is_not(None), pipeline.c.deleted_at.is_(None))
 
 
@@ -385,15 +420,19 @@ def scheduled_pipelines(
 
     Args:
         after: The place of the last one that was seen.
-        until: No later tick; None: whatever tick.
+        until: Only those whose tick is due by then; None: all.
         limit: Pipelines at the most.
     """
     return connection.execute(
         select(*_SCHEDULE)
         .where(
             *_SCHEDULED,
-            tuple_(pipeline.c.next_tick, pipeline.c.id) > tuple_(after[0], UUID(hex=after[1])),
-            true() if until is None else pipeline.c.next_tick <= until,
+            # As the file has them: neither a tick nor an id need be one, where it is damaged.
+            tuple_(pipeline.c.next_tick, type_coerce(pipeline.c.id, String))
+            > tuple_(literal(after[0], Integer), literal(after[1], String)),
+            true()
+            if until is None
+            else and_(pipeline.c.next_tick <= until, not_(func.coalesce(_WAITS, false()))),
         )
         .order_by(pipeline.c.next_tick, pipeline.c.id)
         .limit(limit)
@@ -403,36 +442,54 @@ def scheduled_pipelines(
 def next_tick(connection: Connection) -> int | None:
     """Return when the next pipeline is to run by its schedule; None: none has one."""
     tick: int | None = connection.execute(
-        select(pipeline.c.next_tick).where(*_SCHEDULED).order_by(pipeline.c.next_tick).limit(1)
+        select(pipeline.c.next_tick)
+        .where(*_SCHEDULED, not_(_WAITS))
+        .order_by(pipeline.c.next_tick)
+        .limit(1)
     ).scalar_one_or_none()
     return tick
 
 
-def advance_tick_if_at(
-    connection: Connection, pipeline_id: UUID, old: int, new: int | None
-) -> bool:
-    """Take a tick, if nobody else has: the next one is `new` then."""
+def advance_tick_if_at(connection: Connection, seen: Row[Any], new: int, offset: int) -> bool:
+    """
+    Take a tick, unless another process has, or the schedule was changed since it was `seen`.
+
+    Args:
+        seen: The pipeline, as `scheduled_pipelines` returned it.
+        new: The next tick.
+        offset: Seconds that local time is ahead of UTC then.
+    """
     done = connection.execute(
         update(pipeline)
         .where(
-            pipeline.c.id == pipeline_id,
-            pipeline.c.next_tick == old,
+            type_coerce(pipeline.c.id, String) == seen.id,
+            pipeline.c.next_tick == seen.next_tick,
+            pipeline.c.schedule.is_not_distinct_from(seen.schedule),
+            pipeline.c.time_zone.is_not_distinct_from(seen.time_zone),
             pipeline.c.deleted_at.is_(None),
         )
-        .values(next_tick=new)
+        .values(next_tick=new, tick_offset=offset)
     )
     return done.rowcount == 1
 
 
-def waiting_retries(connection: Connection, now: int) -> Sequence[Row[Any]]:
-    """Return the queued jobs that try again what failed, and may not start yet."""
+def waiting_retries(connection: Connection, *, after: tuple[int, int], limit: int) -> Sequence[Any]:
+    """
+    Return queued jobs that try again what failed, in the order of when they may start.
+
+    Args:
+        after: When the last one that was seen may start, and its number.
+    """
     return connection.execute(
-        select(job).where(
-            job.c.status == str(Status.QUEUED),
-            job.c.deleted_at.is_(None),
+        select(job.c.number, job.c.id, job.c.attempt, job.c.not_before)
+        .where(
+            *_QUEUED,
             job.c.retry_of.is_not(None),
-            job.c.not_before > now,
+            job.c.not_before.is_not(None),
+            tuple_(job.c.not_before, job.c.number) > tuple_(*after),
         )
+        .order_by(job.c.not_before, job.c.number)
+        .limit(limit)
     ).all()
 
 
@@ -459,8 +516,25 @@ def record_skip(
     why: str,
     job_id: UUID | None,
     count: int = 1,
+    goes_on: Callable[[int], bool] = lambda _due: True,
 ) -> None:
-    """Record that a pipeline was to run and did not."""
+    """
+    Record that a pipeline was to run and did not; one record for all runs of one cause.
+
+    Args:
+        goes_on: Whether this has the cause of the newest record, which has the same `why`
+            and the same job: told when the last run of that one was due.
+    """
+    newest = connection.execute(
+        select(skip).where(skip.c.pipeline_id == pipeline_id).order_by(skip.c.id.desc()).limit(1)
+    ).one_or_none()
+    if newest is not None and (newest.why, newest.job_id) == (why, job_id) and goes_on(newest.due):
+        connection.execute(
+            update(skip)
+            .where(skip.c.id == newest.id)
+            .values(due=due, recorded=now, count=skip.c.count + count)
+        )
+        return
     connection.execute(
         insert(skip).values(
             pipeline_id=pipeline_id, due=due, recorded=now, why=why, job_id=job_id, count=count
@@ -654,7 +728,6 @@ def count_jobs(
         raise DatabaseCorrupt(f"a stored status is none: {error}") from error
 
 
-_QUEUED = (has_status(Status.QUEUED), job.c.deleted_at.is_(None))
 _CLAIMABLE = or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant"))
 
 

@@ -421,7 +421,7 @@ def has_status(*statuses: lifecycle.Status) -> ColumnElement[bool]:
     SQLite uses a partial index only where the query's own text implies its condition: a
     bound parameter does not.
     """
-    words = [literal_column(f"'{status}'") for status in statuses]
+    words: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in statuses]
     return job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
 
 

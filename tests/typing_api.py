@@ -338,12 +338,13 @@ def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, .
         pipeline.time_zone,
         pipeline.next_tick,
     )
+    late: tuple[str, float] = (pipeline.catch_up, pipeline.late_after)
     after: list[str] | None = pipeline.triggered_by
     what: tuple[str | None, Command | None] = (pipeline.script, pipeline.command)
     where: tuple[UUID, str, str] = (pipeline.workspace_id, pipeline.name, pipeline.status)
     made: tuple[datetime, datetime] = (workspace.created, workspace.last_modified)
     properties: list[dict[str, Any] | None] = [pipeline.properties, workspace.properties]
-    return limits, when, after, what, where, made, properties, workspace.id, workspace.name
+    return limits, when, late, after, what, where, made, properties, workspace.id, workspace.name
 
 
 def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[bytes]:

@@ -287,14 +287,28 @@ def test_skips_are_listed_newest_first(jobs, clock):
     """A page of skips begins with the newest one."""
     source = jobs.create_pipeline("a", ["true"])
     triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
-    jobs.create_job(pipeline_id=triggered.id)
     ends = []
     for _ in range(3):
+        blocker = jobs.create_job(pipeline_id=triggered.id)
         clock.advance(1)
         ends.append(run(jobs, source).end_time)
+        jobs.cancel_job(blocker.id)
 
     assert ends[::-1] == [skip.due for skip in jobs.skips(triggered.id)]
     assert ends[:0:-1] == [skip.due for skip in jobs.skips(triggered.id, limit=2)]
+
+
+def test_skips_because_of_one_job_are_one_record(jobs, clock):
+    """However often a pipeline is triggered while one job runs, it is one record with a number."""
+    source = jobs.create_pipeline("a", ["true"])
+    triggered = jobs.create_pipeline("b", ["true"], triggered_by=["a"])
+    blocker = jobs.create_job(pipeline_id=triggered.id)
+    for _ in range(5):
+        clock.advance(1)
+        last = run(jobs, source).end_time
+    (skip,) = jobs.skips(triggered.id)
+
+    assert (skip.why, skip.count, skip.due, skip.job_id) == ("triggered", 5, last, blocker.id)
 
 
 def test_a_retry_that_waits_makes_a_trigger_skip(jobs):

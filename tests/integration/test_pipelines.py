@@ -38,6 +38,8 @@ EVERYTHING = {
     "max_retries": 3,
     "schedule": "0 30 9-17 * * MON-FRI",
     "time_zone": "Europe/Berlin",
+    "catch_up": "all",
+    "late_after": 3600.0,
     "triggered_by": ["Extract", "Load"],
     "properties": {"tap-github.repository": "o/r", "nested": {"list": [1, None, True]}},
 }
@@ -162,7 +164,8 @@ def test_public_json_of_a_pipeline_never_shows_its_environment(jobs):
     assert not [text for text in shown if "hunter2" in text]
     assert {
         "id", "workspaceId", "name", "status", "script", "timeout", "maxRetries", "schedule",
-        "timeZone", "nextTick", "triggeredBy", "properties", "created", "lastModified",
+        "timeZone", "catchUp", "lateAfter", "nextTick", "triggeredBy", "properties", "created",
+        "lastModified",
     } == set(json.loads(made.model_dump_json()))  # fmt: skip
 
 
@@ -172,7 +175,7 @@ def test_an_update_keeps_what_is_not_named(jobs, database, field):
     values = {
         "name": "renamed", "command": ["other"], "script": "exit 4", "cwd": "/", "env": {"B": "2"},
         "timeout": None, "max_retries": 0, "schedule": "@daily", "time_zone": "Asia/Tokyo",
-        "triggered_by": None, "properties": {"b": 2},
+        "catch_up": "last", "late_after": 5.0, "triggered_by": None, "properties": {"b": 2},
     }  # fmt: skip
     make_sources(jobs)
     made = jobs.create_pipeline("nightly", ["run"], **EVERYTHING)
@@ -339,6 +342,14 @@ WRONG = [
     ({"schedule": "@hourly", "time_zone": "Nowhere/Bad"}, ScheduleError),
     ({"time_zone": "Nowhere/Bad"}, ScheduleError),
     ({"time_zone": 5}, ScheduleError),
+    ({"catch_up": "some"}, CommandError),
+    ({"catch_up": 1}, CommandError),
+    ({"catch_up": ["all"]}, CommandError),
+    ({"late_after": -1}, CommandError),
+    ({"late_after": float("nan")}, CommandError),
+    ({"late_after": 1e10}, CommandError),
+    ({"late_after": "5"}, CommandError),
+    ({"late_after": True}, CommandError),
     ({"triggered_by": "extract"}, CommandError),
     ({"triggered_by": [5]}, CommandError),
     ({"triggered_by": 5}, CommandError),
@@ -630,11 +641,11 @@ def delete_and_stand_still(say, database):
         say(f"{workspace.id} {pipeline.id} {ended.id} {running.id} {queued.id}")
         say(cookie_of(database, running.id))
 
-        def stand_still():
+        def stand_still(_workspace_id):
             say("marked")
             signal.pause()
 
-        jobs._deleter.delete_marked = stand_still
+        jobs._deleter.delete_workspace = stand_still
         jobs.delete_workspace(workspace.id)
 
 

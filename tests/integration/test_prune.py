@@ -18,6 +18,7 @@ from jobcore import (
     logs,
     pruner,
     remover,
+    settlement,
     turns,
 )
 from tests.jobfiles import sql
@@ -304,3 +305,42 @@ def test_a_pruning_takes_turns(jobs, monkeypatch):
     assert len(rests) == 6
     assert rests[0] == 0
     assert min(rests[1:]) > 0
+
+
+def skipped(jobs, pipeline_id):
+    """Record one run of a pipeline that was skipped; return its record."""
+    job = jobs.create_job(pipeline_id=pipeline_id)
+    now = jobs._clock.now()
+    jobs._database.write(
+        lambda connection: settlement.run_now(
+            connection, pipeline_id, job.workspace_id, now, why="triggered"
+        )
+    )
+    jobs.cancel_job(job.id)
+    return jobs.skips(pipeline_id)[0]
+
+
+def test_records_of_skipped_runs_go_likewise(jobs, clock, monkeypatch):
+    """Old records go with the jobs, of the named pipeline or workspace alone, in short steps."""
+    monkeypatch.setattr(pruner, "SKIPS_AT_ONCE", 2)
+    elsewhere = jobs.create_workspace("elsewhere")
+    one, other = (jobs.create_pipeline(name, ["true"]).id for name in "ab")
+    there = jobs.create_pipeline("a", ["true"], workspace_id=elsewhere.id).id
+    for _ in range(5):
+        for pipeline in (one, other, there):
+            skipped(jobs, pipeline)
+    clock.advance(DAY)
+    young = skipped(jobs, one)
+
+    def count():
+        return [len(jobs.skips(pipeline)) for pipeline in (one, other, there)]
+
+    counts = [count()]
+    for filters in (
+        {"status": Status.ERROR}, {"pipeline_id": one}, {"workspace_id": elsewhere.id}, {},
+    ):  # fmt: skip
+        jobs.prune(DAY, **filters)
+        counts.append(count())
+
+    assert counts == [[6, 5, 5], [6, 5, 5], [1, 5, 5], [1, 5, 0], [1, 0, 0]]
+    assert jobs.skips(one) == [young]

@@ -429,25 +429,67 @@ def test_passed_counts_and_names_the_latest():
     assert schedule.passed(noon + hour, noon) == Passed(0, None)
 
 
-def test_passed_stops_counting_and_still_knows_the_latest():
-    """A year of a schedule of seconds is not counted out; its latest tick is exact."""
+def test_passed_counts_a_year_of_seconds():
+    """However many ticks there were, count and latest are exact."""
     year, now = datetime(2025, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC)
     night = datetime(2026, 1, 1, 2, 59, 59, tzinfo=UTC)
+    seconds = 365 * 86400 + 12 * 3600
 
-    assert Schedule("* * * * * *").passed(year, now, 10) == Passed(10, now.replace(microsecond=0))
-    assert Schedule("* * 2 * * *").passed(year, now, 10) == Passed(10, night)
-    assert Schedule("* * * * * *").passed(year, year + SECOND * 10, 10).count == 10
+    assert Schedule("* * * * * *").passed(year, now) == Passed(seconds, now.replace(microsecond=0))
+    assert Schedule("* * 2 * * *").passed(year, now) == Passed(366 * 3600, night)
+    assert Schedule("0 0 * * MON").passed(year, now).count == 52
+    assert Schedule("0 0 L * *", "Europe/Berlin").passed(year, now).count == 12
+    assert Schedule("*/30 * * * *", "Australia/Lord_Howe").passed(year, now).count == 2 * 8772
 
 
-@given(expressions, st.sampled_from(ZONES), near_changes, st.integers(0, 20000))
-def test_latest_is_the_same_counted_or_not(expression, zone, moment, seconds):
-    """Where counting ends makes no difference to the latest tick."""
+@given(expressions, st.sampled_from(ZONES), near_changes, st.integers(0, 200_000))
+def test_passed_is_what_counting_one_by_one_finds(expression, zone, moment, seconds):
+    """Also where the clock is changed in between, once or twice."""
     schedule, until = Schedule(expression, zone), moment + timedelta(seconds=seconds)
-    counted = schedule.passed(moment, until, 100_000)
+    found = []
+    for tick in ticks(schedule, moment):
+        if tick > until or len(found) == 3000:
+            break
+        found.append(tick)
+    until = found[-1] if len(found) == 3000 else until
 
-    assert schedule.passed(moment, until, 0).latest == counted.latest
-    assert schedule.passed(moment, until, 1).latest == counted.latest
-    assert counted.latest is None or schedule.next_after(counted.latest) > until
+    assert schedule.passed(moment, until) == Passed(len(found), found[-1] if found else None)
+
+
+# Other rules of a time zone
+
+
+def moved(expression, before, behind, start):
+    """Return a tick by the rules of zone `before`, and when it comes by those of `behind`."""
+    old, new = Schedule(expression, before), Schedule(expression, behind)
+    tick = old.next_after(datetime.fromisoformat(start).replace(tzinfo=UTC))
+    return [one.strftime("%d %H:%M") for one in (tick, new.moved(tick, old.offset_at(tick)))]
+
+
+def test_tick_of_a_fixed_time_keeps_its_local_time():
+    """Whichever way the rules change, 9 o'clock is 9 o'clock, once on that day."""
+    nine = ("0 9 * * *", "Etc/GMT-2", "Etc/GMT-1", "2026-06-01T00:00")
+
+    assert moved(*nine) == ["01 07:00", "01 08:00"]
+    assert moved(nine[0], nine[2], nine[1], nine[3]) == ["01 08:00", "01 07:00"]
+    assert moved(nine[0], nine[1], nine[1], nine[3]) == ["01 07:00", "01 07:00"]
+
+
+def test_tick_of_every_few_minutes_stays_if_it_matches():
+    """A schedule of real ticks goes on with the next one that matches by the new rules."""
+    every = ("*/20 * * * *", "Etc/GMT-2", "Etc/GMT-1", "2026-06-01T00:50")
+
+    assert moved(*every) == ["01 01:00", "01 01:00"]
+    assert moved(every[0], "UTC", "Asia/Kolkata", every[3]) == ["01 01:00", "01 01:10"]
+
+
+@given(expressions, st.sampled_from(ZONES), near_changes)
+def test_tick_stays_where_no_rule_was_changed(expression, zone, moment):
+    """Also in the hours around a change of the clock."""
+    schedule = Schedule(expression, zone)
+    tick = schedule.next_after(moment)
+
+    assert schedule.moved(tick, schedule.offset_at(tick)) == tick
 
 
 # The library

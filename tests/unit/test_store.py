@@ -22,12 +22,10 @@ from jobcore import (
     Status,
     WorkspaceNotFound,
     runs,
-    store,
 )
 from jobcore.clock import to_datetime
 from jobcore.database import Database
-from jobcore.lifecycle import ACTIVE, Ending
-from jobcore.statement import driver_of
+from jobcore.lifecycle import Ending
 from tests.jobfiles import sql
 from tests.processes import at_once, join
 from tests.transactions import transaction
@@ -125,27 +123,6 @@ def test_many_are_all_or_none(jobs):
     assert [job.number for job in jobs.list_jobs()] == [3, 2, 1]
     assert [job.name for job in made] == ["n"] * 3
     assert jobs.submit_many([]) == []
-
-
-@pytest.mark.parametrize("statuses", [[Status.RUNNING], [Status.ERROR], ACTIVE, None])
-def test_counting_and_listing_a_status_reads_no_whole_table(jobs, statuses):
-    """Both find it by an index, however long the history of jobs is."""
-    filters = {"workspace_id": None, "pipeline_id": None, "types": None, "statuses": statuses}
-    with jobs._database.read() as connection:
-        asked = []
-        driver_of(connection).set_trace_callback(asked.append)
-        store.count_jobs(connection, **filters)
-        if statuses is not None:
-            store.list_jobs(connection, limit=10, before=None, **filters)
-        driver_of(connection).set_trace_callback(None)
-        plans = [
-            step
-            for statement in asked
-            for (*_, step) in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
-        ]
-
-    assert len(asked) == (1 if statuses is None else 2)
-    assert [step for step in plans if "jobs_by_status" not in step and "TEMP" not in step] == []
 
 
 @pytest.mark.parametrize("data", [object(), {1, 2}, float("nan"), b"x", "x" * 70_000])
