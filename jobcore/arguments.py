@@ -258,6 +258,18 @@ def checked_lines(lines: tuple[Any, ...]) -> tuple[str | bytes, ...]:
     return lines
 
 
+def checked_owner(owner: Any) -> str | None:
+    """
+    Return who is to own a task.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if owner not in ("auto", "process", None):
+        raise ValueError(f'owner is "auto", "process" or None, not {owner!r}')
+    return None if owner is None else str(owner)
+
+
 def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float | None, str | None]:
     """
     Return what a host reports of its own job.

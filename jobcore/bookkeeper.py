@@ -6,14 +6,18 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import runs, settlement, store, tasklog
+from jobcore import environments, runs, settlement, store, tasklog
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.lookup import Id, require_job
+from jobcore.ownership import Ownership
 from jobcore.runs import Report, Run
 from jobcore.supervision import progress
+
+#: Types of tasks that people do, by how they begin: no process owns them.
+FOR_PEOPLE = ("PROFILE_",)
 
 
 class Bookkeeper:
@@ -23,28 +27,49 @@ class Bookkeeper:
     Args:
         database: Where they are.
         clock: Tells when.
+        ownership: Names this process, which owns the tasks that it does.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, ownership: Ownership) -> None:
         self._database = database
         self._clock = clock
+        self._ownership = ownership
 
-    def start(self, job_id: Id) -> Row[Any]:
+    def start(self, job_id: Id, owner: str | None) -> Row[Any]:
         """
-        Move QUEUED to RUNNING, without a token: no process will ever speak for it.
+        Move QUEUED to RUNNING, without a token.
+
+        Args:
+            owner: `"process"`: this one; None: no process; `"auto"`: as its type says.
 
         Raises:
             JobNotFound, InvalidTransition: There is none, or it is not QUEUED.
         """
+        name = None if owner is None else self._ownership.claim()
+        now = self._clock.now()
 
-        def start(connection: Connection) -> Row[Any]:
+        def begin(connection: Connection) -> Row[Any]:
             row = require_job(connection, job_id)
-            moved = runs.start_if_queued(connection, row.number, now=self._clock.now())
-            if moved is None:
-                raise InvalidTransition(row.id, row.status, Trigger.START)
-            return _get(connection, moved)
+            is_owned = owner == "process" or not row.type.startswith(FOR_PEOPLE)
+            return start(connection, row, name if is_owned else None, now=now)
 
-        return self._database.write(start, about=f"job {job_id}")
+        return self._database.write(begin, about=f"job {job_id}")
+
+    def adopt(self, job_id: Id) -> Row[Any]:
+        """
+        Make this process the owner of a task.
+
+        Raises:
+            JobNotFound, InvalidTransition: There is none, or it is not RUNNING without a process.
+        """
+        name = self._ownership.claim()
+
+        def change(connection: Connection) -> Row[Any]:
+            run = self._require_own(connection, job_id, "adopt")
+            runs.change_owner(connection, run.number, name)
+            return _get(connection, run)
+
+        return self._database.write(change, about=f"job {job_id}")
 
     def finish(self, job_id: Id, exit_code: int) -> Row[Any]:
         """
@@ -111,6 +136,25 @@ class Bookkeeper:
         if run.supervised:
             raise InvalidTransition(run.id, run.status, trigger, "a process runs it")
         return run
+
+
+def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int) -> Row[Any]:
+    """
+    Move a job that this transaction has read from QUEUED to RUNNING, without a process.
+
+    Args:
+        owner: The name of this process; None: no process owns it.
+
+    Raises:
+        InvalidTransition: It is not QUEUED, or another process has reserved it.
+    """
+    moved = runs.start_if_queued(connection, row.number, now=now, claimant=owner, owner=owner)
+    if moved is None:
+        why = "another process has reserved it" if row.owner is not None else ""
+        raise InvalidTransition(row.id, row.status, Trigger.START, why)
+    if row.environment is not None:
+        environments.remove_unused(connection)
+    return _get(connection, moved)
 
 
 def _get(connection: Connection, run: Run) -> Row[Any]:

@@ -89,7 +89,8 @@ class Reason(_Word):
         CANCELLED: It was taken from the queue.
         SHUTDOWN: Its supervisor was asked to end, as systemd does to a service.
         SPAWN_FAILED: The command could not be started.
-        LOST: Its supervisor died before it could record how the command ended.
+        LOST: Its supervisor died before it could record how the command ended, or the
+            process that did the task itself ended without finishing it.
         NEVER_STARTED: Its host or its supervisor died before; the command never ran.
     """
 

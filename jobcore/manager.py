@@ -28,6 +28,7 @@ from jobcore.arguments import (
     checked_keep,
     checked_limit,
     checked_lines,
+    checked_owner,
     checked_patience,
     checked_progress,
     checked_python,
@@ -206,7 +207,7 @@ class JobManager:
         importer = Importer(self._database, directories, self._clock)
         self._creator = Creator(self._database, self._clock)
         self._curator = Curator(self._database, self._clock, self._executors)
-        self._bookkeeper = Bookkeeper(self._database, self._clock)
+        self._bookkeeper = Bookkeeper(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
         remover = Remover(self._database, directories, self._clock)
         self._recovery = Recovery(
@@ -476,21 +477,51 @@ class JobManager:
     # --- bookkeeping --------------------------------------------------------------
 
     @entrance
-    def start_job(self, job_id: Id) -> Job:
+    def start_job(self, job_id: Id, *, owner: Literal["auto", "process"] | None = "auto") -> Job:
         """
-        Move a QUEUED job to RUNNING on behalf of its host: it has no process.
+        Move a QUEUED job to RUNNING for a task that this program does itself.
 
-        The move is durable when this returns. No manager ever ends the job: it is
-        RUNNING until `finish_job` or `stop_job`, also where its host has died.
+        The move is durable when this returns. The job is RUNNING until `finish_job` or
+        `stop_job`, by any process. If it has an owner and that process ends before, the
+        job becomes ERROR with reason `lost` at the next look: by a manager that runs
+        jobs, or in `get_job`, `wait`, `recover` or `create_job` for its pipeline.
+
+        The owner is the process, not the manager: `close` does not end the task. A
+        forked child does not own the tasks of its parent.
+
+        Args:
+            owner: `"process"`: this process owns the task. None: no process does, and
+                the job stays RUNNING whatever dies: for tasks that people do. `"auto"`:
+                None for types that begin with `PROFILE_`, else this process.
 
         Returns:
             The job, RUNNING.
 
         Raises:
             JobNotFound: No job has this id.
-            InvalidTransition: It is not QUEUED.
+            InvalidTransition: It is not QUEUED, or another process has reserved it.
+            ValueError: `owner` is something else.
         """
-        return Job.from_row(self._bookkeeper.start(job_id))
+        return Job.from_row(self._bookkeeper.start(job_id, checked_owner(owner)))
+
+    @entrance
+    def adopt_task(self, job_id: Id) -> Job:
+        """
+        Make this process the owner of a task, which another process or none owned before.
+
+        When this returns, the job is `lost` if this process ends before it is final,
+        and not if the previous owner does.
+
+        Returns:
+            The job, RUNNING.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is not RUNNING, or a supervisor runs it. A task whose
+                owner is dead is ERROR already.
+        """
+        self._reconciled(job_id)
+        return Job.from_row(self._bookkeeper.adopt(job_id))
 
     @entrance
     def finish_job(self, job_id: Id, exit_code: int = 0) -> Job:
@@ -1371,14 +1402,14 @@ class JobManager:
         finally:
             self._dispatcher.close()
             self._notifier.drain()  # while callbacks can still use the manager
+            if self in OPEN:
+                self._release_ownership()
             self._let_go()
 
     def _let_go(self) -> None:
         """End the threads and close what is open: nothing is unlocked, and nothing written."""
-        self._dispatcher.close()
-        if self in OPEN:
-            self._release_ownership()
         OPEN.discard(self)
+        self._dispatcher.close()
         self._directories.close()
         self._database.close()
         self._notifier.close()

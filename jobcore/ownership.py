@@ -31,35 +31,37 @@ class _Process(NamedTuple):
 
     `boot` and `namespace` are where `pid` means something, and `started` tells
     it from a later process with the same pid; 0 where the system does not say.
+    `root` is the inode of the directory of the lock file, which a copy does not have.
     """
 
     boot: str
     namespace: int
     pid: int
     started: int
+    root: int
 
     @classmethod
-    def this(cls) -> _Process:
+    def this(cls, root: int) -> _Process:
         boot = (filesystem.boot_id() or "0" * 32).replace("-", "")
         try:
             namespace = os.stat("/proc/self/ns/pid").st_ino
         except OSError:
             namespace = 0
-        return cls(boot, namespace, os.getpid(), _start_of(os.getpid()))
+        return cls(boot, namespace, os.getpid(), _start_of(os.getpid()), os.fstat(root).st_ino)
 
     @classmethod
     def of(cls, name: str) -> _Process | None:
         """Return the process of an owner; None where the name does not describe one."""
         try:
-            boot, namespace, pid, started, rest = name.split(".")
+            boot, namespace, pid, started, root, rest = name.split(".")
             int(boot + rest, 16)  # so that no name is a path
-            return cls(boot, int(namespace), int(pid), int(started))
+            return cls(boot, int(namespace), int(pid), int(started), int(root))
         except ValueError:
             return None
 
-    def lives(self) -> bool | None:
+    def lives(self, root: int) -> bool | None:
         """Tell whether it lives; None where this process cannot know."""
-        here = self.this()
+        here = self.this(root)
         if self.boot != here.boot:
             return False
         if not self.started or not here.started or self.namespace != here.namespace:
@@ -85,8 +87,8 @@ class _Lock:
 
     __slots__ = ("descriptor", "name", "pid", "users")
 
-    def __init__(self) -> None:
-        process = _Process.this()
+    def __init__(self, root: int) -> None:
+        process = _Process.this(root)
         self.name = ".".join([*map(str, process), uuid4().hex[:8]])
         self.pid = process.pid
         self.descriptor = -1
@@ -123,7 +125,7 @@ class _Locks:
         GATE.watch(self)
         lock = self.find(root)
         if lock is None:  # a copy of the parent's, after a fork by C code, is not this process's
-            lock = self._held[_identity(root)] = _Lock()
+            lock = self._held[_identity(root)] = _Lock(root)
         while not _is_in_place(lock, root):
             if lock.descriptor >= 0:
                 GATE.close(lock.descriptor)
@@ -135,9 +137,16 @@ class _Locks:
 
     def drop(self, lock: _Lock, root: int) -> None:
         """Remove a lock that nothing relies on any more."""
-        self._held.pop(_identity(root), None)
         _remove(lock.name, root)
+        self._held.pop(_identity(root), None)
         GATE.close(lock.descriptor)
+
+    def forget_of(self, user: int) -> None:
+        """Free the locks on which no other part of this process relies, and leave their files."""
+        for key, lock in list(self._held.items()):
+            if lock.users == {user}:
+                del self._held[key]
+                GATE.close(lock.descriptor)
 
 
 def _identity(root: int) -> tuple[int, int]:
@@ -213,7 +222,7 @@ class Ownership:
         process = _Process.of(name)
         if process is None:
             return False
-        alive = process.lives()
+        alive = process.lives(self._directories.root)
         if alive is False:
             return False  # though a child that C code forked may hold a copy of the lock
         with self._directories.typed(), GATE:
@@ -226,6 +235,16 @@ class Ownership:
                 return jobdir.is_locked(descriptor)
             finally:
                 os.close(descriptor)
+
+    def is_here(self, name: str) -> bool:
+        """
+        Tell whether an owner has its lock in this directory, of which there may be copies.
+
+        Raises:
+            DatabaseGone: The directory is gone.
+        """
+        process = _Process.of(name)
+        return process is not None and os.fstat(self._directories.root).st_ino == process.root
 
     def remove_unused(self, names: Collection[str]) -> None:
         """
@@ -260,6 +279,15 @@ class Ownership:
                     _remove(name, root)
             finally:
                 os.close(descriptor)
+
+    def abandon(self) -> None:
+        """
+        Free the lock as the death of this process would, and leave its file: for tests.
+
+        Not where another manager of this process relies on it.
+        """
+        with GATE:
+            _LOCKS.forget_of(id(self))
 
     def release(self, *, is_used: bool) -> None:
         """

@@ -97,7 +97,7 @@ class Recovery:
             StoreError, OSError: It could not be done now. Nothing is lost by that.
         """
         if run.owned:
-            return self._judge_owner(run, patience)
+            return self._judge_owner(run, patience, kill=kill)
         if not run.supervised or not (kill or self.is_here(run)):
             return run
         fresh = self._importer.bring_in(run, patience=patience)
@@ -112,16 +112,15 @@ class Recovery:
         except NewerProtocol:
             return fresh  # its own version will know what became of it
 
-    def _judge_owner(self, run: Run, patience: float | None) -> Run | None:
-        """End a job whose owner is dead; it has nobody else who would."""
-        if self._ownership.lives(run.owner or ""):
+    def _judge_owner(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
+        """End a job whose owner is dead; one of another directory only where `kill` allows it."""
+        owner = run.owner or ""
+        if not (kill or self._ownership.is_here(owner)) or self._ownership.lives(owner):
             return run
         end = partial(settlement.end_abandoned, run=run, now=self._clock.now())
         ended = self._database.write(end, patience=patience)
         if ended is not None and ended.final:
-            telemetry.event(
-                logging.WARNING, "owner is dead", job=_called(run), owner=run.owner or ""
-            )
+            telemetry.event(logging.WARNING, "owner is dead", job=_called(run), owner=owner)
         return ended
 
     def reconcile_softly(self, run: Run, *, kill: bool = False) -> Run | None:
@@ -343,8 +342,11 @@ class Recovery:
         """Bring in what the running jobs of this directory have written, and settle the ended."""
         with self._database.read() as connection:
             running = runs.supervised(connection)
+            owned = runs.owned(connection)
         for run in running:
             self._sweep_one(run, resting=True, kill=False)
+        for run in owned:
+            self.reconcile_softly(run)
 
     def _sweep_one(self, run: Run, *, resting: bool, kill: bool) -> Run | None:
         try:
@@ -357,7 +359,7 @@ class Recovery:
         """End what dead owners have left, and remove their locks; return what was ended."""
         owners = {run.owner or "" for run in owned}
         dead = {owner for owner in owners if not self._seems_alive(owner)}
-        ended = [self.reconcile_softly(run) for run in owned if run.owner in dead]
+        ended = [self.reconcile_softly(run, kill=True) for run in owned if run.owner in dead]
         self._ownership.remove_unused(owners)
         return [run for run in ended if run is not None and run.final]
 

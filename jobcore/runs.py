@@ -477,6 +477,14 @@ def count_lines_if_own(
     )
 
 
+_CHANGE_OWNER = Statement(update(job).where(*_OWN).values(owner=bindparam("new_owner")))
+
+
+def change_owner(connection: Connection, number: int, owner: str) -> None:
+    """Make a process the owner of a RUNNING job without a process of its own."""
+    _CHANGE_OWNER(connection, of=number, new_owner=owner)
+
+
 def report_if_own(connection: Connection, number: int, report: Report) -> bool:
     """Store what the host itself reports of a RUNNING job without a process."""
     return _REPORT.count(connection, of=number, **_reported(report)) == 1

@@ -179,6 +179,8 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
     jobs.drain(timeout=1.0)
     return [
         jobs.start_job(job_id),
+        jobs.start_job(job_id, owner=None),
+        jobs.adopt_task(job_id),
         jobs.finish_job(job_id, counted),
         jobs.finish_job(job_id),
         jobs.report_progress(job_id, 3),

@@ -60,7 +60,8 @@ def crash(
     have ended, and its subscribers hear nothing more. Every further call on it raises
     `Crashed`, but for `close()` and the end of its `with` block, which do nothing.
     Its supervisors see the end of their sockets, as they do when a host dies, and
-    go on with their jobs.
+    go on with their jobs. Tasks that it started are lost, unless another manager of
+    this process has tasks in the same file.
 
     Three things differ from a SIGKILL. Another thread of the manager that was in
     the middle of something comes to its next point first, as it may do before a
@@ -138,6 +139,7 @@ def _bury(manager: JobManager, timeout: float) -> None:
             raise AssertionError(f"still in a crashed manager after {timeout:g} s: {inside}")
         time.sleep(0.001)
     # All of it only closes. Done under a thread, a number could be another file's by then.
+    manager._ownership.abandon()  # noqa: SLF001 - its tasks are lost, as with its process
     manager._let_go()  # noqa: SLF001 - `close` would stop jobs first
 
 

@@ -219,4 +219,9 @@ def _no_strays(path, rows):
     """There is nothing beside the directories of jobs that are not final."""
     active = {row["id"] for row in rows if row["status"] not in _FINAL}
     names = set(os.listdir(path + ".jobs")) - {"store", "checkpoint"} - active
-    return [f"{name} is still there" for name in sorted(names)]
+    return [f"{name} is still there" for name in sorted(names) if not _is_of_living_owner(name)]
+
+
+def _is_of_living_owner(name):
+    """Tell whether a file is the lock of a process that is still there; its name has the pid."""
+    return name.startswith(".owner-") and os.path.exists(f"/proc/{name.split('.')[3]}")

@@ -67,7 +67,7 @@ def left_behind(database):
     }
     # Who has removed a row removes its directory right behind, and may be another manager's thread.
     until(
-        lambda: not any(len(name) >= 32 for name in os.listdir(database + ".jobs")), "no directory"
+        lambda: not any(len(name) == 32 for name in os.listdir(database + ".jobs")), "no directory"
     )
     return {name: number for name, number in rows.items() if number}
 

@@ -1,0 +1,303 @@
+"""Owned tasks: jobs that a process does itself are lost when it ends, and not before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import pytest
+
+from jobcore import InvalidTransition, JobManager, Reason, Status
+from tests.processes import PATIENCE, ROOT, Child, at_once, hear, in_child, until
+
+LOST = "lost: the process that did this task ended without finishing it"
+
+
+def start_and_stay(database, answer, options):
+    """Do a task in this process: say its id, and never finish it."""
+    with JobManager(database, slots=0) as jobs:
+        job = jobs.start_job(jobs.create_job("ELT").id, **options)
+    os.write(answer, str(job.id).encode())  # after `close`, which does not end it
+    time.sleep(10 * PATIENCE)
+
+
+class Host:
+    """A process that does a task."""
+
+    def __init__(self, database, **options):
+        ours, theirs = os.pipe()
+        self.child = Child(start_and_stay, database, theirs, options)
+        self.job_id = (hear(ours) + os.read(ours, 100)).decode()
+        os.close(ours)
+        os.close(theirs)
+        self.alive = True
+
+    def die(self):
+        """Be killed; again is harmless."""
+        if self.alive:
+            self.alive = False
+            self.child.kill()
+
+
+@pytest.fixture
+def host(database):
+    """Return a maker of processes that do a task."""
+    JobManager(database, slots=0).close()
+    made = []
+
+    def make(**options):
+        made.append(Host(database, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.die()
+
+
+def look(jobs, job_id):
+    return jobs.get_job(job_id)
+
+
+def sweep(jobs, job_id):
+    (ended,) = jobs.recover()
+    assert str(ended.id) == job_id
+    return ended
+
+
+def wait(jobs, job_id):
+    return jobs.wait(job_id, 30)
+
+
+def follow(jobs, job_id):
+    assert [line.text for line in jobs.follow(job_id, timeout=30)] == [LOST]
+    return jobs.list_jobs()[0]
+
+
+@pytest.mark.parametrize("verb", [look, sweep, wait, follow])
+def test_task_of_a_killed_host_is_lost_at_the_next_look(database, host, verb):
+    """It ends ERROR without an exit code, and the last line of its log says why."""
+    one = host()
+    one.die()
+    with JobManager(database, slots=0) as jobs:
+        job = verb(jobs, one.job_id)
+        lines = [(line.stream, line.text) for line in jobs.logs(job.id)]
+
+    assert (job.status, job.reason, job.exit_code) == (Status.ERROR, Reason.LOST, None)
+    assert lines == [("system", LOST)]
+
+
+def test_task_of_a_killed_host_is_lost_while_others_wait_for_it(database, host):
+    """A waiter that began before the death is told of it."""
+    one = host()
+    with JobManager(database, slots=0) as jobs:
+        waiter = Child(wait_elsewhere, database, one.job_id)
+        assert jobs.get_job(one.job_id).status is Status.RUNNING
+        one.die()
+        assert waiter.result() == "lost"
+
+
+def wait_elsewhere(database, job_id):
+    with JobManager(database, slots=0) as jobs:
+        return str(jobs.wait(job_id, 30).reason)
+
+
+def test_manager_that_runs_jobs_sees_dead_hosts_by_itself(database, host):
+    """Its sweep ends the task; nothing asks for it."""
+    one = host()
+    with JobManager(database, slots=1) as worker:
+        one.die()
+        until(lambda: worker.count_jobs(status=Status.ERROR)[Status.ERROR], "the sweep")
+
+
+def test_task_of_a_living_host_is_running_for_all_who_look(database, host):
+    """Closing its manager does not end it, and no sweep does."""
+    one = host()
+    with JobManager(database, slots=1) as jobs:
+        assert jobs.recover() == []
+        assert jobs.get_job(one.job_id).status is Status.RUNNING
+    assert in_child(look_at, database, one.job_id) == "RUNNING"
+
+
+def look_at(database, job_id):
+    with JobManager(database, slots=0) as jobs:
+        jobs.recover()
+        return str(jobs.get_job(job_id).status)
+
+
+def test_pipeline_of_a_dead_hosts_task_is_free_again(jobs):
+    """Its next job can be created at once; the lost one does not hold it."""
+    pipeline = jobs.create_pipeline("p", ["true"])
+    first = in_child(start_for_pipeline, jobs, pipeline.id)
+    second = jobs.create_job("ELT", pipeline_id=pipeline.id)
+
+    assert jobs.get_job(first).reason is Reason.LOST
+    assert second.status is Status.QUEUED
+
+
+def start_for_pipeline(jobs, pipeline_id):
+    job_id = jobs.create_job("ELT", pipeline_id=pipeline_id).id
+    return jobs.start_job(job_id).id
+
+
+@pytest.mark.parametrize(("kind", "options", "outlives"), [
+    ("ELT", {"owner": None}, True),
+    ("ELT", {"owner": "process"}, False),
+    ("PROFILE_IMPORT", {}, True),
+    ("PROFILE_COLLABORATE", {}, True),
+    ("PROFILE_IMPORT", {"owner": "process"}, False),
+])  # fmt: skip
+def test_task_for_people_outlives_its_host(jobs, kind, options, outlives):
+    """Without an owner a task is RUNNING until it is finished or stopped."""
+    job_id = in_child(start_one, jobs, kind, options)
+    jobs.recover()
+
+    assert (jobs.get_job(job_id).status is Status.RUNNING) == outlives
+    if outlives:
+        assert jobs.finish_job(job_id).status is Status.COMPLETE
+
+
+def start_one(jobs, kind, options):
+    return jobs.start_job(jobs.create_job(kind).id, **options).id
+
+
+@pytest.mark.parametrize("owner", ["", "me", 1, True])
+def test_unknown_owner_is_refused(jobs, owner):
+    """It is this process, none, or what the type says."""
+    job = jobs.create_job("ELT")
+    with pytest.raises(ValueError, match="owner is"):
+        jobs.start_job(job.id, owner=owner)
+    assert jobs.get_job(job.id).status is Status.QUEUED
+
+
+def test_any_process_may_log_and_finish_a_task(database, host):
+    """The owner need not be the one who writes, nor the one who ends it."""
+    one = host()
+    with JobManager(database, slots=0) as jobs:
+        assert jobs.append_log(one.job_id, "from another process") == 1
+        job = jobs.finish_job(one.job_id, 3)
+        one.die()
+        assert jobs.recover() == []
+
+    assert (job.status, job.exit_code) == (Status.ERROR, 3)
+
+
+def test_stopped_task_of_a_dead_host_is_lost_and_no_longer_to_be_stopped(database, host):
+    """A stop is a look, too: what has ended by then is not stopped."""
+    one = host()
+    one.die()
+    with JobManager(database, slots=0) as jobs, pytest.raises(InvalidTransition, match="ERROR"):
+        jobs.stop_job(one.job_id)
+
+
+def test_forked_child_does_not_keep_the_task_of_its_parent_running(database):
+    """A child that outlives its host, forked by Python or by exec, has no part in the lock."""
+    source = """
+import os, subprocess, sys, time
+from jobcore import JobManager
+jobs = JobManager(sys.argv[1], slots=0)
+job = jobs.start_job(jobs.create_job("ELT").id)
+program = subprocess.Popen(["sleep", "300"], close_fds=False)
+if (child := os.fork()) == 0:
+    time.sleep(300)
+    os._exit(0)
+print(job.id, program.pid, child, flush=True)
+time.sleep(300)
+"""
+    host = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", source, database],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    job_id, *left = host.stdout.readline().split()
+    try:
+        with JobManager(database, slots=0) as jobs:
+            assert jobs.get_job(job_id).status is Status.RUNNING
+            host.kill()
+            host.wait()
+            assert jobs.get_job(job_id).reason is Reason.LOST
+    finally:
+        host.stdout.close()
+        for pid in left:
+            os.kill(int(pid), 9)
+
+
+def test_adopted_task_depends_on_its_new_owner_alone(database, host):
+    """The death of the first owner changes nothing any more; that of the second ends it."""
+    one = host()
+    other = in_child(adopt, database, one.job_id)  # which ends, and with it the task
+    with JobManager(database, slots=0) as jobs:
+        assert (other, jobs.get_job(one.job_id).reason) == ("RUNNING", Reason.LOST)
+        two = host()
+        assert jobs.adopt_task(two.job_id).status is Status.RUNNING
+        two.die()
+        assert jobs.recover() == []
+        assert jobs.finish_job(two.job_id).status is Status.COMPLETE
+
+
+def adopt(database, job_id):
+    with JobManager(database, slots=0) as jobs:
+        return str(jobs.adopt_task(job_id).status)
+
+
+def test_task_for_people_can_be_adopted(jobs, database):
+    """It has an owner from then on."""
+    job = jobs.start_job(jobs.create_job("PROFILE_IMPORT").id)
+    in_child(adopt, database, job.id)
+
+    assert jobs.get_job(job.id).reason is Reason.LOST
+
+
+def test_only_a_running_task_can_be_adopted(jobs, host):
+    """A queued job, an ended one, and one whose owner is dead are refused."""
+    queued = jobs.create_job("ELT")
+    ended = jobs.finish_job(jobs.start_job(jobs.create_job("ELT").id).id)
+    dead = host()
+    dead.die()
+    for job_id, status in ((queued.id, "QUEUED"), (ended.id, "COMPLETE"), (dead.job_id, "ERROR")):
+        with pytest.raises(InvalidTransition, match=f"is {status}: cannot adopt"):
+            jobs.adopt_task(job_id)
+
+
+def test_lock_is_held_as_long_as_a_task_needs_it(database):
+    """The last manager that is closed lets go of it, unless a task is still RUNNING."""
+    with JobManager(database, slots=0) as first:
+        job = first.start_job(first.create_job("ELT").id)
+    with JobManager(database, slots=0) as second:
+        assert second._ownership.current is not None
+        assert in_child(look_at, database, job.id) == "RUNNING"
+        second.finish_job(job.id)
+    with JobManager(database, slots=0) as third:
+        assert third._ownership.current is None
+
+
+def test_many_looks_at_once_lose_a_task_once(database, host):
+    """One of them ends it; it has one last line and one event."""
+    one = host()
+    one.die()
+    seen = at_once(look_at, [(database, one.job_id)] * 6)
+    with JobManager(database, slots=0) as jobs:
+        lines = list(jobs.logs(one.job_id))
+        triggers = [entry.trigger for entry in jobs.history(one.job_id)]
+
+    assert set(seen) == {"ERROR"}
+    assert (len(lines), triggers) == (1, ["create", "start", "finish"])
+
+
+def test_looking_at_a_copy_leaves_its_tasks_as_they_are(database, host, tmp_path):
+    """A copy has no living owners, and says nothing of those of the original."""
+    one = host()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copytree(database + ".jobs", copy / "jobs.db.jobs")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("VACUUM INTO ?", (str(copy / "jobs.db"),))
+    with JobManager(copy / "jobs.db", slots=0) as jobs:
+        assert jobs.get_job(one.job_id).status is Status.RUNNING
+    with JobManager(copy / "jobs.db", slots=0) as jobs:
+        assert [str(job.id) for job in jobs.recover()] == [one.job_id]
+    with JobManager(database, slots=0) as jobs:
+        assert jobs.get_job(one.job_id).status is Status.RUNNING
