@@ -74,7 +74,7 @@ class Creator:
             if environment is not None:
                 stored["environment"] = environments.store(connection, environment)
             return [
-                store.insert_job(connection, now=now, **place, **job, **stored)
+                store.insert_job(connection, now=now, **place, **{**job, **stored})
                 for job in identified
             ]
 

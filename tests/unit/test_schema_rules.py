@@ -154,6 +154,8 @@ def test_facts_are_all_that_was_true_at_the_end():
         "owner",
         # whose environment it was to get
         "env_from", "environment",
+        # where it was started
+        "directory_id",
     }  # fmt: skip
 
     assert {column.name for column in tables.job.columns} - set(tables.FACTS) == may_change
