@@ -27,17 +27,21 @@ class Assignment:
         request: Until it is sent.
         claimed: When it was claimed, by the monotonic clock.
         supervisor: That has it; None before it is sent, and after it ended.
+        accepted: Whether its supervisor has taken it.
         ended: Whether its verdict can be expected.
         due: When to look into its directory, by the monotonic clock.
     """
 
-    __slots__ = ("_imported", "_slot", "claimed", "due", "ended", "request", "run", "supervisor")
+    __slots__ = (
+        "_imported", "_slot", "accepted", "claimed", "due", "ended", "request", "run", "supervisor",
+    )  # fmt: skip
 
     def __init__(self, run: Run, request: Request) -> None:
         self.run = run
         self.request: Request | None = request
         self.claimed = time.monotonic()
         self.supervisor: Supervisor | None = None
+        self.accepted = False
         self.ended = False
         self.due = float("inf")
         self._imported = 0.0
@@ -45,6 +49,7 @@ class Assignment:
 
     def hear(self, notice: notices.Notice) -> None:
         """Note what its supervisor says."""
+        self.accepted = True
         if notice.kind == notices.ENDED:
             self.end()
         elif notice.kind == notices.OUTPUT:

@@ -8,12 +8,13 @@ next job, and let go when there was none for a while.
 from __future__ import annotations
 
 import logging
+import signal
 import time
 
-from jobcore import telemetry
+from jobcore import procfs, telemetry
 from jobcore.errors import SpawnError
 from jobcore.launch import Request
-from jobcore.supervision import failpoints, notices
+from jobcore.supervision import failpoints, notices, pids
 from jobcore.supervision.pool import Supervisor, SupervisorPool
 
 #: Seconds that an idle supervisor is kept for the next job.
@@ -107,6 +108,26 @@ class Crew:
                 return supervisor
             # "again": the next round. "gone": its end of file comes through poll.
         return None
+
+    def wake_stopped(self) -> None:
+        """Wake supervisors that were stopped, idle or with a job, so that they can answer."""
+        if pids.level() != 1:
+            return  # /proc would tell of other processes
+        for supervisor in self._pool.supervisors:
+            pid = supervisor.pid
+            if pid and procfs.is_stopped(pid) and supervisor.signal(signal.SIGCONT):
+                telemetry.event(logging.WARNING, "stopped supervisor woken", pid=pid)
+
+    def press(self, supervisor: Supervisor, number: signal.Signals) -> None:
+        """Send a signal to one that does not take its job, unless something else holds it."""
+        held = supervisor.pid is None or procfs.is_held_back(supervisor.pid)
+        if not held and supervisor.signal(number):
+            telemetry.event(
+                logging.WARNING,
+                "supervisor does not react",
+                pid=supervisor.pid,
+                signal=number.name,
+            )
 
     def dismiss(self, supervisor: Supervisor) -> None:
         """Forget one that has gone."""

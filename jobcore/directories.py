@@ -241,15 +241,20 @@ class Directories:
             os.close(slot)
             return None
 
-    def is_held(self, directory: int) -> bool:
-        """Tell whether a supervisor or a preparing host holds the lock; without one, nobody."""
+    def is_held(self, directory: int, span: tuple[int, int] = jobdir.WHOLE) -> bool:
+        """
+        Tell whether any process holds the lock; a lock that is missing is held by none.
+
+        Args:
+            span: Both bytes of it; `RUNNING` is the one of a supervisor that took the job.
+        """
         with GATE:
             try:
                 lock = jobdir.open_lock(directory)
             except FileNotFoundError:
                 return False
             try:
-                return jobdir.is_locked(lock)
+                return jobdir.is_locked(lock, span)
             finally:
                 os.close(lock)
 

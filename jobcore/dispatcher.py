@@ -32,9 +32,10 @@ from jobcore.importer import Harvest, Importer
 from jobcore.launch import Launch, Request
 from jobcore.lifecycle import Reason
 from jobcore.loop import Loop
+from jobcore.overdue import Overdue
 from jobcore.ownership import Ownership
 from jobcore.runs import Run
-from jobcore.supervision import failpoints
+from jobcore.supervision import failpoints, jobdir
 from jobcore.supervision.pool import Supervisor, SupervisorPool
 
 #: Seconds between two looks at everybody's jobs, and at schedules.
@@ -101,6 +102,7 @@ class Dispatcher:
         self._slots = slots
         self._reconcile = reconcile
         self._chores = tuple(chores)
+        self._directories = directories
         self._launch = Launch(directories, clock, executors, database)
         self._adoption = Adoption(database, directories, enabled=not only_own)
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
@@ -275,6 +277,7 @@ class Dispatcher:
         self._claims = interrupts.lock()
         self._assignments: dict[str, Assignment] = {}  # by token
         self._left: list[Run] = []  # claimed here, when the interpreter's exit ended the thread
+        self._overdue = Overdue()
         self._adoption.forget()
         self._next_adoption = 0.0
         self._next_look = 0.0
@@ -293,6 +296,7 @@ class Dispatcher:
                 self._moved = False  # before the chores: it may be moved again meanwhile
                 for chore in self._chores:
                     chore()
+                self._look_after_starts()
                 self._next_chores = time.monotonic() + CHORES_PAUSE
                 self._look = True  # a delayed job gets due without any commit
         except (StoreError, OSError) as error:
@@ -334,6 +338,34 @@ class Dispatcher:
             self._crew.dismiss(supervisor)
         # It can take a job, or another one has to be started in its place.
         self._look = self._look or supervisor.ready or supervisor.gone
+
+    def _look_after_starts(self) -> None:
+        """Wake supervisors that were stopped, and end those that never take an overdue job."""
+        self._crew.wake_stopped()
+        starting = [
+            one
+            for one in self._assignments.values()
+            if one.supervisor is not None and not one.accepted and not self._is_accepted(one)
+        ]
+        self._overdue.keep({one.run.number for one in starting})
+        for assignment in starting:
+            with self._database.read() as connection:
+                run = runs.find(connection, assignment.run.number)
+            now = self._clock.monotonic()
+            if run is None or not self._overdue.is_overdue(run, self._clock.now(), now):
+                continue
+            number = self._overdue.judge(run.number, now, answers=False)
+            if number is not None and assignment.supervisor is not None:
+                self._crew.press(assignment.supervisor, number)
+
+    def _is_accepted(self, assignment: Assignment) -> bool:
+        """Tell whether the supervisor has taken the job; then `Recovery.sweep` looks after it."""
+        try:
+            with self._directories.open(assignment.run.name) as directory:
+                assignment.accepted = self._directories.is_held(directory, jobdir.RUNNING)
+        except FileNotFoundError:
+            assignment.accepted = True  # it has ended
+        return assignment.accepted
 
     # --- a round ----------------------------------------------------------------
 
@@ -492,6 +524,7 @@ class Dispatcher:
             cookie=request.cookie,
             boot_id=request.boot_id,
             grace_ms=request.grace_ms,
+            timeout_ms=request.timeout_ms,
             calls_function=request.calls_function,
             claimant=self._ownership.current,
             directory_id=request.prepared.directory_id,

@@ -75,17 +75,15 @@ def _is_running_lock(fields: list[str], file: str) -> bool:
     return "OFDLCK" in fields and fields[-3:] == [file, str(first), str(first + length - 1)]
 
 
-def signal_all(device: int, inode: int, number: signal.Signals) -> list[int]:
-    """Send a signal to every other process that holds the lock, and return their pids."""
-    reached = []
-    for pid in find(device, inode):
-        try:
-            with pids.ProcessHandle(pid) as process:
-                # Looked at again, by a handle that cannot change its meaning: the pid
-                # may have been given to another process since.
-                if holds(pid, device, inode):
-                    process.signal(number)
-                    reached.append(pid)
-        except (ProcessLookupError, PermissionError):
-            pass
-    return reached
+def signal_holder(pid: int, device: int, inode: int, number: signal.Signals) -> bool:
+    """Send a signal to a process if it holds the lock; False: it does not, or we may not."""
+    try:
+        with pids.ProcessHandle(pid) as process:
+            # Looked at by a handle that cannot change its meaning: the pid may have
+            # been given to another process since it was found.
+            if not holds(pid, device, inode):
+                return False
+            process.signal(number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

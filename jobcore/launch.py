@@ -7,6 +7,7 @@ descriptors then fails while the job is still QUEUED, and stays there.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +36,7 @@ class Request:
 
     __slots__ = (
         "body", "boot_id", "calls_function", "cookie", "failure", "grace_ms", "has_environment",
-        "name", "number", "prepared", "token",
+        "name", "number", "prepared", "timeout_ms", "token",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +51,7 @@ class Request:
         self.token = token
         self.body = -1
         self.grace_ms: int | None = None
+        self.timeout_ms: int | None = None
         self.calls_function = False
         self.failure: str | None = None  # why it cannot be started, though it is claimed
 
@@ -131,6 +133,8 @@ class Launch:
             if not isinstance(command, Command):
                 raise TypeError(f"the executor returned {type(command).__name__}, no Command")
             request.grace_ms = round(command.grace * 1000)
+            if command.timeout is not None:
+                request.timeout_ms = math.ceil(command.timeout * 1000)
             request.calls_function = is_interpreter(command)
             fields = _fields(row, command, request, base)
         except BaseException as error:  # noqa: BLE001 - somebody else's code, SystemExit included

@@ -17,6 +17,7 @@ from jobcore import telemetry
 from jobcore.supervision import pids
 
 ROOT = "/proc"
+CGROUPS = "/sys/fs/cgroup"
 #: Seconds to wait for the environment of one process.
 PATIENCE = 1.0
 
@@ -53,6 +54,49 @@ def device_of_mount(number: str) -> int | None:
                 major, minor = map(int, fields[2].split(b":"))
                 return os.makedev(major, minor)
     return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process was stopped by a signal, and not by a debugger."""
+    state = _read(f"{pid}/stat").rpartition(b")")[2].split()[:1]
+    return state == [b"T"] and not _is_traced(pid)
+
+
+def is_held_back(pid: int) -> bool:
+    """Tell whether a debugger holds a process, or its cgroup is frozen."""
+    return _is_traced(pid) or _is_frozen(pid)
+
+
+def _is_traced(pid: int) -> bool:
+    for line in _read(f"{pid}/status").splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"TracerPid":
+            return value.strip() != b"0"
+    return False
+
+
+def _is_frozen(pid: int) -> bool:
+    """Tell whether the freezer holds a process; where its state cannot be read, it does not."""
+    for line in os.fsdecode(_read(f"{pid}/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2, perhaps beside version 1
+            events = [_read(f"{CGROUPS}{at}{path}/cgroup.events") for at in ("", "/unified")]
+            if any(b"frozen 1" in one for one in events):
+                return True
+        elif "freezer" in controllers.split(","):
+            state = _read(f"{CGROUPS}/freezer{path}/freezer.state").strip()
+            if state in (b"FROZEN", b"FREEZING"):
+                return True
+    return False
+
+
+def _read(path: str) -> bytes:
+    """Return what the kernel says in a file, relative to /proc; nothing where there is none."""
+    try:
+        with open(os.path.join(ROOT, path), "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def with_variable(entry: str, pids: Sequence[int]) -> list[int]:

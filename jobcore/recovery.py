@@ -15,7 +15,6 @@ from uuid import UUID
 from jobcore import (
     environments,
     filesystem,
-    holders,
     interrupts,
     leftovers,
     runs,
@@ -29,12 +28,12 @@ from jobcore.directories import Directories
 from jobcore.errors import DatabaseCorrupt, StoreError
 from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
-from jobcore.overdue import Overdue
 from jobcore.ownership import Ownership
 from jobcore.remover import Remover
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import NewerProtocol, failpoints, jobdir
+from jobcore.unresponsive import Unresponsive
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
@@ -72,7 +71,7 @@ class Recovery:
         self._remover = remover
         self._clock = clock
         self._boot_id = filesystem.boot_id()
-        self._overdue = Overdue()
+        self._unresponsive = Unresponsive(directories, clock)
         #: By job number, the offset at the last sweep: who moves is being cared for.
         self._offsets: dict[int, int] = {}
 
@@ -328,12 +327,12 @@ class Recovery:
             fresh = self._sweep_one(run, resting=resting, kill=True)
             if fresh is not None and fresh.final:
                 settled.append(fresh)
-            if fresh is not None and fresh.supervised and fresh.stop_requested is not None:
-                self._press(fresh)
+            if fresh is not None and fresh.supervised:
+                self._unresponsive.look(fresh)
         settled += self._sweep_owned(owned)
         self._remove_environments()
         self._offsets = offsets
-        self._overdue.keep({run.number for run in running})
+        self._unresponsive.keep({run.number for run in running})
         self._remover.go_on(everything=everything)
         self._remove_stale(names)
         return settled
@@ -377,27 +376,6 @@ class Recovery:
             # The others are looked at all the same; its own jobs wait.
             telemetry.event(logging.WARNING, "owner not seen", owner=owner, error=str(error))
             return True
-
-    def _press(self, run: Run) -> None:
-        """Wake, and at last end, a supervisor that has not reacted to a stop for a long time."""
-        grace = run.effective_grace_ms
-        if grace is None:
-            return  # started by a jobcore that did not note it: its grace may be any
-        number = self._overdue.judge(run.number, grace / 1000, self._clock.monotonic())
-        if number is None:
-            return
-        try:
-            with self._directories.open(run.name) as directory:
-                reached = holders.signal_all(*self._directories.lock_of(directory), number)
-        except FileNotFoundError:
-            return
-        telemetry.event(
-            logging.WARNING,
-            "supervisor does not react",
-            job=str(run.id),
-            signal=number.name,
-            pids=reached,
-        )
 
     def _remove_stale(self, names: list[str]) -> None:
         ids = {UUID(hex=name) for name in names}

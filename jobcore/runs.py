@@ -38,6 +38,8 @@ class Run(NamedTuple):
     cookie: str | None
     boot_id: str | None
     grace_ms: int | None
+    timeout_ms: int | None
+    start_time: int | None
     calls_function: int | None
     directory_id: str | None
     stop_requested: int | None
@@ -229,6 +231,7 @@ _START = Statement(
         cookie=bindparam("run_cookie"),
         boot_id=bindparam("this_boot"),
         grace_ms=bindparam("own_grace_ms"),
+        timeout_ms=bindparam("own_timeout_ms"),
         calls_function=bindparam("is_call"),
         owner=bindparam("new_owner"),
         # One of a pipeline may be retried, and then starts once more.
@@ -248,6 +251,7 @@ def start_if_queued(
     cookie: str | None = None,
     boot_id: str | None = None,
     grace_ms: int | None = None,
+    timeout_ms: int | None = None,
     calls_function: bool | None = None,
     claimant: str | None = None,
     owner: str | None = None,
@@ -269,6 +273,7 @@ def start_if_queued(
             run_cookie=cookie,
             this_boot=boot_id,
             own_grace_ms=grace_ms,
+            own_timeout_ms=timeout_ms,
             is_call=calls_function,
             claimant=claimant,
             new_owner=owner,

@@ -158,6 +158,8 @@ CREATE TABLE pipeline_note (
 CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT NULL""",
         # A copy of a job directory is told from the directory itself.
         "ALTER TABLE job ADD COLUMN directory_id VARCHAR",
+        # By when a supervisor should have ended a job.
+        "ALTER TABLE job ADD COLUMN timeout_ms BIGINT",
     ),
 }
 

@@ -282,6 +282,7 @@ class JobRow(_Row, table=True):
     cookie: str | None = None  # in the environment of the command, to find what it left behind
     boot_id: str | None = None
     grace_ms: int | None = None  # of the command that was started
+    timeout_ms: int | None = Field(default=None, sa_column=Column(BigInteger))  # likewise
     calls_function: bool | None = None  # it leaves a result; None: claimed by an older jobcore
     directory_id: str | None = None  # where it was started: see `identity`
 

@@ -190,7 +190,7 @@ def test_the_events_to_watch_are_logged_as_warnings():
     code = "".join(path.read_text() for path in (ROOT / "jobcore").rglob("*.py"))
     named = re.findall(r"`([a-z ]+)`", row)
 
-    assert len(named) == 8
+    assert len(named) == 10
     for name in named:
         level = r"logging\.(?:WARNING|ERROR)"
         assert re.search(rf'{level},\s*"{name}"|"{name}", {level},', code), name

@@ -47,6 +47,8 @@ KILL_NOW = b"k"
 #: Where the kernel lists all locks of the machine.
 LOCKS = "/proc/locks"
 
+_FIONREAD = 0x541B  # of <asm-generic/ioctls.h>, for the reason in `pipes`
+
 # struct flock: type, whence, start, length, pid, padding to 32 bytes. The
 # layout of Linux with 64-bit offsets, which CPython is always built with.
 _FLOCK = struct.Struct("hhqqi4x")
@@ -85,9 +87,9 @@ def unlock(descriptor: int, span: tuple[int, int]) -> None:
     )
 
 
-def is_locked(descriptor: int) -> bool:
+def is_locked(descriptor: int, span: tuple[int, int] = WHOLE) -> bool:
     """
-    Tell whether anybody prepares or runs the job, without taking the lock.
+    Tell whether anybody prepares or runs the job, or holds `span`, without taking the lock.
 
     `descriptor` must be freshly opened: through the holder's own description
     the kernel always answers "free".
@@ -95,7 +97,7 @@ def is_locked(descriptor: int) -> bool:
     answer = fcntl.fcntl(
         descriptor,
         fcntl.F_OFD_GETLK,
-        _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, WHOLE[0], WHOLE[1], 0),
+        _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, span[0], span[1], 0),
     )
     kind: int = _FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK
@@ -285,6 +287,18 @@ def ring(directory: int, letter: bytes = DOORBELL) -> None:
         os.write(control, letter)
     except BlockingIOError:
         pass
+    finally:
+        os.close(control)
+
+
+def count_unread(directory: int) -> int | None:
+    """Return how many letters on the FIFO were not read; None: there is no FIFO."""
+    try:
+        control = open_control(directory)
+    except FileNotFoundError:
+        return None
+    try:
+        return int.from_bytes(fcntl.ioctl(control, _FIONREAD, b"\0\0\0\0"), "little")
     finally:
         os.close(control)
 

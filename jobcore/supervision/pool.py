@@ -11,6 +11,7 @@ import errno
 import fcntl
 import marshal
 import os
+import select
 import signal
 import socket
 import struct
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
-from jobcore.supervision import NewerProtocol, jobdir, kernel, notices
+from jobcore.supervision import NewerProtocol, jobdir, kernel, notices, pids
 from jobcore.supervision.notices import ENDED, OUTPUT, READY, STARTED, Notice
 
 __all__ = [
@@ -269,6 +270,22 @@ class Supervisor:
         with GATE:
             if self._socket.fileno() >= 0:
                 GATE.close(self._socket.detach())
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal to the supervisor; False: it is gone, or this may not be done."""
+        if self.pid is None or self.gone or self.pid == os.getpid() or pids.level() != 1:
+            return False
+        try:
+            with pids.ProcessHandle(self.pid) as process:
+                # While it is at the other end of the socket the pid is its own.
+                poll = select.poll()
+                poll.register(self._socket, 0)
+                if poll.poll(0):
+                    return False
+                process.signal(number)
+        except OSError:
+            return False
+        return True
 
     def forget(self) -> None:
         """Let go of the descriptor without closing it: in a forked child the gate has done that."""

@@ -6,7 +6,7 @@ import os
 import signal
 from contextlib import suppress
 
-from jobcore import InvalidTransition, JobManager, Reason, Status, overdue
+from jobcore import InvalidTransition, JobManager, Reason, Status
 from jobcore.supervision import failpoints
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.invariants import check
@@ -92,9 +92,8 @@ def test_a_lost_job_that_was_to_stop_is_stopped(running_jobs, database):
     assert (job.status, job.exit_code, job.reason) == (Status.STOPPED, None, Reason.LOST)
 
 
-def test_a_stopped_supervisor_is_woken_for_a_stop(running_jobs, database, monkeypatch):
-    """A SIGSTOPped supervisor that does not react to a stop is found by its lock, and woken."""
-    monkeypatch.setattr(overdue, "WAKE_AFTER", 0.1)
+def test_a_stopped_supervisor_is_woken_for_a_stop(running_jobs, database):
+    """A SIGSTOPped supervisor is woken, and stops its job."""
     job = running_jobs.submit(SLEEPS, grace=0.1)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
     supervisor, _ = supervisor_of(database, job.id)

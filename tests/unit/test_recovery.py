@@ -632,7 +632,9 @@ def test_settler_that_dies_leaves_it_to_the_next(jobs, scripted, database, monke
             monkeypatch.setattr(Importer, "clean_up", die)
         else:
             real = Importer.apply
-            monkeypatch.setattr(Importer, "apply", lambda *args, **named: (real(*args, **named), die()))
+            monkeypatch.setattr(
+                Importer, "apply", lambda *args, **named: (real(*args, **named), die())
+            )
         with JobManager(path, slots=0) as mine:
             mine.get_job(job_id)
 
@@ -665,17 +667,17 @@ def test_a_supervisor_that_is_gone_is_not_pressed(jobs, scripted, monkeypatch, c
     run = scripted()
     run.started()
     jobs.stop_job(run.id, grace=0)
-    judge = jobs._recovery._overdue.judge
+    overdue = jobs._recovery._unresponsive._overdue
     judged = []
 
-    def judge_late(*facts):
-        judge(*facts)
+    def judge_late(*facts, answers):
+        del answers
         judged.append(facts)
         shutil.rmtree(run.path)
         run.die()
         return signal.SIGCONT
 
-    monkeypatch.setattr(jobs._recovery._overdue, "judge", judge_late)
+    monkeypatch.setattr(overdue, "judge", judge_late)
     with caplog.at_level(logging.DEBUG, "jobcore"):
         jobs.recover()
 

@@ -1,0 +1,167 @@
+"""Supervisors that were stopped by a signal, whoever sent it: stops and time-outs hold."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+import pytest
+
+from jobcore import JobManager, Reason, Status, procfs
+from jobcore.crew import Crew
+from jobcore.testing import ManualClock
+from tests.faults.hosts import host, submit_and_serve
+from tests.faults.test_supervisor_killed import supervisor_of
+from tests.processes import Child, open_gate, state, until
+from tests.programs import HELD, SLEEPS
+
+STOPS_ITS_SUPERVISOR = "kill -STOP $PPID; "
+_ATTACH, _DETACH = 16, 17  # of <sys/ptrace.h>
+
+
+def stop(pid):
+    """Stop a process, and wait until it is."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: state(pid) == "T", "the process is stopped")
+
+
+def idle_supervisor(jobs):
+    """Return the pid of a supervisor that has run a job, and waits for the next one."""
+    jobs.wait(jobs.submit(["true"]).id, 30)
+    crew = jobs._dispatcher._crew
+    return until(lambda: [one.pid for one in crew.members if one.ready], "it is idle")[0]
+
+
+def test_job_that_stops_its_supervisor_is_timed_out(running_jobs):
+    """`kill -STOP $PPID` does not outwit the time-out."""
+    job = running_jobs.submit(
+        ["sh", "-c", STOPS_ITS_SUPERVISOR + "exec sleep 300"], timeout=0.5, grace=0.1
+    )
+    job = running_jobs.wait(job.id, 30)
+
+    assert (job.status, job.reason) == (Status.STOPPED, Reason.TIMEOUT)
+
+
+def test_job_that_stops_its_supervisor_over_and_over_is_timed_out(running_jobs):
+    """Each time it is woken it has a moment, which is enough to end the job."""
+    job = running_jobs.submit(
+        ["sh", "-c", f"while :; do {STOPS_ITS_SUPERVISOR} sleep 0.05; done"], timeout=0.5, grace=0.1
+    )
+    job = running_jobs.wait(job.id, 60)
+
+    assert (job.status, job.reason) == (Status.STOPPED, Reason.TIMEOUT)
+
+
+def test_job_that_stops_its_supervisor_and_ends_has_its_end(running_jobs):
+    """Its exit code and its last line are not kept back for ever."""
+    job = running_jobs.submit(["sh", "-c", STOPS_ITS_SUPERVISOR + "echo last; exit 7"])
+    job = running_jobs.wait(job.id, 30)
+
+    assert (job.status, job.exit_code, job.reason) == (Status.ERROR, 7, Reason.EXITED)
+    assert [line.text for line in running_jobs.logs(job.id)] == ["last"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [(["true"], Status.COMPLETE), (SLEEPS, Status.STOPPED)],
+    ids=["short", "timed out"],
+)
+def test_job_of_a_supervisor_that_was_stopped_while_idle_runs(running_jobs, argv, status):
+    """A job is given to it all the same; it is woken, and the time-out holds."""
+    stop(idle_supervisor(running_jobs))
+    job = running_jobs.submit(argv, timeout=1, grace=0.1)
+
+    assert running_jobs.wait(job.id, 30).status is status
+
+
+def test_stopped_supervisor_of_a_dead_host_is_woken(database, gate):
+    """The next manager wakes it, and the job has its true end."""
+    held = [["sh", "-c", HELD], {"env": {"GATE": gate}}]
+    with (
+        host(submit_and_serve, database, *held) as killed,
+        JobManager(database, slots=0) as jobs,
+    ):
+        (job,) = jobs.list_jobs() if killed.hear() else []
+        assert next(jobs.follow(job.id, timeout=30)).text == "ready"
+        supervisor, _ = supervisor_of(database, job.id)
+        stop(supervisor)
+        killed.kill()
+        open_gate(gate)
+        with JobManager(database, slots=1) as next_one:
+            next_one._dispatcher.start()
+            job = next_one.wait(job.id, 30)
+
+    assert (job.status, job.exit_code, job.reason) == (Status.ERROR, 4, Reason.EXITED)
+
+
+def test_supervisor_in_a_debugger_is_left_alone(database):
+    """However long its job is overdue it is not signalled, and goes on when it is let go."""
+    clock = ManualClock()
+    with (
+        JobManager(database, slots=1, on_exit="stop") as running,
+        JobManager(database, slots=0, clock=clock) as jobs,
+    ):
+        job = running.submit(SLEEPS)
+        assert next(running.follow(job.id, timeout=30)).text == "ready"
+        supervisor, _ = supervisor_of(database, job.id)
+        debugger = Child(debug, supervisor, held=True)
+        debugger.go()
+        until(lambda: state(supervisor) == "t" or state(debugger.pid) in "ZX", "it is attached")
+        if state(supervisor) != "t":
+            debugger.kill()
+            pytest.skip("no process may be debugged here")
+        jobs.stop_job(job.id, grace=0)
+        for _ in range(60):
+            jobs.recover()
+            clock.advance(2)
+        held = state(supervisor)
+        debugger.kill()
+        job = running.wait(job.id, 30)
+
+    assert held == "t"
+    assert (job.status, job.reason) == (Status.STOPPED, Reason.STOPPED)
+
+
+def debug(pid):
+    """Attach to a process, which stops it, and stay."""
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long] * 4
+    if ptrace(_ATTACH, pid, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+    signal.pause()
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [({"timeout": 5, "grace": 1}, Status.ERROR), ({"grace": 1}, Status.STOPPED)],
+    ids=["time-out", "stop"],
+)
+def test_supervisor_that_never_takes_its_job_is_replaced(database, monkeypatch, options, status):
+    """Not before half a minute after it should have ended; the next job runs."""
+    monkeypatch.setattr(Crew, "wake_stopped", lambda _: None)
+    monkeypatch.setattr(procfs, "is_stopped", lambda _: False)
+    clock = ManualClock()
+    with JobManager(database, slots=1, clock=clock) as jobs:
+        supervisor = idle_supervisor(jobs)
+        stop(supervisor)
+        monkeypatch.setattr(signal, "SIGCONT", signal.SIGWINCH)  # nothing wakes it
+        job = jobs.submit(["true"], **options)
+        until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "it is claimed")
+        if "timeout" not in options:
+            jobs.stop_job(job.id)
+        clock.advance(6 + 29)
+        until(lambda: jobs.get_job(job.id), "a look")
+        early = state(supervisor)
+        ended = until(lambda: clock.advance(1) or final(jobs, job), "its end")
+        after = jobs.wait(jobs.submit(["true"]).id, 30)
+
+    assert early == "T"
+    assert (ended.status, ended.reason) == (status, Reason.NEVER_STARTED)
+    assert after.status is Status.COMPLETE
+
+
+def final(jobs, job):
+    """Return the job once it is final."""
+    job = jobs.get_job(job.id)
+    return job if job.status.final else None
