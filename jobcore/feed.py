@@ -72,7 +72,7 @@ class Feed:
         while True:
             seen = self._database.version()
             with self._database.read() as connection:
-                page = history.entries_after(connection, after, PAGE)
+                page = history.entries_after(connection, after, PAGE, wanted.pipeline_id)
             for entry in page:
                 if last is not None and entry.id > last:
                     return

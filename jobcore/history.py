@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, case, select
+from sqlalchemy import Connection, String, bindparam, case, select
 
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
@@ -78,7 +78,7 @@ class Filter(NamedTuple):
 
 
 _NEWEST = Statement(select(sequence.c.seq).where(sequence.c.name == transition.name))
-_AFTER = Statement(
+_ENTRIES = (
     select(
         transition.c.id,
         job.c.id.label("job_id"),
@@ -101,6 +101,10 @@ _AFTER = Statement(
     .order_by(transition.c.id)
     .limit(bindparam("most"))
 )
+_AFTER = Statement(_ENTRIES)
+_AFTER_OF_PIPELINE = Statement(
+    _ENTRIES.where(transition.c.pipeline_id == bindparam("pipeline", type_=String))
+)
 
 
 def newest(connection: Connection) -> int:
@@ -109,6 +113,17 @@ def newest(connection: Connection) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-def entries_after(connection: Connection, after: int, most: int) -> list[Entry]:
-    """Return the next entries behind the id `after`, in order, those of hidden jobs too."""
-    return [Entry._make(row) for row in _AFTER(connection, after=after, most=most)]
+def entries_after(
+    connection: Connection, after: int, most: int, pipeline_id: str | None = None
+) -> list[Entry]:
+    """
+    Return the next entries after the id `after`, in order, those of hidden jobs too.
+
+    Args:
+        pipeline_id: Only of jobs of this pipeline, by the hex form of its id; None: all.
+    """
+    if pipeline_id is None:
+        rows = _AFTER(connection, after=after, most=most)
+    else:
+        rows = _AFTER_OF_PIPELINE(connection, after=after, most=most, pipeline=pipeline_id)
+    return [Entry._make(row) for row in rows]

@@ -65,7 +65,12 @@ class Expired(NamedTuple):
 
 def find_skips(connection: Connection, expired: Expired, limit: int) -> Sequence[int]:
     """Return ids of records of skipped runs that are as old as the jobs that may go."""
-    old = select(skip.c.id).where(skip.c.recorded <= expired.ended_by)
+    old = select(skip.c.id)
+    if expired.pipeline_id is None and expired.workspace_id is None:
+        old = old.where(skip.c.recorded <= expired.ended_by)
+    else:
+        # A sum, so that they are found by pipeline: by time there are those of all others.
+        old = old.where(skip.c.recorded + 0 <= expired.ended_by)
     if expired.pipeline_id is not None:
         old = old.where(skip.c.pipeline_id == expired.pipeline_id)
     if expired.workspace_id is not None:

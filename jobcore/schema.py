@@ -127,15 +127,11 @@ CREATE TABLE pipeline_note (
         ),
         "CREATE INDEX jobs_of_type ON job (type, status, number) WHERE deleted_at IS NULL",
         (
-            "CREATE INDEX ready_jobs ON job (type, number) "
-            "WHERE status = 'QUEUED' AND not_before IS NULL AND deleted_at IS NULL"
+            "CREATE INDEX queue ON job (type, status, not_before, number) "
+            "WHERE status = 'QUEUED' AND deleted_at IS NULL"
         ),
         (
-            "CREATE INDEX delayed_jobs ON job (type, not_before, number) "
-            "WHERE status = 'QUEUED' AND not_before IS NOT NULL AND deleted_at IS NULL"
-        ),
-        (
-            "CREATE INDEX delayed_retries ON job (not_before, number) "
+            "CREATE INDEX delayed_retries ON job (status, not_before, number) "
             "WHERE status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
             "AND deleted_at IS NULL"
         ),

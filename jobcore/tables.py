@@ -226,24 +226,20 @@ class JobRow(_Row, table=True):
             sqlite_where=text("pipeline_id IS NOT NULL"),
         ),
         Index("jobs_of_type", "type", "status", "number", sqlite_where=text("deleted_at IS NULL")),
-        # The queue: what may start, by type, without what waits for its time or for its host.
+        # The queue: by type what may start, in order, and what waits for its time.
+        # The status, one word, is there to make this a better match than an index without
+        # the time: SQLite counts the columns that it can compare.
         Index(
-            "ready_jobs",
+            "queue",
             "type",
-            "number",
-            sqlite_where=text("status = 'QUEUED' AND not_before IS NULL AND deleted_at IS NULL"),
-        ),
-        Index(
-            "delayed_jobs",
-            "type",
+            "status",
             "not_before",
             "number",
-            sqlite_where=text(
-                "status = 'QUEUED' AND not_before IS NOT NULL AND deleted_at IS NULL"
-            ),
+            sqlite_where=text("status = 'QUEUED' AND deleted_at IS NULL"),
         ),
         Index(
             "delayed_retries",
+            "status",
             "not_before",
             "number",
             sqlite_where=text(

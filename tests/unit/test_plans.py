@@ -1,0 +1,281 @@
+"""
+Plans: no statement takes longer because of the past, or because of other people's rows.
+
+The statements are counted as they are executed, with their parameters bound: a partial
+index that matches a literal does not match a parameter. What is counted are steps of
+SQLite's virtual machine, which depend on no clock. The file has 200,000 jobs and
+50,000 pipelines.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status
+from jobcore.backlog import Backlog
+from jobcore.database import Database
+from jobcore.scheduler import Scheduler
+from jobcore.testing import ManualClock
+
+JOBS, PIPELINES = 200_000, 50_000
+#: Steps that a statement may take; one that reads the jobs takes a million.
+MOST = 30_000
+#: Steps between two looks at the count: SQLite calls back so often.
+GRAIN = 50
+
+NOW = ManualClock().now()
+FAR = NOW + 10**12
+
+#: Pipelines by number, in the hex form of their ids. The first three have a history.
+BIG, RARE, MARKED = (f"{n:032x}" for n in (1, 2, 3))
+PLACE = f"{10**9:032x}"
+
+#: Jobs: how many, and how they stand. The rare ones are the oldest: a walk meets them last.
+KINDS = [
+    (1, {"type": "'RARE'", "status": "'ERROR'", "pipeline_id": f"'{BIG}'"}),
+    (1, {"type": "'RARE'", "status": "'COMPLETE'", "pipeline_id": f"'{RARE}'"}),
+    (60_000, {"type": "'PIPELINE_RUN'", "status": "'COMPLETE'", "pipeline_id": f"'{BIG}'"}),
+    (20_000, {"type": "'COMMAND'", "status": "'COMPLETE'"}),
+    (60_000, {"type": "'TASK'", "status": "'QUEUED'"}),
+    (20_000, {"type": "'COMMAND'", "status": "'QUEUED'", "not_before": str(FAR)}),
+    (10_000, {"type": "'COMMAND'", "status": "'QUEUED'", "not_before": str(NOW - 1)}),
+    (9_998, {"type": "'COMMAND'", "status": "'QUEUED'"}),
+    (20_000, {"type": "'COMMAND'", "status": "'STOPPED'", "deleted_at": "1",
+              "pipeline_id": f"'{MARKED}'"}),
+]  # fmt: skip
+_FACTS = {
+    "QUEUED": ("NULL", "NULL", "NULL"),
+    "COMPLETE": ("'exited'", "0", "1"),
+    "ERROR": ("'exited'", "3", "1"),
+    "STOPPED": ("'stopped'", "NULL", "1"),
+}
+
+
+def fill(connection):
+    """Write the rows, with the guards of the schema off: they would take most of the time."""
+    guards = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    guards = guards.fetchall()
+    for name, _ in guards:
+        connection.execute(f"DROP TRIGGER {name}")
+    connection.execute(
+        "INSERT INTO workspace (id, name, is_default, created, last_modified) "
+        "VALUES (?, 'default', 1, 1, 1)",
+        (PLACE,),
+    )
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+        "INSERT INTO pipeline (id, workspace_id, name, folded_name, status, script, max_retries, "
+        "schedule, next_tick, tick_offset, created, last_modified, deleted_at) "
+        "SELECT printf('%032x', i), ?, 'p' || i, 'p' || i, 'READY', 'true', 0, '0 0 * * *', "
+        "? + i, 0, i, i, CASE WHEN i = 3 THEN 1 END FROM n",
+        (PIPELINES, PLACE, FAR),
+    )
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 10 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+        "INSERT INTO link (pipeline_id, position, source_id) "
+        "SELECT printf('%032x', i), 0, printf('%032x', i - 1) FROM n WHERE i % 5",
+        (PIPELINES,),
+    )
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
+        "INSERT INTO skip (pipeline_id, due, recorded, why, count) "
+        "SELECT printf('%032x', 1 + i % 2 * 9), i, i, 'missed', 1 FROM n"
+    )
+    number = 0
+    for count, columns in KINDS:
+        reason, exit_code, ended = _FACTS[columns["status"].strip("'")]
+        values = {"reason": reason, "exit_code": exit_code, "end_time": ended, **columns}
+        values["start_time"] = ended
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+            f"INSERT INTO job (number, id, workspace_id, attempt, created, spool_offset, "
+            f"next_sequence, loose_sequence, loose_bytes, dropped, {', '.join(values)}) "
+            f"SELECT i, printf('%032x', i), '{PLACE}', 1, 1, 0, 0, 0, 0, 0, "
+            f"{', '.join(values.values())} FROM n",
+            (number + 1, number + count),
+        )
+        number += count
+    assert number == JOBS
+    connection.execute(
+        "INSERT INTO transition (job, at, trigger, to_status, pipeline_id) "
+        "SELECT number, 1, 'create', 'QUEUED', pipeline_id FROM job"
+    )
+    for _, text in guards:
+        connection.execute(text)
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """Return the path of a file with all these rows; nothing may change it."""
+    path = str(tmp_path_factory.mktemp("plans") / "jobs.db")
+    Database(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA cache_size = -200000")
+        connection.execute("BEGIN")
+        fill(connection)
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
+class Counter:
+    """Counts the steps of each statement of the connections that it watches."""
+
+    def __init__(self):
+        self.steps = {}  # by the text of the statement, of its longest execution
+        self._current, self._count = "", 0
+
+    def watch(self, connection):
+        connection.set_trace_callback(self._begin)
+        connection.set_progress_handler(self._step, GRAIN)
+
+    def _begin(self, statement):
+        # The statements of triggers are told as comments; they belong to what fired them.
+        if not statement.startswith("--"):
+            self._current, self._count = statement, 0
+            self.steps.setdefault(statement, 0)
+
+    def _step(self):
+        self._count += GRAIN
+        self.steps[self._current] = max(self.steps.get(self._current, 0), self._count)
+
+    def excess(self, most):
+        """Return the statements that took more steps than these."""
+        return {text[:2000]: steps for text, steps in self.steps.items() if steps > most}
+
+
+@pytest.fixture(scope="module")
+def watched(large):
+    """Return a manager without slots of the large file, and the counter of its statements."""
+    counter = Counter()
+    connect = Database._connect
+
+    def watch(self):
+        connection = connect(self)
+        counter.watch(connection)
+        return connection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "_connect", watch)
+        with JobManager(large, slots=0, clock=ManualClock()) as jobs:
+            yield jobs, counter
+
+
+def run_to(jobs, job, exit_code):
+    """Run a job on behalf of its host to its end."""
+    jobs.start_job(job.id)
+    jobs.append_log(job.id, "a line")
+    jobs.report_progress(job.id, 1)
+    return jobs.finish_job(job.id, exit_code)
+
+
+def backlog(jobs, *types):
+    """Return what a manager with executors for these types would claim from."""
+    return Backlog(jobs._database, jobs._clock, types, jobs._ownership, only_own=False)
+
+
+def retry(jobs):
+    """Fail a job of a pipeline, and cancel the retry that follows from it."""
+    pipeline = jobs.create_pipeline("retried", ["true"], max_retries=1)
+    run_to(jobs, jobs.create_job(pipeline_id=pipeline.id), 1)
+    (again,) = jobs.list_jobs(pipeline_id=pipeline.id, status=Status.QUEUED)
+    jobs.cancel_job(again.id)
+
+
+def trigger(jobs):
+    """Complete a job of a pipeline that triggers another one, and one of one that has a history."""
+    for pipeline in (RARE, f"{11:032x}"):
+        run_to(jobs, jobs.create_job(pipeline_id=pipeline), 0)
+
+
+def is_refused(jobs):
+    """Create a second job of a pipeline that has a history."""
+    job = jobs.create_job(pipeline_id=BIG)
+    with pytest.raises(PipelineAlreadyRunning):
+        jobs.create_job(pipeline_id=BIG)
+    jobs.cancel_job(job.id)
+
+
+def take_due(jobs):
+    """Take the ticks of as many pipelines as one transaction takes."""
+    due = jobs.create_pipeline("due", ["true"], schedule="* * * * *")
+    jobs._clock.advance(60)
+    scheduler = Scheduler(jobs._database, jobs._clock)
+    for _ in range(3):
+        scheduler.tick()
+    (job,) = jobs.list_jobs(pipeline_id=due.id)
+    jobs.cancel_job(job.id)
+
+
+def chain(jobs):
+    """Make, change, rename and delete pipelines that others trigger."""
+    made = jobs.create_pipeline("made", ["true"], triggered_by=["p11", "P12"])
+    jobs.update_pipeline(made.id, triggered_by=["p21", "p22"], timeout=3)
+    jobs.update_pipeline(made.id, name="made anew")
+    with pytest.raises(PipelineCycle):
+        jobs.update_pipeline(f"{21:032x}", triggered_by=["made anew"])
+    jobs.get_pipeline(made.id)
+    jobs.delete_pipeline(made.id)
+
+
+def workspace(jobs):
+    """Make a workspace with a few rows, list them, and delete it."""
+    place = jobs.create_workspace("small")
+    pipeline = jobs.create_pipeline("p1", ["true"], workspace_id=place.id)
+    jobs.create_job(pipeline_id=pipeline.id)
+    jobs.list_pipelines(workspace_id=place.id)
+    jobs.list_jobs(workspace_id=place.id)
+    jobs.count_jobs(workspace_id=place.id)
+    jobs.delete_workspace(place.id)
+
+
+#: What is called, by what it shows. Each does its work in statements of few steps.
+CALLS = {
+    "a page of all": lambda jobs: jobs.list_jobs(),
+    "the next page": lambda jobs: jobs.list_jobs(before=100_000),
+    "jobs of a pipeline": lambda jobs: jobs.list_jobs(pipeline_id=BIG),
+    "failed jobs of a pipeline": lambda jobs: jobs.list_jobs(pipeline_id=BIG, status="ERROR"),
+    "running jobs of a pipeline": lambda jobs: jobs.list_jobs(pipeline_id=BIG, status="RUNNING"),
+    "final jobs of a pipeline": lambda jobs: jobs.list_jobs(pipeline_id=BIG, status=FINAL),
+    "failed jobs of a workspace": lambda jobs: jobs.list_jobs(workspace_id=PLACE, status="ERROR"),
+    "jobs of a workspace": lambda jobs: jobs.list_jobs(workspace_id=PLACE),
+    "jobs of a rare type": lambda jobs: jobs.list_jobs(type="RARE"),
+    "jobs of types": lambda jobs: jobs.list_jobs(type=["RARE", "TASK", "NONE"]),
+    "failed jobs of a type": lambda jobs: jobs.list_jobs(type="RARE", status="ERROR"),
+    "failed jobs": lambda jobs: jobs.list_jobs(status="ERROR"),
+    "events of a pipeline": lambda jobs: list(jobs.events(pipeline_id=RARE)),
+    "the newest events": lambda jobs: list(jobs.events(JOBS - 10)),
+    "skips": lambda jobs: jobs.skips(BIG),
+    "the queue": lambda jobs: backlog(jobs, "COMMAND", "RARE", "FUNCTION").look(8),
+    "a queue of others": lambda jobs: backlog(jobs, "RARE", "FUNCTION").look(8),
+    "an empty queue": lambda jobs: backlog(jobs, "RARE").is_empty(),
+    "the next delayed job": lambda jobs: backlog(jobs, "COMMAND", "RARE").next_due(),
+    "the ticks": take_due,
+    "the second sweep": lambda jobs: [jobs._recovery.sweep() for _ in range(3)],
+    "a job": lambda jobs: run_to(jobs, jobs.create_job("RARE"), 0),
+    "a job of a pipeline": lambda jobs: run_to(jobs, jobs.create_job(pipeline_id=RARE), 1),
+    "a job that is in the way": is_refused,
+    "a retry": retry,
+    "a trigger": trigger,
+    "chains": chain,
+    "a workspace": workspace,
+    "a deletion": lambda jobs: jobs.delete_job(jobs.submit(["true"]).id),
+    "a cancellation": lambda jobs: jobs.cancel_job(jobs.submit(["true"], pipeline_id=BIG).id),
+    "many": lambda jobs: jobs.submit_many([["true"]] * 50),
+    "old skips": lambda jobs: jobs.prune(10, pipeline_id=f"{10:032x}", keep=10),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_statement_grows_with_history_or_with_others(watched, call):
+    """Each statement of each call takes few steps, in a file of 200,000 jobs."""
+    jobs, counter = watched
+    counter.steps.clear()
+    CALLS[call](jobs)
+
+    assert counter.steps != {}
+    assert counter.excess(MOST) == {}
