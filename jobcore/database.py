@@ -191,6 +191,7 @@ class Database:
         *,
         busy_timeout: float = 30.0,
         trust_directory: bool = False,
+        runs_jobs: bool = True,
     ) -> None:
         if sqlite3.sqlite_version_info < schema.LEAST_SQLITE:
             raise StoreError(f"SQLite {schema.too_old(sqlite3.sqlite_version)}")
@@ -209,6 +210,7 @@ class Database:
             raise filesystem.typed(self.path, error) from error
         self._identity = self._identify()
         self._closed = False
+        self._runs_jobs = runs_jobs
         self.observer = NOBODY
         self.late_events: list[telemetry.Event] = []
         self._writer = Writer(self)
@@ -531,7 +533,7 @@ class Database:
         schema.check(self.path, self._look())
         connection = self._connect()
         try:
-            schema.open_or_make(connection, self.path, self.busy_timeout)
+            schema.open_or_make(connection, self.path, self.busy_timeout, runs_jobs=self._runs_jobs)
             permissions.make_private(self.path)  # not before it is accepted
         finally:
             connection.close()

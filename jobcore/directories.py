@@ -8,13 +8,19 @@ never keeps one: a copy of a lock would keep a dead job alive.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobcore import filesystem, holders, identity
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
+from jobcore.filesystem import repair_command
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints, jobdir
+
+#: Seconds for which the directory of all job directories may be missing: somebody may move it
+#: away and back.
+MOVED_PATIENCE = 2.0
 
 
 class Prepared:
@@ -68,6 +74,7 @@ class Directories:
         self._root: int | None = None
         self._identity = (0, 0)  # of the root, by device and inode
         self._closed = False
+        self._gone_since: float | None = None  # by the monotonic clock
         GATE.watch(self)
 
     @property
@@ -79,12 +86,14 @@ class Directories:
                 raise StoreError(f"{self._database} is closed")
             if self._root is not None and not self._is_in_place():
                 # Who opens the database now is led elsewhere, and would take our jobs for dead.
-                raise DatabaseGone(f"{self._database}.jobs was removed or moved while it was open")
+                raise DatabaseGone(
+                    f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
+                )
             if self._root is None:
                 try:
                     self._root = filesystem.open_root(self._database, create=False)
                 except FileNotFoundError as error:
-                    raise DatabaseGone(f"{self._database}.jobs is gone") from error
+                    raise DatabaseGone(f"{self._database}.jobs is gone; {self._remedy}") from error
                 except OSError as error:
                     raise filesystem.typed(f"{self._database}.jobs", error) from error
                 GATE.register(self._root)
@@ -92,6 +101,39 @@ class Directories:
                 facts = os.fstat(self._root)
                 self._identity = facts.st_dev, facts.st_ino
             return self._root
+
+    def reopen(self) -> None:
+        """Use the directory that has the name now, in place of one that was removed or moved."""
+        with GATE:
+            self._gone_since = None
+            if self._root is not None:
+                root, self._root = self._root, None
+                GATE.close(root)
+
+    @property
+    def _remedy(self) -> str:
+        if not os.path.exists(self._database):  # as by `git clean`
+            return "so was the database: put both back"
+        return f"put it back, or run `{repair_command(self._database)}` and open it again"
+
+    def require_root(self) -> None:
+        """
+        Refuse to go on where the directory of all is gone for good, or was moved for long.
+
+        Raises:
+            DatabaseGone: It has been gone for `MOVED_PATIENCE`.
+            StoreError: It cannot be opened.
+        """
+        try:
+            _ = self.root
+        except DatabaseGone:
+            now = time.monotonic()
+            if self._gone_since is None:
+                self._gone_since = now
+            if now - self._gone_since >= MOVED_PATIENCE:
+                raise
+        else:
+            self._gone_since = None
 
     def _is_in_place(self) -> bool:
         try:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 
-from jobcore import environments, interrupts, runs, telemetry
+from jobcore import environments, filesystem, interrupts, leftovers, runs, telemetry
 from jobcore.adoption import Adoption
 from jobcore.assignment import RETRY, Assignment
 from jobcore.backlog import Backlog
@@ -414,6 +414,7 @@ class Dispatcher:
         try:
             for row, pipeline in taken:
                 try:
+                    self._require_nothing_left(row)
                     request = self._launch.prepare(row, pipeline, bases[row.environment])
                 except (StoreError, OSError) as error:
                     # It stays QUEUED. Its own trouble is no reason for others to wait.
@@ -430,6 +431,25 @@ class Dispatcher:
                 request.close()
             raise
         return requests
+
+    def _require_nothing_left(self, row: Row[Any]) -> None:
+        """
+        Refuse to start a retry beside processes of the attempt before it.
+
+        Raises:
+            StoreError: They still run.
+        """
+        if row.retry_of is None:
+            return
+        with self._database.read() as connection:
+            cookie = runs.cookie_of_left(connection, row.retry_of, filesystem.boot_id())
+        left = leftovers.find(cookie) if cookie else []
+        if left:
+            raise StoreError(
+                f"processes {', '.join(map(str, left))} of job {row.retry_of}, which this job "
+                "repeats, still run: end them, or have them ignored by "
+                f"`{filesystem.repair_command(self._database.path)}`"
+            )
 
     def _start_supervisors(self, wanted: int, now: float) -> None:
         self._crew.start(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 import uuid
 from collections.abc import Iterable
@@ -104,6 +105,11 @@ def require_local(path: str) -> None:
             f"{path} is on a {kind} file system, where SQLite's locks and shared memory do not "
             "hold; put the database on a local disk"
         )
+
+
+def repair_command(database: str) -> str:
+    """Return what to type to make a database usable whose job directories are gone."""
+    return f"jobcore --db {shlex.quote(database)} doctor --repair"
 
 
 def typed(what: str, error: OSError) -> StoreError:

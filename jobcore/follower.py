@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row
 from jobcore import logs, runs, telemetry
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.database import Database
-from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, WaitTimeout
+from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.patience import Patience
@@ -31,6 +31,8 @@ from jobcore.runs import Run
 FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
 #: Seconds for which what could not be brought in is left to others.
 BACK_OFF = 0.25
+#: Seconds that a manager which runs jobs has to settle one of another directory as lost.
+COPIED_PATIENCE = 5.0
 #: Seconds for which an event loop trusts what a thread has seen of commits.
 TRUST = LOOK_LONGEST / 2
 
@@ -63,14 +65,16 @@ class Sight:
             row and the version one after the other could take the row of one commit for
             that of the next, and wait for ever.
         visited: When its directory was last looked into, by the monotonic clock.
+        copied_since: Since when it is known to be a job of another directory, else None.
     """
 
-    __slots__ = ("__weakref__", "last", "number", "visited")
+    __slots__ = ("__weakref__", "copied_since", "last", "number", "visited")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.last = Sighting()
         self.visited = 0.0
+        self.copied_since: float | None = None
 
 
 class Cursor(NamedTuple):
@@ -184,8 +188,12 @@ class Follower:
 
         Raises:
             JobDeleted: The job was deleted in between.
+            DatabaseGone: The directory of the job directories is gone, so nothing would come.
+            StoreMismatch: The job was started in another directory, and no manager settles it.
         """
         run = cursor.run
+        self._recovery.require_root()
+        self._require_here(cursor)
         cursor.sight.visited = time.monotonic()
         if not self._recovery.has_news(run):
             return cursor
@@ -194,6 +202,19 @@ class Follower:
             cursor.sight.visited = time.monotonic() + BACK_OFF
         # The version stays the one seen: behind this commit there may be another one.
         return cursor._replace(run=fresh)
+
+    def _require_here(self, cursor: Cursor) -> None:
+        """Refuse to wait long for a job of another directory: nothing of it comes to this one."""
+        run, sight, now = cursor.run, cursor.sight, time.monotonic()
+        if not run.supervised or self._recovery.is_here(run):
+            sight.copied_since = None
+        elif sight.copied_since is None:
+            sight.copied_since = now
+        elif now - sight.copied_since > COPIED_PATIENCE:
+            raise StoreMismatch(
+                f"job {run.id} was started in another directory, of which this is a copy: "
+                "nothing more comes here. recover() and `jobcore work` settle it as lost"
+            )
 
     def read(self, cursor: Cursor) -> tuple[Sequence[Row[Any]], Cursor]:
         """

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from jobcore import terminal
-from jobcore.errors import InvalidTransition, WaitTimeout
+from jobcore.errors import InvalidTransition, JobcoreError, WaitTimeout
 from jobcore.lifecycle import Status
 from jobcore.manager import JobManager
 from jobcore.models import Job
@@ -106,6 +106,18 @@ def wait_for_start(jobs: JobManager, job_id: UUID) -> None:
     """
     while jobs.get_job(job_id).status is Status.QUEUED:
         _pause(jobs, job_id)
+
+
+def take_leave(jobs: JobManager, job_id: UUID) -> None:
+    """Say what is true of a job that is not watched any more; nothing where that is not known."""
+    try:
+        job = jobs.get_job(job_id)
+    except (OSError, JobcoreError):
+        return
+    if job.status.final:
+        terminal.say(ending(job))
+    elif job.status is Status.RUNNING:
+        terminal.say(f"job {job_id} goes on by itself")
 
 
 def watch(jobs: JobManager, job_id: UUID, printer: terminal.LogPrinter) -> Job:

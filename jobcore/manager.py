@@ -8,6 +8,7 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
+    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -15,7 +16,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, lifecycle, results, runs, store, values, wire
+from jobcore import doctor, lifecycle, repair, results, runs, store, values, wire
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -185,7 +186,10 @@ class JobManager:
         self._only_own = only_own
         self._trust_directory = bool(trust_directory)
         self._database = Database(
-            path, busy_timeout=patience, trust_directory=self._trust_directory
+            path,
+            busy_timeout=patience,
+            trust_directory=self._trust_directory,
+            runs_jobs=self._slots > 0,
         )
         try:
             self._assemble(launcher or ProcessLauncher(interpreter))
@@ -1046,12 +1050,49 @@ class JobManager:
         Returns:
             The jobs that this settled.
         """
-        settled = self._recovery.sweep(everything=True)
-        numbers = [run.number for run in settled]
-        with self._database.read() as connection:
-            rows = [store.get_job(connection, number) for number in numbers]
-        # Some may have been deleted by others in between.
-        return [Job.from_row(row) for row in rows if row is not None and row.deleted_at is None]
+        return self._jobs(self._recovery.sweep(everything=True))
+
+    @entrance
+    def refresh(self) -> None:
+        """
+        Bring in what the running jobs of this directory have written, and settle the ended.
+
+        What it settled is durable when this returns. Unlike `recover` this kills
+        nothing: where a supervisor died and left processes behind, its job stays
+        RUNNING. Jobs that were started in another directory, of which this file is
+        a copy, stay as they are stored; see `list_copied_jobs`.
+        """
+        self._recovery.refresh()
+
+    @entrance
+    def list_copied_jobs(self) -> list[Job]:
+        """
+        Return the RUNNING jobs that were not started in this directory: this file is a copy.
+
+        What is stored of them is what was true when it was copied. `recover`, and any
+        manager that runs jobs, settles them as lost, and does not touch their processes.
+        """
+        return self._jobs(self._recovery.copied())
+
+    @entrance
+    def repair(self) -> list[Job]:
+        """
+        Make a file usable whose directory of job directories was removed, by this manager too.
+
+        A new one is made, and all of this is durable when this returns. What ran in
+        the old one is settled as lost, though its commands may run on: the jobs' last
+        lines say which processes still do. Retries no longer wait for processes that an
+        earlier attempt left behind. Open such a file with `slots=0`. Other managers that
+        have it open have to be opened again.
+
+        Returns:
+            The jobs that this settled.
+
+        Raises:
+            StoreMismatch: The directory belongs to another database: move it away first.
+            StoreError: It cannot be made.
+        """
+        return self._jobs(repair.repair(self._database, self._directories, self._recovery))
 
     @entrance
     def check(self) -> list[Finding]:
@@ -1431,10 +1472,10 @@ class JobManager:
 
     def _release_ownership(self) -> None:
         """Let go of this process's lock where nothing needs it; else it is held to the end."""
-        name = self._ownership.current
-        if name is None:
-            return
         try:
+            name = self._ownership.current
+            if name is None:
+                return
             with self._database.read() as connection:
                 is_used = any(run.owner == name for run in runs.owned(connection))
             self._ownership.release(is_used=is_used)
@@ -1480,6 +1521,12 @@ class JobManager:
             return True
         self._dispatcher.require_supervisors()
         return False
+
+    def _jobs(self, found: Iterable[Run]) -> list[Job]:
+        with self._database.read() as connection:
+            rows = [store.get_job(connection, run.number) for run in found]
+        # Some may have been deleted by others in between.
+        return [Job.from_row(row) for row in rows if row is not None and row.deleted_at is None]
 
     def _job(self, run: Run) -> Job:
         with self._database.read() as connection:

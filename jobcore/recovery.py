@@ -25,7 +25,7 @@ from jobcore import (
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
-from jobcore.errors import DatabaseCorrupt, StoreError
+from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
 from jobcore.ownership import Ownership
@@ -149,6 +149,27 @@ class Recovery:
 
     def _is_of_this_boot(self, run: Run) -> bool:
         return run.boot_id == self._boot_id
+
+    def require_root(self) -> None:
+        """
+        Refuse to wait for what cannot come.
+
+        Raises:
+            DatabaseGone: The directory of the job directories has been gone for some seconds.
+        """
+        self._directories.require_root()
+
+    def copied(self) -> list[Run]:
+        """Return the supervised jobs that were not started in this directory: this is a copy."""
+        with self._database.read() as connection:
+            running = runs.supervised(connection)
+        return [run for run in running if not self._is_surely_here(run)]
+
+    def _is_surely_here(self, run: Run) -> bool:
+        try:
+            return self.is_here(run)
+        except DatabaseGone:
+            return False  # the file alone was copied
 
     def has_news(self, run: Run) -> bool:
         """

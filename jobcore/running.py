@@ -11,7 +11,7 @@ import typer
 from jobcore import foreground, terminal
 from jobcore.application import app
 from jobcore.command import DEFAULT_GRACE, Command
-from jobcore.errors import CommandError, SpawnError, StoreError, WaitTimeout
+from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
 from jobcore.manager import JobManager
 
@@ -100,9 +100,16 @@ def run(
         except SpawnError:
             jobs.cancel_job(job.id)  # it must not run some day, when nobody watches
             raise
+        except DatabaseGone:
+            if started:
+                terminal.say(
+                    f"job {job.id} is not watched any more: what its command still writes, and "
+                    "how it ends, can be read here only if the files are put back"
+                )
+            raise
         except (OSError, StoreError):
             if started:  # else the next look at it cancels it
-                terminal.say(f"job {job.id} goes on by itself")
+                foreground.take_leave(jobs, job.id)
             raise
     if ended.reason is not Reason.EXITED:
         terminal.say(foreground.ending(ended))

@@ -565,6 +565,34 @@ def settle_if_running(
     return final
 
 
+# --- processes left behind --------------------------------------------------------
+
+_LEFT = Statement(
+    select(job.c.cookie).where(
+        job.c.id == bindparam("of_id"),
+        job.c.boot_id == bindparam("this_boot"),
+        job.c.unreaped.is_not(None),
+        job.c.unreaped_ignored.is_(None),
+    )
+)
+_IGNORE_LEFT = Statement(
+    update(job)
+    .where(job.c.unreaped.is_not(None), job.c.unreaped_ignored.is_(None))
+    .values(unreaped_ignored=True)
+)
+
+
+def cookie_of_left(connection: Connection, job_id: UUID, boot_id: str) -> str | None:
+    """Return the cookie of a job whose processes outlived it and must end before it is retried."""
+    rows = _LEFT(connection, of_id=job_id.hex, this_boot=boot_id)
+    return rows[0][0] if rows else None
+
+
+def ignore_left(connection: Connection) -> int:
+    """Let all jobs be retried beside what they left running; return how many jobs that were."""
+    return _IGNORE_LEFT.count(connection)
+
+
 # --- deleting ---------------------------------------------------------------------
 
 _MARK = Statement(

@@ -156,6 +156,8 @@ CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT N
         "ALTER TABLE job ADD COLUMN directory_id VARCHAR",
         # By when a supervisor should have ended a job.
         "ALTER TABLE job ADD COLUMN timeout_ms BIGINT",
+        # Whether a retry may start beside what an earlier attempt left running.
+        "ALTER TABLE job ADD COLUMN unreaped_ignored BOOLEAN",
     ),
 }
 
@@ -311,7 +313,9 @@ def _make(connection: sqlite3.Connection, store_id: str | None) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def join_root(connection: sqlite3.Connection, path: str, *, writable: bool) -> None:
+def join_root(
+    connection: sqlite3.Connection, path: str, *, writable: bool, runs_jobs: bool
+) -> None:
     """
     See that database and job directories belong together.
 
@@ -319,17 +323,22 @@ def join_root(connection: sqlite3.Connection, path: str, *, writable: bool) -> N
     restored backup) gets a new root with a new id. Anything else that does not
     match is never a verdict on a job.
 
+    Args:
+        runs_jobs: Refuse a file with running jobs whose root is missing. Else it can be
+            looked at.
+
     Raises:
         StoreMismatch: They do not belong together.
     """
     (stored,) = connection.execute("SELECT id FROM store").fetchone()
     found = _found_id(path)
     if found is None and writable:
-        found = _renew(connection, path, stored)
+        found = _renew(connection, path, stored, runs_jobs=runs_jobs)
     if found not in (None, stored) and found != _settled_id(connection, writable=writable):
         raise StoreMismatch(
             f"{path}.jobs belongs to another database than {path}; "
-            "one of the two was copied or moved without the other"
+            "one of the two was copied or moved without the other. Bring them together again, or "
+            f"move that directory away and run `{filesystem.repair_command(path)}`"
         )
 
 
@@ -357,17 +366,21 @@ def _settled_id(connection: sqlite3.Connection, *, writable: bool) -> str:
             connection.execute("ROLLBACK")
 
 
-def _renew(connection: sqlite3.Connection, path: str, stored: str) -> str:
+def _renew(connection: sqlite3.Connection, path: str, stored: str, *, runs_jobs: bool) -> str:
     connection.execute("BEGIN IMMEDIATE")
     try:
         (running,) = connection.execute(
             "SELECT count(*) FROM job WHERE status = 'RUNNING' AND token IS NOT NULL"
         ).fetchone()
-        if running:
+        if running and runs_jobs:
             raise StoreMismatch(
-                f"{path}.jobs is missing, and {running} jobs are RUNNING: "
-                "they may be alive under the place this file was copied from"
+                f"{path}.jobs is missing, and {running} jobs are RUNNING: they may be alive, and "
+                "write to where it was. Put it back, or have them settled as lost by "
+                f"`{filesystem.repair_command(path)}`"
             )
+        if running:
+            connection.execute("ROLLBACK")
+            return stored
         found = _new_store_id(path)
         connection.execute("UPDATE store SET id = ? WHERE id = ?", (found, stored))
         connection.execute("COMMIT")
@@ -378,9 +391,14 @@ def _renew(connection: sqlite3.Connection, path: str, stored: str) -> str:
         raise
 
 
-def open_or_make(connection: sqlite3.Connection, path: str, patience: float) -> None:
+def open_or_make(
+    connection: sqlite3.Connection, path: str, patience: float, *, runs_jobs: bool
+) -> None:
     """
     Bring the file to the current schema, and join it with its root.
+
+    Args:
+        runs_jobs: As for `join_root`.
 
     Raises:
         NotAJobcoreDatabase, SchemaTooNew, StoreMismatch: Not a byte was written.
@@ -396,7 +414,27 @@ def open_or_make(connection: sqlite3.Connection, path: str, patience: float) -> 
         bring_up(connection, path, store_id, patience)
     elif writable:
         use_write_ahead_log(connection, patience)
-    join_root(connection, path, writable=writable)
+    join_root(connection, path, writable=writable, runs_jobs=runs_jobs)
+
+
+def renew_root(connection: sqlite3.Connection, path: str) -> bool:
+    """
+    Give the file a root where that, or the id in it, is missing; False: it has one.
+
+    Args:
+        connection: In a write transaction.
+
+    Raises:
+        StoreMismatch: The root belongs to another database.
+    """
+    (stored,) = connection.execute("SELECT id FROM store").fetchone()
+    found = _found_id(path)
+    if found == stored:
+        return False
+    if found is not None:
+        raise StoreMismatch(f"{path}.jobs belongs to another database: move it away first")
+    connection.execute("UPDATE store SET id = ? WHERE id = ?", (_new_store_id(path), stored))
+    return True
 
 
 def _new_store_id(path: str) -> str:

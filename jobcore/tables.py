@@ -311,6 +311,8 @@ class JobRow(_Row, table=True):
     max_rss: int | None = Field(default=None, sa_column=Column(BigInteger))  # bytes
     dropped: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     unreaped: str | None = None  # pids that could not be killed
+    # A retry waits for them, unless somebody said that it need not.
+    unreaped_ignored: bool | None = None
 
     # Written by delete: hidden from every read, until the rows are gone.
     deleted_at: int | None = Field(default=None, sa_column=_moment())

@@ -93,6 +93,12 @@ def _json_escaped(document: str) -> str:
     return _LEFT_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
+def note_copies(jobs: Iterable[Job]) -> None:
+    """Say which jobs are shown as they were when their file was copied."""
+    for job in jobs:
+        say(f"job {job.id} was started in another directory, of which this is a copy; as stored")
+
+
 def print_jobs(jobs: Sequence[Job]) -> None:
     """Print a line for each job: the short form on a terminal, all fields in a pipe."""
     if on_terminal():

@@ -79,18 +79,35 @@ def prune(
 
 
 @app.command()
-def doctor(ctx: typer.Context, *, as_json: AsJson = False) -> None:
+def doctor(
+    ctx: typer.Context,
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="First make it usable; settle as lost what cannot be found."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """
-    Examine the database and its directories, and change nothing.
+    Examine the database and its directories. Changes nothing without --repair.
 
     A line for each check: what was looked at, ok, note or wrong, and what was
     found. The exit code is 1 where something is wrong; a note is what the next
     manager puts right, or good to know. It reads the whole file.
 
+    With --repair a database can be used again whose .jobs directory was
+    removed, as by git clean. Jobs that ran there end as lost; their commands
+    may run on. Retries no longer wait for processes of the attempt before.
+
     \b
-    Example:
+    Examples:
       jobcore doctor
+      jobcore --db /srv/app/jobs.db doctor --repair
     """  # noqa: D301
+    if repair:
+        with open_manager(ctx) as jobs:
+            for job in jobs.repair():
+                terminal.say(foreground.ending(job))
     findings = examiner.examine(ctx.obj.path, trust_directory=ctx.obj.trust_directory)
     terminal.print_json(findings) if as_json else terminal.print_findings(findings)
     if any(one.verdict == "wrong" for one in findings):
@@ -114,15 +131,15 @@ def watch(ctx: typer.Context) -> None:
     signals = foreground.block_signals()
     with open_manager(ctx) as jobs, terminal.Screen() as screen:
         while True:
-            _recover(jobs)
+            _refresh(jobs)
             screen.draw(jobs.count_jobs(), _of_interest(jobs, screen.lines))
             if signal.sigtimedwait(signals, PAUSE) is not None:
                 return
 
 
-def _recover(jobs: JobManager) -> None:
+def _refresh(jobs: JobManager) -> None:
     try:
-        jobs.recover()  # so that what is shown is true
+        jobs.refresh()  # so that what is shown is true
     except (StoreError, OSError):
         pass  # shown as stored; the next look tries again
 

@@ -62,10 +62,12 @@ def list_(
     """  # noqa: D301
     with open_manager(ctx) as jobs:
         try:
-            jobs.recover()  # so that what is listed is true
+            jobs.refresh()  # so that what is listed is true
         except (StoreError, OSError) as error:
             terminal.say(f"listed as stored: {error}")
         page = jobs.list_jobs(status=status, type=kind, limit=limit, before=before)
+        shown = {job.id for job in page}
+        terminal.note_copies(job for job in jobs.list_copied_jobs() if job.id in shown)
     if as_json:
         terminal.print_json(page)
     else:
@@ -85,6 +87,7 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """  # noqa: D301
     with open_manager(ctx) as jobs:
         job = jobs.get_job(full_id(jobs, job_id))
+        terminal.note_copies(one for one in jobs.list_copied_jobs() if one.id == job.id)
     if as_json:
         terminal.print_json(job)
     else:

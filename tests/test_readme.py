@@ -19,6 +19,7 @@ from jobcore import (
     JobManager,
     LogLine,
     Reason,
+    Status,
     StoreMismatch,
     doctor,
     function,
@@ -152,15 +153,22 @@ def test_a_backup_is_restored_as_said(tmp_path):
         assert [one for one in jobs.check() if one.verdict == "wrong"] == []
 
 
-def test_a_backup_without_the_store_is_refused(tmp_path):
-    """A file with a RUNNING job is not opened beside a directory that is made anew."""
+def test_a_backup_without_the_store_can_be_looked_at(tmp_path):
+    """A file with a RUNNING job is shown as it is, and runs nothing beside a new directory."""
     database, copy = str(tmp_path / "jobs.db"), str(tmp_path / "copy.db")
     with JobManager(database, slots=1, on_exit="stop") as jobs:
-        assert next(jobs.follow(jobs.submit(SLEEPS).id)).text == "ready"
+        job = jobs.submit(SLEEPS)
+        assert next(jobs.follow(job.id)).text == "ready"
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("VACUUM INTO ?", (copy,))
+        with JobManager(copy, slots=0) as copied:
+            copied.refresh()
+            seen = copied.get_job(job.id).status, [one.id for one in copied.list_copied_jobs()]
         with pytest.raises(StoreMismatch):
-            JobManager(copy, slots=0).list_jobs()
+            JobManager(copy, slots=1)
+        original = jobs.get_job(job.id).status
+    assert seen == (Status.RUNNING, [job.id])
+    assert original is Status.RUNNING
     assert not os.path.exists(copy + ".jobs")
 
 

@@ -189,11 +189,14 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
         jobs.cancel_job(job_id),
         jobs.wait(job_id, timeout=None),
         *jobs.recover(),
+        *jobs.list_copied_jobs(),
+        *jobs.repair(),
     ]
 
 
 def examining(jobs: JobManager) -> list[str]:
     """Look for what is wrong."""
+    jobs.refresh()
     findings: list[Finding] = jobs.check()
     return [f"{one.check}: {one.detail}" for one in findings if one.verdict == "wrong"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 import threading
@@ -206,22 +207,53 @@ def test_directories_made_anew_are_not_those_of_running_jobs(tmp_path):
         assert jobs.wait(job.id, PATIENCE).status is Status.STOPPED
 
 
-def test_directories_that_are_removed_take_the_commands_along(tmp_path):
-    """A supervisor that can write no verdict leaves no process; nobody says how the job ended."""
-    database = str(tmp_path / "jobs.db")
+def test_directories_that_are_removed_take_no_command_along(tmp_path):
+    """The command goes on to its end. Waiting ends with a remedy, which makes the file usable."""
+    database, go, done = (str(tmp_path / name) for name in ("jobs.db", "go", "done"))
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
-        job = submit_printing(jobs, str(tmp_path / "go"))
+        job = jobs.submit(["sh", "-c", f"{shlex.join([*PRINTS_UNTIL, go])}; touch {done}"])
+        until(lambda: jobs.get_job(job.id).line_count > 100, "some lines")
         cookie = cookie_of(database, job.id)
         shutil.rmtree(f"{database}.jobs")
-        with pytest.raises(DatabaseGone):
-            jobs.stop_job(job.id, grace=0)
-        open(tmp_path / "go", "x").close()
-        until(lambda: not carrying(cookie), "the end of the command")
-        status = jobs.list_jobs()[0].status
-    with pytest.raises(StoreMismatch, match="1 jobs are RUNNING"):
+        for call in (
+            lambda: jobs.wait(job.id),
+            lambda: list(jobs.follow(job.id)),
+            lambda: jobs.stop_job(job.id),
+        ):
+            with pytest.raises(DatabaseGone, match=r"jobs\.db\.jobs .* doctor --repair"):
+                call()
+        stored = jobs.list_jobs()[0].status
+    with pytest.raises(StoreMismatch, match=r"1 jobs are RUNNING.* doctor --repair"):
         JobManager(database, slots=1)
+    with JobManager(database, slots=0) as jobs:
+        seen = jobs.get_job(job.id), [one.id for one in jobs.list_copied_jobs()]
+        (settled,) = jobs.repair()
+        alive = carrying(cookie)
+        last = list(jobs.logs(job.id))[-1].text
+    with JobManager(database, slots=1) as jobs:
+        code = jobs.wait(jobs.submit(["true"]).id, PATIENCE).exit_code
+    open(go, "x").close()
+    until(lambda: not carrying(cookie), "the end of the command")
 
-    assert status is Status.RUNNING
+    assert stored is Status.RUNNING
+    assert (seen[0].status, seen[1]) == (Status.RUNNING, [job.id])
+    assert (settled.id, settled.status, settled.reason) == (job.id, Status.STOPPED, "lost")
+    assert alive
+    assert all(str(pid) in last for pid in alive), last
+    assert code == 0
+    assert os.path.exists(done)
+
+
+def test_a_manager_repairs_its_own_directories(database):
+    """One that was open when they were removed goes on with new ones."""
+    with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
+        jobs.wait(jobs.submit(["true"]).id, PATIENCE)
+        shutil.rmtree(f"{database}.jobs")
+        repaired = jobs.repair()
+        ended = jobs.wait(jobs.submit(["true"]).id, PATIENCE)
+
+    assert repaired == []
+    assert ended.status is Status.COMPLETE
 
 
 def serve_new(say, database, go):

@@ -394,7 +394,7 @@ def test_a_hangup_leaves_the_job_running(cli):
 
 
 def test_a_reader_that_goes_away_does_not_end_the_job(cli):
-    """`run | head` exits 141 and says that the job goes on; it does."""
+    """`run | head` exits 141, and says of the job what is true: it goes on, or has ended."""
     process = cli.start("run", "--", "sh", "-c", HELD)
     assert process.stdout.readline() == b"ready\n"
     process.stdout.close()
@@ -403,7 +403,7 @@ def test_a_reader_that_goes_away_does_not_end_the_job(cli):
     _, err = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 141
-    assert b"goes on by itself" in err
+    assert b"goes on by itself" in err or b"is ERROR: exited" in err
     assert cli.wait().exit_code == 4
 
 

@@ -1,0 +1,36 @@
+"""Repair: makes a file usable whose job directories were removed."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from jobcore import filesystem, runs, schema
+from jobcore.database import Database
+from jobcore.directories import Directories
+from jobcore.recovery import Recovery
+from jobcore.runs import Run
+from jobcore.statement import driver_of
+
+
+def repair(database: Database, directories: Directories, recovery: Recovery) -> list[Run]:
+    """
+    Make the directory of job directories anew if it is missing, and settle what ran in it.
+
+    Returns:
+        The jobs that this settled.
+
+    Raises:
+        StoreMismatch: It belongs to another database.
+        StoreError: It cannot be made.
+    """
+
+    def change(connection: Connection) -> None:
+        schema.renew_root(driver_of(connection), database.path)
+        runs.ignore_left(connection)
+
+    try:
+        database.write(change)
+    except OSError as error:
+        raise filesystem.typed(f"{database.path}.jobs", error) from error
+    directories.reopen()
+    return recovery.sweep(everything=True)
