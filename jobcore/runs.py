@@ -582,7 +582,7 @@ _IGNORE_LEFT = Statement(
 )
 
 
-def cookie_of_left(connection: Connection, job_id: UUID, boot_id: str) -> str | None:
+def cookie_of_left(connection: Connection, job_id: UUID, boot_id: str | None) -> str | None:
     """Return the cookie of a job whose processes outlived it and must end before it is retried."""
     rows = _LEFT(connection, of_id=job_id.hex, this_boot=boot_id)
     return rows[0][0] if rows else None
