@@ -47,6 +47,11 @@ class Assignment:
         self._imported = 0.0
         self._slot = request.prepared.take_slot()
 
+    @property
+    def needs_supervisor(self) -> bool:
+        """Whether it is to be sent; one that cannot be started is ended by its host."""
+        return self.request is not None and self.request.failure is None
+
     def hear(self, notice: notices.Notice) -> None:
         """Note what its supervisor says."""
         self.accepted = True
@@ -60,6 +65,11 @@ class Assignment:
         """Note that its directory is being looked into; again only when there is a reason."""
         self._imported = now
         self.due = now + RETRY if self.ended else float("inf")
+
+    def wait(self, seconds: float) -> None:
+        """Leave it alone for so long: it could not be read, written or sent."""
+        if seconds > 0:
+            self.due = time.monotonic() + seconds
 
     def end(self) -> None:
         """Have it settled in the next round."""

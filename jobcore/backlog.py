@@ -7,17 +7,18 @@ are needed now. What has changed since is found by the claim, which is guarded.
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Row
 
 from jobcore import store
 from jobcore.clock import Clock
+from jobcore.damage import is_damage, told
 from jobcore.database import Database
 from jobcore.ownership import Ownership
+from jobcore.postponement import Postponement
 
 #: Jobs read beyond those needed now. With more, managers that share a file
 #: would prepare too many that another one has claimed by then.
@@ -37,6 +38,7 @@ class Backlog:
         clock: Tells which are due.
         types: Of these types only.
         ownership: Names this process, whose reserved jobs are among them.
+        postponed: Jobs that could not be started, by their number: they are passed over.
         only_own: Only those that `make_own` was called for.
     """
 
@@ -46,6 +48,7 @@ class Backlog:
         clock: Clock,
         types: Iterable[str],
         ownership: Ownership,
+        postponed: Postponement,
         *,
         only_own: bool,
     ) -> None:
@@ -55,7 +58,7 @@ class Backlog:
         self._types = tuple(types)
         self._own: set[int] | None = set() if only_own else None
         self._hand: deque[Row[Any]] = deque()
-        self._postponed: dict[int, float] = {}  # until when, by the monotonic clock
+        self._postponed = postponed
 
     def make_own(self, number: int) -> None:
         """Make this job one's own. Any thread may call this."""
@@ -80,28 +83,33 @@ class Backlog:
     def look(self, wanted: int) -> int:
         """Have `wanted` jobs in hand if there are so many; return how many there are."""
         if len(self._hand) < wanted:
-            now = time.monotonic()
-            self._postponed = {n: until for n, until in self._postponed.items() if until > now}
-            self._hand = deque(self._read(wanted + AHEAD, without=self._postponed))
+            self._hand = deque(self._read(wanted + AHEAD, without=self._postponed.waiting()))
         return len(self._hand)
-
-    def postpone(self, number: int, seconds: float) -> None:
-        """Pass over a job for a while, so that it does not keep those behind it waiting."""
-        self._postponed[number] = time.monotonic() + seconds
 
     def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
         """Take up to `limit` jobs out of the hand, each with its pipeline."""
         rows = [self._hand.popleft() for _ in range(min(limit, len(self._hand)))]
         if all(row.pipeline_id is None for row in rows):
             return [(row, None) for row in rows]
+        taken: list[tuple[Row[Any], Row[Any] | None]] = []
         with self._database.read() as connection:
-            return [(row, store.find_pipeline(connection, row.pipeline_id)) for row in rows]
+            for row in rows:
+                try:
+                    taken.append((row, store.find_pipeline(connection, row.pipeline_id)))
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    self._postpone(row.number, told(error))
+        return taken
+
+    def _postpone(self, number: int, error: Exception) -> None:
+        self._postponed.fail(number, error, "start postponed", job=f"number {number}")
 
     def forget(self) -> None:
         """Read anew at the next look: the hand is known to be out of date."""
         self._hand.clear()
 
-    def _read(self, limit: int, without: Collection[int] = ()) -> list[Row[Any]]:
+    def _read(self, limit: int, without: Collection[Hashable] = ()) -> list[Row[Any]]:
         rows: list[Row[Any]] = []
         text = 0
         with self._database.read() as connection:
@@ -113,6 +121,7 @@ class Backlog:
                     limit=limit + len(without) - len(rows),
                     numbers=numbers,
                     claimant=self._ownership.current,
+                    failed=self._postpone,
                 ):
                     if row.number not in without:
                         rows.append(row)

@@ -56,6 +56,17 @@ class SystemClock:
         return time.monotonic()
 
 
+def seconds_of(clock: Clock) -> Callable[[], float]:
+    """
+    Return a function that measures seconds by `clock`, and never stands still.
+
+    Under a clock that is moved by hand real time passes, too: what failed is tried again.
+    """
+    if getattr(clock, "watch", None) is None:
+        return clock.monotonic  # it runs by itself
+    return lambda: time.monotonic() + clock.monotonic()
+
+
 def to_datetime(microseconds: int) -> datetime:
     """Return the aware UTC datetime of a stored time, exact to the microsecond."""
     return _EPOCH + timedelta(microseconds=microseconds)

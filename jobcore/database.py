@@ -280,12 +280,14 @@ class Database:
             self._log_late_events()
 
     @contextmanager
-    def savepoint(self, connection: Connection, of: object) -> Iterator[None]:
+    def savepoint(
+        self, connection: Connection, failed: Callable[[Exception], None]
+    ) -> Iterator[None]:
         """
         Give one of several jobs in a transaction its own fate.
 
-        What raises inside is rolled back alone and logged; the others go on.
-        An error that ended the whole transaction is raised on.
+        What raises inside is rolled back alone, and `failed` is called with it; the others
+        go on. An error that ended the whole transaction is raised on.
         """
         driver = driver_of(connection)
         connection.exec_driver_sql("SAVEPOINT one_of_many")
@@ -295,7 +297,7 @@ class Database:
             if not driver.in_transaction:
                 raise
             connection.exec_driver_sql("ROLLBACK TO one_of_many")
-            telemetry.event(logging.ERROR, "rolled back alone", job=str(of), error=repr(error))
+            failed(self._typed(error))
         connection.exec_driver_sql("RELEASE one_of_many")
 
     def observe(self, observer: Observer) -> None:
@@ -637,6 +639,14 @@ class Database:
         self._start_afresh()
 
     # --- errors ---------------------------------------------------------------
+
+    def _typed(self, error: Exception) -> Exception:
+        """Return what stands for an error inside a transaction that goes on."""
+        try:
+            with self.typed_errors():
+                raise error
+        except Exception as typed:  # noqa: BLE001 - it is returned
+            return typed
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:

@@ -384,9 +384,9 @@ class Directories:
             finally:
                 GATE.close(directory)
 
-    def remove_leftovers(self) -> None:
+    def leftovers(self) -> list[str]:
         """
-        Finish what a crash left half made or half removed.
+        Remove what a crash left half made; return the names of what it left half removed.
 
         Raises:
             StoreError: The system refuses.
@@ -394,15 +394,21 @@ class Directories:
         names = self._listed()
         with self.typed():
             filesystem.remove_unused_store_ids(self.root, names)
-        for name in names:
-            if not name.startswith(jobdir.GONE):
-                continue
-            try:
-                with self._open(name) as directory:
-                    jobdir.empty(directory)
-                    os.rmdir(name, dir_fd=self.root)
-            except FileNotFoundError:
-                pass  # another process finished it
+        return [name for name in names if name.startswith(jobdir.GONE)]
+
+    def remove_leftover(self, name: str) -> None:
+        """
+        Finish removing one of `leftovers`.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        try:
+            with self._open(name) as directory:
+                jobdir.empty(directory)
+                os.rmdir(name, dir_fd=self.root)
+        except FileNotFoundError:
+            pass  # another process finished it
 
 
 def _require_name(name: str) -> None:
@@ -410,12 +416,14 @@ def _require_name(name: str) -> None:
     Refuse what is no name of a job directory: a file says of its jobs whatever it likes.
 
     Raises:
-        DatabaseCorrupt: It is none.
+        DatabaseCorrupt: It is not one.
     """
     if not _is_name(name):
-        raise DatabaseCorrupt("an id in the file is none")
+        raise DatabaseCorrupt("a stored job ID is not a valid UUID")
 
 
-def _is_name(name: str) -> bool:
+def _is_name(name: object) -> bool:
     """Tell whether this is the hex form of a UUID; nothing else is ever opened."""
+    if not isinstance(name, str):
+        return False  # a damaged file has numbers and bytes there
     return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)

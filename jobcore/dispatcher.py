@@ -8,16 +8,24 @@ hundred jobs that end together are not a hundred fsyncs.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 
-from jobcore import environments, filesystem, interrupts, leftovers, runs, telemetry
+from jobcore import (
+    environments,
+    filesystem,
+    interrupts,
+    leftovers,
+    postponement,
+    runs,
+    telemetry,
+)
 from jobcore.adoption import Adoption
 from jobcore.assignment import RETRY, Assignment
 from jobcore.backlog import Backlog
@@ -34,6 +42,7 @@ from jobcore.lifecycle import Reason
 from jobcore.loop import Loop
 from jobcore.overdue import Overdue
 from jobcore.ownership import Ownership
+from jobcore.postponement import Postponement
 from jobcore.runs import Run
 from jobcore.supervision import failpoints, jobdir
 from jobcore.supervision.pool import Supervisor, SupervisorPool
@@ -46,17 +55,18 @@ QUEUE_PAUSE = 0.1
 SEND_PATIENCE = 10.0
 #: Seconds that a look whether all is done waits for the round under way.
 IDLE_PATIENCE = 0.25
-#: Errors that concern every start, not one job's.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Seconds of rest after an error that concerns more than one job.
 BACK_OFF = 0.5
+#: The keys of what fails here and is no job, among what is postponed.
+ROUND, ADOPTION = "round", "adoption"
 
 
 class _Round(NamedTuple):
-    """What one transaction of the dispatcher has written."""
+    """What one transaction of the dispatcher has written, and what of it failed alone."""
 
     written: list[tuple[Assignment, Harvest, Run | None]]
     claimed: list[tuple[Request, Run | None]]
+    failed: list[tuple[Assignment | Request, Exception]]
 
 
 class Dispatcher:
@@ -71,8 +81,9 @@ class Dispatcher:
         slots: Jobs at once, those among them that it has adopted.
         only_own: Claim only jobs that `make_own` was called for.
         ownership: Names this process, whose reserved jobs it may claim.
-        reconcile: Resolves a job whose supervisor is gone.
-        chores: What is to be done once a second.
+        reconcile: Resolves a job whose supervisor is gone; it raises nothing.
+        chores: What is to be done once a second, by name.
+        postponed: Remembers what fails: a job, by its number; a chore, by its name; `ROUND`.
     """
 
     _claims: Any  # a lock, held over each change of the assignments
@@ -91,17 +102,19 @@ class Dispatcher:
         only_own: bool,
         ownership: Ownership,
         reconcile: Callable[[Run], Run | None],
-        chores: Iterable[Callable[[], Any]],
+        chores: Mapping[str, Callable[[], Any]],
+        postponed: Postponement,
     ) -> None:
         self._database = database
         self._importer = importer
         self._crew = Crew(pool, slots, database)
         self._clock = clock
         self._ownership = ownership
-        self._backlog = Backlog(database, clock, executors, ownership, only_own=only_own)
+        self._postponed = postponed
+        self._backlog = Backlog(database, clock, executors, ownership, postponed, only_own=only_own)
         self._slots = slots
         self._reconcile = reconcile
-        self._chores = tuple(chores)
+        self._chores = {**chores, "starts": self._look_after_starts}
         self._directories = directories
         self._launch = Launch(directories, clock, executors, database)
         self._adoption = Adoption(database, directories, enabled=not only_own)
@@ -274,6 +287,7 @@ class Dispatcher:
         self._look = True  # at the queue, in the next round
         self._moved = False  # the clock was, and the chores have not been done since
         self._backlog.forget()
+        self._postponed.forget()
         self._claims = interrupts.lock()
         self._assignments: dict[str, Assignment] = {}  # by token
         self._left: list[Run] = []  # claimed here, when the interpreter's exit ended the thread
@@ -292,24 +306,32 @@ class Dispatcher:
         try:
             self._listen()
             self._round()
-            if self._moved or time.monotonic() >= self._next_chores:
-                self._moved = False  # before the chores: it may be moved again meanwhile
-                for chore in self._chores:
-                    chore()
-                self._look_after_starts()
-                self._next_chores = time.monotonic() + CHORES_PAUSE
-                self._look = True  # a delayed job gets due without any commit
-        except (StoreError, OSError) as error:
-            # Busy, full, read-only: the jobs do not depend on it. Try again.
-            self._rest("dispatcher waits", logging.WARNING, error)
-        except Exception as error:  # noqa: BLE001 - one bad job must not end all others
-            self._rest("dispatcher failed", logging.ERROR, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, running jobs do not depend on it
+            self._rest(error)
+        else:
+            self._postponed.succeed(ROUND)
+        if self._moved or time.monotonic() >= self._next_chores:
+            self._do_chores()
 
-    def _rest(self, what: str, level: int, error: Exception) -> None:
-        telemetry.event(level, what, error=repr(error))
-        self._loop.rest(BACK_OFF)
-        self._next_chores = max(self._next_chores, time.monotonic() + BACK_OFF)
+    def _rest(self, error: Exception) -> None:
+        known = isinstance(error, (StoreError, OSError))  # such as a busy or a full database
+        self._postponed.fail(ROUND, error, "dispatcher waits" if known else "dispatcher failed")
         self._look = True
+        # Not `rest`: what has been rung for is in the attributes, and would end it at once.
+        self._loop.wait((), BACK_OFF)
+
+    def _do_chores(self) -> None:
+        """Do each of them, whatever becomes of the others."""
+        self._moved = False  # before the chores: it may be moved again meanwhile
+        for name, chore in self._chores.items():
+            try:
+                chore()
+            except Exception as error:  # noqa: BLE001 - it is tried again in a second
+                self._postponed.fail(name, error, "chore postponed", chore=name)
+            else:
+                self._postponed.succeed(name)
+        self._next_chores = time.monotonic() + CHORES_PAUSE
+        self._look = True  # a delayed job gets due without any commit
 
     def _listen(self) -> None:
         """Wait for a notice, a call from another thread, or the next thing that is due."""
@@ -365,6 +387,8 @@ class Dispatcher:
                 assignment.accepted = self._directories.is_held(directory, jobdir.RUNNING)
         except FileNotFoundError:
             assignment.accepted = True  # it has ended
+        except (StoreError, OSError):
+            return True  # it cannot be read now, and is postponed when it is to be imported
         return assignment.accepted
 
     # --- a round ----------------------------------------------------------------
@@ -385,12 +409,24 @@ class Dispatcher:
             if assignment.due > now or assignment.request is not None:
                 continue
             assignment.begin_import(now)
-            harvest = self._importer.harvest(assignment.run)
+            try:
+                harvest = self._importer.harvest(assignment.run)
+            except Exception as error:  # noqa: BLE001 - one job's trouble, not the others'
+                self._postpone(assignment, error, "import")
+                continue
             if assignment.ended and (harvest is None or harvest.exit is None):
                 self._update(assignment, self._reconcile(assignment.run))
+                assignment.wait(self._postponed.delay(assignment.run.number))
             elif harvest is not None and not harvest.empty:
                 harvests.append((assignment, harvest))
         return harvests
+
+    def _postpone(self, assignment: Assignment, error: Exception, step: str) -> None:
+        run = assignment.run
+        delay = self._postponed.fail(
+            run.number, error, "job postponed", job=runs.name_of(run), step=step
+        )
+        assignment.wait(delay)
 
     def _prepare(self, now: float) -> list[Request]:
         """Prepare as many queued jobs as there are idle supervisors, and start more of these."""
@@ -399,7 +435,7 @@ class Dispatcher:
         if now < self._crew.next_start:
             return []
         self._adopt(now)
-        unsent = sum(one.request is not None for one in self._assignments.values())
+        unsent = sum(one.needs_supervisor for one in self._assignments.values())
         self._crew.start(unsent)  # whose supervisor may have died before it took them
         free = self._free_slots()
         if not (self._look and self._claiming) or free <= 0 or now < self._next_start:
@@ -409,17 +445,16 @@ class Dispatcher:
         waiting = min(self._backlog.look(free), free)
         self._start_supervisors(waiting + unsent, now)
         taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
-        bases = self._environments(row for row, _ in taken)
+        bases: dict[str | None, Mapping[bytes, bytes] | None] = {}
         requests: list[Request] = []
         try:
             for row, pipeline in taken:
                 try:
                     self._require_nothing_left(row)
-                    request = self._launch.prepare(row, pipeline, bases[row.environment])
-                except (StoreError, OSError) as error:
-                    # It stays QUEUED. Its own trouble is no reason for others to wait.
-                    self._postpone(row, error)
-                    if error.errno in NO_ROOM:
+                    request = self._launch.prepare(row, pipeline, self._environment(row, bases))
+                except Exception as error:  # noqa: BLE001 - it stays QUEUED, the others need not
+                    self._postpone_start(row.number, row.id, error)
+                    if postponement.is_of_all(error):
                         self._next_start = now + BACK_OFF
                         break
                     continue
@@ -456,18 +491,18 @@ class Dispatcher:
         if now < self._crew.next_start:  # one could not be started
             self._look = True  # never set to False here: another thread may have asked for a look
 
-    def _environments(
-        self, rows: Iterable[Row[Any]]
-    ) -> dict[str | None, Mapping[bytes, bytes] | None]:
-        """Return the environments that these jobs start with, by what they refer to them by."""
-        found: dict[str | None, Mapping[bytes, bytes] | None] = {}
-        for name in {row.environment for row in rows}:
+    def _environment(
+        self, row: Row[Any], found: dict[str | None, Mapping[bytes, bytes] | None]
+    ) -> Mapping[bytes, bytes] | None:
+        """Return the environment that a job starts with, once read for all jobs of a round."""
+        name = row.environment
+        if name not in found:
             if name is None:
                 found[None] = dict(os.environb)  # a copy a round: it is slow, and may change
-                continue
-            with self._database.read() as connection:
-                found[name] = environments.find(connection, name)
-        return found
+            else:
+                with self._database.read() as connection:
+                    found[name] = environments.find(connection, name)
+        return found[name]
 
     def _note_commits(self) -> None:
         version = self._database.version()
@@ -481,11 +516,16 @@ class Dispatcher:
         """Have running jobs without a manager take slots before queued ones do."""
         if now >= self._next_adoption or (self._adoption.remaining and self._free_slots() > 0):
             self._next_adoption = now + CHORES_PAUSE
-            self._adoption.update(self._assignments.keys(), self._slots - self._unended())
+            try:
+                self._adoption.update(self._assignments.keys(), self._slots - self._unended())
+            except Exception as error:  # noqa: BLE001 - queued jobs are to start all the same
+                self._postponed.fail(ADOPTION, error, "chore postponed", chore=ADOPTION)
+            else:
+                self._postponed.succeed(ADOPTION)
 
-    def _postpone(self, row: Row[Any], error: StoreError | OSError) -> None:
-        telemetry.event(logging.WARNING, "start postponed", job=str(row.id), error=str(error))
-        self._backlog.postpone(row.number, BACK_OFF)
+    def _postpone_start(self, number: int, job_id: object, error: Exception) -> None:
+        """Pass over a job for a while, so that it does not keep those after it waiting."""
+        self._postponed.fail(number, error, "start postponed", job=str(job_id))
         self._backlog.forget()
         self._look = True
 
@@ -497,10 +537,20 @@ class Dispatcher:
                 requests = []
             written = self._write(harvests, requests)
         for assignment, harvest, after in written:
-            self._importer.clean_up(harvest, after)
+            self._postponed.succeed(assignment.run.number)
+            self._clean_up(assignment, harvest, after)
             self._update(assignment, after)
-        for assignment in {one for one, _ in harvests} - {one for one, _, _ in written}:
-            assignment.due = time.monotonic() + BACK_OFF  # rolled back alone
+
+    def _clean_up(self, assignment: Assignment, harvest: Harvest, after: Run | None) -> None:
+        try:
+            self._importer.clean_up(harvest, after)
+        except Exception as error:  # noqa: BLE001 - a later import, or the sweep, tries again
+            telemetry.event(
+                logging.WARNING,
+                "directory not removed",
+                job=runs.name_of(assignment.run),
+                error=postponement.in_words(error),
+            )
 
     def _write(
         self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]
@@ -511,17 +561,19 @@ class Dispatcher:
         )
 
         def write(connection: Connection) -> _Round:
-            written: list[tuple[Assignment, Harvest, Run | None]] = []
+            round_ = _Round([], [], [])
             for assignment, harvest in harvests:
-                with self._database.savepoint(connection, harvest.run.id):
+                with self._database.savepoint(connection, partial(_note, round_, assignment)):
                     after = self._importer.apply(connection, harvest)
-                    written.append((assignment, harvest, after))
-            claimed = [(request, self._claim(connection, request)) for request in requests]
+                    round_.written.append((assignment, harvest, after))
+            for request in requests:
+                with self._database.savepoint(connection, partial(_note, round_, request)):
+                    round_.claimed.append((request, self._claim(connection, request)))
             if any(request.has_environment for request in requests):
                 environments.remove_unused(connection)
             if requests:
                 failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
-            return _Round(written, claimed)
+            return round_
 
         try:
             round_ = self._database.write(write, durable=durable)
@@ -533,7 +585,17 @@ class Dispatcher:
             raise
         for request, run in round_.claimed:
             self._take(request, run)
+        for of, error in round_.failed:
+            self._postpone_written(of, error)
         return round_.written
+
+    def _postpone_written(self, of: Assignment | Request, error: Exception) -> None:
+        """Note what was rolled back alone."""
+        if isinstance(of, Request):
+            of.close()
+            self._postpone_start(of.number, of.job_id, error)
+        else:
+            self._postpone(of, error, "settle")
 
     def _claim(self, connection: Connection, request: Request) -> Run | None:
         return runs.start_if_queued(
@@ -585,25 +647,31 @@ class Dispatcher:
         """Send every claimed job to an idle supervisor; one that cannot be sent is ended here."""
         for assignment in self._assignments.values():
             request = assignment.request
-            if request is None:
+            if request is None or not self._postponed.is_due(assignment.run.number):
                 continue
-            if request.failure is not None:
-                self._end_here(assignment, request, Reason.SPAWN_FAILED, request.failure)
-                continue
-            failpoints.reach(failpoints.BEFORE_SEND, self._database)
-            assignment.supervisor = self._crew.send(request)
-            if assignment.supervisor is not None:
-                failpoints.reach(failpoints.SENT, self._database)
-                assignment.request = None
-                request.close()
-            elif time.monotonic() - assignment.claimed > SEND_PATIENCE:
-                self._end_here(assignment, request, Reason.SPAWN_FAILED, "no supervisor took it")
-            elif self._is_stopped(assignment.run):
-                self._end_here(assignment, request, Reason.STOPPED, "stopped before its start")
-            else:
-                # A full socket does not say when it has room again.
-                assignment.due = time.monotonic() + RETRY
-                self._look = True
+            try:
+                self._send_one(assignment, request)
+            except Exception as error:  # noqa: BLE001 - those after it are to be sent all the same
+                self._postpone(assignment, error, "start")
+
+    def _send_one(self, assignment: Assignment, request: Request) -> None:
+        if request.failure is not None:
+            self._end_here(assignment, request, Reason.SPAWN_FAILED, request.failure)
+            return
+        failpoints.reach(failpoints.BEFORE_SEND, self._database)
+        assignment.supervisor = self._crew.send(request)
+        if assignment.supervisor is not None:
+            failpoints.reach(failpoints.SENT, self._database)
+            assignment.request = None
+            request.close()
+        elif time.monotonic() - assignment.claimed > SEND_PATIENCE:
+            self._end_here(assignment, request, Reason.SPAWN_FAILED, "no supervisor took it")
+        elif self._is_stopped(assignment.run):
+            self._end_here(assignment, request, Reason.STOPPED, "stopped before its start")
+        else:
+            # A full socket does not say when it has room again.
+            assignment.due = time.monotonic() + RETRY
+            self._look = True
 
     def _is_stopped(self, run: Run) -> bool:
         with self._database.read() as connection:
@@ -621,7 +689,15 @@ class Dispatcher:
         return self._slots - self._unended() - len(self._adoption)
 
     def _unended(self) -> int:
-        return sum(not one.ended for one in self._assignments.values())
+        """Return how many claimed jobs use a slot; one that waits to be ended here uses none."""
+        return sum(
+            not one.ended and (one.request is None or one.needs_supervisor)
+            for one in self._assignments.values()
+        )
+
+
+def _note(round_: _Round, of: Assignment | Request, error: Exception) -> None:
+    round_.failed.append((of, error))
 
 
 def usable_processors() -> int:

@@ -36,7 +36,7 @@ class Request:
 
     __slots__ = (
         "body", "boot_id", "calls_function", "cookie", "failure", "grace_ms", "has_environment",
-        "name", "number", "prepared", "timeout_ms", "token",
+        "job_id", "name", "number", "prepared", "timeout_ms", "token",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,7 @@ class Request:
     ) -> None:
         self.number: int = row.number
         self.has_environment = row.environment is not None  # stored for it
+        self.job_id = row.id
         self.name = prepared.name
         self.prepared = prepared
         self.boot_id = boot_id
@@ -90,7 +91,7 @@ class Launch:
         self, row: Row[Any], pipeline: Row[Any] | None, base: Mapping[bytes, bytes] | None
     ) -> Request | None:
         """
-        Prepare the start of a QUEUED job; None: somebody else is at it.
+        Prepare the start of a QUEUED job; None: another process is at it.
 
         Args:
             base: The environment that commands inherit; None: it is missing.
@@ -99,7 +100,8 @@ class Launch:
         and ended with that failure.
 
         Raises:
-            StoreError, OSError: No space or no descriptors. Nothing is held.
+            StoreError, OSError: No space, no descriptors, or the row or the directory
+                cannot be read. Nothing is held.
         """
         prepared = self._directories.prepare(row.id.hex)
         if prepared is None:
@@ -127,8 +129,8 @@ class Launch:
             # Perhaps it was just started elsewhere; then the claim will fail.
             request.failure = "the environment of its submitter is not stored"
             return
+        job = ClaimedJob.from_rows(row, pipeline, self._directories.path(request.name))
         try:
-            job = ClaimedJob.from_rows(row, pipeline, self._directories.path(request.name))
             command = self._executors[row.type].command(job)
             if not isinstance(command, Command):
                 raise TypeError(f"the executor returned {type(command).__name__}, no Command")

@@ -41,7 +41,7 @@ from jobcore.arguments import (
 )
 from jobcore.awaiter import Awaiter
 from jobcore.bookkeeper import Bookkeeper
-from jobcore.clock import Clock, SystemClock
+from jobcore.clock import Clock, SystemClock, seconds_of
 from jobcore.command import checked_grace
 from jobcore.creator import (
     Creator,
@@ -79,6 +79,7 @@ from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.notifier import Notifier
 from jobcore.ownership import Ownership
+from jobcore.postponement import Postponement
 from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
 from jobcore.remover import Remover
@@ -209,11 +210,12 @@ class JobManager:
         self._directories = directories = Directories(self._database.path, self._database)
         self._ownership = ownership = Ownership(directories)
         importer = Importer(self._database, directories, self._clock)
+        postponed = Postponement(seconds_of(self._clock))
         self._creator = Creator(self._database, self._clock)
         self._curator = Curator(self._database, self._clock, self._executors)
         self._bookkeeper = Bookkeeper(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
-        remover = Remover(self._database, directories, self._clock)
+        remover = Remover(self._database, directories, self._clock, postponed)
         self._recovery = Recovery(
             self._database,
             directories,
@@ -222,6 +224,7 @@ class JobManager:
             remover,
             self._clock,
             ownership,
+            postponed,
         )
         self._follower = Follower(self._database, self._recovery)
         self._awaiter = Awaiter(self._follower)
@@ -238,7 +241,11 @@ class JobManager:
             only_own=self._only_own,
             ownership=ownership,
             reconcile=lambda run: self._recovery.reconcile_softly(run, kill=True),
-            chores=(Scheduler(self._database, self._clock).tick, self._recovery.sweep),
+            chores={
+                "schedules": Scheduler(self._database, self._clock, postponed).tick,
+                "sweep": self._recovery.sweep,
+            },
+            postponed=postponed,
         )
 
     # --- creating -----------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
@@ -25,12 +26,13 @@ from jobcore import (
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
-from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
+from jobcore.errors import DatabaseBusy, DatabaseGone, StoreError
 from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
 from jobcore.ownership import Ownership
+from jobcore.postponement import Postponement
 from jobcore.remover import Remover
-from jobcore.runs import Run
+from jobcore.runs import Run, name_of
 from jobcore.stopper import Stopper
 from jobcore.supervision import NewerProtocol, failpoints, jobdir
 from jobcore.unresponsive import Unresponsive
@@ -51,6 +53,7 @@ class Recovery:
         remover: Goes on with begun deletions.
         clock: Tells when.
         ownership: Tells which owners live.
+        postponed: Remembers what could not be done: a job, by its number.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class Recovery:
         remover: Remover,
         clock: Clock,
         ownership: Ownership,
+        postponed: Postponement,
     ) -> None:
+        self._postponed = postponed
         self._database = database
         self._ownership = ownership
         self._directories = directories
@@ -119,24 +124,28 @@ class Recovery:
         end = partial(settlement.end_abandoned, run=run, now=self._clock.now())
         ended = self._database.write(end, patience=patience)
         if ended is not None and ended.final:
-            telemetry.event(logging.WARNING, "owner is dead", job=_called(run), owner=owner)
+            telemetry.event(logging.WARNING, "owner is dead", job=name_of(run), owner=owner)
         return ended
 
     def reconcile_softly(self, run: Run, *, kill: bool = False) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
         try:
-            return self.reconcile(run, patience=READ_PATIENCE, kill=kill)
+            fresh = self.reconcile(run, patience=READ_PATIENCE, kill=kill)
         except Exception as error:  # one job's trouble must not stop a sweep of all
             if interrupts.raised_by_handler(error):
                 raise
-            is_known = isinstance(error, (StoreError, OSError))
-            telemetry.event(
-                logging.INFO if is_known else logging.ERROR,
-                "reconcile postponed",
-                job=_called(run),
-                error=repr(error),
+            self._postpone(run, error)
+            return run
+        self._postponed.succeed(run.number)
+        return fresh
+
+    def _postpone(self, run: Run, error: Exception) -> None:
+        if isinstance(error, DatabaseBusy):  # the database's trouble, which ends by itself
+            telemetry.event(logging.INFO, "reconcile postponed", job=name_of(run), error=str(error))
+        else:
+            self._postponed.fail(
+                run.number, error, "job postponed", job=name_of(run), step="reconcile"
             )
-        return run
 
     def is_here(self, run: Run) -> bool:
         """
@@ -196,8 +205,10 @@ class Recovery:
                 ):
                     return True
             return run.stop_requested is not None  # of which its supervisor is to be reminded
-        except (StoreError, OSError):
-            return True  # it is gone, or cannot be read: reconciling finds out which
+        except NewerProtocol:
+            raise
+        except Exception:  # noqa: BLE001 - it is gone, or cannot be read: reconciling tells which
+            return True
 
     def _is_alive(self, run: Run) -> bool:
         """Tell whether the job has a supervisor, by its lock: also by one that was unlinked."""
@@ -338,24 +349,26 @@ class Recovery:
         """
         names = self._directories.names()  # before the rows: one made in between has a row
         with self._database.read() as connection:
-            running = runs.supervised(connection)
-            owned = runs.owned(connection)
+            running = runs.supervised(connection, self._postpone_damaged)
+            owned = runs.owned(connection, self._postpone_damaged)
         settled = []
         offsets: dict[int, int] = {}
         for run in running:
             offsets[run.number] = run.spool_offset
+            if not everything and not self._postponed.is_due(run.number):
+                continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
             fresh = self._sweep_one(run, resting=resting, kill=True)
             if fresh is not None and fresh.final:
                 settled.append(fresh)
             if fresh is not None and fresh.supervised:
-                self._unresponsive.look(fresh)
+                self._look_at_supervisor(fresh)
         settled += self._sweep_owned(owned)
         self._remove_environments()
         self._offsets = offsets
         self._unresponsive.keep({run.number for run in running})
         self._remover.go_on(everything=everything)
-        self._remove_stale(names)
+        self._remove_stale(names, everything)
         return settled
 
     def refresh(self) -> None:
@@ -398,25 +411,32 @@ class Recovery:
             telemetry.event(logging.WARNING, "owner not seen", owner=owner, error=str(error))
             return True
 
-    def _remove_stale(self, names: list[str]) -> None:
+    def _look_at_supervisor(self, run: Run) -> None:
+        try:
+            self._unresponsive.look(run)
+        except Exception as error:  # noqa: BLE001 - the others are to be looked at all the same
+            self._postpone(run, error)
+
+    def _postpone_damaged(self, number: int, error: Exception) -> None:
+        self._postponed.fail(number, error, "job postponed", job=f"number {number}", step="read")
+
+    def _remove_stale(self, names: list[str], everything: bool) -> None:
         ids = {UUID(hex=name) for name in names}
         if ids:
             with self._database.read() as connection:
                 active = store.active_ids(connection, ids)
             for stale in ids - active:
-                self._remove_softly(stale.hex)
-        self._directories.remove_leftovers()
+                self._remove_softly(stale.hex, self._directories.remove, everything)
+        for leftover in self._directories.leftovers():
+            self._remove_softly(leftover, self._directories.remove_leftover, everything)
 
-    def _remove_softly(self, name: str) -> None:
+    def _remove_softly(self, name: str, remove: Callable[[str], object], everything: bool) -> None:
         """Remove a directory; one that cannot be removed now stays for a later sweep."""
+        if not everything and not self._postponed.is_due(name):
+            return
         try:
-            self._directories.remove(name)
-        except StoreError as error:
-            telemetry.event(logging.INFO, "directory not removed", error=str(error))
-
-
-def _called(run: Run) -> str:
-    try:
-        return str(run.id)
-    except DatabaseCorrupt:  # what stands there is none, and all others are still to be looked at
-        return f"number {run.number}"
+            remove(name)
+        except (StoreError, OSError) as error:
+            self._postponed.fail(name, error, "directory not removed", directory=name)
+        else:
+            self._postponed.succeed(name)

@@ -12,6 +12,7 @@ from jobcore import deletion, logs, runs, store
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
+from jobcore.postponement import Postponement, is_of_all
 from jobcore.runs import Run
 from jobcore.supervision import failpoints
 from jobcore.tables import pipeline, workspace
@@ -38,9 +39,13 @@ class Remover:
         database: The rows.
         directories: What is left of jobs outside of it.
         clock: Tells when.
+        postponed: Remembers the jobs that could not be removed, by their number.
     """
 
-    def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, directories: Directories, clock: Clock, postponed: Postponement
+    ) -> None:
+        self._postponed = postponed
         self._database = database
         self._directories = directories
         self._clock = clock
@@ -124,11 +129,30 @@ class Remover:
 
     def _remove_final(self, turns: Turns, *, everything: bool) -> None:
         while True:
+            waiting = self._postponed.waiting()
             with self._database.read() as connection:
-                numbers = runs.deleted_final(connection, REMOVED_AT_ONCE)
-            self.remove_jobs(*numbers, turns=turns)
+                marked = runs.deleted_final(connection, REMOVED_AT_ONCE + len(waiting))
+            numbers = [number for number in marked if number not in waiting]
+            self._remove_each(numbers, turns)
             if not everything or len(numbers) < REMOVED_AT_ONCE:
                 return
+
+    def _remove_each(self, numbers: Sequence[int], turns: Turns) -> None:
+        """Remove jobs; one that cannot be removed is postponed, and keeps no other."""
+        try:
+            self.remove_jobs(*numbers, turns=turns)
+        except Exception as error:
+            if is_of_all(error):
+                raise
+        else:
+            return
+        for number in numbers:
+            try:
+                self.remove_jobs(number, turns=turns)
+            except Exception as error:  # noqa: BLE001 - the others are to be removed all the same
+                self._postponed.fail(
+                    number, error, "job postponed", job=f"number {number}", step="delete"
+                )
 
     def _remove_owners(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
         with self._database.read() as connection:

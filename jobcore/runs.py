@@ -9,13 +9,13 @@ somebody else was faster, and nothing was changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, or_, select, update
 
-from jobcore import lifecycle
+from jobcore import damage, lifecycle
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.statement import Statement
@@ -61,12 +61,12 @@ class Run(NamedTuple):
         The job's id.
 
         Raises:
-            DatabaseCorrupt: What stands in the file is none.
+            DatabaseCorrupt: The stored id is not a UUID.
         """
         try:
             return UUID(hex=self.name)
-        except (ValueError, AttributeError) as error:
-            raise DatabaseCorrupt("an id in the file is none") from error
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DatabaseCorrupt("a stored job ID is not a valid UUID") from error
 
     @property
     def effective_grace_ms(self) -> int | None:
@@ -94,6 +94,14 @@ class Run(NamedTuple):
         return self.owner is not None and not self.final
 
 
+def name_of(run: Run) -> str:
+    """Return what a job is called in the log, also where its stored ID is damaged."""
+    try:
+        return str(run.id)
+    except DatabaseCorrupt:
+        return f"number {run.number}"
+
+
 _DERIVED: dict[str, Any] = {"name": job.c.id, "of_pipeline": job.c.pipeline_id.is_not(None)}
 #: What a `Run` is read from.
 COLUMNS = tuple(
@@ -110,7 +118,7 @@ def _one(rows: list[Any]) -> Run | None:
     run = Run._make(rows[0])
     if run.status not in _STATUSES:
         # Nothing leads out of it: who waits for its end would wait for ever.
-        raise DatabaseCorrupt(f"the status of job number {run.number} is none")
+        raise DatabaseCorrupt(f"the stored status of job number {run.number} is unknown")
     return run
 
 
@@ -171,8 +179,11 @@ def record(
 # --- reading --------------------------------------------------------------------
 
 _FIND = Statement(select(*COLUMNS).where(_THIS))
-_SUPERVISED = Statement(
-    select(*COLUMNS).where(has_status(Status.RUNNING), job.c.token.is_not(None))
+_IS_SUPERVISED = (has_status(Status.RUNNING), job.c.token.is_not(None))
+_IS_OWNED = (job.c.owner.is_not(None),)
+_SUPERVISED, _OWNED = (
+    (Statement(select(*COLUMNS).where(*which)), Statement(select(job.c.number).where(*which)))
+    for which in (_IS_SUPERVISED, _IS_OWNED)
 )
 _NAMES = Statement(
     select(job.c.token, job.c.id, job.c.cookie).where(
@@ -185,7 +196,6 @@ _DELETED = Statement(
     .order_by(job.c.number)
     .limit(bindparam("most"))
 )
-_OWNED = Statement(select(*COLUMNS).where(job.c.owner.is_not(None)))
 
 
 def find(connection: Connection, number: int) -> Run | None:
@@ -193,9 +203,16 @@ def find(connection: Connection, number: int) -> Run | None:
     return _one(_FIND(connection, of=number))
 
 
-def supervised(connection: Connection) -> list[Run]:
-    """Return the RUNNING jobs that have a process, whoever started it."""
-    return [Run._make(row) for row in _SUPERVISED(connection)]
+def supervised(
+    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
+) -> list[Run]:
+    """
+    Return the RUNNING jobs that have a process, whichever host started it.
+
+    Args:
+        failed: Called with the number of each job whose row cannot be read.
+    """
+    return _readable(connection, *_SUPERVISED, failed)
 
 
 def supervised_names(connection: Connection) -> dict[str, tuple[str, str]]:
@@ -208,9 +225,26 @@ def deleted_final(connection: Connection, limit: int) -> list[int]:
     return [number for (number,) in _DELETED(connection, most=limit)]
 
 
-def owned(connection: Connection) -> list[Run]:
+def _readable(
+    connection: Connection,
+    rows: Statement,
+    numbers: Statement,
+    failed: Callable[[int, Exception], None],
+) -> list[Run]:
+    found = damage.readable(
+        lambda: rows(connection),
+        lambda: [number for (number,) in numbers(connection)],
+        lambda number: _FIND(connection, of=number),
+        failed,
+    )
+    return [Run._make(row) for row in found]
+
+
+def owned(
+    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
+) -> list[Run]:
     """Return the QUEUED and RUNNING jobs that depend on the process that owns them."""
-    return [Run._make(row) for row in _OWNED(connection)]
+    return _readable(connection, *_OWNED, failed)
 
 
 # --- QUEUED to RUNNING ------------------------------------------------------------

@@ -18,8 +18,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from jobcore import settlement, store, telemetry
-from jobcore.clock import Clock, from_datetime, to_datetime
+from jobcore.clock import Clock, from_datetime, seconds_of, to_datetime
 from jobcore.database import Database
+from jobcore.postponement import Postponement
 from jobcore.schedule import Schedule
 from jobcore.supervision import failpoints
 
@@ -72,9 +73,13 @@ class Scheduler:
     Args:
         database: Where the pipelines are.
         clock: Tells when.
+        postponed: Remembers the pipelines whose tick could not be taken; None: anew.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, postponed: Postponement | None = None
+    ) -> None:
+        self._postponed = postponed or Postponement(seconds_of(clock))
         self._database = database
         self._clock = clock
         self._next_look = 0  # for what was put off, by the wall clock
@@ -103,27 +108,46 @@ class Scheduler:
         deadline = time.monotonic() + LOOK
         after = _FIRST
         while True:
+            damaged: dict[int, Exception] = {}
             with self._database.read() as connection:
-                due = store.scheduled_pipelines(connection, after=after, until=now, limit=AT_ONCE)
+                due = store.scheduled_pipelines(
+                    connection,
+                    after=after,
+                    until=now,
+                    limit=AT_ONCE,
+                    failed=damaged.__setitem__,
+                )
+            for rowid, error in damaged.items():
+                self._postpone(rowid, error)
             if not due:
                 return
             after = due[-1].next_tick, due[-1].id
             taken = [(one, found) for one in due if (found := self._decide(one, now)) is not None]
             if taken:
-                self._database.write(partial(self._write, taken=taken, now=now))
+                for one, error in self._database.write(partial(self._write, taken=taken, now=now)):
+                    self._postpone(one.id, error)
                 failpoints.reach(failpoints.TICK_TAKEN, self._database)
-            if len(due) < AT_ONCE or time.monotonic() > deadline:
+            if len(due) + len(damaged) < AT_ONCE or time.monotonic() > deadline:
                 return
 
     def _write(
         self, connection: Connection, taken: list[tuple[Row[Any], _Taken]], now: int
-    ) -> None:
+    ) -> list[tuple[Row[Any], Exception]]:
+        """Write what comes of due pipelines; return those that cannot be written, and why."""
+        failed: list[tuple[Row[Any], Exception]] = []
         for pipeline, found in taken:
-            with self._database.savepoint(connection, pipeline.id):
+            with self._database.savepoint(connection, partial(_note, failed, pipeline)):
                 _write(connection, pipeline, found, now)
+        return failed
+
+    def _postpone(self, key: object, error: Exception) -> None:
+        """Leave a pipeline alone for a while; `key` is its id, or its rowid where it is damaged."""
+        self._postponed.fail(("pipeline", key), error, "pipeline postponed", pipeline=str(key))
 
     def _decide(self, pipeline: Row[Any], now: int) -> _Taken | None:
-        """Return what comes of a due pipeline; None where it is not understood here."""
+        """Return what comes of a due pipeline; None: it is postponed, or not understood here."""
+        if not self._postponed.is_due(("pipeline", pipeline.id)):
+            return None
         try:
             return _decide(pipeline, now)
         except DAMAGE as error:
@@ -231,6 +255,10 @@ class Scheduler:
 @lru_cache(maxsize=1024)
 def _schedule(expression: str, time_zone: str) -> Schedule:
     return Schedule(expression, time_zone)
+
+
+def _note(failed: list[tuple[Row[Any], Exception]], pipeline: Row[Any], error: Exception) -> None:
+    failed.append((pipeline, error))
 
 
 def _schedule_of(pipeline: Row[Any]) -> Schedule:

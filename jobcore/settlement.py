@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from jobcore import environments, lifecycle, logs, runs, store, tasklog, telemetry
-from jobcore.errors import PipelineAlreadyRunning
+from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, Reason, Status
 from jobcore.runs import Run
 from jobcore.supervision import frames
@@ -87,7 +87,7 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
     if not final.of_pipeline:
         return
     row = store.get_job(connection, final.number)
-    pipeline = None if row is None else store.find_pipeline(connection, row.pipeline_id)
+    pipeline = None if row is None else store.find_retries(connection, row.pipeline_id)
     if row is None or pipeline is None:
         return  # the pipeline is being deleted
     status = Status(row.status)
@@ -102,8 +102,24 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
         ):
             _retry(connection, row, now)
         elif status is Status.COMPLETE:
-            for triggered in store.pipelines_triggered_by(connection, pipeline.id):
-                run_now(connection, triggered.id, triggered.workspace_id, now, why="triggered")
+            _trigger(connection, pipeline.id, now)
+
+
+def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
+    """Queue a job of each pipeline that runs after this one; one that is damaged runs no more."""
+
+    def failed(rowid: int, error: Exception) -> None:
+        _tell_damaged(f"row {rowid}", error)
+
+    for triggered in store.pipelines_triggered_by(connection, source_id, failed):
+        try:
+            run_now(connection, triggered.id, triggered.workspace_id, now, why="triggered")
+        except DatabaseCorrupt as error:
+            _tell_damaged(str(triggered.id), error)
+
+
+def _tell_damaged(pipeline: str, error: Exception) -> None:
+    telemetry.event(logging.ERROR, "pipeline not triggered", pipeline=pipeline, error=str(error))
 
 
 def pause_behind(attempt: int) -> int:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     not_,
     or_,
     select,
@@ -39,7 +40,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from jobcore import lifecycle, runs
+from jobcore import damage, lifecycle, runs
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
@@ -345,14 +346,33 @@ def replace_links(
         )
 
 
-def pipelines_triggered_by(connection: Connection, source_id: UUID) -> Sequence[Row[Any]]:
-    """Return the pipelines that run after this one, in the order of their creation."""
+def find_retries(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
+    """Return id and `max_retries` of the pipeline, or None."""
+    # Not the whole row: damage in another column must not keep its jobs from being settled.
+    columns: tuple[Any, ...] = (pipeline.c.id, pipeline.c.max_retries)
     return connection.execute(
-        select(pipeline)
+        select(*columns).where(pipeline.c.id == pipeline_id, pipeline.c.deleted_at.is_(None))
+    ).one_or_none()
+
+
+def pipelines_triggered_by(
+    connection: Connection,
+    source_id: UUID,
+    failed: Callable[[int, Exception], None] = damage.leave_out,
+) -> list[Row[Any]]:
+    """
+    Return id and workspace of the pipelines that run after this one, in order of creation.
+
+    Args:
+        failed: Called with the rowid of each of them that cannot be read.
+    """
+    triggered = (
+        select(pipeline.c.id, pipeline.c.workspace_id)
         .join_from(link, pipeline, link.c.pipeline_id == pipeline.c.id)
         .where(link.c.source_id == source_id, pipeline.c.deleted_at.is_(None))
         .order_by(pipeline.c.created, pipeline.c.id)
-    ).all()
+    )
+    return _readable(connection, triggered, _ROWID, failed)
 
 
 def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UUID]) -> bool:
@@ -413,7 +433,12 @@ _SCHEDULED = (pipeline.c.next_tick.is_not(None), pipeline.c.deleted_at.is_(None)
 
 
 def scheduled_pipelines(
-    connection: Connection, *, after: Place, until: int | None, limit: int
+    connection: Connection,
+    *,
+    after: Place,
+    until: int | None,
+    limit: int,
+    failed: Callable[[int, Exception], None] = damage.leave_out,
 ) -> Sequence[Row[Any]]:
     """
     Return the pipelines that have a next tick, in the order of these, without their commands.
@@ -422,8 +447,9 @@ def scheduled_pipelines(
         after: The place of the last one that was seen.
         until: Only those whose tick is due by then; None: all.
         limit: Pipelines at the most.
+        failed: Called with the rowid of each of them whose row cannot be read.
     """
-    return connection.execute(
+    statement = (
         select(*_SCHEDULE)
         .where(
             *_SCHEDULED,
@@ -436,7 +462,27 @@ def scheduled_pipelines(
         )
         .order_by(pipeline.c.next_tick, pipeline.c.id)
         .limit(limit)
-    ).all()
+    )
+    return _readable(connection, statement, _ROWID, failed)
+
+
+#: Finds a pipeline, whatever stands in its columns.
+_ROWID: Any = literal_column("pipeline.rowid", Integer)
+
+
+def _readable(
+    connection: Connection,
+    statement: Select[Any],
+    key: Any,
+    failed: Callable[[int, Exception], None],
+) -> list[Row[Any]]:
+    """Return the rows that can be read; `failed` hears of the keys of the others."""
+    return damage.readable(
+        lambda: connection.execute(statement).all(),
+        lambda: connection.execute(statement.with_only_columns(key)).scalars().all(),
+        lambda number: connection.execute(statement.where(key == number)).all(),
+        failed,
+    )
 
 
 def next_tick(connection: Connection) -> int | None:
@@ -761,6 +807,7 @@ def queued_jobs(
     limit: int,
     numbers: Collection[int] | None = None,
     claimant: str | None = None,
+    failed: Callable[[int, Exception], None] = damage.leave_out,
 ) -> Iterator[Row[Any]]:
     """
     Yield the jobs that could be claimed now, oldest first; among `numbers` where given.
@@ -769,6 +816,7 @@ def queued_jobs(
 
     Args:
         claimant: The owner whose reserved jobs are among them.
+        failed: Called with the number of each of them whose row cannot be read.
     """
     if not types:
         return
@@ -789,8 +837,41 @@ def queued_jobs(
             .limit(bindparam("limit"))
         )
     values = {"now": now, "limit": limit, "claimant": claimant}
-    with connection.execute(statement, values) as rows:
-        yield from rows
+    seen: set[int] = set()
+    try:
+        with connection.execute(statement, values) as rows:
+            for row in rows:
+                seen.add(row.number)
+                yield row
+    except Exception as error:
+        if not damage.is_damage(error):
+            raise
+    else:
+        return
+    yield from _queued_one_by_one(
+        connection, statement.with_only_columns(job.c.number), values, seen, failed
+    )
+
+
+def _queued_one_by_one(
+    connection: Connection,
+    numbers: Select[Any],
+    values: dict[str, Any],
+    seen: Collection[int],
+    failed: Callable[[int, Exception], None],
+) -> Iterator[Row[Any]]:
+    """Yield the rest of a queue in which a row cannot be read."""
+    for number in connection.execute(numbers, values).scalars().all():
+        if number in seen:
+            continue
+        try:
+            rows = connection.execute(_GET_JOB, {"number": number}).all()
+        except Exception as error:
+            if not damage.is_damage(error):
+                raise
+            failed(number, damage.told(error))
+        else:
+            yield from rows
 
 
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:

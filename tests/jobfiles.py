@@ -18,6 +18,10 @@ def sql(database, statement, *args):
         return connection.execute(statement, args).fetchall()
 
 
+#: A text that is not UTF-8, for `damage`.
+UNDECODABLE = object()
+
+
 def damage(database, table, row_id, **values):
     """Write what no rule of the schema lets in, into the columns of one row."""
     with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:
@@ -30,8 +34,11 @@ def damage(database, table, row_id, **values):
         for name, _ in triggers:
             connection.execute(f'DROP TRIGGER "{name}"')
         for column, value in values.items():
+            undecodable = value is UNDECODABLE
+            what = "CAST(? AS TEXT)" if undecodable else "?"
             connection.execute(
-                f'UPDATE "{table}" SET "{column}" = ? WHERE id = ?', (value, row_id.hex)
+                f'UPDATE "{table}" SET "{column}" = {what} WHERE id = ?',
+                (b"\x80\xff" if undecodable else value, row_id.hex),
             )
         for _, definition in triggers:
             connection.execute(definition)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 import zlib
 from itertools import pairwise
@@ -26,6 +27,9 @@ EXIT = "exit"
 SPOOL = "spool."
 GONE = ".gone-"
 STORE = "store"  # beside the job directories: the id of the database that they belong to
+
+#: Digits of the largest offset that a file can have.
+_OFFSET_DIGITS = 19
 
 #: Bytes of the `lock` file. A host that prepares a start holds the first, the
 #: supervisor that runs the job the second; everyone who wants to know whether
@@ -107,7 +111,7 @@ def open_lock(directory: int, *, create: bool = False) -> int:
     """Open the lock file afresh: a new description, that holds nothing yet."""
     if create:
         return make_file(LOCK, os.O_RDWR, directory)
-    return os.open(LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    return open_file(LOCK, os.O_RDWR, directory)
 
 
 def spans_of(token: str) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -175,10 +179,41 @@ class NotPrivate(PermissionError):
     """A directory belongs to somebody else, or others may enter it."""
 
 
+class NotRegular(OSError):
+    """Where a file of the job directory should be is a directory, a FIFO, a socket or a device."""
+
+
+def open_file(name: str, flags: int, directory: int) -> int:
+    """
+    Open a file of the job directory; what is no file is refused, and never waited for.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        NotRegular: It is a directory, a FIFO, a socket or a device.
+        OSError: The system refuses; a link is ELOOP.
+    """
+    # Non-blocking: to open a FIFO would wait for its other end.
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(name, flags, PRIVATE_FILE, dir_fd=directory)
+    except OSError as error:
+        # For writing, a directory is EISDIR; a socket, and a FIFO without a reader, are ENXIO.
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise _not_regular(name, error.errno) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(name, errno.EINVAL)
+    return descriptor
+
+
+def _not_regular(name: str, number: int) -> NotRegular:
+    return NotRegular(number, f"{name!r} in it is not a regular file: remove it", name)
+
+
 def make_file(name: str, flags: int, directory: int) -> int:
     """Open a file, mode 0600 under any umask, making it where it is not there."""
-    flags |= os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(name, flags, PRIVATE_FILE, dir_fd=directory)
+    descriptor = open_file(name, flags | os.O_CREAT, directory)
     try:
         # A umask may keep even its owner out, for whom the next open would fail.
         if os.fstat(descriptor).st_mode & 0o777 != PRIVATE_FILE:
@@ -271,10 +306,19 @@ def open_control(directory: int) -> int:
 
     For reading *and* writing: a reader alone would spin on POLLHUP whenever no
     writer is there, a writer alone could meet ENXIO or SIGPIPE.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        OSError: The system refuses, or it is not a FIFO: a regular file is always readable,
+            and whoever polls it would spin.
     """
-    return os.open(
+    descriptor = os.open(
         CONTROL, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory
     )
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{CONTROL!r} in it is not a FIFO: remove it", CONTROL)
+    return descriptor
 
 
 def ring(directory: int, letter: bytes = DOORBELL) -> None:
@@ -321,12 +365,26 @@ def remove(name: str, directory: int, *, parent: int, host: object = None) -> No
 
 
 def empty(directory: int) -> None:
-    """Unlink every file in the directory; it holds no directories."""
+    """Remove everything in the directory; that it holds directories is not jobcore's doing."""
     for entry in os.listdir(directory):
         try:
-            os.unlink(entry, dir_fd=directory)
+            try:
+                os.unlink(entry, dir_fd=directory)
+            except IsADirectoryError:
+                _remove_tree(entry, directory)
         except FileNotFoundError:  # another process sweeps the same leftovers
             pass
+
+
+def _remove_tree(name: str, parent: int) -> None:
+    descriptor = os.open(
+        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent
+    )
+    try:
+        empty(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=parent)
 
 
 # --- records ----------------------------------------------------------------
@@ -373,7 +431,7 @@ def decode_record(data: bytes) -> dict[str, str | int | None] | None:
 def read_record(directory: int, name: str) -> dict[str, str | int | None] | None:
     """Return the record in file `name`, or None where it is missing, torn or damaged."""
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+        descriptor = open_file(name, os.O_RDONLY, directory)
     except FileNotFoundError:
         return None
     try:
@@ -532,8 +590,13 @@ def spool_offsets(directory: int) -> list[int]:
     return sorted(
         int(name[len(SPOOL) :])
         for name in os.listdir(directory)
-        if name.startswith(SPOOL) and name[len(SPOOL) :].isdigit()
+        if name.startswith(SPOOL) and _is_number(name[len(SPOOL) :])
     )
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether this is an offset as jobcore writes it; `isdigit` takes other digits, too."""
+    return text.isascii() and text.isdigit() and len(text) <= _OFFSET_DIGITS
 
 
 def read_spool(directory: int, offset: int, size: int) -> bytes:
@@ -546,9 +609,7 @@ def read_spool(directory: int, offset: int, size: int) -> bytes:
     if begin is None:
         return b""
     try:
-        descriptor = os.open(
-            f"{SPOOL}{begin}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory
-        )
+        descriptor = open_file(f"{SPOOL}{begin}", os.O_RDONLY, directory)
     except FileNotFoundError:
         return b""
     try:

@@ -66,6 +66,8 @@ class Wishes:
             stop = jobdir.read_record(self._directory, jobdir.STOP)
         except NewerProtocol:
             stop = {}  # whatever else a newer host says in it, it asks to stop
+        except OSError:
+            stop = None  # hosts ring again; a letter that is itself the wish counts all the same
         if stop is not None:
             asked = stop.get("grace_ms")
             grace = asked / 1000 if isinstance(asked, int) else self._grace

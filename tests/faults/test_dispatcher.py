@@ -43,7 +43,7 @@ def test_an_executor_that_exits_ends_its_job_alone(database):
 
 
 def test_a_round_that_fails_holds_no_job_back(database):
-    """Starts that were prepared before something went wrong are given up, not kept locked."""
+    """A start that fails is tried again, and the others of its round go on meanwhile."""
     failed = []
 
     def fail_once(point, _host):
@@ -64,7 +64,7 @@ def test_a_round_that_fails_holds_no_job_back(database):
             failpoints.disarm(fail_once)
 
     assert ended == [Status.COMPLETE] * 2
-    assert len(failed) == 4
+    assert len(failed) == 3  # the second one twice
 
 
 def test_a_loop_goes_on_whatever_its_turn_raises(monkeypatch):

@@ -398,20 +398,22 @@ def test_broken_rule_is_raised_as_it_is(opened):
 
 def test_savepoint_gives_each_its_own_fate(opened):
     """One of many that fails is rolled back alone; the others are committed."""
+    failed = []
     with transaction(opened) as connection:
         for text in ("a", "b", "a", "c"):
-            with opened.savepoint(connection, text):
+            with opened.savepoint(connection, failed.append):
                 connection.exec_driver_sql("INSERT INTO note VALUES (?)", (text + " first",))
                 connection.exec_driver_sql("INSERT INTO note VALUES (?)", (text,))
 
     assert notes(opened) == {"a first", "a", "b first", "b", "c first", "c"}
+    assert [type(error) for error in failed] == [IntegrityError]
 
 
 def test_savepoint_does_not_hide_the_end_of_the_transaction(opened):
     """An error that ended the whole transaction is raised, and nothing is committed."""
     with pytest.raises(IntegrityError), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
         connection.exec_driver_sql("INSERT INTO note VALUES ('a')")
-        with opened.savepoint(connection, "a"):
+        with opened.savepoint(connection, pytest.fail):
             connection.exec_driver_sql("INSERT OR ROLLBACK INTO note VALUES ('a')")
 
     assert notes(opened) == set()

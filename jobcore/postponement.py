@@ -1,0 +1,158 @@
+"""
+Postponement: what fails is tried again later, at growing distance, and told now and then.
+
+A job, a pipeline or a chore that cannot be read or written must not keep the others
+from going on, fill the log, or be tried in a hot loop. Nothing here reads a clock or
+waits: the time is what the caller says it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from jobcore import telemetry
+from jobcore.errors import DatabaseBusy, DatabaseFull, DatabaseGone, ReadOnlyDatabase, StoreError
+
+#: Seconds until the next try: at first, and at the most. In between it doubles.
+FIRST, LONGEST = 0.5, 30.0
+#: Seconds after which a failure that goes on is told again.
+TOLD_EVERY = 3600.0
+#: A failure is persistent after so many in a row, over so many seconds.
+PERSISTENT_FAILURES, PERSISTENT_SECONDS = 3, 10.0
+#: Errors of the machine, not of one job: it ran out of space, descriptors or memory.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+#: What ends by itself, or by what its own message says, for all jobs at once.
+_OF_ALL = (DatabaseBusy, DatabaseFull, DatabaseGone)
+
+
+class Failure(NamedTuple):
+    """
+    What has failed, again and again, since it last succeeded.
+
+    Attributes:
+        error: The last one.
+        times: How often, in a row.
+        since: When it failed first.
+        until: Not before then it is tried again.
+        told: When it was told last.
+    """
+
+    error: Exception
+    times: int
+    since: float
+    until: float
+    told: float
+
+    @property
+    def cause(self) -> str:
+        """Why, in words."""
+        return in_words(self.error)
+
+
+class Postponement:
+    """
+    Remembers what fails, by a key of the caller's: a job, a pipeline, a chore.
+
+    Any thread may call this: each entry is one value, replaced as a whole.
+
+    Args:
+        now: Returns seconds from some fixed moment on.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._failures: dict[Hashable, Failure] = {}
+
+    def fail(self, key: Hashable, error: Exception, event: str, /, **fields: Any) -> float:
+        """
+        Note a failure, and tell the log if it is new, has another cause, or an hour is over.
+
+        Args:
+            key: Of what has failed.
+            error: Why.
+            event: The log event.
+            fields: Its facts, beside the error.
+
+        Returns:
+            Seconds until the next try.
+        """
+        now = self._now()
+        before = self._failures.get(key)
+        since = now if before is None else before.since
+        # As long as it has failed so far: then it does not matter how many ask.
+        longest = FIRST if is_of_all(error) else LONGEST
+        delay = min(max(now - since, FIRST), longest)
+        tell = before is None or before.cause != in_words(error) or now - before.told >= TOLD_EVERY
+        self._failures[key] = Failure(
+            error=error,
+            times=1 if before is None else before.times + 1,
+            since=since,
+            until=now + delay,
+            told=now if before is None or tell else before.told,
+        )
+        if tell:
+            self._forget_old(now)
+            telemetry.event(_level_of(error), event, **fields, error=in_words(error))
+        return delay
+
+    def succeed(self, key: Hashable) -> None:
+        """Note that it works: the next failure is a new one."""
+        self._failures.pop(key, None)
+
+    def is_due(self, key: Hashable) -> bool:
+        """Tell whether it may be tried now."""
+        return self.delay(key) <= 0
+
+    def delay(self, key: Hashable) -> float:
+        """Return the seconds until it may be tried; 0: now."""
+        failure = self._failures.get(key)
+        return 0.0 if failure is None else max(failure.until - self._now(), 0.0)
+
+    def waiting(self) -> set[Hashable]:
+        """Return the keys of all that is not to be tried now."""
+        now = self._now()
+        return {key for key, failure in list(self._failures.items()) if failure.until > now}
+
+    def persistent(self, key: Hashable) -> Failure | None:
+        """Return its failure if that lasts: several in a row, for some time; else None."""
+        failure = self._failures.get(key)
+        if failure is None or failure.times < PERSISTENT_FAILURES:
+            return None
+        return failure if self._now() - failure.since >= PERSISTENT_SECONDS else None
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: what failed there is the parent's affair."""
+        self._failures.clear()
+
+    def _forget_old(self, now: float) -> None:
+        """Forget what has not been tried for long: its job is gone, say."""
+        for key, failure in list(self._failures.items()):
+            if now - failure.until > TOLD_EVERY:
+                self._failures.pop(key, None)
+
+
+def is_of_all(error: Exception) -> bool:
+    """Tell whether an error concerns the database or the machine, not one job."""
+    return isinstance(error, _OF_ALL) or getattr(error, "errno", None) in NO_ROOM
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell whether an error is one that waiters are never told: a busy, full or read-only disk."""
+    return isinstance(error, (DatabaseBusy, DatabaseFull, ReadOnlyDatabase)) or (
+        getattr(error, "errno", None) in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+    )
+
+
+def in_words(error: BaseException) -> str:
+    """Return what an error says, with its type; an exception may not even be able to say that."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - somebody else's `__str__`
+        return type(error).__name__
+
+
+def _level_of(error: Exception) -> int:
+    return logging.WARNING if isinstance(error, (StoreError, OSError)) else logging.ERROR

@@ -1,0 +1,249 @@
+"""One job whose directory, files or row cannot be read: all others go on, and it is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime, timezone
+
+import pytest
+
+from jobcore import JobManager, Status
+from jobcore.clock import from_datetime
+from tests.jobfiles import UNDECODABLE, damage, row_of, sql
+from tests.processes import PATIENCE, until
+
+NAMES = ("lock", "exit", "run", "spool.0", "ctl", "stop", "result")
+#: Times that are long over, for schedules that are due.
+LONG_AGO = from_datetime(datetime(2023, 11, 14, tzinfo=timezone.utc))
+
+
+def a_socket(path):
+    # Its own name, as that of a socket is short, and a rename to the wanted one.
+    before = os.getcwd()
+    os.chdir(os.path.dirname(path))
+    try:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(os.path.basename(path))
+    finally:
+        os.chdir(before)
+
+
+def a_directory(path):
+    os.makedirs(path + "/in/it")
+
+
+STRANGE = {
+    "a directory": a_directory,
+    "a FIFO": os.mkfifo,
+    "a link": lambda path: os.symlink("/etc/passwd", path),
+    "a link to nothing": lambda path: os.symlink("nothing", path),
+    "a socket": a_socket,
+}
+
+
+def replace(path, kind):
+    """Put something strange where a file of a job is, or should be; return what undoes it."""
+    kept = path + ".kept"
+    if os.path.lexists(path):
+        os.rename(path, kept)
+    STRANGE[kind](path)
+
+    def undo():
+        if not os.path.lexists(path):
+            return
+        if kind == "a directory":
+            os.removedirs(path + "/in/it")
+        else:
+            os.unlink(path)
+        if os.path.lexists(kept):
+            os.rename(kept, path)
+
+    return undo
+
+
+def ends(jobs, job):
+    """Tell whether it is over, without a look at its directory."""
+    return row_of(jobs._database.path, job.id)["end_time"] is not None
+
+
+@pytest.fixture
+def due(jobs):
+    """Return a pipeline whose schedule comes true at once, in the manager that looks."""
+    made = jobs.create_pipeline("due", ["true"], schedule="0 0 1 1 *")
+
+    def make_due():
+        now = jobs._clock.now() - 1_000_000
+        sql(jobs._database.path, "UPDATE pipeline SET next_tick = ? WHERE id = ?", now, made.id.hex)
+        return made
+
+    return make_due
+
+
+def all_goes_on(database, clock, jobs, adopted, due):
+    """Run a manager with slots: a new job, one whose host is gone, and a schedule come to pass."""
+    pipeline = due()
+    good = jobs.submit(["echo", "good"])
+    with JobManager(database, slots=2, clock=clock) as runs:
+        until(lambda: ends(jobs, good), "the end of another job")
+        until(lambda: ends(jobs, adopted), "the end of an adopted job")
+        until(lambda: jobs.list_jobs(pipeline_id=pipeline.id), "a scheduled job")
+        runs.wait(jobs.list_jobs(pipeline_id=pipeline.id)[0].id, PATIENCE)
+    assert row_of(database, good.id)["status"] == "COMPLETE"
+    assert row_of(database, adopted.id)["status"] == "COMPLETE"
+
+
+def an_ended_one(scripted):
+    """Return a job that has ended, and that no host has settled."""
+    one = scripted()
+    one.started()
+    one.write(b"a line\n")
+    one.exit()
+    one.die()
+    return one
+
+
+@pytest.fixture
+def adopted(scripted):
+    return an_ended_one(scripted)
+
+
+def test_directory_with_another_mode_concerns_its_own_job(
+    database, clock, jobs, scripted, adopted, due, caplog
+):
+    """A deploy's `chmod -R` on the directories of some jobs: the others go on, and it is told."""
+    modes = (0o755, 0o750, 0o500, 0o000, 0o4700)
+    bad = [an_ended_one(scripted) for _ in modes]
+    for one, mode in zip(bad, modes, strict=True):
+        os.chmod(one.path, mode)
+
+    all_goes_on(database, clock, jobs, adopted, due)
+    told = caplog.text.count("job postponed")
+
+    for one in bad:
+        if not one.gone():
+            os.chmod(one.path, 0o700)
+        assert jobs.wait(one.id, PATIENCE).status is Status.COMPLETE
+    assert told == 2 if os.geteuid() == 0 else 4
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_files_in_directories_concern_their_own_jobs(
+    database, clock, jobs, scripted, adopted, due, kind
+):
+    """What is no file is neither waited for nor believed; once it is gone the truth is told."""
+    bad = {name: an_ended_one(scripted) for name in NAMES}
+    undo = [replace(f"{one.path}/{name}", kind) for name, one in bad.items()]
+
+    all_goes_on(database, clock, jobs, adopted, due)
+    for one in undo:
+        one()
+
+    assert {jobs.wait(one.id, PATIENCE).status for one in bad.values()} == {Status.COMPLETE}
+    jobs.recover()
+    assert [name for name, one in bad.items() if not one.gone()] == []
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_files_of_jobs_that_died_concern_them_alone(
+    database, clock, jobs, scripted, adopted, due, kind
+):
+    """A job without a verdict is judged when its files can be read, and not before by guess."""
+    bad = {name: scripted() for name in NAMES}
+    for one in bad.values():
+        one.started()
+        one.write(b"a line\n")
+    undo = [replace(f"{one.path}/{name}", kind) for name, one in bad.items()]
+    for one in bad.values():
+        one.die()
+
+    all_goes_on(database, clock, jobs, adopted, due)
+    for one in undo:
+        one()
+
+    for one in bad.values():
+        assert str(jobs.wait(one.id, PATIENCE).reason) == "lost"
+    jobs.recover()
+    assert [name for name, one in bad.items() if not one.gone()] == []
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_files_of_jobs_that_start_concern_them_alone(
+    database, clock, jobs, adopted, due, kind
+):
+    """A QUEUED job with something strange in its directory keeps no other from its start."""
+    bad, undo = [], []
+    for name in NAMES:
+        job = jobs.submit(["true"])
+        path = f"{database}.jobs/{job.id.hex}"
+        os.mkdir(path, 0o700)
+        undo.append(replace(f"{path}/{name}", kind))
+        bad.append(job)
+
+    all_goes_on(database, clock, jobs, adopted, due)
+    for one in undo:
+        one()
+
+    with JobManager(database, slots=1, clock=clock) as runs:
+        for job in bad:
+            runs.wait(job.id, PATIENCE)
+    jobs.recover()
+    assert [job for job in bad if os.path.exists(f"{database}.jobs/{job.id.hex}")] == []
+
+
+#: What no jobcore has ever stored.
+GARBAGE = {
+    "bytes": b"\x00\xff",
+    "text": "garbage {",
+    "a negative number": -(2**63),
+    "a large number": 2**63 - 1,
+    "a fraction": 1e308,
+    "nothing": None,
+    "text that is not UTF-8": UNDECODABLE,
+}
+
+
+def spoil(database, table, row_id, column, what):
+    """Write garbage into a column, where its definition lets that in."""
+    if what != "nothing" or not columns_of(database, table)[column]:
+        damage(database, table, row_id, **{column: GARBAGE[what]})
+
+
+def columns_of(database, table):
+    """Return the columns of a table, and whether each must have a value."""
+    return {row["name"]: row["notnull"] for row in sql(database, f"PRAGMA table_info({table})")}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_damaged_row_of_a_job_concerns_it_alone(
+    database, clock, jobs, scripted, adopted, due, state, what
+):
+    """Garbage in any column of a job keeps no other job, no schedule and no adoption."""
+    for column in columns_of(database, "job"):
+        if column in ("number", "id"):
+            continue
+        if state == "queued":
+            job = jobs.submit(["true"], pipeline_id=jobs.create_pipeline(column, ["true"]).id)
+        else:
+            job = an_ended_one(scripted)
+        spoil(database, "job", job.id, column, what)
+
+    all_goes_on(database, clock, jobs, adopted, due)
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_damaged_row_of_a_pipeline_concerns_it_alone(database, clock, jobs, adopted, due, what):
+    """Garbage in any column of a pipeline keeps no other schedule, no job and no adoption."""
+    made = {
+        column: jobs.create_pipeline(column, ["true"], schedule="0 0 1 1 *")
+        for column in columns_of(database, "pipeline")
+        if column != "id"
+    }
+    for pipeline in made.values():
+        jobs.create_job(pipeline_id=pipeline.id)
+    sql(database, "UPDATE pipeline SET next_tick = ? WHERE name != 'due'", LONG_AGO)
+    for column, pipeline in made.items():
+        spoil(database, "pipeline", pipeline.id, column, what)
+
+    all_goes_on(database, clock, jobs, adopted, due)
