@@ -117,6 +117,8 @@ class _Examination:
             yield _wrong(check, f"{self._path} is not a file")
         elif facts.st_nlink > 1:
             yield _wrong(check, f"{self._path} has a second name (a hard link)")
+        elif odd := permissions.odd_side_file(self._path):
+            yield _wrong(check, f"{odd} is not a file")  # SQLite could wait for a FIFO for ever
         else:
             yield _ok(check, f"{self._path}, {facts.st_size} bytes")
 

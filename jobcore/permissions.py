@@ -179,6 +179,12 @@ def has_side_files(database: str) -> bool:
     return any(os.path.lexists(database + end) for end in SIDE_FILES)
 
 
+def odd_side_file(database: str) -> str | None:
+    """Return the path of what is beside the database and no plain file; None: there is none."""
+    odd = (name for name, facts in _files(database) if not stat.S_ISREG(facts.st_mode))
+    return next(odd, None)
+
+
 def require_private_files(database: str) -> None:
     """
     Refuse a database, or a file beside it that SQLite would believe, which is not this user's.

@@ -335,6 +335,9 @@ class Supervisor:
             return
         try:
             pidfd = _pidfd_of(self.pid)
+        except kernel.NoPidfdError:
+            self._unreaped.append(self.pid)  # no longer than it is a child of ours
+            return
         except OSError:
             return  # it has just ended, or no descriptor is left
         if self._is_there():

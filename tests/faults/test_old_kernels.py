@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -14,9 +15,12 @@ import pytest
 from jobcore import JobManager, Reason, Status, StoreError, schema
 from jobcore.database import Database
 from jobcore.supervision import jobdir, kernel, pids, pool, progress
+from tests.jobfiles import sql
 from tests.kernels import forbid
 from tests.mounts import in_own_mounts, mount_proc, mount_tmpfs
-from tests.processes import PATIENCE, ROOT, children, in_child, state, until
+from tests.processes import PATIENCE, ROOT, carrying, children, in_child, state, until
+
+_SUBREAPER = 36  # of linux/prctl.h: orphans come to us, as to the first process of a container
 
 STAYS = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]
 
@@ -44,6 +48,7 @@ for descriptor in range(1000):
 
 def use(database):
     """Be a host: have jobs end by themselves, by a stop and by the death of their supervisor."""
+    kernel._has_pidfds.clear()  # what the process knew that this one was forked from
     told = []
     with JobManager(database, slots=2) as jobs:
         for job in (jobs.submit(["sh", "-c", "cat; exit 3"], stdin=b"hello\n") for _ in range(2)):
@@ -154,6 +159,41 @@ def test_a_host_that_dies_is_missed_without_pidfds(database):
     finally:
         os.close(held)
         os.close(gate)
+
+
+def test_what_a_killed_supervisor_leaves_is_killed_without_pidfds(database):
+    """A descendant with a session of its own is found by its cookie, and signalled by its pid."""
+    leaves = "setsid sh -c 'trap : TERM; while :; do sleep 0.1; done' & echo ready; wait"
+
+    def host():
+        forbid("pidfd_open")
+        with JobManager(database, slots=1) as jobs:
+            job = jobs.submit(["sh", "-c", leaves])
+            assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
+            with open(f"{database}.jobs/{job.id.hex}/{jobdir.RUN}", "rb") as file:
+                os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+            return jobs.wait(job.id, PATIENCE).reason
+
+    assert in_child(host) is Reason.LOST
+    ((cookie,),) = sql(database, "SELECT cookie FROM job")
+    assert carrying(cookie) == []
+
+
+def test_a_host_to_whom_orphans_come_keeps_no_zombie_without_pidfds(database):
+    """The first process of a container gets the supervisors that end, and reaps them by pid."""
+
+    def host():
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+        forbid("pidfd_open")
+        with JobManager(database, slots=2) as jobs:
+            codes = [
+                jobs.wait(jobs.submit(["sh", "-c", "exit 3"]).id, PATIENCE).exit_code
+                for _ in range(3)
+            ]
+        until(lambda: not children(), "the end and the reaping of all children")
+        return codes
+
+    assert in_child(host) == [3, 3, 3]
 
 
 def test_a_command_gets_no_descriptor_that_cannot_be_listed(database):

@@ -335,6 +335,17 @@ def test_doctor_names_a_directory_that_others_can_write_to(shared):
     assert "any user can create files" in found["other users"].detail
 
 
+@pytest.mark.parametrize("end", permissions.SIDE_FILES)
+def test_doctor_does_not_wait_for_a_fifo_beside_a_database(database, end):
+    """It names it, and does not have SQLite open it."""
+    Database(database).close()
+    os.mkfifo(os.fspath(database) + end)
+    found = doctor.examine(database)
+
+    assert (found[-1].check, found[-1].verdict) == ("file", "wrong")
+    assert f"jobs.db{end} is not a file" in found[-1].detail
+
+
 # --- links --------------------------------------------------------------------------
 
 
