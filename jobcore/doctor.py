@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from jobcore import filesystem, permissions, schema
+from jobcore import filesystem, identity, leftovers, permissions, schema
 from jobcore.connections import uri_of
 from jobcore.directories import Directories
 from jobcore.errors import DatabaseGone, JobcoreError, ScheduleError
@@ -61,6 +61,7 @@ class _Running(NamedTuple):
     number: int
     id: UUID
     token: str
+    directory_id: str | None
 
 
 class _Examination:
@@ -82,6 +83,7 @@ class _Examination:
             ("store", self._store),
             ("directories", self._directories),
             ("running jobs", self._running_jobs),
+            ("left processes", self._left_processes),
             ("deletions", self._deletions),
             ("chains", self._chains),
             ("schedules", self._schedules),
@@ -275,17 +277,19 @@ class _Examination:
                 states.setdefault(state, []).append(str(one.id))
         alive = len(states.pop("", ()))
         for state, ids in states.items():
-            yield _wrong(check, f"{state}: {_some(ids)}; any manager that looks settles them")
+            yield _wrong(check, f"{state}: {_some(ids)}; `jobcore work` or recover() settles them")
         if not states:
             yield _ok(check, f"{alive}, each with a supervisor")
 
     def _running(self) -> list[_Running]:
+        column = "directory_id" if self._is_current() else "NULL"
         rows = self._ask(
             _rows(
-                "SELECT number, id, token FROM job WHERE status = 'RUNNING' AND token IS NOT NULL"
+                f"SELECT number, id, token, {column} FROM job "  # noqa: S608 - two constants
+                "WHERE status = 'RUNNING' AND token IS NOT NULL"
             )
         )
-        return [_Running(number, UUID(hex=name), token) for number, name, token in rows]
+        return [_Running(number, UUID(hex=name), *facts) for number, name, *facts in rows]
 
     def _state_of(self, running: _Running) -> str:
         """Return what is wrong with a RUNNING job; empty where it has a supervisor."""
@@ -295,13 +299,45 @@ class _Examination:
                 held = directories.is_held(directory)  # before the record: it is written under it
                 if held or jobdir.read_exit(directory, running.token) is not None:
                     return "" if held else "ended and not settled yet"
-                return "RUNNING with a free lock: the supervisor is dead"
+                what = "RUNNING with a free lock: the supervisor is dead"
         except (FileNotFoundError, DatabaseGone):
-            return "RUNNING without a directory"
+            what = "RUNNING without a directory"
         except NewerProtocol:
             return ""  # its own version judges it
         finally:
             directories.close()
+        known = identity.DirectoryId.parse(running.directory_id)
+        if known is not None and known.root != self._root():
+            return "RUNNING, but started in another directory, of which this is a copy"
+        # By the kernel's list: the lock file of one that lives may have been removed.
+        return "" if known is not None and jobdir.is_run_locked(running.token) else what
+
+    def _root(self) -> int | None:
+        """Return the inode of the directory of job directories; None: it is not there."""
+        try:
+            return os.stat(self._path + ".jobs").st_ino
+        except FileNotFoundError:
+            return None
+
+    def _left_processes(self, check: str) -> Iterator[Finding]:
+        if not self._is_current():
+            return
+        rows = self._ask(
+            _rows(
+                "SELECT id, cookie FROM job WHERE unreaped IS NOT NULL AND cookie IS NOT NULL "
+                "AND unreaped_ignored IS NULL"
+            )
+        )
+        found = [(UUID(hex=name), leftovers.find(cookie)) for name, cookie in rows]
+        alive = [(job, pids) for job, pids in found if pids]
+        for job, pids in alive:
+            yield _wrong(
+                check,
+                f"{_some(map(str, pids))} of job {job}, which has ended, still run: end them. A "
+                "retry waits for them, or for --repair",
+            )
+        if not alive:
+            yield _ok(check, "none of a job that has ended")
 
     def _deletions(self, check: str) -> Iterator[Finding]:
         ((begun,),) = self._ask(_rows("SELECT count(*) FROM job WHERE deleted_at IS NOT NULL"))

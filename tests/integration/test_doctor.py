@@ -16,7 +16,8 @@ from tests.transactions import transaction
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
     "SQLite", "file", "file system", "modes", "other users", "write-ahead log", "schema",
-    "definitions", "integrity", "store", "directories", "running jobs", "deletions", "chains",
+    "definitions", "integrity", "store", "directories", "running jobs", "left processes",
+    "deletions", "chains",
     "schedules",
 ]  # fmt: skip
 
