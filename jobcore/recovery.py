@@ -315,7 +315,10 @@ class Recovery:
         record = None if directory is None else jobdir.read_record(directory, jobdir.RUN)
         namespace = None if record is None else record.get("pid_namespace")
         if namespace not in (None, leftovers.pid_namespace()) or not leftovers.are_visible():
-            return (), "its processes cannot be seen from this pid namespace"
+            where = (
+                "without /proc" if leftovers.pid_namespace() is None else "from this pid namespace"
+            )
+            return (), f"its processes cannot be seen {where}"
         if self.is_here(run):
             return leftovers.kill(run.cookie or ""), ""
         # They may be those of the files that these were copied from, where they are cared for.

@@ -179,6 +179,24 @@ def test_what_a_killed_supervisor_leaves_is_killed_without_pidfds(database):
     assert carrying(cookie) == []
 
 
+def test_a_lost_job_says_that_its_processes_cannot_be_seen_without_proc(database):
+    """What the command has started may run on there, and the log must not hide that."""
+
+    def host():
+        mount_tmpfs("/proc", "64k")
+        with JobManager(database, slots=1) as jobs:
+            job = jobs.submit(STAYS)
+            assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
+            with open(f"{database}.jobs/{job.id.hex}/{jobdir.RUN}", "rb") as file:
+                os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+            ended = jobs.wait(job.id, PATIENCE)
+            return ended.reason, [line.text for line in jobs.logs(job.id)]
+
+    reason, texts = in_own_mounts(host)
+    assert reason is Reason.LOST
+    assert texts[-1].endswith("its processes cannot be seen without /proc")
+
+
 def test_a_host_to_whom_orphans_come_keeps_no_zombie_without_pidfds(database):
     """The first process of a container gets the supervisors that end, and reaps them by pid."""
 
