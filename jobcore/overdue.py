@@ -75,5 +75,5 @@ class Overdue:
     def keep(self, numbers: set[int]) -> None:
         """Forget all jobs but these."""
         for moments in (self._asked, self._since, self._silent, self._woken):
-            for number in moments.keys() - numbers:
-                del moments[number]
+            for number in set(moments) - numbers:
+                moments.pop(number, None)

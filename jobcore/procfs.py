@@ -1,9 +1,9 @@
 """
 Procfs: what the kernel tells of other processes, read without waiting for any of them.
 
-Reading the environment of a process takes a lock of its memory, which a process
-that is stuck in the kernel may keep for ever. So a thread of its own reads
-environments, and is left behind where one of them does not come.
+Reading the environment or the arguments of a process takes a lock of its memory,
+which a process that is stuck in the kernel may keep for ever. So a thread of its own
+reads them, and is left behind where an answer does not come.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jobcore.supervision import pids
 
 ROOT = "/proc"
 CGROUPS = "/sys/fs/cgroup"
-#: Seconds to wait for the environment of one process.
+#: Seconds to wait for what one process does not answer.
 PATIENCE = 1.0
 
-#: By pid, the thread that still waits for the environment of that process.
+#: By pid, the thread that still waits for that process.
 _waiting: dict[int, threading.Thread] = {}
 
 
@@ -113,15 +113,29 @@ def with_variable(entry: str, pids: Sequence[int]) -> list[int]:
     Raises:
         OSError: No descriptor is left to look with.
     """
+    return _with("environ", entry.encode(), pids)
+
+
+def with_argument(argument: str, pids: Sequence[int]) -> list[int]:
+    """
+    Return those of `pids` that were started with exactly this argument, as `with_variable` does.
+
+    Raises:
+        OSError: No descriptor is left to look with.
+    """
+    return _with("cmdline", argument.encode(), pids)
+
+
+def _with(file: str, entry: bytes, pids: Sequence[int]) -> list[int]:
     found: list[int] = []
     left = [pid for pid in pids if not _is_waiting(pid)]
     while left:
-        search = _Search(entry.encode(), left)
+        search = _Search(file, entry, left)
         found += search.run()
         left = left[search.position :]
         if left:
             _waiting[left[0]] = search.thread
-            telemetry.event(logging.WARNING, "environment cannot be read", pid=left.pop(0))
+            telemetry.event(logging.WARNING, "process cannot be read", pid=left.pop(0))
     return found
 
 
@@ -136,15 +150,16 @@ def _is_waiting(pid: int) -> bool:
 
 class _Search:
     """
-    A look at several environments, in a thread that may have to be left behind.
+    A look at several processes, in a thread that may have to be left behind.
 
     Attributes:
         position: How many processes were looked at.
         thread: That looks.
     """
 
-    def __init__(self, entry: bytes, pids: list[int]) -> None:
+    def __init__(self, file: str, entry: bytes, pids: list[int]) -> None:
         self.position = 0
+        self._file = file
         self._entry = entry
         self._pids = pids
         self._found: list[int] = []
@@ -169,7 +184,7 @@ class _Search:
     def _look(self) -> None:
         try:
             for pid in self._pids:
-                carries = self._entry in _environment(pid)
+                carries = self._entry in _entries(pid, self._file)
                 if self._abandoned:
                     return
                 if carries:
@@ -179,9 +194,9 @@ class _Search:
             self._error = error
 
 
-def _environment(pid: int) -> list[bytes]:
+def _entries(pid: int, name: str) -> list[bytes]:
     try:
-        with open(f"{ROOT}/{pid}/environ", "rb") as file:
+        with open(f"{ROOT}/{pid}/{name}", "rb") as file:
             return file.read().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []  # it ended, or belongs to another user

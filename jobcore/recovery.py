@@ -108,6 +108,10 @@ class Recovery:
         if fresh is None or not fresh.supervised:
             return fresh
         if self._is_alive(fresh):
+            if fresh.stop_who == runs.actor():
+                self._unresponsive.look(fresh)  # this process waits for the stop it asked for
+            else:
+                self._unresponsive.wake(fresh)
             if fresh.stop_requested is not None:
                 self._stopper.remind(fresh)
             return fresh
@@ -191,9 +195,12 @@ class Recovery:
         try:
             if run.owned:
                 return not self._ownership.lives(run.owner or "")
-            return self._says_more(run, output=True)
+            more = self._says_more(run, output=True)
         except NewerProtocol:
             return False  # its own version cares for it
+        if not more:
+            self._unresponsive.wake(run)  # whoever waits may be the only one to see it
+        return more
 
     def _says_more(self, run: Run, *, output: bool) -> bool:
         try:

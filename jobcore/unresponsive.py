@@ -20,9 +20,14 @@ from jobcore.errors import StoreError
 from jobcore.overdue import Overdue
 from jobcore.runs import Run
 from jobcore.supervision import NewerProtocol, jobdir, pids
+from jobcore.supervision.pool import STUB
 
 #: Unread letters on a FIFO from which on it tells nothing whether more have come.
 MANY = 4096
+#: Seconds between two letters, within which a supervisor has the time to read one.
+ANSWER_PATIENCE = 0.5
+#: Seconds that a supervisor has to take a job before stopped ones are woken.
+RECORD_PATIENCE = 2.0
 
 
 class Unresponsive:
@@ -41,34 +46,74 @@ class Unresponsive:
         self._overdue = Overdue()
         self._supervisors: dict[int, int] = {}  # by job number, the pid; 0: not to be seen here
         self._unread: dict[int, int] = {}  # by job number, letters on the FIFO at the last look
+        self._pressed: dict[int, float] = {}  # by job number, when that was
+        self._unrecorded: dict[int, float] = {}  # by job number, since when there is no record
 
     def look(self, run: Run) -> None:
-        """Wake or end the supervisor of a running job, if it has to be. Called once a sweep."""
+        """Wake the supervisor of a running job if it was stopped; end it if it has to be."""
+        now = self._clock.monotonic()
+        self.wake(run)
         try:
-            self._wake_if_stopped(run)
-            if self._overdue.is_overdue(run, self._clock.now(), self._clock.monotonic()):
+            if self._overdue.is_overdue(run, self._clock.now(), now) and self._has_had_time(run):
                 self._press(run)
+        except (StoreError, OSError) as error:
+            _pass_over(run, error)
+
+    def wake(self, run: Run) -> None:
+        """Wake the supervisor of a running job if it was stopped."""
+        try:
+            pid = self._supervisors.get(run.number)
+            if pid is None:
+                pid = self._read_supervisor(run)
+            if pid is None:
+                self._wake_before_record(run)
+            elif pid and procfs.is_stopped(pid):
+                self._wake_holder(run, pid)
         except (StoreError, OSError, NewerProtocol) as error:
-            # The sweep finds out what is wrong with the directory.
-            telemetry.event(logging.INFO, "supervisor not seen", job=run.name, error=str(error))
+            _pass_over(run, error)
 
     def keep(self, numbers: set[int]) -> None:
         """Forget all jobs but these."""
         self._overdue.keep(numbers)
-        for known in (self._supervisors, self._unread):
-            for number in known.keys() - numbers:
-                del known[number]
+        for known in (self._supervisors, self._unread, self._pressed, self._unrecorded):
+            for number in set(known) - numbers:
+                known.pop(number, None)
 
-    def _wake_if_stopped(self, run: Run) -> None:
-        pid = self._supervisors.get(run.number)
-        if pid is None:
-            pid = self._read_supervisor(run)
-        if pid and procfs.is_stopped(pid):
-            with self._directories.open(run.name) as directory:
-                lock = self._directories.lock_of(directory)
-                # The pid may be that of another process by now.
-                if holders.signal_holder(pid, *lock, signal.SIGCONT):
-                    _tell(run, signal.SIGCONT, [pid])
+    def _wake_holder(self, run: Run, pid: int) -> None:
+        with self._directories.open(run.name) as directory:
+            lock = self._directories.lock_of(directory)
+        # The pid may be that of another process by now.
+        if holders.signal_holder(pid, *lock, signal.SIGCONT):
+            _tell(run, signal.SIGCONT, [pid])
+
+    def _wake_before_record(self, run: Run) -> None:
+        """
+        Wake supervisors that may have been given the job, and were stopped before they took it.
+
+        Only the host that sent the job knows which one. When that is dead any stopped
+        supervisor may be it, and to wake one that is not does no harm.
+        """
+        now = self._clock.monotonic()
+        if now - self._unrecorded.setdefault(run.number, now) < RECORD_PATIENCE:
+            return
+        stopped = [pid for pid in procfs.other_pids() if procfs.is_stopped(pid)]
+        for pid in procfs.with_argument(STUB, stopped):
+            try:
+                with pids.ProcessHandle(pid) as process:
+                    if procfs.with_argument(STUB, [pid]):
+                        process.signal(signal.SIGCONT)
+            except (ProcessLookupError, PermissionError):
+                continue
+            _tell(run, signal.SIGCONT, [pid])
+
+    def _has_had_time(self, run: Run) -> bool:
+        """Tell whether the supervisor has had time to answer since the last letter."""
+        now = self._clock.monotonic()
+        before = self._pressed.get(run.number)
+        if before is not None and now - before < ANSWER_PATIENCE:
+            return False
+        self._pressed[run.number] = now
+        return True
 
     def _read_supervisor(self, run: Run) -> int | None:
         """Return the pid in the record of the run, 0 where it means nothing; None: no record."""
@@ -109,6 +154,11 @@ class Unresponsive:
         self._unread[run.number] = unread
         # One letter more at least was written after the last look.
         return before is None or (before >= unread and unread < MANY)
+
+
+def _pass_over(run: Run, error: Exception) -> None:
+    # What is wrong with the directory the sweep finds out.
+    telemetry.event(logging.INFO, "supervisor not seen", job=run.name, error=str(error))
 
 
 def _tell(run: Run, number: signal.Signals, reached: list[int], held: Sequence[int] = ()) -> None:

@@ -40,7 +40,7 @@ __all__ = [
 
 # A bare module in place of the package: its `__init__` would import all of
 # jobcore. What is below is imported as usual, from .pyc files.
-_STUB = """\
+STUB = """\
 import sys
 package = type(sys)("jobcore")
 package.__path__ = [sys.argv[2]]
@@ -150,7 +150,7 @@ class ProcessLauncher:
             raise SpawnError("no Python interpreter is known here: name one with `python=`")
         try:
             process = subprocess.Popen(
-                [self._python, "-I", "-S", "-c", _STUB, str(descriptor), _PACKAGE],
+                [self._python, "-I", "-S", "-c", STUB, str(descriptor), _PACKAGE],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

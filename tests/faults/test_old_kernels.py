@@ -115,7 +115,7 @@ def test_jobs_run_on_a_python_with_an_old_c_library(database):
     def host():
         exec(WITHOUT)
         del signal.pidfd_send_signal
-        pool._STUB = WITHOUT + pool._STUB
+        pool.STUB = WITHOUT + pool.STUB
         return use_and_reap(database)
 
     assert in_child(host) == AS_EVER

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, procfs
+from jobcore import JobManager, Reason, Status, procfs, unresponsive
 from jobcore.crew import Crew
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve
@@ -93,6 +93,48 @@ def test_stopped_supervisor_of_a_dead_host_is_woken(database, gate):
             job = next_one.wait(job.id, 30)
 
     assert (job.status, job.exit_code, job.reason) == (Status.ERROR, 4, Reason.EXITED)
+
+
+@pytest.mark.parametrize("ask", [JobManager.stop_job, JobManager.wait])
+def test_who_waits_wakes_it_where_no_manager_runs_jobs(database, gate, ask):
+    """A stop, or a wait, is enough: `jobcore stop` and `jobcore wait` need no `jobcore work`."""
+    with JobManager(database, slots=1) as running:
+        job = running.submit(["sh", "-c", HELD], env={"GATE": gate}, grace=0.1)
+        assert next(running.follow(job.id, timeout=30)).text == "ready"
+    supervisor, _ = supervisor_of(database, job.id)
+    stop(supervisor)
+    with JobManager(database, slots=0) as jobs:
+        if ask is JobManager.wait:
+            open_gate(gate)
+        else:
+            jobs.stop_job(job.id)
+        job = jobs.wait(job.id, 30)
+
+    assert job.reason is (Reason.EXITED if ask is JobManager.wait else Reason.STOPPED)
+
+
+def test_supervisor_stopped_while_idle_whose_host_died_is_woken(database, monkeypatch):
+    """It alone has the job, which nothing but its own wakening can go on with."""
+    monkeypatch.setattr(unresponsive, "RECORD_PATIENCE", 0.2)
+    with host(send_to_a_stopped_supervisor, database) as killed:
+        job_id = killed.hear()
+        killed.kill()
+    with JobManager(database, slots=0) as jobs:
+        job = jobs.wait(job_id, 30)
+
+    assert (job.status, job.reason) == (Status.COMPLETE, Reason.EXITED)
+
+
+def send_to_a_stopped_supervisor(say, database):
+    """Have a job on its way to a supervisor that does not read."""
+    Crew.wake_stopped = lambda _: None
+    with JobManager(database, slots=1) as jobs:
+        stop(idle_supervisor(jobs))
+        job = jobs.submit(["true"])
+        until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "it is claimed")
+        until(lambda: not jobs._dispatcher._crew.ready, "it is sent")
+        say(str(job.id))
+        signal.pause()
 
 
 def test_supervisor_in_a_debugger_is_left_alone(database):
