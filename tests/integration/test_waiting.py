@@ -302,11 +302,11 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
     failures = []
     reconcile = Recovery.reconcile
 
-    def fail_twice(self, run, *, patience=None):
+    def fail_twice(self, run, **named):
         if len(failures) < 2:
             failures.append(run)
             raise OSError(28, "No space left on device")
-        return reconcile(self, run, patience=patience)
+        return reconcile(self, run, **named)
 
     run = scripted()
     thread, answers = in_thread(partial(follow, jobs, run.id))
