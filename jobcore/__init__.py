@@ -35,6 +35,7 @@ from jobcore.errors import (
     ScheduleError,
     SchemaTooNew,
     SpawnError,
+    Stopped,
     StoreError,
     StoreMismatch,
     UnsupportedFileSystem,
@@ -58,6 +59,7 @@ from jobcore.models import (
     Workspace,
 )
 from jobcore.supervision.pool import Launcher
+from jobcore.task import Task
 
 __all__ = [
     "FINAL",
@@ -103,9 +105,11 @@ __all__ = [
     "Skip",
     "SpawnError",
     "Status",
+    "Stopped",
     "StoreError",
     "StoreMismatch",
     "SystemClock",
+    "Task",
     "Transition",
     "Trigger",
     "UnsupportedFileSystem",

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import environments, runs, settlement, store, tasklog
+from jobcore import environments, results, runs, settlement, store, tasklog
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import InvalidTransition, JobNotFound
@@ -55,6 +55,54 @@ class Bookkeeper:
 
         return self._database.write(begin, about=f"job {job_id}")
 
+    def take_up(self, job_id: Id) -> Row[Any]:
+        """
+        Start a QUEUED job as a task of this process, or go on with one that it has started.
+
+        Raises:
+            JobNotFound, InvalidTransition: There is none, or it is neither.
+        """
+        name = self._ownership.claim()
+        now = self._clock.now()
+
+        def take(connection: Connection) -> Row[Any]:
+            row = require_job(connection, job_id)
+            if row.status == Status.RUNNING and row.owner == name:
+                return row
+            return start(connection, row, name, now=now)
+
+        return self._database.write(take, about=f"job {job_id}")
+
+    def has_next(self, types: tuple[str, ...]) -> bool:
+        """Tell whether a job of these types is queued that may start now."""
+        with self._database.read() as connection:
+            return self._next(connection, types, self._clock.now()) is not None
+
+    def claim_next(
+        self, types: tuple[str, ...], *, patience: float | None = None
+    ) -> Row[Any] | None:
+        """
+        Start the oldest queued job of these types as a task of this process; None: there is none.
+
+        Args:
+            patience: Seconds to wait for the write lock; None: the busy timeout.
+        """
+        if not self.has_next(types):
+            return None  # no write lock for that
+        name = self._ownership.claim()
+        now = self._clock.now()
+
+        def begin(connection: Connection) -> Row[Any] | None:
+            row = self._next(connection, types, now)
+            return None if row is None else start(connection, row, name, now=now)
+
+        return self._database.write(begin, patience=patience, about="the job that is claimed")
+
+    @staticmethod
+    def _next(connection: Connection, types: tuple[str, ...], now: int) -> Row[Any] | None:
+        rows = list(store.queued_jobs(connection, types=types, now=now, limit=1))
+        return rows[0] if rows else None
+
     def adopt(self, job_id: Id) -> Row[Any]:
         """
         Make this process the owner of a task.
@@ -71,9 +119,20 @@ class Bookkeeper:
 
         return self._database.write(change, about=f"job {job_id}")
 
-    def finish(self, job_id: Id, exit_code: int) -> Row[Any]:
+    def finish(
+        self,
+        job_id: Id,
+        exit_code: int,
+        *,
+        lines: tuple[str, ...] = (),
+        result: tuple[str, bytes] | None = None,
+    ) -> Row[Any]:
         """
         Move RUNNING to final, as its host says.
+
+        Args:
+            lines: The last ones of its log.
+            result: Encoding and bytes of what it returns, if it is COMPLETE.
 
         Raises:
             JobNotFound, InvalidTransition: There is none, or it is not the host's to finish.
@@ -83,13 +142,18 @@ class Bookkeeper:
         if not is_number or not 0 <= exit_code <= 255:
             raise ValueError(f"an exit code is between 0 and 255, not {exit_code!r}")
         now = self._clock.now()
+        raw = [piece + b"\n" for line in lines for piece in _split(line)]
 
         def finish(connection: Connection) -> Row[Any]:
             run = self._require_own(connection, job_id, Trigger.FINISH)
+            if raw:
+                run = tasklog.append(connection, run, raw, now=now)
             ending = Ending.by_host(exit_code)
             final = settlement.settle_own(connection, run, ending, now=now)
             if final is None:
                 raise InvalidTransition(run.id, run.status, Trigger.FINISH)
+            if result is not None and final.status == Status.COMPLETE:
+                results.store(connection, final.number, *result)
             return _get(connection, final)
 
         return self._database.write(finish, about=f"job {job_id}")
@@ -110,6 +174,16 @@ class Bookkeeper:
             return run.next_sequence
 
         return self._database.write(append, durable=False, about=f"job {job_id}")
+
+    def find_running(self, job_id: Id) -> Run:
+        """
+        Return a task that is RUNNING.
+
+        Raises:
+            JobNotFound, InvalidTransition: There is none, or it has ended.
+        """
+        with self._database.read() as connection:
+            return self._require_own(connection, job_id, "go on with")
 
     def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:
         """

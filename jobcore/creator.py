@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Row
 
-from jobcore import environments, fields, store
+from jobcore import environments, fields, runs, store
 from jobcore.clock import Clock, from_datetime
 from jobcore.command import Command
 from jobcore.database import Database
@@ -46,6 +46,7 @@ class Creator:
         workspace_id: Id | None,
         pipeline_id: Id | None,
         environment: bytes | None = None,
+        started_by: str | None = None,
     ) -> list[Row[Any]]:
         """
         Make QUEUED jobs, all of them or none, durably.
@@ -54,6 +55,7 @@ class Creator:
             jobs: The columns of each, checked.
             environment: What they start with, as `environments.capture` returned it;
                 None: that of the worker.
+            started_by: The owner that does them itself: they are RUNNING at once.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
@@ -73,14 +75,24 @@ class Creator:
             stored = {}
             if environment is not None:
                 stored["environment"] = environments.store(connection, environment)
-            return [
+            rows = [
                 store.insert_job(connection, now=now, **place, **{**job, **stored})
                 for job in identified
             ]
+            if started_by is None:
+                return rows
+            return [_start(connection, row, started_by, now) for row in rows]
 
         rows = self._database.write(create, about=_named([job["id"] for job in identified]))
         failpoints.reach(failpoints.CREATED, self._database)
         return rows
+
+
+def _start(connection: Connection, row: Row[Any], owner: str, now: int) -> Row[Any]:
+    runs.start_if_queued(connection, row.number, now=now, owner=owner)
+    started = store.get_job(connection, row.number)
+    assert started is not None  # noqa: S101 - this transaction has made it
+    return started
 
 
 def _named(ids: Sequence[UUID]) -> str:

@@ -8,6 +8,7 @@ Errors: everything jobcore raises, with the facts as attributes.
     ├── PipelineNotFound (LookupError)           404
     ├── InvalidTransition                        409
     │   └── JobNotRunning
+    ├── Stopped                                  409
     ├── PipelineAlreadyRunning                   409
     ├── PipelineExists                           409
     ├── NoResult                                 409
@@ -128,6 +129,26 @@ class InvalidTransition(JobcoreError):
 
 class JobNotRunning(InvalidTransition):
     """Only a RUNNING job can be stopped; a QUEUED one is cancelled."""
+
+
+class Stopped(JobcoreError):
+    """
+    The job of a task is over, so its body is to end; raised in the body itself.
+
+    It was stopped, cancelled or deleted, or another process finished it.
+
+    Attributes:
+        job_id: The job.
+        job_status: Its status; None: it was deleted.
+    """
+
+    status = 409
+
+    def __init__(self, job_id: object, job_status: object | None) -> None:
+        what = "was deleted" if job_status is None else f"is {job_status}"
+        super().__init__(f"job {job_id} {what}: its task is to end")
+        self.job_id = job_id
+        self.job_status = job_status
 
 
 class PipelineAlreadyRunning(JobcoreError):

@@ -41,6 +41,7 @@ from jobcore.arguments import (
 )
 from jobcore.awaiter import Awaiter
 from jobcore.bookkeeper import Bookkeeper
+from jobcore.claimer import Claimer
 from jobcore.clock import Clock, SystemClock, seconds_of
 from jobcore.command import checked_grace
 from jobcore.creator import (
@@ -87,6 +88,7 @@ from jobcore.runs import Run
 from jobcore.scheduler import Scheduler
 from jobcore.stopper import Stopper
 from jobcore.supervision.pool import Launcher, ProcessLauncher, SupervisorPool
+from jobcore.task import Task
 
 if TYPE_CHECKING:
     import os
@@ -228,6 +230,7 @@ class JobManager:
         )
         self._follower = Follower(self._database, self._recovery)
         self._awaiter = Awaiter(self._follower)
+        self._claimer = Claimer(self._bookkeeper, self._follower, self._awaiter)
         self._deleter = Deleter(self._database, self._stopper, self._follower, remover, self._clock)
         self._pruner = Pruner(self._database, remover, self._clock)
         self._dispatcher = Dispatcher(
@@ -458,6 +461,7 @@ class JobManager:
         *,
         env_from: str,
         store_env: bool = True,
+        started_by: str | None = None,
     ) -> list[Job]:
         self._start()
         wanted: dict[str, Any] = {
@@ -465,6 +469,7 @@ class JobManager:
             "workspace_id": workspace_id,
             "pipeline_id": pipeline_id,
             "environment": capture() if env_from == SUBMITTER and store_env else None,
+            "started_by": started_by,
         }
         try:
             rows = self._creator.create_jobs(**wanted)
@@ -514,6 +519,105 @@ class JobManager:
             ValueError: `owner` is something else.
         """
         return Job.from_row(self._bookkeeper.start(job_id, checked_owner(owner)))
+
+    @entrance
+    def task(
+        self,
+        type: str = "TASK",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        *,
+        job_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        workspace_id: Id | None = None,
+        name: str | None = None,
+        data: Any = None,
+    ) -> Task:
+        """
+        Return a context manager that makes its body a job: for `with` and `async with`.
+
+        At the beginning of the block the job is created and RUNNING in one step, or the
+        given one is started. It is COMPLETE at the end of the body, or ERROR with the
+        traceback as its last lines. All of that is durable. `Stopped` is raised in the
+        body when the job is stopped; see `Task`.
+
+        Args:
+            type: What kind of work it is.
+            job_id: A QUEUED job to start instead, or one that `claim_job` has returned;
+                then the other arguments are not given.
+            pipeline_id: Its pipeline, which it holds until it is final.
+            workspace_id: Its workspace; None: its pipeline's, else the default one.
+            name: What you call it.
+            data: Your own small JSON, up to 64 KiB.
+
+        Raises:
+            JobNotFound, PipelineNotFound, WorkspaceNotFound: There is none; as the block begins.
+            InvalidTransition: The job is neither QUEUED nor a task of this process; as the
+                block begins.
+            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; as the block
+                begins.
+            CommandError: The name or the data cannot be stored.
+        """
+        fields = {"type": type, "name": name, "data": checked_data(data), "command": None}
+
+        def begin() -> Job:
+            if job_id is not None:
+                self._reconciled(job_id)
+                return Job.from_row(self._bookkeeper.take_up(job_id))
+            owner = self._ownership.claim()
+            return self._create(
+                [fields], workspace_id, pipeline_id, env_from=WORKER, started_by=owner
+            )[0]
+
+        return Task(begin, self._bookkeeper, self._awaiter)
+
+    @entrance
+    def claim_job(
+        self,
+        type: str | Collection[str],  # noqa: A002 - the field's name
+        *,
+        timeout: float | None = 0.0,
+    ) -> Job | None:
+        """
+        Start the oldest QUEUED job of a type for a worker of your own, and return it.
+
+        However many claim at once, each job is returned once. It is then a task of this
+        process, as after `start_job`: work on it in `task(job_id=job.id)`, or end it
+        with `finish_job`. Jobs that are reserved, or not due yet, are passed over.
+
+        Args:
+            type: The job type, or several.
+            timeout: Seconds to wait for one; None: as long as it takes.
+
+        Returns:
+            The job, RUNNING; None: there was none in time.
+
+        Raises:
+            ValueError: A type or `timeout` is not what it must be.
+        """
+        types = tuple(checked_types(type) or ())
+        checked_patience(timeout)
+        row = self._claimer.claim(types, timeout)
+        return None if row is None else Job.from_row(row)
+
+    @entrance
+    def claim_job_async(
+        self,
+        type: str | Collection[str],  # noqa: A002 - the field's name
+        *,
+        timeout: float | None = 0.0,
+    ) -> Coroutine[Any, Any, Job | None]:
+        """
+        Await what `claim_job` does, in an event loop; args and errors are those of `claim_job`.
+
+        A caller that is cancelled while it waits has claimed nothing. If the job was
+        just being claimed it is returned, and the cancellation takes effect at the
+        caller's next await.
+
+        Returns:
+            The job, RUNNING; None: there was none in time.
+        """
+        types = tuple(checked_types(type) or ())
+        checked_patience(timeout)
+        return self._claimer.claim_async(types, timeout)
 
     @entrance
     def adopt_task(self, job_id: Id) -> Job:

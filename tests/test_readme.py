@@ -91,6 +91,13 @@ def test_the_example_of_functions_runs_as_printed(tmp_path):
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
 
 
+def test_the_example_of_tasks_runs_as_printed(tmp_path):
+    """A block is a job, and a worker's claims end when there is no more."""
+    section = between("task:", "end of task")
+
+    assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
 def test_the_example_of_schedules_runs_as_printed(tmp_path):
     """A pipeline runs by the clock, and another one behind it."""
     section = between("schedule:", "end of schedule")

@@ -33,6 +33,7 @@ from jobcore import (
     Skip,
     Status,
     SystemClock,
+    Task,
     Transition,
     Trigger,
     Workspace,
@@ -192,6 +193,36 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
         *jobs.list_copied_jobs(),
         *jobs.repair(),
     ]
+
+
+def doing(jobs: JobManager, job_id: UUID) -> list[UUID]:
+    """Do tasks in blocks, and the queue's."""
+    with jobs.task("TASK", pipeline_id=job_id, workspace_id="text", name="n", data=[1]) as task:
+        lines: int = task.log("text", b"bytes")
+        task.progress(1, total=2.5, message="text")
+        task.check()
+        task.result = {"rows": lines}
+    found: Any = task.result
+    done = [task.job.id, found]
+    try:
+        claimed: Job | None = jobs.claim_job(["TASK"], timeout=None)
+        if claimed is not None:
+            with jobs.task(job_id=claimed.id) as other:
+                done.append(other.job.id)
+    except jobcore.Stopped as error:
+        done.append(error.job_id if error.job_status is None else hash(error.job_status))
+    return done
+
+
+async def doing_in_a_loop(jobs: JobManager) -> int:
+    """Do the same in an event loop."""
+    claimed: Job | None = await jobs.claim_job_async("TASK", timeout=1)
+    task: Task = jobs.task(job_id=None if claimed is None else claimed.id)
+    async with task as same:
+        count: int = await same.log_async("text", b"bytes")
+        await same.progress_async(count, total=None, message=None)
+        await same.check_async()
+    return count
 
 
 def examining(jobs: JobManager) -> list[str]:
