@@ -226,6 +226,19 @@ def checked_types(kind: object) -> list[str] | None:
     return [_checked_text(one, "a job type") for one in _several(kind, "type")]
 
 
+def required_types(kind: object) -> tuple[str, ...]:
+    """
+    Return the job types to claim, one or several.
+
+    Raises:
+        ValueError: There is none, or one is no text.
+    """
+    types = checked_types(kind)
+    if not types:
+        raise ValueError("claim jobs of one type or several, not of none")
+    return tuple(types)
+
+
 def checked_patience(timeout: Any) -> float:
     """
     Return how many seconds to wait; without a time-out, for ever.

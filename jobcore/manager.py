@@ -38,6 +38,7 @@ from jobcore.arguments import (
     checked_statuses,
     checked_types,
     require_methods,
+    required_types,
 )
 from jobcore.awaiter import Awaiter
 from jobcore.bookkeeper import Bookkeeper
@@ -579,7 +580,8 @@ class JobManager:
         """
         Start the oldest QUEUED job of a type for a worker of your own, and return it.
 
-        However many claim at once, each job is returned once. It is then a task of this
+        When this returns, the claim is durable. However many claim at once, each job is
+        returned once. It is then a task of this
         process, as after `start_job`: work on it in `task(job_id=job.id)`, or end it
         with `finish_job`. Jobs that are reserved, or not due yet, are passed over.
 
@@ -593,7 +595,7 @@ class JobManager:
         Raises:
             ValueError: A type or `timeout` is not what it must be.
         """
-        types = tuple(checked_types(type) or ())
+        types = required_types(type)
         checked_patience(timeout)
         row = self._claimer.claim(types, timeout)
         return None if row is None else Job.from_row(row)
@@ -608,14 +610,15 @@ class JobManager:
         """
         Await what `claim_job` does, in an event loop; args and errors are those of `claim_job`.
 
-        A caller that is cancelled while it waits has claimed nothing. If the job was
+        When it returns, the claim is durable. A caller that is cancelled while it waits has
+        claimed nothing. If the job was
         just being claimed it is returned, and the cancellation takes effect at the
         caller's next await.
 
         Returns:
             The job, RUNNING; None: there was none in time.
         """
-        types = tuple(checked_types(type) or ())
+        types = required_types(type)
         checked_patience(timeout)
         return self._claimer.claim_async(types, timeout)
 

@@ -25,22 +25,9 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 
-class Task:
+class _Block:
     """
-    A job whose work is the body of a `with` or `async with` block; see `JobManager.task`.
-
-    The job is RUNNING in the body. At the end of the body it becomes COMPLETE. Where
-    the body ends with an exception it becomes ERROR with exit code 1, the traceback is
-    the end of its log, and the exception goes on. This process owns the job: if it
-    ends first, the job is `lost`.
-
-    Where the job is stopped, cancelled, deleted, or finished by another process, `Stopped`
-    is raised in the body: by the next `log`, `progress` or `check`, or at the latest at
-    the end of the block. In `async with` the body is cancelled, too, within about a
-    quarter of a second, and the block then raises `Stopped` instead of the
-    cancellation. The job stays as it is.
-
-    An object is for one block. Its methods may be called from any thread.
+    What a task does at the beginning and the end of its block.
 
     Args:
         begin: Starts the job, and returns it.
@@ -57,6 +44,118 @@ class Task:
         self._encoded: tuple[str, bytes] | None = None
         self._interruption: Interruption | None = None
 
+    @entrance
+    def __enter__(self) -> Self:
+        """Start the job."""
+        self._start()
+        return self
+
+    @entrance
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the job as the body has ended."""
+        self._end(error)
+
+    async def __aenter__(self) -> Self:
+        """Start the job, and watch for its stop."""
+        _, cancelled = await in_thread_to_its_end(self._start)
+        if cancelled is not None:  # the body does not begin
+            await in_thread_to_its_end(self._end, cancelled)
+            raise cancelled
+        self._interruption = Interruption()
+        self._interruption.begin(self._wait_for_stop)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the job as the body has ended."""
+        assert self._interruption is not None  # noqa: S101 - for the type checker alone
+        if await self._interruption.end(error):
+            await in_thread_to_its_end(self._check)  # raises Stopped: that is why it was cancelled
+        _, cancelled = await in_thread_to_its_end(self._end, error)
+        if cancelled is not None and not isinstance(error, type(cancelled)):
+            raise cancelled
+
+    async def _wait_for_stop(self) -> bool:
+        def begin() -> Run:
+            return self._bookkeeper.find_running(self._running.id)
+
+        try:
+            await self._awaiter.wait(begin, None, lambda: None, lambda _: None)
+        except StoreError as error:
+            telemetry.event(logging.WARNING, "stop not awaited", error=str(error))
+            return False
+        except (JobNotFound, InvalidTransition):
+            return True
+        return True
+
+    def _start(self) -> None:
+        if self._job is not None:
+            raise RuntimeError("a task is for one with block")
+        self._job = self._begin()
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None:
+            self._while_running(self._finish, 0)
+        elif not isinstance(error, Stopped):
+            try:
+                self._while_running(self._finish, 1, _lines_of(error))
+            except (StoreError, Stopped) as unrecorded:
+                # What the body raised is the one to tell.
+                telemetry.event(
+                    logging.ERROR, "end of a task not recorded", job=str(self._running.id),
+                    error=str(unrecorded),
+                )  # fmt: skip
+
+    def _finish(self, job_id: Any, exit_code: int, lines: tuple[str, ...] = ()) -> None:
+        self._bookkeeper.finish(job_id, exit_code, lines=lines, result=self._encoded)
+
+    def _while_running(self, step: Callable[..., Answer], *arguments: Any) -> Answer:
+        job = self._running
+        try:
+            return step(job.id, *arguments)
+        except InvalidTransition as error:
+            status = error.job_status
+        except JobNotFound:
+            status = None
+        raise Stopped(job.id, status)
+
+    def _check(self) -> None:
+        self._while_running(self._bookkeeper.find_running)
+
+    @property
+    def _running(self) -> Job:
+        if self._job is None:
+            raise RuntimeError("a task has a job in its with block")
+        return self._job
+
+
+class Task(_Block):
+    """
+    A job whose work is the body of a `with` or `async with` block; see `JobManager.task`.
+
+    The job is RUNNING in the body. At the end of the body it becomes COMPLETE. Where
+    the body ends with an exception it becomes ERROR with exit code 1, the traceback is
+    the end of its log, and the exception goes on. This process owns the job: if it
+    ends first, the job is `lost`.
+
+    Where the job is stopped, cancelled, deleted, or finished by another process, `Stopped`
+    is raised in the body: by the next `log`, `progress` or `check`, or at the latest at
+    the end of the block. In `async with` the body is cancelled, too, within about a
+    quarter of a second, and the block then raises `Stopped` instead of the
+    cancellation. The job stays as it is.
+
+    An object is for one block. Its methods may be called from any thread.
+    """
+
     @property
     def job(self) -> Job:
         """
@@ -65,9 +164,7 @@ class Task:
         Raises:
             RuntimeError: The block has not begun.
         """
-        if self._job is None:
-            raise RuntimeError("a task has a job in its with block")
-        return self._job
+        return self._running
 
     @property
     def result(self) -> Any:
@@ -90,8 +187,6 @@ class Task:
         if len(encoded[1]) > resultfile.LARGEST:
             raise ValueError(f"the result is larger than {resultfile.LARGEST} bytes")
         self._result, self._encoded = value, encoded
-
-    # --- in the body --------------------------------------------------------------
 
     @entrance
     def log(self, *lines: str | bytes) -> int:
@@ -134,10 +229,15 @@ class Task:
         Raises:
             Stopped: The job is over.
         """
-        self._while_running(self._bookkeeper.find_running)
+        self._check()
 
     async def log_async(self, *lines: str | bytes) -> int:
-        """Do what `log` does, in an event loop; args and errors are those of `log`."""
+        """
+        Do what `log` does, in an event loop; args and errors are those of `log`.
+
+        Returns:
+            How many lines the log then has.
+        """
         return await in_thread(lambda: self.log(*lines))
 
     async def progress_async(
@@ -149,92 +249,6 @@ class Task:
     async def check_async(self) -> None:
         """Do what `check` does, in an event loop; errors are those of `check`."""
         await in_thread(self.check)
-
-    def _while_running(self, step: Callable[..., Answer], *arguments: Any) -> Answer:
-        job = self.job
-        try:
-            return step(job.id, *arguments)
-        except InvalidTransition as error:
-            status = error.job_status
-        except JobNotFound:
-            status = None
-        raise Stopped(job.id, status)
-
-    # --- the block ------------------------------------------------------------------
-
-    @entrance
-    def __enter__(self) -> Self:
-        """Start the job."""
-        self._start()
-        return self
-
-    @entrance
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the job as the body has ended."""
-        self._end(error)
-
-    async def __aenter__(self) -> Self:
-        """Start the job, and watch for its stop."""
-        _, cancelled = await in_thread_to_its_end(self._start)
-        if cancelled is not None:  # the body does not begin
-            await in_thread_to_its_end(self._end, cancelled)
-            raise cancelled
-        self._interruption = Interruption()
-        self._interruption.begin(self._wait_for_stop)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the job as the body has ended."""
-        assert self._interruption is not None  # noqa: S101 - for the type checker alone
-        if await self._interruption.end(error):
-            await in_thread_to_its_end(self.check)  # raises Stopped: that is why it was cancelled
-        _, cancelled = await in_thread_to_its_end(self._end, error)
-        if cancelled is not None and not isinstance(error, type(cancelled)):
-            raise cancelled
-
-    async def _wait_for_stop(self) -> bool:
-        def begin() -> Run:
-            return self._bookkeeper.find_running(self.job.id)
-
-        try:
-            await self._awaiter.wait(begin, None, lambda: None, lambda _: None)
-        except StoreError as error:
-            telemetry.event(logging.WARNING, "stop not awaited", error=str(error))
-            return False
-        except (JobNotFound, InvalidTransition):
-            return True
-        return True
-
-    def _start(self) -> None:
-        if self._job is not None:
-            raise RuntimeError("a task is for one with block")
-        self._job = self._begin()
-
-    def _end(self, error: BaseException | None) -> None:
-        if error is None:
-            self._while_running(self._finish, 0)
-        elif not isinstance(error, Stopped):
-            try:
-                self._while_running(self._finish, 1, _lines_of(error))
-            except (StoreError, Stopped) as unrecorded:
-                # What the body raised is the one to tell.
-                telemetry.event(
-                    logging.ERROR, "end of a task not recorded", job=str(self.job.id),
-                    error=str(unrecorded),
-                )  # fmt: skip
-
-    def _finish(self, job_id: Any, exit_code: int, lines: tuple[str, ...] = ()) -> None:
-        self._bookkeeper.finish(job_id, exit_code, lines=lines, result=self._encoded)
 
 
 def _lines_of(error: BaseException) -> tuple[str, ...]:

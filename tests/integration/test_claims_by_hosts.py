@@ -17,7 +17,7 @@ def test_oldest_job_of_the_type_is_claimed(jobs):
     claimed = jobs.claim_job("ELT")
     assert (claimed.id, claimed.status) == (first.id, Status.RUNNING)
     assert jobs.claim_job(["NONE", "ELT"]).id == third.id
-    assert jobs.claim_job("ELT") is jobs.claim_job([]) is None
+    assert jobs.claim_job("ELT") is None
     assert jobs.recover() == []
 
 
@@ -99,6 +99,13 @@ def test_worker_of_jobcore_and_one_of_the_host_share_a_type(database):
         until(lambda: all(jobs.get_job(job.id).status is Status.COMPLETE for job in made))
         starts = [[e.trigger for e in jobs.history(job.id)].count("start") for job in made]
     assert starts == [1] * 20
+
+
+@pytest.mark.parametrize("kind", [None, [], 3])
+def test_claim_without_a_type_is_refused(jobs, kind):
+    """There is no claim of whatever is queued."""
+    with pytest.raises(ValueError, match="type"):
+        jobs.claim_job(kind)
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), "1", True])
