@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 
+from jobcore import telemetry
 from jobcore.forking import GATE
 from jobcore.launch import Request
 from jobcore.runs import Run
@@ -57,6 +60,8 @@ class Assignment:
         self.accepted = True
         if notice.kind == notices.ENDED:
             self.end()
+        elif notice.kind == notices.HELD:
+            _tell_held(self.run, notice.number)
         elif notice.kind == notices.OUTPUT:
             much = notice.number - self.run.spool_offset >= IMPORT_BYTES
             self.due = min(self.due, 0.0 if much else self._imported + IMPORT_PAUSE)
@@ -85,3 +90,13 @@ class Assignment:
         if self._slot is not None:
             slot, self._slot = self._slot, None
             GATE.close(slot)
+
+
+def _tell_held(run: Run, number: int) -> None:
+    """Tell that the command waits until its output can be written, or that it goes on."""
+    if number:
+        telemetry.event(
+            logging.WARNING, "output held back", job=str(run.id), why=os.strerror(number)
+        )
+    else:
+        telemetry.event(logging.INFO, "output goes on", job=str(run.id))

@@ -8,6 +8,7 @@ manager like any other.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -106,6 +107,29 @@ def wait_for_start(jobs: JobManager, job_id: UUID) -> None:
     """
     while jobs.get_job(job_id).status is Status.QUEUED:
         _pause(jobs, job_id)
+
+
+class _Delays(logging.Handler):
+    """Says on stderr, once each, what keeps a job waiting."""
+
+    #: The events that it tells of, in jobcore's log.
+    NAMES = ("output held back", "dispatcher waits")
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        text = record.getMessage()
+        if text not in self._said and any(f"event={name!r}" in text for name in self.NAMES):
+            self._said.add(text)
+            terminal.say(f"waiting: {text.removeprefix('event=')}")
+
+
+def tell_delays() -> None:
+    """Say on stderr from now on what keeps jobs of this process waiting, such as a full disk."""
+    logging.getLogger("jobcore").addHandler(_Delays())
 
 
 def take_leave(jobs: JobManager, job_id: UUID) -> None:

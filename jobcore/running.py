@@ -84,6 +84,7 @@ def run(
     interrupts = foreground.Interrupts()
     with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
+        foreground.tell_delays()
         # Reserved: a worker beside it would give the command its own environment.
         job = jobs.submit(wanted, name=name, reserved=True)
         interrupts.expect(

@@ -327,13 +327,15 @@ class Execution:
     def _tend_spool(self, now: float) -> None:
         """Stop reading when the disk is full, and try again once a second."""
         if not self._capture.held:
-            return
-        if self._reading:
+            self._reporter.held(0)
+        elif self._reading:
             self._pause_reading(now)
         elif now >= self._next_flush:
             self._next_flush = now + _RETRY
             if self._capture.spool.flush():
                 self._read_on()
+            else:  # not told before: a moment without space is nothing to tell
+                self._reporter.held(self._capture.spool.errno)
 
     # --- the end ---
 

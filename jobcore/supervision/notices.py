@@ -18,6 +18,8 @@ READY = 1
 STARTED = 2
 OUTPUT = 3
 ENDED = 4
+# Why output cannot be written: an errno; 0 when it is written again.
+HELD = 6
 # From host to supervisor, with three descriptors: lock, directory, request.
 REQUEST = 5
 

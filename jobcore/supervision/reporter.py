@@ -23,6 +23,7 @@ class Reporter:
         self._watch = watch
         self._token = token
         self._announced = 0
+        self._held = 0
         self._next = 0.0
         if not channel.dead:
             # Never for reading: a request for later would wake every poll.
@@ -41,6 +42,12 @@ class Reporter:
             self._announced = spool_end
             self._next = now + _EVERY
             self._post(notices.OUTPUT, spool_end)
+
+    def held(self, number: int) -> None:
+        """Tell why output is held back, by its errno, where that has changed; 0: it is not."""
+        if number != self._held and not self._channel.dead:
+            self._held = number
+            self._post(notices.HELD, number)
 
     def due(self, spool_end: int) -> float | None:
         """Return when output that has gathered must be told at the latest; None: there is none."""

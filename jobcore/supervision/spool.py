@@ -48,6 +48,7 @@ class Spool:
         next_sequence: The number that the next line gets, of whatever stream.
         gone: Whether the directory is gone, and lines are dropped.
         dropped: How many were.
+        errno: Why the last write failed; 0: none did since it was held.
     """
 
     def __init__(self, directory: int) -> None:
@@ -60,7 +61,7 @@ class Spool:
         self._file = -1  # made with the first frame: many jobs say nothing
         self._begin = 0
         self._queue: list[bytes] = []
-        self._errno: int | None = None  # of the last write that failed
+        self.errno = 0
         self._torn = False  # the first of the queue is the rest of a frame
 
     @property
@@ -105,7 +106,7 @@ class Spool:
 
     def drop_unwritable(self) -> None:
         """Drop what waits, unless it waits for space. The command has ended."""
-        if self._errno not in NO_SPACE:
+        if self.errno not in NO_SPACE:
             self._drop()
 
     def _drop(self) -> None:
@@ -171,7 +172,7 @@ class Spool:
                 self._next_file()
             written = os.writev(self._file, parts)
         except OSError as error:
-            self._errno = error.errno
+            self.errno = error.errno or 0
             if error.errno in GONE:
                 self._drop()
                 return _NOWHERE

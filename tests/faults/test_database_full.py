@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -12,7 +14,7 @@ from jobcore import DatabaseFull, JobManager, Reason, Status, StoreError
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import cookie_of, sql
-from tests.mounts import in_own_mounts, mount_tmpfs
+from tests.mounts import in_own_mounts, mount_tmpfs, remount
 from tests.processes import PATIENCE, carrying, until
 from tests.programs import PRINTS_UNTIL
 from tests.transactions import transaction
@@ -180,6 +182,29 @@ def test_a_job_is_held_by_a_full_disk_and_loses_nothing(tmp_path, how):
     if how == "exit":
         assert ended.exit_code == 5
         assert lines[-1] == "last"
+
+
+def _show_on_a_full_disk(path):
+    mount_tmpfs(path, "1m")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobcore", "--db", f"{path}/jobs.db", "run", "--", "seq", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    last: list[bytes] = []
+    threading.Thread(target=lambda: last.append(process.stdout.read()[-7:]), daemon=True).start()
+    said = process.stderr.readline().decode()
+    remount(path, "size=100m")
+    return process.wait(PATIENCE), said, until(lambda: last, "all output")
+
+
+def test_run_says_why_its_command_waits(tmp_path):
+    """On a full disk `run` tells so on stderr, and goes on when there is space."""
+    code, said, last = in_own_mounts(_show_on_a_full_disk, str(tmp_path), patience=LONG)
+
+    assert said.startswith("jobcore: waiting: ")
+    assert code == 0
+    assert last == [b"100000\n"]
 
 
 @in_rounds(smoke=4, full=40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 
@@ -62,3 +63,76 @@ def test_no_frame_is_held_by_a_limit_that_it_fits_below(tmp_path, size, length):
     assert not held
     assert max(sizes) <= size
     assert sum(sizes) == min(count, 2000) * (frames.HEADER_SIZE + length)
+
+
+# --- what cannot be written -----------------------------------------------------
+
+
+def _spool(path):
+    return spool.Spool(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+
+
+def _refuse(monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(spool.os, "writev", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_output_that_cannot_be_written_is_held(tmp_path, monkeypatch, number):
+    """Whatever refuses it, it is written when that has passed, and none of it is lost."""
+    one = _spool(tmp_path)
+    with monkeypatch.context() as patched:
+        _refuse(patched, number)
+        one.append(frames.OUTPUT, 0, 1, b"line\n", 0)
+        held = one.held, one.errno, one.flush()
+    flushed = one.flush()
+    one.close()
+
+    assert held == (True, number, False)
+    assert flushed
+    assert (tmp_path / "spool.0").read_bytes().endswith(b"line\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
+def test_output_for_a_directory_that_is_gone_is_dropped_and_counted(tmp_path, monkeypatch, number):
+    """The command goes on, and its lines get no numbers."""
+    one = _spool(tmp_path)
+    one.append(frames.OUTPUT, 0, 2, b"a\nb\n", 0)
+    _refuse(monkeypatch, number)
+    one.append(frames.OUTPUT, 0, 3, b"c\nd\ne\n", 0)
+    one.append(frames.OUTPUT, 0, 1, b"f\n", 0)
+    one.close()
+
+    assert (one.held, one.dropped, one.next_sequence) == (False, 4, 2)
+
+
+def test_a_file_that_was_unlinked_is_made_again_with_what_it_held(tmp_path):
+    """What is open is not lost: it is copied into a file of the same name."""
+    one = _spool(tmp_path)
+    one.append(frames.OUTPUT, 0, 1, b"first\n", 0)
+    before = (tmp_path / "spool.0").read_bytes()
+    os.unlink(tmp_path / "spool.0")
+    one.repair()
+    copied = (tmp_path / "spool.0").read_bytes()
+    one.append(frames.OUTPUT, 0, 1, b"second\n", 0)
+    one.close()
+
+    assert copied == before
+    assert (tmp_path / "spool.0").read_bytes()[len(before) :].endswith(b"second\n")
+
+
+def test_a_file_that_was_brought_back_is_left_as_it_is(tmp_path):
+    """Output goes on behind it, in a new file."""
+    one = _spool(tmp_path)
+    one.append(frames.OUTPUT, 0, 1, b"first\n", 0)
+    data = (tmp_path / "spool.0").read_bytes()
+    os.unlink(tmp_path / "spool.0")
+    (tmp_path / "spool.0").write_bytes(data)
+    one.repair()
+    one.append(frames.OUTPUT, 0, 1, b"second\n", 0)
+    one.close()
+
+    assert (tmp_path / "spool.0").read_bytes() == data
+    assert (tmp_path / f"spool.{len(data)}").read_bytes().endswith(b"second\n")
