@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
-from jobcore import interrupts
 from jobcore.connections import SqliteConnection
+from jobcore.interrupts import Bell, Lock
+from jobcore.worker import handed_over
 
 #: Seconds between two looks for commits of other processes: the first and the longest.
 LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
@@ -21,8 +21,6 @@ class Commits:
     looking, through a connection of its own that reads no table.
     """
 
-    _told: threading.Condition
-
     def __init__(self, connect: Callable[[], SqliteConnection]) -> None:
         self._connect = connect
         self._version = 0
@@ -30,8 +28,8 @@ class Commits:
 
     def start_afresh(self) -> None:
         """Begin anew, in a forked child too: nobody looks, and nobody waits."""
-        self._looking = interrupts.lock()
-        self._told = threading.Condition(interrupts.lock())
+        self._looking = Lock()
+        self._told = Bell()
         self.count = 0  # of this process
         self._last = 0.0  # when the last of them was, by the monotonic clock
         self._looked = (0.0, 0)  # when a thread looked, and the version it saw
@@ -53,30 +51,31 @@ class Commits:
         """Look at the file, and return a version that differs from that before any commit."""
         with self._looking:
             now = time.monotonic()  # before the look: a commit just behind it makes it old
-            fresh = self._watch is None
-            if self._watch is None:
-                self._watch = self._connect()
-            (number,) = self._watch.execute("PRAGMA data_version").fetchone()
-            if fresh:
-                # Each connection counts from anew. Behind a fork nobody knows whether
-                # there were commits, so the number is one that was never returned.
-                self._base = self._version + 1 - number
+            watch = self._watch or self._open_watch()
+            (number,) = watch.execute("PRAGMA data_version").fetchone()
             self._version = self._base + number
             self._looked = now, self._version
             return self._version
 
+    @handed_over
+    def _open_watch(self) -> SqliteConnection:
+        watch = self._connect()
+        (number,) = watch.execute("PRAGMA data_version").fetchone()
+        # Each connection counts from anew. After a fork it is not known whether there
+        # were commits, so the number is one that was never returned.
+        self._base = self._version + 1 - number
+        self._watch = watch
+        return watch
+
     def announce(self) -> None:
         """Wake who waits: this process has made a commit."""
-        with self._told:
-            self._last = time.monotonic()
-            self.count += 1
-            self._told.notify_all()
+        self._last = time.monotonic()
+        self.count += 1
+        self._told.ring()
 
     def wait(self, count: int, seconds: float) -> None:
         """Wait until this process has made another number of commits than `count`."""
-        with self._told:
-            if self.count == count:  # or the one to wake us came just before
-                self._told.wait(seconds)
+        self._told.wait(lambda: self.count != count, seconds)
 
     def close(self) -> None:
         """Close the connection that looks; the next look makes another."""

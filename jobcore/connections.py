@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sqlite3
 import weakref
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from jobcore import telemetry
+from jobcore.interrupts import Lock
 from jobcore.statement import driver_of
+from jobcore.worker import handed_over
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
@@ -27,12 +28,26 @@ PRAGMAS = (
     "PRAGMA trusted_schema = OFF",  # the schema of a file is data, not a program
 )
 
+#: Cursors of a connection that are noted before those that are gone are looked for.
+CURSORS = 64
 #: Connections that are kept for the next reader; more are made when more threads read at once.
 SPARES = 8
 
 
 class SqliteConnection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that a fork can find it."""
+    """A connection that can be referred to weakly, so that a fork can find it, and its cursors."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        """Return a new cursor, and note it; `execute` calls this, too."""
+        made = super().cursor(*args, **options)
+        if len(self._cursors) >= CURSORS:
+            self._cursors = [one for one in self._cursors if one() is not None]
+        self._cursors.append(weakref.ref(made))
+        return made
 
     @property
     def is_open(self) -> bool:
@@ -62,51 +77,102 @@ class SqliteConnection(sqlite3.Connection):
         One statement would keep the connection alive for SQLite (`sqlite3_close_v2`),
         with its locks; and if it were used again, it would see what was there then.
         """
-        for one in gc.get_referrers(self):
-            if isinstance(one, sqlite3.Cursor):
-                one.close()
+        for reference in self._cursors:
+            cursor = reference()
+            if cursor is not None:
+                cursor.close()
+
+
+class Slot:
+    """
+    A place for a connection, lent to one reader at a time.
+
+    Attributes:
+        number: Its place among all.
+        connection: SQLAlchemy's; None: there is none now.
+        holder: Who has it, under the one key "". Who gets it is decided by one operation.
+    """
+
+    __slots__ = ("connection", "holder", "number")
+
+    def __init__(self, number: int, holder: object) -> None:
+        self.number = number
+        self.connection: Connection | None = None
+        self.holder: dict[str, object] = {"": holder}
+
+    def drop(self) -> None:
+        """Close the connection in the middle of whatever it is, and then be free."""
+        if self.connection is not None:
+            throw_away(self.connection)
+            self.connection = None
+        self.holder.clear()
 
 
 class Spares:
     """
-    Connections that nobody uses now, as SQLAlchemy's `Connection` objects.
+    Connections for readers.
 
-    Not in one of SQLAlchemy's pools. These wait for each other in a `Condition`,
+    Not one of SQLAlchemy's pools. These wait for each other in a `Condition`,
     whose `with` a Ctrl-C leaves locked; what a signal handler raises while one
     takes a connection back, it logs and drops; and to lend one and take it back
-    costs more than a short read. A deque needs no lock.
+    costs more than a short read. Each connection stays in its slot while it is lent,
+    so none is lost when the reader is interrupted.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._spare: deque[Connection] = deque()
+        self._slots: list[Slot] = []
         self._closed = False
+        self._tidying = Lock()
 
-    def lend(self) -> Connection:
-        """Return one that is in no transaction; make one where none is left."""
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return self._engine.connect()
-
-    def take_back(self, connection: Connection) -> None:
-        """Keep one for the next reader, if it is whole and there are not enough."""
-        is_whole = not (connection.closed or connection.invalidated)
-        if not is_whole or connection.in_transaction() or driver_of(connection).in_transaction:
-            throw_away(connection)
-        elif self._closed or len(self._spare) >= SPARES:
-            connection.close()
+    def lend(self, reader: object) -> Slot:
+        """Return a slot with a connection that is in no transaction."""
+        for slot in self._slots:
+            if slot.holder.setdefault("", reader) is reader:
+                break
         else:
-            self._spare.append(connection)
+            slot = Slot(len(self._slots), reader)
+            self._slots.append(slot)
+        if slot.connection is None:
+            self._fill(slot)
+        return slot
+
+    @handed_over
+    def _fill(self, slot: Slot) -> None:
+        slot.connection = self._engine.connect()
+
+    def take_back(self, slot: Slot) -> None:
+        """Keep its connection for the next reader, if it is whole and there are not enough."""
+        connection = slot.connection
+        if (
+            self._closed
+            or slot.number >= SPARES
+            or connection is None
+            or connection.closed
+            or connection.invalidated
+            or connection.in_transaction()
+            or driver_of(connection).in_transaction
+        ):
+            slot.drop()
+        else:
+            slot.holder.clear()
+
+    def tidy(self, is_present: Callable[[object], bool]) -> None:
+        """Close what readers have that are no longer present."""
+        with self._tidying:
+            for slot in self._slots:
+                holder = slot.holder.get("")
+                if holder is None or is_present(holder):
+                    continue
+                if slot.holder.get("") is holder:  # it did not leave just now
+                    slot.drop()
 
     def close(self) -> None:
-        """Close them, and from now on what is taken back."""
+        """Close those that are not lent, and from now on what is taken back."""
         self._closed = True
-        while True:
-            try:
-                self._spare.pop().close()
-            except IndexError:
-                return
+        for slot in self._slots:
+            if slot.holder.setdefault("", self) is self:
+                slot.drop()
 
 
 def uri_of(path: str, mode: str) -> str:

@@ -5,28 +5,23 @@ Another SQL engine would need changes here, in what this rests on (`connections`
 `checkpointer`, `commits`, `diagnosis`, `schema`) and in `doctor`, nowhere else.
 """
 
-# ruff: noqa: SLF001 - a use is part of its database
-
 from __future__ import annotations
 
 import json
 import logging
 import os
 import sqlite3
-import threading
 import time
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RootTransaction, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import NullPool
 
-from jobcore import filesystem, forking, interrupts, permissions, schema, telemetry
+from jobcore import filesystem, forking, permissions, schema, telemetry
 from jobcore.checkpointer import Checkpointer
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST, Commits
 from jobcore.connections import (
@@ -34,7 +29,6 @@ from jobcore.connections import (
     SqliteConnection,
     connect,
     keep_for_ever,
-    throw_away,
     uri_of,
 )
 from jobcore.diagnosis import diagnose
@@ -42,18 +36,14 @@ from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
     DatabaseGone,
-    JobcoreError,
     SchemaTooNew,
     StoreError,
 )
 from jobcore.observation import NOBODY, Observer
+from jobcore.readers import Readers, Reading, Use
 from jobcore.statement import driver_of
 from jobcore.supervision import failpoints
 from jobcore.writer import Writer
-
-#: Errors of which it is known what they ended. Behind another one, a Ctrl-C say,
-#: a statement may be half done, and its connection is not used any more.
-EXPECTED = (JobcoreError, DBAPIError, sqlite3.Error)
 
 #: Files, by device and inode, that this process may no longer touch: it was
 #: forked while a connection to them was busy. See Database.before_fork.
@@ -61,115 +51,6 @@ _UNSAFE: set[tuple[int, int]] = set()
 
 
 T = TypeVar("T")
-
-
-class _Use:
-    """
-    The presence of one thread inside a database; no fork and no close comes meanwhile.
-
-    No use is a generator: one that a Ctrl-C left behind would go on to its end when
-    the host drops the exception, in the middle of whatever is done then.
-    """
-
-    __slots__ = ("connection", "database", "thread", "transaction")
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.thread = threading.get_ident()
-        self.connection: Connection | None = None
-        self.transaction: RootTransaction | None = None
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether it is the calling thread's: who waits for that would wait for himself."""
-        return self.thread == threading.get_ident()
-
-    def __enter__(self) -> Any:
-        self.database._come_in(self)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.database._go_out(self)
-
-
-class _Transaction(_Use, ABC):
-    """A use with a transaction, which is given up by whatever keeps it from its end."""
-
-    def __enter__(self) -> Connection:
-        self.database._come_in(self)
-        try:
-            return self._begin()
-        except BaseException:
-            self.database._give_up(self)
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if self.connection is not None and self.transaction is not None:
-                self._end(self.connection, self.transaction, error)
-        except BaseException:
-            self.database._give_up(self)
-            raise
-        self.database._go_out(self)
-
-    @abstractmethod
-    def _begin(self) -> Connection:
-        """Begin it, and note it in `connection` and `transaction`."""
-
-    @abstractmethod
-    def _end(
-        self, connection: Connection, transaction: RootTransaction, error: BaseException | None
-    ) -> None:
-        """Commit it, or take it back and raise the error that it came by."""
-
-
-class _Reading(_Transaction):
-    """A read transaction."""
-
-    __slots__ = ("_spares",)
-
-    def _begin(self) -> Connection:
-        database = self.database
-        with database.typed_errors():
-            database.require_same_file()
-            self._spares = database._spares
-            self.connection = connection = self._spares.lend()
-            # Not left to the first statement: some go to the driver directly.
-            self.transaction = connection.begin()
-        return connection
-
-    def _end(
-        self, connection: Connection, transaction: RootTransaction, error: BaseException | None
-    ) -> None:
-        with self.database.typed_errors():
-            _raise_unexpected(error)
-            try:
-                with transaction:
-                    if error is not None:
-                        raise error
-            except EXPECTED:
-                self._give_back(connection)
-                raise
-            self._give_back(connection)
-
-    def _give_back(self, connection: Connection) -> None:
-        self.connection = None
-        self._spares.take_back(connection)
-
-
-def _raise_unexpected(error: BaseException | None) -> None:
-    """Raise what may have left a statement half done, before the transaction's own end is tried."""
-    if error is not None and not isinstance(error, EXPECTED):
-        raise error
 
 
 class Database:
@@ -218,9 +99,8 @@ class Database:
         self._checkpointer = Checkpointer(self.path, self._connect)
         self._start_afresh()
         forking.GATE.watch(self)
-        interrupts.watch(self)
         try:
-            with self._in_use(), self.typed_errors():
+            with Use(self._readers), self.typed_errors():
                 self._prepare()
         except OSError as error:
             # What could not be made, or read, is beside the file: its directories.
@@ -228,14 +108,18 @@ class Database:
 
     # --- transactions ---------------------------------------------------------
 
-    def read(self) -> _Reading:
+    def read(self) -> Reading:
         """
         Give a connection in a read transaction: one moment's view, for a short while.
 
         Raises:
             DatabaseGone: The file is no longer the one that was opened: what a ghost says is old.
         """
-        return _Reading(self)
+        return Reading(self._readers, self._lend, self.typed_errors)
+
+    def _lend(self) -> Spares:
+        self.require_same_file()
+        return self._spares
 
     def write(
         self,
@@ -335,6 +219,7 @@ class Database:
 
     def after_commits(self) -> None:
         """Make a checkpoint if one is due."""
+        self._tidy()
         self._checkpoint_if_due()
 
     def _log_late_events(self) -> None:
@@ -345,18 +230,7 @@ class Database:
             except IndexError:
                 return  # another thread has logged it
 
-    # --- what was not ended -----------------------------------------------------
-
-    def _give_up(self, use: _Use) -> None:
-        """End a use whose transaction has failed; again is harmless."""
-        if use.connection is not None:
-            throw_away(use.connection)
-        self._go_out(use)
-
-    def let_go(self) -> None:
-        """End what this thread was in the middle of; the commits of before stand."""
-        for use in [use for use in list(self._users) if use.is_mine]:
-            self._give_up(use)
+    # --- whose file it is --------------------------------------------------------
 
     def require_same_file(self) -> None:
         """Raise `DatabaseGone` unless the file is still the one that was opened."""
@@ -391,9 +265,16 @@ class Database:
         known = self._commits.known_version(within)
         if known is not None:
             return known
-        with self._in_use(), self.typed_errors():
+        with Use(self._readers), self.typed_errors():
             self.require_same_file()  # or whoever waits would wait for commits to a ghost
-            return self._commits.look()
+            found = self._commits.look()
+        self._tidy()
+        return found
+
+    def _tidy(self) -> None:
+        """Close what interrupted reads have left open."""
+        self._readers.present()
+        self._spares.tidy(self._readers.is_present)
 
     def known_version(self, within: float) -> int | None:
         """Return the version if a thread saw it in the last `within` seconds; it never waits."""
@@ -454,27 +335,17 @@ class Database:
         if self._writer.is_inside():
             return  # a finaliser, in the middle of a transaction: the thread closes what is open
         self._writer.close(self.busy_timeout + 5.0)
-        with self._doorway:
-            self._wait_for_users()
-            self._closes_behind = any(use.is_mine for use in self._users)
-            if self._closes_behind:
-                return
-        self._close_connections()
+        self._readers.wait(self.busy_timeout + 5.0)
+        if self._readers.present():
+            self._closes_behind = True
+            self._left()  # the last one may have left just before
+        else:
+            self._close_connections()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
-
-    def _wait_for_users(self) -> None:
-        """Wait, in the doorway, until nobody else is inside, as long as a transaction may take."""
-        # One that waits for the lock, and then works.
-        deadline = time.monotonic() + self.busy_timeout + 5.0
-        while not all(use.is_mine for use in self._users):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return
-            self._doorway.wait(left)
 
     def _close_connections(self) -> None:
         self._commits.close()
@@ -482,13 +353,12 @@ class Database:
         self._spares.close()
         # Those in use are closed when they are given back.
         self._spares = Spares(self._engine)
-        if not self._users:
+        if not self._readers.present():
             for connection in list(self._opened):
                 connection.abandon()  # lent to somebody whom a Ctrl-C kept from giving it back
 
     def _start_afresh(self) -> None:
-        self._doorway = threading.Condition(interrupts.lock())
-        self._users: set[_Use] = set()
+        self._readers = Readers(self._may_enter, self._left)
         self._closes_behind = False  # the last one to go out closes the connections
         self._fork_pending = False
         self._writer.forget()
@@ -503,6 +373,7 @@ class Database:
             dialect.URL,
             creator=self._connect,
             execution_options={"compiled_cache": dialect.COMPILED},
+            pool_reset_on_return=None,  # transactions are ended here
             poolclass=NullPool,  # see `Spares`
             # Commands and their environments are parameters: they belong into no
             # error's text and into no log of statements.
@@ -572,9 +443,6 @@ class Database:
         finally:
             look.close()
 
-    def _in_use(self) -> _Use:
-        return _Use(self)
-
     def _require_entrance(self) -> None:
         """Raise unless a write may be handed over now."""
         failpoints.reach(failpoints.ENTERED, self)
@@ -583,24 +451,19 @@ class Database:
         if self._closed:
             raise StoreError(f"{self.path} is closed")
 
-    def _come_in(self, use: _Use) -> None:
+    def _may_enter(self) -> bool:
+        """Tell whether a call may begin to read; False: a fork is under way."""
         failpoints.reach(failpoints.ENTERED, self)
-        with self._doorway:
-            while self._fork_pending:
-                if forking.GATE.is_forking():
-                    # A signal handler, or another hook: the fork waits for it, not it for the fork.
-                    raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
-                self._doorway.wait()
-            if self._closed:
-                raise StoreError(f"{self.path} is closed")
-            self._users.add(use)
+        if self._closed:
+            raise StoreError(f"{self.path} is closed")
+        if self._fork_pending and forking.GATE.is_forking():
+            # A signal handler, or another hook: the fork waits for it, not it for the fork.
+            raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
+        return not self._fork_pending
 
-    def _go_out(self, use: _Use) -> None:
-        with self._doorway:
-            self._users.discard(use)
-            self._doorway.notify_all()
-            last = self._closes_behind and not self._users
-        if last:
+    def _left(self) -> None:
+        if self._closes_behind and not self._readers.present():
+            self._closes_behind = False
             self._close_connections()
 
     def before_fork(self) -> None:
@@ -615,17 +478,15 @@ class Database:
         no connection open at the moment of the fork that table is empty.
         """
         self._fork_pending = True
-        rests = self._writer.park(self.busy_timeout + 5.0)
-        with self._doorway:
-            self._wait_for_users()
-            if rests and not self._users:
-                self._close_connections()
+        patience = self.busy_timeout + 5.0
+        rests = self._writer.park(patience)
+        self._readers.wait(patience)
+        if rests and not self._readers.present():
+            self._close_connections()
 
     def after_fork_in_parent(self) -> None:
         """Let transactions begin again; connections are made as they are needed."""
-        with self._doorway:
-            self._fork_pending = False
-            self._doorway.notify_all()
+        self._fork_pending = False
         if not self._closed:
             self._writer.resume()
 

@@ -17,6 +17,7 @@ from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.filesystem import repair_command
 from jobcore.forking import GATE
 from jobcore.supervision import failpoints, jobdir
+from jobcore.worker import handed_over
 
 #: Seconds for which the directory of all job directories may be missing: somebody may move it
 #: away and back.
@@ -168,6 +169,7 @@ class Directories:
         """Return the path of one, for processes that have no descriptor of it."""
         return f"{self._database}.jobs/{name}"
 
+    @handed_over
     def close(self) -> None:
         """Close what is kept open, for good. Again is harmless."""
         with GATE:

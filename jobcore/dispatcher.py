@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Container, Mapping
 from functools import partial
@@ -20,7 +21,6 @@ from sqlalchemy import Connection, Row
 from jobcore import (
     environments,
     filesystem,
-    interrupts,
     leftovers,
     postponement,
     runs,
@@ -37,6 +37,7 @@ from jobcore.errors import SpawnError, StoreError
 from jobcore.executors import Executor
 from jobcore.forking import GATE
 from jobcore.importer import Harvest, Importer
+from jobcore.interrupts import Lock
 from jobcore.launch import Launch, Request
 from jobcore.lifecycle import Reason
 from jobcore.loop import Loop
@@ -86,7 +87,7 @@ class Dispatcher:
         postponed: Remembers what fails: a job, by its number; a chore, by its name; `ROUND`.
     """
 
-    _claims: Any  # a lock, held over each change of the assignments
+    _claims: Lock  # held over each change of the assignments
     _seen_queued: int  # the version of the file at which something was seen in the queue
 
     def __init__(
@@ -171,12 +172,13 @@ class Dispatcher:
 
     def _is_busy(self) -> bool:
         """Tell whether a claimed job is not settled; a round that takes long is taken for one."""
-        if not self._claims.acquire(timeout=IDLE_PATIENCE):
+        frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
+        if not self._claims.take(frame, IDLE_PATIENCE):
             return True
         try:
             return bool(self._assignments or self._left)
         finally:
-            self._claims.release()
+            self._claims.give_up(frame)
 
     def waits_only_for(self, runs: Container[str]) -> bool:
         """
@@ -193,7 +195,8 @@ class Dispatcher:
 
     def _free_beside(self, runs: Container[str]) -> int | None:
         """Return the free slots where all that was claimed is among `runs`, else None."""
-        if not self._claims.acquire(timeout=IDLE_PATIENCE):
+        frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
+        if not self._claims.take(frame, IDLE_PATIENCE):
             return None
         try:
             waiting = all(token in runs for token in self._adoption.tokens) and all(
@@ -202,7 +205,7 @@ class Dispatcher:
             )
             return self._free_slots() if waiting else None
         finally:
-            self._claims.release()
+            self._claims.give_up(frame)
 
     def next_start(self) -> int | None:
         """Return when, by the clock's wall time, the next job in the queue is due; None: none."""
@@ -288,7 +291,7 @@ class Dispatcher:
         self._moved = False  # the clock was, and the chores have not been done since
         self._backlog.forget()
         self._postponed.forget()
-        self._claims = interrupts.lock()
+        self._claims = Lock()
         self._assignments: dict[str, Assignment] = {}  # by token
         self._left: list[Run] = []  # claimed here, when the interpreter's exit ended the thread
         self._overdue = Overdue()

@@ -233,15 +233,17 @@ class Follower:
 
     # --- in the caller's thread -----------------------------------------------------
 
-    def lines(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
+    def lines(self, run: Run, sequence: int, limit: int) -> Iterator[LogLine]:
         """
-        Yield so many lines from `sequence` on, as far as they are stored: those of a segment each.
-
-        What is yielded reads nothing more, so a line costs no step of this.
+        Return an iterator of so many lines from `sequence` on, as far as they are stored.
 
         Raises:
             JobDeleted: The job was deleted in between.
         """
+        return itertools.chain.from_iterable(self._pieces(run, sequence, limit))
+
+    def _pieces(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
+        """Yield the lines of a segment each, so that a line costs no step of this."""
         left = limit
         while left > 0:
             with self._database.read() as connection:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import _thread
 import os
-import threading
+import sys
 import weakref
 from typing import Protocol
 
-from jobcore import interrupts
+from jobcore.interrupts import Lock
 
 
 class ForkAware(Protocol):
@@ -43,24 +43,26 @@ class _Gate:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # not of `interrupts`: see `let_go`
-        self._forks = threading.RLock()  # two threads may fork at once; one comes to rest at a time
+        self._lock = Lock()
+        self._forks = Lock()  # two threads may fork at once; one comes to rest at a time
         self._descriptors: set[int] = set()
-        self._owners: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+        self._owners: list[weakref.ref[ForkAware]] = []
         self._resting: list[ForkAware] = []  # told before a fork, to be told after it
         self._installed = False
         self._interrupted = False  # by a Ctrl-C while it waited; told after the fork
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self._lock.take(sys._getframe(1))  # noqa: SLF001 - the call that is to be in it
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._lock.give_up(sys._getframe(1))  # noqa: SLF001 - as above
 
     def watch(self, owner: ForkAware) -> None:
         """Tell `owner` before and after every fork from now on; it is only referred to weakly."""
         with self._lock:
-            self._owners.add(owner)
+            self._owners = [one for one in self._owners if one() is not None]
+            if not any(one() is owner for one in self._owners):
+                self._owners.append(weakref.ref(owner))
             if not self._installed:
                 self._installed = True
                 # Twice, for a Ctrl-C may have Python skip one of them, or leave it half way:
@@ -76,24 +78,13 @@ class _Gate:
         """Have these closed in a forked child. Call inside the gate that opened them."""
         self._descriptors.update(descriptors)
 
-    def let_go(self) -> None:
-        """
-        Open the gate, which an interrupted thread has left closed.
-
-        Not in the middle of a fork: a hook of the host's that calls jobcore is refused,
-        and the gate stays closed behind that until the fork is over.
-        """
-        if not self.is_forking():
-            interrupts.release(self._lock)
-
     def is_forking(self) -> bool:
         """Tell whether the calling thread is in the middle of a fork; who asks came between."""
-        return interrupts.is_owner(self._forks)
+        return self._forks.is_mine
 
     def owners(self) -> list[ForkAware]:
         """Return all that are watched now."""
-        with self._lock:
-            return list(self._owners)
+        return [owner for one in list(self._owners) if (owner := one()) is not None]
 
     def descriptors(self) -> set[int]:
         """Return all that are registered now."""
@@ -110,9 +101,9 @@ class _Gate:
     def _before(self) -> None:
         # The owners first: one that waits for its thread must not hold the gate
         # that the thread may need to come to an end.
-        if not interrupts.is_owner(self._forks):
-            self._forks.acquire()
-        for owner in interrupts.members(self._owners):
+        if not self._forks.is_mine:
+            self._forks.hold()
+        for owner in self.owners():
             if owner in self._resting:
                 continue
             self._resting.append(owner)
@@ -122,25 +113,23 @@ class _Gate:
                 # Python would print it and go on to the fork, and the hooks behind
                 # it would undo what was not done.
                 self._interrupted = self._interrupted or isinstance(error, KeyboardInterrupt)
-        if not interrupts.is_owner(self._lock):
-            self._lock.acquire()
+        self._lock.hold()
 
     def _after_in_parent(self) -> None:
-        if not interrupts.is_owner(self._forks):
+        if not self._forks.is_mine:
             return  # it was all done, and another thread may be forking by now
-        interrupts.release(self._lock)
+        self._lock.release()
         while self._resting:
             self._resting[-1].after_fork_in_parent()
             self._resting.pop()
-        interrupts.release(self._forks)
+        self._forks.release()
         if self._interrupted:
             self._interrupted = False
             _thread.interrupt_main()
 
     def _after_in_child(self) -> None:
-        if not interrupts.is_owner(self._forks):
+        if not self._forks.is_mine:
             return
-        interrupts.forget()
         for descriptor in self._descriptors:
             try:
                 os.close(descriptor)
@@ -148,12 +137,11 @@ class _Gate:
                 pass  # the host closed it by number behind our back
         self._descriptors.clear()
         # Both taken by the forking thread just before the fork, so it is their owner here too.
-        interrupts.release(self._lock)
+        self._lock.release()
         while self._resting:
             self._resting[-1].after_fork_in_child()
             self._resting.pop()
-        interrupts.release(self._forks)
+        self._forks.release()
 
 
 GATE = _Gate()
-interrupts.watch(GATE)

@@ -15,12 +15,13 @@ import select
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from jobcore import interrupts, telemetry
+from jobcore import telemetry
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
+from jobcore.interrupts import Lock
 from jobcore.supervision import failpoints
+from jobcore.worker import HANDS, begin_own_thread, end_own_thread
 
 #: Seconds that the interpreter's exit waits for the turn under way.
 EXIT_PATIENCE = 5.0
@@ -47,7 +48,7 @@ class Loop:
         end: The thread's last act, once it is closed.
     """
 
-    _starting: Any  # a lock
+    _starting: Lock
     _thread: threading.Thread | None
     _pid: int  # of the process that started the thread
 
@@ -65,7 +66,7 @@ class Loop:
 
     def forget(self) -> None:
         """Begin anew, in a forked child: the gate has closed the pipe, the thread is not here."""
-        self._starting = interrupts.lock()
+        self._starting = Lock()
         self._thread = None
 
     def start(self) -> None:
@@ -75,8 +76,10 @@ class Loop:
         Raises:
             SpawnError: The system has no thread or no descriptors left. Nothing stays open.
         """
-        if self._thread is not None or self._closing:
-            return
+        if self._thread is None and not self._closing:
+            HANDS.call(self._start)
+
+    def _start(self) -> None:
         with self._starting:
             if self._thread is None and not self._closing:
                 try:
@@ -86,18 +89,16 @@ class Loop:
                 except OSError as error:
                     raise SpawnError(f"no thread {self._name}: {error}", error.errno) from error
                 # A daemon: an interpreter that exits does not wait for jobs.
-                thread = threading.Thread(target=self._run, args=pipe, name=self._name, daemon=True)
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    if interrupts.raised_by_handler(error):
-                        raise  # a wait for it was: it runs, and closes them, as `_run` has it
                     GATE.close(*pipe)
                     # Python tells no errno; pthread_create has this one for want of threads.
                     raise SpawnError(f"no thread {self._name}: {error}", errno.EAGAIN) from error
                 self._pid = os.getpid()
                 self._reader, self._writer = pipe
-                self._thread = thread  # from here on it is the one; see `_run`
+                self._thread = thread
 
     def ring(self) -> None:
         """Wake the thread. Raises nothing: what it is woken for is done, and stays done."""
@@ -162,14 +163,16 @@ class Loop:
         except BlockingIOError:
             pass
 
-    def _run(self, reader: int, writer: int) -> None:
-        interrupts.keep()  # executors and subscribers may call what fails
+    def _run(self) -> None:
+        begin_own_thread()
+        try:
+            self._turn_until_closed()
+        finally:
+            end_own_thread()
+
+    def _turn_until_closed(self) -> None:
         with self._starting:
-            known = self._thread is threading.current_thread()
-        if not known:
-            # A Ctrl-C came between its start and the note of it: another one is started.
-            GATE.close(reader, writer)
-            return
+            pass  # until `_start` has noted thread and pipe
         while not self._closing:
             try:
                 self._turn()

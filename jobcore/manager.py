@@ -75,7 +75,6 @@ from jobcore.follower import Follower
 from jobcore.function import describe, function_command
 from jobcore.history import Filter
 from jobcore.importer import Importer
-from jobcore.interrupts import entrance, in_one
 from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
@@ -90,6 +89,7 @@ from jobcore.scheduler import Scheduler
 from jobcore.stopper import Stopper
 from jobcore.supervision.pool import Launcher, ProcessLauncher, SupervisorPool
 from jobcore.task import Task
+from jobcore.worker import handed_over
 
 if TYPE_CHECKING:
     import os
@@ -156,7 +156,6 @@ class JobManager:
             number of slots below 0, a time-out of NaN seconds, ...
     """
 
-    @entrance
     def __init__(
         self,
         database: str | os.PathLike[str] = "jobs.db",
@@ -189,7 +188,8 @@ class JobManager:
         self._clock = clock or SystemClock()
         self._only_own = only_own
         self._trust_directory = bool(trust_directory)
-        self._database = Database(
+        open_database = handed_over(Database)
+        self._database = open_database(
             path,
             busy_timeout=patience,
             trust_directory=self._trust_directory,
@@ -254,7 +254,6 @@ class JobManager:
 
     # --- creating -----------------------------------------------------------------
 
-    @entrance
     def submit(
         self,
         command: Runnable,
@@ -314,7 +313,6 @@ class JobManager:
             [fields], workspace_id, pipeline_id, env_from=source, store_env=not reserved
         )[0]
 
-    @entrance
     def submit_many(
         self,
         commands: Sequence[Runnable],
@@ -352,7 +350,6 @@ class JobManager:
         source = checked_env_from(env_from)
         return self._create(fields, workspace_id, None, env_from=source) if fields else []
 
-    @entrance
     def submit_function(
         self, target: Callable[..., Any] | str, /, *args: Any, **kwargs: Any
     ) -> Job:
@@ -383,7 +380,6 @@ class JobManager:
             function_command(target, args, kwargs), name=describe(target), type="FUNCTION"
         )
 
-    @entrance
     def create_job(
         self,
         type: str = "PIPELINE_RUN",  # noqa: A002 - the name of the field in Matatika's Jobs API
@@ -429,7 +425,6 @@ class JobManager:
         source = checked_env_from(env_from)
         return self._create([fields], workspace_id, pipeline_id, env_from=source)[0]
 
-    @entrance
     def retry_job(self, job_id: Id) -> Job:
         """
         Create a new job like one that ended ERROR or STOPPED; that one stays as it is.
@@ -493,7 +488,6 @@ class JobManager:
 
     # --- bookkeeping --------------------------------------------------------------
 
-    @entrance
     def start_job(self, job_id: Id, *, owner: Literal["auto", "process"] | None = "auto") -> Job:
         """
         Move a QUEUED job to RUNNING for a task that this program does itself.
@@ -521,7 +515,6 @@ class JobManager:
         """
         return Job.from_row(self._bookkeeper.start(job_id, checked_owner(owner)))
 
-    @entrance
     def task(
         self,
         type: str = "TASK",  # noqa: A002 - the name of the field in Matatika's Jobs API
@@ -570,7 +563,6 @@ class JobManager:
 
         return Task(begin, self._bookkeeper, self._awaiter)
 
-    @entrance
     def claim_job(
         self,
         type: str | Collection[str],  # noqa: A002 - the field's name
@@ -600,7 +592,6 @@ class JobManager:
         row = self._claimer.claim(types, timeout)
         return None if row is None else Job.from_row(row)
 
-    @entrance
     def claim_job_async(
         self,
         type: str | Collection[str],  # noqa: A002 - the field's name
@@ -622,7 +613,6 @@ class JobManager:
         checked_patience(timeout)
         return self._claimer.claim_async(types, timeout)
 
-    @entrance
     def adopt_task(self, job_id: Id) -> Job:
         """
         Make this process the owner of a task, which another process or none owned before.
@@ -641,7 +631,6 @@ class JobManager:
         self._reconciled(job_id)
         return Job.from_row(self._bookkeeper.adopt(job_id))
 
-    @entrance
     def finish_job(self, job_id: Id, exit_code: int = 0) -> Job:
         """
         Move a job that its host started to COMPLETE if `exit_code` is 0, else to ERROR.
@@ -661,7 +650,6 @@ class JobManager:
         """
         return Job.from_row(self._bookkeeper.finish(job_id, exit_code))
 
-    @entrance
     def append_log(self, job_id: Id, *lines: str | bytes) -> int:
         """
         Append lines to a RUNNING job that has no process; text is split at line ends.
@@ -684,7 +672,6 @@ class JobManager:
         """
         return self._bookkeeper.append(job_id, checked_lines(lines))
 
-    @entrance
     def report_progress(
         self, job_id: Id, done: float, total: float | None = None, message: str | None = None
     ) -> Job:
@@ -712,7 +699,6 @@ class JobManager:
 
     # --- stopping, cancelling, deleting ---------------------------------------------
 
-    @entrance
     def stop_job(self, job_id: Id, *, grace: float | None = None) -> Job:
         """
         Ask a running job to stop, and return at once.
@@ -742,7 +728,6 @@ class JobManager:
         run = self._stopper.stop(self._run(job_id, kill=True), checked, "stop")
         return self._job(run)
 
-    @entrance
     def cancel_job(self, job_id: Id) -> Job:
         """
         Move a QUEUED job to STOPPED at once; ask a RUNNING one to stop, as `stop_job` does.
@@ -759,7 +744,6 @@ class JobManager:
         run = self._stopper.cancel(self._run(job_id, kill=True))
         return self._job(run)
 
-    @entrance
     def delete_job(self, job_id: Id) -> None:
         """
         Remove a job with its log and history, stopping it first if need be.
@@ -798,7 +782,6 @@ class JobManager:
         dry_run: Literal[True],
     ) -> list[Job]: ...
 
-    @entrance
     def prune(
         self,
         older_than: float,
@@ -849,7 +832,6 @@ class JobManager:
 
     # --- reading ------------------------------------------------------------------
 
-    @entrance
     def get_job(self, job_id: Id) -> Job:
         """
         Return the job as it stands in truth, whoever runs it and whether they live.
@@ -859,7 +841,6 @@ class JobManager:
         """
         return Job.from_row(self._reconciled(job_id))
 
-    @entrance
     def result(self, job_id: Id) -> Any:
         """
         Return what the function of a COMPLETE job returned; None is a value like others.
@@ -889,7 +870,6 @@ class JobManager:
                 raise  # that of whoever made the object
             raise DatabaseCorrupt(f"the result of job {job_id} is damaged") from error
 
-    @entrance
     def list_jobs(
         self,
         *,
@@ -922,7 +902,6 @@ class JobManager:
             rows = store.list_jobs(connection, limit=most, before=older_than, **filters)
         return [Job.from_row(row) for row in rows]
 
-    @entrance
     def count_jobs(
         self,
         *,
@@ -952,7 +931,6 @@ class JobManager:
             filters |= _places(connection, workspace_id, pipeline_id)
             return store.count_jobs(connection, **filters)
 
-    @entrance
     def history(self, job_id: Id) -> list[Transition]:
         """
         Return what happened to the job, oldest first.
@@ -964,7 +942,6 @@ class JobManager:
         with self._database.read() as connection:
             return [Transition.from_row(entry) for entry in store.history(connection, row.number)]
 
-    @entrance
     def logs(self, job_id: Id, sequence: int = 0, limit: int | None = None) -> Iterator[LogLine]:
         """
         Return an iterator of the lines from `sequence` on that the job has written by now.
@@ -984,9 +961,8 @@ class JobManager:
         first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
         run = self._run(job_id)
         there = max(run.next_sequence - first, 0)
-        return in_one(self._follower.lines(run, first, there if most is None else min(most, there)))
+        return self._follower.lines(run, first, there if most is None else min(most, there))
 
-    @entrance
     def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
         """
         Return an iterator of the last lines that the job has written by now.
@@ -999,9 +975,8 @@ class JobManager:
         most = checked_limit(n)
         run = self._run(job_id)
         first = max(run.next_sequence - most, 0)
-        return in_one(self._follower.lines(run, first, run.next_sequence - first))
+        return self._follower.lines(run, first, run.next_sequence - first)
 
-    @entrance
     def follow(
         self, job_id: Id, sequence: int = 0, timeout: float | None = None
     ) -> Iterator[LogLine]:
@@ -1028,27 +1003,24 @@ class JobManager:
         run = self._run(job_id)
         return self._follower.follow(run, first, timeout, self._dispatcher.require_supervisors)
 
-    @entrance
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
         Return an iterator of the log as plain text, a line or a piece of one each.
 
         Args and errors are those of `logs`.
         """
-        return in_one([wire.text(self._lines(job_id, sequence))])
+        return wire.text(self._lines(job_id, sequence))
 
-    @entrance
     def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
         Return an iterator of the log as NDJSON, a line each, as `wire.ndjson` makes it.
 
         Args and errors are those of `logs`.
         """
-        return in_one([wire.ndjson(self._lines(job_id, sequence))])
+        return wire.ndjson(self._lines(job_id, sequence))
 
     # --- waiting ------------------------------------------------------------------
 
-    @entrance
     def wait(self, job_id: Id, timeout: float | None = None) -> Job:
         """
         Block until the job is final, and return it; its log is complete then.
@@ -1072,7 +1044,6 @@ class JobManager:
         self._follower.wait(run, timeout, self._dispatcher.require_supervisors)
         return self._job(run)
 
-    @entrance
     def drain(self, timeout: float | None = None) -> None:
         """
         Block until nothing is queued that this manager could claim now, and nothing runs
@@ -1088,7 +1059,6 @@ class JobManager:
         """
         self._follower.wait_for(self._is_drained, timeout, NOT_DRAINED)
 
-    @entrance
     def wait_async(self, job_id: Id, timeout: float | None = None) -> Coroutine[Any, Any, Job]:
         """
         Await the end of the job, and return it: `wait` for an event loop.
@@ -1110,7 +1080,6 @@ class JobManager:
             lambda: self._run(job_id), timeout, self._dispatcher.require_supervisors, self._job
         )
 
-    @entrance
     def follow_async(
         self, job_id: Id, sequence: int = 0, timeout: float | None = None
     ) -> AsyncIterator[LogLine]:
@@ -1138,7 +1107,6 @@ class JobManager:
         check = self._dispatcher.require_supervisors
         return self._awaiter.follow(lambda: self._run(job_id), first, timeout, check)
 
-    @entrance
     def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """
         Await what `drain` waits for, in an event loop.
@@ -1154,7 +1122,6 @@ class JobManager:
         checked_patience(timeout)
         return self._awaiter.wait_for(self._is_drained, timeout, NOT_DRAINED)
 
-    @entrance
     def recover(self) -> list[Job]:
         """
         Bring in, now, what every running job has written; settle and resolve what has ended.
@@ -1166,7 +1133,6 @@ class JobManager:
         """
         return self._jobs(self._recovery.sweep(everything=True))
 
-    @entrance
     def refresh(self) -> None:
         """
         Bring in what the running jobs of this directory have written, and settle the ended.
@@ -1178,7 +1144,6 @@ class JobManager:
         """
         self._recovery.refresh()
 
-    @entrance
     def list_copied_jobs(self) -> list[Job]:
         """
         Return the RUNNING jobs that were not started in this directory: this file is a copy.
@@ -1188,7 +1153,6 @@ class JobManager:
         """
         return self._jobs(self._recovery.copied())
 
-    @entrance
     def repair(self) -> list[Job]:
         """
         Make a file usable whose directory of job directories was removed, by this manager too.
@@ -1208,7 +1172,6 @@ class JobManager:
         """
         return self._jobs(repair.repair(self._database, self._directories, self._recovery))
 
-    @entrance
     def check(self) -> list[Finding]:
         """
         Examine the file, its directories and the SQLite in use, and change nothing.
@@ -1220,11 +1183,11 @@ class JobManager:
         Returns:
             What each check found; one whose `verdict` is `wrong` needs a person.
         """
-        return doctor.examine(self._database.path, trust_directory=self._trust_directory)
+        examine = handed_over(doctor.examine)
+        return examine(self._database.path, trust_directory=self._trust_directory)
 
     # --- events -------------------------------------------------------------------
 
-    @entrance
     def events(
         self,
         after: int | None = 0,
@@ -1281,7 +1244,6 @@ class JobManager:
             known, Filter.of(**filters), limit=most, follow=follow, timeout=timeout
         )
 
-    @entrance
     def subscribe(
         self,
         callback: Callable[[Event], object],
@@ -1330,7 +1292,6 @@ class JobManager:
 
     # --- workspaces and pipelines ---------------------------------------------------
 
-    @entrance
     def create_workspace(
         self, name: str, *, properties: Mapping[str, Any] | None = None
     ) -> Workspace:
@@ -1355,7 +1316,6 @@ class JobManager:
         self._dispatcher.wake()
         return made
 
-    @entrance
     def get_workspace(self, workspace_id: Id | None = None) -> Workspace:
         """
         Return a workspace; without an id the default one, made on first use.
@@ -1368,13 +1328,11 @@ class JobManager:
         with self._database.read() as connection:
             return Workspace.from_row(require_workspace(connection, workspace_id))
 
-    @entrance
     def list_workspaces(self) -> list[Workspace]:
         """Return all workspaces, in the order of their creation."""
         with self._database.read() as connection:
             return [Workspace.from_row(row) for row in store.list_workspaces(connection)]
 
-    @entrance
     def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
         """
         Change `name` or `properties` of a workspace; what is not named stays.
@@ -1393,7 +1351,6 @@ class JobManager:
         """
         return Workspace.from_row(self._curator.update_workspace(workspace_id, changes))
 
-    @entrance
     def delete_workspace(self, workspace_id: Id) -> None:
         """
         Remove a workspace with its pipelines and jobs; running ones are stopped first.
@@ -1408,7 +1365,6 @@ class JobManager:
         self._start()
         self._deleter.delete_workspace(self._curator.mark_workspace_deleted(workspace_id))
 
-    @entrance
     def create_pipeline(
         self,
         name: str,
@@ -1457,7 +1413,6 @@ class JobManager:
         self._dispatcher.wake()
         return made
 
-    @entrance
     def get_pipeline(self, pipeline_id: Id) -> Pipeline:
         """
         Return a pipeline.
@@ -1468,7 +1423,6 @@ class JobManager:
         with self._database.read() as connection:
             return Pipeline.from_row(require_pipeline(connection, pipeline_id))
 
-    @entrance
     def list_pipelines(self, *, workspace_id: Id | None = None) -> list[Pipeline]:
         """
         Return all pipelines, or those of a workspace, in the order of their creation.
@@ -1482,7 +1436,6 @@ class JobManager:
                 place = require_workspace(connection, workspace_id).id
             return [Pipeline.from_row(row) for row in store.list_pipelines(connection, place)]
 
-    @entrance
     def update_pipeline(self, pipeline_id: Id, **changes: Any) -> Pipeline:
         """
         Change a pipeline; what is not named stays. A FAILED one is configured again.
@@ -1507,7 +1460,6 @@ class JobManager:
         self._dispatcher.wake()
         return changed
 
-    @entrance
     def delete_pipeline(self, pipeline_id: Id) -> None:
         """
         Remove a pipeline with its jobs; a running one is stopped first.
@@ -1522,7 +1474,6 @@ class JobManager:
         self._start()
         self._deleter.delete_pipeline(self._curator.mark_pipeline_deleted(pipeline_id))
 
-    @entrance
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
         """
         Return the runs of a pipeline that were to be and were not, newest first.
@@ -1541,7 +1492,6 @@ class JobManager:
 
     # --- closing ------------------------------------------------------------------
 
-    @entrance
     def close(self) -> None:
         """
         Let go of the database, as `on_exit` says; again is harmless.
@@ -1569,12 +1519,10 @@ class JobManager:
         self._database.close()
         self._notifier.close()
 
-    @entrance
     def __enter__(self) -> Self:
         """Return the manager itself."""
         return self
 
-    @entrance
     def __exit__(
         self,
         kind: type[BaseException] | None,

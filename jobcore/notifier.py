@@ -9,19 +9,18 @@ the commit it is put into a queue in memory, and whoever wrote goes on.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from sqlalchemy import Connection
 
-from jobcore import history, interrupts, telemetry
+from jobcore import history, telemetry
 from jobcore.database import Database
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
 from jobcore.history import Entry, Filter
+from jobcore.interrupts import Bell, Lock
 from jobcore.loop import Loop
 from jobcore.models import Event
 from jobcore.observation import Observer
@@ -67,8 +66,8 @@ class Notifier(Observer):
         database: Whose transactions.
     """
 
-    _changing: Any  # a lock, held over each change of the subscriptions
-    _told: threading.Condition  # notified when the queue has become empty
+    _changing: Lock  # held over each change of the subscriptions
+    _told: Bell  # rung when the queue has become empty
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -79,8 +78,8 @@ class Notifier(Observer):
         GATE.watch(self)
 
     def _start_afresh(self) -> None:
-        self._changing = interrupts.lock()
-        self._told = threading.Condition(interrupts.lock())
+        self._changing = Lock()
+        self._told = Bell()
         #: Each entry with those who had subscribed when it was committed.
         self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
         self._mark: int | None = None
@@ -113,16 +112,15 @@ class Notifier(Observer):
         except BaseException:
             end()
             raise
-        return interrupts.entrance(end)
+        return end
 
     def drain(self) -> None:
         """Wait until all that is committed was told; from the first call on, `CLOSE_PATIENCE`."""
         if self._deadline is None:
             self._deadline = time.monotonic() + CLOSE_PATIENCE
         if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
-            with self._told:
-                left = max(self._deadline - time.monotonic(), 0)
-                self._told.wait_for(lambda: not self._queue, left)
+            while self._queue and (left := self._deadline - time.monotonic()) > 0:
+                self._told.wait(lambda: not self._queue, left)
 
     def mute(self) -> None:
         """Tell the subscribers of now nothing more, not even what is committed."""
@@ -141,10 +139,8 @@ class Notifier(Observer):
         self._entries = []
         try:
             self._mark = history.newest(connection)
-        except Exception as error:
-            if interrupts.raised_by_handler(error):
-                raise
-            self._mark = None  # no job may fail by being looked at
+        except Exception as error:  # noqa: BLE001 - no job may fail by being looked at
+            self._mark = None
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
     def ending(self, connection: Connection) -> None:
@@ -153,10 +149,7 @@ class Notifier(Observer):
             return
         try:
             self._entries = history.entries_after(connection, self._mark, ALL)
-        except Exception as error:
-            if interrupts.raised_by_handler(error):
-                raise
-            # No job may fail by being looked at.
+        except Exception as error:  # noqa: BLE001 - as above
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
     def committed(self) -> None:
@@ -220,8 +213,7 @@ class Notifier(Observer):
         if queue:
             telemetry.event(logging.WARNING, "events not told", events=len(queue))
             queue.clear()
-        with self._told:
-            self._told.notify_all()
+        self._told.ring()
 
     def _tell(self, entry: Entry, subscriptions: tuple[Subscription, ...]) -> None:
         wanting = [one for one in subscriptions if one.wanted.takes(entry)]

@@ -20,6 +20,7 @@ from jobcore import filesystem
 from jobcore.directories import Directories
 from jobcore.forking import GATE
 from jobcore.supervision import jobdir, pids
+from jobcore.worker import handed_over
 
 #: The names of the files begin so.
 PREFIX = ".owner-"
@@ -189,6 +190,7 @@ class Ownership:
     def __init__(self, directories: Directories) -> None:
         self._directories = directories
 
+    @handed_over
     def claim(self) -> str:
         """
         Return the name of this process, whose lock it holds from now on.
@@ -210,6 +212,7 @@ class Ownership:
             lock = _LOCKS.find(self._directories.root)
             return None if lock is None else lock.name
 
+    @handed_over
     def lives(self, name: str) -> bool:
         """
         Tell whether an owner lives.
@@ -236,6 +239,7 @@ class Ownership:
             finally:
                 os.close(descriptor)
 
+    @handed_over
     def is_here(self, name: str) -> bool:
         """
         Tell whether an owner has its lock in this directory, of which there may be copies.
@@ -246,6 +250,7 @@ class Ownership:
         process = _Process.of(name)
         return process is not None and os.fstat(self._directories.root).st_ino == process.root
 
+    @handed_over
     def remove_unused(self, names: Collection[str]) -> None:
         """
         Remove the files of dead owners.
@@ -289,6 +294,7 @@ class Ownership:
         with GATE:
             _LOCKS.forget_of(id(self))
 
+    @handed_over
     def release(self, *, is_used: bool) -> None:
         """
         Let go of the lock, unless another manager of this process relies on it.

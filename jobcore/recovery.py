@@ -16,7 +16,6 @@ from uuid import UUID
 from jobcore import (
     environments,
     filesystem,
-    interrupts,
     leftovers,
     runs,
     settlement,
@@ -36,6 +35,7 @@ from jobcore.runs import Run, name_of
 from jobcore.stopper import Stopper
 from jobcore.supervision import NewerProtocol, failpoints, jobdir
 from jobcore.unresponsive import Unresponsive
+from jobcore.worker import HANDS, handed_over
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
@@ -134,10 +134,17 @@ class Recovery:
     def reconcile_softly(self, run: Run, *, kill: bool = False) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
         try:
+            return HANDS.call(
+                partial(self._reconcile_softly, run, kill=kill), patience=READ_PATIENCE
+            )
+        except DatabaseBusy as error:
+            self._postpone(run, error)
+            return run
+
+    def _reconcile_softly(self, run: Run, *, kill: bool) -> Run | None:
+        try:
             fresh = self.reconcile(run, patience=READ_PATIENCE, kill=kill)
-        except Exception as error:  # one job's trouble must not stop a sweep of all
-            if interrupts.raised_by_handler(error):
-                raise
+        except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all
             self._postpone(run, error)
             return run
         self._postponed.succeed(run.number)
@@ -172,6 +179,7 @@ class Recovery:
         """
         self._directories.require_root()
 
+    @handed_over
     def copied(self) -> list[Run]:
         """Return the supervised jobs that were not started in this directory: this is a copy."""
         with self._database.read() as connection:
@@ -184,6 +192,7 @@ class Recovery:
         except DatabaseGone:
             return False  # the file alone was copied
 
+    @handed_over
     def has_news(self, run: Run) -> bool:
         """
         Tell whether the files of a job say more than `run` does. No table is touched.
@@ -347,6 +356,7 @@ class Recovery:
 
     # --- all jobs ---------------------------------------------------------------
 
+    @handed_over
     def sweep(self, *, everything: bool = False) -> list[Run]:
         """
         Look at every RUNNING job, at begun deletions and at leftover directories.
@@ -381,6 +391,7 @@ class Recovery:
         self._remove_stale(names, everything)
         return settled
 
+    @handed_over
     def refresh(self) -> None:
         """Bring in what the running jobs of this directory have written, and settle the ended."""
         with self._database.read() as connection:

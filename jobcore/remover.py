@@ -17,6 +17,7 @@ from jobcore.runs import Run
 from jobcore.supervision import failpoints
 from jobcore.tables import pipeline, workspace
 from jobcore.turns import Turns
+from jobcore.worker import handed_over
 
 #: Jobs whose rows are removed in one transaction: others wait for no more than these.
 REMOVED_AT_ONCE = 100
@@ -59,6 +60,7 @@ class Remover:
             while not self._remove(some, turns):
                 pass
 
+    @handed_over
     def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
         """Remove what one transaction may; True: nothing of these jobs is left to be removed."""
 

@@ -20,6 +20,7 @@ from jobcore.errors import DatabaseFull, InvalidTransition, JobNotFound, JobNotR
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.runs import Run
 from jobcore.supervision import NewerProtocol, failpoints, jobdir
+from jobcore.worker import handed_over
 
 
 class Stopper:
@@ -37,6 +38,7 @@ class Stopper:
         self._directories = directories
         self._clock = clock
 
+    @handed_over
     def stop(
         self, run: Run, grace: float | None, why: str, *, patience: float | None = None
     ) -> Run:
@@ -83,6 +85,7 @@ class Stopper:
         self.deliver(asked)
         return asked
 
+    @handed_over
     def stop_all(self, running: Iterable[Run]) -> float:
         """
         Ask each of these to stop; return the longest grace, in seconds, that one has.
@@ -111,6 +114,7 @@ class Stopper:
             # It lives on; the others are stopped all the same.
             telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
 
+    @handed_over
     def cancel(self, run: Run) -> Run:
         """
         Move QUEUED to STOPPED; ask a RUNNING job to stop.
@@ -140,6 +144,7 @@ class Stopper:
             raise JobNotRunning(run.id, run.status, Trigger.STOP)
         return final
 
+    @handed_over
     def deliver(self, run: Run) -> None:
         """
         Tell the supervisor of a RUNNING job what its row wishes.

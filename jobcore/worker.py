@@ -17,18 +17,22 @@ an exception in the middle of them leaves their locks held.
 from __future__ import annotations
 
 import _thread
+import atexit
+import functools
 import logging
 import os
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from types import BuiltinFunctionType, FrameType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from jobcore import telemetry
 from jobcore.errors import DatabaseBusy, StoreError
+from jobcore.forking import GATE
 from jobcore.interrupts import is_over
 
 try:
@@ -36,6 +40,10 @@ try:
 except ImportError:  # pragma: no cover - a Python without its C modules
     from queue import Empty, SimpleQueue
 
+#: Seconds that a caller waits for a free thread, unless it says otherwise.
+PATIENCE = 30.0
+#: Threads that do the directory work of callers at once: a file system may not answer.
+HANDS_MOST = 32
 #: Seconds without a call after which a thread ends.
 IDLE = 1.0
 #: Seconds that an interrupted call waits for one that has begun.
@@ -49,6 +57,7 @@ START_FIRST, START_LAST = 0.5, 4.0
 #: Seconds that closing and forking wait for an idle thread to end.
 END = 5.0
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Who has a call: the thread that makes it, or the caller that has withdrawn it.
@@ -227,6 +236,7 @@ class Worker:
             take more with `take`, and raises nothing.
         at_end: The last act of a thread.
         most: Threads at once.
+        shared: It is told of forks itself, since it has no owner that would tell it.
     """
 
     def __init__(
@@ -236,11 +246,14 @@ class Worker:
         at_end: Callable[[], None] = lambda: None,
         *,
         most: int = 1,
+        shared: bool = False,
     ) -> None:
         self._name = name
         self._serve = serve or _serve_one
         self._at_end = at_end
         self._most = most
+        self._shared = shared
+        self._known = False  # to the interpreter's exit, and to forks
         self._closed: str | None = None  # what callers are told then
         self._start_patience = START_FIRST
         self.forget()
@@ -255,9 +268,11 @@ class Worker:
 
     # --- for callers ------------------------------------------------------------------
 
-    def call(self, function: Callable[[], T], *, patience: float, about: str = "") -> T:
+    def call(self, function: Callable[[], T], *, patience: float = PATIENCE, about: str = "") -> T:
         """
         Have a thread call `function`, and return what it returns.
+
+        One of jobcore's own threads calls it itself: nothing interrupts that.
 
         Args:
             function: Called with the caller's context variables.
@@ -267,6 +282,8 @@ class Worker:
         Raises:
             DatabaseBusy: It has not begun in time, and will not.
         """
+        if is_own_thread():
+            return function()
         return self.hand_over(Call(function, patience, about))
 
     def hand_over(self, call: Call[T]) -> T:
@@ -334,8 +351,13 @@ class Worker:
             self._refuse_waiting(self._closed)
             return
         if self._parked:
+            if self._shared:  # a fork comes: it waits for callers, which must not wait for it
+                self._make_waiting_calls_here()
             return
-        if not threads_run() or sys.is_finalizing():
+        if sys.is_finalizing() and any(not one.idle for one in list(self._seats.values())):
+            # The thread stands still, in the middle of something, and will not go on.
+            raise DatabaseBusy(f"{self._name}: the interpreter exits")
+        if sys.is_finalizing() or not threads_run():
             self._make_waiting_calls_here()
             return
         for number in range(self._most):
@@ -347,6 +369,11 @@ class Worker:
                 return
 
     def _start(self, number: int) -> None:
+        if not self._known:
+            self._known = True
+            _rest_at_exit(self)
+            if self._shared:
+                GATE.watch(self)
         seat = _Seat()
         if self._seats.setdefault(number, seat) is not seat:
             return  # another caller is starting it
@@ -392,18 +419,23 @@ class Worker:
         """Make the calls that wait in this thread: gevent's, or one of an interpreter that ends."""
         frame = sys._getframe()  # noqa: SLF001 - it tells whether who has the turn is still there
         me = (_thread.get_ident(), frame)
+        deadline = time.monotonic() + PATIENCE
         while self._inline.setdefault("", me) is not me:
             holder = self._inline.get("")
             if holder is not None and is_over(holder[1]):
                 self._inline.clear()  # an interrupt came between two steps
-            elif holder is not None and holder[0] == me[0]:
+            elif (holder is not None and holder[0] == me[0]) or time.monotonic() > deadline:
                 raise DatabaseBusy(f"{self._name}: this thread is in the middle of a call")
             else:
                 time.sleep(0.001)
+        was_own = is_own_thread()
+        begin_own_thread()  # or a call inside of one would be handed over to this thread
         try:
             while (call := self.take(0)) is not None:
                 self._serve(call)
         finally:
+            if not was_own:
+                end_own_thread()
             self._inline.clear()
 
     # --- the thread --------------------------------------------------------------------
@@ -494,7 +526,8 @@ class Worker:
                 break
             time.sleep(0.0005)
         for native in ended:
-            _wait_for_end(native)
+            if native != _thread.get_native_id():
+                _wait_for_end(native)
         return not self._seats
 
     def close(self, reason: str, patience: float = END) -> bool:
@@ -515,6 +548,46 @@ class Worker:
         if not self._queue.empty() or self._returned:
             self._require_thread()
 
+    # --- the fork of the host, and the interpreter's exit ---------------------------------
+
+    def before_fork(self) -> None:
+        """Have idle threads end; others go on, as a host's do."""
+        self.park(idle_only=True)
+
+    def after_fork_in_parent(self) -> None:
+        """Let calls begin again."""
+        self.resume()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew."""
+        forget_own_threads()
+        self.forget()
+
+    def rest(self) -> None:
+        """Let what is under way come to its end; later calls are still made."""
+        if self._closed is None:
+            try:
+                self.park()
+            finally:
+                self.resume()
+
+
+def handed_over(function: Callable[P, T]) -> Callable[P, T]:
+    """
+    Return a function that one of jobcore's own threads runs, whoever calls it.
+
+    For what opens or locks files of jobs: an exception in the caller's thread leaves
+    no descriptor open and nothing half done.
+    """
+
+    @functools.wraps(function)
+    def hand_over(*args: P.args, **options: P.kwargs) -> T:
+        if is_own_thread():
+            return function(*args, **options)
+        return HANDS.call(functools.partial(function, *args, **options))
+
+    return hand_over
+
 
 def _serve_one(call: Call[Any]) -> None:
     """Make one call, unless it was withdrawn."""
@@ -528,6 +601,19 @@ def _serve_one(call: Call[Any]) -> None:
         call.answer()
 
 
+def _rest_at_exit(worker: Worker) -> None:
+    """At the interpreter's exit, let calls under way come to their end."""
+    reference = weakref.ref(worker)
+
+    def rest() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.rest()
+
+    atexit.register(rest)
+    weakref.finalize(worker, atexit.unregister, rest).atexit = False
+
+
 def _wait_for_end(native: int) -> None:
     """Wait until the system has no such thread any more: Python counts threads before a fork."""
     deadline = time.monotonic() + ANSWER
@@ -535,3 +621,8 @@ def _wait_for_end(native: int) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(0.0001)
+
+
+#: Does the directory work of all callers in this process. Nothing of it belongs to a
+#: manager, so it is never closed.
+HANDS = Worker("jobcore-hands", most=HANDS_MOST, shared=True)

@@ -8,7 +8,7 @@ import re
 import types
 
 import jobcore
-from jobcore import errors, interrupts
+from jobcore import errors
 from tests.processes import ROOT
 
 
@@ -70,28 +70,3 @@ def test_manager_is_a_facade():
 
     assert imported - harmless == set()
     assert texts == []
-
-
-def test_every_call_of_a_host_is_an_entrance():
-    """What a Ctrl-C leaves behind in a call is let go of where that call ends."""
-    opens = ("__init__", "__enter__", "__exit__")
-    methods = {
-        name: method
-        for name, method in vars(jobcore.JobManager).items()
-        if inspect.isfunction(method) and (not name.startswith("_") or name in opens)
-    }
-
-    assert len(methods) > len(opens)
-    assert [name for name, method in methods.items() if not _is_entrance(method)] == []
-
-
-def _is_entrance(method):
-    return inspect.unwrap(method) is not method and method.__code__ is _ENTER
-
-
-@interrupts.entrance
-def _any():
-    """Do nothing."""
-
-
-_ENTER = _any.__code__

@@ -23,7 +23,7 @@ import pydantic
 import pytest
 
 import jobcore
-from jobcore import JobcoreError, JobManager, database, wire
+from jobcore import JobcoreError, JobManager, connections, wire
 from tests.processes import ROOT
 
 #: Modules whose `__all__` is public; `jobcore.testing` only where it is there.
@@ -424,7 +424,7 @@ def mistakes(verb):
 def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name, monkeypatch):
     """Any argument is taken or refused by an error that `Raises` names, and costs no connection."""
     thrown = []
-    monkeypatch.setattr(database, "throw_away", thrown.append)
+    monkeypatch.setattr(connections, "throw_away", thrown.append)
     verb = VERBS[name]
     # Whatever is wrong with the database, it is not an argument.
     named = tuple(ERRORS[one] for one in described(verb, "errors") if one != "StoreError")

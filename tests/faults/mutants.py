@@ -269,15 +269,15 @@ MUTANTS = (
     Mutant(
         "a fork copies open connections",
         "database.py",
-        "            if rests and not self._users:\n                self._close_connections()\n",
+        "        if rests and not self._readers.present():\n            self._close_connections()\n",
         "",
         (DATABASE, TWO_MANAGERS),
     ),
     Mutant(
         "what a Ctrl-C leaves held stays held",
         "interrupts.py",
-        "    while is_owner(held):\n",
-        "    while False:\n",
+        "        return self.over or (self.frame is not None and is_over(self.frame))\n",
+        "        return self.over\n",
         (INTERRUPTS,),
     ),
     Mutant(

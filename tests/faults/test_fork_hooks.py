@@ -18,11 +18,11 @@ def hook():
 
 def last():
     if asked:
-        told.append(interrupts.is_owner(GATE._lock) and GATE.is_forking())
+        told.append(GATE._lock.is_mine and GATE.is_forking())
 
 os.register_at_fork(before=last)
 os.register_at_fork(before=hook)
-from jobcore import DatabaseBusy, JobManager, interrupts
+from jobcore import DatabaseBusy, JobManager
 from jobcore.forking import GATE
 
 PATIENCE = {PATIENCE}
@@ -52,7 +52,7 @@ for call in (
     print(*told, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     held = []
     def enter():
-        held.append(GATE._lock.acquire(timeout=PATIENCE))
+        held.append(GATE._lock.hold(PATIENCE))
         GATE._lock.release()
     other = threading.Thread(target=enter)
     other.start()

@@ -13,7 +13,6 @@ import random
 import signal
 import sqlite3
 import sys
-import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -22,23 +21,17 @@ from contextlib import closing
 import pytest
 
 import jobcore
-from jobcore import JobManager, interrupts
+from jobcore import JobManager
 from jobcore.forking import GATE
 from tests.faults.hosts import host
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
+from tests.opcodes import Opcodes
 from tests.processes import PATIENCE, in_child, until
 from tests.programs import EXIT_0
 
 #: Seconds that a writer of another thread or process waits: nothing here takes as long.
 AT_ONCE = 10.0
-#: Whose frames are interrupted: not the host's own, and not the letting go itself.
-NEVER = (__file__, interrupts.__file__)
-#: Python's own locks of modules and handlers: left behind there, they concern no job.
-NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset")
-#: Nor does Python's list of threads, where no signal comes: behind its lock none would begin.
-LISTS_THREADS = threading.Thread.start.__code__
-
 #: A command that an interrupted stop may leave running.
 LASTS = ["sleep", "1"]
 
@@ -110,44 +103,9 @@ CALLS = [create, submit, keep_books, stop, read, wait, delete, open_another]
 # --- interrupting them ------------------------------------------------------------
 
 
-class Opcodes:
-    """Counts the bytecodes of a call, and raises KeyboardInterrupt before one of them."""
-
-    def __init__(self, last=None):
-        self.number = 0
-        self.where = None
-        self._last = last
-
-    def __enter__(self):
-        # On any frame, and before: in 3.12 only then does `settrace` look at bytecodes at all.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(None)
-
-    def _call(self, frame, _event, _argument):
-        name = frame.f_code.co_filename
-        if name in NEVER or any(part in name for part in NOT_OURS):
-            return None
-        if frame.f_code is LISTS_THREADS:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return self._step
-
-    def _step(self, frame, event, _argument):
-        if event == "opcode":
-            self.number += 1
-            if self.number == self._last:
-                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                raise KeyboardInterrupt
-        return self._step
-
-
 def before_a_bytecode(call, chance, usual):
     """Interrupt a call before any one of its bytecodes, as if each looked for signals."""
-    with Opcodes(chance.randint(1, usual)) as opcodes:
+    with Opcodes(chance.randint(1, usual), (__file__,)) as opcodes:
         try:
             call()
         finally:
@@ -156,7 +114,7 @@ def before_a_bytecode(call, chance, usual):
 
 def bytecodes_of(call):
     """Return how many bytecodes a call takes."""
-    with Opcodes() as opcodes:
+    with Opcodes(never=(__file__,)) as opcodes:
         call()
     return opcodes.number
 
@@ -267,13 +225,12 @@ def storm(say, database, launcher, way, slots, seeds):
 
 def held_by_others():
     """Return what another thread holds for longer than a moment."""
-    held = [GATE._forks, *interrupts.members(interrupts._LOCKS)]
-    return [one for one in held if not is_free(one)]
+    return [lock for lock in (GATE._forks, GATE._lock) if not is_free(lock)]
 
 
 def is_free(lock):
     """Tell whether a lock can be had."""
-    if lock.acquire(timeout=AT_ONCE / 2):
+    if lock.hold(AT_ONCE / 2):
         lock.release()
         return True
     return False

@@ -142,10 +142,10 @@ def held(jobs, scripted, monkeypatch):
     blocked, go_on = threading.Event(), threading.Event()
     reconcile = Recovery.reconcile
 
-    def block(self, run, *, patience=None):
+    def block(self, run, **options):
         blocked.set()
         assert go_on.wait(PATIENCE)
-        return reconcile(self, run, patience=patience)
+        return reconcile(self, run, **options)
 
     run = scripted()
 

@@ -1,351 +1,363 @@
-"""Interrupts: what the facade lets go of, and what it hands on."""
+"""Interrupts: what an exception leaves behind is recognised, and is in nobody's way."""
 
 from __future__ import annotations
 
-import functools
-import inspect
+import os
 import signal
+import sqlite3
 import sys
 import threading
-import weakref
-from concurrent.futures import ThreadPoolExecutor
+import time
+from contextlib import closing
 
 import pytest
 
-from jobcore import CommandError, JobManager, Status, interrupts
+from jobcore import JobManager, Status
 from jobcore.database import Database
 from jobcore.importer import Importer
-from tests.processes import PATIENCE, join, until
+from jobcore.interrupts import Bell, Lock, is_over
+from jobcore.recovery import Recovery
+from tests.opcodes import every_bytecode
+from tests.processes import PATIENCE, descriptors, in_child, until
 
 
-class Held:
-    """Takes a lock as if a Ctrl-C came before the `try` that would release it."""
-
-    def __init__(self):
-        self.lock = interrupts.lock()
-        self.given_up = 0
-        interrupts.watch(self)
-
-    @interrupts.entrance
-    def take(self, error=KeyboardInterrupt):
-        """Take it, and be interrupted."""
-        self.lock.acquire()
-        raise error
-
-    @interrupts.entrance
-    def lines(self):
-        """Yield a line, and be interrupted in the next step."""
-        yield "line"
-        self.take()
-
-    @interrupts.entrance
-    def take_within(self):
-        """Be interrupted in a call of a signal handler that the handler survives."""
-        with self.lock:
-            with pytest.raises(KeyboardInterrupt):
-                self.take()
-            return interrupts.is_owner(self.lock)
-
-    @interrupts.entrance
-    def complain(self):
-        """Raise an error behind an interrupt, as a `with` does that finds nothing to release."""
-        try:
-            raise KeyboardInterrupt
-        finally:
-            self.lock.release()
-
-    def let_go(self):
-        """Be interrupted once more, the first time."""
-        self.given_up += 1
-        if self.given_up == 1:
-            self.lock.acquire()
-            raise KeyboardInterrupt
+def frame_of(call=None):
+    """Return the frame of a call that has ended, or have it given while the call goes on."""
+    frame = sys._getframe()
+    if call is not None:
+        call(frame)
+    return frame
 
 
-@pytest.fixture
-def held():
-    """Return what can be left holding a lock."""
-    return Held()
+def steps():
+    """Yield one's own frame, twice."""
+    yield sys._getframe()
+    yield sys._getframe()
 
 
-def owners(held):
-    """Tell whether this thread has the lock."""
-    return interrupts.is_owner(held.lock)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError])
-def test_whatever_passes_the_facade_leaves_no_lock(held, error):
-    """A handler may raise anything, and that comes out."""
-    held.given_up = 1
-    with pytest.raises(error):
-        held.take(error)
-
-    assert (owners(held), held.given_up) == (False, 2)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError, LookupError])
-def test_letting_go_survives_a_further_interrupt(held, error):
-    """All is let go of again, and the Ctrl-C is not lost behind the error that came first."""
-    with pytest.raises(KeyboardInterrupt):
-        held.take(error)
-
-    assert (owners(held), held.given_up) == (False, 2)
-
-
-def test_a_step_of_an_iterator_is_a_call(held):
-    """An iterator that a method returned is let go of at the step that was interrupted."""
-    lines = held.lines()
-    assert next(lines) == "line"
-    with pytest.raises(KeyboardInterrupt):
-        next(lines)
-
-    assert not owners(held)
-    lines.close()
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda jobs, job_id: jobs.logs(job_id),
-        lambda jobs, job_id: jobs.tail(job_id, 1),
-        lambda jobs, job_id: jobs.follow(job_id),
-        lambda jobs, job_id: jobs.log_text(job_id),
-        lambda jobs, job_id: jobs.log_ndjson(job_id),
-        lambda jobs, _job_id: jobs.events(),
-        lambda jobs, _job_id: jobs.events(limit=1, follow=True),
-    ],
-)
-def test_a_step_of_each_iterator_of_a_manager_is_a_call(database, monkeypatch, read):
-    """No iterator that a host is given reads the database outside of the facade."""
-    come_in = Database._come_in
+def test_call_is_over_when_its_frame_is_no_longer_executed():
+    """Though an exception that is kept refers to the frame."""
     inside = []
+    ended = frame_of(lambda frame: inside.append(is_over(frame)))
 
-    def seen(self, use):
-        inside.append(interrupts._is_inside())
-        come_in(self, use)
-
-    with JobManager(database, slots=0) as jobs:
-        job = jobs.create_job()
-        jobs.start_job(job.id)
-        jobs.append_log(job.id, "a line")
-        steps = read(jobs, job.id)
-        monkeypatch.setattr(Database, "_come_in", seen)
-        next(steps)
-
-    assert inside
-    assert all(inside)
+    assert (inside, is_over(ended), is_over(sys._getframe())) == ([False], True, False)
 
 
-def test_a_call_inside_a_call_leaves_the_outer_one_its_locks(held):
-    """What a signal handler calls does not let go of what it interrupted."""
-    assert held.take_within()
-    assert held.lock.acquire(blocking=False)
-    interrupts.release(held.lock)
-
-
-def test_an_error_in_place_of_an_interrupt_is_that_interrupt(held):
-    """Who pressed Ctrl-C sees KeyboardInterrupt, not what it led to."""
-    with pytest.raises(KeyboardInterrupt):
-        held.complain()
-
-
-def test_an_error_while_the_host_handles_an_interrupt_is_that_error(held):
-    """An interrupt of before is not taken for the reason of a later error."""
-    held.given_up = 1  # it raises nothing itself any more
-    try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        with pytest.raises(LookupError):
-            held.take(LookupError)
-
-
-def test_another_thread_keeps_what_it_holds(held):
-    """No other thread is ever interrupted, so what it holds it is going to release."""
-    taken, go = threading.Event(), threading.Event()
-    held.given_up = 1  # it takes nothing itself any more
-
-    def work():
-        with held.lock:
-            taken.set()
-            go.wait()
-
-    thread = threading.Thread(target=work)
+def test_call_of_another_thread_is_not_over_while_it_waits():
+    """A frame is executed as long as it is on any thread's stack."""
+    frames, go = [], threading.Event()
+    thread = threading.Thread(
+        target=frame_of, args=(lambda frame: (frames.append(frame), go.wait(PATIENCE)),)
+    )
     thread.start()
-    until(taken.is_set, "the other thread's lock")
-    with pytest.raises(KeyboardInterrupt):
-        interrupts.passed(held.complain)
-
-    free = held.lock.acquire(blocking=False)
+    until(lambda: frames, "the frame")
+    before = is_over(frames[0])
     go.set()
-    join(thread)
-    assert not free
+    thread.join(PATIENCE)
+
+    assert (before, is_over(frames[0])) == (False, True)
 
 
-def test_locks_may_be_made_meanwhile(monkeypatch):
-    """A lock that another thread makes while all are looked at makes another look."""
-    made = weakref.WeakSet([interrupts.lock])
-    looks = []
+def test_generator_goes_on_though_it_was_asked_whether_it_is_over():
+    """A suspended generator is not cleared by the question."""
+    generator = steps()
+    frame = next(generator)
 
-    def twice(known):
-        looks.append(known)
-        if len(looks) == 1:
-            raise RuntimeError("Set changed size during iteration")
-        return [*known]
-
-    monkeypatch.setattr(interrupts, "list", twice, raising=False)
-
-    assert interrupts.members(made) == [interrupts.lock]
-    assert len(looks) == 2
+    assert is_over(frame)
+    assert next(generator) is frame
 
 
-def test_an_entrance_that_an_interrupt_left_behind_keeps_none_from_letting_go(held, monkeypatch):
-    """A Ctrl-C at the very end of a call, before that is noted, costs the next one nothing."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_lock_is_free_after_an_exception_before_any_bytecode(error):
+    """Whatever is raised wherever, the next thread has the lock at once."""
+    lock, kept, inside = Lock(), [], []
 
-    def gone():
-        return sys._getframe()
+    def call():
+        with lock:
+            inside.append(1)
+            inside.pop()
 
-    monkeypatch.setattr(interrupts._INSIDE, "frame", gone())
-    with pytest.raises(KeyboardInterrupt):
-        held.take()
+    for where, raised in every_bytecode(call, error=error):
+        kept.append(raised)
+        inside.clear()
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), where
 
-    assert not interrupts.is_owner(held.lock)
-
-
-@pytest.fixture
-def handled():
-    """Have signal handlers as they were before."""
-    before = signal.getsignal(signal.SIGALRM)
-    yield
-    signal.signal(signal.SIGALRM, before)
-
-
-def ring(*_):
-    """Have the signal handler called now, as if a timer had rung."""
-    signal.raise_signal(signal.SIGALRM)
+    assert len(kept) > 30
 
 
-class Rings:
-    """A host's time-out: handlers of all kinds that raise it."""
+def test_lock_keeps_threads_apart():
+    """No two threads are inside at once, and each comes in."""
+    lock, inside, most, count = Lock(), set(), [], []
 
-    def method(self, *_):
-        """Raise it."""
-        raise TimeoutError("the host's")
+    def work(number):
+        for _ in range(200):
+            with lock:
+                inside.add(number)
+                most.append(len(inside))
+                inside.discard(number)
+        count.append(number)
 
-    __call__ = method
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+
+    assert sorted(count) == list(range(6))
+    assert set(most) == {1}
 
 
-@pytest.mark.parametrize(
-    "handler",
-    [Rings().method, Rings(), functools.partial(Rings.method, None)],
-    ids=["method", "object", "partial"],
-)
-@pytest.mark.usefixtures("handled")
-def test_what_a_handler_raises_comes_out_as_it_is(jobs, scripted, monkeypatch, handler):
-    """A host's time-out is no error of a job, which a read would go on behind, and none of ours."""
+def test_thread_that_has_the_lock_may_take_it_again():
+    """The outer call keeps it until its own end."""
+    lock, taken = Lock(), []
+
+    def other():
+        taken.append(lock.hold(0))
+
+    def run(target):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join(PATIENCE)
+
+    def inner():
+        with lock:
+            pass
+
+    with lock:
+        inner()
+        run(other)
+    run(other)
+
+    assert taken == [False, True]
+
+
+def test_lock_that_is_held_outlives_the_call_that_took_it():
+    """`hold` lasts until `release`, which only the thread that has it can do."""
+    lock, taken = Lock(), []
+
+    def hold():
+        return lock.hold(0)
+
+    def other():
+        lock.release()
+        taken.append(lock.hold(0))
+
+    assert hold()
+    assert lock.is_mine
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join(PATIENCE)
+    lock.release()
+
+    assert taken == [False]
+    assert not lock.is_mine
+
+
+def test_bell_wakes_all_that_wait():
+    """It wakes those who wait now, and one whose condition is true does not wait."""
+    bell, woken = Bell(), []
+
+    def wait():
+        bell.wait(lambda: False, PATIENCE)
+        woken.append(1)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(bell._waiting) == 3, "the waiters")
+    bell.ring()
+    for thread in threads:
+        thread.join(PATIENCE)
+    bell.wait(lambda: True, PATIENCE)
+
+    assert woken == [1, 1, 1]
+    assert not bell._waiting
+
+
+def test_bell_rings_after_an_exception_before_any_bytecode_of_waiting():
+    """What an interrupted waiter leaves behind is in nobody's way."""
+    bell = Bell()
+    for where, _ in every_bytecode(lambda: bell.wait(lambda: False, 0)):
+        woken = []
+        thread = threading.Thread(
+            target=lambda woken=woken: (bell.wait(lambda: False, PATIENCE), woken.append(1))
+        )
+        thread.start()
+        while not woken:
+            bell.ring()
+            time.sleep(0)
+        thread.join(PATIENCE)
+        assert woken, where
+
+
+# --- databases --------------------------------------------------------------------------
+
+
+def can_write(path):
+    """Tell whether another process can write within a second."""
+    with closing(sqlite3.connect(path, timeout=1)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+    return True
+
+
+def open_files(path):
+    """Return the descriptors of this process on the database and what belongs to it."""
+    return sorted(place for place in descriptors().values() if place.startswith(os.fspath(path)))
+
+
+def test_read_that_is_interrupted_before_any_bytecode_leaves_nothing_open(database):
+    """Exceptions are kept; the next call closes what is left, and a fork finds nothing."""
+    opened, kept = Database(database), []
+
+    def read():
+        with opened.read() as connection:
+            connection.exec_driver_sql("SELECT number FROM job").all()
+        opened.version()
+
+    read()
+    before = open_files(database)
+    for where, raised in every_bytecode(read, never=("sqlalchemy",)):
+        kept.append(raised)
+        opened.version()
+        assert opened._readers._uses == {}, where
+        assert opened.checkpoint() is True, where  # no reader is in its way
+    read()
+
+    assert len(kept) > 100
+    assert len(open_files(database)) <= len(before) + 2
+    in_child(
+        lambda: opened.write(lambda connection: connection.exec_driver_sql("SELECT 1").close())
+    )
+    opened.close()
+    assert open_files(database) == []
+
+
+def test_submit_that_is_interrupted_before_any_bytecode_happened_or_never_will(database):
+    """The job is there when the exception is, or not at all; nobody else is kept waiting."""
+    kept = []
+    with JobManager(database, slots=0, busy_timeout=10) as jobs:
+        jobs.create_job("TASK")
+
+        def create():
+            jobs.create_job("TASK")
+
+        for where, raised in every_bytecode(create, never=ELSEWHERE):
+            kept.append(raised)
+            count = sum(jobs.count_jobs().values())
+            assert can_write(database), where
+            jobs.create_job("TASK")
+            assert sum(jobs.count_jobs().values()) == count + 1, where
+
+    assert len(kept) > 200
+    assert open_files(database) == []
+
+
+#: What is not jobcore's and takes most of the bytecodes.
+ELSEWHERE = ("sqlalchemy", "pydantic", "uuid", "json", "enum")
+
+
+def test_get_job_that_is_interrupted_before_any_bytecode_leaves_no_descriptor(jobs, scripted):
+    """Neither the job's directory nor its lock nor its spool stays open."""
     run = scripted()
-    signal.signal(signal.SIGALRM, handler)
-    monkeypatch.setattr(Importer, "harvest", ring)
+    run.started()
     run.write(b"line\n")
-    with pytest.raises(TimeoutError, match="the host's"):
-        jobs.get_job(run.id)
-    monkeypatch.undo()
+    jobs.get_job(run.id)
+    before, kept = open_files(jobs._database.path), []
+    of_jobs = [path for path in before if ".jobs/" in path]  # the supervisor is this process
 
-    def in_its_place(*_):
-        try:
-            ring()
-        except TimeoutError as error:
-            raise LookupError("wrapped by whoever it hit") from error
-
-    monkeypatch.setattr(JobManager, "_reconciled", in_its_place)
-    with pytest.raises(TimeoutError, match="the host's"):
+    def get():
         jobs.get_job(run.id)
 
+    for where, raised in every_bytecode(get, never=ELSEWHERE):
+        kept.append(raised)
+        jobs._database.version()
+        now = [path for path in open_files(jobs._database.path) if ".jobs/" in path]
+        assert now == of_jobs, where
+    jobs.get_job(run.id)
 
-@pytest.mark.parametrize("bug", [lambda *_: {}["bug"], lambda *_: Status("none")])
-def test_an_error_of_a_job_is_no_handlers(jobs, scripted, monkeypatch, bug):
-    """A read goes on behind it, and says what is stored."""
+    assert len(kept) > 200
+    assert len(open_files(jobs._database.path)) <= len(before) + 2
+
+
+def test_files_of_jobs_are_opened_in_threads_of_jobcores_own(jobs, scripted, monkeypatch):
+    """Where a host's thread may be interrupted, no directory of a job is open."""
+    run = scripted()
+    run.started()
+    run.write(b"line\n")
+    here, places = threading.get_ident(), []
+    harvest = Importer.harvest
+
+    def noted(self, *args, **options):
+        places.append(threading.get_ident())
+        return harvest(self, *args, **options)
+
+    monkeypatch.setattr(Importer, "harvest", noted)
+    jobs.get_job(run.id)
+    list(jobs.logs(run.id))
+    jobs.history(run.id)
+    jobs.recover()
+    with pytest.raises(TimeoutError):
+        jobs.wait(run.id, timeout=0.01)
+
+    assert places
+    assert here not in places
+
+
+def test_what_a_signal_handler_raises_comes_out_as_it_is(jobs, scripted, monkeypatch):
+    """A host's time-out is no error of a job, which a read would go on after."""
     run = scripted()
     run.write(b"line\n")
-    monkeypatch.setattr(Importer, "harvest", bug)
+    begun = threading.Event()
+    reconcile = Recovery.reconcile
 
+    def slow(self, *args, **options):
+        begun.set()
+        time.sleep(0.3)
+        return reconcile(self, *args, **options)
+
+    def ring(*_):
+        raise LookupError("the host's")
+
+    monkeypatch.setattr(Recovery, "reconcile", slow)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(LookupError, match="the host's"):
+            jobs.get_job(run.id)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert begun.is_set()
     assert jobs.get_job(run.id).status is Status.RUNNING
 
 
-def test_an_error_of_a_job_is_no_reason_of_what_the_host_handles(jobs, scripted, monkeypatch):
-    """Who cleans up behind a Ctrl-C is not interrupted by it once more."""
-    run = scripted()
-    run.write(b"line\n")
-    monkeypatch.setattr(Importer, "harvest", lambda *_: {}["bug"])
-    try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        assert jobs.get_job(run.id).status is Status.RUNNING
+def test_interrupted_submit_names_its_job(database, monkeypatch):
+    """Where the change has begun, the exception says which job it is about."""
+    from jobcore import store  # noqa: PLC0415 - patched here alone
 
+    insert = store.insert_job
 
-def behind(calls, call):
-    """Call something behind so many other calls."""
-    return behind(calls - 1, call) if calls else call()
+    def slow(*args, **options):
+        time.sleep(0.4)
+        return insert(*args, **options)
 
+    monkeypatch.setattr(store, "insert_job", slow)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    with JobManager(database, slots=0) as jobs:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                jobs.create_job("TASK")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        (made,) = jobs.list_jobs()
 
-def behind_c(calls, call):
-    """Do the same with as many calls in C, of which `sys._getframe` knows nothing."""
-    return next(map(behind_c, [calls - 1], [call])) if calls else call()
-
-
-@pytest.mark.parametrize("deep", [behind, behind_c])
-@pytest.mark.parametrize("in_thread", [False, True], ids=["main", "another"])
-def test_a_stack_that_is_full_leaves_nothing_held(jobs, deep, in_thread):
-    """Wherever the last call does not fit any more, everybody can write afterwards."""
-    outcomes = set()
-
-    def fill():
-        room = sys.getrecursionlimit() - len(inspect.stack(0))
-        for calls in range(room // 3 - 100, room, 11):
-            try:
-                deep(calls, jobs.create_job)
-                outcomes.add("made")
-            except (RecursionError, CommandError):
-                outcomes.add("full")
-            outcomes.add(in_another(held_by_others))
-
-    def held_by_others():
-        jobs.create_job()
-        return [lock for lock in interrupts.members(interrupts._LOCKS) if not is_free(lock)] != []
-
-    before = sys.getrecursionlimit()
-    if in_thread:
-        in_another(fill)
-    else:
-        fill()
-    jobs.create_job()  # where it was too deep to give the room back, this does
-
-    assert outcomes == {"made", "full", False}
-    assert sys.getrecursionlimit() == before
-
-
-def is_free(lock):
-    """Tell whether a lock can be had."""
-    if lock.acquire(timeout=0.5):
-        lock.release()
-        return True
-    return False
-
-
-def in_another(function):
-    """Return what a function returns in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function).result(PATIENCE)
-
-
-def test_a_thread_of_ours_keeps_what_it_holds(held):
-    """What fails in a host's callback is inside of what that thread is in the middle of."""
-    held.given_up = 1
-
-    def work():
-        interrupts.keep()
-        with held.lock:
-            with pytest.raises(KeyboardInterrupt):
-                held.take()
-            return owners(held)
-
-    assert in_another(work)
+    assert caught.value.__notes__ == [
+        f"jobcore: the interrupted call was completed (job {made.id})"
+    ]

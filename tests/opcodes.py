@@ -1,0 +1,72 @@
+"""Opcodes: an exception before any one bytecode of a call, as a signal handler may raise it."""
+
+from __future__ import annotations
+
+import sys
+
+#: Python's own locks of modules and handlers: left behind there, they concern no job.
+NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset")
+
+
+class Opcodes:
+    """
+    Counts the bytecodes of a call, and raises before one of them.
+
+    Args:
+        last: The number of the bytecode before which it raises; None: it only counts.
+        never: Files whose frames are left alone.
+        error: What it raises.
+    """
+
+    def __init__(self, last=None, never=(), error=KeyboardInterrupt):
+        self.number = 0
+        self.where = None
+        self._last = last
+        self._never = (__file__, *never)
+        self._error = error
+
+    def __enter__(self):
+        # On any frame, and before: in 3.12 only then does `settrace` look at bytecodes at all.
+        sys._getframe().f_trace_opcodes = True
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def _call(self, frame, _event, _argument):
+        name = frame.f_code.co_filename
+        if any(part in name for part in (*self._never, *NOT_OURS)):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._step
+
+    def _step(self, frame, event, _argument):
+        if event == "opcode":
+            self.number += 1
+            if self.number == self._last:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise self._error
+        return self._step
+
+
+def every_bytecode(call, *, never=(), error=KeyboardInterrupt):
+    """
+    Interrupt a call before each of its bytecodes in turn; yield where, and what was raised.
+
+    The number of bytecodes may differ from call to call, so this ends when a call
+    came to its end.
+    """
+    number = 0
+    while True:
+        number += 1
+        with Opcodes(number, never, error) as opcodes:
+            try:
+                call()
+            except error as raised:
+                found = raised
+            else:
+                found = None
+        if opcodes.where is None:
+            return
+        yield f"{number} at {opcodes.where}", found
