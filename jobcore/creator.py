@@ -17,6 +17,7 @@ from jobcore.command import Command
 from jobcore.database import Database
 from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.lookup import Id, parse_id, require_pipeline, require_workspace
+from jobcore.staging import Staging
 from jobcore.supervision import failpoints
 
 #: What can be run: a `Command`, or a list of words.
@@ -25,18 +26,23 @@ Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
 #: Bytes of a caller's own JSON: facts about a job, not its payload.
 DATA_BYTES = 64 * 1024
 
+#: Jobs of one call that are made in one transaction; more are staged.
+STAGED_FROM = 1000
+
 
 class Creator:
     """
-    Makes rows, each call in one transaction.
+    Makes rows, each call in one transaction, unless it makes very many.
 
     Args:
         database: Where.
+        staging: Makes many jobs.
         clock: Tells when.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, staging: Staging, clock: Clock) -> None:
         self._database = database
+        self._staging = staging
         self._clock = clock
 
     def create_jobs(
@@ -70,20 +76,25 @@ class Creator:
         # Chosen here, so that an exception that interrupts the call can name the job.
         identified = [{"id": uuid4(), **job} for job in jobs]
 
-        def create(connection: Connection) -> list[Row[Any]]:
-            place = _place(connection, workspace_id, pipeline_id, now)
-            stored = {}
+        def common(connection: Connection) -> dict[str, Any]:
+            """Return the columns that are the same for all."""
+            found: dict[str, Any] = _place(connection, workspace_id, pipeline_id, now)
             if environment is not None:
-                stored["environment"] = environments.store(connection, environment)
-            rows = [
-                store.insert_job(connection, now=now, **place, **{**job, **stored})
-                for job in identified
-            ]
+                found["environment"] = environments.store(connection, environment)
+            return found
+
+        def create(connection: Connection) -> list[Row[Any]]:
+            same = common(connection)
+            rows = [store.insert_job(connection, now=now, **{**job, **same}) for job in identified]
             if started_by is None:
                 return rows
             return [_start(connection, row, started_by, now) for row in rows]
 
-        rows = self._database.write(create, about=_named([job["id"] for job in identified]))
+        about = _named([job["id"] for job in identified])
+        if len(jobs) > STAGED_FROM:
+            rows = self._staging.create(identified, common, now=now, about=about)
+        else:
+            rows = self._database.write(create, about=about)
         failpoints.reach(failpoints.CREATED, self._database)
         return rows
 

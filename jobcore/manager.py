@@ -86,6 +86,7 @@ from jobcore.recovery import Recovery
 from jobcore.remover import Remover
 from jobcore.runs import Run
 from jobcore.scheduler import Scheduler
+from jobcore.staging import Staging
 from jobcore.stopper import Stopper
 from jobcore.supervision.pool import Launcher, ProcessLauncher, SupervisorPool
 from jobcore.task import Task
@@ -214,7 +215,8 @@ class JobManager:
         self._ownership = ownership = Ownership(directories)
         importer = Importer(self._database, directories, self._clock)
         postponed = Postponement(seconds_of(self._clock))
-        self._creator = Creator(self._database, self._clock)
+        self._staging = staging = Staging(self._database, ownership)
+        self._creator = Creator(self._database, staging, self._clock)
         self._curator = Curator(self._database, self._clock, self._executors)
         self._bookkeeper = Bookkeeper(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
@@ -248,6 +250,7 @@ class JobManager:
             chores={
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
                 "sweep": self._recovery.sweep,
+                "batches": staging.remove_of_dead,
             },
             postponed=postponed,
         )
@@ -325,7 +328,10 @@ class JobManager:
         **options: Any,
     ) -> list[Job]:
         """
-        Create many jobs in one transaction: all of them, or none.
+        Create many jobs: all of them, or none.
+
+        More than 1,000 are written in short steps, so that others can write meanwhile, and
+        appear together. A process that dies before that leaves none.
 
         When this returns, all survive any crash, a power failure too. Args and
         errors are those of `submit`.
@@ -1131,7 +1137,9 @@ class JobManager:
         Returns:
             The jobs that this settled.
         """
-        return self._jobs(self._recovery.sweep(everything=True))
+        settled = self._recovery.sweep(everything=True)
+        self._staging.remove_of_dead(everything=True)
+        return self._jobs(settled)
 
     def refresh(self) -> None:
         """

@@ -144,6 +144,14 @@ CREATE TABLE pipeline_note (
             "CREATE INDEX transitions_of_pipeline ON transition (pipeline_id, id) "
             "WHERE pipeline_id IS NOT NULL"
         ),
+        # Jobs that are written in steps, and appear together.
+        """\
+CREATE TABLE batch (
+    id INTEGER NOT NULL PRIMARY KEY,
+    first BIGINT NOT NULL,
+    last BIGINT NOT NULL,
+    owner VARCHAR NOT NULL
+)""",
         # Whether what was started leaves a result.
         "ALTER TABLE job ADD COLUMN calls_function BOOLEAN",
         # Environments of the processes that submitted jobs.

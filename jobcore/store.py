@@ -45,6 +45,7 @@ from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
 from jobcore.tables import (
+    IS_VISIBLE,
     SHOWN,
     has_status,
     job,
@@ -60,7 +61,7 @@ from jobcore.tables import (
 READY = "READY"
 
 _ACTIVE = has_status(Status.QUEUED, Status.RUNNING)
-_QUEUED = (has_status(Status.QUEUED), job.c.deleted_at.is_(None))
+_QUEUED = (has_status(Status.QUEUED), IS_VISIBLE)
 _FINAL = has_status(*(status for status in Status if status.final))
 
 
@@ -194,7 +195,7 @@ def marked_ids(
 
 def has_unmarked(connection: Connection, table: Table, owner_id: UUID) -> bool:
     """Tell whether something belongs to a workspace or pipeline whose deletion was not begun."""
-    things = [select(job.c.number).where(_OF[table] == owner_id, job.c.deleted_at.is_(None))]
+    things = [select(job.c.number).where(_OF[table] == owner_id, IS_VISIBLE)]
     if table is workspace:
         things.append(
             select(pipeline.c.created).where(
@@ -225,9 +226,7 @@ def active_unmarked_of(
     """Return QUEUED and RUNNING jobs of a workspace or pipeline whose deletion was not begun."""
     return list(
         connection.execute(
-            select(job.c.number)
-            .where(_OF[table] == owner_id, job.c.deleted_at.is_(None), _ACTIVE)
-            .limit(limit)
+            select(job.c.number).where(_OF[table] == owner_id, IS_VISIBLE, _ACTIVE).limit(limit)
         ).scalars()
     )
 
@@ -611,7 +610,7 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
         PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was made,
             and the transaction can go on.
     """
-    values = {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
+    values = new_job(now=now, **fields)
     try:
         row = connection.execute(_INSERT_JOB, values).one()
     except IntegrityError as error:
@@ -641,6 +640,11 @@ def next_attempt(row: Row[Any]) -> dict[str, Any]:
     return {**again, "attempt": row.attempt + 1, "retry_of": row.id}
 
 
+def new_job(*, now: int, **fields: Any) -> dict[str, Any]:
+    """Return the columns of a job that is made now."""
+    return {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
+
+
 #: The columns without a value at creation: one statement for all, compiled once.
 _BLANK: dict[str, Any] = {
     "pipeline_id": None,
@@ -660,7 +664,7 @@ _BLANK: dict[str, Any] = {
     "dropped": 0,
 }
 
-_FIND_JOB = select(job).where(job.c.id == bindparam("id"), job.c.deleted_at.is_(None))
+_FIND_JOB = select(job).where(job.c.id == bindparam("id"), IS_VISIBLE)
 _GET_JOB = select(job).where(job.c.number == bindparam("number"))
 
 
@@ -719,7 +723,7 @@ def list_jobs(
             kinds = [job.c.type == one for one in sorted(set(types))]
     parts = [
         select(job.c.number)
-        .where(job.c.deleted_at.is_(None), has_status(status), kind, *of_owner)
+        .where(IS_VISIBLE, has_status(status), kind, *of_owner)
         .where(true() if before is None else job.c.number < before)
         .order_by(job.c.number.desc())
         .limit(limit)
@@ -761,7 +765,7 @@ def count_jobs(
 ) -> dict[Status, int]:
     """Return how many jobs there are of each status, 0 included."""
     statement = select(job.c.status, func.count()).where(
-        job.c.deleted_at.is_(None), *_of_owner(workspace_id, pipeline_id)
+        IS_VISIBLE, *_of_owner(workspace_id, pipeline_id)
     )
     if statuses is not None:
         statement = statement.where(has_status(*sorted(set(statuses))) if statuses else false())

@@ -22,7 +22,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    and_,
+    between,
     column,
+    exists,
     literal_column,
     text,
 )
@@ -396,9 +399,20 @@ class TransitionRow(_Row, table=True):
     pipeline_id: UUID | None = Field(default=None, sa_column=Column(Id()))
 
 
+class BatchRow(_Row, table=True):
+    """Jobs that are being written in steps: no read shows them while this row is there."""
+
+    __tablename__ = "batch"
+    id: int | None = Field(default=None, primary_key=True)
+    first: int = Field(sa_column=Column(BigInteger, nullable=False))  # of the jobs' numbers
+    last: int = Field(sa_column=Column(BigInteger, nullable=False))
+    owner: str  # the process that writes them
+
+
 store: Table = StoreRow.__table__
 workspace: Table = WorkspaceRow.__table__
 pipeline: Table = PipelineRow.__table__
+batch: Table = BatchRow.__table__
 job: Table = JobRow.__table__
 link: Table = LinkRow.__table__
 pipeline_note: Table = NoteRow.__table__
@@ -423,6 +437,12 @@ def has_status(*statuses: lifecycle.Status) -> ColumnElement[bool]:
     words: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in statuses]
     return job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
 
+
+#: The condition that reads show a job: it is not being deleted, and of no open batch.
+IS_VISIBLE: ColumnElement[bool] = and_(
+    job.c.deleted_at.is_(None),
+    ~exists().where(between(job.c.number, batch.c.first, batch.c.last)).correlate(job),
+)
 
 #: SQLite's own: the largest number that AUTOINCREMENT has given out, by table.
 sequence = lightweight("sqlite_sequence", column("name"), column("seq"))

@@ -180,8 +180,8 @@ def test_secrets_are_in_no_public_form(jobs):
 def test_tables_are_not_in_the_hosts_metadata():
     """A host's `create_all` does not make jobcore's tables, nor does jobcore make the host's."""
     ours = {
-        "store", "workspace", "pipeline", "link", "pipeline_note", "skip", "job", "environment",
-        "log_segment", "result", "transition",
+        "store", "batch", "workspace", "pipeline", "link", "pipeline_note", "skip", "job",
+        "environment", "log_segment", "result", "transition",
     }  # fmt: skip
 
     assert set(tables.METADATA.tables) == ours

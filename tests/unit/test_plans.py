@@ -175,7 +175,8 @@ def run_to(jobs, job, exit_code):
 
 def backlog(jobs, *types):
     """Return what a manager with executors for these types would claim from."""
-    return Backlog(jobs._database, jobs._clock, types, jobs._ownership, only_own=False)
+    postponed = jobs._dispatcher._postponed
+    return Backlog(jobs._database, jobs._clock, types, jobs._ownership, postponed, only_own=False)
 
 
 def retry(jobs):
