@@ -86,6 +86,7 @@ class Database:
             )
             permissions.require_private_files(self.path)
             permissions.require_single_names(self.path)
+            filesystem.require_own_root(self.path)
             filesystem.make_database_file(self.path)
         except OSError as error:
             raise filesystem.typed(self.path, error) from error

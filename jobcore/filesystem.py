@@ -162,6 +162,20 @@ def open_root(database: str, *, create: bool) -> int:
         raise StoreMismatch(f"{path}: {error.strerror or error}", error.errno) from error
 
 
+def require_own_root(database: str) -> None:
+    """
+    Refuse a root that is a link, or not private to this user; that it is missing is fine.
+
+    Raises:
+        StoreMismatch: It is one of these.
+    """
+    try:
+        root = open_root(database, create=False)
+    except FileNotFoundError:
+        return
+    os.close(root)
+
+
 def read_store_id(root: int) -> str | None:
     """
     Return the id in the root, or None where there is none yet.

@@ -462,6 +462,15 @@ def test_a_file_that_is_refused_stays_as_it_is(tmp_path, what):
     assert snapshot(tmp_path) == before
 
 
+def test_no_database_is_made_beside_a_strange_root(tmp_path):
+    """Where a link has the name of the directory of job directories nothing is made."""
+    os.symlink("/etc", tmp_path / "jobs.db.jobs")
+
+    with pytest.raises(StoreError, match=r"jobs\.db\.jobs is a link"):
+        JobManager(tmp_path / "jobs.db", slots=0)
+    assert os.listdir(tmp_path) == ["jobs.db.jobs"]
+
+
 @pytest.mark.parametrize("path", ["/proc/version", "/proc/self/comm", "/sys/kernel/new"])
 def test_a_file_system_of_the_kernel_is_refused(path):
     """What looks like a file there must not be written to."""
