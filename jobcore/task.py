@@ -13,7 +13,6 @@ from jobcore.awaiter import Awaiter
 from jobcore.bookkeeper import Bookkeeper
 from jobcore.errors import InvalidTransition, JobNotFound, Stopped, StoreError
 from jobcore.eventloop import Interruption, in_thread, in_thread_to_its_end
-from jobcore.interrupts import entrance
 from jobcore.models import Job
 from jobcore.runs import Run
 
@@ -44,13 +43,11 @@ class _Block:
         self._encoded: tuple[str, bytes] | None = None
         self._interruption: Interruption | None = None
 
-    @entrance
     def __enter__(self) -> Self:
         """Start the job."""
         self._start()
         return self
 
-    @entrance
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -188,7 +185,6 @@ class Task(_Block):
             raise ValueError(f"the result is larger than {resultfile.LARGEST} bytes")
         self._result, self._encoded = value, encoded
 
-    @entrance
     def log(self, *lines: str | bytes) -> int:
         """
         Append lines to the job's log, as `JobManager.append_log` does.
@@ -205,7 +201,6 @@ class Task(_Block):
         """
         return self._while_running(self._bookkeeper.append, checked_lines(lines))
 
-    @entrance
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """
         Say how far the job is, as `JobManager.report_progress` does.
@@ -221,7 +216,6 @@ class Task(_Block):
         """
         self._while_running(self._bookkeeper.report, *checked_progress(done, total, message))
 
-    @entrance
     def check(self) -> None:
         """
         Return if the job is still RUNNING; it writes nothing.
