@@ -45,13 +45,15 @@ class Bookkeeper:
         Raises:
             JobNotFound, InvalidTransition: There is none, or it is not QUEUED.
         """
-        name = None if owner is None else self._ownership.claim()
         now = self._clock.now()
 
         def begin(connection: Connection) -> Row[Any]:
             row = require_job(connection, job_id)
-            is_owned = owner == "process" or not row.type.startswith(FOR_PEOPLE)
-            return start(connection, row, name if is_owned else None, now=now)
+            is_owned = owner == "process" or (
+                owner == "auto" and not row.type.startswith(FOR_PEOPLE)
+            )
+            name = self._ownership.claim() if is_owned else None
+            return start(connection, row, name, now=now)
 
         return self._database.write(begin, about=f"job {job_id}")
 
@@ -62,11 +64,11 @@ class Bookkeeper:
         Raises:
             JobNotFound, InvalidTransition: There is none, or it is neither.
         """
-        name = self._ownership.claim()
         now = self._clock.now()
 
         def take(connection: Connection) -> Row[Any]:
             row = require_job(connection, job_id)
+            name = self._ownership.claim()
             if row.status == Status.RUNNING and row.owner == name:
                 return row
             return start(connection, row, name, now=now)
@@ -89,12 +91,13 @@ class Bookkeeper:
         """
         if not self.has_next(types):
             return None  # no write lock for that
-        name = self._ownership.claim()
         now = self._clock.now()
 
         def begin(connection: Connection) -> Row[Any] | None:
             row = self._next(connection, types, now)
-            return None if row is None else start(connection, row, name, now=now)
+            if row is None:
+                return None
+            return start(connection, row, self._ownership.claim(), now=now)
 
         return self._database.write(begin, patience=patience, about="the job that is claimed")
 
@@ -110,11 +113,10 @@ class Bookkeeper:
         Raises:
             JobNotFound, InvalidTransition: There is none, or it is not RUNNING without a process.
         """
-        name = self._ownership.claim()
 
         def change(connection: Connection) -> Row[Any]:
             run = self._require_own(connection, job_id, "adopt")
-            runs.change_owner(connection, run.number, name)
+            runs.change_owner(connection, run.number, self._ownership.claim())
             return _get(connection, run)
 
         return self._database.write(change, about=f"job {job_id}")

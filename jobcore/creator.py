@@ -17,6 +17,7 @@ from jobcore.command import Command
 from jobcore.database import Database
 from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.lookup import Id, parse_id, require_pipeline, require_workspace
+from jobcore.ownership import Ownership
 from jobcore.staging import Staging
 from jobcore.supervision import failpoints
 
@@ -38,11 +39,15 @@ class Creator:
         database: Where.
         staging: Makes many jobs.
         clock: Tells when.
+        ownership: Names this process, for the jobs that depend on it.
     """
 
-    def __init__(self, database: Database, staging: Staging, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, staging: Staging, clock: Clock, ownership: Ownership
+    ) -> None:
         self._database = database
         self._staging = staging
+        self._ownership = ownership
         self._clock = clock
 
     def create_jobs(
@@ -52,7 +57,8 @@ class Creator:
         workspace_id: Id | None,
         pipeline_id: Id | None,
         environment: bytes | None = None,
-        started_by: str | None = None,
+        reserved: bool = False,
+        started: bool = False,
     ) -> list[Row[Any]]:
         """
         Make QUEUED jobs, all of them or none, durably.
@@ -61,7 +67,8 @@ class Creator:
             jobs: The columns of each, checked.
             environment: What they start with, as `environments.capture` returned it;
                 None: that of the worker.
-            started_by: The owner that does them itself: they are RUNNING at once.
+            reserved: Whether only this process may start them.
+            started: Whether this process does them itself: they are RUNNING at once.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
@@ -81,14 +88,18 @@ class Creator:
             found: dict[str, Any] = _place(connection, workspace_id, pipeline_id, now)
             if environment is not None:
                 found["environment"] = environments.store(connection, environment)
+            if reserved:
+                # Here, in the thread that writes: an interrupt leaves no lock half taken.
+                found["owner"] = self._ownership.claim()
             return found
 
         def create(connection: Connection) -> list[Row[Any]]:
             same = common(connection)
             rows = [store.insert_job(connection, now=now, **{**job, **same}) for job in identified]
-            if started_by is None:
+            if not started:
                 return rows
-            return [_start(connection, row, started_by, now) for row in rows]
+            owner = self._ownership.claim()
+            return [_start(connection, row, owner, now) for row in rows]
 
         about = _named([job["id"] for job in identified])
         if len(jobs) > STAGED_FROM:

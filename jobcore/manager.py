@@ -216,7 +216,7 @@ class JobManager:
         importer = Importer(self._database, directories, self._clock)
         postponed = Postponement(seconds_of(self._clock))
         self._staging = staging = Staging(self._database, ownership)
-        self._creator = Creator(self._database, staging, self._clock)
+        self._creator = Creator(self._database, staging, self._clock, ownership)
         self._curator = Curator(self._database, self._clock, self._executors)
         self._bookkeeper = Bookkeeper(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
@@ -308,12 +308,10 @@ class JobManager:
             "data": checked_data(data),
             "command": checked_command(command, options).to_json(),
             "not_before": checked_moment(not_before),
-            "owner": self._ownership.claim() if reserved else None,
         }
-        # A reserved job gets this process's own: there is no need to store it.
-        source = SUBMITTER if reserved else checked_env_from(env_from)
+        source = checked_env_from(env_from)
         return self._create(
-            [fields], workspace_id, pipeline_id, env_from=source, store_env=not reserved
+            [fields], workspace_id, pipeline_id, env_from=source, reserved=bool(reserved)
         )[0]
 
     def submit_many(
@@ -462,16 +460,19 @@ class JobManager:
         pipeline_id: Id | None,
         *,
         env_from: str,
-        store_env: bool = True,
-        started_by: str | None = None,
+        reserved: bool = False,
+        started: bool = False,
     ) -> list[Job]:
         self._start()
+        if reserved:
+            env_from = SUBMITTER  # which starts it, so there is no need to store anything
         wanted: dict[str, Any] = {
             "jobs": [{**job, "env_from": None if env_from == WORKER else env_from} for job in jobs],
             "workspace_id": workspace_id,
             "pipeline_id": pipeline_id,
-            "environment": capture() if env_from == SUBMITTER and store_env else None,
-            "started_by": started_by,
+            "environment": capture() if env_from == SUBMITTER and not reserved else None,
+            "reserved": reserved,
+            "started": started,
         }
         try:
             rows = self._creator.create_jobs(**wanted)
@@ -562,10 +563,9 @@ class JobManager:
             if job_id is not None:
                 self._reconciled(job_id)
                 return Job.from_row(self._bookkeeper.take_up(job_id))
-            owner = self._ownership.claim()
-            return self._create(
-                [fields], workspace_id, pipeline_id, env_from=WORKER, started_by=owner
-            )[0]
+            return self._create([fields], workspace_id, pipeline_id, env_from=WORKER, started=True)[
+                0
+            ]
 
         return Task(begin, self._bookkeeper, self._awaiter)
 

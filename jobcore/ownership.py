@@ -86,13 +86,14 @@ def _start_of(pid: int) -> int:
 class _Lock:
     """A lock that this process holds, and the parts of the process that rely on it."""
 
-    __slots__ = ("descriptor", "name", "pid", "users")
+    __slots__ = ("descriptor", "identity", "name", "pid", "users")
 
     def __init__(self, root: int) -> None:
         process = _Process.this(root)
         self.name = ".".join([*map(str, process), uuid4().hex[:8]])
         self.pid = process.pid
         self.descriptor = -1
+        self.identity = (0, 0)  # of the file, by device and inode
         self.users: set[int] = set()
 
 
@@ -128,10 +129,10 @@ class _Locks:
         if lock is None:  # a copy of the parent's, after a fork by C code, is not this process's
             lock = self._held[_identity(root)] = _Lock(root)
         while not _is_in_place(lock, root):
-            if lock.descriptor >= 0:
-                GATE.close(lock.descriptor)
+            _close(lock)
             lock.descriptor = jobdir.make_file(PREFIX + lock.name, os.O_RDWR, root)
             GATE.register(lock.descriptor)
+            lock.identity = _identity(lock.descriptor)
             # Not taken only where another process is about to remove the file.
             jobdir.try_lock(lock.descriptor, jobdir.WHOLE)
         return lock
@@ -140,14 +141,14 @@ class _Locks:
         """Remove a lock that nothing relies on any more."""
         _remove(lock.name, root)
         self._held.pop(_identity(root), None)
-        GATE.close(lock.descriptor)
+        _close(lock)
 
     def forget_of(self, user: int) -> None:
         """Free the locks on which no other part of this process relies, and leave their files."""
         for key, lock in list(self._held.items()):
             if lock.users == {user}:
                 del self._held[key]
-                GATE.close(lock.descriptor)
+                _close(lock)
 
 
 def _identity(root: int) -> tuple[int, int]:
@@ -163,10 +164,22 @@ def _is_in_place(lock: _Lock, root: int) -> bool:
         named = os.stat(PREFIX + lock.name, dir_fd=root, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    opened = os.fstat(lock.descriptor)
-    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino) and jobdir.try_lock(
-        lock.descriptor, jobdir.WHOLE
-    )
+    is_same = _is_open(lock) and (named.st_dev, named.st_ino) == lock.identity
+    return is_same and jobdir.try_lock(lock.descriptor, jobdir.WHOLE)
+
+
+def _is_open(lock: _Lock) -> bool:
+    """Tell whether the descriptor is still that of the lock: a host may close any by number."""
+    try:
+        return lock.descriptor >= 0 and _identity(lock.descriptor) == lock.identity
+    except OSError:
+        return False
+
+
+def _close(lock: _Lock) -> None:
+    if _is_open(lock):
+        GATE.close(lock.descriptor)
+    lock.descriptor = -1
 
 
 def _remove(name: str, root: int) -> None:
