@@ -1,0 +1,299 @@
+"""Writer: what several threads hand over is committed together, and each has its own fate."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sqlite3
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from jobcore import DatabaseBusy, JobManager, Status, StoreError, telemetry
+from jobcore.connections import SqliteConnection
+from jobcore.database import Database
+from jobcore.supervision import failpoints
+from tests.processes import PATIENCE, until
+from tests.transactions import transaction
+
+
+@pytest.fixture
+def opened(database):
+    """Return an open database with a table to write to."""
+    found = Database(database)
+    found.write(lambda connection: run(connection, "CREATE TABLE note (text TEXT UNIQUE)"))
+    yield found
+    found.close()
+
+
+def run(connection, statement, *values):
+    """Execute a statement."""
+    connection.exec_driver_sql(statement, values).close()
+
+
+def note(opened, text, **options):
+    """Commit one row."""
+    opened.write(lambda connection: run(connection, "INSERT INTO note VALUES (?)", text), **options)
+
+
+def notes(opened):
+    """Return what is committed."""
+    with opened.read() as connection:
+        return {text for (text,) in connection.exec_driver_sql("SELECT text FROM note")}
+
+
+@pytest.fixture
+def together(opened):
+    """Return a function that hands over changes in threads, all while another one is written."""
+    commits = []
+
+    def count(point, host):
+        if point == failpoints.WRITE_BEGUN and host is opened:
+            commits.append(point)
+
+    def waiting():
+        return opened._writer._worker._queue.qsize()
+
+    def hand_over(*changes):
+        outcomes = [None] * len(changes)
+
+        def write(number, change):
+            try:
+                outcomes[number] = opened.write(change)
+            except Exception as error:  # noqa: BLE001 - told to the test
+                outcomes[number] = error
+
+        threads = []
+        with transaction(opened):
+            for number, change in enumerate(changes):
+                threads.append(threading.Thread(target=write, args=(number, change)))
+                threads[-1].start()
+                until(lambda number=number: waiting() == number + 1, "the hand-over")
+            commits.clear()
+        for thread in threads:
+            thread.join(PATIENCE)
+        return outcomes, len(commits)
+
+    failpoints.arm(count)
+    yield hand_over
+    failpoints.disarm(count)
+
+
+def inserts(text, then=None):
+    """Return a change that inserts a row, and then raises or returns something."""
+
+    def change(connection):
+        run(connection, "INSERT INTO note VALUES (?)", text)
+        if isinstance(then, Exception):
+            raise then
+        return then
+
+    return change
+
+
+def test_changes_that_wait_together_are_one_transaction(opened, together):
+    """Each caller gets what its own change returned."""
+    outcomes, commits = together(*(inserts(str(number), number) for number in range(5)))
+
+    assert outcomes == [0, 1, 2, 3, 4]
+    assert commits == 1
+    assert notes(opened) == {"0", "1", "2", "3", "4"}
+
+
+def test_change_that_fails_is_rolled_back_alone(opened, together):
+    """The others of its transaction are committed."""
+    mistake = ValueError("mine")
+    outcomes, commits = together(inserts("a"), inserts("b", mistake), inserts("c"))
+
+    assert outcomes == [None, mistake, None]
+    assert commits == 1
+    assert notes(opened) == {"a", "c"}
+
+
+def test_each_change_that_breaks_a_rule_has_an_error_of_its_own(opened, together):
+    """No two callers get the same exception object."""
+    note(opened, "there")
+    outcomes, _ = together(inserts("there"), inserts("there"), inserts("new"))
+
+    assert [type(one) for one in outcomes] == [IntegrityError, IntegrityError, type(None)]
+    assert outcomes[0] is not outcomes[1]
+    assert notes(opened) == {"there", "new"}
+
+
+def test_change_that_ends_the_transaction_takes_no_other_along(opened, together):
+    """Those without an outcome are made again, each alone."""
+    note(opened, "there")
+
+    def end_all(connection):
+        run(connection, "INSERT OR ROLLBACK INTO note VALUES ('there')")
+
+    outcomes, commits = together(inserts("a", 1), end_all, inserts("b", 2))
+
+    assert [outcomes[0], outcomes[2]] == [1, 2]
+    assert isinstance(outcomes[1], IntegrityError)
+    assert commits == 3
+    assert notes(opened) == {"there", "a", "b"}
+
+
+def test_commit_that_fails_is_tried_again_for_each_change(opened, together, monkeypatch):
+    """Nothing of the failed transaction stands, so nothing is done twice."""
+    commit, failures = SqliteConnection.commit, []
+
+    def fail_once(connection):
+        if not failures:
+            failures.append(connection)
+            raise sqlite3.OperationalError("disk I/O error")
+        commit(connection)
+
+    with transaction(opened):
+        pass
+    monkeypatch.setattr(SqliteConnection, "commit", commit)
+    changes = [inserts("a", 1), inserts("b", 2)]
+
+    def first(connection):
+        monkeypatch.setattr(SqliteConnection, "commit", fail_once)
+        return changes[0](connection)
+
+    outcomes, commits = together(first, changes[1])
+
+    assert outcomes == [1, 2]
+    assert len(failures) >= 1
+    assert commits >= 2
+    assert notes(opened) == {"a", "b"}
+
+
+def test_durable_change_makes_its_whole_transaction_durable(together):
+    """One that is not durable is synced along with it."""
+    levels = []
+
+    def look(connection):
+        levels.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+
+    together(look, look)
+
+    assert levels == [2, 2]  # FULL
+
+
+def test_other_threads_write_on_while_one_waits_for_a_free_database(database):
+    """Patience counts from the call, so a call with little of it does not wait for the others."""
+    opened = Database(database, busy_timeout=PATIENCE)
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        patient = threading.Thread(
+            target=opened.write, args=(lambda connection: run(connection, "SELECT 1"),)
+        )
+        patient.start()
+        until(lambda: not opened._writer.is_idle, "the writer")
+        with pytest.raises(DatabaseBusy, match="locked"):
+            opened.write(lambda connection: run(connection, "SELECT 1"), patience=0.01)
+        other.execute("ROLLBACK")
+    patient.join(PATIENCE)
+    opened.close()
+
+    assert not patient.is_alive()
+
+
+def test_reads_go_on_while_another_process_keeps_the_write_lock(jobs, scripted):
+    """`get_job` of a running job returns what is stored within half a second."""
+    run = scripted()
+    run.started()
+    database = jobs._database
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        run.write(b"what cannot be stored now\n")
+        for _ in range(3):
+            begun = time.monotonic()
+            assert jobs.get_job(run.id).status is Status.RUNNING
+            assert time.monotonic() - begun < 0.5
+        other.execute("ROLLBACK")
+
+    assert [line.text for line in jobs.logs(run.id)] == ["what cannot be stored now"]
+
+
+def test_reads_go_on_while_a_writer_of_this_process_waits_for_the_lock(jobs, scripted):
+    """The caller that waits with all its patience does not make a read wait."""
+    run = scripted()
+    run.started()
+    with closing(sqlite3.connect(jobs._database.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        run.write(b"a line\n")
+        waiting = threading.Thread(target=jobs.create_job, args=("TASK",))
+        waiting.start()
+        until(lambda: not jobs._database._writer.is_idle, "the writer")
+        begun = time.monotonic()
+        assert jobs.get_job(run.id).status is Status.RUNNING
+        assert time.monotonic() - begun < 0.5
+        other.execute("ROLLBACK")
+        waiting.join(PATIENCE)
+
+    assert not waiting.is_alive()
+
+
+def test_log_handler_of_the_host_is_not_called_by_the_writer(opened, monkeypatch):
+    """A handler that calls the manager would wait for itself; its events are logged by callers."""
+    places = []
+
+    class Log:
+        @staticmethod
+        def error(*_, **__):
+            places.append(threading.get_ident())
+
+    monkeypatch.setattr(telemetry, "_hosts", Log)
+
+    opened.write(lambda _: telemetry.event(logging.ERROR, "something happened"))
+
+    assert places == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("round_", range(10))
+def test_submit_interrupted_at_any_moment_is_there_or_absent_for_ever(database, round_):
+    """After the exception the number of jobs does not change any more."""
+    kept = []
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    with JobManager(database, slots=0) as jobs:
+        jobs.create_job("TASK")
+        try:
+            for number in range(30):
+                seconds = 0.00005 * (number * 10 + round_ + 1) / 10
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, seconds)
+                    jobs.create_job("TASK")
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt as error:
+                    kept.append(error)
+                count = sum(jobs.count_jobs().values())
+                jobs.create_job("TASK")  # comes after whatever still waited
+                assert sum(jobs.count_jobs().values()) == count + 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    assert kept
+
+
+def test_signal_handler_that_uses_the_manager_neither_tears_nor_hangs(database):
+    """It creates a job in the middle of a call, or is told that the database is busy."""
+    told = []
+
+    def handler(*_):
+        try:
+            told.append(jobs.create_job("TASK").status)
+        except (DatabaseBusy, StoreError) as error:
+            told.append(type(error).__name__)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    with JobManager(database, slots=0, busy_timeout=5) as jobs:
+        try:
+            made = []
+            for number in range(100):
+                signal.setitimer(signal.ITIMER_REAL, 0.00002 * (number + 1))
+                made.append(jobs.create_job("TASK").id)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert sum(jobs.count_jobs().values()) == len(made) + told.count(Status.QUEUED)
+
+    assert told
