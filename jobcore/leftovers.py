@@ -52,6 +52,11 @@ def find(cookie: str) -> list[int]:
     return procfs.with_variable(f"{COOKIE}={cookie}", procfs.other_pids())
 
 
+def unexamined() -> list[int]:
+    """Return the pids of processes that do not answer whose they are, as of the last look."""
+    return procfs.unanswered()
+
+
 def kill(cookie: str) -> tuple[int, ...]:
     """
     SIGKILL every process with this cookie until none is left.

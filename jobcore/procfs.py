@@ -139,6 +139,11 @@ def _with(file: str, entry: bytes, pids: Sequence[int]) -> list[int]:
     return found
 
 
+def unanswered() -> list[int]:
+    """Return the pids of processes that threads still wait for."""
+    return [pid for pid in list(_waiting) if _is_waiting(pid)]
+
+
 def _is_waiting(pid: int) -> bool:
     thread = _waiting.get(pid)
     if thread is None:

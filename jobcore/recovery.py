@@ -336,7 +336,9 @@ class Recovery:
             )
             return (), f"its processes cannot be seen {where}"
         if self.is_here(run):
-            return leftovers.kill(run.cookie or ""), ""
+            unreaped = leftovers.kill(run.cookie or "")
+            unexamined = ", ".join(map(str, leftovers.unexamined()))
+            return unreaped, f"could not be examined: {unexamined}" if unexamined else ""
         # They may be those of the files that these were copied from, where they are cared for.
         left = tuple(leftovers.find(run.cookie or ""))
         note = "it was not started in this directory"

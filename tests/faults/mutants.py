@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "what a killed supervisor left behind is not looked for",
         "recovery.py",
-        '            return leftovers.kill(run.cookie or ""), ""\n',
-        '            return (), ""\n',
+        '            unreaped = leftovers.kill(run.cookie or "")\n',
+        "            unreaped: tuple[int, ...] = ()\n",
         (RECOVERY, SUPERVISOR_KILLED),
     ),
     Mutant(

@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from jobcore import JobDeleted, JobManager, Status
+from jobcore import JobDeleted, JobManager, Status, leftovers
 from jobcore.importer import Importer
 from jobcore.supervision import failpoints, jobdir
 from tests.jobfiles import Scripted, log_of, sql, stored_run
@@ -275,6 +275,18 @@ def test_job_does_not_judge_itself(jobs, scripted, database):
 
     assert Child(inside, database, run.id, run.cookie).result() == "RUNNING"
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+def test_processes_that_could_not_be_examined_are_said(jobs, scripted, monkeypatch):
+    """One that is stuck in the kernel may be the job's: the log names it, and the job ends."""
+    run = scripted()
+    run.started()
+    run.die()
+    monkeypatch.setattr(leftovers, "unexamined", lambda: [12, 34])
+    jobs.recover()
+
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+    assert b"could not be examined: 12, 34" in log_of(jobs, run.id)[-1][-1]
 
 
 def test_other_namespace_is_said(jobs, scripted):
