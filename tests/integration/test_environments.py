@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from jobcore import CommandError, JobManager, Reason, Status
-from tests.processes import in_child, until
+from tests.processes import in_child, read_elsewhere, until
 
 SHOWS = ["sh", "-c", 'echo "$STAGE"']
 SECRET = "a-secret-of-the-submitter"
@@ -43,7 +42,7 @@ def bytes_of(database):
     """Return what the database's file holds once its log is emptied."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return Path(database).read_bytes()
+    return read_elsewhere(database)
 
 
 def test_job_gets_the_environment_that_it_says(jobs, database, stage):

@@ -30,7 +30,7 @@ def proc(tmp_path, monkeypatch):
     yield make
     for pid, path in hanging:
         if procfs._is_waiting(pid):
-            os.close(os.open(path, os.O_WRONLY))
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
             until(lambda: not procfs._is_waiting(pid), "the end of the thread")  # noqa: B023
 
 
@@ -58,7 +58,7 @@ def test_environment_that_answers_again_is_read_again(proc, tmp_path):
     """Once the kernel has let go of it the process is found."""
     proc(12, None)
     assert leftovers.find("me") == []
-    os.close(os.open(tmp_path / "12" / "environ", os.O_WRONLY))
+    os.close(os.open(tmp_path / "12" / "environ", os.O_WRONLY | os.O_NONBLOCK))
     until(lambda: not procfs._waiting[12].is_alive(), "the end of the thread")
     (tmp_path / "12" / "environ").unlink()
     (tmp_path / "12" / "environ").write_bytes(b"JOBCORE_RUN=me\0")
