@@ -12,6 +12,7 @@ import jobcore
 from jobcore import JobManager
 from jobcore.database import Database
 from jobcore.testing import ManualClock
+from tests import opens
 from tests.faults import report
 from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
@@ -23,6 +24,8 @@ from tests.tasks import task
 # Speed is nothing that a test holds: several may share a slow machine.
 settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("jobcore")
+
+opens.watch()
 
 #: Seconds that the full rounds of a campaign may take; other tests have pyproject.toml's limit.
 CAMPAIGN_TIMEOUT = 1800 * max(1, SOAK)
@@ -50,6 +53,14 @@ def pytest_exception_interact(node):
     """Limit what follows a failure, too: pytest-timeout stops here, and a fixture may hang."""
     if settings := node.stash.get(LIMIT, None):
         node.ihook.pytest_timeout_set_timer(item=node, settings=settings)
+
+
+@pytest.fixture(autouse=True)
+def _only_harmless_opens():
+    """Fail where a file was opened that must not be, whatever swallowed the error."""
+    opens.refused.clear()
+    yield
+    assert opens.refused == []
 
 
 @pytest.fixture
