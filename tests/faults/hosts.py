@@ -48,6 +48,10 @@ class Host:
         self._said = b""
         self.done = False
 
+    def fileno(self):
+        """Return the descriptor through which it speaks."""
+        return self._reader.fileno()
+
     def hear(self):
         """Return the next line it says, or an empty text when it says no more."""
         return self._reader.readline().strip()
