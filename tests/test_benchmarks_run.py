@@ -19,7 +19,7 @@ def test_each_benchmark_runs(name):
         [sys.executable, "-m", "benchmarks", name, "-n", "1", "--rounds", "1", "--json"],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=4 * PATIENCE,
         cwd=ROOT,
         check=False,
     )

@@ -1055,15 +1055,16 @@ def test_a_deleted_job_is_stopped_and_leaves_nothing(theatre):
     assert jobs.wait(jobs.submit(["y"]).id, 30).exit_code == 0
 
 
-def test_a_directory_that_is_removed_is_the_end_of_its_supervisor(theatre):
-    """As with a process: it dies, alone, and the job is lost."""
+def test_a_directory_that_is_removed_takes_the_output_along(theatre):
+    """The job ends by itself, what it says is dropped and counted, and no other job notices."""
     jobs, _ = theatre.play(Script([1, "a"]), Script([2, "b"]))
     job, other = jobs.submit(["x"]), jobs.submit(["y"])
     elapse(jobs, 0)
     shutil.rmtree(os.path.join(theatre.database + ".jobs", job.id.hex))
     drain(jobs)
 
-    assert jobs.get_job(job.id).reason is Reason.LOST
+    job = jobs.get_job(job.id)
+    assert (job.status, job.reason, job.dropped) == (Status.COMPLETE, Reason.EXITED, 1)
     assert jobs.get_job(other.id).status is Status.COMPLETE
 
 
