@@ -144,12 +144,12 @@ def test_facts_are_all_that_was_true_at_the_end():
         # the caller's own words, and what it was to run
         "name", "data", "command", "not_before",
         # whose host claimed it, who asked for its stop
-        "boot_id", "grace_ms", "calls_function", "stop_requested", "stop_grace_ms",
+        "boot_id", "grace_ms", "timeout_ms", "calls_function", "stop_requested", "stop_grace_ms",
         "stop_who", "stop_why",
         # what it last said of itself: import moves it, with a guard of its own
         "progress_done", "progress_total", "progress_message", "progress_at",
         # how its log is stored, what could not be killed, and the tombstone
-        "loose_sequence", "loose_bytes", "unreaped", "deleted_at",
+        "loose_sequence", "loose_bytes", "unreaped", "unreaped_ignored", "deleted_at",
         # the process that it depended on before
         "owner",
         # whose environment it was to get
