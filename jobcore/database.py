@@ -428,6 +428,8 @@ class Database:
             schema.check(self.path, identity)
             if not permissions.has_side_files(self.path):
                 return identity  # else they may say more, such as all of a new schema
+            if not any(identity):
+                schema.check_log(self.path)
         try:
             return self._look_as("ro")
         except sqlite3.OperationalError as error:

@@ -12,7 +12,7 @@ from functools import cache
 
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from jobcore import chain_migration, filesystem, lifecycle, tables
+from jobcore import chain_migration, filesystem, lifecycle, tables, walfile
 from jobcore.errors import (
     DatabaseCorrupt,
     NotAJobcoreDatabase,
@@ -31,6 +31,7 @@ _TABLE = re.compile(r"^\s*CREATE TABLE (\w+) \((.*)\)\s*$", re.DOTALL)
 #: What makes an index or a trigger.
 _NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
+_APPLICATION_AT = slice(68, 72)  # in the first page
 _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
 
 #: By schema version, what makes the next one of it. Written out, not generated
@@ -238,6 +239,21 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
     if version < 1:
         raise DatabaseCorrupt(f"{path} has schema version {version}, which there never was")
     return version == VERSION
+
+
+def check_log(path: str) -> None:
+    """
+    Refuse another program's database of which all is in its write-ahead log.
+
+    Raises:
+        NotAJobcoreDatabase: The log has a first page, of another program.
+    """
+    try:
+        page = walfile.first_page(path + "-wal")
+    except OSError:
+        return  # it is not there, or SQLite says what is wrong with it
+    if page is not None and int.from_bytes(page[_APPLICATION_AT], "big") != APPLICATION_ID:
+        raise NotAJobcoreDatabase(f"{path} is another program's database")
 
 
 def differences(connection: sqlite3.Connection) -> list[str]:

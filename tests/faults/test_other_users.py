@@ -407,6 +407,24 @@ def foreign_database(path, *, log=False):
         connection.execute("CREATE TABLE bookmark (url)")
 
 
+def database_in_its_log(path, *, shared_memory=True):
+    """Make another program's database that was killed before its first checkpoint."""
+
+    def make():
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE bookmark (url)")
+        connection.commit()
+        os._exit(0)
+
+    pid = os.fork()
+    if pid == 0:
+        make()
+    os.waitpid(pid, 0)
+    if not shared_memory:
+        os.unlink(f"{path}-shm")
+
+
 def newer_database(path):
     """Make a database of a jobcore that is not there yet."""
     Database(path).close()
@@ -428,6 +446,8 @@ def of_another_user(path):
 FILES = {
     "another program's database": foreign_database,
     "another program's database with a log": lambda path: foreign_database(path, log=True),
+    "another program's database in its log": database_in_its_log,
+    "another program's log alone": lambda path: database_in_its_log(path, shared_memory=False),
     "a newer jobcore's": newer_database,
     "a web page": lambda path: path.write_text("<!doctype html>\n" * 500),
     "a list of users": lambda path: path.write_text("root:x:0:0:root:/root:/bin/sh\n"),
