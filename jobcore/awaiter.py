@@ -16,7 +16,6 @@ from jobcore import logs
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.eventloop import Answer, in_thread, sleep
 from jobcore.follower import Cursor, Follower
-from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.patience import Patience
 from jobcore.runs import Run
@@ -46,7 +45,7 @@ class Awaiter:
         self,
         begin: Callable[[], Run],
         timeout: float | None,
-        check: Callable[[], None],
+        check: Callable[[Run], None],
         end: Callable[[Run], Answer],
     ) -> Answer:
         """
@@ -54,7 +53,7 @@ class Awaiter:
 
         Args:
             begin: Finds the job; it is called in a thread, as `end` is.
-            check: Called at every look at a QUEUED job; raises what should end the waiting.
+            check: Called at every look at a job that goes on; raises what should end the waiting.
 
         Raises:
             JobDeleted: The job was deleted in between.
@@ -63,8 +62,7 @@ class Awaiter:
         patience = Patience(timeout)
         cursor = self._follower.waiting(await in_thread(begin))
         while not (cursor := await self.look(cursor)).run.final:
-            if cursor.run.status == Status.QUEUED:
-                check()
+            check(cursor.run)
             await _rest(cursor, patience)
         return await in_thread(end, cursor.run)
 
@@ -73,7 +71,7 @@ class Awaiter:
         begin: Callable[[], Run],
         sequence: int,
         timeout: float | None,
-        check: Callable[[], None],
+        check: Callable[[Run], None],
     ) -> Lines:
         """
         Return an iterator of the lines from `sequence` on as they come, until the job's end.
@@ -135,7 +133,7 @@ class Lines(AsyncIterator[LogLine]):
         begin: Finds the job; it is called in a thread, at the first `anext()`.
         sequence: Of the first line.
         timeout: Seconds for the whole of it, from the first `anext()` on.
-        check: Called at every look at a QUEUED job; raises what should end the waiting.
+        check: Called at every look at a job that goes on; raises what should end the waiting.
     """
 
     def __init__(
@@ -145,7 +143,7 @@ class Lines(AsyncIterator[LogLine]):
         begin: Callable[[], Run],
         sequence: int,
         timeout: float | None,
-        check: Callable[[], None],
+        check: Callable[[Run], None],
     ) -> None:
         self._check = check
         self._awaiter = awaiter
@@ -208,8 +206,7 @@ class Lines(AsyncIterator[LogLine]):
             self._cursor = cursor
             if cursor.run.final:
                 raise StopAsyncIteration
-            if cursor.run.status == Status.QUEUED:
-                self._check()
+            self._check(cursor.run)
             await _rest(cursor, patience)
 
 

@@ -19,6 +19,7 @@ from jobcore.damage import is_damage, told
 from jobcore.database import Database
 from jobcore.ownership import Ownership
 from jobcore.postponement import Postponement
+from jobcore.runs import Run
 
 #: Jobs read beyond those needed now. With more, managers that share a file
 #: would prepare too many that another one has claimed by then.
@@ -64,6 +65,14 @@ class Backlog:
         """Make this job one's own. Any thread may call this."""
         if self._own is not None:
             self._own.add(number)
+
+    def takes(self, run: Run) -> bool:
+        """Tell whether a job is one of those that could be claimed. Any thread may call this."""
+        return run.type in self._types and (self._own is None or run.number in self._own)
+
+    def first(self) -> list[int]:
+        """Return the numbers of the first that could be claimed. Any thread may call this."""
+        return [row.number for row in self._read(AHEAD)]
 
     def is_empty(self) -> bool:
         """Tell whether nothing could be claimed now. Any thread may call this."""

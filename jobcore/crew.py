@@ -14,6 +14,7 @@ import time
 from jobcore import procfs, telemetry
 from jobcore.errors import SpawnError
 from jobcore.launch import Request
+from jobcore.postponement import Postponement
 from jobcore.supervision import failpoints, notices, pids
 from jobcore.supervision.pool import Supervisor, SupervisorPool
 
@@ -21,32 +22,34 @@ from jobcore.supervision.pool import Supervisor, SupervisorPool
 IDLE = 5.0
 #: Seconds within which one must be ready: what `python` names may be no interpreter.
 READY_PATIENCE = 10.0
-#: Seconds of rest after one could not be started.
-BACK_OFF = 0.5
-#: Failed starts in a row, after which waiters are told.
-FAILURES_TOLD = 3
+#: Seconds until the next try, at the most, where none could be started.
+LONGEST_REST = 5.0
+#: The key of their failures among what is postponed.
+SUPERVISORS = "supervisors"
 
 
 class Crew:
     """
     Keeps supervisors, and hands them jobs.
 
-    Everything here belongs to the dispatcher's thread, but for `require`.
+    Everything here belongs to the dispatcher's thread.
 
     Args:
         pool: Starts them.
         slots: How many there are at most.
+        postponed: Remembers, by `SUPERVISORS`, that none could be started.
         host: Whose crew it is, for `failpoints`.
     """
 
-    def __init__(self, pool: SupervisorPool, slots: int, host: object = None) -> None:
+    def __init__(
+        self, pool: SupervisorPool, slots: int, postponed: Postponement, host: object = None
+    ) -> None:
+        self._postponed = postponed
         self._pool = pool
         self._host = host
         self._slots = slots
         self._idle_since: dict[Supervisor, float] = {}
         self._coming_since: dict[Supervisor, float] = {}
-        self._failures = 0
-        self._failure: SpawnError | None = None
         self.next_start = 0.0  # not before, by the monotonic clock
 
     @property
@@ -58,17 +61,6 @@ class Crew:
     def ready(self) -> int:
         """How many wait for a job."""
         return sum(supervisor.ready for supervisor in self._pool.supervisors)
-
-    def require(self) -> None:
-        """
-        Tell a waiter that its job may never run. Any thread may call this.
-
-        Raises:
-            SpawnError: Supervisors failed to start several times in a row.
-        """
-        failure = self._failure
-        if failure is not None and self._failures >= FAILURES_TOLD:
-            raise SpawnError(f"supervisors cannot be started: {failure}", failure.errno)
 
     def start(self, wanted: int) -> None:
         """Start supervisors until `wanted` are ready or about to be."""
@@ -88,8 +80,7 @@ class Crew:
         """Return what it says, and note whether it is at hand."""
         heard = supervisor.receive()
         if any(notice.kind == notices.READY for notice in heard):
-            self._failures = 0
-            self._failure = None
+            self._postponed.succeed(SUPERVISORS)
             self._coming_since.pop(supervisor, None)
         if supervisor.ready:
             self._idle_since[supervisor] = time.monotonic()
@@ -132,7 +123,12 @@ class Crew:
     def dismiss(self, supervisor: Supervisor) -> None:
         """Forget one that has gone."""
         if supervisor.pid is None:
-            self._note_failure(SpawnError("a supervisor did not get ready"))
+            self._note_failure(
+                SpawnError(
+                    "a supervisor did not get ready: it ended, or does not answer; what is "
+                    "named by `python=`, or else `sys.executable`, must be a Python interpreter"
+                )
+            )
         self._idle_since.pop(supervisor, None)
         self._coming_since.pop(supervisor, None)
         self._pool.discard(supervisor)
@@ -162,14 +158,8 @@ class Crew:
         """Begin anew, in a forked child: these are the parent's."""
         self._coming_since.clear()
         self._idle_since.clear()
-        self._failures = 0
-        self._failure = None
         self.next_start = 0.0
 
     def _note_failure(self, error: SpawnError) -> None:
-        self._failures += 1
-        self._failure = error
-        self.next_start = time.monotonic() + BACK_OFF
-        telemetry.event(
-            logging.WARNING, "supervisor not started", error=str(error), failures=self._failures
-        )
+        delay = self._postponed.fail(SUPERVISORS, error, "supervisor not started")
+        self.next_start = time.monotonic() + min(delay, LONGEST_REST)

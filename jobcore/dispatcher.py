@@ -30,7 +30,7 @@ from jobcore.adoption import Adoption
 from jobcore.assignment import RETRY, Assignment
 from jobcore.backlog import Backlog
 from jobcore.clock import Clock
-from jobcore.crew import Crew
+from jobcore.crew import SUPERVISORS, Crew
 from jobcore.database import Database
 from jobcore.directories import Directories
 from jobcore.errors import SpawnError, StoreError
@@ -39,7 +39,7 @@ from jobcore.forking import GATE
 from jobcore.importer import Harvest, Importer
 from jobcore.interrupts import Lock
 from jobcore.launch import Launch, Request
-from jobcore.lifecycle import Reason
+from jobcore.lifecycle import Reason, Status
 from jobcore.loop import Loop
 from jobcore.overdue import Overdue
 from jobcore.ownership import Ownership
@@ -108,7 +108,7 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._importer = importer
-        self._crew = Crew(pool, slots, database)
+        self._crew = Crew(pool, slots, postponed, database)
         self._clock = clock
         self._ownership = ownership
         self._postponed = postponed
@@ -211,17 +211,96 @@ class Dispatcher:
         """Return when, by the clock's wall time, the next job in the queue is due; None: none."""
         return self._backlog.next_due()
 
-    def require_supervisors(self) -> None:
+    def begin_wait(self) -> Callable[[Run], None]:
+        """Return `require` for one who begins to wait now: what failed before is no news."""
+        return partial(self.require, begun=self._postponed.now())
+
+    def require(self, run: Run, begun: float = 0.0) -> None:
         """
-        Tell a waiter that its job may never run.
+        Tell one who waits for a job, since `begun`, that it cannot go on here, if that lasts.
+
+        Nothing is said of a job that has a supervisor, or that only another manager can
+        run, nor of a database that is busy, full or read-only.
 
         Raises:
-            SpawnError: Supervisors failed to start several times in a row, or the
-                interpreter exits and has ended the thread.
+            SpawnError: It is QUEUED, and jobs cannot be started here; or the interpreter
+                exits and has ended the thread.
+            StoreError: Its row, its directory or its files cannot be read. The kind says why.
+        """
+        if run.status == Status.QUEUED:
+            if self._loop.exiting:
+                raise SpawnError("the interpreter exits: nothing is started here any more")
+            if self._can_run(run):
+                self._require_starts(begun)
+                self._require_readable(run, begun)
+        elif run.supervised and not jobdir.is_run_locked(run.token or ""):
+            self._require_readable(run, begun)
+
+    def _can_run(self, run: Run) -> bool:
+        return run.owner in (None, self._ownership.current) and self._backlog.takes(run)
+
+    def _require_starts(self, begun: float) -> None:
+        for key, what in (
+            (SUPERVISORS, "supervisors cannot be started"),
+            (ROUND, "this manager cannot start jobs, as each try fails"),
+        ):
+            failure = self._postponed.persistent(key, begun)
+            if failure is not None:
+                raise failure.for_waiter(what)
+
+    def _require_readable(self, run: Run, begun: float) -> None:
+        failure = self._postponed.persistent(run.number, begun)
+        if failure is not None:
+            raise failure.for_waiter(f"job {runs.name_of(run)} is {run.status} and cannot go on")
+        self._postponed.hurry(run.number)  # if it fails: the reason may be gone by now
+
+    def require_progress(self, begun: float = 0.0) -> None:
+        """
+        Tell one who waits, since `begun`, until all is done here that it never will be.
+
+        Raises:
+            SpawnError, StoreError: As `require` says, of the jobs that this manager has
+                claimed and could claim: nothing of them can go on.
         """
         if self._loop.exiting:
             raise SpawnError("the interpreter exits: nothing is started here any more")
-        self._crew.require()
+        with self._claims:
+            claimed = [one.run for one in self._assignments.values()]
+        stuck = [run for run in claimed if self._postponed.persistent(run.number, begun)]
+        if len(stuck) < len(claimed):
+            return  # something runs
+        for run in stuck:
+            self.require(run, begun)
+        if stuck:
+            return
+        self._require_starts(begun)
+        queued = self._backlog.first()
+        failures = [self._postponed.persistent(number, begun) for number in queued]
+        if failures and failures[0] is not None and None not in failures:
+            raise failures[0].for_waiter(f"job number {queued[0]} cannot be started")
+
+    def is_drained(self, *, starts: bool) -> Callable[[], bool]:
+        """
+        Return what tells one who begins to wait now whether all is done here.
+
+        Args:
+            starts: Start the thread, in a forked child for the first time.
+        """
+        begun = self._postponed.now()
+
+        def answer() -> bool:
+            if starts:
+                self.start()
+            if self.is_idle():
+                return True
+            self.require_progress(begun)
+            return False
+
+        return answer
+
+    def failures(self) -> list[str]:
+        """Return what fails here at the moment, in words."""
+        return self._postponed.in_words()
 
     def stop_claiming(self) -> None:
         """Leave what is queued to others from now on; running jobs are still cared for."""

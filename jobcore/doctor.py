@@ -55,6 +55,11 @@ def examine(path: str | os.PathLike[str], *, trust_directory: bool = False) -> l
     return list(examination.findings())
 
 
+def findings_of(failures: list[str]) -> list[Finding]:
+    """Return what fails in a manager at the moment, as findings."""
+    return [_wrong("this manager", failure) for failure in failures]
+
+
 class _Running(NamedTuple):
     """A RUNNING job with a process."""
 

@@ -266,17 +266,20 @@ class PipelineCycle(JobcoreError, ValueError):
 
 class SpawnError(JobcoreError):
     """
-    No supervisor could be started; queued jobs stay QUEUED and are tried again.
+    Jobs cannot be started here; queued ones stay QUEUED and are tried again.
 
     Attributes:
         errno: Why, where the system said so, else None.
+        lasting: Whether this cannot pass by itself: the host, or what it names as its
+            interpreter, has to be changed.
     """
 
     status = 503
 
-    def __init__(self, message: str, errno: int | None = None) -> None:
+    def __init__(self, message: str, errno: int | None = None, *, lasting: bool = False) -> None:
         super().__init__(message)
         self.errno = errno
+        self.lasting = lasting
 
 
 class WaitTimeout(JobcoreError, TimeoutError):

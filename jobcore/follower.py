@@ -21,7 +21,6 @@ from jobcore import logs, runs, telemetry
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.database import Database
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
-from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.patience import Patience
 from jobcore.recovery import Recovery
@@ -268,7 +267,7 @@ class Follower:
         run: Run,
         sequence: int,
         timeout: float | None = None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[Run], None] = lambda _run: None,
     ) -> Iterator[LogLine]:
         """
         Yield the lines from `sequence` on as they come, until the job is final and all are read.
@@ -294,21 +293,20 @@ class Follower:
                             raise patience.error(cursor.in_words())
             if cursor.run.final:
                 return
-            if cursor.run.status == Status.QUEUED:
-                check()
+            check(cursor.run)
             self._rest(cursor, patience)
 
     def wait(
         self,
         run: Run,
         timeout: float | None = None,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[Run], None] = lambda _run: None,
     ) -> Run:
         """
         Block until the job is final, and return it.
 
         Args:
-            check: Called at every look at a QUEUED job; raises what should end the waiting.
+            check: Called at every look at a job that goes on; raises what should end the waiting.
 
         Raises:
             JobDeleted: The job was deleted in between.
@@ -317,8 +315,7 @@ class Follower:
         patience = Patience(timeout)
         cursor = self.waiting(run)
         while not (cursor := self._look(cursor)).run.final:
-            if cursor.run.status == Status.QUEUED:
-                check()
+            check(cursor.run)
             self._rest(cursor, patience)
         return cursor.run
 

@@ -49,6 +49,7 @@ class _Gate:
         self._owners: list[weakref.ref[ForkAware]] = []
         self._resting: list[ForkAware] = []  # told before a fork, to be told after it
         self._installed = False
+        self._nested = False  # the forking thread is inside the gate, as a launcher that forks
         self._interrupted = False  # by a Ctrl-C while it waited; told after the fork
 
     def __enter__(self) -> None:
@@ -103,6 +104,7 @@ class _Gate:
         # that the thread may need to come to an end.
         if not self._forks.is_mine:
             self._forks.hold()
+            self._nested = self._lock.is_mine
         for owner in self.owners():
             if owner in self._resting:
                 continue
@@ -118,7 +120,8 @@ class _Gate:
     def _after_in_parent(self) -> None:
         if not self._forks.is_mine:
             return  # it was all done, and another thread may be forking by now
-        self._lock.release()
+        if not self._nested:  # else it is still inside, and leaves by itself
+            self._lock.release()
         while self._resting:
             self._resting[-1].after_fork_in_parent()
             self._resting.pop()
@@ -137,7 +140,8 @@ class _Gate:
                 pass  # the host closed it by number behind our back
         self._descriptors.clear()
         # Both taken by the forking thread just before the fork, so it is their owner here too.
-        self._lock.release()
+        if not self._nested:
+            self._lock.release()
         while self._resting:
             self._resting[-1].after_fork_in_child()
             self._resting.pop()

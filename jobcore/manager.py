@@ -75,6 +75,7 @@ from jobcore.follower import Follower
 from jobcore.function import describe, function_command
 from jobcore.history import Filter
 from jobcore.importer import Importer
+from jobcore.interpreter import require_host
 from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
@@ -152,7 +153,9 @@ class JobManager:
 
     Raises:
         StoreError: One of its kinds says what is wrong with the file.
-        SpawnError: The system has no thread left for it.
+        SpawnError: The system has no thread left for it, or no job could ever run in this
+            process: gevent or eventlet have replaced its threads, or it is a frozen program
+            and no `python` is named.
         ValueError: An argument is not what it must be: no file such as ":memory:", a
             number of slots below 0, a time-out of NaN seconds, ...
     """
@@ -183,6 +186,8 @@ class JobManager:
         count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
         self._slots = usable_processors() if count is None else count
+        if self._slots:
+            require_host(interpreter, own_launcher=launcher is not None)
         self._executors = checked_executors(
             default_executors(interpreter) if executors is None else executors
         )
@@ -1000,14 +1005,13 @@ class JobManager:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
             WaitTimeout: The time was over; at `next()`.
-            SpawnError: It is QUEUED here, and supervisors fail to start again and again, or
-                the interpreter exits; at `next()`.
+            SpawnError, StoreError: It cannot go on here, see `wait`; at `next()`.
             ValueError: `sequence` is negative, or one of both no number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
         run = self._run(job_id)
-        return self._follower.follow(run, first, timeout, self._dispatcher.require_supervisors)
+        return self._follower.follow(run, first, timeout, self._dispatcher.begin_wait())
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
@@ -1041,13 +1045,14 @@ class JobManager:
             JobNotFound: No job has this id.
             JobDeleted: It was deleted meanwhile.
             WaitTimeout: It is not final after `timeout` seconds; it goes on.
-            SpawnError: It is QUEUED here, and supervisors fail to start again and again, or
-                the interpreter exits.
+            SpawnError: It is QUEUED, and this manager, which would run it, fails to start
+                jobs for 10 seconds or cannot start any; or the interpreter exits.
+            StoreError: Its row, its directory or its files cannot be read for 10 seconds.
             ValueError: `timeout` is no number.
         """
         checked_patience(timeout)
         run = self._run(job_id)
-        self._follower.wait(run, timeout, self._dispatcher.require_supervisors)
+        self._follower.wait(run, timeout, self._dispatcher.begin_wait())
         return self._job(run)
 
     def drain(self, timeout: float | None = None) -> None:
@@ -1060,10 +1065,10 @@ class JobManager:
 
         Raises:
             WaitTimeout: That is not so after `timeout` seconds.
-            SpawnError: Supervisors fail to start again and again.
+            SpawnError, StoreError: Nothing of it can go on here; see `wait`.
             ValueError: `timeout` is no number.
         """
-        self._follower.wait_for(self._is_drained, timeout, NOT_DRAINED)
+        self._follower.wait_for(self._drained(), timeout, NOT_DRAINED)
 
     def wait_async(self, job_id: Id, timeout: float | None = None) -> Coroutine[Any, Any, Job]:
         """
@@ -1078,12 +1083,12 @@ class JobManager:
             JobNotFound: No job has this id.
             JobDeleted: It was deleted meanwhile.
             WaitTimeout: It is not final after `timeout` seconds; it goes on.
-            SpawnError: It is QUEUED here, and supervisors fail to start again and again.
+            SpawnError, StoreError: It cannot go on here; see `wait`.
             ValueError: `timeout` is no number; at this call, not when it is awaited.
         """
         checked_patience(timeout)
         return self._awaiter.wait(
-            lambda: self._run(job_id), timeout, self._dispatcher.require_supervisors, self._job
+            lambda: self._run(job_id), timeout, self._dispatcher.begin_wait(), self._job
         )
 
     def follow_async(
@@ -1104,13 +1109,12 @@ class JobManager:
             JobNotFound: No job has this id; at the first `anext()`.
             JobDeleted: It was deleted while you read; at `anext()`.
             WaitTimeout: The time was over; at `anext()`.
-            SpawnError: It is QUEUED here, and supervisors fail to start again and again; at
-                `anext()`.
+            SpawnError, StoreError: It cannot go on here, see `wait`; at `anext()`.
             ValueError: `sequence` is negative, or one of both no number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)
-        check = self._dispatcher.require_supervisors
+        check = self._dispatcher.begin_wait()
         return self._awaiter.follow(lambda: self._run(job_id), first, timeout, check)
 
     def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:
@@ -1122,11 +1126,11 @@ class JobManager:
 
         Raises:
             WaitTimeout: That is not so after `timeout` seconds.
-            SpawnError: Supervisors fail to start again and again.
+            SpawnError, StoreError: Nothing of it can go on here; see `wait`.
             ValueError: `timeout` is no number; at this call, not when it is awaited.
         """
         checked_patience(timeout)
-        return self._awaiter.wait_for(self._is_drained, timeout, NOT_DRAINED)
+        return self._awaiter.wait_for(self._drained(), timeout, NOT_DRAINED)
 
     def recover(self) -> list[Job]:
         """
@@ -1192,7 +1196,8 @@ class JobManager:
             What each check found; one whose `verdict` is `wrong` needs a person.
         """
         examine = handed_over(doctor.examine)
-        return examine(self._database.path, trust_directory=self._trust_directory)
+        findings = examine(self._database.path, trust_directory=self._trust_directory)
+        return findings + doctor.findings_of(self._dispatcher.failures())
 
     # --- events -------------------------------------------------------------------
 
@@ -1585,12 +1590,8 @@ class JobManager:
     def _run(self, job_id: Id, *, kill: bool = False) -> Run:
         return store.run_of(self._reconciled(job_id, kill=kill))
 
-    def _is_drained(self) -> bool:
-        self._start()
-        if self._dispatcher.is_idle():
-            return True
-        self._dispatcher.require_supervisors()
-        return False
+    def _drained(self) -> Callable[[], bool]:
+        return self._dispatcher.is_drained(starts=self._slots > 0)
 
     def _jobs(self, found: Iterable[Run]) -> list[Job]:
         with self._database.read() as connection:

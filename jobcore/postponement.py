@@ -14,7 +14,15 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from jobcore import telemetry
-from jobcore.errors import DatabaseBusy, DatabaseFull, DatabaseGone, ReadOnlyDatabase, StoreError
+from jobcore.errors import (
+    DatabaseBusy,
+    DatabaseFull,
+    DatabaseGone,
+    JobcoreError,
+    ReadOnlyDatabase,
+    SpawnError,
+    StoreError,
+)
 
 #: Seconds until the next try: at first, and at the most. In between it doubles.
 FIRST, LONGEST = 0.5, 30.0
@@ -36,6 +44,7 @@ class Failure(NamedTuple):
         error: The last one.
         times: How often, in a row.
         since: When it failed first.
+        last: When it failed last.
         until: Not before then it is tried again.
         told: When it was told last.
     """
@@ -43,6 +52,7 @@ class Failure(NamedTuple):
     error: Exception
     times: int
     since: float
+    last: float
     until: float
     told: float
 
@@ -50,6 +60,21 @@ class Failure(NamedTuple):
     def cause(self) -> str:
         """Why, in words."""
         return in_words(self.error)
+
+    def for_waiter(self, what: str) -> JobcoreError:
+        """
+        Return a new error for one who waits for `what`, with the cause.
+
+        Each waiter gets its own: what raises an error changes its traceback.
+        """
+        error = self.error
+        words = str(error) if isinstance(error, JobcoreError) else self.cause
+        kind = type(error) if isinstance(error, StoreError) else SpawnError
+        told = kind(f"{what}: {words}", getattr(error, "errno", None))
+        if isinstance(error, SpawnError) and isinstance(told, SpawnError):
+            told.lasting = error.lasting
+        told.__cause__ = error
+        return told
 
 
 class Postponement:
@@ -90,6 +115,7 @@ class Postponement:
             error=error,
             times=1 if before is None else before.times + 1,
             since=since,
+            last=now,
             until=now + delay,
             told=now if before is None or tell else before.told,
         )
@@ -116,12 +142,42 @@ class Postponement:
         now = self._now()
         return {key for key, failure in list(self._failures.items()) if failure.until > now}
 
-    def persistent(self, key: Hashable) -> Failure | None:
-        """Return its failure if that lasts: several in a row, for some time; else None."""
+    def now(self) -> float:
+        """Return the time, as failures are stamped with it."""
+        return self._now()
+
+    def hurry(self, key: Hashable) -> None:
+        """Have it tried soon: somebody waits for it, and the reason may be gone."""
         failure = self._failures.get(key)
-        if failure is None or failure.times < PERSISTENT_FAILURES:
+        if failure is not None:
+            until = min(failure.until, failure.last + FIRST)
+            self._failures[key] = failure._replace(until=until)
+
+    def persistent(self, key: Hashable, begun: float = 0.0) -> Failure | None:
+        """
+        Return its failure if waiters are to be told: several in a row, for some time; else None.
+
+        What cannot pass by itself is told at once. What is the database's trouble, and
+        passes, is never told: it is busy, full, or cannot be written now.
+
+        Args:
+            begun: When the waiter began: it must have failed since, or it is no news.
+        """
+        failure = self._failures.get(key)
+        if failure is None or is_passing(failure.error):
+            return None
+        if isinstance(failure.error, SpawnError) and failure.error.lasting:
+            return failure
+        if failure.times < PERSISTENT_FAILURES or failure.last < begun:
             return None
         return failure if self._now() - failure.since >= PERSISTENT_SECONDS else None
+
+    def in_words(self) -> list[str]:
+        """Return what fails at the moment, each with how often and why, the newest last."""
+        return [
+            f"{_name(key)} failed {failure.times} times in a row: {failure.cause}"
+            for key, failure in list(self._failures.items())
+        ]
 
     def forget(self) -> None:
         """Begin anew, in a forked child: what failed there is the parent's affair."""
@@ -154,5 +210,10 @@ def in_words(error: BaseException) -> str:
         return type(error).__name__
 
 
+def _name(key: Hashable) -> str:
+    return f"job number {key}" if isinstance(key, int) else str(key)
+
+
 def _level_of(error: Exception) -> int:
-    return logging.WARNING if isinstance(error, (StoreError, OSError)) else logging.ERROR
+    known = isinstance(error, (JobcoreError, OSError))
+    return logging.WARNING if known else logging.ERROR

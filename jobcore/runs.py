@@ -33,6 +33,7 @@ class Run(NamedTuple):
 
     number: int
     name: str
+    type: str
     status: str
     token: str | None
     cookie: str | None

@@ -86,7 +86,7 @@ class _Block:
             return self._bookkeeper.find_running(self._running.id)
 
         try:
-            await self._awaiter.wait(begin, None, lambda: None, lambda _: None)
+            await self._awaiter.wait(begin, None, lambda _run: None, lambda _run: None)
         except StoreError as error:
             telemetry.event(logging.WARNING, "stop not awaited", error=str(error))
             return False

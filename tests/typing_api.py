@@ -432,7 +432,7 @@ def failing(jobs: JobManager) -> int:
         return hash(value)
     except jobcore.SpawnError as error:
         number: int | None = error.errno
-        return number or 0
+        return 1 if error.lasting else number or 0
     except jobcore.WaitTimeout as error:
         late: TimeoutError = error
         return hash(late)

@@ -7,19 +7,20 @@ nothing about jobs; a supervisor that is let go finishes the one it has.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
 import marshal
 import os
 import select
 import signal
-import socket
 import struct
 import sys
 import time
 from contextlib import suppress
 from typing import Any, Protocol
 
+from jobcore import interpreter
 from jobcore.errors import SpawnError
 from jobcore.forking import GATE
 from jobcore.supervision import NewerProtocol, jobdir, kernel, notices, pids
@@ -49,10 +50,27 @@ from jobcore.supervision.supervisor import main
 main(int(sys.argv[1]))
 """
 
+# In a frozen program jobcore is in no directory: the interpreter that is named has its own.
+_STUB_ELSEWHERE = (
+    """\
+import sys
+from importlib.util import find_spec
+sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
+"""
+    + STUB
+)
+
 _STANDARD = 2  # the last of the standard streams
 _STARTER_PATIENCE = 1.0  # seconds; it takes some 50 ms
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _command(python: str, descriptor: int) -> list[str]:
+    """Return the command line of a supervisor."""
+    is_there = os.path.isdir(os.path.join(_PACKAGE, "supervision"))
+    stub = ("-S", "-c", STUB) if is_there else ("-c", _STUB_ELSEWHERE)
+    return [python, "-I", *stub, str(descriptor), _PACKAGE]
 
 
 def encode_request(fields: dict[str, Any]) -> int:
@@ -103,26 +121,31 @@ class Launcher(Protocol):
         """
 
 
-def _socketpair() -> tuple[socket.socket, socket.socket]:
+def _socketpair() -> tuple[_socket.socket, _socket.socket]:
     """
     Return both ends of a channel, under numbers that are no standard streams.
 
     A host whose 0, 1 or 2 is closed would get those: where a program is started for
     them its streams are put there, and what the host prints would go to the supervisor.
+
+    The class of C, not `socket.socket`: in its place there may be one that refuses, as by
+    pytest-socket, or one that waits for others, as gevent's.
     """
-    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     if min(one.fileno() for one in pair) > _STANDARD:
         return pair
-    with pair[0], pair[1]:
-        moved: list[socket.socket] = []
-        try:
-            for one in pair:
-                number = fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
-                moved.append(socket.socket(fileno=number))
-        except OSError:
-            for one in moved:
-                one.close()
-            raise
+    moved: list[_socket.socket] = []
+    try:
+        for one in pair:
+            number = fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
+            moved.append(_socket.socket(fileno=number))
+    except OSError:
+        for one in moved:
+            one.close()
+        raise
+    finally:
+        for one in pair:
+            one.close()
     return moved[0], moved[1]
 
 
@@ -137,6 +160,17 @@ class ProcessLauncher:
     def __init__(self, python: str | None = None) -> None:
         self._python = python or sys.executable
 
+    def prepare(self) -> None:
+        """
+        Look, before the first start, whether the interpreter is one; outside of the gate.
+
+        Raises:
+            SpawnError: It is not, or it cannot be started.
+        """
+        if not self._python:
+            raise SpawnError("no Python interpreter is known here: name one with `python=`")
+        interpreter.require(self._python)
+
     def start(self, descriptor: int) -> int:
         """
         Start a supervisor, and return the pid of the process that forks it and ends.
@@ -146,18 +180,18 @@ class ProcessLauncher:
         """
         import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
 
-        if not self._python:
-            raise SpawnError("no Python interpreter is known here: name one with `python=`")
         try:
-            process = subprocess.Popen(
-                [self._python, "-I", "-S", "-c", STUB, str(descriptor), _PACKAGE],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                close_fds=True,
-                pass_fds=(descriptor,),
-            )
+            with interpreter.unhooked():
+                process = subprocess.Popen(
+                    _command(self._python, descriptor),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=interpreter.marked(),
+                    close_fds=True,
+                    pass_fds=(descriptor,),
+                )
         except OSError as error:
             raise SpawnError(
                 f"no supervisor could be started with {self._python!r}: {error}", error.errno
@@ -180,7 +214,7 @@ class Supervisor:
         gone: Nobody is at the other end any more.
     """
 
-    def __init__(self, connection: socket.socket, starter: int | None) -> None:
+    def __init__(self, connection: _socket.socket, starter: int | None) -> None:
         self.pid: int | None = None
         self.ready = False
         self.token: str | None = None
@@ -249,8 +283,8 @@ class Supervisor:
         try:
             self._socket.sendmsg(
                 [notices.encode(notices.REQUEST, token)],
-                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
-                socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
+                [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
+                _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL,
             )
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
@@ -404,13 +438,17 @@ class SupervisorPool:
             SpawnError: None could be started. Nothing stays open.
         """
         self.reap()
-        # Until both ends are registered, and the other one closed, nobody may fork.
+        prepare = getattr(self._launcher, "prepare", None)
+        if prepare is not None:
+            prepare()
+        # Until our end is registered, and the other one closed, no other thread may fork.
         with GATE:
             try:
                 ours, theirs = _socketpair()
             except OSError as error:
                 raise SpawnError(f"no supervisor: {error}", error.errno) from error
-            GATE.register(ours.fileno(), theirs.fileno())
+            # Not theirs: a launcher may fork, and its child is the one that needs it.
+            GATE.register(ours.fileno())
             supervisor: Supervisor | None = None
             try:
                 ours.setblocking(False)
@@ -422,7 +460,7 @@ class SupervisorPool:
             except Exception as error:  # a launcher is somebody else's code
                 raise SpawnError(f"no supervisor could be started: {error!r}") from error
             finally:
-                GATE.close(theirs.detach())
+                theirs.close()
                 if supervisor is None:
                     GATE.close(ours.detach())
         self.supervisors.append(supervisor)

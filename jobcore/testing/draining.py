@@ -111,7 +111,7 @@ def elapse(
 def _come_to_rest(outlook: Outlook, jobs: JobManager, deadline: float, patience: float) -> None:
     """Let the manager act until nothing but the clock moves anything on."""
     while not outlook.is_at_rest():
-        outlook.require_supervisors()
+        outlook.require_progress()
         if time.monotonic() > deadline:
             running = ", ".join(outlook.names()) or "none"
             queued = jobs.count_jobs()[Status.QUEUED]

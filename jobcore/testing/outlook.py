@@ -82,14 +82,14 @@ class Outlook:
             self.running() or not dispatcher.is_idle() or dispatcher.next_start() is not None
         )
 
-    def require_supervisors(self) -> None:
+    def require_progress(self) -> None:
         """
-        Tell who waits that jobs may never be started.
+        Tell one who waits that nothing will ever go on.
 
         Raises:
-            SpawnError: Supervisors failed to start several times in a row.
+            SpawnError, StoreError: As `JobManager.drain` says.
         """
-        self._jobs._dispatcher.require_supervisors()
+        self._jobs._dispatcher.require_progress()
 
     def wait_for_change(self, seconds: float) -> None:
         """Sleep until somebody commits, or so long."""

@@ -12,6 +12,7 @@ import pytest
 from jobcore import JobDeleted, JobManager, Reason, Status, commits, follower
 from jobcore.commits import Commits
 from jobcore.database import Database
+from jobcore.dispatcher import Dispatcher
 from jobcore.follower import Follower
 from jobcore.recovery import Recovery
 from tests.faults.hosts import host, serve
@@ -93,16 +94,16 @@ def test_who_waits_idly_touches_no_table(statements, jobs, scripted, looks, kind
 def test_who_drains_idly_touches_no_table(statements, database, tmp_path, monkeypatch):
     """While a job of the manager runs, a drain asks the tables nothing."""
     asked = []
-    is_drained = JobManager._is_drained
+    is_idle = Dispatcher.is_idle
 
     def counted(self):
         begun = len(statements)
-        answer = is_drained(self)
+        answer = is_idle(self)
         mine = [one for one in statements[begun:] if "FROM job" in one]
         asked.append((threading.current_thread().name, mine))
         return answer
 
-    monkeypatch.setattr(JobManager, "_is_drained", counted)
+    monkeypatch.setattr(Dispatcher, "is_idle", counted)
     # Others' reads in the same moment would be taken for the drain's.
     monkeypatch.setattr("jobcore.dispatcher.CHORES_PAUSE", 3600)
     go = tmp_path / "go"
