@@ -10,6 +10,8 @@ any job at any time: one of them wins, the others find nothing left to do.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from functools import partial
 
 from sqlalchemy import Connection
@@ -139,6 +141,7 @@ class Importer:
         *,
         patience: float | None = None,
         verdict: jobdir.ExitRecord | None = None,
+        until: float = math.inf,
     ) -> Run | None:
         """
         Import, and settle if it has ended, all that the job's directory holds now.
@@ -146,6 +149,7 @@ class Importer:
         Args:
             patience: Seconds to wait for each write transaction; None: the busy timeout.
             verdict: What holds where the directory has no exit record, or is not there.
+            until: By the monotonic clock, when to leave the rest to a later call.
 
         Returns:
             The run as it then is; None when it has been removed.
@@ -169,6 +173,8 @@ class Importer:
             if fresh is None or fresh.final:
                 return fresh
             if harvest.exit is None and fresh.spool_offset >= goal:
+                return fresh
+            if time.monotonic() >= until:
                 return fresh
             run = fresh
 

@@ -57,14 +57,17 @@ def unexamined() -> list[int]:
     return procfs.unanswered()
 
 
-def kill(cookie: str) -> tuple[int, ...]:
+def kill(cookie: str, patience: float = PATIENCE) -> tuple[int, ...]:
     """
     SIGKILL every process with this cookie until none is left.
 
+    Args:
+        patience: Seconds to go on.
+
     Returns:
-        The pids that were still there after `PATIENCE`, or could not be signalled.
+        The pids that were still there after that, or could not be signalled.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while found := find(cookie):
         unkillable = [pid for pid in found if not _kill_one(pid, cookie)]
         if time.monotonic() >= deadline or len(unkillable) == len(found):

@@ -8,7 +8,9 @@ a RUNNING job with a free lock and no exit record is dead, at once and for sure.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from uuid import UUID
@@ -39,6 +41,13 @@ from jobcore.worker import HANDS, handed_over
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
+#: Seconds that a sweep imports, or waits for left-over processes to die, at the most: jobs
+#: start in between. The rest is for the next one.
+SWEEP = 0.25
+
+
+class _StillThere(Exception):
+    """What a dead supervisor left behind has been sent SIGKILL and is not gone yet."""
 
 
 class Recovery:
@@ -79,11 +88,19 @@ class Recovery:
         self._unresponsive = Unresponsive(directories, clock)
         #: By job number, the offset at the last sweep: who moves is being cared for.
         self._offsets: dict[int, int] = {}
+        #: By job number, since when what is left of it is being killed, by the monotonic clock.
+        self._killing: dict[int, float] = {}
+        self._swept = 0  # the number of the last job of the last sweep that could not do all
 
     # --- one job ----------------------------------------------------------------
 
     def reconcile(
-        self, run: Run, *, patience: float | None = None, kill: bool = False
+        self,
+        run: Run,
+        *,
+        patience: float | None = None,
+        kill: bool = False,
+        until: float = math.inf,
     ) -> Run | None:
         """
         Import what the job has written, settle it if it has ended, resolve it if it is dead.
@@ -92,6 +109,7 @@ class Recovery:
             patience: Seconds to wait for each write transaction; None: the busy timeout.
             kill: Kill what a dead supervisor left behind, and judge a job that was started in
                 another directory. Without it both stay as they are: looking changes nothing.
+            until: By the monotonic clock, when to leave the rest to a later call.
 
         Returns:
             The row as it then is; the same where there was nothing to do; None
@@ -104,8 +122,8 @@ class Recovery:
             return self._judge_owner(run, patience, kill=kill)
         if not run.supervised or not (kill or self.is_here(run)):
             return run
-        fresh = self._importer.bring_in(run, patience=patience)
-        if fresh is None or not fresh.supervised:
+        fresh = self._importer.bring_in(run, patience=patience, until=until)
+        if fresh is None or not fresh.supervised or time.monotonic() >= until:
             return fresh
         if self._is_alive(fresh):
             if fresh.stop_who == runs.actor():
@@ -116,9 +134,11 @@ class Recovery:
                 self._stopper.remind(fresh)
             return fresh
         try:
-            return self._resolve(fresh, patience, kill=kill)
-        except NewerProtocol:
-            return fresh  # its own version will know what became of it
+            return self._resolve(fresh, patience, kill=kill, until=until)
+        except (NewerProtocol, _StillThere):
+            # Its own version will know what became of it; or a later sweep, as starts do not
+            # wait for a process to die.
+            return fresh
 
     def _judge_owner(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
         """End a job whose owner is dead; one of another directory only where `kill` allows it."""
@@ -131,19 +151,22 @@ class Recovery:
             telemetry.event(logging.WARNING, "owner is dead", job=name_of(run), owner=owner)
         return ended
 
-    def reconcile_softly(self, run: Run, *, kill: bool = False) -> Run | None:
+    def reconcile_softly(
+        self, run: Run, *, kill: bool = False, until: float = math.inf
+    ) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
         try:
             return HANDS.call(
-                partial(self._reconcile_softly, run, kill=kill), patience=READ_PATIENCE
+                partial(self._reconcile_softly, run, kill=kill, until=until),
+                patience=READ_PATIENCE,
             )
         except DatabaseBusy as error:
             self._postpone(run, error)
             return run
 
-    def _reconcile_softly(self, run: Run, *, kill: bool) -> Run | None:
+    def _reconcile_softly(self, run: Run, *, kill: bool, until: float) -> Run | None:
         try:
-            fresh = self.reconcile(run, patience=READ_PATIENCE, kill=kill)
+            fresh = self.reconcile(run, patience=READ_PATIENCE, kill=kill, until=until)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all
             self._postpone(run, error)
             return run
@@ -240,7 +263,7 @@ class Recovery:
             and jobdir.is_run_locked(run.token or "")
         )
 
-    def _resolve(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
+    def _resolve(self, run: Run, patience: float | None, *, kill: bool, until: float) -> Run | None:
         """Give the verdict on a job that has no supervisor, once nothing of it runs any more."""
         if leftovers.is_inside(run.cookie or ""):
             return run
@@ -250,14 +273,14 @@ class Recovery:
             with self._directories.taken(run.name) as directory:
                 if directory is None:
                     return run  # somebody else does, or it lives after all
-                current, verdict = self._judge(run, directory)
+                current, verdict = self._judge(run, directory, until)
                 if verdict is not None:
                     jobdir.write_exit(directory, verdict)
                     self._tell(run, verdict)
         except FileNotFoundError:
             # No directory is made for it, and so none is found later that proves nothing. The
             # row is the guard: whoever settles it first is the one who did.
-            current, verdict = self._judge(run, None)
+            current, verdict = self._judge(run, None, until)
             if current is not None and verdict is not None:
                 self._tell(run, verdict)
                 return self._importer.bring_in(current, patience=patience, verdict=verdict)
@@ -268,31 +291,35 @@ class Recovery:
         return self._importer.bring_in(current, patience=patience)
 
     def _judge(
-        self, run: Run, directory: int | None
+        self, run: Run, directory: int | None, until: float
     ) -> tuple[Run | None, jobdir.ExitRecord | None]:
         """
         Return the row as it is now, and the exit record to be written for it, if any.
 
         Args:
             directory: Of which the whole lock is ours; None: there is none.
+            until: As for `reconcile`.
+
+        Raises:
+            _StillThere: Its processes need more time to die.
         """
         with self._database.read() as connection:
             current = runs.find(connection, run.number)
         if current is None or not current.supervised:
             return current, None
         if directory is None:
-            return current, self._verdict(current, None)
+            return current, self._verdict(current, None, until)
         if jobdir.read_exit(directory, current.token or "") is not None:
             return current, None
-        return current, self._verdict(current, directory)
+        return current, self._verdict(current, directory, until)
 
-    def _verdict(self, run: Run, directory: int | None) -> jobdir.ExitRecord:
+    def _verdict(self, run: Run, directory: int | None, until: float) -> jobdir.ExitRecord:
         """End what is left of a job whose supervisor is dead, and return its exit record."""
         never = directory is not None and self._never_started(run, directory)
         notes = []
         unreaped: tuple[int, ...] = ()
         if not never and self._is_of_this_boot(run):
-            unreaped, note = self._end_leftovers(run, directory)
+            unreaped, note = self._end_leftovers(run, directory, until)
             notes += [note] if note else []
         if never:
             what = "never started: its host or its supervisor died before"
@@ -326,7 +353,9 @@ class Recovery:
             and run.spool_offset == run.next_sequence == jobdir.spool_end(directory) == 0
         )
 
-    def _end_leftovers(self, run: Run, directory: int | None) -> tuple[tuple[int, ...], str]:
+    def _end_leftovers(
+        self, run: Run, directory: int | None, until: float
+    ) -> tuple[tuple[int, ...], str]:
         """Kill what is left of a job of this directory; return the pids still there, and a note."""
         record = None if directory is None else jobdir.read_record(directory, jobdir.RUN)
         namespace = None if record is None else record.get("pid_namespace")
@@ -336,7 +365,7 @@ class Recovery:
             )
             return (), f"its processes cannot be seen {where}"
         if self.is_here(run):
-            unreaped = leftovers.kill(run.cookie or "")
+            unreaped = self._kill_leftovers(run, until)
             unexamined = ", ".join(map(str, leftovers.unexamined()))
             return unreaped, f"could not be examined: {unexamined}" if unexamined else ""
         # They may be those of the files that these were copied from, where they are cared for.
@@ -345,6 +374,18 @@ class Recovery:
         if left:
             note += f"; still running, and left alone: {', '.join(map(str, left))}"
         return left, note
+
+    def _kill_leftovers(self, run: Run, until: float) -> tuple[int, ...]:
+        """Kill them; return the pids of those that could not be killed."""
+        began = self._killing.setdefault(run.number, time.monotonic())
+        patience = leftovers.PATIENCE - (time.monotonic() - began)
+        left = leftovers.kill(
+            run.cookie or "", max(min(patience, until - time.monotonic()), leftovers.PAUSE)
+        )
+        if left and time.monotonic() - began < leftovers.PATIENCE and until != math.inf:
+            raise _StillThere
+        self._killing.pop(run.number, None)
+        return left
 
     def _tell(self, run: Run, verdict: jobdir.ExitRecord) -> None:
         failpoints.reach(failpoints.RESOLVED, self._database)
@@ -374,17 +415,26 @@ class Recovery:
             running = runs.supervised(connection, self._postpone_damaged)
             owned = runs.owned(connection, self._postpone_damaged)
         settled = []
-        offsets: dict[int, int] = {}
-        for run in running:
-            offsets[run.number] = run.spool_offset
+        offsets = {run.number: run.spool_offset for run in running}
+        until = math.inf if everything else time.monotonic() + SWEEP
+        # From behind the last one of the sweep before, so that all have their turn.
+        for run in sorted(running, key=lambda run: (run.number <= self._swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
                 continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
-            fresh = self._sweep_one(run, resting=resting, kill=True)
+            fresh = self._sweep_one(run, resting=resting, kill=True, until=until)
+            if fresh is not None:
+                offsets[run.number] = fresh.spool_offset
             if fresh is not None and fresh.final:
                 settled.append(fresh)
             if fresh is not None and fresh.supervised:
                 self._look_at_supervisor(fresh)
+            self._swept = run.number
+            if time.monotonic() >= until:
+                break  # jobs start meanwhile; the next sweep goes on
+        self._killing = {
+            number: since for number, since in self._killing.items() if number in offsets
+        }
         settled += self._sweep_owned(owned)
         self._remove_environments()
         self._offsets = offsets
@@ -400,14 +450,14 @@ class Recovery:
             running = runs.supervised(connection)
             owned = runs.owned(connection)
         for run in running:
-            self._sweep_one(run, resting=True, kill=False)
+            self._sweep_one(run, resting=True, kill=False, until=math.inf)
         for run in owned:
             self.reconcile_softly(run)
 
-    def _sweep_one(self, run: Run, *, resting: bool, kill: bool) -> Run | None:
+    def _sweep_one(self, run: Run, *, resting: bool, kill: bool, until: float) -> Run | None:
         try:
             more = self._says_more(run, output=resting)
-            return self.reconcile_softly(run, kill=kill) if more else run
+            return self.reconcile_softly(run, kill=kill, until=until) if more else run
         except NewerProtocol:
             return None
 

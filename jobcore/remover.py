@@ -101,20 +101,26 @@ class Remover:
             everything: Come to an end. Else do a little, so that jobs can start meanwhile.
         """
         turns = Turns()
+        pages = {}
         for table in (workspace, pipeline):
-            # Behind the last one of the sweep before, so that none keeps others waiting.
-            while owners := self._marked(table, self._after[table]):
-                self._after[table] = owners[-1].hex
-                for one in owners:
-                    while self.mark_some(table, one, turns) and everything:
-                        pass
-                self._remove_final(turns, everything=everything)
-                self._remove_owners(table, owners, turns)
-                if not everything:
-                    break
-            else:
-                self._after[table] = _FIRST
+            pages[table] = self._pages(table, everything=everything)
+            for one in pages[table]:
+                while self.mark_some(table, one, turns) and everything:
+                    pass
         self._remove_final(turns, everything=everything)
+        for table in (pipeline, workspace):  # the ones belong to the others
+            self._remove_owners(table, pages[table], turns)
+
+    def _pages(self, table: Table, *, everything: bool) -> list[UUID]:
+        """Return the workspaces or pipelines to go on with; all, or some after the last ones."""
+        if not everything:
+            found = self._marked(table, self._after[table])
+            self._after[table] = found[-1].hex if found else _FIRST
+            return found
+        every: list[UUID] = []
+        while some := self._marked(table, every[-1].hex if every else _FIRST):
+            every += some
+        return every
 
     def mark_some(self, table: Table, owner_id: UUID, turns: Turns) -> bool:
         """Mark some of what belongs to a marked workspace or pipeline; False: all is marked."""
@@ -157,15 +163,19 @@ class Remover:
                 )
 
     def _remove_owners(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
-        with self._database.read() as connection:
-            empty = store.empty_of(connection, table, ids)
-        if not empty:
-            return
+        for first in range(0, len(ids), OWNERS_AT_ONCE):
+            some = ids[first : first + OWNERS_AT_ONCE]
+            with self._database.read() as connection:
+                empty = store.empty_of(connection, table, some)
+            if empty:
+                self._remove_empty(table, empty, turns)
+
+    def _remove_empty(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
         removed = SKIPS_AT_ONCE
         while table is pipeline and removed == SKIPS_AT_ONCE:
             with turns.take():
                 removed = self._database.write(
-                    partial(store.remove_skips_of, pipeline_ids=empty, limit=SKIPS_AT_ONCE)
+                    partial(store.remove_skips_of, pipeline_ids=ids, limit=SKIPS_AT_ONCE)
                 )
         with turns.take():
-            self._database.write(partial(store.remove_if_empty, table=table, ids=empty))
+            self._database.write(partial(store.remove_if_empty, table=table, ids=ids))

@@ -233,7 +233,7 @@ MUTANTS = (
     Mutant(
         "what a killed supervisor left behind is not looked for",
         "recovery.py",
-        '            unreaped = leftovers.kill(run.cookie or "")\n',
+        "            unreaped = self._kill_leftovers(run, until)\n",
         "            unreaped: tuple[int, ...] = ()\n",
         (RECOVERY, SUPERVISOR_KILLED),
     ),

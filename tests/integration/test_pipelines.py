@@ -706,6 +706,64 @@ def test_a_deletion_waits_for_a_job_that_somebody_else_deletes(running_jobs, dat
     assert left_behind(database) == {}
 
 
+def test_a_deletion_waits_for_no_other_pipeline(running_jobs, database):
+    """A pipeline without jobs goes at once, while a job of another one takes its grace."""
+    slow = running_jobs.create_pipeline("slow", SLEEPS)
+    other = running_jobs.create_pipeline("other", ["true"])
+    job = running_jobs.create_job(pipeline_id=slow.id)
+    assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
+    running_jobs._curator.mark_pipeline_deleted(slow.id)  # its deleter has just begun
+
+    running_jobs.delete_pipeline(other.id)
+
+    assert [row["id"] for row in sql(database, "SELECT id FROM pipeline")] == [slow.id.hex]
+    running_jobs._deleter.delete_pipeline(slow.id)
+    assert left_behind(database) == {}
+
+
+def test_a_large_workspace_is_deleted_in_steps(jobs, database, monkeypatch):
+    """Each transaction marks and removes a few, and others write in between."""
+    for name, count in (("PIPELINES_AT_ONCE", 2), ("ACTIVE_AT_ONCE", 2), ("FINAL_AT_ONCE", 2)):
+        monkeypatch.setattr(deletion, name, count)
+    workspace = jobs.create_workspace("w")
+    for number in range(7):
+        pipeline = jobs.create_pipeline(str(number), ["true"], workspace_id=workspace.id)
+        jobs.create_job(pipeline_id=pipeline.id)
+        jobs.cancel_job(jobs.submit(["true"], workspace_id=workspace.id).id)
+    changed = []
+    begin = deletion.begin_some
+
+    def counted(*args, **options):
+        more = begin(*args, **options)
+        changed.append(more)
+        return more
+
+    monkeypatch.setattr(deletion, "begin_some", counted)
+    jobs.delete_workspace(workspace.id)
+
+    assert len(changed) > 8
+    assert left_behind(database) == {}
+    assert sql(database, "SELECT id FROM workspace") == []
+
+
+def test_a_deletion_that_stopped_between_its_steps_is_finished(jobs, database, monkeypatch):
+    """Where a deleter dies with pipelines and jobs still unmarked, `recover()` goes on."""
+    for name, count in (("PIPELINES_AT_ONCE", 2), ("ACTIVE_AT_ONCE", 2), ("FINAL_AT_ONCE", 2)):
+        monkeypatch.setattr(deletion, name, count)
+    workspace = jobs.create_workspace("w")
+    for number in range(7):
+        pipeline = jobs.create_pipeline(str(number), ["true"], workspace_id=workspace.id)
+        jobs.create_job(pipeline_id=pipeline.id)
+    jobs._curator.mark_workspace_deleted(workspace.id)
+    with pytest.raises(WorkspaceNotFound):
+        jobs.submit(["true"], workspace_id=workspace.id)
+
+    jobs.recover()
+
+    assert left_behind(database) == {}
+    assert sql(database, "SELECT id FROM workspace") == []
+
+
 def delete(database, pipeline_id):
     """Delete a pipeline; tell whether it was there, and what of it is left at the return."""
     with JobManager(database, slots=0) as jobs:

@@ -8,6 +8,7 @@ import pytest
 
 from jobcore import JobManager, PipelineNotFound, ScheduleError, Status, store
 from jobcore.clock import to_datetime
+from jobcore.schedule import Schedule
 from jobcore.scheduler import Scheduler
 from tests.jobfiles import sql
 from tests.processes import at_once, until
@@ -305,6 +306,25 @@ def test_late_is_what_the_pipeline_says(jobs, clock, late_after, runs):
     tick(jobs)
 
     assert len(jobs.list_jobs()) == runs
+
+
+def test_missed_ticks_are_counted_outside_any_transaction(jobs, clock, database, monkeypatch):
+    """While they are counted another process can write."""
+    jobs.create_pipeline("p", ["true"], schedule="* * * * *")
+    clock.advance(7 * 86400)
+    written = []
+    count = Schedule.passed
+
+    def passed(self, after, until):
+        sql(database, "UPDATE workspace SET name = name")  # by a connection that waits for nobody
+        written.append(1)
+        return count(self, after, until)
+
+    monkeypatch.setattr(Schedule, "passed", passed)
+    tick(jobs)
+
+    assert written != []
+    assert len(jobs.list_jobs()) == 1
 
 
 def test_last_missed_tick_is_made_up_for(jobs, clock):

@@ -255,6 +255,8 @@ CALLS = {
     "a queue of others": lambda jobs: backlog(jobs, "RARE", "FUNCTION").look(8),
     "an empty queue": lambda jobs: backlog(jobs, "RARE").is_empty(),
     "the next delayed job": lambda jobs: backlog(jobs, "COMMAND", "RARE").next_due(),
+    "a claim of a task": lambda jobs: jobs.finish_job(jobs.claim_job("TASK").id),
+    "a claim of nothing": lambda jobs: jobs.claim_job("NONE", timeout=0),
     "the ticks": take_due,
     "the second sweep": lambda jobs: [jobs._recovery.sweep() for _ in range(3)],
     "a job": lambda jobs: run_to(jobs, jobs.create_job("RARE"), 0),

@@ -722,3 +722,48 @@ def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
     )
 
     assert jobs._recovery.reconcile(final) == final
+
+
+# --- a little at a time -------------------------------------------------------
+
+
+def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
+    """A sweep leaves the rest of what takes long to the next ones, and every job has its turn."""
+    monkeypatch.setattr("jobcore.importer.BATCH_BYTES", 400)
+    monkeypatch.setattr("jobcore.recovery.SWEEP", -1.0)  # so that one transaction is all
+    large, small = scripted(), scripted()
+    for run in (large, small):
+        run.started()
+    for _ in range(20):
+        large.write(b"x" * 90 + b"\n")
+    small.write(b"short\n")
+    counts = []
+    for _ in range(60):
+        jobs._recovery.sweep()
+        counts.append([run.row()["next_sequence"] for run in (large, small)])
+
+    assert counts[-1] == [20, 1]
+    assert [many for many, _ in counts if 0 < many < 20] != []
+
+
+def test_sweep_does_not_wait_for_left_over_processes(jobs, scripted, monkeypatch):
+    """What was sent SIGKILL and is not gone yet is looked for again by the next sweep."""
+    answers = [(4242,), (4242,), ()]
+    asked = []
+
+    def kill(_cookie, patience):
+        asked.append(patience)
+        return answers.pop(0)
+
+    monkeypatch.setattr("jobcore.leftovers.kill", kill)
+    run = scripted()
+    run.started(pid_namespace=leftovers.pid_namespace())
+    run.die()
+    statuses = []
+    for _ in range(5):
+        jobs._recovery.sweep()
+        statuses.append(run.row()["status"])
+
+    assert statuses == ["RUNNING", "RUNNING", "ERROR", "ERROR", "ERROR"]
+    assert run.row()["unreaped"] is None
+    assert all(patience <= 0.25 for patience in asked)
