@@ -108,6 +108,7 @@ class Call(Generic[T]):
     A call that a thread makes for another.
 
     Attributes:
+        holder: Who has it, under the one key "": the thread that makes it, or the caller.
         deadline: When the caller's patience ends, by the monotonic clock.
         about: What it is about, for the note on an exception that interrupts it.
         done: Whether there is an outcome; set once, before the caller is woken.
@@ -116,14 +117,22 @@ class Call(Generic[T]):
     """
 
     __slots__ = (
-        "_context", "_function", "_holder", "_result", "about", "answered", "deadline", "done",
-        "error", "events",
+        "_context",
+        "_function",
+        "_result",
+        "about",
+        "answered",
+        "deadline",
+        "done",
+        "error",
+        "events",
+        "holder",
     )  # fmt: skip
 
     def __init__(self, function: Callable[..., T], patience: float, about: str = "") -> None:
         self._function = function
         self._context: Context = copy_context()
-        self._holder: dict[str, str] = {}
+        self.holder: dict[str, str] = {}
         self._result: T | None = None
         self.deadline = time.monotonic() + patience
         self.about = about
@@ -136,21 +145,21 @@ class Call(Generic[T]):
     def begin(self) -> bool:
         """Take the call for the thread that makes it; False: its caller has withdrawn it."""
         # `setdefault` is atomic, and may be asked again by whoever was interrupted in it.
-        return self._holder.setdefault("", _BEGUN) is _BEGUN
+        return self.holder.setdefault("", _BEGUN) is _BEGUN
 
     def withdraw(self) -> bool:
         """Take the call back; False: it has begun."""
-        return self._holder.setdefault("", _WITHDRAWN) is _WITHDRAWN
+        return self.holder.setdefault("", _WITHDRAWN) is _WITHDRAWN
 
     @property
     def has_begun(self) -> bool:
         """Whether a thread has taken it."""
-        return self._holder.get("") is _BEGUN
+        return self.holder.get("") is _BEGUN
 
     @property
     def is_withdrawn(self) -> bool:
         """Whether its caller has taken it back."""
-        return self._holder.get("") is _WITHDRAWN
+        return self.holder.get("") is _WITHDRAWN
 
     @property
     def is_late(self) -> bool:
@@ -296,8 +305,8 @@ class Worker:
         Raises:
             DatabaseBusy: It has not begun in time, and will not.
         """
-        # All in one function that calls little but C: a stack that is full
-        # has as much room at its end as it had at its begin.
+        # What ends the waiting calls nothing but C: where the stack is full there is no
+        # room for a call in Python, and a call that is not withdrawn is made later.
         queue = self._queue
         try:
             queue.put(call)
@@ -315,7 +324,7 @@ class Worker:
             while tries < 100:
                 tries += 1
                 try:
-                    if call.withdraw():
+                    if call.holder.setdefault("", _WITHDRAWN) is _WITHDRAWN:
                         break
                     while not call.done and (left := until - time.monotonic()) > 0:
                         call.answered.acquire(True, left)

@@ -38,6 +38,7 @@ class Opcodes:
         name = frame.f_code.co_filename
         if any(part in name for part in (*self._never, *NOT_OURS)):
             return None
+        frame.f_trace = self._step  # first: from 3.13 on bytecodes are only looked at then
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._step
 

@@ -65,3 +65,70 @@ jobs.close()
     )
 
     assert said.splitlines() == ["refused True 0", "True"] * 4 + ["QUEUED 5"]
+
+
+def test_no_thread_of_a_manager_without_slots_is_there_at_a_fork(database):
+    """Python counts threads at a fork, and warns of them from 3.12 on."""
+    said = run_python(
+        """
+import os, sys, warnings
+warnings.simplefilter("error")
+seen = []
+os.register_at_fork(before=lambda: seen.append(len(os.listdir("/proc/self/task"))))  # the last one
+from jobcore import JobManager
+jobs = JobManager(sys.argv[1], slots=0)
+for _ in range(20):
+    job = jobs.create_job("TASK")
+    jobs.get_job(job.id)
+    pid = os.fork()
+    if pid == 0:
+        jobs.create_job("TASK")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+print(set(seen), sum(jobs.count_jobs().values()))
+jobs.close()
+""",
+        database,
+    )
+
+    assert said.split("\n")[0] == "{1} 40"
+
+
+def test_signal_handler_that_forks_neither_tears_nor_hangs(database):
+    """In the middle of any call; parent and child write on, and all that returned is there."""
+    said = run_python(
+        f"""
+import os, signal, sys
+from jobcore import JobManager, StoreError
+made, codes = [], []
+
+def handler(*_):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with JobManager(sys.argv[1], slots=0) as own:
+                own.create_job("TASK")
+            os._exit(0)
+        except StoreError as error:
+            # In the middle of a read of this thread: the child is to open a process of its own.
+            os._exit(3 if "forked in the middle of a transaction" in str(error) else 4)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+signal.alarm({int(PATIENCE)})
+signal.signal(signal.SIGUSR1, handler)
+signal.signal(signal.SIGPROF, handler)
+jobs = JobManager(sys.argv[1], slots=0)
+for number in range(60):
+    signal.setitimer(signal.ITIMER_PROF, 0.0001 * (number % 12 + 1))
+    made.append(jobs.create_job("TASK").id)
+    jobs.get_job(made[-1])
+signal.setitimer(signal.ITIMER_PROF, 0)
+assert set(codes) <= {{0, 3}}, codes
+assert sum(jobs.count_jobs().values()) == len(made) + codes.count(0), codes
+jobs.close()
+print("whole", len(codes) > 0)
+""",
+        database,
+    )
+
+    assert said == "whole True\n"
