@@ -21,7 +21,7 @@ from jobcore.directories import Directories
 from jobcore.errors import DatabaseGone, JobcoreError, ScheduleError
 from jobcore.models import Finding
 from jobcore.schedule import Schedule
-from jobcore.supervision import NewerProtocol, jobdir
+from jobcore.supervision import NewerProtocol, jobdir, kernel
 
 _Answer = TypeVar("_Answer")
 
@@ -77,6 +77,7 @@ class _Examination:
     def findings(self) -> Iterator[Finding]:
         yield from self._sqlite()
         for check, look in (
+            ("system", self._system),
             ("file", self._file),
             ("file system", self._file_system),
             ("modes", self._modes),
@@ -117,6 +118,17 @@ class _Examination:
             )
         else:
             yield _ok("SQLite", sqlite3.sqlite_version)
+
+    def _system(self, check: str) -> Iterator[Finding]:
+        lacking = kernel.lacking()
+        if lacking:
+            yield _note(
+                check,
+                f"without {', '.join(lacking)}: jobcore works with less, as README says under "
+                '"Old kernels and containers"',
+            )
+        else:
+            yield _ok(check, "kernel and /proc have all that is used")
 
     def _file(self, check: str) -> Iterator[Finding]:
         facts = os.stat(self._path)

@@ -38,6 +38,24 @@ class NoPidfdError(OSError):
         super().__init__(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
+def lacking() -> list[str]:
+    """Return what this process does without, in words."""
+    found = []
+    try:
+        os.close(open_process(os.getpid()))
+    except NoPidfdError:
+        found.append("pidfds")
+    try:
+        os.close(os.memfd_create("probe", os.MFD_CLOEXEC))
+    except (AttributeError, OSError):
+        found.append("memfd_create")
+    if pid_namespace() is None:
+        found.append("/proc")
+    elif boot_id() is None:
+        found.append("the boot id in /proc/sys")
+    return found
+
+
 # --- processes ------------------------------------------------------------------
 
 _has_pidfds: list[bool] = []  # the answer, once it is known

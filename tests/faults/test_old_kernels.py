@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, StoreError, schema
+from jobcore import JobManager, Reason, Status, StoreError, doctor, schema
 from jobcore.database import Database
 from jobcore.supervision import jobdir, kernel, pids, pool, progress
 from tests.jobfiles import sql
@@ -135,6 +135,21 @@ def test_jobs_run_with_a_poor_proc(database, what):
         return use_and_reap(database)
 
     assert in_own_mounts(host) == AS_EVER
+
+
+def test_doctor_names_what_is_missing(database):
+    """It is a note: jobs run all the same."""
+    JobManager(database, slots=0).close()
+
+    def look():
+        kernel._has_pidfds.clear()
+        forbid("pidfd_open", "memfd_create")
+        mount_tmpfs("/proc", "64k")
+        return next(one for one in doctor.examine(database) if one.check == "system")
+
+    found = in_own_mounts(look)
+    assert found.verdict == "note"
+    assert found.detail.startswith("without pidfds, memfd_create, /proc: jobcore works with less")
 
 
 def test_a_host_that_dies_is_missed_without_pidfds(database):

@@ -15,7 +15,7 @@ from tests.transactions import transaction
 
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
-    "SQLite", "file", "file system", "modes", "other users", "write-ahead log", "schema",
+    "SQLite", "system", "file", "file system", "modes", "other users", "write-ahead log", "schema",
     "definitions", "integrity", "store", "directories", "running jobs", "left processes",
     "deletions", "chains",
     "schedules",
@@ -104,7 +104,7 @@ def test_no_file_is_wrong_and_the_end(database):
     """Of what is not there nothing else is said, and it is not made."""
     found = doctor.examine(database)
 
-    assert [one.check for one in found] == CHECKS[:2]
+    assert [one.check for one in found] == CHECKS[:3]
     assert found[-1].verdict == "wrong"
     assert not os.path.exists(database)
 
