@@ -62,8 +62,7 @@ class Feed:
             # Events of this file that get a smaller id would be left out in silence.
             raise ValueError(f"no event has had the id {after} yet: the last one is {newest}")
         found = self._events(after, wanted, last=None if follow else newest, timeout=timeout)
-        # A generator, so that each step of it is an entrance for whoever is given it.
-        return (event for event in islice(found, limit))
+        return islice(found, limit)
 
     def _events(
         self, after: int, wanted: Filter, *, last: int | None, timeout: float | None

@@ -135,8 +135,9 @@ class JobManager:
             `<database>.jobs` holds what running jobs have not handed over yet.
         slots: Jobs at once under this manager. Running jobs of managers that were closed
             or died count, one manager each. None: one per CPU; 0:
-            bookkeeping only, nothing is run by it, and it has no thread but one for
-            the callbacks of `subscribe`, while there are any.
+            bookkeeping only, nothing is run by it, and it has no thread but that of its
+            writes, which ends when it is idle, and one for the callbacks of `subscribe`,
+            while there are any.
         executors: By job type. A manager claims only jobs of types it has one for.
         clock: Tells the time; None: the machine's. One that can be moved is a `MovableClock`.
         on_exit: For `close()` and the `with` block. `"detach"`: running jobs
