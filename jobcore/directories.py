@@ -117,9 +117,9 @@ class Directories:
             return "so was the database: put both back"
         return f"put it back, or run `{repair_command(self._database)}` and open it again"
 
-    def require_root(self) -> None:
+    def require_root(self) -> bool:
         """
-        Refuse to go on where the directory of all is gone for good, or was moved for long.
+        Tell whether the directory of all is in place; refuse to go on where it is gone for long.
 
         Raises:
             DatabaseGone: It has been gone for `MOVED_PATIENCE`.
@@ -133,8 +133,9 @@ class Directories:
                 self._gone_since = now
             if now - self._gone_since >= MOVED_PATIENCE:
                 raise
-        else:
-            self._gone_since = None
+            return False
+        self._gone_since = None
+        return True
 
     def _is_in_place(self) -> bool:
         try:

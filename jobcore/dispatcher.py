@@ -225,11 +225,13 @@ class Dispatcher:
         Raises:
             SpawnError: It is QUEUED, and jobs cannot be started here; or the interpreter
                 exits and has ended the thread.
+            DatabaseGone: It is QUEUED, and the directory of all job directories is gone.
             StoreError: Its row, its directory or its files cannot be read. The kind says why.
         """
         if run.status == Status.QUEUED:
             if self._loop.exiting:
                 raise SpawnError("the interpreter exits: nothing is started here any more")
+            self._directories.require_root()
             if self._can_run(run):
                 self._require_starts(begun)
                 self._require_readable(run, begun)

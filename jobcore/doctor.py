@@ -294,7 +294,7 @@ class _Examination:
                 states.setdefault(state, []).append(str(one.id))
         alive = len(states.pop("", ()))
         for state, ids in states.items():
-            yield _wrong(check, f"{state}: {_some(ids)}; `jobcore work` or recover() settles them")
+            yield _wrong(check, f"{state}: {_some(ids)}; `jobcore work` settles them, or --repair")
         if not states:
             yield _ok(check, f"{alive}, each with a supervisor")
 
@@ -325,7 +325,7 @@ class _Examination:
             directories.close()
         known = identity.DirectoryId.parse(running.directory_id)
         if known is not None and known.root != self._root():
-            return "RUNNING, but started in another directory, of which this is a copy"
+            return "RUNNING, but not here: its directory was removed, or this is a copy"
         # By the kernel's list: the lock file of one that lives may have been removed.
         return "" if known is not None and jobdir.is_run_locked(running.token) else what
 

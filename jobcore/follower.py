@@ -191,9 +191,10 @@ class Follower:
             StoreMismatch: The job was started in another directory, and no manager settles it.
         """
         run = cursor.run
-        self._recovery.require_root()
-        self._require_here(cursor)
         cursor.sight.visited = time.monotonic()
+        if not self._recovery.require_root():
+            return cursor
+        self._require_here(cursor)
         if not self._recovery.has_news(run):
             return cursor
         fresh = require(run, self._recovery.reconcile_softly(run))

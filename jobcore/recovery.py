@@ -193,14 +193,14 @@ class Recovery:
     def _is_of_this_boot(self, run: Run) -> bool:
         return run.boot_id == self._boot_id
 
-    def require_root(self) -> None:
+    def require_root(self) -> bool:
         """
-        Refuse to wait for what cannot come.
+        Tell whether the directory of the job directories is in place, and refuse to wait long.
 
         Raises:
             DatabaseGone: The directory of the job directories has been gone for some seconds.
         """
-        self._directories.require_root()
+        return self._directories.require_root()
 
     @handed_over
     def copied(self) -> list[Run]:
@@ -323,6 +323,8 @@ class Recovery:
             notes += [note] if note else []
         if never:
             what = "never started: its host or its supervisor died before"
+        elif not self.is_here(run):
+            what = "lost: it was not started in this directory, so its end is not known here"
         elif directory is None:
             what = "lost: its directory was removed and its supervisor is gone"
         else:
@@ -370,10 +372,7 @@ class Recovery:
             return unreaped, f"could not be examined: {unexamined}" if unexamined else ""
         # They may be those of the files that these were copied from, where they are cared for.
         left = tuple(leftovers.find(run.cookie or ""))
-        note = "it was not started in this directory"
-        if left:
-            note += f"; still running, and left alone: {', '.join(map(str, left))}"
-        return left, note
+        return left, f"still running, and left alone: {', '.join(map(str, left))}" if left else ""
 
     def _kill_leftovers(self, run: Run, until: float) -> tuple[int, ...]:
         """Kill them; return the pids of those that could not be killed."""

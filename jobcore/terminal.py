@@ -94,9 +94,9 @@ def _json_escaped(document: str) -> str:
 
 
 def note_copies(jobs: Iterable[Job]) -> None:
-    """Say which jobs are shown as they were when their file was copied."""
+    """Say of which jobs nothing new can be known: they were not started in this directory."""
     for job in jobs:
-        say(f"job {job.id} was started in another directory, of which this is a copy; as stored")
+        say(f"job {job.id} is shown as stored: its directory was removed, or this is a copy")
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:

@@ -207,6 +207,12 @@ def test_directories_made_anew_are_not_those_of_running_jobs(tmp_path):
         assert jobs.wait(job.id, PATIENCE).status is Status.STOPPED
 
 
+def remove(path):
+    """Remove a directory in which others make and remove files meanwhile."""
+    while os.path.exists(path):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def test_directories_that_are_removed_take_no_command_along(tmp_path):
     """The command goes on to its end. Waiting ends with a remedy, which makes the file usable."""
     database, go, done = (str(tmp_path / name) for name in ("jobs.db", "go", "done"))
@@ -214,7 +220,7 @@ def test_directories_that_are_removed_take_no_command_along(tmp_path):
         job = jobs.submit(["sh", "-c", f"{shlex.join([*PRINTS_UNTIL, go])}; touch {done}"])
         until(lambda: jobs.get_job(job.id).line_count > 100, "some lines")
         cookie = cookie_of(database, job.id)
-        shutil.rmtree(f"{database}.jobs")
+        remove(f"{database}.jobs")
         for call in (
             lambda: jobs.wait(job.id),
             lambda: list(jobs.follow(job.id)),
@@ -248,7 +254,7 @@ def test_a_manager_repairs_its_own_directories(database):
     """One that was open when they were removed goes on with new ones."""
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
         jobs.wait(jobs.submit(["true"]).id, PATIENCE)
-        shutil.rmtree(f"{database}.jobs")
+        remove(f"{database}.jobs")
         repaired = jobs.repair()
         ended = jobs.wait(jobs.submit(["true"]).id, PATIENCE)
 
@@ -302,3 +308,14 @@ def test_a_manager_of_a_removed_file_can_be_closed(tmp_path):
     until(lambda: not carrying(cookie), "the time-out, for which no database is needed")
 
     assert not os.path.exists(database)
+
+
+@pytest.mark.parametrize("slots", [0, 1])
+def test_waiting_for_a_queued_job_ends_where_the_directories_are_gone(database, slots):
+    """No manager can start it, so nothing would come."""
+    with JobManager(database, slots=slots, executors={}, busy_timeout=BUSY) as jobs:
+        job = jobs.submit(["true"])
+        remove(f"{database}.jobs")
+        with pytest.raises(DatabaseGone, match="doctor --repair"):
+            jobs.wait(job.id, PATIENCE)
+        assert jobs.get_job(job.id).status is Status.QUEUED

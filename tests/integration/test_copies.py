@@ -63,7 +63,7 @@ def test_looking_at_a_copy_changes_nothing(running, database, tmp_path):
     with JobManager(copy, slots=0) as copied:
         (listed,) = copied.list_jobs()
 
-    assert all(f"{job.id} was started in another directory" in err for _, err in said)
+    assert all(f"{job.id} is shown as stored" in err for _, err in said)
     assert all("RUNNING" in out for out, _ in said)
     assert shown[0] == "begun\n"
     assert "finish" not in shown[1]
