@@ -122,7 +122,8 @@ class _Delays(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Say it."""
         text = record.getMessage()
-        if text not in self._said and any(f"event={name!r}" in text for name in self.NAMES):
+        is_delay = any(f"event={name!r}" in text for name in self.NAMES)
+        if is_delay and "DatabaseGone" not in text and text not in self._said:
             self._said.add(text)
             terminal.say(f"waiting: {text.removeprefix('event=')}")
 

@@ -102,11 +102,10 @@ def run(
             jobs.cancel_job(job.id)  # it must not run some day, when nobody watches
             raise
         except DatabaseGone:
-            if started:
-                terminal.say(
-                    f"job {job.id} is not watched any more: what its command still writes, and "
-                    "how it ends, can be read here only if the files are put back"
-                )
+            terminal.say(
+                f"job {job.id} is not watched any more: a command that has started goes on; its "
+                "output and its end can be read here only if the files are put back"
+            )
             raise
         except (OSError, StoreError):
             if started:  # else the next look at it cancels it

@@ -407,6 +407,23 @@ def test_a_reader_that_goes_away_does_not_end_the_job(cli):
     assert cli.wait().exit_code == 4
 
 
+def test_a_command_that_removes_the_database_goes_on(cli):
+    """As `git clean -fdx` does in a build: `run` ends with what is true, and the build goes on."""
+    survived = cli.folder / "survived"
+    removes = (
+        f'rm -rf {cli.database}*; echo building; read line < "$GATE"; echo more; touch {survived}'
+    )
+    process = cli.start("run", "--", "sh", "-c", removes)
+    _, err = finish(process, 1)
+    before = survived.exists()
+    open_gate(cli.gate)
+    until(survived.exists, "the end of the command")
+
+    assert "is not watched any more" in err
+    assert "goes on by itself" not in err
+    assert not before
+
+
 def test_detach_prints_the_id_once_the_job_runs(cli):
     """`run --detach` prints nothing but the id, and the job it leaves is RUNNING."""
     out, err = cli("run", "--detach", "--", "sh", "-c", HELD)
