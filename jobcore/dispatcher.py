@@ -119,6 +119,7 @@ class Dispatcher:
         self._directories = directories
         self._launch = Launch(directories, clock, executors, database)
         self._adoption = Adoption(database, directories, enabled=not only_own)
+        self._then: Callable[[], None] | None = None  # to be called when the thread has ended
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self._start_afresh()
         # A clock that is moved says so; one that runs need not.
@@ -211,11 +212,16 @@ class Dispatcher:
         """Return when, by the clock's wall time, the next job in the queue is due; None: none."""
         return self._backlog.next_due()
 
-    def begin_wait(self) -> Callable[[Run], None]:
-        """Return `require` for one who begins to wait now: what failed before is no news."""
-        return partial(self.require, begun=self._postponed.now())
+    def begin_wait(self, manager: object) -> Callable[[Run], None]:
+        """
+        Return `require` for one who begins to wait now: what failed before is no news.
 
-    def require(self, run: Run, begun: float = 0.0) -> None:
+        Args:
+            manager: Is not dropped while somebody waits, though nothing else refers to it.
+        """
+        return partial(self.require, begun=self._postponed.now(), manager=manager)
+
+    def require(self, run: Run, begun: float = 0.0, manager: object = None) -> None:  # noqa: ARG002 - see `begin_wait`
         """
         Tell one who waits for a job, since `begun`, that it cannot go on here, if that lasts.
 
@@ -342,7 +348,27 @@ class Dispatcher:
             unwatch()
         self._loop.close()
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether the thread runs in this process."""
+        return self._loop.runs
+
+    def leave(self, then: Callable[[], None]) -> None:
+        """Close without waiting for the round under way, for a finalizer; then call `then`."""
+        self._claiming = False
+        self._then = then
+        self._loop.leave()
+
     def _let_go(self) -> None:
+        try:
+            self._let_go_of_jobs()
+        finally:
+            then, self._then = self._then, None
+            if then is not None:
+                self.close()  # the clock's watch is left to be ended
+                then()
+
+    def _let_go_of_jobs(self) -> None:
         for assignment in self._assignments.values():
             assignment.let_go()
         with self._claims:

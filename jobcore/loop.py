@@ -116,6 +116,16 @@ class Loop:
         """Tell whether it is the thread itself that asks."""
         return self._thread is threading.current_thread()
 
+    @property
+    def runs(self) -> bool:
+        """Whether the thread runs in this process."""
+        return self._thread is not None and self._pid == os.getpid()
+
+    def leave(self) -> None:
+        """End the thread after the turn under way, and wait for nothing."""
+        self._closing = True
+        self.ring()
+
     def close(self, timeout: float | None = None) -> None:
         """
         End the thread after the turn under way; harmless when ended, or never started.

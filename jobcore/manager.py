@@ -16,7 +16,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, lifecycle, repair, results, runs, store, values, wire
+from jobcore import doctor, dropped, lifecycle, repair, results, runs, store, values, wire
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -205,6 +205,12 @@ class JobManager:
         try:
             self._assemble(launcher or ProcessLauncher(interpreter))
             OPEN.add(self)
+            self._dropped = dropped.watch(
+                self,
+                self._database.path,
+                (self._dispatcher, self._notifier),
+                (self._directories, self._database),
+            )
             self._start()
         except BaseException:
             # A want of descriptors or threads: nothing of it is to stay behind.
@@ -252,7 +258,7 @@ class JobManager:
             slots=self._slots,
             only_own=self._only_own,
             ownership=ownership,
-            reconcile=lambda run: self._recovery.reconcile_softly(run, kill=True),
+            reconcile=self._recovery.reconcile_dead,
             chores={
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
                 "sweep": self._recovery.sweep,
@@ -1012,7 +1018,7 @@ class JobManager:
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
         run = self._run(job_id)
-        return self._follower.follow(run, first, timeout, self._dispatcher.begin_wait())
+        return self._follower.follow(run, first, timeout, self._dispatcher.begin_wait(self))
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
@@ -1053,7 +1059,7 @@ class JobManager:
         """
         checked_patience(timeout)
         run = self._run(job_id)
-        self._follower.wait(run, timeout, self._dispatcher.begin_wait())
+        self._follower.wait(run, timeout, self._dispatcher.begin_wait(self))
         return self._job(run)
 
     def drain(self, timeout: float | None = None) -> None:
@@ -1089,7 +1095,7 @@ class JobManager:
         """
         checked_patience(timeout)
         return self._awaiter.wait(
-            lambda: self._run(job_id), timeout, self._dispatcher.begin_wait(), self._job
+            lambda: self._run(job_id), timeout, self._dispatcher.begin_wait(self), self._job
         )
 
     def follow_async(
@@ -1115,7 +1121,7 @@ class JobManager:
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)
-        check = self._dispatcher.begin_wait()
+        check = self._dispatcher.begin_wait(self)
         return self._awaiter.follow(lambda: self._run(job_id), first, timeout, check)
 
     def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:
@@ -1513,6 +1519,7 @@ class JobManager:
         With `"detach"` queued jobs wait for the next manager, and running ones
         go on under their supervisors. With `"stop"` this returns when the jobs
         that this manager started have ended, or their grace and a second are over.
+        A manager that is dropped instead ends its threads, and warns (`ResourceWarning`).
         """
         try:
             if self._on_exit == "stop" and self in OPEN:
@@ -1528,6 +1535,7 @@ class JobManager:
     def _let_go(self) -> None:
         """End the threads and close what is open: nothing is unlocked, and nothing written."""
         OPEN.discard(self)
+        self._dropped.detach()
         self._dispatcher.close()
         self._directories.close()
         self._database.close()

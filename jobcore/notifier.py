@@ -71,7 +71,8 @@ class Notifier(Observer):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._loop = Loop("jobcore-notifier", self._turn, self._tell_all)
+        self._then: Callable[[], None] | None = None  # to be called when the thread has ended
+        self._loop = Loop("jobcore-notifier", self._turn, self._end)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._deadline: float | None = None  # by the monotonic clock, once it is to close
         self._start_afresh()
@@ -121,6 +122,16 @@ class Notifier(Observer):
         if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
             while self._queue and (left := self._deadline - time.monotonic()) > 0:
                 self._told.wait(lambda: not self._queue, left)
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether the thread runs in this process."""
+        return self._loop.runs
+
+    def leave(self, then: Callable[[], None]) -> None:
+        """Close without waiting, for a finalizer: tell what is committed, and call `then`."""
+        self._then = then
+        self._loop.leave()
 
     def mute(self) -> None:
         """Tell the subscribers of now nothing more, not even what is committed."""
@@ -199,6 +210,14 @@ class Notifier(Observer):
     def _turn(self) -> None:
         self._loop.wait((), None)
         self._tell_all()
+
+    def _end(self) -> None:
+        try:
+            self._tell_all()
+        finally:
+            then, self._then = self._then, None
+            if then is not None:
+                then()
 
     def _tell_all(self) -> None:
         queue = self._queue

@@ -173,6 +173,10 @@ class Recovery:
         self._postponed.succeed(run.number)
         return fresh
 
+    def reconcile_dead(self, run: Run) -> Run | None:
+        """Reconcile as `reconcile_softly` does, and kill what a dead supervisor has left."""
+        return self.reconcile_softly(run, kill=True)
+
     def _postpone(self, run: Run, error: Exception) -> None:
         if isinstance(error, DatabaseBusy):  # the database's trouble, which ends by itself
             telemetry.event(logging.INFO, "reconcile postponed", job=name_of(run), error=str(error))
