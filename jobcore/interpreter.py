@@ -7,6 +7,7 @@ itself: started as a supervisor it would start itself, and that one itself again
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ MARK = "JOBCORE_STARTED_AS_PYTHON_BY"
 PATIENCE = 10.0
 
 _REMEDY = "name a Python interpreter with `python=`, or run the jobs by `jobcore work`"
-#: What only an interpreter answers.
-_QUESTION, _ANSWER = "print(6007 * 9001, end='')", b"54069007"
+#: What only an interpreter answers, and what supervisors need beside it.
+_QUESTION, _ANSWER = "print(6007 * 9001, end='', flush=True); import ctypes", b"54069007"
 
 
 def require_host(python: str | None, *, own_launcher: bool) -> None:
@@ -60,6 +61,24 @@ def require_host(python: str | None, *, own_launcher: bool) -> None:
         )
     if python is None and not sys.executable:
         raise SpawnError(f"this process knows no Python interpreter: {_REMEDY}", lasting=True)
+    if python is None and not _has_ctypes():
+        raise _without_ctypes(sys.executable)
+
+
+def _has_ctypes() -> bool:
+    """Tell whether this process can import ctypes, without doing so."""
+    try:
+        return importlib.util.find_spec("_ctypes") is not None
+    except ValueError:  # it is kept from being imported
+        return False
+
+
+def _without_ctypes(python: str) -> SpawnError:
+    return SpawnError(
+        f"{python!r} was built without ctypes, which supervisors need: install libffi and build "
+        "it anew, or name another Python interpreter with `python=`",
+        lasting=True,
+    )
 
 
 def _replaced_threads() -> str | None:
@@ -138,6 +157,8 @@ def _answers(python: str, _device: int, _inode: int, _changed: int) -> bool:
     except (OSError, RuntimeError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else None
         raise SpawnError(f"{python!r} cannot be started: {error}; {_REMEDY}", number) from error
+    if done.stdout == _ANSWER and done.returncode != 0:
+        raise _without_ctypes(python)
     return done.stdout == _ANSWER
 
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, StoreError, doctor, schema
+from jobcore import JobManager, Reason, SpawnError, Status, StoreError, doctor, schema
 from jobcore.database import Database
 from jobcore.supervision import jobdir, kernel, pids, pool, progress
 from tests.jobfiles import sql
@@ -298,6 +298,24 @@ def test_an_old_sqlite_is_refused_with_the_remedy(database, monkeypatch):
         Database(database)
     assert "install" in schema.too_old("3.31.1")
     assert not os.path.exists(database)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_python_without_ctypes_is_refused_with_the_remedy(database, tmp_path, monkeypatch, named):
+    """Its supervisors could not begin; a manager that runs nothing needs none."""
+    monkeypatch.setitem(sys.modules, "_ctypes", None)
+    JobManager(database, slots=0).close()
+    if named:
+        python = tmp_path / "python"
+        python.write_text("#!/bin/sh\nprintf 54069007; exit 1\n")
+        python.chmod(0o755)
+        with JobManager(database, slots=1, python=str(python)) as jobs:
+            job = jobs.submit(["true"])
+            with pytest.raises(SpawnError, match=r"was built without ctypes.*`python=`"):
+                jobs.wait(job.id, PATIENCE)
+    else:
+        with pytest.raises(SpawnError, match=r"was built without ctypes.*`python=`"):
+            JobManager(database, slots=1)
 
 
 def test_a_python_without_sqlite_is_told():
