@@ -9,10 +9,8 @@ can run commands as this user.
 from __future__ import annotations
 
 import errno
-import grp
 import logging
 import os
-import pwd
 import stat
 import struct
 from collections.abc import Iterator
@@ -148,6 +146,9 @@ def _is_trusted(user: int) -> bool:
 
 def _is_private_group(number: int) -> bool:
     """Tell whether a group has this user as its only member, as far as its own entry says."""
+    import grp  # noqa: PLC0415 - few directories can be written to by a group
+    import pwd  # noqa: PLC0415
+
     try:
         user = pwd.getpwuid(os.geteuid())
         group = grp.getgrgid(number)

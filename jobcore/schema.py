@@ -12,7 +12,7 @@ from functools import cache
 
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from jobcore import chain_migration, filesystem, lifecycle, tables, walfile
+from jobcore import chain_migration, filesystem, lifecycle, tables
 from jobcore.errors import (
     DatabaseCorrupt,
     NotAJobcoreDatabase,
@@ -248,6 +248,8 @@ def check_log(path: str) -> None:
     Raises:
         NotAJobcoreDatabase: The log has a first page, of another program.
     """
+    from jobcore import walfile  # noqa: PLC0415 - few files say so little of themselves
+
     try:
         page = walfile.first_page(path + "-wal")
     except OSError:
