@@ -9,21 +9,29 @@ from contextlib import closing
 import pytest
 
 from jobcore import walfile
+from tests.processes import in_child
+
+#: Connections that are not to be closed in the child that made them.
+KEPT = []
 
 
 @pytest.fixture
 def copy_of_log(tmp_path):
     """Return a database with three commits, each with its own application id, and its log."""
-    path = tmp_path / "some.db"
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("CREATE TABLE x (y)")
-        for number in (1, 2, 3):
-            connection.execute(f"PRAGMA application_id = {number}")
-            connection.execute("INSERT INTO x VALUES (?)", ("z" * 10_000,))
-        for end in ("", "-wal"):
-            shutil.copy(f"{path}{end}", tmp_path / f"copy.db{end}")
-    return str(tmp_path / "copy.db")
+    path = str(tmp_path / "copy.db")
+    in_child(leave_log, path)
+    return path
+
+
+def leave_log(path):
+    """Make the database in a process that ends without closing it."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE x (y)")
+    for number in (1, 2, 3):
+        connection.execute(f"PRAGMA application_id = {number}")
+        connection.execute("INSERT INTO x VALUES (?)", ("z" * 10_000,))
+    KEPT.append(connection)
 
 
 def application_id(page):
