@@ -20,6 +20,7 @@ from jobcore.connections import uri_of
 from jobcore.directories import Directories
 from jobcore.errors import DatabaseGone, JobcoreError, ScheduleError
 from jobcore.models import Finding
+from jobcore.ownership import Ownership
 from jobcore.schedule import Schedule
 from jobcore.supervision import NewerProtocol, jobdir, kernel
 
@@ -89,6 +90,7 @@ class _Examination:
             ("store", self._store),
             ("directories", self._directories),
             ("running jobs", self._running_jobs),
+            ("owned jobs", self._owned_jobs),
             ("left processes", self._left_processes),
             ("deletions", self._deletions),
             ("chains", self._chains),
@@ -297,6 +299,22 @@ class _Examination:
             yield _wrong(check, f"{state}: {_some(ids)}; `jobcore work` settles them, or --repair")
         if not states:
             yield _ok(check, f"{alive}, each with a supervisor")
+
+    def _owned_jobs(self, check: str) -> Iterator[Finding]:
+        """Look at tasks that processes do themselves, and at reserved jobs."""
+        if not self._is_current():
+            return
+        rows = self._ask(_rows("SELECT id, owner FROM job WHERE owner IS NOT NULL"))
+        directories = Directories(self._path)
+        try:
+            ownership = Ownership(directories)
+            dead = [str(UUID(hex=name)) for name, owner in rows if not ownership.lives(owner)]
+        finally:
+            directories.close()
+        if dead:
+            yield _note(check, f"the process of {_some(dead)} is dead: the next look ends them")
+        else:
+            yield _ok(check, f"{len(rows)}, each of a process that lives")
 
     def _running(self) -> list[_Running]:
         column = "directory_id" if self._is_current() else "NULL"

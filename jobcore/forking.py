@@ -92,6 +92,11 @@ class _Gate:
         with self._lock:
             return set(self._descriptors)
 
+    def unregister(self, *descriptors: int) -> None:
+        """Leave these open in a forked child: the host has closed and reused the numbers."""
+        with self._lock:
+            self._descriptors.difference_update(descriptors)
+
     def close(self, *descriptors: int) -> None:
         """Close these here, and no more in a forked child."""
         with self._lock:

@@ -179,6 +179,8 @@ def _is_open(lock: _Lock) -> bool:
 def _close(lock: _Lock) -> None:
     if _is_open(lock):
         GATE.close(lock.descriptor)
+    else:
+        GATE.unregister(lock.descriptor)
     lock.descriptor = -1
 
 

@@ -11,14 +11,14 @@ import pytest
 
 from jobcore import Finding, JobManager, doctor, filesystem
 from tests.jobfiles import sql
+from tests.processes import in_child
 from tests.transactions import transaction
 
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
     "SQLite", "system", "file", "file system", "modes", "other users", "write-ahead log", "schema",
-    "definitions", "integrity", "store", "directories", "running jobs", "left processes",
-    "deletions", "chains",
-    "schedules",
+    "definitions", "integrity", "store", "directories", "running jobs", "owned jobs",
+    "left processes", "deletions", "chains", "schedules",
 ]  # fmt: skip
 
 
@@ -391,3 +391,22 @@ def test_schedule_of_an_unknown_time_zone_is_found(jobs, database):
 
     assert found.verdict == "wrong"
     assert found.detail.startswith("never run here: 'a', 'b': no time zone 'Mars/Olympus' here")
+
+
+def start_task(database):
+    with JobManager(database, slots=0) as jobs:
+        return str(jobs.start_job(jobs.create_job("ELT").id).id)
+
+
+def test_a_task_of_a_dead_process_is_noted(jobs, database):
+    """The doctor names it and changes nothing; the next look ends it."""
+    alive = jobs.start_job(jobs.create_job("ELT").id)
+    assert "owned jobs" not in examine(database)
+    dead = in_child(start_task, database)
+    found = examine(database)["owned jobs"]
+
+    assert (found.verdict, dead in found.detail, str(alive.id) in found.detail) == (
+        "note", True, False
+    )  # fmt: skip
+    assert [str(job.id) for job in jobs.recover()] == [dead]
+    assert "owned jobs" not in examine(database)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -301,3 +302,95 @@ def test_looking_at_a_copy_leaves_its_tasks_as_they_are(database, host, tmp_path
         assert [str(job.id) for job in jobs.recover()] == [one.job_id]
     with JobManager(database, slots=0) as jobs:
         assert jobs.get_job(one.job_id).status is Status.RUNNING
+
+
+STARTS_A_TASK = """
+import os, sys, time
+from jobcore import JobManager
+jobs = JobManager(sys.argv[1], slots=0)
+job = jobs.start_job(jobs.create_job("ELT").id)
+"""
+
+
+@contextmanager
+def program(database, source, *before):
+    """Run a program that starts a task; give its process and the words that it prints."""
+    process = subprocess.Popen(
+        [*before, sys.executable, "-W", "ignore", "-c", STARTS_A_TASK + source, database],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        yield process, process.stdout.readline().split()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "1 / 0", "os.abort()"])
+def test_program_that_ends_without_finishing_its_task_has_lost_it(database, end):
+    """However it ends: no exit code of the program is one of the task."""
+    source = f"sys.stderr = open(os.devnull, 'w'); print(job.id, flush=True); {end}"
+    with program(database, source) as (process, (job_id,)):
+        process.wait(PATIENCE)
+        with JobManager(database, slots=0) as jobs:
+            job = jobs.get_job(job_id)
+    assert (job.reason, job.exit_code) == (Reason.LOST, None)
+
+
+def test_program_that_becomes_another_one_has_lost_its_task(database):
+    """After an exec the process is the same, and nothing of the task is left in it."""
+    source = "print(job.id, flush=True); sys.stdin.read(1); os.execvp('sleep', ['sleep', '300'])"
+    with program(database, source) as (process, (job_id,)), JobManager(database, slots=0) as jobs:
+        assert jobs.get_job(job_id).status is Status.RUNNING
+        process.stdin.write("x")
+        process.stdin.flush()
+        assert jobs.wait(job_id, 30).reason is Reason.LOST
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_pool_of_a_dead_program_does_not_keep_its_task_running(database, method):
+    """Its workers live on, and none of them is the owner."""
+    source = f"""
+import multiprocessing
+worker = multiprocessing.get_context("{method}").Process(target=time.sleep, args=(300,))
+worker.start()
+print(job.id, worker.pid, flush=True)
+time.sleep(300)
+"""
+    with program(database, source) as (process, (job_id, worker)):
+        try:
+            with JobManager(database, slots=0) as jobs:
+                assert jobs.get_job(job_id).status is Status.RUNNING
+                process.kill()
+                process.wait()
+                assert jobs.get_job(job_id).reason is Reason.LOST
+        finally:
+            os.kill(int(worker), 9)
+
+
+def test_stopped_program_still_owns_its_task(database):
+    """A SIGSTOP is no death."""
+    with program(database, "print(job.id, flush=True); time.sleep(300)") as (process, (job_id,)):
+        os.kill(process.pid, signal.SIGSTOP)
+        with JobManager(database, slots=0) as jobs:
+            assert jobs.recover() == []
+            assert jobs.get_job(job_id).status is Status.RUNNING
+
+
+def test_owner_in_another_pid_namespace_is_judged_by_its_lock(database):
+    """Its pid says nothing here: it lives while its lock is held, and is dead once it is free."""
+    enter = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make pid namespaces")
+    source = "print(job.id, flush=True); time.sleep(300)"
+    with (
+        program(database, source, *enter) as (process, (job_id,)),
+        JobManager(database, slots=0) as jobs,
+    ):
+        assert jobs.recover() == []
+        process.kill()
+        process.wait()
+        assert jobs.wait(job_id, 30).reason is Reason.LOST

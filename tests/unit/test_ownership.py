@@ -113,6 +113,20 @@ def test_forked_child_is_not_the_owner(ownership):
     assert not ownership.lives(own)
 
 
+def test_lock_whose_descriptor_was_closed_by_number_is_taken_anew(ownership):
+    """A host may close any number; what has that number then is not closed with the lock."""
+    name = ownership.claim()
+    (number,) = [one for one, to in descriptors().items() if to.endswith(PREFIX + name)]
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, number)
+    assert ownership.claim() == name
+    assert descriptors()[number] == in_child(descriptors)[number] == os.devnull
+    ownership.release(is_used=False)
+    assert descriptors()[number] == os.devnull
+    os.close(number)
+    os.close(null)
+
+
 def fork_in_c_and_tell(ownership, answer):
     """Become an owner whose child, forked without Python's hooks, keeps its descriptors."""
     name = ownership.claim()
