@@ -1485,8 +1485,9 @@ class JobManager:
         Remove a pipeline with its jobs; a running one is stopped first.
 
         It triggers nothing any more: `check` names the pipelines that ran after it.
-        From its first step on nobody sees any of it. Returns when all is gone;
-        where this process dies before, the next manager finishes it.
+        The pipeline and its active job disappear at once, and very many other jobs in short
+        steps. Returns when all is gone; where this process dies before, the next manager
+        finishes it.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
