@@ -165,7 +165,7 @@ class Readers:
                 if self._may_enter():
                     return
             except BaseException:
-                self._uses.pop(use, None)
+                self.leave(use)  # who closes may have seen it, and leaves the rest to the last one
                 raise
             self._uses.pop(use, None)
             time.sleep(PAUSE)
