@@ -22,7 +22,12 @@ from jobcore.interrupts import Lock
 
 
 class ForkAware(Protocol):
-    """An object that holds what does not survive a fork."""
+    """
+    An object that holds what does not survive a fork.
+
+    Each of these may be called more than once for one fork: a signal handler may fork in
+    the middle of the hooks.
+    """
 
     def before_fork(self) -> None:
         """Come to rest: nothing half done may be copied."""
@@ -47,7 +52,6 @@ class _Gate:
         self._forks = Lock()  # two threads may fork at once; one comes to rest at a time
         self._descriptors: set[int] = set()
         self._owners: list[weakref.ref[ForkAware]] = []
-        self._resting: list[ForkAware] = []  # told before a fork, to be told after it
         self._installed = False
         self._nested = False  # the forking thread is inside the gate, as a launcher that forks
         self._interrupted = False  # by a Ctrl-C while it waited; told after the fork
@@ -107,17 +111,12 @@ class _Gate:
     def _before(self) -> None:
         # The owners first: one that waits for its thread must not hold the gate
         # that the thread may need to come to an end.
-        if not self._forks.is_mine:
-            self._forks.hold()
-            self._nested = self._lock.is_mine
+        self._forks.hold()
         for owner in self.owners():
-            if owner in self._resting:
-                continue
-            self._resting.append(owner)
             try:
                 owner.before_fork()
             except BaseException as error:  # noqa: BLE001 - the fork comes all the same
-                # Python would print it and go on to the fork, and the hooks behind
+                # Python would print it and go on to the fork, and the hooks after
                 # it would undo what was not done.
                 self._interrupted = self._interrupted or isinstance(error, KeyboardInterrupt)
         self._lock.hold()
@@ -125,15 +124,22 @@ class _Gate:
     def _after_in_parent(self) -> None:
         if not self._forks.is_mine:
             return  # it was all done, and another thread may be forking by now
-        if not self._nested:  # else it is still inside, and leaves by itself
-            self._lock.release()
-        while self._resting:
-            self._resting[-1].after_fork_in_parent()
-            self._resting.pop()
+        if self._is_inside_another():
+            return  # the owners go on after that one
+        self._lock.release()
+        for owner in self.owners():
+            owner.after_fork_in_parent()
         self._forks.release()
         if self._interrupted:
             self._interrupted = False
             _thread.interrupt_main()
+
+    def _is_inside_another(self) -> bool:
+        """Tell whether a signal handler has forked before another fork of this thread."""
+        frame = sys._getframe(1).f_back  # noqa: SLF001 - CPython alone has fork hooks of this kind
+        while frame is not None and frame.f_code is not _Gate._before.__code__:
+            frame = frame.f_back
+        return frame is not None
 
     def _after_in_child(self) -> None:
         if not self._forks.is_mine:
@@ -147,9 +153,8 @@ class _Gate:
         # Both taken by the forking thread just before the fork, so it is their owner here too.
         if not self._nested:
             self._lock.release()
-        while self._resting:
-            self._resting[-1].after_fork_in_child()
-            self._resting.pop()
+        for owner in self.owners():
+            owner.after_fork_in_child()
         self._forks.release()
 
 

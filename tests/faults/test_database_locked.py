@@ -175,7 +175,7 @@ def test_a_closing_manager_stops_jobs_behind_a_locked_database(database, monkeyp
         write = Database.write
 
         def noted(self, change, *, patience=None, **options):
-            if threading.current_thread() is threading.main_thread():
+            if threading.current_thread().name != "jobcore-dispatcher":
                 tried.append(patience)
             return write(self, change, patience=patience, **options)
 

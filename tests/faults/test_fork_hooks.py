@@ -98,7 +98,7 @@ def test_signal_handler_that_forks_neither_tears_nor_hangs(database):
     """In the middle of any call; parent and child write on, and all that returned is there."""
     said = run_python(
         f"""
-import os, signal, sys
+import faulthandler, os, signal, sys
 from jobcore import JobManager, StoreError
 made, codes = [], []
 
@@ -114,15 +114,14 @@ def handler(*_):
             os._exit(3 if "forked in the middle of a transaction" in str(error) else 4)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
-signal.alarm({int(PATIENCE)})
-signal.signal(signal.SIGUSR1, handler)
-signal.signal(signal.SIGPROF, handler)
+faulthandler.dump_traceback_later({2 * int(PATIENCE)}, exit=True)
+signal.signal(signal.SIGALRM, handler)
 jobs = JobManager(sys.argv[1], slots=0)
 for number in range(60):
-    signal.setitimer(signal.ITIMER_PROF, 0.0001 * (number % 12 + 1))
+    signal.setitimer(signal.ITIMER_REAL, 0.0001 * (number % 12 + 1))
     made.append(jobs.create_job("TASK").id)
     jobs.get_job(made[-1])
-signal.setitimer(signal.ITIMER_PROF, 0)
+signal.setitimer(signal.ITIMER_REAL, 0)
 assert set(codes) <= {{0, 3}}, codes
 assert sum(jobs.count_jobs().values()) == len(made) + codes.count(0), codes
 jobs.close()
