@@ -39,11 +39,10 @@ from jobcore.errors import (
     SchemaTooNew,
     StoreError,
 )
-from jobcore.observation import NOBODY, Observer
 from jobcore.readers import Readers, Reading, Use
 from jobcore.statement import driver_of
 from jobcore.supervision import failpoints
-from jobcore.writer import Writer
+from jobcore.writer import NOBODY, Observer, Writer
 
 #: Files, by device and inode, that this process may no longer touch: it was
 #: forked while a connection to them was busy. See Database.before_fork.

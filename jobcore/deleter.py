@@ -17,7 +17,7 @@ from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import failpoints
 from jobcore.tables import pipeline, workspace
-from jobcore.turns import Turns
+from jobcore.writer import Turns
 
 
 class Deleter:

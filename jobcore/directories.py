@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from jobcore import filesystem, holders, identity
+from jobcore import filesystem, holders
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.filesystem import repair_command
 from jobcore.forking import GATE
@@ -22,6 +23,36 @@ from jobcore.worker import handed_over
 #: Seconds for which the directory of all job directories may be missing: somebody may move it
 #: away and back.
 MOVED_PATIENCE = 2.0
+
+
+class DirectoryId(NamedTuple):
+    """
+    A job directory and the directory that holds it, by inode.
+
+    Inodes stay the same after a reboot. Device numbers may not.
+    """
+
+    device: int
+    root: int
+    directory: int
+
+    @classmethod
+    def of(cls, root: int, directory: int) -> DirectoryId:
+        """Return that of two open descriptors."""
+        facts = os.fstat(directory)
+        return cls(facts.st_dev, os.fstat(root).st_ino, facts.st_ino)
+
+    @classmethod
+    def parse(cls, text: str | None) -> DirectoryId | None:
+        """Return what `str` made a text of; None where the row has none, or not such a text."""
+        try:
+            return cls(*map(int, (text or "").split(":")))
+        except (TypeError, ValueError):
+            return None
+
+    def __str__(self) -> str:
+        """Return it as the row stores it."""
+        return f"{self.device}:{self.root}:{self.directory}"
 
 
 class Prepared:
@@ -157,14 +188,14 @@ class Directories:
         Raises:
             DatabaseGone: The directory that holds them all is gone.
         """
-        started = identity.DirectoryId.parse(directory_id)
+        started = DirectoryId.parse(directory_id)
         if started is None or os.fstat(self.root).st_ino != started.root:
             return False
         return not same_boot or self._identity[0] == started.device
 
     def is_directory_of(self, directory: int, directory_id: str | None) -> bool:
         """Tell whether an open directory is the one that a run was started in, under this boot."""
-        return str(identity.DirectoryId.of(self.root, directory)) == directory_id
+        return str(DirectoryId.of(self.root, directory)) == directory_id
 
     def path(self, name: str) -> str:
         """Return the path of one, for processes that have no descriptor of it."""
@@ -254,7 +285,7 @@ class Directories:
                     GATE.register(prepared.slot)
                     # Taken, but for a copy that C code of an earlier host may have forked.
                     jobdir.try_lock(prepared.slot, jobdir.SLOT)
-                    prepared.directory_id = str(identity.DirectoryId.of(root, directory))
+                    prepared.directory_id = str(DirectoryId.of(root, directory))
                     return prepared
             except BaseException:
                 prepared.close()

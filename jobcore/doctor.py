@@ -15,9 +15,9 @@ from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from jobcore import filesystem, identity, leftovers, permissions, schema
+from jobcore import filesystem, leftovers, permissions, schema
 from jobcore.connections import uri_of
-from jobcore.directories import Directories
+from jobcore.directories import Directories, DirectoryId
 from jobcore.errors import DatabaseGone, JobcoreError, ScheduleError
 from jobcore.models import Finding
 from jobcore.ownership import Ownership
@@ -341,7 +341,7 @@ class _Examination:
             return ""  # its own version judges it
         finally:
             directories.close()
-        known = identity.DirectoryId.parse(running.directory_id)
+        known = DirectoryId.parse(running.directory_id)
         if known is not None and known.root != self._root():
             return "RUNNING, but not here: its directory was removed, or this is a copy"
         # By the kernel's list: the lock file of one that lives may have been removed.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shlex
 import stat
 import uuid
 from collections.abc import Iterable
@@ -109,6 +108,8 @@ def require_local(path: str) -> None:
 
 def repair_command(database: str) -> str:
     """Return what to type to make a database usable whose job directories are gone."""
+    import shlex  # noqa: PLC0415 - for an error text alone
+
     return f"jobcore --db {shlex.quote(database)} doctor --repair"
 
 

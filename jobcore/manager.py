@@ -16,7 +16,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import doctor, dropped, lifecycle, repair, results, runs, store, values, wire
+from jobcore import dropped, lifecycle, results, runs, store, values
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -42,7 +42,6 @@ from jobcore.arguments import (
 )
 from jobcore.awaiter import Awaiter
 from jobcore.bookkeeper import Bookkeeper
-from jobcore.claimer import Claimer
 from jobcore.clock import Clock, SystemClock, seconds_of
 from jobcore.command import checked_grace
 from jobcore.creator import (
@@ -100,6 +99,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row
     from typing_extensions import Self
+
+    from jobcore.claimer import Claimer
 
 #: Seconds beyond a command's grace that `on_exit="stop"` waits for its end.
 STOP_PATIENCE = 1.0
@@ -245,7 +246,6 @@ class JobManager:
         )
         self._follower = Follower(self._database, self._recovery)
         self._awaiter = Awaiter(self._follower)
-        self._claimer = Claimer(self._bookkeeper, self._follower, self._awaiter)
         self._deleter = Deleter(self._database, self._stopper, self._follower, remover, self._clock)
         self._pruner = Pruner(self._database, remover, self._clock)
         self._dispatcher = Dispatcher(
@@ -607,7 +607,7 @@ class JobManager:
         """
         types = required_types(type)
         checked_patience(timeout)
-        row = self._claimer.claim(types, timeout)
+        row = self._claimer().claim(types, timeout)
         return None if row is None else Job.from_row(row)
 
     def claim_job_async(
@@ -629,7 +629,12 @@ class JobManager:
         """
         types = required_types(type)
         checked_patience(timeout)
-        return self._claimer.claim_async(types, timeout)
+        return self._claimer().claim_async(types, timeout)
+
+    def _claimer(self) -> Claimer:
+        from jobcore.claimer import Claimer  # noqa: PLC0415 - loaded by those who need it
+
+        return Claimer(self._bookkeeper, self._follower, self._awaiter)
 
     def adopt_task(self, job_id: Id) -> Job:
         """
@@ -1026,6 +1031,8 @@ class JobManager:
 
         Args and errors are those of `logs`.
         """
+        from jobcore import wire  # noqa: PLC0415 - loaded by those who need it, not at import
+
         return wire.text(self._lines(job_id, sequence))
 
     def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
@@ -1034,6 +1041,8 @@ class JobManager:
 
         Args and errors are those of `logs`.
         """
+        from jobcore import wire  # noqa: PLC0415 - loaded by those who need it, not at import
+
         return wire.ndjson(self._lines(job_id, sequence))
 
     # --- waiting ------------------------------------------------------------------
@@ -1189,6 +1198,8 @@ class JobManager:
             StoreMismatch: The directory belongs to another database: move it away first.
             StoreError: It cannot be made.
         """
+        from jobcore import repair  # noqa: PLC0415 - loaded by those who need it, not at import
+
         return self._jobs(repair.repair(self._database, self._directories, self._recovery))
 
     def check(self) -> list[Finding]:
@@ -1202,6 +1213,8 @@ class JobManager:
         Returns:
             What each check found; one whose `verdict` is `wrong` needs a person.
         """
+        from jobcore import doctor  # noqa: PLC0415 - loaded by those who need it, not at import
+
         examine = handed_over(doctor.examine)
         findings = examine(self._database.path, trust_directory=self._trust_directory)
         return findings + doctor.findings_of(self._dispatcher.failures())

@@ -23,7 +23,7 @@ from jobcore.history import Entry, Filter
 from jobcore.interrupts import Bell, Lock
 from jobcore.loop import Loop
 from jobcore.models import Event
-from jobcore.observation import Observer
+from jobcore.writer import Observer
 
 #: Seconds that `close` waits, in all, until subscribers were told what is committed.
 CLOSE_PATIENCE = 5.0

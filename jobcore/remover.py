@@ -16,8 +16,8 @@ from jobcore.postponement import Postponement, is_of_all
 from jobcore.runs import Run
 from jobcore.supervision import failpoints
 from jobcore.tables import pipeline, workspace
-from jobcore.turns import Turns
 from jobcore.worker import handed_over
+from jobcore.writer import Turns
 
 #: Jobs whose rows are removed in one transaction: others wait for no more than these.
 REMOVED_AT_ONCE = 100

@@ -12,7 +12,7 @@ from functools import cache
 
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from jobcore import chain_migration, filesystem, lifecycle, tables
+from jobcore import filesystem, lifecycle, tables
 from jobcore.errors import (
     DatabaseCorrupt,
     NotAJobcoreDatabase,
@@ -33,6 +33,13 @@ _NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
 _APPLICATION_AT = slice(68, 72)  # in the first page
 _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
+
+
+def _link_pipelines(connection: sqlite3.Connection) -> None:
+    from jobcore import chain_migration  # noqa: PLC0415 - loaded for older files alone
+
+    chain_migration.link_pipelines(connection)
+
 
 #: By schema version, what makes the next one of it. Written out, not generated
 #: from the tables: these move on, and an old file needs what was meant then.
@@ -97,7 +104,7 @@ CREATE TABLE pipeline_note (
     topic VARCHAR NOT NULL,
     detail VARCHAR NOT NULL
 )""",
-        chain_migration.link_pipelines,
+        _link_pipelines,
         "ALTER TABLE pipeline DROP COLUMN triggered_by",
         "CREATE INDEX links_of_source ON link (source_id)",
         "CREATE INDEX notes_of_pipeline ON pipeline_note (pipeline_id, topic)",
@@ -192,6 +199,9 @@ def statements() -> tuple[str, ...]:
     dialect = sqlite.dialect()
     made = []
     for table in tables.METADATA.sorted_tables:
+        table.dialect_kwargs.update(table.info)
+        for index in table.indexes:
+            index.dialect_kwargs.update(index.info)
         made.append(str(CreateTable(table).compile(dialect=dialect)))
         made += [
             str(CreateIndex(index).compile(dialect=dialect))
@@ -248,7 +258,7 @@ def check_log(path: str) -> None:
     Raises:
         NotAJobcoreDatabase: The log has a first page, of another program.
     """
-    from jobcore import walfile  # noqa: PLC0415 - few files say so little of themselves
+    from jobcore import walfile  # noqa: PLC0415 - few files have all in their log
 
     try:
         page = walfile.first_page(path + "-wal")

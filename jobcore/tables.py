@@ -2,7 +2,9 @@
 Tables: what is stored. They stay inside the store; callers see `models`.
 
 The comments at the columns say who writes them, and when. Annotations are not
-postponed here: reading them back from text doubled the time of the import.
+postponed here: reading them back from text doubled the time of the import. Options
+of SQLite's own stand in `info`, where `schema` finds them: given to SQLAlchemy here,
+they would load its dialect, and with it ten modules, at import.
 """
 
 from typing import Any, ClassVar
@@ -80,8 +82,13 @@ class WorkspaceRow(_Row, table=True):
     __tablename__ = "workspace"
     __table_args__ = (
         # At most one default workspace, whichever process makes it first.
-        Index("one_default_workspace", "is_default", unique=True, sqlite_where=text("is_default")),
-        Index("marked_workspaces", "id", sqlite_where=text("deleted_at IS NOT NULL")),
+        Index(
+            "one_default_workspace",
+            "is_default",
+            unique=True,
+            info={"sqlite_where": text("is_default")},
+        ),
+        Index("marked_workspaces", "id", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
     )
     id: UUID = Field(sa_column=Column(Id(), primary_key=True))
     name: str
@@ -104,16 +111,16 @@ class PipelineRow(_Row, table=True):
             "workspace_id",
             "folded_name",
             unique=True,
-            sqlite_where=text("deleted_at IS NULL"),
+            info={"sqlite_where": text("deleted_at IS NULL")},
         ),
         Index("pipelines_of_workspace", "workspace_id", "created", "id"),
         Index(
             "scheduled_pipelines",
             "next_tick",
             "id",
-            sqlite_where=text("next_tick IS NOT NULL AND deleted_at IS NULL"),
+            info={"sqlite_where": text("next_tick IS NOT NULL AND deleted_at IS NULL")},
         ),
-        Index("marked_pipelines", "id", sqlite_where=text("deleted_at IS NOT NULL")),
+        Index("marked_pipelines", "id", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
     )
     id: UUID = Field(sa_column=Column(Id(), primary_key=True))
     workspace_id: UUID = Field(
@@ -207,17 +214,21 @@ class JobRow(_Row, table=True):
             "one_active_job_per_pipeline",
             "pipeline_id",
             unique=True,
-            sqlite_where=text("status IN ('QUEUED', 'RUNNING')"),
+            info={"sqlite_where": text("status IN ('QUEUED', 'RUNNING')")},
         ),
         # What recovery looks at: small, whatever the history.
-        Index("running_jobs", "number", sqlite_where=text("status = 'RUNNING'")),
-        Index("deleted_jobs", "number", sqlite_where=text("deleted_at IS NOT NULL")),
+        Index("running_jobs", "number", info={"sqlite_where": text("status = 'RUNNING'")}),
+        Index("deleted_jobs", "number", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
         # What a dead process leaves: small, whatever the history.
-        Index("owned_jobs", "number", sqlite_where=text("owner IS NOT NULL")),
+        Index("owned_jobs", "number", info={"sqlite_where": text("owner IS NOT NULL")}),
         # Which of the stored environments are still needed.
-        Index("jobs_by_environment", "environment", sqlite_where=text("environment IS NOT NULL")),
+        Index(
+            "jobs_by_environment",
+            "environment",
+            info={"sqlite_where": text("environment IS NOT NULL")},
+        ),
         # How many there are of each status, and those of a rare one.
-        Index("jobs_by_status", "status", sqlite_where=text("deleted_at IS NULL")),
+        Index("jobs_by_status", "status", info={"sqlite_where": text("deleted_at IS NULL")}),
         # Pages of one workspace's, pipeline's or type's jobs of one status, newest first.
         Index("jobs_of_workspace", "workspace_id", "deleted_at", "status", "number"),
         Index(
@@ -226,9 +237,15 @@ class JobRow(_Row, table=True):
             "deleted_at",
             "status",
             "number",
-            sqlite_where=text("pipeline_id IS NOT NULL"),
+            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
         ),
-        Index("jobs_of_type", "type", "status", "number", sqlite_where=text("deleted_at IS NULL")),
+        Index(
+            "jobs_of_type",
+            "type",
+            "status",
+            "number",
+            info={"sqlite_where": text("deleted_at IS NULL")},
+        ),
         # The queue: by type what may start, in order, and what waits for its time.
         # The status, one word, is there to make this a better match than an index without
         # the time: SQLite counts the columns that it can compare.
@@ -238,20 +255,22 @@ class JobRow(_Row, table=True):
             "status",
             "not_before",
             "number",
-            sqlite_where=text("status = 'QUEUED' AND deleted_at IS NULL"),
+            info={"sqlite_where": text("status = 'QUEUED' AND deleted_at IS NULL")},
         ),
         Index(
             "delayed_retries",
             "status",
             "not_before",
             "number",
-            sqlite_where=text(
-                "status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
-                "AND deleted_at IS NULL"
-            ),
+            info={
+                "sqlite_where": text(
+                    "status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
+                    "AND deleted_at IS NULL"
+                )
+            },
         ),
         # Never reuse a number, though the newest job be deleted: it is the pages' cursor.
-        {"sqlite_autoincrement": True},
+        {"info": {"sqlite_autoincrement": True}},
     )
     number: int | None = Field(default=None, primary_key=True)
     id: UUID = Field(sa_column=Column(Id(), unique=True, nullable=False))
@@ -381,9 +400,9 @@ class TransitionRow(_Row, table=True):
             "transitions_of_pipeline",
             "pipeline_id",
             "id",
-            sqlite_where=text("pipeline_id IS NOT NULL"),
+            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
         ),
-        {"sqlite_autoincrement": True},
+        {"info": {"sqlite_autoincrement": True}},
     )
     id: int | None = Field(default=None, primary_key=True)
     job: int = Field(

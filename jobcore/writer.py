@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, RootTransaction
@@ -22,7 +22,6 @@ from sqlalchemy.exc import DBAPIError
 from jobcore import telemetry
 from jobcore.connections import throw_away
 from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
-from jobcore.observation import NOBODY, Observer
 from jobcore.statement import driver_of
 from jobcore.supervision import failpoints
 from jobcore.worker import Call, Worker
@@ -34,8 +33,39 @@ TRY_FIRST, TRY_LONGEST = 0.0005, 0.005
 #: Seconds of rest before a transaction that follows another at once, so that other
 #: processes get the lock: half as long as it was held, but within these bounds.
 REST_LEAST, REST_MOST = 0.0002, 0.005
+#: Seconds of rest before a step of a long chore at the most: a transaction that itself had
+#: to wait is no reason for more.
+LONGEST_REST = 0.1
 
 T = TypeVar("T")
+
+
+class Observer:
+    """
+    Sees each write transaction, in their order, one at a time; this one looks at nothing.
+
+    Called by the thread that writes, which nothing here may fail or delay.
+    """
+
+    def begun(self, connection: Connection) -> None:
+        """Look before anything is written."""
+
+    def ending(self, connection: Connection) -> None:
+        """Look when all is written; the commit comes next."""
+
+    def committed(self) -> None:
+        """Take it that the commit stands. Never called for what was rolled back."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it has looked at all that was written, and not heard of the commit."""
+        return False
+
+    def interrupted(self, connection: Connection) -> None:
+        """Find out, as the commit has failed, whether it stands; take it so then."""
+
+
+NOBODY = Observer()
 
 
 class Target(Protocol):
@@ -397,3 +427,27 @@ def _refuse_late(changes: list[Change[Any]], error: DatabaseBusy) -> list[Change
         if change.is_late and change.begin():
             change.fail(DatabaseBusy(*error.args))
     return [change for change in changes if not change.done]
+
+
+class Turns:
+    """
+    Rests before each transaction as long as the last one took.
+
+    The write lock is not a queue. Other threads, and SQLite's busy handler in
+    other processes, which sleeps for up to 100 ms between two tries, hardly ever
+    meet the gap between two transactions that follow each other at once: without
+    a rest they would wait for the whole chore, not for one of its steps.
+    """
+
+    def __init__(self) -> None:
+        self._rest = 0.0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Rest, and then have a turn."""
+        time.sleep(self._rest)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._rest = min(time.monotonic() - begun, LONGEST_REST)

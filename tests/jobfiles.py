@@ -7,7 +7,8 @@ import sqlite3
 from contextlib import closing
 from uuid import uuid4
 
-from jobcore import filesystem, identity, runs
+from jobcore import filesystem, runs
+from jobcore.directories import DirectoryId
 from jobcore.supervision import frames, jobdir
 
 
@@ -117,7 +118,7 @@ class Scripted:
         root = os.open(self.database + ".jobs", os.O_RDONLY)
         with self.open() as directory:
             lock = jobdir.open_lock(directory)
-            self.update(directory_id=str(identity.DirectoryId.of(root, directory)))
+            self.update(directory_id=str(DirectoryId.of(root, directory)))
             jobdir.mark_unstarted(lock, self.token)
             os.close(lock)
         os.close(root)

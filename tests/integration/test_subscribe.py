@@ -22,7 +22,7 @@ from jobcore import (
     store,
 )
 from jobcore.connections import SqliteConnection
-from jobcore.observation import NOBODY
+from jobcore.writer import NOBODY
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, descriptors, in_child, own_threads, run_python, until
 from tests.programs import EXIT_3, SLEEPS
