@@ -31,7 +31,7 @@ sys.exit(6)
 def leave(say, database, go):
     """Leave a task, a job that somebody else is to run, and one that runs; and be killed."""
     with JobManager(database, slots=1) as jobs:
-        jobs.start_job(jobs.create_job("TASK").id)
+        jobs.start_job(jobs.create_job("TASK").id, owner=None)
         jobs.submit(["touch", f"{database}.ran"], type="LATER")
         job = jobs.submit([*PRINTS_1000, go])
         assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "begun"
