@@ -12,12 +12,11 @@ from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.follower import Follower
-from jobcore.remover import REMOVED_AT_ONCE, Remover
+from jobcore.remover import REMOVED_AT_ONCE, Remover, Turns
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
 from jobcore.supervision import failpoints
 from jobcore.tables import pipeline, workspace
-from jobcore.writer import Turns
 
 
 class Deleter:

@@ -14,9 +14,8 @@ from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.lifecycle import FINAL, Status
 from jobcore.lookup import Id, require_pipeline, require_workspace
-from jobcore.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover
+from jobcore.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Turns
 from jobcore.retention import Expired
-from jobcore.writer import Turns
 
 #: Jobs that are looked at in one read transaction. Few expire in most of them, and
 #: a reader that stays for long keeps the write-ahead log from being truncated.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from uuid import UUID
 
@@ -17,7 +19,6 @@ from jobcore.runs import Run
 from jobcore.supervision import failpoints
 from jobcore.tables import pipeline, workspace
 from jobcore.worker import handed_over
-from jobcore.writer import Turns
 
 #: Jobs whose rows are removed in one transaction: others wait for no more than these.
 REMOVED_AT_ONCE = 100
@@ -30,6 +31,33 @@ SKIPS_AT_ONCE = 1000
 
 #: Before every id.
 _FIRST = UUID(int=0).hex
+#: Seconds of rest before a step of a long chore at the most: a transaction that itself had
+#: to wait is no reason for more.
+LONGEST_REST = 0.1
+
+
+class Turns:
+    """
+    Rests before each transaction as long as the last one took.
+
+    The write lock is not a queue. Other threads, and SQLite's busy handler in
+    other processes, which sleeps for up to 100 ms between two tries, hardly ever
+    meet the gap between two transactions that follow each other at once: without
+    a rest they would wait for the whole chore, not for one of its steps.
+    """
+
+    def __init__(self) -> None:
+        self._rest = 0.0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Rest, and then have a turn."""
+        time.sleep(self._rest)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._rest = min(time.monotonic() - begun, LONGEST_REST)
 
 
 class Remover:

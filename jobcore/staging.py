@@ -19,7 +19,7 @@ from jobcore.database import Database
 from jobcore.errors import StoreError
 from jobcore.lookup import require_workspace
 from jobcore.ownership import Ownership
-from jobcore.writer import Turns
+from jobcore.remover import Turns
 
 #: Jobs, or characters of their commands, that are staged in one transaction: some 50 ms.
 STAGED_AT_ONCE = 1000

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, RootTransaction
@@ -33,10 +33,6 @@ TRY_FIRST, TRY_LONGEST = 0.0005, 0.005
 #: Seconds of rest before a transaction that follows another at once, so that other
 #: processes get the lock: half as long as it was held, but within these bounds.
 REST_LEAST, REST_MOST = 0.0002, 0.005
-#: Seconds of rest before a step of a long chore at the most: a transaction that itself had
-#: to wait is no reason for more.
-LONGEST_REST = 0.1
-
 T = TypeVar("T")
 
 
@@ -427,27 +423,3 @@ def _refuse_late(changes: list[Change[Any]], error: DatabaseBusy) -> list[Change
         if change.is_late and change.begin():
             change.fail(DatabaseBusy(*error.args))
     return [change for change in changes if not change.done]
-
-
-class Turns:
-    """
-    Rests before each transaction as long as the last one took.
-
-    The write lock is not a queue. Other threads, and SQLite's busy handler in
-    other processes, which sleeps for up to 100 ms between two tries, hardly ever
-    meet the gap between two transactions that follow each other at once: without
-    a rest they would wait for the whole chore, not for one of its steps.
-    """
-
-    def __init__(self) -> None:
-        self._rest = 0.0
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """Rest, and then have a turn."""
-        time.sleep(self._rest)
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self._rest = min(time.monotonic() - begun, LONGEST_REST)

@@ -19,7 +19,6 @@ from jobcore import (
     pruner,
     remover,
     settlement,
-    turns,
 )
 from tests.jobfiles import sql
 from tests.processes import Child, at_once
@@ -69,7 +68,7 @@ def test_what_ended_long_enough_ago_goes(jobs, clock):
 
 
 def test_all_that_belongs_to_a_job_goes(jobs, database):
-    """Row, lines, history, result and directory are gone when it rewriter."""
+    """Row, lines, history, result and directory are gone when it returns."""
     job = ended(jobs, 0, "line\n" * 10)
     sql(
         database,
@@ -279,16 +278,16 @@ def test_pruned_at_once_each_job_goes_once(database, clock):
 def test_between_two_transactions_others_have_as_long_as_one_took(monkeypatch):
     """A rest is as long as the turn before it, up to the longest; the first turn comes at once."""
     now, rests = [0.0], []
-    monkeypatch.setattr(writer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(remover.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(
-        turns, "time", SimpleNamespace(sleep=rests.append, monotonic=time.monotonic)
+        remover, "time", SimpleNamespace(sleep=rests.append, monotonic=time.monotonic)
     )
-    pace = writer.Turns()
+    pace = remover.Turns()
     for took in (0.02, 5.0, 0.0):
         with pace.take():
             now[0] += took
 
-    assert rests == [0.0, 0.02, writer.LONGEST_REST]
+    assert rests == [0.0, 0.02, remover.LONGEST_REST]
 
 
 def test_a_pruning_takes_turns(jobs, monkeypatch):
@@ -298,7 +297,7 @@ def test_a_pruning_takes_turns(jobs, monkeypatch):
     for _ in range(3):
         ended(jobs)
     monkeypatch.setattr(
-        turns, "time", SimpleNamespace(sleep=rests.append, monotonic=time.monotonic)
+        remover, "time", SimpleNamespace(sleep=rests.append, monotonic=time.monotonic)
     )
     jobs.prune(0)
 
