@@ -30,9 +30,11 @@ from jobcore.worker import Call, Worker
 TOGETHER = 128
 #: Seconds between two tries to get the write lock: first and longest.
 TRY_FIRST, TRY_LONGEST = 0.0005, 0.005
-#: Seconds of rest before a transaction that follows another at once, so that other
-#: processes get the lock: half as long as it was held, but within these bounds.
-REST_LEAST, REST_MOST = 0.0002, 0.005
+#: Of the time for which it had the lock, the part for which it leaves it to other processes.
+REST_PART = 0.25
+#: Seconds of rest at once: less costs more than it gives, as sleeping alone takes 0.1 ms,
+#: and another process that looks every few milliseconds would miss it.
+REST_LEAST, REST_MOST = 0.002, 0.01
 T = TypeVar("T")
 
 
@@ -124,8 +126,8 @@ class Writer:
         self._settings: dict[str, str] = {}  # pragmas that change from one transaction to the next
         self._transaction: RootTransaction | None = None
         self._observer: Observer = NOBODY
-        self._held = 0.0  # seconds for which the last transaction had the lock
-        self._ended = 0.0  # when that was, by the monotonic clock
+        self._owed = 0.0  # seconds of rest
+        self._ended = 0.0  # when the last transaction did, by the monotonic clock
 
     # --- for callers ------------------------------------------------------------------
 
@@ -240,7 +242,7 @@ class Writer:
                     self._commit([change])
             return
         self._ended = time.monotonic()
-        self._held = self._ended - taken
+        self._owed = min(self._owed + (self._ended - taken) * REST_PART, REST_MOST)
         self._target.after_commits()
 
     def _begin(self, changes: list[Change[Any]]) -> list[Change[Any]]:
@@ -273,11 +275,11 @@ class Writer:
         return []
 
     def _rest(self) -> None:
-        """Leave the lock to other processes for a moment, after a transaction just now."""
-        rest = min(max(self._held / 2, REST_LEAST), REST_MOST)
-        left = self._ended + rest - time.monotonic()
-        if left > 0 and self._held:
-            time.sleep(left)
+        """Leave the lock to other processes for a moment, unless it has been free for as long."""
+        self._owed = max(self._owed - (time.monotonic() - self._ended), 0.0)
+        if self._owed >= REST_LEAST:
+            time.sleep(self._owed)
+            self._owed = 0.0
 
     def _fail_to_begin(self, changes: list[Change[Any]], error: BaseException) -> None:
         """Give each caller an error of its own."""
