@@ -96,6 +96,10 @@ class Target(Protocol):
         """Do what is due after commits, when their callers have been told."""
 
 
+class _OutcomeUnknown(Exception):
+    """A transaction has ended, and it is not known whether it was committed."""
+
+
 class Change(Call[T]):
     """A call that is made in a write transaction."""
 
@@ -329,6 +333,9 @@ class Writer:
             with self._target.typed_errors():
                 change.make(self._required)
             self._end()
+        except _OutcomeUnknown as error:
+            self._take_back(error)
+            change.fail(StoreError(*error.args))
         except BaseException as error:  # noqa: BLE001 - for the caller
             self._take_back(error)
             change.fail(error)
@@ -343,44 +350,67 @@ class Writer:
             Whether all have an outcome; False: the transaction was rolled back as a
             whole, and those without one are to be made again.
         """
-        driver = driver_of(self._required)
-        made = []
-        failed: list[tuple[Change[Any], BaseException]] = []
+        made: list[Change[Any]] = []
+        failed: list[tuple[Change[Any], Exception]] = []
         try:
-            for change in changes:
-                driver.execute("SAVEPOINT one_change")
-                try:
-                    with self._target.typed_errors():
-                        change.make(self._required)
-                except Exception as error:
-                    if not driver.in_transaction:
-                        change.fail(error)
-                        raise
-                    driver.execute("ROLLBACK TO one_change")
-                    failed.append((change, error))
-                except BaseException as error:
-                    change.fail(error)
-                    raise
-                else:
-                    made.append(change)
-                driver.execute("RELEASE one_change")
+            self._make_each(changes, made, failed)
             self._end()
+        except _OutcomeUnknown as error:
+            self._take_back(error)
+            for change in made:
+                change.fail(StoreError(*error.args))
         except BaseException as error:  # noqa: BLE001 - its caller has it, the others are made again
             self._take_back(error)
             return False
+        else:
+            self._told(made)
         for change, reason in failed:
             change.fail(reason)
-        self._told(made)
         return True
 
+    def _make_each(
+        self,
+        changes: list[Change[Any]],
+        made: list[Change[Any]],
+        failed: list[tuple[Change[Any], Exception]],
+    ) -> None:
+        driver = driver_of(self._required)
+        for change in changes:
+            driver.execute("SAVEPOINT one_change")
+            try:
+                with self._target.typed_errors():
+                    change.make(self._required)
+            except Exception as error:
+                if not driver.in_transaction:
+                    change.fail(error)
+                    raise
+                driver.execute("ROLLBACK TO one_change")
+                failed.append((change, error))
+            except BaseException as error:
+                change.fail(error)
+                raise
+            else:
+                made.append(change)
+            driver.execute("RELEASE one_change")
+
     def _end(self) -> None:
-        """Commit."""
+        """Commit; what fails after that is logged, for the changes stand."""
         with self._target.typed_errors():
             self._observer.ending(self._required)
             if self._transaction is not None:
-                self._transaction.commit()
+                try:
+                    self._transaction.commit()
+                except (DBAPIError, sqlite3.Error):
+                    raise  # SQLite has refused, and nothing stands
+                except BaseException as error:
+                    # Raised from outside into this thread, before the commit or after it.
+                    path = self._target.path
+                    raise _OutcomeUnknown(f"{path}: outcome unknown: {error!r}") from error
             self._transaction = None
-        self._observer.committed()
+        try:
+            self._observer.committed()
+        except BaseException as error:  # noqa: BLE001 - as a failed commit, it would be made again
+            telemetry.event(logging.ERROR, "events missed", error=repr(error))
         self._target.committed()
 
     @staticmethod

@@ -16,6 +16,7 @@ from jobcore import DatabaseBusy, JobManager, Status, StoreError, telemetry
 from jobcore.connections import SqliteConnection
 from jobcore.database import Database
 from jobcore.supervision import failpoints
+from jobcore.writer import Observer
 from tests.processes import PATIENCE, until
 from tests.transactions import transaction
 
@@ -163,6 +164,48 @@ def test_commit_that_fails_is_tried_again_for_each_change(opened, together, monk
     assert len(failures) >= 1
     assert commits >= 2
     assert notes(opened) == {"a", "b"}
+
+
+def test_observer_that_fails_after_a_commit_has_nothing_made_twice(opened, together):
+    """The changes stand, and their callers hear so."""
+
+    class Failing(Observer):
+        def committed(self):
+            raise RuntimeError("observer")
+
+    opened.observe(Failing())
+    run_on = [lambda connection: run(connection, "INSERT INTO note VALUES (NULL)")] * 2
+    outcomes, commits = together(*run_on)
+
+    assert outcomes == [None, None]
+    assert commits == 1
+    with opened.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM note").scalar_one() == 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_exception_from_outside_just_after_a_commit_has_nothing_made_twice(
+    opened, together, monkeypatch, count
+):
+    """Each caller is told that the outcome is unknown, and each change is there once."""
+    commit = SqliteConnection.commit
+
+    def stand_and_fail(connection):
+        commit(connection)
+        raise SystemExit
+
+    def change(connection):
+        monkeypatch.setattr(SqliteConnection, "commit", stand_and_fail)
+        run(connection, "INSERT INTO note VALUES (NULL)")
+
+    outcomes, _ = together(*[change] * count)
+    monkeypatch.undo()
+
+    assert [type(outcome) for outcome in outcomes] == [StoreError] * count
+    assert all("outcome unknown" in str(outcome) for outcome in outcomes)
+    assert len({id(outcome) for outcome in outcomes}) == count
+    with opened.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM note").scalar_one() == count
 
 
 def test_durable_change_makes_its_whole_transaction_durable(together):
