@@ -30,8 +30,8 @@ ABANDONED = (
     "none was created"
 )
 
-#: Owner and number of the batches that calls in this process are writing.
-_UNDER_WAY: set[tuple[str, int]] = set()
+#: Owner and number of the batches that calls in this process could not remove.
+_LEFT: set[tuple[str, int]] = set()
 
 
 class Staging:
@@ -68,8 +68,9 @@ class Staging:
             WorkspaceNotFound: There is no such one, or not any more.
         """
         owner = self._ownership.claim()
-        self._remove_abandoned(owner)
+        self._remove_left(owner)
         turns = Turns()
+        begun: list[batches.Batch] = []
 
         def begin(connection: Connection) -> tuple[batches.Batch, dict[str, Any]]:
             # The first job goes with it: something refers to the environment then.
@@ -77,11 +78,11 @@ class Staging:
             batch = batches.begin(connection, len(jobs), owner)
             first = store.new_job(now=now, number=batch.first, **{**jobs[0], **same})
             batches.stage(connection, [first])
+            begun.append(batch)  # here, for an interrupt may keep the caller from hearing of it
             return batch, same
 
-        batch, same = self._database.write(begin, durable=False)
-        _UNDER_WAY.add((owner, batch.id))
         try:
+            batch, same = self._database.write(begin, durable=False)
             rows = [
                 store.new_job(now=now, number=number, **{**job, **same})
                 for number, job in enumerate(jobs[1:], batch.first + 1)
@@ -99,13 +100,12 @@ class Staging:
                 about=about,
             )
         except BaseException:
-            _UNDER_WAY.discard((owner, batch.id))
+            _LEFT.update((owner, one.id) for one in begun)
             try:
-                self._remove(batch)
+                self._remove_left(owner)
             except StoreError as error:  # the next call tries again, or the next manager
                 telemetry.event(logging.WARNING, "batch not removed", error=str(error))
             raise
-        _UNDER_WAY.discard((owner, batch.id))
         return self._read(batch)
 
     def remove_of_dead(self, *, everything: bool = False) -> None:
@@ -136,13 +136,17 @@ class Staging:
             after = some[-1].number
         return found
 
-    def _remove_abandoned(self, owner: str) -> None:
+    def _remove_left(self, owner: str) -> None:
         """Remove what this process has begun and could not remove when it failed."""
+        left = {number for of, number in _LEFT.copy() if of == owner}
+        if not left:
+            return
         with self._database.read() as connection:
             found = batches.find_open(connection)
         for batch in found:
-            if batch.owner == owner and (owner, batch.id) not in _UNDER_WAY:
+            if batch.owner == owner and batch.id in left:
                 self._remove(batch)
+        _LEFT.difference_update((owner, number) for number in left)
 
     def _remove(self, batch: batches.Batch, *, everything: bool = True) -> None:
         """Remove a batch that is not published; one that is stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 
 import pytest
@@ -194,6 +195,62 @@ def sweep(database):
     """Sweep in another process."""
     with JobManager(database, slots=0) as jobs:
         jobs.recover()
+
+
+def test_batch_of_another_thread_is_not_taken_for_left(jobs, database, monkeypatch):
+    """One that has just begun, of which its own thread has not heard yet, is left alone."""
+    begin, others = batches.begin, []
+
+    def begin_and_look(connection, count, owner):
+        batch = begin(connection, count, owner)
+        if not others:
+            others.append(threading.Thread(target=many, args=(jobs,)))
+        return batch
+
+    write = jobs._database.write
+
+    def hear_late(change, **options):
+        outcome = write(change, **options)
+        if others and others[0].ident is None:
+            others[0].start()
+            others[0].join()
+        return outcome
+
+    monkeypatch.setattr(batches, "begin", begin_and_look)
+    monkeypatch.setattr(jobs._database, "write", hear_late)
+    many(jobs)
+
+    assert rows(database)["batch"] == 0
+    assert len(jobs.list_jobs()) == 20
+
+
+def test_batch_that_could_not_be_removed_is_removed_by_the_next_call(jobs, database, monkeypatch):
+    """A call that is interrupted while it begins, or cleans up, leaves nothing for long."""
+    monkeypatch.setattr(batches, "stage", fail_at(2, KeyboardInterrupt, batches.stage))
+    monkeypatch.setattr(batches, "remove_some", fail_at(1, StoreError("busy"), None))
+    with pytest.raises(KeyboardInterrupt):
+        many(jobs)
+    left = rows(database)
+    monkeypatch.undo()
+    monkeypatch.setattr(creator, "STAGED_FROM", 9)
+    many(jobs)
+
+    assert left["batch"] == 1
+    assert rows(database)["batch"] == 0
+    assert rows(database)["job"] == 10
+
+
+def fail_at(number, error, function):
+    """Return the function, but have one of its calls fail."""
+    calls = []
+
+    def fail(*arguments, **options):
+        calls.append(1)
+        if len(calls) == number:
+            raise error
+        return function(*arguments, **options)
+
+    return fail
 
 
 def test_batch_that_was_swept_is_not_published(jobs, monkeypatch):
