@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -44,6 +45,19 @@ DAMAGE = (ValueError, OverflowError, TypeError, AttributeError)
 
 #: Before everything that has a next tick, or waits for its time.
 _FIRST = (-(2**63), UUID(int=0).hex)
+
+
+class _Seen(NamedTuple):
+    """
+    How far a look at the schedules has got.
+
+    Attributes:
+        place: Of the last one that could be read.
+        skip: How many after it could not be read.
+    """
+
+    place: store.Place
+    skip: int = 0
 
 
 class _Taken(NamedTuple):
@@ -85,7 +99,7 @@ class Scheduler:
         self._next_look = 0  # for what was put off, by the wall clock
         self._last_tick = 0
         # How far that look has got; None: it is over.
-        self._schedules_seen: store.Place | None = None
+        self._schedules_seen: _Seen | None = None
         self._retries_seen: tuple[int, int] | None = None
         # Those that are not understood, with what they say: each is told once.
         self._troubled: dict[str, tuple[Any, Any]] = {}
@@ -94,7 +108,7 @@ class Scheduler:
         """Take every tick that has come; once an hour, fetch back what a wrong clock put off."""
         now = self._clock.now()
         if now >= self._next_look or now < self._last_tick:
-            self._schedules_seen = now, _FIRST[1]
+            self._schedules_seen = _Seen((now, _FIRST[1]))
             self._retries_seen = now, 0
             self._next_look = now + int(PUT_OFF_PAUSE * 1e6)
         self._last_tick = now
@@ -106,29 +120,38 @@ class Scheduler:
 
     def _take_due(self, now: int) -> None:
         deadline = time.monotonic() + LOOK
-        after = _FIRST
-        while True:
+        seen: _Seen | None = _Seen(_FIRST)
+        while seen is not None:
             damaged: dict[int, Exception] = {}
-            with self._database.read() as connection:
-                due = store.scheduled_pipelines(
-                    connection,
-                    after=after,
-                    until=now,
-                    limit=AT_ONCE,
-                    failed=damaged.__setitem__,
-                )
+            due, seen = self._read(seen, now, damaged)
             for rowid, error in damaged.items():
                 self._postpone(rowid, error)
-            if not due:
-                return
-            after = due[-1].next_tick, due[-1].id
             taken = [(one, found) for one in due if (found := self._decide(one, now)) is not None]
             if taken:
                 for one, error in self._database.write(partial(self._write, taken=taken, now=now)):
                     self._postpone(one.id, error)
                 failpoints.reach(failpoints.TICK_TAKEN, self._database)
-            if len(due) + len(damaged) < AT_ONCE or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 return
+
+    def _read(
+        self, seen: _Seen, until: int | None, damaged: dict[int, Exception]
+    ) -> tuple[Sequence[Row[Any]], _Seen | None]:
+        """Return the next schedules, and how far that is; None: these are the last."""
+        with self._database.read() as connection:
+            found = store.scheduled_pipelines(
+                connection,
+                after=seen.place,
+                until=until,
+                limit=AT_ONCE,
+                skip=seen.skip,
+                failed=damaged.__setitem__,
+            )
+        if len(found) + len(damaged) < AT_ONCE:
+            return found, None
+        if not found:
+            return found, seen._replace(skip=seen.skip + AT_ONCE)
+        return found, _Seen((found[-1].next_tick, found[-1].id))
 
     def _write(
         self, connection: Connection, taken: list[tuple[Row[Any], _Taken]], now: int
@@ -173,11 +196,7 @@ class Scheduler:
         """Have the next tick of some schedules be the one that comes by today's clock and rules."""
         if self._schedules_seen is None:
             return
-        with self._database.read() as connection:
-            some = store.scheduled_pipelines(
-                connection, after=self._schedules_seen, until=None, limit=AT_ONCE
-            )
-        self._schedules_seen = (some[-1].next_tick, some[-1].id) if len(some) == AT_ONCE else None
+        some, self._schedules_seen = self._read(self._schedules_seen, None, {})
         moved = [
             (one, upcoming)
             for one in some

@@ -437,6 +437,7 @@ def scheduled_pipelines(
     after: Place,
     until: int | None,
     limit: int,
+    skip: int = 0,
     failed: Callable[[int, Exception], None] = damage.leave_out,
 ) -> Sequence[Row[Any]]:
     """
@@ -444,6 +445,7 @@ def scheduled_pipelines(
 
     Args:
         after: The place of the last one that was seen.
+        skip: How many to pass over from there on: those that cannot be read have no place.
         until: Only those whose tick is due by then; None: all.
         limit: Pipelines at the most.
         failed: Called with the rowid of each of them whose row cannot be read.
@@ -461,6 +463,7 @@ def scheduled_pipelines(
         )
         .order_by(pipeline.c.next_tick, pipeline.c.id)
         .limit(limit)
+        .offset(skip)
     )
     return _readable(connection, statement, _ROWID, failed)
 
@@ -479,7 +482,7 @@ def _readable(
     return damage.readable(
         lambda: connection.execute(statement).all(),
         lambda: connection.execute(statement.with_only_columns(key)).scalars().all(),
-        lambda number: connection.execute(statement.where(key == number)).all(),
+        lambda number: connection.execute(statement.where(key == number).offset(None)).all(),
         failed,
     )
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from jobcore import JobManager, PipelineNotFound, ScheduleError, Status, store
+from jobcore import JobManager, PipelineNotFound, ScheduleError, Status, scheduler, store
 from jobcore.clock import to_datetime
 from jobcore.schedule import Schedule
 from jobcore.scheduler import Scheduler
@@ -499,6 +499,38 @@ def test_tick_of_a_schedule_that_is_changed_meanwhile_is_taken_by_the_new_one(
 
     assert (before, len(jobs.list_jobs())) == ([], 1)
     assert next_tick(jobs, pipeline) == QUARTER + 60 * MINUTE
+
+
+@pytest.mark.parametrize("damaged", [1, 2, 5])
+def test_pipelines_that_cannot_be_read_keep_no_other_from_its_tick(
+    jobs, clock, monkeypatch, damaged
+):
+    """However many of them are due before it, and however few are read at once."""
+    monkeypatch.setattr(scheduler, "AT_ONCE", 2)
+    for number in range(damaged):
+        jobs.create_pipeline(f"damaged {number}", ["true"], schedule="*/5 * * * *")
+    sql(jobs._database.path, "UPDATE pipeline SET time_zone = CAST(x'ff' AS TEXT)")
+    whole = [jobs.create_pipeline(f"p{n}", ["true"], schedule="*/15 * * * *").id for n in range(3)]
+    clock.advance(100)
+    tick(jobs)
+
+    assert sorted(job.pipeline_id for job in jobs.list_jobs()) == sorted(whole)
+
+
+def test_pipelines_that_cannot_be_read_keep_no_other_from_being_fetched_back(jobs, monkeypatch):
+    """The look at what a wrong clock put off goes on after them."""
+    monkeypatch.setattr(scheduler, "AT_ONCE", 2)
+    for number in range(3):
+        jobs.create_pipeline(f"damaged {number}", ["true"], schedule="*/5 * * * *")
+    sql(jobs._database.path, "UPDATE pipeline SET time_zone = CAST(x'ff' AS TEXT)")
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    before = next_tick(jobs, pipeline)
+    sql(jobs._database.path, "UPDATE pipeline SET next_tick = next_tick * 2 WHERE name = 'p'")
+    looks = Scheduler(jobs._database, jobs._clock)
+    for _ in range(4):
+        looks.tick()
+
+    assert next_tick(jobs, pipeline) == before
 
 
 def test_a_schedule_that_was_removed_runs_no_more(jobs, clock):
