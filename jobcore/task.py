@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +40,7 @@ class _Block:
         self._bookkeeper = bookkeeper
         self._awaiter = awaiter
         self._job: Job | None = None
+        self._pid = 0  # of the process that began
         self._result: Any = None
         self._encoded: tuple[str, bytes] | None = None
         self._interruption: Interruption | None = None
@@ -97,15 +99,20 @@ class _Block:
     def _start(self) -> None:
         if self._job is not None:
             raise RuntimeError("a task is for one with block")
+        self._pid = os.getpid()
         self._job = self._begin()
 
     def _end(self, error: BaseException | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a child that was forked in the body leaves it, too: the job goes on
         if error is None:
             self._while_running(self._finish, 0)
-        elif not isinstance(error, Stopped):
-            try:
-                self._while_running(self._finish, 1, _lines_of(error))
-            except (StoreError, Stopped) as unrecorded:
+            return
+        try:
+            self._while_running(self._finish, 1, _lines_of(error))
+        except (StoreError, Stopped) as unrecorded:
+            # `Stopped` may also be that of another task in the body.
+            if not (isinstance(error, Stopped) and error.job_id == self._running.id):
                 # What the body raised is the one to tell.
                 telemetry.event(
                     logging.ERROR, "end of a task not recorded", job=str(self._running.id),

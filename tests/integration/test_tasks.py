@@ -226,3 +226,31 @@ def test_forked_child_of_a_body_may_log_and_ends_nothing(jobs):
         task.check()
     job = jobs.get_job(task.job.id)
     assert (job.status, texts(jobs, job)) == (Status.COMPLETE, ["from the child"])
+
+
+def leave_body(jobs, task, error):
+    try:
+        task.__exit__(None if error is None else type(error), error, None)
+        return str(jobs.get_job(task.job.id).status)
+    finally:
+        jobs.close()
+
+
+@pytest.mark.parametrize("error", [None, SystemExit(0)], ids=["falls out of it", "sys.exit"])
+def test_forked_child_that_leaves_the_body_does_not_end_the_job(jobs, error):
+    """After `os.fork` both processes come to the end of the block; the job is the parent's."""
+    with jobs.task("ELT") as task:
+        assert in_child(leave_body, jobs, task, error) == "RUNNING"
+        task.check()
+    assert jobs.get_job(task.job.id).status is Status.COMPLETE
+
+
+def test_stop_of_an_inner_task_ends_the_outer_one(jobs):
+    """`Stopped` of another job is an exception like any other."""
+    with pytest.raises(Stopped), jobs.task("OUTER") as outer, jobs.task("INNER") as inner:
+        jobs.stop_job(inner.job.id)
+        inner.check()
+
+    job = jobs.get_job(outer.job.id)
+    assert (job.status, job.exit_code) == (Status.ERROR, 1)
+    assert jobs.get_job(inner.job.id).status is Status.STOPPED
