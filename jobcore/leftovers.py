@@ -21,6 +21,8 @@ COOKIE = "JOBCORE_RUN"
 PATIENCE = 10.0
 #: Seconds between two looks at /proc.
 PAUSE = 0.01
+#: Times that processes are listed anew in one look, as long as there are new ones among them.
+_LISTS = 20
 
 
 def is_inside(cookie: str) -> bool:
@@ -49,7 +51,16 @@ def find(cookie: str) -> list[int]:
     Raises:
         OSError: There are no descriptors to look with, so nothing can be said.
     """
-    return procfs.with_variable(f"{COOKIE}={cookie}", procfs.other_pids())
+    found: list[int] = []
+    seen: set[int] = set()
+    for _ in range(_LISTS):
+        # A process that was listed may have forked and ended before it was looked at.
+        new = [pid for pid in procfs.other_pids() if pid not in seen]
+        if not new:
+            break
+        seen.update(new)
+        found += procfs.with_variable(f"{COOKIE}={cookie}", new)
+    return found
 
 
 def unexamined() -> list[int]:
@@ -68,12 +79,19 @@ def kill(cookie: str, patience: float = PATIENCE) -> tuple[int, ...]:
         The pids that were still there after that, or could not be signalled.
     """
     deadline = time.monotonic() + patience
-    while found := find(cookie):
+    empty = 0  # looks in a row that found nothing
+    killed = False
+    while True:
+        found = find(cookie)
+        empty = 0 if found else empty + 1
+        # What was killed may have forked in that moment: such a child is easily missed once.
+        if empty > killed:
+            return ()
         unkillable = [pid for pid in found if not _kill_one(pid, cookie)]
-        if time.monotonic() >= deadline or len(unkillable) == len(found):
+        if found and (time.monotonic() >= deadline or len(unkillable) == len(found)):
             return tuple(found)
+        killed = True
         time.sleep(PAUSE)
-    return ()
 
 
 def _kill_one(pid: int, cookie: str) -> bool:

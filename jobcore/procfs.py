@@ -113,7 +113,9 @@ def with_variable(entry: str, pids: Sequence[int]) -> list[int]:
     Raises:
         OSError: No descriptor is left to look with.
     """
-    return _with("environ", entry.encode(), pids)
+    found, empty = _with("environ", entry.encode(), pids)
+    # In the middle of an exec a process has no environment for a moment.
+    return found + _with("environ", entry.encode(), empty)[0]
 
 
 def with_argument(argument: str, pids: Sequence[int]) -> list[int]:
@@ -123,20 +125,23 @@ def with_argument(argument: str, pids: Sequence[int]) -> list[int]:
     Raises:
         OSError: No descriptor is left to look with.
     """
-    return _with("cmdline", argument.encode(), pids)
+    return _with("cmdline", argument.encode(), pids)[0]
 
 
-def _with(file: str, entry: bytes, pids: Sequence[int]) -> list[int]:
+def _with(file: str, entry: bytes, pids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return those of `pids` whose file holds the entry, and those whose file is empty."""
     found: list[int] = []
+    empty: list[int] = []
     left = [pid for pid in pids if not _is_waiting(pid)]
     while left:
         search = _Search(file, entry, left)
         found += search.run()
+        empty += search.empty
         left = left[search.position :]
         if left:
             _waiting[left[0]] = search.thread
             telemetry.event(logging.WARNING, "process cannot be read", pid=left.pop(0))
-    return found
+    return found, empty
 
 
 def unanswered() -> list[int]:
@@ -148,9 +153,10 @@ def _is_waiting(pid: int) -> bool:
     thread = _waiting.get(pid)
     if thread is None:
         return False
-    if not thread.is_alive():
-        del _waiting[pid]
-    return thread.is_alive()
+    if thread.is_alive():
+        return True
+    _waiting.pop(pid, None)
+    return False
 
 
 class _Search:
@@ -159,11 +165,13 @@ class _Search:
 
     Attributes:
         position: How many processes were looked at.
+        empty: The pids of those whose file was empty.
         thread: That looks.
     """
 
     def __init__(self, file: str, entry: bytes, pids: list[int]) -> None:
         self.position = 0
+        self.empty: list[int] = []
         self._file = file
         self._entry = entry
         self._pids = pids
@@ -189,11 +197,13 @@ class _Search:
     def _look(self) -> None:
         try:
             for pid in self._pids:
-                carries = self._entry in _entries(pid, self._file)
+                entries = _entries(pid, self._file)
                 if self._abandoned:
                     return
-                if carries:
+                if self._entry in entries:
                     self._found.append(pid)
+                elif entries == [b""]:
+                    self.empty.append(pid)
                 self.position += 1
         except OSError as error:
             self._error = error

@@ -93,7 +93,7 @@ def test_who_may_not_be_signalled_does_not_end_the_supervisor(monkeypatch):
 def test_a_pid_that_another_process_has_by_now_is_let_alone(monkeypatch):
     """Between the look at /proc and the signal the pid was given away: the cookie is looked at."""
     innocent = sleeping("another")
-    found = [[innocent.pid], []]
+    found = [[innocent.pid], [], []]
     monkeypatch.setattr(leftovers, "find", lambda _: found.pop(0))
     try:
         assert leftovers.kill("mine") == ()
@@ -107,7 +107,7 @@ def test_a_pid_that_nobody_has_any_more_is_no_survivor(monkeypatch):
     """A process that has ended between the two is simply gone."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    found = [[gone.pid], []]
+    found = [[gone.pid], [], []]
     monkeypatch.setattr(leftovers, "find", lambda _: found.pop(0))
 
     assert leftovers.kill("mine") == ()

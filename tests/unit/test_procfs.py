@@ -83,6 +83,46 @@ def test_process_that_has_ended_is_not_found(proc, tmp_path):
     assert leftovers.find("me") == []
 
 
+def test_child_of_a_process_that_ended_during_the_look_is_found(proc, tmp_path, monkeypatch):
+    """A process that forks and ends before it was looked at does not hide its child."""
+    proc(11, b"JOBCORE_RUN=me")
+    read = procfs._entries
+
+    def fork_first(pid, name):
+        if pid == 11 and not (tmp_path / "12").exists():
+            proc(12, b"JOBCORE_RUN=me")
+            (tmp_path / "11" / "environ").unlink()
+        return read(pid, name)
+
+    monkeypatch.setattr(procfs, "_entries", fork_first)
+    assert leftovers.find("me") == [12]
+
+
+def test_process_in_the_middle_of_an_exec_is_found(proc, tmp_path, monkeypatch):
+    """It has no environment for a moment, and is looked at again."""
+    proc(11, b"")
+    read = procfs._entries
+
+    def exec_after(pid, name):
+        try:
+            return read(pid, name)
+        finally:
+            (tmp_path / "11" / "environ").write_bytes(b"JOBCORE_RUN=me")
+
+    monkeypatch.setattr(procfs, "_entries", exec_after)
+    assert leftovers.find("me") == [11]
+
+
+def test_nothing_is_left_only_after_two_looks_that_found_nothing(monkeypatch):
+    """A child that was forked while its parent was killed may be missed by one look."""
+    looks = iter([[11], [], [12], [], []])
+    monkeypatch.setattr(leftovers, "find", lambda _cookie: next(looks))
+    monkeypatch.setattr(leftovers, "_kill_one", lambda _pid, _cookie: True)
+
+    assert leftovers.kill("me") == ()
+    assert not list(looks)
+
+
 def test_no_descriptor_is_an_error(monkeypatch):
     """Without a descriptor nothing can be said, which is not the same as nothing found."""
 
