@@ -247,10 +247,15 @@ def test_forked_child_that_leaves_the_body_does_not_end_the_job(jobs, error):
 
 def test_stop_of_an_inner_task_ends_the_outer_one(jobs):
     """`Stopped` of another job is an exception like any other."""
-    with pytest.raises(Stopped), jobs.task("OUTER") as outer, jobs.task("INNER") as inner:
-        jobs.stop_job(inner.job.id)
-        inner.check()
+    outer, inner = jobs.task("OUTER"), jobs.task("INNER")
 
+    def stop_inner():
+        with outer, inner:
+            jobs.stop_job(inner.job.id)
+            inner.check()
+
+    with pytest.raises(Stopped):
+        stop_inner()
     job = jobs.get_job(outer.job.id)
     assert (job.status, job.exit_code) == (Status.ERROR, 1)
     assert jobs.get_job(inner.job.id).status is Status.STOPPED
