@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 
 import pytest
@@ -29,6 +30,8 @@ opens.watch()
 
 #: Seconds that the full rounds of a campaign may take; other tests have pyproject.toml's limit.
 CAMPAIGN_TIMEOUT = 1800 * max(1, SOAK)
+#: Seconds after which a test that was interrupted is interrupted again.
+AGAIN = 60
 #: Where a test keeps the limit that pytest-timeout has set for it.
 LIMIT = pytest.StashKey()
 
@@ -42,10 +45,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(CAMPAIGN_TIMEOUT))
 
 
-@pytest.hookimpl(tryfirst=True, optionalhook=True)
+@pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_timeout_set_timer(item, settings):
-    """Remember the limit of a test for what follows its failure."""
+    """Interrupt a test again and again: what catches the first time may hang once more."""
     item.stash[LIMIT] = settings
+    result = yield
+    if settings.method == "signal":
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout, AGAIN)
+    return result
 
 
 @pytest.hookimpl(trylast=True)

@@ -76,6 +76,7 @@ class ScriptedExecutor:
     _ringing: threading.Lock
     _cast: list[StandIn]
     _arrived: deque[int]
+    _rests: bool
     _thread: threading.Thread | None
 
     def __init__(
@@ -332,8 +333,9 @@ class ScriptedExecutor:
 
     def before_fork(self) -> None:
         """Come to rest: no stand-in may be copied in the middle of a step."""
-        self._lock.acquire()
-        self._rests = True
+        if not self._rests:  # it is called more than once for one fork
+            self._lock.acquire()
+            self._rests = True
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
