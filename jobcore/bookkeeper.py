@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -18,6 +19,9 @@ from jobcore.supervision import progress
 
 #: Types of tasks that people do, by how they begin: no process owns them.
 FOR_PEOPLE = ("PROFILE_",)
+
+#: Jobs among which a claim looks for one that can be read, where the first one cannot.
+_PAST_DAMAGED = 1000
 
 
 class Bookkeeper:
@@ -103,8 +107,18 @@ class Bookkeeper:
 
     @staticmethod
     def _next(connection: Connection, types: tuple[str, ...], now: int) -> Row[Any] | None:
-        rows = list(store.queued_jobs(connection, types=types, now=now, limit=1))
-        return rows[0] if rows else None
+        damaged: list[int] = []
+
+        def failed(number: int, _error: Exception) -> None:
+            damaged.append(number)
+
+        for most in (1, _PAST_DAMAGED):
+            rows = store.queued_jobs(connection, types=types, now=now, limit=most, failed=failed)
+            with closing(rows):
+                row = next(rows, None)
+            if row is not None or not damaged:
+                return row
+        return None
 
     def adopt(self, job_id: Id) -> Row[Any]:
         """

@@ -6,7 +6,7 @@ Every function takes a connection in a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
@@ -815,7 +815,7 @@ def queued_jobs(
     numbers: Collection[int] | None = None,
     claimant: str | None = None,
     failed: Callable[[int, Exception], None] = damage.leave_out,
-) -> Iterator[Row[Any]]:
+) -> Generator[Row[Any], None, None]:
     """
     Yield the jobs that could be claimed now, oldest first; among `numbers` where given.
 

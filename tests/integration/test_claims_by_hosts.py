@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -28,6 +30,17 @@ def test_jobs_that_may_not_start_are_passed_over(jobs):
     jobs.submit(["true"], type="ELT", reserved=True)
     jobs.cancel_job(jobs.create_job("ELT").id)
     jobs.delete_job(jobs.create_job("ELT").id)
+    assert jobs.claim_job("ELT") is None
+
+
+def test_jobs_that_cannot_be_read_are_passed_over(jobs, database):
+    """Damaged rows at the head of the queue keep no other job from being claimed."""
+    made = [jobs.create_job("ELT") for _ in range(4)]
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for job in made[:3]:
+            connection.execute("UPDATE job SET data = '{' WHERE id = ?", (job.id.hex,))
+
+    assert jobs.claim_job("ELT", timeout=5).id == made[3].id
     assert jobs.claim_job("ELT") is None
 
 
