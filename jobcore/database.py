@@ -36,6 +36,7 @@ from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
     DatabaseGone,
+    NotAJobcoreDatabase,
     SchemaTooNew,
     StoreError,
 )
@@ -418,6 +419,8 @@ class Database:
         Another program's file stays as it is, and so does what is beside it: even a
         read-only connection makes files beside a database that has a write-ahead log.
         """
+        if os.stat(self.path).st_size == 1:  # for SQLite such a file is as empty as one of 0 bytes
+            raise NotAJobcoreDatabase(f"{self.path}: file is not a database")
         try:
             # As an immutable file: SQLite looks at it alone, and takes no lock.
             identity = self._look_as("ro&immutable=1")

@@ -449,6 +449,7 @@ FILES = {
     "another program's database in its log": database_in_its_log,
     "another program's log alone": lambda path: database_in_its_log(path, shared_memory=False),
     "a newer jobcore's": newer_database,
+    "a file of one byte": lambda path: path.write_text("1"),
     "a web page": lambda path: path.write_text("<!doctype html>\n" * 500),
     "a list of users": lambda path: path.write_text("root:x:0:0:root:/root:/bin/sh\n"),
     "a database's first bytes": lambda path: path.write_bytes(b"SQLite format 3\0"),
