@@ -18,8 +18,8 @@ from jobcore import (
     JobManager,
     Status,
     StoreError,
+    deletion,
     doctor,
-    store,
 )
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
@@ -307,10 +307,14 @@ def test_running_jobs_do_not_notice_a_damaged_database(tmp_path):
 
 def test_a_deletion_waits_for_no_job_that_damage_hides(tmp_path, monkeypatch):
     """A job that is hidden and was not found to be cancelled is told, not waited for."""
+
+    def hide(connection, number, *, now):
+        connection.exec_driver_sql("UPDATE job SET deleted_at = ? WHERE number = ?", (now, number))
+
     with JobManager(tmp_path / "jobs.db", slots=0, busy_timeout=BUSY) as jobs:
         pipeline = jobs.create_pipeline("x", command=["true"])
         jobs.create_job(pipeline_id=pipeline.id)
-        monkeypatch.setattr(store, "active_of_deleted", lambda _connection: [])
+        monkeypatch.setattr(deletion, "begin", hide)
 
-        with pytest.raises(DatabaseCorrupt, match="job number 1 is hidden, and nobody ends it"):
+        with pytest.raises(DatabaseCorrupt, match="job number 1 is hidden, and nothing ends it"):
             jobs.delete_pipeline(pipeline.id)

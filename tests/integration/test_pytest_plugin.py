@@ -136,10 +136,6 @@ LEFT = {
         'keep.append(JobManager(tmp_path / "other.db"))',
         r"a manager of /.*/other\.db was not closed",
     ),
-    "a_manager_that_nobody_refers_to": (
-        'JobManager(tmp_path / "other.db")  # its thread lives on',
-        r"a manager of /.*/other\.db was not closed",
-    ),
     "a_thread": (
         "keep.append(Loop('jobcore-late', lambda: keep[-1].wait((), None))); keep[-1].start()",
         r"thread jobcore-late runs on",
