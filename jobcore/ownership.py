@@ -32,13 +32,15 @@ class _Process(NamedTuple):
 
     `boot` and `namespace` are where `pid` means something, and `started` tells
     it from a later process with the same pid; 0 where the system does not say.
-    `root` is the inode of the directory of the lock file, which a copy does not have.
+    `device` and `root` are those of the directory of the lock file: a copy on the same
+    file system has another inode, one on another file system may have the same.
     """
 
     boot: str
     namespace: int
     pid: int
     started: int
+    device: int
     root: int
 
     @classmethod
@@ -48,17 +50,24 @@ class _Process(NamedTuple):
             namespace = os.stat("/proc/self/ns/pid").st_ino
         except OSError:
             namespace = 0
-        return cls(boot, namespace, os.getpid(), _start_of(os.getpid()), os.fstat(root).st_ino)
+        return cls(boot, namespace, os.getpid(), _start_of(os.getpid()), *_identity(root))
 
     @classmethod
     def of(cls, name: str) -> _Process | None:
         """Return the process of an owner; None where the name does not describe one."""
         try:
-            boot, namespace, pid, started, root, rest = name.split(".")
+            boot, *numbers, rest = name.split(".")
             int(boot + rest, 16)  # so that no name is a path
-            return cls(boot, int(namespace), int(pid), int(started), int(root))
+            namespace, pid, started, device, root = map(int, numbers)
+            return cls(boot, namespace, pid, started, device, root)
         except ValueError:
             return None
+
+    def is_in(self, root: int) -> bool:
+        """Tell whether its lock is in this directory."""
+        here = self.this(root)
+        # Device numbers may change with a boot.
+        return self.root == here.root and (self.boot != here.boot or self.device == here.device)
 
     def lives(self, root: int) -> bool | None:
         """Tell whether it lives; None where this process cannot know."""
@@ -263,7 +272,7 @@ class Ownership:
             DatabaseGone: The directory is gone.
         """
         process = _Process.of(name)
-        return process is not None and os.fstat(self._directories.root).st_ino == process.root
+        return process is not None and process.is_in(self._directories.root)
 
     @handed_over
     def remove_unused(self, names: Collection[str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from jobcore import JobManager, Reason, Status, StoreMismatch, doctor, leftovers
 from jobcore.supervision import jobdir
 from tests.jobfiles import cookie_of, log_of, sql
+from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import carrying, open_gate, until
 
 
@@ -72,6 +73,39 @@ def test_looking_at_a_copy_changes_nothing(running, database, tmp_path):
     assert jobs.get_job(job.id).status is Status.RUNNING
     open_gate(str(tmp_path / "gate"))
     assert jobs.wait(job.id, 30).exit_code == 3
+
+
+def look_at_task_in_copy(path):
+    """Copy to a file system on which the directory has the inode that it has on the first one."""
+    for name in ("one", "other"):
+        (path / name).mkdir()
+        mount_tmpfs(path / name, 2**24)
+    for number in range(50):
+        (path / "one" / f"filler-{number}").mkdir()
+    with JobManager(path / "one" / "jobs.db", slots=0) as jobs:
+        job = jobs.start_job(jobs.create_job("ELT").id)
+        with closing(sqlite3.connect(path / "one" / "jobs.db")) as connection:
+            connection.execute("VACUUM INTO ?", (str(path / "other" / "jobs.db"),))
+        wanted = (path / "one" / "jobs.db.jobs").stat().st_ino
+        while True:  # tmpfs counts its inodes
+            (path / "other" / "new").mkdir(0o700)
+            found = (path / "other" / "new").stat().st_ino
+            (path / "other" / "new").rename(path / "other" / f"{found}")
+            if found >= wanted:
+                break
+        copy = path / "other" / "jobs.db"
+        (path / "other" / f"{found}").rename(f"{copy}.jobs")
+        subprocess.run(["cp", "-a", f"{path}/one/jobs.db.jobs/.", f"{copy}.jobs"], check=True)
+        with JobManager(copy, slots=0) as copied:
+            return found == wanted, str(copied.get_job(job.id).status)
+
+
+def test_looking_ends_no_task_in_a_copy_with_the_same_inode(tmp_path):
+    """Two new file systems give the same numbers; the task is that of the first one."""
+    same, status = in_own_mounts(look_at_task_in_copy, tmp_path)
+    if not same:
+        pytest.skip("this kernel gives no inode twice")
+    assert status == "RUNNING"
 
 
 def test_waiting_for_a_job_of_another_directory_ends(running, database, tmp_path, monkeypatch):

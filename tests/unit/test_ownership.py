@@ -168,7 +168,7 @@ def _parent_of(pid):
         return 0
 
 
-@pytest.mark.parametrize("name", ["", "x", "a.b.c.d.e", "../store", "/x/../.1.1.1.1.store"])
+@pytest.mark.parametrize("name", ["", "x", "a.b.c.d.e", "../store", "/x/../.1.1.1.1.1.store"])
 def test_damaged_name_of_an_owner_is_that_of_none(ownership, name):
     """A file says what it likes; what names no process has no lock, either."""
     assert not ownership.lives(name)
@@ -178,8 +178,8 @@ def test_new_process_with_the_pid_of_an_owner_is_not_it(ownership):
     """The name holds when the process started, which another one with its pid did not."""
     child, name = owner_in_child(ownership)
     try:
-        boot, namespace, pid, started, root, rest = name.split(".")
-        other = ".".join([boot, namespace, pid, str(int(started) + 1), root, rest])
+        boot, namespace, pid, started, device, root, rest = name.split(".")
+        other = ".".join([boot, namespace, pid, str(int(started) + 1), device, root, rest])
         assert not ownership.lives(other)
         until(lambda: ownership.lives(name))
     finally:
