@@ -271,7 +271,7 @@ class Recovery:
         """Give the verdict on a job that has no supervisor, once nothing of it runs any more."""
         if leftovers.is_inside(run.cookie or ""):
             return run
-        if not kill and self._is_of_this_boot(run) and leftovers.find(run.cookie or ""):
+        if not kill and self._is_of_this_boot(run) and self._may_be_left(run):
             return run  # for somebody who may kill them
         try:
             with self._directories.taken(run.name) as directory:
@@ -293,6 +293,16 @@ class Recovery:
             self._directories.remove(run.name)
             return current
         return self._importer.bring_in(current, patience=patience)
+
+    def _may_be_left(self, run: Run) -> bool:
+        """Tell whether processes of a job are left, or may be in a pid namespace out of sight."""
+        if leftovers.find(run.cookie or ""):
+            return True
+        try:
+            with self._directories.open(run.name) as directory:
+                return leftovers.are_visible() and _is_of_other_namespace(directory)
+        except FileNotFoundError:
+            return False
 
     def _judge(
         self, run: Run, directory: int | None, until: float
@@ -363,13 +373,15 @@ class Recovery:
         self, run: Run, directory: int | None, until: float
     ) -> tuple[tuple[int, ...], str]:
         """Kill what is left of a job of this directory; return the pids still there, and a note."""
-        record = None if directory is None else jobdir.read_record(directory, jobdir.RUN)
-        namespace = None if record is None else record.get("pid_namespace")
-        if namespace not in (None, leftovers.pid_namespace()) or not leftovers.are_visible():
+        if not leftovers.are_visible():
             where = (
                 "without /proc" if leftovers.pid_namespace() is None else "from this pid namespace"
             )
             return (), f"its processes cannot be seen {where}"
+        is_elsewhere = directory is not None and _is_of_other_namespace(directory)
+        if is_elsewhere and not leftovers.find(run.cookie or ""):
+            # Those of a namespace inside of this one would have been found.
+            return (), "its processes cannot be seen from this pid namespace"
         if self.is_here(run):
             unreaped = self._kill_leftovers(run, until)
             unexamined = ", ".join(map(str, leftovers.unexamined()))
@@ -516,3 +528,10 @@ class Recovery:
             self._postponed.fail(name, error, "directory not removed", directory=name)
         else:
             self._postponed.succeed(name)
+
+
+def _is_of_other_namespace(directory: int) -> bool:
+    """Tell whether a job was started in another pid namespace; False: its record does not say."""
+    record = jobdir.read_record(directory, jobdir.RUN)
+    namespace = None if record is None else record.get("pid_namespace")
+    return namespace not in (None, leftovers.pid_namespace())

@@ -294,10 +294,37 @@ def test_other_namespace_is_said(jobs, scripted):
     run = scripted()
     run.started(pid_namespace=1)
     run.die()
+    jobs.recover()
     job = jobs.get_job(run.id)
 
     assert ending(job) == ("ERROR", None, "lost")
-    assert b"pid namespace" in b"".join(raw for _, _, raw in log_of(jobs, run.id))
+    assert b"cannot be seen from this pid namespace" in log_of(jobs, run.id)[-1][-1]
+
+
+def test_looking_from_another_namespace_gives_no_verdict(jobs, scripted):
+    """What is left of the job may be running there, where a manager may end it first."""
+    run = scripted()
+    run.started(pid_namespace=1)
+    run.die()
+
+    assert ending(jobs.get_job(run.id)) == ("RUNNING", None, None)
+
+
+def test_leftovers_in_an_inner_namespace_are_killed(jobs, scripted):
+    """This namespace sees the processes of those inside of it; the cookie tells whose they are."""
+    run = scripted()
+    run.started(pid_namespace=1)
+    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: run.cookie})
+    try:
+        until(lambda: left.pid in leftovers.find(run.cookie), "the exec of sleep")
+        run.die()
+        jobs.recover()
+        assert left.wait(30) == -signal.SIGKILL
+    finally:
+        left.kill()
+        left.wait()
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+    assert b"cannot be seen" not in log_of(jobs, run.id)[-1][-1]
 
 
 # --- all jobs -----------------------------------------------------------------
