@@ -324,7 +324,7 @@ def test_a_job_that_cannot_be_started_now_is_not_started_some_day(cli):
     source = """
 import sys
 from jobcore.cli import main
-sys.executable, sys.argv = "", ["jobcore", "run", "--", "true"]
+sys.executable, sys.argv = "/bin/true", ["jobcore", "run", "--", "true"]
 main()
 """
     done = subprocess.run(
