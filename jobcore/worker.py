@@ -216,21 +216,38 @@ class _Seat:
 
     Attributes:
         started: When it was taken, by the monotonic clock.
-        running: Whether the thread has begun to run.
         idle: Whether it waits for a call.
         ident, native: The thread's numbers for Python and for the system; 0 before it runs.
         pid: Of the process that it is in.
     """
 
-    __slots__ = ("ident", "idle", "native", "pid", "running", "started")
+    __slots__ = ("_fate", "ident", "idle", "native", "pid", "started")
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.running = False
+        self._fate: dict[str, bool] = {}
         self.idle = False
         self.ident = 0
         self.native = 0
         self.pid = os.getpid()
+
+    def take(self) -> bool:
+        """Have the thread run; False: it began too late, and was given up."""
+        return self._fate.setdefault("", True)
+
+    def give_up(self) -> bool:
+        """Wait no longer for the thread to begin; False: it runs."""
+        return not self._fate.setdefault("", False)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the thread has run, and there is none any more."""
+        return self.ident != 0 and self.ident not in sys._current_frames()  # noqa: SLF001 - the documented way to them
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread has begun to run."""
+        return self._fate.get("", False)
 
 
 class Worker:
@@ -408,9 +425,11 @@ class Worker:
             return
         now = time.monotonic()
         for number, seat in list(self._seats.items()):
-            if seat.pid != os.getpid():  # forked by code that runs no hooks
+            if seat.pid != os.getpid() or seat.is_dead:
+                # Forked by code that runs no hooks, or ended from outside at the very end.
+                _OWN.discard(seat.ident)
                 self._vacate(number, seat)
-            elif not seat.running and now - seat.started > self._start_patience:
+            elif now - seat.started > self._start_patience and seat.give_up():
                 # Its starter was interrupted, or threads do not run here.
                 self._vacate(number, seat)
                 if self._start_patience >= START_LAST:
@@ -450,11 +469,12 @@ class Worker:
     # --- the thread --------------------------------------------------------------------
 
     def _run(self, number: int, seat: _Seat) -> None:
-        seat.ident, seat.native = _thread.get_ident(), _thread.get_native_id()
-        seat.running = True
-        self._start_patience = START_FIRST
-        begin_own_thread()
         try:
+            seat.ident, seat.native = _thread.get_ident(), _thread.get_native_id()
+            if not seat.take():
+                return  # it was given up, and another thread has its place
+            self._start_patience = START_FIRST
+            begin_own_thread()
             while self._seats.get(number) is seat:
                 try:
                     if not self._step(seat):
@@ -462,11 +482,22 @@ class Worker:
                 except BaseException as error:  # noqa: BLE001 - raised from outside into this thread
                     telemetry.event(logging.ERROR, "thread interrupted", error=repr(error))
         finally:
+            for _ in range(100):
+                try:
+                    self._leave(number, seat)
+                    break
+                except BaseException:  # noqa: BLE001, S112 - raised from outside: the seat must get free
+                    continue
+
+    def _leave(self, number: int, seat: _Seat) -> None:
+        """Give up the place of this thread; again is harmless."""
+        try:
             self._at_end()
+        finally:
             end_own_thread()
             self._vacate(number, seat)
-            if not (self._parked or (self._queue.empty() and not self._returned)):
-                self._require_thread()  # a call came at the very end
+        if not (self._parked or (self._queue.empty() and not self._returned)):
+            self._require_thread()  # a call came at the very end
 
     def _step(self, seat: _Seat) -> bool:
         """Make one call; False: there was none for a while, or the thread is to end."""

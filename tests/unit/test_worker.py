@@ -192,6 +192,58 @@ def test_thread_that_is_interrupted_from_outside_goes_on(crew):
         assert crew.call(lambda: 1, patience=SOON) == 1
 
 
+def test_thread_that_is_struck_while_it_ends_gives_up_its_place(crew, monkeypatch):
+    """An exception in its last act keeps no later call from being made."""
+    monkeypatch.setattr(worker, "IDLE", 0.01)
+    struck = []
+
+    def strike():
+        if not struck:
+            struck.append(1)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(crew, "_at_end", strike)
+    crew.call(lambda: None)
+    until(lambda: struck and not crew._seats, "the end of the thread")
+
+    assert crew.call(lambda: 1, patience=SOON) == 1
+
+
+def test_place_of_a_dead_thread_is_taken_anew(crew, monkeypatch):
+    """One that ended without giving up its place is not waited for."""
+    monkeypatch.setattr(worker, "IDLE", 0.01)
+    monkeypatch.setattr(worker, "LOOK", 0.01)
+    ends = []
+    monkeypatch.setattr(crew, "_leave", lambda *_: ends.append(1))
+    crew.call(lambda: None)
+    until(lambda: ends and all(seat.is_dead for seat in crew._seats.values()), "its end")
+    monkeypatch.undo()
+    monkeypatch.setattr(worker, "LOOK", 0.01)
+
+    assert crew.call(lambda: 1, patience=SOON) == 1
+
+
+def test_thread_that_begins_too_late_makes_no_call(crew, monkeypatch):
+    """Its place was given to another one, and two would write at once."""
+    began, start = [], _thread.start_new_thread
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *call: began.append(call))
+    monkeypatch.setattr(worker, "threads_run", lambda: True)
+    monkeypatch.setattr(worker, "LOOK", 0.01)
+    crew._start_patience = 0.01
+    caller = threading.Thread(target=crew.call, args=(lambda: None,))
+    caller.start()
+    until(lambda: len(began) > 1, "the second thread")
+    run, (number, late) = began[0]
+    run(number, late)
+    current = crew._seats.get(number)
+    run, arguments = began[-1]
+    start(run, arguments)
+    caller.join()
+
+    assert late is not current
+    assert not late.running
+
+
 def test_stack_that_is_full_leaves_no_call_waiting(crew):
     """Wherever the last Python call does not fit any more, the next call is made."""
     task = Task()
