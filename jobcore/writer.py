@@ -182,9 +182,10 @@ class Writer:
 
     def close_connection(self) -> None:
         """Close the connection; called while the thread is parked, or by the thread itself."""
-        connection, self._connection = self._connection, None
+        connection = self._connection
         if connection is not None:
             throw_away(connection)
+            self._connection = None  # not before: where this is interrupted, it is closed later
 
     # --- the thread -------------------------------------------------------------------
 
@@ -298,6 +299,8 @@ class Writer:
         try:
             with target.typed_errors():
                 target.require_same_file()
+                if self._connection is not None and not _is_at_rest(self._connection):
+                    self.close_connection()  # rolling back was interrupted from outside
                 if self._connection is None:
                     self._connection = target.open_for_writing()
                     self._settings = {}
@@ -447,6 +450,13 @@ class Writer:
                 throw_away(connection)
         except (StoreError, DBAPIError, sqlite3.Error) as error:
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
+
+
+def _is_at_rest(connection: Connection) -> bool:
+    """Tell whether a connection is in no transaction, for SQLAlchemy and for SQLite."""
+    if connection.closed or connection.invalidated or connection.in_transaction():
+        return False
+    return not driver_of(connection).in_transaction
 
 
 def _refuse_late(changes: list[Change[Any]], error: DatabaseBusy) -> list[Change[Any]]:

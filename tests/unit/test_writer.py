@@ -208,6 +208,26 @@ def test_exception_from_outside_just_after_a_commit_has_nothing_made_twice(
         assert connection.exec_driver_sql("SELECT count(*) FROM note").scalar_one() == count
 
 
+def test_transaction_that_could_not_be_rolled_back_is_not_left_open(opened, monkeypatch):
+    """The next change finds the connection, and closes it."""
+    import jobcore.writer as module  # noqa: PLC0415 - its name is that of the attribute
+
+    def strike(_connection):
+        raise SystemExit
+
+    def change(connection):
+        run(connection, "INSERT INTO note VALUES ('torn')")
+        monkeypatch.setattr(module, "throw_away", strike)
+        raise KeyboardInterrupt
+
+    with pytest.raises((StoreError, KeyboardInterrupt)):
+        opened.write(change)
+    monkeypatch.undo()
+    note(opened, "after", patience=5)
+
+    assert notes(opened) == {"after"}
+
+
 def test_durable_change_makes_its_whole_transaction_durable(together):
     """One that is not durable is synced along with it."""
     levels = []
