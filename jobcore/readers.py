@@ -137,7 +137,11 @@ class Reading:
 def _first(failure: BaseException) -> BaseException:
     """Return what has interrupted SQLAlchemy, whose `finally` may raise AssertionError instead."""
     before = failure.__context__
-    if isinstance(failure, AssertionError) and isinstance(before, KeyboardInterrupt | SystemExit):
+    if (
+        isinstance(failure, AssertionError)
+        and before is not None
+        and not isinstance(before, Exception)
+    ):
         return before
     return failure
 
