@@ -32,6 +32,8 @@ FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
 BACK_OFF = 0.25
 #: Seconds that a manager which runs jobs has to settle one of another directory as lost.
 COPIED_PATIENCE = 5.0
+#: Seconds that it has to end what a dead supervisor left running; then a waiter does that.
+LEFT_PATIENCE = 5.0
 #: Seconds for which an event loop trusts what a thread has seen of commits.
 TRUST = LOOK_LONGEST / 2
 
@@ -65,15 +67,17 @@ class Sight:
             that of the next, and wait for ever.
         visited: When its directory was last looked into, by the monotonic clock.
         copied_since: Since when it is known to be a job of another directory, else None.
+        dead_since: Since when its supervisor is known to be dead, else None.
     """
 
-    __slots__ = ("__weakref__", "copied_since", "last", "number", "visited")
+    __slots__ = ("__weakref__", "copied_since", "dead_since", "last", "number", "visited")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.last = Sighting()
         self.visited = 0.0
         self.copied_since: float | None = None
+        self.dead_since: float | None = None
 
 
 class Cursor(NamedTuple):
@@ -197,11 +201,22 @@ class Follower:
         self._require_here(cursor)
         if not self._recovery.has_news(run):
             return cursor
-        fresh = require(run, self._recovery.reconcile_softly(run))
+        kill = self._is_left(cursor)
+        fresh = require(run, self._recovery.reconcile_softly(run, kill=kill))
         if fresh == run:
             cursor.sight.visited = time.monotonic() + BACK_OFF
         # The version stays the one seen: behind this commit there may be another one.
         return cursor._replace(run=fresh)
+
+    def _is_left(self, cursor: Cursor) -> bool:
+        """Tell whether the supervisor is dead and no manager has ended what it left in time."""
+        sight, now = cursor.sight, time.monotonic()
+        if not self._recovery.is_dead(cursor.run):
+            sight.dead_since = None
+            return False
+        if sight.dead_since is None:
+            sight.dead_since = now
+        return now - sight.dead_since > LEFT_PATIENCE
 
     def _require_here(self, cursor: Cursor) -> None:
         """Refuse to wait long for a job of another directory: nothing of it comes to this one."""

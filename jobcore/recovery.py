@@ -220,6 +220,14 @@ class Recovery:
             return False  # the file alone was copied
 
     @handed_over
+    def is_dead(self, run: Run) -> bool:
+        """Tell whether a supervised job of this directory has lost its supervisor."""
+        try:
+            return run.supervised and self.is_here(run) and not self._is_alive(run)
+        except (StoreError, OSError):
+            return False  # it cannot be told now
+
+    @handed_over
     def has_news(self, run: Run) -> bool:
         """
         Tell whether the files of a job say more than `run` does. No table is touched.

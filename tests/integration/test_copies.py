@@ -232,3 +232,30 @@ def test_looking_kills_nothing_and_a_recovery_does(running, database):
     assert "RUNNING" in shown[0]
     assert (status, alive) == ("RUNNING", None)
     assert (ended.status, ended.reason, code) == (Status.ERROR, Reason.LOST, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("waits", ["wait", "follow"])
+def test_waiting_ends_what_no_manager_ends(running, database, monkeypatch, waits):
+    """Without a worker nothing else would end the wait for a job whose supervisor is dead."""
+    monkeypatch.setattr("jobcore.follower.LEFT_PATIENCE", 0.1)
+    jobs, job = running
+    directory = os.open(f"{database}.jobs/{job.id.hex}", os.O_RDONLY)
+    supervisor = jobdir.read_record(directory, jobdir.RUN)["supervisor"]
+    os.close(directory)
+    jobs.close()
+    cookie = cookie_of(database, job.id)
+    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
+    try:
+        until(lambda: left.pid in leftovers.find(cookie), "the exec of sleep")
+        with JobManager(database, slots=0) as looker:
+            waiting = looker.follow(job.id, timeout=60)
+            assert next(waiting).text == "begun"
+            os.kill(supervisor, signal.SIGKILL)
+            if waits == "wait":
+                looker.wait(job.id, timeout=60)
+            assert [line.stream for line in waiting] == ["system"]
+            assert looker.get_job(job.id).reason is Reason.LOST
+        assert left.wait(30) == -signal.SIGKILL
+    finally:
+        left.kill()
+        left.wait()
