@@ -46,7 +46,7 @@ _REMOVE = Statement(delete(environment).where(_IS_UNUSED))
 
 
 def capture() -> bytes:
-    """Return the environment of this process as it is stored: what belongs to it alone is left."""
+    """Return the environment of this process as it is stored, without what is its alone."""
     kept = (
         (name, value)
         for name, value in os.environb.items()
@@ -63,7 +63,7 @@ def store(connection: Connection, data: bytes) -> str:
 
 
 def find(connection: Connection, name: str) -> Mapping[bytes, bytes] | None:
-    """Return a stored environment; None: no job that may still start needed it any more."""
+    """Return a stored environment; None: it has been removed."""
     rows = _FIND(connection, of=name)
     if not rows:
         return None

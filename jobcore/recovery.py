@@ -86,11 +86,11 @@ class Recovery:
         self._clock = clock
         self._boot_id = filesystem.boot_id()
         self._unresponsive = Unresponsive(directories, clock)
-        #: By job number, the offset at the last sweep: who moves is being cared for.
+        #: By job number, the offset at the last sweep: another manager imports one that moves.
         self._offsets: dict[int, int] = {}
         #: By job number, since when what is left of it is being killed, by the monotonic clock.
         self._killing: dict[int, float] = {}
-        self._swept = 0  # the number of the last job of the last sweep that could not do all
+        self._swept = 0  # the number of the job at which the last sweep ran out of time
 
     # --- one job ----------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class Recovery:
         if leftovers.is_inside(run.cookie or ""):
             return run
         if not kill and self._is_of_this_boot(run) and self._may_be_left(run):
-            return run  # for somebody who may kill them
+            return run  # left to a manager, which may kill them
         try:
             with self._directories.taken(run.name) as directory:
                 if directory is None:
