@@ -46,7 +46,7 @@ _REMOVE = Statement(delete(environment).where(_IS_UNUSED))
 
 
 def capture() -> bytes:
-    """Return the environment of this process as it is stored, without what is its alone."""
+    """Return the environment of this process as it is stored, less what belongs to it alone."""
     kept = (
         (name, value)
         for name, value in os.environb.items()
