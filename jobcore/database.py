@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -372,7 +373,7 @@ class Database:
 
         engine = create_engine(
             dialect.URL,
-            creator=self._connect,
+            creator=partial(_connect_for, weakref.ref(self)),
             execution_options={"compiled_cache": dialect.COMPILED},
             pool_reset_on_return=None,  # transactions are ended here
             poolclass=NullPool,  # see `Spares`
@@ -539,6 +540,19 @@ class Database:
         except StoreError:
             pass  # whatever keeps us from looking
         return False
+
+
+def _connect_for(reference: weakref.ref[Database]) -> SqliteConnection:
+    """
+    Return a new connection of a database that the engine does not keep alive.
+
+    SQLAlchemy has a global reference to the pool of each connection that is in use: a
+    database that is dropped would stay open with it.
+    """
+    database = reference()
+    if database is None:
+        raise StoreError("the database was dropped")
+    return database._connect()  # noqa: SLF001 - a part of it
 
 
 def _write_json(value: Any) -> str | bytes:

@@ -69,6 +69,22 @@ def test_manager_without_threads_is_dropped_in_silence(database):
     assert dropped(database, lambda jobs: jobs.submit(["true"]), slots=0) == []
 
 
+def test_dropped_manager_without_threads_leaves_no_descriptor(database):
+    """Its connections are closed, the one that wrote and the one that read."""
+
+    def use(jobs):
+        jobs.submit(["true"])
+        jobs.list_jobs()
+
+    dropped(database, use, slots=0)
+
+    def closed():
+        gc.collect()
+        return not any(where.startswith(str(database)) for where in descriptors().values())
+
+    until(closed, "the end of all descriptors")
+
+
 def test_closed_manager_is_dropped_in_silence(database):
     """What was closed is nothing to be warned of."""
     assert dropped(database, lambda jobs: jobs.close(), slots=1) == []
