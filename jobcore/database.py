@@ -571,4 +571,4 @@ def _read_json(stored: str | bytes) -> Any:
     try:
         return json.loads(stored)
     except (ValueError, RecursionError) as error:  # TypeError: a number, which is JSON, too
-        raise DatabaseCorrupt(f"a JSON value in the file is none: {error}") from error
+        raise DatabaseCorrupt(f"a stored JSON value is not valid: {error}") from error

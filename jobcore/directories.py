@@ -63,7 +63,7 @@ class Prepared:
     is not sent to the supervisor, and stays with the host until the job has ended.
 
     Attributes:
-        directory_id: For the row; see `identity`.
+        directory_id: For the row; see `DirectoryId`.
     """
 
     __slots__ = ("directory", "directory_id", "lock", "name", "slot")
@@ -179,7 +179,7 @@ class Directories:
 
     def is_root_of(self, directory_id: str | None, *, same_boot: bool) -> bool:
         """
-        Tell whether a run was started here; see `identity`.
+        Tell whether a run was started here; see `DirectoryId`.
 
         Args:
             directory_id: Of its row.

@@ -102,7 +102,7 @@ def find_default_workspace(connection: Connection) -> UUID | None:
     try:
         return UUID(hex=rows[0][0]) if rows else None
     except (ValueError, AttributeError) as error:
-        raise DatabaseCorrupt("an id in the file is none") from error
+        raise DatabaseCorrupt("a stored ID is not a valid UUID") from error
 
 
 def default_workspace(connection: Connection, now: int) -> UUID:
@@ -778,7 +778,7 @@ def count_jobs(
     try:
         return dict.fromkeys(Status, 0) | {Status(word): number for word, number in counted}
     except ValueError as error:
-        raise DatabaseCorrupt(f"a stored status is none: {error}") from error
+        raise DatabaseCorrupt(f"a stored status is unknown: {error}") from error
 
 
 _CLAIMABLE = or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant"))

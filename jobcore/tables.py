@@ -50,7 +50,7 @@ class Id(Uuid[UUID]):
             try:
                 return process(value)
             except (ValueError, TypeError, AttributeError) as error:
-                raise DatabaseCorrupt("an id in the file is none") from error
+                raise DatabaseCorrupt("a stored ID is not a valid UUID") from error
 
         return checked if process is not None else None
 
@@ -302,7 +302,7 @@ class JobRow(_Row, table=True):
     grace_ms: int | None = None  # of the command that was started
     timeout_ms: int | None = Field(default=None, sa_column=Column(BigInteger))  # likewise
     calls_function: bool | None = None  # it leaves a result; None: claimed by an older jobcore
-    directory_id: str | None = None  # where it was started: see `identity`
+    directory_id: str | None = None  # where it was started: see `directories.DirectoryId`
 
     # Written by a wish to stop.
     stop_requested: int | None = Field(default=None, sa_column=_moment())
