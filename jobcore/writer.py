@@ -410,10 +410,12 @@ class Writer:
                     path = self._target.path
                     raise _OutcomeUnknown(f"{path}: outcome unknown: {error!r}") from error
             self._transaction = None
-        try:
-            self._observer.committed()
-        except BaseException as error:  # noqa: BLE001 - as a failed commit, it would be made again
-            telemetry.event(logging.ERROR, "events missed", error=repr(error))
+        for _ in range(2):  # what an exception from outside has broken off is done once more
+            try:
+                self._observer.committed()
+                break
+            except BaseException as error:  # noqa: BLE001 - a change that stands has not failed
+                telemetry.event(logging.ERROR, "events missed", error=repr(error))
         self._target.committed()
 
     @staticmethod
