@@ -67,7 +67,6 @@ class Model:
     reason: str | None = None
     lines: list[str] = field(default_factory=list)
     started: float = NEVER
-    owner: int = -1
     halted: str | None = None  # by a stop or a time-out
     stop_wish: bool = False
     kill_at: float = NEVER
@@ -98,9 +97,9 @@ class Model:
             else:
                 self._final("STOPPED", 143, reason)
 
-    def start(self, now, owner):
+    def start(self, now):
         """Be claimed, and begin."""
-        self.status, self.started, self.owner = "RUNNING", now, owner
+        self.status, self.started = "RUNNING", now
         if self.plan.end == "cannot":
             self._final("ERROR", 127, "spawn_failed")
         else:
@@ -142,13 +141,11 @@ class Manager(RuleBasedStateMachine):
         self.scripted = ScriptedExecutor(
             lambda job: self.plans[job.name].script(), clock=self.clock
         )
-        self.generation = 0
         self.models = {}  # by id
         self.steps = 0
         self.open()
 
     def open(self):
-        self.generation += 1
         self.jobs = JobManager(
             self.path,
             slots=SLOTS,
@@ -167,9 +164,9 @@ class Manager(RuleBasedStateMachine):
         now = self.clock.monotonic()
         queued = [one for one in self.models.values() if one.status == "QUEUED"]
         for model in sorted(queued, key=lambda one: one.number):
-            own = [m for m in self.models.values() if m.owner == self.generation]
-            if sum(m.status == "RUNNING" for m in own) < SLOTS:
-                model.start(now, self.generation)
+            # Those of earlier managers take slots, too: this one adopts them.
+            if sum(m.status == "RUNNING" for m in self.models.values()) < SLOTS:
+                model.start(now)
                 if model.due() <= now:
                     model.happen(now)
 
