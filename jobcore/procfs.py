@@ -8,9 +8,11 @@ reads them, and is left behind where an answer does not come.
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 
 from jobcore import telemetry
@@ -178,6 +180,8 @@ class _Search:
         self._found: list[int] = []
         self._error: OSError | None = None
         self._abandoned = False
+        self._ended = _thread.allocate_lock()
+        self._ended.acquire()
         self.thread = threading.Thread(target=self._look, name="jobcore-procfs", daemon=True)
 
     def run(self) -> list[int]:
@@ -186,8 +190,11 @@ class _Search:
         seen = -1
         while seen != self.position:
             seen = self.position
-            self.thread.join(PATIENCE)
-            if not self.thread.is_alive():
+            # Not `join`: it would list the calling thread, if that was not started by
+            # `threading`, as one that never ends.
+            if self._ended.acquire(timeout=PATIENCE):
+                while self.thread.is_alive():
+                    time.sleep(0)
                 break
         self._abandoned = True
         if self._error is not None:
@@ -207,6 +214,8 @@ class _Search:
                 self.position += 1
         except OSError as error:
             self._error = error
+        finally:
+            self._ended.release()
 
 
 def _entries(pid: int, name: str) -> list[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import os
+import threading
 
 import pytest
 
@@ -155,3 +157,15 @@ def test_file_is_identified_as_the_kernel_names_it_in_locks(tmp_path):
 
     assert holders.holds(os.getpid(), *holders.identify(descriptor))
     os.close(descriptor)
+
+
+def test_search_lists_no_thread_that_never_ends(proc):
+    """A thread that `threading` has not started may search, and is gone when it has ended."""
+    proc(11, b"JOBCORE_RUN=me")
+    before = threading.enumerate()
+    found = []
+    _thread.start_new_thread(lambda: found.append(leftovers.find("me")), ())
+    until(lambda: found, "the end of the search")
+
+    assert found == [[11]]
+    assert threading.enumerate() == before
