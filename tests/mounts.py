@@ -45,9 +45,11 @@ def mount_file(source, path):
     _run("mount", "--bind", source, path)
 
 
-def mount_hanging(path, *, killable):
+def mount_hanging(path, *, killable, held=None):
     """
     Mount a file system that never answers; return a descriptor that ends it when closed.
+
+    `held` is an event that is set once a request was read: no signal ends its process.
 
     It is FUSE without anybody who serves it. A request that was not read can be given
     up, so SIGKILL ends who made it; one that was read holds its process in the kernel.
@@ -60,11 +62,11 @@ def mount_hanging(path, *, killable):
     if _LIBC.mount(b"hanging", os.fsencode(path), b"fuse", 0, options.encode()) != 0:
         raise NotPermitted(f"fuse: {os.strerror(ctypes.get_errno())}")
     if not killable:
-        threading.Thread(target=_read_requests, args=[device], daemon=True).start()
+        threading.Thread(target=_read_requests, args=[device, held], daemon=True).start()
     return device
 
 
-def _read_requests(device):
+def _read_requests(device, held):
     unique = struct.unpack_from("<IIQ", os.read(device, 2**20))[2]
     # The answer to the first request: protocol 7.8, whose answer is the shortest.
     header = struct.pack("<IiQ", 16 + 24, 0, unique)
@@ -72,6 +74,8 @@ def _read_requests(device):
     with contextlib.suppress(OSError):  # it was closed
         while True:
             os.read(device, 2**20)
+            if held is not None:
+                held.set()
 
 
 def unmount(path):

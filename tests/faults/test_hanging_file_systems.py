@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
 from jobcore import JobManager, Reason, Status
 from tests.integration.supervision_harness import Host
 from tests.mounts import in_own_mounts, mount_hanging
-from tests.processes import until
+from tests.processes import PATIENCE, until
 
 #: Of a command, what lies on the file system.
 PLACES = ("program", "path", "cwd", "stdin")
@@ -50,15 +51,19 @@ def test_process_that_no_signal_ends_is_recorded(tmp_path):
     """A command that the kernel holds for ever has its end, and its pid is told."""
     reason, unreaped, status = in_own_mounts(end_unkillable_command, tmp_path)
 
-    assert (reason, len(unreaped), status) == ("timeout", 1, None)
+    assert (reason, len(unreaped), status) == ("stopped", 1, None)
 
 
 def end_unkillable_command(tmp_path):
     """Return the verdict on a command that no SIGKILL ends."""
     (tmp_path / "there").mkdir()
-    device = mount_hanging(tmp_path / "there", killable=False)
+    held = threading.Event()
+    device = mount_hanging(tmp_path / "there", killable=False, held=held)
     host = Host(tmp_path)
-    run = host.run(["true"], cwd=os.fsencode(tmp_path / "there" / "x"), timeout=0.1, grace=0)
+    run = host.start(["true"], cwd=os.fsencode(tmp_path / "there" / "x"))
+    assert held.wait(PATIENCE)
+    run.stop(0)
+    host.finish(run)
     verdict = run.exit.reason, run.exit.unreaped, run.exit.wait_status
     os.close(device)  # or it would be left when this child ends
     host.close()
