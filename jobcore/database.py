@@ -46,6 +46,8 @@ from jobcore.statement import driver_of
 from jobcore.supervision import failpoints
 from jobcore.writer import NOBODY, Observer, Writer
 
+#: Seconds that a fork in the middle of a read of its own thread waits for those of others.
+INSIDE = 0.1
 #: Files, by device and inode, that this process may no longer touch: it was
 #: forked while a connection to them was busy. See Database.before_fork.
 _UNSAFE: set[tuple[int, int]] = set()
@@ -486,7 +488,9 @@ class Database:
         self._fork_pending = True
         patience = self.busy_timeout + 5.0
         rests = self._writer.park(patience)
-        self._readers.wait(patience)
+        # A signal handler may fork in the middle of a read of this thread. Then this does not
+        # come to rest anyway, and the others may wait for what that read holds.
+        self._readers.wait(INSIDE if self._readers.is_inside() else patience)
         if rests and not self._readers.present():
             self._close_connections()
 

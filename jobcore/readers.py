@@ -198,6 +198,11 @@ class Readers:
         me = _thread.get_ident()
         return [use for use in self.present() if use.thread != me]
 
+    def is_inside(self) -> bool:
+        """Tell whether the calling thread is in the middle of a read."""
+        me = _thread.get_ident()
+        return any(use.thread == me for use in self.present())
+
     def wait(self, patience: float) -> None:
         """Wait until no other thread reads, so many seconds at the most."""
         deadline = time.monotonic() + patience

@@ -131,3 +131,40 @@ print("whole", len(codes) > 0)
     )
 
     assert said == "whole True\n"
+
+
+def test_fork_in_the_middle_of_a_read_does_not_wait_for_those_who_wait_for_it(database):
+    """A signal handler forks in a look for commits, and another thread is next to look."""
+    said = run_python(
+        """
+import os, sys, threading
+from jobcore import JobManager
+from jobcore.commits import Commits
+from tests.processes import until
+
+jobs = JobManager(sys.argv[1], slots=0, busy_timeout=1000)
+database = jobs._database
+look = Commits.look
+other = threading.Thread(target=lambda: database.version(0))
+
+def look_and_be_interrupted(self):
+    if threading.current_thread() is other:
+        return look(self)
+    with self._looking:
+        other.start()
+        until(database._readers.others, "the other thread")
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        print(os.waitpid(pid, 0)[1])
+    return look(self)
+
+Commits.look = look_and_be_interrupted
+database.version(0)
+other.join()
+jobs.close()
+""",
+        database,
+    )
+
+    assert said == "0\n"
