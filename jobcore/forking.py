@@ -53,7 +53,7 @@ class _Gate:
         self._descriptors: set[int] = set()
         self._owners: list[weakref.ref[ForkAware]] = []
         self._installed = False
-        self._nested = False  # the forking thread is inside the gate, as a launcher that forks
+        self._going_on = False  # the fork is over, and the owners are being told
         self._interrupted = False  # by a Ctrl-C while it waited; told after the fork
 
     def __enter__(self) -> None:
@@ -108,10 +108,17 @@ class _Gate:
             for descriptor in descriptors:
                 os.close(descriptor)
 
+    # A fork is known by the call that makes it: the frame below a hook. A signal handler may
+    # fork in the middle of a fork's hooks, those of other libraries too. What the outer fork
+    # has brought to rest must then rest until that one has been made.
+
     def _before(self) -> None:
+        call = sys._getframe().f_back  # noqa: SLF001 - CPython alone has fork hooks of this kind
+        self._forks.take(call)
+        if self._forks.is_taken_by(call):
+            self._going_on = False
         # The owners first: one that waits for its thread must not hold the gate
         # that the thread may need to come to an end.
-        self._forks.hold()
         for owner in self.owners():
             try:
                 owner.before_fork()
@@ -119,43 +126,40 @@ class _Gate:
                 # Python would print it and go on to the fork, and the hooks after
                 # it would undo what was not done.
                 self._interrupted = self._interrupted or isinstance(error, KeyboardInterrupt)
-        self._lock.hold()
+        self._lock.take(call)
 
     def _after_in_parent(self) -> None:
+        call = sys._getframe().f_back  # noqa: SLF001 - as above
         if not self._forks.is_mine:
             return  # it was all done, and another thread may be forking by now
-        if self._is_inside_another():
-            return  # the owners go on after that one
-        self._lock.release()
+        is_outermost = self._forks.is_taken_by(call)
+        self._lock.give_up(call)
+        if is_outermost:
+            self._going_on = True
+        elif not self._going_on:
+            return  # the outer fork is yet to be made; its owners go on after that
         for owner in self.owners():
             owner.after_fork_in_parent()
-        self._forks.release()
+        if not is_outermost:
+            return
+        self._forks.give_up(call)
         if self._interrupted:
             self._interrupted = False
             _thread.interrupt_main()
 
-    def _is_inside_another(self) -> bool:
-        """Tell whether a signal handler has forked before another fork of this thread."""
-        frame = sys._getframe(1).f_back  # noqa: SLF001 - CPython alone has fork hooks of this kind
-        while frame is not None and frame.f_code is not _Gate._before.__code__:
-            frame = frame.f_back
-        return frame is not None
-
     def _after_in_child(self) -> None:
-        if not self._forks.is_mine:
-            return
         for descriptor in self._descriptors:
             try:
                 os.close(descriptor)
             except OSError:
                 pass  # the host closed it by number behind our back
         self._descriptors.clear()
-        # Both taken by the forking thread just before the fork, so it is their owner here too.
-        if not self._nested:
-            self._lock.release()
+        # New ones: an outer fork, or a launcher that forks, may have these, and its call will
+        # not go on before the signal handler that forked is over.
+        self._lock = Lock()
         for owner in self.owners():
             owner.after_fork_in_child()
-        self._forks.release()
+        self._forks = Lock()
 
 
 GATE = _Gate()

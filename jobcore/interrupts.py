@@ -127,11 +127,16 @@ class Lock:
         """Give it up, unless an outer call of this thread has taken it."""
         self.give_up(sys._getframe(1))  # noqa: SLF001 - see `is_on_this_stack`
 
-    def give_up(self, frame: FrameType) -> None:
+    def give_up(self, frame: FrameType | None) -> None:
         """Give it up if this call has taken it, and not an outer one."""
         turn = self._newest()
         if turn.frame is frame:
             turn.end()
+
+    def is_taken_by(self, frame: FrameType | None) -> bool:
+        """Tell whether this call has taken it, and has not given it up."""
+        turn = self._newest()
+        return turn.frame is frame and not turn.over
 
     def hold(self, patience: float = LONGEST) -> bool:
         """Take it until `release`, beyond the end of the calling function."""

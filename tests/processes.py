@@ -153,22 +153,22 @@ def at_once(function, arguments):
     return [child.result() for child in children]
 
 
-def end_of_python(source, *args, flags=()):
+def end_of_python(source, *args, flags=(), patience=PATIENCE):
     """Return how a fresh interpreter ended that ran `source`, and what it said."""
     return subprocess.run(
         [sys.executable, *flags, "-c", source, *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=patience,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
 
 
-def run_python(source, *args, flags=()):
+def run_python(source, *args, flags=(), patience=PATIENCE):
     """Return what a fresh interpreter prints that runs `source`; its errors fail the test."""
-    done = end_of_python(source, *args, flags=flags)
+    done = end_of_python(source, *args, flags=flags, patience=patience)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -22,6 +22,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from concurrent.futures import thread as futures
 from contextlib import ExitStack, closing, suppress
 
 import pytest
@@ -168,9 +169,16 @@ def interrupt(_console):
 
 
 def fork(console):
-    """Handle SIGINT by a fork, whose child calls the manager."""
+    """
+    Handle SIGINT by a fork, whose child calls the manager.
+
+    Between the hooks of a fork CPython holds a lock of `concurrent.futures` that is not
+    reentrant: a second fork of the same thread, from a signal handler, waits for it for ever.
+    """
 
     def handle(*_):
+        if futures._global_shutdown_lock.locked():
+            return
         pid = os.fork()
         if pid == 0:
             code = 1

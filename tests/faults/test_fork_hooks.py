@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.processes import PATIENCE, run_python
+from tests.processes import PATIENCE, ROOT, run_python
 
 #: `hook` and `last` are registered before jobcore's hooks, so they run behind those.
 _HOST = f"""
@@ -94,6 +94,115 @@ jobs.close()
     assert said.split("\n")[0] == "{1} 40"
 
 
+def test_fork_in_a_hook_of_a_fork_leaves_the_outer_fork_its_rest(database):
+    """Where hooks of other libraries run, before and after jobcore's, nothing is let go early."""
+    said = run_python(
+        """
+import os, signal, sys
+told, nested = [], []
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            jobs.create_job("TASK")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+def interrupt(place):
+    if place in nested:
+        nested.remove(place)
+        signal.raise_signal(signal.SIGUSR1)
+
+def last():
+    told.append(GATE._lock.is_mine and GATE.is_forking() and jobs._database._fork_pending)
+
+class Owner:
+    def before_fork(self):
+        interrupt("owner before")
+    def after_fork_in_parent(self):
+        interrupt("owner after")
+    def after_fork_in_child(self):
+        pass
+
+signal.signal(signal.SIGUSR1, lambda *_: fork())
+os.register_at_fork(before=last)
+os.register_at_fork(
+    before=lambda: interrupt("before"), after_in_parent=lambda: interrupt("after")
+)
+from jobcore import JobManager
+from jobcore.forking import GATE
+jobs = JobManager(sys.argv[1], slots=0)
+owner = Owner()
+GATE.watch(owner)
+for places in (["before"], ["after"], ["owner before"], ["owner after"], ["before", "after"]):
+    told[:], nested[:] = [], places
+    fork()
+    jobs.create_job("TASK")
+    print(*told, nested, GATE._lock.is_mine, GATE._forks.is_mine)
+print(sum(jobs.count_jobs().values()))
+jobs.close()
+""",
+        database,
+    )
+
+    assert said.splitlines() == [
+        *["True True [] False False"] * 4,
+        "True True True [] False False",
+        str(4 * 3 + 4),
+    ]
+
+
+def test_fork_in_a_look_for_commits_does_not_wait_for_the_next_look(database):
+    """No other thread stays inside the database to wait for the thread that forks."""
+    said = run_python(
+        f"""
+import os, sys, threading
+told = []
+
+def last():
+    if commits:
+        told.append(jobs._database._readers.others())
+
+commits = []
+os.register_at_fork(before=last)
+from jobcore import JobManager
+from jobcore.commits import Commits
+sys.path.insert(0, {str(ROOT)!r})
+from tests.processes import PATIENCE, until
+
+jobs = JobManager(sys.argv[1], slots=0, busy_timeout=0.1)
+database = jobs._database
+other = threading.Thread(target=database.version)
+open_watch = Commits._open_watch
+
+def look_and_fork(self):
+    Commits._open_watch = open_watch
+    other.start()
+    until(database._readers.others, "the other thread")
+    commits.append(self)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return open_watch(self)
+
+database._commits.close()
+Commits._open_watch = look_and_fork
+database.version()
+other.join(PATIENCE)
+print(told, other.is_alive())
+jobs.close()
+""",
+        database,
+    )
+
+    assert said == "[[]] False\n"
+
+
 def test_signal_handler_that_forks_neither_tears_nor_hangs(database):
     """In the middle of any call; parent and child write on, and all that returned is there."""
     said = run_python(
@@ -105,6 +214,8 @@ made, codes = [], []
 def handler(*_):
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm({int(PATIENCE)})  # ends it where it hangs
         try:
             with JobManager(sys.argv[1], slots=0) as own:
                 own.create_job("TASK")
@@ -128,6 +239,7 @@ jobs.close()
 print("whole", len(codes) > 0)
 """,
         database,
+        patience=3 * PATIENCE,  # each child opens a manager
     )
 
     assert said == "whole True\n"
