@@ -77,12 +77,13 @@ def crash(
     Raises:
         ValueError: There is no such point of a host, or the manager is closed.
         AssertionError: The point was not reached in time, or a thread did not end;
-            the message names it.
+            the message names it. In the latter case the manager is dead, and what it
+            held is open: call `crash` or `close()` again once the thread has ended.
         RuntimeError: It was called by the manager itself, from an executor, say.
     """
     if at is not None and at not in failpoints.HOST:
         raise ValueError(f"{at!r} is no point of a host: see jobcore.supervision.failpoints.HOST")
-    if manager not in OPEN:
+    if manager._database.closed:  # noqa: SLF001 - see `_crash_at`
         raise ValueError("the manager is closed, or has crashed")
     if at is not None:
         return _crash_at(manager, at, timeout)
@@ -123,6 +124,7 @@ def _kill(manager: JobManager) -> None:
     """Let no thread of the manager past any point from now on."""
     failpoints.arm(_stop_the_dead)  # for good: the dead stay dead
     _DEAD.add(manager._database)  # noqa: SLF001 - see `_crash_at`
+    OPEN.discard(manager)  # so that `close` only closes: it would use the database first
     manager._notifier.mute()  # noqa: SLF001 - closing it would tell them the rest
 
 

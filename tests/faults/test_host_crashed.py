@@ -19,6 +19,7 @@ from tests.faults.hosts import EXECUTORS
 from tests.faults.rounds import SEED
 from tests.jobfiles import sql
 from tests.processes import carrying, descriptors, left_open, own_threads, until
+from tests.tasks import task
 
 
 class World:
@@ -390,27 +391,66 @@ def test_subscribers_of_a_dead_manager_hear_nothing_more(world):
         after.recover()
 
 
-def test_a_thread_that_does_not_end_is_named(world, monkeypatch):
+class Stays:
+    """An executor inside which the dispatcher's thread stays until it is let `out`."""
+
+    def __init__(self):
+        self.inside, self.out = threading.Event(), threading.Event()
+
+    def command(self, _job):
+        self.inside.set()
+        assert self.out.wait(60)
+        raise ValueError("too late")
+
+
+@pytest.fixture
+def stays(monkeypatch):
+    """Return the executor of the type STAYS."""
+    executor = Stays()
+    monkeypatch.setitem(EXECUTORS, "STAYS", executor)
+    yield executor
+    executor.out.set()
+
+
+@pytest.mark.parametrize("let_go", [JobManager.close, crash])
+def test_a_thread_that_does_not_end_is_named(world, stays, let_go):
     """Where a thread stays inside, `crash` says which and where, and closes nothing under it."""
-    inside, out = threading.Event(), threading.Event()
-
-    class Stays:
-        def command(self, _job):
-            inside.set()
-            assert out.wait(60)
-            raise ValueError("too late")
-
-    monkeypatch.setitem(EXECUTORS, "STAYS", Stays())
     jobs = world.manager()
     job_id = jobs.create_job("STAYS").id
-    assert inside.wait(60)
+    assert stays.inside.wait(60)
     with pytest.raises(AssertionError, match=r"jobcore-dispatcher in Dispatcher\._prepare"):
         crash(jobs, timeout=0.01)
-    out.set()
-    jobs.close()
+    assert not jobs._database.closed
+    stays.out.set()
+    let_go(jobs)
     with world.manager(slots=0) as after:
         assert after.cancel_job(job_id).reason is Reason.CANCELLED
         after.recover()
+
+
+@pytest.mark.parametrize("let_go", [JobManager.close, crash])
+def test_manager_with_a_thread_inside_is_let_go_later(world, stays, let_go):
+    """It closes what is open and no more, beside a task of this process, and stops no job."""
+    with world.manager(slots=0) as lives:
+        own = task(lives)
+        jobs = world.manager(slots=2, on_exit="stop")
+        running = jobs.submit(world.command)
+        assert next(jobs.follow(running.id, timeout=60)).text == "ready"
+        queued = jobs.create_job("STAYS")
+        assert stays.inside.wait(60)
+        with pytest.raises(AssertionError, match="still in a crashed manager"):
+            crash(jobs, timeout=0.01)
+        before = world.state()
+        stays.out.set()
+        let_go(jobs)
+
+        assert jobs._database.closed
+        assert world.state() == before
+        assert lives.cancel_job(queued.id).status is Status.STOPPED
+        assert lives.finish_job(own.id, 0).status is Status.COMPLETE
+        world.go.touch()
+        assert lives.wait(running.id, timeout=60).exit_code == 6
+        lives.recover()
 
 
 def test_what_is_no_crash_is_refused(world):

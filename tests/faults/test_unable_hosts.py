@@ -50,10 +50,15 @@ async def _last(lines):
         pass
 
 
-def failing(jobs, key):
-    """Wait until something has failed often enough, and let the time go by that it has to."""
+def fails_three_times(jobs, key):
+    """Wait until something has failed three times, which takes no time by the manual clock."""
     failures = jobs._dispatcher._postponed._failures
     until(lambda: key in failures and failures[key].times >= 3, "three failures", 60)
+
+
+def failing(jobs, key):
+    """Wait until something has failed often enough, and let the time go by that it has to."""
+    fails_three_times(jobs, key)
     jobs._clock.advance(PERSISTENT_SECONDS)
 
 
@@ -82,7 +87,7 @@ def test_failure_is_not_told_before_it_lasts(database, clock, monkeypatch):
     with JobManager(database, slots=1, clock=clock) as jobs:
         monkeypatch.setattr(jobs._dispatcher, "_round", lambda: 1 // 0)
         job = jobs.submit(["true"])
-        until(lambda: jobs._dispatcher._postponed._failures["round"].times >= 3, "three", 60)
+        fails_three_times(jobs, "round")
         with pytest.raises(WaitTimeout):
             jobs.wait(job.id, 0.1)
 
