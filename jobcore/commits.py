@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 
 from jobcore.connections import SqliteConnection
-from jobcore.interrupts import LONGEST, Bell, Lock
+from jobcore.interrupts import Bell, Lock
 from jobcore.worker import handed_over
 
 #: Seconds between two looks for commits of other processes: the first and the longest.
@@ -48,24 +47,15 @@ class Commits:
         fresh = looked > self._last and time.monotonic() - looked < within
         return version if fresh else None
 
-    def look(self, patience: float = LONGEST) -> int | None:
-        """
-        Look at the file, and return a version that differs from that before any commit.
-
-        None: another thread has kept looking for `patience` seconds.
-        """
-        here = sys._getframe()  # noqa: SLF001 - see `interrupts`
-        if not self._looking.take(here, patience):
-            return None
-        try:
+    def look(self) -> int:
+        """Look at the file, and return a version that differs from that before any commit."""
+        with self._looking:
             now = time.monotonic()  # before the look: a commit just behind it makes it old
             watch = self._watch or self._open_watch()
             (number,) = watch.execute("PRAGMA data_version").fetchone()
             self._version = self._base + number
             self._looked = now, self._version
             return self._version
-        finally:
-            self._looking.give_up(here)
 
     @handed_over
     def _open_watch(self) -> SqliteConnection:

@@ -269,13 +269,9 @@ class Database:
         known = self._commits.known_version(within)
         if known is not None:
             return known
-        found = None
-        while found is None:
-            # A fork waits for those who are inside. The thread that looks may be the one that
-            # forks, in a signal handler, so no other waits for it inside for long.
-            with Use(self._readers), self.typed_errors():
-                self.require_same_file()  # or whoever waits would wait for commits to a ghost
-                found = self._commits.look(LOOK_FIRST)
+        with Use(self._readers), self.typed_errors():
+            self.require_same_file()  # or whoever waits would wait for commits to a ghost
+            found = self._commits.look()
         self._tidy()
         return found
 

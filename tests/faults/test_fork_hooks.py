@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.processes import PATIENCE, ROOT, run_python
+from tests.processes import PATIENCE, run_python
 
 #: `hook` and `last` are registered before jobcore's hooks, so they run behind those.
 _HOST = f"""
@@ -154,53 +154,6 @@ jobs.close()
         "True True True [] False False",
         str(4 * 3 + 4),
     ]
-
-
-def test_fork_in_a_look_for_commits_does_not_wait_for_the_next_look(database):
-    """No other thread stays inside the database to wait for the thread that forks."""
-    said = run_python(
-        f"""
-import os, sys, threading
-told = []
-
-def last():
-    if commits:
-        told.append(jobs._database._readers.others())
-
-commits = []
-os.register_at_fork(before=last)
-from jobcore import JobManager
-from jobcore.commits import Commits
-sys.path.insert(0, {str(ROOT)!r})
-from tests.processes import PATIENCE, until
-
-jobs = JobManager(sys.argv[1], slots=0, busy_timeout=0.1)
-database = jobs._database
-other = threading.Thread(target=database.version)
-open_watch = Commits._open_watch
-
-def look_and_fork(self):
-    Commits._open_watch = open_watch
-    other.start()
-    until(database._readers.others, "the other thread")
-    commits.append(self)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return open_watch(self)
-
-database._commits.close()
-Commits._open_watch = look_and_fork
-database.version()
-other.join(PATIENCE)
-print(told, other.is_alive())
-jobs.close()
-""",
-        database,
-    )
-
-    assert said == "[[]] False\n"
 
 
 def test_signal_handler_that_forks_neither_tears_nor_hangs(database):
