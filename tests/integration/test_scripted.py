@@ -985,7 +985,9 @@ def test_a_host_crashes_at_any_step(theatre, point):
     jobs, scripted = theatre.play(Script(["a", 5, "b"], exit_code=3), slots=1)
     with crash(jobs, at=point):
         try:
-            jobs.submit(["x"])
+            job = jobs.submit(["x"])
+            elapse(jobs, 0)
+            jobs.get_job(job.id)  # imports the first line, if the dispatcher has not yet
             elapse(jobs, 10)
         except Crashed:
             pass  # this thread came there, or found it dead
