@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import sys
+
+_CACHE, _PRECALL, _KW_NAMES = (dis.opmap.get(name) for name in ("CACHE", "PRECALL", "KW_NAMES"))
 
 #: Python's own locks of modules and handlers: left behind there, they concern no job.
 NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset")
@@ -43,12 +46,25 @@ class Opcodes:
         return self._step
 
     def _step(self, frame, event, _argument):
-        if event == "opcode":
+        if event == "opcode" and not _has_names_for_a_call(frame):
             self.number += 1
             if self.number == self._last:
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
                 raise self._error
         return self._step
+
+
+def _has_names_for_a_call(frame):
+    """
+    Tell whether Python 3.11 or 3.12 has put the names of arguments aside for the next call.
+
+    It never looks for signals there. An exception would leave the names to another
+    call, which then reads what is not there.
+    """
+    code, place = frame.f_code.co_code, frame.f_lasti
+    while place >= 2 and code[place - 2] in (_CACHE, _PRECALL):
+        place -= 2
+    return place >= 2 and _KW_NAMES is not None and code[place - 2] == _KW_NAMES
 
 
 def every_bytecode(call, *, never=(), error=KeyboardInterrupt):

@@ -102,10 +102,14 @@ def test_manager_is_not_dropped_while_somebody_reads(database):
         gc.collect()
         return [line.text for line in read]
 
-    with pytest.warns(ResourceWarning):
+    def texts_and_end():
         read = texts()
-    gc.collect()
-    until(lambda: not own_threads(), "the end of its threads")
+        gc.collect()
+        until(lambda: not own_threads(), "the end of its threads")
+        return read
+
+    with pytest.warns(ResourceWarning):
+        read = texts_and_end()
 
     assert read == ["one", "two"]
 
