@@ -7,8 +7,9 @@ import sys
 
 _CACHE, _PRECALL, _KW_NAMES = (dis.opmap.get(name) for name in ("CACHE", "PRECALL", "KW_NAMES"))
 
-#: Python's own locks of modules and handlers: left behind there, they concern no job.
-NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset")
+#: Python's own locks of modules and handlers: left behind there, they concern no job. And
+#: what Hypothesis has the collector call, where an exception reaches no caller.
+NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset", "hypothesis")
 
 
 class Opcodes:
