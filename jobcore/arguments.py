@@ -231,7 +231,7 @@ def required_types(kind: object) -> tuple[str, ...]:
     Return the job types to claim, one or several.
 
     Raises:
-        ValueError: There is none, or one is no text.
+        ValueError: It is empty, or an element is not a string.
     """
     types = checked_types(kind)
     if not types:

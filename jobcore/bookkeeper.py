@@ -47,7 +47,7 @@ class Bookkeeper:
             owner: `"process"`: this one; None: no process; `"auto"`: as its type says.
 
         Raises:
-            JobNotFound, InvalidTransition: There is none, or it is not QUEUED.
+            JobNotFound, InvalidTransition: No job has this ID, or it is not QUEUED.
         """
         now = self._clock.now()
 
@@ -66,7 +66,7 @@ class Bookkeeper:
         Start a QUEUED job as a task of this process, or go on with one that it has started.
 
         Raises:
-            JobNotFound, InvalidTransition: There is none, or it is neither.
+            JobNotFound, InvalidTransition: No job has this ID, or it is neither.
         """
         now = self._clock.now()
 
@@ -88,7 +88,7 @@ class Bookkeeper:
         self, types: tuple[str, ...], *, patience: float | None = None
     ) -> Row[Any] | None:
         """
-        Start the oldest queued job of these types as a task of this process; None: there is none.
+        Start the oldest queued job of these types as a task of this process; None: no such job.
 
         Args:
             patience: Seconds to wait for the write lock; None: the busy timeout.
@@ -125,7 +125,7 @@ class Bookkeeper:
         Make this process the owner of a task.
 
         Raises:
-            JobNotFound, InvalidTransition: There is none, or it is not RUNNING without a process.
+            JobNotFound, InvalidTransition: No such job, or not RUNNING without a process.
         """
 
         def change(connection: Connection) -> Row[Any]:
@@ -151,7 +151,7 @@ class Bookkeeper:
             result: Encoding and bytes of what it returns, if it is COMPLETE.
 
         Raises:
-            JobNotFound, InvalidTransition: There is none, or it is not the host's to finish.
+            JobNotFound, InvalidTransition: No job has this ID, or it is not the host's to finish.
             ValueError: The exit code is not between 0 and 255.
         """
         is_number = isinstance(exit_code, int) and not isinstance(exit_code, bool)
@@ -179,7 +179,7 @@ class Bookkeeper:
         Append lines to the log, and return how many it has then.
 
         Raises:
-            JobNotFound, InvalidTransition: There is none, or its log is not the host's to write.
+            JobNotFound, InvalidTransition: No such job, or its log is not the host's to write.
         """
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
 
@@ -196,7 +196,7 @@ class Bookkeeper:
         Return a task that is RUNNING.
 
         Raises:
-            JobNotFound, InvalidTransition: There is none, or it has ended.
+            JobNotFound, InvalidTransition: No job has this ID, or it has ended.
         """
         with self._database.read() as connection:
             return self._require_own(connection, job_id, "go on with")
@@ -206,7 +206,7 @@ class Bookkeeper:
         Store how far a job is, and return it.
 
         Raises:
-            JobNotFound, InvalidTransition: There is none, or it is not the host's to speak for.
+            JobNotFound, InvalidTransition: No such job, or it is not the host's to speak for.
         """
         text = None if message is None else progress.shorten(message) or None
         report = Report(done, total, text, self._clock.now())
