@@ -24,6 +24,7 @@ from jobcore.errors import DatabaseCorrupt
 from jobcore.fields import object_in
 from jobcore.forking import GATE
 from jobcore.lifecycle import Reason, Status, Trigger
+from jobcore.worker import handed_over
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,8 +52,8 @@ def _stored_moment(microseconds: Any) -> datetime:
         raise DatabaseCorrupt("a stored time makes no sense") from error
 
 
-#: The models that were serialized once.
-_serialized: set[type[BaseModel]] = set()
+#: The models of which one was made and serialized.
+_used: set[type[BaseModel]] = set()
 
 
 class _Public(BaseModel):
@@ -68,6 +69,7 @@ class _Public(BaseModel):
     )
 
     @classmethod
+    @handed_over
     def model_rebuild(cls, **options: Any) -> "bool | None":
         """
         Build the validators; pydantic calls it at the first use.
@@ -80,25 +82,33 @@ class _Public(BaseModel):
 
     @classmethod
     def _checked(cls, fields: dict[str, Any]) -> "Self":
-        """
-        Return a model of these fields; no fork comes meanwhile.
-
-        At the first use of a type, and of a serializer, pydantic's native part fills what
-        all threads share, and a child forked just then waits for ever for the thread that
-        was filling it: 2 of 36 runs of the campaign of forks had one under Python 3.10.
-        """
+        """Return a model of these fields, which are those of a stored row."""
         try:
-            with GATE:
-                checked = cls.model_validate(fields)
-                if cls not in _serialized:
-                    _serialized.add(cls)
-                    checked.model_dump()
-                    checked.model_dump_json()
-                return checked
+            return cls.model_validate(fields) if cls in _used else cls._first(fields)
         except ValidationError as error:
             # The columns have been checked when they were written, so the file is damaged.
             wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
             raise DatabaseCorrupt(f"a stored {cls.__name__} makes no sense: {wrong}") from error
+
+    @classmethod
+    @handed_over
+    def _first(cls, fields: dict[str, Any]) -> "Self":
+        """
+        Return the first model of its type; no fork comes meanwhile.
+
+        At the first use of a type, and of a serializer, pydantic's native part fills what
+        all threads share, and a child forked just then waits for ever for the thread that
+        was filling it: 2 of 36 runs of the campaign of forks had one under Python 3.10.
+
+        One of jobcore's own threads holds the gate. A signal handler may interrupt
+        the caller and wait for other threads that need it.
+        """
+        with GATE:
+            first = cls.model_validate(fields)
+            first.model_dump()
+            first.model_dump_json()
+            _used.add(cls)
+            return first
 
     @classmethod
     def from_row(cls, row: Any) -> "Self":

@@ -20,14 +20,16 @@ class Opcodes:
         last: The number of the bytecode before which it raises; None: it only counts.
         never: Files whose frames are left alone.
         error: What it raises.
+        handler: What it calls instead, as a signal handler that raises nothing.
     """
 
-    def __init__(self, last=None, never=(), error=KeyboardInterrupt):
+    def __init__(self, last=None, never=(), error=KeyboardInterrupt, handler=None):
         self.number = 0
         self.where = None
         self._last = last
         self._never = (__file__, *never)
         self._error = error
+        self._handler = handler
 
     def __enter__(self):
         # On any frame, and before: in 3.12 only then does `settrace` look at bytecodes at all.
@@ -51,7 +53,9 @@ class Opcodes:
             self.number += 1
             if self.number == self._last:
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                raise self._error
+                if self._handler is None:
+                    raise self._error
+                self._handler()
         return self._step
 
 
@@ -88,3 +92,15 @@ def every_bytecode(call, *, never=(), error=KeyboardInterrupt):
         if opcodes.where is None:
             return
         yield f"{number} at {opcodes.where}", found
+
+
+def handler_at_every_bytecode(call, handler, *, never=(), step=1):
+    """Make a call again and again, with a handler before the first, the next, ... bytecode."""
+    number = 1
+    while True:
+        with Opcodes(number, never, handler=handler) as opcodes:
+            call()
+        if opcodes.where is None:
+            return
+        yield f"{number} at {opcodes.where}"
+        number += step

@@ -156,7 +156,7 @@ def test_no_fork_comes_while_a_model_is_made_ready(monkeypatch, step, use):
         assert go_on.wait(PATIENCE)
         return Progress.model_construct()
 
-    monkeypatch.setattr(models, "_serialized", set())
+    monkeypatch.setattr(models, "_used", set())
     monkeypatch.setattr(BaseModel, step, make_ready)
     builder = threading.Thread(target=use)
     builder.start()

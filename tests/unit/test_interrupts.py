@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 from contextlib import closing
+from datetime import datetime, timezone
 
 import pytest
 
-from jobcore import JobManager, Status
+from jobcore import JobManager, Progress, Status, models
 from jobcore.database import Database
+from jobcore.forking import GATE
 from jobcore.importer import Importer
 from jobcore.interrupts import Bell, Lock, is_over
 from jobcore.recovery import Recovery
-from tests.opcodes import every_bytecode
+from jobcore.worker import HANDS
+from tests.opcodes import every_bytecode, handler_at_every_bytecode
 from tests.processes import PATIENCE, descriptors, in_child, until
 
 
@@ -361,3 +364,71 @@ def test_interrupted_submit_names_its_job(database, monkeypatch):
     assert caught.value.__notes__ == [
         f"jobcore: the interrupted call was completed (job {made.id})"
     ]
+
+
+# --- models -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_first(monkeypatch):
+    """Return a call that makes a model as if it were the first of its type."""
+    said = {"done": 1, "total": None, "message": None, "at": datetime.now(timezone.utc)}
+
+    def make():
+        monkeypatch.setattr(models, "_used", set())
+        monkeypatch.setattr(Progress, "__pydantic_complete__", False)
+        Progress.model_rebuild()
+        assert Progress._checked(said).done == 1
+
+    return make
+
+
+def hold_gate():
+    """Have a thread of jobcore's own hold the gate, as every directory work does."""
+
+    def hold():
+        if not GATE._lock.hold(1):
+            return False
+        GATE._lock.release()
+        return True
+
+    return HANDS.call(hold)
+
+
+def fork():
+    """Fork, and make a model and do directory work in the child."""
+
+    def use():
+        models._used.clear()
+        Progress._checked({"done": 2, "total": 3, "message": "", "at": datetime.now(timezone.utc)})
+        assert hold_gate()
+
+    in_child(use)
+    return True
+
+
+@pytest.mark.parametrize(("handler", "step"), [(hold_gate, 1), (fork, 11)])
+def test_signal_handler_in_the_first_use_of_a_model_waits_for_nothing(make_first, handler, step):
+    """Whatever bytecode it interrupts, directory work and forks of the handler go on."""
+    answers = []
+    make_first()
+    for where in handler_at_every_bytecode(
+        make_first, lambda: answers.append(handler()), never=ELSEWHERE, step=step
+    ):
+        assert answers[-1], where
+
+    assert len(answers) > 100 // step
+
+
+def test_signal_handler_in_the_first_use_of_a_model_opens_a_manager(make_first, tmp_path):
+    """It reads and writes jobs of another database, whose types are built first, too."""
+    made = []
+
+    def use():
+        with JobManager(tmp_path / "jobs.db", slots=0) as jobs:
+            made.append(jobs.get_job(jobs.create_job("TASK").id).status)
+
+    for where in handler_at_every_bytecode(make_first, use, never=ELSEWHERE, step=23):
+        assert made[-1] is Status.QUEUED, where
+
+    assert len(made) > 5
