@@ -18,11 +18,10 @@ def main() -> None:
         from jobcore import running, upkeep, verbs  # noqa: F401, PLC0415 - they add themselves
         from jobcore.application import app  # noqa: PLC0415 - it may not be importable
     except ModuleNotFoundError as missing:
-        if (missing.name or "").split(".")[0] not in ("typer", "rich", "click"):
+        package = (missing.name or "").split(".")[0]
+        if package not in ("typer", "rich", "click"):
             raise
-        sys.stderr.write(
-            f"jobcore: the command line needs {missing.name}: pip install 'jobcore[cli]'\n"
-        )
+        sys.stderr.write(f"jobcore: the command line needs {package}: pip install typer rich\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # while all of this was being loaded
         raise SystemExit(130) from None

@@ -293,7 +293,7 @@ def _cronsim(fields: str, local: datetime) -> CronSim:
     try:
         import cronsim  # noqa: PLC0415 - hosts without schedules need not have it
     except ImportError as error:
-        raise ScheduleError("schedules need cronsim: pip install 'jobcore[schedule]'") from error
+        raise ScheduleError("schedules need cronsim: pip install cronsim tzdata") from error
     try:
         return cronsim.CronSim(fields, local)
     except (cronsim.CronSimError, ValueError) as error:  # ValueError: thousands of digits
@@ -348,5 +348,5 @@ def _zone(name: str) -> tzinfo:
     except (KeyError, ValueError, OSError, TypeError) as error:
         raise ScheduleError(
             f"no time zone {name!r} here; where the system has no zones at all, "
-            "pip install 'jobcore[schedule]' brings them"
+            "pip install tzdata brings them"
         ) from error

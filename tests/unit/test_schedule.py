@@ -511,7 +511,7 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     """Where the extra is missing, a schedule is refused with the command that brings it."""
     monkeypatch.setitem(sys.modules, "cronsim", None)
 
-    with pytest.raises(ScheduleError, match=r"pip install 'jobcore\[schedule\]'"):
+    with pytest.raises(ScheduleError, match=r"pip install cronsim tzdata"):
         Schedule("@daily")
 
 
