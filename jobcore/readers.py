@@ -81,6 +81,7 @@ class Reading:
 
     def __enter__(self) -> Connection:
         """Begin the transaction."""
+        before = sys.exc_info()[1]
         self._readers.enter(self._use, sys._getframe(1))  # noqa: SLF001 - as above
         try:
             with self._typed():
@@ -93,7 +94,7 @@ class Reading:
                 self._transaction = connection.begin()
         except BaseException as failure:  # noqa: BLE001 - it is raised as it came
             self._give_up()
-            raise _first(failure)  # noqa: B904 - as it came
+            raise _first(failure, before)  # noqa: B904 - as it came
         return connection
 
     def __exit__(
@@ -103,6 +104,7 @@ class Reading:
         trace: TracebackType | None,
     ) -> None:
         """End it; its connection is kept only if nothing unexpected has happened."""
+        before = sys.exc_info()[1]
         try:
             with self._typed():
                 self._end(error)
@@ -110,7 +112,7 @@ class Reading:
             self._give_up()
             if failure is error:
                 raise
-            raise _first(failure)  # noqa: B904 - it is raised as it came
+            raise _first(failure, before)  # noqa: B904 - it is raised as it came
         self._readers.leave(self._use)
 
     def _end(self, error: BaseException | None) -> None:
@@ -134,16 +136,16 @@ class Reading:
         self._readers.leave(self._use)
 
 
-def _first(failure: BaseException) -> BaseException:
-    """Return what has interrupted SQLAlchemy, whose `finally` may raise AssertionError instead."""
-    before = failure.__context__
-    if (
-        isinstance(failure, AssertionError)
-        and before is not None
-        and not isinstance(before, Exception)
-    ):
-        return before
-    return failure
+def _first(failure: BaseException, before: BaseException | None) -> BaseException:
+    """
+    Return what has interrupted SQLAlchemy, whose `finally` may raise AssertionError instead.
+
+    `before` is what was being handled when the call began: it has interrupted nothing here.
+    """
+    interruption = failure.__context__
+    if not isinstance(failure, AssertionError) or interruption is None or interruption is before:
+        return failure
+    return interruption
 
 
 class Readers:

@@ -12,12 +12,14 @@ from contextlib import closing
 from datetime import datetime, timezone
 
 import pytest
+from sqlalchemy import RootTransaction
 
 from jobcore import JobManager, Progress, Status, models
 from jobcore.database import Database
 from jobcore.forking import GATE
 from jobcore.importer import Importer
 from jobcore.interrupts import Bell, Lock, is_over
+from jobcore.lookup import require_job
 from jobcore.recovery import Recovery
 from jobcore.worker import HANDS
 from tests.opcodes import every_bytecode, handler_at_every_bytecode
@@ -236,6 +238,40 @@ def test_read_that_is_interrupted_before_any_bytecode_leaves_nothing_open(databa
         lambda: opened.write(lambda connection: connection.exec_driver_sql("SELECT 1").close())
     )
     opened.close()
+    assert open_files(database) == []
+
+
+class HostsTimeout(Exception):
+    """What a host's own handler of signals raises; no error that a library would expect."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, HostsTimeout])
+@pytest.mark.parametrize("fails", [False, True], ids=["commit", "rollback"])
+def test_read_hands_on_what_interrupts_the_end_of_a_transaction(
+    database, monkeypatch, error, fails
+):
+    """A `finally` of SQLAlchemy asserts, and would put an AssertionError in its place."""
+    opened = Database(database)
+
+    def read():
+        try:
+            raise LookupError("handled by the host meanwhile")
+        except LookupError:
+            with opened.read() as connection:
+                if fails:
+                    require_job(connection, "0" * 32)
+
+    def interrupted(_transaction):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RootTransaction, "_deactivate_from_connection", interrupted)
+        with pytest.raises(error):
+            read()
+    with opened.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM job").scalar() == 0
+    opened.close()
+
     assert open_files(database) == []
 
 
