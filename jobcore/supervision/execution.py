@@ -214,7 +214,11 @@ class Execution:
     def _spawn(self) -> None:
         self._begun, self._spawned_ns = read_clocks(self._machine)
         try:
-            child = self._machine.spawn(self._order.command, oom_score=self._identity.oom_score)
+            child = self._machine.spawn(
+                self._order.command,
+                directory=self._order.directory,
+                oom_score=self._identity.oom_score,
+            )
         except spawner.StartError as error:
             self._fail(error)
             return

@@ -33,14 +33,16 @@ class Machine:
         """Return seconds from some fixed moment on."""
         return time.monotonic()
 
-    def spawn(self, command: spawner.Command, *, oom_score: bytes | None) -> spawner.Child:
+    def spawn(
+        self, command: spawner.Command, *, directory: int, oom_score: bytes | None
+    ) -> spawner.Child:
         """
         Start the command; what is true then, `spawner.spawn` says.
 
         Raises:
             StartError: It came not as far as having a process.
         """
-        return spawner.spawn(command, oom_score=oom_score)
+        return spawner.spawn(command, directory=directory, oom_score=oom_score)
 
     def tree(self, child: spawner.Child) -> ProcessTree:
         """Return the processes that come from the child that was spawned last."""

@@ -120,11 +120,14 @@ def make_subreaper() -> None:
     _prctl(36, 1, 0, 0, 0)
 
 
-def spawn(command: Command, *, oom_score: bytes | None = None) -> Child:
+def spawn(
+    command: Command, *, directory: int | None = None, oom_score: bytes | None = None
+) -> Child:
     """
     Start the command; it has perhaps not come to its exec when this returns.
 
     Args:
+        directory: Where a FIFO may be made for a moment; None: nowhere.
         oom_score: What the command's `oom_score_adj` must be set back to.
 
     Raises:
@@ -138,13 +141,15 @@ def spawn(command: Command, *, oom_score: bytes | None = None) -> Child:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         opened += (reader, writer)
         os.set_blocking(reader, False)
-        outputs = [(reader, frames.STDOUT if command.separate_streams else frames.OUTPUT)]
-        error_writer = writer
+        outputs = [(reader, frames.STDOUT)]
         if command.separate_streams:
             reader, error_writer = os.pipe2(os.O_CLOEXEC)
             opened += (reader, error_writer)
             os.set_blocking(reader, False)
             outputs.append((reader, frames.STDERR))
+        else:
+            reader, writer, error_writer = _open_twice(reader, writer, directory, opened)
+            outputs = [(reader, frames.OUTPUT)]
         reports, reports_writer = os.pipe2(os.O_CLOEXEC)
         opened += (reports, reports_writer)
         os.set_blocking(reports, False)
@@ -173,6 +178,48 @@ def spawn(command: Command, *, oom_score: bytes | None = None) -> Child:
         if descriptor not in readers:
             os.close(descriptor)
     return Child(pid, report, outputs, reports)
+
+
+def _open_twice(
+    reader: int, writer: int, directory: int | None, opened: list[int]
+) -> tuple[int, int, int]:
+    """
+    Return the ends of one pipe for stdout and stderr: for reading, and two for writing.
+
+    Each writing end is an open file description of its own. A program that makes its
+    stderr non-blocking, as node does, then leaves the stdout of its neighbours as it
+    is, and one pipe still keeps the order of all writes.
+
+    Args:
+        reader, writer: The pipe, which is left for a FIFO where it cannot be opened again.
+        directory: Where to make the FIFO.
+        opened: Gets each descriptor that is opened.
+    """
+    # Every open is non-blocking, for that of a pipe may wait. The writers block afterwards.
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        opened.append(os.open(f"/proc/self/fd/{writer}", flags))
+        os.set_blocking(opened[-1], True)
+        return reader, writer, opened[-1]
+    except OSError:
+        pass  # no /proc
+    if directory is None:
+        return reader, writer, writer
+    name = f"output-{os.getpid()}"
+    try:
+        os.mkfifo(name, 0o600, dir_fd=directory)
+        try:
+            first = os.open(name, flags & ~os.O_WRONLY, dir_fd=directory)  # writers need a reader
+            opened.append(first)
+            for _ in range(2):
+                descriptor = os.open(name, flags, dir_fd=directory)
+                opened.append(descriptor)
+                os.set_blocking(descriptor, True)
+        finally:
+            os.unlink(name, dir_fd=directory)
+    except OSError:
+        return reader, writer, writer
+    return opened[-3], opened[-2], opened[-1]
 
 
 def read_report(descriptor: int) -> StartError | None:

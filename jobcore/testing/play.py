@@ -203,14 +203,16 @@ class Stage(Machine):
         """Return seconds from some fixed moment on."""
         return self._clock.monotonic()
 
-    def spawn(self, command: spawner.Command, *, oom_score: bytes | None) -> spawner.Child:
+    def spawn(
+        self, command: spawner.Command, *, directory: int, oom_score: bytes | None
+    ) -> spawner.Child:
         """
         Begin to play the script in the command's place.
 
         Raises:
             StartError: There is no script, or there are no descriptors.
         """
-        del oom_score  # no process, none to set it for
+        del directory, oom_score  # no process, none to set it for
         if self._script is None:
             raise spawner.StartError("script", errno.ENOENT)
         try:

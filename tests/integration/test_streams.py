@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from jobcore import Command, JobManager, Reason, Status, launch
-from jobcore.supervision import jobdir
+from jobcore.supervision import frames, jobdir, spawner
+from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import PATIENCE, Child, join, open_gate, until
 from tests.programs import python
 
@@ -19,6 +20,27 @@ ALTERNATES = python("""
 import os
 for number in range(10_000):
     os.write(1 + number % 2, b"%d\\n" % number)
+""")
+
+#: Makes one descriptor non-blocking, as node does with those it writes to, and says which are then.
+SETS_NONBLOCK = python("""
+import os, subprocess, sys
+sets = "import os, sys; os.set_blocking(int(sys.argv[1]), False)"
+subprocess.run([sys.executable, "-c", sets, sys.argv[1]], pass_fds=[8], check=True)
+print([number for number in (0, 1, 2, 8) if not os.get_blocking(number)], flush=True)
+""")
+
+#: Has a child make its stderr non-blocking and live on, then writes more than a pipe holds.
+WRITES_BESIDE_ONE = python("""
+import os, subprocess, sys
+lives = "import os; os.set_blocking(2, False); print(flush=True); os.read(0, 1)"
+child = subprocess.Popen(
+    [sys.executable, "-c", lives], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+)
+child.stdout.readline()
+for _ in range(20):
+    os.write(1, b"x" * 999_999 + b"\\n")
+child.communicate()
 """)
 
 #: Says where its streams lead, closes them, and ends when it is told to.
@@ -70,6 +92,69 @@ def test_both_streams_come_in_the_order_of_their_writes(running_jobs):
     assert job.status is Status.COMPLETE
     lines = [(line.sequence, line.stream, line.raw) for line in running_jobs.logs(job.id)]
     assert lines == [(number, "output", b"%d\n" % number) for number in range(10_000)]
+
+
+def _use_without_proc(database):
+    """Run both in a host that has no /proc; return what they wrote, and what they left."""
+    mount_tmpfs("/proc", "64k")
+    found = []
+    with JobManager(database, slots=1) as jobs:
+        for argv in (ALTERNATES, [*SETS_NONBLOCK, "2"]):
+            job_id = submit(jobs, argv)
+            assert jobs.wait(job_id, PATIENCE).status is Status.COMPLETE
+            found.append([line.raw for line in jobs.logs(job_id)])
+    left = [name for _, _, names in os.walk(f"{database}.jobs") for name in names]
+    return found, [name for name in left if name.startswith("output-")]
+
+
+def test_without_proc_the_streams_are_a_fifo(database):
+    """A FIFO that is opened twice does the same, and its name is gone once it is open."""
+    (alternating, flags), left = in_own_mounts(_use_without_proc, database)
+
+    assert alternating == [b"%d\n" % number for number in range(10_000)]
+    assert flags == [b"[2]\n"]
+    assert left == []
+
+
+def test_without_proc_and_directory_a_command_starts_all_the_same(tmp_path):
+    """Then stdout and stderr share one open file description, as with `2>&1` in a shell."""
+
+    def host():
+        mount_tmpfs("/proc", "64k")
+        (tmp_path / "gone").mkdir()
+        directory = os.open(tmp_path / "gone", os.O_RDONLY)
+        os.rmdir(tmp_path / "gone")
+        command = spawner.Command(
+            [os.fsencode(word) for word in [*SETS_NONBLOCK, "2"]],
+            {b"PATH": os.environb[b"PATH"]}, b"/", None, 0o022, separate_streams=False,
+        )  # fmt: skip
+        child = spawner.spawn(command, directory=directory)
+        ((reader, stream),) = child.outputs
+        os.set_blocking(reader, True)
+        assert stream == frames.OUTPUT
+        with open(reader, "rb") as output:
+            return output.read()
+
+    assert in_own_mounts(host) == b"[1, 2]\n"
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["merged", "separate"])
+@pytest.mark.parametrize("descriptor", [0, 1, 2, 8])
+def test_a_stream_made_non_blocking_leaves_the_others_alone(running_jobs, separate, descriptor):
+    """O_NONBLOCK on stdin, stdout, stderr or the descriptor for progress stays on that one."""
+    argv = [*SETS_NONBLOCK, str(descriptor)]
+    job = running_jobs.wait(submit(running_jobs, argv, separate_streams=separate), PATIENCE)
+
+    assert job.status is Status.COMPLETE
+    assert output(running_jobs, job.id) == b"[%d]\n" % descriptor
+
+
+def test_a_neighbour_that_does_not_block_costs_no_output(running_jobs):
+    """20 MB written to stdout arrive whole beside a process whose stderr is non-blocking."""
+    job = running_jobs.wait(submit(running_jobs, WRITES_BESIDE_ONE), PATIENCE)
+
+    assert (job.status, job.exit_code) == (Status.COMPLETE, 0)
+    assert output(running_jobs, job.id) == (b"x" * 999_999 + b"\n") * 20
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["merged", "separate"])
