@@ -8,58 +8,66 @@ Attributes:
     FINAL: The statuses that nothing leaves: COMPLETE, ERROR and STOPPED.
     STARTED: "Running or completed", as Matatika's Jobs API lists jobs: RUNNING
         and the final ones.
+    __version__: The version, such as `0.1.0`.
+
+Importing the package loads none of its modules. Each name is loaded from its
+module at its first use.
 """
 
-from jobcore.clock import Clock, MovableClock, SystemClock
-from jobcore.command import Command
-from jobcore.errors import (
-    CommandError,
-    DatabaseBusy,
-    DatabaseCorrupt,
-    DatabaseFull,
-    DatabaseGone,
-    InvalidParameter,
-    InvalidTransition,
-    JobcoreError,
-    JobDeleted,
-    JobNotFound,
-    JobNotRunning,
-    NoResult,
-    NotAcceptable,
-    NotAJobcoreDatabase,
-    PipelineAlreadyRunning,
-    PipelineCycle,
-    PipelineExists,
-    PipelineNotFound,
-    ReadOnlyDatabase,
-    ScheduleError,
-    SchemaTooNew,
-    SpawnError,
-    Stopped,
-    StoreError,
-    StoreMismatch,
-    UnsupportedFileSystem,
-    WaitTimeout,
-    WorkspaceNotFound,
-)
-from jobcore.executors import CommandExecutor, Executor, FunctionExecutor, PipelineExecutor
-from jobcore.function import function_command
-from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
-from jobcore.manager import JobManager
-from jobcore.models import (
-    ClaimedJob,
-    Event,
-    Finding,
-    Job,
-    LogLine,
-    Pipeline,
-    Progress,
-    Skip,
-    Transition,
-    Workspace,
-)
-from jobcore.supervision.pool import Launcher
-from jobcore.task import Task
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobcore.clock import Clock, MovableClock, SystemClock
+    from jobcore.command import Command
+    from jobcore.errors import (
+        CommandError,
+        DatabaseBusy,
+        DatabaseCorrupt,
+        DatabaseFull,
+        DatabaseGone,
+        InvalidParameter,
+        InvalidTransition,
+        JobcoreError,
+        JobDeleted,
+        JobNotFound,
+        JobNotRunning,
+        NoResult,
+        NotAcceptable,
+        NotAJobcoreDatabase,
+        PipelineAlreadyRunning,
+        PipelineCycle,
+        PipelineExists,
+        PipelineNotFound,
+        ReadOnlyDatabase,
+        ScheduleError,
+        SchemaTooNew,
+        SpawnError,
+        Stopped,
+        StoreError,
+        StoreMismatch,
+        UnsupportedFileSystem,
+        WaitTimeout,
+        WorkspaceNotFound,
+    )
+    from jobcore.executors import CommandExecutor, Executor, FunctionExecutor, PipelineExecutor
+    from jobcore.function import function_command
+    from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
+    from jobcore.manager import JobManager
+    from jobcore.models import (
+        ClaimedJob,
+        Event,
+        Finding,
+        Job,
+        LogLine,
+        Pipeline,
+        Progress,
+        Skip,
+        Transition,
+        Workspace,
+    )
+    from jobcore.supervision.pool import Launcher
+    from jobcore.task import Task
 
 __all__ = [
     "FINAL",
@@ -118,3 +126,50 @@ __all__ = [
     "WorkspaceNotFound",
     "function_command",
 ]
+
+__version__ = "0.1.0"
+
+if not TYPE_CHECKING:  # checkers must not take a name that is not there for Any
+    #: The modules of public names; those that are not here are errors. The imports above are
+    #: for type checkers.
+    _MODULES = {
+        "clock": ("Clock", "MovableClock", "SystemClock"),
+        "command": ("Command",),
+        "executors": ("CommandExecutor", "Executor", "FunctionExecutor", "PipelineExecutor"),
+        "function": ("function_command",),
+        "lifecycle": ("FINAL", "STARTED", "Reason", "Status", "Trigger"),
+        "manager": ("JobManager",),
+        "models": (
+            *("ClaimedJob", "Event", "Finding", "Job", "LogLine"),
+            *("Pipeline", "Progress", "Skip", "Transition", "Workspace"),
+        ),
+        "supervision.pool": ("Launcher",),
+        "task": ("Task",),
+    }
+    _HOMES = dict.fromkeys(__all__, "errors")
+    _HOMES |= {name: module for module, names in _MODULES.items() for name in names}
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name, or a module of the package, at its first use."""
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        else:
+            value = None if name.startswith("_") else _module(f"{__name__}.{name}")
+        if value is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Return the public names, loaded or not."""
+        return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+def _module(name: str) -> Any:
+    """Return the module of this name, or None where there is none."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name != name:
+            raise  # the module is there; what it needs is not
+        return None

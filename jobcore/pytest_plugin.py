@@ -1,8 +1,8 @@
 """
 The pytest plugin of jobcore: fixtures `jobs`, `job_clock` and `job_scripts`.
 
-pytest loads it at every start where jobcore is installed, and the package with
-it. What the fixtures are made of comes with the first test that asks for one.
+pytest loads it at every start where jobcore is installed, by `libjobcore_pytest`.
+The rest of jobcore is loaded by the first test that asks for a fixture.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ FOREIGN = [
 
 def sources():
     """Return every text file of the project."""
-    named = [ROOT / name for name in ("README.md", "pyproject.toml", ".ci/run")]
+    named = [
+        ROOT / name for name in ("README.md", "pyproject.toml", ".ci/run", "libjobcore_pytest.py")
+    ]
     below = [
         path
         for folder in ("jobcore", "tests", "benchmarks")

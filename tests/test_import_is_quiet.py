@@ -1,4 +1,4 @@
-"""Importing jobcore does nothing: no thread, file, handler, signal, output or child."""
+"""Importing jobcore, or all of its names, does nothing: no thread, file, handler or child."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def audit(name, args):
         found["started"].append(name)
 
 sys.addaudithook(audit)
-import MODULE
+IMPORT
 found["threads"] = threading.active_count()
 found["signals"] = {n: signal.getsignal(n) for n in signals} == signals
 found["descriptors"] = sorted(os.listdir("/proc/self/fd")) == descriptors
@@ -43,21 +43,21 @@ sys.stdout.write(json.dumps(found))
 """
 
 
-def look(module, *flags):
-    """Return what importing `module` does in a fresh interpreter; other output fails to parse."""
-    return json.loads(run_python(LOOK.replace("MODULE", module), flags=("-X", "utf8", *flags)))
+def look(statement, *flags):
+    """Return what an import does in a fresh interpreter; other output fails to parse."""
+    return json.loads(run_python(LOOK.replace("IMPORT", statement), flags=("-X", "utf8", *flags)))
 
 
 @pytest.fixture(scope="module")
 def jobcore_import():
-    """Return what importing jobcore does."""
-    return look("jobcore")
+    """Return what importing all of jobcore's names does."""
+    return look("from jobcore import *")
 
 
 @pytest.fixture(scope="module")
 def sqlmodel_import():
     """Return what importing sqlmodel does."""
-    return look("sqlmodel")
+    return look("import sqlmodel")
 
 
 def test_import_starts_nothing(jobcore_import, sqlmodel_import):
@@ -91,6 +91,32 @@ def test_import_leaves_costly_modules_out(jobcore_import, sqlmodel_import):
     assert beyond & costly == set()
 
 
+def test_import_of_the_package_alone_loads_no_module_of_it():
+    """Names are loaded at their first use: `import jobcore` is one module, and needs no library."""
+    loaded = set(look("import jobcore")["modules"]) - set(
+        look("import importlib, typing")["modules"]
+    )
+
+    assert loaded == {"jobcore"}
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("Status", {"jobcore", "jobcore.lifecycle"}),
+        ("JobNotFound", {"jobcore", "jobcore.errors"}),
+        ("Command", {"jobcore", "jobcore.errors", "jobcore.command"}),
+        ("SystemClock", {"jobcore", "jobcore.clock"}),
+    ],
+)
+def test_small_names_load_no_library(name, modules):
+    """A status, an error or a command does without the database and the models."""
+    loaded = look(f"from jobcore import {name}")["modules"]
+
+    assert {one for one in loaded if one.partition(".")[0] == "jobcore"} == modules
+    assert {"sqlmodel", "sqlalchemy", "pydantic", "structlog"} & {*loaded} == set()
+
+
 def test_import_costs_little_beyond_sqlmodel(jobcore_import, sqlmodel_import):
     """Of what jobcore loads, at most a quarter as many modules come on top of sqlmodel's."""
     base = len(sqlmodel_import["modules"])
@@ -102,7 +128,8 @@ def test_import_costs_little_beyond_sqlmodel(jobcore_import, sqlmodel_import):
 def test_import_is_quiet_under_every_warning(jobcore_import):
     """No warning is raised by importing jobcore itself, even where all of them are errors."""
     printed = run_python(
-        "import sqlmodel, transitions, warnings\nwarnings.simplefilter('error')\nimport jobcore"
+        "import sqlmodel, transitions, warnings\n"
+        "warnings.simplefilter('error')\nfrom jobcore import *"
     )
 
     assert printed == ""

@@ -559,6 +559,12 @@ def asserting(jobs: JobManager, job: Job) -> Job:
     )
 
 
+def mistakes() -> None:
+    """Names that are not there are errors: a checker does not take them for Any."""
+    jobcore.JobManger  # type: ignore[attr-defined]  # noqa: B018
+    jobcore.Job.crated  # type: ignore[attr-defined]  # noqa: B018
+
+
 def main() -> None:
     """Open a manager in every way there is."""
     with JobManager() as jobs:

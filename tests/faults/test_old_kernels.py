@@ -320,7 +320,7 @@ def test_a_python_without_ctypes_is_refused_with_the_remedy(database, tmp_path, 
 
 def test_a_python_without_sqlite_is_told():
     """One that was built without it ends with a line that names the module."""
-    source = "import sys; sys.modules['_sqlite3'] = None; import jobcore"
+    source = "import sys; sys.modules['_sqlite3'] = None; from jobcore import JobManager"
     ended = subprocess.run(
         [sys.executable, "-c", source],
         capture_output=True,

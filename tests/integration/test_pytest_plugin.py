@@ -18,9 +18,7 @@ pytest_plugins = ["pytester"]
 def run(pytester, monkeypatch):
     """Return what runs a test file with pytest, as a project does that has jobcore installed."""
     found = [one.value for one in entry_points(group="pytest11") if one.name == "jobcore"]
-    assert found == ["jobcore.pytest_plugin"], (
-        "jobcore is installed as it was once: install it again"
-    )
+    assert found == ["libjobcore_pytest"], "jobcore is installed as it was once: install it again"
     for name in [name for name in os.environ if name.startswith(("PYTEST_", "COV_"))]:
         monkeypatch.delenv(name)  # of the run that this one is in
 
@@ -222,15 +220,67 @@ def test_its_fixtures_give_way(run, pytester):
     """).assert_outcomes(passed=1)
 
 
-def test_who_needs_nothing_of_it_imports_no_kit(run):
-    """A run without these fixtures imports jobcore, and nothing of what they are made of."""
+def test_run_without_the_fixtures_loads_two_small_modules(run):
+    """A run that uses no fixture pays for nothing of jobcore, and for none of its libraries."""
     run("""
         import sys
 
         def test_modules(request):
             assert request.config.pluginmanager.has_plugin("jobcore")
-            assert [name for name in sys.modules if name.startswith("jobcore.testing")] == []
+            assert sorted(name for name in sys.modules if name.startswith("jobcore")) == [
+                "jobcore", "jobcore.pytest_plugin"
+            ]
+            assert {"sqlmodel", "sqlalchemy", "pydantic", "transitions"} & {*sys.modules} == set()
     """).assert_outcomes(passed=1)
+
+
+OWN_FIXTURES = """
+    import pytest
+
+    @pytest.fixture
+    def jobs():
+        return 7
+
+    def test_one_of_the_project(jobs):
+        assert jobs == 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("jobcore/__init__.py", ""),
+        ("jobcore/__init__.py", "raise RuntimeError('not to be run')"),
+        ("jobcore.py", "import sys; sys.exit('a script of the project')"),
+        ("jobcore/readme.txt", ""),  # a folder, which is a package without __init__
+    ],
+)
+def test_another_jobcore_is_neither_run_nor_in_the_way(run, pytester, name, source):
+    """Where the project has a `jobcore` of its own, pytest runs, and says what is missing."""
+    path = pytester.path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(source)
+    result = run(OWN_FIXTURES)
+
+    result.assert_outcomes(passed=1)
+    if "readme" not in name:  # an installed package wins over a folder without __init__
+        result.stdout.fnmatch_lines(["jobcore: no fixtures: *does not find libjobcore"])
+
+
+@pytest.mark.parametrize("missing", ["sqlmodel", "transitions", "sqlalchemy", "pydantic"])
+def test_missing_library_fails_only_tests_with_a_fixture(run, pytester, missing):
+    """What jobcore needs and cannot import is told by the test that asks for a manager."""
+    (pytester.path / f"{missing}.py").write_text("raise ImportError('broken here')")
+    result = run("""
+        def test_of_something_else():
+            pass
+
+        def test_with_a_manager(jobs):
+            pass
+    """)
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["E * ImportError: broken here"])
 
 
 def test_the_asserts_of_the_contract_are_told_in_full(run):

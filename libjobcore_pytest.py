@@ -1,0 +1,39 @@
+"""
+What pytest loads at its start where jobcore is installed: jobcore's plugin, and nothing else.
+
+It lies outside the package, so that a run of pytest goes on where `jobcore` is another
+package, such as a folder of that name in the project under test. Code of that one is not run.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+
+def _has_own_package() -> bool:
+    """Tell whether `import jobcore` gives the package beside this file."""
+    try:
+        spec = find_spec("jobcore")
+    except (ImportError, ValueError):  # the name is blocked, or a module without a spec
+        return False
+    here = os.path.join(os.path.dirname(os.path.realpath(__file__)), "jobcore", "__init__.py")
+    return spec is not None and os.path.realpath(spec.origin or "") == here
+
+
+_missing: str | None = None
+if _has_own_package():
+    try:
+        from jobcore.pytest_plugin import job_clock, job_scripts, jobs, pytest_configure
+    except Exception as error:  # noqa: BLE001 - not the reason for tests of others to fail
+        _missing = repr(error)
+else:
+    _missing = "`import jobcore` does not find libjobcore"
+
+
+def pytest_report_header() -> list[str]:
+    """Say why there are no fixtures, if there are none."""
+    return [] if _missing is None else [f"jobcore: no fixtures: {_missing}"]
+
+
+__all__ = ["job_clock", "job_scripts", "jobs", "pytest_configure", "pytest_report_header"]
