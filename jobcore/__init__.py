@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jobcore.clock import Clock, MovableClock, SystemClock
     from jobcore.command import Command
     from jobcore.errors import (
+        ArgumentError,
         CommandError,
         DatabaseBusy,
         DatabaseCorrupt,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Stopped,
         StoreError,
         StoreMismatch,
+        TooManyFollowers,
         UnsupportedFileSystem,
         WaitTimeout,
         WorkspaceNotFound,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINAL",
     "STARTED",
+    "ArgumentError",
     "ClaimedJob",
     "Clock",
     "Command",
@@ -118,6 +121,7 @@ __all__ = [
     "StoreMismatch",
     "SystemClock",
     "Task",
+    "TooManyFollowers",
     "Transition",
     "Trigger",
     "UnsupportedFileSystem",

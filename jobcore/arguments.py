@@ -2,10 +2,8 @@
 Arguments: what callers of the manager pass, checked at the call.
 
 What says what to run is checked in `command` and `creator`, and is a CommandError;
-all that is refused here is a plain ValueError.
+all that is refused here is an ArgumentError, which is a ValueError.
 """
-
-# ruff: noqa: TRY004 - one kind of error for every wrong argument, of whatever type
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jobcore.errors import ArgumentError, shown
 from jobcore.lifecycle import Status
 
 #: The largest number that SQLite holds; nothing here counts further.
@@ -35,11 +34,11 @@ def checked_database(database: object) -> str:
     Return the path of a database.
 
     Raises:
-        ValueError: It is no path, or one of no file that other processes can open.
+        ArgumentError: It is no path, or one of no file that other processes can open.
     """
     path = _checked_path(database, "the database")
     if path == ":memory:":
-        raise ValueError("the database is a file that other processes can open, not :memory:")
+        raise ArgumentError("the database is a file that other processes can open, not :memory:")
     return path
 
 
@@ -48,7 +47,7 @@ def checked_python(python: object) -> str | None:
     Return the path of the interpreter for supervisors.
 
     Raises:
-        ValueError: It is no path.
+        ArgumentError: It is no path.
     """
     path = None if python is None else _checked_path(python, "python")
     # Started elsewhere: only a bare name is looked for on PATH.
@@ -60,7 +59,7 @@ def checked_slots(slots: object) -> int | None:
     Return how many jobs may run at once.
 
     Raises:
-        ValueError: It is not a whole number, 0 or more, nor None.
+        ArgumentError: It is not a whole number, 0 or more, nor None.
     """
     return None if slots is None else min(_checked_count(slots, "slots is"), MOST_SLOTS)
 
@@ -70,10 +69,10 @@ def checked_busy_timeout(seconds: Any) -> float:
     Return how long to wait for another's write transaction.
 
     Raises:
-        ValueError: It is not a number of seconds that SQLite can wait.
+        ArgumentError: It is not a number of seconds that SQLite can wait.
     """
     if not _is_number(seconds) or not 0 <= seconds <= LONGEST_BUSY:
-        raise ValueError(f"busy_timeout is 0 to {LONGEST_BUSY} seconds, not {seconds!r}")
+        raise ArgumentError(f"busy_timeout is 0 to {LONGEST_BUSY} seconds, not {shown(seconds)}")
     return float(seconds)
 
 
@@ -82,13 +81,13 @@ def checked_executors(executors: object) -> dict[str, Any]:
     Return executors by job type.
 
     Raises:
-        ValueError: It is no mapping of texts to objects with a method `command`.
+        ArgumentError: It is no mapping of texts to objects with a method `command`.
     """
     if not isinstance(executors, Mapping):
-        raise ValueError(f"executors is a mapping by job type, not {executors!r}")
+        raise ArgumentError(f"executors is a mapping by job type, not {shown(executors)}")
     for kind, executor in executors.items():
         _checked_text(kind, "a job type in executors")
-        require_methods(executor, f"in executors, that for {kind!r}", "command")
+        require_methods(executor, f"in executors, that for {shown(kind)}", "command")
     return dict(executors)
 
 
@@ -97,11 +96,11 @@ def require_methods(value: object, what: str, *names: str) -> None:
     Refuse what is not of a protocol.
 
     Raises:
-        ValueError: `value` has no such methods.
+        ArgumentError: `value` has no such methods.
     """
     missing = [name for name in names if not callable(getattr(value, name, None))]
     if missing:
-        raise ValueError(f"{what} has no method {', '.join(missing)}: {value!r}")
+        raise ArgumentError(f"{what} has no method {', '.join(missing)}: {shown(value)}")
 
 
 # --- of its methods -----------------------------------------------------------------
@@ -112,7 +111,7 @@ def checked_limit(limit: object) -> int:
     Return a number of lines or jobs, at most.
 
     Raises:
-        ValueError: It is not a number, 0 or more: below 0, a database means all.
+        ArgumentError: It is not a number, 0 or more: below 0, a database means all.
     """
     return _checked_count(limit, "a limit is")
 
@@ -122,7 +121,7 @@ def checked_sequence(sequence: object) -> int:
     Return a line number that may be read from.
 
     Raises:
-        ValueError: It is not a number, 0 or more.
+        ArgumentError: It is not a number, 0 or more.
     """
     return _checked_count(sequence, "a line number is")
 
@@ -132,12 +131,12 @@ def checked_before(before: object) -> int | None:
     Return the number of a job; below 1 there is none.
 
     Raises:
-        ValueError: It is not a number, nor None.
+        ArgumentError: It is not a number, nor None.
     """
     if before is None:
         return None
     if isinstance(before, bool) or not isinstance(before, int):
-        raise ValueError(f"before is the number of a job, not {before!r}")
+        raise ArgumentError(f"before is the number of a job, not {shown(before)}")
     return max(0, min(before, MOST))
 
 
@@ -146,7 +145,7 @@ def checked_after(after: object) -> int | None:
     Return the id of an event.
 
     Raises:
-        ValueError: It is not a number, 0 or more, nor None.
+        ArgumentError: It is not a number, 0 or more, nor None.
     """
     return None if after is None else _checked_count(after, "after is the id of an event,")
 
@@ -156,13 +155,13 @@ def checked_callback(callback: Any) -> Any:
     Return what is to be called.
 
     Raises:
-        ValueError: It cannot be called, or only awaited.
+        ArgumentError: It cannot be called, or only awaited.
     """
     if not callable(callback):
-        raise ValueError(f"a callback is called, which {callback!r} cannot be")
+        raise ArgumentError(f"a callback is called, which {shown(callback)} cannot be")
     if inspect.iscoroutinefunction(callback):
-        raise ValueError(
-            f"{callback!r} is to be awaited, and nobody would: let a plain function "
+        raise ArgumentError(
+            f"{shown(callback)} is to be awaited, and nobody would: let a plain function "
             "hand the event to the loop, by call_soon_threadsafe"
         )
     return callback
@@ -173,9 +172,9 @@ def checked_statuses(status: object) -> list[Status] | None:
     Return the statuses to filter by.
 
     Raises:
-        ValueError: One is none.
+        ArgumentError: One is not a status.
     """
-    return None if status is None else [Status(one) for one in _several(status, "status")]
+    return None if status is None else [_checked_status(one) for one in _several(status, "status")]
 
 
 def checked_final(status: object) -> list[Status]:
@@ -183,12 +182,12 @@ def checked_final(status: object) -> list[Status]:
     Return the statuses of jobs that may be removed.
 
     Raises:
-        ValueError: One is none, or one in which a job is not final.
+        ArgumentError: One is none, or one in which a job is not final.
     """
-    statuses = [Status(one) for one in _several(status, "status")]
+    statuses = [_checked_status(one) for one in _several(status, "status")]
     for one in statuses:
         if not one.final:
-            raise ValueError(f"only jobs that are final are pruned, not {one} ones")
+            raise ArgumentError(f"only jobs that are final are pruned, not {one} ones")
     return statuses
 
 
@@ -197,10 +196,10 @@ def checked_age(seconds: Any) -> float:
     Return how long ago something was.
 
     Raises:
-        ValueError: It is not a finite number of seconds, 0 or more.
+        ArgumentError: It is not a finite number of seconds, 0 or more.
     """
     if not _is_number(seconds) or not 0 <= seconds <= OLDEST:
-        raise ValueError(f"an age is 0 or more seconds, not {seconds!r}")
+        raise ArgumentError(f"an age is 0 or more seconds, not {shown(seconds)}")
     return float(seconds)
 
 
@@ -209,7 +208,7 @@ def checked_keep(keep: object) -> int | None:
     Return how many of the newest jobs stay.
 
     Raises:
-        ValueError: It is not a whole number, 0 or more, nor None.
+        ArgumentError: It is not a whole number, 0 or more, nor None.
     """
     return None if keep is None else _checked_count(keep, "keep is")
 
@@ -219,7 +218,7 @@ def checked_types(kind: object) -> list[str] | None:
     Return the job types to filter by.
 
     Raises:
-        ValueError: One is no text.
+        ArgumentError: One is no text.
     """
     if kind is None:
         return None
@@ -231,11 +230,11 @@ def required_types(kind: object) -> tuple[str, ...]:
     Return the job types to claim, one or several.
 
     Raises:
-        ValueError: It is empty, or an element is not a string.
+        ArgumentError: It is empty, or an element is not a string.
     """
     types = checked_types(kind)
     if not types:
-        raise ValueError("claim jobs of one type or several, not of none")
+        raise ArgumentError("claim jobs of one type or several, not of none")
     return tuple(types)
 
 
@@ -244,18 +243,40 @@ def checked_patience(timeout: Any) -> float:
     Return how many seconds to wait; without a time-out, for ever.
 
     Raises:
-        ValueError: It is not a number, nor None, and NaN seconds would never be over.
+        ArgumentError: It is not a number, nor None, and NaN seconds would never be over.
     """
     if timeout is None:
         return math.inf
     if isinstance(timeout, float) and math.isnan(timeout):
-        raise ValueError("a time-out of NaN seconds would never be over")
+        raise ArgumentError("a time-out of NaN seconds would never be over")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise ValueError(f"a time-out is a number of seconds, or None, not {timeout!r}")
+        raise ArgumentError(f"a time-out is a number of seconds, or None, not {shown(timeout)}")
     try:
         return float(timeout)
     except OverflowError:  # an int of hundreds of digits
         return math.inf if timeout > 0 else -math.inf
+
+
+def checked_heartbeat(seconds: Any) -> float:
+    """
+    Return how many seconds without a line are let pass.
+
+    Raises:
+        ArgumentError: It is not a finite number of seconds above 0.
+    """
+    if not _is_number(seconds) or not 0 < seconds <= OLDEST:
+        raise ArgumentError(f"a heartbeat comes every so many seconds, not {shown(seconds)}")
+    return float(seconds)
+
+
+def checked_most(most: object) -> int:
+    """
+    Return how many followers there may be.
+
+    Raises:
+        ArgumentError: It is not a whole number, 0 or more.
+    """
+    return min(_checked_count(most, "most is"), MOST_SLOTS)
 
 
 def checked_lines(lines: tuple[Any, ...]) -> tuple[str | bytes, ...]:
@@ -263,11 +284,11 @@ def checked_lines(lines: tuple[Any, ...]) -> tuple[str | bytes, ...]:
     Return lines for a log.
 
     Raises:
-        ValueError: One is neither text nor bytes.
+        ArgumentError: One is neither text nor bytes.
     """
     for line in lines:
         if not isinstance(line, (str, bytes)):
-            raise ValueError(f"a line is text or bytes, not {type(line).__name__}")
+            raise ArgumentError(f"a line is text or bytes, not {type(line).__name__}")
     return lines
 
 
@@ -276,10 +297,10 @@ def checked_owner(owner: Any) -> str | None:
     Return who is to own a task.
 
     Raises:
-        ValueError: It is something else.
+        ArgumentError: It is something else.
     """
     if owner not in ("auto", "process", None):
-        raise ValueError(f'owner is "auto", "process" or None, not {owner!r}')
+        raise ArgumentError(f'owner is "auto", "process" or None, not {shown(owner)}')
     return None if owner is None else str(owner)
 
 
@@ -288,7 +309,7 @@ def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float 
     Return what a host reports of its own job.
 
     Raises:
-        ValueError: A number is none, negative or not finite, or the message is no text.
+        ArgumentError: A number is none, negative or not finite, or the message is no text.
     """
     text = None if message is None else _checked_text(message, "a message")
     return _checked_amount(done), None if total is None else _checked_amount(total), text
@@ -305,12 +326,20 @@ def _checked_amount(value: object) -> float:
                 return amount
     except OverflowError:
         pass  # an int of hundreds of digits
-    raise ValueError(f"progress is a finite number, 0 or more, not {value!r}")
+    raise ArgumentError(f"progress is a finite number, 0 or more, not {shown(value)}")
+
+
+def _checked_status(value: Any) -> Status:
+    try:
+        return Status(value)
+    except (ValueError, TypeError, RecursionError):
+        known = ", ".join(Status)
+        raise ArgumentError(f"a status is one of {known}, not {shown(value)}") from None
 
 
 def _checked_count(value: object, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{what} a whole number, 0 or more, not {value!r}")
+        raise ArgumentError(f"{what} a whole number, 0 or more, not {shown(value)}")
     return min(value, MOST)
 
 
@@ -321,23 +350,25 @@ def _is_number(value: object) -> bool:
 def _checked_path(value: object, what: str) -> str:
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str):
-        raise ValueError(f"{what} is a path as text, not {value!r}")
+        raise ArgumentError(f"{what} is a path as text, not {shown(value)}")
     if not path or "\0" in path:
-        raise ValueError(f"{what} is a path, not empty and without NUL bytes, not {value!r}")
+        raise ArgumentError(
+            f"{what} is a path, not empty and without NUL bytes, not {shown(value)}"
+        )
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} is a path that cannot be encoded: {value!r}") from error
+        raise ArgumentError(f"{what} is a path that cannot be encoded: {shown(value)}") from error
     return path
 
 
 def _checked_text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{what} is text, not {value!r}")
+        raise ArgumentError(f"{what} is text, not {shown(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} is no text that can be stored: {value!r}") from error
+        raise ArgumentError(f"{what} is no text that can be stored: {shown(value)}") from error
     return value
 
 
@@ -345,5 +376,5 @@ def _several(value: object, what: str) -> list[Any]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise ValueError(f"{what} is one, or several of them, not {value!r}")
+        raise ArgumentError(f"{what} is one, or several of them, not {shown(value)}")
     return list(value)

@@ -125,7 +125,9 @@ class Lines(AsyncIterator[LogLine]):
     The lines of a job as they come.
 
     A call of `anext()` that is cancelled has taken nothing: the next one goes on
-    at the same line. Between two calls it holds nothing that is to be closed.
+    at the same line. An error ends it, as it ends a generator: a loop that takes each
+    WaitTimeout for a pause comes to its end. Between two calls it holds nothing that is
+    to be closed.
 
     Args:
         awaiter: Looks.
@@ -156,6 +158,7 @@ class Lines(AsyncIterator[LogLine]):
         self._ready: Iterator[LogLine] = iter(())
         self._taken = 0
         self._reading = False
+        self._ended = False
 
     def __aiter__(self) -> Lines:
         """Return itself."""
@@ -165,9 +168,14 @@ class Lines(AsyncIterator[LogLine]):
         """Return the next line."""
         if self._reading:
             raise RuntimeError("another task waits for the next line of the same iterator")
+        if self._ended:
+            raise StopAsyncIteration
         self._reading = True
         try:
             return await self._next()
+        except Exception:
+            self._ended = True
+            raise
         finally:
             self._reading = False
 

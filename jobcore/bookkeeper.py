@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row
 from jobcore import environments, results, runs, settlement, store, tasklog
 from jobcore.clock import Clock
 from jobcore.database import Database
-from jobcore.errors import InvalidTransition, JobNotFound
+from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, shown
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.lookup import Id, require_job
 from jobcore.ownership import Ownership
@@ -152,11 +152,11 @@ class Bookkeeper:
 
         Raises:
             JobNotFound, InvalidTransition: No job has this ID, or it is not the host's to finish.
-            ValueError: The exit code is not between 0 and 255.
+            ArgumentError: The exit code is not between 0 and 255.
         """
         is_number = isinstance(exit_code, int) and not isinstance(exit_code, bool)
         if not is_number or not 0 <= exit_code <= 255:
-            raise ValueError(f"an exit code is between 0 and 255, not {exit_code!r}")
+            raise ArgumentError(f"an exit code is between 0 and 255, not {shown(exit_code)}")
         now = self._clock.now()
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
 

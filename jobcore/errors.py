@@ -12,13 +12,15 @@ Errors: everything jobcore raises, with the facts as attributes.
     ├── PipelineAlreadyRunning                   409
     ├── PipelineExists                           409
     ├── NoResult                                 409
+    ├── ArgumentError (ValueError)               400
     ├── CommandError (ValueError)                400
     ├── ScheduleError (ValueError)               400
     ├── PipelineCycle (ValueError)               400
     ├── InvalidParameter (ValueError)            400
     ├── NotAcceptable                            406
     ├── SpawnError                               503
-    ├── WaitTimeout (TimeoutError)               503
+    ├── TooManyFollowers                         503
+    ├── WaitTimeout (TimeoutError)               504
     └── StoreError                               503
         ├── DatabaseBusy
         ├── DatabaseFull
@@ -35,10 +37,21 @@ Errors: everything jobcore raises, with the facts as attributes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
-if TYPE_CHECKING:
-    from uuid import UUID
+
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as it was given, for the text of an error: its `repr`, cut if it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - nested too deeply, of too many digits, or with a repr that fails
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _id_shown(some_id: object) -> str:
+    return shown(str(some_id) if isinstance(some_id, UUID) else some_id)
 
 
 class JobcoreError(Exception):
@@ -70,7 +83,7 @@ class JobNotFound(JobcoreError, LookupError):
     status = 404
 
     def __init__(self, job_id: object) -> None:
-        super().__init__(f"no job has the id {str(job_id)!r:.200}")
+        super().__init__(f"no job has the id {_id_shown(job_id)}")
         self.job_id = job_id
 
 
@@ -89,7 +102,7 @@ class WorkspaceNotFound(JobcoreError, LookupError):
     status = 404
 
     def __init__(self, workspace_id: object) -> None:
-        super().__init__(f"no workspace has the id {str(workspace_id)!r:.200}")
+        super().__init__(f"no workspace has the id {_id_shown(workspace_id)}")
         self.workspace_id = workspace_id
 
 
@@ -104,7 +117,7 @@ class PipelineNotFound(JobcoreError, LookupError):
     status = 404
 
     def __init__(self, pipeline_id: object) -> None:
-        super().__init__(f"no pipeline has the id {str(pipeline_id)!r:.200}")
+        super().__init__(f"no pipeline has the id {_id_shown(pipeline_id)}")
         self.pipeline_id = pipeline_id
 
 
@@ -203,6 +216,12 @@ class NoResult(JobcoreError):
         self.job_status = job_status
 
 
+class ArgumentError(JobcoreError, ValueError):
+    """An argument of a call is not what it must be; nothing was changed."""
+
+    status = 400
+
+
 class CommandError(JobcoreError, ValueError):
     """What to run, or how, is not something that can be run; no job was created."""
 
@@ -221,7 +240,7 @@ class InvalidParameter(JobcoreError, ValueError):
     status = 400
 
     def __init__(self, name: str, value: object) -> None:
-        super().__init__(f"{name} is an unsigned integer, not {value!r:.80}")
+        super().__init__(f"{name} is an unsigned integer, not {shown(value, 80)}")
         self.name = name
         self.value = value
 
@@ -238,7 +257,7 @@ class NotAcceptable(JobcoreError):
     status = 406
 
     def __init__(self, accept: str | None, available: tuple[str, ...]) -> None:
-        super().__init__(f"there is {', '.join(available)}, and nothing for {accept!r:.200}")
+        super().__init__(f"there is {', '.join(available)}, and nothing for {shown(accept)}")
         self.accept = accept
         self.available = available
 
@@ -282,10 +301,25 @@ class SpawnError(JobcoreError):
         self.lasting = lasting
 
 
+class TooManyFollowers(JobcoreError):
+    """
+    As many clients follow logs as this process has threads for; ask again later.
+
+    Attributes:
+        most: How many may follow at once.
+    """
+
+    status = 503
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} clients follow logs already, and no more may at once")
+        self.most = most
+
+
 class WaitTimeout(JobcoreError, TimeoutError):
     """It was not final within the time given; the job goes on."""
 
-    status = 503
+    status = 504
 
 
 class StoreError(JobcoreError):

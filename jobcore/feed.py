@@ -14,6 +14,7 @@ from itertools import islice
 from jobcore import history
 from jobcore.arguments import checked_patience
 from jobcore.database import Database
+from jobcore.errors import ArgumentError
 from jobcore.history import Filter
 from jobcore.models import Event
 
@@ -52,7 +53,7 @@ class Feed:
             timeout: Seconds until it ends all the same.
 
         Raises:
-            ValueError: No event has had the id `after` yet, so it is from another file.
+            ArgumentError: No event has had the id `after` yet, so it is from another file.
         """
         with self._database.read() as connection:
             newest = history.newest(connection)
@@ -60,7 +61,7 @@ class Feed:
             after = newest
         if after > newest:
             # Events of this file that get a smaller id would be left out in silence.
-            raise ValueError(f"no event has had the id {after} yet: the last one is {newest}")
+            raise ArgumentError(f"no event has had the id {after} yet: the last one is {newest}")
         found = self._events(after, wanted, last=None if follow else newest, timeout=timeout)
         return islice(found, limit)
 

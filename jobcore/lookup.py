@@ -9,19 +9,26 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from jobcore import store
-from jobcore.errors import JobNotFound, PipelineNotFound, WorkspaceNotFound
+from jobcore.errors import ArgumentError, JobNotFound, PipelineNotFound, WorkspaceNotFound, shown
 
 #: A UUID, or its text; a text that is none is an id that nothing has.
 Id = UUID | str
 
 
 def parse_id(some_id: Id) -> UUID | None:
-    """Return the UUID, or None where it is none."""
+    """
+    Return the UUID, or None where the text is not one.
+
+    Raises:
+        ArgumentError: It is neither a UUID nor a text.
+    """
     if isinstance(some_id, UUID):
         return some_id
+    if not isinstance(some_id, str):
+        raise ArgumentError(f"an id is a UUID or its text, not {shown(some_id)}")
     try:
         return UUID(some_id)
-    except (ValueError, AttributeError, TypeError):
+    except ValueError:
         return None
 
 

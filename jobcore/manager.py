@@ -60,6 +60,7 @@ from jobcore.directories import Directories
 from jobcore.dispatcher import Dispatcher, usable_processors
 from jobcore.environments import SUBMITTER, WORKER, capture
 from jobcore.errors import (
+    ArgumentError,
     DatabaseCorrupt,
     InvalidTransition,
     JobDeleted,
@@ -67,6 +68,7 @@ from jobcore.errors import (
     NoResult,
     PipelineAlreadyRunning,
     StoreError,
+    shown,
 )
 from jobcore.executors import Executor, default_executors
 from jobcore.feed import Feed
@@ -122,7 +124,8 @@ class JobManager:
     and a power failure, unless the method says otherwise. Every method may raise
     `StoreError`, where the database could not do it; then nothing was changed, but
     that a stop, a cancellation or a deletion may have begun: ask for it once more.
-    Times are UTC; a list, a model or a text that is returned is a copy.
+    An id that is neither a UUID nor a text is an `ArgumentError`, as other wrong arguments
+    are, and a `ValueError`. Times are UTC; a list, a model or a text that is returned is a copy.
 
     In an event loop (asyncio, trio, or anyio on either) await the forms that end in
     `_async`. Call all others in a thread, as `await asyncio.to_thread(jobs.submit,
@@ -158,7 +161,7 @@ class JobManager:
         SpawnError: The system has no thread left for it, or no job could ever run in this
             process: gevent or eventlet have replaced its threads, or it is a frozen program
             and no `python` is named.
-        ValueError: An argument is not what it must be: no file such as ":memory:", a
+        ArgumentError: An argument is not what it must be: no file such as ":memory:", a
             number of slots below 0, a time-out of NaN seconds, ...
     """
 
@@ -177,13 +180,13 @@ class JobManager:
         trust_directory: bool = False,
     ) -> None:
         if on_exit not in ("detach", "stop"):
-            raise ValueError(f'on_exit is "detach" or "stop", not {on_exit!r}')
+            raise ArgumentError(f'on_exit is "detach" or "stop", not {shown(on_exit)}')
         if clock is not None:
             require_methods(clock, "clock", "now", "monotonic")
         if launcher is not None:
             require_methods(launcher, "launcher", "start")
             if python is not None:
-                raise ValueError("python is for jobcore's own launcher: give one of both")
+                raise ArgumentError("python is for jobcore's own launcher: give one of both")
         path, patience = checked_database(database), checked_busy_timeout(busy_timeout)
         count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
@@ -530,7 +533,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not QUEUED, or another process has reserved it.
-            ValueError: `owner` is something else.
+            ArgumentError: `owner` is something else.
         """
         return Job.from_row(self._bookkeeper.start(job_id, checked_owner(owner)))
 
@@ -603,7 +606,7 @@ class JobManager:
             The job, RUNNING; None: there was none in time.
 
         Raises:
-            ValueError: A type or `timeout` is not what it must be.
+            ArgumentError: A type or `timeout` is not what it must be.
         """
         types = required_types(type)
         checked_patience(timeout)
@@ -669,7 +672,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not RUNNING, or a process runs it, whose end decides.
-            ValueError: `exit_code` is not between 0 and 255.
+            ArgumentError: `exit_code` is not between 0 and 255.
         """
         return Job.from_row(self._bookkeeper.finish(job_id, exit_code))
 
@@ -691,7 +694,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not RUNNING, or a process writes its log.
-            ValueError: A line is neither text nor bytes.
+            ArgumentError: A line is neither text nor bytes.
         """
         return self._bookkeeper.append(job_id, checked_lines(lines))
 
@@ -715,7 +718,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not RUNNING, or a process runs it.
-            ValueError: A number is negative or not finite, or the message is no text.
+            ArgumentError: A number is negative or not finite, or the message is no text.
         """
         said = checked_progress(done, total, message)
         return Job.from_row(self._bookkeeper.report(job_id, *said))
@@ -840,7 +843,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ValueError: A number is negative or none, or a status is none or not final.
+            ArgumentError: A number is negative or none, or a status is none or not final.
         """
         expired = self._pruner.choose(
             checked_age(older_than),
@@ -916,7 +919,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ValueError: `limit` is negative, `before` no number, a status none or a type no text.
+            ArgumentError: `limit` is negative, `before` no number, a status none or a type no text.
         """
         most, older_than = checked_limit(limit), checked_before(before)
         filters = _kinds(status, type)
@@ -947,7 +950,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ValueError: A status is none, or a type no text.
+            ArgumentError: A status is none, or a type no text.
         """
         filters = _kinds(status, type)
         with self._database.read() as connection:
@@ -976,7 +979,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
-            ValueError: `sequence` or `limit` is negative, or no number; at this call.
+            ArgumentError: `sequence` or `limit` is negative, or no number; at this call.
         """
         return self._lines(job_id, sequence, limit)
 
@@ -1018,7 +1021,7 @@ class JobManager:
             JobDeleted: It was deleted while you read; at `next()`.
             WaitTimeout: The time was over; at `next()`.
             SpawnError, StoreError: It cannot go on here, see `wait`; at `next()`.
-            ValueError: `sequence` is negative, or one of both no number; at this call.
+            ArgumentError: `sequence` is negative, or one of both no number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
@@ -1064,7 +1067,7 @@ class JobManager:
             SpawnError: It is QUEUED, and this manager, which would run it, fails to start
                 jobs for 10 seconds or cannot start any; or the interpreter exits.
             StoreError: Its row, its directory or its files cannot be read for 10 seconds.
-            ValueError: `timeout` is no number.
+            ArgumentError: `timeout` is no number.
         """
         checked_patience(timeout)
         run = self._run(job_id)
@@ -1082,7 +1085,7 @@ class JobManager:
         Raises:
             WaitTimeout: That is not so after `timeout` seconds.
             SpawnError, StoreError: Nothing of it can go on here; see `wait`.
-            ValueError: `timeout` is no number.
+            ArgumentError: `timeout` is no number.
         """
         self._follower.wait_for(self._drained(), timeout, NOT_DRAINED)
 
@@ -1100,7 +1103,7 @@ class JobManager:
             JobDeleted: It was deleted meanwhile.
             WaitTimeout: It is not final after `timeout` seconds; it goes on.
             SpawnError, StoreError: It cannot go on here; see `wait`.
-            ValueError: `timeout` is no number; at this call, not when it is awaited.
+            ArgumentError: `timeout` is no number; at this call, not when it is awaited.
         """
         checked_patience(timeout)
         return self._awaiter.wait(
@@ -1114,7 +1117,8 @@ class JobManager:
         Return an asynchronous iterator of the lines from `sequence` on: `follow` for an event loop.
 
         Leave it where you like: there is nothing to close. An `anext()` that is
-        cancelled has taken no line, so the next one goes on without a gap.
+        cancelled has taken no line, so the next one goes on without a gap. It ends with
+        whatever it raises, as `follow` does: the next `anext()` is the end.
 
         Args:
             sequence: The number of the first line, from 0.
@@ -1126,7 +1130,7 @@ class JobManager:
             JobDeleted: It was deleted while you read; at `anext()`.
             WaitTimeout: The time was over; at `anext()`.
             SpawnError, StoreError: It cannot go on here, see `wait`; at `anext()`.
-            ValueError: `sequence` is negative, or one of both no number; at this call.
+            ArgumentError: `sequence` is negative, or one of both no number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)
@@ -1143,7 +1147,7 @@ class JobManager:
         Raises:
             WaitTimeout: That is not so after `timeout` seconds.
             SpawnError, StoreError: Nothing of it can go on here; see `wait`.
-            ValueError: `timeout` is no number; at this call, not when it is awaited.
+            ArgumentError: `timeout` is no number; at this call, not when it is awaited.
         """
         checked_patience(timeout)
         return self._awaiter.wait_for(self._drained(), timeout, NOT_DRAINED)
@@ -1264,7 +1268,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one; at this call.
-            ValueError: An argument is not what it must be, or no event of this file has
+            ArgumentError: An argument is not what it must be, or no event of this file has
                 had the id `after` yet; at this call.
             StoreError: The database cannot be read any more; at `next()`.
         """
@@ -1314,7 +1318,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ValueError: The callback is no function, or an async one, or a filter is none.
+            ArgumentError: The callback is no function, or an async one, or a filter is none.
             StoreError: The manager is closed.
         """
         checked = checked_callback(callback)
@@ -1517,7 +1521,7 @@ class JobManager:
 
         Raises:
             PipelineNotFound: No pipeline has this id.
-            ValueError: `limit` is negative, or no number.
+            ArgumentError: `limit` is negative, or no number.
         """
         most = checked_limit(limit)
         with self._database.read() as connection:

@@ -529,6 +529,55 @@ class LogLine(NamedTuple):
         """
         return None if self.partial else object_in(self.text)
 
+    def to_object(self) -> dict[str, Any]:
+        """Return the line as `wire.ndjson` sends it: an object for JSON, with its text."""
+        return line_object(self, iso_utc(self.timestamp))
+
     def __repr__(self) -> str:
         """Show number, stream and the beginning of the text."""
         return f"LogLine({self.sequence}, {self.stream}, {self.text[:80]!r})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        """Have pydantic, and so FastAPI, take a line as it is, and make an object of it in JSON."""
+        from pydantic_core import core_schema  # noqa: PLC0415 - for those who put lines in models
+
+        return core_schema.is_instance_schema(
+            cls,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                cls.to_object, when_used="json"
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: Any, _handler: Any) -> dict[str, Any]:
+        """Return what a service's documentation says of a line."""
+        return {
+            "type": "object",
+            "title": cls.__name__,
+            "properties": {
+                "sequence": {"type": "integer", "minimum": 0},
+                "timestamp": {"type": "string", "format": "date-time"},
+                "stream": {"type": "string", "enum": ["output", "stdout", "stderr", "system"]},
+                "message": {"type": "string"},
+                "partial": {"type": "boolean"},
+                "fields": {"type": "object", "additionalProperties": True},
+            },
+            "required": ["sequence", "timestamp", "stream", "message"],
+        }
+
+
+def line_object(line: LogLine, timestamp: str) -> dict[str, Any]:
+    """Return a line as an object for JSON; `timestamp` is its own, in that form."""
+    message = line.text
+    found: dict[str, Any] = {
+        "sequence": line.sequence,
+        "timestamp": timestamp,
+        "stream": line.stream,
+        "message": message,
+    }
+    if line.partial:
+        found["partial"] = True
+    elif (fields := object_in(message)) is not None:
+        found["fields"] = fields
+    return found

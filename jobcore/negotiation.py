@@ -9,8 +9,9 @@ from jobcore.errors import NotAcceptable
 TEXT = "text/plain"
 NDJSON = "application/x-ndjson"
 STREAM_JSON = "application/stream+json"
-#: What a log can be sent as; the first is what whoever does not mind gets.
-LOG_TYPES = (TEXT, NDJSON, STREAM_JSON)
+EVENT_STREAM = "text/event-stream"
+#: What a log can be sent as; the first is what a client gets that names none.
+LOG_TYPES = (TEXT, NDJSON, STREAM_JSON, EVENT_STREAM)
 
 #: A quoted parameter may hold commas and semicolons that separate nothing. One
 #: that is not closed goes on to the end: to look for the next quote instead

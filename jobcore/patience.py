@@ -16,7 +16,7 @@ class Patience:
         timeout: Seconds; None: for ever.
 
     Raises:
-        ValueError: `timeout` is no number.
+        ArgumentError: `timeout` is no number.
     """
 
     __slots__ = ("_deadline", "_timeout")

@@ -12,7 +12,7 @@ from jobcore import resultfile, telemetry, values
 from jobcore.arguments import checked_lines, checked_progress
 from jobcore.awaiter import Awaiter
 from jobcore.bookkeeper import Bookkeeper
-from jobcore.errors import InvalidTransition, JobNotFound, Stopped, StoreError
+from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, Stopped, StoreError
 from jobcore.eventloop import Interruption, in_thread, in_thread_to_its_end
 from jobcore.models import Job
 from jobcore.runs import Run
@@ -178,7 +178,7 @@ class Task(_Block):
         It is stored as it is when it is set: as JSON where that is exact, else pickled.
 
         Raises:
-            ValueError: It cannot be stored, or is larger than 4 MiB; when it is set.
+            ArgumentError: It cannot be stored, or is larger than 4 MiB; when it is set.
         """
         return self._result
 
@@ -187,9 +187,9 @@ class Task(_Block):
         try:
             encoded = values.encode(value)
         except values.Unstorable as error:
-            raise ValueError(f"the result cannot be stored: {error}") from error
+            raise ArgumentError(f"the result cannot be stored: {error}") from error
         if len(encoded[1]) > resultfile.LARGEST:
-            raise ValueError(f"the result is larger than {resultfile.LARGEST} bytes")
+            raise ArgumentError(f"the result is larger than {resultfile.LARGEST} bytes")
         self._result, self._encoded = value, encoded
 
     def log(self, *lines: str | bytes) -> int:
@@ -204,7 +204,7 @@ class Task(_Block):
 
         Raises:
             Stopped: The job is over.
-            ValueError: A line is neither text nor bytes.
+            ArgumentError: A line is neither text nor bytes.
         """
         return self._while_running(self._bookkeeper.append, checked_lines(lines))
 
@@ -219,7 +219,7 @@ class Task(_Block):
 
         Raises:
             Stopped: The job is over.
-            ValueError: A number is negative or not finite, or the message is no text.
+            ArgumentError: A number is negative or not finite, or the message is no text.
         """
         self._while_running(self._bookkeeper.report, *checked_progress(done, total, message))
 

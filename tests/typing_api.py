@@ -396,11 +396,42 @@ def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[by
         wire.error_to_object(KeyError("x"), path="/api/jobs"),
     ]
     first: int = wire.unsigned(query["sequence"], "sequence")
-    log = wire.log_response(jobs, job_id, sequence=first, accept="*/*", follow=True, timeout=9.5)
+    followers = wire.Followers(most=3)
+    log = wire.log_response(
+        jobs,
+        job_id,
+        sequence=first,
+        accept="*/*",
+        last_event_id=None,
+        follow=True,
+        timeout=9.5,
+        heartbeat=15.0,
+        followers=followers,
+        is_gone=lambda: len(followers) > followers.most,
+    )
     if isinstance(log, wire.LogResponse):
-        yield f"{log.content_type} {forms} {wire.HAL_TYPE}".encode()
+        yield f"{log.content_type} {forms} {wire.HAL_TYPE} {dict(log.headers)}".encode()
         yield from log.body
+    yield from wire.sse(lines=jobs.tail(job_id, 1))
     yield wire.log_type("application/x-ndjson").encode()
+
+
+async def serving_in_a_loop(jobs: JobManager, job_id: str) -> bytes:
+    """Make what an asynchronous service sends."""
+    log = await wire.log_response_async(
+        jobs,
+        job_id,
+        sequence="0",
+        accept="text/event-stream",
+        last_event_id="7",
+        follow=True,
+        timeout=300.0,
+        heartbeat=15.0,
+    )
+    if not isinstance(log, wire.AsyncLogResponse):
+        return b""
+    head = f"{log.content_type} {dict(log.headers)}".encode()
+    return head + b"".join([item async for item in log.body])
 
 
 def failing(jobs: JobManager) -> int:
@@ -430,6 +461,10 @@ def failing(jobs: JobManager) -> int:
     except (jobcore.CommandError, jobcore.ScheduleError, jobcore.PipelineCycle) as error:
         value: ValueError = error
         return hash(value)
+    except jobcore.ArgumentError as error:
+        return hash(str(error))
+    except jobcore.TooManyFollowers as error:
+        return error.most
     except jobcore.SpawnError as error:
         number: int | None = error.errno
         return 1 if error.lasting else number or 0

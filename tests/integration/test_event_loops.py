@@ -103,6 +103,23 @@ async def test_a_drain_ends_when_the_last_job_does(running_jobs):
     assert {job.exit_code for job in ended} == {3}
 
 
+async def test_a_loop_that_takes_a_time_out_for_a_pause_ends(jobs):
+    """A follower raises WaitTimeout once; then it is over, and nothing spins."""
+    job = await make(jobs.create_job, "TASK")
+    await make(jobs.start_job, job.id)
+    lines = jobs.follow_async(job.id, timeout=0)
+    pauses = 0
+    while True:
+        try:
+            await anext(lines)
+        except TimeoutError:
+            pauses += 1
+        except StopAsyncIteration:
+            break
+
+    assert pauses == 1
+
+
 # --- the loop -----------------------------------------------------------------------
 
 
@@ -384,7 +401,7 @@ async def test_time_outs_hold(jobs, own, timeout):  # noqa: ASYNC109 - it is wha
     for waiting in (jobs.wait_async(own.id, timeout), read(lines)):
         with pytest.raises(WaitTimeout, match=f"RUNNING after {timeout} s"):
             await waiting
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StopAsyncIteration):
         await lines.__anext__()
     assert first.text == "a"
     assert (await make(jobs.get_job, own.id)).status is Status.RUNNING

@@ -1,4 +1,4 @@
-"""Wrong arguments: what says what to run is a CommandError, all else a plain ValueError."""
+"""Wrong arguments: what says what to run is a CommandError, all else an ArgumentError."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobcore import CommandError, JobManager
-from jobcore.errors import JobcoreError
+from jobcore import ArgumentError, CommandError, JobManager
 from jobcore.supervision.pool import ProcessLauncher
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**30
@@ -144,12 +143,12 @@ def test_what_cannot_be_run_is_a_command_error(jobs, call):
         lambda jobs, job_id: jobs.skips(job_id, limit=-1),
     ],
 )
-def test_any_other_wrong_argument_is_a_value_error(jobs, call):
-    """It is refused at the call, not at the first next(), as a plain ValueError."""
+def test_any_other_wrong_argument_is_an_argument_error(jobs, call):
+    """It is refused at the call, not at the first next(), as an ArgumentError."""
     job = jobs.create_job("TASK")
     jobs.start_job(job.id)
 
-    assert not isinstance(refusal(lambda: call(jobs, job.id)), (JobcoreError, UnicodeError))
+    assert type(refusal(lambda: call(jobs, job.id))) is ArgumentError
     assert list(jobs.logs(job.id)) == []
 
 
@@ -220,7 +219,7 @@ def test_a_database_is_a_file(tmp_path, monkeypatch, path):
     error = refusal(lambda: JobManager(path))
 
     assert "database" in str(error)
-    assert not isinstance(error, (JobcoreError, UnicodeError))
+    assert type(error) is ArgumentError
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,11 +237,11 @@ def test_a_database_is_a_file(tmp_path, monkeypatch, path):
     ],
 )
 def test_a_manager_says_which_argument_is_wrong(database, name, value):
-    """It is a plain ValueError with the argument's name, and no file is made."""
+    """It is an ArgumentError with the argument's name, and no file is made."""
     error = refusal(lambda: JobManager(database, **{name: value}))
 
     assert name in str(error)
-    assert not isinstance(error, (JobcoreError, UnicodeError))
+    assert type(error) is ArgumentError
     assert not os.path.exists(database)
 
 

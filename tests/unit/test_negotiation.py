@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jobcore import NotAcceptable
 from jobcore.negotiation import LOG_TYPES, log_type
 
-TEXT, NDJSON, STREAM = LOG_TYPES
+TEXT, NDJSON, STREAM, EVENTS = LOG_TYPES
 
 WEIGHTS = st.integers(0, 1000).map(lambda n: n / 1000)
 RANGES = st.sampled_from(
@@ -47,6 +47,8 @@ def quality(offered, ranges):
         ("application/x-ndjson", NDJSON),
         ("application/stream+json", STREAM),
         ("application/*", NDJSON),
+        ("text/event-stream", EVENTS),
+        ("text/event-stream, text/plain;q=0.9", EVENTS),
         # The weight decides, wherever it stands.
         ("text/plain;q=0.4, application/stream+json;q=0.5", STREAM),
         ("text/plain;q=0.5, application/x-ndjson;q=0.4", TEXT),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import os
+import threading
+import time
 from datetime import datetime
 
 import pytest
@@ -10,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcore import (
+    ArgumentError,
     InvalidParameter,
     JobcoreError,
     JobDeleted,
     JobNotFound,
     LogLine,
     NotAcceptable,
+    TooManyFollowers,
+    WaitTimeout,
     errors,
     wire,
 )
@@ -233,6 +241,183 @@ def test_a_log_is_sent_in_few_pieces(jobs, task):
     assert b"".join(items) == b"".join(jobs.log_text(task.id))
 
 
+# --- a quiet job ------------------------------------------------------------------
+
+
+class Quiet:
+    """A manager whose job is RUNNING and says what it is told to, in turns."""
+
+    def __init__(self, jobs, *turns):
+        self.get_job, self.logs = jobs.get_job, jobs.logs
+        self.turns = list(turns)
+        self.asked = []
+
+    def follow(self, _job_id, sequence, timeout):
+        self.asked.append((sequence, timeout))
+        turn = self.turns.pop(0)
+        yield from (line for line in turn if isinstance(line, LogLine))
+        if turn[-1:] == ["waits"]:
+            time.sleep(max(timeout, 0))
+            raise WaitTimeout("later")
+
+    async def follow_async(self, job_id, sequence, timeout):
+        for line in self.follow(job_id, sequence, timeout):
+            yield line
+
+
+def collected(jobs, job, form, **options):
+    """Return all items of a followed body: of the form for threads, or of that for loops."""
+    options = {"follow": True, "heartbeat": 0.001, **options}
+    if form == "threads":
+        return list(wire.log_response(jobs, job.id, **options).body)
+
+    async def all_of_it():
+        found = await wire.log_response_async(jobs, job.id, **options)
+        return [item async for item in found.body]
+
+    return asyncio.run(all_of_it())
+
+
+@pytest.mark.parametrize("form", ["threads", "loop"])
+@pytest.mark.parametrize(
+    ("accept", "begin", "beat"),
+    [
+        ("text/plain", b"", b""),
+        ("application/x-ndjson", b"", b"\n"),
+        ("text/event-stream", b":\n\n", b":\n\n"),
+    ],
+)
+def test_a_quiet_follower_gets_heartbeats(jobs, form, accept, begin, beat):
+    """A body gives an item at once and at each heartbeat, and lines go on where they were."""
+    job = jobs.start_job(jobs.create_job("TASK").id)
+    line = LogLine(0, TIME, "output", b"a\n")
+    quiet = Quiet(jobs, ["waits"], [line, "waits"], [])
+    got = collected(quiet, job, form, accept=accept)
+    (sent,) = {"text/plain": wire.text, "application/x-ndjson": wire.ndjson}.get(accept, wire.sse)(
+        [line]
+    )
+
+    assert got == [begin, beat, sent, beat]
+    assert [sequence for sequence, _ in quiet.asked] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("form", ["threads", "loop"])
+def test_heartbeats_do_not_outlast_the_time(jobs, task, form):
+    """`timeout` holds for the whole body, and the last turn is as long as there is time."""
+    got = collected(jobs, task, form, sequence=3, timeout=0.02, heartbeat=0.005)
+
+    assert 1 < len(got) < 7
+    assert b"".join(got) == b""
+
+
+def test_a_body_ends_when_the_client_has_left(jobs, task):
+    """A text can have no heartbeat of its own, so the server is asked."""
+    left = iter([False, False, True])
+    got = collected(jobs, task, "threads", sequence=3, is_gone=lambda: next(left))
+
+    assert got == [b"", b"", b""]
+
+
+@pytest.mark.parametrize("heartbeat", [0, -1, float("nan"), float("inf"), None, "x", True])
+def test_a_heartbeat_is_a_number_of_seconds(jobs, task, heartbeat):
+    """What would never come, or all the time, is refused at the call."""
+    with pytest.raises(ArgumentError, match="heartbeat"):
+        wire.log_response(jobs, task.id, follow=True, heartbeat=heartbeat)
+
+
+@pytest.mark.parametrize("form", ["threads", "loop"])
+def test_an_event_source_goes_on_behind_its_last_event(jobs, task, form):
+    """The header Last-Event-ID wins over the number in the address; behind the end there is 204."""
+    jobs.finish_job(task.id)
+    options = {"accept": "text/event-stream", "sequence": 0, "last_event_id": "1"}
+    (item,) = collected(jobs, task, form, **options)
+    head, data = item.split(b"\n")[:2]
+
+    assert head == b"id: 2"
+    assert json.loads(data.removeprefix(b"data: "))["message"] == "c"
+    assert wire.log_response(jobs, task.id, follow=True, last_event_id="2") is None
+    with pytest.raises(InvalidParameter, match="Last-Event-ID"):
+        wire.log_response(jobs, task.id, last_event_id="-1")
+
+
+def test_an_event_is_one_whatever_the_bytes():
+    """No byte of a job ends an event or begins a field."""
+    raw = b"data: x\r\n\nid: 7\r\xff\n"
+    (event,) = wire.sse([LogLine(5, TIME, "output", raw)])
+    lines = event.splitlines()
+
+    assert lines[0] == b"id: 5"
+    assert [line for line in lines[1:] if line] == [lines[1]]
+    assert event.endswith(b"\n\n")
+    assert json.loads(lines[1].removeprefix(b"data: "))["message"] == raw[:-1].decode(
+        "utf-8", "replace"
+    )
+
+
+# --- as many followers as there are threads for ------------------------------------
+
+
+def test_more_followers_than_threads_are_refused(jobs, task):
+    """Each counts until its body is closed, exhausted or dropped, begun or not."""
+    followers = wire.Followers(2)
+    options = {"follow": True, "followers": followers, "sequence": 3}
+    first, second = (wire.log_response(jobs, task.id, **options).body for _ in range(2))
+    with pytest.raises(TooManyFollowers) as refused:
+        wire.log_response(jobs, task.id, **options)
+    assert (refused.value.status, refused.value.most, len(followers)) == (503, 2, 2)
+    assert wire.log_response(jobs, task.id, followers=followers) is not None  # it does not wait
+
+    first.close()
+    first.close()
+    third = wire.log_response(jobs, task.id, **options).body
+    assert next(third) == b""
+    jobs.finish_job(task.id)
+    assert (list(third), len(followers)) == ([], 1)
+    del second
+    gc.collect()
+    assert len(followers) == 0
+
+
+def test_a_forked_child_counts_its_own_followers(jobs, task):
+    """Those of the parent hold no thread of a child."""
+    followers = wire.Followers(1)
+    body = wire.log_response(jobs, task.id, follow=True, followers=followers).body
+    child = os.fork()
+    if child == 0:
+        here = len(followers)
+        followers.enter()
+        os._exit(10 * here + len(followers))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert len(followers) == 1
+    body.close()
+
+
+def test_those_who_come_at_once_get_each_a_place():
+    """However many threads ask, no place is given twice and none is refused in vain."""
+    followers = wire.Followers(8)
+    ready = threading.Barrier(16)
+    got = []
+
+    def enter():
+        ready.wait()
+        try:
+            got.append(followers.enter())
+        except TooManyFollowers:
+            got.append(None)
+
+    threads = [threading.Thread(target=enter) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(leave is not None for leave in got) == len(followers) == 8
+    for leave in got:
+        if leave is not None:
+            leave()
+    assert len(followers) == 0
+
+
 # --- messages ---------------------------------------------------------------------
 
 
@@ -245,11 +430,25 @@ def test_error_as_an_object(error):
     assert (form["status"], form["path"]) == (error.status, "/api/jobs/1")
     assert form["error"] == {
         400: "Bad Request", 404: "Not Found", 406: "Not Acceptable", 409: "Conflict",
-        500: "Internal Server Error", 503: "Service Unavailable",
+        500: "Internal Server Error", 503: "Service Unavailable", 504: "Gateway Timeout",
     }[error.status]  # fmt: skip
     assert (form["message"] == str(error)) == (error.status < 500)
     assert type(error).__name__ in form["message"] or error.status < 500
     assert json.loads(json.dumps(form)) == form
+
+
+def test_a_wrong_argument_is_the_clients_and_a_foreign_one_is_not(jobs, task):
+    """What jobcore refuses is 400 with its text; a ValueError of the host stays 500."""
+    with pytest.raises(ValueError) as refused:
+        jobs.list_jobs(limit=-1)
+    form = wire.error_to_object(refused.value)
+    with pytest.raises(WaitTimeout) as late:
+        jobs.wait(task.id, 0)
+
+    assert (form["status"], form["message"]) == (400, str(refused.value))
+    assert "-1" in form["message"]
+    assert wire.error_to_object(late.value)["status"] == 504
+    assert wire.error_to_object(ValueError("canary"))["status"] == 500
 
 
 def test_other_errors_give_nothing_away():
