@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from jobcore.errors import CommandError, DatabaseCorrupt
 
-#: Seconds between SIGTERM and SIGKILL; half of what Kubernetes gives.
+#: Seconds between the first signal of a stop and SIGKILL; a third of what Kubernetes gives.
 DEFAULT_GRACE = 10.0
+#: Seconds between SIGTERM and SIGKILL for what a command has left. A daemon is not a job.
+DEFAULT_LINGER = 2.0
+#: Signals that no program can handle.
+_UNHANDLED = (signal.SIGKILL, signal.SIGSTOP)
 #: About 30 years: more is a slip, and would overflow the timers of some systems.
 LONGEST = 1e9
 #: Bytes of a stored command: far above what the kernel takes (2 MiB as a rule), far below harm.
@@ -36,7 +41,15 @@ class Command:
         inherit_env: False: no base environment, `env` is all there is.
         stdin: Bytes to be read as standard input, or the path of a file; None: nothing.
         timeout: Seconds until the command is stopped; None: no limit.
-        grace: Seconds between SIGTERM and SIGKILL, when it is stopped or timed out.
+        grace: Seconds between the first signal and SIGKILL, when it is stopped or timed out.
+        stop_signal: What a stop or a time-out sends first: a signal, its number or its name.
+            `signal.SIGINT` for programs that save their work on KeyboardInterrupt.
+        stop_scope: Who gets that: `main`, the command's own process alone, which ends its
+            children in good order; or `group`, all processes of the job at once. With `main`
+            the others get SIGTERM once their parents have ended, or `linger` seconds (at most
+            half the grace) before the grace is over. SIGKILL ends what is left, in either case.
+        linger: Seconds between SIGTERM and SIGKILL for processes that still run a second after
+            the command has ended by itself.
         output_limit: Bytes of output kept; lines beyond are counted and dropped. None: all.
         separate_streams: Tag lines as stdout or stderr. Each has its own pipe
             then, so the order *between* the two is only that of reading.
@@ -61,6 +74,9 @@ class Command:
     redact: Sequence[str | bytes] = field(default=(), repr=False)
     umask: int = 0o022
     shell: bool = False
+    stop_signal: int | str = signal.SIGTERM
+    stop_scope: Literal["main", "group"] = "main"
+    linger: float = DEFAULT_LINGER  # seconds
 
     def __post_init__(self) -> None:
         """Check every part, and bring it into the form in which it is stored."""
@@ -74,9 +90,13 @@ class Command:
         put(self, "stdin", _checked_stdin(self.stdin))
         put(self, "timeout", checked_timeout(self.timeout))
         put(self, "grace", checked_grace(self.grace))
+        put(self, "stop_signal", _checked_signal(self.stop_signal))
+        put(self, "linger", _checked_seconds(self.linger, "a linger"))
         put(self, "redact", _checked_redact(self.redact))
         if self.output_limit is not None and not _is_whole(self.output_limit, 0, 2**63 - 1):
             raise CommandError(f"output_limit must be a number of bytes, not {self.output_limit!r}")
+        if self.stop_scope not in ("main", "group"):
+            raise CommandError(f'stop_scope is "main" or "group", not {self.stop_scope!r}')
         if not _is_whole(self.umask, 0, 0o777):
             raise CommandError(f"umask must be between 0 and 0o777, not {self.umask!r}")
         if len(self.to_json()) > LARGEST:
@@ -122,6 +142,9 @@ class Command:
                 "stdin": stdin,
                 "timeout": self.timeout,
                 "grace": self.grace,
+                "stop_signal": self.stop_signal,
+                "stop_scope": self.stop_scope,
+                "linger": self.linger,
                 "output_limit": self.output_limit,
                 "separate_streams": self.separate_streams,
                 "redact": self.redact,
@@ -196,9 +219,32 @@ def checked_grace(grace: float) -> float:
     Raises:
         CommandError: It is not a finite number, 0 or more.
     """
-    if not _is_number(grace) or not 0 <= grace <= LONGEST:
-        raise CommandError(f"a grace is 0 or more seconds, not {grace!r}")
-    return float(grace)
+    return _checked_seconds(grace, "a grace")
+
+
+def _checked_seconds(value: float, what: str) -> float:
+    if not _is_number(value) or not 0 <= value <= LONGEST:
+        raise CommandError(f"{what} is 0 or more seconds, not {value!r}")
+    return float(value)
+
+
+def _checked_signal(value: int | str) -> int:
+    """Return the signal, as a member of `signal.Signals` where it has a name."""
+    number: object = value
+    if isinstance(value, str):
+        name = value.upper()
+        found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
+        number = found if isinstance(found, signal.Signals) else None
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise CommandError(f"stop_signal is a signal, its number or its name, not {value!r}")
+    if number not in signal.valid_signals():
+        raise CommandError(f"stop_signal is a signal of this system, not {value!r}")
+    if number in _UNHANDLED:
+        raise CommandError(f"no program can handle {value!r}: use grace=0 to kill it at once")
+    try:
+        return signal.Signals(number)
+    except ValueError:  # most real-time signals have no name
+        return number
 
 
 def _is_number(value: object) -> bool:

@@ -339,6 +339,7 @@ class Importer:
                 "max_rss": verdict.max_rss,
                 "dropped": verdict.dropped,
                 "unreaped": " ".join(map(str, verdict.unreaped)) or None,
+                "left_processes": verdict.left,
             },
         )
 

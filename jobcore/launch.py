@@ -27,9 +27,6 @@ from jobcore.models import ClaimedJob
 from jobcore.supervision import PROTOCOL_VERSION, failpoints, frames, jobdir
 from jobcore.supervision.pool import encode_request
 
-#: Seconds that descendants have after the command has exited. A daemon is not a job.
-LINGER = 2.0
-
 
 class Request:
     """A start that is prepared: everything a supervisor needs, and what the claim writes."""
@@ -204,7 +201,9 @@ def _fields(
         "stdin": stdin,
         "timeout": command.timeout,
         "grace": command.grace,
-        "linger": LINGER,
+        "linger": command.linger,
+        "stop_signal": int(command.stop_signal),
+        "stop_group": command.stop_scope == "group",
         "output_limit": command.output_limit,
         "separate_streams": command.separate_streams,
         "redact": [encode(str(value)) for value in command.redact],

@@ -272,6 +272,8 @@ class Job(_Public):
         progress: What it last reported of its progress, kept when it is final; None: nothing.
         line_count: How many log lines are readable.
         dropped: How many lines were dropped beyond its output limit.
+        left_processes: How many processes the command left running when it ended by itself,
+            which were then ended; the log names them. None: it is not final, or that is not known.
         cpu_seconds: CPU time of the command and all it waited for, in seconds.
         max_rss: Largest resident set of one of its processes, in bytes. A short
             one's includes the image it was forked from.
@@ -299,6 +301,7 @@ class Job(_Public):
     progress: Progress | None
     line_count: int
     dropped: int
+    left_processes: int | None
     cpu_seconds: float | None
     max_rss: int | None
 

@@ -534,6 +534,7 @@ def report_if_own(connection: Connection, number: int, report: Report) -> bool:
 
 _FACTS = (
     "exit_code", "signal", "wait_status", "errno", "cpu_us", "max_rss", "dropped", "unreaped",
+    "left_processes",
 )  # fmt: skip
 _SETTLE = Statement(
     update(job)

@@ -174,6 +174,8 @@ CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT N
         "ALTER TABLE job ADD COLUMN timeout_ms BIGINT",
         # Whether a retry may start beside what an earlier attempt left running.
         "ALTER TABLE job ADD COLUMN unreaped_ignored BOOLEAN",
+        # Whether a command left processes behind.
+        "ALTER TABLE job ADD COLUMN left_processes INTEGER",
     ),
 }
 

@@ -332,6 +332,7 @@ class JobRow(_Row, table=True):
     cpu_us: int | None = Field(default=None, sa_column=Column(BigInteger))
     max_rss: int | None = Field(default=None, sa_column=Column(BigInteger))  # bytes
     dropped: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    left_processes: int | None = None  # that it left when it ended by itself; None: not known
     unreaped: str | None = None  # pids that could not be killed
     # A retry waits for them, unless somebody said that it need not.
     unreaped_ignored: bool | None = None

@@ -14,6 +14,8 @@ SLEEPS = ["sh", "-c", "echo ready; exec sleep 300"]
 STOPS_ITSELF = ["sh", "-c", "echo ready; kill -STOP $$; sleep 300"]
 EXITS_0_ON_SIGTERM = ["sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"]
 LEAVES_A_SLEEPER = ["sh", "-c", "sleep 300 & echo ready; exit 4"]
+LEAVES_A_SLEEPER_AND_EXITS_0 = ["sh", "-c", "sleep 300 & exit 0"]
+LEAVES_TWO_THAT_IGNORE_SIGTERM = ["sh", "-c", "trap '' TERM; sleep 300 & sleep 300 & exit 4"]
 LEAVES_A_LATE_SPEAKER = ["sh", "-c", "(sleep 0.3; echo late) & exit 5"]
 CLOSES_ITS_OUTPUT = ["sh", "-c", "echo before; exec >&- 2>&-; sleep 0.2; exit 7"]
 WAITS_FOR_A_FILE = [
@@ -99,6 +101,48 @@ for _ in range(3):
     os.read(reader, 1)
 os.write(1, b"ready\\n")
 signal.pause()
+""")
+
+# Its child has a task that it finishes, unless a SIGTERM of its own ends it before. At its own
+# SIGTERM the program lets the child finish, waits for it, and tells.
+FINISHES_WITH_ITS_CHILD = python("""
+import os, signal, sys
+reader, writer = os.pipe()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+child = os.fork()
+if child == 0:
+    os.close(writer)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.write(1, b"ready\\n")
+    os.read(reader, 1)  # returns when the parent has closed its end
+    os.write(1, b"child finished\\n")
+    os._exit(0)
+signal.sigwait([signal.SIGTERM])
+# In the scope `group` the child's own SIGTERM was sent before this one could be seen.
+ended, status = os.waitpid(child, os.WNOHANG)
+if not ended:
+    os.write(writer, b".")
+    _, status = os.waitpid(child, 0)
+os.write(1, b"saved\\n" if status == 0 else b"child lost\\n")
+sys.exit(int(status != 0))
+""")
+
+SAVES_ON_INTERRUPT = python("""
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(300)
+except KeyboardInterrupt:
+    print("saved", flush=True)
+""")
+
+TAKES_TOO_LONG_ON_INTERRUPT = python("""
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(300)
+except KeyboardInterrupt:
+    time.sleep(300)
 """)
 
 # Each process begins the next one and ends, in a session of its own.

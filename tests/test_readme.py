@@ -23,7 +23,6 @@ from jobcore import (
     StoreMismatch,
     doctor,
     function,
-    launch,
     lifecycle,
     resultfile,
     running,
@@ -32,6 +31,7 @@ from jobcore import (
     wire,
 )
 from jobcore.application import app
+from jobcore.command import DEFAULT_LINGER
 from jobcore.supervision import ending, meter, progress
 from tests.faults.rounds import campaign
 from tests.processes import PATIENCE, ROOT
@@ -221,7 +221,8 @@ def test_the_numbers_are_those_of_the_code():
         "The descriptor is number 8": progress.DESCRIPTOR == 8,
         "up to 1 MiB of arguments": function.LARGEST == 2**20,
         "returns up to 4 MiB": resultfile.LARGEST == 4 * 2**20,
-        "get 2 seconds, then they are killed": launch.LINGER == 2,
+        "`Command.linger` seconds later, 2 unless said": DEFAULT_LINGER == 2,
+        "still run a second after its end get SIGTERM": ending._PAUSE == 1,
         "What no SIGKILL ends within 10 seconds": ending._KILL_FOR == 10,
         "starts some 10 seconds later": lifecycle.FIRST_RETRY == 10,
         "it stays above 64 MiB": doctor.LARGE_WAL == 64 * 2**20,

@@ -110,6 +110,9 @@ def creating(jobs: JobManager) -> list[Job]:
         stdin=b"input",
         timeout=60,
         grace=5.0,
+        stop_signal="SIGINT",
+        stop_scope="group",
+        linger=1,
         output_limit=2**20,
         separate_streams=True,
         redact=["secret", b"secret"],
@@ -331,7 +334,7 @@ def facts(job: Job) -> tuple[object, ...]:
     source: Literal["submitter", "worker"] = job.env_from
     asked: datetime | None = job.stop_requested
     number: int | None = job.signal
-    lines: int = job.line_count + job.dropped
+    lines: int = job.line_count + job.dropped + (job.left_processes or 0)
     used: tuple[float | None, int | None] = (job.cpu_seconds, job.max_rss)
     ending = (final, code, reason, ended, number, asked)
     return ident, ending, data, sent, shown, attempt, original, times, source, lines, used, job.type

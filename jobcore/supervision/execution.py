@@ -231,6 +231,8 @@ class Execution:
             self._capture.write_system,
             grace=self._order.grace,
             linger=self._order.linger,
+            stop_signal=self._order.stop_signal,
+            stop_group=self._order.stop_group,
         )
         if self._order.timeout is not None:
             self._ending.set_timeout(self._begun, self._order.timeout)
@@ -345,6 +347,8 @@ class Execution:
 
     def _conclude(self) -> Generator[float, None, None]:
         """Write the verdict, and only then let go of the lock."""
+        if self._ending is not None:
+            self._ending.conclude()
         self.watch.forget(self._capture.meter.descriptor)
         self._capture.meter.end()
         begun = self._machine.monotonic()
@@ -389,6 +393,7 @@ class Execution:
         if self._tree is not None and self._ending is not None:
             record.reason = self._ending.reason or "stopped"
             record.unreaped = self._ending.unreaped
+            record.left = self._ending.left
             record.wait_status = self._tree.status
             record.cpu_us = self._tree.cpu_us
             record.max_rss = self._tree.max_rss

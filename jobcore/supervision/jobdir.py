@@ -498,6 +498,7 @@ class ExitRecord:
         cpu_us: CPU time of the command and what it waited for, microseconds.
         max_rss: The largest resident set of any of its processes, bytes.
         unreaped: Pids that could not be killed, else empty.
+        left: How many processes the command had left when it ended by itself; None: nobody saw.
         note: The last line of the log, of a host that wrote the record for a supervisor
             that is dead, else None.
     """
@@ -508,6 +509,7 @@ class ExitRecord:
         "duration_ns",
         "ended_ns",
         "errno",
+        "left",
         "max_rss",
         "next_sequence",
         "note",
@@ -537,6 +539,7 @@ class ExitRecord:
         cpu_us: int | None = None,
         max_rss: int | None = None,
         unreaped: tuple[int, ...] = (),
+        left: int | None = None,
         note: str | None = None,
     ) -> None:
         self.token = token
@@ -553,6 +556,7 @@ class ExitRecord:
         self.cpu_us = cpu_us
         self.max_rss = max_rss
         self.unreaped = unreaped
+        self.left = left
         self.note = note
 
 
@@ -576,9 +580,11 @@ def read_exit(directory: int, token: str) -> ExitRecord | None:
     if fields is None or fields.get("token") != token:
         return None
     unreaped = str(fields.pop("unreaped") or "")
+    # A later jobcore may say more.
+    known = {name: value for name, value in fields.items() if name in ExitRecord.__slots__}
     return ExitRecord(
         unreaped=tuple(int(pid) for pid in unreaped.split()),
-        **fields,  # type: ignore[arg-type]  # the CRC says these are the fields that were written
+        **known,  # type: ignore[arg-type]  # the CRC says these are the fields that were written
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _TEMPORARY = ("/dev/shm", "/tmp", "/var/tmp")  # noqa: S108 - a file without a name
 #: Descriptors that are closed one by one where the open ones cannot be listed.
 _MOST_DESCRIPTORS = 65536
+
+_SIGNAL_SET = 128  # bytes of a `sigset_t`, of which Linux has use for the first eight
 
 P_PIDFD = 3  #: For `os.waitid`. Of linux/wait.h: a build of Python may lack the name.
 
@@ -103,6 +106,24 @@ def _try_pidfds() -> bool:
     finally:
         os.close(own)
     return False
+
+
+def open_signal(number: int) -> int:
+    """
+    Return a descriptor that tells of a signal and of its sender; the signal must be blocked.
+
+    Raises:
+        OSError: There is none to be had.
+    """
+    import ctypes  # noqa: PLC0415 - a host has no use for it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    mask = (1 << (number - 1)).to_bytes(_SIGNAL_SET, sys.byteorder)
+    descriptor: int = libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK)
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return descriptor
 
 
 def is_alive(pid: int) -> bool:

@@ -10,9 +10,12 @@ from jobcore.supervision.spawner import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from typing import Any
 
     from jobcore.supervision.channel import Request
+else:
+    import _signal
 
 
 class Order:
@@ -26,8 +29,10 @@ class Order:
         name: What that is called in the directory of all jobs.
         command: What to run.
         timeout: Seconds from the start on, or None.
-        grace: Seconds between SIGTERM and SIGKILL.
-        linger: Seconds that processes may outlive the command.
+        grace: Seconds between the first signal of a stop and SIGKILL.
+        linger: Seconds between SIGTERM and SIGKILL for what the command has left.
+        stop_signal: The first signal of a stop.
+        stop_group: Whether all processes of the job get it, not the command alone.
         output_limit: Bytes of output, or None.
         redact: Values to be masked in the output.
     """
@@ -41,6 +46,8 @@ class Order:
         "name",
         "output_limit",
         "redact",
+        "stop_group",
+        "stop_signal",
         "timeout",
         "token",
     )
@@ -61,6 +68,9 @@ class Order:
         self.timeout: float | None = fields["timeout"]
         self.grace: float = fields["grace"]
         self.linger: float = fields["linger"]
+        # An older host does not know these.
+        self.stop_signal: int = fields.get("stop_signal", _signal.SIGTERM)
+        self.stop_group: bool = fields.get("stop_group", False)
         self.output_limit: int | None = fields["output_limit"]
         self.redact: list[bytes] = fields["redact"]
 

@@ -162,13 +162,13 @@ def spawn(
         given = {0: stdin, 1: writer, 2: error_writer, progress.DESCRIPTOR: reports_writer}
         start = _Start(given, report_writer, oom_score)
         # A signal for the supervisor must not run its handler in the child.
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
+        mask = _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
                 _become(command, start)
         finally:
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     except OSError as error:
         for descriptor in opened:
             os.close(descriptor)

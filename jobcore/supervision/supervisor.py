@@ -112,7 +112,7 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
         poll.modify(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.pending else 0))
         ready = {descriptor for descriptor, _ in poll.poll(_LOOK_MS if channel.must_look else None)}
         if shutdown.fileno() in ready:
-            continue
+            continue  # to where that is taken in
         if channel.pidfd in ready:
             channel.mark_dead()
         channel.look_for_host()

@@ -43,7 +43,7 @@ class Play(ProcessTree):
         Raises:
             OSError: There are not as many descriptors.
         """
-        super().__init__(_NO_PID + next(_numbers))
+        super().__init__(_NO_PID + 2 * next(_numbers))  # and one for what it leaves
         self.fatal = False
         self.orphaned = False
         self._script = script
@@ -53,6 +53,7 @@ class Play(ProcessTree):
         self._unwritten = b""
         self._unwritten_to = -1
         self._grandchild = script.leaves_grandchild
+        self._rest_is_told = False
         self._ended: int | None = None  # the wait status of the main process, before it is reaped
         self._open: set[int] = set()
         try:
@@ -127,10 +128,9 @@ class Play(ProcessTree):
         else:
             self._end_main(script.signal or script.exit_code << 8)
 
-    def _end_all(self, status: int) -> None:
+    def _end_grandchild(self) -> None:
         self.orphaned = self.orphaned or self._grandchild
         self._grandchild = False
-        self._end_main(status)
 
     def _end_main(self, status: int) -> None:
         if self._ended is None:
@@ -153,14 +153,38 @@ class Play(ProcessTree):
         self.orphaned = False
         return main_ended
 
-    def terminate(self) -> None:
-        """Take a SIGTERM, as the script says."""
-        if not self._script.ignores_term:
-            self._end_all(signal.SIGTERM)
+    def stop(self, number: int, *, group: bool) -> None:
+        """Take the first signal of a stop, as the script says."""
+        if self._script.ignores_term:
+            return
+        if group:
+            self._end_grandchild()
+        self._end_main(number)
 
-    def kill(self) -> None:
+    def end_rest(self, *, everyone: bool) -> list[str]:
+        """Have what is left take a SIGTERM; all of it has lost its parent."""
+        del everyone
+        asked = [] if self._rest_is_told else self.survivors()
+        self._rest_is_told = True
+        if not self._script.ignores_term:
+            self._end_grandchild()
+        return asked
+
+    def shares_cgroup(self) -> bool:
+        """Tell that it is in no service."""
+        return False
+
+    def survivors(self) -> list[str]:
+        """Return what is left behind and lives."""
+        return [f"{self.main + 1} (grandchild)"] if self._grandchild else []
+
+    def kill(self) -> list[str]:
         """Take a SIGKILL."""
-        self._end_all(signal.SIGKILL)
+        killed = [] if self._ended is not None else [f"{self.main} (command)"]
+        killed += self.survivors()
+        self._end_grandchild()
+        self._end_main(signal.SIGKILL)
+        return killed
 
     # --- its descriptors --------------------------------------------------------
 

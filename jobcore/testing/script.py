@@ -46,12 +46,13 @@ class Script:
         exit_code: What it exits with behind the last of them, 0 to 255.
         signal: The signal that ends it there instead, sent by nobody here.
         hangs: It never ends by itself: only a stop, a time-out or a kill ends it.
-        ignores_term: SIGTERM does nothing to it, nor to what it leaves behind: it ends by
-            itself, or is killed when its grace is over.
+        ignores_term: SIGTERM does nothing to it, nor to what it leaves behind, and neither does
+            another signal of a stop: it ends by itself, or is killed when its grace is over.
         cannot_start: The errno with which it cannot even be started: with
             `errno.ENOENT` the exit code is 127, with any other 126.
-        leaves_grandchild: It leaves a process behind that would run for ever, and is
-            killed when the linger (2 seconds) is over.
+        leaves_grandchild: It leaves a process behind that would run for ever: a second after
+            the command's end it gets SIGTERM, and is killed `Command.linger` seconds later if
+            it ignores that.
         floods: So many lines, `flood 0` and on, written at once behind `lines`.
         dies: Its supervisor dies there, as by SIGKILL, and the command with it: the job
             becomes `lost`, with the lines that it had written.

@@ -163,7 +163,7 @@ MUTANTS = (
         "what outlives the command is left alone",
         "supervision/ending.py",
         "                self._kill_at = now + self._linger\n",
-        "                self._given_up = True\n",
+        "                self._given_up = self._all_told = True\n",
         (SUPERVISOR, STOPS),
     ),
     Mutant(

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from jobcore import Command, JobManager, Reason, Status, launch
+from jobcore import Command, JobManager, Reason, Status
 from jobcore.supervision import frames, jobdir, spawner
 from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import PATIENCE, Child, join, open_gate, until
@@ -232,12 +232,9 @@ def test_python_hands_over_each_line_at_once(running_jobs, gate, monkeypatch):
         assert output(running_jobs, job_id) == b"said\nmore\n"
 
 
-def test_who_holds_a_stream_neither_hangs_the_job_nor_takes_its_end(
-    running_jobs, monkeypatch, gate
-):
+def test_who_holds_a_stream_neither_hangs_the_job_nor_takes_its_end(running_jobs, gate):
     """A grandchild with the pipe in its hands is waited for no longer than the linger."""
-    monkeypatch.setattr(launch, "LINGER", 0.3)
-    job_id = submit(running_jobs, LEAVES_A_HOLDER, env={"GATE": gate})
+    job_id = submit(running_jobs, LEAVES_A_HOLDER, env={"GATE": gate}, linger=0.3)
     job = running_jobs.wait(job_id, PATIENCE)
 
     assert (job.status, job.exit_code, job.reason) == (Status.ERROR, 5, Reason.EXITED)

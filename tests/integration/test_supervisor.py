@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -207,7 +208,7 @@ def test_fork_fails(host):
 
 
 def test_command_begins_clean(host):
-    """A command has three descriptors, no ignored or blocked signal, its umask, its session."""
+    """It has three descriptors, no ignored or blocked signal, its umask, its group, no session."""
     run = host.run(programs.TELLS_ITS_STATE, cwd=b"/usr", umask=0o027)
 
     assert run.output().decode().splitlines() == [
@@ -218,7 +219,7 @@ def test_command_begins_clean(host):
         "SigIgn: 0000000001001000",
         "stdin /dev/null",
         "cwd /usr",
-        "session True group True",
+        "session False group True",
     ]
 
 
@@ -258,6 +259,19 @@ def test_a_terminal_that_is_given_is_not_its_own(host):
         os.close(theirs)
 
     assert run.output() == f"{name}\nnone\n".encode()
+
+
+def test_a_terminal_that_is_opened_does_not_become_its_own(host):
+    """A command that opens a terminal gets no controlling one: its end does not end the command."""
+    ours, theirs = os.openpty()
+    script = ': < "$0"; exec 3< "$0"; (: < /dev/tty) 2> /dev/null || echo none; ps -o tty= -p $$'
+    try:
+        run = host.run(["sh", "-c", script, os.ttyname(theirs)])
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert run.output() == b"none\n?\n"
 
 
 def test_a_commands_memory_score_is_its_hosts(host):
@@ -410,6 +424,94 @@ def test_stop_leaves_no_survivor(host):
     assert "after SIGTERM: killed" in run.system
 
 
+def test_stop_of_the_main_process_spares_its_children(host):
+    """With the scope `main` only the command gets SIGTERM; its child finishes, and it does, too."""
+    run = host.start(programs.FINISHES_WITH_ITS_CHILD)
+    run.wait_for_output()
+
+    run.stop(1000)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", 0)
+    assert run.output() == b"ready\nchild finished\nsaved\n"
+    assert run.system.count("\n") == 1
+
+
+def test_stop_of_the_group_comes_to_children_at_once(host):
+    """With the scope `group` a child gets SIGTERM with its parent."""
+    run = host.start(programs.FINISHES_WITH_ITS_CHILD, stop_group=True)
+    run.wait_for_output()
+
+    run.stop(1000)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", 1 << 8)
+    assert run.output() == b"ready\nchild lost\n"
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_stop_signal_is_sent_first(host, group):
+    """A program that saves on KeyboardInterrupt saves, and gets no other signal."""
+    run = host.start(programs.SAVES_ON_INTERRUPT, stop_signal=int(signal.SIGINT), stop_group=group)
+    run.wait_for_output()
+
+    run.stop(1000)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", 0)
+    assert run.output() == b"ready\nsaved\n"
+
+
+def test_time_out_sends_the_stop_signal(host):
+    """It takes the same way as a stop."""
+    run = host.run(programs.SAVES_ON_INTERRUPT, stop_signal=int(signal.SIGINT), timeout=2)
+
+    assert (run.exit.reason, run.exit.wait_status) == ("timeout", 0)
+    assert run.output().endswith(b"saved\n")
+
+
+def test_wrapper_that_does_not_pass_a_signal_on_is_no_loss(host):
+    """A shell that dies of SIGTERM leaves its child to us: it gets SIGTERM once, and its grace."""
+    child = "trap 'echo cleaned; exit 0' TERM; echo ready; while :; do sleep 0.01; done"
+    run = host.start(["sh", "-c", f'sh -c "{child}"; echo never'])
+    run.wait_for_output()
+
+    run.stop(1000)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", signal.SIGTERM)
+    assert run.output() == b"ready\ncleaned\n"
+    assert exit_.left == 0
+
+
+def test_what_waits_for_its_child_gets_a_last_call(host):
+    """A shell with a trap waits for its child, which is ended before the grace is over."""
+    script = "trap 'echo cleaned; exit 3' TERM; echo ready; sleep 300; echo never"
+    run = host.start(["bash", "-c", script], linger=1000.0)
+    run.wait_for_output()
+
+    run.stop(4)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", 3 << 8)
+    assert run.output().endswith(b"cleaned\n")
+    assert re.search(
+        r"still alive 2.0 s after SIGTERM: SIGTERM to \d+ \(sleep\), too\n", run.system
+    )
+
+
+def test_command_that_outlasts_its_signal_is_killed_by_name(host):
+    """A handler of SIGINT that takes longer than the grace is killed with all it has started."""
+    run = host.start(programs.TAKES_TOO_LONG_ON_INTERRUPT, stop_signal=int(signal.SIGINT))
+    run.wait_for_output()
+
+    run.stop(0.4)
+    exit_ = host.finish(run)
+
+    assert (exit_.reason, exit_.wait_status) == ("stopped", signal.SIGKILL)
+    assert re.search(r"still alive 0.\d s after SIGINT: killed: \d+ \(python", run.system)
+
+
 def test_children_are_found_where_the_kernel_does_not_list_them(tmp_path):
     """They are those whose parent we are, whatever a process calls itself."""
     script = tmp_path / "a) S 1 (b"
@@ -417,11 +519,13 @@ def test_children_are_found_where_the_kernel_does_not_list_them(tmp_path):
     script.chmod(0o700)
     with subprocess.Popen([script], stdin=subprocess.PIPE) as child:
         until(lambda: name_of(child.pid) == script.name, "its name")
-        found = tree._children_by_parent()
+        found = tree._by_parent()[os.getpid()]
+        called = tree._read_stat(child.pid)
         listed = tree.children()
 
     assert child.pid in listed
     assert set(listed) <= set(found)  # which has those of other threads, too
+    assert called == (script.name, os.getpid())
 
 
 def name_of(pid):
@@ -569,16 +673,61 @@ def test_queued_request_of_a_leaving_supervisor_is_answered(host):
 # --- what a command leaves behind ---
 
 
+def test_leftovers_end_with_sigterm(host):
+    """What outlives the command gets SIGTERM, and is named; the code is the command's."""
+    run = host.run(programs.LEAVES_A_SLEEPER, linger=1000.0)
+
+    assert (run.exit.reason, run.exit.wait_status, run.exit.left) == ("exited", 4 << 8, 1)
+    assert processes_of(run.token) == []
+    assert re.fullmatch(r"the command exited with 4 and left \d+ \(sleep\): SIGTERM\n", run.system)
+    assert run.supervisor.ready
+
+
 def test_leftovers_are_killed_after_the_linger(host):
-    """What outlives the command is killed after the linger; the code is the command's."""
+    """What does not end by SIGTERM is killed after the linger, and the log names each of them."""
     begun = time.monotonic()
-    run = host.run(programs.LEAVES_A_SLEEPER, linger=0.5)
+    run = host.run(programs.LEAVES_TWO_THAT_IGNORE_SIGTERM, linger=0.5)
 
     assert time.monotonic() - begun >= 0.5
-    assert (run.exit.reason, run.exit.wait_status) == ("exited", 4 << 8)
+    assert (run.exit.reason, run.exit.wait_status, run.exit.left) == ("exited", 4 << 8, 2)
     assert processes_of(run.token) == []
-    assert run.system == "still alive 0.5 s after the command had ended: killed\n"
+    left, killed = run.system.splitlines()
+    names = r"(\d+) \(sleep\), (\d+) \(sleep\)"
+    asked = re.fullmatch(f"the command exited with 4 and left {names}: SIGTERM", left)
+    ended = re.fullmatch(f"still alive 0.5 s after SIGTERM: killed: {names}", killed)
+    assert sorted(ended.groups()) == sorted(asked.groups())
     assert not run.supervisor.ready
+
+
+def test_what_ends_right_behind_the_command_is_not_left(host):
+    """A reader of the command's output, such as a `tee`, ends by itself, and loses nothing."""
+    script = "exec > >(while read -r line; do echo $line; done; sleep 0.1; echo end); seq 1 2000"
+    run = host.run(["bash", "-c", script])
+
+    assert run.output().splitlines()[-2:] == [b"2000", b"end"]
+    assert (run.exit.left, run.system) == (0, "")
+
+
+def test_time_out_of_leftovers_is_told_as_that(host):
+    """Where a time-out ends what a command that exited with 0 has left, the log says so."""
+    run = host.run(programs.LEAVES_A_SLEEPER_AND_EXITS_0, timeout=0.3, linger=1000.0)
+
+    assert (run.exit.reason, run.exit.wait_status, run.exit.left) == ("exited", 0, 1)
+    assert re.fullmatch(
+        r"time-out after 0.3 s: the command exited with 0 and left \d+ \(sleep\): SIGTERM\n",
+        run.system,
+    )
+
+
+def test_time_out_during_the_linger_is_told_as_that(host):
+    """A time-out shortens a linger, and says that the command had exited before."""
+    script = "sh -c 'trap \"\" TERM; sleep 300; sleep 300' & exit 0"
+    run = host.run(["sh", "-c", script], timeout=2, linger=1000.0, grace=0.1)
+
+    assert (run.exit.reason, run.exit.wait_status) == ("exited", 0)
+    assert run.system.splitlines()[1] == (
+        "time-out after 2 s: the command exited with 0 before, and what it left ends now"
+    )
 
 
 def test_late_output_is_kept(host):

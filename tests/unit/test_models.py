@@ -39,7 +39,7 @@ def make_job(**fields):
             "data": {"someKey": [1, None]}, "reason": Reason.TIMEOUT, "signal": 15, "attempt": 1,
             "retry_of": None, "not_before": None, "env_from": "worker", "stop_requested": None,
             "progress": Progress(done=3, total=10, message="loading", at=MOMENT), "line_count": 3,
-            "dropped": 0, "cpu_seconds": 0.25, "max_rss": 1024,
+            "dropped": 0, "left_processes": 0, "cpu_seconds": 0.25, "max_rss": 1024,
             **fields,
         }
     )  # fmt: skip
@@ -72,6 +72,7 @@ def test_job_in_json():
         },
         "lineCount": 3,
         "dropped": 0,
+        "leftProcesses": 0,
         "cpuSeconds": 0.25,
         "maxRss": 1024,
     }  # fmt: skip

@@ -148,8 +148,9 @@ def test_facts_are_all_that_was_true_at_the_end():
         "stop_who", "stop_why",
         # what it last said of itself: import moves it, with a guard of its own
         "progress_done", "progress_total", "progress_message", "progress_at",
-        # how its log is stored, what could not be killed, and the tombstone
-        "loose_sequence", "loose_bytes", "unreaped", "unreaped_ignored", "deleted_at",
+        # how its log is stored, what it left and could not be killed, and the tombstone
+        "loose_sequence", "loose_bytes", "left_processes", "unreaped", "unreaped_ignored",
+        "deleted_at",
         # the process that it depended on before
         "owner",
         # whose environment it was to get
