@@ -99,7 +99,7 @@ class Child:
     A process that is about to become the command.
 
     Attributes:
-        pid: Its pid, and soon the id of its group and session.
+        pid: Its pid, and soon the id of its group.
         report: Reading end, non-blocking, of the pipe that says why it could not start,
             and closes when it did.
         outputs: Reading ends, non-blocking, and the stream each of them is.
@@ -320,7 +320,9 @@ def _become(command: Command, start: _Start) -> NoReturn:
 
 def _come_clean(start: _Start) -> None:
     """Shed, in the child, all that is the supervisor's."""
-    os.setsid()
+    # A group of its own, and not a session: the first terminal that the leader of a session
+    # opens becomes its controlling one, and ends it when it closes.
+    os.setpgid(0, 0)
     _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     if os.getppid() != start.parent:
         os._exit(_NOT_STARTED)  # it died before the line above; nobody would supervise
