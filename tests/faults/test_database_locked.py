@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -20,6 +21,12 @@ from tests.processes import PATIENCE, until
 from tests.programs import SLEEPS, python
 
 BUSY = 0.2  # seconds that callers wait here
+
+#: Seconds for which the full rounds keep the lock, and by which each read has returned meanwhile:
+#: one that waits for the lock returns behind the former, and the busy time-out is as long.
+HELD, RETURNED = 30.0, 5.0
+
+WAITS = ["sh", "-c", 'echo ready; while [ ! -e "$0" ]; do sleep 0.05; done']
 
 
 def hold(say, database, seconds=10 * PATIENCE):
@@ -104,6 +111,75 @@ def test_a_lock_of_ten_seconds_is_waited_out(database):
 
         assert (job.exit_code, queued.exit_code) == (7, 0)
         assert [line.text for line in jobs.logs(job.id)] == [f"line {n}" for n in range(60_000)]
+
+
+def reads_of(jobs, running):
+    """Return each way to read jobs, by its name."""
+    reads = {"list_jobs": lambda: jobs.list_jobs(status=Status.RUNNING)}
+    for what, job_id in running.items():
+        reads[f"get_job of {what}"] = lambda job_id=job_id: jobs.get_job(job_id)
+        reads[f"logs of {what}"] = lambda job_id=job_id: list(jobs.logs(job_id))
+        reads[f"tail of {what}"] = lambda job_id=job_id: list(jobs.tail(job_id, 3))
+    return reads
+
+
+def read_until(ended, running, *managers):
+    """Read by turns until `ended`; return, by its name, the seconds of each read's longest call."""
+    longest = {}
+    while True:
+        for jobs in managers:
+            for name, read in reads_of(jobs, running).items():
+                begun = time.monotonic()
+                read()
+                longest[name] = max(longest.get(name, 0.0), time.monotonic() - begun)
+        if ended():
+            return longest
+
+
+def leave_a_task(say, database):
+    """Start a task and be killed."""
+    with JobManager(database, slots=0) as jobs:
+        say(str(jobs.start_job(jobs.create_job("TASK").id).id))
+        signal.pause()
+
+
+@in_rounds(smoke=1, full=2)
+def test_reads_do_not_wait_for_a_locked_database(tmp_path, rounds, record_property):
+    """Whatever a job has to be stored, reads return while another process keeps the lock."""
+    for _ in rounds:
+        database = str(tmp_path / f"{rounds.number}.db")
+        with (
+            JobManager(database, slots=3) as jobs,  # with the usual busy time-out
+            JobManager(database, slots=0) as other,
+            host(leave_a_task, database) as killed,
+        ):
+            says = jobs.submit(numbers(10**7, 0, 0.01))
+            silent, ends = jobs.submit(SLEEPS), jobs.submit([*WAITS, f"{database}.go"])
+            task = killed.hear()
+            for job in (says, silent, ends):
+                next(jobs.follow(job.id, timeout=PATIENCE))
+            with locked(database):
+                killed.kill()
+                open(f"{database}.go", "x").close()
+                until_ended(database, ends.id)
+                running = {
+                    "a job that prints": says.id,
+                    "a silent job": silent.id,
+                    "a job that has ended": ends.id,
+                    "a task without its host": task,
+                }
+                until_then = time.monotonic() + (HELD if rounds.facts["full"] else 0)
+                longest = read_until(lambda: time.monotonic() >= until_then, running, jobs, other)  # noqa: B023
+                stored = other.get_job(ends.id).status, other.get_job(task).status
+            for job in (says, silent):
+                jobs.stop_job(job.id, grace=0)
+            for job_id in running.values():
+                jobs.wait(job_id, PATIENCE)
+            check(jobs)
+        record_property("longest read", max(longest.values()))
+
+        assert stored == (Status.RUNNING, Status.RUNNING)
+        assert [name for name, took in longest.items() if took > RETURNED] == []
 
 
 def test_whoever_writes_is_told_in_time(database, clock):
