@@ -453,6 +453,30 @@ def open_or_make(
     elif writable:
         use_write_ahead_log(connection, patience)
     join_root(connection, path, writable=writable, runs_jobs=runs_jobs)
+    if writable:
+        _drop_statistics(connection)
+
+
+def _drop_statistics(connection: sqlite3.Connection) -> None:
+    """
+    Drop what an ANALYZE by hand has left, so that it decides no plan.
+
+    Statistics of one moment, such as an empty queue, make SQLite read the whole history
+    for a statement whose index is better. Without any it uses that index. Where the file
+    cannot be written now, the next one who opens it does this. The last use of a
+    connection: it waits for no lock from here on.
+    """
+    found = connection.execute(
+        "SELECT name FROM sqlite_master WHERE name GLOB 'sqlite_stat[1-4]'"
+    ).fetchall()
+    if not found:
+        return
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        for (name,) in found:
+            connection.execute(f"DROP TABLE IF EXISTS {name}")
+    except sqlite3.OperationalError:
+        pass  # it is locked, full or read-only
 
 
 def renew_root(connection: sqlite3.Connection, path: str) -> bool:

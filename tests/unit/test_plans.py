@@ -10,6 +10,7 @@ SQLite's virtual machine, which depend on no clock. The file has 200,000 jobs an
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 from contextlib import closing
 
 import pytest
@@ -148,9 +149,15 @@ class Counter:
         return {text[:2000]: steps for text, steps in self.steps.items() if steps > most}
 
 
-@pytest.fixture(scope="module")
-def watched(large):
-    """Return a manager without slots of the large file, and the counter of its statements."""
+@pytest.fixture(scope="module", params=["as it is", "after ANALYZE"])
+def watched(large, request, tmp_path_factory):
+    """Return a manager without slots of a large file, and the counter of its statements."""
+    place = tmp_path_factory.mktemp("watched")
+    subprocess.run(["cp", "-a", large, f"{large}.jobs", place], check=True)
+    path = str(place / "jobs.db")
+    if request.param == "after ANALYZE":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("ANALYZE")
     counter = Counter()
     connect = Database._connect
 
@@ -161,7 +168,7 @@ def watched(large):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Database, "_connect", watch)
-        with JobManager(large, slots=0, clock=ManualClock()) as jobs:
+        with JobManager(path, slots=0, clock=ManualClock()) as jobs:
             yield jobs, counter
 
 
@@ -271,6 +278,22 @@ CALLS = {
     "many": lambda jobs: jobs.submit_many([["true"]] * 50),
     "old skips": lambda jobs: jobs.prune(10, pipeline_id=f"{10:032x}", keep=10),
 }
+
+
+def test_statistics_are_dropped_while_others_have_the_file_open(database):
+    """What somebody has analyzed decides no plan, in no connection, from the next opening on."""
+    with JobManager(database, slots=0) as jobs:
+        jobs.create_job("TASK")
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("ANALYZE")
+            assert connection.execute("SELECT count(*) FROM sqlite_stat1").fetchone() > (0,)
+            connection.execute("BEGIN IMMEDIATE")
+            JobManager(database, slots=0).close()  # does not wait
+            connection.execute("ROLLBACK")
+            JobManager(database, slots=0).close()
+            found = "SELECT name FROM sqlite_master WHERE name LIKE 'sqlite_stat%'"
+            assert connection.execute(found).fetchall() == []
+        assert [job.type for job in jobs.list_jobs()] == ["TASK"]
 
 
 @pytest.mark.parametrize("call", CALLS)
