@@ -41,6 +41,13 @@ SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
 TWO_MANAGERS = "tests/faults/test_two_managers.py"
 INTERRUPTS = "tests/unit/test_interrupts.py"
 DISPATCHER = "tests/faults/test_dispatcher.py"
+ADOPTION = "tests/faults/test_adoption.py"
+COPIES = "tests/integration/test_copies.py"
+NAMESPACES = "tests/faults/test_namespaces.py"
+ONE_BAD_JOB = "tests/faults/test_one_bad_job.py"
+OWNED_TASKS = "tests/integration/test_owned_tasks.py"
+REMOVED_FILES = "tests/integration/test_removed_files.py"
+WRITER = "tests/unit/test_writer.py"
 
 MUTANTS = (
     # --- import and settle ------------------------------------------------------
@@ -243,6 +250,86 @@ MUTANTS = (
         "                self._stopper.remind(fresh)\n",
         "                pass\n",
         (RECOVERY,),
+    ),
+    # --- verdicts and owners --------------------------------------------------------
+    Mutant(
+        "never_started is said without the mark of the claim",
+        "recovery.py",
+        '            and jobdir.is_unstarted(directory, run.token or "")\n',
+        "",
+        (RECOVERY, REMOVED_FILES),
+    ),
+    Mutant(
+        "never_started is said of a directory that the claim did not make",
+        "recovery.py",
+        "            and self._directories.is_directory_of(directory, run.directory_id)\n",
+        "",
+        (RECOVERY, REMOVED_FILES, COPIES),
+    ),
+    Mutant(
+        "adopted jobs take no slots",
+        "dispatcher.py",
+        "        return self._slots - self._unended() - len(self._adoption)\n",
+        "        return self._slots - self._unended()\n",
+        (ADOPTION,),
+    ),
+    Mutant(
+        "an owner's lock is not looked at",
+        "ownership.py",
+        "                return jobdir.is_locked(descriptor)\n",
+        "                return True\n",
+        (OWNED_TASKS,),
+    ),
+    Mutant(
+        "a living owner is taken for dead",
+        "ownership.py",
+        "                return jobdir.is_locked(descriptor)\n",
+        "                return False\n",
+        (OWNED_TASKS,),
+    ),
+    Mutant(
+        "one job that cannot be read stops the sweep of all",
+        "recovery.py",
+        "        except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all\n"
+        "            self._postpone(run, error)\n            return run\n",
+        "        except StoreError as error:\n"
+        "            self._postpone(run, error)\n            return run\n",
+        (ONE_BAD_JOB, DISPATCHER),
+    ),
+    Mutant(
+        "looking at a copy changes its jobs",
+        "recovery.py",
+        "        if not run.supervised or not (kill or self.is_here(run)):\n",
+        "        if not run.supervised:\n",
+        (COPIES,),
+    ),
+    Mutant(
+        "looking kills what is left of a job",
+        "recovery.py",
+        "        if not kill and self._is_of_this_boot(run) and self._may_be_left(run):\n",
+        "        if not kill and not self._is_of_this_boot(run) and self._may_be_left(run):\n",
+        (COPIES,),
+    ),
+    Mutant(
+        "a stranger with the number of a leftover is signalled",
+        "supervision/pids.py",
+        "        if at != 1 and _entry_of(self._pidfd) != entry:\n",
+        "        if at != 1 and self._pidfd < 0:\n",
+        (NAMESPACES,),
+    ),
+    Mutant(
+        "a change that fails leaves half of itself in the group's commit",
+        "writer.py",
+        '                driver.execute("ROLLBACK TO one_change")\n',
+        "",
+        (WRITER,),
+    ),
+    Mutant(
+        "a change that fails takes the others of its group along",
+        "writer.py",
+        "                failed.append((change, error))\n",
+        "                change.fail(error)\n                raise\n",
+        (WRITER,),
     ),
     # --- the database ---------------------------------------------------------------
     Mutant(

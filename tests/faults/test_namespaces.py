@@ -210,6 +210,39 @@ def test_a_stranger_with_the_number_of_a_leftover_is_not_signalled():
         leftover.wait()
 
 
+def test_a_stranger_with_the_number_of_a_leftover_beside_is_not_signalled():
+    """A leftover of a namespace beside this one has a number that means another process here."""
+    cookie = uuid4().hex
+    program = f"{leftovers.COOKIE}={cookie} sleep 1000 & echo $!; wait"
+    beside = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        number = beside.stdout.readline()
+        if not number:
+            pytest.skip("no pid namespace of one's own here")
+        (leftover,) = until(lambda: leftovers.find(cookie), "the exec of sleep")
+        assert in_foreign_proc(kill_beside, cookie, int(number)) == (True, (leftover,))
+    finally:
+        beside.kill()
+        beside.wait()
+        beside.stdout.close()
+
+
+def kill_beside(cookie, number):
+    """Kill leftovers beside a process with this number; tell whether it lives, and what is left."""
+    stranger = start_with_pid(number)
+    if stranger is None:
+        pytest.skip("pids cannot be chosen here")
+    unreaped = leftovers.kill(cookie)
+    lives = stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+    return lives, unreaped
+
+
 def test_a_leftover_of_this_namespace_is_killed_by_an_outer_proc():
     """The number of a leftover is translated, so it is found and killed."""
     cookie = uuid4().hex

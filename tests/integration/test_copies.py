@@ -100,6 +100,19 @@ def look_at_task_in_copy(path):
             return found == wanted, str(copied.get_job(job.id).status)
 
 
+def test_looking_at_a_copy_brings_nothing_in(jobs, scripted, database, tmp_path):
+    """What the files of a copy say is not taken for what the job of the original has said."""
+    run = scripted()
+    run.started()
+    run.write(b"a line\n")
+    copy = copy_all(database, tmp_path)
+    with JobManager(copy, slots=0) as copied:
+        seen = copied.get_job(run.id)
+
+    assert (seen.status, seen.line_count) == (Status.RUNNING, 0)
+    assert jobs.get_job(run.id).line_count == 1
+
+
 def test_looking_ends_no_task_in_a_copy_with_the_same_inode(tmp_path):
     """Two new file systems give the same numbers; the task is that of the first one."""
     same, status = in_own_mounts(look_at_task_in_copy, tmp_path)

@@ -47,6 +47,16 @@ def test_start_of_another_boot_may_have_happened(jobs, scripted):
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
 
 
+def test_restored_directory_of_a_claim_may_have_run(jobs, scripted):
+    """A copy of the files from before the start stands in their place: that proves nothing."""
+    run = scripted(held=False)
+    subprocess.run(["cp", "-a", run.path, f"{jobs._database.path}.copy"], check=True)
+    shutil.rmtree(run.path)
+    os.rename(f"{jobs._database.path}.copy", run.path)
+
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
 def test_run_without_a_verdict_is_lost(jobs, scripted):
     """A run record, a free lock and no verdict: lost, with all the lines that were written."""
     run = scripted()
