@@ -9,26 +9,34 @@ the interpreter as it ends any program, with the function's own frames alone.
 
 from __future__ import annotations
 
+import atexit
 import binascii
 import json
 import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Coroutine
 
 from jobcore import naming, resultfile, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
+    import signal as _signal
+    from types import FrameType, TracebackType
     from typing import Any
+else:
+    import _signal
 
 #: In the environment of the interpreter, for its eyes only: the job's directory.
 DIRECTORY = "JOBCORE_FUNCTION"
 
 #: Of the payload: what it says, and how.
 VERSION = 1
+
+#: What a shell makes of the end by a signal, and so does a program that handles it.
+_BY_SIGNAL = 128
 
 #: A path that belongs to an installation of Python rather than to a program.
 _INSTALLED = r"/lib(64)?/python\d|/(site|dist)-packages(/|$)|/python\d+\.zip$"
@@ -43,12 +51,15 @@ def main() -> None:
     _leave_no_trace()
     sys.path[:] = merged_path(payload["path"], payload["python"], sys.path)
     log_from_info_up()
+    termination = Termination()
     try:
         value = _call(payload)
         if os.getpid() != me:
             return  # a child that the function forked, and that came back: not the job's own
         _store(payload["name"], value, directory, identity)
-    except BaseException:
+    except BaseException as error:
+        if os.getpid() == me:
+            termination.finish(error)
         _hide_own_frames()
         raise  # for Python to end with it as always, SystemExit and KeyboardInterrupt included
 
@@ -97,6 +108,49 @@ def log_from_info_up() -> None:
     vars(root)["addHandler"] = add_handler
     last.setLevel(logging.INFO)
     last.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+
+
+class Termination:
+    """
+    SIGTERM as `sys.exit`: what the function has in `finally`, `with` and `atexit` is done.
+
+    It counts once, for nobody wants his cleaning up interrupted. The children that the
+    function forks end by SIGTERM as ever.
+    """
+
+    def __init__(self) -> None:
+        self._exit: SystemExit | None = None
+        self._handler = self._end  # one object, to be known again
+        _signal.signal(_signal.SIGTERM, self._handler)
+        os.register_at_fork(after_in_child=self._restore)
+
+    def finish(self, error: BaseException) -> None:
+        """
+        End this process by SIGTERM where that is what has ended the function; else do nothing.
+
+        Whoever waits for the process sees the signal, as with any program that leaves it alone.
+        """
+        if self._exit is None or error is not self._exit:
+            return
+        try:
+            # As the interpreter does at its end, and in its order.
+            threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
+            atexit._run_exitfuncs()  # noqa: SLF001
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+        finally:
+            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+            os.kill(os.getpid(), _signal.SIGTERM)
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        if self._exit is None:
+            self._exit = SystemExit(_BY_SIGNAL + _signal.SIGTERM)
+            raise self._exit
+
+    def _restore(self) -> None:
+        if _signal.getsignal(_signal.SIGTERM) is self._handler:
+            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
 
 
 class _Level(int):

@@ -168,6 +168,65 @@ def waits(seconds=60):
     return "waited"
 
 
+def cleans_up(path):
+    """Wait, and say in every way there is that it came to its end."""
+
+    def tell(word):
+        with open(path, "a") as file:
+            file.write(f"{word}\n")
+
+    atexit.register(tell, "atexit")
+    thread = threading.Thread(target=_until_main_ends, args=(tell,))
+    thread.start()
+    try:
+        with Path(path).open("a"):
+            print("ready", flush=True)
+            time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one, which does not interrupt this
+        tell("finally")
+        print("cleaned up", end="")
+
+
+def _until_main_ends(tell):
+    threading.main_thread().join()
+    tell("thread")
+
+
+async def cleans_up_in_an_event_loop():
+    """Wait in one, and say that its tasks were cancelled."""
+    try:
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0)
+        print("cancelled", flush=True)
+
+
+def forks_what_waits():
+    """Have a child that has nothing to clean up, and end it by SIGTERM; return its wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    os.kill(child, signal.SIGTERM)
+    return os.waitpid(child, 0)[1]
+
+
+def waits_in_a_pool():
+    """Have a pool finish what it does when this is ended."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        future = pool.submit(time.sleep, 0)
+        future.result()
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            print(pool.submit(adds, 1, 2).result(), flush=True)
+
+
 def waits_for(path):
     print("ready", flush=True)
     while not os.path.exists(path):

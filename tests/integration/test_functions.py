@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from subprocess import CalledProcessError, run
@@ -354,6 +355,45 @@ def test_a_stop_ends_it(running_jobs):
     assert (job.status, job.reason, job.signal) == (Status.STOPPED, Reason.STOPPED, 15)
     with pytest.raises(NoResult, match="is STOPPED, and has no result"):
         running_jobs.result(job.id)
+
+
+@pytest.mark.parametrize("how", ["stop", "time-out"])
+def test_what_is_ended_cleans_up(running_jobs, tmp_path, how):
+    """`finally`, threads, `atexit` and buffers have their part, and a second SIGTERM none."""
+    path = tmp_path / "said"
+    timeout = 3 if how == "time-out" else None
+    command = function_command(functions.cleans_up, [str(path)], timeout=timeout, grace=60)
+    job = running_jobs.submit(command, type="FUNCTION")
+    if how == "stop":
+        assert next(running_jobs.follow(job.id, timeout=60)).text == "ready"
+        running_jobs.stop_job(job.id)
+    job = ended(running_jobs, job)
+
+    assert (job.status, job.exit_code, job.signal) == (Status.STOPPED, 143, 15)
+    assert path.read_text().split() == ["finally", "thread", "atexit"]
+    assert [line.text for line in running_jobs.logs(job.id)][-1] == "cleaned up"
+
+
+@pytest.mark.parametrize(
+    ("target", "last"),
+    [(functions.cleans_up_in_an_event_loop, "cancelled"), (functions.waits_in_a_pool, "3")],
+)
+def test_what_is_stopped_finishes_what_it_has_begun(running_jobs, target, last):
+    """Tasks of an event loop are cancelled, and a pool does what is asked of it still."""
+    job = running_jobs.submit(function_command(target, grace=60), type="FUNCTION")
+    assert next(running_jobs.follow(job.id, timeout=60)).text == "ready"
+    running_jobs.stop_job(job.id)
+    job = ended(running_jobs, job)
+
+    assert (job.status, job.signal) == (Status.STOPPED, 15)
+    assert [line.text for line in running_jobs.logs(job.id)][-1] == last
+
+
+def test_what_a_function_forks_ends_by_sigterm(running_jobs):
+    """Its children are as they would be without jobcore."""
+    job = call(running_jobs, functions.forks_what_waits)
+
+    assert running_jobs.result(job.id) == signal.SIGTERM
 
 
 def test_a_stopped_function_has_no_value_though_it_returns(running_jobs, database):
