@@ -137,8 +137,9 @@ MUTANTS = (
     Mutant(
         "a stopped process is not continued to hear its SIGTERM",
         "supervision/tree.py",
-        "        for number in (_signal.SIGTERM, _signal.SIGCONT):\n",
-        "        for number in (_signal.SIGTERM,):\n",
+        "        self._signal_group(_signal.SIGCONT)\n        for pid in strays:\n"
+        "            _signal_child(pid, _signal.SIGCONT)\n",
+        "",
         (SUPERVISOR,),
     ),
     Mutant(
