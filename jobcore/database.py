@@ -365,6 +365,7 @@ class Database:
         self._readers = Readers(self._may_enter, self._left)
         self._closes_behind = False  # the last one to go out closes the connections
         self._fork_pending = False
+        self._pid = os.getpid()
         self._writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()
@@ -454,14 +455,24 @@ class Database:
     def _require_entrance(self) -> None:
         """Raise unless a write may be handed over now."""
         failpoints.reach(failpoints.ENTERED, self)
+        self._require_own_process()
         if self._fork_pending and forking.GATE.is_forking():
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
         if self._closed:
             raise StoreError(f"{self.path} is closed")
 
+    def _require_own_process(self) -> None:
+        """Raise in a child that C code has forked: it has copies of SQLite's connections."""
+        if os.getpid() != self._pid:
+            raise StoreError(
+                f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
+                "workers are: open the database after the fork (uWSGI: `lazy-apps = true`)"
+            )
+
     def _may_enter(self) -> bool:
         """Tell whether a call may begin to read; False: a fork is under way."""
         failpoints.reach(failpoints.ENTERED, self)
+        self._require_own_process()
         if self._closed:
             raise StoreError(f"{self.path} is closed")
         if self._fork_pending and forking.GATE.is_forking():

@@ -1221,6 +1221,33 @@ def test_who_comes_into_the_middle_of_his_threads_fork_is_refused(opened, monkey
     assert notes(opened) == {"behind it"}
 
 
+@pytest.mark.parametrize("slots", [0, 1])
+def test_child_that_c_code_has_forked_is_refused(database, slots):
+    """Without Python's hooks it has copies of SQLite's connections; the parent goes on."""
+    said = run_python(
+        """
+import ctypes, os, signal, sys
+from jobcore import JobManager, StoreError
+jobs = JobManager(sys.argv[1], slots=int(sys.argv[2]))
+job = jobs.create_job("TASK")
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    signal.alarm(30)  # ends it where it hangs
+    for call in (lambda: jobs.create_job("TASK"), jobs.list_jobs, lambda: jobs.get_job(job.id)):
+        try:
+            call()
+        except StoreError as error:
+            print("lazy-apps" in str(error), flush=True)
+    os._exit(0)
+print(os.waitpid(pid, 0)[1], len(jobs.list_jobs()), jobs.create_job("TASK").status)
+""",
+        database,
+        slots,
+    )
+
+    assert said == "True\nTrue\nTrue\n0 1 QUEUED\n"
+
+
 def test_close_waits_for_transactions(database, opened):
     """Closing while another thread writes lets that transaction end; it is committed."""
     inside, go_on = threading.Event(), threading.Event()
