@@ -29,13 +29,19 @@ def link_pipelines(connection: sqlite3.Connection) -> None:
     Write the folded names, the links and the notes about both; twins get a name of their own.
 
     A name fired for every pipeline of the workspace that had it, so each of them gets a
-    link. A name that no pipeline has stays as text, and never fires.
+    link. A name that no pipeline has stays as text, and never fires. What is not UTF-8 in
+    a name is escaped.
     """
-    rows = connection.execute(
-        "SELECT id, workspace_id, name, triggered_by, deleted_at IS NOT NULL FROM pipeline "
-        "ORDER BY created, id"
-    ).fetchall()
-    pipelines = [_Pipeline._make(row) for row in rows]
+    before, connection.text_factory = connection.text_factory, _as_text
+    try:
+        rows = connection.execute(
+            "SELECT id, workspace_id, name, triggered_by, deleted_at IS NOT NULL FROM pipeline "
+            "ORDER BY created, id"
+        ).fetchall()
+    finally:
+        connection.text_factory = before
+    # One whose id is damaged cannot be referred to: it stays as it is.
+    pipelines = [one for row in rows if _is_plain((one := _Pipeline._make(row)).id)]
     sources: dict[tuple[str, str], list[str]] = defaultdict(list)
     for one in pipelines:
         if not one.deleted:
@@ -50,7 +56,10 @@ def _link(
     connection: sqlite3.Connection, one: _Pipeline, sources: dict[tuple[str, str], list[str]]
 ) -> None:
     links: dict[tuple[str | None, str | None], None] = {}  # in order, each once
-    for name in _names(one.triggered_by):
+    names = _names(one.triggered_by)
+    if names is None:
+        _note(connection, one.id, "chain", "triggered_by was damaged: it runs after no pipeline")
+    for name in names or ():
         found = sources.get((one.workspace_id, _folded(name)), ())
         if found:
             links.update(dict.fromkeys((source, None) for source in found))
@@ -66,7 +75,10 @@ def _link(
                 )
     connection.executemany(
         "INSERT INTO link (pipeline_id, position, source_id, name) VALUES (?, ?, ?, ?)",
-        [(one.id, position, *link) for position, link in enumerate(links)],
+        [
+            (one.id, position, source, None if name is None else _escaped(name))
+            for position, (source, name) in enumerate(links)
+        ],
     )
 
 
@@ -91,26 +103,43 @@ def _name(
             )
         if not one.deleted:
             kept.add(key)
+        if not _is_plain(name):
+            _note(connection, one.id, "name", "its name was not UTF-8: the rest of it is escaped")
         connection.execute(
-            "UPDATE pipeline SET name = ?, folded_name = ? WHERE id = ?", (name, key[1], one.id)
+            "UPDATE pipeline SET name = ?, folded_name = ? WHERE id = ?",
+            (_escaped(name), _escaped(key[1]), one.id),
         )
 
 
 def _note(connection: sqlite3.Connection, pipeline_id: str, topic: str, detail: str) -> None:
     connection.execute(
         "INSERT INTO pipeline_note (pipeline_id, topic, detail) VALUES (?, ?, ?)",
-        (pipeline_id, topic, detail),
+        (pipeline_id, topic, _escaped(detail)),
     )
 
 
-def _names(stored: Any) -> list[str]:
-    """Return the names in a stored list; damage is no name."""
+def _names(stored: Any) -> list[str] | None:
+    """Return the names in a stored list; None: it is damaged."""
     try:
         found = json.loads(stored)
     except (ValueError, TypeError, RecursionError):
-        return []
-    return [str(name) for name in found] if isinstance(found, list) else []
+        return None
+    return [str(name) for name in found] if isinstance(found, list) else None
 
 
 def _folded(name: Any) -> str:
     return str(name).casefold()
+
+
+def _as_text(raw: bytes) -> str:
+    """Return a stored text, each byte that is not UTF-8 as half of a surrogate."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _escaped(text: str) -> str:
+    """Return a text that can be stored: JSON and damage may have halves of surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_plain(text: Any) -> bool:
+    return isinstance(text, str) and _escaped(text) == text

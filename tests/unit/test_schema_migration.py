@@ -200,8 +200,36 @@ def test_chains_by_name_become_chains_by_id(database):
         ("note", "pipeline 'Load (4)': was called 'Load'"),
         ("note", "pipeline 'report': triggered_by names 'nowhere'"),
         ("note", "pipeline 'other': triggered_by names 'load'"),
+        ("note", "pipeline 'damaged': triggered_by was damaged: it runs after no pipeline"),
+        ("note", "pipeline 'a number': triggered_by was damaged: it runs after no pipeline"),
     }
     assert again.triggered_by == ["NOWHERE", "load"]  # that name was there before
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [(rb'["\ud800", "load"]', r"\ud800"), (b'["\xff\x80", "load"]', r"\udcff\udc80")],
+)
+def test_names_that_are_no_text_are_migrated(database, stored, shown):
+    """A lone surrogate, or bytes that are not UTF-8, are escaped, and doctor reports them."""
+    make_old_chains(database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for column, value, name in (
+            ("triggered_by", stored, "report"), ("name", b"broken \xed\xa0\x80", "gone"),
+            ("script", b"\xff", "publish"), ("id", b"\xff", "load"),
+        ):  # fmt: skip
+            connection.execute(
+                f"UPDATE pipeline SET {column} = CAST(? AS TEXT) WHERE name = ?", (value, name)
+            )
+    with JobManager(database, slots=0) as jobs:
+        found = {one.name: one for one in jobs.list_pipelines()}
+        notes = [one.detail for one in jobs.check() if one.check == "chains"]
+
+    assert found["report"].triggered_by[0] == shown
+    assert "LOAD" in found["report"].triggered_by
+    assert r"broken \udced\udca0\udc80" in found
+    assert any("its name was not UTF-8" in note for note in notes)
+    assert any(note.startswith("pipeline 'report': triggered_by names ") for note in notes)
 
 
 def test_events_of_a_migrated_pipeline_are_found(old):
