@@ -405,6 +405,7 @@ def _checked_command(fields: Mapping[str, Any]) -> Command | None:
         made = None if script is None else Command(script, shell=True, **options)
     if made is not None and script is not None:
         replace(made, argv=script, shell=True)  # as it will be run: checked now
+        checked_text(script, "script")  # it is stored as it is, and a command in JSON
     return made
 
 

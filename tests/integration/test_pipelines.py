@@ -785,3 +785,10 @@ def test_of_many_who_delete_a_pipeline_one_does(running_jobs, database):
 
     assert [answer for answer in answers if answer is not None] == [{}]
     assert carrying(cookie) == []
+
+
+@pytest.mark.parametrize("character", ["\ud800", "\udcff"])
+def test_script_that_cannot_be_stored_is_refused(jobs, character):
+    """The half of a surrogate is no text, whatever the names of files may be."""
+    with pytest.raises(CommandError, match="cannot be encoded|cannot be stored|no text"):
+        jobs.create_pipeline("a", script=f"echo {character}")
