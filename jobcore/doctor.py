@@ -7,6 +7,7 @@ nothing and settles nothing. So it can look at what no manager would open.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -15,10 +16,15 @@ from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from jobcore import filesystem, leftovers, permissions, schema
+from sqlalchemy import JSON, Boolean, Float, Integer, Table
+
+from jobcore import filesystem, leftovers, permissions, schema, tables
+from jobcore.clock import to_datetime
+from jobcore.command import Command
 from jobcore.connections import uri_of
 from jobcore.directories import Directories, DirectoryId
-from jobcore.errors import DatabaseGone, JobcoreError, ScheduleError
+from jobcore.errors import DatabaseCorrupt, DatabaseGone, JobcoreError, ScheduleError
+from jobcore.lifecycle import Reason, Status, Trigger
 from jobcore.models import Finding
 from jobcore.ownership import Ownership
 from jobcore.schedule import Schedule
@@ -29,6 +35,8 @@ _Answer = TypeVar("_Answer")
 #: Bytes of write-ahead log beyond which checkpoints do not get through: they are
 #: tried from 4 MiB on.
 LARGE_WAL = 64 * 2**20
+#: What is raised where something stands that is no id, no number or no text.
+NONE_OF_OURS = (ValueError, TypeError, AttributeError, OverflowError)
 #: SQLite can lose commits in these versions, where one checkpoint follows
 #: another while a third connection resets the log; from 3.51.3 on it is mended.
 BUG_FROM, BUG_UNTIL = (3, 7, 0), (3, 51, 3)
@@ -87,6 +95,7 @@ class _Examination:
             ("schema", self._schema),
             ("definitions", self._definitions),
             ("integrity", self._integrity),
+            ("rows", self._rows),
             ("store", self._store),
             ("directories", self._directories),
             ("running jobs", self._running_jobs),
@@ -98,8 +107,7 @@ class _Examination:
         ):
             try:
                 found = list(look(check))
-            except (JobcoreError, OSError, sqlite3.Error, ValueError) as error:
-                # ValueError: what stands where an id or a text should is none.
+            except (JobcoreError, OSError, sqlite3.Error, *NONE_OF_OURS) as error:
                 found = [_wrong(check, str(error))]
             yield from found
             # The others say nothing of a file that is none, or not ours.
@@ -219,6 +227,7 @@ class _Examination:
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             connection.execute("PRAGMA mmap_size = 0")
             connection.execute("PRAGMA trusted_schema = OFF")
+            connection.text_factory = _as_text
             connection.execute("BEGIN")
             return question(connection)
 
@@ -252,6 +261,16 @@ class _Examination:
             yield _wrong(check, f"{len(orphans)} rows that belong to no row, in {orphans[0][0]}")
         if said == [("ok",)] and not orphans:
             yield _ok(check, "every page and every reference is in order")
+
+    def _rows(self, check: str) -> Iterator[Finding]:
+        """Look for what was never written: a listing leaves such a row out."""
+        if not self._is_current():
+            return
+        found = [row for table in _LISTED for row in self._ask(_damaged_rows(table))]
+        if found:
+            yield _wrong(check, f"damaged: {_some(found)}; restore them from a backup")
+        else:
+            yield _ok(check, "every row can be read")
 
     def _store(self, check: str) -> Iterator[Finding]:
         ((stored,),) = self._ask(_rows("SELECT id FROM store"))
@@ -403,14 +422,14 @@ class _Examination:
                 "WHERE schedule IS NOT NULL AND deleted_at IS NULL ORDER BY name"
             )
         ):
-            scheduled.setdefault((said[0], said[1]), []).append(repr(name))
+            scheduled.setdefault((str(said[0]), str(said[1])), []).append(repr(name))
         wrong = False
         for (expression, zone), names in scheduled.items():
             try:
                 Schedule(expression, zone)
             except ScheduleError as error:
                 wrong = True
-                yield _wrong(check, f"never run here: {_some(names)}: {error}")
+                yield _wrong(check, f"never run here: {_some(names)}: {_short(error)}")
         if not wrong:
             yield _ok(check, "every schedule and time zone is understood here")
 
@@ -425,6 +444,109 @@ class _Examination:
             return []  # there is no root, which the check of the store tells
         finally:
             directories.close()
+
+
+#: The tables that are listed, and whose damage therefore is to be told.
+_LISTED = (tables.workspace, tables.pipeline, tables.job, tables.transition, tables.skip)
+#: Columns that have one of a few words, and those that have times.
+_WORDS = {
+    "job.status": frozenset(map(str, Status)),
+    "job.reason": frozenset(map(str, Reason)),
+    "job.env_from": frozenset(("submitter", "worker")),
+    "transition.trigger": frozenset(map(str, Trigger)),
+    "transition.from_status": frozenset(map(str, Status)),
+    "transition.to_status": frozenset(map(str, Status)),
+    "transition.reason": frozenset(map(str, Reason)),
+}
+_TIMES = (
+    "at", "created", "deleted_at", "due", "end_time", "last_modified", "next_tick", "not_before",
+    "progress_at", "recorded", "start_time", "stop_requested",
+)  # fmt: skip
+
+
+def _damaged_rows(table: Table) -> Callable[[sqlite3.Connection], list[str]]:
+    """Return what finds the damaged rows of a table, and tells which columns are damaged."""
+    checks = [(column.name, column.nullable, _check_of(table, column)) for column in table.c]
+    names = ", ".join(f'"{name}"' for name, _, _ in checks)
+    key = [name for name, _, _ in checks].index("id")
+
+    def look(connection: sqlite3.Connection) -> list[str]:
+        connection.text_factory = bytes  # not UTF-8 perhaps, which is to be found
+        found = []
+        for rowid, *row in connection.execute(f'SELECT rowid, {names} FROM "{table.name}"'):  # noqa: S608 - our own names
+            wrong = [
+                name
+                for (name, is_optional, is_right), value in zip(checks, row, strict=True)
+                if not (is_optional if value is None else is_right(value))
+            ]
+            if wrong:
+                known = row[key] if _is_id(row[key]) else None
+                what = f"number {rowid}" if known is None else str(UUID(hex=known.decode()))
+                found.append(f"{table.name} {what} ({', '.join(wrong)})")
+        return found
+
+    return look
+
+
+def _check_of(table: Table, column: Any) -> Callable[[Any], bool]:
+    """Return what tells whether a value, which is not NULL, may stand in a column."""
+    words = _WORDS.get(f"{table.name}.{column.name}")
+    if words is not None:
+        return lambda value: _is_text(value) and value.decode() in words
+    if column.name in _TIMES:
+        return _is_time
+    if column.name == "command":
+        return _is_command
+    return next((check for kind, check in _CHECKS if isinstance(column.type, kind)), _is_text)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, bytes) and _parses(value.decode)
+
+
+def _is_id(value: Any) -> bool:
+    return _is_text(value) and len(value) == 32 and _parses(lambda: UUID(hex=value.decode()))
+
+
+def _is_json(value: Any) -> bool:
+    return _parses(lambda: json.loads(value) if isinstance(value, bytes) else value)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int) and _parses(lambda: to_datetime(value))
+
+
+def _is_command(value: Any) -> bool:
+    return _is_text(value) and _parses(lambda: Command.from_json(value.decode()))
+
+
+def _parses(parse: Callable[[], object]) -> bool:
+    """Tell whether something can be parsed."""
+    try:
+        parse()
+    except (ValueError, OverflowError, RecursionError, DatabaseCorrupt):
+        return False
+    return True
+
+
+_CHECKS: tuple[tuple[type, Callable[[Any], bool]], ...] = (
+    (tables.Id, _is_id),
+    (JSON, _is_json),
+    (Boolean, lambda value: value in (0, 1)),
+    (Integer, lambda value: isinstance(value, int)),
+    (Float, lambda value: isinstance(value, int | float)),
+)
+
+
+def _as_text(raw: bytes) -> str:
+    """Return a stored text; what is not UTF-8 in it is escaped, so that the rest can be read."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _short(error: Exception) -> str:
+    """Return what an error says, of which a damaged text may be a large part."""
+    said = ascii(str(error))[1:-1]
+    return said if len(said) <= 200 else f"{said[:200]}..."
 
 
 def _rows(statement: str) -> Callable[[sqlite3.Connection], list[tuple[Any, ...]]]:

@@ -8,14 +8,14 @@ reader that stayed in one would keep the write-ahead log from being truncated.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from jobcore import history
 from jobcore.arguments import checked_patience
 from jobcore.database import Database
-from jobcore.errors import ArgumentError
-from jobcore.history import Filter
+from jobcore.errors import ArgumentError, DatabaseCorrupt
+from jobcore.history import Entry, Filter
 from jobcore.models import Event
 
 #: Entries read in one transaction, which takes some 6 ms on a busy machine.
@@ -30,10 +30,12 @@ class Feed:
 
     Args:
         database: Where they are.
+        failed: Called with the id of each event that cannot be read, and is left out.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, failed: Callable[[int, Exception], None]) -> None:
         self._database = database
+        self._failed = failed
 
     def read(
         self,
@@ -72,16 +74,32 @@ class Feed:
         while True:
             seen = self._database.version()
             with self._database.read() as connection:
-                page = history.entries_after(connection, after, PAGE, wanted.pipeline_id)
+                damaged: dict[int, Exception] = {}
+                page = history.entries_after(
+                    connection, after, PAGE, wanted.pipeline_id, damaged.__setitem__
+                )
+            for number, error in damaged.items():
+                self._failed(number, error)
             for entry in page:
                 if last is not None and entry.id > last:
                     return
                 after = entry.id
-                if wanted.takes(entry) and not entry.hidden:
-                    yield Event.from_entry(entry)
-            more, now = len(page) == PAGE, time.monotonic()
+                event = self._event(entry, wanted)
+                if event is not None:
+                    yield event
+            more, now = len(page) + len(damaged) == PAGE, time.monotonic()
+            after = max([after, *damaged])
             if now > deadline or (last is not None and not more):
                 return
             if not more:
                 self._database.wait_for_change(seen, deadline - now)
                 time.sleep(LOOK_PAUSE)
+
+    def _event(self, entry: Entry, wanted: Filter) -> Event | None:
+        if entry.hidden or not wanted.takes(entry):
+            return None
+        try:
+            return Event.from_entry(entry)
+        except DatabaseCorrupt as error:
+            self._failed(entry.id, error)
+            return None

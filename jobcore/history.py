@@ -8,12 +8,13 @@ will ever be: to go on behind the last one seen leaves nothing out.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, String, bindparam, case, select
 
+from jobcore import damage
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
 from jobcore.tables import job, sequence, transition
@@ -101,10 +102,10 @@ _ENTRIES = (
     .order_by(transition.c.id)
     .limit(bindparam("most"))
 )
-_AFTER = Statement(_ENTRIES)
-_AFTER_OF_PIPELINE = Statement(
-    _ENTRIES.where(transition.c.pipeline_id == bindparam("pipeline", type_=String))
-)
+_OF_PIPELINE = _ENTRIES.where(transition.c.pipeline_id == bindparam("pipeline", type_=String))
+_AFTER, _AFTER_OF_PIPELINE = Statement(_ENTRIES), Statement(_OF_PIPELINE)
+_IDS = Statement(_ENTRIES.with_only_columns(transition.c.id))
+_IDS_OF_PIPELINE = Statement(_OF_PIPELINE.with_only_columns(transition.c.id))
 
 
 def newest(connection: Connection) -> int:
@@ -114,16 +115,28 @@ def newest(connection: Connection) -> int:
 
 
 def entries_after(
-    connection: Connection, after: int, most: int, pipeline_id: str | None = None
+    connection: Connection,
+    after: int,
+    most: int,
+    pipeline_id: str | None = None,
+    failed: Callable[[int, Exception], None] = damage.leave_out,
 ) -> list[Entry]:
     """
     Return the next entries after the id `after`, in order, those of hidden jobs too.
 
     Args:
         pipeline_id: Only of jobs of this pipeline, by the hex form of its id; None: all.
+        failed: Called with the id of each that cannot be read, and the reason.
     """
-    if pipeline_id is None:
-        rows = _AFTER(connection, after=after, most=most)
-    else:
-        rows = _AFTER_OF_PIPELINE(connection, after=after, most=most, pipeline=pipeline_id)
+    values: dict[str, int | str] = {"after": after, "most": most}
+    statement, ids = _AFTER, _IDS
+    if pipeline_id is not None:
+        values["pipeline"] = pipeline_id
+        statement, ids = _AFTER_OF_PIPELINE, _IDS_OF_PIPELINE
+    rows = damage.readable(
+        lambda: statement(connection, **values),
+        lambda: [number for (number,) in ids(connection, **values)],
+        lambda number: _AFTER(connection, after=number - 1, most=1),
+        failed,
+    )
     return [Entry._make(row) for row in rows]

@@ -78,7 +78,7 @@ from jobcore.history import Filter
 from jobcore.importer import Importer
 from jobcore.interpreter import require_host
 from jobcore.lifecycle import FINAL, Status
-from jobcore.lookup import Id, require_job, require_pipeline, require_workspace
+from jobcore.lookup import Id, Listings, public, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.notifier import Notifier
 from jobcore.ownership import Ownership
@@ -224,7 +224,8 @@ class JobManager:
 
     def _assemble(self, launcher: Launcher) -> None:
         """Make the parts that do the work; none of them begins to."""
-        self._feed = Feed(self._database)
+        self._listings = Listings(self._database, self._clock)
+        self._feed = Feed(self._database, self._listings.leave_out("event"))
         # Before the dispatcher, so that an interpreter's exit ends it after that.
         self._notifier = Notifier(self._database)
         self._directories = directories = Directories(self._database.path, self._database)
@@ -853,7 +854,7 @@ class JobManager:
             keep=checked_keep(keep),
         )
         if dry_run:
-            return [Job.from_row(row) for row in self._pruner.preview(expired)]
+            return self._listings.formed(self._pruner.preview(expired))
         return self._pruner.prune(expired)
 
     # --- reading ------------------------------------------------------------------
@@ -865,7 +866,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
         """
-        return Job.from_row(self._reconciled(job_id))
+        return public(Job, self._reconciled(job_id))
 
     def result(self, job_id: Id) -> Any:
         """
@@ -925,8 +926,7 @@ class JobManager:
         filters = _kinds(status, type)
         with self._database.read() as connection:
             filters |= _places(connection, workspace_id, pipeline_id)
-            rows = store.list_jobs(connection, limit=most, before=older_than, **filters)
-        return [Job.from_row(row) for row in rows]
+        return self._listings.jobs(most, older_than, **filters)
 
     def count_jobs(
         self,
@@ -955,7 +955,7 @@ class JobManager:
         filters = _kinds(status, type)
         with self._database.read() as connection:
             filters |= _places(connection, workspace_id, pipeline_id)
-            return store.count_jobs(connection, **filters)
+        return self._listings.count(**filters)
 
     def history(self, job_id: Id) -> list[Transition]:
         """
@@ -964,9 +964,8 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
         """
-        row = self._reconciled(job_id)
-        with self._database.read() as connection:
-            return [Transition.from_row(entry) for entry in store.history(connection, row.number)]
+        self._reconciled(job_id)
+        return self._listings.history(job_id)
 
     def logs(self, job_id: Id, sequence: int = 0, limit: int | None = None) -> Iterator[LogLine]:
         """
@@ -1221,7 +1220,21 @@ class JobManager:
 
         examine = handed_over(doctor.examine)
         findings = examine(self._database.path, trust_directory=self._trust_directory)
-        return findings + doctor.findings_of(self._dispatcher.failures())
+        return findings + doctor.findings_of(self._dispatcher.failures() + self.list_damaged_rows())
+
+    def list_damaged_rows(self) -> list[str]:
+        """
+        Return what this manager's listings have left out: rows that cannot be read.
+
+        One damaged row does not keep `list_jobs`, `list_pipelines`, `list_workspaces`,
+        `history`, `skips`, `count_jobs` and `events` from the others. The log has an event
+        `row damaged` when that begins, when its cause changes, and once an hour. `get_job`
+        and its like raise `DatabaseCorrupt` for such a row.
+
+        Returns:
+            A line for each, with its id and the cause, until it could be read again.
+        """
+        return self._listings.left_out()
 
     # --- events -------------------------------------------------------------------
 
@@ -1363,12 +1376,11 @@ class JobManager:
         if workspace_id is None:
             return Workspace.from_row(self._curator.default_workspace())
         with self._database.read() as connection:
-            return Workspace.from_row(require_workspace(connection, workspace_id))
+            return public(Workspace, require_workspace(connection, workspace_id))
 
     def list_workspaces(self) -> list[Workspace]:
         """Return all workspaces, in the order of their creation."""
-        with self._database.read() as connection:
-            return [Workspace.from_row(row) for row in store.list_workspaces(connection)]
+        return self._listings.workspaces()
 
     def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
         """
@@ -1458,7 +1470,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
         """
         with self._database.read() as connection:
-            return Pipeline.from_row(require_pipeline(connection, pipeline_id))
+            return public(Pipeline, require_pipeline(connection, pipeline_id))
 
     def list_pipelines(self, *, workspace_id: Id | None = None) -> list[Pipeline]:
         """
@@ -1467,11 +1479,7 @@ class JobManager:
         Raises:
             WorkspaceNotFound: No workspace has this id.
         """
-        with self._database.read() as connection:
-            place = None
-            if workspace_id is not None:
-                place = require_workspace(connection, workspace_id).id
-            return [Pipeline.from_row(row) for row in store.list_pipelines(connection, place)]
+        return self._listings.pipelines(workspace_id)
 
     def update_pipeline(self, pipeline_id: Id, **changes: Any) -> Pipeline:
         """
@@ -1523,10 +1531,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
             ArgumentError: `limit` is negative, or no number.
         """
-        most = checked_limit(limit)
-        with self._database.read() as connection:
-            pipeline = require_pipeline(connection, pipeline_id)
-            return [Skip.from_row(row) for row in store.list_skips(connection, pipeline.id, most)]
+        return self._listings.skips(pipeline_id, checked_limit(limit))
 
     # --- closing ------------------------------------------------------------------
 
@@ -1621,17 +1626,14 @@ class JobManager:
         return self._dispatcher.is_drained(starts=self._slots > 0)
 
     def _jobs(self, found: Iterable[Run]) -> list[Job]:
-        with self._database.read() as connection:
-            rows = [store.get_job(connection, run.number) for run in found]
-        # Some may have been deleted by others in between.
-        return [Job.from_row(row) for row in rows if row is not None and row.deleted_at is None]
+        return self._listings.of(run.number for run in found)
 
     def _job(self, run: Run) -> Job:
         with self._database.read() as connection:
             row = store.get_job(connection, run.number)
         if row is None or row.deleted_at is not None:
             raise JobDeleted(run.id)
-        return Job.from_row(row)
+        return public(Job, row)
 
 
 def _kinds(

@@ -39,7 +39,7 @@ Moment = Annotated[
 ]
 
 
-def _stored_moment(microseconds: Any) -> datetime:
+def _stored_moment(microseconds: Any, column: str) -> datetime:
     """
     Return a stored time.
 
@@ -49,7 +49,7 @@ def _stored_moment(microseconds: Any) -> datetime:
     try:
         return to_datetime(microseconds)
     except (TypeError, ValueError, OverflowError) as error:
-        raise DatabaseCorrupt("a stored time makes no sense") from error
+        raise DatabaseCorrupt(f"a stored time makes no sense: {column}") from error
 
 
 #: The models of which one was made and serialized.
@@ -125,7 +125,7 @@ class _Public(BaseModel):
         fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         for name in cls._moments:
             if fields.get(name) is not None:
-                fields[name] = _stored_moment(fields[name])
+                fields[name] = _stored_moment(fields[name], name)
         return fields
 
     _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified")
@@ -323,7 +323,7 @@ class Job(_Public):
         fields = cls._read(row)
         if fields["progress_at"] is not None:
             said = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
-            fields["progress"] = {**said, "at": _stored_moment(said["at"])}
+            fields["progress"] = {**said, "at": _stored_moment(said["at"], "progress_at")}
         else:
             fields["progress"] = None
         fields["line_count"] = fields["next_sequence"]
@@ -482,7 +482,7 @@ class Event(_Public):
             DatabaseCorrupt: The row holds what was never written.
         """
         fields = entry._asdict()  # the named tuple's public name for it
-        fields["at"] = _stored_moment(entry.at)
+        fields["at"] = _stored_moment(entry.at, "at")
         return cls._checked(fields)
 
 

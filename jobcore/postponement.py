@@ -172,6 +172,10 @@ class Postponement:
             return None
         return failure if self._now() - failure.since >= PERSISTENT_SECONDS else None
 
+    def failures(self) -> dict[Hashable, Failure]:
+        """Return what fails at the moment, by its key, the newest last."""
+        return dict(self._failures)
+
     def in_words(self) -> list[str]:
         """Return what fails at the moment, each with how often and why, the newest last."""
         return [

@@ -6,9 +6,10 @@ Every function takes a connection in a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -56,6 +57,8 @@ from jobcore.tables import (
     transition,
     workspace,
 )
+
+T = TypeVar("T")
 
 #: What a pipeline's status can be; it speaks of changes to it, not of runs.
 READY = "READY"
@@ -296,21 +299,43 @@ def remove_if_empty(connection: Connection, table: Table, ids: Collection[UUID])
     connection.execute(delete(table).where(table.c.id.in_(ids), *_is_empty(table)))
 
 
-def list_workspaces(connection: Connection) -> Sequence[Row[Any]]:
-    """Return all workspaces, in the order of their creation."""
-    return connection.execute(
+def list_workspaces(
+    connection: Connection,
+    form: Callable[[Row[Any]], T],
+    failed: Callable[[int, Exception], None],
+) -> list[T]:
+    """
+    Return all workspaces, in the order of their creation.
+
+    Args:
+        form: Makes of a row what is returned.
+        failed: Called with the rowid of each that cannot be read, and the reason.
+    """
+    statement = (
         select(workspace)
         .where(workspace.c.deleted_at.is_(None))
         .order_by(workspace.c.created, workspace.c.id)
-    ).all()
+    )
+    return _formed(connection, statement, _rowid(workspace), form, failed)
 
 
-def list_pipelines(connection: Connection, workspace_id: UUID | None) -> Sequence[Row[Any]]:
-    """Return all pipelines, or those of a workspace, in the order of their creation."""
+def list_pipelines(
+    connection: Connection,
+    workspace_id: UUID | None,
+    form: Callable[[Row[Any]], T],
+    failed: Callable[[int, Exception], None],
+) -> list[T]:
+    """
+    Return all pipelines, or those of a workspace, in the order of their creation.
+
+    Args:
+        form, failed: As for `list_workspaces`.
+    """
     statement = _PIPELINE
     if workspace_id is not None:
         statement = statement.where(pipeline.c.workspace_id == workspace_id)
-    return connection.execute(statement.order_by(pipeline.c.created, pipeline.c.id)).all()
+    statement = statement.order_by(pipeline.c.created, pipeline.c.id)
+    return _formed(connection, statement, _ROWID, form, failed)
 
 
 def set_pipeline_status(
@@ -468,8 +493,12 @@ def scheduled_pipelines(
     return _readable(connection, statement, _ROWID, failed)
 
 
-#: Finds a pipeline, whatever stands in its columns.
-_ROWID: Any = literal_column("pipeline.rowid", Integer)
+def _rowid(table: Table) -> Any:
+    """Return the column that finds a row, whatever stands in the others."""
+    return literal_column(f"{table.name}.rowid", Integer)
+
+
+_ROWID = _rowid(pipeline)
 
 
 def _readable(
@@ -479,12 +508,60 @@ def _readable(
     failed: Callable[[int, Exception], None],
 ) -> list[Row[Any]]:
     """Return the rows that can be read; `failed` hears of the keys of the others."""
+    return _formed(connection, statement, key, lambda row: row, failed)
+
+
+def _formed(
+    connection: Connection,
+    statement: Select[Any],
+    key: Any,
+    form: Callable[[Row[Any]], T],
+    failed: Callable[[int, Exception], None],
+) -> list[T]:
+    """Return what `form` makes of each row; `failed` hears of those that cannot be read."""
+
+    def read(some: Select[Any]) -> list[T]:
+        return [form(row) for row in connection.execute(some).all()]
+
     return damage.readable(
-        lambda: connection.execute(statement).all(),
+        lambda: read(statement),
         lambda: connection.execute(statement.with_only_columns(key)).scalars().all(),
-        lambda number: connection.execute(statement.where(key == number).offset(None)).all(),
+        lambda number: read(statement.where(key == number).limit(None).offset(None)),
         failed,
     )
+
+
+#: The tables whose rows have ids that callers know.
+_NAMED = {table.name: table for table in (job, pipeline, workspace)}
+#: The bytes of an id, whatever the file has there.
+_NAMES_OF = {
+    name: select(func.hex(table.c.id)).where(_rowid(table) == bindparam("rowid"))
+    for name, table in _NAMED.items()
+}
+
+
+def name_of_row(connection: Connection, kind: str, rowid: int) -> str:
+    """Return the id of a job, pipeline or workspace that cannot be read, else its number."""
+    stored = connection.execute(_NAMES_OF[kind], {"rowid": rowid}).scalar_one_or_none()
+    try:
+        return str(UUID(hex=bytes.fromhex(stored or "").decode()))
+    except ValueError:
+        return f"number {rowid}"  # the id is what is damaged
+
+
+def damaged_columns(connection: Connection, kind: str, this: UUID | int) -> list[str]:
+    """Return the columns of a row, by its id or rowid, that cannot be read by themselves."""
+    table = _NAMED[kind]
+    key = _rowid(table) == this if isinstance(this, int) else table.c.id == this
+    found = []
+    for column in table.c:
+        try:
+            connection.execute(select(column).where(key)).all()
+        except Exception as error:
+            if not damage.is_damage(error):
+                raise
+            found.append(column.name)
+    return found
 
 
 def next_tick(connection: Connection) -> int | None:
@@ -590,14 +667,26 @@ def record_skip(
     )
 
 
-def list_skips(connection: Connection, pipeline_id: UUID, limit: int) -> Sequence[Row[Any]]:
-    """Return the newest skips of a pipeline, newest first."""
-    return connection.execute(
+def list_skips(
+    connection: Connection,
+    pipeline_id: UUID,
+    limit: int,
+    form: Callable[[Row[Any]], T],
+    failed: Callable[[int, Exception], None],
+) -> list[T]:
+    """
+    Return the newest skips of a pipeline, newest first.
+
+    Args:
+        form, failed: As for `list_workspaces`.
+    """
+    statement = (
         select(skip)
         .where(skip.c.pipeline_id == pipeline_id)
         .order_by(skip.c.id.desc())
         .limit(limit)
-    ).all()
+    )
+    return _formed(connection, statement, skip.c.id, form, failed)
 
 
 # --- creating and reading jobs ------------------------------------------------
@@ -681,6 +770,21 @@ def get_job(connection: Connection, number: int) -> Row[Any] | None:
     return connection.execute(_GET_JOB, {"number": number}).one_or_none()
 
 
+def visible_jobs(
+    connection: Connection, numbers: Iterable[int], failed: Callable[[int, Exception], None]
+) -> list[Row[Any]]:
+    """Return the jobs with these numbers, in their order, without those being deleted."""
+    found: list[Row[Any]] = []
+    for number in numbers:
+        try:
+            found += connection.execute(_GET_JOB.where(IS_VISIBLE), {"number": number}).all()
+        except Exception as error:
+            if not damage.is_damage(error):
+                raise
+            failed(number, damage.told(error))
+    return found
+
+
 def run_of(row: Row[Any]) -> runs.Run:
     """Return what is needed of the job while it runs."""
     columns = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
@@ -711,12 +815,16 @@ def list_jobs(
     pipeline_id: UUID | None,
     statuses: Collection[Status] | None,
     types: Collection[str] | None,
-) -> Sequence[Row[Any]]:
+    failed: Callable[[int, Exception], None] = damage.leave_out,
+) -> list[Row[Any]]:
     """
     Return a page of jobs, newest first, older than the number `before`.
 
     Each status, and without a workspace or pipeline each type, is read by itself from an
     index that has its jobs in order. So a page costs what it shows, whatever the history.
+
+    Args:
+        failed: Called with the number of each job of the page that cannot be read.
     """
     of_owner = _of_owner(workspace_id, pipeline_id)
     kinds: list[ColumnElement[bool]] = [true()]
@@ -735,12 +843,42 @@ def list_jobs(
     ]
     if not parts:
         return []
-    return connection.execute(
+    page = (
         select(*SHOWN)
         .where(job.c.number.in_(_together(parts)))
         .order_by(job.c.number.desc())
         .limit(limit)
-    ).all()
+    )
+    return _readable(connection, page, job.c.number, failed)
+
+
+_WORDS = sorted(Status)
+#: Jobs whose status is no word of these, by the gaps between them: an index has these.
+_ODD = Statement(
+    select(
+        union_all(
+            *(
+                select(select(job.c.number).where(IS_VISIBLE, gap).limit(100).subquery())
+                for gap in (
+                    job.c.status < literal_column(f"'{_WORDS[0]}'"),
+                    *(
+                        and_(
+                            job.c.status > literal_column(f"'{low}'"),
+                            job.c.status < literal_column(f"'{high}'"),
+                        )
+                        for low, high in pairwise(_WORDS)
+                    ),
+                    job.c.status > literal_column(f"'{_WORDS[-1]}'"),
+                )
+            )
+        ).subquery()
+    )
+)
+
+
+def jobs_of_no_status(connection: Connection) -> list[int]:
+    """Return jobs whose status is none that there is: no listing by status finds them."""
+    return [number for (number,) in _ODD(connection)]
 
 
 def _of_owner(workspace_id: UUID | None, pipeline_id: UUID | None) -> list[ColumnElement[bool]]:
@@ -770,15 +908,13 @@ def count_jobs(
     statement = select(job.c.status, func.count()).where(
         IS_VISIBLE, *_of_owner(workspace_id, pipeline_id)
     )
-    if statuses is not None:
-        statement = statement.where(has_status(*sorted(set(statuses))) if statuses else false())
+    # Of these words alone: what else may stand there is not even to be read.
+    asked = sorted(Status if statuses is None else set(statuses))
+    statement = statement.where(has_status(*asked) if asked else false())
     if types is not None:
         statement = statement.where(job.c.type.in_(sorted(types)))
     counted = connection.execute(statement.group_by(job.c.status)).all()
-    try:
-        return dict.fromkeys(Status, 0) | {Status(word): number for word, number in counted}
-    except ValueError as error:
-        raise DatabaseCorrupt(f"a stored status is unknown: {error}") from error
+    return dict.fromkeys(Status, 0) | {Status(word): number for word, number in counted}
 
 
 _CLAIMABLE = or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant"))
@@ -921,8 +1057,17 @@ def active_ids(connection: Connection, ids: Collection[UUID]) -> set[UUID]:
 # --- history ------------------------------------------------------------------
 
 
-def history(connection: Connection, number: int) -> Sequence[Row[Any]]:
-    """Return what happened to the job, oldest first."""
-    return connection.execute(
-        select(transition).where(transition.c.job == number).order_by(transition.c.id)
-    ).all()
+def history(
+    connection: Connection,
+    number: int,
+    form: Callable[[Row[Any]], T],
+    failed: Callable[[int, Exception], None],
+) -> list[T]:
+    """
+    Return what happened to the job, oldest first.
+
+    Args:
+        form, failed: As for `list_workspaces`.
+    """
+    statement = select(transition).where(transition.c.job == number).order_by(transition.c.id)
+    return _formed(connection, statement, transition.c.id, form, failed)

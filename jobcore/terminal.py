@@ -99,6 +99,13 @@ def note_copies(jobs: Iterable[Job]) -> None:
         say(f"job {job.id} is shown as stored: its directory was removed, or this is a copy")
 
 
+def note_damage(left_out: Sequence[str]) -> None:
+    """Say in a line what is missing in a list, since it cannot be read."""
+    if left_out:
+        more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        say(f"left out: {left_out[0]}{more}; `jobcore doctor` lists what is damaged")
+
+
 def print_jobs(jobs: Sequence[Job]) -> None:
     """Print a line for each job: the short form on a terminal, all fields in a pipe."""
     if on_terminal():

@@ -68,6 +68,7 @@ def list_(
         page = jobs.list_jobs(status=status, type=kind, limit=limit, before=before)
         shown = {job.id for job in page}
         terminal.note_copies(job for job in jobs.list_copied_jobs() if job.id in shown)
+        terminal.note_damage(jobs.list_damaged_rows())
     if as_json:
         terminal.print_json(page)
     else:
@@ -148,6 +149,7 @@ def history(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> No
     """  # noqa: D301
     with open_manager(ctx) as jobs:
         entries = jobs.history(full_id(jobs, job_id))
+        terminal.note_damage(jobs.list_damaged_rows())
     if as_json:
         terminal.print_json(entries)
     else:

@@ -232,7 +232,8 @@ def examining(jobs: JobManager) -> list[str]:
     """Look for what is wrong."""
     jobs.refresh()
     findings: list[Finding] = jobs.check()
-    return [f"{one.check}: {one.detail}" for one in findings if one.verdict == "wrong"]
+    damaged: list[str] = jobs.list_damaged_rows()
+    return [*damaged, *(f"{one.check}: {one.detail}" for one in findings if one.verdict == "wrong")]
 
 
 def pruning(jobs: JobManager) -> list[Job]:

@@ -1,0 +1,204 @@
+"""Damaged rows: a list has all the others, and says what is missing."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from jobcore import DatabaseCorrupt, JobManager, doctor
+from tests.jobfiles import UNDECODABLE, damage, sql
+
+#: What no jobcore has ever stored.
+GARBAGE = {
+    "bytes": b"\x00\xff",
+    "text": "garbage {",
+    "a negative number": -(2**63),
+    "a fraction": 1e308,
+    "text that is not UTF-8": UNDECODABLE,
+}
+
+
+def columns_of(database, table):
+    """Return the columns of a table."""
+    return [row["name"] for row in sql(database, f"PRAGMA table_info({table})")]
+
+
+def rows_found(database):
+    """Return what doctor finds of damaged rows."""
+    (found,) = [one for one in doctor.examine(database) if one.check == "rows"]
+    return found
+
+
+def is_shown(get, made):
+    """Tell whether a job or pipeline can be got, by its id; if not, the error names it."""
+    said = []
+    try:
+        get(made.id)
+    except DatabaseCorrupt as error:
+        said.append(str(error))
+    except LookupError:
+        return False  # its id, or the mark of its deletion, is what is damaged
+    assert all(str(made.id) in one and "`jobcore doctor`" in one for one in said)
+    return not said
+
+
+#: What hides a row by rights: it seems to be in the middle of its deletion.
+HIDES = ("deleted_at",)
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_list_of_jobs_has_all_but_the_damaged_ones(database, jobs, caplog, what):
+    """Garbage in any column of a job: it is shown as it is, or told to be missing."""
+    known = set()
+    for column in columns_of(database, "job"):
+        if column == "number":
+            continue
+        before, bad, after = (jobs.submit(["true"], name=column) for _ in range(3))
+        damage(database, "job", bad.id, **{column: GARBAGE[what]})
+        caplog.clear()
+        with JobManager(database, slots=0) as reader:
+            listed = {job.number for job in reader.list_jobs(limit=10_000)}
+            counted = sum(reader.count_jobs().values())
+            missing = [line for line in reader.list_damaged_rows() if line not in known]
+            known |= set(missing)
+            shown = is_shown(reader.get_job, bad)
+
+        assert {before.number, after.number} <= listed, column
+        assert counted >= 2
+        if column in HIDES:
+            assert bad.number not in listed
+        else:
+            assert (bad.number in listed) or missing, column
+            assert not missing or "row damaged" in caplog.text, column
+            # A list shows no command.
+            assert shown == (bad.number in listed) or column == "command", column
+    assert rows_found(database).verdict == "wrong"
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_list_of_pipelines_has_all_but_the_damaged_ones(database, jobs, what):
+    """Garbage in any column of a pipeline: it is shown as it is, or told to be missing."""
+    for column in columns_of(database, "pipeline"):
+        good, bad = (
+            jobs.create_pipeline(f"{column} {n}", ["true"], schedule="@daily") for n in range(2)
+        )
+        damage(database, "pipeline", bad.id, **{column: GARBAGE[what]})
+        with JobManager(database, slots=0) as reader:
+            listed = {pipeline.id for pipeline in reader.list_pipelines()}
+            missing = reader.list_damaged_rows()
+            shown = is_shown(reader.get_pipeline, bad)
+
+        assert good.id in listed, column
+        if column in HIDES:
+            assert bad.id not in listed
+        elif column != "id":
+            assert (bad.id in listed) or missing, column
+            assert shown == (bad.id in listed), column
+        if missing:
+            assert rows_found(database).verdict == "wrong", column
+
+
+def test_page_is_filled_from_behind_a_damaged_row(database, jobs):
+    """Pages keep their length, and the next one goes on where the last one ended."""
+    made = [jobs.create_job("TASK") for _ in range(10)]
+    for number in (2, 5, 6):
+        damage(database, "job", made[number].id, data="{")
+    first = jobs.list_jobs(limit=4)
+    second = jobs.list_jobs(limit=4, before=first[-1].number)
+
+    assert [job.number for job in first] == [10, 9, 8, 5]
+    assert [job.number for job in second] == [4, 2, 1]
+    assert len(jobs.list_damaged_rows()) == 3
+
+
+def test_row_that_was_repaired_is_missing_no_more(database, jobs):
+    """What fails is told until it has been read again."""
+    job = jobs.create_job("TASK", data={"a": 1})
+    damage(database, "job", job.id, data="{")
+    assert jobs.list_jobs() == []
+    (said,) = jobs.list_damaged_rows()
+    assert said == f"job {job.id} cannot be read: data"
+    assert said in [one.detail for one in jobs.check()]
+
+    damage(database, "job", job.id, data='{"a": 1}')
+
+    assert [one.data for one in jobs.list_jobs()] == [{"a": 1}]
+    assert jobs.list_damaged_rows() == []
+
+
+def test_damaged_row_is_told_once(database, clock, caplog):
+    """The log hears of it when it begins, when its cause changes, and once an hour."""
+    caplog.set_level(logging.WARNING, "jobcore")
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        job = jobs.create_job("TASK")
+        damage(database, "job", job.id, data="{")
+
+        def told():
+            caplog.clear()
+            jobs.list_jobs()
+            return caplog.text.count("row damaged")
+
+        counts = [told(), told()]
+        damage(database, "job", job.id, data=None, name=UNDECODABLE)
+        counts += [told(), told()]
+        damage(database, "job", job.id, name=None, exit_code="x")
+        counts += [told(), told()]
+        clock.advance(3601)
+        counts += [told(), told()]
+
+    assert counts == [1, 0, 1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+@pytest.mark.parametrize("column", ["at", "trigger", "from_status", "to_status", "reason", "actor"])
+def test_history_and_events_have_all_but_the_damaged_entries(database, jobs, column, what):
+    """One entry that cannot be read keeps no other from the history or the feed."""
+    job, other = jobs.create_job("TASK"), jobs.create_job("TASK")
+    jobs.start_job(job.id)
+    undecodable = GARBAGE[what] is UNDECODABLE
+    sql(
+        database,
+        f"UPDATE transition SET {column} = {'CAST(? AS TEXT)' if undecodable else '?'} "
+        "WHERE job = ? AND trigger = 'create'",
+        b"\x80" if undecodable else GARBAGE[what],
+        job.number,
+    )
+    entries = [one.trigger for one in jobs.history(job.id)]
+    events = [(one.job_id, str(one.trigger)) for one in jobs.events()]
+
+    assert entries[-1] == "start"
+    assert [(other.id, "create"), (job.id, "start")] == events[-2:]
+    if len(entries) == 1:
+        assert len(events) == 2
+        assert len(jobs.list_damaged_rows()) == 2
+        assert rows_found(database).verdict == "wrong"
+    jobs.finish_job(job.id, 0)
+
+
+def test_workspaces_and_skips_that_are_damaged_are_left_out(database, jobs):
+    """All that is listed goes by the same rule."""
+    good, bad = jobs.create_workspace("good"), jobs.create_workspace("bad")
+    damage(database, "workspace", bad.id, properties="{")
+
+    assert [one.id for one in jobs.list_workspaces()] == [good.id]
+    assert jobs.list_damaged_rows()[0].startswith(f"workspace {bad.id} cannot be read: ")
+    with pytest.raises(DatabaseCorrupt, match=f"workspace {bad.id} cannot be read: properties; "):
+        jobs.get_workspace(bad.id)
+
+
+def test_error_names_id_column_and_remedy(database, jobs):
+    """For a text that is not UTF-8, for JSON that is none, and for what is no number."""
+    for column, value in (
+        ("type", UNDECODABLE),
+        ("data", "{"),
+        ("exit_code", "x"),
+        ("created", "x"),
+    ):
+        job = jobs.create_job("TASK")
+        damage(database, "job", job.id, **{column: value})
+
+        with pytest.raises(
+            DatabaseCorrupt, match=f"job {job.id} cannot be read: .*{column}.*; `jobc"
+        ):
+            jobs.get_job(job.id)
