@@ -68,6 +68,7 @@ class Database:
 
     _engine: Engine
     _spares: Spares
+    _closes_inside: bool
 
     def __init__(
         self,
@@ -226,6 +227,13 @@ class Database:
         self._tidy()
         self._checkpoint_if_due()
 
+    def at_rest(self) -> None:
+        """Close what the writer could not close in the middle of a transaction."""
+        if self._closes_inside:
+            self._closes_inside = False
+            self._closes_behind = True
+            self._left()
+
     def _log_late_events(self) -> None:
         """Log what the writer had to tell when nobody waited for it."""
         while self.late_events:
@@ -337,7 +345,9 @@ class Database:
         """
         self._closed = True
         if self._writer.is_inside():
-            return  # a finaliser, in the middle of a transaction: the thread closes what is open
+            self._closes_inside = True  # a finaliser, in the middle of a transaction: `at_rest`
+            self._writer.close_soon()
+            return
         self._writer.close(self.busy_timeout + 5.0)
         self._readers.wait(self.busy_timeout + 5.0)
         if self._readers.present():
@@ -363,7 +373,8 @@ class Database:
 
     def _start_afresh(self) -> None:
         self._readers = Readers(self._may_enter, self._left)
-        self._closes_behind = False  # the last one to go out closes the connections
+        self._closes_behind = False  # the last reader to leave closes the connections
+        self._closes_inside = False  # `close` was called in the middle of a transaction
         self._fork_pending = False
         self._pid = os.getpid()
         self._writer.forget()

@@ -217,16 +217,18 @@ class _Seat:
     Attributes:
         started: When it was taken, by the monotonic clock.
         idle: Whether it waits for a call.
+        call: What it has taken from the queue.
         ident, native: The thread's numbers for Python and for the system; 0 before it runs.
         pid: Of the process that it is in.
     """
 
-    __slots__ = ("_fate", "ident", "idle", "native", "pid", "started")
+    __slots__ = ("_fate", "call", "ident", "idle", "native", "pid", "started")
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self._fate: dict[str, bool] = {}
         self.idle = False
+        self.call: Call[Any] | None = None
         self.ident = 0
         self.native = 0
         self.pid = os.getpid()
@@ -481,6 +483,8 @@ class Worker:
                         return
                 except BaseException as error:  # noqa: BLE001 - raised from outside into this thread
                     telemetry.event(logging.ERROR, "thread interrupted", error=repr(error))
+                    if seat.call is not None:
+                        self.break_off([seat.call], error)
         finally:
             for _ in range(100):
                 try:
@@ -502,7 +506,7 @@ class Worker:
     def _step(self, seat: _Seat) -> bool:
         """Make one call; False: there was none for a while, or the thread is to end."""
         seat.idle = True
-        call = None if self._parked else self.take(IDLE)
+        seat.call = call = None if self._parked else self.take(IDLE)
         seat.idle = False
         if call is None:
             return False
@@ -512,7 +516,15 @@ class Worker:
         if self._most > 1 and not self._queue.empty():
             self._require_thread()
         self._serve(call)
+        seat.call = None
         return True
+
+    def break_off(self, calls: list[Call[Any]], error: BaseException) -> None:
+        """Tell those whose calls have no outcome that an exception has ended the work on them."""
+        for call in calls:
+            what = "outcome unknown" if call.has_begun else "not made"
+            if call.begin() and not call.done:
+                call.fail(StoreError(f"{self._name}: {what}: {error!r}"))
 
     def take(self, seconds: float) -> Call[Any] | None:
         """Return the next call; None: there is none within so many seconds, or it is to end."""
@@ -576,6 +588,11 @@ class Worker:
         ended = self.park(patience)
         self._refuse_waiting(reason)
         return ended
+
+    def close_soon(self, reason: str) -> None:
+        """Refuse every further call; the threads end after those that they make now."""
+        self._closed = reason
+        self._parked = True
 
     def _refuse_waiting(self, reason: str) -> None:
         while (call := self.take(0)) is not None:

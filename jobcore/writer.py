@@ -95,6 +95,9 @@ class Target(Protocol):
     def after_commits(self) -> None:
         """Do what is due after commits, when their callers have been told."""
 
+    def at_rest(self) -> None:
+        """Do what could not be done in the middle of a transaction."""
+
 
 class _OutcomeUnknown(Exception):
     """A transaction has ended, and it is not known whether it was committed."""
@@ -130,6 +133,7 @@ class Writer:
         self._settings: dict[str, str] = {}  # pragmas that change from one transaction to the next
         self._transaction: RootTransaction | None = None
         self._observer: Observer = NOBODY
+        self._taken: list[Call[Any]] = []  # since the queue was empty last
         self._owed = 0.0  # seconds of rest
         self._ended = 0.0  # when the last transaction did, by the monotonic clock
 
@@ -171,6 +175,10 @@ class Writer:
         """Refuse every further call, and end as `park` does."""
         return self._worker.close(f"{self._target.path} is closed", patience)
 
+    def close_soon(self) -> None:
+        """Refuse every further call; the thread ends after what it is in the middle of."""
+        self._worker.close_soon(f"{self._target.path} is closed")
+
     def is_inside(self) -> bool:
         """Tell whether the calling thread is the one that writes, in the middle of something."""
         return self._worker.is_inside()
@@ -195,18 +203,18 @@ class Writer:
 
     def _serve(self, first: Call[Any]) -> None:
         """Commit the changes that wait now."""
-        changes: list[Change[Any]] = []
+        self._taken = [first]
         with telemetry.collected(self._target.late_events):
             try:
-                changes += self._sorted([first, *self._waiting(0)])
+                self._waiting(0)
+                changes = self._sorted(list(self._taken))
                 if changes:
                     self._commit(changes)
             except BaseException as error:  # noqa: BLE001 - raised from outside into this thread
                 self._take_back(error)
-                for change in changes:
-                    if not change.begin() or change.done:
-                        continue
-                    change.fail(StoreError(f"{self._target.path}: outcome unknown: {error!r}"))
+                self._worker.break_off(self._taken, error)
+            self._taken = []
+            self._target.at_rest()
 
     def _sorted(self, calls: list[Call[Any]]) -> list[Change[Any]]:
         """Return the changes among calls, and make the others at once."""
@@ -230,6 +238,7 @@ class Writer:
             call = self._worker.take(0 if calls else seconds)
             if call is None:
                 break
+            self._taken.append(call)
             calls.append(call)
         return calls
 
@@ -273,6 +282,7 @@ class Writer:
                 return begun
             if self._worker.parked:
                 for change in changes:
+                    self._taken.remove(change)
                     self._worker.give_back(change)
                 return []
             changes += self._sorted(self._waiting(pause))

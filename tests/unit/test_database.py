@@ -1293,12 +1293,15 @@ def test_close_inside_a_write_leaves_it_to_its_end(database, opened):
         opened.close()
         connection.exec_driver_sql("INSERT INTO note VALUES ('at its end')")
 
+    with opened.read() as connection:  # a connection that waits for the next reader
+        connection.exec_driver_sql("SELECT * FROM note").all()
     opened.write(change)
     with pytest.raises(StoreError, match="closed"), opened.read():
         pass
-    opened.close()
 
+    # Nobody closes it once more.
     until(lambda: os.fspath(database) not in descriptors().values(), "the end of the writer")
+    until(lambda: not opened._writer._worker._seats, "the end of its thread")
     again = Database(database)
     assert notes(again) == {"at its end"}
     again.close()

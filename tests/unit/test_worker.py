@@ -64,6 +64,26 @@ def test_each_waiter_gets_its_own_error(crew):
     assert errors[0] is not errors[1]
 
 
+def test_call_that_was_taken_and_not_begun_fails_at_once():
+    """An exception from outside into the thread leaves no caller waiting for its patience."""
+    taken = []
+
+    def serve(call):
+        taken.append(call)
+        if len(taken) == 1:
+            raise SystemExit
+        call.begin()
+        call.make()
+        call.answer()
+
+    made = Worker("test-worker", serve)
+    with pytest.raises(StoreError, match=r"test-worker: not made: SystemExit\(\)"):
+        made.call(lambda: None, patience=10 * PATIENCE)
+
+    assert made.call(lambda: "made") == "made"
+    made.close("over")
+
+
 def test_call_inside_a_call_is_made_at_once(crew):
     """A call that a call makes does not wait for its own thread."""
     assert crew.call(lambda: crew.call(lambda: "inner", patience=SOON)) == "inner"

@@ -240,6 +240,21 @@ def test_durable_change_makes_its_whole_transaction_durable(together):
     assert levels == [2, 2]  # FULL
 
 
+def test_change_that_was_taken_and_not_begun_fails_at_once(database, monkeypatch):
+    """An exception from outside into the thread that writes: the change was not made."""
+    opened = Database(database, busy_timeout=10 * PATIENCE)
+
+    def fail(*_):
+        monkeypatch.undo()
+        raise SystemExit
+
+    monkeypatch.setattr(opened._writer, "_sorted", fail)
+    with pytest.raises(StoreError, match="not made"):
+        opened.write(lambda connection: run(connection, "SELECT 1"))
+    opened.write(lambda connection: run(connection, "SELECT 1"))
+    opened.close()
+
+
 def test_other_threads_write_on_while_one_waits_for_a_free_database(database):
     """Patience counts from the call, so a call with little of it does not wait for the others."""
     opened = Database(database, busy_timeout=PATIENCE)
