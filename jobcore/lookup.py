@@ -25,7 +25,7 @@ from jobcore.errors import (
     shown,
 )
 from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
-from jobcore.postponement import Postponement
+from jobcore.postponement import MOST_TOLD, Postponement
 
 T = TypeVar("T")
 
@@ -261,10 +261,9 @@ class Listings:
 
     def left_out(self) -> list[str]:
         """Return what was left out and has not been read since: what it is, and why."""
-        return [
-            f"{key} cannot be read: {failure.error}"
-            for key, failure in self._damaged.failures().items()
-        ]
+        failures = list(self._damaged.failures().items())
+        said = [f"{key} cannot be read: {one.error}" for key, one in failures[:MOST_TOLD]]
+        return said + [f"and {len(failures) - MOST_TOLD} more"] * (len(failures) > MOST_TOLD)
 
     def _note(self, kind: str, failed: dict[int, Exception]) -> None:
         for rowid, error in failed.items():

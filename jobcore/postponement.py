@@ -28,6 +28,8 @@ from jobcore.errors import (
 FIRST, LONGEST = 0.5, 30.0
 #: Seconds after which a failure that goes on is told again.
 TOLD_EVERY = 3600.0
+#: Failures that are told at once.
+MOST_TOLD = 20
 #: A failure is persistent after so many in a row, over so many seconds.
 PERSISTENT_FAILURES, PERSISTENT_SECONDS = 3, 10.0
 #: Errors of the machine, not of one job: it ran out of space, descriptors or memory.
@@ -177,11 +179,15 @@ class Postponement:
         return dict(self._failures)
 
     def in_words(self) -> list[str]:
-        """Return what fails at the moment, each with how often and why, the newest last."""
-        return [
+        """Return what fails at the moment, each with how often and why; of very many, the last."""
+        failures = list(self._failures.items())
+        said = [
             f"{_name(key)} failed {failure.times} times in a row: {failure.cause}"
-            for key, failure in list(self._failures.items())
+            for key, failure in failures[-MOST_TOLD:]
         ]
+        if len(failures) > MOST_TOLD:
+            said.append(f"and {len(failures) - MOST_TOLD} more")
+        return said
 
     def forget(self) -> None:
         """Begin anew, in a forked child: what failed there is the parent's affair."""
@@ -215,6 +221,9 @@ def in_words(error: BaseException) -> str:
 
 
 def _name(key: Hashable) -> str:
+    if isinstance(key, tuple):  # a kind of thing, and its id or number
+        kind, what = key
+        return f"{kind} number {what}" if isinstance(what, int) else f"{kind} {what}"
     return f"job number {key}" if isinstance(key, int) else str(key)
 
 

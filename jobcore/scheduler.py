@@ -103,6 +103,7 @@ class Scheduler:
         self._retries_seen: tuple[int, int] | None = None
         # Those that are not understood, with what they say: each is told once.
         self._troubled: dict[str, tuple[Any, Any]] = {}
+        self._damaged: set[int] = set()  # the rowids of those that could not be read
 
     def tick(self) -> None:
         """Take every tick that has come; once an hour, fetch back what a wrong clock put off."""
@@ -121,18 +122,27 @@ class Scheduler:
     def _take_due(self, now: int) -> None:
         deadline = time.monotonic() + LOOK
         seen: _Seen | None = _Seen(_FIRST)
+        still: set[int] = set()
         while seen is not None:
             damaged: dict[int, Exception] = {}
             due, seen = self._read(seen, now, damaged)
             for rowid, error in damaged.items():
                 self._postpone(rowid, error)
+            still |= damaged.keys()
+            self._damaged |= still
             taken = [(one, found) for one in due if (found := self._decide(one, now)) is not None]
             if taken:
-                for one, error in self._database.write(partial(self._write, taken=taken, now=now)):
+                failed = self._database.write(partial(self._write, taken=taken, now=now))
+                for one, error in failed:
                     self._postpone(one.id, error)
+                for done in {one.id for one, _ in taken} - {one.id for one, _ in failed}:
+                    self._postponed.succeed(("pipeline", done))
                 failpoints.reach(failpoints.TICK_TAKEN, self._database)
-            if time.monotonic() > deadline:
+            if seen is not None and time.monotonic() > deadline:
                 return
+        for repaired in self._damaged - still:
+            self._postponed.succeed(("pipeline", repaired))
+        self._damaged = still
 
     def _read(
         self, seen: _Seen, until: int | None, damaged: dict[int, Exception]

@@ -7,6 +7,9 @@ import logging
 import pytest
 
 from jobcore import DatabaseCorrupt, JobManager, doctor
+from jobcore.clock import seconds_of
+from jobcore.postponement import MOST_TOLD, Postponement
+from jobcore.scheduler import Scheduler
 from tests.jobfiles import UNDECODABLE, damage, sql
 
 #: What no jobcore has ever stored.
@@ -202,3 +205,34 @@ def test_error_names_id_column_and_remedy(database, jobs):
             DatabaseCorrupt, match=f"job {job.id} cannot be read: .*{column}.*; `jobc"
         ):
             jobs.get_job(job.id)
+
+
+def test_pipeline_that_was_repaired_fails_no_more(database, jobs, clock):
+    """What could not be read, and what could not be written, is forgotten when it works."""
+    postponed = Postponement(seconds_of(clock))
+    scheduler = Scheduler(jobs._database, clock, postponed)
+    made = [jobs.create_pipeline(f"p{n}", ["true"], schedule="@daily") for n in range(30)]
+    sql(database, "UPDATE pipeline SET next_tick = 1")
+    for one in made:
+        damage(database, "pipeline", one.id, schedule=UNDECODABLE)
+    scheduler.tick()
+    said = postponed.in_words()
+    for one in made:
+        damage(database, "pipeline", one.id, schedule="@daily")
+    scheduler.tick()
+
+    assert len(said) == MOST_TOLD + 1
+    assert said[0].startswith("pipeline number ")
+    assert said[-1] == "and 10 more"
+    assert postponed.in_words() == []
+
+
+def test_doctor_quotes_no_damaged_text_as_it_is(database, jobs):
+    """A schedule of any bytes is named, escaped and short, and the others are looked at."""
+    bad, other = (jobs.create_pipeline(name, ["true"], schedule="@daily") for name in "ab")
+    damage(database, "pipeline", bad.id, time_zone="\x1b[2J\n" * 1000)
+    damage(database, "pipeline", other.id, schedule=UNDECODABLE)
+    found = [one.detail for one in doctor.examine(database) if one.check == "schedules"]
+
+    assert len(found) == 2
+    assert all(line.isprintable() and len(line) < 400 for line in found)
