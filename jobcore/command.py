@@ -6,7 +6,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -54,7 +54,9 @@ class Command:
         separate_streams: Tag lines as stdout or stderr. Each has its own pipe
             then, so the order *between* the two is only that of reading.
         redact: Values that are masked with `***` before any output reaches the disk,
-            and in `repr`. They are stored as `env` is.
+            and in `repr`. Values of 6 bytes or more are also masked in JSON, in URLs, as
+            a `repr` writes them, and within base64; shorter ones also in JSON. They are
+            stored as `env` is.
         umask: The command's, whatever the host's is.
         shell: Run `argv`, one string, by `/bin/sh -c`.
 
@@ -104,20 +106,11 @@ class Command:
 
     def __repr__(self) -> str:
         """Return it without `env`, `stdin` and `redact`, and with what is to be masked so."""
+        mask = _mask_of([encode(str(value)) for value in self.redact])
         shown = (
-            f"{one.name}={self._masked(getattr(self, one.name))!r}"
-            for one in fields(self)
-            if one.repr
+            f"{one.name}={mask(getattr(self, one.name))!r}" for one in fields(self) if one.repr
         )
         return f"{type(self).__qualname__}({', '.join(shown)})"
-
-    def _masked(self, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(self._masked, value))
-        if isinstance(value, str):
-            for secret in sorted(map(str, self.redact), key=len, reverse=True):
-                value = value.replace(secret, "***")
-        return value
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -185,6 +178,24 @@ class Command:
             why = f"a stored command makes no sense: {type(error).__name__}"
         # Outside, for a cause or a context would hold the text, and with it what is secret.
         raise DatabaseCorrupt(why)
+
+
+def _mask_of(redact: list[bytes]) -> Callable[[Any], Any]:
+    """Return what masks these values in a text, or in each text of a tuple."""
+    if not redact:
+        return lambda value: value
+    from jobcore.supervision import redaction  # noqa: PLC0415 - a host that masks nothing
+
+    values = redaction.Values(redact)
+
+    def mask(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(mask, value))
+        if isinstance(value, str):
+            return values.mask(encode(value)).decode("utf-8", "surrogateescape")
+        return value
+
+    return mask
 
 
 def encode(text: str) -> bytes:

@@ -8,12 +8,13 @@ import time
 from jobcore.supervision import frames, progress
 from jobcore.supervision.meter import Meter
 from jobcore.supervision.pipes import READ_SIZE, read_now
-from jobcore.supervision.redaction import Redactor
 from jobcore.supervision.spool import Spool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from jobcore.supervision.redaction import Values
 
 _REPORT_BEGINS = b"\n" + progress.PREFIX
 
@@ -23,10 +24,10 @@ class _Stream:
 
     __slots__ = ("begun", "carry", "descriptor", "number", "redactor")
 
-    def __init__(self, descriptor: int, number: int, redact: list[bytes]) -> None:
+    def __init__(self, descriptor: int, number: int, values: Values | None) -> None:
         self.descriptor = descriptor
         self.number = number
-        self.redactor = Redactor(redact) if redact else None
+        self.redactor = values.redactor() if values is not None else None
         self.carry = b""
         self.begun = False  # pieces of it have been emitted: the carry is not its beginning
 
@@ -57,10 +58,15 @@ class Capture:
             time_ns: Tells the wall time that lines are stamped with.
         """
         self.spool = Spool(directory)
-        self.meter = Meter(self.spool, self.write_system, redact, time_ns)
+        self._values: Values | None = None
+        if redact:
+            # Most jobs have nothing to mask, and their supervisors need not load it.
+            from jobcore.supervision import redaction  # noqa: PLC0415
+
+            self._values = redaction.Values(redact)
+        self.meter = Meter(self.spool, self.write_system, self._values, time_ns)
         self.dropped = 0
         self._streams: dict[int, _Stream] = {}
-        self._redact = redact
         self._limit = limit
         self._room = limit
         self._over = False
@@ -78,7 +84,7 @@ class Capture:
 
     def add(self, descriptor: int, stream: int) -> None:
         """Take the reading end of a pipe, non-blocking; it is closed at its end."""
-        self._streams[descriptor] = _Stream(descriptor, stream, self._redact)
+        self._streams[descriptor] = _Stream(descriptor, stream, self._values)
 
     def read(self, descriptor: int) -> bool:
         """Read once; False when this was the end of the pipe, which is closed then."""
@@ -111,7 +117,7 @@ class Capture:
 
     def mask(self, data: bytes) -> bytes:
         """Return what is to be said about the command, with the values in it masked."""
-        return Redactor(self._redact).feed(data, final=True) if self._redact else data
+        return data if self._values is None else self._values.mask(data)
 
     def close(self) -> None:
         """Close pipes and spool, as they are."""

@@ -12,12 +12,12 @@ import time
 
 from jobcore.supervision import frames, progress
 from jobcore.supervision.pipes import READ_SIZE, read_now
-from jobcore.supervision.redaction import Redactor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobcore.supervision.redaction import Values
     from jobcore.supervision.spool import Spool
 
 #: Seconds between two frames: hosts import a job no more often, so nobody would see more of them.
@@ -42,20 +42,20 @@ class Meter:
         self,
         spool: Spool,
         say: Callable[[str], None],
-        redact: list[bytes],
+        values: Values | None,
         time_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """
         Args:
             spool: Where the frames go.
             say: Adds a line to the log.
-            redact: Values to be masked; what comes from the output is so already.
+            values: They are masked; what comes from the output is so already.
             time_ns: Tells the wall time at which a report came.
         """
         self.descriptor = -1
         self._spool = spool
         self._say = say
-        self._redactor = Redactor(redact) if redact else None
+        self._redactor = values.redactor() if values is not None else None
         self._time_ns = time_ns
         self._carry = b""  # the beginning of a line that has not ended yet
         self._skipping = False  # inside a line that is too long

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import marshal
 import os
 import sqlite3
 from contextlib import closing
+from urllib.parse import quote_plus
 
 import pytest
 
@@ -147,15 +150,73 @@ def test_a_value_where_a_long_line_is_cut(running_jobs):
 
 
 def test_values_that_meet(running_jobs):
-    """The one that begins first is masked, and the longest of those; none shows where cut."""
+    """Every byte of each is masked, those that overlap by one mask; none shows where cut."""
     values = ["abc", "abcdef", "defghi", "one\ntwo", "\u00fc"]
     text = b"abc|abcd|abcde|abcdef|abcdefghi|defghi|one\ntwo|one\nthree|\xc3\xbc|abcde"
-    expected = b"***|***d|***de|***|***ghi|***|***|one\nthree|***|***de"
+    expected = b"***|***d|***de|***|***|***|***|one\nthree|***|***de"
     whole = run(running_jobs, [(1, text)], redact=values)
     trickled = run(running_jobs, [(1, text[at : at + 1]) for at in range(len(text))], redact=values)
 
     assert said(running_jobs, whole) == expected
     assert said(running_jobs, trickled) == expected
+
+
+#: What each encoder has to escape, and how a program writes it.
+ESCAPED = 'pa"ss\\w\u00f6rd\n+%'
+WRITTEN = {
+    "json": json.dumps(ESCAPED),
+    "json utf-8": json.dumps(ESCAPED, ensure_ascii=False),
+    "json in json": json.dumps(json.dumps({"inner": ESCAPED})),
+    "url": json.dumps(f"https://x?password={quote_plus(ESCAPED)}&b=c"),
+    "repr": json.dumps(repr({"password": ESCAPED})),
+    "base64": json.dumps(base64.b64encode(f"me:{ESCAPED}".encode()).decode()),
+}
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["merged", "separate"])
+@pytest.mark.parametrize("form", WRITTEN)
+def test_a_value_in_an_object_is_not_given_back(running_jobs, form, separate):
+    """A line stays an object whose fields have the mask, wherever two reads cut it."""
+    line = f'{{"event": "connect", "given": {WRITTEN[form]}, "n": 1}}\n'.encode()
+    pieces = []
+    for cut in range(30, len(line) - 10, 7):
+        pieces += [(1, line[:cut]), (1, line[cut:])]
+    job = run(running_jobs, pieces, redact=[ESCAPED], separate_streams=separate)
+    lines = list(running_jobs.logs(job.id))
+
+    assert len(lines) == len(pieces) // 2
+    assert len({one.text for one in lines}) == 1
+    given = lines[0].fields["given"]
+    assert "***" in given
+    assert ESCAPED not in given
+    assert "w\u00f6rd" not in given
+    assert (lines[0].fields["event"], lines[0].fields["n"]) == ("connect", 1)
+    while form == "json in json" and isinstance(given, (str, dict)) and given != "***":
+        given = json.loads(given) if isinstance(given, str) else given["inner"]
+    if form in ("json", "json utf-8", "json in json"):
+        assert given == "***"
+
+
+@pytest.mark.parametrize("form", ["json", "url", "repr"])
+def test_a_written_value_in_reports_and_errors(running_jobs, form):
+    """Progress, what is said of a wrong report, and the name of a program are masked as well."""
+    word = WRITTEN[form][1:-1].encode()
+    half = len(word) // 2
+    pieces = [(8, b"1/2 at " + word[:half]), (8, word[half:] + b"\n")]
+    pieces += [(8, b"wrong " + word + b"\n"), (1, b"jobcore:progress 2/2 at " + word + b"\n")]
+    job = run(running_jobs, pieces, redact=[ESCAPED])
+    program = Command([b"/no/such/" + word], redact=[ESCAPED])
+    failed = running_jobs.wait(running_jobs.submit(program).id, PATIENCE)
+
+    for text in (job.progress.message, said(running_jobs, job, "system").decode()):
+        assert "***" in text
+        assert "w\u00f6rd" not in text
+        assert "f6rd" not in text
+    assert "program not found" in said(running_jobs, failed, "system").decode()
+    assert "***" in said(running_jobs, failed, "system").decode()
+    assert "rd" not in said(running_jobs, failed, "system").decode().partition("***")[2][:9]
+    assert "***" in repr(program)
+    assert word.decode() not in repr(program)
 
 
 @pytest.mark.parametrize("descriptor", [8, 1])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jobcore.supervision import frames, progress
 from jobcore.supervision.meter import EVERY, MAX_LINE, Meter
+from jobcore.supervision.redaction import Values
 
 REPORTS = {
     b"3": (3.0, None, None),
@@ -116,7 +117,7 @@ class Bench:
     def __init__(self, redact=()):
         self.spool = Spool()
         self.said = []
-        self.meter = Meter(self.spool, self.said.append, list(redact))
+        self.meter = Meter(self.spool, self.said.append, Values(list(redact)) if redact else None)
         reader, self.writer = os.pipe()
         os.set_blocking(reader, False)
         self.meter.add(reader)
