@@ -42,6 +42,15 @@ class Command:
         stdin: Bytes to be read as standard input, or the path of a file; None: nothing.
         timeout: Seconds until the command is stopped; None: no limit.
         grace: Seconds between the first signal and SIGKILL, when it is stopped or timed out.
+        output_limit: Bytes of output kept; lines beyond are counted and dropped. None: all.
+        separate_streams: Tag lines as stdout or stderr. Each has its own pipe
+            then, so the order *between* the two is only that of reading.
+        redact: Values that are masked with `***` before any output reaches the disk,
+            and in `repr`. Values of 6 bytes or more are also masked in JSON, in URLs, as
+            a `repr` writes them, and within base64; shorter ones also in JSON. They are
+            stored as `env` is.
+        umask: The command's, from 0 to 0o777; None: that of this process, as of now.
+        shell: Run `argv`, one string, by `/bin/sh -c`.
         stop_signal: What a stop or a time-out sends first: a signal, its number or its name.
             `signal.SIGINT` for programs that save their work on KeyboardInterrupt.
         stop_scope: Who gets that: `main`, the command's own process alone, which ends its
@@ -50,15 +59,6 @@ class Command:
             half the grace) before the grace is over. SIGKILL ends what is left, in either case.
         linger: Seconds between SIGTERM and SIGKILL for processes that still run a second after
             the command has ended by itself.
-        output_limit: Bytes of output kept; lines beyond are counted and dropped. None: all.
-        separate_streams: Tag lines as stdout or stderr. Each has its own pipe
-            then, so the order *between* the two is only that of reading.
-        redact: Values that are masked with `***` before any output reaches the disk,
-            and in `repr`. Values of 6 bytes or more are also masked in JSON, in URLs, as
-            a `repr` writes them, and within base64; shorter ones also in JSON. They are
-            stored as `env` is.
-        umask: The command's, whatever the host's is.
-        shell: Run `argv`, one string, by `/bin/sh -c`.
 
     Raises:
         CommandError: It could never run; the message says which part and why.
@@ -74,7 +74,7 @@ class Command:
     output_limit: int | None = None  # bytes
     separate_streams: bool = False
     redact: Sequence[str | bytes] = field(default=(), repr=False)
-    umask: int = 0o022
+    umask: int | None = None
     shell: bool = False
     stop_signal: int | str = signal.SIGTERM
     stop_scope: Literal["main", "group"] = "main"
@@ -99,6 +99,8 @@ class Command:
             raise CommandError(f"output_limit must be a number of bytes, not {self.output_limit!r}")
         if self.stop_scope not in ("main", "group"):
             raise CommandError(f'stop_scope is "main" or "group", not {self.stop_scope!r}')
+        if self.umask is None:
+            put(self, "umask", _current_umask())
         if not _is_whole(self.umask, 0, 0o777):
             raise CommandError(f"umask must be between 0 and 0o777, not {self.umask!r}")
         if len(self.to_json()) > LARGEST:
@@ -256,6 +258,21 @@ def _checked_signal(value: int | str) -> int:
         return signal.Signals(number)
     except ValueError:  # most real-time signals have no name
         return number
+
+
+def _current_umask() -> int:
+    """Return the umask of this process."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass  # no /proc
+    # It can only be read by setting it: for a moment other threads have a strict one.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _is_number(value: object) -> bool:

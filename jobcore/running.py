@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Annotated
 
@@ -79,7 +78,6 @@ def run(
         grace=grace,
         separate_streams=separate_streams,
         shell=shell,
-        umask=_umask(),
     )
     interrupts = foreground.Interrupts()
     with ctx.obj.open(slots=1, only_own=True) as jobs:
@@ -114,13 +112,6 @@ def run(
     if ended.reason is not Reason.EXITED:
         terminal.say(foreground.ending(ended))
     raise typer.Exit(foreground.exit_code(ended))
-
-
-def _umask() -> int:
-    """Return the umask of this process; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _argv(words: list[str], *, shell: bool) -> list[str] | str:

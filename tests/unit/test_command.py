@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 from decimal import Decimal
 from pathlib import Path
 
@@ -38,7 +39,10 @@ _COMMANDS = st.fixed_dictionaries(
         "output_limit": st.none() | st.integers(0, 2**63 - 1),
         "separate_streams": st.booleans(),
         "redact": st.lists(_WORD, max_size=3),
-        "umask": st.integers(0, 0o777),
+        "umask": st.none() | st.integers(0, 0o777),
+        "stop_signal": st.sampled_from([signal.SIGINT, "SIGHUP", "usr1", 40]),
+        "stop_scope": st.sampled_from(["main", "group"]),
+        "linger": st.floats(0, LONGEST),
     },
 )
 
@@ -131,6 +135,15 @@ def test_any_argv_is_taken_or_refused(argv):
         ({"output_limit": True}, "output_limit"),
         ({"output_limit": 2**63}, "output_limit"),
         ({"umask": -1}, "umask"),
+        ({"stop_signal": "SIGNONE"}, "stop_signal is a signal"),
+        ({"stop_signal": True}, "stop_signal is a signal"),
+        ({"stop_signal": 0}, "a signal of this system"),
+        ({"stop_signal": 65}, "a signal of this system"),
+        ({"stop_signal": "SIGKILL"}, "grace=0"),
+        ({"stop_signal": "SIG_DFL"}, "stop_signal is a signal"),
+        ({"stop_scope": "all"}, "stop_scope"),
+        ({"linger": -1}, "a linger"),
+        ({"linger": None}, "a linger"),
         ({"umask": 0o1000}, "umask"),
         ({"umask": True}, "umask"),
         ({"umask": "022"}, "umask"),
@@ -291,3 +304,36 @@ def test_a_shell_command_can_be_replaced():
 
     assert command.words == ("/bin/sh", "-c", "echo a; echo b")
     assert command.timeout == 5
+
+
+@pytest.mark.parametrize("proc", [True, False])
+def test_umask_is_that_of_its_maker(monkeypatch, proc):
+    """It is the one that the process has then, with /proc or without, and stays what it was."""
+
+    def open_nothing(*_arguments):
+        raise FileNotFoundError
+
+    if not proc:
+        monkeypatch.setattr("builtins.open", open_nothing)
+    before = os.umask(0o027)
+    try:
+        made = Command(["true"])
+        assert os.umask(0) == 0o027
+    finally:
+        os.umask(before)
+
+    assert made.umask == 0o027
+    assert Command.from_json(made.to_json()).umask == 0o027
+    assert Command(["true"], umask=0o022).umask == 0o022
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("SIGINT", signal.SIGINT), ("int", signal.SIGINT), (2, signal.SIGINT), (40, 40)],
+)
+def test_stop_signal_is_a_signal_its_number_or_its_name(given, kept):
+    """It is kept as what `signal` calls it, and real-time signals without a name as numbers."""
+    command = Command(["true"], stop_signal=given)
+
+    assert command.stop_signal == kept
+    assert Command.from_json(command.to_json()) == command
