@@ -50,6 +50,8 @@ from jobcore.supervision.pool import Supervisor, SupervisorPool
 
 #: Seconds between two looks at everybody's jobs, and at schedules.
 CHORES_PAUSE = 1.0
+#: And while one of these chores is done in steps; jobs start in between.
+STEP_PAUSE = 0.15
 #: Seconds between two looks for jobs that other processes queued.
 QUEUE_PAUSE = 0.1
 #: Seconds to look for a supervisor that takes a claimed job.
@@ -84,6 +86,7 @@ class Dispatcher:
         ownership: Names this process, whose reserved jobs it may claim.
         reconcile: Resolves a job whose supervisor is gone; it raises nothing.
         chores: What is to be done once a second, by name.
+        in_steps: Tells whether one of them was broken off, and is to go on soon.
         postponed: Remembers what fails: a job, by its number; a chore, by its name; `ROUND`.
     """
 
@@ -104,6 +107,7 @@ class Dispatcher:
         ownership: Ownership,
         reconcile: Callable[[Run], Run | None],
         chores: Mapping[str, Callable[[], Any]],
+        in_steps: Callable[[], bool],
         postponed: Postponement,
     ) -> None:
         self._database = database
@@ -116,6 +120,7 @@ class Dispatcher:
         self._slots = slots
         self._reconcile = reconcile
         self._chores = {**chores, "starts": self._look_after_starts}
+        self._in_steps = in_steps
         self._directories = directories
         self._launch = Launch(directories, clock, executors, database)
         self._adoption = Adoption(database, directories, enabled=not only_own)
@@ -440,7 +445,8 @@ class Dispatcher:
                 self._postponed.fail(name, error, "chore postponed", chore=name)
             else:
                 self._postponed.succeed(name)
-        self._next_chores = time.monotonic() + CHORES_PAUSE
+        pause = min(STEP_PAUSE, CHORES_PAUSE) if self._in_steps() else CHORES_PAUSE
+        self._next_chores = time.monotonic() + pause
         self._look = True  # a delayed job gets due without any commit
 
     def _listen(self) -> None:

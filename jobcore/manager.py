@@ -268,6 +268,7 @@ class JobManager:
                 "sweep": self._recovery.sweep,
                 "batches": staging.remove_of_dead,
             },
+            in_steps=self._recovery.is_unfinished,
             postponed=postponed,
         )
 

@@ -43,7 +43,7 @@ from jobcore.worker import HANDS, handed_over
 READ_PATIENCE = 0.25
 #: Seconds that a sweep imports, or waits for left-over processes to die, at the most: jobs
 #: start in between. The rest is for the next one.
-SWEEP = 0.25
+SWEEP = 0.05
 
 
 class _StillThere(Exception):
@@ -90,6 +90,7 @@ class Recovery:
         self._offsets: dict[int, int] = {}
         #: By job number, since when what is left of it is being killed, by the monotonic clock.
         self._killing: dict[int, float] = {}
+        self._unfinished = False
         self._swept = 0  # the number of the job at which the last sweep ran out of time
 
     # --- one job ----------------------------------------------------------------
@@ -422,6 +423,10 @@ class Recovery:
 
     # --- all jobs ---------------------------------------------------------------
 
+    def is_unfinished(self) -> bool:
+        """Tell whether the last sweep ran out of time, so that the next one is due soon."""
+        return self._unfinished
+
     @handed_over
     def sweep(self, *, everything: bool = False) -> list[Run]:
         """
@@ -438,6 +443,7 @@ class Recovery:
             running = runs.supervised(connection, self._postpone_damaged)
             owned = runs.owned(connection, self._postpone_damaged)
         settled = []
+        self._unfinished = False
         offsets = {run.number: run.spool_offset for run in running}
         until = math.inf if everything else time.monotonic() + SWEEP
         # From behind the last one of the sweep before, so that all have their turn.
@@ -454,6 +460,7 @@ class Recovery:
                 self._look_at_supervisor(fresh)
             self._swept = run.number
             if time.monotonic() >= until:
+                self._unfinished = True
                 break  # jobs start meanwhile; the next sweep goes on
         self._killing = {
             number: since for number, since in self._killing.items() if number in offsets

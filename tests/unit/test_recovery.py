@@ -778,6 +778,10 @@ def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
     for _ in range(60):
         jobs._recovery.sweep()
         counts.append([run.row()["next_sequence"] for run in (large, small)])
+    assert jobs._recovery.is_unfinished()  # by this time limit, at every job
+    monkeypatch.setattr("jobcore.recovery.SWEEP", 60.0)
+    jobs._recovery.sweep()
+    assert not jobs._recovery.is_unfinished()
 
     assert counts[-1] == [20, 1]
     assert [many for many, _ in counts if 0 < many < 20] != []
