@@ -300,6 +300,19 @@ def make_control(directory: int) -> None:
         pass
 
 
+def clear_control(directory: int) -> None:
+    """Take away what has the name of the FIFO and is none; nothing else is heard meanwhile."""
+    try:
+        facts = os.stat(CONTROL, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(facts.st_mode):
+        aside = f"{CONTROL}.{os.urandom(4).hex()}"
+        os.rename(CONTROL, aside, src_dir_fd=directory, dst_dir_fd=directory)
+    elif not stat.S_ISFIFO(facts.st_mode):
+        os.unlink(CONTROL, dir_fd=directory)
+
+
 def open_control(directory: int) -> int:
     """
     Open the FIFO, from either side.

@@ -80,11 +80,13 @@ class Upkeep:
     def _repair(self) -> None:
         self.repair_output()
         order = self._order
-        if not _is_named(jobdir.LOCK, order.lock, order.directory):
-            self._repair_lock()
+        # First, so that a stop is heard whatever has become of the other files.
+        jobdir.clear_control(order.directory)
         jobdir.make_control(order.directory)
         if not _is_named(jobdir.CONTROL, self._wishes.fileno(), order.directory):
             self._wishes.reopen()
+        if not _is_named(jobdir.LOCK, order.lock, order.directory):
+            self._repair_lock()
         if jobdir.RUN not in os.listdir(order.directory):
             run = jobdir.make_file(jobdir.RUN, os.O_WRONLY | os.O_EXCL, order.directory)
             try:

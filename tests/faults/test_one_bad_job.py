@@ -191,6 +191,24 @@ def test_strange_files_of_jobs_that_start_concern_them_alone(
     assert [job for job in bad if os.path.exists(f"{database}.jobs/{job.id.hex}")] == []
 
 
+def test_stop_holds_whatever_has_the_name_of_the_fifo(database):
+    """The supervisor makes its FIFO again, and finds the wish that was written meanwhile."""
+    strange = {**STRANGE, "a file": lambda path: open(path, "w").close()}
+    with JobManager(database, slots=len(strange)) as jobs:
+        script = "echo up; exec sleep 300"
+        running = {kind: jobs.submit(["sh", "-c", script], grace=0.1) for kind in strange}
+        for kind, job in running.items():
+            until(lambda job=job: list(jobs.logs(job.id)), "its first line")
+            path = f"{database}.jobs/{job.id.hex}/ctl"
+            os.unlink(path)
+            strange[kind](path)
+        for job in running.values():
+            jobs.stop_job(job.id)
+        ended = {kind: jobs.wait(job.id, PATIENCE) for kind, job in running.items()}
+
+    assert {str(job.reason) for job in ended.values()} == {"stopped"}
+
+
 #: What no jobcore has ever stored.
 GARBAGE = {
     "bytes": b"\x00\xff",
