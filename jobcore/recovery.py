@@ -31,7 +31,7 @@ from jobcore.errors import DatabaseBusy, DatabaseGone, StoreError
 from jobcore.importer import Importer
 from jobcore.lifecycle import Reason
 from jobcore.ownership import Ownership
-from jobcore.postponement import Postponement
+from jobcore.postponement import Postponement, is_of_all
 from jobcore.remover import Remover
 from jobcore.runs import Run, name_of
 from jobcore.stopper import Stopper
@@ -170,9 +170,30 @@ class Recovery:
             fresh = self.reconcile(run, patience=READ_PATIENCE, kill=kill, until=until)
         except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all
             self._postpone(run, error)
+            if kill and isinstance(error, (StoreError, OSError)) and not is_of_all(error):
+                self._kill_of_dead(run)
             return run
         self._postponed.succeed(run.number)
         return fresh
+
+    def _kill_of_dead(self, run: Run) -> None:
+        """
+        Kill what a dead supervisor has left of a job whose files allow no verdict yet.
+
+        That it is dead is what the kernel's list of locks says, whatever is in its directory.
+        """
+        try:
+            if (
+                leftovers.are_visible()
+                and os.access(jobdir.LOCKS, os.R_OK)
+                and self._is_of_this_boot(run)
+                and self.is_here(run)
+                and not jobdir.is_run_locked(run.token or "")
+                and not leftovers.is_inside(run.cookie or "")
+            ):
+                leftovers.kill(run.cookie or "", leftovers.PAUSE)
+        except (StoreError, OSError):
+            pass  # tried again with the next look
 
     def reconcile_dead(self, run: Run) -> Run | None:
         """Reconcile as `reconcile_softly` does, and kill what a dead supervisor has left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from datetime import datetime, timezone
 
@@ -10,8 +11,9 @@ import pytest
 
 from jobcore import JobManager, Status
 from jobcore.clock import from_datetime
+from tests.faults.test_supervisor_killed import supervisor_of
 from tests.jobfiles import UNDECODABLE, damage, row_of, sql
-from tests.processes import PATIENCE, until
+from tests.processes import PATIENCE, carrying, until
 
 NAMES = ("lock", "exit", "run", "spool.0", "ctl", "stop", "result")
 #: Times that are long over, for schedules that are due.
@@ -265,3 +267,28 @@ def test_damaged_row_of_a_pipeline_concerns_it_alone(database, clock, jobs, adop
         spoil(database, "pipeline", pipeline.id, column, what)
 
     all_goes_on(database, clock, jobs, adopted, due)
+
+
+#: A command whose child the kernel does not kill together with the supervisor.
+LEAVES_A_CHILD = "sleep 300 & echo up; exec sleep 300"
+
+
+@pytest.mark.parametrize("name", ["lock", "run"])
+def test_leftovers_are_killed_though_no_verdict_can_be_given(database, name):
+    """A dead supervisor's files may be anything: what it has left does not run on."""
+    with JobManager(database, slots=len(STRANGE)) as jobs:
+        running = {kind: jobs.submit(["sh", "-c", LEAVES_A_CHILD]) for kind in STRANGE}
+        undo, cookies = [], []
+        for kind, job in running.items():
+            until(lambda job=job: list(jobs.logs(job.id)), "its first line")
+            supervisor, cookie = supervisor_of(database, job.id)
+            cookies.append(cookie)
+            undo.append(replace(f"{database}.jobs/{job.id.hex}/{name}", kind))
+            os.kill(supervisor, signal.SIGKILL)
+        for cookie in cookies:
+            until(lambda cookie=cookie: not carrying(cookie), "the end of what is left")
+        for one in undo:
+            one()
+        ended = {kind: jobs.wait(job.id, PATIENCE) for kind, job in running.items()}
+
+    assert {str(job.reason) for job in ended.values()} == {"lost"}
