@@ -68,7 +68,7 @@ class Commits:
         return watch
 
     def announce(self) -> None:
-        """Wake who waits: this process has made a commit."""
+        """Wake the threads that wait: this process has made a commit."""
         self._last = time.monotonic()
         self.count += 1
         self._told.ring()

@@ -43,7 +43,7 @@ WORKSPACE_INIT = "WORKSPACE_INIT"
 #: The most retries that make sense: with doubling back-off this is over a week.
 MOST_RETRIES = 1000
 
-NOWHERE = "cwd and env are those of a command or a script, and there is none"
+NOWHERE = "cwd and env need a command or a script to apply to"
 
 #: What of a pipeline can be said at its creation and changed later.
 FIELDS = (

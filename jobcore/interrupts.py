@@ -41,11 +41,6 @@ def is_over(frame: FrameType) -> bool:
     return True
 
 
-def is_on_this_stack(frame: FrameType) -> bool:
-    """Tell whether a call is one that the calling thread is in the middle of."""
-    return _is_on(frame, sys._getframe())  # noqa: SLF001 - CPython alone has the rest, too
-
-
 def _is_on(frame: FrameType, top: FrameType | None) -> bool:
     while top is not None and top is not frame:
         top = top.f_back
@@ -121,11 +116,11 @@ class Lock:
 
     def __enter__(self) -> None:
         """Take it for the calling function."""
-        self.take(sys._getframe(1))  # noqa: SLF001 - see `is_on_this_stack`
+        self.take(sys._getframe(1))  # noqa: SLF001 - the call that is to have it
 
     def __exit__(self, *_: object) -> None:
         """Give it up, unless an outer call of this thread has taken it."""
-        self.give_up(sys._getframe(1))  # noqa: SLF001 - see `is_on_this_stack`
+        self.give_up(sys._getframe(1))  # noqa: SLF001 - as above
 
     def give_up(self, frame: FrameType | None) -> None:
         """Give it up if this call has taken it, and not an outer one."""

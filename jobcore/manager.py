@@ -567,7 +567,7 @@ class JobManager:
             data: Your own small JSON, up to 64 KiB.
 
         Raises:
-            JobNotFound, PipelineNotFound, WorkspaceNotFound: There is none; as the block begins.
+            JobNotFound, PipelineNotFound, WorkspaceNotFound: It is not there as the block begins.
             InvalidTransition: The job is neither QUEUED nor a task of this process; as the
                 block begins.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; as the block

@@ -26,7 +26,7 @@ from jobcore.interrupts import is_over
 #: Errors that leave a connection as it was. After another one, a Ctrl-C say, a
 #: statement may be half done.
 EXPECTED = (JobcoreError, DBAPIError)
-#: Seconds between two looks whether the door is open, or everybody has left.
+#: Seconds between two looks whether reads may begin, or all have ended.
 PAUSE = 0.001
 
 
@@ -153,7 +153,7 @@ class Readers:
     The register.
 
     Args:
-        may_enter: Tells whether the door is open; raises what should end the waiting for it.
+        may_enter: Tells whether a read may begin; raises what ends the waiting for that.
         left: Called when a call has left.
     """
 
@@ -163,15 +163,15 @@ class Readers:
         self._uses: dict[Use, FrameType] = {}
 
     def enter(self, use: Use, frame: FrameType) -> None:
-        """Enter a call, as soon as the door is open; `frame` is executed as long as it reads."""
+        """Enter a call as soon as reads may begin; `frame` is executed as long as it reads."""
         while True:
-            # Then the look at the door: who closes it does that first, and then looks here.
+            # Entered first, then asked: a fork or a close forbids reads first, then looks here.
             self._uses[use] = frame
             try:
                 if self._may_enter():
                     return
             except BaseException:
-                self.leave(use)  # who closes may have seen it, and leaves the rest to the last one
+                self.leave(use)  # a close may have seen it, and left the rest to the last reader
                 raise
             self._uses.pop(use, None)
             time.sleep(PAUSE)
