@@ -142,12 +142,14 @@ def checked_before(before: object) -> int | None:
 
 def checked_after(after: object) -> int | None:
     """
-    Return the id of an event.
+    Return the id of an event; None: that of the last one there is.
 
     Raises:
-        ArgumentError: It is not a number, 0 or more, nor None.
+        ArgumentError: It is not a number, 0 or more, nor "now" nor None.
     """
-    return None if after is None else _checked_count(after, "after is the id of an event,")
+    if after is None or after == "now":
+        return None
+    return _checked_count(after, 'after is "now" or the id of an event,')
 
 
 def checked_callback(callback: Any) -> Any:

@@ -85,5 +85,10 @@ def from_datetime(moment: datetime) -> int:
 
 
 def iso_utc(moment: datetime) -> str:
-    """Return ISO 8601 in UTC with milliseconds and `Z`, the form of every time in JSON."""
+    """Return ISO 8601 in UTC with milliseconds and `Z`, the form of times for people."""
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def exact_iso_utc(moment: datetime) -> str:
+    """Return ISO 8601 in UTC with microseconds and `Z`: all that is stored of a time."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"

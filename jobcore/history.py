@@ -31,6 +31,7 @@ class Entry(NamedTuple):
     job_id: str
     job_number: int
     type: str
+    name: str | None
     workspace_id: str
     pipeline_id: str | None
     at: int
@@ -39,6 +40,7 @@ class Entry(NamedTuple):
     to_status: str
     reason: str | None
     exit_code: int | None
+    signal: int | None
     actor: str | None
     hidden: int
 
@@ -85,6 +87,7 @@ _ENTRIES = (
         job.c.id.label("job_id"),
         job.c.number,
         job.c.type,
+        job.c.name,
         job.c.workspace_id,
         job.c.pipeline_id,
         transition.c.at,
@@ -94,6 +97,7 @@ _ENTRIES = (
         transition.c.reason,
         # Earlier entries must not tell the end, though the row has it by now.
         case((transition.c.trigger == str(Trigger.FINISH), job.c.exit_code)),
+        case((transition.c.trigger == str(Trigger.FINISH), job.c.signal)),
         transition.c.actor,
         job.c.deleted_at.is_not(None),
     )

@@ -71,7 +71,7 @@ from jobcore.errors import (
     shown,
 )
 from jobcore.executors import Executor, default_executors
-from jobcore.feed import Feed
+from jobcore.feed import Events, Feed
 from jobcore.follower import Follower
 from jobcore.function import describe, function_command
 from jobcore.history import Filter
@@ -1241,7 +1241,7 @@ class JobManager:
 
     def events(
         self,
-        after: int | None = 0,
+        after: int | Literal["now"] | None = 0,
         *,
         limit: int | None = None,
         follow: bool = False,
@@ -1268,7 +1268,8 @@ class JobManager:
         Reading looks after no job: a transition is here when a manager has written it.
 
         Args:
-            after: The id of the last event that was seen; 0: none; None: all there are by now.
+            after: The id of the last event that was seen; 0: none; "now" or None: all there
+                are by now.
             limit: Events at the most.
             follow: Go on with events as they come. Else the iterator ends with the
                 last one that there is at this call.
@@ -1294,6 +1295,46 @@ class JobManager:
         return self._feed.read(
             known, Filter.of(**filters), limit=most, follow=follow, timeout=timeout
         )
+
+    def events_async(
+        self,
+        after: int | Literal["now"] | None = 0,
+        *,
+        limit: int | None = None,
+        follow: bool = False,
+        timeout: float | None = None,
+        workspace_id: Id | None = None,
+        pipeline_id: Id | None = None,
+        status: Status | Collection[Status] | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+    ) -> AsyncIterator[Event]:
+        """
+        Return an asynchronous iterator of what happened to all jobs: `events` for an event loop.
+
+        No thread is held while it waits. Leave it where you like: there is nothing to close.
+        An `anext()` that is cancelled has taken no event. It ends with whatever it raises.
+
+        Args:
+            after: As in `events`, but that "now" and None mean the first `anext()`.
+            limit, follow: As in `events`.
+            timeout: Seconds for which it follows, from the first `anext()` on; then it ends.
+            workspace_id, pipeline_id, status, type: As in `events`.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one; at the first `anext()`.
+            ArgumentError: An argument is not what it must be; at this call. No event of this
+                file has had the id `after` yet; at the first `anext()`.
+            StoreError: The database cannot be read any more; at `anext()`.
+        """
+        known, most = checked_after(after), None if limit is None else checked_limit(limit)
+        checked_patience(timeout)
+        kinds = _kinds(status, type)
+
+        def begin() -> Filter:
+            with self._database.read() as connection:
+                return Filter.of(**kinds, **_places(connection, workspace_id, pipeline_id))
+
+        return Events(self._feed, begin, known, limit=most, follow=follow, timeout=timeout)
 
     def subscribe(
         self,

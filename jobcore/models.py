@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from jobcore.clock import iso_utc, to_datetime
+from jobcore.clock import exact_iso_utc, iso_utc, to_datetime
 from jobcore.command import Command
 from jobcore.errors import DatabaseCorrupt
 from jobcore.fields import object_in
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-#: A moment; in JSON ISO 8601 UTC with milliseconds and `Z`. The schema is said
+#: A moment; in JSON ISO 8601 UTC with microseconds and `Z`, so that a model that is read
+#: back from its JSON has the same times. The schema is said
 #: once more, as what a function returns has lost its format.
 Moment = Annotated[
     datetime,
-    PlainSerializer(iso_utc, return_type=str, when_used="json"),
+    PlainSerializer(exact_iso_utc, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 
@@ -445,6 +446,7 @@ class Event(_Public):
         job_id: The job.
         job_number: Its place in the order of creation.
         type: What kind of process the job is.
+        name: What the job's creator called it, else None.
         workspace_id: The workspace that governs it.
         pipeline_id: The pipeline it was created from, else None.
         at: When it happened, UTC, by the clock of who wrote it. Order is the id's matter.
@@ -453,6 +455,7 @@ class Event(_Public):
         to_status: Where it stood then; a `stop` leads from RUNNING to RUNNING.
         reason: Why it became final, else None.
         exit_code: As `Job.exit_code`, where it became final, else None.
+        signal: As `Job.signal`, where it became final, else None.
         actor: The process that wrote it.
     """
 
@@ -460,6 +463,7 @@ class Event(_Public):
     job_id: UUID
     job_number: int
     type: str
+    name: str | None
     workspace_id: UUID
     pipeline_id: UUID | None
     at: Moment
@@ -468,6 +472,7 @@ class Event(_Public):
     to_status: Status
     reason: Reason | None
     exit_code: int | None
+    signal: int | None
     actor: str | None
 
     @classmethod

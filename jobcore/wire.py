@@ -28,6 +28,7 @@ from jobcore.log_response import (
 from jobcore.models import Job
 from jobcore.negotiation import log_type
 from jobcore.query import page, unsigned
+from jobcore.wsgi import watch_client
 
 __all__ = [
     "HAL_TYPE",
@@ -47,6 +48,7 @@ __all__ = [
     "stop_to_object",
     "text",
     "unsigned",
+    "watch_client",
     "workspace_to_hal",
 ]
 

@@ -290,6 +290,7 @@ def watching(jobs: JobManager, seen: list[Event]) -> Iterator[int]:
         before: Status | None = event.from_status
         reason: Reason | None = event.reason
         print(job_id, code, event.trigger, before, event.to_status, reason, event.at, event.actor)
+        print(event.name, event.signal)
         print(event.job_number, event.type, event.workspace_id, event.pipeline_id)
         yield event.id
     of_one = jobs.events(after=3, type="A", workspace_id=UUID(int=0), pipeline_id="text")
@@ -303,7 +304,18 @@ async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
     lines: AsyncIterator[LogLine] = jobs.follow_async(str(job_id), 5, timeout=2.5)
     async for line in lines:
         text: str = line.text
-        print(text)
+        print(text, line.to_object())
+    events: AsyncIterator[Event] = jobs.events_async(
+        after="now",
+        limit=1,
+        follow=True,
+        timeout=2.5,
+        workspace_id="text",
+        pipeline_id=UUID(int=0),
+        status=FINAL,
+        type="A",
+    )
+    print([event.id async for event in events])
     first: LogLine = await jobs.follow_async(job_id).__anext__()
     await jobs.drain_async(timeout=first.sequence)
     waiting = asyncio.create_task(jobs.wait_async(job_id, 60))
@@ -411,7 +423,7 @@ def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[by
         timeout=9.5,
         heartbeat=15.0,
         followers=followers,
-        is_gone=lambda: len(followers) > followers.most,
+        is_gone=wire.watch_client(environ={}) or (lambda: len(followers) > followers.most),
     )
     if isinstance(log, wire.LogResponse):
         yield f"{log.content_type} {forms} {wire.HAL_TYPE} {dict(log.headers)}".encode()

@@ -16,13 +16,16 @@ import anyio.to_thread
 import pytest
 
 from jobcore import (
+    ArgumentError,
     JobDeleted,
     JobManager,
     JobNotFound,
+    PipelineNotFound,
     SpawnError,
     Status,
     StoreError,
     WaitTimeout,
+    WorkspaceNotFound,
     awaiter,
 )
 from jobcore.database import Database
@@ -118,6 +121,55 @@ async def test_a_loop_that_takes_a_time_out_for_a_pause_ends(jobs):
             break
 
     assert pauses == 1
+
+
+async def test_events_come_as_from_the_blocking_form(jobs):
+    """All that happened, filtered and limited, and what comes later, without a gap."""
+    done = await make(jobs.create_job, "A")
+    await make(jobs.cancel_job, done.id)
+    options = {"after": 1, "status": Status.STOPPED, "type": "A"}
+    seen = [event async for event in jobs.events_async(**options)]
+
+    assert seen == await make(lambda: list(jobs.events(**options)))
+    assert [event.id async for event in jobs.events_async(limit=1)] == [1]
+    assert [event.id async for event in jobs.events_async("now")] == []
+    assert [event.id async for event in jobs.events_async("now", follow=True, timeout=0)] == []
+
+
+async def test_a_reader_of_events_is_told_of_each_commit(jobs):
+    """It waits without a thread; what is cancelled has taken nothing."""
+    events = jobs.events_async(0, follow=True, limit=40)
+    with anyio.move_on_after(0.05):
+        await anext(events)
+    got = []
+
+    async def read_all():
+        got.extend([event.id async for event in events])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read_all)
+        for _ in range(20):
+            job = await make(jobs.create_job, "TASK")
+            await make(jobs.cancel_job, job.id)
+
+    assert got == list(range(1, 41))
+
+
+async def test_what_is_wrong_with_events_is_told(jobs):
+    """What needs no database at the call, the rest at the first step, and then it is over."""
+    for options in ({"after": -1}, {"limit": -1}, {"timeout": "x"}, {"status": "x"}, {"type": 5}):
+        with pytest.raises(ArgumentError):
+            jobs.events_async(**options)
+    for options, error in (
+        ({"after": 7}, ArgumentError),
+        ({"workspace_id": "none"}, WorkspaceNotFound),
+        ({"pipeline_id": "none"}, PipelineNotFound),
+    ):
+        events = jobs.events_async(**options)
+        with pytest.raises(error):
+            await anext(events)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
 
 
 # --- the loop -----------------------------------------------------------------------

@@ -25,9 +25,10 @@ from jobcore import (
 from jobcore.feed import PAGE
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, in_child, until
+from tests.programs import KILLS_ITSELF
 from tests.tasks import task
 
-WALL = "2023-11-14T22:13:20.000Z"  # of the clock that stands still
+WALL = "2023-11-14T22:13:20.000000Z"  # of the clock that stands still
 
 
 def ids(events):
@@ -88,18 +89,43 @@ def test_only_the_end_tells_the_exit_code(jobs):
 def test_an_event_is_json_in_camel_case(jobs):
     """An event can be sent as it is."""
     pipeline = jobs.create_pipeline("nightly", ["true"])
-    job = jobs.create_job("TASK", pipeline_id=pipeline.id)
+    job = jobs.create_job("TASK", pipeline_id=pipeline.id, name="load")
     jobs.start_job(job.id)
     jobs.finish_job(job.id)
     *_, last = jobs.events()
 
     assert json.loads(last.model_dump_json()) == {
-        "id": 3, "jobId": str(job.id), "jobNumber": 1, "type": "TASK",
+        "id": 3, "jobId": str(job.id), "jobNumber": 1, "type": "TASK", "name": "load",
         "workspaceId": str(job.workspace_id), "pipelineId": str(pipeline.id), "at": WALL,
         "trigger": "finish", "fromStatus": "RUNNING", "toStatus": "COMPLETE", "reason": "exited",
-        "exitCode": 0, "actor": last.actor,
+        "exitCode": 0, "signal": None, "actor": last.actor,
     }  # fmt: skip
     assert Event.model_validate_json(last.model_dump_json()).job_id == job.id
+
+
+def test_the_end_tells_the_signal_and_what_came_before_does_not(running_jobs):
+    """A job's name is in each of its events, its signal and code in the one that has them."""
+    job = running_jobs.submit(KILLS_ITSELF, name="victim")
+    running_jobs.wait(job.id, PATIENCE)
+    events = list(running_jobs.events())
+
+    assert [event.name for event in events] == ["victim"] * 3
+    assert [(event.exit_code, event.signal) for event in events] == [
+        (None, None), (None, None), (137, 9),
+    ]  # fmt: skip
+
+
+def test_now_is_behind_all_there_is(jobs):
+    """A reader that begins now gets what comes, and none of what was."""
+    jobs.create_job("TASK")
+    coming = jobs.events(after="now", follow=True, limit=1)
+    nothing = list(jobs.events(after="now"))
+    later = jobs.create_job("TASK")
+
+    assert nothing == []
+    assert [event.job_id for event in coming] == [later.id]
+    with pytest.raises(ValueError, match='"now"'):
+        jobs.events(after="then")
 
 
 # --- going on, and choosing -------------------------------------------------------
