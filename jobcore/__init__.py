@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     )
     from jobcore.executors import CommandExecutor, Executor, FunctionExecutor, PipelineExecutor
     from jobcore.function import function_command
-    from jobcore.lifecycle import FINAL, STARTED, Reason, Status, Trigger
+    from jobcore.lifecycle import FINAL, STARTED, PipelineStatus, Reason, Status, Trigger
     from jobcore.manager import JobManager
     from jobcore.models import (
         ClaimedJob,
@@ -108,6 +108,7 @@ __all__ = [
     "PipelineExecutor",
     "PipelineExists",
     "PipelineNotFound",
+    "PipelineStatus",
     "Progress",
     "ReadOnlyDatabase",
     "Reason",
@@ -141,7 +142,7 @@ if not TYPE_CHECKING:  # checkers must not take a name that is not there for Any
         "command": ("Command",),
         "executors": ("CommandExecutor", "Executor", "FunctionExecutor", "PipelineExecutor"),
         "function": ("function_command",),
-        "lifecycle": ("FINAL", "STARTED", "Reason", "Status", "Trigger"),
+        "lifecycle": ("FINAL", "STARTED", "PipelineStatus", "Reason", "Status", "Trigger"),
         "manager": ("JobManager",),
         "models": (
             *("ClaimedJob", "Event", "Finding", "Job", "LogLine"),

@@ -58,6 +58,21 @@ RETRIABLE = (Status.ERROR, Status.STOPPED)
 STARTED = frozenset({Status.RUNNING}) | FINAL
 
 
+class PipelineStatus(_Word):
+    """
+    Whether changes to a pipeline have been processed, a text; it does not say whether it runs.
+
+    Attributes:
+        READY: They have been.
+        PROVISIONING: A job of type PIPELINE_CONFIG is on it.
+        FAILED: That job did not complete; a further change is tried again.
+    """
+
+    READY = "READY"
+    PROVISIONING = "PROVISIONING"
+    FAILED = "FAILED"
+
+
 class Trigger(_Word):
     """
     What can happen to a job, a text.
@@ -257,7 +272,7 @@ def retry_delay(attempt: int) -> float:
 
 def configured_as(status: Status) -> str:
     """Return the status of a pipeline whose configuration has ended."""
-    return "READY" if status is Status.COMPLETE else "FAILED"
+    return PipelineStatus.READY if status is Status.COMPLETE else PipelineStatus.FAILED
 
 
 # --- the same rules, for the database ---------------------------------------

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from jobcore import damage, store
-from jobcore.clock import Clock, seconds_of
+from jobcore.clock import Clock, from_datetime, seconds_of
 from jobcore.database import Database
 from jobcore.errors import (
     ArgumentError,
@@ -204,19 +204,39 @@ class Listings:
         self._readable("workspace", found)
         return found
 
-    def pipelines(self, workspace_id: Id | None) -> list[Pipeline]:
+    def pipelines(
+        self, workspace_id: Id | None, *, limit: int | None, after: Pipeline | Id | None
+    ) -> list[Pipeline]:
         """
-        Return all pipelines, or those of a workspace.
+        Return a page of all pipelines, or of those of a workspace.
+
+        Args:
+            workspace_id: Only of this workspace.
+            limit: Pipelines in the page; None: all.
+            after: The last pipeline of the page before, or its id.
 
         Raises:
-            WorkspaceNotFound: No workspace has this id.
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
         """
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
             place = None
             if workspace_id is not None:
                 place = require_workspace(connection, workspace_id).id
-            found = store.list_pipelines(connection, place, Pipeline.from_row, failed.__setitem__)
+            behind = None
+            if isinstance(after, Pipeline):
+                behind = (from_datetime(after.created), after.id)
+            elif after is not None:
+                last = require_pipeline(connection, after)
+                behind = (last.created, last.id)
+            found = store.list_pipelines(
+                connection,
+                place,
+                Pipeline.from_row,
+                failed.__setitem__,
+                limit=limit,
+                after=behind,
+            )
         self._note("pipeline", failed)
         self._readable("pipeline", found)
         return found

@@ -1514,14 +1514,28 @@ class JobManager:
         with self._database.read() as connection:
             return public(Pipeline, require_pipeline(connection, pipeline_id))
 
-    def list_pipelines(self, *, workspace_id: Id | None = None) -> list[Pipeline]:
+    def list_pipelines(
+        self,
+        *,
+        workspace_id: Id | None = None,
+        limit: int | None = None,
+        after: Pipeline | Id | None = None,
+    ) -> list[Pipeline]:
         """
-        Return all pipelines, or those of a workspace, in the order of their creation.
+        Return a page of all pipelines, or of those of a workspace, in the order of their creation.
+
+        Args:
+            workspace_id: Only of this workspace.
+            limit: Pipelines in the page, less those that cannot be read; None: all.
+            after: The last pipeline of the page before, or its id; None: the first page. The
+                pipeline itself is a place though it be deleted meanwhile, its id is not.
 
         Raises:
-            WorkspaceNotFound: No workspace has this id.
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            ArgumentError: `limit` is negative, or no number.
         """
-        return self._listings.pipelines(workspace_id)
+        most = None if limit is None else checked_limit(limit)
+        return self._listings.pipelines(workspace_id, limit=most, after=after)
 
     def update_pipeline(self, pipeline_id: Id, **changes: Any) -> Pipeline:
         """

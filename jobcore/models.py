@@ -4,6 +4,8 @@ Models: what callers get to see.
 Frozen values, true as of the moment they were read; they never change under their holder.
 """
 
+import inspect
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from uuid import UUID
@@ -23,7 +25,7 @@ from jobcore.command import Command
 from jobcore.errors import DatabaseCorrupt
 from jobcore.fields import object_in
 from jobcore.forking import GATE
-from jobcore.lifecycle import Reason, Status, Trigger
+from jobcore.lifecycle import PipelineStatus, Reason, Status, Trigger
 from jobcore.worker import handed_over
 
 if TYPE_CHECKING:
@@ -57,6 +59,16 @@ def _stored_moment(microseconds: Any, column: str) -> datetime:
 _used: set[type[BaseModel]] = set()
 
 
+#: An attribute and its words, in the section of a docstring.
+_ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
+def _title(name: str, _field: Any) -> str:
+    """Return what a field is called for people: `max_rss` is "Max RSS"."""
+    words = [{"id": "ID", "rss": "RSS", "cpu": "CPU"}.get(word, word) for word in name.split("_")]
+    return words[0][:1].upper() + " ".join(words)[1:]
+
+
 class _Public(BaseModel):
     """Base of the public models: frozen, camelCase in JSON, times in ISO 8601 UTC with `Z`."""
 
@@ -67,7 +79,20 @@ class _Public(BaseModel):
         serialize_by_alias=True,
         extra="ignore",
         defer_build=True,  # the validators are built at the first use, not at import
+        field_title_generator=_title,
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """Return what a service's documentation says: each field's words stand at the field."""
+        shown: dict[str, Any] = handler.resolve_ref_schema(handler(core_schema))
+        about, _, attributes = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
+        shown["description"] = about.strip()
+        for name, words in _ATTRIBUTE.findall(attributes):
+            field = shown.get("properties", {}).get(to_camel(name))
+            if field is not None:
+                field["description"] = " ".join(words.split())
+        return shown
 
     @classmethod
     @handed_over
@@ -159,8 +184,7 @@ class Pipeline(_Public):
         id: Version 4 UUID.
         workspace_id: The workspace that governs it.
         name: What others name it by in `triggered_by`.
-        status: Whether changes to it have been processed: READY, PROVISIONING or
-            FAILED; it does not say whether it runs.
+        status: Whether changes to it have been processed; it does not say whether it runs.
         script: What it runs by `/bin/sh -c`, else None: see `command`.
         timeout: Seconds for each job, as `Command.timeout`; None: no limit of its own.
         max_retries: How often a job that ended ERROR is tried again.
@@ -181,13 +205,13 @@ class Pipeline(_Public):
     id: UUID
     workspace_id: UUID
     name: str
-    status: str
+    status: PipelineStatus
     script: str | None = None
     timeout: float | None = None
     max_retries: int = 0
     schedule: str | None = None
     time_zone: str | None = None
-    catch_up: str = "skip"
+    catch_up: Literal["skip", "last", "all"] = "skip"
     late_after: float = 60.0
     next_tick: Moment | None = None
     triggered_by: list[str] | None = None

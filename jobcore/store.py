@@ -324,17 +324,28 @@ def list_pipelines(
     workspace_id: UUID | None,
     form: Callable[[Row[Any]], T],
     failed: Callable[[int, Exception], None],
+    *,
+    limit: int | None = None,
+    after: tuple[int, UUID] | None = None,
 ) -> list[T]:
     """
-    Return all pipelines, or those of a workspace, in the order of their creation.
+    Return a page of all pipelines, or of those of a workspace, in the order of their creation.
 
     Args:
         form, failed: As for `list_workspaces`.
+        limit: Pipelines in the page; None: all.
+        after: When the last one of the page before was created, and its id; None: the first page.
     """
     statement = _PIPELINE
     if workspace_id is not None:
         statement = statement.where(pipeline.c.workspace_id == workspace_id)
-    statement = statement.order_by(pipeline.c.created, pipeline.c.id)
+    if after is not None:
+        created, last = after
+        statement = statement.where(
+            (pipeline.c.created > created)
+            | ((pipeline.c.created == created) & (pipeline.c.id > last))
+        )
+    statement = statement.order_by(pipeline.c.created, pipeline.c.id).limit(limit)
     return _formed(connection, statement, _ROWID, form, failed)
 
 

@@ -341,7 +341,7 @@ def must_name(verb):
     if "timeout" in has:
         found.add("ArgumentError")
     # Its iterator ends with the time, as it may end anyhow; or it returns None.
-    if verb.__name__ in ("events", "claim_job", "claim_job_async"):
+    if verb.__name__ in ("events", "events_async", "claim_job", "claim_job_async"):
         found.discard("WaitTimeout")
     if re.search(r"Iterator\[(LogLine|bytes)\]", answer):
         found.add("JobDeleted")

@@ -28,6 +28,7 @@ from jobcore import (
     MovableClock,
     Pipeline,
     PipelineExecutor,
+    PipelineStatus,
     Progress,
     Reason,
     Skip,
@@ -379,7 +380,7 @@ def governing(jobs: JobManager) -> Pipeline:
     every: list[Workspace] = [*jobs.list_workspaces(), jobs.get_workspace(workspace.id)]
     jobs.delete_pipeline(pipeline.id)
     jobs.delete_workspace(every[0].id)
-    return (changed, *jobs.list_pipelines(workspace_id=workspace.id))[0]
+    return (changed, *jobs.list_pipelines(workspace_id=workspace.id, limit=5, after=changed))[0]
 
 
 def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, ...]:
@@ -393,7 +394,8 @@ def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, .
     late: tuple[str, float] = (pipeline.catch_up, pipeline.late_after)
     after: list[str] | None = pipeline.triggered_by
     what: tuple[str | None, Command | None] = (pipeline.script, pipeline.command)
-    where: tuple[UUID, str, str] = (pipeline.workspace_id, pipeline.name, pipeline.status)
+    status: PipelineStatus = pipeline.status
+    where: tuple[UUID, str, str] = (pipeline.workspace_id, pipeline.name, status)
     made: tuple[datetime, datetime] = (workspace.created, workspace.last_modified)
     properties: list[dict[str, Any] | None] = [pipeline.properties, workspace.properties]
     return limits, when, late, after, what, where, made, properties, workspace.id, workspace.name

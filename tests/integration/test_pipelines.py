@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from jobcore import (
+    ArgumentError,
     Command,
     CommandError,
     JobManager,
@@ -470,6 +471,25 @@ def test_a_pipeline_is_in_the_workspace_it_was_made_in(jobs, clock):
     assert jobs.create_job(pipeline_id=inside[0].id).workspace_id == workspace.id
     with pytest.raises(PipelineNotFound):
         jobs.create_job(pipeline_id=outside.id, workspace_id=workspace.id)
+
+
+def test_pipelines_come_in_pages(jobs):
+    """From page to page each pipeline comes once, though the last of a page be deleted."""
+    made = [jobs.create_pipeline(f"p{number}", ["true"]) for number in range(5)]
+    pages, last = [], None
+    while page := jobs.list_pipelines(limit=2, after=last):
+        pages.append([one.name for one in page])
+        last = page[-1]
+        if len(pages) == 1:
+            jobs.delete_pipeline(last.id)
+
+    assert pages == [["p0", "p1"], ["p2", "p3"], ["p4"]]
+    assert jobs.list_pipelines(after=str(made[3].id)) == [made[4]]
+    assert jobs.list_pipelines(limit=0) == []
+    with pytest.raises(PipelineNotFound):
+        jobs.list_pipelines(after=made[1].id)
+    with pytest.raises(ArgumentError):
+        jobs.list_pipelines(limit=-1)
 
 
 @pytest.mark.parametrize("kind", ["nonsense", "", None, 5, "unknown", "workspace", "job"])
