@@ -7,7 +7,7 @@ the others can be read; the log is told, and so is `JobManager.check`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -38,18 +38,18 @@ Id = UUID | str
 
 def parse_id(some_id: Id) -> UUID | None:
     """
-    Return the UUID, or None where the text is not one.
+    Return the UUID, or None where it is not one.
 
     Raises:
-        ArgumentError: It is neither a UUID nor a text.
+        ArgumentError: It is a list or another collection: those are several ids, or none.
     """
     if isinstance(some_id, UUID):
         return some_id
-    if not isinstance(some_id, str):
-        raise ArgumentError(f"an id is a UUID or its text, not {shown(some_id)}")
+    if isinstance(some_id, Collection) and not isinstance(some_id, (str, bytes)):
+        raise ArgumentError(f"one id was wanted, a UUID or its text, not {shown(some_id)}")
     try:
         return UUID(some_id)
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         return None
 
 

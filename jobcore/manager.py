@@ -124,8 +124,9 @@ class JobManager:
     and a power failure, unless the method says otherwise. Every method may raise
     `StoreError`, where the database could not do it; then nothing was changed, but
     that a stop, a cancellation or a deletion may have begun: ask for it once more.
-    An id that is neither a UUID nor a text is an `ArgumentError`, as other wrong arguments
-    are, and a `ValueError`. Times are UTC; a list, a model or a text that is returned is a copy.
+    A wrong argument is an `ArgumentError`, which is a `ValueError`; so is a list in the place
+    of an id, while a text that is not a UUID is an id that nothing has. Times are UTC; a
+    list, a model or a text that is returned is a copy.
 
     In an event loop (asyncio, trio, or anyio on either) await the forms that end in
     `_async`. Call all others in a thread, as `await asyncio.to_thread(jobs.submit,

@@ -313,7 +313,7 @@ def test_what_every_verb_may_raise_is_said_once():
     said = Docstring(JobManager).said
 
     assert re.search(r"[Ee]very method may raise `StoreError`", said)
-    assert re.search(r"id that is neither a UUID nor a text is an `ArgumentError`", said)
+    assert re.search(r"`ArgumentError`.* so is a list in the place of an id", said)
 
 
 def must_name(verb):

@@ -45,6 +45,7 @@ JOBS = st.fixed_dictionaries({
     "stop_requested": st.none() | TIMES, "progress": st.none() | PROGRESS,
     "line_count": st.integers(0, 2**53), "dropped": st.integers(0, 2**53),
     "cpu_seconds": st.none() | st.floats(0, 1e9), "max_rss": st.none() | st.integers(0, 2**53),
+    "left_processes": st.none() | st.integers(0, 2**31),
 }).map(lambda fields: Job(**fields))  # fmt: skip
 
 
@@ -116,7 +117,9 @@ def test_job_is_a_response_model():
 
     assert list(fields)[:7] == SEVEN
     assert set(schema["required"]) == set(fields)
-    assert fields["id"] == {"format": "uuid", "title": "Id", "type": "string"}
+    assert fields["id"] == {"format": "uuid", "title": "ID", "type": "string",
+        "description": "Version 4 UUID.",
+    }  # fmt: skip
     assert schema["$defs"]["Status"]["enum"] == [str(status) for status in Status]
     for name in ("exitCode", "startTime", "endTime"):
         assert {"type": "null"} in fields[name]["anyOf"]
