@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 
 from jobcore import logs
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
@@ -72,6 +73,8 @@ class Awaiter:
         sequence: int,
         timeout: float | None,
         check: Callable[[Run], None],
+        *,
+        unfinished: bool,
     ) -> Lines:
         """
         Return an iterator of the lines from `sequence` on as they come, until the job's end.
@@ -79,8 +82,10 @@ class Awaiter:
         Args:
             begin: Finds the job; it is called in a thread, at the first `anext()`.
             check: As for `wait`.
+            unfinished: As for `Follower.follow`.
         """
-        return Lines(self, self._follower, begin, sequence, timeout, check)
+        cursor = partial(self._follower.following, sequence=sequence, unfinished=unfinished)
+        return Lines(self, self._follower, begin, cursor, timeout, check)
 
     async def wait_for(
         self, condition: Callable[[], bool], timeout: float | None, what: str
@@ -133,7 +138,7 @@ class Lines(AsyncIterator[LogLine]):
         awaiter: Looks.
         follower: Reads.
         begin: Finds the job; it is called in a thread, at the first `anext()`.
-        sequence: Of the first line.
+        at: Returns the cursor of a reader of that job.
         timeout: Seconds for the whole of it, from the first `anext()` on.
         check: Called at every look at a job that goes on; raises what should end the waiting.
     """
@@ -143,7 +148,7 @@ class Lines(AsyncIterator[LogLine]):
         awaiter: Awaiter,
         follower: Follower,
         begin: Callable[[], Run],
-        sequence: int,
+        at: Callable[[Run], Cursor],
         timeout: float | None,
         check: Callable[[Run], None],
     ) -> None:
@@ -151,7 +156,7 @@ class Lines(AsyncIterator[LogLine]):
         self._awaiter = awaiter
         self._follower = follower
         self._begin = begin
-        self._sequence = sequence
+        self._at = at
         self._timeout = timeout
         self._patience: Patience | None = None
         self._cursor: Cursor | None = None
@@ -202,7 +207,7 @@ class Lines(AsyncIterator[LogLine]):
         """
         cursor = self._cursor
         if cursor is None:
-            cursor = self._follower.following(await in_thread(self._begin), self._sequence)
+            cursor = self._at(await in_thread(self._begin))
         while True:
             if not cursor.behind:
                 cursor = await self._awaiter.look(cursor)
@@ -214,6 +219,9 @@ class Lines(AsyncIterator[LogLine]):
             self._cursor = cursor
             if cursor.run.final:
                 raise StopAsyncIteration
+            lines, self._cursor = cursor.unfinished()
+            if lines:
+                return iter(lines)
             self._check(cursor.run)
             await _rest(cursor, patience)
 

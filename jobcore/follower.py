@@ -21,6 +21,7 @@ from jobcore import logs, runs, telemetry
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.database import Database
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
+from jobcore.logs import Unfinished
 from jobcore.models import LogLine
 from jobcore.patience import Patience
 from jobcore.recovery import Recovery
@@ -34,6 +35,8 @@ BACK_OFF = 0.25
 COPIED_PATIENCE = 5.0
 #: Seconds that it has to end what a dead supervisor left running; then a waiter does that.
 LEFT_PATIENCE = 5.0
+#: Segments without a piece of the last lines, after which no more pieces are looked for.
+FEW_SEGMENTS = 64
 #: Seconds for which an event loop trusts what a thread has seen of commits.
 TRUST = LOOK_LONGEST / 2
 
@@ -68,9 +71,12 @@ class Sight:
         visited: When its directory was last looked into, by the monotonic clock.
         copied_since: Since when it is known to be a job of another directory, else None.
         dead_since: Since when its supervisor is known to be dead, else None.
+        unfinished: What its directory had of unfinished lines at the last visit.
     """
 
-    __slots__ = ("__weakref__", "copied_since", "dead_since", "last", "number", "visited")
+    __slots__ = (
+        "__weakref__", "copied_since", "dead_since", "last", "number", "unfinished", "visited",
+    )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -78,6 +84,7 @@ class Sight:
         self.visited = 0.0
         self.copied_since: float | None = None
         self.dead_since: float | None = None
+        self.unfinished: Unfinished | None = None
 
 
 class Cursor(NamedTuple):
@@ -94,6 +101,7 @@ class Cursor(NamedTuple):
         seen: The version of the file that `run` is from.
         pause: Seconds until the next look for commits; it grows while nothing happens.
         vain: Whether there were commits since, and they were others' affairs.
+        shown: The unfinished lines that its waiter has got; None: it wants none.
     """
 
     run: Run
@@ -103,6 +111,7 @@ class Cursor(NamedTuple):
     seen: int = -1
     pause: float = LOOK_FIRST
     vain: bool = False
+    shown: tuple[LogLine, ...] | None = None
 
     @property
     def behind(self) -> bool:
@@ -114,6 +123,15 @@ class Cursor(NamedTuple):
         """Whether it is time to look at its files: a job without a process or an owner has none."""
         has_files = self.run.supervised or self.run.owned
         return has_files and time.monotonic() >= self.sight.visited + self.interval
+
+    def unfinished(self) -> tuple[tuple[LogLine, ...], Cursor]:
+        """Return the unfinished lines that are new, and the cursor with them shown."""
+        there = self.sight.unfinished
+        # Only behind the last numbered line: what is there after it may be a part of it.
+        if self.shown is None or there is None or there.first != self.sequence:
+            return (), self
+        new = tuple(line for line in there.lines if line not in self.shown)
+        return new, self._replace(shown=there.lines) if new else self
 
     def moved(self) -> Cursor:
         """
@@ -162,10 +180,10 @@ class Follower:
         """Return the cursor of somebody who waits for the job's end."""
         return Cursor(run, self._sights.setdefault(run.number, Sight(run.number)), WAIT_PAUSE)
 
-    def following(self, run: Run, sequence: int) -> Cursor:
+    def following(self, run: Run, sequence: int, *, unfinished: bool = False) -> Cursor:
         """Return the cursor of somebody who reads its lines from `sequence` on."""
         sight = self._sights.setdefault(run.number, Sight(run.number))
-        return Cursor(run, sight, FOLLOW_PAUSE, sequence)
+        return Cursor(run, sight, FOLLOW_PAUSE, sequence, shown=() if unfinished else None)
 
     def is_stale(self, cursor: Cursor) -> bool:
         """Tell, without any lock or file, whether there may have been a commit since the sight."""
@@ -199,6 +217,8 @@ class Follower:
         if not self._recovery.require_root():
             return cursor
         self._require_here(cursor)
+        if cursor.shown is not None:  # before the import: what is numbered by then is seen there
+            cursor.sight.unfinished = self._recovery.unfinished(run)
         if not self._recovery.has_news(run):
             return cursor
         kill = self._is_left(cursor)
@@ -248,14 +268,70 @@ class Follower:
 
     # --- in the caller's thread -----------------------------------------------------
 
-    def lines(self, run: Run, sequence: int, limit: int) -> Iterator[LogLine]:
+    def lines(
+        self, run: Run, sequence: int, limit: int | None, unfinished: Unfinished | None = None
+    ) -> Iterator[LogLine]:
         """
         Return an iterator of so many lines from `sequence` on, as far as they are stored.
+
+        Args:
+            limit: How many; None: all.
+            unfinished: What was there before `run` was brought up to date. It is the end, as
+                far as `run` has no lines after it.
 
         Raises:
             JobDeleted: The job was deleted in between.
         """
-        return itertools.chain.from_iterable(self._pieces(run, sequence, limit))
+        there = max(run.next_sequence - sequence, 0)
+        most = there if limit is None else min(there, limit)
+        lines = itertools.chain.from_iterable(self._pieces(run, sequence, most))
+        if sequence > run.next_sequence:
+            return lines
+        end = _end_of(run, unfinished)
+        return itertools.chain(lines, end if limit is None else end[: limit - most])
+
+    def last_lines(self, run: Run, count: int, unfinished: Unfinished | None) -> Iterator[LogLine]:
+        """
+        Return an iterator of the last lines, each with all of its pieces.
+
+        Args:
+            unfinished: As for `lines`.
+
+        Raises:
+            JobDeleted: The job was deleted in between.
+        """
+        end = _end_of(run, unfinished)[-count:] if count else ()
+        streams = [line.stream for line in end]
+        last = logs.LastLines(count - len(end), run.next_sequence, streams)
+        self._find(run, last)
+        begin, pieces = last.begin or 0, last.pieces
+        lines = itertools.chain.from_iterable(
+            self._pieces(run, last.first, run.next_sequence - last.first)
+        )
+        numbered = (
+            line
+            for line in lines
+            if line.sequence is not None and (line.sequence >= begin or line.sequence in pieces)
+        )
+        return itertools.chain(numbered if pieces else lines, end)
+
+    def _find(self, run: Run, last: logs.LastLines) -> None:
+        """Show the log to `last`, from its end on, until it has found its beginning."""
+        sequence, vain = run.next_sequence, 0
+        while not last.found and sequence > 0 and vain < FEW_SEGMENTS:
+            with self._database.read() as connection:
+                require(run, runs.find(connection, run.number))
+                segments = logs.segments_before(connection, run.number, sequence)
+            if not segments:
+                return
+            for segment in segments:
+                sequence = segment.first_sequence
+                known = len(last.pieces)
+                for frame in reversed(logs.frames_of(segment)):
+                    if frame.first < run.next_sequence:
+                        last.take(frame)
+                if last.begin is not None:
+                    vain = vain + 1 if len(last.pieces) == known else 0
 
     def _pieces(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
         """Yield the lines of a segment each, so that a line costs no step of this."""
@@ -284,19 +360,22 @@ class Follower:
         sequence: int,
         timeout: float | None = None,
         check: Callable[[Run], None] = lambda _run: None,
+        *,
+        unfinished: bool = False,
     ) -> Iterator[LogLine]:
         """
         Yield the lines from `sequence` on as they come, until the job is final and all are read.
 
         Args:
             check: As for `wait`.
+            unfinished: Yield unfinished lines, too, each time they have changed.
 
         Raises:
             JobDeleted: The job was deleted in between.
             WaitTimeout: `timeout` seconds were over.
         """
         patience = Patience(timeout)
-        cursor = self.following(run, sequence)
+        cursor = self.following(run, sequence, unfinished=unfinished)
         while True:
             cursor = self._look(cursor)
             while cursor.behind:
@@ -309,6 +388,8 @@ class Follower:
                             raise patience.error(cursor.in_words())
             if cursor.run.final:
                 return
+            lines, cursor = cursor.unfinished()
+            yield from lines
             check(cursor.run)
             self._rest(cursor, patience)
 
@@ -377,6 +458,13 @@ class Follower:
         if cursor.vain:
             time.sleep(LOOK_FIRST)  # others may commit as often as they like
         self._database.wait_for_change(cursor.seen, min(cursor.pause, patience.left), cursor.pause)
+
+
+def _end_of(run: Run, unfinished: Unfinished | None) -> tuple[LogLine, ...]:
+    """Return the unfinished lines with which the log of a job ends now."""
+    if unfinished is None or run.final or unfinished.first != run.next_sequence:
+        return ()
+    return unfinished.lines
 
 
 def _sighting(connection: Connection, number: int, version: int) -> Sighting:

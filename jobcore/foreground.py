@@ -160,7 +160,9 @@ def watch(jobs: JobManager, job_id: UUID, printer: terminal.LogPrinter) -> Job:
         printer.print(jobs.logs(job_id, printer.next_sequence))
         if job.status.final:
             return job
-        next(jobs.follow(job_id, printer.next_sequence), None)  # a line more, or its end
+        for line in jobs.follow(job_id, printer.next_sequence):
+            if line not in printer.unfinished:
+                break  # a line more, or more of one; without any the job has ended
 
 
 def _pause(jobs: JobManager, job_id: UUID) -> None:

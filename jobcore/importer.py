@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 
 from sqlalchemy import Connection
@@ -178,14 +179,66 @@ class Importer:
                 return fresh
             run = fresh
 
-    def count_lines(self, run: Run, directory: int, spool_end: int) -> int:
-        """Return the number that the next line would have had, by the spool as it is there."""
+    def count_lines(
+        self,
+        run: Run,
+        directory: int,
+        spool_end: int,
+        see: Callable[[frames.Frame], object] = lambda _frame: None,
+    ) -> int:
+        """
+        Return the number that the next line would have had, by the spool as it is there.
+
+        Args:
+            see: Called with each frame of lines that is not imported.
+        """
         end = jobdir.ExitRecord(token=run.token or "", reason="", spool_end=spool_end)
         harvest = Harvest(run)
         while harvest.offset < end.spool_end:
             self._read_frames(harvest, directory, end)
+            for piece in harvest.slices:
+                for frame in frames.scan(piece.data):
+                    see(frame)
             harvest.slices = []
         return harvest.next_sequence
+
+    def number_unfinished(self, run: Run, directory: int) -> None:
+        """
+        Append the unfinished lines of a dead supervisor to its spool. The caller holds the lock.
+
+        Again is harmless: then they are there.
+
+        Raises:
+            OSError: There is no space, for example.
+        """
+        found = logs.unfinished_frames(jobdir.read_tail(directory))
+        if not found:
+            return
+        first = found[0][0].first
+        later: set[int] = set()  # the streams that have a line which it does not know
+
+        def see(frame: frames.Frame) -> None:
+            if frame.first + frame.count > first:
+                later.add(frame.stream)
+
+        if first < run.next_sequence:
+            with self._database.read() as connection:
+                logs.see_frames(connection, run.number, first, see)
+        end = max(run.spool_offset, jobdir.spool_end(directory))
+        sequence = self.count_lines(run, directory, end, see)
+        # Before a line of jobcore's own all text was written; behind lost lines none has a place.
+        if frames.SYSTEM in later or first > sequence:
+            return
+        data = b""
+        for frame, text in found:
+            if frame.stream not in later:
+                header = frames.encode_header(
+                    frame.stream, frames.OPEN_END, sequence, 1, frame.time_ns, text
+                )
+                data += header + text
+                sequence += 1
+        if data:
+            jobdir.append_spool(directory, end, data)
 
     def harvest(self, run: Run, verdict: jobdir.ExitRecord | None = None) -> Harvest | None:
         """

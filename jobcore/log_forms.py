@@ -16,7 +16,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
     """
-    Yield every numbered line as it was written, with its terminator.
+    Yield every numbered line as it was written, with its terminator; no unfinished ones.
 
     A piece of a longer line has none, so that the pieces join up again; the last
     line of a stream without one gets none either. So the text is byte for byte what
@@ -27,10 +27,10 @@ def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
         lines: As `JobManager.logs` or `follow` returns them; what these raise is
             raised here.
     """
-    return map(TextForm().encode, lines)
+    return map(TextForm().encode, _wanted(lines, unfinished=False))
 
 
-def ndjson(lines: Iterable[LogLine]) -> Iterator[bytes]:
+def ndjson(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes]:
     r"""
     Yield one JSON object a line, each ended by `\n`.
 
@@ -39,25 +39,37 @@ def ndjson(lines: Iterable[LogLine]) -> Iterator[bytes]:
     terminator), `fields` (object), only where the message is a JSON object (see
     `LogLine.fields`), and `partial`, only where it is true.
 
+    An unfinished line has `"unfinished": true` and no `sequence`; the next object of its
+    `stream` replaces it.
+
     Args:
         lines: As `JobManager.logs` or `follow` returns them; what these raise is
             raised here.
+        unfinished: Yield unfinished lines, too.
     """
-    return map(NdjsonForm().encode, lines)
+    return map(NdjsonForm().encode, _wanted(lines, unfinished=unfinished))
 
 
-def sse(lines: Iterable[LogLine]) -> Iterator[bytes]:
+def sse(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes]:
     """
     Yield each line as a server-sent event, for `EventSource` in a browser.
 
     Its `id` is the number of the line, and its `data` the object of `ndjson`. A client
     that reconnects sends the last `id` as the header `Last-Event-ID`.
 
+    An unfinished line is an event of the type `unfinished` and has no `id`; the next line
+    of its `stream`, of either type, replaces it.
+
     Args:
         lines: As `JobManager.logs` or `follow` returns them; what these raise is
             raised here.
+        unfinished: Yield unfinished lines, too.
     """
-    return map(EventForm().encode, lines)
+    return map(EventForm().encode, _wanted(lines, unfinished=unfinished))
+
+
+def _wanted(lines: Iterable[LogLine], *, unfinished: bool) -> Iterable[LogLine]:
+    return lines if unfinished else (line for line in lines if not line.unfinished)
 
 
 class TextForm:
@@ -109,6 +121,8 @@ class EventForm(NdjsonForm):
 
     def encode(self, line: LogLine) -> bytes:
         """Return a line as it is sent."""
+        if line.sequence is None:
+            return b"event: unfinished\ndata: %s\n\n" % self._object(line)
         return b"id: %d\ndata: %s\n\n" % (line.sequence, self._object(line))
 
 

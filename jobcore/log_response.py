@@ -120,10 +120,17 @@ class _Jobs(Protocol):
 
     def get_job(self, job_id: UUID | str) -> Job: ...
 
-    def logs(self, job_id: UUID | str, sequence: int = 0) -> Iterator[LogLine]: ...
+    def logs(
+        self, job_id: UUID | str, sequence: int = 0, *, unfinished: bool = True
+    ) -> Iterator[LogLine]: ...
 
     def follow(
-        self, job_id: UUID | str, sequence: int = 0, timeout: float | None = None
+        self,
+        job_id: UUID | str,
+        sequence: int = 0,
+        timeout: float | None = None,
+        *,
+        unfinished: bool = True,
     ) -> Iterator[LogLine]: ...
 
 
@@ -131,7 +138,12 @@ class _AsyncJobs(_Jobs, Protocol):
     """What is needed of a `JobManager` in an event loop."""
 
     def follow_async(
-        self, job_id: UUID | str, sequence: int = 0, timeout: float | None = None
+        self,
+        job_id: UUID | str,
+        sequence: int = 0,
+        timeout: float | None = None,
+        *,
+        unfinished: bool = True,
     ) -> AsyncIterator[LogLine]: ...
 
 
@@ -236,7 +248,8 @@ def log_response(
         leave = None if followers is None else followers.enter()
         items = _followed(jobs, job, request, is_gone)
         return LogResponse(request.content_type, _Body(items, leave), LIVE_HEADERS)
-    body = _gathered(map(request.form.encode, jobs.logs(job_id, request.first)))
+    lines = jobs.logs(job_id, request.first, unfinished=False)
+    body = _gathered(map(request.form.encode, lines))
     begin = next(body, None)
     if begin is None:
         return None
@@ -330,9 +343,9 @@ def _followed(
     while True:
         turn = min(quiet + request.heartbeat, deadline) - time.monotonic()
         try:
-            for line in jobs.follow(job.id, sequence, turn):
+            for line in jobs.follow(job.id, sequence, turn, unfinished=False):
                 yield request.form.encode(line)
-                sequence, quiet = line.sequence + 1, time.monotonic()
+                sequence, quiet = _behind(line, sequence), time.monotonic()
             return
         except JobDeleted:
             # The status line has long been sent. What the client has are whole
@@ -345,6 +358,11 @@ def _followed(
         if now >= quiet + request.heartbeat:
             yield request.form.heartbeat
             quiet = time.monotonic()
+
+
+def _behind(line: LogLine, sequence: int) -> int:
+    """Return the number behind a line, or `sequence` where it has none."""
+    return sequence if line.sequence is None else line.sequence + 1
 
 
 def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
@@ -391,7 +409,7 @@ class _Followed(AsyncIterator[bytes]):
             if self._lines is None:
                 turn = min(self._quiet + self._request.heartbeat, self._deadline)
                 self._lines = self._jobs.follow_async(
-                    self._job.id, self._sequence, turn - time.monotonic()
+                    self._job.id, self._sequence, turn - time.monotonic(), unfinished=False
                 )
             try:
                 line = await anext(self._lines)
@@ -406,7 +424,7 @@ class _Followed(AsyncIterator[bytes]):
                     self._quiet = now
                     return self._request.form.heartbeat
             else:
-                self._sequence, self._quiet = line.sequence + 1, time.monotonic()
+                self._sequence, self._quiet = _behind(line, self._sequence), time.monotonic()
                 return self._request.form.encode(line)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
@@ -158,6 +158,36 @@ def segments_from(connection: Connection, number: int, sequence: int) -> Sequenc
     return connection.execute(_SEGMENTS, {"number": number, "sequence": sequence}).all()
 
 
+_BEFORE = (
+    select(log_segment)
+    .where(
+        log_segment.c.job == bindparam("number"),
+        log_segment.c.first_sequence < bindparam("sequence"),
+    )
+    .order_by(log_segment.c.first_sequence.desc())
+    .limit(BATCH)
+)
+
+
+def segments_before(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
+    """Return a few segments that begin before the line `sequence`, the last one first."""
+    return connection.execute(_BEFORE, {"number": number, "sequence": sequence}).all()
+
+
+def see_frames(
+    connection: Connection, number: int, sequence: int, see: Callable[[frames.Frame], object]
+) -> None:
+    """Call `see` with all stored frames from the line `sequence` on, and some before it."""
+    while segments := segments_from(connection, number, sequence):
+        for row in segments:
+            if end_of(row) > sequence:
+                sequence = end_of(row)
+                for frame in frames_of(row):
+                    see(frame)
+        if len(segments) < BATCH:
+            return
+
+
 def end_of(row: Row[Any]) -> int:
     """Return the number behind that of a stored segment's last line."""
     end: int = row.first_sequence + row.line_count
@@ -183,6 +213,121 @@ def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
                 yield LogLine(number, frame.time_ns, stream, raw, partial=frame.partial)
     if end != len(data):
         raise DatabaseCorrupt(f"{_in_words(row)} is damaged behind byte {end}")
+
+
+def frames_of(row: Row[Any]) -> list[frames.Frame]:
+    """Return the headers of a stored segment's frames; one that stands for all if it is damaged."""
+    try:
+        return list(frames.scan(unpack(row)))
+    except DatabaseCorrupt:
+        return [frames.Frame(0, frames.OUTPUT, 0, row.first_sequence, row.line_count, 0, 0)]
+
+
+# --- unfinished lines ---------------------------------------------------------
+
+
+class Unfinished(NamedTuple):
+    """
+    What the supervisor of a running job has seen of lines that have no end yet.
+
+    Attributes:
+        first: How many lines the job had numbered when it wrote this. Where there are more
+            by now, these may be among them.
+        lines: One of each stream that has one.
+    """
+
+    first: int
+    lines: tuple[LogLine, ...]
+
+
+def unfinished_frames(slots: Iterable[bytes]) -> list[tuple[frames.Frame, bytes]]:
+    """Return the frames of the newer slot of a `tail`, each with its text."""
+    newest: list[tuple[frames.Frame, bytes]] = []
+    age = (-1, 0)
+    for slot in slots:
+        found: list[tuple[frames.Frame, bytes]] = []
+        for frame in frames.scan(slot):
+            if found and frame.first != found[0][0].first:
+                break  # what a longer text has left there before
+            found.append((frame, slot[frame.start : frame.end]))
+        if found:
+            # Behind one number text only grows.
+            order = (found[0][0].first, sum(len(text) for _, text in found))
+            if order > age:
+                newest, age = found, order
+    return newest
+
+
+def unfinished(slots: Iterable[bytes]) -> Unfinished | None:
+    """Return the lines in the slots of a `tail`; None: there are none."""
+    found = unfinished_frames(slots)
+    if not found:
+        return None
+    return Unfinished(
+        found[0][0].first,
+        tuple(
+            LogLine(None, frame.time_ns, frames.STREAM_NAMES[frame.stream], text, partial=True)
+            for frame, text in found
+        ),
+    )
+
+
+# --- the last lines ------------------------------------------------------------
+
+
+class LastLines:
+    """
+    Finds where the last lines of a log begin, of which each may be several pieces.
+
+    It is given frames from the end of the log on, the last one first.
+
+    Args:
+        count: How many lines, 1 or more.
+        end: The number behind the last line.
+        going_on: The streams whose last line goes on behind `end`.
+
+    Attributes:
+        begin: The number from which on all lines are among them; None: not found yet.
+        pieces: The numbers before `begin` that are pieces of these lines, too.
+    """
+
+    def __init__(self, count: int, end: int, going_on: Iterable[str] = ()) -> None:
+        self.begin: int | None = None if count > 0 else end
+        self.pieces: set[int] = set()
+        self._left = count
+        self._later = {frames.STREAM_NAMES.index(name) for name in going_on}
+        #: Those whose first entry from `begin` on may go on with pieces before it.
+        self._open = set(self._later) if count <= 0 else set()
+
+    @property
+    def first(self) -> int:
+        """The number of the first of all their pieces."""
+        return min(self.pieces, default=self.begin or 0)
+
+    @property
+    def found(self) -> bool:
+        """Whether frames before those that were taken can add nothing."""
+        return self.begin is not None and not self._open
+
+    def take(self, frame: frames.Frame) -> None:
+        """Take the frame before those that were taken."""
+        stream = frame.stream
+        if self.begin is not None:
+            if stream in self._open and frame.partial:
+                self.pieces.add(frame.first)
+            elif frame.count:
+                self._open.discard(stream)
+            return
+        # A piece that nothing follows was cut by the end of the output.
+        ends = frame.count if not frame.partial else int(stream not in self._later)
+        if frame.count:
+            self._later.add(stream)
+        if ends >= self._left:
+            self.begin = frame.first + ends - self._left
+            self._open = self._later - {frames.SYSTEM}
+            if self.begin > frame.first:
+                self._open.discard(stream)
+        self._left -= ends
 
 
 def encode_lines(first: int, raw_lines: Sequence[bytes], time_ns: int, stream: int) -> list[Slice]:

@@ -78,6 +78,7 @@ from jobcore.history import Filter
 from jobcore.importer import Importer
 from jobcore.interpreter import require_host
 from jobcore.lifecycle import FINAL, Status
+from jobcore.logs import Unfinished
 from jobcore.lookup import Id, Listings, public, require_job, require_pipeline, require_workspace
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.notifier import Notifier
@@ -969,53 +970,71 @@ class JobManager:
         self._reconciled(job_id)
         return self._listings.history(job_id)
 
-    def logs(self, job_id: Id, sequence: int = 0, limit: int | None = None) -> Iterator[LogLine]:
+    def logs(
+        self, job_id: Id, sequence: int = 0, limit: int | None = None, *, unfinished: bool = True
+    ) -> Iterator[LogLine]:
         """
         Return an iterator of the lines from `sequence` on that the job has written by now.
+
+        The last one may be a line that the job has not finished, such as a prompt: it has
+        no number yet. Where two streams are kept apart there may be one of each.
 
         Args:
             sequence: The number of the first line, from 0; beyond the last there is none.
             limit: Lines at most; None: all.
+            unfinished: Whether unfinished lines are among them; see `LogLine`.
 
         Raises:
             JobNotFound: No job has this id; at this call.
             JobDeleted: It was deleted while you read; at `next()`.
             ArgumentError: `sequence` or `limit` is negative, or no number; at this call.
         """
-        return self._lines(job_id, sequence, limit)
+        return self._lines(job_id, sequence, limit, unfinished=unfinished)
 
-    def _lines(self, job_id: Id, sequence: int, limit: int | None = None) -> Iterator[LogLine]:
+    def _lines(
+        self, job_id: Id, sequence: int, limit: int | None = None, *, unfinished: bool = False
+    ) -> Iterator[LogLine]:
         first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
-        run = self._run(job_id)
-        there = max(run.next_sequence - first, 0)
-        return self._follower.lines(run, first, there if most is None else min(most, there))
+        run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
+        return self._follower.lines(run, first, most, end)
 
-    def tail(self, job_id: Id, n: int) -> Iterator[LogLine]:
+    def tail(self, job_id: Id, n: int, *, unfinished: bool = True) -> Iterator[LogLine]:
         """
         Return an iterator of the last lines that the job has written by now.
 
-        Errors are those of `logs`.
+        A long line that was cut counts once and comes with all of its pieces. Errors are
+        those of `logs`, and a job that was deleted meanwhile may be told at this call.
 
         Args:
             n: How many lines, at most.
+            unfinished: Whether unfinished lines are among them; see `LogLine`.
         """
         most = checked_limit(n)
-        run = self._run(job_id)
-        first = max(run.next_sequence - most, 0)
-        return self._follower.lines(run, first, run.next_sequence - first)
+        run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
+        return self._follower.last_lines(run, most, end)
 
     def follow(
-        self, job_id: Id, sequence: int = 0, timeout: float | None = None
+        self,
+        job_id: Id,
+        sequence: int = 0,
+        timeout: float | None = None,
+        *,
+        unfinished: bool = True,
     ) -> Iterator[LogLine]:
         """
         Return an iterator of the lines from `sequence` on, as they come; it ends with the job.
 
+        A line that the job does not finish at once, such as a prompt or a progress bar, comes
+        without a number within a second, again each time it has changed, at most four
+        times a second, and then once with its number.
+
         It ends, too, with whatever it raises: to go on, follow from the number behind the
-        last line.
+        last numbered line.
 
         Args:
             sequence: The number of the first line, from 0.
             timeout: Seconds for the whole of it; None: until it ends.
+            unfinished: Whether unfinished lines are among them; see `LogLine`.
 
         Raises:
             JobNotFound: No job has this id; at this call.
@@ -1027,11 +1046,12 @@ class JobManager:
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
         run = self._run(job_id)
-        return self._follower.follow(run, first, timeout, self._dispatcher.begin_wait(self))
+        check = self._dispatcher.begin_wait(self)
+        return self._follower.follow(run, first, timeout, check, unfinished=unfinished)
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
-        Return an iterator of the log as plain text, a line or a piece of one each.
+        Return an iterator of the log as plain text, a numbered line or a piece of one each.
 
         Args and errors are those of `logs`.
         """
@@ -1041,7 +1061,7 @@ class JobManager:
 
     def log_ndjson(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
-        Return an iterator of the log as NDJSON, a line each, as `wire.ndjson` makes it.
+        Return an iterator of the numbered lines as NDJSON, as `wire.ndjson` makes it.
 
         Args and errors are those of `logs`.
         """
@@ -1112,7 +1132,12 @@ class JobManager:
         )
 
     def follow_async(
-        self, job_id: Id, sequence: int = 0, timeout: float | None = None
+        self,
+        job_id: Id,
+        sequence: int = 0,
+        timeout: float | None = None,
+        *,
+        unfinished: bool = True,
     ) -> AsyncIterator[LogLine]:
         """
         Return an asynchronous iterator of the lines from `sequence` on: `follow` for an event loop.
@@ -1125,6 +1150,7 @@ class JobManager:
             sequence: The number of the first line, from 0.
             timeout: Seconds for the whole of it, from the first `anext()` on; None:
                 until it ends.
+            unfinished: As for `follow`.
 
         Raises:
             JobNotFound: No job has this id; at the first `anext()`.
@@ -1136,7 +1162,9 @@ class JobManager:
         first = checked_sequence(sequence)
         checked_patience(timeout)
         check = self._dispatcher.begin_wait(self)
-        return self._awaiter.follow(lambda: self._run(job_id), first, timeout, check)
+        return self._awaiter.follow(
+            lambda: self._run(job_id), first, timeout, check, unfinished=unfinished
+        )
 
     def drain_async(self, timeout: float | None = None) -> Coroutine[Any, Any, None]:
         """
@@ -1678,6 +1706,14 @@ class JobManager:
 
     def _run(self, job_id: Id, *, kill: bool = False) -> Run:
         return store.run_of(self._reconciled(job_id, kill=kill))
+
+    def _run_and_unfinished(self, job_id: Id) -> tuple[Run, Unfinished | None]:
+        """Return the job, and what it had not finished just before it was brought up to date."""
+        self._start()
+        with self._database.read() as connection:
+            run = store.run_of(require_job(connection, job_id))
+        unfinished = self._recovery.unfinished(run) if run.supervised else None
+        return self._run(job_id), unfinished
 
     def _drained(self) -> Callable[[], bool]:
         return self._dispatcher.is_drained(starts=self._slots > 0)

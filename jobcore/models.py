@@ -517,25 +517,39 @@ class Event(_Public):
 
 class LogLine(NamedTuple):
     """
-    One numbered line of a job's log.
+    One line of a job's log: a numbered one, or one that the job has not finished yet.
+
+    A prompt or a progress bar is text without a newline. It has no number until its line
+    ends, a `system` line follows it, or the job ends. Until then `sequence` is None,
+    `unfinished` and `partial` are true, and `raw` is all that was written since the last
+    numbered line of the stream. The next line of the same stream *replaces* it: a longer
+    unfinished one, or a numbered one that begins with the same bytes. Numbered lines never
+    change, so store these, and go on from the number behind the last of them.
 
     Attributes:
-        sequence: 0-based and dense within the job.
-        time_ns: When its supervisor read it, nanoseconds since 1970; see `timestamp`.
+        sequence: 0-based and dense within the job; None: the line is unfinished.
+        time_ns: When its supervisor read it, nanoseconds since 1970; see `timestamp`. Of a
+            line that took longer than a quarter of a second, when its beginning was read.
         stream: `output` (stdout and stderr as they were written), `stdout`,
             `stderr`, or `system` for jobcore's own words, which no job can fake.
         raw: The bytes, with their terminator.
         partial: This is one piece of a longer line, which the next line of the same stream
             goes on with: one of another may lie between them, and where the output limit
-            or the command's end came first, there is none.
+            or the command's end came first, there is none. A line is cut into pieces
+            of 64 KiB, and where a `system` line follows an unfinished one.
     """
 
     # A tuple, not a model: a log has millions of them.
-    sequence: int
+    sequence: int | None
     time_ns: int
     stream: str
     raw: bytes
     partial: bool = False
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the job has not finished this line; see above."""
+        return self.sequence is None
 
     @property
     def timestamp(self) -> datetime:
@@ -555,9 +569,9 @@ class LogLine(NamedTuple):
         """
         The JSON object that the text is, as programs with structured logs write them, else None.
 
-        Never raises. A piece that is gone on with has none (the last piece of a long
-        line is read by itself), and neither has an object that cannot be read without
-        loss: with a key twice, NaN, a number or a nesting beyond all bounds.
+        Never raises. An unfinished line has none, nor has a piece that is gone on with (the
+        last piece of a long line is read by itself), nor an object that cannot be read
+        without loss: with a key twice, NaN, a number or a nesting beyond all bounds.
         """
         return None if self.partial else object_in(self.text)
 
@@ -593,9 +607,10 @@ class LogLine(NamedTuple):
                 "stream": {"type": "string", "enum": ["output", "stdout", "stderr", "system"]},
                 "message": {"type": "string"},
                 "partial": {"type": "boolean"},
+                "unfinished": {"type": "boolean"},
                 "fields": {"type": "object", "additionalProperties": True},
             },
-            "required": ["sequence", "timestamp", "stream", "message"],
+            "required": ["timestamp", "stream", "message"],  # an unfinished line has no number
         }
 
 
@@ -608,7 +623,10 @@ def line_object(line: LogLine, timestamp: str) -> dict[str, Any]:
         "stream": line.stream,
         "message": message,
     }
-    if line.partial:
+    if line.unfinished:
+        del found["sequence"]
+        found["unfinished"] = True
+    elif line.partial:
         found["partial"] = True
     elif (fields := object_in(message)) is not None:
         found["fields"] = fields

@@ -19,6 +19,7 @@ from jobcore import (
     environments,
     filesystem,
     leftovers,
+    logs,
     runs,
     settlement,
     store,
@@ -268,6 +269,17 @@ class Recovery:
             self._unresponsive.wake(run)  # whoever waits may be the only one to see it
         return more
 
+    @handed_over
+    def unfinished(self, run: Run) -> logs.Unfinished | None:
+        """Return the unfinished lines in the directory of a job; None: none can be seen."""
+        try:
+            if not run.supervised or not self.is_here(run):
+                return None  # those of a copy are not those of the job
+            with self._directories.open(run.name) as directory:
+                return logs.unfinished(jobdir.read_tail(directory))
+        except (StoreError, OSError, NewerProtocol):
+            return None
+
     def _says_more(self, run: Run, *, output: bool) -> bool:
         try:
             with self._directories.open(run.name) as directory:
@@ -376,6 +388,7 @@ class Recovery:
         end = run.spool_offset
         sequence = run.next_sequence
         if directory is not None:
+            self._importer.number_unfinished(run, directory)
             # What is imported is no longer in a directory that was restored or truncated.
             end = max(end, jobdir.spool_end(directory))
             sequence = self._importer.count_lines(run, directory, end)

@@ -42,6 +42,11 @@ _CONTROLS = re.compile(
 #: Those of them that JSON has as they are: it escapes C0 alone.
 _LEFT_BY_JSON = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+#: What erases the row behind the cursor.
+_ERASES_REST = re.compile(r"\x1b\[[02]?K")
+#: Characters from which a row is drawn again; more than any terminal is wide.
+_LONGEST_ROW = 4096
+
 _COLOURS = {
     "QUEUED": "yellow",
     "RUNNING": "cyan",
@@ -267,38 +272,47 @@ class LogPrinter:
     """
     Prints log lines: byte for byte, cleaned for a terminal, or as JSON.
 
+    An unfinished line is printed as far as it goes, and then only what is new of it. On a
+    terminal a carriage return begins the line anew. In JSON unfinished lines are left out.
+
     Args:
         apart: Send `stderr` and `system` lines to stderr; else all go to stdout.
         ndjson: Print an object a line; on a terminal no control character is left as it is.
 
     Attributes:
-        next_sequence: The number behind the last line that was printed.
+        next_sequence: The number behind the last numbered line that was printed.
+        unfinished: The unfinished lines that were printed last.
     """
 
     def __init__(self, sequence: int = 0, *, apart: bool = False, ndjson: bool = False) -> None:
         self.next_sequence = sequence
+        self.unfinished: list[LogLine] = []
         self._apart = apart
         self._ndjson = ndjson
         # Not sys.stdout.buffer: with PYTHONUNBUFFERED, which every job has, that
         # is unbuffered, and a write to it may be a short one.
         self._out = _binary(sys.stdout)
         self._err = _binary(sys.stderr)
+        row = _Row()  # if both are a terminal, it is the same one
+        self._writers = {
+            out: row.write if out.isatty() else _Pipe().write for out in (self._out, self._err)
+        }
 
     def print(self, lines: Iterable[LogLine]) -> None:
         """Print lines; all of them are seen when this returns."""
+        self.unfinished = []
         if self._ndjson:
             objects = wire.ndjson(self._noted(lines))
-            if sys.stdout.isatty():
+            if self._out.isatty():
                 objects = (_json_escaped(one.decode()).encode() for one in objects)
             self._out.writelines(objects)
         else:
-            clean = {self._out: sys.stdout.isatty(), self._err: sys.stderr.isatty()}
             for line in self._noted(lines):
                 out = self._out
                 if self._apart and line.stream in ("stderr", "system"):
                     out.flush()  # what came before is seen before
                     out = self._err
-                out.write(_cleaned(line) if clean[out] else line.raw)
+                self._writers[out](line, out)
                 if out is self._err:
                     out.flush()
         self._out.flush()
@@ -306,11 +320,90 @@ class LogPrinter:
     def _noted(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
         for line in lines:
             yield line
-            self.next_sequence = line.sequence + 1
+            if line.sequence is None:
+                self.unfinished.append(line)
+            else:
+                self.next_sequence = line.sequence + 1
 
 
-def _cleaned(line: LogLine) -> bytes:
-    return without_controls(line.text).encode() + (b"\n" if line.raw.endswith(b"\n") else b"")
+class _Pipe:
+    """Prints each byte once, though an unfinished line comes again with more of it."""
+
+    def __init__(self) -> None:
+        self._printed: dict[str, bytes] = {}  # by stream, what has no number yet
+
+    def write(self, line: LogLine, out: BinaryIO) -> None:
+        """Print what is new of a line."""
+        if not self._printed and not line.unfinished:
+            out.write(line.raw)
+            return
+        raw, printed = line.raw, self._printed.pop(line.stream, b"")
+        if raw.startswith(printed):
+            out.write(raw[len(printed) :])
+            left = b""
+        elif printed.startswith(raw):
+            left = printed[len(raw) :]
+        else:
+            out.write(raw)
+            left = b""
+        if line.unfinished:
+            self._printed[line.stream] = raw + left
+        elif left and line.partial:
+            self._printed[line.stream] = left
+
+
+class _Row:
+    """
+    The row of a terminal in which the cursor is.
+
+    Attributes:
+        text: What is in it.
+        stream: Whose text that is.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.stream = ""
+        self._pieces = ""  # the numbered pieces in it; what follows them may be replaced
+
+    def write(self, line: LogLine, out: BinaryIO) -> None:
+        """Print a line in place of what it replaces."""
+        if self.text and line.stream != self.stream:
+            # Unfinished text comes again behind this line, and pieces stay where they are.
+            out.write(b"\n" if self._pieces else b"\r\x1b[K")
+            self.text = self._pieces = ""
+        self.stream = line.stream
+        whole = self._pieces + line.text
+        text = row_of(whole)
+        if line.unfinished and "\r" in whole:
+            # A row that wraps could not be drawn again.
+            text = text[: (os.get_terminal_size(out.fileno()).columns or 80) - 1]
+        if text.startswith(self.text):
+            out.write(text[len(self.text) :].encode())
+        else:
+            out.write(b"\r" + text.encode() + b"\x1b[K")
+        self.text = text
+        if line.raw.endswith(b"\n"):
+            out.write(b"\n")
+            self.text = self._pieces = ""
+        elif not line.unfinished:
+            self._pieces = whole[-_LONGEST_ROW:]
+            if len(whole) > _LONGEST_ROW and "\r" not in self._pieces:
+                self.text = self._pieces = ""  # it has wrapped, so the rest just follows
+
+
+def row_of(text: str) -> str:
+    """
+    Return what a terminal shows of a line, without escape sequences and other controls.
+
+    A carriage return begins the line anew, over what is there.
+    """
+    *begun, last = text.split("\r")
+    shown = without_controls(last)
+    while begun and not _ERASES_REST.search(last):
+        last = begun.pop()
+        shown += without_controls(last)[len(shown) :]
+    return shown
 
 
 def _binary(stream: TextIO) -> BinaryIO:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from enum import Enum
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -12,6 +14,7 @@ from jobcore.application import AsJson, JobId, app, full_id, open_manager
 from jobcore.command import checked_timeout
 from jobcore.errors import CommandError, StoreError
 from jobcore.lifecycle import Status
+from jobcore.manager import JobManager
 from jobcore.models import Job
 
 StopGrace = Annotated[
@@ -107,7 +110,8 @@ def logs(
         int | None, typer.Option(min=0, metavar="N", help="From the line with this number on. [0]")
     ] = None,
     tail: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="From the last N lines on.")
+        int | None,
+        typer.Option(min=0, metavar="N", help="From the last N lines on; a long one counts once."),
     ] = None,
     form: Annotated[
         LogFormat,
@@ -128,12 +132,28 @@ def logs(
         raise CommandError("--sequence and --tail exclude each other")
     with open_manager(ctx) as jobs:
         job = jobs.get_job(full_id(jobs, job_id))
-        first = sequence or 0 if tail is None else max(job.line_count - tail, 0)
-        printer = terminal.LogPrinter(first, ndjson=form is LogFormat.NDJSON)
+        printer = terminal.LogPrinter(sequence or 0, ndjson=form is LogFormat.NDJSON)
+        if tail is not None:
+            _print_tail(jobs, job.id, tail, printer)
         if follow:
             foreground.watch(jobs, job.id, printer)
-        else:
-            printer.print(jobs.logs(job.id, first))
+        elif tail is None:
+            printer.print(jobs.logs(job.id, printer.next_sequence))
+
+
+def _print_tail(jobs: JobManager, job_id: UUID, count: int, printer: terminal.LogPrinter) -> None:
+    """Print the last lines, and leave the printer at the number behind them."""
+    while True:
+        printer.next_sequence = jobs.get_job(job_id).line_count
+        lines = jobs.tail(job_id, count)
+        first = next(lines, None)
+        if first is not None and not first.unfinished:
+            printer.print(itertools.chain([first], lines))
+            return
+        # None of them says the number behind it, so the log must have stood still.
+        if jobs.get_job(job_id).line_count == printer.next_sequence:
+            printer.print([] if first is None else [first, *lines])
+            return
 
 
 @app.command()

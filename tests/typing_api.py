@@ -255,9 +255,13 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
         *jobs.logs(job_id, 5, limit=10),
         *jobs.tail(job_id, 3),
         *jobs.follow(job_id, sequence=0, timeout=2.5),
+        *jobs.logs(job_id, unfinished=False),
+        *jobs.tail(job_id, 3, unfinished=False),
+        *jobs.follow(job_id, unfinished=False),
     ]
     for line in lines:
-        number: int = line.sequence
+        number: int | None = line.sequence
+        unfinished: bool = line.unfinished
         when: datetime = line.timestamp
         text: str = line.text
         raw: bytes = line.raw
@@ -267,6 +271,7 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
         yield (
             f"{number} {when} {line.stream} {text} {partial} {fields} {seconds} {counts}".encode()
             + raw
+            + b"%d" % unfinished
         )
     for entry in entries:
         trigger: Trigger = entry.trigger
@@ -275,7 +280,7 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
         yield f"{entry.at.isoformat()} {trigger} {before} {after} {entry.actor}".encode()
     yield from jobs.log_text(job_id, 7)
     yield from wire.text(jobs.logs(job_id))
-    yield from wire.ndjson(jobs.follow(job_id))
+    yield from wire.ndjson(jobs.follow(job_id), unfinished=True)
     yield from jobs.log_ndjson(job_id, sequence=7)
 
 
@@ -317,7 +322,7 @@ async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
         type="A",
     )
     print([event.id async for event in events])
-    first: LogLine = await jobs.follow_async(job_id).__anext__()
+    first: LogLine = await jobs.follow_async(job_id, unfinished=False).__anext__()
     await jobs.drain_async(timeout=first.sequence)
     waiting = asyncio.create_task(jobs.wait_async(job_id, 60))
     ended: Job = await waiting
@@ -430,7 +435,7 @@ def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[by
     if isinstance(log, wire.LogResponse):
         yield f"{log.content_type} {forms} {wire.HAL_TYPE} {dict(log.headers)}".encode()
         yield from log.body
-    yield from wire.sse(lines=jobs.tail(job_id, 1))
+    yield from wire.sse(lines=jobs.tail(job_id, 1), unfinished=True)
     yield wire.log_type("application/x-ndjson").encode()
 
 

@@ -9,6 +9,7 @@ from jobcore.supervision import frames, progress
 from jobcore.supervision.meter import Meter
 from jobcore.supervision.pipes import READ_SIZE, read_now
 from jobcore.supervision.spool import Spool
+from jobcore.supervision.tail import Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,19 +18,34 @@ if TYPE_CHECKING:
     from jobcore.supervision.redaction import Values
 
 _REPORT_BEGINS = b"\n" + progress.PREFIX
+#: Nanoseconds: a line that ends sooner after it began has the time of the lines read with its end.
+_AT_ONCE_NS = 250_000_000
 
 
 class _Stream:
     """One pipe, and what is known of the line that has not ended yet."""
 
-    __slots__ = ("begun", "carry", "descriptor", "number", "redactor")
+    __slots__ = ("begun", "carry", "descriptor", "number", "redactor", "since")
 
     def __init__(self, descriptor: int, number: int, values: Values | None) -> None:
         self.descriptor = descriptor
         self.number = number
         self.redactor = values.redactor() if values is not None else None
         self.carry = b""
+        self.since = 0  # when the first byte of the carry was read, wall time in nanoseconds
         self.begun = False  # pieces of it have been emitted: the carry is not its beginning
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the carry may become a report of progress, and no line."""
+        carry, prefix = self.carry, progress.PREFIX
+        return not self.begun and (carry.startswith(prefix) or prefix.startswith(carry))
+
+    def shown(self) -> bytes:
+        """Return what of the carry is certain to be text of the line: whole characters."""
+        if not self.carry or self.undecided:
+            return b""
+        return self.carry[: _end_of_characters(self.carry)]
 
 
 class Capture:
@@ -39,6 +55,7 @@ class Capture:
     Attributes:
         spool: Where the frames go.
         meter: Where reports of progress go; they are no lines.
+        tail: Where the text of unfinished lines can be seen.
         dropped: Lines beyond the output limit.
     """
 
@@ -65,6 +82,7 @@ class Capture:
 
             self._values = redaction.Values(redact)
         self.meter = Meter(self.spool, self.write_system, self._values, time_ns)
+        self.tail = Tail(directory, self._unfinished)
         self.dropped = 0
         self._streams: dict[int, _Stream] = {}
         self._limit = limit
@@ -109,7 +127,11 @@ class Capture:
             self._end(stream)
 
     def write_system(self, text: str) -> None:
-        """Add a line of jobcore's own, masked and numbered like any other."""
+        """Add a line of jobcore's own, masked and numbered, behind what was written before it."""
+        self._number_unfinished()
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         # Masked before it is cut: half a value, or one without its line end, is not found any more.
         masked = self.mask(text.encode("utf-8", "backslashreplace")).decode("utf-8", "replace")
         line = " ".join(masked.splitlines())[:8192].encode()
@@ -125,15 +147,47 @@ class Capture:
             os.close(descriptor)
         self._streams.clear()
         self.meter.close()
+        self.tail.close()
         self.spool.close()
+
+    def _unfinished(self) -> bytes:
+        """Return the unfinished lines as the frames that they would be if they ended now."""
+        found: list[bytes] = []
+        room = self._room
+        for stream in self._streams.values():
+            text = b"" if self._over else stream.shown()
+            if text and (room is None or len(text) <= room):
+                first = self.spool.next_sequence
+                found += (
+                    frames.encode_header(
+                        stream.number, frames.OPEN_END, first, 1, stream.since, text
+                    ),
+                    text,
+                )
+        return b"".join(found)
+
+    def _number_unfinished(self) -> None:
+        """Write unfinished lines as pieces, so that they stand before what comes next."""
+        for stream in sorted(self._streams.values(), key=lambda one: one.since):
+            text = stream.shown()
+            if text:
+                stream.carry = stream.carry[len(text) :]
+                stream.begun = True
+                self._emit(stream, frames.PARTIAL, 1, text, stream.since)
 
     def _take(self, stream: _Stream, data: bytes) -> None:
         self._split(stream, data if stream.redactor is None else stream.redactor.feed(data))
 
     def _split(self, stream: _Stream, data: bytes) -> None:
         """Write the whole lines that are there now, and keep the rest."""
-        buffer = stream.carry + data if stream.carry else data
+        carry = stream.carry
+        buffer = carry + data if carry else data
         time_ns = self._time_ns()
+        first_ns = time_ns  # of the line that the carry begins
+        if carry and not stream.undecided and abs(time_ns - stream.since) >= _AT_ONCE_NS:
+            first_ns = stream.since
+        elif not carry or stream.undecided:
+            stream.since = time_ns
         # All that ordinary output pays. From the end: with Python 3.10 `in` takes twice as long.
         if buffer.rfind(progress.PREFIX) >= 0:
             buffer = self._without_reports(buffer, time_ns, begun=stream.begun)
@@ -145,12 +199,19 @@ class Capture:
             stream.begun = cut <= position
             if stream.begun:
                 cut = _cut_line(buffer, limit)
-                self._emit(stream, frames.PARTIAL, 1, buffer[position:cut], time_ns)
+                self._emit(stream, frames.PARTIAL, 1, buffer[position:cut], first_ns)
             else:
+                if first_ns != time_ns:
+                    cut = buffer.find(b"\n", position) + 1
                 payload = buffer[position:cut]
-                self._emit(stream, 0, payload.count(b"\n"), payload, time_ns)
+                self._emit(stream, 0, payload.count(b"\n"), payload, first_ns)
             position = cut
+            first_ns = stream.since = time_ns
         stream.carry = buffer[position:]
+        # Behind the lines of another stream its place is a new one, too.
+        self.tail.changed = bool(stream.carry) or any(
+            other.carry for other in self._streams.values()
+        )
 
     def _without_reports(self, buffer: bytes, time_ns: int, *, begun: bool) -> bytes:
         """Hand reports of progress to the meter; `begun`: the first line is the rest of one."""
@@ -181,10 +242,10 @@ class Capture:
         """Write what the stream still holds, as its last line, and close it."""
         if stream.redactor is not None:
             self._split(stream, stream.redactor.feed(b"", final=True))
-        rest, time_ns = stream.carry, self._time_ns()
+        rest = stream.carry
         reported = not stream.begun and rest.startswith(progress.PREFIX)
-        if rest and not (reported and self._note(rest, time_ns)):
-            self._emit(stream, frames.OPEN_END, 1, rest, time_ns)
+        if rest and not (reported and self._note(rest, self._time_ns())):
+            self._emit(stream, frames.OPEN_END, 1, rest, stream.since)
         del self._streams[stream.descriptor]
         os.close(stream.descriptor)
 
@@ -211,9 +272,18 @@ class Capture:
             self.spool.append(stream.number, flags, kept, fits, time_ns)
         self._over = True
         self.dropped += 0 if flags & frames.PARTIAL else count - kept
-        self.write_system(
-            f"output limit of {self._limit} bytes reached: the lines that follow are dropped"
-        )
+        self._say(f"output limit of {self._limit} bytes reached: the lines that follow are dropped")
+
+
+def _end_of_characters(text: bytes) -> int:
+    """Return where whole characters end: what follows may be the beginning of another one."""
+    size = len(text)
+    for lead in range(size - 1, max(size - 4, -1), -1):
+        byte = text[lead]
+        if byte & 0xC0 != 0x80:
+            length = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return lead if lead + length > size and byte < 0xF8 else size
+    return size  # no UTF-8
 
 
 def _cut_line(buffer: bytes, limit: int) -> int:

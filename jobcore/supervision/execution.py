@@ -89,7 +89,9 @@ class Execution:
             redact=order.redact,
             time_ns=self._machine.time_ns,
         )
-        self._upkeep = Upkeep(order, self._capture.spool, self._wishes, self._run_record())
+        self._upkeep = Upkeep(
+            order, self._capture.spool, self._capture.tail, self._wishes, self._run_record()
+        )
         self._tree: ProcessTree | None = None
         self._pidfd = -1
         self._report = -1
@@ -269,6 +271,7 @@ class Execution:
         self._tend_spool(now)
         self._upkeep.advance(now)
         self._capture.meter.advance(now)
+        self._capture.tail.advance(now)
         if not complete:
             self._reporter.announce(self._capture.spool.end, now)
             return False
@@ -291,7 +294,7 @@ class Execution:
             untold = self._reporter.due(self._capture.spool.end)
             if untold is not None:
                 due = min(due, untold)
-            due = min(due, self._capture.meter.due())
+            due = min(due, self._capture.meter.due(), self._capture.tail.due())
         elif self._capture.held:
             due = self._next_flush
         return due

@@ -25,8 +25,12 @@ STOP = "stop"
 RUN = "run"
 EXIT = "exit"
 SPOOL = "spool."
+TAIL = "tail"  # what has no newline yet
 GONE = ".gone-"
 STORE = "store"  # beside the job directories: the id of the database that they belong to
+
+#: Bytes of each of the two slots of `TAIL`: the longest unfinished line of two streams, as frames.
+TAIL_SLOT = 2 * 68 * 1024
 
 #: Digits of the largest offset that a file can have.
 _OFFSET_DIGITS = 19
@@ -649,6 +653,22 @@ def spool_end(directory: int) -> int:
     return offsets[-1] + size
 
 
+def append_spool(directory: int, end: int, data: bytes) -> None:
+    """
+    Append frames to the spool of a run whose supervisor is dead. The caller holds the lock.
+
+    Args:
+        end: The offset of the first byte.
+    """
+    offsets = spool_offsets(directory)
+    begin = offsets[-1] if offsets and spool_end(directory) == end else end
+    descriptor = make_file(f"{SPOOL}{begin}", os.O_WRONLY | os.O_APPEND, directory)
+    try:
+        write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
 def drop_imported(directory: int, imported: int) -> None:
     """Unlink the spool files that end at or before `imported`, never the one still written to."""
     offsets = spool_offsets(directory)
@@ -658,3 +678,15 @@ def drop_imported(directory: int, imported: int) -> None:
                 os.unlink(f"{SPOOL}{begin}", dir_fd=directory)
             except FileNotFoundError:
                 pass
+
+
+def read_tail(directory: int) -> tuple[bytes, bytes]:
+    """Return what is in the two slots of `TAIL`; each may be torn, or older than the other."""
+    try:
+        descriptor = open_file(TAIL, os.O_RDONLY, directory)
+    except FileNotFoundError:
+        return b"", b""
+    try:
+        return os.pread(descriptor, TAIL_SLOT, 0), os.pread(descriptor, TAIL_SLOT, TAIL_SLOT)
+    finally:
+        os.close(descriptor)

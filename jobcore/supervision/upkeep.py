@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from jobcore.supervision.order import Order
     from jobcore.supervision.spool import Spool
+    from jobcore.supervision.tail import Tail
     from jobcore.supervision.wishes import Wishes
 
 # All in seconds.
@@ -31,13 +32,17 @@ class Upkeep:
         order: The run. Its descriptors of lock and directory keep their numbers,
             though they lead to new files after a repair.
         spool: Its output.
+        tail: Its unfinished lines.
         wishes: Its FIFO.
         record: The content of `run`.
     """
 
-    def __init__(self, order: Order, spool: Spool, wishes: Wishes, record: bytes) -> None:
+    def __init__(
+        self, order: Order, spool: Spool, tail: Tail, wishes: Wishes, record: bytes
+    ) -> None:
         self._order = order
         self._spool = spool
+        self._tail = tail
         self._wishes = wishes
         self._record = record
         self._next_check: float | None = None
@@ -76,6 +81,7 @@ class Upkeep:
         if os.fstat(self._order.directory).st_nlink == 0:
             self._repair_directory()
         self._spool.repair()
+        self._tail.repair()
 
     def _repair(self) -> None:
         self.repair_output()

@@ -135,4 +135,5 @@ def _entry(entry: Transition) -> str:
 
 
 def _line(line: LogLine) -> str:
-    return f"{line.sequence} {line.stream}: {line.text}"
+    number = "unfinished" if line.sequence is None else line.sequence
+    return f"{number} {line.stream}: {line.text}"

@@ -787,7 +787,7 @@ def test_a_terminal_gets_a_table_and_no_escapes_of_jobs(cli):
     """Tables have titles; what a job writes cannot colour, move or rename the terminal."""
     shown = cli.on_terminal("run", "--", "printf", r"a\033[2J\033]0;title\007\tb\rc\n")
 
-    assert shown == "a\tbc\r\n"
+    assert shown == "c\tb\r\n"
 
     job_id = str(cli.only_job().id)
     table = re.sub(r"\x1b\[[0-9;]*m", "", cli.on_terminal("list"))
@@ -795,7 +795,7 @@ def test_a_terminal_gets_a_table_and_no_escapes_of_jobs(cli):
     assert table.split()[:3] == ["ID", "STATUS", "CODE"]
     assert job_id[:8] in table
     assert job_id not in table
-    assert cli.on_terminal("logs", job_id) == "a\tbc\r\n"
+    assert cli.on_terminal("logs", job_id) == "c\tb\r\n"
     assert "COMPLETE" in cli.on_terminal("show", job_id)
     assert "TRIGGER" in cli.on_terminal("history", job_id)
     assert "is COMPLETE" in cli.on_terminal("wait", job_id)
@@ -937,3 +937,77 @@ def test_without_the_extra_there_is_one_clear_line():
         assert done.returncode == 2
         needed = f"jobcore: the command line needs {missing}: pip install typer rich\n"
         assert done.stderr == needed
+
+
+ASKS = (
+    'printf "sure? "; read -r _ < "$GATE"; printf "10%%\\r20%%\\r"; read -r _ < "$GATE"; echo end'
+)
+ASKED = b"sure? 10%\r20%\rend\n"
+
+
+def read_until(stream, text):
+    """Return what comes from a pipe or a terminal up to `text`."""
+    seen = b""
+    while text not in seen:
+        assert select.select([stream], [], [], PATIENCE)[0], seen
+        seen += os.read(stream, 4096)
+    return seen
+
+
+def test_run_shows_a_prompt_in_a_pipe_and_each_byte_once(cli):
+    """What has no newline is there before it has one, and is not repeated."""
+    process = cli.start("run", "--", "sh", "-c", ASKS)
+    seen = read_until(process.stdout.fileno(), b"sure? ")
+    open_gate(cli.gate)
+    seen += read_until(process.stdout.fileno(), b"20%\r")
+    open_gate(cli.gate)
+    rest, said = process.communicate(timeout=PATIENCE)
+
+    assert (seen + rest, said) == (ASKED, b"")
+
+
+@pytest.mark.parametrize("words", [["run", "--"], ["logs", "-f"], ["logs", "-f", "--tail", "1"]])
+def test_terminal_redraws_an_unfinished_line(cli, words):
+    """A prompt is seen while it stands, a bar is drawn in its row, and the whole line stays."""
+    command = ["sh", "-c", ASKS]
+    if words[0] == "logs":
+        words = [*words, cli("run", "--detach", "--", *command)[0].strip()]
+        command = []
+    ours, theirs = pty.openpty()
+    process = cli.fork(*words, *command, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = read_until(ours, b"sure? ")
+    open_gate(cli.gate)
+    seen += read_until(ours, b"20%")
+    open_gate(cli.gate)
+    seen += read_until(ours, b"\n")
+    process.wait(PATIENCE)
+    os.close(ours)
+
+    assert seen == b"sure? \r20%e? 10%\x1b[K\rende? 10%\x1b[K\r\n"
+
+
+def test_logs_shows_a_prompt_and_ends(cli):
+    """Without `-f` it is the last line of what there is; JSON has numbered lines alone."""
+    job_id = cli("run", "--detach", "--", "sh", "-c", "echo first; " + ASKS)[0].strip()
+    until(lambda: cli("logs", job_id)[0] == "first\nsure? ", "the prompt")
+
+    assert cli("logs", "--tail", "1", job_id)[0] == "sure? "
+    assert cli("logs", "--tail", "2", job_id)[0] == "first\nsure? "
+    assert cli("logs", "--tail", "0", job_id)[0] == ""
+    assert cli("logs", "--format", "ndjson", job_id)[0].count("\n") == 1
+    open_gate(cli.gate)
+    until(lambda: cli("logs", job_id)[0].endswith("20%\r"), "the bar")
+    open_gate(cli.gate)
+    cli.wait()
+    assert cli("logs", job_id)[0].encode() == b"first\n" + ASKED
+
+
+def test_tail_counts_lines_and_not_their_pieces(cli):
+    """A line that was cut into pieces is one."""
+    program = "print('before'); print('x' * 200_000); print('after')"
+    cli("run", "--", sys.executable, "-c", program)
+    job = cli.only_job()
+
+    assert job.line_count == 6
+    assert cli("logs", "--tail", "2", str(job.id))[0] == "x" * 200_000 + "\nafter\n"

@@ -9,6 +9,7 @@ import pytest
 
 from jobcore.supervision import jobdir
 from jobcore.supervision.spool import Spool
+from jobcore.supervision.tail import Tail
 from jobcore.supervision.upkeep import Upkeep
 from jobcore.supervision.wishes import Wishes
 
@@ -32,7 +33,7 @@ def upkeep(root):
     lock = jobdir.open_lock(directory, create=True)
     order = SimpleNamespace(directory=directory, lock=lock, name=NAME, token=TOKEN)
     wishes = Wishes(directory, 10.0)
-    one = Upkeep(order, Spool(directory), wishes, RECORD)
+    one = Upkeep(order, Spool(directory), Tail(directory, lambda: b""), wishes, RECORD)
     one.advance(0.0)
     one.advance(10.0)
     yield one

@@ -189,7 +189,7 @@ def test_a_job_deleted_before_the_first_line_is_not_found(jobs, task):
     class LateDelete:
         get_job, follow = jobs.get_job, jobs.follow
 
-        def logs(self, job_id, sequence=0):
+        def logs(self, job_id, sequence=0, **_):
             found = jobs.logs(job_id, sequence)
             jobs.delete_job(job_id)
             return found
@@ -204,7 +204,7 @@ def test_other_errors_do_not_look_like_an_end(jobs, task):
     class Broken:
         get_job, logs = jobs.get_job, jobs.logs
 
-        def follow(self, *_):
+        def follow(self, *_, **__):
             yield LogLine(0, TIME, "output", b"a\n")
             raise errors.DatabaseGone("gone")
 
@@ -252,7 +252,7 @@ class Quiet:
         self.turns = list(turns)
         self.asked = []
 
-    def follow(self, _job_id, sequence, timeout):
+    def follow(self, _job_id, sequence, timeout, **_):
         self.asked.append((sequence, timeout))
         turn = self.turns.pop(0)
         yield from (line for line in turn if isinstance(line, LogLine))
@@ -260,7 +260,7 @@ class Quiet:
             time.sleep(max(timeout, 0))
             raise WaitTimeout("later")
 
-    async def follow_async(self, job_id, sequence, timeout):
+    async def follow_async(self, job_id, sequence, timeout, **_):
         for line in self.follow(job_id, sequence, timeout):
             yield line
 
@@ -490,3 +490,21 @@ def test_everything_is_in_one_place():
     """What a host needs to serve jobs is named by the module, and is there."""
     assert [name for name in wire.__all__ if not hasattr(wire, name)] == []
     assert sorted(wire.__all__) == sorted(set(wire.__all__))
+
+
+def test_unfinished_lines_get_no_number():
+    """They are left out of text and JSON; where they are wanted, the next object replaces them."""
+    lines = [
+        LogLine(0, TIME, "output", b"a\n"),
+        LogLine(None, TIME, "output", b'{"b": 1}', partial=True),
+    ]
+
+    assert list(wire.text(lines)) == [b"a\n"]
+    assert [json.loads(one)["sequence"] for one in wire.ndjson(lines)] == [0]
+    _, last = (json.loads(one) for one in wire.ndjson(lines, unfinished=True))
+    assert last == {
+        "timestamp": "2023-11-14T22:13:20.123Z",
+        "stream": "output",
+        "message": '{"b": 1}',
+        "unfinished": True,
+    }

@@ -1,0 +1,204 @@
+"""Unfinished lines: prompts and bars are seen while they stand, and kept whatever dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from uuid import UUID
+
+import pytest
+
+from jobcore import Command, JobManager, Status
+from jobcore.supervision import frames, jobdir
+from tests.processes import PATIENCE, Child, open_gate, until
+
+PROMPT = "Overwrite the backup? [y/N] "
+#: Asks, and waits for the FIFO; the answer ends the line.
+ASKS = 'printf "Overwrite the backup? [y/N] "; read -r _ < "$GATE"; echo no; exit 3'
+#: Redraws a line, and never ends it.
+DRAWS = 'for i in $(seq 500); do printf "step $i of 500\\r"; done; exec sleep 300'
+DRAWN = b"".join(b"step %d of 500\r" % number for number in range(1, 501))
+
+
+def asking(gate, **options):
+    """Return the command that asks."""
+    return Command(["sh", "-c", ASKS], env={"GATE": gate}, **options)
+
+
+def shown(jobs, job):
+    """Return the unfinished lines of a job."""
+    return [line for line in jobs.logs(job.id) if line.unfinished]
+
+
+def lines(jobs, job):
+    """Return the numbered lines: number, stream, bytes, and whether it is a piece."""
+    found = jobs.logs(job.id, unfinished=False)
+    return [(line.sequence, line.stream, line.raw, line.partial) for line in found]
+
+
+@contextlib.contextmanager
+def directory(database, job):
+    """Give the directory of a job."""
+    descriptor = os.open(f"{database}.jobs/{job.id.hex}", os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def supervisor(database, job):
+    """Return the pid of a job's supervisor."""
+    with directory(database, job) as descriptor:
+        return jobdir.read_record(descriptor, jobdir.RUN)["supervisor"]
+
+
+def test_prompt_is_seen_everywhere_while_it_stands(running_jobs, gate):
+    """It has no number until its line ends, and is then one line at its first time."""
+    jobs = running_jobs
+    job = jobs.submit(asking(gate))
+    following = jobs.follow(job.id, timeout=PATIENCE)
+    seen = next(following)
+
+    for line in (seen, *jobs.logs(job.id), *jobs.tail(job.id, 1)):
+        assert (line.sequence, line.stream, line.text) == (None, "output", PROMPT)
+    assert list(jobs.logs(job.id, unfinished=False)) == []
+    assert list(jobs.tail(job.id, 0)) == []
+    assert list(jobs.logs(job.id, 1)) == list(jobs.logs(job.id, 0, limit=0)) == []
+    assert jobs.get_job(job.id).line_count == 0
+    open_gate(gate)
+
+    (line,) = following
+    assert (line.sequence, line.text, line.partial) == (0, PROMPT + "no", False)
+    assert line.time_ns == seen.time_ns
+    assert jobs.wait(job.id, PATIENCE).exit_code == 3
+
+
+def test_prompt_comes_before_the_line_that_says_the_job_was_stopped(running_jobs, gate):
+    """In its place and with its own time."""
+    jobs = running_jobs
+    job = jobs.submit(asking(gate, grace=0))
+    seen = next(jobs.follow(job.id, timeout=PATIENCE))
+    jobs.stop_job(job.id)
+    jobs.wait(job.id, PATIENCE)
+
+    first, *rest = jobs.logs(job.id)
+    assert (first.sequence, first.text, first.time_ns) == (0, PROMPT, seen.time_ns)
+    assert [line.stream for line in rest] == ["system"] * len(rest) != []
+
+
+def test_follower_gets_changes_and_then_the_line_once(running_jobs, gate):
+    """Each form begins with the one before it; only numbered lines come without that option."""
+    jobs = running_jobs
+    script = 'for i in 1 2 3; do printf "$i "; read -r _ < "$GATE"; done; echo end; echo more'
+    job = jobs.submit(Command(["sh", "-c", script], env={"GATE": gate}))
+    seen = []
+    for line in jobs.follow(job.id, timeout=PATIENCE):
+        seen.append(line)
+        if line.unfinished:
+            open_gate(gate)
+
+    unfinished = [line.raw for line in seen if line.unfinished]
+    assert unfinished == [b"1 ", b"1 2 ", b"1 2 3 "]
+    assert [(line.sequence, line.raw) for line in seen[3:]] == [(0, b"1 2 3 end\n"), (1, b"more\n")]
+    assert all(line.unfinished for line in seen[:3])
+    assert list(jobs.follow(job.id, unfinished=False)) == list(jobs.logs(job.id))
+
+
+def test_each_of_two_streams_has_one(running_jobs, gate):
+    """A prompt stays while the other stream goes on."""
+    jobs = running_jobs
+    script = 'printf "sure? "; echo warning >&2; printf "and " >&2; read -r _ < "$GATE"; echo'
+    command = Command(["sh", "-c", script], env={"GATE": gate}, separate_streams=True)
+    job = jobs.submit(command)
+    until(lambda: len(shown(jobs, job)) == 2, "both")
+
+    assert {line.stream: line.raw for line in shown(jobs, job)} == {
+        "stdout": b"sure? ", "stderr": b"and ",
+    }  # fmt: skip
+    assert [line.raw for line in jobs.tail(job.id, 1)] == [shown(jobs, job)[-1].raw]
+    assert len(list(jobs.tail(job.id, 3))) == 3
+    open_gate(gate)
+    jobs.wait(job.id, PATIENCE)
+    assert sorted(line[1:] for line in lines(jobs, job)) == [
+        ("stderr", b"and ", False), ("stderr", b"warning\n", False), ("stdout", b"sure? \n", False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "host", "both"])
+def test_drawn_bar_survives_a_sigkill(database, victim):
+    """Each byte that was seen is kept once, before the line that says what has died."""
+
+    def host(told):
+        with JobManager(database, slots=1) as jobs:
+            job = jobs.submit(["sh", "-c", DRAWS])
+            until(lambda: [line.raw for line in shown(jobs, job)] == [DRAWN], "the bar")
+            os.write(told, job.id.bytes)
+            signal.pause()
+
+    reader, told = os.pipe()
+    child = Child(host, told)
+    with JobManager(database, slots=0) as jobs:
+        job = jobs.get_job(UUID(bytes=os.read(reader, 16)))
+        pid = supervisor(database, job)
+        if victim != "supervisor":
+            child.kill()
+        if victim != "host":
+            os.kill(pid, signal.SIGKILL)
+        else:
+            assert [line.raw for line in shown(jobs, job)] == [DRAWN]
+            jobs.stop_job(job.id, grace=0)
+        jobs.recover()
+        job = jobs.wait(job.id, PATIENCE)
+        if victim == "supervisor":
+            child.kill()
+        expected = "stopped" if victim == "host" else "lost"
+        assert job.reason == expected
+        number, stream, raw, partial = lines(jobs, job)[0]
+        assert (number, stream, raw) == (0, "output", DRAWN)
+        assert partial == (victim == "host")
+        assert {stream for _, stream, *_ in lines(jobs, job)[1:]} == {"system"}
+    os.close(reader)
+    os.close(told)
+
+
+class TestResolver:
+    """What becomes of the tail of a supervisor that is dead, at every step of its work."""
+
+    @staticmethod
+    def framed(first, text, stream=frames.OUTPUT, time_ns=5):
+        return frames.encode_header(stream, frames.OPEN_END, first, 1, time_ns, text) + text
+
+    @pytest.mark.parametrize(
+        ("spooled", "kept"),
+        [
+            ([], ["half "]),  # number 0 was not given yet
+            ([(frames.OUTPUT, 0, b"half line\n")], ["half line"]),
+            ([(frames.OUTPUT, frames.PARTIAL, b"half "), (frames.SYSTEM, 0, b"said\n")],
+             ["half ", "said"]),
+            ([(frames.SYSTEM, 0, b"said\n")], ["said"]),  # before it all text was numbered
+            ([(frames.STDERR, 0, b"other\n")], ["other", "half "]),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("imported", [False, True])
+    def test_text_is_numbered_unless_the_spool_has_it(
+        self, jobs, scripted, spooled, kept, imported
+    ):
+        """Also where the spool was imported before, and its file is not read again."""
+        job = scripted()
+        job.started()
+        for stream, flags, payload in spooled:
+            job.write(payload, stream=stream, flags=flags)
+        stream = frames.STDOUT if spooled and spooled[0][0] == frames.STDERR else frames.OUTPUT
+        with open(f"{job.path}/{jobdir.TAIL}", "wb") as file:
+            file.write(self.framed(0, b"half ", stream))
+        if imported:
+            list(jobs.logs(job.id))
+        job.die()
+        jobs.recover()
+
+        found = list(jobs.logs(job.id))
+        assert [line.text for line in found[:-1]] == kept
+        assert [line.sequence for line in found] == list(range(len(found)))
+        assert found[-1].stream == "system"
+        assert jobs.get_job(job.id).status == Status.ERROR
