@@ -11,8 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
-#: A line, a line of one of the two streams, a report of progress, or a pause in seconds.
-Part = str | bytes | float | tuple[Literal["stdout", "stderr", "progress"], str | bytes]
+#: A line, a line of one of the two streams, text without a newline, a report of progress, or
+#: a pause in seconds.
+Part = (
+    str | bytes | float | tuple[Literal["stdout", "stderr", "unfinished", "progress"], str | bytes]
+)
 
 #: Signals that no process ends by: they are ignored, stop it, or have it go on.
 _HARMLESS = frozenset(
@@ -42,7 +45,9 @@ class Script:
         lines: A `str` or `bytes` is a line, and gets its newline if it has none at its
             end; a number is a pause, in seconds; `("stderr", line)` goes to that stream,
             which makes a difference only with `Command(separate_streams=True)`;
-            `("progress", "3/10 loading")` is a report, on the descriptor that there is for it.
+            `("unfinished", "Continue? [y/N] ")` is written to stdout as it is, without a
+            newline, as a prompt or a progress bar is; `("progress", "3/10 loading")` is a
+            report, on the descriptor that there is for it.
         exit_code: What it exits with behind the last of them, 0 to 255.
         signal: The signal that ends it there instead, sent by nobody here.
         hangs: It never ends by itself: only a stop, a time-out or a kill ends it.
@@ -123,6 +128,9 @@ class Script:
             else:
                 stream, line = part if isinstance(part, tuple) else ("stdout", part)
                 data = line.encode() if isinstance(line, str) else line
+                if stream == "unfinished":
+                    yield "stdout", data
+                    continue
                 data = data.removesuffix(b"\n")
                 yield stream, data if number == last else data + b"\n"
         for first in range(0, self.floods, _FLOOD_AT_ONCE):
@@ -142,7 +150,7 @@ _FLOOD_AT_ONCE = 4096  # lines: some 50 KB, about what a pipe holds
 
 def _is_line(part: Part) -> bool:
     stream = part[0] if isinstance(part, tuple) else "stdout"
-    return not isinstance(part, (int, float)) and stream != "progress"
+    return not isinstance(part, (int, float)) and stream not in ("unfinished", "progress")
 
 
 def _checked_part(part: object) -> Part:
@@ -162,8 +170,10 @@ def _checked_part(part: object) -> Part:
         return _checked_line(part)
     if isinstance(part, tuple) and len(part) == 2:
         stream, line = part
-        if stream not in ("stdout", "stderr", "progress"):
-            raise ValueError(f'a line goes to "stdout", "stderr" or "progress", not to {stream!r}')
+        if stream not in ("stdout", "stderr", "unfinished", "progress"):
+            raise ValueError(
+                f'a text is for "stdout", "stderr", "unfinished" or "progress", not for {stream!r}'
+            )
         return stream, _checked_line(line)
     raise ValueError(f"a part of a script is a line or a pause, not {part!r}")
 

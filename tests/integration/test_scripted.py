@@ -441,6 +441,42 @@ def test_streams_can_be_kept_apart(theatre):
     assert [stream for _, stream, _ in lines(jobs, together)] == ["output"] * 3
 
 
+def test_unfinished_text_is_seen_and_keeps_its_time(theatre):
+    """A prompt has no number while it stands, and then that of its line, or of a piece."""
+    script = Script(["a", ("unfinished", "Continue? "), 10, "yes", ("unfinished", "Sure? ")],
+                    hangs=True)  # fmt: skip
+    jobs, _ = theatre.play(script)
+    job = jobs.submit(["x"])
+    elapse(jobs, 1)
+    seen = list(jobs.logs(job.id))
+    assert [(line.sequence, line.text) for line in seen] == [(0, "a"), (None, "Continue? ")]
+    assert seen[1].timestamp == at(0)
+    elapse(jobs, 19)
+    jobs.stop_job(job.id)
+    jobs.wait(job.id, 30)
+
+    assert lines(jobs, job)[:3] == [
+        (0, "output", "a"), (0, "output", "Continue? yes"), (10, "output", "Sure? "),
+    ]  # fmt: skip
+    assert {stream for _, stream, _ in lines(jobs, job)[3:]} == {"system"}
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_bar_of_an_hour_is_one_line(theatre, dies):
+    """Also when its supervisor dies: what was drawn last was stored a moment later."""
+    drawn = [f"{second / 36:5.1f}%\r" for second in range(3600)]
+    parts = [part for one in drawn for part in (("unfinished", one), 1)]
+    jobs, _ = theatre.play(Script(parts, dies=dies))
+    job = jobs.submit(["x"])
+    elapse(jobs, 0)
+    theatre.clock.advance(3600)
+    drain(jobs)
+
+    (line,) = (line for line in jobs.logs(job.id) if line.stream != "system")
+    assert (line.sequence, line.raw, line.timestamp) == (0, "".join(drawn).encode(), at(0))
+    assert jobs.get_job(job.id).line_count == (2 if dies else 1)
+
+
 def test_progress_is_reported_by_the_clock(theatre):
     """Reports on the descriptor and in the output are on the job with their times, in no log."""
     script = Script(["a", ("progress", "1/4 loading"), 10, "jobcore:progress 3/4", 5])
@@ -659,6 +695,11 @@ BEHAVIOURS = [
         "a long line",
         ["sh", "-c", "head -c 150000 /dev/zero | tr '\\0' x; echo"],
         Script(["x" * 150_000]),
+    ),
+    Behaviour(
+        "text without a newline",
+        ["sh", "-c", "printf 'sure? '; sleep 0.5; echo yes; printf 'more? '"],
+        Script([("unfinished", "sure? "), 0.5, "yes", ("unfinished", "more? ")]),
     ),
     Behaviour(
         "streams apart",

@@ -71,6 +71,9 @@ def test_the_last_line_may_be_left_open():
         3.0,
     ]
     assert list(Script(["a", ""], open_end=True).parts())[1] == ("stdout", b"")
+    assert list(Script([("unfinished", "a "), "b", ("unfinished", b"c\r")]).parts()) == [
+        ("stdout", b"a "), ("stdout", b"b\n"), ("stdout", b"c\r"),
+    ]  # fmt: skip
     assert list(Script(["a"], floods=2, open_end=True).parts()) == [
         ("stdout", b"a\n"),
         ("stdout", b"flood 0\nflood 1"),
