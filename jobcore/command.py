@@ -104,7 +104,10 @@ class Command:
         if not _is_whole(self.umask, 0, 0o777):
             raise CommandError(f"umask must be between 0 and 0o777, not {self.umask!r}")
         if len(self.to_json()) > LARGEST:
-            raise CommandError(f"the command is larger than {LARGEST} bytes")
+            raise CommandError(
+                f"the command is larger than {LARGEST} bytes: put its input into a file, and name "
+                "that as its stdin"
+            )
 
     def __repr__(self) -> str:
         """Return it without `env`, `stdin` and `redact`, and with what is to be masked so."""

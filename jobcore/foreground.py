@@ -9,10 +9,12 @@ manager like any other.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from uuid import UUID
 
 from jobcore import terminal
@@ -26,6 +28,9 @@ PAUSE = 0.05
 #: What asks a foreground process to end. SIGHUP is not among them: a closed
 #: terminal ends this process, and the job lives on.
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+#: Seconds within which two signals are one: `timeout` and service managers send theirs to the
+#: process and to its group.
+ONE_SIGNAL = 1.0
 
 
 def block_signals() -> set[signal.Signals]:
@@ -43,18 +48,20 @@ def block_signals() -> set[signal.Signals]:
 
 class Interrupts:
     """
-    Calls one step of ending a signal, in its own thread.
+    Calls one step of ending a signal, each in a thread of its own; two within a second are one.
 
     Make it before the manager, whose threads inherit what is blocked. Until
     `arm` a signal ends this process at once: there is nothing to lose yet.
-    From then on it waits for `expect`.
+    From then on a step waits for `expect`, and for the step before.
     """
 
     def __init__(self) -> None:
         self._signals = block_signals()
         self._armed = False
         self._steps: list[Callable[[], None]] = []
+        self._count = 0
         self._known = threading.Event()
+        self._turn = threading.Lock()
         if self._signals:
             threading.Thread(target=self._serve, name="jobcore-interrupts", daemon=True).start()
 
@@ -65,19 +72,50 @@ class Interrupts:
     def expect(self, *steps: Callable[[], None]) -> None:
         """Call the first step at the first signal, and so on; one beyond the last ends us."""
         self._steps.extend(steps)
+        self._count = len(steps)
         self._known.set()
 
     def _serve(self) -> None:
-        while True:
-            number = signal.sigwait(self._signals)
-            if self._armed:
-                self._known.wait()
+        for taken, number in enumerate(_distinct(self._signals)):
+            if not self._armed or (self._known.is_set() and taken >= self._count):
+                os._exit(128 + number)
+            # A step may wait for the database, and the next signal is to be timed all the same.
+            threading.Thread(
+                target=self._take_step, args=(number,), name="jobcore-interrupt", daemon=True
+            ).start()
+
+    def _take_step(self, number: int) -> None:
+        self._known.wait()
+        with self._turn:
             if not self._steps:
                 os._exit(128 + number)
             try:
                 self._steps.pop(0)()
             except Exception as error:  # noqa: BLE001 - the next signal must be served, too
                 terminal.say(str(error))
+
+
+def _distinct(signals: set[signal.Signals]) -> Iterator[int]:
+    """Wait for these signals, which are blocked, and yield each; two within a second are one."""
+    last = -math.inf
+    while True:
+        number = signal.sigwait(signals)
+        now = time.monotonic()
+        if now - last >= ONE_SIGNAL:
+            last = now
+            yield number
+
+
+def end_at_next(signals: set[signal.Signals]) -> None:
+    """Have the next of these signals end this process, unless it belongs to one that just came."""
+
+    def serve() -> None:
+        until = time.monotonic() + ONE_SIGNAL
+        while (left := until - time.monotonic()) > 0:
+            signal.sigtimedwait(signals, left)
+        os._exit(128 + signal.sigwait(signals))
+
+    threading.Thread(target=serve, name="jobcore-interrupts", daemon=True).start()
 
 
 def stop(jobs: JobManager, job_id: UUID) -> None:

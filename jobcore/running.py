@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
-from typing import Annotated
+import stat
+import sys
+import termios
+from enum import Enum
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from jobcore import foreground, terminal
 from jobcore.application import app
-from jobcore.command import DEFAULT_GRACE, Command
+from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, LARGEST, Command
 from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
 from jobcore.manager import JobManager
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+class StopScope(str, Enum):
+    """Who gets the first signal of a stop."""
+
+    MAIN = "main"
+    GROUP = "group"
+
+
+class _Run(TyperCommand):
+    """Gives `--stdin` the value `-` where it is given none."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
+        args = list(args)
+        place = 0
+        # Those of the command begin at the first that is no option.
+        while place < len(args) and args[place] not in ("-", "--") and args[place][:1] == "-":
+            value = args[place + 1] if place + 1 < len(args) else "--"
+            if args[place] == "--stdin" and value != "-" and value[:1] == "-":
+                args[place] = "--stdin=-"
+            place += 1 if args[place] in flags or "=" in args[place] else 2
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Run, context_settings={"allow_interspersed_args": False})
 def run(
     ctx: typer.Context,
     command: Annotated[
@@ -30,14 +61,33 @@ def run(
         float | None, typer.Option(metavar="SECONDS", help="Stop it after this time. [no limit]")
     ] = None,
     grace: Annotated[
-        float, typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL when it is stopped.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="From the first signal to SIGKILL when it is stopped."
+        ),
     ] = DEFAULT_GRACE,
+    stop_signal: Annotated[
+        str, typer.Option(metavar="NAME", help="What stops it, such as SIGINT.")
+    ] = "SIGTERM",
+    stop_scope: Annotated[
+        StopScope, typer.Option(help="Who gets that: its own process, or all of its processes.")
+    ] = StopScope.MAIN,
+    linger: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL for what it leaves behind."),
+    ] = DEFAULT_LINGER,
     cwd: Annotated[
         str | None, typer.Option(metavar="DIRECTORY", help="Where it runs. [here]")
     ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A variable for it; may be given again."),
+    ] = None,
+    stdin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[FILE]", help="Its standard input: FILE, or without one that of run, read now."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="TEXT", help="What you call it.")] = None,
     separate_streams: Annotated[
@@ -57,11 +107,12 @@ def run(
 
     The log goes to stdout byte for byte, jobcore's own lines to stderr. The
     exit code is 1 where the job has none, or has 0 but is not COMPLETE. The
-    command's stdin is empty.
+    command's stdin is empty without --stdin.
 
     The first Ctrl-C or SIGTERM stops the job, and its log is still shown to the
-    end; the second kills it; the third leaves it. When the terminal is closed,
-    or nobody reads stdout any more (exit code 141), the job runs on by itself.
+    end; the second kills it; the third leaves it. Two within a second count as
+    one. When the terminal is closed, or nobody reads stdout any more (exit code
+    141), the job runs on by itself.
 
     \b
     Examples:
@@ -69,13 +120,21 @@ def run(
       jobcore run --timeout 3600 --env LEVEL=debug -- make report
       jobcore run --detach -- ./nightly
       jobcore run --shell -- 'sort < big | uniq -c'
+      jobcore run --stdin orders.csv -- python load.py
+      generate | jobcore run --stdin -- python load.py
     """  # noqa: D301
+    if stdin not in (None, "-") and not command:
+        raise CommandError(f"there is no command: --stdin has taken {stdin!r} for a file; write --")
     wanted = Command(
         _argv(command or [], shell=shell),
         cwd=cwd,
         env=_environment(env or []),
+        stdin=_input(stdin),
         timeout=timeout,
         grace=grace,
+        stop_signal=stop_signal,
+        stop_scope=stop_scope.value,
+        linger=linger,
         separate_streams=separate_streams,
         shell=shell,
     )
@@ -112,6 +171,31 @@ def run(
     if ended.reason is not Reason.EXITED:
         terminal.say(foreground.ending(ended))
     raise typer.Exit(foreground.exit_code(ended))
+
+
+def _input(source: str | None) -> bytes | str | None:
+    """Return what the command reads; with `-` all that our own standard input holds."""
+    if source != "-":
+        if source is None and _has_data(0):
+            terminal.say("standard input is not read: --stdin gives it to the command")
+        return source
+    data = sys.stdin.buffer.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise CommandError(
+            f"standard input has more than {LARGEST} bytes: put it into a file, and name that, "
+            "--stdin FILE"
+        )
+    return data
+
+
+def _has_data(descriptor: int) -> bool:
+    """Tell whether a descriptor is a pipe with something in it."""
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return False
+        return any(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))
+    except OSError:
+        return False
 
 
 def _argv(words: list[str], *, shell: bool) -> list[str] | str:
@@ -161,7 +245,7 @@ def work(
         while signal.sigtimedwait(signals, 0 if drain else 3600) is None:
             if drain and _is_drained(jobs):
                 return
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # the next one ends us at once
+        foreground.end_at_next(signals)
         running = jobs.count_jobs(status=Status.RUNNING).get(Status.RUNNING, 0)
         terminal.say(f"no more jobs are started; {running} running ones go on by themselves")
 

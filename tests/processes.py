@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import pickle
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Seconds after which a test gives up. Never the time that something takes. Less for who
 #: runs tests that are to fail, and has to wait for it.
 PATIENCE = float(os.environ.get("JOBCORE_TEST_PATIENCE", "30"))
+
+_PTRACE_ATTACH = 16  # of <sys/ptrace.h>
 
 
 def until(condition, what="the condition", patience=PATIENCE):
@@ -239,3 +242,12 @@ def carrying(text):
             if text.encode() in environment:
                 found.append(int(entry.name))
     return found
+
+
+def debug(pid):
+    """Attach to a process, which stops it, and stay."""
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long] * 4
+    if ptrace(_PTRACE_ATTACH, pid, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+    signal.pause()

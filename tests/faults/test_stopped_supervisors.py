@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 
@@ -13,11 +12,10 @@ from jobcore.crew import Crew
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.test_supervisor_killed import supervisor_of
-from tests.processes import Child, open_gate, state, until
+from tests.processes import Child, debug, open_gate, state, until
 from tests.programs import HELD, SLEEPS
 
 STOPS_ITS_SUPERVISOR = "kill -STOP $PPID; "
-_ATTACH, _DETACH = 16, 17  # of <sys/ptrace.h>
 
 
 def stop(pid):
@@ -163,15 +161,6 @@ def test_supervisor_in_a_debugger_is_left_alone(database):
 
     assert held == "t"
     assert (job.status, job.reason) == (Status.STOPPED, Reason.STOPPED)
-
-
-def debug(pid):
-    """Attach to a process, which stops it, and stay."""
-    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
-    ptrace.argtypes = [ctypes.c_long] * 4
-    if ptrace(_ATTACH, pid, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "ptrace")
-    signal.pause()
 
 
 @pytest.mark.parametrize(

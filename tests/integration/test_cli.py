@@ -26,10 +26,24 @@ import pytest
 
 from jobcore import JobManager, Status, application, running, upkeep, verbs
 from jobcore import cli as cli_entry
-from tests.processes import PATIENCE, ROOT, carrying, end_of_python, join, open_gate, until
-from tests.programs import HELD
+from tests.processes import (
+    PATIENCE,
+    ROOT,
+    Child,
+    carrying,
+    debug,
+    end_of_python,
+    join,
+    open_gate,
+    state,
+    until,
+)
+from tests.programs import HELD, SAVES_ON_INTERRUPT
 
 assert application.app.registered_commands, (running, upkeep, verbs)  # loaded before any fork
+CATCHES_TERM_SLOWLY = (
+    "n=0; trap 'n=$((n + 1)); sleep 0.5; echo stopping $n; exit 7' TERM; echo ready"
+)
 CATCHES_TERM = 'trap "echo stopping; exit 7" TERM; echo ready; sleep 3600 & wait'
 IGNORES_TERM = 'trap "" TERM; echo ready; sleep 3600'
 TELLS_ITS_SUPERVISOR = 'trap "" TERM; echo "$PPID"; sleep 3600'
@@ -128,6 +142,17 @@ class Cli:
         """Return the one job there is once it is final."""
         with JobManager(self.database, slots=0) as jobs:
             return jobs.wait(self.only_job().id, PATIENCE)
+
+
+def interrupt_again(process):
+    """Send SIGINT until it counts as another one, a second after the last; return what it says."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        if select.select([process.stderr], [], [], 0.1)[0]:
+            said = process.stderr.readline()
+            if said.startswith(b"jobcore: "):  # or it is a line of the job's
+                return said
+    return b""
 
 
 def _hear_a_terminal():
@@ -341,6 +366,52 @@ main()
     assert (cli.only_job().status, cli.only_job().reason) == ("STOPPED", "cancelled")
 
 
+@pytest.mark.parametrize(
+    ("words", "out", "hint"),
+    [
+        (["--stdin", "--", "cat"], "given\n", False),
+        (["--stdin", "--timeout", "60", "cat"], "given\n", False),
+        (["--stdin", "-", "cat"], "given\n", False),
+        (["--stdin", "input", "cat"], "of a file\n", False),
+        (["--stdin=input", "--", "cat"], "of a file\n", False),
+        (["echo", "--stdin"], "--stdin\n", True),
+        (["--name", "--stdin", "cat"], "", True),
+    ],
+)
+def test_run_reads_its_standard_input_when_asked_to(cli, words, out, hint):
+    """A file, or all that there is; without `--stdin` nothing is taken from a loop around it."""
+    (cli.folder / "input").write_text("of a file\n")
+    reader, writer = os.pipe()
+    os.write(writer, b"given\n")
+    os.close(writer)
+    process = cli.fork("run", *words, stdin=reader)
+    said, err = finish(process, 0)
+    rest = os.read(reader, 100)
+    os.close(reader)
+
+    assert said == out
+    assert rest == (b"" if out == "given\n" else b"given\n")
+    assert ("standard input is not read" in err) == hint
+
+
+def test_run_without_a_command_names_what_stdin_took(cli):
+    """The file that an optional value has taken is named, and the remedy."""
+    _, err = cli("run", "--stdin", "cat", code=2)
+
+    assert "--stdin has taken 'cat' for a file; write --" in err
+
+
+def test_run_stops_by_the_signal_it_is_told(cli):
+    """A program that saves on KeyboardInterrupt saves at the first signal."""
+    process = cli.start("run", "--stop-signal", "int", "--", *SAVES_ON_INTERRUPT)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process, 1)
+
+    assert out == "saved\n"
+    assert (cli.only_job().status, cli.only_job().exit_code) == ("STOPPED", 0)
+
+
 def test_the_first_interrupt_stops_the_job_and_shows_its_end(cli):
     """Ctrl-C is a stop: the command's own farewell is seen, and its exit code passed on."""
     process = cli.start("run", "--", "sh", "-c", CATCHES_TERM)
@@ -353,29 +424,46 @@ def test_the_first_interrupt_stops_the_job_and_shows_its_end(cli):
     assert (cli.only_job().status, cli.only_job().reason) == ("STOPPED", "stopped")
 
 
+def test_two_signals_within_a_second_are_one(cli):
+    """`timeout` and service managers send two: the job is stopped once, and has its grace."""
+    script = f"{CATCHES_TERM_SLOWLY}; while :; do sleep 0.01; done"
+    process = cli.start("run", "--grace", "3600", "--", "sh", "-c", script)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert b"stopping job" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    out, err = finish(process, 7)
+
+    assert out == "stopping 1\n"
+    assert "killing" not in err
+
+
 def test_the_second_interrupt_kills_the_job(cli):
     """A command that ignores SIGTERM is killed by the second signal, whatever its grace is."""
     process = cli.start("run", "--grace", "3600", "--", "sh", "-c", IGNORES_TERM)
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     assert b"stopping" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = finish(process, 137)
-
-    assert "killing job" in err
+    assert b"killing job" in interrupt_again(process)
+    finish(process, 137)
 
 
 def test_the_third_interrupt_leaves_the_job(cli):
     """When even killing does not help, because its supervisor hangs, `run` lets go."""
     process = cli.start("run", "--", "sh", "-c", TELLS_ITS_SUPERVISOR)
     supervisor = int(process.stdout.readline())
-    os.kill(supervisor, signal.SIGSTOP)
-    for said in (b"stopping", b"killing"):
-        process.send_signal(signal.SIGINT)
-        assert said in process.stderr.readline()
+    debugger = Child(debug, supervisor)
+    until(lambda: state(supervisor) == "t" or state(debugger.pid) in "ZX", "it is attached")
+    if state(supervisor) != "t":
+        debugger.kill()
+        pytest.skip("no process may be debugged here")
     process.send_signal(signal.SIGINT)
+    assert b"stopping" in process.stderr.readline()
+    assert b"killing" in interrupt_again(process)
+    interrupt_again(process)
     finish(process, 130)
-    os.kill(supervisor, signal.SIGCONT)
+    debugger.kill()
 
     assert cli.wait().exit_code == 137
 
@@ -470,13 +558,15 @@ def test_work_leaves_what_may_not_start_yet(cli, queue):
     assert (retry.retry_of, retry.attempt) == (first.id, 2)
 
 
-def test_work_ends_at_a_signal_and_leaves_what_runs(cli, queue):
+@pytest.mark.parametrize("times", [1, 2])
+def test_work_ends_at_a_signal_and_leaves_what_runs(cli, queue, times):
     """At SIGTERM nothing more is started; the running job lives on, the next one waits."""
     first = queue.submit(["sh", "-c", HELD])
     second = queue.submit(["true"])
     process = cli.start("work", "--slots", "1")
     until(lambda: queue.get_job(first.id).line_count, "the first job's line")
-    process.send_signal(signal.SIGTERM)
+    for _ in range(times):
+        process.send_signal(signal.SIGTERM)
     _, err = finish(process, 0)
 
     assert "1 running" in err
