@@ -1189,6 +1189,10 @@ class JobManager:
 
         Returns:
             The jobs that this settled.
+
+        Raises:
+            DatabaseBusy: Another process kept the write lock longer than the busy timeout.
+                What was settled before stays so.
         """
         settled = self._recovery.sweep(everything=True)
         self._staging.remove_of_dead(everything=True)

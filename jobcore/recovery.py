@@ -157,19 +157,23 @@ class Recovery:
         self, run: Run, *, kill: bool = False, until: float = math.inf
     ) -> Run | None:
         """Reconcile inside a read: where it cannot be done now, return the row as stored."""
+        softly = partial(
+            self._reconcile_softly, run, patience=READ_PATIENCE, kill=kill, until=until
+        )
         try:
-            return HANDS.call(
-                partial(self._reconcile_softly, run, kill=kill, until=until),
-                patience=READ_PATIENCE,
-            )
+            return HANDS.call(softly, patience=READ_PATIENCE)
         except DatabaseBusy as error:
             self._postpone(run, error)
             return run
 
-    def _reconcile_softly(self, run: Run, *, kill: bool, until: float) -> Run | None:
+    def _reconcile_softly(
+        self, run: Run, *, patience: float | None, kill: bool, until: float
+    ) -> Run | None:
         try:
-            fresh = self.reconcile(run, patience=READ_PATIENCE, kill=kill, until=until)
-        except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all
+            fresh = self.reconcile(run, patience=patience, kill=kill, until=until)
+        except Exception as error:
+            if patience is None and isinstance(error, DatabaseBusy):
+                raise  # the trouble of all jobs, which the caller has waited out
             self._postpone(run, error)
             if kill and isinstance(error, (StoreError, OSError)) and not is_of_all(error):
                 self._kill_of_dead(run)
@@ -467,10 +471,14 @@ class Recovery:
         Look at every RUNNING job, at begun deletions and at leftover directories.
 
         Args:
-            everything: Import also for those that another manager cares for.
+            everything: Import also for those that another manager cares for, and wait for
+                each write as long as the busy timeout.
 
         Returns:
             The jobs that this settled.
+
+        Raises:
+            DatabaseBusy: With `everything`: another process kept the write lock too long.
         """
         names = self._directories.names()  # before the rows: one made in between has a row
         with self._database.read() as connection:
@@ -480,12 +488,13 @@ class Recovery:
         self._unfinished = False
         offsets = {run.number: run.spool_offset for run in running}
         until = math.inf if everything else time.monotonic() + SWEEP
+        patience = None if everything else READ_PATIENCE
         # From behind the last one of the sweep before, so that all have their turn.
         for run in sorted(running, key=lambda run: (run.number <= self._swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
                 continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
-            fresh = self._sweep_one(run, resting=resting, kill=True, until=until)
+            fresh = self._sweep_one(run, patience, resting=resting, kill=True, until=until)
             if fresh is not None:
                 offsets[run.number] = fresh.spool_offset
             if fresh is not None and fresh.final:
@@ -499,7 +508,7 @@ class Recovery:
         self._killing = {
             number: since for number, since in self._killing.items() if number in offsets
         }
-        settled += self._sweep_owned(owned)
+        settled += self._sweep_owned(owned, patience)
         self._remove_environments()
         self._offsets = offsets
         self._unresponsive.keep({run.number for run in running})
@@ -514,22 +523,29 @@ class Recovery:
             running = runs.supervised(connection)
             owned = runs.owned(connection)
         for run in running:
-            self._sweep_one(run, resting=True, kill=False, until=math.inf)
+            self._sweep_one(run, READ_PATIENCE, resting=True, kill=False, until=math.inf)
         for run in owned:
             self.reconcile_softly(run)
 
-    def _sweep_one(self, run: Run, *, resting: bool, kill: bool, until: float) -> Run | None:
+    def _sweep_one(
+        self, run: Run, patience: float | None, *, resting: bool, kill: bool, until: float
+    ) -> Run | None:
         try:
-            more = self._says_more(run, output=resting)
-            return self.reconcile_softly(run, kill=kill, until=until) if more else run
+            if not self._says_more(run, output=resting):
+                return run
+            return self._reconcile_softly(run, patience=patience, kill=kill, until=until)
         except NewerProtocol:
             return None
 
-    def _sweep_owned(self, owned: list[Run]) -> list[Run]:
+    def _sweep_owned(self, owned: list[Run], patience: float | None) -> list[Run]:
         """End what dead owners have left, and remove their locks; return what was ended."""
         owners = {run.owner or "" for run in owned}
         dead = {owner for owner in owners if not self._seems_alive(owner)}
-        ended = [self.reconcile_softly(run, kill=True) for run in owned if run.owner in dead]
+        ended = [
+            self._reconcile_softly(run, patience=patience, kill=True, until=math.inf)
+            for run in owned
+            if run.owner in dead
+        ]
         self._ownership.remove_unused(owners)
         return [run for run in ended if run is not None and run.final]
 

@@ -7,11 +7,13 @@ import logging
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
+from contextlib import closing
 
 import pytest
 
-from jobcore import JobDeleted, JobManager, Status, leftovers
+from jobcore import DatabaseBusy, JobDeleted, JobManager, Status, leftovers
 from jobcore.importer import Importer
 from jobcore.supervision import failpoints, jobdir
 from tests.jobfiles import Scripted, log_of, sql, stored_run
@@ -124,6 +126,22 @@ def test_life_and_death_need_no_timer(jobs, scripted, clock):
     run.die()
 
     assert alive.status is Status.RUNNING
+    assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
+
+
+def test_recovery_does_not_hide_that_it_could_not_write(jobs, scripted):
+    """A job whose end is known is final when it returns; otherwise it raises."""
+    run = scripted()
+    run.started()
+    run.die()
+    with JobManager(jobs._database.path, slots=0, busy_timeout=0.01) as hasty:
+        with closing(sqlite3.connect(jobs._database.path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(DatabaseBusy):
+                hasty.recover()
+        settled = hasty.recover()
+
+    assert [job.id for job in settled] == [run.id]
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
 
 
