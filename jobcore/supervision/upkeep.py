@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # All in seconds.
 _CHECK_EVERY = 5.0  # a stop is not heard while the FIFO is gone
 _TOUCH_EVERY = 600.0  # cleaners count in hours or days
+#: The directory of the job directories has the database's name and this.
+_SUFFIX = ".jobs"
 
 
 class Upkeep:
@@ -126,6 +128,18 @@ class Upkeep:
         if self._root >= 0:
             os.utime(self._root)
             os.utime(jobdir.STORE, dir_fd=self._root, follow_symlinks=False)
+            self._touch_database()
+
+    def _touch_database(self) -> None:
+        """Keep the database's files fresh, too: without them the end could not be stored."""
+        database, suffix, rest = os.readlink(f"/proc/self/fd/{self._root}").rpartition(_SUFFIX)
+        if not suffix or rest:
+            return
+        for name in (database, f"{database}-wal", f"{database}-shm"):
+            try:
+                os.utime(name, follow_symlinks=False)
+            except FileNotFoundError:
+                pass
 
     def close(self) -> None:
         """Close what was opened here."""

@@ -21,8 +21,10 @@ LONG_AGO = 1_000_000_000
 @pytest.fixture
 def root(tmp_path):
     """Return the path of a root with its store."""
-    (tmp_path / "store").write_text("id")
-    return tmp_path
+    path = tmp_path / "jobs.db.jobs"
+    path.mkdir()
+    (path / "store").write_text("id")
+    return path
 
 
 @pytest.fixture
@@ -69,6 +71,16 @@ def test_files_are_touched_now_and_then(root, upkeep):
 
     assert before > 4
     assert old(root) == []
+
+
+def test_the_database_is_touched_with_them(tmp_path, upkeep):
+    """A running job would have nowhere to store its end; another program's file stays old."""
+    for name in ("jobs.db", "jobs.db-wal", "jobs.db-shm", "other.db"):
+        (tmp_path / name).touch()
+    make_old(tmp_path)
+    upkeep.advance(700.0)
+
+    assert old(tmp_path) == sorted(["other.db", tmp_path.name])
 
 
 @pytest.mark.parametrize("name", ["lock", "run", "ctl"])
