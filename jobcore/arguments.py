@@ -11,10 +11,12 @@ import inspect
 import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from jobcore.errors import ArgumentError, shown
 from jobcore.lifecycle import Status
+
+T = TypeVar("T")
 
 #: The largest number that SQLite holds; nothing here counts further.
 MOST = 2**63 - 1
@@ -257,6 +259,30 @@ def checked_patience(timeout: Any) -> float:
         return float(timeout)
     except OverflowError:  # an int of hundreds of digits
         return math.inf if timeout > 0 else -math.inf
+
+
+def checked_one(job_id: T) -> T:
+    """
+    Return the id of a job to wait for.
+
+    Raises:
+        ArgumentError: It is several.
+    """
+    if isinstance(job_id, Iterable) and not isinstance(job_id, (str, bytes)):
+        raise ArgumentError(f"wait is for one job, and wait_all for several: {shown(job_id)}")
+    return job_id
+
+
+def checked_ids(job_ids: Iterable[T]) -> list[T]:
+    """
+    Return the ids of the jobs to wait for.
+
+    Raises:
+        ArgumentError: It is one id, or none at all.
+    """
+    if isinstance(job_ids, (str, bytes)) or not isinstance(job_ids, Iterable):
+        raise ArgumentError(f"wait_all is for several jobs, and wait for one: {shown(job_ids)}")
+    return list(job_ids)
 
 
 def checked_heartbeat(seconds: Any) -> float:

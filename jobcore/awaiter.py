@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 
 from jobcore import logs
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
+from jobcore.errors import JobDeleted
 from jobcore.eventloop import Answer, in_thread, sleep
-from jobcore.follower import Cursor, Follower
+from jobcore.follower import NOT_DRAINED, Cursor, Follower
 from jobcore.models import LogLine
 from jobcore.patience import Patience
 from jobcore.runs import Run
@@ -45,7 +46,7 @@ class Awaiter:
     async def wait(
         self,
         begin: Callable[[], Run],
-        timeout: float | None,
+        timeout: float | Patience | None,
         check: Callable[[Run], None],
         end: Callable[[Run], Answer],
     ) -> Answer:
@@ -60,7 +61,7 @@ class Awaiter:
             JobDeleted: The job was deleted in between.
             WaitTimeout: `timeout` seconds were over.
         """
-        patience = Patience(timeout)
+        patience = Patience.of(timeout)
         cursor = self._follower.waiting(await in_thread(begin))
         while not (cursor := await self.look(cursor)).run.final:
             check(cursor.run)
@@ -87,8 +88,32 @@ class Awaiter:
         cursor = partial(self._follower.following, sequence=sequence, unfinished=unfinished)
         return Lines(self, self._follower, begin, cursor, timeout, check)
 
+    async def drain(
+        self,
+        is_empty: Callable[[], bool],
+        running: Callable[[], Sequence[Run]],
+        timeout: float | None,
+    ) -> None:
+        """
+        Return when the queue `is_empty` and what is `running` elsewhere is final.
+
+        Raises:
+            WaitTimeout: `timeout` seconds were over.
+        """
+        patience = Patience(timeout)
+        while True:
+            await self.wait_for(is_empty, patience, NOT_DRAINED)
+            found = await in_thread(running)
+            if not found:
+                return
+            for run in found:
+                try:
+                    await self.wait(partial(_itself, run), patience, _let_be, _let_be)
+                except JobDeleted:
+                    continue
+
     async def wait_for(
-        self, condition: Callable[[], bool], timeout: float | None, what: str
+        self, condition: Callable[[], bool], timeout: float | Patience | None, what: str
     ) -> None:
         """
         Return when `condition` is true, which is asked in a thread, now and then.
@@ -96,7 +121,7 @@ class Awaiter:
         Raises:
             WaitTimeout: `timeout` seconds were over.
         """
-        patience = Patience(timeout)
+        patience = Patience.of(timeout)
         pause = LOOK_FIRST
         while not await in_thread(condition):
             if patience.over:
@@ -224,6 +249,14 @@ class Lines(AsyncIterator[LogLine]):
                 return iter(lines)
             self._check(cursor.run)
             await _rest(cursor, patience)
+
+
+def _itself(run: Run) -> Run:
+    return run
+
+
+def _let_be(_run: Run) -> None:
+    """Say nothing of a job that is waited for, and make nothing of one that has ended."""
 
 
 async def _rest(cursor: Cursor, patience: Patience) -> None:

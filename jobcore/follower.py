@@ -41,6 +41,10 @@ FEW_SEGMENTS = 64
 TRUST = LOOK_LONGEST / 2
 
 
+#: What a drain says that took too long.
+NOT_DRAINED = "jobs were still queued or running"
+
+
 class Sighting(NamedTuple):
     """
     A job's row as it was read once.
@@ -396,7 +400,7 @@ class Follower:
     def wait(
         self,
         run: Run,
-        timeout: float | None = None,
+        timeout: float | Patience | None = None,
         check: Callable[[Run], None] = lambda _run: None,
     ) -> Run:
         """
@@ -409,7 +413,7 @@ class Follower:
             JobDeleted: The job was deleted in between.
             WaitTimeout: `timeout` seconds were over.
         """
-        patience = Patience(timeout)
+        patience = Patience.of(timeout)
         cursor = self.waiting(run)
         while not (cursor := self._look(cursor)).run.final:
             check(cursor.run)
@@ -428,14 +432,40 @@ class Follower:
                 telemetry.event(logging.WARNING, "not waited for the jobs' end", error=str(error))
                 return
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
+    def drain(
+        self,
+        is_empty: Callable[[], bool],
+        running: Callable[[], Sequence[Run]],
+        timeout: float | None,
+    ) -> None:
+        """
+        Block until the queue `is_empty` and what is `running` elsewhere is final.
+
+        Raises:
+            WaitTimeout: `timeout` seconds were over.
+        """
+        patience = Patience(timeout)
+        while True:
+            self.wait_for(is_empty, patience, NOT_DRAINED)
+            found = running()
+            if not found:
+                return
+            for run in found:
+                try:
+                    self.wait(run, patience)
+                except JobDeleted:
+                    continue
+
+    def wait_for(
+        self, condition: Callable[[], bool], timeout: float | Patience | None, what: str
+    ) -> None:
         """
         Block until `condition`, asked again after every commit, and now and then.
 
         Raises:
             WaitTimeout: `timeout` seconds were over.
         """
-        patience = Patience(timeout)
+        patience = Patience.of(timeout)
         pause = LOOK_FIRST
         while True:
             seen = self._database.version(LOOK_FIRST)

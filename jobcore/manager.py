@@ -26,9 +26,11 @@ from jobcore.arguments import (
     checked_database,
     checked_executors,
     checked_final,
+    checked_ids,
     checked_keep,
     checked_limit,
     checked_lines,
+    checked_one,
     checked_owner,
     checked_patience,
     checked_progress,
@@ -83,6 +85,7 @@ from jobcore.lookup import Id, Listings, public, require_job, require_pipeline, 
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.notifier import Notifier
 from jobcore.ownership import Ownership
+from jobcore.patience import Patience
 from jobcore.postponement import Postponement
 from jobcore.pruner import Pruner
 from jobcore.recovery import Recovery
@@ -110,8 +113,6 @@ STOP_PATIENCE = 1.0
 
 #: The managers of this process that are not closed; `jobcore.testing` finds them here.
 OPEN: weakref.WeakSet[JobManager] = weakref.WeakSet()
-
-NOT_DRAINED = "jobs were still queued or running"
 
 
 class JobManager:
@@ -748,7 +749,7 @@ class JobManager:
 
         Raises:
             JobNotFound: No job has this id.
-            JobNotRunning: It is not RUNNING; a QUEUED one is cancelled.
+            JobNotRunning: It is not RUNNING. `cancel_job` takes a QUEUED one, too.
             CommandError: The grace is not a number of seconds, 0 or more.
             StoreError: The wish could not be stored, or not be written for the
                 supervisor. Where there was no space it is told all the same, and the
@@ -758,11 +759,14 @@ class JobManager:
         run = self._stopper.stop(self._run(job_id, kill=True), checked, "stop")
         return self._job(run)
 
-    def cancel_job(self, job_id: Id) -> Job:
+    def cancel_job(self, job_id: Id, *, grace: float | None = None) -> Job:
         """
         Move a QUEUED job to STOPPED at once; ask a RUNNING one to stop, as `stop_job` does.
 
         When this returns, a job that was QUEUED never starts.
+
+        Args:
+            grace: Seconds until a RUNNING job is killed, as in `stop_job`.
 
         Returns:
             The job as it stands then, STOPPED or still RUNNING.
@@ -770,8 +774,10 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is final.
+            CommandError: The grace is not a number of seconds, 0 or more.
         """
-        run = self._stopper.cancel(self._run(job_id, kill=True))
+        checked = None if grace is None else checked_grace(grace)
+        run = self._stopper.cancel(self._run(job_id, kill=True), checked)
         return self._job(run)
 
     def delete_job(self, job_id: Id) -> None:
@@ -1091,14 +1097,39 @@ class JobManager:
             ArgumentError: `timeout` is no number.
         """
         checked_patience(timeout)
-        run = self._run(job_id)
+        run = self._run(checked_one(job_id))
         self._follower.wait(run, timeout, self._dispatcher.begin_wait(self))
         return self._job(run)
+
+    def wait_all(self, job_ids: Iterable[Id], timeout: float | None = None) -> list[Job]:
+        """
+        Block until all of these jobs are final, and return them in the order of the ids.
+
+        Args:
+            job_ids: The jobs; the same one may be among them more than once.
+            timeout: Seconds to wait for all of them; None: as long as it takes.
+
+        Returns:
+            The jobs, final.
+
+        Raises:
+            JobNotFound: No job has one of these ids.
+            JobDeleted, WaitTimeout, SpawnError, StoreError: As `wait` raises them for one.
+            ArgumentError: `job_ids` is one id, or no ids, or `timeout` is no number.
+        """
+        patience = Patience(timeout)
+        waited = [self._run(one) for one in checked_ids(job_ids)]
+        check = self._dispatcher.begin_wait(self)
+        return [self._job(self._follower.wait(run, patience, check)) for run in waited]
 
     def drain(self, timeout: float | None = None) -> None:
         """
         Block until nothing is queued that this manager could claim now, and nothing runs
         that it claimed.
+
+        With `slots=0` it claims nothing: then this waits for the managers that do, until
+        nothing is queued that may start now, and no command of any job runs. Where there
+        is no such manager it waits until the time is over.
 
         Args:
             timeout: Seconds to wait; None: as long as it takes.
@@ -1108,7 +1139,7 @@ class JobManager:
             SpawnError, StoreError: Nothing of it can go on here; see `wait`.
             ArgumentError: `timeout` is no number.
         """
-        self._follower.wait_for(self._drained(), timeout, NOT_DRAINED)
+        self._follower.drain(self._drained(), self._running_elsewhere, timeout)
 
     def wait_async(self, job_id: Id, timeout: float | None = None) -> Coroutine[Any, Any, Job]:
         """
@@ -1127,6 +1158,7 @@ class JobManager:
             ArgumentError: `timeout` is no number; at this call, not when it is awaited.
         """
         checked_patience(timeout)
+        checked_one(job_id)
         return self._awaiter.wait(
             lambda: self._run(job_id), timeout, self._dispatcher.begin_wait(self), self._job
         )
@@ -1179,7 +1211,7 @@ class JobManager:
             ArgumentError: `timeout` is no number; at this call, not when it is awaited.
         """
         checked_patience(timeout)
-        return self._awaiter.wait_for(self._drained(), timeout, NOT_DRAINED)
+        return self._awaiter.drain(self._drained(), self._running_elsewhere, timeout)
 
     def recover(self) -> list[Job]:
         """
@@ -1718,6 +1750,13 @@ class JobManager:
             run = store.run_of(require_job(connection, job_id))
         unfinished = self._recovery.unfinished(run) if run.supervised else None
         return self._run(job_id), unfinished
+
+    def _running_elsewhere(self) -> list[Run]:
+        """Return the jobs that a manager without slots waits for in a drain."""
+        if self._slots:
+            return []
+        with self._database.read() as connection:
+            return list(runs.supervised(connection))
 
     def _drained(self) -> Callable[[], bool]:
         return self._dispatcher.is_drained(starts=self._slots > 0)

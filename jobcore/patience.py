@@ -35,6 +35,11 @@ class Patience:
         """Whether the time has passed."""
         return time.monotonic() > self._deadline
 
+    @classmethod
+    def of(cls, timeout: float | Patience | None) -> Patience:
+        """Return one that begins now, or the one that several waits share."""
+        return timeout if isinstance(timeout, Patience) else cls(timeout)
+
     def error(self, what: object) -> WaitTimeout:
         """Return the error that says what was still so when the time was over."""
         return WaitTimeout(f"{what} after {self._timeout} s")

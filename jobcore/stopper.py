@@ -68,7 +68,7 @@ class Stopper:
                 current = runs.find(connection, run.number)
                 if current is None:
                     raise JobNotFound(run.id)
-                raise JobNotRunning(run.id, current.status, Trigger.STOP)
+                raise _not_running(current)
             if asked.token is None:
                 return self._end_bookkeeping(connection, asked, now)
             return asked
@@ -115,9 +115,12 @@ class Stopper:
             telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
 
     @handed_over
-    def cancel(self, run: Run) -> Run:
+    def cancel(self, run: Run, grace: float | None = None) -> Run:
         """
         Move QUEUED to STOPPED; ask a RUNNING job to stop.
+
+        Args:
+            grace: Seconds until a RUNNING one is killed; None: its command's own.
 
         Raises:
             JobNotFound, InvalidTransition: It is gone, or final.
@@ -135,7 +138,7 @@ class Stopper:
             raise JobNotFound(run.id)
         if current.status != Status.RUNNING:
             raise InvalidTransition(run.id, current.status, Trigger.CANCEL)
-        return self.stop(current, None, "cancel")
+        return self.stop(current, grace, "cancel")
 
     @staticmethod
     def _end_bookkeeping(connection: Connection, run: Run, now: int) -> Run:
@@ -226,6 +229,13 @@ class Stopper:
             if fresh is None or _asks_no_less(wish, fresh):
                 return
             run = fresh
+
+
+def _not_running(run: Run) -> JobNotRunning:
+    queued = run.status == Status.QUEUED
+    return JobNotRunning(
+        run.id, run.status, Trigger.STOP, "cancel_job takes it from the queue" if queued else ""
+    )
 
 
 def _asks_no_less(wish: dict[str, str | int | None], run: Run) -> bool:

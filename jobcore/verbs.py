@@ -12,7 +12,7 @@ import typer
 from jobcore import foreground, terminal
 from jobcore.application import AsJson, JobId, app, full_id, open_manager
 from jobcore.command import checked_timeout
-from jobcore.errors import CommandError, StoreError
+from jobcore.errors import CommandError, JobNotRunning, StoreError
 from jobcore.lifecycle import Status
 from jobcore.manager import JobManager
 from jobcore.models import Job
@@ -189,7 +189,7 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """
-    Stop a running job, with its descendants.
+    Stop a running job, with its descendants, or take a queued one from the queue.
 
     Returns when it has ended.
 
@@ -198,7 +198,13 @@ def stop(
       jobcore stop --grace 2 3f2a
     """  # noqa: D301
     with open_manager(ctx) as jobs:
-        job = jobs.stop_job(full_id(jobs, job_id), grace=grace)
+        found = full_id(jobs, job_id)
+        try:
+            job = jobs.stop_job(found, grace=grace)
+        except JobNotRunning as error:
+            if error.job_status != Status.QUEUED:
+                raise
+            job = jobs.cancel_job(found, grace=grace)  # RUNNING, if it has started meanwhile
         if not no_wait:
             job = jobs.wait(job.id)
     _report(job, as_json=as_json)
@@ -206,7 +212,12 @@ def stop(
 
 @app.command()
 def cancel(
-    ctx: typer.Context, job_id: JobId, *, no_wait: NoWait = False, as_json: AsJson = False
+    ctx: typer.Context,
+    job_id: JobId,
+    *,
+    grace: StopGrace = None,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
 ) -> None:
     """
     Take a job from the queue.
@@ -218,7 +229,7 @@ def cancel(
       jobcore cancel 3f2a
     """  # noqa: D301
     with open_manager(ctx) as jobs:
-        job = jobs.cancel_job(full_id(jobs, job_id))
+        job = jobs.cancel_job(full_id(jobs, job_id), grace=grace)
         if not no_wait:
             job = jobs.wait(job.id)
     _report(job, as_json=as_json)

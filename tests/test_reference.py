@@ -372,6 +372,7 @@ def valid(jobs, name):
     """Return an argument that each parameter of a verb accepts."""
     return {
         "job_id": lambda: ended(jobs).id,
+        "job_ids": lambda: [ended(jobs).id],
         "workspace_id": lambda: jobs.get_workspace().id,
         "pipeline_id": lambda: jobs.create_pipeline(str(uuid4()), ["true"]).id,
         "command": lambda: ["true"],

@@ -691,13 +691,21 @@ def test_stop_returns_when_the_job_has_ended(cli):
     assert (out, err) == ("", f"jobcore: job {job_id} is STOPPED: cannot stop\n")
 
 
+def test_stop_takes_a_queued_job_from_the_queue(cli, queue):
+    """Whoever stops a job need not know whether it has started."""
+    queued = queue.submit(["true"])
+    ended = json.loads(cli("stop", "--json", str(queued.id))[0])
+
+    assert (ended["status"], ended["reason"]) == ("STOPPED", "cancelled")
+
+
 def test_cancel_takes_a_queued_job_and_stops_a_running_one(cli, queue):
     """A queued job is STOPPED without an exit code; a running one is stopped; silence in a pipe."""
     queued = queue.submit(["true"])
     running = cli("run", "--detach", "--", "sh", "-c", CATCHES_TERM)[0].strip()
 
     assert cli("cancel", str(queued.id)) == ("", "")
-    assert json.loads(cli("cancel", "--json", running)[0])["reason"] == "stopped"
+    assert json.loads(cli("cancel", "--grace", "60", "--json", running)[0])["reason"] == "stopped"
     cancelled = queue.get_job(queued.id)
     assert (cancelled.status, cancelled.exit_code, cancelled.reason) == (
         "STOPPED",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from functools import partial
@@ -9,7 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore import JobDeleted, JobManager, Reason, Status, commits, follower
+from jobcore import (
+    ArgumentError,
+    CommandError,
+    JobDeleted,
+    JobManager,
+    JobNotRunning,
+    Reason,
+    Status,
+    WaitTimeout,
+    commits,
+    follower,
+)
 from jobcore.commits import Commits
 from jobcore.database import Database
 from jobcore.dispatcher import Dispatcher
@@ -19,7 +31,8 @@ from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.processes import PATIENCE, Child, until
-from tests.programs import WAITS_FOR_A_FILE, python
+from tests.programs import EXIT_3, SLEEPS, WAITS_FOR_A_FILE, python
+from tests.tasks import task
 from tests.transactions import transaction
 
 LOOKS = "PRAGMA data_version"
@@ -135,6 +148,96 @@ def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, databas
 
         assert again == [False] * 5
         until(dispatcher.is_idle, "an empty queue")
+
+
+@pytest.mark.parametrize("form", ["drain", "drain_async"])
+def test_a_drain_without_slots_waits_for_those_who_run_the_queue(database, tmp_path, form):
+    """A manager that only queues waits for all that is queued or runs in another one."""
+    go = tmp_path / "go"
+    with JobManager(database, slots=0) as queue, JobManager(database, slots=1) as worker:
+        jobs = worker.submit_many([WAITS_FOR_A_FILE] * 2, env={"GO": str(go)})
+        tasks = [task(queue), queue.create_job("TASK")]  # of a host: they are no queue's
+        assert next(queue.follow(jobs[0].id, timeout=PATIENCE)).text == "ready"
+        with pytest.raises(WaitTimeout, match="queued or running"):
+            queue.drain(0)
+
+        def drain():
+            if form == "drain":
+                return queue.drain(PATIENCE)
+            return asyncio.run(queue.drain_async(PATIENCE))
+
+        thread, answers = in_thread(drain)
+        go.touch()
+        thread.join(PATIENCE)
+        ended = [queue.get_job(job.id).status for job in (*jobs, *tasks)]
+
+    assert answers == [None]
+    assert ended == [Status.ERROR, Status.ERROR, Status.RUNNING, Status.QUEUED]
+
+
+def test_a_drain_without_slots_says_what_still_runs(database):
+    """Where the time is over it names the job that is running elsewhere."""
+    with JobManager(database, slots=0) as queue, JobManager(database, slots=1) as worker:
+        job = worker.submit(SLEEPS)
+        assert next(worker.follow(job.id, timeout=PATIENCE)).text == "ready"
+        with pytest.raises(WaitTimeout, match=f"job {job.id} is RUNNING after 0.01 s"):
+            queue.drain(0.01)
+        worker.stop_job(job.id, grace=0)
+        queue.drain(PATIENCE)
+
+
+def test_several_jobs_are_waited_for_at_once(running_jobs):
+    """All are final, in the order of the ids; `wait` for several names what does it."""
+    first, second = running_jobs.submit_many([EXIT_3, ["true"]])
+    ended = running_jobs.wait_all([second.id, str(first.id), second.id], PATIENCE)
+
+    assert [job.id for job in ended] == [second.id, first.id, second.id]
+    assert [job.exit_code for job in ended] == [0, 3, 0]
+    assert running_jobs.wait_all([]) == []
+    for several in ([first.id, second.id], (first.id,), {first.id}, iter([first.id])):
+        with pytest.raises(ValueError, match="wait_all"):
+            running_jobs.wait(several)
+        with pytest.raises(ArgumentError, match="wait_all"):
+            running_jobs.wait_async(several)
+    for one in (str(first.id), first.id, None):
+        with pytest.raises(ArgumentError, match="wait_all"):
+            running_jobs.wait_all(one)
+
+
+def test_the_time_of_a_wait_for_several_is_for_all_of_them(jobs):
+    """Each begins with what the ones before it have left."""
+    mine = [task(jobs) for _ in range(3)]
+    with pytest.raises(WaitTimeout, match=r"RUNNING after 0.02 s"):
+        jobs.wait_all([one.id for one in mine], timeout=0.02)
+
+
+@pytest.mark.parametrize("call", ["get_job", "wait", "history", "stop_job", "result", "logs"])
+def test_an_id_however_deeply_nested_is_a_wrong_argument(jobs, call):
+    """It is told as such, and neither as a RecursionError nor as a job that is not there."""
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ArgumentError, match="list"):
+        getattr(jobs, call)(nested)
+
+
+def test_a_cancelled_job_that_runs_gets_the_grace(running_jobs):
+    """`cancel_job` hands on the seconds until the kill."""
+    job = running_jobs.submit(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"])
+    assert next(running_jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
+    running_jobs.cancel_job(job.id, grace=0)
+    ended = running_jobs.wait(job.id, PATIENCE)
+
+    assert (ended.status, ended.signal) == (Status.STOPPED, 9)
+    with pytest.raises(CommandError, match="grace"):
+        running_jobs.cancel_job(job.id, grace=-1)
+
+
+def test_a_job_that_is_queued_is_not_stopped_but_what_does_is_named(jobs):
+    """The error says which call takes it from the queue."""
+    job = jobs.create_job("TASK")
+    with pytest.raises(JobNotRunning, match="cancel_job"):
+        jobs.stop_job(job.id)
 
 
 def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, looks, monkeypatch):
