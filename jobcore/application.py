@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from uuid import UUID
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from jobcore import terminal
+from jobcore import __version__, terminal
 from jobcore.errors import CommandError, JobcoreError, StoreError, WaitTimeout
-from jobcore.manager import JobManager
 
-#: Jobs among which the short form of an id must be unique, and its least length.
-RECENT, SHORTEST = 1000, 4
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+
+#: In help: what may be chosen.
+STATUSES = "QUEUED, RUNNING, COMPLETE, ERROR or STOPPED, in any case; may be given again"
+#: Ids that are shown where a short form is not enough.
+TOLD = 5
 #: Exit codes beside the job's own, 1 for an error and 2 for a wrong use: those
 #: that `timeout` and shells give.
 TIMED_OUT, INTERRUPTED, UNREAD = 124, 130, 141
 
 
+class PlainHelp(TyperCommand):
+    """Help in our own words: names, placeholders and what they mean, and no types or ranges."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what follows the command's name in the first line."""
+        arguments = (one for one in self.get_params(ctx) if one.param_type_name == "argument")
+        return ["[OPTIONS]", *(one.metavar or "" for one in arguments)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a line for each argument and option."""
+        _write_options(self, ctx, formatter)
+
+
 class _Verbs(TyperGroup):
     """Makes one line and an exit code of an error, for every verb."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a line for each option, and one for each verb."""
+        _write_options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
@@ -41,8 +66,8 @@ class _Verbs(TyperGroup):
                 raise typer.Exit(TIMED_OUT) from None
             terminal.give_up_stdout()
             raise typer.Exit(1) from None
-        except UnicodeEncodeError:
-            terminal.say("an argument is no UTF-8 text")
+        except UnicodeEncodeError as error:
+            terminal.say(_not_encoded(error))
             raise typer.Exit(2) from None
         except JobcoreError as error:
             terminal.say(str(error))
@@ -52,7 +77,71 @@ class _Verbs(TyperGroup):
             raise typer.Exit(2) from None
 
 
-app = typer.Typer(
+def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    lines: dict[str, list[tuple[str, str]]] = {"argument": [], "option": []}
+    for one in command.get_params(ctx):
+        name = ", ".join(sorted(one.opts, key=len)) if one.param_type_name == "option" else ""
+        placeholder = "" if getattr(one, "is_flag", False) else one.metavar or ""
+        lines[one.param_type_name].append((f"{name} {placeholder}".strip(), one.help or ""))
+    for title, records in (("Arguments", lines["argument"]), ("Options", lines["option"])):
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _not_encoded(error: UnicodeEncodeError) -> str:
+    """Return what is wrong with a text that came from the command line or goes to the system."""
+    if error.encoding.replace("-", "").lower() == "utf8":
+        return "an argument is not UTF-8 text"
+    return (
+        f"an argument or path cannot be encoded as {error.encoding}: set a UTF-8 locale, such as "
+        "LC_ALL=C.UTF-8"
+    )
+
+
+class _App(typer.Typer):
+    """An application whose verbs take the program's options, too, and have plain help."""
+
+    def command(  # type: ignore[override]  # the class is not for its callers to choose
+        self, name: str | None = None, **settings: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a function as a verb."""
+        register = super().command(name, **{"cls": PlainHelp, **settings})
+
+        def add(function: Callable[..., Any]) -> Callable[..., Any]:
+            register(_with_program_options(function))
+            return function
+
+        return add
+
+
+def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a verb that takes the options of `options`, too, where they were not given before."""
+
+    @functools.wraps(function)
+    def verb(
+        ctx: typer.Context, *args: Any, db: str | None, trust_directory: bool, **named: Any
+    ) -> Any:
+        if db is not None:
+            ctx.obj = ctx.obj._replace(path=db)
+        if trust_directory:
+            ctx.obj = ctx.obj._replace(trust_directory=True)
+        return function(ctx, *args, **named)
+
+    signature = inspect.signature(function, eval_str=True)
+    of_program = [
+        inspect.Parameter("db", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Db),
+        inspect.Parameter(
+            "trust_directory", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Trust
+        ),
+    ]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *of_program])
+    verb.__signature__ = signature  # type: ignore[attr-defined]
+    verb.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+    return verb
+
+
+app = _App(
     cls=_Verbs,
     add_completion=False,
     no_args_is_help=True,
@@ -62,22 +151,47 @@ app = typer.Typer(
 )
 
 JobId = Annotated[
-    str, typer.Argument(metavar="ID", help="The job's id; of a recent job its first 4 digits do.")
+    str,
+    typer.Argument(
+        metavar="ID", help="The job's id, or as many of its first digits as are unique."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Db = Annotated[
+    str | None,
+    typer.Option("--db", metavar="FILE", help="The database. [$JOBCORE_DB, else jobs.db]"),
+]
+_Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-directory",
+        help="Use a database in a directory where other users can create files.",
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import sqlite3  # noqa: PLC0415 - it may be missing, and then the rest says so
+
+    python = platform.python_version()
+    terminal.print_lines(
+        [f"jobcore {__version__} (Python {python}, SQLite {sqlite3.sqlite_version})"]
+    )
+    raise typer.Exit
 
 
 @app.callback()
 def options(
     ctx: typer.Context,
-    db: Annotated[
-        str, typer.Option(metavar="FILE", envvar="JOBCORE_DB", help="The database.")
-    ] = "jobs.db",
-    trust_directory: Annotated[
+    *,
+    db: _Db = None,
+    trust_directory: _Trust = False,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool,
         typer.Option(
-            "--trust-directory",
-            help="Use a database in a directory where other users can create files.",
+            "--version", is_eager=True, callback=_print_version, help="Print the version, and exit."
         ),
     ] = False,
 ) -> None:
@@ -94,7 +208,8 @@ def options(
       jobcore list --status ERROR
       jobcore logs -f 3f2a
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
-    ctx.obj = Store(db, trust_directory)
+    chosen = os.environ.get("JOBCORE_DB") or "jobs.db" if db is None else db
+    ctx.obj = Store(chosen, trust_directory)
 
 
 class Store(NamedTuple):
@@ -105,6 +220,8 @@ class Store(NamedTuple):
 
     def open(self, **options: Any) -> JobManager:
         """Return a manager of it; the options are those of `JobManager`."""
+        from jobcore.manager import JobManager  # noqa: PLC0415 - help does without it
+
         return JobManager(self.path, trust_directory=self.trust_directory, **options)
 
 
@@ -118,11 +235,17 @@ def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
 
 
 def full_id(jobs: JobManager, text: str) -> UUID | str:
-    """Return the id of the recent job that begins so, else `text` itself."""
-    digits = text.replace("-", "").lower()
-    if not SHORTEST <= len(digits) < 32:
-        return text
-    found = [job.id for job in jobs.list_jobs(limit=RECENT) if job.id.hex.startswith(digits)]
+    """
+    Return the id of the one job that begins so, else `text` itself.
+
+    Raises:
+        CommandError: Several jobs do.
+    """
+    try:
+        found = [str(job.id) for job in jobs.find_jobs(text, limit=TOLD + 1)]
+    except ValueError:
+        return text  # the id of no job, or one in a form of its own, such as {...}
     if len(found) > 1:
-        raise CommandError(f"{len(found)} jobs have an id that begins with {text!r}")
+        told = ", ".join(found[:TOLD]) + (", ..." if len(found) > TOLD else "")
+        raise CommandError(f"several jobs have an id that begins with {text!r}: {told}")
     return found[0] if found else text

@@ -10,8 +10,10 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
+from uuid import UUID
 
 from jobcore.errors import ArgumentError, shown
 from jobcore.lifecycle import Status
@@ -116,6 +118,19 @@ def checked_limit(limit: object) -> int:
         ArgumentError: It is not a number, 0 or more: below 0, a database means all.
     """
     return _checked_count(limit, "a limit is")
+
+
+def checked_prefix(prefix: object) -> tuple[UUID, UUID]:
+    """
+    Return the first and the last UUID that begins so.
+
+    Raises:
+        ArgumentError: It is not 1 to 32 hexadecimal digits, with hyphens or without.
+    """
+    digits = prefix.replace("-", "") if isinstance(prefix, str) else ""
+    if not re.fullmatch("[0-9a-fA-F]{1,32}", digits):
+        raise ArgumentError(f"an id begins with 1 to 32 hexadecimal digits, not {shown(prefix)}")
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 def checked_sequence(sequence: object) -> int:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 
 
 def main() -> None:
     """Run the command line, and exit."""
     _open_closed_streams()
     try:
-        from jobcore import running, upkeep, verbs  # noqa: F401, PLC0415 - they add themselves
-        from jobcore.application import app  # noqa: PLC0415 - it may not be importable
+        for package in ("typer", "rich"):
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
+        from jobcore import running, terminal, upkeep, verbs  # noqa: F401, PLC0415 - see above
+        from jobcore.application import app  # noqa: PLC0415 - the others add themselves to it
     except ModuleNotFoundError as missing:
         package = (missing.name or "").split(".")[0]
         if package not in ("typer", "rich", "click"):
@@ -25,6 +29,7 @@ def main() -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # while all of this was being loaded
         raise SystemExit(130) from None
+    terminal.replace_what_cannot_be_shown()
     app(prog_name="jobcore")
 
 

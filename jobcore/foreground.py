@@ -11,17 +11,21 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from jobcore import terminal
 from jobcore.errors import InvalidTransition, JobcoreError, WaitTimeout
 from jobcore.lifecycle import Status
-from jobcore.manager import JobManager
-from jobcore.models import Job
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+    from jobcore.models import Job
 
 #: Seconds between two looks at a job that is to start at once.
 PAUSE = 0.05
@@ -134,6 +138,19 @@ def kill(jobs: JobManager, job_id: UUID) -> None:
         jobs.stop_job(job_id, grace=0)
     except InvalidTransition:
         pass  # it has just ended
+
+
+def hint(argv: Sequence[str]) -> None:
+    """Say what may have been meant by a command that could not be started."""
+    program = argv[0]
+    if re.fullmatch(r"[A-Za-z_]\w*=.*", program, re.DOTALL):
+        terminal.say(
+            f"{program.partition('=')[0]}=... is taken as a program's name; a variable needs --env"
+        )
+    elif len(argv) == 1 and re.search(r"[\s|&;<>()$`*?~]", program):
+        terminal.say(
+            f"{program[:100]!r} is taken as a program's name; a shell's line needs --shell"
+        )
 
 
 def wait_for_start(jobs: JobManager, job_id: UUID) -> None:

@@ -33,6 +33,7 @@ from jobcore.arguments import (
     checked_one,
     checked_owner,
     checked_patience,
+    checked_prefix,
     checked_progress,
     checked_python,
     checked_sequence,
@@ -936,6 +937,24 @@ class JobManager:
         with self._database.read() as connection:
             filters |= _places(connection, workspace_id, pipeline_id)
         return self._listings.jobs(most, older_than, **filters)
+
+    def find_jobs(self, id_prefix: str, *, limit: int = 100) -> list[Job]:
+        """
+        Return the jobs whose id begins so, in the order of their ids, as stored.
+
+        Args:
+            id_prefix: The first digits of an id, 1 to 32 of them, in either case; hyphens
+                do not count.
+            limit: Jobs at most.
+
+        Raises:
+            ArgumentError: `id_prefix` is not the beginning of an id, or `limit` is negative.
+        """
+        first, last = checked_prefix(id_prefix)
+        most = checked_limit(limit)
+        with self._database.read() as connection:
+            numbers = store.find_jobs(connection, first, last, limit=most)
+        return sorted(self._listings.of(numbers), key=lambda job: job.id)
 
     def count_jobs(
         self,

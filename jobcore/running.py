@@ -9,17 +9,18 @@ import stat
 import sys
 import termios
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from jobcore import foreground, terminal
-from jobcore.application import app
+from jobcore.application import PlainHelp, app
 from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, LARGEST, Command
 from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
-from jobcore.manager import JobManager
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
 
 
 class StopScope(str, Enum):
@@ -29,7 +30,7 @@ class StopScope(str, Enum):
     GROUP = "group"
 
 
-class _Run(TyperCommand):
+class _Run(PlainHelp):
     """Gives `--stdin` the value `-` where it is given none."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -63,18 +64,23 @@ def run(
     grace: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="From the first signal to SIGKILL when it is stopped."
+            metavar="SECONDS", help="From the first signal to SIGKILL when it is stopped. [10]"
         ),
     ] = DEFAULT_GRACE,
     stop_signal: Annotated[
-        str, typer.Option(metavar="NAME", help="What stops it, such as SIGINT.")
+        str, typer.Option(metavar="NAME", help="What stops it, such as SIGINT. [SIGTERM]")
     ] = "SIGTERM",
     stop_scope: Annotated[
-        StopScope, typer.Option(help="Who gets that: its own process, or all of its processes.")
+        StopScope,
+        typer.Option(
+            metavar="SCOPE", help="Who gets that: main, its own process, or group, all. [main]"
+        ),
     ] = StopScope.MAIN,
     linger: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL for what it leaves behind."),
+        typer.Option(
+            metavar="SECONDS", help="From SIGTERM to SIGKILL for what it leaves behind. [2]"
+        ),
     ] = DEFAULT_LINGER,
     cwd: Annotated[
         str | None, typer.Option(metavar="DIRECTORY", help="Where it runs. [here]")
@@ -99,6 +105,9 @@ def run(
     shell: Annotated[
         bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")
     ] = False,
+    print_id: Annotated[
+        bool, typer.Option("--print-id", help="Say the job's id on stderr before it starts.")
+    ] = False,
 ) -> None:
     """
     Run a command as a job in the foreground.
@@ -113,6 +122,7 @@ def run(
     end; the second kills it; the third leaves it. Two within a second count as
     one. When the terminal is closed, or nobody reads stdout any more (exit code
     141), the job runs on by itself.
+    Ctrl-Z pauses only what is shown: the job runs on, and fg shows the rest.
 
     \b
     Examples:
@@ -144,6 +154,8 @@ def run(
         foreground.tell_delays()
         # Reserved: a worker beside it would give the command its own environment.
         job = jobs.submit(wanted, name=name, reserved=True)
+        if print_id:
+            terminal.say(f"job {job.id}")
         interrupts.expect(
             lambda: foreground.stop(jobs, job.id), lambda: foreground.kill(jobs, job.id)
         )
@@ -168,6 +180,8 @@ def run(
             if started:  # else the next look at it cancels it
                 foreground.take_leave(jobs, job.id)
             raise
+    if ended.reason is Reason.SPAWN_FAILED and not shell:
+        foreground.hint(command or [])
     if ended.reason is not Reason.EXITED:
         terminal.say(foreground.ending(ended))
     raise typer.Exit(foreground.exit_code(ended))

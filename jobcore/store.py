@@ -776,6 +776,13 @@ def find_job(connection: Connection, job_id: UUID) -> Row[Any] | None:
     return connection.execute(_FIND_JOB, {"id": job_id}).one_or_none()
 
 
+def find_jobs(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[int]:
+    """Return the numbers of the jobs with ids from `first` to `last`, by a walk on the index."""
+    between = job.c.id.between(first, last)
+    numbers = select(job.c.number).where(between, IS_VISIBLE).order_by(job.c.id).limit(limit)
+    return list(connection.execute(numbers).scalars())
+
+
 def get_job(connection: Connection, number: int) -> Row[Any] | None:
     """Return the job with this number, being deleted or not, or None."""
     return connection.execute(_GET_JOB, {"number": number}).one_or_none()

@@ -7,28 +7,28 @@ cursor. A pipe or a file gets tab-separated fields, and log lines byte for byte.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import math
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-from pydantic import BaseModel
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from jobcore import wire
 from jobcore.clock import iso_utc
 from jobcore.lifecycle import Status
-from jobcore.models import Finding, Job, LogLine, Progress, Transition
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
     from typing_extensions import Self
+
+    from jobcore.models import Finding, Job, LogLine, Progress, Transition
 
 #: Escape sequences first, as a whole, then whatever control is left: C0 without
 #: the tab, DEL, and C1, of which some terminals take U+009B for an escape. Then
@@ -64,6 +64,18 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def _encoding(stream: TextIO) -> str:
+    """Return the encoding of what is written: that of a terminal, else UTF-8."""
+    name = getattr(stream, "encoding", None) if stream.isatty() else None
+    return codecs.lookup(name or "utf-8").name
+
+
+def _shown(text: str) -> str:
+    """Return `text` with escapes for what stdout, a terminal, cannot show."""
+    encoding = _encoding(sys.stdout)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def without_controls(text: str) -> str:
     """Return `text` without escape sequences and control characters, but with tabs."""
     shown = _CONTROLS.sub("", text)
@@ -80,21 +92,38 @@ def say(message: str) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines of data."""
+    """Print lines of data: in UTF-8, or to a terminal in what it reads."""
+    encoding = _encoding(sys.stdout)
     with _binary(sys.stdout) as out:
-        out.writelines(line.encode("utf-8", "backslashreplace") + b"\n" for line in lines)
+        out.writelines(line.encode(encoding, "backslashreplace") + b"\n" for line in lines)
 
 
-def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
-    """Print one JSON document; the same for a terminal, but with every control escaped."""
-    if isinstance(value, BaseModel):
-        document = value.model_dump_json(by_alias=True)
-    else:
-        document = f"[{', '.join(one.model_dump_json(by_alias=True) for one in value)}]"
-    print_lines([_json_escaped(document) if on_terminal() else document])
+def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
+    """
+    Print one JSON document, an array of several models as they come.
+
+    A terminal gets the same document, with every control character escaped, and what it cannot
+    show.
+    """
+    if hasattr(value, "model_dump_json"):
+        print_lines([_json_shown(value.model_dump_json(by_alias=True))])
+        return
+    encoding = _encoding(sys.stdout)
+    with _binary(sys.stdout) as out:
+        out.write(b"[")
+        between = b""
+        for one in value:
+            out.write(between + _json_shown(one.model_dump_json(by_alias=True)).encode(encoding))
+            between = b", "
+        out.write(b"]\n")
 
 
-def _json_escaped(document: str) -> str:
+def _json_shown(document: str) -> str:
+    """Return JSON for stdout: on a terminal nothing of it has an effect, or cannot be shown."""
+    if not on_terminal():
+        return document
+    if _encoding(sys.stdout) != "utf-8":
+        return json.dumps(json.loads(document))  # all in ASCII
     return _LEFT_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
@@ -111,7 +140,7 @@ def note_damage(left_out: Sequence[str]) -> None:
         say(f"left out: {left_out[0]}{more}; `jobcore doctor` lists what is damaged")
 
 
-def print_jobs(jobs: Sequence[Job]) -> None:
+def print_jobs(jobs: Iterable[Job]) -> None:
     """Print a line for each job: the short form on a terminal, all fields in a pipe."""
     if on_terminal():
         _print_table(_SHORT_TITLES, map(_short_form, jobs))
@@ -154,15 +183,25 @@ def _share(progress: Progress | None) -> str | None:
 
 
 def print_job(job: Job) -> None:
-    """Print all that is known of a job, a name as in its JSON and a value a line."""
-    facts = [
-        (name, json.dumps(value) if isinstance(value, (dict, list)) else value)
+    """
+    Print all that is known of a job, a name as in its JSON and a value a line.
+
+    A terminal gets local times, as in its tables, and how long a job has been running.
+    """
+    facts = {
+        name: json.dumps(value) if isinstance(value, (dict, list)) else value
         for name, value in job.model_dump(mode="json", by_alias=True).items()
-    ]
-    if on_terminal():
-        _print_table(("", ""), facts)
-    else:
-        _print_fields(facts)
+    }
+    if not on_terminal():
+        _print_fields(facts.items())
+        return
+    values = job.model_dump(by_alias=True)
+    facts |= {name: value for name, value in values.items() if isinstance(value, datetime)}
+    if job.progress is not None:
+        facts["progress"] = f"{_report(job.progress)} (at {_local(job.progress.at)})"
+    if job.status is Status.RUNNING:
+        facts["elapsed"] = f"{_seconds(job)} s"
+    _print_table(("", ""), facts.items())
 
 
 def print_history(history: Sequence[Transition]) -> None:
@@ -191,10 +230,21 @@ def _print_fields(rows: Iterable[Iterable[Any]]) -> None:
 
 
 def _print_table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    Console(highlight=False).print(_table(titles, rows))
+    _console().print(_table(titles, rows))
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415 - pipes do without it
+
+    console = Console(highlight=False)
+    if console.width < 1:  # COLUMNS=0
+        console.width = 80
+    return console
 
 
 def _table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
+    from rich.table import Table  # noqa: PLC0415 - the same
+
     table = Table(box=None, pad_edge=False, show_header=any(titles))
     for title in titles[:-1]:
         table.add_column(title, no_wrap=True)
@@ -212,16 +262,25 @@ def _field(value: Any) -> str:
 
 
 def _cell(value: Any) -> Text:
+    from rich.text import Text  # noqa: PLC0415 - pipes do without it
+
     if isinstance(value, datetime):
-        return Text(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
-    text = without_controls(_field(value))
+        return Text(_local(value))
+    text = _shown(without_controls(_field(value)))
     return Text(text, style=_COLOURS.get(text, ""))
 
 
+def _local(moment: datetime) -> str:
+    """Return a time as a terminal shows it: the user's own."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _seconds(job: Job) -> str | None:
-    if job.start_time is None or job.end_time is None:
+    """Return how long the job ran, or how long it has been running by now."""
+    if job.start_time is None or (job.end_time is None and job.status is not Status.RUNNING):
         return None
-    return f"{(job.end_time - job.start_time).total_seconds():.1f}"
+    end = job.end_time or datetime.now(timezone.utc)
+    return f"{max((end - job.start_time).total_seconds(), 0):.1f}"
 
 
 class Screen:
@@ -233,9 +292,11 @@ class Screen:
     """
 
     def __init__(self) -> None:
+        from rich.live import Live  # noqa: PLC0415 - pipes do without it
+
         # No thread of its own redraws it, and what others print is not caught.
         self._live = Live(
-            console=Console(highlight=False),
+            console=_console(),
             screen=True,
             auto_refresh=False,
             redirect_stdout=False,
@@ -258,6 +319,9 @@ class Screen:
 
     def draw(self, counts: Mapping[Status, int], jobs: Sequence[Job]) -> None:
         """Show how many jobs there are of each status, and a line for each of `jobs`."""
+        from rich.console import Group  # noqa: PLC0415 - pipes do without it
+        from rich.text import Text  # noqa: PLC0415 - the same
+
         summary = Text("  ").join(
             Text(f"{status} {count}", style=_COLOURS[status]) for status, count in counts.items()
         )
@@ -293,7 +357,8 @@ class LogPrinter:
         # is unbuffered, and a write to it may be a short one.
         self._out = _binary(sys.stdout)
         self._err = _binary(sys.stderr)
-        row = _Row()  # if both are a terminal, it is the same one
+        # If both are a terminal, it is the same one.
+        row = _Row(_encoding(sys.stdout if self._out.isatty() else sys.stderr))
         self._writers = {
             out: row.write if out.isatty() else _Pipe().write for out in (self._out, self._err)
         }
@@ -302,9 +367,11 @@ class LogPrinter:
         """Print lines; all of them are seen when this returns."""
         self.unfinished = []
         if self._ndjson:
+            from jobcore import wire  # noqa: PLC0415 - what prints no JSON does without it
+
             objects = wire.ndjson(self._noted(lines))
             if self._out.isatty():
-                objects = (_json_escaped(one.decode()).encode() for one in objects)
+                objects = (f"{_json_shown(one.decode().rstrip())}\n".encode() for one in objects)
             self._out.writelines(objects)
         else:
             for line in self._noted(lines):
@@ -356,14 +423,18 @@ class _Row:
     """
     The row of a terminal in which the cursor is.
 
+    Args:
+        encoding: That of the terminal; what it lacks is shown as an escape.
+
     Attributes:
         text: What is in it.
         stream: Whose text that is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, encoding: str = "utf-8") -> None:
         self.text = ""
         self.stream = ""
+        self._encoding = encoding
         self._pieces = ""  # the numbered pieces in it; what follows them may be replaced
 
     def write(self, line: LogLine, out: BinaryIO) -> None:
@@ -373,15 +444,15 @@ class _Row:
             out.write(b"\n" if self._pieces else b"\r\x1b[K")
             self.text = self._pieces = ""
         self.stream = line.stream
-        whole = self._pieces + line.text
+        whole = self._pieces + self._bytes(line.text).decode(self._encoding)
         text = row_of(whole)
         if line.unfinished and "\r" in whole:
             # A row that wraps could not be drawn again.
             text = text[: (os.get_terminal_size(out.fileno()).columns or 80) - 1]
         if text.startswith(self.text):
-            out.write(text[len(self.text) :].encode())
+            out.write(self._bytes(text[len(self.text) :]))
         else:
-            out.write(b"\r" + text.encode() + b"\x1b[K")
+            out.write(b"\r" + self._bytes(text) + b"\x1b[K")
         self.text = text
         if line.raw.endswith(b"\n"):
             out.write(b"\n")
@@ -390,6 +461,9 @@ class _Row:
             self._pieces = whole[-_LONGEST_ROW:]
             if len(whole) > _LONGEST_ROW and "\r" not in self._pieces:
                 self.text = self._pieces = ""  # it has wrapped, so the rest just follows
+
+    def _bytes(self, text: str) -> bytes:
+        return text.encode(self._encoding, "backslashreplace")
 
 
 def row_of(text: str) -> str:
@@ -408,6 +482,12 @@ def row_of(text: str) -> str:
 
 def _binary(stream: TextIO) -> BinaryIO:
     return open(stream.fileno(), "wb", closefd=False)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Let no character fail on a terminal that cannot show it, such as that of a cut column."""
+    if on_terminal() and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def give_up_stdout() -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 import signal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobcore import doctor as examiner
 from jobcore import foreground, terminal
-from jobcore.application import AsJson, app, open_manager
+from jobcore.application import STATUSES, AsJson, app, open_manager
 from jobcore.errors import CommandError, StoreError
 from jobcore.lifecycle import FINAL, Status
-from jobcore.manager import JobManager
-from jobcore.models import Job
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+    from jobcore.models import Job
 
 #: Seconds between two looks at the queue that is watched.
 PAUSE = 0.5
@@ -46,7 +47,9 @@ def prune(
     ],
     status: Annotated[
         list[Status] | None,
-        typer.Option(case_sensitive=False, help="Only these; may be given again. [all final ones]"),
+        typer.Option(
+            case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}. [all final ones]"
+        ),
     ] = None,
     keep: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Of these, the newest N stay.")
@@ -104,6 +107,8 @@ def doctor(
       jobcore doctor
       jobcore --db /srv/app/jobs.db doctor --repair
     """  # noqa: D301
+    from jobcore import doctor as examiner  # noqa: PLC0415 - help does without it
+
     if repair:
         with open_manager(ctx) as jobs:
             for job in jobs.repair():

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
 from jobcore import foreground, terminal
-from jobcore.application import AsJson, JobId, app, full_id, open_manager
+from jobcore.application import STATUSES, AsJson, JobId, app, full_id, open_manager
 from jobcore.command import checked_timeout
 from jobcore.errors import CommandError, JobNotRunning, StoreError
 from jobcore.lifecycle import Status
-from jobcore.manager import JobManager
-from jobcore.models import Job
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+    from jobcore.models import Job
+
+#: Jobs that a terminal is shown unless it is asked for another number, and jobs that are
+#: read at once for a pipe, which gets all of them.
+SCREENFUL, PAGE = 100, 1000
 
 StopGrace = Annotated[
     float | None,
@@ -40,13 +47,18 @@ def list_(
     *,
     status: Annotated[
         list[Status] | None,
-        typer.Option(case_sensitive=False, help="Only these; may be given again."),
+        typer.Option(case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}."),
     ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option("--type", metavar="TEXT", help="Only of these types; may be given again."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Jobs at most.")] = 100,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Jobs at most. [100 on a terminal; all in a pipe or file]"
+        ),
+    ] = None,
     before: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Only jobs older than this number.")
     ] = None,
@@ -68,16 +80,31 @@ def list_(
             jobs.refresh()  # so that what is listed is true
         except (StoreError, OSError) as error:
             terminal.say(f"listed as stored: {error}")
-        page = jobs.list_jobs(status=status, type=kind, limit=limit, before=before)
-        shown = {job.id for job in page}
-        terminal.note_copies(job for job in jobs.list_copied_jobs() if job.id in shown)
+        copied = {job.id: job for job in jobs.list_copied_jobs()}
+        filters: dict[str, Any] = {"status": status, "type": kind}
+        if limit is None and not terminal.on_terminal():
+            found = _all_jobs(jobs, before, copied, filters)
+            terminal.print_json(found) if as_json else terminal.print_jobs(found)
+            terminal.note_damage(jobs.list_damaged_rows())
+            return
+        most = limit or SCREENFUL
+        page = jobs.list_jobs(limit=most, before=before, **filters)
+        more = len(page) == most and jobs.list_jobs(limit=1, before=page[-1].number, **filters)
+        terminal.note_copies(copied[job.id] for job in page if job.id in copied)
         terminal.note_damage(jobs.list_damaged_rows())
-    if as_json:
-        terminal.print_json(page)
-    else:
-        terminal.print_jobs(page)
-        if len(page) == limit and terminal.on_terminal():
-            terminal.say(f"perhaps there are older ones: --before {page[-1].number}")
+    terminal.print_json(page) if as_json else terminal.print_jobs(page)
+    if more and limit is None:
+        terminal.say(f"there are older ones: --before {page[-1].number}, or --limit")
+
+
+def _all_jobs(
+    jobs: JobManager, before: int | None, copied: dict[Any, Job], filters: dict[str, Any]
+) -> Iterator[Job]:
+    """Yield all jobs there are, newest first, a page at a time."""
+    while page := jobs.list_jobs(limit=PAGE, before=before, **filters):
+        terminal.note_copies(copied[job.id] for job in page if job.id in copied)
+        yield from page
+        before = page[-1].number
 
 
 @app.command()
@@ -115,7 +142,12 @@ def logs(
     ] = None,
     form: Annotated[
         LogFormat,
-        typer.Option("--format", case_sensitive=False, help="JSON is an object a line."),
+        typer.Option(
+            "--format",
+            case_sensitive=False,
+            metavar="FORMAT",
+            help="text, or ndjson: an object a line. [text]",
+        ),
     ] = LogFormat.TEXT,
 ) -> None:
     """

@@ -117,14 +117,14 @@ FRESH = {
             except KeyboardInterrupt:
                 pass
             del sys.meta_path[0]
-        with jobcore.JobManager("jobs.db", slots=0) as jobs:
+        with jobcore.JobManager(FOLDER + "/jobs.db", slots=0) as jobs:
             assert jobs.list_jobs() == []
     """,
     "a child that is forked before the first use": """
         import os
         child = os.fork()
         if child == 0:
-            jobcore.JobManager("jobs.db", slots=0).close()
+            jobcore.JobManager(FOLDER + "/jobs.db", slots=0).close()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
     """,
@@ -132,11 +132,11 @@ FRESH = {
 
 
 @pytest.mark.parametrize("what", FRESH)
-def test_first_use_of_a_name_works(what, tmp_path, monkeypatch):
+def test_first_use_of_a_name_works(what, tmp_path):
     """A name is loaded wherever it is first used, and from several places at once."""
-    monkeypatch.chdir(tmp_path)
     value = base64.b64encode(pickle.dumps(jobcore.Status.ERROR)).decode()
     source = textwrap.dedent(FRESH[what]).replace("PICKLED", repr(value))
+    source = source.replace("FOLDER", repr(str(tmp_path)))
 
     assert run_python(f"import sys, jobcore\n{source}") == ""
 

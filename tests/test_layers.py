@@ -27,6 +27,8 @@ def imports(tree, names):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jobcore":
             for alias in node.names:
+                if alias.name == "__version__":
+                    continue  # a text of the package itself
                 whole = f"{node.module}.{alias.name}".partition(".")[2]
                 found.add(whole if whole in names else node.module.partition(".")[2])
         elif isinstance(node, ast.Import):

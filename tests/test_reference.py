@@ -274,7 +274,7 @@ def test_it_says_what_it_returns(name):
 
 #: Verbs that write nothing: every other one says what is true when it returns.
 LOOKING = re.compile(
-    r"(get|list|count|wait|follow|drain|log|tail|history|skips|check|events|subscribe|result)(_|s?$)"
+    r"(get|find|list|count|wait|follow|drain|log|tail|history|skips|check|events|subscribe|result)(_|s?$)"
 )
 #: What is true afterwards, in one of these ways: how long it lasts, or what has happened by then.
 LASTING = re.compile(
@@ -381,6 +381,7 @@ def valid(jobs, name):
         "callback": lambda: print,
         "name": lambda: "name",
         "n": lambda: 1,
+        "id_prefix": lambda: "3f2a",
         "lines": lambda: "line",
         "older_than": lambda: 0,
         "timeout": lambda: 0,

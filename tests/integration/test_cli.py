@@ -23,6 +23,8 @@ import uuid
 import warnings
 
 import pytest
+import rich.console
+import rich.table
 
 from jobcore import JobManager, Status, application, running, upkeep, verbs
 from jobcore import cli as cli_entry
@@ -40,7 +42,8 @@ from tests.processes import (
 )
 from tests.programs import HELD, SAVES_ON_INTERRUPT
 
-assert application.app.registered_commands, (running, upkeep, verbs)  # loaded before any fork
+# Loaded before any fork.
+assert application.app.registered_commands, (running, upkeep, verbs, rich.console, rich.table)
 CATCHES_TERM_SLOWLY = (
     "n=0; trap 'n=$((n + 1)); sleep 0.5; echo stopping $n; exit 7' TERM; echo ready"
 )
@@ -661,8 +664,8 @@ def test_logs_follow_a_job_that_has_not_started_yet(cli, queue):
     assert finish(process, 0) == ("", "")
 
 
-def test_a_recent_job_is_found_by_the_beginning_of_its_id(cli, queue):
-    """Four digits do if they are unique; if not, that is said."""
+def test_job_is_found_by_the_beginning_of_its_id(cli, queue):
+    """As many digits as are unique do; where they are not, the ids are told."""
     jobs = [queue.create_job("TASK") for _ in range(2)]
     beginning = jobs[0].id.hex[:6]
     assert json.loads(cli("show", "--json", str(jobs[0].id)[:12])[0])["id"] == str(jobs[0].id)
@@ -673,7 +676,8 @@ def test_a_recent_job_is_found_by_the_beginning_of_its_id(cli, queue):
         connection.execute("UPDATE job SET id = ? WHERE number = ?", (twin, jobs[1].number))
     _, err = cli("show", beginning, code=2)
 
-    assert err == f"jobcore: 2 jobs have an id that begins with '{beginning}'\n"
+    told = ", ".join(sorted([str(jobs[0].id), str(uuid.UUID(twin))]))
+    assert err == f"jobcore: several jobs have an id that begins with '{beginning}': {told}\n"
 
 
 # --- ending ---------------------------------------------------------------------

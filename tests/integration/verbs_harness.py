@@ -25,21 +25,21 @@ for words in json.loads(sys.argv[1]):
 _END = re.compile(r"--- exit \d+\r?\n")
 
 
-def in_a_pipe(database, verbs):
+def in_a_pipe(database, verbs, **environment):
     """Return what each of `verbs`, lists of words, says on stdout, and then all of stderr."""
     done = subprocess.run(
-        _command(verbs), capture_output=True, timeout=PATIENCE, env=_environment(database),
-        check=True, stdin=subprocess.DEVNULL,
+        _command(verbs), capture_output=True, timeout=PATIENCE,
+        env=_environment(database) | environment, check=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     return [*_parts(done.stdout.decode(), verbs), done.stderr.decode()]
 
 
-def on_a_terminal(database, verbs):
+def on_a_terminal(database, verbs, **environment):
     """Return what a terminal of 120 columns gets from each of `verbs`, lists of words."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         _command(verbs), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
-        env=_environment(database),
+        env=_environment(database) | environment,
     ) as process:  # fmt: skip
         os.close(theirs)
         shown = b""
@@ -48,7 +48,8 @@ def on_a_terminal(database, verbs):
                 shown += data
         os.close(ours)
         assert process.wait(PATIENCE) == 0, shown
-    return _parts(shown.decode(), verbs)
+    encoding = environment.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
+    return _parts(shown.decode(encoding), verbs)
 
 
 def _command(verbs):
