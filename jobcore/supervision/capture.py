@@ -184,13 +184,15 @@ class Capture:
         buffer = carry + data if carry else data
         time_ns = self._time_ns()
         first_ns = time_ns  # of the line that the carry begins
-        if carry and not stream.undecided and abs(time_ns - stream.since) >= _AT_ONCE_NS:
-            first_ns = stream.since
-        elif not carry or stream.undecided:
+        if not carry:
             stream.since = time_ns
+        elif abs(time_ns - stream.since) >= _AT_ONCE_NS:
+            first_ns = stream.since
         # All that ordinary output pays. From the end: with Python 3.10 `in` takes twice as long.
         if buffer.rfind(progress.PREFIX) >= 0:
             buffer = self._without_reports(buffer, time_ns, begun=stream.begun)
+            if stream.undecided:  # the first line may be another one now
+                first_ns = stream.since = time_ns
         position = 0
         lines_end = buffer.rfind(b"\n") + 1
         while position < lines_end or len(buffer) - position > frames.MAX_PAYLOAD:
