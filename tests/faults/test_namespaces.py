@@ -43,6 +43,35 @@ sys.stdin.read()
 """
 
 
+#: Has a job that counts the SIGTERMs it gets, and sends one to its supervisor as the first
+#: process of the namespace, or from another one; the first one tells the job, too.
+SERVICE_MANAGER = """
+import os, signal, sys
+from jobcore import JobManager
+
+COUNTS = '''
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print(os.getppid(), flush=True)
+signal.sigwait([signal.SIGTERM])
+print("again" if signal.sigtimedwait([signal.SIGTERM], 0.5) else "once", flush=True)
+'''
+jobs = JobManager(sys.argv[1], slots=1)
+job = jobs.submit([sys.executable, "-I", "-S", "-c", COUNTS])
+supervisor = int(next(jobs.follow(job.id)).text)
+with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
+    (command,) = map(int, file.read().split())
+if sys.argv[2] == "first":
+    os.kill(supervisor, signal.SIGTERM)
+    os.kill(command, signal.SIGTERM)
+elif os.fork() == 0:
+    os.kill(supervisor, signal.SIGTERM)
+    os._exit(0)
+job = jobs.wait(job.id)
+print(job.status, job.reason, *(line.text for line in jobs.logs(job.id, 1)), sep=";", flush=True)
+"""
+
+
 def in_container(*argv):
     """Start a command as the first process of a pid namespace, or skip the test."""
     unshare = shutil.which("unshare")
@@ -83,6 +112,22 @@ def test_a_container_that_ends_is_resolved_by_the_next_one(database):
         assert words[0] == "ready"
         assert words[-1].endswith("its processes cannot be seen from this pid namespace")
         check(jobs)
+
+
+@pytest.mark.parametrize(
+    ("who", "words"),
+    [
+        ("first", "stopping: the service manager ends the service, this command included"),
+        ("another", "stopping: the supervisor was asked to go"),
+    ],
+)
+def test_service_that_is_ended_tells_its_command_once(database, who, words):
+    """A supervisor passes the SIGTERM of the first process on only where that has not sent one."""
+    container = in_container(sys.executable, "-c", SERVICE_MANAGER, database, who)
+    with container:
+        said, _ = container.communicate(timeout=PATIENCE)
+
+    assert said == f"STOPPED;shutdown;{words};once\n"
 
 
 def lost(jobs):

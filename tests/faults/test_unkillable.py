@@ -28,7 +28,7 @@ def end(process):
 
 def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeypatch):
     """No SIGKILL ends an uninterruptible sleep: the job ends all the same, and says who stayed."""
-    monkeypatch.setattr(Play, "kill", lambda _: None)
+    monkeypatch.setattr(Play, "kill", lambda _: [])
     monkeypatch.setattr(ending, "children", lambda: [4242])
     monkeypatch.setattr(ending, "_KILL_ROUND", 0.5)  # twenty vain kills are as good as thousands
     clock = ManualClock()
@@ -83,8 +83,11 @@ def test_who_may_not_be_signalled_does_not_end_the_supervisor(monkeypatch):
             patched.setattr(os, "killpg", refuse)
             patched.setattr(tree, "children", lambda: [command.pid])
             processes = tree.ProcessTree(command.pid)
-            processes.terminate()
-            processes.kill()
+            for group in (False, True):
+                processes.stop(signal.SIGTERM, group=group)
+            processes.end_rest(everyone=True)
+            named = processes.kill()
+        assert f"{command.pid} (sleep)" in named
         assert command.poll() is None
     finally:
         end(command)
