@@ -38,6 +38,8 @@ SUPERVISOR = "tests/integration/test_supervisor.py"
 CHAINS = "tests/integration/test_chains.py"
 STOPS = "tests/faults/test_stop_from_anywhere.py"
 SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
+TAIL = "tests/unit/test_tail.py"
+UNFINISHED = "tests/integration/test_unfinished_lines.py"
 TWO_MANAGERS = "tests/faults/test_two_managers.py"
 INTERRUPTS = "tests/unit/test_interrupts.py"
 DISPATCHER = "tests/faults/test_dispatcher.py"
@@ -198,9 +200,23 @@ MUTANTS = (
     Mutant(
         "a last line without a newline is forgotten",
         "supervision/capture.py",
-        "        if rest and not (reported and self._note(rest, time_ns)):\n",
+        "        if rest and not (reported and self._note(rest, self._time_ns())):\n",
         "        if rest and not rest:\n",
         (CAPTURE, SUPERVISOR),
+    ),
+    Mutant(
+        "a line of jobcore's own comes before text that was written before it",
+        "supervision/capture.py",
+        "        self._number_unfinished()\n        self._say(text)\n",
+        "        self._say(text)\n",
+        (TAIL,),
+    ),
+    Mutant(
+        "unfinished text that the spool has is numbered again",
+        "importer.py",
+        "            if frame.stream not in later:\n",
+        "            if frame.stream:\n",
+        (UNFINISHED,),
     ),
     Mutant(
         "a full disk costs the frame that did not fit",

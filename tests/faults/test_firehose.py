@@ -59,7 +59,7 @@ def pour(database, gate, script, count):
         before = resident("self", "VmRSS")
         open_gate(gate)
         digest, lines, partial, largest = hashlib.sha256(), 0, 0, 0
-        for line in jobs.follow(job.id, timeout=PATIENCE):
+        for line in jobs.follow(job.id, timeout=PATIENCE, unfinished=False):
             assert line.sequence == lines
             lines = line.sequence + 1
             partial += line.partial

@@ -42,7 +42,7 @@ def act(jobs, where, chance, known):
     verb = chance.choice(
         [
             lambda: jobs.wait(job.id, timeout=60),
-            lambda: [line.sequence for line in jobs.follow(job.id, timeout=60)],
+            lambda: [line.sequence for line in jobs.follow(job.id, timeout=60, unfinished=False)],
             lambda: list(jobs.logs(job.id, limit=10)),
             lambda: jobs.stop_job(job.id, grace=0),
             lambda: jobs.cancel_job(job.id),

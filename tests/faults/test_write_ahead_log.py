@@ -64,7 +64,7 @@ def test_the_log_stays_small_beside_a_follower(database, rounds, monkeypatch):
         jobs.start_job(job.id)
 
         def follow():
-            read.extend(line.sequence for line in jobs.follow(job.id))
+            read.extend(line.sequence for line in jobs.follow(job.id, unfinished=False))
 
         follower = threading.Thread(target=follow)
         follower.start()

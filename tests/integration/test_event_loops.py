@@ -31,7 +31,7 @@ from jobcore import (
 from jobcore.database import Database
 from jobcore.recovery import Recovery
 from jobcore.supervision import jobdir
-from tests.processes import PATIENCE, descriptors, left_open, run_python, until
+from tests.processes import PATIENCE, descriptors, left_open, open_gate, run_python, until
 from tests.programs import EXIT_3, SLEEPS, python
 
 pytestmark = pytest.mark.anyio
@@ -72,7 +72,7 @@ async def make(call, *arguments, **options):
 async def test_they_return_what_the_blocking_forms_return(running_jobs):
     """A job awaited is the job waited for, its lines are the lines, and drained is drained."""
     job = await make(running_jobs.submit, NUMBERS)
-    lines = await read(running_jobs.follow_async(job.id))
+    lines = await read(running_jobs.follow_async(job.id, unfinished=False))
     ended = await running_jobs.wait_async(job.id, timeout=PATIENCE)
     await running_jobs.drain_async(timeout=PATIENCE)
 
@@ -82,13 +82,28 @@ async def test_they_return_what_the_blocking_forms_return(running_jobs):
     assert await read(running_jobs.follow_async(str(job.id), 19_999)) == NUMBER_LINES[-1:]
 
 
+async def test_unfinished_line_comes_without_a_number_and_then_once_with_it(running_jobs, gate):
+    """A prompt is seen while it stands; what an `anext()` that was cancelled saw comes again."""
+    script = 'printf "sure? "; read -r _ < "$GATE"; echo yes'
+    job = await make(running_jobs.submit, ["sh", "-c", script], env={"GATE": gate})
+    lines = running_jobs.follow_async(job.id)
+    with anyio.move_on_after(0.01):
+        await anext(lines)
+    seen = await anext(running_jobs.follow_async(job.id))
+    await make(open_gate, gate)
+    rest = [line for line in await read(lines) if line[0] is not None]
+
+    assert (seen.sequence, seen.raw) == (None, b"sure? ")
+    assert rest == [(0, "sure? yes")]
+
+
 async def test_many_follow_at_once_and_each_gets_each_line_once(running_jobs):
     """Eight tasks that follow one job from different lines all end with it, without a gap."""
     job = await make(running_jobs.submit, NUMBERS)
     got = {}
 
     async def follow(first):
-        got[first] = await read(running_jobs.follow_async(job.id, first))
+        got[first] = await read(running_jobs.follow_async(job.id, first, unfinished=False))
 
     async with anyio.create_task_group() as tasks:
         for first in range(0, 20_000, 2500):
@@ -194,7 +209,7 @@ async def test_nothing_is_touched_in_the_loops_own_thread(database, monkeypatch)
     jobs = await make(JobManager, database, slots=1)
     try:
         job = await make(jobs.submit, NUMBERS)
-        assert len(await read(jobs.follow_async(job.id))) == 20_000
+        assert len(await read(jobs.follow_async(job.id, unfinished=False))) == 20_000
         job = await make(jobs.submit, EXIT_3)
         await jobs.wait_async(job.id)
         await jobs.drain_async()
@@ -387,7 +402,7 @@ async def take(lines, count):
 async def test_a_cancelled_anext_loses_no_line(running_jobs):
     """Lines that are awaited with many short time-outs come each once, in order."""
     job = await make(running_jobs.submit, NUMBERS)
-    lines, got, given_up = running_jobs.follow_async(job.id), [], 0
+    lines, got, given_up = running_jobs.follow_async(job.id, unfinished=False), [], 0
     with anyio.fail_after(PATIENCE):
         while True:
             with anyio.move_on_after(0.0005 * (given_up % 20)) as scope:
@@ -548,7 +563,7 @@ from jobcore import JobManager
 async def main():
     with JobManager(sys.argv[1], slots=1) as jobs:
         job = jobs.submit(["sh", "-c", "echo hello; exit 3"])
-        async for line in jobs.follow_async(job.id):
+        async for line in jobs.follow_async(job.id, unfinished=False):
             print(line.text)
         print((await jobs.wait_async(job.id)).exit_code)
         await jobs.drain_async()

@@ -101,7 +101,7 @@ def test_a_stop_beyond_the_limit_is_a_stop(running_jobs):
     """Neither a stop nor a time-out has to wait for somebody who is not heard any more."""
     talks = python("while True: print('y' * 70, flush=True)")
     job_id = running_jobs.submit(Command(talks, output_limit=100)).id
-    lines = running_jobs.follow(job_id, timeout=PATIENCE)
+    lines = running_jobs.follow(job_id, timeout=PATIENCE, unfinished=False)
     assert [next(lines).stream, next(lines).text] == ["output", said(100)]
 
     running_jobs.stop_job(job_id)

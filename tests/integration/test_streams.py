@@ -250,7 +250,11 @@ def test_readers_from_anywhere_see_the_same_numbers(running_jobs, database):
     wrong = []
 
     def follow(begin):
-        wrong.extend(_wrong(running_jobs.follow(job_id, begin, timeout=PATIENCE), begin, total))
+        wrong.extend(
+            _wrong(
+                running_jobs.follow(job_id, begin, timeout=PATIENCE, unfinished=False), begin, total
+            )
+        )
 
     def read(number):
         wrong.extend(_read_about(running_jobs, job_id, random.Random(number)))
@@ -298,7 +302,7 @@ def _read_about(jobs, job_id, chance):
         job = jobs.get_job(job_id)
         final = job.status.final
         begin = chance.randrange(job.line_count + 1)
-        found = list(jobs.logs(job_id, begin))
+        found = list(jobs.logs(job_id, begin, unfinished=False))
         wrong += _wrong(found, begin)
         if begin + len(found) < job.line_count:
             wrong.append(f"{job.line_count} lines are said to be there, not {begin + len(found)}")
@@ -308,4 +312,6 @@ def _read_about(jobs, job_id, chance):
 def _follow_and_read(database, job_id, total):
     with JobManager(database, slots=0) as jobs:
         wrong = _read_about(jobs, job_id, random.Random(9))
-        return wrong + _wrong(jobs.follow(job_id, 4321, timeout=PATIENCE), 4321, total)
+        return wrong + _wrong(
+            jobs.follow(job_id, 4321, timeout=PATIENCE, unfinished=False), 4321, total
+        )

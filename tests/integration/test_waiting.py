@@ -72,7 +72,7 @@ def wait_for(jobs, job_id):
 
 
 def follow(jobs, job_id, sequence=0):
-    return [(line.sequence, line.raw) for line in jobs.follow(job_id, sequence)]
+    return [(line.sequence, line.raw) for line in jobs.follow(job_id, sequence, unfinished=False)]
 
 
 # --- idle ---------------------------------------------------------------------------
@@ -470,7 +470,7 @@ def test_a_delete_ends_eight_followers(rounds, jobs):
         job = jobs.start_job(jobs.create_job("TASK").id)
         expected = []
         firsts = [0, 0, 0, 0, 1, 5, 50, 500]
-        readers = [jobs.follow(job.id, first) for first in firsts]
+        readers = [jobs.follow(job.id, first, unfinished=False) for first in firsts]
         started = [in_thread(partial(read_until_deleted, lines)) for lines in readers]
         for _ in range(chance.randrange(1, 20)):
             some = [b"line %d\n" % (len(expected) + n) for n in range(chance.randrange(1, 90))]
