@@ -57,8 +57,8 @@ class Command:
             children in good order; or `group`, all processes of the job at once. With `main`
             the others get SIGTERM once their parents have ended, or `linger` seconds (at most
             half the grace) before the grace is over. SIGKILL ends what is left, in either case.
-        linger: Seconds between SIGTERM and SIGKILL for processes that still run a second after
-            the command has ended by itself.
+        linger: Seconds between SIGTERM and SIGKILL for processes that still run a second (at
+            most half the linger) after the command has ended by itself.
 
     Raises:
         CommandError: It could never run; the message says which part and why.

@@ -145,6 +145,15 @@ except KeyboardInterrupt:
     time.sleep(300)
 """)
 
+LEAVES_150_THAT_IGNORE_SIGTERM = python("""
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _ in range(150):
+    if os.fork() == 0:
+        time.sleep(300)
+        os._exit(0)
+""")
+
 # Each process begins the next one and ends, in a session of its own.
 FORKS_FOR_EVER = python("""
 import os, signal, time

@@ -24,7 +24,8 @@ _SHUTDOWN_LAG = 0.05  # whoever ends a group of processes needs some for all of 
 _PAUSE = 1.0  # for what is left to end by itself, before it gets SIGTERM
 _PAUSE_IN_STOP = 0.25  # the same where a stop has ended the command
 
-_MOST_NAMES = 100  # in one line
+_NAMES_IN_LINE = 100
+_MOST_NAMES = 1000  # of what forks for ever there may be any number
 _BY_SHELL = 128  # a shell adds it to the number of the signal that has ended its child
 
 
@@ -169,7 +170,7 @@ class Ending:
     def conclude(self) -> None:
         """Name what was killed beside those that a line has named; nothing is left now."""
         if self._killed_late:
-            self._say(f"killed, too: {_listed(self._killed_late)}")
+            self._say_names("killed, too: ", self._killed_late)
             self._killed_late = []
 
     # --- by a signal ----------------------------------------------------------------
@@ -204,12 +205,11 @@ class Ending:
             self._asked = (now, _signal.SIGTERM)
             survivors = self._tree.survivors()
             self.left = len(survivors) or 1  # without /proc none of them is seen
-            left = f"the command {self._main_end} and left {_listed(survivors) or 'processes'}"
+            before = "" if words is None else f"{words}: "
+            names = survivors or ["processes"]
+            self._say_names(f"{before}the command {self._main_end} and left ", names, ": SIGTERM")
             if words is None:
                 self._kill_at = now + self._linger
-                self._say(f"{left}: SIGTERM")
-            else:
-                self._say(f"{words}: {left}: SIGTERM")
         elif words is not None:
             self._say(f"{words}: the command {self._main_end} before, and what it left ends now")
         if not self._all_told:
@@ -236,7 +236,7 @@ class Ending:
         self._called_last = True
         asked = self._tree.end_rest(everyone=True)
         if asked:
-            self._say(f"still alive {self._since_asked(now)}: SIGTERM to {_listed(asked)}, too")
+            self._say_names(f"still alive {self._since_asked(now)}: SIGTERM to ", asked, ", too")
 
     # --- by force -------------------------------------------------------------------
 
@@ -245,14 +245,26 @@ class Ending:
         killed = self._tree.kill()
         if self._killing_since is None:
             self._killing_since = now
-            names = f": {_listed(killed)}" if killed else ""
-            self._say(f"still alive {self._since_asked(now)}: killed{names}")
+            since = f"still alive {self._since_asked(now)}: killed"
+            if killed:
+                self._say_names(f"{since}: ", killed)
+            else:  # /proc is missing
+                self._say(since)
         else:
             self._killed_late += killed
         if now - self._killing_since > _KILL_FOR:
             self._given_up = True
             self.unreaped = tuple(children())
             self._say(f"could not be killed: {', '.join(map(str, self.unreaped))}")
+
+    def _say_names(self, before: str, names: list[str], behind: str = "") -> None:
+        """Name processes, in as many lines as it takes."""
+        shown = names[:_MOST_NAMES]
+        for begin in range(0, len(shown), _NAMES_IN_LINE):
+            listed = ", ".join(shown[begin : begin + _NAMES_IN_LINE])
+            self._say(f"{before if begin == 0 else 'and '}{listed}{behind}")
+        if len(names) > len(shown):
+            self._say(f"and {len(names) - len(shown)} more{behind}")
 
     def _since_asked(self, now: float) -> str:
         """Say how long ago which signal was sent first to what still lives."""
@@ -273,11 +285,6 @@ def _is_end_by_sigterm(status: int) -> bool:
     if os.WIFSIGNALED(status):
         return os.WTERMSIG(status) == _signal.SIGTERM
     return os.WEXITSTATUS(status) == _BY_SHELL + _signal.SIGTERM
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _name_of(number: int) -> str:

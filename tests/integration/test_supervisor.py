@@ -699,6 +699,19 @@ def test_leftovers_are_killed_after_the_linger(host):
     assert not run.supervisor.ready
 
 
+def test_every_process_that_is_killed_is_named(host):
+    """However many there are; a line has a hundred of them."""
+    run = host.run(programs.LEAVES_150_THAT_IGNORE_SIGTERM, linger=0.2)
+
+    asked = [line for line in run.system.splitlines() if line.endswith(": SIGTERM")]
+    killed = run.system.splitlines()[len(asked) :]
+    names = re.compile(r"\d+ \(python")
+    assert [len(names.findall(line)) for line in asked] == [100, 50]
+    assert [len(names.findall(line)) for line in killed] == [100, 50]
+    assert run.exit.left == 150
+    assert processes_of(run.token) == []
+
+
 def test_what_ends_right_behind_the_command_is_not_left(host):
     """A reader of the command's output, such as a `tee`, ends by itself, and loses nothing."""
     script = "exec > >(while read -r line; do echo $line; done; sleep 0.1; echo end); seq 1 2000"
