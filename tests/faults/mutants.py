@@ -307,9 +307,8 @@ MUTANTS = (
     Mutant(
         "one job that cannot be read stops the sweep of all",
         "recovery.py",
-        "        except Exception as error:  # noqa: BLE001 - one job's trouble must not stop a sweep of all\n"
-        "            self._postpone(run, error)\n",
-        "        except StoreError as error:\n            self._postpone(run, error)\n",
+        "        except Exception as error:\n            if patience is None and",
+        "        except StoreError as error:\n            if patience is None and",
         (ONE_BAD_JOB, DISPATCHER),
     ),
     Mutant(
