@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import binascii
+import io
 import json
 import logging
 import os
@@ -50,6 +51,7 @@ def main() -> None:
     me = os.getpid()
     _leave_no_trace()
     sys.path[:] = merged_path(payload["path"], payload["python"], sys.path)
+    flush_each_line()
     log_from_info_up()
     termination = Termination()
     try:
@@ -82,6 +84,17 @@ def merged_path(sent: list[str], python: list[str], own: list[str]) -> list[str]
     if python != this_python():
         sent = [entry for entry in sent if not re.search(_INSTALLED, entry)]
     return [*sent, *(entry for entry in own if entry not in sent)]
+
+
+def flush_each_line() -> None:
+    """
+    Have each line of stdout handed over as a whole once it ends, as those of stderr are.
+
+    PYTHONUNBUFFERED would write text and newline one by one, so that processes which the
+    function forks would mix their lines, and at twice the cost.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def log_from_info_up() -> None:

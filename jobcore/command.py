@@ -38,7 +38,8 @@ class Command:
         env: Variables over the base environment, which is that of the process
             that starts the job, unless `submit` says otherwise. Stored in the
             database (mode 0600), printed nowhere.
-        inherit_env: False: no base environment, `env` is all there is.
+        inherit_env: False: no base environment, but `env` alone. The variables that
+            jobcore sets are added in either case.
         stdin: Bytes to be read as standard input, or the path of a file; None: nothing.
         timeout: Seconds until the command is stopped; None: no limit.
         grace: Seconds between the first signal and SIGKILL, when it is stopped or timed out.
@@ -59,6 +60,11 @@ class Command:
             half the grace) before the grace is over. SIGKILL ends what is left, in either case.
         linger: Seconds between SIGTERM and SIGKILL for processes that still run a second (at
             most half the linger) after the command has ended by itself.
+        unbuffered: Set `PYTHONUNBUFFERED=1`, so what a Python program prints is seen at once;
+            `env` may say otherwise. Printing then costs it several times the CPU, and lines
+            of a process pool get mixed, as `print` writes text and newline one by one.
+            False: the variable is not set, nor inherited, so Python writes blocks, and whole
+            lines where the program flushes them.
 
     Raises:
         CommandError: It could never run; the message says which part and why.
@@ -79,10 +85,11 @@ class Command:
     stop_signal: int | str = signal.SIGTERM
     stop_scope: Literal["main", "group"] = "main"
     linger: float = DEFAULT_LINGER  # seconds
+    unbuffered: bool = True
 
     def __post_init__(self) -> None:
         """Check every part, and bring it into the form in which it is stored."""
-        for name in ("inherit_env", "separate_streams", "shell"):
+        for name in ("inherit_env", "separate_streams", "shell", "unbuffered"):
             if not isinstance(getattr(self, name), bool):
                 raise CommandError(f"{name} is True or False, not {getattr(self, name)!r}")
         put = object.__setattr__  # the way of a frozen dataclass to fill itself
@@ -148,6 +155,7 @@ class Command:
                 "redact": self.redact,
                 "umask": self.umask,
                 "shell": self.shell,
+                "unbuffered": self.unbuffered,
             }
         )
 

@@ -64,7 +64,8 @@ def function_command(
         args: Its arguments. Values that JSON keeps exactly go as JSON, all else as pickles.
         kwargs: Its arguments by name.
         options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...; not `stdin`,
-            by which the arguments travel, nor `shell`.
+            by which the arguments travel, nor `shell` or `unbuffered`: the interpreter
+            hands over whole lines.
 
     Raises:
         CommandError: A fresh interpreter would not find it, or the arguments do
@@ -85,7 +86,7 @@ def function_command(
             f"{name}: the arguments take {len(data)} bytes, and at most {LARGEST} can be sent: "
             "put them into a file, and send its path"
         )
-    if unfit := sorted(options.keys() & {"argv", "stdin", "shell"}):
+    if unfit := sorted(options.keys() & {"argv", "stdin", "shell", "unbuffered"}):
         raise CommandError(f"a function has no {', '.join(unfit)}")
     text = data.decode("ascii") if encoding == values.JSON else _quoted(data)
     try:
@@ -118,6 +119,7 @@ def in_interpreter(command: Command, python: str | None, directory: str | None) 
     return replace(
         command,
         argv=[program, "-c", _STUB, _PACKAGE],
+        unbuffered=False,  # the caller flushes whole lines, which costs less and mixes none
         # A log is no terminal, though the host's environment may ask for colours.
         env={"NO_COLOR": "1", **command.env, caller.DIRECTORY: directory or ""},
     )

@@ -216,8 +216,11 @@ def _environment(
 ) -> dict[bytes, bytes]:
     """Return the command's whole environment: base, then its own, then what says who it is."""
     environment = dict(base) if command.inherit_env else {}
-    # Or a Python command would show its lines only at its end. The command may say otherwise.
-    environment[b"PYTHONUNBUFFERED"] = b"1"
+    # The command may say otherwise.
+    if command.unbuffered:
+        environment[b"PYTHONUNBUFFERED"] = b"1"
+    else:
+        environment.pop(b"PYTHONUNBUFFERED", None)
     environment.update((encode(name), encode(value)) for name, value in command.env.items())
     environment[leftovers.COOKIE.encode()] = cookie.encode()
     environment[b"JOBCORE_JOB_ID"] = str(row.id).encode()

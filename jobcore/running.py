@@ -102,6 +102,10 @@ def run(
             "--separate-streams", help="Its stderr goes to stderr; the order of the two is lost."
         ),
     ] = False,
+    buffered: Annotated[
+        bool,
+        typer.Option("--buffered", help="Leave PYTHONUNBUFFERED unset: faster, but seen later."),
+    ] = False,
     shell: Annotated[
         bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")
     ] = False,
@@ -147,6 +151,7 @@ def run(
         linger=linger,
         separate_streams=separate_streams,
         shell=shell,
+        unbuffered=not buffered,
     )
     interrupts = foreground.Interrupts()
     with ctx.obj.open(slots=1, only_own=True) as jobs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import json
 import logging
 import logging.config
 import os
@@ -289,6 +290,28 @@ def leaves_text_unflushed():
     with open(1, "w", closefd=False) as buffered:
         buffered.write("written\n")
     sys.stdout.write("no line end")
+
+
+def prints_from_processes(workers, count):
+    context = get_context("fork")
+    processes = [
+        context.Process(target=_prints_objects, args=(one, count)) for one in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def _prints_objects(worker, count):
+    for n in range(count):
+        print(json.dumps({"worker": worker, "n": n}))
+
+
+def prints_and_waits(gate):
+    print("said")
+    Path(gate).open("rb").close()
+    print("more")
 
 
 def looks_around(*_):

@@ -116,6 +116,7 @@ def creating(jobs: JobManager) -> list[Job]:
         linger=1,
         output_limit=2**20,
         separate_streams=True,
+        unbuffered=False,
         redact=["secret", b"secret"],
         umask=0o077,
     )

@@ -25,7 +25,7 @@ from jobcore import (
 from jobcore.executors import default_executors
 from tests import functions
 from tests.jobfiles import sql
-from tests.processes import PATIENCE, ROOT, in_child
+from tests.processes import PATIENCE, ROOT, in_child, open_gate
 from tests.programs import EXIT_0, EXIT_3, SLEEPS
 
 #: Leaves, in the directory of its own job, what it is told to.
@@ -539,6 +539,25 @@ def test_what_is_printed_arrives_to_its_end(running_jobs):
     job = call(running_jobs, functions.leaves_text_unflushed)
 
     assert lines(running_jobs, job) == ["written", "no line end"]
+
+
+def test_processes_that_a_function_forks_mix_no_lines(running_jobs):
+    """What each of them prints is handed over line by line, each as a whole and at once."""
+    job = call(running_jobs, functions.prints_from_processes, 4, 300)
+    said = [line.fields for line in running_jobs.logs(job.id)]
+
+    assert None not in said
+    expected = [{"worker": worker, "n": n} for worker in range(4) for n in range(300)]
+    assert sorted(said, key=lambda one: (one["worker"], one["n"])) == expected
+
+
+def test_a_printed_line_is_there_while_the_function_runs(running_jobs, gate):
+    """Each line of stdout is handed over once it ends, though the host's Python buffers."""
+    job = running_jobs.submit_function(functions.prints_and_waits, gate)
+    assert next(running_jobs.follow(job.id, timeout=PATIENCE)).text == "said"
+    open_gate(gate)
+
+    assert lines(running_jobs, ended(running_jobs, job)) == ["said", "more"]
 
 
 def test_redaction_masks_what_a_function_says(running_jobs):

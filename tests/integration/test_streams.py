@@ -219,17 +219,41 @@ def test_what_is_said_after_sigterm_is_in_the_log(running_jobs):
 
 def test_python_hands_over_each_line_at_once(running_jobs, gate, monkeypatch):
     """What a Python command prints is there while it runs; as blocks, if it is to, at its end."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "of the host")
     script = 'import os; print("said"); open(os.environ["GATE"]).close(); print("more")'
-    for blocks in ({}, {"PYTHONUNBUFFERED": ""}):
-        env = {"GATE": gate, **blocks}
-        job_id = submit(running_jobs, [sys.executable, "-S", "-c", script], env=env)
+    for blocks in ({}, {"env": {"PYTHONUNBUFFERED": ""}}, {"unbuffered": False}):
+        env = {"GATE": gate, **blocks.get("env", {})}
+        options = {**blocks, "env": env}
+        job_id = submit(running_jobs, [sys.executable, "-S", "-c", script], **options)
         if not blocks:
             assert next(running_jobs.follow(job_id, timeout=PATIENCE)).text == "said"
         open_gate(gate)  # which lets it go on
 
         assert running_jobs.wait(job_id, PATIENCE).status is Status.COMPLETE
         assert output(running_jobs, job_id) == b"said\nmore\n"
+
+
+#: Four processes print JSON, each line as a whole where Python buffers.
+PRINTS_FROM_PROCESSES = """
+import json, multiprocessing
+def work(worker):
+    for n in range(300): print(json.dumps({"worker": worker, "n": n}), flush=True)
+context = multiprocessing.get_context("fork")
+processes = [context.Process(target=work, args=(one,)) for one in range(4)]
+for process in processes: process.start()
+for process in processes: process.join()
+"""
+
+
+def test_processes_that_flush_whole_lines_mix_none(running_jobs):
+    """With `unbuffered=False` each flush is one write, so all lines of a pool keep their fields."""
+    argv = [sys.executable, "-c", PRINTS_FROM_PROCESSES]
+    job = running_jobs.wait(submit(running_jobs, argv, unbuffered=False), PATIENCE)
+    said = [line.fields for line in running_jobs.logs(job.id)]
+
+    assert job.status is Status.COMPLETE
+    assert len(said) == 1200
+    assert None not in said
 
 
 def test_who_holds_a_stream_neither_hangs_the_job_nor_takes_its_end(running_jobs, gate):
