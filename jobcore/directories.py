@@ -110,6 +110,11 @@ class Directories:
         GATE.watch(self)
 
     @property
+    def database(self) -> str:
+        """The absolute path of the database."""
+        return self._database
+
+    @property
     def root(self) -> int:
         """The descriptor of the directory that holds them all; kept open, for it is used often."""
         failpoints.reach(failpoints.ENTERED, self._host)

@@ -135,7 +135,7 @@ class Launch:
             if command.timeout is not None:
                 request.timeout_ms = math.ceil(command.timeout * 1000)
             request.calls_function = is_interpreter(command)
-            fields = _fields(row, command, request, base)
+            fields = _fields(row, command, request, base, self._directories.database)
         except BaseException as error:  # noqa: BLE001 - somebody else's code, SystemExit included
             request.failure = _in_words(error)
             return
@@ -183,7 +183,11 @@ def _in_words(error: BaseException) -> str:
 
 
 def _fields(
-    row: Row[Any], command: Command, request: Request, base: Mapping[bytes, bytes]
+    row: Row[Any],
+    command: Command,
+    request: Request,
+    base: Mapping[bytes, bytes],
+    database: str,
 ) -> dict[str, Any]:
     """Return the request as the supervisor reads it: bytes and numbers, nothing to decide."""
     stdin: tuple[str, bytes] | None = None
@@ -196,7 +200,7 @@ def _fields(
         "token": request.token,
         "job": row.id.hex,
         "argv": [encode(word) for word in command.words],
-        "env": _environment(row, command, request.cookie, base),
+        "env": _environment(row, command, request.cookie, base, database),
         "cwd": encode(str(command.cwd or "/")),
         "stdin": stdin,
         "timeout": command.timeout,
@@ -212,11 +216,12 @@ def _fields(
 
 
 def _environment(
-    row: Row[Any], command: Command, cookie: str, base: Mapping[bytes, bytes]
+    row: Row[Any], command: Command, cookie: str, base: Mapping[bytes, bytes], database: str
 ) -> dict[bytes, bytes]:
     """Return the command's whole environment: base, then its own, then what says who it is."""
     environment = dict(base) if command.inherit_env else {}
-    # The command may say otherwise.
+    # These two the command may set otherwise.
+    environment[b"JOBCORE_DB"] = os.fsencode(database)
     if command.unbuffered:
         environment[b"PYTHONUNBUFFERED"] = b"1"
     else:
@@ -224,6 +229,7 @@ def _environment(
     environment.update((encode(name), encode(value)) for name, value in command.env.items())
     environment[leftovers.COOKIE.encode()] = cookie.encode()
     environment[b"JOBCORE_JOB_ID"] = str(row.id).encode()
+    environment[b"JOBCORE_ATTEMPT"] = str(row.attempt).encode()
     environment[b"JOBCORE_WORKSPACE_ID"] = str(row.workspace_id).encode()
     environment.pop(b"JOBCORE_PIPELINE_ID", None)  # of the job that this host runs in, perhaps
     if row.pipeline_id is not None:

@@ -196,19 +196,20 @@ def test_an_environment_for_the_command_is_for_the_command_alone(running_jobs):
     assert (job.exit_code, said) == (5, ["/nowhere /nowhere /nowhere"])
 
 
-def test_a_job_of_a_job_knows_its_own_ids(running_jobs, monkeypatch):
+def test_a_job_of_a_job_knows_its_own_ids(running_jobs, database, monkeypatch):
     """A host that is a job itself hands its own ids, and the mark of its run, on to nobody."""
-    for name in ("JOB_ID", "WORKSPACE_ID", "PIPELINE_ID", "RUN"):
+    for name in ("JOB_ID", "WORKSPACE_ID", "PIPELINE_ID", "RUN", "DB", "ATTEMPT"):
         monkeypatch.setenv(f"JOBCORE_{name}", "of the host")
     ids = '"$JOBCORE_JOB_ID $JOBCORE_WORKSPACE_ID ${JOBCORE_PIPELINE_ID-none}"'
-    tells = f'echo {ids}; echo "$JOBCORE_RUN"'
+    tells = f'echo {ids}; echo "$JOBCORE_RUN"; echo "$JOBCORE_ATTEMPT $JOBCORE_DB"'
     pipeline = running_jobs.create_pipeline("nightly", ["sh", "-c", tells])
     alone = running_jobs.submit(["sh", "-c", tells])
     inside = running_jobs.create_job(pipeline_id=pipeline.id)
 
     for job, its in ((alone, "none"), (inside, pipeline.id)):
         running_jobs.wait(job.id, PATIENCE)
-        ids, run = (line.text for line in running_jobs.logs(job.id))
+        ids, run, others = (line.text for line in running_jobs.logs(job.id))
+        assert others == f"1 {database}"
         assert ids == f"{job.id} {job.workspace_id} {its}"
         assert run != "of the host"
 

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import CommandError, JobManager, Reason, Status
+from jobcore import Command, CommandError, JobManager, Reason, Status
 from tests.processes import in_child, read_elsewhere, until
 
 SHOWS = ["sh", "-c", 'echo "$STAGE"']
@@ -71,6 +71,51 @@ def test_own_env_of_a_command_comes_first(jobs, database, stage):
     in_child(run_all, database, "worker")
 
     assert (said(jobs, over), said(jobs, alone)) == (["own"], [""])
+
+
+def test_without_a_base_environment_jobcore_adds_its_own_variables(running_jobs, database):
+    """With `inherit_env=False` a command has them and `env`, and nothing else."""
+    pipeline = running_jobs.create_pipeline(
+        "p", Command(["/usr/bin/env", "-0"], inherit_env=False, env={"A": "b"})
+    )
+    inside = running_jobs.create_job(pipeline_id=pipeline.id)
+    alone = running_jobs.submit(["/usr/bin/env", "-0"], inherit_env=False, unbuffered=False)
+    for job in (inside, alone):
+        assert running_jobs.wait(job.id, 30).status is Status.COMPLETE
+    its, others = (
+        dict(pair.split("=", 1) for pair in "".join(said(running_jobs, job)).split("\0") if pair)
+        for job in (inside, alone)
+    )
+
+    assert its.pop("JOBCORE_RUN") != others.pop("JOBCORE_RUN")
+    assert its == {
+        "A": "b",
+        "JOBCORE_ATTEMPT": "1",
+        "JOBCORE_DB": database,
+        "JOBCORE_JOB_ID": str(inside.id),
+        "JOBCORE_PIPELINE_ID": str(pipeline.id),
+        "JOBCORE_PROGRESS_FD": "8",
+        "JOBCORE_WORKSPACE_ID": str(inside.workspace_id),
+        "PYTHONUNBUFFERED": "1",
+    }
+    assert others == {
+        "JOBCORE_ATTEMPT": "1",
+        "JOBCORE_DB": database,
+        "JOBCORE_JOB_ID": str(alone.id),
+        "JOBCORE_PROGRESS_FD": "8",
+        "JOBCORE_WORKSPACE_ID": str(alone.workspace_id),
+    }
+
+
+def test_a_retry_knows_its_attempt_and_a_command_may_name_another_database(running_jobs):
+    """`JOBCORE_ATTEMPT` counts as `Job.attempt` does; `env` comes before `JOBCORE_DB` alone."""
+    shows = ["sh", "-c", 'echo "$JOBCORE_ATTEMPT $JOBCORE_DB"; exit 1']
+    env = {"JOBCORE_DB": "/elsewhere", "JOBCORE_ATTEMPT": "x"}
+    first = running_jobs.wait(running_jobs.submit(shows, env=env).id, 30)
+    second = running_jobs.wait(running_jobs.retry_job(first.id).id, 30)
+
+    assert said(running_jobs, first) == ["1 /elsewhere"]
+    assert (second.attempt, said(running_jobs, second)) == (2, ["2 /elsewhere"])
 
 
 def test_what_belongs_to_one_process_is_not_taken_along(jobs, database, monkeypatch):

@@ -168,7 +168,8 @@ def test_a_function_sees_nothing_of_its_caller(running_jobs):
     assert "/added" in seen["path"]
     assert [entry for entry in seen["path"] if entry in ("", package)] == []
     assert set(seen["environment"]) - set(os.environ) == {
-        "JOBCORE_JOB_ID", "JOBCORE_PROGRESS_FD", "JOBCORE_RUN", "JOBCORE_WORKSPACE_ID",
+        "JOBCORE_ATTEMPT", "JOBCORE_DB", "JOBCORE_JOB_ID", "JOBCORE_PROGRESS_FD", "JOBCORE_RUN",
+        "JOBCORE_WORKSPACE_ID",
     }  # fmt: skip
     # As of any job: that of progress, and that of the look itself.
     assert len(seen["descriptors"]) == 5
