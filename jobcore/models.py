@@ -187,7 +187,8 @@ class Pipeline(_Public):
         status: Whether changes to it have been processed; it does not say whether it runs.
         script: What it runs by `/bin/sh -c`, else None: see `command`.
         timeout: Seconds for each job, as `Command.timeout`; None: no limit of its own.
-        max_retries: How often a job that ended ERROR is tried again.
+        max_retries: How often a job that ended ERROR is tried again, after pauses of 10, 20,
+            40 seconds and so on, up to an hour.
         schedule: When it runs by itself, as cron says it; None: only when asked.
         time_zone: The IANA name of the schedule's time zone; None: UTC.
         catch_up: What becomes of ticks that came while no manager with slots ran: `skip`:

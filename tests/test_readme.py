@@ -224,7 +224,10 @@ def test_the_numbers_are_those_of_the_code():
         "`Command.linger` seconds later, 2 unless said": DEFAULT_LINGER == 2,
         "still run a second after its end get SIGTERM": ending._PAUSE == 1,
         "What no SIGKILL ends within 10 seconds": ending._KILL_FOR == 10,
-        "starts some 10 seconds later": lifecycle.FIRST_RETRY == 10,
+        "starts 10 seconds later": lifecycle.FIRST_RETRY == 10,
+        "10, 20, 40 seconds and so on, up to an hour": (
+            [lifecycle.retry_delay(attempt) for attempt in (1, 2, 3, 99)] == [10, 20, 40, 3600]
+        ),
         "it stays above 64 MiB": doctor.LARGE_WAL == 64 * 2**20,
     }
 
