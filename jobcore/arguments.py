@@ -377,7 +377,7 @@ def _checked_status(value: Any) -> Status:
         return Status(value)
     except (ValueError, TypeError, RecursionError):
         known = ", ".join(Status)
-        raise ArgumentError(f"a status is one of {known}, not {shown(value)}") from None
+        raise ArgumentError(f"{shown(value)} is not a Status: {known}") from None
 
 
 def _checked_count(value: object, what: str) -> int:

@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.pool import NullPool
 
 from jobcore import filesystem, forking, permissions, schema, telemetry
 from jobcore.checkpointer import Checkpointer
@@ -206,7 +205,7 @@ class Database:
 
     def open_for_writing(self) -> Connection:
         """Return a new connection for the writer, which begins its transactions itself."""
-        return self._engine.connect().execution_options(jobcore_write=True)
+        return self._engine.connect()
 
     def open_anew(self) -> None:
         """
@@ -385,25 +384,11 @@ class Database:
     def _make_engine(self) -> Engine:
         from jobcore import dialect  # noqa: PLC0415 - loaded with the first connection, not at import
 
-        engine = create_engine(
-            dialect.URL,
-            creator=partial(_connect_for, weakref.ref(self)),
-            execution_options={"compiled_cache": dialect.COMPILED},
-            pool_reset_on_return=None,  # transactions are ended here
-            poolclass=NullPool,  # see `Spares`
-            # Commands and their environments are parameters: they belong into no
-            # error's text and into no log of statements.
-            hide_parameters=True,
+        return dialect.make_engine(
+            partial(_connect_for, weakref.ref(self)),
             json_serializer=_write_json,
             json_deserializer=_read_json,
         )
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            if not connection.get_execution_options().get("jobcore_write", False):
-                connection.exec_driver_sql("BEGIN")  # the writer has begun IMMEDIATE itself
-
-        return engine
 
     def _connect(self) -> SqliteConnection:
         if self._identity in _UNSAFE:

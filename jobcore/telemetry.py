@@ -4,7 +4,7 @@ Telemetry: jobcore's own events, in the host's log as the host has set it up, el
 A host that has configured structlog gets them from its own processors, as if it
 had said `structlog.get_logger("jobcore")` itself. For one that only has handlers
 for logging they go to the stdlib logger `jobcore`. jobcore configures neither of
-the two, and adds no handler.
+the two, and adds no handler. Only that logger's flag `disabled` it does not accept.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from inspect import CO_COROUTINE
 from typing import Any, NamedTuple
 
 _LOGGER = logging.getLogger("jobcore")
@@ -82,6 +83,9 @@ def log(happened: Event) -> None:
     """Give an event to the host's log now. Never raises."""
     level, name, fields = happened
     try:
+        # dictConfig and fileConfig disable every logger that exists by then, unless they are
+        # told otherwise. A host that wants to hear nothing sets the level.
+        _LOGGER.disabled = False
         logger = _hosts()
         if logger is not None:
             getattr(logger, _METHODS[level])(name, **fields)
@@ -100,7 +104,18 @@ def _hosts() -> Any:
     is_configured = getattr(structlog, "is_configured", None)
     if structlog is None or is_configured is None or not is_configured():
         return None
+    if _is_async(structlog.get_config()["wrapper_class"]):
+        # It needs a running event loop, which jobcore's threads have not.
+        return structlog.wrap_logger(
+            None, wrapper_class=structlog.stdlib.BoundLogger, logger_factory_args=("jobcore",)
+        )
     return structlog.get_logger("jobcore")
+
+
+def _is_async(wrapper: Any) -> bool:
+    """Tell whether the methods of a logger's class have to be awaited."""
+    code = getattr(getattr(wrapper, "info", None), "__code__", None)
+    return code is not None and bool(code.co_flags & CO_COROUTINE)
 
 
 @lru_cache(maxsize=1)

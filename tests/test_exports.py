@@ -138,7 +138,8 @@ def test_first_use_of_a_name_works(what, tmp_path):
     source = textwrap.dedent(FRESH[what]).replace("PICKLED", repr(value))
     source = source.replace("FOLDER", repr(str(tmp_path)))
 
-    assert run_python(f"import sys, jobcore\n{source}") == ""
+    begun = f"import os, sys, jobcore\nos.chdir({str(tmp_path)!r})\n"
+    assert run_python(begun + source) == ""
 
 
 def test_all_is_sorted():

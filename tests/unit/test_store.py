@@ -11,6 +11,7 @@ import pytest
 
 from jobcore import (
     STARTED,
+    ArgumentError,
     CommandError,
     InvalidTransition,
     JobManager,
@@ -37,7 +38,7 @@ LAST = datetime.max.replace(tzinfo=timezone.utc)
 FIRST = datetime.min.replace(tzinfo=timezone.utc)
 NO_IDS = [
     "", "x", "../../etc/passwd", "/etc/passwd", "\0", "é", "0" * 31, "0" * 33, f"{NOBODY}x",
-    "' OR 1=1 --", "%", None, 7, b"0" * 32, ..., NOBODY, NOBODY.hex, [],
+    "' OR 1=1 --", "%", None, 7, b"0" * 32, ..., NOBODY, NOBODY.hex,
 ]  # fmt: skip
 
 
@@ -72,6 +73,14 @@ def test_id_that_no_job_has(jobs, job_id):
         assert refused.value.job_id is job_id
 
     assert jobs.list_jobs() == before
+
+
+@pytest.mark.parametrize("several", [[], [NOBODY], (), {}, {NOBODY}], ids=repr)
+def test_several_ids_are_no_id(jobs, several):
+    """A list in the place of an id is a wrong argument, and not one that nothing has."""
+    for verb in (jobs.get_job, jobs.wait, jobs.get_pipeline, jobs.get_workspace):
+        with pytest.raises(ArgumentError):
+            verb(several)
 
 
 @pytest.mark.parametrize("some_id", [one for one in NO_IDS if one is not None], ids=repr)

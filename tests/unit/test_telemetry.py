@@ -271,3 +271,62 @@ def test_no_fact_makes_an_event_fail(caplog, fact):
 
     assert len(caplog.records) == 1
     assert "something" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("how", ["logging", "structlog"])
+def test_a_configuration_that_disables_loggers_does_not_mean_this_one(how):
+    """`dictConfig` disables all loggers that exist, by default; events arrive all the same."""
+    printed = run_python(
+        """
+import logging.config, sys
+from jobcore import telemetry
+telemetry.event(logging.ERROR, "nobody listens")
+if sys.argv[1] == "structlog":
+    import structlog
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, structlog.processors.KeyValueRenderer()],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+for level in ("INFO", "CRITICAL"):
+    logging.config.dictConfig({
+        "version": 1,
+        "handlers": {"out": {"class": "logging.StreamHandler", "stream": sys.stdout}},
+        "root": {"level": level, "handlers": ["out"]},
+    })
+    telemetry.event(logging.WARNING, "told at " + level)
+    telemetry.event(logging.DEBUG, "not asked for")
+""",
+        how,
+    )
+
+    assert printed == "event='told at INFO'\n"
+
+
+def test_a_structlog_whose_loggers_are_awaited_gets_events_too():
+    """In jobcore's threads there is no event loop, and nobody awaits: it is told all the same."""
+    printed = run_python(
+        """
+import asyncio, logging, sys, threading
+import structlog
+from jobcore import telemetry
+structlog.configure(
+    processors=[structlog.processors.KeyValueRenderer(key_order=["event"])],
+    logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+    wrapper_class=structlog.stdlib.AsyncBoundLogger,
+)
+
+async def main():
+    telemetry.event(logging.WARNING, "in the loop", job="x")
+    thread = threading.Thread(target=telemetry.event, args=(logging.ERROR, "in a thread"))
+    thread.start()
+    thread.join()
+    await structlog.get_logger().info("the host's own")
+
+asyncio.run(main(), debug=True)
+"""
+    )
+
+    assert printed.splitlines() == [
+        "event='in the loop' job='x'", "event='in a thread'", 'event="the host\'s own"',
+    ]  # fmt: skip
