@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from jobcore import filesystem, holders
+from jobcore import filesystem
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.filesystem import repair_command
 from jobcore.forking import GATE
@@ -336,20 +336,6 @@ class Directories:
                 return False
             try:
                 return jobdir.is_locked(lock, span)
-            finally:
-                os.close(lock)
-
-    def lock_of(self, directory: int) -> tuple[int, int]:
-        """
-        Return device and inode of a lock file, as `holders.identify` does.
-
-        Raises:
-            FileNotFoundError: There is none.
-        """
-        with GATE:
-            lock = jobdir.open_lock(directory)
-            try:
-                return holders.identify(lock)
             finally:
                 os.close(lock)
 

@@ -1,10 +1,11 @@
 """
 Holders: the process that holds a job's lock but does not react, found and woken, or ended.
 
-A supervisor that was stopped (SIGSTOP, a frozen cgroup) holds its lock for ever.
-It is found by that lock, not by any stored pid. The kernel lists the locks of each
-descriptor; the files themselves, which may be on a file system that does not
-answer, are not touched.
+A supervisor that was stopped (SIGSTOP, a frozen cgroup) holds its lock for ever. It
+is found by the byte of the lock that is its run's alone, not by any stored pid, and
+not by the lock file, which may have been replaced. The kernel lists the locks of each
+descriptor; the files themselves, which may be on a file system that does not answer,
+are not touched.
 """
 
 from __future__ import annotations
@@ -16,74 +17,50 @@ from jobcore import procfs
 from jobcore.supervision import jobdir, pids
 
 
-def identify(descriptor: int) -> tuple[int, int]:
+def find(token: str) -> list[int]:
+    """Return the pids of other processes that supervise the run `token`."""
+    return [pid for pid in procfs.other_pids() if holds(pid, token)]
+
+
+def holds(pid: int, token: str) -> bool:
     """
-    Return device and inode of an open file as the kernel names them in its lists of locks.
+    Tell whether the process supervises the run `token`.
 
-    On btrfs and overlayfs the device is another one than `stat` returns.
-    """
-    facts = os.fstat(descriptor)
-    told = dict(_read_fields("self", descriptor))
-    inode = int(told.get("ino", facts.st_ino))
-    device = procfs.device_of_mount(told.get("mnt_id", ""))
-    return facts.st_dev if device is None else device, inode
-
-
-def find(device: int, inode: int) -> list[int]:
-    """
-    Return the pids of other processes that hold the lock of a running job.
-
-    Args:
-        device: Of the lock file, as `identify` returns it.
-        inode: Likewise.
-    """
-    return [pid for pid in procfs.other_pids() if holds(pid, device, inode)]
-
-
-def holds(pid: int, device: int, inode: int) -> bool:
-    """
-    Tell whether the process runs the job whose lock file this is.
-
-    That it has the file open is not enough: hosts that probe, prepare or
+    That it has the lock file open is not enough: hosts that probe, prepare or
     resolve have, too. The kernel says of each descriptor what it has locked.
     """
-    file = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    byte = str(jobdir.spans_of(token)[1][0])
     try:
         descriptors = os.listdir(f"{procfs.ROOT}/{pid}/fdinfo")
     except OSError:
         return False  # it ended, or belongs to another user
-    return any(
-        name == "lock" and _is_running_lock(value.split(), file)
-        for descriptor in descriptors
-        for name, value in _read_fields(pid, descriptor)
-    )
+    return any(byte in _locked(pid, descriptor) for descriptor in descriptors)
 
 
-def _read_fields(pid: int | str, descriptor: int | str) -> list[tuple[str, str]]:
-    """Return what the kernel says of a descriptor, by name; nothing if it was closed just now."""
+def _locked(pid: int, descriptor: str) -> list[str]:
+    """Return the first bytes of what a descriptor has locked; it may be closed by now."""
     try:
         with open(f"{procfs.ROOT}/{pid}/fdinfo/{descriptor}", encoding="latin-1") as file:
-            lines = [line.partition(":") for line in file]
+            # lock:   1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 17 17
+            return [line.split()[-2] for line in file if "OFDLCK" in line]
     except OSError:
         return []
-    return [(name, value.strip()) for name, _, value in lines]
 
 
-def _is_running_lock(fields: list[str], file: str) -> bool:
-    # 1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 1 1
-    first, length = jobdir.RUNNING
-    return "OFDLCK" in fields and fields[-3:] == [file, str(first), str(first + length - 1)]
-
-
-def signal_holder(pid: int, device: int, inode: int, number: signal.Signals) -> bool:
-    """Send a signal to a process if it holds the lock; False: it does not, or we may not."""
+def signal_holder(pid: int, token: str, number: signal.Signals) -> bool:
+    """Send a signal to a process if it supervises the run; False: it does not, or we may not."""
     try:
         with pids.ProcessHandle(pid) as process:
             # Looked at by a handle that cannot change its meaning: the pid may have
             # been given to another process since it was found.
-            if not holds(pid, device, inode):
+            if not holds(pid, token):
                 return False
             process.signal(number)
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def signal_all(token: str, number: signal.Signals) -> list[int]:
+    """Send a signal to whatever supervises the run; return the pids."""
+    return [pid for pid in find(token) if signal_holder(pid, token, number)]

@@ -42,22 +42,6 @@ def other_pids() -> list[int]:
     return [int(name) for name in os.listdir(ROOT) if name.isdigit() and int(name) != own]
 
 
-def device_of_mount(number: str) -> int | None:
-    """
-    Return the device number of the file system that is mounted under an id.
-
-    Args:
-        number: The id, the first field of a line of `/proc/self/mountinfo`.
-    """
-    with open(f"{ROOT}/self/mountinfo", "rb") as file:
-        for line in file:
-            fields = line.split(b" ", 3)
-            if fields[0] == number.encode():
-                major, minor = map(int, fields[2].split(b":"))
-                return os.makedev(major, minor)
-    return None
-
-
 def is_stopped(pid: int) -> bool:
     """Tell whether a process was stopped by a signal, and not by a debugger."""
     state = _read(f"{pid}/stat").rpartition(b")")[2].split()[:1]

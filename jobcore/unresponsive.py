@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 
 from jobcore import filesystem, holders, leftovers, procfs, telemetry
 from jobcore.clock import Clock
@@ -67,8 +68,13 @@ class Unresponsive:
                 pid = self._read_supervisor(run)
             if pid is None:
                 self._wake_before_record(run)
-            elif pid and procfs.is_stopped(pid):
-                self._wake_holder(run, pid)
+            elif (
+                pid
+                and procfs.is_stopped(pid)
+                # The pid may be that of another process by now.
+                and holders.signal_holder(pid, run.token or "", signal.SIGCONT)
+            ):
+                _tell(run, signal.SIGCONT, [pid])
         except (StoreError, OSError, NewerProtocol) as error:
             _pass_over(run, error)
 
@@ -78,13 +84,6 @@ class Unresponsive:
         for known in (self._supervisors, self._unread, self._pressed, self._unrecorded):
             for number in set(known) - numbers:
                 known.pop(number, None)
-
-    def _wake_holder(self, run: Run, pid: int) -> None:
-        with self._directories.open(run.name) as directory:
-            lock = self._directories.lock_of(directory)
-        # The pid may be that of another process by now.
-        if holders.signal_holder(pid, *lock, signal.SIGCONT):
-            _tell(run, signal.SIGCONT, [pid])
 
     def _wake_before_record(self, run: Run) -> None:
         """
@@ -117,8 +116,11 @@ class Unresponsive:
 
     def _read_supervisor(self, run: Run) -> int | None:
         """Return the pid in the record of the run, 0 where it means nothing; None: no record."""
-        with self._directories.open(run.name) as directory:
-            record = jobdir.read_record(directory, jobdir.RUN)
+        try:
+            with self._directories.open(run.name) as directory:
+                record = jobdir.read_record(directory, jobdir.RUN)
+        except StoreError:
+            record = None  # something strange has its name
         if record is None:
             return None
         pid = record.get("supervisor")
@@ -134,21 +136,26 @@ class Unresponsive:
             number = self._overdue.judge(
                 run.number, self._clock.monotonic(), answers=self._answers(run, directory)
             )
-            jobdir.ring(directory)
-            if number is None:
-                return
-            lock = self._directories.lock_of(directory)
-        found = holders.find(*lock)
+            with suppress(OSError):  # something strange may have the name of the FIFO
+                jobdir.ring(directory)
+        if number is None:
+            return
+        token = run.token or ""
+        found = holders.find(token)
         held = [pid for pid in found if procfs.is_held_back(pid)]
         reached = [
-            pid for pid in found if pid not in held and holders.signal_holder(pid, *lock, number)
+            pid for pid in found if pid not in held and holders.signal_holder(pid, token, number)
         ]
-        _tell(run, number, reached, held)
+        if found:
+            _tell(run, number, reached, held)
 
     def _answers(self, run: Run, directory: int) -> bool:
         """Tell whether the supervisor has read from its FIFO since the last look, at the latest."""
         before = self._unread.get(run.number)
-        unread = jobdir.count_unread(directory)
+        try:
+            unread = jobdir.count_unread(directory)
+        except OSError:
+            unread = None  # something strange has its name
         if unread is None:
             return False  # there is no FIFO
         self._unread[run.number] = unread

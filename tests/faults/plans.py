@@ -106,10 +106,7 @@ def supervisors(where):
             continue  # no directory, or gone by now
         try:
             record = jobdir.read_record(directory, jobdir.RUN)
-            facts = os.stat(jobdir.LOCK, dir_fd=directory)
-            if record is not None and record["supervisor"] in holders.find(
-                facts.st_dev, facts.st_ino
-            ):
+            if record is not None and holders.holds(record["supervisor"], record["token"]):
                 found.append(record["supervisor"])
         except FileNotFoundError:
             pass

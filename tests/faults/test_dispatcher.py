@@ -265,11 +265,17 @@ def test_a_pipelines_grace_is_noted_with_its_claim(database):
     assert run.grace_ms == 120_000
 
 
+TOKEN = "0123456789abcdef" * 2
+
+
 def hold(path, span, say):
-    """Have the lock file open, with a lock on `span` or none, until killed."""
+    """Have the lock file open, with a lock on `span` and what goes with it, until killed."""
     descriptor = os.open(path, os.O_RDWR)
     if span is not None:
         assert jobdir.try_lock(descriptor, span)
+    preparing, running = jobdir.spans_of(TOKEN)
+    if span in (jobdir.PREPARING, jobdir.RUNNING):
+        assert jobdir.try_lock(descriptor, running if span == jobdir.RUNNING else preparing)
     os.write(say, b".")
     signal.pause()
 
@@ -287,8 +293,7 @@ def test_only_who_runs_a_job_is_its_holder(tmp_path, span, found):
     child = Child(hold, path, span, writer)
     try:
         os.read(reader, 1)
-        facts = path.stat()
-        holding = holders.find(facts.st_dev, facts.st_ino)
+        holding = holders.find(TOKEN)
     finally:
         child.kill()
         os.close(reader)

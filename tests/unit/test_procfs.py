@@ -12,6 +12,8 @@ from jobcore import holders, leftovers, procfs
 from jobcore.supervision import jobdir
 from tests.processes import until
 
+TOKEN = "0123456789abcdef" * 2
+
 
 @pytest.fixture
 def proc(tmp_path, monkeypatch):
@@ -138,25 +140,32 @@ def test_no_descriptor_is_an_error(monkeypatch):
 
 def test_holder_is_found_by_its_locks_alone(proc, tmp_path):
     """Open files of a process are not touched: a name of one, which would hang, is enough."""
+    byte = jobdir.spans_of(TOKEN)[1][0]
     proc(11)
     (tmp_path / "11" / "fdinfo").mkdir()
     (tmp_path / "11" / "fdinfo" / "3").write_text(
         "pos:\t0\nflags:\t02100002\nmnt_id:\t27\nino:\t1234\n"
         "lock:\t1: OFDLCK ADVISORY  WRITE -1 fe:10:1234 1 1\n"
+        f"lock:\t2: OFDLCK ADVISORY  WRITE -1 fe:10:1234 {byte} {byte}\n"
     )
 
-    assert holders.find(os.makedev(0xFE, 0x10), 1234) == [11]
-    assert holders.find(os.makedev(0xFE, 0x10), 12345) == []
-    assert holders.find(os.makedev(0xFE, 0x11), 1234) == []
+    assert holders.find(TOKEN) == [11]
+    assert holders.find("f" * 32) == []
 
 
-def test_file_is_identified_as_the_kernel_names_it_in_locks(tmp_path):
-    """What `identify` returns is what the list of locks of the same file says."""
-    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
-    assert jobdir.try_lock(descriptor, jobdir.RUNNING)
+def test_holder_is_found_by_what_the_kernel_says_of_its_locks(tmp_path):
+    """The byte of a run is found, and not that of its host, in whatever file it is."""
+    preparing, running = jobdir.spans_of(TOKEN)
+    found = []
+    for span in (preparing, running):
+        descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+        assert jobdir.try_lock(descriptor, jobdir.RUNNING)
+        assert jobdir.try_lock(descriptor, span)
+        os.unlink(tmp_path / "lock")
+        found.append(holders.holds(os.getpid(), TOKEN))
+        os.close(descriptor)
 
-    assert holders.holds(os.getpid(), *holders.identify(descriptor))
-    os.close(descriptor)
+    assert found == [False, True]
 
 
 def test_search_lists_no_thread_that_never_ends(proc):

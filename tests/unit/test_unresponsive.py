@@ -16,7 +16,7 @@ def signals(monkeypatch):
     """Return what is sent to the supervisor, which is made to be another process."""
     sent = []
 
-    def send(pid, _device, _inode, number):
+    def send(pid, _token, number):
         sent.append((pid, number))
         return True
 
@@ -64,6 +64,21 @@ def test_supervisor_that_reads_nothing_is_woken_and_killed(jobs, clock, signals)
     assert set(sent[:30]) == {None}
     assert set(sent[31:40]) == {signal.SIGCONT}
     assert set(sent[41:]) == {signal.SIGKILL}
+
+
+@pytest.mark.usefixtures("control")
+@pytest.mark.parametrize("name", ["ctl", "lock", "run", "exit", "stop"])
+def test_strange_file_keeps_no_supervisor_from_its_end(jobs, clock, signals, stopped, name):
+    """Neither the lock file nor the FIFO is needed to find the supervisor."""
+    path = f"{stopped.path}/{name}"
+    if os.path.exists(path):
+        os.unlink(path)
+    os.mkdir(path)
+    for _ in range(43):
+        jobs.recover()
+        clock.advance(1)
+
+    assert [number for _, number in signals[-2:]] == [signal.SIGKILL] * 2
 
 
 def test_supervisor_that_reads_is_left_alone(jobs, clock, signals, stopped, control):
