@@ -8,11 +8,12 @@ it, from whatever process. Whoever finds a wish without a file carries it again.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterable
 
 from sqlalchemy import Connection
 
-from jobcore import filesystem, runs, settlement, telemetry
+from jobcore import filesystem, holders, runs, settlement, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -156,7 +157,7 @@ class Stopper:
 
         Raises:
             StoreError: No file could be written. The supervisor was told to stop
-                all the same, through the FIFO, which needs no space.
+                all the same, through the FIFO, which needs no space, or by SIGTERM.
         """
         try:
             with self._directories.open(run.name) as directory:
@@ -197,12 +198,14 @@ class Stopper:
             return True  # nobody is there to be told
         except NewerProtocol:
             return True  # whatever else it says, it asks to stop
+        except StoreError:
+            return False  # what cannot be read is put aside, or a letter tells the wish
         return wish is not None and _asks_no_less(wish, run)
 
     def _ring(self, run: Run, letter: bytes) -> None:
         try:
             with self._directories.open(run.name) as directory:
-                jobdir.ring(directory, letter)
+                _tell(run, directory, letter)
         except FileNotFoundError:
             pass  # it has ended
 
@@ -219,7 +222,7 @@ class Stopper:
                 return  # the directory was removed under us: it has ended
             except OSError as error:
                 letter = jobdir.KILL_NOW if run.stop_grace_ms == 0 else jobdir.STOP_NOW
-                jobdir.ring(directory, letter)
+                _tell(run, directory, letter)
                 what = f"the wish to stop {run.id} cannot be written"
                 raise filesystem.typed(what, error) from error
             # Another process may have shortened the grace, and written its file
@@ -236,6 +239,21 @@ def _not_running(run: Run) -> JobNotRunning:
     return JobNotRunning(
         run.id, run.status, Trigger.STOP, "cancel_job takes it from the queue" if queued else ""
     )
+
+
+def _tell(run: Run, directory: int, letter: bytes) -> None:
+    """
+    Tell the supervisor by the FIFO; where that is none, tell a wish to stop by SIGTERM.
+
+    Raises:
+        OSError: It was not told.
+    """
+    try:
+        jobdir.ring(directory, letter)
+    except OSError:
+        # At SIGTERM a supervisor ends its job, with the command's own grace.
+        if letter == jobdir.DOORBELL or not holders.signal_all(run.token or "", signal.SIGTERM):
+            raise
 
 
 def _asks_no_less(wish: dict[str, str | int | None], run: Run) -> bool:

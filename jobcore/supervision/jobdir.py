@@ -54,6 +54,9 @@ KILL_NOW = b"k"
 
 #: Where the kernel lists all locks of the machine.
 LOCKS = "/proc/locks"
+_LOCKS_READ = 65536  # bytes asked for at once; the kernel gives no more than a page
+_LOCKS_AT_ONCE = 3072  # bytes that surely are one read: a page is 4096 or more, a line under 200
+_LOOKS_AT_LOCKS = 8
 
 _FIONREAD = 0x541B  # of <asm-generic/ioctls.h>, for the reason in `pipes`
 
@@ -135,14 +138,26 @@ def is_run_locked(token: str) -> bool:
 
     The kernel's list of locks says so where no path leads to the lock file: it was
     unlinked, or its directory moved. False where there is no such list.
+
+    A list of more than a page comes in several reads, and a lock that is released
+    between two of them may hide another one. So what is not found is looked for again.
     """
-    bytes_ = {str(span[0]) for span in spans_of(token)}
+    bytes_ = {str(span[0]).encode() for span in spans_of(token)}
     try:
-        with open(LOCKS, encoding="ascii") as locks:
+        for _ in range(_LOOKS_AT_LOCKS):
+            with open(LOCKS, "rb", buffering=0) as file:
+                reads = [*iter(lambda: file.read(_LOCKS_READ), b"")]
             # 1: OFDLCK ADVISORY  WRITE -1 fe:00:1234 17 17
-            return any("OFDLCK" in line and line.split()[-1] in bytes_ for line in locks)
+            if any(
+                b"OFDLCK" in line and line.split()[-1] in bytes_
+                for line in b"".join(reads).splitlines()
+            ):
+                return True
+            if len(reads) <= 1 and sum(map(len, reads)) < _LOCKS_AT_ONCE:
+                break
     except OSError:
-        return False
+        pass
+    return False
 
 
 def mark_unstarted(lock: int, token: str) -> None:
@@ -311,10 +326,14 @@ def clear_control(directory: int) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(facts.st_mode):
-        aside = f"{CONTROL}.{os.urandom(4).hex()}"
-        os.rename(CONTROL, aside, src_dir_fd=directory, dst_dir_fd=directory)
+        _put_aside(CONTROL, directory)
     elif not stat.S_ISFIFO(facts.st_mode):
         os.unlink(CONTROL, dir_fd=directory)
+
+
+def _put_aside(name: str, directory: int) -> None:
+    aside = f"{name}.{os.urandom(4).hex()}"
+    os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def open_control(directory: int) -> int:
@@ -466,6 +485,8 @@ def write_record(
     """
     Put the record under `name` in one step: readers find the old one, or all of the new one.
 
+    A directory that has the name is put aside.
+
     Args:
         sync: Also make it survive a power failure before returning.
     """
@@ -479,7 +500,11 @@ def write_record(
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        try:
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except IsADirectoryError:  # any other file is replaced
+            _put_aside(name, directory)
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         try:
             os.unlink(temporary, dir_fd=directory)

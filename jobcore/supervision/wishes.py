@@ -36,6 +36,7 @@ class Wishes:
         """
         self._directory = directory
         self._grace = grace
+        jobdir.clear_control(directory)
         jobdir.make_control(directory)  # unless it is there
         self._control = jobdir.open_control(directory)
         self._letters = jobdir.DOORBELL  # a wish may have come before us

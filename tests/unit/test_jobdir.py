@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -237,3 +238,17 @@ def test_imported_files_are_dropped_but_for_the_last(directory):
     jobdir.drop_imported(directory, 30)
     assert jobdir.spool_offsets(directory) == [20]
     assert jobdir.read_spool(directory, 15, 10) == b""
+
+
+def test_lock_is_found_in_a_list_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    """A lock that is missed, as others were released between two reads, is looked for again."""
+    byte = jobdir.spans_of("a" * 32)[1][0]
+    others = "".join(f"{n}: OFDLCK ADVISORY  WRITE -1 fe:00:1 0 0\n" for n in range(100))
+    lists = [tmp_path / "missed", tmp_path / "whole"]
+    lists[0].write_text(others)
+    lists[1].write_text(f"{others}9: OFDLCK ADVISORY  WRITE -1 fe:00:1 {byte} {byte}\n")
+    left = [*lists]
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.FileIO(left.pop(0)))
+
+    assert jobdir.is_run_locked("a" * 32)
+    assert left == []
