@@ -528,14 +528,21 @@ class Dispatcher:
             try:
                 harvest = self._importer.harvest(assignment.run)
             except Exception as error:  # noqa: BLE001 - one job's trouble, not the others'
-                self._postpone(assignment, error, "import")
+                if assignment.ended:
+                    # Its supervisor may have died: what that has left is ended all the same.
+                    self._reconcile_ended(assignment)
+                else:
+                    self._postpone(assignment, error, "import")
                 continue
             if assignment.ended and (harvest is None or harvest.exit is None):
-                self._update(assignment, self._reconcile(assignment.run))
-                assignment.wait(self._postponed.delay(assignment.run.number))
+                self._reconcile_ended(assignment)
             elif harvest is not None and not harvest.empty:
                 harvests.append((assignment, harvest))
         return harvests
+
+    def _reconcile_ended(self, assignment: Assignment) -> None:
+        self._update(assignment, self._reconcile(assignment.run))
+        assignment.wait(self._postponed.delay(assignment.run.number))
 
     def _postpone(self, assignment: Assignment, error: Exception, step: str) -> None:
         run = assignment.run

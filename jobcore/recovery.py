@@ -18,6 +18,7 @@ from uuid import UUID
 from jobcore import (
     environments,
     filesystem,
+    holders,
     leftovers,
     logs,
     runs,
@@ -176,26 +177,30 @@ class Recovery:
                 raise  # the trouble of all jobs, which the caller has waited out
             self._postpone(run, error)
             if kill and isinstance(error, (StoreError, OSError)) and not is_of_all(error):
-                self._kill_of_dead(run)
+                self._do_without_files(run)
             return run
         self._postponed.succeed(run.number)
         return fresh
 
-    def _kill_of_dead(self, run: Run) -> None:
+    def _do_without_files(self, run: Run) -> None:
         """
-        Kill what a dead supervisor has left of a job whose files allow no verdict yet.
+        Do what can be done for a job whose files allow no verdict yet.
 
-        That it is dead is what the kernel's list of locks says, whatever is in its directory.
+        What a dead supervisor has left is killed. A living one is reminded of a stop. The
+        kernel's list of locks says which it is, whatever is in the job's directory.
         """
         try:
             if (
-                leftovers.are_visible()
-                and os.access(jobdir.LOCKS, os.R_OK)
-                and self._is_of_this_boot(run)
-                and self.is_here(run)
-                and not jobdir.is_run_locked(run.token or "")
-                and not leftovers.is_inside(run.cookie or "")
+                not run.supervised
+                or not os.access(jobdir.LOCKS, os.R_OK)
+                or not self._is_of_this_boot(run)
+                or not self.is_here(run)
             ):
+                return
+            if _is_supervised(run):
+                if run.stop_requested is not None:
+                    self._stopper.remind(run)
+            elif leftovers.are_visible() and not leftovers.is_inside(run.cookie or ""):
                 leftovers.kill(run.cookie or "", leftovers.PAUSE)
         except (StoreError, OSError):
             pass  # tried again with the next look
@@ -301,16 +306,18 @@ class Recovery:
 
     def _is_alive(self, run: Run) -> bool:
         """Tell whether the job has a supervisor, by its lock: also by one that was unlinked."""
+        has_lock = False
         try:
             with self._directories.open(run.name) as directory:
                 if self._directories.is_held(directory):
                     return True
+                has_lock = jobdir.LOCK in os.listdir(directory)
         except FileNotFoundError:
             pass
         return (
             self._is_of_this_boot(run)
             and self.is_here(run)
-            and jobdir.is_run_locked(run.token or "")
+            and (jobdir.is_run_locked(run.token or "") if has_lock else _is_supervised(run))
         )
 
     def _resolve(self, run: Run, patience: float | None, *, kill: bool, until: float) -> Run | None:
@@ -593,6 +600,17 @@ class Recovery:
             self._postponed.fail(name, error, "directory not removed", directory=name)
         else:
             self._postponed.succeed(name)
+
+
+def _is_supervised(run: Run) -> bool:
+    """
+    Tell whether a run of this boot has a supervisor, whatever has become of its lock file.
+
+    The kernel's list of locks has those of all pid namespaces, but may miss one. What it
+    says of each process is certain, of those that can be seen.
+    """
+    token = run.token or ""
+    return jobdir.is_run_locked(token) or bool(holders.find(token))
 
 
 def _is_of_other_namespace(directory: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -9,10 +10,11 @@ from datetime import datetime, timezone
 
 import pytest
 
-from jobcore import JobManager, Status
+from jobcore import JobManager, Status, StoreError
 from jobcore.clock import from_datetime
+from jobcore.supervision import jobdir
 from tests.faults.test_supervisor_killed import supervisor_of
-from tests.jobfiles import UNDECODABLE, damage, row_of, sql
+from tests.jobfiles import UNDECODABLE, cookie_of, damage, row_of, sql
 from tests.processes import PATIENCE, carrying, until
 
 NAMES = ("lock", "exit", "run", "spool.0", "ctl", "stop", "result")
@@ -42,6 +44,11 @@ STRANGE = {
     "a link to nothing": lambda path: os.symlink("nothing", path),
     "a socket": a_socket,
 }
+#: Files that are no more than damaged.
+DAMAGED = {
+    "an empty file": lambda path: open(path, "w").close(),
+    "an unreadable file": lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0)),
+}
 
 
 def replace(path, kind):
@@ -49,11 +56,12 @@ def replace(path, kind):
     kept = path + ".kept"
     if os.path.lexists(path):
         os.rename(path, kept)
-    STRANGE[kind](path)
+    {**STRANGE, **DAMAGED}[kind](path)
+    placed = os.lstat(path)
 
     def undo():
-        if not os.path.lexists(path):
-            return
+        if not os.path.lexists(path) or not os.path.samestat(os.lstat(path), placed):
+            return  # jobcore has put it aside, or removed it with its directory
         if kind == "a directory":
             os.removedirs(path + "/in/it")
         else:
@@ -193,22 +201,79 @@ def test_strange_files_of_jobs_that_start_concern_them_alone(
     assert [job for job in bad if os.path.exists(f"{database}.jobs/{job.id.hex}")] == []
 
 
-def test_stop_holds_whatever_has_the_name_of_the_fifo(database):
+def start_all(jobs, kinds, **options):
+    """Return running jobs, by a kind each, that have said a line and sleep."""
+    script = "echo up; exec sleep 300"
+    running = {kind: jobs.submit(["sh", "-c", script], grace=0.1, **options) for kind in kinds}
+    for job in running.values():
+        until(lambda job=job: list(jobs.logs(job.id)), "its first line")
+    return running
+
+
+@pytest.mark.parametrize("names", [("ctl",), ("stop",), ("stop", "ctl"), ("exit", "stop")])
+def test_stop_holds_whatever_has_the_name_of_its_files(database, names):
     """The supervisor makes its FIFO again, and finds the wish that was written meanwhile."""
     strange = {**STRANGE, "a file": lambda path: open(path, "w").close()}
     with JobManager(database, slots=len(strange)) as jobs:
-        script = "echo up; exec sleep 300"
-        running = {kind: jobs.submit(["sh", "-c", script], grace=0.1) for kind in strange}
+        running = start_all(jobs, strange)
         for kind, job in running.items():
-            until(lambda job=job: list(jobs.logs(job.id)), "its first line")
-            path = f"{database}.jobs/{job.id.hex}/ctl"
-            os.unlink(path)
-            strange[kind](path)
+            for name in names:
+                path = f"{database}.jobs/{job.id.hex}/{name}"
+                if name == "ctl":
+                    os.unlink(path)
+                strange[kind](path)
         for job in running.values():
             jobs.stop_job(job.id)
         ended = {kind: jobs.wait(job.id, PATIENCE) for kind, job in running.items()}
 
     assert {str(job.reason) for job in ended.values()} == {"stopped"}
+
+
+def test_stop_holds_where_no_file_of_it_can_be_written(running_jobs, monkeypatch):
+    """Neither `stop` nor the FIFO: the supervisor is found by its lock, and gets SIGTERM."""
+
+    def refuse(*_args, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    (job,) = start_all(running_jobs, [None]).values()
+    monkeypatch.setattr(jobdir, "write_record", refuse)
+    monkeypatch.setattr(jobdir, "ring", refuse)
+    with pytest.raises(StoreError, match="wish to stop"):
+        running_jobs.stop_job(job.id)
+    job = running_jobs.wait(job.id, PATIENCE)
+
+    assert (job.status, str(job.reason)) == (Status.STOPPED, "shutdown")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_time_out_holds_whatever_has_the_name_of_a_file(database, name):
+    """A supervisor that lives ends its job, and its verdict replaces what has its name."""
+    with JobManager(database, slots=len(STRANGE)) as jobs:
+        running = start_all(jobs, STRANGE, timeout=3)
+        cookies = [cookie_of(database, job.id) for job in running.values()]
+        undo = [
+            replace(f"{database}.jobs/{job.id.hex}/{name}", kind) for kind, job in running.items()
+        ]
+        for cookie in cookies:
+            until(lambda cookie=cookie: not carrying(cookie), "the end of the command")
+        for one in undo:
+            one()
+        ended = {kind: jobs.wait(job.id, PATIENCE) for kind, job in running.items()}
+
+    assert {str(job.reason) for job in ended.values()} == {"timeout"}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_job_starts_whatever_has_the_name_of_the_fifo(database, kind):
+    """Its supervisor puts that aside before it listens."""
+    with JobManager(database) as jobs:
+        job = jobs.submit(["true"])
+    os.mkdir(f"{database}.jobs/{job.id.hex}", 0o700)
+    STRANGE[kind](f"{database}.jobs/{job.id.hex}/ctl")
+    with JobManager(database, slots=1) as jobs:
+        ended = jobs.wait(job.id, PATIENCE)
+
+    assert ended.status is Status.COMPLETE
 
 
 #: What no jobcore has ever stored.
@@ -273,11 +338,12 @@ def test_damaged_row_of_a_pipeline_concerns_it_alone(database, clock, jobs, adop
 LEAVES_A_CHILD = "sleep 300 & echo up; exec sleep 300"
 
 
-@pytest.mark.parametrize("name", ["lock", "run"])
+@pytest.mark.parametrize("name", NAMES)
 def test_leftovers_are_killed_though_no_verdict_can_be_given(database, name):
     """A dead supervisor's files may be anything: what it has left does not run on."""
-    with JobManager(database, slots=len(STRANGE)) as jobs:
-        running = {kind: jobs.submit(["sh", "-c", LEAVES_A_CHILD]) for kind in STRANGE}
+    kinds = [*STRANGE, *DAMAGED]
+    with JobManager(database, slots=len(kinds)) as jobs:
+        running = {kind: jobs.submit(["sh", "-c", LEAVES_A_CHILD]) for kind in kinds}
         undo, cookies = [], []
         for kind, job in running.items():
             until(lambda job=job: list(jobs.logs(job.id)), "its first line")
