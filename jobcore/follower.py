@@ -221,9 +221,11 @@ class Follower:
         if not self._recovery.require_root():
             return cursor
         self._require_here(cursor)
-        if cursor.shown is not None:  # before the import: what is numbered by then is seen there
-            cursor.sight.unfinished = self._recovery.unfinished(run)
-        if not self._recovery.has_news(run):
+        if cursor.shown is None:
+            has_news = self._recovery.has_news(run)
+        else:  # before the import: what is numbered by then is seen there
+            cursor.sight.unfinished, has_news = self._recovery.look(run)
+        if not has_news:
             return cursor
         kill = self._is_left(cursor)
         fresh = require(run, self._recovery.reconcile_softly(run, kill=kill))

@@ -9,6 +9,7 @@ any job at any time: one of them wins, the others find nothing left to do.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -27,6 +28,8 @@ from jobcore.supervision import NewerProtocol, failpoints, frames, jobdir, progr
 
 #: Bytes of frames in one transaction: bounds memory, and how long others wait for the lock.
 BATCH_BYTES = 2**20
+#: What opening a file says that was replaced by something else; see `jobdir.open_file`.
+_STRANGE = (errno.EINVAL, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EACCES)
 #: Hole lines in one frame: a damaged gap can be of any size.
 _HOLE_LINES = 2**20
 
@@ -110,6 +113,16 @@ class Harvest:
 
     def _append(self, first: int, count: int, data: bytes) -> None:
         logs.append_to(self.slices, first, count, data)
+
+
+def _unfinished_in(directory: int) -> list[tuple[frames.Frame, bytes]]:
+    """Return the unfinished lines in a job's directory, as frames."""
+    try:
+        return logs.unfinished_frames(jobdir.read_tail(directory))
+    except OSError as error:
+        if error.errno not in _STRANGE:
+            raise
+        return []  # no supervisor has made it, and it is no reason for having no verdict
 
 
 def _may_return(run: Run) -> bool:
@@ -211,7 +224,7 @@ class Importer:
         Raises:
             OSError: There is no space, for example.
         """
-        found = logs.unfinished_frames(jobdir.read_tail(directory))
+        found = _unfinished_in(directory)
         if not found:
             return
         first = found[0][0].first

@@ -279,6 +279,11 @@ class Recovery:
         return more
 
     @handed_over
+    def look(self, run: Run) -> tuple[logs.Unfinished | None, bool]:
+        """Return what `unfinished` does, and then what `has_news` does."""
+        return self.unfinished(run), self.has_news(run)
+
+    @handed_over
     def unfinished(self, run: Run) -> logs.Unfinished | None:
         """Return the unfinished lines in the directory of a job; None: none can be seen."""
         try:

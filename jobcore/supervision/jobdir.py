@@ -690,6 +690,9 @@ def append_spool(directory: int, end: int, data: bytes) -> None:
     descriptor = make_file(f"{SPOOL}{begin}", os.O_WRONLY | os.O_APPEND, directory)
     try:
         write_all(descriptor, data)
+    except OSError:
+        os.ftruncate(descriptor, end - begin)  # for whoever tries again
+        raise
     finally:
         os.close(descriptor)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from uuid import UUID
 
 import pytest
 
-from jobcore import Command, JobManager, Status
+from jobcore import Command, JobcoreError, JobManager, Status
 from jobcore.supervision import frames, jobdir
 from tests.processes import PATIENCE, Child, open_gate, until
 
@@ -202,3 +203,61 @@ class TestResolver:
         assert [line.sequence for line in found] == list(range(len(found)))
         assert found[-1].stream == "system"
         assert jobs.get_job(job.id).status == Status.ERROR
+
+    def dead(self, scripted, tail):
+        """Return a job whose supervisor has died, with whole lines, a torn frame and a tail."""
+        job = scripted()
+        job.started()
+        job.write(b"whole\n")
+        job.append(self.framed(1, b"x" * 100)[:60])
+        tail(f"{job.path}/{jobdir.TAIL}")
+        job.die()
+        return job
+
+    def text(self, path):
+        """Make the tail of a supervisor that died amid writing the line that it had before."""
+        with open(path, "wb") as file:
+            file.write(self.framed(1, b"half "))
+
+    def test_text_is_numbered_behind_a_torn_frame(self, jobs, scripted):
+        """The frame that the SIGKILL tore is passed over."""
+        job = self.dead(scripted, self.text)
+        jobs.recover()
+
+        found = [(line.sequence, line.text) for line in jobs.logs(job.id)]
+        assert found[:2] == [(0, "whole"), (1, "half ")]
+
+    def test_full_disk_leaves_nothing_half(self, jobs, scripted, monkeypatch):
+        """The verdict waits for space, and the text is there once."""
+        job = self.dead(scripted, self.text)
+        write_all = jobdir.write_all
+
+        def full(descriptor, data):
+            os.write(descriptor, data[:40])
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(jobdir, "write_all", full)
+        for _ in range(3):
+            with contextlib.suppress(JobcoreError):
+                jobs.recover()
+            assert jobs.get_job(job.id).status == Status.RUNNING
+        monkeypatch.setattr(jobdir, "write_all", write_all)
+        jobs.recover()
+
+        assert [line.text for line in jobs.logs(job.id)][:2] == ["whole", "half "]
+        assert jobs.get_job(job.id).line_count == 3
+
+    @pytest.mark.parametrize(
+        "tail",
+        [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path),
+         lambda path: os.close(os.open(path, os.O_CREAT))],
+        ids=["directory", "FIFO", "link", "unreadable"],
+    )  # fmt: skip
+    def test_strange_file_in_its_place_prevents_no_verdict(self, jobs, scripted, tail):
+        """It is passed over, and goes with the directory."""
+        job = self.dead(scripted, tail)
+        jobs.recover()
+
+        assert jobs.get_job(job.id).status == Status.ERROR
+        assert next(jobs.logs(job.id)).text == "whole"
+        assert job.gone()
