@@ -44,9 +44,10 @@ _REST = (
     + _PERCENT + rb"([89ABab]" + _H + rb"))"
 )  # fmt: skip
 _ESCAPE = (
-    _LEAD + _REST + rb"|" + _RUN + rb"(?:" + _HIGH + _RUN + _LOW
+    rb"(?=[\\%\xc2\xc3])(?:"  # which alone is looked at nearly everywhere
+    + _LEAD + _REST + rb"|" + _RUN + rb"(?:" + _HIGH + _RUN + _LOW
     + rb"|u(" + _H + rb"{4})|u\{(" + _H + rb"{1,6})\}|U(" + _H + rb"{8})|x(" + _H + rb"{2})"
-    + rb"|([0-3][0-7]{2})|([abefnrtv0]))?|" + _PERCENT + rb"(" + _H + rb"{2})"
+    + rb"|([0-3][0-7]{2})|([abefnrtv0]))?|" + _PERCENT + rb"(" + _H + rb"{2}))"
 )  # fmt: skip
 # Groups of it.
 _LEADS, _RESTS, _PAIR, _OCTALS, _LETTER = (1, 2, 3, 4), (5, 6, 7, 8), (9, 10), (3, 7, 15), 16
@@ -126,7 +127,7 @@ class Values:
         tail = data[-_REACH:]
         if b"\\" not in tail and b"%" not in tail and tail[-1:] not in (b"\xc2", b"\xc3"):
             return size  # nearly always
-        match = _patterns()[2].search(tail)
+        match = _patterns()[1].search(tail)
         return size if match is None else size - len(tail) + match.start()
 
     def _unescape(self, data: bytes) -> tuple[bytes, _Escapes]:
@@ -135,21 +136,18 @@ class Values:
         data = data.replace(b"+", b" ")
         if b"\\" not in data and b"%" not in data and data.isascii():
             return data, escapes
-        mark_in, escape_at = _patterns()[0].search, _patterns()[1].match
         pieces: list[bytes] = []
-        position = size = begin = 0
-        while (mark := mark_in(data, begin)) is not None:
-            begin = mark.start()
-            match = escape_at(data, begin)
-            if match is None:
-                begin += 1
-                continue
-            bare = b"" if match.lastindex is None else _meaning(match, match.lastindex)
+        position = size = 0
+        add = escapes.add
+        for match in _patterns()[0].finditer(data):
+            begin, end = match.span()
+            kind = match.lastindex
+            bare = b"" if kind is None else _meaning(match, kind)
             pieces += (data[position:begin], bare)
             size += begin - position
-            escapes.add(size, len(bare), begin, match.end())
+            add((size, len(bare), begin, end))
             size += len(bare)
-            begin = position = match.end()
+            position = end
         pieces.append(data[position:])
         return b"".join(pieces), escapes
 
@@ -195,43 +193,39 @@ class Redactor:
 class _Escapes:
     """Where escapes were in a text: from a place in it without them to its place with them."""
 
-    __slots__ = ("_begins", "_ends", "_places", "_sizes")
+    __slots__ = ("_found", "add")
 
     def __init__(self) -> None:
-        self._places: list[int] = []  # of what the escape means, in the text without them
-        self._sizes: list[int] = []
-        self._begins: list[int] = []  # of the escape
-        self._ends: list[int] = []
-
-    def add(self, place: int, size: int, begin: int, end: int) -> None:
-        self._places.append(place)
-        self._sizes.append(size)
-        self._begins.append(begin)
-        self._ends.append(end)
+        # Place and size of what it means, in the text without them, and its begin and end.
+        self._found: list[tuple[int, int, int, int]] = []
+        self.add = self._found.append
 
     def begin(self, place: int) -> int:
         """Return where the character at `place` begins, with the backslashes before it."""
-        number = bisect_left(self._places, place)
-        if number < len(self._places) and self._places[number] == place:
-            return self._begins[number]
+        number = bisect_left(self._found, (place,))
+        if number < len(self._found) and self._found[number][0] == place:
+            return self._found[number][2]
         if number == 0:
             return place
-        number -= 1
-        over = place - self._places[number] - self._sizes[number]
-        return self._begins[number] if over < 0 else self._ends[number] + over
+        at, size, begin, end = self._found[number - 1]
+        return begin if place < at + size else end + place - at - size
 
     def end(self, place: int) -> int:
         """Return where the character before `place` ends."""
-        number = bisect_right(self._places, place - 1) - 1
-        if number < 0:
+        number = bisect_left(self._found, (place,))
+        if number == 0:
             return place
-        over = place - self._places[number] - self._sizes[number]
-        return self._ends[number] + max(over, 0)
+        at, size, _, end = self._found[number - 1]
+        return end + max(place - at - size, 0)
 
-    def align(self, begin: int) -> int:
+    def align(self, place: int) -> int:
         """Return a place in the text with escapes, or where the escape begins that it is in."""
-        number = bisect_right(self._begins, begin) - 1
-        return self._begins[number] if number >= 0 and begin < self._ends[number] else begin
+        for _, _, begin, end in reversed(self._found):
+            if end <= place:
+                break
+            if begin < place:
+                return begin
+        return place
 
 
 class _Finder:
@@ -297,12 +291,12 @@ _compiled: list[re.Pattern[bytes]] = []
 
 
 def _patterns() -> list[re.Pattern[bytes]]:
-    """Return what may begin an escape, an escape, and the beginning of one at the end."""
+    """Return an escape, and the beginning of one at the end."""
     if not _compiled:
         # Most values and most output have no escape, and need not wait for it.
         import re  # noqa: PLC0415
 
-        _compiled.extend(map(re.compile, (rb"[\\%\xc2\xc3]", _ESCAPE, _BEGINNING)))
+        _compiled.extend(map(re.compile, (_ESCAPE, _BEGINNING)))
     return _compiled
 
 
