@@ -270,6 +270,28 @@ def test_run_takes_directory_environment_name_and_shell(cli):
     assert cli.only_job().name == "a name"
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"), [((), "1"), (("--buffered",), ""), (("--env", "PYTHONUNBUFFERED="), "")]
+)
+def test_run_leaves_python_its_buffers_on_request(cli, options, shown):
+    """`--buffered` takes the variable from what it inherits, too; so does an empty value."""
+    cli.env["PYTHONUNBUFFERED"] = "x"
+    out, _ = cli("run", *options, "--", "sh", "-c", 'echo "$PYTHONUNBUFFERED"')
+
+    assert out == f"{shown}\n"
+
+
+def test_a_command_line_in_a_job_uses_the_database_of_the_job(cli):
+    """`JOBCORE_DB` is the absolute path, wherever the command stands; `--db` comes before it."""
+    (cli.folder / "below").mkdir()
+    line = [sys.executable, "-m", "jobcore"]
+    out, _ = cli("run", "--cwd", "below", "--", *line, "list")
+    other, _ = cli("run", "--cwd", "below", "--", *line, "--db", "own.db", "list", code=1)
+
+    assert out.splitlines()[0].split("\t")[2] == "RUNNING"
+    assert "no database own.db" in other
+
+
 def test_run_gives_its_own_environment_umask_and_directory_beside_a_worker(cli, queue):
     """A busy worker of another environment takes the queue's jobs, and never that of `run`."""
     cli.env["WHO"] = "worker"

@@ -197,6 +197,31 @@ def test_a_value_in_an_object_is_not_given_back(running_jobs, form, separate):
         assert given == "***"
 
 
+@pytest.mark.parametrize("form", WRITTEN)
+def test_a_written_value_in_a_line_that_is_not_finished(running_jobs, database, tmp_path, form):
+    """Neither what is shown of the line nor any file has half of it, before and after the cut."""
+    word = WRITTEN[form][1:-1].encode()
+    half = len(word) * 2 // 3
+    go = [os.fsencode(tmp_path / f"go{number}") for number in range(2)]
+    pieces = [(1, b"Password " + word[:half]), (0, go[0]), (1, word[half:] + b"? "), (0, go[1])]
+    job = running_jobs.submit(in_pieces(pieces, redact=[ESCAPED]))
+    before = until(lambda: on_disk(database, [b"Password "]), "the beginning of the line")
+    leaks = on_disk(database, [word[:half], word[8:half]])
+    os.close(os.open(go[0], os.O_CREAT))
+    after = until(lambda: on_disk(database, [b"? "]), "the rest of the line")
+    leaks += on_disk(database, [word[:half], word[8:half], word[half:]])
+    os.close(os.open(go[1], os.O_CREAT))
+    job = running_jobs.wait(job.id, PATIENCE)
+
+    assert before
+    assert after
+    # The database has the command, which has the value.
+    assert [one for one in leaks if not one.startswith("jobs.db")] == []
+    assert in_rows(database, [word[:half], word[8:half], word[half:]]) == []
+    assert b"***" in said(running_jobs, job)
+    assert word not in said(running_jobs, job)
+
+
 @pytest.mark.parametrize("form", ["json", "url", "repr"])
 def test_a_written_value_in_reports_and_errors(running_jobs, form):
     """Progress, what is said of a wrong report, and the name of a program are masked as well."""
