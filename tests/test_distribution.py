@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 
 import pytest
 
@@ -87,3 +89,29 @@ def test_the_distribution_has_its_own_name():
     assert re.findall(r'^name = "(.*?)"', PYPROJECT, re.MULTILINE) == ["libjobcore"]
     assert 'jobcore = "jobcore.cli:main"' in PYPROJECT
     assert "imported as `jobcore`" in (ROOT / "README.md").read_text()
+
+
+def test_every_library_that_is_imported_is_declared():
+    """What jobcore imports does not come only because another library happens to bring it."""
+    imported = {
+        module.split(".")[0]
+        for path in (ROOT / "jobcore").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for module in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+    libraries = imported - {*sys.stdlib_module_names, "jobcore"}
+    optional = {"cronsim", "rich", "typer", "pytest", "trio", "typing_extensions", "uwsgi"}
+    (declared,) = re.findall(r"^dependencies = \[\n(.*?)^\]", PYPROJECT, re.MULTILINE | re.DOTALL)
+    names = {
+        name.lower().replace("-", "_")
+        for name in re.findall(r'^  "([\w-]+)', declared, re.MULTILINE)
+    }
+
+    assert {"pydantic", "sqlalchemy", "sqlmodel", "transitions"} <= libraries
+    assert libraries - optional - names == set()
