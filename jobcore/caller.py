@@ -134,8 +134,11 @@ class Termination:
     def __init__(self) -> None:
         self._exit: SystemExit | None = None
         self._handler = self._end  # one object, to be known again
+        self._forking = threading.local()
         _signal.signal(_signal.SIGTERM, self._handler)
-        os.register_at_fork(after_in_child=self._restore)
+        os.register_at_fork(
+            before=self._hold, after_in_parent=self._let_go, after_in_child=self._restore
+        )
 
     def finish(self, error: BaseException) -> None:
         """
@@ -161,9 +164,17 @@ class Termination:
             self._exit = SystemExit(_BY_SIGNAL + _signal.SIGTERM)
             raise self._exit
 
+    def _hold(self) -> None:
+        # A child forgets what came to it before it has the disposition that is its own.
+        self._forking.mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
+
+    def _let_go(self) -> None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._forking.mask)
+
     def _restore(self) -> None:
         if _signal.getsignal(_signal.SIGTERM) is self._handler:
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+        self._let_go()
 
 
 class _Level(int):
