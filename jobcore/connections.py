@@ -51,7 +51,7 @@ class SqliteConnection(sqlite3.Connection):
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not closed: an exception that somebody keeps may refer to one that was."""
+        """Whether it is open. A closed one may still be referred to, as by a kept traceback."""
         try:
             return self.total_changes >= 0  # which touches no file
         except sqlite3.ProgrammingError:

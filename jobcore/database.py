@@ -544,12 +544,13 @@ class Database:
             raise DatabaseCorrupt(f"{self.path}: text in it is no UTF-8: {error}") from error
 
     def _is_gone(self) -> bool:
+        """Tell whether the file was removed or replaced; False where that cannot be checked."""
         try:
             self.require_same_file()
         except DatabaseGone:
             return True
         except StoreError:
-            pass  # whatever keeps us from looking
+            pass
         return False
 
 
@@ -578,8 +579,8 @@ def _write_json(value: Any) -> str | bytes:
 
 
 def _read_json(stored: str | bytes) -> Any:
-    """Return the value of a stored JSON text: what is none was never written."""
+    """Return the value of a stored JSON text; jobcore writes nothing that is not valid JSON."""
     try:
         return json.loads(stored)
-    except (ValueError, RecursionError) as error:  # TypeError: a number, which is JSON, too
+    except (ValueError, RecursionError) as error:
         raise DatabaseCorrupt(f"a stored JSON value is not valid: {error}") from error

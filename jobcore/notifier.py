@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from jobcore import history, telemetry
 from jobcore.database import Database
-from jobcore.errors import SpawnError
+from jobcore.errors import DatabaseCorrupt, SpawnError
 from jobcore.forking import GATE
 from jobcore.history import Entry, Filter
 from jobcore.interrupts import Bell, Lock
@@ -159,7 +159,7 @@ class Notifier(Observer):
         if self._mark is None:
             return
         try:
-            self._entries = history.entries_after(connection, self._mark, ALL)
+            self._entries = history.entries_after(connection, self._mark, ALL, failed=_leave_out)
         except Exception as error:  # noqa: BLE001 - as above
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
@@ -237,13 +237,22 @@ class Notifier(Observer):
     def _tell(self, entry: Entry, subscriptions: tuple[Subscription, ...]) -> None:
         wanting = [one for one in subscriptions if one.wanted.takes(entry)]
         if wanting:
-            event = Event.from_entry(entry)
+            try:
+                event = Event.from_entry(entry)
+            except DatabaseCorrupt as error:
+                _leave_out(entry.id, error)
+                return
             for subscription in wanting:
                 if not self._is_late():
                     subscription.tell(event)
 
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
+
+
+def _leave_out(event_id: int, error: Exception) -> None:
+    """Log an event that cannot be read: the others are told all the same."""
+    telemetry.event(logging.WARNING, "event left out", event_id=event_id, error=str(error))
 
 
 def _as_written(entry: Entry) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -108,12 +108,19 @@ class Pruner:
             with turns.take():
                 self._database.write(partial(retention.remove_skips, ids=ids))
 
-    def preview(self, expired: Expired) -> list[Row[Any]]:
-        """Return the jobs that `prune` would remove now, oldest first; nothing is changed."""
+    def preview(self, expired: Expired, failed: Callable[[int, Exception], None]) -> list[Row[Any]]:
+        """
+        Return the jobs that `prune` would remove now, oldest first; nothing is changed.
+
+        Args:
+            failed: Called with the number of each that cannot be read, and the reason.
+        """
         found: list[Row[Any]] = []
         for after, up_to in self._windows():
             with self._database.read() as connection:
-                found += retention.find(connection, expired, after=after, up_to=up_to)
+                found += retention.find(
+                    connection, expired, after=after, up_to=up_to, failed=failed
+                )
         return found
 
     def _windows(self) -> Iterator[tuple[int, int]]:

@@ -9,12 +9,13 @@ that prune at once each job is one's alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
+from jobcore import damage
 from jobcore.lifecycle import FINAL, Status
 from jobcore.tables import SHOWN, job, pipeline, skip
 
@@ -98,13 +99,29 @@ def oldest_after(connection: Connection, after: int) -> int | None:
     return number
 
 
-def find(connection: Connection, expired: Expired, *, after: int, up_to: int) -> Sequence[Row[Any]]:
-    """Return the jobs that may go among those with a number above `after`, oldest first."""
-    return connection.execute(
-        select(*SHOWN)
-        .where(job.c.number > after, job.c.number <= up_to, expired.guard())
-        .order_by(job.c.number)
-    ).all()
+def find(
+    connection: Connection,
+    expired: Expired,
+    *,
+    after: int,
+    up_to: int,
+    failed: Callable[[int, Exception], None],
+) -> Sequence[Row[Any]]:
+    """
+    Return the jobs that may go among those with a number above `after`, oldest first.
+
+    Args:
+        failed: Called with the number of each that cannot be read, and the reason.
+    """
+    statement = select(*SHOWN).order_by(job.c.number)
+    return damage.readable(
+        lambda: connection.execute(
+            statement.where(job.c.number > after, job.c.number <= up_to, expired.guard())
+        ).all(),
+        lambda: find_numbers(connection, expired, after=after, up_to=up_to),
+        lambda number: connection.execute(statement.where(job.c.number == number)).all(),
+        failed,
+    )
 
 
 def find_numbers(

@@ -75,6 +75,7 @@ def prune(
     with open_manager(ctx) as jobs:
         if dry_run:
             found = jobs.prune(age, status=status or FINAL, keep=keep, dry_run=True)
+            terminal.note_damage(jobs.list_damaged_rows())
             terminal.print_json(found) if as_json else terminal.print_jobs(found)
         else:
             count = jobs.prune(age, status=status or FINAL, keep=keep)

@@ -108,7 +108,8 @@ class Call(Generic[T]):
     A call that a thread makes for another.
 
     Attributes:
-        holder: Who has it, under the one key "": the thread that makes it, or the caller.
+        holder: Whether it has begun or was withdrawn, under the one key "". A dict, because
+            `setdefault` decides between the two in one atomic step.
         deadline: When the caller's patience ends, by the monotonic clock.
         about: What it is about, for the note on an exception that interrupts it.
         done: Whether there is an outcome; set once, before the caller is woken.
@@ -144,7 +145,7 @@ class Call(Generic[T]):
 
     def begin(self) -> bool:
         """Take the call for the thread that makes it; False: its caller has withdrawn it."""
-        # `setdefault` is atomic, and may be asked again by whoever was interrupted in it.
+        # Whoever is interrupted in this may call it again: the answer stays the same.
         return self.holder.setdefault("", _BEGUN) is _BEGUN
 
     def withdraw(self) -> bool:

@@ -10,7 +10,9 @@ from jobcore import DatabaseCorrupt, JobManager, doctor
 from jobcore.clock import seconds_of
 from jobcore.postponement import MOST_TOLD, Postponement
 from jobcore.scheduler import Scheduler
+from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import UNDECODABLE, damage, sql
+from tests.processes import until
 
 #: What no jobcore has ever stored.
 GARBAGE = {
@@ -236,3 +238,62 @@ def test_doctor_quotes_no_damaged_text_as_it_is(database, jobs):
 
     assert len(found) == 2
     assert all(line.isprintable() and len(line) < 400 for line in found)
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_dry_run_of_a_pruning_leaves_out_what_cannot_be_read(database, jobs, clock, what):
+    """The list has the others, and the damaged job is named; it would be removed, too."""
+    ended = [jobs.finish_job(jobs.start_job(jobs.create_job("TASK").id).id, 0) for _ in range(3)]
+    clock.advance(60)
+    damage(database, "job", ended[1].id, name=GARBAGE[what], workspace_id=GARBAGE[what])
+
+    assert [job.id for job in jobs.prune(1, dry_run=True)] == [ended[0].id, ended[2].id]
+    assert len(jobs.list_damaged_rows()) == 1
+    assert jobs.prune(1) == 3
+
+
+@pytest.mark.parametrize("at", ["'garbage'", "x'00ff'", "CAST(x'80ff' AS TEXT)"])
+def test_damaged_row_keeps_no_subscriber_from_the_other_events(jobs, caplog, at):
+    """Its event is left out and logged; those behind it in the queue are told."""
+    job = jobs.create_job("TASK")
+    told = []
+    jobs.subscribe(told.append)
+    jobs._database.write(
+        lambda connection: connection.exec_driver_sql(
+            "INSERT INTO transition (job, at, trigger, to_status) "
+            f"VALUES ({job.number}, {at}, 'start', 'RUNNING')"
+        )
+    )
+    jobs.start_job(job.id)
+    until(lambda: told, "the event that can be read")
+
+    assert [event.at for event in told] == [told[0].at]
+    assert "turn failed" not in caplog.text
+    assert caplog.text.count("event left out") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "--limit", "1"], ["prune", "--older-than", "0s", "--dry-run"]]
+)
+def test_command_line_says_what_a_list_leaves_out(database, jobs, words):
+    """On stderr, with the first of them by name; stdout has the others."""
+    good, *bad = (
+        jobs.finish_job(jobs.start_job(jobs.create_job("TASK").id).id, 0) for _ in range(3)
+    )
+    for job in bad:
+        damage(database, "job", job.id, name=UNDECODABLE)
+    shown, said = in_a_pipe(database, [words])
+
+    assert str(good.id) in shown
+    assert "left out: job " in said
+    assert "and 1 more; `jobcore doctor` lists what is damaged" in said
+
+
+def test_command_line_says_what_a_history_leaves_out(database, jobs):
+    """The entries that can be read are shown."""
+    job = jobs.start_job(jobs.create_job("TASK").id)
+    sql(database, "UPDATE transition SET at = 'garbage' WHERE to_status = 'RUNNING'")
+    shown, said = in_a_pipe(database, [["history", str(job.id)]])
+
+    assert "create" in shown
+    assert "left out: " in said
