@@ -131,8 +131,8 @@ class Cursor(NamedTuple):
     def unfinished(self) -> tuple[tuple[LogLine, ...], Cursor]:
         """Return the unfinished lines that are new, and the cursor with them shown."""
         there = self.sight.unfinished
-        # Only behind the last numbered line: what is there after it may be a part of it.
-        if self.shown is None or there is None or there.first != self.sequence:
+        # Not before lines that were numbered first, nor behind those that it may be a part of.
+        if self.shown is None or there is None or not there.first <= self.sequence <= there.behind:
             return (), self
         new = tuple(line for line in there.lines if line not in self.shown)
         return new, self._replace(shown=there.lines) if new else self
@@ -221,16 +221,19 @@ class Follower:
         if not self._recovery.require_root():
             return cursor
         self._require_here(cursor)
+        unfinished = None
         if cursor.shown is None:
             has_news = self._recovery.has_news(run)
         else:  # before the import: what is numbered by then is seen there
-            cursor.sight.unfinished, has_news = self._recovery.look(run)
-        if not has_news:
-            return cursor
-        kill = self._is_left(cursor)
-        fresh = require(run, self._recovery.reconcile_softly(run, kill=kill))
-        if fresh == run:
-            cursor.sight.visited = time.monotonic() + BACK_OFF
+            unfinished, has_news = self._recovery.look(run)
+        fresh = run
+        if has_news:
+            kill = self._is_left(cursor)
+            fresh = require(run, self._recovery.reconcile_softly(run, kill=kill))
+            if fresh == run:
+                cursor.sight.visited = time.monotonic() + BACK_OFF
+        if cursor.shown is not None:
+            cursor.sight.unfinished = self._standing(fresh, unfinished)
         # The version stays the one seen: behind this commit there may be another one.
         return cursor._replace(run=fresh)
 
@@ -293,7 +296,7 @@ class Follower:
         lines = itertools.chain.from_iterable(self._pieces(run, sequence, most))
         if sequence > run.next_sequence:
             return lines
-        end = _end_of(run, unfinished)
+        end = self._end_of(run, unfinished)
         return itertools.chain(lines, end if limit is None else end[: limit - most])
 
     def last_lines(self, run: Run, count: int, unfinished: Unfinished | None) -> Iterator[LogLine]:
@@ -306,7 +309,7 @@ class Follower:
         Raises:
             JobDeleted: The job was deleted in between.
         """
-        end = _end_of(run, unfinished)[-count:] if count else ()
+        end = self._end_of(run, unfinished)[-count:] if count else ()
         streams = [line.stream for line in end]
         last = logs.LastLines(count - len(end), run.next_sequence, streams)
         self._find(run, last)
@@ -320,6 +323,19 @@ class Follower:
             if line.sequence is not None and (line.sequence >= begin or line.sequence in pieces)
         )
         return itertools.chain(numbered if pieces else lines, end)
+
+    def _end_of(self, run: Run, unfinished: Unfinished | None) -> tuple[LogLine, ...]:
+        """Return the unfinished lines with which the log of a job ends now."""
+        standing = None if run.final else self._standing(run, unfinished)
+        is_there = standing is not None and standing.first <= run.next_sequence <= standing.behind
+        return standing.lines if standing is not None and is_there else ()
+
+    def _standing(self, run: Run, unfinished: Unfinished | None) -> Unfinished | None:
+        """Return what of unfinished lines is not among those that `run` has by now."""
+        if unfinished is None or unfinished.first >= run.next_sequence:
+            return unfinished
+        with self._database.read() as connection:
+            return logs.standing(connection, run.number, unfinished, run.next_sequence)
 
     def _find(self, run: Run, last: logs.LastLines) -> None:
         """Show the log to `last`, from its end on, until it has found its beginning."""
@@ -490,13 +506,6 @@ class Follower:
         if cursor.vain:
             time.sleep(LOOK_FIRST)  # others may commit as often as they like
         self._database.wait_for_change(cursor.seen, min(cursor.pause, patience.left), cursor.pause)
-
-
-def _end_of(run: Run, unfinished: Unfinished | None) -> tuple[LogLine, ...]:
-    """Return the unfinished lines with which the log of a job ends now."""
-    if unfinished is None or run.final or unfinished.first != run.next_sequence:
-        return ()
-    return unfinished.lines
 
 
 def _sighting(connection: Connection, number: int, version: int) -> Sighting:

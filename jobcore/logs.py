@@ -27,6 +27,9 @@ LEVEL = 1
 BATCH = 8
 
 
+_STREAMS_APART = ("stdout", "stderr")
+
+
 class Slice:
     """Whole frames, one behind the other: what becomes one segment."""
 
@@ -231,12 +234,13 @@ class Unfinished(NamedTuple):
     What the supervisor of a running job has seen of lines that have no end yet.
 
     Attributes:
-        first: How many lines the job had numbered when it wrote this. Where there are more
-            by now, these may be among them.
+        first: How many lines the job had numbered when it wrote this.
+        behind: The number up to which lines are known to be others; at first the same.
         lines: One of each stream that has one.
     """
 
     first: int
+    behind: int
     lines: tuple[LogLine, ...]
 
 
@@ -258,13 +262,36 @@ def unfinished_frames(slots: Iterable[bytes]) -> list[tuple[frames.Frame, bytes]
     return newest
 
 
+def standing(
+    connection: Connection, number: int, found: Unfinished, next_sequence: int
+) -> Unfinished | None:
+    """Return what of unfinished lines is not among the numbered ones of a job; None: nothing is."""
+    if found.first >= next_sequence:
+        return found
+    numbered: set[str] = set()
+
+    def see(frame: frames.Frame) -> None:
+        if found.first < frame.first + frame.count and frame.first < next_sequence:
+            numbered.add(frames.STREAM_NAMES[frame.stream])
+
+    lines = [line for line in found.lines if line.stream in _STREAMS_APART]
+    if lines:  # with one stream there was no other line to be numbered
+        see_frames(connection, number, found.first, see)
+    if "system" in numbered:  # all text that is before it was numbered, too
+        return None
+    lines = [line for line in lines if line.stream not in numbered]
+    return Unfinished(found.first, next_sequence, tuple(lines)) if lines else None
+
+
 def unfinished(slots: Iterable[bytes]) -> Unfinished | None:
     """Return the lines in the slots of a `tail`; None: there are none."""
     found = unfinished_frames(slots)
     if not found:
         return None
+    first = found[0][0].first
     return Unfinished(
-        found[0][0].first,
+        first,
+        first,
         tuple(
             LogLine(None, frame.time_ns, frames.STREAM_NAMES[frame.stream], text, partial=True)
             for frame, text in found

@@ -126,6 +126,23 @@ def test_each_of_two_streams_has_one(running_jobs, gate):
     ]  # fmt: skip
 
 
+def test_prompt_is_seen_while_the_other_stream_is_busy(running_jobs, tmp_path):
+    """Also though there are more lines each time that somebody looks."""
+    jobs = running_jobs
+    script = 'printf "sure? "; while [ ! -e "$GO" ]; do echo warning >&2; done; echo yes'
+    env = {"GO": str(tmp_path / "go")}
+    job = jobs.submit(Command(["sh", "-c", script], env=env, separate_streams=True))
+    seen = next(line for line in jobs.follow(job.id, timeout=PATIENCE) if line.stream == "stdout")
+    until(lambda: [line.raw for line in shown(jobs, job)] == [b"sure? "], "the prompt in logs")
+    until(lambda: b"sure? " in [line.raw for line in jobs.tail(job.id, 1)], "the prompt in tail")
+    (tmp_path / "go").touch()
+    jobs.wait(job.id, PATIENCE)
+
+    assert (seen.sequence, seen.raw) == (None, b"sure? ")
+    (line,) = (line for line in jobs.logs(job.id) if line.stream == "stdout")
+    assert (line.raw, line.time_ns) == (b"sure? yes\n", seen.time_ns)
+
+
 @pytest.mark.parametrize("victim", ["supervisor", "host", "both"])
 def test_drawn_bar_survives_a_sigkill(database, victim):
     """Each byte that was seen is kept once, before the line that says what has died."""
