@@ -1,0 +1,51 @@
+"""Shutdown: a SIGTERM is seen by poll and by a look, with its sender where the kernel tells."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+import pytest
+
+from jobcore.supervision import kernel
+from jobcore.supervision.shutdown import Shutdown
+from tests.processes import in_child
+
+
+def take_sigterm(tells_sender):
+    """Return whether a SIGTERM was seen before, by poll and by a look, and whose it seemed."""
+    if not tells_sender:
+
+        def refuse(_number):
+            raise OSError
+
+        kernel.open_signal = refuse
+    shutdown = Shutdown()
+    shutdown.come_with_sigterm()
+    before = shutdown.requested
+    os.kill(os.getpid(), signal.SIGTERM)
+    readable = bool(select.select([shutdown.fileno()], [], [], 30)[0])
+    seen = shutdown.requested
+    shutdown.drain()
+    quiet = not select.select([shutdown.fileno()], [], [], 0)[0]
+    shutdown.close()
+    return before, readable, seen, quiet, shutdown.by_service_manager
+
+
+@pytest.mark.parametrize("tells_sender", [True, False])
+def test_sigterm_is_seen_with_and_without_its_sender(tells_sender):
+    """A kernel or a filter without signalfd only loses who has sent it."""
+    assert in_child(take_sigterm, tells_sender) == (False, True, True, True, False)
+
+
+def test_wish_from_this_process_is_no_service_managers():
+    """What a stand-in of a test asks is a shutdown like another one."""
+    shutdown = Shutdown()
+    shutdown.request()
+    shutdown.request()
+
+    assert shutdown.requested
+    assert select.select([shutdown.fileno()], [], [], 0)[0]
+    assert not shutdown.by_service_manager
+    shutdown.close()
