@@ -8,14 +8,13 @@ import time
 from jobcore.supervision import frames, progress
 from jobcore.supervision.meter import Meter
 from jobcore.supervision.pipes import READ_SIZE, read_now
+from jobcore.supervision.redaction import Values
 from jobcore.supervision.spool import Spool
 from jobcore.supervision.tail import Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from jobcore.supervision.redaction import Values
 
 _REPORT_BEGINS = b"\n" + progress.PREFIX
 #: Nanoseconds: a line that ends sooner after it began has the time of the lines read with its end.
@@ -75,12 +74,7 @@ class Capture:
             time_ns: Tells the wall time that lines are stamped with.
         """
         self.spool = Spool(directory)
-        self._values: Values | None = None
-        if redact:
-            # Most jobs have nothing to mask, and their supervisors need not load it.
-            from jobcore.supervision import redaction  # noqa: PLC0415
-
-            self._values = redaction.Values(redact)
+        self._values = Values(redact) if redact else None
         self.meter = Meter(self.spool, self.write_system, self._values, time_ns)
         self.tail = Tail(directory, self._unfinished)
         self.dropped = 0

@@ -9,13 +9,12 @@ values alike, so no list of encoders has to be complete.
 
 from __future__ import annotations
 
-import binascii
 import sys
-from _bisect import bisect_left, bisect_right
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
+    from typing import Any
 
 MASK = b"***"
 
@@ -75,6 +74,8 @@ class Values:
     """
 
     def __init__(self, values: list[bytes]) -> None:
+        # Before the command starts: in the middle of a run the files may be gone.
+        _patterns()
         plain: set[bytes] = set()
         bare: set[bytes] = set()  # forms without escapes
         for value in filter(None, values):
@@ -202,7 +203,7 @@ class _Escapes:
 
     def begin(self, place: int) -> int:
         """Return where the character at `place` begins, with the backslashes before it."""
-        number = bisect_left(self._found, (place,))
+        number = _count_before(self._found, (place,))
         if number < len(self._found) and self._found[number][0] == place:
             return self._found[number][2]
         if number == 0:
@@ -212,7 +213,7 @@ class _Escapes:
 
     def end(self, place: int) -> int:
         """Return where the character before `place` ends."""
-        number = bisect_left(self._found, (place,))
+        number = _count_before(self._found, (place,))
         if number == 0:
             return place
         at, size, _, end = self._found[number - 1]
@@ -281,10 +282,22 @@ class _Finder:
             if size - begin >= _GRAM and text[begin : begin + _GRAM] not in self._heads:
                 continue
             end = text[begin:]
-            number = bisect_right(self._sorted, end)
+            number = _count_before(self._sorted, end)
             if number < len(self._sorted) and self._sorted[number].startswith(end):
                 return begin
         return size
+
+
+def _count_before(items: list[Any], item: Any) -> int:
+    """Return how many of the sorted items are not greater than this one."""
+    low, high = 0, len(items)
+    while low < high:
+        middle = (low + high) // 2
+        if item < items[middle]:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 _compiled: list[re.Pattern[bytes]] = []
@@ -293,7 +306,7 @@ _compiled: list[re.Pattern[bytes]] = []
 def _patterns() -> list[re.Pattern[bytes]]:
     """Return an escape, and the beginning of one at the end."""
     if not _compiled:
-        # Most values and most output have no escape, and need not wait for it.
+        # Most jobs have nothing to mask, and their supervisors need not load it.
         import re  # noqa: PLC0415
 
         _compiled.extend(map(re.compile, (_ESCAPE, _BEGINNING)))
@@ -359,6 +372,8 @@ def _as_json(value: bytes) -> set[bytes]:
 
 def _as_base64(value: bytes) -> set[bytes]:
     """Return what base64 of any bytes with the value in it has in it, `+` being a space."""
+    import binascii  # noqa: PLC0415 - as `re`
+
     forms = set()
     for before in range(3):
         text = binascii.b2a_base64(bytes(before) + value, newline=False)
