@@ -13,7 +13,7 @@ import signal
 import time
 
 from jobcore import procfs
-from jobcore.supervision import kernel, pids
+from jobcore.supervision import pids
 
 #: The variable that carries the cookie.
 COOKIE = "JOBCORE_RUN"
@@ -33,15 +33,6 @@ def is_inside(cookie: str) -> bool:
 def are_visible() -> bool:
     """Tell whether processes of this pid namespace can be found in /proc."""
     return pids.level() > 0
-
-
-def pid_namespace() -> int | None:
-    """
-    Return the inode of our pid namespace: from another one, processes cannot be seen.
-
-    None: `/proc` does not tell it.
-    """
-    return kernel.pid_namespace()
 
 
 def find(cookie: str) -> list[int]:

@@ -193,6 +193,10 @@ def _close(lock: _Lock) -> None:
     lock.descriptor = -1
 
 
+def _open(name: str, root: int) -> int:
+    return os.open(PREFIX + name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=root)
+
+
 def _remove(name: str, root: int) -> None:
     try:
         os.unlink(PREFIX + name, dir_fd=root)
@@ -254,8 +258,7 @@ class Ownership:
             return False  # though a child that C code forked may hold a copy of the lock
         with self._directories.typed(), GATE:
             try:
-                flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-                descriptor = os.open(PREFIX + name, flags, dir_fd=self._directories.root)
+                descriptor = _open(name, self._directories.root)
             except FileNotFoundError:
                 return bool(alive)  # a cleaner of old files removed it, perhaps
             try:
@@ -299,8 +302,7 @@ class Ownership:
             if lock is not None and lock.name == name:
                 return
             try:
-                flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-                descriptor = os.open(PREFIX + name, flags, dir_fd=root)
+                descriptor = _open(name, root)
             except FileNotFoundError:
                 return
             try:

@@ -37,7 +37,7 @@ from jobcore.postponement import Postponement, is_of_all
 from jobcore.remover import Remover
 from jobcore.runs import Run, name_of
 from jobcore.stopper import Stopper
-from jobcore.supervision import NewerProtocol, failpoints, jobdir
+from jobcore.supervision import NewerProtocol, failpoints, jobdir, kernel
 from jobcore.unresponsive import Unresponsive
 from jobcore.worker import HANDS, handed_over
 
@@ -433,9 +433,7 @@ class Recovery:
     ) -> tuple[tuple[int, ...], str]:
         """Kill what is left of a job of this directory; return the pids still there, and a note."""
         if not leftovers.are_visible():
-            where = (
-                "without /proc" if leftovers.pid_namespace() is None else "from this pid namespace"
-            )
+            where = "without /proc" if kernel.pid_namespace() is None else "from this pid namespace"
             return (), f"its processes cannot be seen {where}"
         is_elsewhere = directory is not None and _is_of_other_namespace(directory)
         if is_elsewhere and not leftovers.find(run.cookie or ""):
@@ -622,4 +620,4 @@ def _is_of_other_namespace(directory: int) -> bool:
     """Tell whether a job was started in another pid namespace; False: its record does not say."""
     record = jobdir.read_record(directory, jobdir.RUN)
     namespace = None if record is None else record.get("pid_namespace")
-    return namespace not in (None, leftovers.pid_namespace())
+    return namespace not in (None, kernel.pid_namespace())

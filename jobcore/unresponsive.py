@@ -14,13 +14,13 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jobcore import filesystem, holders, leftovers, procfs, telemetry
+from jobcore import filesystem, holders, procfs, telemetry
 from jobcore.clock import Clock
 from jobcore.directories import Directories
 from jobcore.errors import StoreError
 from jobcore.overdue import Overdue
 from jobcore.runs import Run
-from jobcore.supervision import NewerProtocol, jobdir, pids
+from jobcore.supervision import NewerProtocol, jobdir, kernel, pids
 from jobcore.supervision.pool import STUB
 
 #: Unread letters on a FIFO from which on it tells nothing whether more have come.
@@ -126,7 +126,7 @@ class Unresponsive:
         pid = record.get("supervisor")
         here = pids.level() == 1 and (record.get("boot_id"), record.get("pid_namespace")) == (
             self._boot_id,
-            leftovers.pid_namespace(),
+            kernel.pid_namespace(),
         )
         self._supervisors[run.number] = pid if here and isinstance(pid, int) else 0
         return self._supervisors[run.number]

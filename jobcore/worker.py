@@ -365,15 +365,6 @@ class Worker:
             holder is not None and holder[0] == me and not is_over(holder[1])
         )
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no call is made and none waits."""
-        return (
-            not self._returned
-            and self._queue.empty()
-            and all(seat.idle for seat in list(self._seats.values()))
-        )
-
     def _require_thread(self) -> None:
         """Have a thread that takes calls: an idle one, or one more, up to `most`."""
         if self._closed is not None:

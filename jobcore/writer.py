@@ -156,11 +156,6 @@ class Writer:
         if self._worker.is_inside():
             raise DatabaseBusy(f"{self._target.path}: this thread is in a transaction")
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is written, and nothing waits to be."""
-        return self._worker.is_idle
-
     # --- forks and the end ------------------------------------------------------------
 
     def park(self, patience: float) -> bool:

@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from jobcore import filesystem, leftovers
+from jobcore import filesystem
 from jobcore.clock import Clock, SystemClock
 from jobcore.command import Command
 from jobcore.errors import CommandError, SpawnError
 from jobcore.executors import PipelineExecutor
 from jobcore.forking import GATE
 from jobcore.models import ClaimedJob
+from jobcore.supervision import kernel
 from jobcore.supervision.execution import Identity
 from jobcore.testing.script import Script
 from jobcore.testing.stand_in import StandIn
@@ -359,7 +360,7 @@ class ScriptedExecutor:
         self._arrived = deque()
         self._thread = None
         self._reader = self._writer = -1
-        self._identity = Identity(filesystem.boot_id(), leftovers.pid_namespace(), None)
+        self._identity = Identity(filesystem.boot_id(), kernel.pid_namespace(), None)
 
 
 def _checked_scripts(scripts: tuple[object, ...]) -> list[Script]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 from jobcore import JobManager, Reason, Status, holders, leftovers
-from jobcore.supervision import ending, tree
+from jobcore.supervision import ending, kernel, tree
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, drain
 from jobcore.testing.play import Play
 from tests.processes import until
@@ -51,7 +51,7 @@ def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeyp
 def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scripted, monkeypatch):
     """What runs as another user stays where a supervisor was killed, and the row has its pid."""
     run = scripted()
-    run.started(pid_namespace=leftovers.pid_namespace())
+    run.started(pid_namespace=kernel.pid_namespace())
     left = sleeping(run.cookie)
 
     def refuse(*_):

@@ -481,7 +481,7 @@ def test_busy_writer_waits_for_its_turn(database, opened):
         other.execute("BEGIN IMMEDIATE")
         writer = threading.Thread(target=note, args=(opened, "in time"))
         writer.start()
-        until(lambda: not opened._writer.is_idle, "the writer's turn")
+        until(lambda: opened._writer._taken, "the writer's turn")
         other.execute("COMMIT")
         join(writer)
 

@@ -15,7 +15,7 @@ import pytest
 
 from jobcore import DatabaseBusy, JobDeleted, JobManager, Status, leftovers
 from jobcore.importer import Importer
-from jobcore.supervision import failpoints, jobdir
+from jobcore.supervision import failpoints, jobdir, kernel
 from tests.jobfiles import Scripted, log_of, sql, stored_run
 from tests.processes import Child, at_once, in_child, until
 
@@ -816,7 +816,7 @@ def test_sweep_does_not_wait_for_left_over_processes(jobs, scripted, monkeypatch
 
     monkeypatch.setattr("jobcore.leftovers.kill", kill)
     run = scripted()
-    run.started(pid_namespace=leftovers.pid_namespace())
+    run.started(pid_namespace=kernel.pid_namespace())
     run.die()
     statuses = []
     for _ in range(5):

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from jobcore import filesystem, holders, leftovers, procfs, unresponsive
-from jobcore.supervision import jobdir
+from jobcore import filesystem, holders, procfs, unresponsive
+from jobcore.supervision import jobdir, kernel
 
 
 @pytest.fixture
@@ -138,9 +138,7 @@ def test_stopped_supervisor_is_woken_at_once(jobs, scripted, monkeypatch):
     """Without any stop or time-out, by the pid in its record, and only if it holds the lock."""
     pid = 4321
     run = scripted()
-    run.started(
-        supervisor=pid, boot_id=filesystem.boot_id(), pid_namespace=leftovers.pid_namespace()
-    )
+    run.started(supervisor=pid, boot_id=filesystem.boot_id(), pid_namespace=kernel.pid_namespace())
     sent = []
     monkeypatch.setattr(procfs, "is_stopped", lambda one: one == pid)
     monkeypatch.setattr(holders, "signal_holder", lambda *facts: sent.append(facts))

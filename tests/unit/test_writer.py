@@ -264,7 +264,7 @@ def test_other_threads_write_on_while_one_waits_for_a_free_database(database):
             target=opened.write, args=(lambda connection: run(connection, "SELECT 1"),)
         )
         patient.start()
-        until(lambda: not opened._writer.is_idle, "the writer")
+        until(lambda: opened._writer._taken, "the writer")
         with pytest.raises(DatabaseBusy, match="locked"):
             opened.write(lambda connection: run(connection, "SELECT 1"), patience=0.01)
         other.execute("ROLLBACK")
@@ -300,7 +300,7 @@ def test_reads_go_on_while_a_writer_of_this_process_waits_for_the_lock(jobs, scr
         run.write(b"a line\n")
         waiting = threading.Thread(target=jobs.create_job, args=("TASK",))
         waiting.start()
-        until(lambda: not jobs._database._writer.is_idle, "the writer")
+        until(lambda: jobs._database._writer._taken, "the writer")
         begun = time.monotonic()
         assert jobs.get_job(run.id).status is Status.RUNNING
         assert time.monotonic() - begun < 0.5
