@@ -444,7 +444,10 @@ class Database:
     def _look_as(self, mode: str) -> tuple[int, int, int]:
         look = sqlite3.connect(uri_of(self.path, mode), uri=True, timeout=self.busy_timeout)
         try:
-            return schema.read_identity(look)
+            identity = schema.read_identity(look)
+            if "immutable" in mode:
+                schema.refuse_half_restored(look, self.path, identity)
+            return identity
         finally:
             look.close()
 

@@ -53,5 +53,10 @@ def diagnose(error: BaseException, path: str) -> StoreError:
     if "unable to open" in message and not os.access(os.path.dirname(path), os.W_OK):
         # Even to read, SQLite needs a log and shared memory: there are none to be made.
         return ReadOnlyDatabase(f"{path}: {message}, and its directory is read-only")
+    if "malformed" in message and os.path.exists(f"{path}-wal"):
+        message += (
+            "; if it was restored beside the -wal and -shm of an earlier file, remove these and "
+            "restore it again"
+        )
     kind = next((kind for part, kind in _BY_MESSAGE if part in message), StoreError)
     return kind(f"{path}: {message}")

@@ -232,6 +232,11 @@ class _Examination:
             return question(connection)
 
     def _schema(self, check: str) -> Iterator[Finding]:
+        try:
+            # By itself: with the log of another file beside it, it is another one.
+            self._put("ro&immutable=1", self._refuse_half_restored)
+        except sqlite3.Error:
+            pass  # others write to it just now
         identity = self._ask(schema.read_identity)
         current = schema.check(self._path, identity)
         version = identity[1]
@@ -243,6 +248,9 @@ class _Examination:
             )
         else:
             yield _wrong(check, "empty: a manager makes a database of it when it opens it")
+
+    def _refuse_half_restored(self, connection: sqlite3.Connection) -> None:
+        schema.refuse_half_restored(connection, self._path, schema.read_identity(connection))
 
     def _definitions(self, check: str) -> Iterator[Finding]:
         _, version, _ = self._ask(schema.read_identity)

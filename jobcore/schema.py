@@ -22,6 +22,10 @@ from jobcore.errors import (
 )
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
+#: Tables by which a file of ours is known that does not say so.
+_OURS = {"store", "workspace", "pipeline", "job"}
+#: Bytes of a write-ahead log without a page.
+_LOG_HEADER = 32
 VERSION = 5
 #: RETURNING came with 3.35; nothing older than this was ever tried.
 LEAST_SQLITE = (3, 37, 0)
@@ -251,6 +255,66 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
     if version < 1:
         raise DatabaseCorrupt(f"{path} has schema version {version}, which there never was")
     return version == VERSION
+
+
+def refuse_half_restored(
+    connection: sqlite3.Connection, path: str, identity: tuple[int, int, int]
+) -> None:
+    """
+    Refuse a file that was put back in a way that loses or mixes what is in it.
+
+    Args:
+        connection: Has the file open by itself, as an immutable one.
+        identity: What `read_identity` has found there.
+
+    Raises:
+        NotAJobcoreDatabase: It was read back from a dump, which does not say whose file it is.
+        StoreMismatch: Beside it lies the write-ahead log of the file that was there before.
+            SQLite would mix the two.
+    """
+    application, version, objects = identity
+    if objects and not application and not version:
+        named = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if named >= _OURS:
+            raise NotAJobcoreDatabase(
+                f"{path} was read back from a dump, which keeps neither application_id nor "
+                "user_version: restore a copy that was made by VACUUM INTO or .backup, or set "
+                f"both as in the original: PRAGMA application_id = {APPLICATION_ID}, and "
+                f"PRAGMA user_version = {VERSION} if this jobcore has written it"
+            )
+    try:
+        has_log = os.path.getsize(f"{path}-wal") > _LOG_HEADER
+    except OSError:
+        return  # the usual case: there is none
+    # A file whose log is in use says so in these bytes, and a copy by VACUUM INTO does not.
+    if has_log and _header(path)[18:20] == b"\1\1":
+        raise StoreMismatch(
+            f"{path} was restored, and {path}-wal belongs to the file that was there before: "
+            f"remove {path}-wal and {path}-shm"
+        )
+
+
+def _header(path: str) -> bytes:
+    """
+    Return the first bytes of an open database; nothing where they cannot be read.
+
+    They are read by a descriptor that SQLite has. To close one of our own would drop the
+    locks that this process has on the file.
+    """
+    try:
+        facts = os.stat(path)
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return b""
+    for number in numbers:
+        try:
+            if os.path.samestat(os.fstat(number), facts):
+                found = os.pread(number, 100, 0)
+                if found.startswith(b"SQLite format 3\0"):
+                    return found
+        except OSError:
+            pass  # another thread has closed it
+    return b""
 
 
 def check_log(path: str) -> None:
