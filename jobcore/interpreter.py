@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from jobcore.errors import SpawnError
+from jobcore.worker import threads_run
 
 #: In the environment of what is started as an interpreter: the pid of its host.
 MARK = "JOBCORE_STARTED_AS_PYTHON_BY"
@@ -43,6 +44,12 @@ def require_host(python: str | None, *, own_launcher: bool) -> None:
         raise SpawnError(
             f"{replaced} has replaced the threads of this process, and jobs need real ones: use "
             "JobManager(slots=0) here, and run the jobs by `jobcore work` in another process",
+            lasting=True,
+        )
+    if not threads_run():
+        raise SpawnError(
+            "uWSGI lets no threads run here, and jobs need them: set `enable-threads = true`, or "
+            "use JobManager(slots=0) here, and run the jobs by `jobcore work` in another process",
             lasting=True,
         )
     if own_launcher:

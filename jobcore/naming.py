@@ -7,6 +7,7 @@ interpreter that calls functions loads this, too, so it needs the standard libra
 
 from __future__ import annotations
 
+import os
 import sys
 from types import MethodType
 
@@ -57,12 +58,63 @@ def why_unfindable(thing: Any) -> str | None:
         found = locate(name)
     except Exception as error:  # noqa: BLE001 - importing runs anybody's code
         return f"{name} is not found: {type(error).__name__}"
-    if getattr(sys.modules[module], "__spec__", None) is None:
-        return f"the module {module} was not imported from anywhere"
+    reason = why_unimportable(module)
+    if reason is not None:
+        return reason
     # A bound method of a class is made anew at each look, and equal.
     if found is not thing and not (isinstance(thing, MethodType) and found == thing):
         return f"{name} leads to something else: what was given has been replaced there"
     return None
+
+
+def why_unimportable(name: str) -> str | None:
+    """
+    Return why a fresh interpreter would not import the same module by its name, or None.
+
+    One that was loaded by its path is known here by a name that leads nowhere elsewhere.
+    """
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        module = sys.modules.get(".".join(parts[:end]))
+        spec = getattr(module, "__spec__", None)
+        if spec is None and end < len(parts):
+            continue  # a bare package, as that of the interpreter which calls functions
+        if spec is None:
+            return f"the module {name} was not imported from anywhere"
+        parent = sys.modules[".".join(parts[: end - 1])] if end > 1 else None
+        found = _look_for(".".join(parts[:end]), getattr(parent, "__path__", None))
+        if found is None:
+            return (
+                f"a fresh interpreter does not find the module {name}, which was loaded here "
+                f"from {spec.origin}: put its directory on sys.path, and import it by its name"
+            )
+        if not _is_same(spec.origin, found.origin):
+            return (
+                f"the module {name} was loaded here from {spec.origin}, and a fresh "
+                f"interpreter finds another one, {found.origin}"
+            )
+    return None
+
+
+def _look_for(name: str, path: Any) -> Any:
+    """Return what importing would find that does not know the modules of this process."""
+    for finder in sys.meta_path:
+        try:
+            found = finder.find_spec(name, path)
+        except Exception:  # noqa: BLE001, S112 - a finder of the host's
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _is_same(one: str | None, other: str | None) -> bool:
+    if one is None or other is None or one == other:
+        return True  # a package without a file of its own has none
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _why_out_of_reach(module: str, path: str) -> str | None:

@@ -9,9 +9,10 @@ calls functions loads this, too, so it needs the standard library alone.
 from __future__ import annotations
 
 import json
+import sys
 from types import FunctionType
 
-from jobcore.naming import kind_of, why_unfindable
+from jobcore.naming import kind_of, why_unfindable, why_unimportable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,8 +120,12 @@ def _pickled(value: Any) -> bytes:
 
         def reducer_override(self, one: Any) -> Any:
             self.last = one
-            if isinstance(one, (type, FunctionType)) and one.__module__ == "__main__":
-                raise Unstorable(why_unfindable(one))
+            if isinstance(one, (type, FunctionType)):
+                module = one.__module__
+                if module == "__main__":
+                    raise Unstorable(why_unfindable(one))
+                if module in sys.modules and (why := why_unimportable(module)) is not None:
+                    raise Unstorable(why)
             return NotImplemented
 
     buffer = io.BytesIO()

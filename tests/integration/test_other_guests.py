@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
-from tests.processes import run_python
+from jobcore import JobManager, SpawnError, Status
+from tests.processes import PATIENCE, run_python
 
 #: Listeners as hosts and their tracers have them, each on a class, before and after the manager.
 LISTENERS = """
@@ -90,3 +94,17 @@ assert "SELECT" not in told.getvalue(), told.getvalue()[:2000]
 def test_what_a_host_listens_to_is_not_jobcores(tmp_path, source):
     """Listeners on SQLAlchemy's classes and its loggers concern the host's own engines alone."""
     run_python(f"import os; os.chdir({str(tmp_path)!r})\n{source}")
+
+
+def test_a_host_whose_threads_stand_still_runs_no_jobs(database, monkeypatch):
+    """Under uWSGI without `enable-threads` slots are refused at once, and queueing works."""
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt={b"master": True}))
+    with pytest.raises(SpawnError, match="enable-threads") as refused:
+        JobManager(database, slots=1)
+    with JobManager(database, slots=0) as jobs:
+        assert jobs.submit(["true"]).status is Status.QUEUED
+    sys.modules["uwsgi"].opt[b"enable-threads"] = True
+    with JobManager(database, slots=1) as jobs:
+        jobs.drain(PATIENCE)
+
+    assert refused.value.lasting

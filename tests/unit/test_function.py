@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib.util
 import json
 import math
 import operator
@@ -34,7 +35,7 @@ from jobcore.executors import default_executors
 from jobcore.models import ClaimedJob
 from tests import functions
 from tests.jobfiles import sql
-from tests.processes import run_python
+from tests.processes import PATIENCE, run_python
 from tests.unit.test_values import ANY, EXACT, TEXT, in_main, same
 
 SECRET = "s3cret-hunter2"
@@ -424,3 +425,50 @@ def test_the_interpreter_of_the_manager_is_that_of_functions():
 
     assert {executor._python for executor in executors.values()} == {"/a/python"}
     assert sorted(executors) == ["COMMAND", "FUNCTION", "PIPELINE_RUN"]
+
+
+def loaded_by_path(name, path):
+    """Return a module as hosts load plugins, and pytest test files: by its path."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SOURCE = "class Order:\n    pass\n\n\ndef ship(order=None):\n    return 7\n"
+
+
+@pytest.mark.parametrize("name", ["by_path_alone", "tests.by_path_below_a_package"])
+def test_a_module_loaded_by_its_path_is_refused_with_the_remedy(tmp_path, monkeypatch, name):
+    """A fresh interpreter would not find it, nor the class of an argument in it."""
+    path = tmp_path / "plugin.py"
+    path.write_text(SOURCE)
+    monkeypatch.setitem(sys.modules, name, None)  # taken away at the end
+    module = loaded_by_path(name, path)
+
+    with pytest.raises(CommandError, match=r"does not find the module .*plugin.py.*sys\.path"):
+        function_command(module.ship)
+    with pytest.raises(
+        CommandError, match=r"argument 0 cannot be sent: .*does not find the module"
+    ):
+        function_command("tests.functions:add", [module.Order()])
+
+
+def test_a_module_loaded_by_its_path_is_called_where_its_name_leads_there(
+    tmp_path, monkeypatch, running_jobs
+):
+    """It is found by its name on sys.path, so it works; another file of this name does not."""
+    (tmp_path / "by_path_too.py").write_text(SOURCE)
+    other = tmp_path / "elsewhere.py"
+    other.write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "by_path_too", None)
+    module = loaded_by_path("by_path_too", tmp_path / "by_path_too.py")
+    job = running_jobs.submit_function(module.ship, module.Order())
+
+    assert running_jobs.wait(job.id, PATIENCE).exit_code == 0
+    assert running_jobs.result(job.id) == 7
+    module = loaded_by_path("by_path_too", other)
+    with pytest.raises(CommandError, match=r"finds another one, .*by_path_too\.py"):
+        function_command(module.ship)
