@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,11 @@ from tests.faults.rounds import SEED, SOAK, Rounds, campaign, spread
 from tests.jobfiles import Scripted
 from tests.processes import carrying, descriptors, left_open, own_threads, until
 from tests.tasks import task
+
+# Hundreds of subprocesses import jobcore, and each worker rewrites every test module. Where the
+# environment turns bytecode files off, as containers do, half of a run would be compiling.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Speed is nothing that a test holds: several may share a slow machine.
 settings.register_profile("jobcore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
