@@ -24,6 +24,7 @@ import pytest
 
 import jobcore
 from jobcore import JobcoreError, JobManager, connections, wire
+from tests.cases import every
 from tests.processes import ROOT
 
 #: Modules whose `__all__` is public; `jobcore.testing` only where it is there.
@@ -156,7 +157,7 @@ VERBS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@every(name=PUBLIC)
 def test_it_says_what_it_is(name):
     """A docstring begins with a sentence, on a line or two of its own."""
     first = Docstring(PUBLIC[name]).text.lstrip("\n").partition("\n\n")[0].strip()
@@ -173,7 +174,7 @@ def explains_itself(position, parameter):
     return position == 0 and re.fullmatch(r"(job|workspace|pipeline)_id", parameter)
 
 
-@pytest.mark.parametrize("name", CALLABLE)
+@every(name=CALLABLE)
 def test_every_parameter_is_described(name):
     """Each is in `Args`, but for the id of the one thing that a verb is about."""
     has = parameters(CALLABLE[name])
@@ -186,7 +187,7 @@ def test_every_parameter_is_described(name):
     assert missing == []
 
 
-@pytest.mark.parametrize("name", CALLABLE)
+@every(name=CALLABLE)
 def test_only_parameters_are_described_in_their_order(name):
     """`Args` has nothing that the signature has not, and no other order."""
     has = list(parameters(CALLABLE[name]))
@@ -195,7 +196,7 @@ def test_only_parameters_are_described_in_their_order(name):
     assert said == [one for one in has if one in said]
 
 
-@pytest.mark.parametrize("name", [name for name, kind in CLASSES.items() if fields(kind)])
+@every(name=[name for name, kind in CLASSES.items() if fields(kind)])
 def test_every_fact_is_described(name):
     """Fields of models, attributes of errors and members of enumerations are in `Attributes`."""
     assert list(Docstring(CLASSES[name]).attributes) == list(fields(CLASSES[name]))
@@ -259,7 +260,7 @@ def test_every_number_says_its_unit(known_by, typed, unit):
 # --- what comes out -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n, t in PUBLIC.items() if inspect.isfunction(t)])
+@every(name=[n for n, t in PUBLIC.items() if inspect.isfunction(t)])
 def test_it_says_what_it_returns(name):
     """Where something is returned the first word says so, or there is a section of its own."""
     thing = PUBLIC[name]
@@ -283,7 +284,7 @@ LASTING = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in VERBS if not LOOKING.match(name)])
+@every(name=[name for name in VERBS if not LOOKING.match(name)])
 def test_a_verb_that_changes_says_what_is_true_when_it_returns(name):
     """It says how far its work is durable, or what has happened by then."""
     assert LASTING.search(Docstring(VERBS[name]).said)
@@ -297,7 +298,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@every(name=PUBLIC)
 def test_errors_are_real(name):
     """`Raises` names exceptions that there are and that a caller can import."""
     wrong = [
@@ -350,7 +351,7 @@ def must_name(verb):
     return found - ({"PipelineAlreadyRunning"} if verb.__name__ == "prune" else set())
 
 
-@pytest.mark.parametrize("name", VERBS)
+@every(name=VERBS)
 def test_a_verb_names_what_it_may_raise(name):
     """Whoever takes an id names the error for an unknown one, and so on, by a table."""
     assert must_name(VERBS[name]) - set(described(VERBS[name], "errors")) == set()
@@ -486,7 +487,7 @@ def test_a_host_uses_every_public_name():
     assert sorted(set(names) - USED) == []
 
 
-@pytest.mark.parametrize("name", [name for name, kind in CLASSES.items() if fields(kind)])
+@every(name=[name for name, kind in CLASSES.items() if fields(kind)])
 def test_a_host_reads_every_fact(name):
     """Each field of what is returned, and each fact of an error, is read with its type."""
     kind = CLASSES[name]
@@ -522,7 +523,7 @@ CALLED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CALLED)
+@every(name=CALLED)
 def test_a_host_passes_every_argument(name):
     """Each parameter is passed in some call; those that a verb hands on are its last."""
     handed_on = {"options", "changes", "fields"}
@@ -533,7 +534,7 @@ def test_a_host_passes_every_argument(name):
     assert sorted(set(wanted) - PASSED.get(name.rpartition(".")[2], set())) == []
 
 
-@pytest.mark.parametrize("name", VERBS)
+@every(name=VERBS)
 def test_a_host_calls_every_verb(name):
     """Those without arguments, too."""
     assert name in PASSED

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
-import pytest
+from tests.cases import every
 
 TESTS = Path(__file__).resolve().parent.parent
 ROWS = re.findall(
@@ -18,6 +19,7 @@ ROWS = re.findall(
 COUNT = 99
 
 
+@functools.cache
 def named_in(path):
     """Return the names of the tests in a file, as far as nothing skips them all."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -36,9 +38,10 @@ def test_no_fault_is_missing():
     assert len({words for _, words, _ in ROWS}) == COUNT
 
 
-@pytest.mark.parametrize(("number", "tests"), [(number, tests) for number, _, tests in ROWS])
-def test_every_fault_has_tests_that_there_are(number, tests):
+@every(row=ROWS)
+def test_every_fault_has_tests_that_there_are(row):
     """A row names tests, each by its file and its function, or the reason why there is none."""
+    number, _, tests = row
     if tests.startswith("Not produced here: "):
         assert "`" not in tests, number
         return

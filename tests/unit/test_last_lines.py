@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from jobcore import logs
 from jobcore.supervision import frames
+from tests.cases import every
 
 
 def random_log(rng):
@@ -40,7 +39,7 @@ def lines_of(made, unfinished):
     return lines + [begun.get(stream, []) for stream in unfinished]
 
 
-@pytest.mark.parametrize("seed", range(300))
+@every(seed=range(300))
 def test_last_lines_are_whole_lines(seed):
     """What is found are the last lines of the log as it is read from its beginning."""
     rng = random.Random(seed)

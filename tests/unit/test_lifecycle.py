@@ -9,6 +9,7 @@ import pytest
 
 from jobcore import lifecycle
 from jobcore.lifecycle import ACTIVE, FINAL, STARTED, Ending, Reason, Status, Trigger, apply
+from tests.cases import every
 
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 CORE = 0x80  # the wait status of a killed command that left a core
@@ -80,7 +81,7 @@ def test_truth_table_has_every_reason():
     assert {str(row[0]) for row in TRUTH} == expected
 
 
-@pytest.mark.parametrize("code", range(256))
+@every(code=range(256))
 def test_exit_code_is_the_kernels(code):
     """Every exit code is stored as it is; only 0 by itself is COMPLETE."""
     expected = Status.COMPLETE if code == 0 else Status.ERROR
@@ -89,8 +90,7 @@ def test_exit_code_is_the_kernels(code):
         assert (ending.status, ending.exit_code, ending.signal) == (expected, code, None)
 
 
-@pytest.mark.parametrize("number", sorted({int(one) for one in signal.valid_signals()}))
-@pytest.mark.parametrize("core", [0, CORE])
+@every(core=[0, CORE], number=sorted({int(one) for one in signal.valid_signals()}))
 def test_every_signal_is_told(number, core):
     """A command killed by signal n is ERROR with 128 + n and the signal beside it."""
     ending = Ending(Reason.SIGNALED, number | core)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jobcore.errors import JobcoreError, ScheduleError
 from jobcore.schedule import FAMILY, Passed, Schedule
+from tests.cases import every
 from tests.processes import run_python
 
 UTC = timezone.utc
@@ -240,10 +241,12 @@ def test_no_moment_of_a_second_pass_goes_back():
     assert {schedule.next_after(again + SECOND * step) for step in range(0, 3600, 7)} == expected
 
 
-@pytest.mark.parametrize("second", ["", "0 "], ids=["five fields", "six fields"])
-@pytest.mark.parametrize("expression", ["*/15 * * * *", "0/15 * * * *", "0,15,30,45 0-23 * * *"])
-@pytest.mark.parametrize("zone", ZONES)
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change:%m-%d}")
+@every(
+    change=CHANGES,
+    zone=ZONES,
+    expression=["*/15 * * * *", "0/15 * * * *", "0,15,30,45 0-23 * * *"],
+    second=["", "0 "],
+)
 def test_every_so_many_minutes_is_that_in_real_time(second, expression, zone, change):
     """A job of every 15 minutes runs every real 15 minutes, whatever the clock on the wall does."""
     start = change - timedelta(hours=12)

@@ -1,0 +1,42 @@
+"""Cases: one test of many small ones, which tells of each that fails."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+#: How many failures are told in full.
+SHOWN = 20
+
+
+def every(**axes):
+    """
+    Make one test of a function: it is called for each combination of these values.
+
+    For hundreds of cases of less than a millisecond each: as tests of their own they take
+    several, as every worker collects all of them and reports its own. The function takes no
+    fixtures. All cases run; the message names each one that failed, and its error.
+    """
+    assert all(axes.values()), "there are no cases"
+
+    def decorate(function):
+        @functools.wraps(function)
+        def test():
+            failures = []
+            for values in itertools.product(*axes.values()):
+                case = dict(zip(axes, values, strict=True))
+                try:
+                    function(**case)
+                except Exception as error:  # noqa: BLE001 - of any kind: this case has failed
+                    failures.append((case, error))
+            if failures:
+                told = [
+                    f"{case}:\n{type(error).__name__}: {error}" for case, error in failures[:SHOWN]
+                ]
+                count = f"{len(failures)} cases failed"
+                raise AssertionError("\n\n".join([count, *told])) from failures[0][1]
+
+        del test.__wrapped__  # or pytest takes the cases for fixtures
+        return test
+
+    return decorate

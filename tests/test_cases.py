@@ -1,0 +1,40 @@
+"""One test of many cases runs all of them, and names each that fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cases import every
+
+
+def test_every_combination_is_run():
+    """Each value of one axis with each of the other, in order."""
+    seen = []
+    every(a=[1, 2], b="xy")(lambda a, b: seen.append((a, b)))()
+
+    assert seen == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+
+
+def test_every_failure_is_named():
+    """A case that fails ends nothing, and whatever it raises is told with its values."""
+    seen = []
+
+    def check(number):
+        seen.append(number)
+        assert number != 1, "not one"
+        return 1 / (number - 3)
+
+    with pytest.raises(AssertionError) as caught:
+        every(number=range(5))(check)()
+
+    assert seen == [0, 1, 2, 3, 4]
+    told = str(caught.value)
+    assert told.startswith("2 cases failed")
+    assert "{'number': 1}:\nAssertionError: not one" in told
+    assert "{'number': 3}:\nZeroDivisionError: division by zero" in told
+
+
+def test_no_cases_are_no_test():
+    """An empty list would pass whatever it is about."""
+    with pytest.raises(AssertionError, match="there are no cases"):
+        every(number=[])
