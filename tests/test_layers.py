@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 
@@ -11,6 +12,7 @@ from tests.processes import ROOT
 README = (ROOT / "README.md").read_text()
 
 
+@functools.cache
 def modules():
     """Return the syntax trees of jobcore's modules, by name below the package."""
     found = {}
