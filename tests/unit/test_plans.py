@@ -9,6 +9,8 @@ SQLite's virtual machine, which depend on no clock. The file has 200,000 jobs an
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -110,8 +112,22 @@ def fill(connection):
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory):
-    """Return the path of a file with all these rows; nothing may change it."""
-    path = str(tmp_path_factory.mktemp("plans") / "jobs.db")
+    """Return the path of a file with all these rows; nothing may open it, only copy it."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # which the workers of a run share: the first one fills the file
+    path = str(place / "plans.db")
+    filled = place / "plans.filled"
+    with open(place / "plans.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not filled.exists():
+            make_large(path)
+            filled.touch()
+    return path
+
+
+def make_large(path):
+    """Make the file; it is closed on return."""
     Database(path).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
@@ -120,7 +136,6 @@ def large(tmp_path_factory):
         fill(connection)
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return path
 
 
 class Counter:
@@ -153,8 +168,9 @@ class Counter:
 def watched(large, request, tmp_path_factory):
     """Return a manager without slots of a large file, and the counter of its statements."""
     place = tmp_path_factory.mktemp("watched")
-    subprocess.run(["cp", "-a", large, f"{large}.jobs", place], check=True)
     path = str(place / "jobs.db")
+    for end in ("", ".jobs"):
+        subprocess.run(["cp", "-a", large + end, path + end], check=True)
     if request.param == "after ANALYZE":
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("ANALYZE")
