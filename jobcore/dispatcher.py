@@ -147,7 +147,7 @@ class Dispatcher:
 
     def _look_about(self) -> None:
         """Have the thread do its chores now, too: the clock was moved."""
-        self._moved = True
+        self._moves += 1
         self.wake()
 
     def make_own(self, number: int) -> None:
@@ -193,6 +193,8 @@ class Dispatcher:
         Args:
             runs: Tokens of runs that wait themselves. All that this manager claimed is among them.
         """
+        if self._moves_seen != self._moves:
+            return False  # where the clock was set, the chores move what is due
         free = self._free_beside(runs)
         if free is None or (free > 0 and not self._backlog.is_empty()):
             return False
@@ -400,7 +402,8 @@ class Dispatcher:
     def _start_afresh(self) -> None:
         self._claiming = True
         self._look = True  # at the queue, in the next round
-        self._moved = False  # the clock was, and the chores have not been done since
+        self._moves = 0  # of the clock, and how many of them the last chores have seen
+        self._moves_seen = 0
         self._backlog.forget()
         self._postponed.forget()
         self._claims = Lock()
@@ -425,7 +428,7 @@ class Dispatcher:
             self._rest(error)
         else:
             self._postponed.succeed(ROUND)
-        if self._moved or time.monotonic() >= self._next_chores:
+        if self._moves != self._moves_seen or time.monotonic() >= self._next_chores:
             self._do_chores()
 
     def _rest(self, error: Exception) -> None:
@@ -437,7 +440,7 @@ class Dispatcher:
 
     def _do_chores(self) -> None:
         """Do each of them, whatever becomes of the others."""
-        self._moved = False  # before the chores: it may be moved again meanwhile
+        moves = self._moves  # before the chores: it may be moved again meanwhile
         for name, chore in self._chores.items():
             try:
                 chore()
@@ -448,6 +451,7 @@ class Dispatcher:
         pause = min(STEP_PAUSE, CHORES_PAUSE) if self._in_steps() else CHORES_PAUSE
         self._next_chores = time.monotonic() + pause
         self._look = True  # a delayed job gets due without any commit
+        self._moves_seen = moves  # last: what they have found is to be looked for by now
 
     def _listen(self) -> None:
         """Wait for a notice, a call from another thread, or the next thing that is due."""

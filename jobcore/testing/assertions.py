@@ -105,14 +105,22 @@ def _log_difference(
     written = [line for line in manager.logs(job.id) if line.stream != "system"]
     for line, text in zip(written, wanted, strict=False):
         if line.text != text:
-            return f"line {line.sequence} of the log is {line.text!r}, not {text!r}"
-    counted = f"the job wrote {len(written)} lines, not {len(wanted)}"
+            left_out = _left_out(manager, job)
+            return f"line {line.sequence} of the log is {line.text!r}, not {text!r}{left_out}"
+    counted = f"the job wrote {len(written)} lines, not {len(wanted)}{_left_out(manager, job)}"
     if len(written) > len(wanted):
         extra = written[len(wanted)]
         return f"line {extra.sequence} of the log, {extra.text!r}, is one too many: {counted}"
     if len(written) < len(wanted):
         return f"{wanted[len(written)]!r} is missing at the end of the log: {counted}"
     return None
+
+
+def _left_out(manager: JobManager, job: Job) -> str:
+    """Tell how many lines a list leaves out: jobcore's own."""
+    said = sum(line.stream == "system" for line in manager.logs(job.id))
+    lines = "line of jobcore's own is" if said == 1 else "lines of jobcore's own are"
+    return f" ({said} {lines} left out)" if said else ""
 
 
 def _story(manager: JobManager, job: Job) -> list[str]:

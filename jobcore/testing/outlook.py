@@ -29,7 +29,11 @@ class Outlook:
         if clock is not None and clock is not own:
             raise ValueError("the manager goes by another clock: open it with this one")
         if not isinstance(own, ManualClock):
-            raise ValueError("the manager's clock runs by itself: open it with a ManualClock")
+            raise ValueError(
+                "the manager's clock runs by itself: ask for the fixture job_clock, too, or open "
+                "the manager with JobManager(..., clock=ManualClock()); jobs.drain() waits for "
+                "jobs in real time"
+            )
         if not jobs._slots:
             raise ValueError("the manager has no slots, so it runs nothing")
         self.clock = own

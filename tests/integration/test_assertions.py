@@ -124,3 +124,18 @@ def test_the_manager_is_found_or_named(jobs, job, tmp_path):
     assert failure("no id") == ["no open manager of this process has a job no id"]
     jobs.close()
     assert failure(job) == [f"no open manager of this process has a job {job.id}"]
+
+
+@pytest.mark.parametrize("log", [["a", "c"], ["a"], ["a", "b", "c"]])
+def test_a_failure_says_what_a_list_leaves_out(running_jobs, log):
+    """jobcore's own lines are in the log, and in no list: it says how many."""
+    made = running_jobs.submit(["sh", "-c", "printf 'a\\nb\\n'; exec sleep 300"])
+    lines = running_jobs.follow(made.id, timeout=60)
+    assert [next(lines).text, next(lines).text] == ["a", "b"]
+    running_jobs.stop_job(made.id)
+    ended = running_jobs.wait(made.id, 60)
+    said = sum(line.stream == "system" for line in running_jobs.logs(ended.id))
+    told = failure(ended, log=log, jobs=running_jobs)[1]
+
+    assert said > 0
+    assert re.search(rf"\({said} lines? of jobcore's own (is|are) left out\)$", told)

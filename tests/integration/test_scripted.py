@@ -970,7 +970,7 @@ def test_draining_needs_a_clock_that_it_can_move(theatre, database):
         JobManager(database, slots=0, clock=theatre.clock) as idle,
     ):
         for call in (drain, lambda jobs: elapse(jobs, 1)):
-            with pytest.raises(ValueError, match="runs by itself"):
+            with pytest.raises(ValueError, match="runs by itself: ask for the fixture job_clock"):
                 call(running)
             with pytest.raises(ValueError, match="no slots"):
                 call(idle)
@@ -1221,3 +1221,21 @@ def test_an_execution_that_is_closed_leaves_no_verdict(theatre):
     lock = os.open(os.path.join(path, "lock"), os.O_RDWR)
     assert not jobdir.is_locked(lock)
     os.close(lock)
+
+
+def test_time_goes_by_alike_behind_each_jump(theatre):
+    """A clock that is set back has its ticks fetched back before any time goes by, each time."""
+    jobs, _ = theatre.play()
+    clock = theatre.clock
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="0 * * * *")
+    seen = []
+    for _ in range(10):
+        clock.jump(10 * 24 * 3600)
+        clock.jump(-10 * 24 * 3600)
+        elapse(jobs, 3600)
+        seen.append(len(jobs.list_jobs(pipeline_id=pipeline.id)))
+        clock.jump(-5 * 3600)  # further than a tick may be put off
+        elapse(jobs, 3600)
+        seen.append(len(jobs.list_jobs(pipeline_id=pipeline.id)))
+
+    assert seen == list(range(1, 21))
