@@ -45,7 +45,9 @@ sys.stdout.write(json.dumps(found))
 
 def look(statement, *flags):
     """Return what an import does in a fresh interpreter; other output fails to parse."""
-    return json.loads(run_python(LOOK.replace("IMPORT", statement), flags=("-X", "utf8", *flags)))
+    # `-B`: bytecode files, and their folder, are what the interpreter writes.
+    flags = ("-B", "-X", "utf8", *flags)
+    return json.loads(run_python(LOOK.replace("IMPORT", statement), flags=flags))
 
 
 @pytest.fixture(scope="module")
