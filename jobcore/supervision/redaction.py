@@ -81,11 +81,14 @@ class Values:
         for value in filter(None, values):
             plain.add(value)
             text = self._unescape(value)[0]
+            if len(value) >= SHORTEST:
+                bare |= _as_base64(value)
             if len(value) < SHORTEST or len(text) < _LEAST:
                 plain |= _as_json(value)
             else:
-                # Before a value that begins with `n` a backslash would make a line end of it.
-                bare |= {text, self._unescape(b"\\" + value)[0], *_as_base64(value)}
+                # With a value that begins with `n` a backslash before it is a line end, and
+                # a percent sign before one that begins with `ba` is a byte.
+                bare |= {text, *(self._unescape(one + value)[0] for one in (b"\\", b"%"))}
         self._plain, self._bare, self._both = _Finder(plain), _Finder(bare), _Finder(plain | bare)
         self._has_forms = bool(bare)
 

@@ -182,6 +182,23 @@ def test_what_is_no_value_stays_byte_for_byte(text):
     assert in_pieces(values, [text[at : at + 1] for at in range(len(text))]) == text
 
 
+@pytest.mark.parametrize("form", ["url", "url of a form", "json in url"])
+@pytest.mark.parametrize("secret", ["ba==/A_=", "0d0a0d+/", "AA/C==_"])
+def test_a_percent_sign_before_a_value_is_not_part_of_it(form, secret):
+    """As in `user%password`, where the password begins with hexadecimal digits."""
+    values = Values([secret.encode()])
+
+    assert values.mask(b"user%" + FORMS[form](secret).encode()).endswith(b"***")
+
+
+@pytest.mark.parametrize("secret", ["\\bxa\\0", "b\\\\cbb", "%'\\/ \\"])
+def test_base64_of_a_value_that_is_mostly_escapes_is_masked(secret):
+    """Without its own escapes it would be too short to be looked for; it has 6 bytes or more."""
+    values = Values([secret.encode()])
+
+    assert values.mask(base64.b64encode(b"abc" + secret.encode())).startswith(b"YWJj***")
+
+
 def test_what_is_certain_is_not_held():
     """A prompt is passed on to its last byte, unless a value may begin there."""
     redactor = Values([b"secret-value", b"hunter-2"]).redactor()
