@@ -26,7 +26,7 @@ APPLICATION_ID = 0x4A4F4243  # "JOBC"
 _OURS = {"store", "workspace", "pipeline", "job"}
 #: Bytes of a write-ahead log without a page.
 _LOG_HEADER = 32
-VERSION = 5
+VERSION = 6
 #: RETURNING came with 3.35; nothing older than this was ever tried.
 LEAST_SQLITE = (3, 37, 0)
 
@@ -178,9 +178,9 @@ CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT N
         "ALTER TABLE job ADD COLUMN timeout_ms BIGINT",
         # Whether a retry may start beside what an earlier attempt left running.
         "ALTER TABLE job ADD COLUMN unreaped_ignored BOOLEAN",
-        # Whether a command left processes behind.
-        "ALTER TABLE job ADD COLUMN left_processes INTEGER",
     ),
+    # Whether a command left processes behind.
+    5: ("ALTER TABLE job ADD COLUMN left_processes INTEGER",),
 }
 
 
