@@ -396,7 +396,7 @@ class Execution:
         if self._tree is not None and self._ending is not None:
             record.reason = self._ending.reason or "stopped"
             record.unreaped = self._ending.unreaped
-            record.left = self._ending.left
+            record.left = self._ending.left if self._order.tells_left else None
             record.wait_status = self._tree.status
             record.cpu_us = self._tree.cpu_us
             record.max_rss = self._tree.max_rss

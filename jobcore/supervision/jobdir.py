@@ -608,6 +608,8 @@ def write_exit(directory: int, record: ExitRecord, *, sync: bool = False) -> Non
         name: getattr(record, name) for name in ExitRecord.__slots__ if name != "unreaped"
     }
     fields["unreaped"] = " ".join(map(str, record.unreaped))
+    if record.left is None:
+        del fields["left"]  # an older host refuses a field that it does not know
     write_record(directory, EXIT, fields, sync=sync)
 
 

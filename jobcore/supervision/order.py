@@ -35,6 +35,7 @@ class Order:
         stop_group: Whether all processes of the job get it, not the command alone.
         output_limit: Bytes of output, or None.
         redact: Values to be masked in the output.
+        tells_left: Whether the host can read how many processes the command has left.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Order:
         "redact",
         "stop_group",
         "stop_signal",
+        "tells_left",
         "timeout",
         "token",
     )
@@ -68,7 +70,8 @@ class Order:
         self.timeout: float | None = fields["timeout"]
         self.grace: float = fields["grace"]
         self.linger: float = fields["linger"]
-        # An older host does not know these.
+        # An older host does not know these, nor what the command has left.
+        self.tells_left = "stop_signal" in fields
         self.stop_signal: int = fields.get("stop_signal", _signal.SIGTERM)
         self.stop_group: bool = fields.get("stop_group", False)
         self.output_limit: int | None = fields["output_limit"]

@@ -203,6 +203,16 @@ def test_exit_record_is_of_one_run(directory):
     assert jobdir.read_exit(directory, "cd" * 16) is None
 
 
+def test_an_older_host_finds_no_field_that_it_does_not_know(directory):
+    """One that runs on while its package is upgraded reads verdicts of newer supervisors."""
+    token = "ab" * 16
+    jobdir.write_exit(directory, jobdir.ExitRecord(token=token, reason="exited"))
+    record = jobdir.read_record(directory, jobdir.EXIT)
+
+    assert record is not None
+    assert "left" not in record
+
+
 # --- spool ---
 
 
