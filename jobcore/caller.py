@@ -38,6 +38,8 @@ VERSION = 1
 
 #: What a shell makes of the end by a signal, and so does a program that handles it.
 _BY_SIGNAL = 128
+#: Seconds after a fork until a SIGTERM is sent again that came in the middle of it.
+_SOON = 0.01
 
 #: A path that belongs to an installation of Python rather than to a program.
 _INSTALLED = r"/lib(64)?/python\d|/(site|dist)-packages(/|$)|/python\d+\.zip$"
@@ -133,11 +135,13 @@ class Termination:
 
     def __init__(self) -> None:
         self._exit: SystemExit | None = None
+        self._forking = False
+        self._postponed = False  # it came during a fork, whose hooks can raise nothing
+        self._masks = threading.local()
         self._handler = self._end  # one object, to be known again
-        self._forking = threading.local()
         _signal.signal(_signal.SIGTERM, self._handler)
         os.register_at_fork(
-            before=self._hold, after_in_parent=self._let_go, after_in_child=self._restore
+            before=self._hold, after_in_parent=self._release, after_in_child=self._restore
         )
 
     def finish(self, error: BaseException) -> None:
@@ -148,6 +152,8 @@ class Termination:
         """
         if self._exit is None or error is not self._exit:
             return
+        # The frames of the function would live on: a generator in them is closed with its frame.
+        error.__traceback__ = error.__context__ = None
         try:
             # As the interpreter does at its end, and in its order.
             threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
@@ -160,21 +166,31 @@ class Termination:
             os.kill(os.getpid(), _signal.SIGTERM)
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
-        if self._exit is None:
+        if self._forking:
+            self._postponed = True
+        elif self._exit is None:
             self._exit = SystemExit(_BY_SIGNAL + _signal.SIGTERM)
             raise self._exit
 
     def _hold(self) -> None:
-        # A child forgets what came to it before it has the disposition that is its own.
-        self._forking.mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
+        # A child forgets what comes before its hooks: what is blocked waits for them.
+        self._forking = True
+        self._masks.before = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
 
-    def _let_go(self) -> None:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._forking.mask)
+    def _release(self) -> None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._masks.before)
+        self._forking = False
+        if self._postponed:
+            self._postponed = False
+            again = threading.Timer(_SOON, os.kill, (os.getpid(), _signal.SIGTERM))
+            again.daemon = True
+            again.start()
 
     def _restore(self) -> None:
         if _signal.getsignal(_signal.SIGTERM) is self._handler:
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-        self._let_go()
+        self._forking = self._postponed = False  # that was the parent's
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._masks.before)
 
 
 class _Level(int):

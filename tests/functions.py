@@ -228,6 +228,21 @@ def waits_in_a_pool():
             print(pool.submit(adds, 1, 2).result(), flush=True)
 
 
+def waits_beside_a_generator():
+    """Have a generator in the middle of its work when this is ended."""
+
+    def holds():
+        try:
+            yield
+        finally:
+            print("closed", flush=True)
+
+    generator = holds()
+    next(generator)
+    print("ready", flush=True)
+    time.sleep(60)
+
+
 def waits_for(path):
     print("ready", flush=True)
     while not os.path.exists(path):

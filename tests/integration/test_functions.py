@@ -377,10 +377,14 @@ def test_what_is_ended_cleans_up(running_jobs, tmp_path, how):
 
 @pytest.mark.parametrize(
     ("target", "last"),
-    [(functions.cleans_up_in_an_event_loop, "cancelled"), (functions.waits_in_a_pool, "3")],
+    [
+        (functions.cleans_up_in_an_event_loop, "cancelled"),
+        (functions.waits_in_a_pool, "3"),
+        (functions.waits_beside_a_generator, "closed"),
+    ],
 )
 def test_what_is_stopped_finishes_what_it_has_begun(running_jobs, target, last):
-    """Tasks of an event loop are cancelled, and a pool does what is asked of it still."""
+    """Tasks of a loop are cancelled, a pool still works, and a generator is closed."""
     job = running_jobs.submit(function_command(target, grace=60), type="FUNCTION")
     assert next(running_jobs.follow(job.id, timeout=60)).text == "ready"
     running_jobs.stop_job(job.id)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 
 import pytest
 
-from jobcore.caller import merged_path, this_python
+from jobcore.caller import Termination, merged_path, this_python
+from tests.processes import PATIENCE, Child
 
 OTHER = ["cpython-39", "/opt/other", "/opt/other"]
 
@@ -39,3 +43,21 @@ def test_another_python_is_spared_the_submitters_installation(entry):
 def test_a_python_is_told_by_version_and_place():
     """Two virtual environments of one version are two installations."""
     assert this_python() == [sys.implementation.cache_tag, sys.prefix, sys.exec_prefix]
+
+
+def gets_sigterm_in_a_fork():
+    """Return whether a SIGTERM that comes between the hooks of a fork ends this all the same."""
+    termination = Termination()
+    termination._hold()  # as `os.fork` does
+    os.kill(os.getpid(), signal.SIGTERM)
+    termination._release()
+    try:
+        time.sleep(PATIENCE)
+    except SystemExit:
+        return True
+    return False
+
+
+def test_a_sigterm_in_the_middle_of_a_fork_ends_the_function():
+    """Hooks of a fork cannot raise: it comes again once the fork is over."""
+    assert Child(gets_sigterm_in_a_fork).result()
