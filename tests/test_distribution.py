@@ -27,9 +27,7 @@ FOREIGN = [
 
 def sources():
     """Return every text file of the project."""
-    named = [
-        ROOT / name for name in ("README.md", "pyproject.toml", ".ci/run", "libjobcore_pytest.py")
-    ]
+    named = [ROOT / name for name in ("README.md", "pyproject.toml", ".ci/run")]
     below = [
         path
         for folder in ("jobcore", "tests", "benchmarks")

@@ -1,8 +1,9 @@
 """
 What pytest loads at its start where jobcore is installed: jobcore's plugin, and nothing else.
 
-It lies outside the package, so that a run of pytest goes on where `jobcore` is another
-package, such as a folder of that name in the project under test. Code of that one is not run.
+An installation has it beside the package, and an editable one inside it. It is no part of the
+package, so that a run of pytest goes on where `jobcore` is another one, such as a folder of that
+name in the project under test. Code of that one is not run.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from importlib.util import find_spec
 
 
 def _has_own_package() -> bool:
-    """Tell whether `import jobcore` gives the package beside this file."""
+    """Tell whether `import jobcore` gives the package that this file belongs to."""
     try:
         spec = find_spec("jobcore")
     except (ImportError, ValueError):  # the name is blocked, or a module without a spec
         return False
-    here = os.path.join(os.path.dirname(os.path.realpath(__file__)), "jobcore", "__init__.py")
-    return spec is not None and os.path.realpath(spec.origin or "") == here
+    here = os.path.dirname(os.path.realpath(__file__))
+    places = (os.path.join(here, "jobcore"), os.path.dirname(here))
+    own = {os.path.join(place, "__init__.py") for place in places}
+    return spec is not None and os.path.realpath(spec.origin or "") in own
 
 
 _missing: str | None = None
