@@ -460,9 +460,13 @@ class Database:
         if self._closed:
             raise StoreError(f"{self.path} is closed")
 
+    def is_of_this_process(self) -> bool:
+        """Tell whether this process opened it; a child that C code has forked did not."""
+        return os.getpid() == self._pid
+
     def _require_own_process(self) -> None:
         """Raise in a child that C code has forked: it has copies of SQLite's connections."""
-        if os.getpid() != self._pid:
+        if not self.is_of_this_process():
             raise StoreError(
                 f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
                 "workers are: open the database after the fork (uWSGI: `lazy-apps = true`)"

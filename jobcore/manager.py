@@ -1697,6 +1697,10 @@ class JobManager:
         that this manager started have ended, or their grace and a second are over.
         A manager that is dropped instead ends its threads, and warns (`ResourceWarning`).
         """
+        if not self._database.is_of_this_process():
+            self._dropped.detach()
+            OPEN.discard(self)
+            return  # C code has forked this process: threads and connections are the parent's
         try:
             if self._on_exit == "stop" and self in OPEN:
                 self._dispatcher.stop_claiming()

@@ -1237,6 +1237,8 @@ if pid == 0:
             call()
         except StoreError as error:
             print("lazy-apps" in str(error), flush=True)
+    jobs.close()
+    print("closed", flush=True)
     os._exit(0)
 print(os.waitpid(pid, 0)[1], len(jobs.list_jobs()), jobs.create_job("TASK").status)
 """,
@@ -1244,7 +1246,7 @@ print(os.waitpid(pid, 0)[1], len(jobs.list_jobs()), jobs.create_job("TASK").stat
         slots,
     )
 
-    assert said == "True\nTrue\nTrue\n0 1 QUEUED\n"
+    assert said == "True\nTrue\nTrue\nclosed\n0 1 QUEUED\n"
 
 
 def test_close_waits_for_transactions(database, opened):
