@@ -555,7 +555,7 @@ class Worker:
         deadline = time.monotonic() + patience
         me = _thread.get_ident()
         ended: list[int] = []
-        while seats := list(self._seats.values()):
+        while seats := self._own_seats():
             if sys.is_finalizing():
                 break  # they stand still
             for seat in seats:
@@ -572,7 +572,11 @@ class Worker:
         for native in ended:
             if native != _thread.get_native_id():
                 _wait_for_end(native)
-        return not self._seats
+        return not self._own_seats()
+
+    def _own_seats(self) -> list[_Seat]:
+        """Return the threads of this process: a child that C code has forked has none."""
+        return [seat for seat in list(self._seats.values()) if seat.pid == os.getpid()]
 
     def close(self, reason: str, patience: float = END) -> bool:
         """Refuse every further call with this reason, and end as `park` does."""
