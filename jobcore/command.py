@@ -18,6 +18,8 @@ DEFAULT_GRACE = 10.0
 DEFAULT_LINGER = 2.0
 #: Signals that no program can handle.
 _UNHANDLED = (signal.SIGKILL, signal.SIGSTOP)
+#: Signals that SIGCONT removes before they are handled.
+_PAUSING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 #: About 30 years: more is a slip, and would overflow the timers of some systems.
 LONGEST = 1e9
 #: Bytes of a stored command: far above what the kernel takes (2 MiB as a rule), far below harm.
@@ -263,6 +265,10 @@ def _checked_signal(value: int | str) -> int:
         raise CommandError(f"stop_signal is a signal, its number or its name, not {value!r}")
     if number not in signal.valid_signals():
         raise CommandError(f"stop_signal is a signal of this system, not {value!r}")
+    if number in _PAUSING:
+        raise CommandError(
+            f"{value!r} pauses a program, and the SIGCONT that follows each stop takes it back"
+        )
     if number in _UNHANDLED:
         raise CommandError(f"no program can handle {value!r}: use grace=0 to kill it at once")
     try:

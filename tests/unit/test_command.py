@@ -141,6 +141,7 @@ def test_any_argv_is_taken_or_refused(argv):
         ({"stop_signal": 0}, "a signal of this system"),
         ({"stop_signal": 65}, "a signal of this system"),
         ({"stop_signal": "SIGKILL"}, "grace=0"),
+        ({"stop_signal": "TSTP"}, "pauses a program"),
         ({"stop_signal": "SIG_DFL"}, "stop_signal is a signal"),
         ({"stop_scope": "all"}, "stop_scope"),
         ({"linger": -1}, "a linger"),
