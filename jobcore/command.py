@@ -255,7 +255,7 @@ def _checked_seconds(value: float, what: str) -> float:
 
 
 def _checked_signal(value: int | str) -> int:
-    """Return the signal, as a member of `signal.Signals` where it has a name."""
+    """Return the number of the signal, with which a Command's repr can be evaluated."""
     number: object = value
     if isinstance(value, str):
         name = value.upper()
@@ -271,10 +271,7 @@ def _checked_signal(value: int | str) -> int:
         )
     if number in _UNHANDLED:
         raise CommandError(f"no program can handle {value!r}: use grace=0 to kill it at once")
-    try:
-        return signal.Signals(number)
-    except ValueError:  # most real-time signals have no name
-        return number
+    return int(number)
 
 
 def _current_umask() -> int:

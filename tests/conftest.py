@@ -76,6 +76,20 @@ def _only_harmless_opens():
     assert opens.refused == []
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_before():
+    """Fail where signals are blocked or ignored that were not: later programs inherit it."""
+    before = _signals()
+    yield
+    assert _signals() == before
+
+
+def _signals():
+    """Return the blocked and the ignored signals of this thread and process."""
+    with open("/proc/thread-self/status") as status:
+        return [line for line in status if line.startswith(("SigBlk", "SigIgn"))]
+
+
 @pytest.fixture
 def clock():
     """Return a clock that the test moves."""

@@ -13,7 +13,8 @@ import stat
 import sys
 import threading
 
-DATABASE_FILES = (".db", "-wal", "-shm", "-journal")
+#: SQLite has no locks on the log itself: those of the WAL mode are on the shared memory.
+DATABASE_FILES = (".db", "-shm", "-journal")
 
 #: What was refused since a test looked last; the code that was refused may have swallowed it.
 refused: list[str] = []

@@ -38,7 +38,7 @@ def test_hanging_test_and_fixture_fail_by_name_with_all_stacks(tmp_path):
         text=True,
         timeout=3 * PATIENCE,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"},
         check=False,
     )
 

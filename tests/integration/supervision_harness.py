@@ -67,6 +67,8 @@ class Run:
                 "timeout": None,
                 "grace": 10.0,
                 "linger": 2.0,
+                "stop_signal": signal.SIGTERM.value,
+                "stop_scope": "main",
                 "output_limit": None,
                 "separate_streams": False,
                 "redact": [],
