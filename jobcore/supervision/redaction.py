@@ -100,30 +100,37 @@ class Values:
         """Return what masks one stream."""
         return Redactor(self)
 
-    def find(self, data: bytes, *, final: bool) -> tuple[list[tuple[int, int]], int]:
+    def find(
+        self, data: bytes, *, final: bool, start: int = 0
+    ) -> tuple[list[tuple[int, int]], int, int]:
         """
         Return where values are in `data`, sorted, and where the end begins that is open.
 
+        The third of what is returned is the earliest place where the end of `data` cuts a
+        value without escapes; more bytes at its end move that place only forward.
+
         Args:
             final: Nothing comes after `data`, so no end is open.
+            start: That place, as it was found when `data` had fewer bytes at its end.
         """
         size = len(data)
         if not self._has_forms:
-            return self._plain.find(data), size if final else self._plain.begins(data)
+            open_end = size if final else self._plain.begins(data, start)
+            return self._plain.find(data), open_end, open_end
         begun = size if final else self._cut(data)
         whole = data if begun == size else data[:begun]
         text, escapes = self._unescape(whole)
         if text == data:
-            return self._both.find(data), size if final else self._both.begins(data)
+            open_end = size if final else self._both.begins(data)
+            return self._both.find(data), open_end, open_end
         found = self._plain.find(data)
         found += [(escapes.begin(begin), escapes.end(end)) for begin, end in self._bare.find(text)]
         found.sort()
         if final:
-            return found, size
-        open_end = min(
-            escapes.align(self._plain.begins(data)), escapes.begin(self._bare.begins(text)), begun
-        )
-        return found, open_end
+            return found, size, size
+        plain = self._plain.begins(data, start)
+        open_end = min(escapes.align(plain), escapes.begin(self._bare.begins(text)), begun)
+        return found, open_end, plain
 
     def _cut(self, data: bytes) -> int:
         """Return where an escape begins that the end of `data` cuts, or the size of `data`."""
@@ -167,6 +174,7 @@ class Redactor:
         self._values = values
         self._held = b""
         self._covered = 0  # bytes of it that belong to a mask which was returned
+        self._start = 0  # where a value without escapes may begin in it
 
     def feed(self, data: bytes, *, final: bool = False) -> bytes:
         """
@@ -176,7 +184,7 @@ class Redactor:
         bytes decide, or `final` says that there are none.
         """
         buffer = self._held + data if self._held else data
-        found, open_end = self._values.find(buffer, final=final)
+        found, open_end, plain = self._values.find(buffer, final=final, start=self._start)
         position = self._covered
         pieces: list[bytes] = []
         for begin, end in found:
@@ -191,6 +199,7 @@ class Redactor:
             pieces.append(buffer[position:open_end])
         self._held = buffer[open_end:]
         self._covered = max(position - open_end, 0)
+        self._start = plain - open_end
         return b"".join(pieces)
 
 
@@ -278,10 +287,10 @@ class _Finder:
         found.sort()
         return found
 
-    def begins(self, text: bytes) -> int:
+    def begins(self, text: bytes, start: int = 0) -> int:
         """Return where the earliest end of a text begins that a longer word begins with."""
         size = len(text)
-        for begin in range(max(0, size - self._longest + 1), size):
+        for begin in range(max(start, size - self._longest + 1), size):
             if size - begin >= _GRAM and text[begin : begin + _GRAM] not in self._heads:
                 continue
             end = text[begin:]
@@ -330,7 +339,7 @@ def _meaning(escape: re.Match[bytes], kind: int) -> bytes:
         return chr(0x10000 + (high << 10 | low)).encode()
     if kind == _LETTER:
         return _LETTERS[escape[kind]]
-    code = _code(escape, (kind,))
+    code = int(escape[kind], 8 if kind in _OCTALS else 16)
     if code > sys.maxunicode:
         return escape[0]
     if 0xDC80 <= code <= 0xDCFF:
