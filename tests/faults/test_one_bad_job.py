@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 from datetime import datetime, timezone
@@ -128,13 +129,14 @@ def test_directory_with_another_mode_concerns_its_own_job(
         os.chmod(one.path, mode)
 
     all_goes_on(database, clock, jobs, adopted, due)
-    told = caplog.text.count("job postponed")
+    jobs.recover()  # that manager may have been closed before it had looked at all
+    told = set(re.findall(r"event='job postponed' job='([0-9a-f-]+)'", caplog.text))
 
     for one in bad:
         if not one.gone():
             os.chmod(one.path, 0o700)
         assert jobs.wait(one.id, PATIENCE).status is Status.COMPLETE
-    assert told == 2 if os.geteuid() == 0 else 4
+    assert len(told) == (2 if os.geteuid() == 0 else 4)
 
 
 @pytest.mark.parametrize("kind", STRANGE)

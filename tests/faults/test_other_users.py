@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import grp
-import importlib
 import os
 import pwd
 import shutil
@@ -11,21 +10,18 @@ import socket
 import sqlite3
 import stat
 import struct
+import subprocess
+import sys
 import tempfile
 from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
-from typer.testing import CliRunner
 
 from jobcore import JobManager, StoreError, UnsupportedFileSystem, doctor, permissions
-from jobcore.application import app
 from jobcore.database import Database
 from tests.jobfiles import sql
-from tests.processes import in_child
-
-for module in ("running", "upkeep", "verbs"):  # they add themselves to the application
-    importlib.import_module(f"jobcore.{module}")
+from tests.processes import PATIENCE, in_child
 
 STRANGER = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
@@ -301,17 +297,27 @@ def test_an_access_control_list_is_read_with_its_mask(tmp_path, entries, writer)
     assert permissions.other_writer(str(directory)) == writer
 
 
+def jobcore(*words):
+    """Run the command line in a process of its own: `work` blocks signals in its process."""
+    return subprocess.run(
+        [sys.executable, "-m", "jobcore", *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
 def test_each_way_out_that_is_printed_works(shared, monkeypatch):
     """The variable, the argument, the option, and a private directory of one's own."""
     database = str(shared / "jobs.db")
-    runner = CliRunner()
 
-    refused = runner.invoke(app, ["--db", database, "work", "--drain"])
-    assert (refused.exit_code, "mkdir -m 700 jobs" in refused.output) == (1, True)
-    trusted = runner.invoke(app, ["--db", database, "--trust-directory", "work", "--drain"])
-    assert trusted.exit_code == 0
-    removed = runner.invoke(app, ["--db", database, "--trust-directory", "cancel", "0" * 32])
-    assert "No job" in removed.output or "no job" in removed.output
+    refused = jobcore("--db", database, "work", "--drain")
+    assert (refused.returncode, "mkdir -m 700 jobs" in refused.stderr) == (1, True)
+    trusted = jobcore("--db", database, "--trust-directory", "work", "--drain")
+    assert trusted.returncode == 0
+    removed = jobcore("--db", database, "--trust-directory", "cancel", "0" * 32)
+    assert "no job" in removed.stderr.lower()
     JobManager(database, slots=0, trust_directory=True).close()
     monkeypatch.setenv("JOBCORE_TRUST_DIRECTORY", str(shared.parent))
     with pytest.raises(StoreError):
