@@ -144,26 +144,28 @@ def serving(folder, server):
             print((folder / "log").read_text())
 
 
-@pytest.mark.parametrize("accept", ["text/plain", "application/x-ndjson", "text/event-stream"])
 @pytest.mark.parametrize("server", [flask, fastapi])
-def test_a_service_answers_beside_quiet_followers(tmp_path, server, accept):
+def test_a_service_answers_beside_quiet_followers(tmp_path, server):
     """Ordinary requests are answered, followers beyond the limit are told, and those gone go."""
     with serving(tmp_path, server) as service:
-        clients = [service.follow(accept) for _ in range(FOLLOWERS)]
-        codes = [service.code(client) for client in clients]
-        with ThreadPoolExecutor(10) as pool:
-            answers = list(pool.map(service.get, [service.look] * 20))
-        most = 6 if server is flask else FOLLOWERS
-        assert [answer.status_code for answer in answers] == [200] * 20
-        assert 2 < codes.count(200) <= most  # gunicorn's workers share them as they like
-        assert set(codes) <= {200, 503}
-        assert server is flask or codes == [200] * FOLLOWERS
+        for accept in ("text/plain", "application/x-ndjson", "text/event-stream"):
+            clients = [service.follow(accept) for _ in range(FOLLOWERS)]
+            codes = [service.code(client) for client in clients]
+            with ThreadPoolExecutor(10) as pool:
+                answers = list(pool.map(service.get, [service.look] * 20))
+            most = 6 if server is flask else FOLLOWERS
+            assert [answer.status_code for answer in answers] == [200] * 20, accept
+            # gunicorn's workers share them as they like
+            assert 2 < codes.count(200) <= most, accept
+            assert set(codes) <= {200, 503}, accept
+            assert server is flask or codes == [200] * FOLLOWERS, accept
 
-        for client in clients:
-            client.close()
-        until(lambda: service.sockets == 0, "followers that are noticed to be gone")
-        with service.follow(accept) as another:
-            assert service.code(another) == 200
+            for client in clients:
+                client.close()
+            until(lambda: service.sockets == 0, "followers that are noticed to be gone")
+            with service.follow(accept) as another:
+                assert service.code(another) == 200, accept
+            until(lambda: service.sockets == 0, "the last one, too")
 
 
 @pytest.mark.parametrize("server", [flask, fastapi])
