@@ -113,6 +113,7 @@ def test_exception_before_any_bytecode_of_a_call_leaves_nothing(crew, error):
 def test_exception_while_the_thread_is_started_leaves_no_call_waiting(monkeypatch, first):
     """A thread that was not started, or only half, is started again."""
     monkeypatch.setattr(worker, "START_FIRST", 0.05)
+    monkeypatch.setattr(worker, "LOOK", 0.02)
     monkeypatch.setattr(worker, "IDLE", 0.001)
     made = []
 
