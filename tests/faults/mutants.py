@@ -235,8 +235,8 @@ MUTANTS = (
     Mutant(
         "a value to be masked is not held back where a read cuts it",
         "supervision/redaction.py",
-        "        return found, open_end\n",
-        "        return found, size\n",
+        "        return found, open_end, plain\n",
+        "        return found, size, size\n",
         ("tests/unit/test_redaction.py",),
     ),
     # --- life and death -----------------------------------------------------------
