@@ -152,8 +152,7 @@ class Termination:
         """
         if self._exit is None or error is not self._exit:
             return
-        # The frames of the function would live on: a generator in them is closed with its frame.
-        error.__traceback__ = error.__context__ = None
+        _clear_frames(error)
         try:
             # As the interpreter does at its end, and in its order.
             threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
@@ -191,6 +190,23 @@ class Termination:
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
         self._forking = self._postponed = False  # that was the parent's
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._masks.before)
+
+
+def _clear_frames(error: BaseException) -> None:
+    """
+    Let go of what the ended frames of a function hold, so that a generator of theirs is closed.
+
+    Without its traceback alone they live on in Python 3.10, whose state of handled
+    exceptions has another reference to it.
+    """
+    step = error.__traceback__
+    while step is not None:
+        try:
+            step.tb_frame.clear()
+        except RuntimeError:
+            pass  # it is executed: ours
+        step = step.tb_next
+    error.__traceback__ = error.__context__ = None
 
 
 class _Level(int):
