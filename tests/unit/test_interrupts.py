@@ -85,7 +85,7 @@ def test_lock_is_free_after_an_exception_before_any_bytecode(error):
     for where, raised in every_bytecode(call, error=error):
         kept.append(raised)
         inside.clear()
-        thread = threading.Thread(target=call)
+        thread = threading.Thread(target=call, daemon=True)
         thread.start()
         thread.join(PATIENCE)
         assert not thread.is_alive(), where
