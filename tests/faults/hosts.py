@@ -32,16 +32,21 @@ class Host:
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(reader)
             code = 1
             try:
+                os.close(reader)
                 work(lambda text: os.write(writer, text.encode() + b"\n"), *arguments)
                 code = 0
             except BaseException:  # noqa: BLE001 - told on stderr, whatever it is
                 traceback.print_exc()
-            finally:
                 sys.stderr.flush()
-                os._exit(code)
+            finally:
+                # An interrupt just here would have the child go on as pytest.
+                while True:
+                    try:
+                        os._exit(code)
+                    except BaseException:  # noqa: BLE001 - as above
+                        continue
         os.close(writer)
         self._reader = os.fdopen(reader)
         self._reaped = False
