@@ -171,7 +171,7 @@ if not TYPE_CHECKING:  # checkers must not take a name that is not there for Any
 
 
 def _module(name: str) -> Any:
-    """Return the module of this name, or None where there is none."""
+    """Return the module of this name, or None if it does not exist."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:

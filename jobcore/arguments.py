@@ -180,8 +180,8 @@ def checked_callback(callback: Any) -> Any:
         raise ArgumentError(f"a callback is called, which {shown(callback)} cannot be")
     if inspect.iscoroutinefunction(callback):
         raise ArgumentError(
-            f"{shown(callback)} is to be awaited, and nobody would: let a plain function "
-            "hand the event to the loop, by call_soon_threadsafe"
+            f"{shown(callback)} is a coroutine function, and a subscription awaits nothing: "
+            "pass a plain function that hands the event to the loop by call_soon_threadsafe"
         )
     return callback
 
@@ -201,7 +201,7 @@ def checked_final(status: object) -> list[Status]:
     Return the statuses of jobs that may be removed.
 
     Raises:
-        ArgumentError: One is none, or one in which a job is not final.
+        ArgumentError: One is not a status, or not a final one.
     """
     statuses = [_checked_status(one) for one in _several(status, "status")]
     for one in statuses:
@@ -352,7 +352,7 @@ def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float 
     Return what a host reports of its own job.
 
     Raises:
-        ArgumentError: A number is none, negative or not finite, or the message is no text.
+        ArgumentError: A number is negative, not finite or not a number, or the message is not text.
     """
     text = None if message is None else _checked_text(message, "a message")
     return _checked_amount(done), None if total is None else _checked_amount(total), text

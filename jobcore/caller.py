@@ -129,8 +129,8 @@ class Termination:
     """
     SIGTERM as `sys.exit`: what the function has in `finally`, `with` and `atexit` is done.
 
-    It counts once, for nobody wants his cleaning up interrupted. The children that the
-    function forks end by SIGTERM as ever.
+    It counts once, so that a second one does not interrupt the cleaning up. Children that the
+    function forks still end by SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -146,9 +146,9 @@ class Termination:
 
     def finish(self, error: BaseException) -> None:
         """
-        End this process by SIGTERM where that is what has ended the function; else do nothing.
+        End this process by SIGTERM if that has ended the function; otherwise do nothing.
 
-        Whoever waits for the process sees the signal, as with any program that leaves it alone.
+        Its parent sees the signal, as with any program that does not handle it.
         """
         if self._exit is None or error is not self._exit:
             return

@@ -303,7 +303,7 @@ class SpawnError(JobcoreError):
 
 class TooManyFollowers(JobcoreError):
     """
-    As many clients follow logs as this process has threads for; ask again later.
+    The server has as many followers as it allows; try again later.
 
     Attributes:
         most: How many may follow at once.

@@ -854,7 +854,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ArgumentError: A number is negative or none, or a status is none or not final.
+            ArgumentError: A number is negative or not a number, or a status unknown or not final.
         """
         expired = self._pruner.choose(
             checked_age(older_than),
@@ -936,7 +936,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ArgumentError: `limit` is negative, `before` no number, a status none or a type no text.
+            ArgumentError: `limit` is negative, or `before`, a status or a type is invalid.
         """
         most, older_than = checked_limit(limit), checked_before(before)
         filters = _kinds(status, type)
@@ -987,7 +987,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ArgumentError: A status is none, or a type no text.
+            ArgumentError: A status is unknown, or a type is not text.
         """
         filters = _kinds(status, type)
         with self._database.read() as connection:
@@ -1075,7 +1075,7 @@ class JobManager:
             JobDeleted: It was deleted while you read; at `next()`.
             WaitTimeout: The time was over; at `next()`.
             SpawnError, StoreError: It cannot go on here, see `wait`; at `next()`.
-            ArgumentError: `sequence` is negative, or one of both no number; at this call.
+            ArgumentError: `sequence` is negative, or one of them is not a number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
@@ -1217,7 +1217,7 @@ class JobManager:
             JobDeleted: It was deleted while you read; at `anext()`.
             WaitTimeout: The time was over; at `anext()`.
             SpawnError, StoreError: It cannot go on here, see `wait`; at `anext()`.
-            ArgumentError: `sequence` is negative, or one of both no number; at this call.
+            ArgumentError: `sequence` is negative, or one of them is not a number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)
@@ -1470,7 +1470,7 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ArgumentError: The callback is no function, or an async one, or a filter is none.
+            ArgumentError: The callback is not a plain function, or a filter is invalid.
             StoreError: The manager is closed.
         """
         checked = checked_callback(callback)

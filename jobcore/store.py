@@ -895,7 +895,7 @@ _ODD = Statement(
 
 
 def jobs_of_no_status(connection: Connection) -> list[int]:
-    """Return jobs whose status is none that there is: no listing by status finds them."""
+    """Return jobs with an unknown status, which no listing by status finds."""
     return [number for (number,) in _ODD(connection)]
 
 

@@ -320,7 +320,7 @@ def make_control(directory: int) -> None:
 
 
 def clear_control(directory: int) -> None:
-    """Take away what has the name of the FIFO and is none; nothing else is heard meanwhile."""
+    """Remove a file that has the FIFO's name but is no FIFO: no stop is heard through it."""
     try:
         facts = os.stat(CONTROL, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
