@@ -12,6 +12,7 @@ import pytest
 from jobcore.supervision import frames, jobdir, progress, spool
 from jobcore.supervision.capture import Capture
 from jobcore.supervision.spool import Spool
+from tests.masks import masked
 
 SEEDS = range(60)
 
@@ -206,22 +207,6 @@ def test_invalid_utf_8_is_cut_nevertheless(record, byte):
 # --- redaction ---
 
 
-def mask(data, values):
-    """Return `data` with every byte of a value masked; values that overlap share a mask."""
-    found = sorted(
-        (at, at + len(value))
-        for value in values
-        for at in range(len(data))
-        if data.startswith(value, at)
-    )
-    pieces, position = [], 0
-    for begin, end in found:
-        if begin >= position:
-            pieces += (data[position:begin], b"***")
-        position = max(position, end)
-    return b"".join([*pieces, data[position:]])
-
-
 def test_a_value_across_the_cut_of_a_long_line(record):
     """A value that lies where a long line is cut is masked like any other."""
     secret = b"S3cret-value"
@@ -265,7 +250,7 @@ def test_output_limit(record, seed, redact):
     rng = random.Random(seed)
     data = b"".join(b"x" * rng.randrange(50) + b"\n" for _ in range(300))
     data += b"y" * rng.choice((0, 7))
-    expected = mask(data, redact) if redact else data
+    expected = masked(data, redact) if redact else data
     limit = rng.randrange(len(data) + 50)
     recorder = record(limit=limit, redact=redact)
     for piece in cut(rng, data):
