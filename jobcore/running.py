@@ -110,7 +110,7 @@ def run(
         bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")
     ] = False,
     print_id: Annotated[
-        bool, typer.Option("--print-id", help="Say the job's id on stderr before it starts.")
+        bool, typer.Option("--print-id", help="Print the job's id on stderr before it starts.")
     ] = False,
 ) -> None:
     """

@@ -152,7 +152,7 @@ class Ending:
         if self._term_at is None and self._shutdown.requested:
             words = "stopping: the supervisor was asked to go"
             if self._shutdown.by_service_manager and self._tree.shares_cgroup():
-                # It tells all processes of a service: a second SIGTERM would be impatience.
+                # It tells every process of a service: at a second SIGTERM the command may abort.
                 self._all_told = True
                 words = "stopping: the service manager ends the service, this command included"
             self._terminate("shutdown", self._grace, words, now)

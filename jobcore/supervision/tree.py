@@ -95,7 +95,7 @@ class ProcessTree:
         """
         Send SIGTERM, once, to processes that outlive the main one or its part of the grace.
 
-        Many programs take a second signal for impatience, so nobody gets two.
+        Many programs abort at a second signal, so no process gets two.
 
         Args:
             everyone: To all of them. Else to those whose parents are gone: each may end its
@@ -154,7 +154,7 @@ class ProcessTree:
         _signal_child(pid, number)
 
     def _in_group(self, pid: int) -> bool:
-        # Whoever was in the group got the signal with the group.
+        # Members of the group got the signal with the group.
         try:
             return os.getpgid(pid) == self.main
         except ProcessLookupError:
