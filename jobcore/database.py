@@ -31,7 +31,7 @@ from jobcore.connections import (
     keep_for_ever,
     uri_of,
 )
-from jobcore.diagnosis import diagnose
+from jobcore.diagnosis import LOCK_REMAINS, diagnose
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
@@ -47,6 +47,9 @@ from jobcore.writer import NOBODY, Observer, Writer
 
 #: Seconds that a fork in the middle of a read of its own thread waits for those of others.
 INSIDE = 0.1
+#: Seconds that opening all connections anew waits for reads, and for the thread that writes:
+#: SQLite tries for ten seconds to begin a read.
+RENEW_PATIENCE = 15.0
 #: Files, by device and inode, that this process may no longer touch: it was
 #: forked while a connection to them was busy. See Database.before_fork.
 _UNSAFE: set[tuple[int, int]] = set()
@@ -375,6 +378,7 @@ class Database:
         self._closes_behind = False  # the last reader to leave closes the connections
         self._closes_inside = False  # `close` was called in the middle of a transaction
         self._fork_pending = False
+        self._renew_by = 0.0  # when to open all connections anew, by the monotonic clock; 0: never
         self._pid = os.getpid()
         self._writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
@@ -481,7 +485,27 @@ class Database:
         if self._fork_pending and forking.GATE.is_forking():
             # A signal handler, or another hook: the fork waits for it, not it for the fork.
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
-        return not self._fork_pending
+        if self._renew_by and not self._fork_pending:
+            self._renew()
+        return not (self._fork_pending or self._renew_by)
+
+    def _renew(self) -> None:
+        """
+        Open every connection anew as soon as no other thread reads: SQLite could not begin a read.
+
+        If another process keeps the lock, this changes nothing. If this process does, because
+        the system refused to unlock it, SQLite forgets it with the last connection.
+        """
+        if self._readers.others() and time.monotonic() < self._renew_by:
+            return
+        try:
+            self._writer.between(self.open_anew, patience=RENEW_PATIENCE)
+        except StoreError as error:  # it is tried again when another read fails
+            telemetry.event(
+                logging.INFO, "connections not renewed", path=self.path, error=str(error)
+            )
+        finally:
+            self._renew_by = 0.0
 
     def _left(self) -> None:
         if self._closes_behind and not self._readers.present():
@@ -541,7 +565,10 @@ class Database:
         except IntegrityError:
             raise  # a rule of the schema said no: for the statement's author to read
         except (DBAPIError, sqlite3.Error) as error:
-            found = diagnose(getattr(error, "orig", None) or error, self.path)
+            reason = getattr(error, "orig", None) or error
+            found = diagnose(reason, self.path)
+            if LOCK_REMAINS in str(reason):
+                self._renew_by = time.monotonic() + RENEW_PATIENCE
             if type(found) is StoreError and self._is_gone():
                 # Just behind the look at it: SQLite cannot open it, or not what is beside it.
                 raise DatabaseGone(f"{found}: it was removed or replaced meanwhile") from error

@@ -15,10 +15,13 @@ from jobcore.errors import (
 
 #: Behind this the driver quotes what it has read, which may be a secret.
 _NO_TEXT = "Could not decode to UTF-8"
+#: SQLite has tried for ten seconds to begin a read, and each time found a lock in its way.
+LOCK_REMAINS = "locking protocol"
 
 _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
     # By text, because Python 3.10 does not tell the code.
     ("is locked", DatabaseBusy),
+    (LOCK_REMAINS, DatabaseBusy),
     ("disk is full", DatabaseFull),
     ("SQLITE_IOERR_SHMSIZE", DatabaseFull),  # no room for the memory that connections share
     ("malformed", DatabaseCorrupt),

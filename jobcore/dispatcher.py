@@ -439,9 +439,11 @@ class Dispatcher:
         self._loop.wait((), BACK_OFF)
 
     def _do_chores(self) -> None:
-        """Do each of them, whatever becomes of the others."""
+        """Do each of them, whatever becomes of the others, unless the manager is being closed."""
         moves = self._moves  # before the chores: it may be moved again meanwhile
         for name, chore in self._chores.items():
+            if self._loop.closing:
+                return  # each may wait for locks of the database, and `close` waits for all
             try:
                 chore()
             except Exception as error:  # noqa: BLE001 - it is tried again in a second
@@ -516,7 +518,7 @@ class Dispatcher:
     def _round(self) -> None:
         now = time.monotonic()
         harvests = self._gather(now)
-        requests = self._prepare(now)
+        requests = [] if self._loop.closing else self._prepare(now)
         if harvests or requests:
             self._commit(harvests, requests)
         self._send()

@@ -338,7 +338,7 @@ class StoreError(JobcoreError):
 
 
 class DatabaseBusy(StoreError):
-    """Another process held the write lock for longer than the busy timeout."""
+    """Another process held a lock of the database for longer than the busy timeout."""
 
 
 class DatabaseFull(StoreError):

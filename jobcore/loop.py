@@ -121,6 +121,11 @@ class Loop:
         """Whether the thread runs in this process."""
         return self._thread is not None and self._pid == os.getpid()
 
+    @property
+    def closing(self) -> bool:
+        """Whether the thread is to end: a turn that takes long looks at this between its steps."""
+        return self._closing
+
     def leave(self) -> None:
         """End the thread after the turn under way, and wait for nothing."""
         self._closing = True

@@ -13,6 +13,8 @@ import pytest
 from jobcore import Command, JobManager, Reason, SpawnError, Status, crew, dispatcher, holders
 from jobcore.executors import CommandExecutor
 from jobcore.loop import Loop
+from jobcore.recovery import Recovery
+from jobcore.scheduler import Scheduler
 from jobcore.statement import driver_of
 from jobcore.supervision import failpoints, jobdir
 from jobcore.supervision.pool import Supervisor
@@ -331,6 +333,29 @@ def test_an_interpreter_that_hangs_is_told_and_ended(database, tmp_path, monkeyp
             jobs.wait(job.id, timeout=60)
 
     until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")
+
+
+def test_close_waits_for_no_more_than_the_step_under_way(database, monkeypatch):
+    """Where each step waits long for a lock of the database, those behind it are left out."""
+    entered, goes_on, later = threading.Event(), threading.Event(), []
+
+    def tick(_scheduler):
+        entered.set()
+        goes_on.wait(PATIENCE)
+
+    monkeypatch.setattr(Scheduler, "tick", tick)
+    monkeypatch.setattr(Recovery, "sweep", lambda _recovery: later.append("sweep"))
+    jobs = JobManager(database, slots=1)
+    closing = threading.Thread(target=jobs.close)
+    jobs.submit(["true"])
+    assert entered.wait(PATIENCE)
+    closing.start()
+    until(lambda: jobs._dispatcher._loop.closing, "the close")
+    goes_on.set()
+    closing.join(PATIENCE)
+
+    assert not closing.is_alive()
+    assert later == []
 
 
 def test_closing_a_manager_that_stops_its_jobs_twice(database):

@@ -1364,3 +1364,23 @@ def test_failed_open_leaves_nothing_open(database):
             Database(database)
 
     assert descriptors() == before
+
+
+def test_lock_that_sqlite_cannot_get_past_is_dropped_with_all_connections(opened, monkeypatch):
+    """Where it is this process's own, not to be unlocked, no read would ever begin again."""
+    note(opened, "before")
+    opened.version()
+    before = list(opened._opened)
+
+    def refused():
+        raise sqlite3.OperationalError("locking protocol")  # after ten seconds
+
+    monkeypatch.setattr(opened._commits, "look", refused)
+    with pytest.raises(DatabaseBusy, match="locking protocol"):
+        opened.version()
+    monkeypatch.undo()
+    opened.version()
+
+    assert before
+    assert not any(connection.is_open for connection in before)
+    note(opened, "after")
