@@ -13,6 +13,7 @@ import time
 
 from jobcore import procfs, telemetry
 from jobcore.errors import SpawnError
+from jobcore.interpreter import Question
 from jobcore.launch import Request
 from jobcore.postponement import Postponement
 from jobcore.supervision import failpoints, notices, pids
@@ -50,6 +51,7 @@ class Crew:
         self._slots = slots
         self._idle_since: dict[Supervisor, float] = {}
         self._coming_since: dict[Supervisor, float] = {}
+        self._question: Question | None = None
         self.next_start = 0.0  # not before, by the monotonic clock
 
     @property
@@ -67,14 +69,48 @@ class Crew:
         coming = sum(
             supervisor.ready or supervisor.pid is None for supervisor in self._pool.supervisors
         )
-        room = self._slots - len(self._pool.supervisors)
-        for _ in range(min(wanted - coming, room)):
+        wanted = min(wanted - coming, self._slots - len(self._pool.supervisors))
+        if wanted <= 0 or not self._may_start():
+            return
+        for _ in range(wanted):
             try:
                 self._coming_since[self._pool.spawn()] = time.monotonic()
                 failpoints.reach(failpoints.SUPERVISOR_STARTED, self._host)
             except SpawnError as error:
                 self._note_failure(error)
                 return
+
+    def _may_start(self) -> bool:
+        """Tell whether it is known that the interpreter is one; ask it, without waiting for it."""
+        try:
+            if self._question is None:
+                self._question = self._pool.prepare()
+            if self._question is None:
+                return True
+            if self._question.has_answered():
+                self._question = None
+                return True
+        except SpawnError as error:
+            self._question = None
+            self._note_failure(error)
+        else:
+            self.next_start = self._question.due
+        return False
+
+    @property
+    def asked(self) -> list[int]:
+        """The descriptor through which an interpreter answers, if one is being asked."""
+        return (
+            []
+            if self._question is None or self._question.fileno() < 0
+            else [self._question.fileno()]
+        )
+
+    def hear_answer(self) -> None:
+        """Take in what the interpreter says."""
+        if self._question is not None:
+            self._question.listen()
+            self.next_start = 0.0
 
     def hear(self, supervisor: Supervisor) -> list[notices.Notice]:
         """Return what it says, and note whether it is at hand."""
@@ -134,8 +170,10 @@ class Crew:
         self._pool.discard(supervisor)
 
     def release(self) -> None:
-        """Let those go that had nothing to do for a while, and those that never get ready."""
+        """Let those go that had nothing to do for a while, and what never gets ready or answers."""
         now = time.monotonic()
+        if self._question is not None and now >= self._question.due:
+            self._may_start()  # nobody may want a supervisor any more
         for supervisor, since in list(self._coming_since.items()):
             if now - since > READY_PATIENCE:
                 supervisor.kill_starter()
@@ -148,6 +186,9 @@ class Crew:
 
     def close(self) -> None:
         """Let all go: an idle one exits, a busy one finishes its job."""
+        if self._question is not None:
+            self._question.close()
+            self._question = None
         for supervisor in self._coming_since:
             supervisor.kill_starter()
         self._coming_since.clear()
@@ -156,6 +197,9 @@ class Crew:
 
     def forget(self) -> None:
         """Begin anew, in a forked child: these are the parent's."""
+        if self._question is not None:
+            self._question.forget()
+            self._question = None
         self._coming_since.clear()
         self._idle_since.clear()
         self.next_start = 0.0

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -283,6 +283,7 @@ class Dispatcher:
             claimed = [one.run for one in self._assignments.values()]
         stuck = [run for run in claimed if self._postponed.persistent(run.number, begun)]
         if len(stuck) < len(claimed):
+            self._hurry(run.number for run in claimed)
             return  # something runs
         for run in stuck:
             self.require(run, begun)
@@ -293,6 +294,12 @@ class Dispatcher:
         failures = [self._postponed.persistent(number, begun) for number in queued]
         if failures and failures[0] is not None and None not in failures:
             raise failures[0].for_waiter(f"job number {queued[0]} cannot be started")
+        self._hurry(queued)
+
+    def _hurry(self, numbers: Iterable[int]) -> None:
+        """Have jobs that fail tried soon, as somebody waits for them."""
+        for number in numbers:
+            self._postponed.hurry(number)
 
     def is_drained(self, *, starts: bool) -> Callable[[], bool]:
         """
@@ -458,8 +465,14 @@ class Dispatcher:
     def _listen(self) -> None:
         """Wait for a notice, a call from another thread, or the next thing that is due."""
         members = {supervisor.fileno(): supervisor for supervisor in self._crew.members}
-        for descriptor in self._loop.wait(members, self._next_moment() - time.monotonic()):
-            self._hear(members[descriptor])
+        asked = self._crew.asked
+        pause = self._next_moment() - time.monotonic()
+        for descriptor in self._loop.wait([*members, *asked], pause):
+            if descriptor in asked:
+                self._crew.hear_answer()
+                self._look = True
+            else:
+                self._hear(members[descriptor])
 
     def _next_moment(self) -> float:
         moments = [self._next_chores, *(one.due for one in self._assignments.values())]
@@ -561,9 +574,9 @@ class Dispatcher:
         """Prepare as many queued jobs as there are idle supervisors, and start more of these."""
         self._note_commits()
         self._next_look = now + QUEUE_PAUSE
+        self._adopt(now)
         if now < self._crew.next_start:
             return []
-        self._adopt(now)
         unsent = sum(one.needs_supervisor for one in self._assignments.values())
         self._crew.start(unsent)  # whose supervisor may have died before it took them
         free = self._free_slots()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from jobcore.errors import SpawnError
+from jobcore.forking import GATE
 from jobcore.worker import threads_run
 
 #: In the environment of what is started as an interpreter: the pid of its host.
@@ -26,6 +27,14 @@ PATIENCE = 10.0
 _REMEDY = "name a Python interpreter with `python=`, or run the jobs by `jobcore work`"
 #: What only an interpreter answers, and what supervisors need beside it.
 _QUESTION, _ANSWER = "print(6007 * 9001, end='', flush=True); import ctypes", b"54069007"
+#: Seconds between two looks for the end of one that has said all it says.
+_END_PAUSE = 0.01
+
+#: A file as it is known here: its path, device, inode and time of change.
+_File = tuple[str, int, int, int]
+#: Whether it is an interpreter, as it has answered itself.
+_KNOWN: dict[_File, bool] = {}
+_MOST_KNOWN = 16
 
 
 def require_host(python: str | None, *, own_launcher: bool) -> None:
@@ -102,19 +111,32 @@ def _replaced_threads() -> str | None:
     return None
 
 
-def require(python: str) -> None:
+def ask(python: str) -> Question | None:
     """
-    Refuse what is not a Python interpreter. It is asked once; the one of this process never.
+    Begin to ask whether this is a Python interpreter; None: there is no need to.
+
+    A file is asked once in a process; the one that this process runs is never asked.
 
     Raises:
-        SpawnError: It is not one, cannot be started, or does not answer.
+        SpawnError: It is known to be none, or cannot be started.
     """
     found = _find(python)
     if found is None:
-        return  # whoever starts it is told
+        return None  # whoever starts it is told
     path, facts = found
-    if not _is_own(facts) and not _answers(path, facts.st_dev, facts.st_ino, facts.st_mtime_ns):
-        raise SpawnError(f"{path!r} is not a Python interpreter: {_REMEDY}", lasting=True)
+    if _is_own(facts):
+        return None
+    file = path, facts.st_dev, facts.st_ino, facts.st_mtime_ns
+    known = _KNOWN.get(file)
+    if known is None:
+        return Question(file)
+    if not known:
+        raise _no_interpreter(path)
+    return None
+
+
+def _no_interpreter(path: str) -> SpawnError:
+    return SpawnError(f"{path!r} is not a Python interpreter: {_REMEDY}", lasting=True)
 
 
 def _find(python: str) -> tuple[str, os.stat_result] | None:
@@ -140,33 +162,112 @@ def _is_own(facts: os.stat_result) -> bool:
     return name.startswith(("python", "pypy")) and os.path.samestat(facts, own)
 
 
-@lru_cache(maxsize=16)
-def _answers(python: str, _device: int, _inode: int, _changed: int) -> bool:
-    """Ask a file, which is the same as long as these are, whether it is an interpreter."""
-    import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
+class Question:
+    """
+    A file that is being asked whether it is an interpreter; it may never answer.
 
-    try:
-        with unhooked():
-            done = subprocess.run(
-                [python, "-I", "-S", "-c", _QUESTION],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=marked(),
-                timeout=PATIENCE,
-                check=False,
+    Args:
+        file: Its path, device, inode and time of change.
+
+    Attributes:
+        due: When to look at it again, by the monotonic clock, unless it says something before.
+
+    Raises:
+        SpawnError: It cannot be started. Nothing stays open.
+    """
+
+    def __init__(self, file: _File) -> None:
+        import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
+
+        self._file = file
+        self._said = b""
+        self._reader = -1
+        self._deadline = self.due = time.monotonic() + PATIENCE
+        try:
+            with GATE, unhooked():
+                self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                GATE.register(self._reader)
+                try:
+                    self._process = subprocess.Popen(
+                        [file[0], "-I", "-S", "-c", _QUESTION],
+                        stdin=subprocess.DEVNULL,
+                        stdout=writer,
+                        stderr=subprocess.DEVNULL,
+                        cwd="/",
+                        env=marked(),
+                    )
+                finally:
+                    os.close(writer)
+        except (OSError, RuntimeError, ValueError) as error:
+            self._close_reader()
+            number = error.errno if isinstance(error, OSError) else None
+            raise SpawnError(
+                f"{file[0]!r} cannot be started: {error}; {_REMEDY}", number
+            ) from error
+
+    def fileno(self) -> int:
+        """Return what is readable when it says something; -1: it says no more."""
+        return self._reader
+
+    def listen(self) -> None:
+        """Take in what it says; never blocks."""
+        while self._reader >= 0:
+            try:
+                said = os.read(self._reader, 4096)
+            except BlockingIOError:
+                return
+            self._said += said
+            if not said or not _ANSWER.startswith(self._said):
+                self._close_reader()
+
+    def has_answered(self) -> bool:
+        """
+        Tell whether it is an interpreter; False: not known yet, look again when `due`.
+
+        Raises:
+            SpawnError: It is not one, it has no ctypes, or it has not answered in time.
+        """
+        self.listen()
+        now = time.monotonic()
+        if not _ANSWER.startswith(self._said):
+            code: int | None = 1  # it may go on for ever
+        else:
+            code = self._process.poll() if self._reader < 0 else None
+        if code is None and now < self._deadline:
+            # Its end comes just behind that of its output, and no descriptor tells of it.
+            self.due = self._deadline if self._reader >= 0 else now + _END_PAUSE
+            return False
+        self.close()
+        path = self._file[0]
+        if code is None:
+            raise SpawnError(
+                f"{path!r} does not answer as a Python interpreter within {PATIENCE:g} s: {_REMEDY}"
             )
-    except subprocess.TimeoutExpired as error:
-        raise SpawnError(
-            f"{python!r} does not answer as a Python interpreter within {PATIENCE:g} s: {_REMEDY}"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        raise SpawnError(f"{python!r} cannot be started: {error}; {_REMEDY}", number) from error
-    if done.stdout == _ANSWER and done.returncode != 0:
-        raise _without_ctypes(python)
-    return done.stdout == _ANSWER
+        if self._said == _ANSWER and code != 0:
+            raise _without_ctypes(path)
+        while len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)), None)
+        known = _KNOWN[self._file] = self._said == _ANSWER
+        if not known:
+            raise _no_interpreter(path)
+        return True
+
+    def close(self) -> None:
+        """Ask no more: kill it if it still runs. Again is harmless."""
+        self._close_reader()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def forget(self) -> None:
+        """Let go of it in a forked child: it is the parent's, and the gate has closed the pipe."""
+        self._reader = -1
+        self._process.returncode = 0  # or its destructor would complain
+
+    def _close_reader(self) -> None:
+        if self._reader >= 0:
+            reader, self._reader = self._reader, -1
+            GATE.close(reader)
 
 
 def marked() -> dict[str, str]:

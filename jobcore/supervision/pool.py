@@ -160,16 +160,16 @@ class ProcessLauncher:
     def __init__(self, python: str | None = None) -> None:
         self._python = python or sys.executable
 
-    def prepare(self) -> None:
+    def prepare(self) -> interpreter.Question | None:
         """
-        Look, before the first start, whether the interpreter is one; outside of the gate.
+        Return the interpreter, being asked whether it is one; None: that is known.
 
         Raises:
             SpawnError: It is not, or it cannot be started.
         """
         if not self._python:
             raise SpawnError("no Python interpreter is known here: name one with `python=`")
-        interpreter.require(self._python)
+        return interpreter.ask(self._python)
 
     def start(self, descriptor: int) -> int:
         """
@@ -430,6 +430,17 @@ class SupervisorPool:
         self._leaving: list[Supervisor] = []
         GATE.watch(self)
 
+    def prepare(self) -> interpreter.Question | None:
+        """
+        Return what has to be answered before `spawn`; None: nothing.
+
+        Raises:
+            SpawnError: None can be started.
+        """
+        prepare = getattr(self._launcher, "prepare", None)
+        question: interpreter.Question | None = None if prepare is None else prepare()
+        return question
+
     def spawn(self) -> Supervisor:
         """
         Start a supervisor and return at once; that it is ready comes as a notice.
@@ -438,9 +449,6 @@ class SupervisorPool:
             SpawnError: None could be started. Nothing stays open.
         """
         self.reap()
-        prepare = getattr(self._launcher, "prepare", None)
-        if prepare is not None:
-            prepare()
         # Until our end is registered, and the other one closed, no other thread may fork.
         with GATE:
             try:

@@ -6,13 +6,25 @@ import fcntl
 import math
 import os
 import signal
+import sys
 import threading
 
 import pytest
 
-from jobcore import Command, JobManager, Reason, SpawnError, Status, crew, dispatcher, holders
+from jobcore import (
+    Command,
+    JobManager,
+    Reason,
+    SpawnError,
+    Status,
+    crew,
+    dispatcher,
+    holders,
+    interpreter,
+)
 from jobcore.executors import CommandExecutor
 from jobcore.loop import Loop
+from jobcore.postponement import PERSISTENT_SECONDS
 from jobcore.recovery import Recovery
 from jobcore.scheduler import Scheduler
 from jobcore.statement import driver_of
@@ -320,17 +332,60 @@ def test_who_waits_for_another_managers_job_hears_nothing_of_supervisors(databas
         waits.drain(timeout=60)
 
 
-def test_an_interpreter_that_hangs_is_told_and_ended(database, tmp_path, monkeypatch):
+def python_that(folder, does):
+    """Return the path of a program that is named as `python`, and marked in its environment."""
+    program = folder / "python"
+    program.write_text(f"#!/bin/sh\n{does}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+ANSWERS = f'case $4 in print*) exec {sys.executable} "$@";; esac'
+
+
+@pytest.mark.parametrize(
+    "does",
+    ["exec sleep 300", "exec >&-; exec sleep 300", "exec yes", f"{ANSWERS}; exec sleep 300"],
+    ids=["asked", "silent", "talking", "as-supervisor"],
+)
+def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, monkeypatch, does):
     """What `python` names but never gets ready is a failure, and leaves no process."""
     monkeypatch.setattr(crew, "READY_PATIENCE", 0.1)
+    monkeypatch.setattr(interpreter, "PATIENCE", 0.5)
     monkeypatch.setenv("JOBCORE_TEST_HANGS", str(tmp_path))
-    hangs = tmp_path / "python"
-    hangs.write_text("#!/bin/sh\nexec sleep 300\n")
-    hangs.chmod(0o755)
-    with JobManager(database, slots=1, python=str(hangs)) as jobs:
+    hangs = python_that(tmp_path, does)
+    with JobManager(database, slots=1, python=hangs, clock=clock) as jobs:
         job = jobs.submit(["true"])
-        with pytest.raises(SpawnError):
+        failures = jobs._dispatcher._postponed.failures
+        until(
+            lambda: any(one.times >= 3 or one.error.lasting for one in list(failures().values())),
+            "a failure that lasts",
+        )
+        clock.advance(PERSISTENT_SECONDS)
+        with pytest.raises(SpawnError, match="python="):
             jobs.wait(job.id, timeout=60)
+
+    until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")
+
+
+def test_a_manager_goes_on_while_an_interpreter_hangs(database, clock, tmp_path, monkeypatch):
+    """Meanwhile it adopts jobs, imports and settles them, and takes ticks; `close` ends it."""
+    monkeypatch.setattr(interpreter, "PATIENCE", 2 * PATIENCE)
+    hangs = python_that(tmp_path, "exec sleep 300")
+    with JobManager(database, slots=1, clock=clock) as before:
+        running = before.submit(SLEEPS)
+        next(before.follow(running.id, timeout=60))
+    monkeypatch.setenv("JOBCORE_TEST_HANGS", str(tmp_path))
+    with JobManager(database, slots=2, python=hangs, clock=clock) as jobs:
+        jobs.submit(["true"])
+        until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}"), "an interpreter that hangs")
+        pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+        clock.advance(100)
+        until(lambda: jobs.list_jobs(pipeline_id=pipeline.id), "the job of a tick")
+        until(lambda: jobs._dispatcher._adoption.tokens, "the adoption")
+        jobs.stop_job(running.id)
+        until(lambda: jobs.list_jobs(status=Status.STOPPED), "the stop")
+        assert jobs._dispatcher.failures() == []
 
     until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")
 

@@ -264,7 +264,7 @@ def test_what_is_not_an_interpreter_is_told_at_once(database, clock, program):
 
 def test_ordinary_interpreter_is_not_asked(database, monkeypatch):
     """The interpreter of this process itself is known to be one: no time is spent."""
-    monkeypatch.setattr(interpreter, "_answers", pytest.fail)
+    monkeypatch.setattr(interpreter, "Question", pytest.fail)
     with JobManager(database, slots=1) as jobs:
         assert jobs.wait(jobs.submit(["true"]).id, PATIENCE).status is Status.COMPLETE
 
