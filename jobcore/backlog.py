@@ -15,8 +15,8 @@ from sqlalchemy import Row
 
 from jobcore import store
 from jobcore.clock import Clock
-from jobcore.damage import is_damage, told
 from jobcore.database import Database
+from jobcore.diagnosis import is_damage, told
 from jobcore.ownership import Ownership
 from jobcore.postponement import Postponement
 from jobcore.runs import Run

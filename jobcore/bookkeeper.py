@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import environments, results, runs, settlement, store, tasklog
+from jobcore import environments, logs, runs, settlement, store
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, shown
@@ -163,13 +163,13 @@ class Bookkeeper:
         def finish(connection: Connection) -> Row[Any]:
             run = self._require_own(connection, job_id, Trigger.FINISH)
             if raw:
-                run = tasklog.append(connection, run, raw, now=now)
+                run = logs.append_task_lines(connection, run, raw, now=now)
             ending = Ending.by_host(exit_code)
             final = settlement.settle_own(connection, run, ending, now=now)
             if final is None:
                 raise InvalidTransition(run.id, run.status, Trigger.FINISH)
             if result is not None and final.status == Status.COMPLETE:
-                results.store(connection, final.number, *result)
+                settlement.store_result(connection, final.number, *result)
             return _get(connection, final)
 
         return self._database.write(finish, about=f"job {job_id}")
@@ -186,7 +186,7 @@ class Bookkeeper:
         def append(connection: Connection) -> int:
             run = self._require_own(connection, job_id, "append to the log of")
             if raw:
-                run = tasklog.append(connection, run, raw, now=self._clock.now())
+                run = logs.append_task_lines(connection, run, raw, now=self._clock.now())
             return run.next_sequence
 
         return self._database.write(append, durable=False, about=f"job {job_id}")

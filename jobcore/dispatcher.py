@@ -41,12 +41,12 @@ from jobcore.interrupts import Lock
 from jobcore.launch import Launch, Request
 from jobcore.lifecycle import Reason, Status
 from jobcore.loop import Loop
-from jobcore.overdue import Overdue
 from jobcore.ownership import Ownership
 from jobcore.postponement import Postponement
 from jobcore.runs import Run
 from jobcore.supervision import failpoints, jobdir
 from jobcore.supervision.pool import Supervisor, SupervisorPool
+from jobcore.unresponsive import Overdue
 
 #: Seconds between two looks at everybody's jobs, and at schedules.
 CHORES_PAUSE = 1.0

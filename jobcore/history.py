@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, String, bindparam, case, select
 
-from jobcore import damage
+from jobcore import diagnosis
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
 from jobcore.tables import job, sequence, transition
@@ -123,7 +123,7 @@ def entries_after(
     after: int,
     most: int,
     pipeline_id: str | None = None,
-    failed: Callable[[int, Exception], None] = damage.leave_out,
+    failed: Callable[[int, Exception], None] = diagnosis.leave_out,
 ) -> list[Entry]:
     """
     Return the next entries after the id `after`, in order, those of hidden jobs too.
@@ -137,7 +137,7 @@ def entries_after(
     if pipeline_id is not None:
         values["pipeline"] = pipeline_id
         statement, ids = _AFTER_OF_PIPELINE, _IDS_OF_PIPELINE
-    rows = damage.readable(
+    rows = diagnosis.readable(
         lambda: statement(connection, **values),
         lambda: [number for (number,) in ids(connection, **values)],
         lambda number: _AFTER(connection, after=number - 1, most=1),

@@ -18,7 +18,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from jobcore import logs, resultfile, results, runs, settlement, telemetry
+from jobcore import logs, resultfile, runs, settlement, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -371,7 +371,7 @@ class Importer:
             final = self._settle(connection, harvest, harvest.exit)
             if final is not None:
                 if harvest.result is not None and final.status == Status.COMPLETE:
-                    results.store(connection, run.number, *harvest.result)
+                    settlement.store_result(connection, run.number, *harvest.result)
                 if run.loose_bytes and loose[0] == run.loose_sequence:
                     logs.merge(connection, run.number, run.loose_sequence)
                 failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
+from jobcore import runs
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
+from jobcore.runs import Run
 from jobcore.statement import Statement
 from jobcore.supervision import frames
 from jobcore.tables import job, log_segment
@@ -378,3 +380,25 @@ def append_to(slices: list[Slice], first: int, count: int, data: bytes) -> None:
         last.count += count
     else:
         slices.append(Slice(first, count, data))
+
+
+def append_task_lines(
+    connection: Connection,
+    run: Run,
+    lines: Sequence[bytes],
+    *,
+    now: int,
+    stream: int = frames.OUTPUT,
+) -> Run:
+    """
+    Append lines, each with its terminator, and return the job with them.
+
+    Args:
+        run: As this transaction has read it; RUNNING, without a process.
+    """
+    count = run.next_sequence + len(lines)
+    slices = encode_lines(run.next_sequence, lines, now * 1000, stream)
+    loose = loose_behind(run.loose, slices, count)
+    runs.count_lines_if_own(connection, run, next_sequence=count, loose=loose)
+    append_slices(connection, run.number, slices, before=run.loose, behind=loose)
+    return run._replace(next_sequence=count, loose_sequence=loose[0], loose_bytes=loose[1])

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
-from jobcore import damage, store
+from jobcore import diagnosis, store
 from jobcore.clock import Clock, from_datetime, seconds_of
 from jobcore.database import Database
 from jobcore.errors import (
@@ -93,7 +93,7 @@ def _require(
     try:
         row = None if parsed is None else find(connection, parsed)
     except Exception as failure:
-        if parsed is None or not damage.is_damage(failure):
+        if parsed is None or not diagnosis.is_damage(failure):
             raise
         kind = _KINDS[error]
         columns = store.damaged_columns(connection, kind, parsed)

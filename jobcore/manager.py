@@ -16,7 +16,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import dropped, lifecycle, results, runs, store, values
+from jobcore import dropped, lifecycle, runs, settlement, store, values
 from jobcore.arguments import (
     checked_after,
     checked_age,
@@ -899,7 +899,7 @@ class JobManager:
         """
         run = self._run(job_id)
         with self._database.read() as connection:
-            stored = results.find(connection, run.number)
+            stored = settlement.find_result(connection, run.number)
         if stored is None:
             job = self._job(run)  # as it is now: deleted, perhaps
             raise NoResult(job.id, job.status)

@@ -15,17 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
-from jobcore import (
-    environments,
-    filesystem,
-    holders,
-    leftovers,
-    logs,
-    runs,
-    settlement,
-    store,
-    telemetry,
-)
+from jobcore import environments, filesystem, leftovers, logs, runs, settlement, store, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -613,7 +603,7 @@ def _is_supervised(run: Run) -> bool:
     says of each process is certain, of those that can be seen.
     """
     token = run.token or ""
-    return jobdir.is_run_locked(token) or bool(holders.find(token))
+    return jobdir.is_run_locked(token) or bool(leftovers.find_holders(token))
 
 
 def _is_of_other_namespace(directory: int) -> bool:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
-from jobcore import damage
+from jobcore import diagnosis
 from jobcore.lifecycle import FINAL, Status
 from jobcore.tables import SHOWN, job, pipeline, skip
 
@@ -114,7 +114,7 @@ def find(
         failed: Called with the number of each that cannot be read, and the reason.
     """
     statement = select(*SHOWN).order_by(job.c.number)
-    return damage.readable(
+    return diagnosis.readable(
         lambda: connection.execute(
             statement.where(job.c.number > after, job.c.number <= up_to, expired.guard())
         ).all(),

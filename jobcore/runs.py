@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, or_, select, update
 
-from jobcore import damage, lifecycle
+from jobcore import diagnosis, lifecycle
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.statement import Statement
@@ -205,7 +205,7 @@ def find(connection: Connection, number: int) -> Run | None:
 
 
 def supervised(
-    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
+    connection: Connection, failed: Callable[[int, Exception], None] = diagnosis.leave_out
 ) -> list[Run]:
     """
     Return the RUNNING jobs that have a process, whichever host started it.
@@ -232,7 +232,7 @@ def _readable(
     numbers: Statement,
     failed: Callable[[int, Exception], None],
 ) -> list[Run]:
-    found = damage.readable(
+    found = diagnosis.readable(
         lambda: rows(connection),
         lambda: [number for (number,) in numbers(connection)],
         lambda number: _FIND(connection, of=number),
@@ -242,7 +242,7 @@ def _readable(
 
 
 def owned(
-    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
+    connection: Connection, failed: Callable[[int, Exception], None] = diagnosis.leave_out
 ) -> list[Run]:
     """Return the QUEUED and RUNNING jobs that depend on the process that owns them."""
     return _readable(connection, *_OWNED, failed)

@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, bindparam, insert, select
 
-from jobcore import environments, lifecycle, logs, runs, store, tasklog, telemetry
+from jobcore import environments, lifecycle, logs, runs, store, telemetry
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, Reason, Status
 from jobcore.runs import Run
+from jobcore.statement import Statement
 from jobcore.supervision import frames
+from jobcore.tables import result
 
 #: The job types that have a part in what follows.
 PIPELINE_CONFIG = "PIPELINE_CONFIG"
@@ -78,7 +80,7 @@ def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
     if current.status == Status.QUEUED:
         return cancel(connection, current.number, now=now)
     line = b"lost: the process that did this task ended without finishing it\n"
-    current = tasklog.append(connection, current, [line], now=now, stream=frames.SYSTEM)
+    current = logs.append_task_lines(connection, current, [line], now=now, stream=frames.SYSTEM)
     ending = Ending(Reason.LOST, stop_requested=current.stop_requested is not None)
     return settle_own(connection, current, ending, now=now)
 
@@ -176,3 +178,22 @@ def run_now(
             job_id=conflict.job_id,
         )
         return None
+
+
+_STORE_RESULT = Statement(
+    insert(result).values({column.name: bindparam(f"new_{column.name}") for column in result.c})
+)
+_FIND_RESULT = Statement(
+    select(result.c.encoding, result.c.data).where(result.c.job == bindparam("of"))
+)
+
+
+def store_result(connection: Connection, number: int, encoding: str, data: bytes) -> None:
+    """Store what the job returned; the caller has just settled it."""
+    _STORE_RESULT(connection, new_job=number, new_encoding=encoding, new_data=data)
+
+
+def find_result(connection: Connection, number: int) -> tuple[str, bytes] | None:
+    """Return how a job's return value is encoded, and its bytes; None: it has none."""
+    found = _FIND_RESULT(connection, of=number)
+    return (found[0][0], bytes(found[0][1])) if found else None

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection
 
-from jobcore import filesystem, holders, runs, settlement, telemetry
+from jobcore import filesystem, leftovers, runs, settlement, telemetry
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.directories import Directories
@@ -252,7 +252,7 @@ def _tell(run: Run, directory: int, letter: bytes) -> None:
         jobdir.ring(directory, letter)
     except OSError:
         # At SIGTERM a supervisor ends its job, with the command's own grace.
-        if letter == jobdir.DOORBELL or not holders.signal_all(run.token or "", signal.SIGTERM):
+        if letter == jobdir.DOORBELL or not leftovers.signal_all(run.token or "", signal.SIGTERM):
             raise
 
 

@@ -41,7 +41,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from jobcore import damage, lifecycle, runs
+from jobcore import diagnosis, lifecycle, runs
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
 from jobcore.statement import Statement
@@ -393,7 +393,7 @@ def find_retries(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
 def pipelines_triggered_by(
     connection: Connection,
     source_id: UUID,
-    failed: Callable[[int, Exception], None] = damage.leave_out,
+    failed: Callable[[int, Exception], None] = diagnosis.leave_out,
 ) -> list[Row[Any]]:
     """
     Return id and workspace of the pipelines that run after this one, in order of creation.
@@ -474,7 +474,7 @@ def scheduled_pipelines(
     until: int | None,
     limit: int,
     skip: int = 0,
-    failed: Callable[[int, Exception], None] = damage.leave_out,
+    failed: Callable[[int, Exception], None] = diagnosis.leave_out,
 ) -> Sequence[Row[Any]]:
     """
     Return the pipelines that have a next tick, in the order of these, without their commands.
@@ -534,7 +534,7 @@ def _formed(
     def read(some: Select[Any]) -> list[T]:
         return [form(row) for row in connection.execute(some).all()]
 
-    return damage.readable(
+    return diagnosis.readable(
         lambda: read(statement),
         lambda: connection.execute(statement.with_only_columns(key)).scalars().all(),
         lambda number: read(statement.where(key == number).limit(None).offset(None)),
@@ -569,7 +569,7 @@ def damaged_columns(connection: Connection, kind: str, this: UUID | int) -> list
         try:
             connection.execute(select(column).where(key)).all()
         except Exception as error:
-            if not damage.is_damage(error):
+            if not diagnosis.is_damage(error):
                 raise
             found.append(column.name)
     return found
@@ -797,9 +797,9 @@ def visible_jobs(
         try:
             found += connection.execute(_GET_JOB.where(IS_VISIBLE), {"number": number}).all()
         except Exception as error:
-            if not damage.is_damage(error):
+            if not diagnosis.is_damage(error):
                 raise
-            failed(number, damage.told(error))
+            failed(number, diagnosis.told(error))
     return found
 
 
@@ -833,7 +833,7 @@ def list_jobs(
     pipeline_id: UUID | None,
     statuses: Collection[Status] | None,
     types: Collection[str] | None,
-    failed: Callable[[int, Exception], None] = damage.leave_out,
+    failed: Callable[[int, Exception], None] = diagnosis.leave_out,
 ) -> list[Row[Any]]:
     """
     Return a page of jobs, newest first, older than the number `before`.
@@ -968,7 +968,7 @@ def queued_jobs(
     limit: int,
     numbers: Collection[int] | None = None,
     claimant: str | None = None,
-    failed: Callable[[int, Exception], None] = damage.leave_out,
+    failed: Callable[[int, Exception], None] = diagnosis.leave_out,
 ) -> Generator[Row[Any], None, None]:
     """
     Yield the jobs that could be claimed now, oldest first; among `numbers` where given.
@@ -1005,7 +1005,7 @@ def queued_jobs(
                 seen.add(row.number)
                 yield row
     except Exception as error:
-        if not damage.is_damage(error):
+        if not diagnosis.is_damage(error):
             raise
     else:
         return
@@ -1028,9 +1028,9 @@ def _queued_one_by_one(
         try:
             rows = connection.execute(_GET_JOB, {"number": number}).all()
         except Exception as error:
-            if not damage.is_damage(error):
+            if not diagnosis.is_damage(error):
                 raise
-            failed(number, damage.told(error))
+            failed(number, diagnosis.told(error))
         else:
             yield from rows
 

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 
-from jobcore import JobManager, holders
+from jobcore import JobManager, leftovers
 from jobcore.supervision import failpoints, jobdir
 from tests.faults.hosts import host
 from tests.faults.invariants import living
@@ -106,7 +106,7 @@ def supervisors(where):
             continue  # no directory, or gone by now
         try:
             record = jobdir.read_record(directory, jobdir.RUN)
-            if record is not None and holders.holds(record["supervisor"], record["token"]):
+            if record is not None and leftovers.holds(record["supervisor"], record["token"]):
                 found.append(record["supervisor"])
         except FileNotFoundError:
             pass

@@ -19,8 +19,8 @@ from jobcore import (
     Status,
     crew,
     dispatcher,
-    holders,
     interpreter,
+    leftovers,
 )
 from jobcore.executors import CommandExecutor
 from jobcore.loop import Loop
@@ -307,7 +307,7 @@ def test_only_who_runs_a_job_is_its_holder(tmp_path, span, found):
     child = Child(hold, path, span, writer)
     try:
         os.read(reader, 1)
-        holding = holders.find(TOKEN)
+        holding = leftovers.find_holders(TOKEN)
     finally:
         child.kill()
         os.close(reader)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 
-from jobcore import JobManager, Reason, Status, holders, leftovers
+from jobcore import JobManager, Reason, Status, leftovers
 from jobcore.supervision import ending, kernel, tree
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, drain
 from jobcore.testing.play import Play
@@ -123,7 +123,7 @@ def test_a_pid_that_held_a_lock_a_moment_ago_is_let_alone():
     gone.wait()
     try:
         for pid in (innocent.pid, gone.pid):
-            assert not holders.signal_holder(pid, "a" * 32, signal.SIGKILL)
+            assert not leftovers.signal_holder(pid, "a" * 32, signal.SIGKILL)
         assert innocent.poll() is None
     finally:
         end(innocent)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from jobcore import holders, leftovers, procfs
+from jobcore import leftovers, procfs
 from jobcore.supervision import jobdir
 from tests.processes import until
 
@@ -149,8 +149,8 @@ def test_holder_is_found_by_its_locks_alone(proc, tmp_path):
         f"lock:\t2: OFDLCK ADVISORY  WRITE -1 fe:10:1234 {byte} {byte}\n"
     )
 
-    assert holders.find(TOKEN) == [11]
-    assert holders.find("f" * 32) == []
+    assert leftovers.find_holders(TOKEN) == [11]
+    assert leftovers.find_holders("f" * 32) == []
 
 
 def test_holder_is_found_by_what_the_kernel_says_of_its_locks(tmp_path):
@@ -162,7 +162,7 @@ def test_holder_is_found_by_what_the_kernel_says_of_its_locks(tmp_path):
         assert jobdir.try_lock(descriptor, jobdir.RUNNING)
         assert jobdir.try_lock(descriptor, span)
         os.unlink(tmp_path / "lock")
-        found.append(holders.holds(os.getpid(), TOKEN))
+        found.append(leftovers.holds(os.getpid(), TOKEN))
         os.close(descriptor)
 
     assert found == [False, True]

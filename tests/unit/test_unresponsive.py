@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from jobcore import filesystem, holders, procfs, unresponsive
+from jobcore import filesystem, leftovers, procfs, unresponsive
 from jobcore.supervision import jobdir, kernel
 
 
@@ -20,8 +20,8 @@ def signals(monkeypatch):
         sent.append((pid, number))
         return True
 
-    monkeypatch.setattr(holders, "find", lambda *_: [4321])
-    monkeypatch.setattr(holders, "signal_holder", send)
+    monkeypatch.setattr(leftovers, "find_holders", lambda *_: [4321])
+    monkeypatch.setattr(leftovers, "signal_holder", send)
     monkeypatch.setattr(procfs, "is_held_back", lambda _: False)
     return sent
 
@@ -141,7 +141,7 @@ def test_stopped_supervisor_is_woken_at_once(jobs, scripted, monkeypatch):
     run.started(supervisor=pid, boot_id=filesystem.boot_id(), pid_namespace=kernel.pid_namespace())
     sent = []
     monkeypatch.setattr(procfs, "is_stopped", lambda one: one == pid)
-    monkeypatch.setattr(holders, "signal_holder", lambda *facts: sent.append(facts))
+    monkeypatch.setattr(leftovers, "signal_holder", lambda *facts: sent.append(facts))
     jobs.recover()
 
     assert [(facts[0], facts[-1]) for facts in sent] == [(pid, signal.SIGCONT)]
