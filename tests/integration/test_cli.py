@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import fcntl
 import json
@@ -18,16 +17,14 @@ import sys
 import termios
 import threading
 import time
-import traceback
 import uuid
 import warnings
+from functools import partial
 
 import pytest
-import rich.console
-import rich.table
 
-from jobcore import JobManager, Status, application, running, upkeep, verbs
-from jobcore import cli as cli_entry
+from jobcore import JobManager, Status
+from tests.integration.verbs_harness import be_the_command_line, hear_a_terminal
 from tests.processes import (
     PATIENCE,
     ROOT,
@@ -42,8 +39,6 @@ from tests.processes import (
 )
 from tests.programs import HELD, SAVES_ON_INTERRUPT
 
-# Loaded before any fork.
-assert application.app.registered_commands, (running, upkeep, verbs, rich.console, rich.table)
 CATCHES_TERM_SLOWLY = (
     "n=0; trap 'n=$((n + 1)); sleep 0.5; echo stopping $n; exit 7' TERM; echo ready"
 )
@@ -80,7 +75,7 @@ class Cli:
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
-            "preexec_fn": _hear_a_terminal,
+            "preexec_fn": hear_a_terminal,
         }
         process = subprocess.Popen(
             [sys.executable, "-m", "jobcore", *words],
@@ -104,14 +99,10 @@ class Cli:
         A new interpreter takes half a second until it has, a hundred times over.
         """
 
-        def become():
-            _hear_a_terminal()
-            os.closerange(3, 1024)  # with them the pipe by which Popen waits for an exec
-            _be_the_command_line(words, self.env)
-
         with warnings.catch_warnings():
             # A host with threads may fork; a child of ours needs none of them.
             warnings.simplefilter("ignore", DeprecationWarning)
+            become = partial(be_the_command_line, [words], self.env)
             return self.start(*words, preexec_fn=become, **options)
 
     def __call__(self, *words, code=0):
@@ -156,40 +147,6 @@ def interrupt_again(process):
             if said.startswith(b"jobcore: "):  # or it is a line of the job's
                 return said
     return b""
-
-
-def _hear_a_terminal():
-    """Be ended by what a terminal sends, also where `nohup` or a shell's `&` runs the tests."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _be_the_command_line(words, env):
-    """Do in a forked child what an interpreter does that begins with `-m jobcore`, to its end."""
-    code = 1
-    try:
-        warnings.resetwarnings()
-        atexit._clear()  # those of the tests
-        os.environ.clear()
-        os.environ.update(env)
-        sys.argv = ["jobcore", *words]
-        sys.stdin, sys.stdout, sys.stderr = (  # to be left open to the end
-            os.fdopen(number, mode, closefd=False, errors=errors)
-            for number, mode, errors in (
-                (0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace")
-            )
-        )  # fmt: skip
-        try:
-            cli_entry.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-    except BaseException:  # noqa: BLE001 - as an interpreter does
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 def finish(process, code):
@@ -295,7 +252,7 @@ def test_a_command_line_in_a_job_uses_the_database_of_the_job(cli):
 def test_run_gives_its_own_environment_umask_and_directory_beside_a_worker(cli, queue):
     """A busy worker of another environment takes the queue's jobs, and never that of `run`."""
     cli.env["WHO"] = "worker"
-    worker = cli.start("work", "--slots", "4")
+    worker = cli.fork("work", "--slots", "4")
     cli.env["WHO"] = "me"
     before = os.umask(0o027)
     try:
@@ -428,7 +385,7 @@ def test_run_without_a_command_names_what_stdin_took(cli):
 
 def test_run_stops_by_the_signal_it_is_told(cli):
     """A program that saves on KeyboardInterrupt saves at the first signal."""
-    process = cli.start("run", "--stop-signal", "int", "--", *SAVES_ON_INTERRUPT)
+    process = cli.fork("run", "--stop-signal", "int", "--", *SAVES_ON_INTERRUPT)
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     out, _ = finish(process, 1)
@@ -452,7 +409,7 @@ def test_the_first_interrupt_stops_the_job_and_shows_its_end(cli):
 def test_two_signals_within_a_second_are_one(cli):
     """`timeout` and service managers send two: the job is stopped once, and has its grace."""
     script = f"{CATCHES_TERM_SLOWLY}; while :; do sleep 0.01; done"
-    process = cli.start("run", "--grace", "3600", "--", "sh", "-c", script)
+    process = cli.fork("run", "--grace", "3600", "--", "sh", "-c", script)
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     assert b"stopping job" in process.stderr.readline()
@@ -466,7 +423,7 @@ def test_two_signals_within_a_second_are_one(cli):
 
 def test_the_second_interrupt_kills_the_job(cli):
     """A command that ignores SIGTERM is killed by the second signal, whatever its grace is."""
-    process = cli.start("run", "--grace", "3600", "--", "sh", "-c", IGNORES_TERM)
+    process = cli.fork("run", "--grace", "3600", "--", "sh", "-c", IGNORES_TERM)
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     assert b"stopping" in process.stderr.readline()
@@ -476,7 +433,7 @@ def test_the_second_interrupt_kills_the_job(cli):
 
 def test_the_third_interrupt_leaves_the_job(cli):
     """When even killing does not help, because its supervisor hangs, `run` lets go."""
-    process = cli.start("run", "--", "sh", "-c", TELLS_ITS_SUPERVISOR)
+    process = cli.fork("run", "--", "sh", "-c", TELLS_ITS_SUPERVISOR)
     supervisor = int(process.stdout.readline())
     debugger = Child(debug, supervisor)
     until(lambda: state(supervisor) == "t" or state(debugger.pid) in "ZX", "it is attached")
@@ -526,7 +483,7 @@ def test_a_command_that_removes_the_database_goes_on(cli):
     removes = (
         f'rm -rf {cli.database}*; echo building; read line < "$GATE"; echo more; touch {survived}'
     )
-    process = cli.start("run", "--", "sh", "-c", removes)
+    process = cli.fork("run", "--", "sh", "-c", removes)
     _, err = finish(process, 1)
     before = survived.exists()
     open_gate(cli.gate)
@@ -588,7 +545,7 @@ def test_work_ends_at_a_signal_and_leaves_what_runs(cli, queue, times):
     """At SIGTERM nothing more is started; the running job lives on, the next one waits."""
     first = queue.submit(["sh", "-c", HELD])
     second = queue.submit(["true"])
-    process = cli.start("work", "--slots", "1")
+    process = cli.fork("work", "--slots", "1")
     until(lambda: queue.get_job(first.id).line_count, "the first job's line")
     for _ in range(times):
         process.send_signal(signal.SIGTERM)
@@ -620,7 +577,7 @@ def test_list_filters_and_pages(cli, queue):
 
 def test_list_is_true_after_a_host_has_died(cli):
     """A job that ended after its host was killed is listed as it ended."""
-    process = cli.start("run", "--", "sh", "-c", HELD)
+    process = cli.fork("run", "--", "sh", "-c", HELD)
     assert process.stdout.readline() == b"ready\n"
     process.kill()
     process.communicate()
@@ -675,7 +632,7 @@ def test_logs_by_number_tail_and_format(cli, queue):
 def test_logs_follow_a_job_that_has_not_started_yet(cli, queue):
     """`logs -f` waits for the start, gives each line as it comes, and ends with the job."""
     job = queue.create_job("TASK")
-    process = cli.start("logs", "-f", str(job.id))
+    process = cli.fork("logs", "-f", str(job.id))
     queue.start_job(job.id)
     queue.append_log(job.id, "one")
     assert process.stdout.readline() == b"one\n"
@@ -827,7 +784,7 @@ class Watched:
     def __init__(self, cli):
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 120, 0, 0))
-        self._process = cli.start("watch", stdin=theirs, stdout=theirs, start_new_session=True)
+        self._process = cli.fork("watch", stdin=theirs, stdout=theirs, start_new_session=True)
         os.close(theirs)
         self.raw = ""
 
@@ -1080,7 +1037,7 @@ def read_until(stream, text):
 
 def test_run_shows_a_prompt_in_a_pipe_and_each_byte_once(cli):
     """What has no newline is there before it has one, and is not repeated."""
-    process = cli.start("run", "--", "sh", "-c", ASKS)
+    process = cli.fork("run", "--", "sh", "-c", ASKS)
     seen = read_until(process.stdout.fileno(), b"sure? ")
     open_gate(cli.gate)
     seen += read_until(process.stdout.fileno(), b"20%\r")

@@ -7,13 +7,13 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 
 import pytest
 
 from jobcore import JobManager, Reason, Status, StoreMismatch, doctor, leftovers
 from jobcore.supervision import jobdir
+from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import cookie_of, log_of, sql
 from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import carrying, open_gate, until
@@ -45,13 +45,8 @@ def copy_all(database, tmp_path):
 
 def jobcore(database, *words):
     """Return what the command line prints, in stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "jobcore", "--db", database, *words],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout, done.stderr
+    out, err = in_a_pipe(database, [words])
+    return out, err
 
 
 def test_looking_at_a_copy_changes_nothing(running, database, tmp_path):

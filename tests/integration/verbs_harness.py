@@ -1,46 +1,55 @@
-"""Verbs: many of the command line in one interpreter, whose start takes longer than all of them."""
+"""Verbs of the command line in forks of this process, which has all of it loaded."""
 
 from __future__ import annotations
 
-import json
+import atexit
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
+import traceback
+import warnings
 from contextlib import suppress
+from functools import partial
 
+import rich.console
+import rich.table
+
+from jobcore import application, cli, running, upkeep, verbs
 from tests.processes import PATIENCE, ROOT
 
-_SOURCE = """
-import json, sys
-from jobcore.cli import main
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["jobcore", *words]
-    try:
-        main()
-    except SystemExit as end:
-        print("--- exit", end.code or 0, file=sys.__stdout__, flush=True)
-"""
+# Loaded before any fork.
+assert application.app.registered_commands, (running, upkeep, verbs, rich.console, rich.table)
+
 _END = re.compile(r"--- exit \d+\r?\n")
+#: For an interpreter of its own, which takes half a second until it has all loaded.
+_SOURCE = """
+import sys
+from tests.integration.verbs_harness import call_each
+call_each(eval(sys.argv[1]))
+"""
+#: What an interpreter reads when it begins, so that a fork is too late for it.
+_READ_AT_START = ("LC_ALL", "LANG", "PYTHONUTF8", "PYTHONCOERCECLOCALE")
 
 
 def in_a_pipe(database, verbs, **environment):
     """Return what each of `verbs`, lists of words, says on stdout, and then all of stderr."""
-    done = subprocess.run(
-        _command(verbs), capture_output=True, timeout=PATIENCE,
-        env=_environment(database) | environment, check=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    return [*_parts(done.stdout.decode(), verbs), done.stderr.decode()]
+    with _start(
+        database, verbs, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err.decode()
+    return [*_parts(out.decode(), verbs), err.decode()]
 
 
 def on_a_terminal(database, verbs, **environment):
     """Return what a terminal of 120 columns gets from each of `verbs`, lists of words."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        _command(verbs), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
-        env=_environment(database) | environment,
-    ) as process:  # fmt: skip
+    with _start(database, verbs, environment, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
         with suppress(OSError):  # EIO: it has closed the other side
@@ -52,17 +61,89 @@ def on_a_terminal(database, verbs, **environment):
     return _parts(shown.decode(encoding), verbs)
 
 
-def _command(verbs):
-    return [sys.executable, "-c", _SOURCE, json.dumps(verbs)]
-
-
-def _environment(database):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database}
-    environment.pop("LINES", None)  # that of whoever runs the tests
-    return {**environment, "TERM": "xterm", "COLUMNS": "120"}
+def _start(database, verbs, environment, **streams):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database}
+    env.pop("LINES", None)  # that of whoever runs the tests
+    env |= {"TERM": "xterm", "COLUMNS": "120"} | environment
+    if not any(name in environment for name in _READ_AT_START):
+        streams["preexec_fn"] = partial(be_the_command_line, verbs, env, marked=True)
+    with warnings.catch_warnings():
+        # A host with threads may fork; a child of ours needs none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(
+            [sys.executable, "-c", _SOURCE, repr(verbs)],
+            stdin=subprocess.DEVNULL,
+            env=env,
+            **streams,
+        )
 
 
 def _parts(text, verbs):
     *parts, rest = _END.split(text)
     assert (len(parts), rest) == (len(verbs), ""), text
     return parts
+
+
+def call_each(verbs):
+    """Run each of these verbs, and say behind each how it has ended."""
+    for words in verbs:
+        code = _call(words)
+        print("--- exit", code, file=sys.__stdout__, flush=True)
+
+
+def _call(words):
+    sys.argv = ["jobcore", *words]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def hear_a_terminal():
+    """Be ended by what a terminal sends, also where `nohup` or a shell's `&` runs the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def be_the_command_line(verbs, env, *, marked=False):
+    """
+    Do in a forked child what an interpreter does that begins with `-m jobcore`, to its end.
+
+    Args:
+        verbs: Lists of words; the child runs one behind the other.
+        env: Its environment.
+        marked: Whether a line behind each tells how it has ended; or the child ends so.
+    """
+    code = 1
+    try:
+        hear_a_terminal()
+        os.closerange(3, 1024)  # with them the pipe by which Popen waits for an exec
+        warnings.resetwarnings()
+        atexit._clear()  # those of the tests
+        os.environ.clear()
+        os.environ.update(env)
+        time.tzset()
+        encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
+        sys.stdin, sys.stdout, sys.stderr = (  # to be left open to the end
+            os.fdopen(number, mode, encoding=encoding or None, errors=errors, closefd=False)
+            for number, mode, errors in (
+                (0, "r", errors or "strict"),
+                (1, "w", errors or "strict"),
+                (2, "w", "backslashreplace"),
+            )
+        )
+        sys.__stdout__ = sys.stdout
+        if marked:
+            call_each(verbs)
+            code = 0
+        else:
+            for words in verbs:
+                code = _call(words)
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BaseException:  # noqa: BLE001 - as an interpreter does
+        traceback.print_exc()
+    finally:
+        os._exit(code)
