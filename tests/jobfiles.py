@@ -25,6 +25,11 @@ UNDECODABLE = object()
 
 def damage(database, table, row_id, **values):
     """Write what no rule of the schema lets in, into the columns of one row."""
+    damage_rows(database, table, [(row_id, column, value) for column, value in values.items()])
+
+
+def damage_rows(database, table, damaged):
+    """Do so in many rows; each is given by its id, with a column and a value."""
     with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute("PRAGMA foreign_keys = OFF")
@@ -34,7 +39,7 @@ def damage(database, table, row_id, **values):
         ).fetchall()
         for name, _ in triggers:
             connection.execute(f'DROP TRIGGER "{name}"')
-        for column, value in values.items():
+        for row_id, column, value in damaged:
             undecodable = value is UNDECODABLE
             what = "CAST(? AS TEXT)" if undecodable else "?"
             connection.execute(
@@ -80,21 +85,19 @@ class Scripted:
         self.job = jobs.submit(["true"])
         self.id = self.job.id
         self.token, self.cookie = uuid4().hex, uuid4().hex
-        sql(
-            database,
-            "UPDATE job SET status = 'RUNNING', start_time = created, token = ?, cookie = ?, "
-            "boot_id = ? WHERE id = ?",
-            self.token,
-            self.cookie,
-            boot_id or filesystem.boot_id(),
-            self.id.hex,
-        )
-        sql(
-            database,
-            "INSERT INTO transition (job, at, trigger, from_status, to_status) "
-            "SELECT number, start_time, 'start', 'QUEUED', 'RUNNING' FROM job WHERE id = ?",
-            self.id.hex,
-        )
+        with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(
+                "UPDATE job SET status = 'RUNNING', start_time = created, token = ?, cookie = ?, "
+                "boot_id = ? WHERE id = ?",
+                (self.token, self.cookie, boot_id or filesystem.boot_id(), self.id.hex),
+            )
+            connection.execute(
+                "INSERT INTO transition (job, at, trigger, from_status, to_status) "
+                "SELECT number, start_time, 'start', 'QUEUED', 'RUNNING' FROM job WHERE id = ?",
+                (self.id.hex,),
+            )
+            connection.execute("COMMIT")
         self.path = os.path.join(database + ".jobs", self.id.hex)
         self.end = 0
         self.next_sequence = 0

@@ -27,11 +27,15 @@ _PTRACE_ATTACH = 16  # of <sys/ptrace.h>
 
 def until(condition, what="the condition", patience=PATIENCE):
     """Return what `condition` returns once that is true; fail after `patience` seconds."""
-    deadline = time.monotonic() + patience
+    begun = time.monotonic()
+    deadline = begun + patience
     while not (answer := condition()):
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"{what} did not come true within {patience} s")
-        time.sleep(0.002)
+        # A look through all processes takes milliseconds: what is awaited needs the core, too.
+        time.sleep(max(0.002, 2 * (now - begun)))
+        begun = time.monotonic()
     return answer
 
 
@@ -230,17 +234,19 @@ def _stat(pid):
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
-def carrying(text):
-    """Return the pids of processes whose environment contains `text`."""
+def carrying(*texts):
+    """Return the pids of processes whose environment contains one of `texts`."""
+    wanted = [text.encode() for text in texts]
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             try:
-                environment = (entry / "environ").read_bytes()
+                with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
+                    environment = file.read()
             except OSError:
                 continue
-            if text.encode() in environment:
-                found.append(int(entry.name))
+            if any(text in environment for text in wanted):
+                found.append(int(name))
     return found
 
 

@@ -15,7 +15,7 @@ from jobcore import JobManager, Status, StoreError
 from jobcore.clock import from_datetime
 from jobcore.supervision import jobdir
 from tests.faults.test_supervisor_killed import supervisor_of
-from tests.jobfiles import UNDECODABLE, cookie_of, damage, row_of, sql
+from tests.jobfiles import UNDECODABLE, cookie_of, damage_rows, row_of, sql
 from tests.processes import PATIENCE, carrying, until
 
 NAMES = ("lock", "exit", "run", "spool.0", "ctl", "stop", "result")
@@ -247,35 +247,36 @@ def test_stop_holds_where_no_file_of_it_can_be_written(running_jobs, monkeypatch
     assert (job.status, str(job.reason)) == (Status.STOPPED, "shutdown")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_time_out_holds_whatever_has_the_name_of_a_file(database, name):
+def test_time_out_holds_whatever_has_the_name_of_a_file(database):
     """A supervisor that lives ends its job, and its verdict replaces what has its name."""
-    with JobManager(database, slots=len(STRANGE)) as jobs:
-        running = start_all(jobs, STRANGE, timeout=3)
+    places = [(name, kind) for name in NAMES for kind in STRANGE]
+    with JobManager(database, slots=len(places)) as jobs:
+        running = start_all(jobs, places, timeout=5)
         cookies = [cookie_of(database, job.id) for job in running.values()]
         undo = [
-            replace(f"{database}.jobs/{job.id.hex}/{name}", kind) for kind, job in running.items()
+            replace(f"{database}.jobs/{job.id.hex}/{name}", kind)
+            for (name, kind), job in running.items()
         ]
-        for cookie in cookies:
-            until(lambda cookie=cookie: not carrying(cookie), "the end of the command")
+        until(lambda: not carrying(*cookies), "the end of all commands")
         for one in undo:
             one()
-        ended = {kind: jobs.wait(job.id, PATIENCE) for kind, job in running.items()}
+        ended = {place: jobs.wait(job.id, PATIENCE) for place, job in running.items()}
 
-    assert {str(job.reason) for job in ended.values()} == {"timeout"}
+    wrong = {place: str(job.reason) for place, job in ended.items() if job.reason != "timeout"}
+    assert wrong == {}
 
 
-@pytest.mark.parametrize("kind", STRANGE)
-def test_job_starts_whatever_has_the_name_of_the_fifo(database, kind):
+def test_job_starts_whatever_has_the_name_of_the_fifo(database):
     """Its supervisor puts that aside before it listens."""
-    with JobManager(database) as jobs:
-        job = jobs.submit(["true"])
-    os.mkdir(f"{database}.jobs/{job.id.hex}", 0o700)
-    STRANGE[kind](f"{database}.jobs/{job.id.hex}/ctl")
+    with JobManager(database, slots=0) as jobs:
+        made = {kind: jobs.submit(["true"]) for kind in STRANGE}
+    for kind, job in made.items():
+        os.mkdir(f"{database}.jobs/{job.id.hex}", 0o700)
+        STRANGE[kind](f"{database}.jobs/{job.id.hex}/ctl")
     with JobManager(database, slots=1) as jobs:
-        ended = jobs.wait(job.id, PATIENCE)
+        ended = {kind: jobs.wait(job.id, PATIENCE).status for kind, job in made.items()}
 
-    assert ended.status is Status.COMPLETE
+    assert ended == dict.fromkeys(STRANGE, Status.COMPLETE)
 
 
 #: What no jobcore has ever stored.
@@ -290,15 +291,20 @@ GARBAGE = {
 }
 
 
-def spoil(database, table, row_id, column, what):
-    """Write garbage into a column, where its definition lets that in."""
-    if what != "nothing" or not columns_of(database, table)[column]:
-        damage(database, table, row_id, **{column: GARBAGE[what]})
-
-
 def columns_of(database, table):
-    """Return the columns of a table, and whether each must have a value."""
-    return {row["name"]: row["notnull"] for row in sql(database, f"PRAGMA table_info({table})")}
+    """Return the columns of a table that a row cannot be found by, and whether each must be set."""
+    rows = sql(database, f"PRAGMA table_info({table})")
+    return {row["name"]: row["notnull"] for row in rows if row["name"] not in ("number", "id")}
+
+
+def spoiled(database, table, kinds=tuple(GARBAGE)):
+    """Return each column with each garbage that its definition lets in."""
+    return [
+        (column, GARBAGE[what])
+        for column, must_be_set in columns_of(database, table).items()
+        for what in kinds
+        if what != "nothing" or not must_be_set
+    ]
 
 
 @pytest.mark.parametrize("what", GARBAGE)
@@ -307,31 +313,28 @@ def test_damaged_row_of_a_job_concerns_it_alone(
     database, clock, jobs, scripted, adopted, due, state, what
 ):
     """Garbage in any column of a job keeps no other job, no schedule and no adoption."""
-    for column in columns_of(database, "job"):
-        if column in ("number", "id"):
-            continue
+    damaged = []
+    for column, value in spoiled(database, "job", [what]):
         if state == "queued":
             job = jobs.submit(["true"], pipeline_id=jobs.create_pipeline(column, ["true"]).id)
         else:
             job = an_ended_one(scripted)
-        spoil(database, "job", job.id, column, what)
+        damaged.append((job.id, column, value))
+    damage_rows(database, "job", damaged)
 
     all_goes_on(database, clock, jobs, adopted, due)
 
 
-@pytest.mark.parametrize("what", GARBAGE)
-def test_damaged_row_of_a_pipeline_concerns_it_alone(database, clock, jobs, adopted, due, what):
+def test_damaged_row_of_a_pipeline_concerns_it_alone(database, clock, jobs, adopted, due):
     """Garbage in any column of a pipeline keeps no other schedule, no job and no adoption."""
-    made = {
-        column: jobs.create_pipeline(column, ["true"], schedule="0 0 1 1 *")
-        for column in columns_of(database, "pipeline")
-        if column != "id"
-    }
-    for pipeline in made.values():
+    damaged = []
+    for number, (column, value) in enumerate(spoiled(database, "pipeline")):
+        name = f"{column} {number}"
+        pipeline = jobs.create_pipeline(name, ["true"], schedule="0 0 1 1 *")
         jobs.create_job(pipeline_id=pipeline.id)
+        damaged.append((pipeline.id, column, value))
     sql(database, "UPDATE pipeline SET next_tick = ? WHERE name != 'due'", LONG_AGO)
-    for column, pipeline in made.items():
-        spoil(database, "pipeline", pipeline.id, column, what)
+    damage_rows(database, "pipeline", damaged)
 
     all_goes_on(database, clock, jobs, adopted, due)
 
@@ -353,8 +356,7 @@ def test_leftovers_are_killed_though_no_verdict_can_be_given(database, name):
             cookies.append(cookie)
             undo.append(replace(f"{database}.jobs/{job.id.hex}/{name}", kind))
             os.kill(supervisor, signal.SIGKILL)
-        for cookie in cookies:
-            until(lambda cookie=cookie: not carrying(cookie), "the end of what is left")
+        until(lambda: not carrying(*cookies), "the end of what is left")
         for one in undo:
             one()
         ended = {kind: jobs.wait(job.id, PATIENCE) for kind, job in running.items()}
