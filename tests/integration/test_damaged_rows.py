@@ -56,29 +56,29 @@ HIDES = ("deleted_at",)
 def test_list_of_jobs_has_all_but_the_damaged_ones(database, jobs, caplog, what):
     """Garbage in any column of a job: it is shown as it is, or told to be missing."""
     good, known = set(), set()
-    for column in columns_of(database, "job"):
-        if column == "number":
-            continue
-        before, bad, after = (jobs.submit(["true"], name=column) for _ in range(3))
-        good |= {before.number, after.number}
-        damage(database, "job", bad.id, **{column: GARBAGE[what]})
-        caplog.clear()
-        with JobManager(database, slots=0) as reader:
+    with JobManager(database, slots=0) as reader:
+        for column in columns_of(database, "job"):
+            if column == "number":
+                continue
+            before, bad, after = jobs.submit_many([["true"]] * 3, name=column)
+            good |= {before.number, after.number}
+            damage(database, "job", bad.id, **{column: GARBAGE[what]})
+            caplog.clear()
             listed = {job.number for job in reader.list_jobs(limit=3)}  # meets no earlier one
             counted = sum(reader.count_jobs().values())
             missing = [line for line in reader.list_damaged_rows() if line not in known]
             known |= set(missing)  # an unknown status is met by each count
             shown = is_shown(reader.get_job, bad)
 
-        assert {before.number, after.number} <= listed, column
-        assert counted >= len(good)
-        if column in HIDES:
-            assert bad.number not in listed
-        else:
-            assert (bad.number in listed) != bool(missing), column
-            assert not missing or "row damaged" in caplog.text, column
-            # A list shows no command.
-            assert shown == (bad.number in listed) or column == "command", column
+            assert {before.number, after.number} <= listed, column
+            assert counted >= len(good)
+            if column in HIDES:
+                assert bad.number not in listed
+            else:
+                assert (bad.number in listed) != bool(missing), column
+                assert not missing or "row damaged" in caplog.text, column
+                # A list shows no command.
+                assert shown == (bad.number in listed) or column == "command", column
     assert good <= {job.number for job in jobs.list_jobs(limit=10_000)}
     assert rows_found(database).verdict == "wrong"
 

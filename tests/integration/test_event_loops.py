@@ -27,6 +27,7 @@ from jobcore import (
     WaitTimeout,
     WorkspaceNotFound,
     awaiter,
+    worker,
 )
 from jobcore.database import Database
 from jobcore.recovery import Recovery
@@ -37,11 +38,11 @@ from tests.programs import EXIT_3, SLEEPS, python
 pytestmark = pytest.mark.anyio
 
 NUMBERS = python("""
-for start in range(0, 20000, 500):
+for start in range(0, 8000, 500):
     print(*(f"line {n}" for n in range(start, start + 500)), sep="\\n", flush=True)
 raise SystemExit(7)
 """)
-NUMBER_LINES = [(n, f"line {n}") for n in range(20_000)]
+NUMBER_LINES = [(n, f"line {n}") for n in range(8000)]  # several imports, and several pages
 
 
 @pytest.fixture(params=[("asyncio", {"debug": True}), ("trio", {})], ids=["asyncio", "trio"])
@@ -79,7 +80,7 @@ async def test_they_return_what_the_blocking_forms_return(running_jobs):
     assert lines == NUMBER_LINES
     assert (ended.status, ended.exit_code) == (Status.ERROR, 7)
     assert ended == await make(running_jobs.wait, job.id)
-    assert await read(running_jobs.follow_async(str(job.id), 19_999)) == NUMBER_LINES[-1:]
+    assert await read(running_jobs.follow_async(str(job.id), 7999)) == NUMBER_LINES[-1:]
 
 
 async def test_unfinished_line_comes_without_a_number_and_then_once_with_it(running_jobs, gate):
@@ -106,10 +107,10 @@ async def test_many_follow_at_once_and_each_gets_each_line_once(running_jobs):
         got[first] = await read(running_jobs.follow_async(job.id, first, unfinished=False))
 
     async with anyio.create_task_group() as tasks:
-        for first in range(0, 20_000, 2500):
+        for first in range(0, 8000, 1000):
             tasks.start_soon(follow, first)
 
-    assert got == {first: NUMBER_LINES[first:] for first in range(0, 20_000, 2500)}
+    assert got == {first: NUMBER_LINES[first:] for first in range(0, 8000, 1000)}
 
 
 async def test_a_drain_ends_when_the_last_job_does(running_jobs):
@@ -209,7 +210,7 @@ async def test_nothing_is_touched_in_the_loops_own_thread(database, monkeypatch)
     jobs = await make(JobManager, database, slots=1)
     try:
         job = await make(jobs.submit, NUMBERS)
-        assert len(await read(jobs.follow_async(job.id, unfinished=False))) == 20_000
+        assert len(await read(jobs.follow_async(job.id, unfinished=False))) == 8000
         job = await make(jobs.submit, EXIT_3)
         await jobs.wait_async(job.id)
         await jobs.drain_async()
@@ -332,7 +333,7 @@ async def test_a_thousand_waiters_hold_no_threads(jobs, own):
     async with anyio.create_task_group() as tasks:
         for index in range(1000):
             tasks.start_soon(wait, (own.id, queued.id)[index % 2])
-        for _ in range(50):
+        for _ in range(10):  # all thousand have looked before the second
             await anyio.sleep(0.005)
             most = max(most, threading.active_count())
         await make(jobs.finish_job, own.id)
@@ -346,8 +347,9 @@ async def test_a_thousand_waiters_hold_no_threads(jobs, own):
 
 
 @pytest.fixture
-def nothing_left():
+def nothing_left(monkeypatch):
     """After the test no descriptor and no thread that works for jobcore may be left."""
+    monkeypatch.setattr(worker, "IDLE", 0.05)  # seconds that a thread waits for another call
     before = descriptors()
     yield
     assert left_open(before) == {}
