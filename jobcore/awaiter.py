@@ -68,6 +68,24 @@ class Awaiter:
             await _rest(cursor, patience)
         return await in_thread(end, cursor.run)
 
+    async def wait_all(
+        self,
+        begin: Callable[[], Sequence[Run]],
+        timeout: float | None,
+        check: Callable[[Run], None],
+        end: Callable[[Run], Answer],
+    ) -> list[Answer]:
+        """
+        Return, when all jobs that `begin` finds are final, what `end` makes of each.
+
+        Raises:
+            JobDeleted: One of them was deleted in between.
+            WaitTimeout: `timeout` seconds were over.
+        """
+        patience = Patience(timeout)
+        found = await in_thread(begin)
+        return [await self.wait(partial(_itself, run), patience, check, end) for run in found]
+
     def follow(
         self,
         begin: Callable[[], Run],

@@ -195,11 +195,26 @@ class Listings:
         self._readable("job", found)
         return found
 
-    def workspaces(self) -> list[Workspace]:
-        """Return all workspaces."""
+    def workspaces(self, *, limit: int | None, after: Workspace | Id | None) -> list[Workspace]:
+        """
+        Return a page of all workspaces.
+
+        Args:
+            limit: Workspaces in the page; None: all.
+            after: The last workspace of the page before, or its id.
+
+        Raises:
+            WorkspaceNotFound: There is no such one.
+        """
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
-            found = store.list_workspaces(connection, Workspace.from_row, failed.__setitem__)
+            found = store.list_workspaces(
+                connection,
+                Workspace.from_row,
+                failed.__setitem__,
+                limit=limit,
+                after=_place(connection, after, Workspace, require_workspace),
+            )
         self._note("workspace", failed)
         self._readable("workspace", found)
         return found
@@ -223,19 +238,13 @@ class Listings:
             place = None
             if workspace_id is not None:
                 place = require_workspace(connection, workspace_id).id
-            behind = None
-            if isinstance(after, Pipeline):
-                behind = (from_datetime(after.created), after.id)
-            elif after is not None:
-                last = require_pipeline(connection, after)
-                behind = (last.created, last.id)
             found = store.list_pipelines(
                 connection,
                 place,
                 Pipeline.from_row,
                 failed.__setitem__,
                 limit=limit,
-                after=behind,
+                after=_place(connection, after, Pipeline, require_pipeline),
             )
         self._note("pipeline", failed)
         self._readable("pipeline", found)
@@ -307,3 +316,23 @@ class Listings:
         if self._damaged.failures():
             for one in found:
                 self._damaged.succeed(f"{kind} {one.id}")
+
+
+def _place(
+    connection: Connection,
+    after: Any,
+    model: type[Workspace | Pipeline],
+    require: Callable[[Connection, Any], Row[Any]],
+) -> tuple[int, UUID] | None:
+    """
+    Return behind which row a page begins: when that was created, and its id; None: the first page.
+
+    Raises:
+        WorkspaceNotFound, PipelineNotFound: No row has the id; as `require` raises it.
+    """
+    if after is None:
+        return None
+    if isinstance(after, model):
+        return from_datetime(after.created), after.id
+    last = require(connection, after)
+    return last.created, last.id

@@ -1191,6 +1191,31 @@ class JobManager:
             lambda: self._run(job_id), timeout, self._dispatcher.begin_wait(self), self._job
         )
 
+    def wait_all_async(
+        self, job_ids: Iterable[Id], timeout: float | None = None
+    ) -> Coroutine[Any, Any, list[Job]]:
+        """
+        Await the end of all of these jobs, and return them: `wait_all` for an event loop.
+
+        Args:
+            job_ids: The jobs; the same one may be among them more than once.
+            timeout: Seconds to wait for all of them; None: as long as it takes.
+
+        Raises:
+            JobNotFound: No job has one of these ids.
+            JobDeleted, WaitTimeout, SpawnError, StoreError: As `wait_async` raises them for one.
+            ArgumentError: `job_ids` is one id, or no ids, or `timeout` is no number; at this
+                call, not when it is awaited.
+        """
+        checked_patience(timeout)
+        ids = checked_ids(job_ids)
+        return self._awaiter.wait_all(
+            lambda: [self._run(one) for one in ids],
+            timeout,
+            self._dispatcher.begin_wait(self),
+            self._job,
+        )
+
     def follow_async(
         self,
         job_id: Id,
@@ -1517,9 +1542,23 @@ class JobManager:
         with self._database.read() as connection:
             return public(Workspace, require_workspace(connection, workspace_id))
 
-    def list_workspaces(self) -> list[Workspace]:
-        """Return all workspaces, in the order of their creation."""
-        return self._listings.workspaces()
+    def list_workspaces(
+        self, *, limit: int | None = None, after: Workspace | Id | None = None
+    ) -> list[Workspace]:
+        """
+        Return a page of all workspaces, in the order of their creation.
+
+        Args:
+            limit: Workspaces in the page, less those that cannot be read; None: all.
+            after: The last workspace of the page before, or its id; None: the first page. The
+                workspace itself is a place though it be deleted meanwhile, its id is not.
+
+        Raises:
+            WorkspaceNotFound: There is no such one.
+            ArgumentError: `limit` is negative, or no number.
+        """
+        most = None if limit is None else checked_limit(limit)
+        return self._listings.workspaces(limit=most, after=after)
 
     def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
         """

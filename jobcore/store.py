@@ -303,19 +303,21 @@ def list_workspaces(
     connection: Connection,
     form: Callable[[Row[Any]], T],
     failed: Callable[[int, Exception], None],
+    *,
+    limit: int | None = None,
+    after: tuple[int, UUID] | None = None,
 ) -> list[T]:
     """
-    Return all workspaces, in the order of their creation.
+    Return a page of all workspaces, in the order of their creation.
 
     Args:
         form: Makes of a row what is returned.
         failed: Called with the rowid of each that cannot be read, and the reason.
+        limit: Workspaces in the page; None: all.
+        after: When the last one of the page before was created, and its id; None: the first page.
     """
-    statement = (
-        select(workspace)
-        .where(workspace.c.deleted_at.is_(None))
-        .order_by(workspace.c.created, workspace.c.id)
-    )
+    statement = select(workspace).where(workspace.c.deleted_at.is_(None))
+    statement = _page(statement, workspace, limit, after)
     return _formed(connection, statement, _rowid(workspace), form, failed)
 
 
@@ -332,21 +334,25 @@ def list_pipelines(
     Return a page of all pipelines, or of those of a workspace, in the order of their creation.
 
     Args:
-        form, failed: As for `list_workspaces`.
-        limit: Pipelines in the page; None: all.
-        after: When the last one of the page before was created, and its id; None: the first page.
+        form, failed, limit, after: As for `list_workspaces`.
     """
     statement = _PIPELINE
     if workspace_id is not None:
         statement = statement.where(pipeline.c.workspace_id == workspace_id)
+    statement = _page(statement, pipeline, limit, after)
+    return _formed(connection, statement, _ROWID, form, failed)
+
+
+def _page(
+    statement: Select[Any], table: Table, limit: int | None, after: tuple[int, UUID] | None
+) -> Select[Any]:
+    """Return the statement with a page of its rows, in the order of their creation."""
     if after is not None:
         created, last = after
         statement = statement.where(
-            (pipeline.c.created > created)
-            | ((pipeline.c.created == created) & (pipeline.c.id > last))
+            (table.c.created > created) | ((table.c.created == created) & (table.c.id > last))
         )
-    statement = statement.order_by(pipeline.c.created, pipeline.c.id).limit(limit)
-    return _formed(connection, statement, _ROWID, form, failed)
+    return statement.order_by(table.c.created, table.c.id).limit(limit)
 
 
 def set_pipeline_status(

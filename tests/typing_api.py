@@ -329,6 +329,8 @@ async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
     await jobs.drain_async(timeout=first.sequence)
     waiting = asyncio.create_task(jobs.wait_async(job_id, 60))
     ended: Job = await waiting
+    every: list[Job] = await jobs.wait_all_async(job_ids=[ended.id], timeout=9.5)
+    print(len(every))
     return ended if ended.status.final else await jobs.wait_async(job_id)
 
 
@@ -386,6 +388,7 @@ def governing(jobs: JobManager) -> Pipeline:
         blocker: UUID | None = skip.job_id
         print(due.isoformat(), skip.why, skip.count, blocker, properties)
     every: list[Workspace] = [*jobs.list_workspaces(), jobs.get_workspace(workspace.id)]
+    every += jobs.list_workspaces(limit=5, after=default) or jobs.list_workspaces(after="text")
     jobs.delete_pipeline(pipeline.id)
     jobs.delete_workspace(every[0].id)
     return (changed, *jobs.list_pipelines(workspace_id=workspace.id, limit=5, after=changed))[0]

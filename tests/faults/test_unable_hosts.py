@@ -37,6 +37,8 @@ def waits(jobs, job):
         "drain": lambda: jobs.drain(PATIENCE),
         "wait_async": lambda: asyncio.run(_awaited(jobs.wait_async(job.id, PATIENCE))),
         "follow_async": lambda: asyncio.run(_last(jobs.follow_async(job.id, timeout=PATIENCE))),
+        "wait_all": lambda: jobs.wait_all([job.id], PATIENCE),
+        "wait_all_async": lambda: asyncio.run(_awaited(jobs.wait_all_async([job.id], PATIENCE))),
         "drain_async": lambda: asyncio.run(_awaited(jobs.drain_async(PATIENCE))),
     }
 

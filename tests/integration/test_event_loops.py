@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from functools import partial
+from uuid import UUID
 
 import anyio
 import anyio.lowlevel
@@ -81,6 +82,35 @@ async def test_they_return_what_the_blocking_forms_return(running_jobs):
     assert (ended.status, ended.exit_code) == (Status.ERROR, 7)
     assert ended == await make(running_jobs.wait, job.id)
     assert await read(running_jobs.follow_async(str(job.id), 7999)) == NUMBER_LINES[-1:]
+
+
+async def test_several_jobs_are_awaited_at_once(running_jobs):
+    """All are final, in the order of the ids, as `wait_all` returns them."""
+    first, second = await make(running_jobs.submit_many, [EXIT_3, ["true"]])
+    ids = [second.id, str(first.id), second.id]
+    ended = await running_jobs.wait_all_async(iter(ids), timeout=PATIENCE)
+
+    assert [job.id for job in ended] == [second.id, first.id, second.id]
+    assert [job.exit_code for job in ended] == [0, 3, 0]
+    assert ended == await make(running_jobs.wait_all, ids)
+    assert await running_jobs.wait_all_async([]) == []
+    for one in (str(first.id), first.id, None):
+        with pytest.raises(ArgumentError, match="wait_all"):
+            running_jobs.wait_all_async(one)
+
+
+async def test_the_time_of_a_wait_for_several_is_for_all_of_them(jobs):
+    """Each begins with what the ones before it have left; unknown jobs are told at the await."""
+    mine = []
+    for _ in range(3):
+        job = await make(jobs.create_job, "TASK")
+        mine.append((await make(jobs.start_job, job.id)).id)
+    waiting = jobs.wait_all_async(mine, timeout=0.02)
+    with pytest.raises(WaitTimeout, match=r"RUNNING after 0.02 s"):
+        await waiting
+    waiting = jobs.wait_all_async([*mine, UUID(int=5)])
+    with pytest.raises(JobNotFound):
+        await waiting
 
 
 async def test_unfinished_line_comes_without_a_number_and_then_once_with_it(running_jobs, gate):
@@ -495,6 +525,8 @@ async def test_wrong_arguments_are_told_at_the_call(jobs, own, nonsense):
                 call(nonsense)
         with pytest.raises(ValueError, match="time-out"):
             jobs.drain_async(nonsense)
+        with pytest.raises(ValueError, match="time-out"):
+            jobs.wait_all_async([own.id], nonsense)
 
 
 async def test_unknown_and_deleted_jobs_are_told(jobs, own):

@@ -112,6 +112,29 @@ def test_workspaces_are_listed_in_the_order_of_their_creation(jobs, clock):
     assert made[1] == jobs.get_workspace()
 
 
+def test_workspaces_come_in_pages(jobs):
+    """From page to page each workspace comes once, though the last of a page be deleted."""
+    for number in range(5):
+        jobs.create_workspace(f"w{number}")
+    made = jobs.list_workspaces()  # of one moment, as the clock stands still
+    pages, last = [], None
+    while page := jobs.list_workspaces(limit=2, after=last):
+        pages.append(page)
+        last = page[-1]
+        if len(pages) == 1:
+            jobs.delete_workspace(last.id)
+
+    assert pages == [made[:2], made[2:4], made[4:]]
+    assert jobs.list_workspaces(after=str(made[3].id)) == [made[4]]
+    assert jobs.list_workspaces(limit=0) == []
+    for unknown in (made[1].id, "nonsense", 5):
+        with pytest.raises(WorkspaceNotFound):
+            jobs.list_workspaces(after=unknown)
+    for wrong in (-1, "2", 1.5):
+        with pytest.raises(ArgumentError):
+            jobs.list_workspaces(limit=wrong)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"name": None}, {"name": 5}, {"name": "\ud800"}, {"properties": [1]}, {"properties": "ab"},
