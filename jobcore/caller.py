@@ -61,9 +61,11 @@ def main() -> None:
         if os.getpid() != me:
             return  # a child that the function forked, and that came back: not the job's own
         _store(payload["name"], value, directory, identity)
+        termination.expect_exit()
     except BaseException as error:
         if os.getpid() == me:
             termination.finish(error)
+            termination.expect_exit()
         _hide_own_frames()
         raise  # for Python to end with it as always, SystemExit and KeyboardInterrupt included
 
@@ -129,12 +131,13 @@ class Termination:
     """
     SIGTERM as `sys.exit`: what the function has in `finally`, `with` and `atexit` is done.
 
-    It counts once, so that a second one does not interrupt the cleaning up. Children that the
-    function forks still end by SIGTERM.
+    It counts once, so that a second one does not interrupt the cleaning up, and not at all once
+    `atexit` handlers run. Children that the function forks still end by SIGTERM.
     """
 
     def __init__(self) -> None:
         self._exit: SystemExit | None = None
+        self._exiting = False
         self._forking = False
         self._postponed = False  # it came during a fork, whose hooks can raise nothing
         self._masks = threading.local()
@@ -143,6 +146,15 @@ class Termination:
         os.register_at_fork(
             before=self._hold, after_in_parent=self._release, after_in_child=self._restore
         )
+
+    def expect_exit(self) -> None:
+        """
+        Have no stop interrupt what `atexit` runs. Call this when the function has ended.
+
+        Until then it still ends the waiting for threads. Handlers run in reverse order, so this
+        one runs before those of the function.
+        """
+        atexit.register(self._begin_exit)
 
     def finish(self, error: BaseException) -> None:
         """
@@ -167,9 +179,15 @@ class Termination:
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         if self._forking:
             self._postponed = True
-        elif self._exit is None:
+        elif self._exit is None and not self._exiting:
             self._exit = SystemExit(_BY_SIGNAL + _signal.SIGTERM)
             raise self._exit
+
+    def _begin_exit(self) -> None:
+        self._exiting = True
+        if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+            # Not SIG_IGN, which programs that the handlers start would inherit.
+            _signal.signal(_signal.SIGINT, self._handler)
 
     def _hold(self) -> None:
         # A child forgets what comes before its hooks: what is blocked waits for them.

@@ -189,6 +189,36 @@ def cleans_up(path):
         print("cleaned up", end="")
 
 
+def cleans_up_after_its_end(path, how):
+    """Return or raise; in a handler wait for a signal, and say that it came to its end."""
+
+    def clean_up():
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell)
+        print("cleaning up", flush=True)
+        os.read(told, 1)
+        Path(path).write_text("atexit")
+
+    atexit.register(clean_up)
+    if how == "raises":
+        raise ValueError(how)
+    if how == "exits":
+        sys.exit(3)
+
+
+def leaves_a_thread(path):
+    """Return, and leave a thread that then runs for long, and a handler."""
+
+    def run_on():
+        threading.main_thread().join()
+        print("ready", flush=True)
+        time.sleep(60)
+
+    atexit.register(Path(path).write_text, "atexit")
+    threading.Thread(target=run_on).start()
+
+
 def _until_main_ends(tell):
     threading.main_thread().join()
     tell("thread")

@@ -358,6 +358,37 @@ def test_a_stop_ends_it(running_jobs):
         running_jobs.result(job.id)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("how", "code"), [("returns", 0), ("raises", 1), ("exits", 3)])
+def test_stop_that_comes_in_atexit_does_not_interrupt_it(running_jobs, tmp_path, how, code, number):
+    """However the function has ended, its handlers run to their end, and so does the process."""
+    path = tmp_path / "said"
+    command = function_command(
+        functions.cleans_up_after_its_end, [str(path), how], grace=60, stop_signal=number
+    )
+    job = running_jobs.submit(command, type="FUNCTION")
+    texts = (line.text for line in running_jobs.follow(job.id, timeout=60))
+    assert "cleaning up" in texts
+    running_jobs.stop_job(job.id)
+    job = ended(running_jobs, job)
+
+    assert path.read_text() == "atexit"
+    assert outcome(job) == (Status.STOPPED, code, Reason.STOPPED)
+
+
+def test_stop_ends_the_waiting_for_threads_of_a_function_that_has_ended(running_jobs, tmp_path):
+    """A thread that runs on does not keep `atexit` from its part."""
+    path = tmp_path / "said"
+    command = function_command(functions.leaves_a_thread, [str(path)], grace=60)
+    job = running_jobs.submit(command, type="FUNCTION")
+    assert next(running_jobs.follow(job.id, timeout=60)).text == "ready"
+    running_jobs.stop_job(job.id)
+    job = ended(running_jobs, job)
+
+    assert path.read_text() == "atexit"
+    assert (job.status, job.reason) == (Status.STOPPED, Reason.STOPPED)
+
+
 @pytest.mark.parametrize("how", ["stop", "time-out"])
 def test_what_is_ended_cleans_up(running_jobs, tmp_path, how):
     """`finally`, threads, `atexit` and buffers have their part, and a second SIGTERM none."""
