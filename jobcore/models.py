@@ -5,9 +5,11 @@ Frozen values, true as of the moment they were read; they never change under the
 """
 
 import inspect
+import operator
 import re
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, final
 from uuid import UUID
 
 from pydantic import (
@@ -516,7 +518,20 @@ class Event(_Public):
         return cls._checked(fields)
 
 
-class LogLine(NamedTuple):
+class _Facts:
+    """The facts of a line while it is made: the line itself cannot be changed."""
+
+    __slots__ = ("partial", "raw", "sequence", "stream", "time_ns")
+
+    sequence: int | None
+    time_ns: int
+    stream: str
+    raw: bytes
+    partial: bool
+
+
+@final
+class LogLine(_Facts):
     """
     One line of a job's log: a numbered one, or one that the job has not finished yet.
 
@@ -538,14 +553,58 @@ class LogLine(NamedTuple):
             goes on with: one of another may lie between them, and where the output limit
             or the command's end came first, there is none. A line is cut into pieces
             of 64 KiB, and where a `system` line follows an unfinished one.
+
+    `dict(line)` is `to_object()`. JSON has no bytes, so a line is not read back from it.
     """
 
-    # A tuple, not a model: a log has millions of them.
-    sequence: int | None
-    time_ns: int
-    stream: str
-    raw: bytes
-    partial: bool = False
+    # Not a model, as a log has millions of them, and not a tuple, which JSON makes an array of.
+    __slots__ = ()
+    __match_args__ = ("sequence", "time_ns", "stream", "raw", "partial")
+
+    def __new__(
+        cls,
+        sequence: int | None,
+        time_ns: int,
+        stream: str,
+        raw: bytes,
+        partial: bool = False,
+    ) -> "LogLine":
+        """Return a line; see the attributes."""
+        self = _Facts()
+        self.sequence = sequence
+        self.time_ns = time_ns
+        self.stream = stream
+        self.raw = raw
+        self.partial = partial
+        # Setting each by `object.__setattr__` would take twice as long.
+        self.__class__ = cls
+        return cast("LogLine", self)
+
+    def __setattr__(self, name: str, _value: object) -> None:
+        """Refuse: a line that was read does not change."""
+        raise AttributeError(f"a LogLine cannot be changed: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse: a line that was read does not change."""
+        raise AttributeError(f"a LogLine cannot be changed: {name}")
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Iterate over the pairs of `to_object`, as a pydantic model does over its own."""
+        return iter(self.to_object().items())
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether number, time, stream, bytes and mark are the same."""
+        if not isinstance(other, LogLine):
+            return NotImplemented
+        return _facts_of(self) == _facts_of(other)
+
+    def __hash__(self) -> int:
+        """Return the same for equal lines."""
+        return hash(_facts_of(self))
+
+    def __reduce__(self) -> tuple[type["LogLine"], tuple[Any, ...]]:
+        """Have a line pickled and copied."""
+        return LogLine, _facts_of(self)
 
     @property
     def unfinished(self) -> bool:
@@ -613,6 +672,9 @@ class LogLine(NamedTuple):
             },
             "required": ["timestamp", "stream", "message"],  # an unfinished line has no number
         }
+
+
+_facts_of: Callable[[LogLine], tuple[Any, ...]] = operator.attrgetter(*LogLine.__match_args__)
 
 
 def line_object(line: LogLine, timestamp: str) -> dict[str, Any]:

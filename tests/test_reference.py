@@ -10,12 +10,14 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import dataclasses
 import enum
 import importlib
 import inspect
 import itertools
 import pydoc
 import re
+import typing
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
@@ -127,6 +129,9 @@ def fields(kind):
         return {name: text for name, text in own.items() if name in kind.__annotations__}
     if issubclass(kind, tuple):
         return {name: str(kind.__annotations__[name]) for name in kind._fields}
+    if "__match_args__" in vars(kind) and not dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return {name: str(hints[name]) for name in kind.__match_args__}
     if issubclass(kind, BaseException) and "__init__" in vars(kind):
         source = inspect.getsource(kind.__init__)
         return dict.fromkeys(re.findall(r"self\.(\w+) =", source), "")

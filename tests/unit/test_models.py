@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from datetime import datetime, timezone
 from uuid import UUID, uuid4
 
 import pydantic
 import pytest
 import sqlmodel
+from fastapi.encoders import jsonable_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -253,16 +256,20 @@ def test_lines_are_equal_when_all_of_them_is():
     assert line == LogLine(*facts)
     assert hash(line) == hash(LogLine(*facts))
     assert [other for other in others if other == line] == []
-    assert line != facts
+    assert line != (*facts, False)
+    for again in (copy.copy(line), copy.deepcopy(line), pickle.loads(pickle.dumps(line))):
+        assert (again, repr(again)) == (line, repr(line))
 
 
 def test_line_is_frozen():
     """A line that was read does not change."""
     line = LogLine(1, 2, "output", b"x\n")
 
-    for name in ("sequence", "stream", "raw", "partial", "other"):
+    for name in ("sequence", "stream", "raw", "partial", "other", "__class__"):
         with pytest.raises(AttributeError):
             setattr(line, name, 9)
+        with pytest.raises(AttributeError):
+            delattr(line, name)
 
 
 def test_unknown_columns_are_not_shown():
@@ -284,6 +291,20 @@ def test_a_log_line_is_an_object_in_json():
     assert lines.validate_python([line])[0] is line
     (schema,) = [lines.json_schema(mode="serialization")["items"]]
     assert set(schema["required"]) <= set(sent[0]) <= set(schema["properties"])
+
+
+@pytest.mark.parametrize("raw", [b'{"a": 1}\n', b"\xff\r\n", b"", "é\n".encode()])
+@pytest.mark.parametrize("sequence", [3, None])
+def test_a_log_line_is_nowhere_an_array_in_json(raw, sequence):
+    """FastAPI makes an object of one without being told its type, and `json` refuses it by name."""
+    line = LogLine(sequence, 1_700_000_000_123_456_789, "output", raw, partial=sequence is None)
+    sent = line.to_object()
+
+    assert json.loads(json.dumps(sent)) == sent == dict(line)
+    assert jsonable_encoder([line]) == [sent]
+    assert json.loads(json.dumps([line], default=dict)) == [sent]
+    with pytest.raises(TypeError, match="LogLine is not JSON serializable"):
+        json.dumps([line])
 
 
 @pytest.mark.parametrize("model", [Job, Pipeline, Workspace, Event, Transition])
