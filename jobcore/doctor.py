@@ -18,7 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import JSON, Boolean, Float, Integer, Table
 
-from jobcore import filesystem, leftovers, permissions, schema, tables
+from jobcore import counts, filesystem, leftovers, permissions, schema, tables
 from jobcore.clock import to_datetime
 from jobcore.command import Command
 from jobcore.connections import uri_of
@@ -96,6 +96,7 @@ class _Examination:
             ("definitions", self._definitions),
             ("integrity", self._integrity),
             ("rows", self._rows),
+            ("counts", self._counts),
             ("store", self._store),
             ("directories", self._directories),
             ("running jobs", self._running_jobs),
@@ -279,6 +280,15 @@ class _Examination:
             yield _wrong(check, f"damaged: {_some(found)}; restore them from a backup")
         else:
             yield _ok(check, "every row can be read")
+
+    def _counts(self, check: str) -> Iterator[Finding]:
+        if not self._is_current():
+            return
+        wrong = self._ask(counts.wrong)
+        if wrong:
+            yield _wrong(check, f"not those of the jobs: {_some(wrong)}; --repair counts anew")
+        else:
+            yield _ok(check, "as many jobs as `count_jobs` says")
 
     def _store(self, check: str) -> Iterator[Finding]:
         ((stored,),) = self._ask(_rows("SELECT id FROM store"))

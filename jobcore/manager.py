@@ -923,8 +923,7 @@ class JobManager:
         """
         Return a page of jobs, newest first, as stored.
 
-        A page costs what it shows, except with `type` beside `workspace_id` or `pipeline_id`:
-        then the jobs of that place are looked at until the page is full.
+        A page costs what it shows, however many jobs there are.
 
         Args:
             workspace_id: Only of this workspace.
@@ -973,8 +972,8 @@ class JobManager:
         """
         Return how many jobs there are of each status, as stored.
 
-        They are counted at each call, in an index: about 0.2 seconds for a million. A stored
-        count would be a row that every writer changes.
+        The counts are stored, and changed by the statement that changes a job: a call reads a
+        row for each type in a workspace or pipeline, however many jobs there are.
 
         Args:
             workspace_id: Only of this workspace.
@@ -1310,8 +1309,8 @@ class JobManager:
         A new one is made, and all of this is durable when this returns. What ran in
         the old one is settled as lost, though its commands may run on: the jobs' last
         lines say which processes still do. Retries no longer wait for processes that an
-        earlier attempt left behind. Open such a file with `slots=0`. Other managers that
-        have it open have to be opened again.
+        earlier attempt left behind, and the jobs are counted anew. Open such a file with
+        `slots=0`. Other managers that have it open have to be opened again.
 
         Returns:
             The jobs that this settled.

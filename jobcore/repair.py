@@ -23,10 +23,12 @@ def repair(database: Database, directories: Directories, recovery: Recovery) -> 
         StoreMismatch: It belongs to another database.
         StoreError: It cannot be made.
     """
+    from jobcore import counts  # noqa: PLC0415 - loaded with the first connection, not at import
 
     def change(connection: Connection) -> None:
         schema.renew_root(driver_of(connection), database.path)
         runs.ignore_left(connection)
+        counts.count_anew(driver_of(connection))
 
     try:
         database.write(change)

@@ -26,7 +26,7 @@ APPLICATION_ID = 0x4A4F4243  # "JOBC"
 _OURS = {"store", "workspace", "pipeline", "job"}
 #: Bytes of a write-ahead log without a page.
 _LOG_HEADER = 32
-VERSION = 6
+VERSION = 7
 #: RETURNING came with 3.35; nothing older than this was ever tried.
 LEAST_SQLITE = (3, 37, 0)
 
@@ -37,6 +37,13 @@ _NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
 _APPLICATION_AT = slice(68, 72)  # in the first page
 _EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
+
+
+def _keep_counts(connection: sqlite3.Connection) -> None:
+    from jobcore import count_migration  # noqa: PLC0415 - loaded for older files alone
+
+    for statement in count_migration.STATEMENTS:
+        connection.execute(statement)
 
 
 def _link_pipelines(connection: sqlite3.Connection) -> None:
@@ -181,6 +188,8 @@ CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT N
     ),
     # Whether a command left processes behind.
     5: ("ALTER TABLE job ADD COLUMN left_processes INTEGER",),
+    # How many jobs there are, and pages of one type in a workspace or pipeline.
+    6: (_keep_counts,),
 }
 
 
@@ -202,6 +211,8 @@ def statements() -> tuple[str, ...]:
     """Return the statements that make the current schema in an empty file."""
     from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - loaded with the first connection, not at import
 
+    from jobcore import counts  # noqa: PLC0415 - likewise
+
     dialect = sqlite.dialect()
     made = []
     for table in tables.METADATA.sorted_tables:
@@ -214,6 +225,7 @@ def statements() -> tuple[str, ...]:
             for index in sorted(table.indexes, key=lambda index: str(index.name))
         ]
     made += lifecycle.triggers(tables.FACTS)
+    made += counts.triggers()
     return tuple(made)
 
 

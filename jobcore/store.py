@@ -52,10 +52,12 @@ from jobcore.tables import (
     job,
     link,
     pipeline,
+    pipeline_count,
     pipeline_note,
     skip,
     transition,
     workspace,
+    workspace_count,
 )
 
 T = TypeVar("T")
@@ -844,18 +846,16 @@ def list_jobs(
     """
     Return a page of jobs, newest first, older than the number `before`.
 
-    Each status, and without a workspace or pipeline each type, is read by itself from an
-    index that has its jobs in order. So a page costs what it shows, whatever the history.
+    Each status of each type is read by itself from an index that has its jobs in order. So a
+    page costs what it shows, whatever the history.
 
     Args:
         failed: Called with the number of each job of the page that cannot be read.
     """
-    of_owner = _of_owner(workspace_id, pipeline_id)
+    of_owner = _of_owner(connection, workspace_id, pipeline_id)
     kinds: list[ColumnElement[bool]] = [true()]
     if types is not None:
-        kinds = [job.c.type.in_(sorted(types))]
-        if not of_owner:
-            kinds = [job.c.type == one for one in sorted(set(types))]
+        kinds = [job.c.type == one for one in sorted(set(types))]
     parts = [
         select(job.c.number)
         .where(IS_VISIBLE, has_status(status), kind, *of_owner)
@@ -905,18 +905,37 @@ def jobs_of_no_status(connection: Connection) -> list[int]:
     return [number for (number,) in _ODD(connection)]
 
 
-def _of_owner(workspace_id: UUID | None, pipeline_id: UUID | None) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
-    if workspace_id is not None:
-        found.append(job.c.workspace_id == workspace_id)
-    if pipeline_id is not None:
-        found.append(job.c.pipeline_id == pipeline_id)
-    return found
+def _of_owner(
+    connection: Connection, workspace_id: UUID | None, pipeline_id: UUID | None
+) -> list[ColumnElement[bool]]:
+    if pipeline_id is None:
+        return [] if workspace_id is None else [job.c.workspace_id == workspace_id]
+    # The workspace of a job is that of its pipeline. With both conditions SQLite could walk
+    # through all jobs of the workspace, or through all of the pipeline to show none.
+    if workspace_id is not None and not _is_in(connection, pipeline_id, workspace_id):
+        return [false()]
+    return [job.c.pipeline_id == pipeline_id]
+
+
+def _is_in(connection: Connection, pipeline_id: UUID, workspace_id: UUID) -> bool:
+    statement = select(pipeline.c.id).where(
+        pipeline.c.id == pipeline_id, pipeline.c.workspace_id == workspace_id
+    )
+    return connection.execute(statement).first() is not None
+
+
+#: SQLite's limit of the SELECTs in a compound one is 500.
+_MOST_TOGETHER = 250
 
 
 def _together(parts: Sequence[Select[Any]]) -> Select[Any] | CompoundSelect[Any]:
     """Return the rows of all of `parts`; SQLite allows ORDER BY and LIMIT within a part only so."""
     subqueries = [select(part.subquery()) for part in parts]
+    while len(subqueries) > _MOST_TOGETHER:
+        subqueries = [
+            select(union_all(*subqueries[first : first + _MOST_TOGETHER]).subquery())
+            for first in range(0, len(subqueries), _MOST_TOGETHER)
+        ]
     return subqueries[0] if len(subqueries) == 1 else union_all(*subqueries)
 
 
@@ -928,17 +947,22 @@ def count_jobs(
     statuses: Collection[Status] | None,
     types: Collection[str] | None,
 ) -> dict[Status, int]:
-    """Return how many jobs there are of each status, 0 included."""
-    statement = select(job.c.status, func.count()).where(
-        IS_VISIBLE, *_of_owner(workspace_id, pipeline_id)
-    )
-    # Of these words alone: what else may stand there is not even to be read.
+    """Return how many jobs there are of each status, 0 included; see `counts`."""
+    table = workspace_count if pipeline_id is None else pipeline_count
+    # Of these columns alone: what else may stand there is not even to be read.
     asked = sorted(Status if statuses is None else set(statuses))
-    statement = statement.where(has_status(*asked) if asked else false())
+    columns = [func.coalesce(func.sum(table.c[str(one).lower()]), 0) for one in asked]
+    statement = select(*columns).where(table.c.batch == 0)
+    if pipeline_id is not None:
+        statement = statement.where(table.c.pipeline_id == pipeline_id.hex)
+        if workspace_id is not None and not _is_in(connection, pipeline_id, workspace_id):
+            asked = []
+    elif workspace_id is not None:
+        statement = statement.where(table.c.workspace_id == workspace_id.hex)
     if types is not None:
-        statement = statement.where(job.c.type.in_(sorted(types)))
-    counted = connection.execute(statement.group_by(job.c.status)).all()
-    return dict.fromkeys(Status, 0) | {Status(word): number for word, number in counted}
+        statement = statement.where(table.c.type.in_(sorted(types)))
+    counted = connection.execute(statement).one() if asked else ()
+    return dict.fromkeys(Status, 0) | dict(zip(asked, counted, strict=True))
 
 
 _CLAIMABLE = or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant"))

@@ -227,7 +227,7 @@ class JobRow(_Row, table=True):
             "environment",
             info={"sqlite_where": text("environment IS NOT NULL")},
         ),
-        # How many there are of each status, and those of a rare one.
+        # Pages of all jobs, and of those of one status, newest first.
         Index("jobs_by_status", "status", info={"sqlite_where": text("deleted_at IS NULL")}),
         # Pages of one workspace's, pipeline's or type's jobs of one status, newest first.
         Index("jobs_of_workspace", "workspace_id", "deleted_at", "status", "number"),
@@ -235,6 +235,24 @@ class JobRow(_Row, table=True):
             "jobs_of_pipeline",
             "pipeline_id",
             "deleted_at",
+            "status",
+            "number",
+            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
+        ),
+        # Those of one type in a workspace or pipeline: else the jobs of all types would be read.
+        Index(
+            "jobs_of_workspace_by_type",
+            "workspace_id",
+            "deleted_at",
+            "type",
+            "status",
+            "number",
+        ),
+        Index(
+            "jobs_of_pipeline_by_type",
+            "pipeline_id",
+            "deleted_at",
+            "type",
             "status",
             "number",
             info={"sqlite_where": text("pipeline_id IS NOT NULL")},
@@ -419,6 +437,39 @@ class TransitionRow(_Row, table=True):
     pipeline_id: UUID | None = Field(default=None, sa_column=Column(Id()))
 
 
+class _CountRow(_Row):
+    """How many jobs there are of a type; kept by the triggers of `counts`."""
+
+    # Of a batch that is not published; 0: the jobs that reads show.
+    batch: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+
+
+class WorkspaceCountRow(_CountRow, table=True):
+    """The jobs of a type in a workspace."""
+
+    __tablename__ = "workspace_count"
+    workspace_id: str = Field(primary_key=True)
+    type: str = Field(primary_key=True)
+    queued: int
+    running: int
+    complete: int
+    error: int
+    stopped: int
+
+
+class PipelineCountRow(_CountRow, table=True):
+    """The jobs of a type in a pipeline."""
+
+    __tablename__ = "pipeline_count"
+    pipeline_id: str = Field(primary_key=True)
+    type: str = Field(primary_key=True)
+    queued: int
+    running: int
+    complete: int
+    error: int
+    stopped: int
+
+
 class BatchRow(_Row, table=True):
     """Jobs that are being written in steps: no read shows them while this row is there."""
 
@@ -429,6 +480,8 @@ class BatchRow(_Row, table=True):
     owner: str  # the process that writes them
 
 
+workspace_count: Table = WorkspaceCountRow.__table__
+pipeline_count: Table = PipelineCountRow.__table__
 store: Table = StoreRow.__table__
 workspace: Table = WorkspaceRow.__table__
 pipeline: Table = PipelineRow.__table__

@@ -17,8 +17,8 @@ from tests.transactions import transaction
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
     "SQLite", "system", "file", "file system", "modes", "other users", "write-ahead log", "schema",
-    "definitions", "integrity", "rows", "store", "directories", "running jobs", "owned jobs",
-    "left processes", "deletions", "chains", "schedules",
+    "definitions", "integrity", "rows", "counts", "store", "directories", "running jobs",
+    "owned jobs", "left processes", "deletions", "chains", "schedules",
 ]  # fmt: skip
 
 

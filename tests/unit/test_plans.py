@@ -10,6 +10,7 @@ SQLite's virtual machine, which depend on no clock. The file has 200,000 jobs an
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status
+from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status, counts
 from jobcore.backlog import Backlog
 from jobcore.database import Database
 from jobcore.scheduler import Scheduler
@@ -26,6 +27,8 @@ from jobcore.testing import ManualClock
 JOBS, PIPELINES = 200_000, 50_000
 #: Steps that a statement may take; one that reads the jobs takes a million.
 MOST = 30_000
+#: Steps that a page of ten jobs, or a count, may take.
+FEW = 8_000
 #: Steps between two looks at the count: SQLite calls back so often.
 GRAIN = 50
 
@@ -35,6 +38,8 @@ FAR = NOW + 10**12
 #: Pipelines by number, in the hex form of their ids. The first three have a history.
 BIG, RARE, MARKED = (f"{n:032x}" for n in (1, 2, 3))
 PLACE = f"{10**9:032x}"
+#: One without jobs.
+MOST_ALONE = f"{20:032x}"
 
 #: Jobs: how many, and how they stand. The rare ones are the oldest: a walk meets them last.
 KINDS = [
@@ -108,6 +113,7 @@ def fill(connection):
     )
     for _, text in guards:
         connection.execute(text)
+    counts.count_anew(connection)
 
 
 @pytest.fixture(scope="session")
@@ -271,6 +277,13 @@ CALLS = {
     "jobs of types": lambda jobs: jobs.list_jobs(type=["RARE", "TASK", "NONE"]),
     "failed jobs of a type": lambda jobs: jobs.list_jobs(type="RARE", status="ERROR"),
     "failed jobs": lambda jobs: jobs.list_jobs(status="ERROR"),
+    "jobs of a rare type in a workspace": lambda jobs: jobs.list_jobs(
+        workspace_id=PLACE, type="RARE"
+    ),
+    "jobs of many types": lambda jobs: jobs.list_jobs(type=[f"T{n}" for n in range(150)]),
+    "counts": lambda jobs: jobs.count_jobs(),
+    "counts of a workspace": lambda jobs: jobs.count_jobs(workspace_id=PLACE, type="TASK"),
+    "counts of a pipeline": lambda jobs: jobs.count_jobs(pipeline_id=BIG, status=FINAL),
     "events of a pipeline": lambda jobs: list(jobs.events(pipeline_id=RARE)),
     "the newest events": lambda jobs: list(jobs.events(JOBS - 10)),
     "skips": lambda jobs: jobs.skips(BIG),
@@ -321,3 +334,30 @@ def test_no_statement_grows_with_history_or_with_others(watched, call):
 
     assert counter.steps != {}
     assert counter.excess(MOST) == {}
+
+
+#: What `list_jobs` and `count_jobs` can be narrowed to; each has values that few jobs have.
+FILTERS = {
+    "workspace_id": (None, PLACE, "other"),
+    "pipeline_id": (None, BIG, MOST_ALONE),
+    "status": (None, "ERROR", ["RUNNING", "STOPPED"], list(FINAL)),
+    "type": (None, "RARE", ["RARE", "NONE", "TASK"], "PIPELINE_RUN"),
+}
+
+
+@pytest.mark.parametrize("before", [None, 1000])
+@pytest.mark.parametrize("place", FILTERS["workspace_id"])
+def test_every_filter_costs_what_it_shows(watched, place, before):
+    """A page and a count of every combination of filters take few steps."""
+    jobs, counter = watched
+    if place == "other":
+        found = [one for one in jobs.list_workspaces() if one.name == "other"]
+        place = (found or [jobs.create_workspace("other")])[0].id
+    counter.steps.clear()
+    for line, status, kind in itertools.product(*list(FILTERS.values())[1:]):
+        filters = {"workspace_id": place, "pipeline_id": line, "status": status, "type": kind}
+        jobs.list_jobs(**filters, before=before, limit=10)
+        jobs.count_jobs(**filters)
+
+    assert counter.steps != {}
+    assert counter.excess(FEW) == {}

@@ -91,6 +91,8 @@ def test_what_was_stored_is_still_there(old):
         log = [(line.sequence, line.text) for line in jobs.logs(ended.id)]
         triggers = [str(entry.trigger) for entry in jobs.history(ended.id)]
         pipeline = jobs.get_pipeline(nightly.pipeline_id)
+        counted = {one.check: one for one in jobs.check()}["counts"].verdict, jobs.count_jobs()
+        of_nightly = jobs.count_jobs(pipeline_id=pipeline.id)
         task = jobs.finish_job(task.id)
 
     assert (ended.name, ended.data, ended.status) == ("ended", {"a": 1}, Status.ERROR)
@@ -98,6 +100,9 @@ def test_what_was_stored_is_still_there(old):
     assert log == [(0, "extract"), (1, "load")]
     assert triggers == ["create", "start", "finish"]
     assert (pipeline.name, nightly.status) == ("nightly", Status.COMPLETE)
+    once = dict.fromkeys(("QUEUED", "RUNNING", "COMPLETE", "ERROR"), 1)
+    assert counted == ("ok", {**once, "STOPPED": 0})
+    assert of_nightly == {**dict.fromkeys(once, 0), "COMPLETE": 1, "STOPPED": 0}
     assert (waits.status, task.status) == (Status.QUEUED, Status.COMPLETE)
 
 
