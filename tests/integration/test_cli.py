@@ -18,13 +18,11 @@ import termios
 import threading
 import time
 import uuid
-import warnings
-from functools import partial
 
 import pytest
 
 from jobcore import JobManager, Status
-from tests.integration.verbs_harness import be_the_command_line, hear_a_terminal
+from tests.integration.verbs_harness import fork, hear_a_terminal
 from tests.processes import (
     PATIENCE,
     ROOT,
@@ -99,11 +97,14 @@ class Cli:
         A new interpreter takes half a second until it has, a hundred times over.
         """
 
-        with warnings.catch_warnings():
-            # A host with threads may fork; a child of ours needs none of them.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            become = partial(be_the_command_line, [words], self.env)
-            return self.start(*words, preexec_fn=become, **options)
+        usual = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        process = fork([words], self.env, cwd=self.folder, **{**usual, **options})
+        self.started.append(process)
+        return process
 
     def __call__(self, *words, code=0):
         """Return stdout and stderr of a command that must exit with `code`."""

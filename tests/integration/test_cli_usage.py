@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 
 import pytest
 import typer.main
@@ -15,7 +14,7 @@ import typer.main
 import jobcore
 from jobcore import JobManager, Status, running, upkeep, verbs
 from jobcore.application import app
-from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
+from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, ROOT, open_gate, run_python, until
 
 assert app.registered_commands, (running, upkeep, verbs)  # these add themselves
@@ -31,12 +30,7 @@ def environment(database, **more):
 def start(database, *words, **options):
     """Return a running `jobcore`, its output in pipes."""
     usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobcore", *words],
-        env=environment(database),
-        text=True,
-        **{**usual, **options},
-    )
+    return fork([words], environment(database), text=True, **{**usual, **options})
 
 
 def ended(process, code=0):

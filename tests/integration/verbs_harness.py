@@ -65,17 +65,20 @@ def _start(database, verbs, environment, **streams):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database}
     env.pop("LINES", None)  # that of whoever runs the tests
     env |= {"TERM": "xterm", "COLUMNS": "120"} | environment
-    if not any(name in environment for name in _READ_AT_START):
-        streams["preexec_fn"] = partial(be_the_command_line, verbs, env, marked=True)
+    streams["stdin"] = subprocess.DEVNULL
+    if any(name in environment for name in _READ_AT_START):
+        return subprocess.Popen([sys.executable, "-c", _SOURCE, repr(verbs)], env=env, **streams)
+    return fork(verbs, env, marked=True, **streams)
+
+
+def fork(verbs, env, *, marked=False, **options):
+    """Return a process that does what `be_the_command_line` does."""
+    become = partial(be_the_command_line, verbs, env, marked=marked)
+    options["preexec_fn"] = become
     with warnings.catch_warnings():
         # A host with threads may fork; a child of ours needs none of them.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return subprocess.Popen(
-            [sys.executable, "-c", _SOURCE, repr(verbs)],
-            stdin=subprocess.DEVNULL,
-            env=env,
-            **streams,
-        )
+        return subprocess.Popen(["jobcore"], env=env, **options)
 
 
 def _parts(text, verbs):
@@ -118,6 +121,7 @@ def be_the_command_line(verbs, env, *, marked=False):
     code = 1
     try:
         hear_a_terminal()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen takes back what interpreters set
         os.closerange(3, 1024)  # with them the pipe by which Popen waits for an exec
         warnings.resetwarnings()
         atexit._clear()  # those of the tests

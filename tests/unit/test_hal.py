@@ -49,8 +49,7 @@ JOBS = st.fixed_dictionaries({
 }).map(lambda fields: Job(**fields))  # fmt: skip
 
 
-@given(JOBS)
-def test_seven_fields_with_their_types_and_formats(job):
+def seven_fields_with_their_types_and_formats(job):
     """The API's fields come first, by name, type and format; null where there is no answer."""
     form = json.loads(json.dumps(wire.job_to_hal(job, BASE)))
 
@@ -70,8 +69,7 @@ def test_seven_fields_with_their_types_and_formats(job):
             assert datetime.fromisoformat(form[name].replace("Z", "+00:00")) == moment
 
 
-@given(JOBS)
-def test_the_rest_is_the_jobs_own_json(job):
+def the_rest_is_the_jobs_own_json(job):
     """Beside links a job's form is exactly its JSON."""
     form = wire.job_to_hal(job, BASE)
     links = form.pop("_links")
@@ -81,8 +79,7 @@ def test_the_rest_is_the_jobs_own_json(job):
     assert links
 
 
-@given(JOBS)
-def test_links_say_what_can_be_done(job):
+def links_say_what_can_be_done(job):
     """A stop is offered only while it is RUNNING, a pipeline where it has one, the rest always."""
     own = f"{BASE}/jobs/{job.id}"
     expected = {
@@ -100,14 +97,22 @@ def test_links_say_what_can_be_done(job):
     assert wire.job_to_hal(job, BASE + "/")["_links"] == expected
 
 
-@given(JOBS)
-def test_job_comes_back_from_json_as_it_was(job):
+def job_comes_back_from_json_as_it_was(job):
     """A job read back from its JSON is the same, to the microsecond."""
     back = Job.model_validate_json(job.model_dump_json())
 
     assert back == job
     assert Job.model_validate_json(back.model_dump_json()) == back
     assert Job.model_validate(wire.job_to_hal(job, BASE)) == back  # links are no part of it
+
+
+@given(JOBS)
+def test_forms_of_any_job(job):
+    """Its fields, the rest of it, its links, and the way back: of the same jobs, made once."""
+    seven_fields_with_their_types_and_formats(job)
+    the_rest_is_the_jobs_own_json(job)
+    links_say_what_can_be_done(job)
+    job_comes_back_from_json_as_it_was(job)
 
 
 def test_job_is_a_response_model():
