@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
+import gc
 import os
 import pickle
 import select
@@ -14,6 +16,7 @@ import threading
 import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,6 +153,64 @@ def _be_child(function, args, answer, gate):
 def in_child(function, *args):
     """Return what `function` returns in a forked child."""
     return Child(function, *args).result()
+
+
+def forked(function, env, **options):
+    """
+    Return a fork of this process that calls a function, as an interpreter would its program.
+
+    All that the tests have loaded is there; an interpreter takes half a second for it.
+
+    Args:
+        function: It has the process to itself, and may exit.
+        env: Its environment.
+        options: Those of Popen.
+    """
+    options["preexec_fn"] = partial(_be_an_interpreter, function, env)
+    with warnings.catch_warnings():
+        # A host with threads may fork; a child of ours needs none of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(["python"], env=env, **options)
+
+
+def hear_a_terminal():
+    """Be ended by what a terminal sends, also where `nohup` or a shell's `&` runs the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _be_an_interpreter(function, env):
+    code = 1
+    try:
+        hear_a_terminal()
+        for one in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(one, signal.SIG_IGN)  # Popen takes back what interpreters set
+        gc.freeze()  # what the tests have made is not walked again
+        os.closerange(3, 1024)  # with them the pipe by which Popen waits for an exec
+        warnings.resetwarnings()
+        atexit._clear()  # those of the tests
+        os.environ.clear()
+        os.environ.update(env)
+        time.tzset()
+        encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
+        streams = ((0, "r", errors), (1, "w", errors), (2, "w", "backslashreplace"))
+        sys.stdin, sys.stdout, sys.stderr = (  # to be left open to the end
+            os.fdopen(number, mode, encoding=encoding or None, errors=how or None, closefd=False)
+            for number, mode, how in streams
+        )
+        sys.__stdout__ = sys.stdout
+        try:
+            function()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BaseException:  # noqa: BLE001 - as an interpreter does
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def at_once(function, arguments):

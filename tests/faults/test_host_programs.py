@@ -12,7 +12,7 @@ from jobcore import JobManager
 from tests import programs
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
-from tests.processes import PATIENCE, ROOT
+from tests.processes import PATIENCE, ROOT, forked
 
 _BEGIN = f"""
 import fcntl, os, signal, sys, threading, time
@@ -39,18 +39,31 @@ class Program:
 
     def end(self):
         """Return its exit code, what it said, and its complaints."""
-        try:
-            said, complaints = self._process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            said, complaints = self._process.communicate(timeout=PATIENCE)
-            raise AssertionError(f"it does not end\n{said}\n{complaints}") from None
-        return self._process.returncode, said.splitlines(), complaints
+        return end_of(self._process)
 
 
-def run(source, *arguments, **options):
-    """Run a program that is to end well, and return what it said."""
-    code, said, complaints = Program(source, *arguments, **options).end()
+def end_of(process):
+    """Return the exit code of a process, what it said, and its complaints."""
+    try:
+        said, complaints = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, complaints = process.communicate(timeout=PATIENCE)
+        raise AssertionError(f"it does not end\n{said}\n{complaints}") from None
+    return process.returncode, said.splitlines(), complaints
+
+
+def run(source, *arguments):
+    """Run a program that is to end well, in a fork that is a host; return what it said."""
+
+    def program():
+        sys.argv = ["-c", *map(str, arguments)]
+        exec(compile(_BEGIN + source, "-c", "exec"), {"__name__": "__main__"})
+
+    process = forked(
+        program, dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    code, said, complaints = end_of(process)
     assert (code, complaints) == (0, ""), f"exit {code}\n{said}\n{complaints}"
     return said
 

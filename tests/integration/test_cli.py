@@ -22,7 +22,7 @@ import uuid
 import pytest
 
 from jobcore import JobManager, Status
-from tests.integration.verbs_harness import fork, hear_a_terminal
+from tests.integration.verbs_harness import fork
 from tests.processes import (
     PATIENCE,
     ROOT,
@@ -30,6 +30,7 @@ from tests.processes import (
     carrying,
     debug,
     end_of_python,
+    hear_a_terminal,
     join,
     open_gate,
     state,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import textwrap
 from importlib.metadata import entry_points
 
 import pytest
 
-from tests.processes import ROOT, carrying
+from tests.processes import ROOT, carrying, forked
 
 pytest_plugins = ["pytester"]
 
@@ -22,12 +24,26 @@ def run(pytester, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("PYTEST_", "COV_"))]:
         monkeypatch.delenv(name)  # of the run that this one is in
 
-    def run(source, *options):
+    def run(source, *options, fresh=False):
         pytester.makepyfile(source)
         # Hypothesis alone takes a second to load: what these runs do not use stays out.
         unused = ("cacheprovider", "hypothesispytest", "anyio", "pytest_cov")
         left_out = [word for name in unused for word in ("-p", f"no:{name}")]
-        return pytester.runpytest_subprocess(*left_out, "-W", "error", *options, timeout=300)
+        words = [*left_out, "-W", "error", *options]
+        if fresh:  # what is loaded is the fact
+            return pytester.runpytest_subprocess(*words, timeout=300)
+        words.append(f"--basetemp={pytester.path.parent / 'of-the-run'}")
+        process = forked(
+            lambda: sys.exit(pytest.main(words)),
+            dict(os.environ),
+            cwd=pytester.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        said, _ = process.communicate(timeout=300)
+        print(said)
+        return pytest.RunResult(process.returncode, said.splitlines(), [], 0)
 
     return run
 
@@ -222,7 +238,8 @@ def test_its_fixtures_give_way(run, pytester):
 
 def test_run_without_the_fixtures_loads_two_small_modules(run):
     """A run that uses no fixture pays for nothing of jobcore, and for none of its libraries."""
-    run("""
+    run(
+        """
         import sys
 
         def test_modules(request):
@@ -231,7 +248,9 @@ def test_run_without_the_fixtures_loads_two_small_modules(run):
                 "jobcore", "jobcore.pytest_plugin"
             ]
             assert {"sqlmodel", "sqlalchemy", "pydantic", "transitions"} & {*sys.modules} == set()
-    """).assert_outcomes(passed=1)
+    """,
+        fresh=True,
+    ).assert_outcomes(passed=1)
 
 
 OWN_FIXTURES = """
@@ -260,7 +279,7 @@ def test_another_jobcore_is_neither_run_nor_in_the_way(run, pytester, name, sour
     path = pytester.path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(source)
-    result = run(OWN_FIXTURES)
+    result = run(OWN_FIXTURES, fresh=True)
 
     result.assert_outcomes(passed=1)
     if "readme" not in name:  # an installed package wins over a folder without __init__
@@ -271,13 +290,16 @@ def test_another_jobcore_is_neither_run_nor_in_the_way(run, pytester, name, sour
 def test_missing_library_fails_only_tests_with_a_fixture(run, pytester, missing):
     """What jobcore needs and cannot import is told by the test that asks for a manager."""
     (pytester.path / f"{missing}.py").write_text("raise ImportError('broken here')")
-    result = run("""
+    result = run(
+        """
         def test_of_something_else():
             pass
 
         def test_with_a_manager(jobs):
             pass
-    """)
+    """,
+        fresh=True,
+    )
 
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["E * ImportError: broken here"])
@@ -300,6 +322,7 @@ def test_the_asserts_of_the_contract_are_told_in_full(run):
     """,
         "-k",
         "returns_a_command",
+        fresh=True,
     )
 
     result.assert_outcomes(failed=1)

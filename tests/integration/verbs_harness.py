@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
-import threading
-import time
-import traceback
-import warnings
 from contextlib import suppress
 from functools import partial
 
@@ -20,7 +14,7 @@ import rich.console
 import rich.table
 
 from jobcore import application, cli, running, upkeep, verbs
-from tests.processes import PATIENCE, ROOT
+from tests.processes import PATIENCE, ROOT, forked
 
 # Loaded before any fork.
 assert application.app.registered_commands, (running, upkeep, verbs, rich.console, rich.table)
@@ -72,13 +66,16 @@ def _start(database, verbs, environment, **streams):
 
 
 def fork(verbs, env, *, marked=False, **options):
-    """Return a process that does what `be_the_command_line` does."""
-    become = partial(be_the_command_line, verbs, env, marked=marked)
-    options["preexec_fn"] = become
-    with warnings.catch_warnings():
-        # A host with threads may fork; a child of ours needs none of them.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return subprocess.Popen(["jobcore"], env=env, **options)
+    """
+    Return a process that does what an interpreter does that begins with `-m jobcore`.
+
+    Args:
+        verbs: Lists of words; it runs one behind the other.
+        env: Its environment.
+        marked: Whether a line behind each tells how it has ended; or the process ends so.
+        options: Those of Popen.
+    """
+    return forked(partial(call_each if marked else _call_all, verbs), env, **options)
 
 
 def _parts(text, verbs):
@@ -90,64 +87,19 @@ def _parts(text, verbs):
 def call_each(verbs):
     """Run each of these verbs, and say behind each how it has ended."""
     for words in verbs:
-        code = _call(words)
+        code = 0
+        try:
+            _call(words)
+        except SystemExit as end:
+            code = end.code or 0
         print("--- exit", code, file=sys.__stdout__, flush=True)
+
+
+def _call_all(verbs):
+    for words in verbs:
+        _call(words)
 
 
 def _call(words):
     sys.argv = ["jobcore", *words]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def hear_a_terminal():
-    """Be ended by what a terminal sends, also where `nohup` or a shell's `&` runs the tests."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def be_the_command_line(verbs, env, *, marked=False):
-    """
-    Do in a forked child what an interpreter does that begins with `-m jobcore`, to its end.
-
-    Args:
-        verbs: Lists of words; the child runs one behind the other.
-        env: Its environment.
-        marked: Whether a line behind each tells how it has ended; or the child ends so.
-    """
-    code = 1
-    try:
-        hear_a_terminal()
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen takes back what interpreters set
-        os.closerange(3, 1024)  # with them the pipe by which Popen waits for an exec
-        warnings.resetwarnings()
-        atexit._clear()  # those of the tests
-        os.environ.clear()
-        os.environ.update(env)
-        time.tzset()
-        encoding, _, errors = env.get("PYTHONIOENCODING", "").partition(":")
-        sys.stdin, sys.stdout, sys.stderr = (  # to be left open to the end
-            os.fdopen(number, mode, encoding=encoding or None, errors=errors, closefd=False)
-            for number, mode, errors in (
-                (0, "r", errors or "strict"),
-                (1, "w", errors or "strict"),
-                (2, "w", "backslashreplace"),
-            )
-        )
-        sys.__stdout__ = sys.stdout
-        if marked:
-            call_each(verbs)
-            code = 0
-        else:
-            for words in verbs:
-                code = _call(words)
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-    except BaseException:  # noqa: BLE001 - as an interpreter does
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    cli.main()
