@@ -51,6 +51,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(CAMPAIGN_TIMEOUT))
 
 
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_setupnodes(config):
+    """Have a quiet run say nothing of how its workers begin."""
+    if config.option.verbose < 0:
+        reporter = config.pluginmanager.get_plugin("terminaldistreporter")
+        reporter.ensure_show_status = reporter.rewrite = lambda *_, **__: None
+
+
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_timeout_set_timer(item, settings):
     """Interrupt a test again and again: what catches the first time may hang once more."""

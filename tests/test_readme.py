@@ -34,7 +34,7 @@ from jobcore.application import app
 from jobcore.command import DEFAULT_LINGER
 from jobcore.supervision import ending, meter, progress
 from tests.faults.rounds import campaign
-from tests.processes import PATIENCE, ROOT
+from tests.processes import PATIENCE, ROOT, forked
 from tests.programs import EXIT_3, SLEEPS
 
 TEXT = (ROOT / "README.md").read_text()
@@ -53,6 +53,21 @@ def between(begin, end):
 
 def printed(source, folder):
     """Return what a program in Python prints in an empty folder, or in one where another ran."""
+    process = forked(
+        lambda: exec(compile(source, "-c", "exec"), {"__name__": "__main__"}),
+        {"PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said, complaints = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, complaints
+    return said
+
+
+def printed_by_an_interpreter(source, folder):
+    """Return the same where nothing is loaded."""
     done = subprocess.run(
         [sys.executable, "-c", source],
         capture_output=True,
@@ -71,7 +86,7 @@ def test_the_example_runs_as_printed(tmp_path):
     section = between("ten lines", "end of ten lines")
     (source,) = blocks("python", section)
 
-    assert printed(source, tmp_path) == blocks("text", section)[0]
+    assert printed_by_an_interpreter(source, tmp_path) == blocks("text", section)[0]
     assert len(source.splitlines()) <= 11
 
 
