@@ -248,7 +248,11 @@ class Dispatcher:
             if self._can_run(run):
                 self._require_starts(begun)
                 self._require_readable(run, begun)
-        elif run.supervised and not jobdir.is_run_locked(run.token or ""):
+        elif (
+            run.supervised
+            and self._postponed.fails(run.number)  # first: waiters ask often, and the rest is slow
+            and not jobdir.is_run_locked(run.token or "")
+        ):
             self._require_readable(run, begun)
 
     def _can_run(self, run: Run) -> bool:

@@ -21,6 +21,7 @@ from jobcore import logs, runs, telemetry
 from jobcore.commits import LOOK_FIRST, LOOK_LONGEST
 from jobcore.database import Database
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
+from jobcore.interrupts import Bell
 from jobcore.logs import Unfinished
 from jobcore.models import LogLine
 from jobcore.patience import Patience
@@ -37,7 +38,11 @@ COPIED_PATIENCE = 5.0
 LEFT_PATIENCE = 5.0
 #: Segments without a piece of the last lines, after which no more pieces are looked for.
 FEW_SEGMENTS = 64
-#: Seconds for which an event loop trusts what a thread has seen of commits.
+#: Seconds after which another thread looks for all that wait for a job, if the one that does
+#: has said nothing for so long.
+LEASE = 0.25
+#: Seconds for which an event loop trusts what a thread has seen of commits, and between two
+#: looks of a thread that looks for others.
 TRUST = LOOK_LONGEST / 2
 
 
@@ -79,7 +84,8 @@ class Sight:
     """
 
     __slots__ = (
-        "__weakref__", "copied_since", "dead_since", "last", "number", "unfinished", "visited",
+        "__weakref__", "_lookers", "copied_since", "dead_since", "last", "number", "unfinished",
+        "visited",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -89,6 +95,24 @@ class Sight:
         self.copied_since: float | None = None
         self.dead_since: float | None = None
         self.unfinished: Unfinished | None = None
+        #: By what a thread looks for, which does so for all others, and until when.
+        self._lookers: dict[object, tuple[object, float]] = {}
+
+    def look_for_all(self, what: object, who: object) -> float:
+        """Have `who` look from now on: return 0; or the seconds for which another one does."""
+        looker, until = self._lookers.get(what, (None, 0.0))
+        now = time.monotonic()
+        if looker is not who and now < until:
+            return until - now
+        self._lookers[what] = who, now + LEASE  # two that do so at once both look
+        return 0.0
+
+    def is_left_by(self, what: object, who: object) -> bool:
+        """Have `who` look no more; tell whether it did."""
+        looks = self._lookers.get(what, (None, 0.0))[0] is who
+        if looks:
+            self._lookers.pop(what, None)
+        return looks
 
 
 class Cursor(NamedTuple):
@@ -137,6 +161,16 @@ class Cursor(NamedTuple):
         new = tuple(line for line in there.lines if line not in self.shown)
         return new, self._replace(shown=there.lines) if new else self
 
+    @property
+    def what(self) -> tuple[float, bool]:
+        """What is looked for, and how often: who looks for less sees nothing for the others."""
+        return self.interval, self.shown is not None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something in sight that its waiter has not seen."""
+        return self.sight.last.seen != self.seen or bool(self.unfinished()[0])
+
     def moved(self) -> Cursor:
         """
         Return the cursor with what is in sight.
@@ -177,6 +211,7 @@ class Follower:
         self._recovery = recovery
         #: By job number; each is gone with the last of those who wait for it.
         self._sights: weakref.WeakValueDictionary[int, Sight] = weakref.WeakValueDictionary()
+        self._news = Bell()  # for threads that leave it to another one to look
 
     # --- the steps ----------------------------------------------------------------
 
@@ -206,6 +241,7 @@ class Follower:
             for sight in sights:
                 if sight.last.seen != version:
                     sight.last = _sighting(connection, sight.number, version)
+        self._news.ring()
 
     def visit(self, cursor: Cursor) -> Cursor:
         """
@@ -233,7 +269,10 @@ class Follower:
             if fresh == run:
                 cursor.sight.visited = time.monotonic() + BACK_OFF
         if cursor.shown is not None:
-            cursor.sight.unfinished = self._standing(fresh, unfinished)
+            before, standing = cursor.sight.unfinished, self._standing(fresh, unfinished)
+            cursor.sight.unfinished = standing
+            if standing != before:
+                self._news.ring()
         # The version stays the one seen: behind this commit there may be another one.
         return cursor._replace(run=fresh)
 
@@ -398,22 +437,30 @@ class Follower:
         """
         patience = Patience(timeout)
         cursor = self.following(run, sequence, unfinished=unfinished)
-        while True:
-            cursor = self._look(cursor)
-            while cursor.behind:
-                first = cursor.sequence
-                segments, cursor = self.read(cursor)
-                for segment in segments:
-                    for line in logs.lines(segment, first):
-                        yield line
-                        if patience.over:
-                            raise patience.error(cursor.in_words())
-            if cursor.run.final:
-                return
-            lines, cursor = cursor.unfinished()
-            yield from lines
-            check(cursor.run)
-            self._rest(cursor, patience)
+        me = object()
+        try:
+            while True:
+                cursor = self._look(cursor)
+                if cursor.behind:
+                    self._leave(cursor, me)  # whoever takes the lines may take long
+                while cursor.behind:
+                    first = cursor.sequence
+                    segments, cursor = self.read(cursor)
+                    for segment in segments:
+                        for line in logs.lines(segment, first):
+                            yield line
+                            if patience.over:
+                                raise patience.error(cursor.in_words())
+                if cursor.run.final:
+                    return
+                lines, cursor = cursor.unfinished()
+                if lines:
+                    self._leave(cursor, me)
+                yield from lines
+                check(cursor.run)
+                self._rest(cursor, patience, check, me)
+        finally:
+            self._leave(cursor, me)
 
     def wait(
         self,
@@ -433,9 +480,13 @@ class Follower:
         """
         patience = Patience.of(timeout)
         cursor = self.waiting(run)
-        while not (cursor := self._look(cursor)).run.final:
-            check(cursor.run)
-            self._rest(cursor, patience)
+        me = object()
+        try:
+            while not (cursor := self._look(cursor)).run.final:
+                check(cursor.run)
+                self._rest(cursor, patience, check, me)
+        finally:
+            self._leave(cursor, me)
         return cursor.run
 
     def wait_softly(self, waited: Sequence[Run], seconds: float) -> None:
@@ -500,12 +551,38 @@ class Follower:
         cursor = cursor.moved()
         return self.visit(cursor) if cursor.due else cursor
 
-    def _rest(self, cursor: Cursor, patience: Patience) -> None:
+    def _rest(
+        self, cursor: Cursor, patience: Patience, check: Callable[[Run], None], me: object
+    ) -> None:
+        """
+        Sleep until the next look, as long as another thread looks for all: until there is news.
+
+        Each thread that woke by itself, some twenty times a second, would cost as much as the
+        one that looks.
+
+        Raises:
+            WaitTimeout: The time is over.
+        """
         if patience.over:
             raise patience.error(cursor.in_words())
         if cursor.vain:
             time.sleep(LOOK_FIRST)  # others may commit as often as they like
-        self._database.wait_for_change(cursor.seen, min(cursor.pause, patience.left), cursor.pause)
+        while (seconds := cursor.sight.look_for_all(cursor.what, me)) > 0:
+            self._news.wait(lambda: cursor.has_news, min(seconds, patience.left))
+            if cursor.has_news:
+                return
+            if patience.over:
+                raise patience.error(cursor.in_words())
+            check(cursor.run)
+        pause = cursor.pause
+        if self._news.is_waited_for:
+            pause = min(pause, TRUST)  # they see a commit after this thread does
+        self._database.wait_for_change(cursor.seen, min(pause, patience.left), pause)
+
+    def _leave(self, cursor: Cursor, me: object) -> None:
+        """Have another thread look in the place of this one, if it did."""
+        if cursor.sight.is_left_by(cursor.what, me):
+            self._news.ring()
 
 
 def _sighting(connection: Connection, number: int, version: int) -> Sighting:

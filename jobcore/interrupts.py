@@ -163,6 +163,11 @@ class Bell:
             except IndexError:
                 return  # another thread rings, too
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
     def wait(self, is_done: Callable[[], bool], seconds: float) -> None:
         """Wait until it rings, so long at most; not at all if `is_done` is true by now."""
         mine = _thread.allocate_lock()

@@ -130,6 +130,10 @@ class Postponement:
         """Note that it works: the next failure is a new one."""
         self._failures.pop(key, None)
 
+    def fails(self, key: Hashable) -> bool:
+        """Tell whether it has failed, and not succeeded since."""
+        return key in self._failures
+
     def is_due(self, key: Hashable) -> bool:
         """Tell whether it may be tried now."""
         return self.delay(key) <= 0

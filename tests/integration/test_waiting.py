@@ -22,7 +22,6 @@ from jobcore import (
     commits,
     follower,
 )
-from jobcore.commits import Commits
 from jobcore.database import Database
 from jobcore.dispatcher import Dispatcher
 from jobcore.follower import Follower
@@ -240,39 +239,68 @@ def test_a_job_that_is_queued_is_not_stopped_but_what_does_is_named(jobs):
         jobs.stop_job(job.id)
 
 
-def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, looks, monkeypatch):
-    """In one process one of many followers looks into the directory, and one at the file."""
-    visits, questions = [], []
-    has_news, ask = Recovery.has_news, Commits.look
+def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
+    """In one process one of many followers looks at the file, and into the directory."""
+    lookers, visits = [], []
+    has_news, refresh = Recovery.has_news, Follower.refresh
     monkeypatch.setattr(
         Recovery, "has_news", lambda self, run: visits.append(run) or has_news(self, run)
     )
-    monkeypatch.setattr(Commits, "look", lambda self: questions.append(self) or ask(self))
+    monkeypatch.setattr(
+        Follower,
+        "refresh",
+        lambda self, cursor: lookers.append(threading.get_ident()) or refresh(self, cursor),
+    )
     run = scripted()
     started = [in_thread(partial(follow, jobs, run.id)) for _ in range(50)]
-    until(lambda: len(looks) >= 500, "the first looks")
+    until(lambda: len(set(lookers)) == 50, "the first look of each")
     moments = [time.monotonic()]  # however slow the machine is, as much passes as is said here
     with monkeypatch.context() as held:
         for module in (follower, commits):
             still = SimpleNamespace(monotonic=lambda: moments[-1], sleep=time.sleep)
             held.setattr(module, "time", still)
-        begun = len(looks), len(visits), len(questions)
-        for _ in range(20):
+        begun = None
+        for number in range(30):
             moments.append(moments[-1] + follower.FOLLOW_PAUSE)
-            enough = len(looks) + 50
-            until(lambda enough=enough: len(looks) >= enough, "a look of each")
-        taken = [
-            len(now) - then for now, then in zip((looks, visits, questions), begun, strict=True)
-        ]
+            enough = len(lookers) + 1
+            until(lambda enough=enough: len(lookers) >= enough, "a look")
+            if number == 10:  # those who were about to look have done so
+                begun = len(lookers), len(visits)
+        looked, visited = lookers[begun[0] :], len(visits) - begun[1]
     run.write(b"a\n", b"b\n")
     run.exit()
     run.die()
     for thread, _ in started:
         thread.join(PATIENCE)
 
-    assert 0 < taken[1] < taken[0] / 5
-    assert 0 < taken[2] < taken[0] / 2
+    assert len(set(looked)) <= 2  # two that begin at the same moment both look
+    assert 0 < visited <= len(looked)
     assert [answers for _, answers in started] == [[[(0, b"a\n"), (1, b"b\n")]]] * 50
+
+
+@pytest.mark.parametrize("leaves", ["takes its time", "times out"])
+def test_when_the_one_that_looks_leaves_another_one_looks(jobs, scripted, leaves):
+    """What comes later is seen by those who left it to that one to look."""
+    run = scripted()
+    run.write(b"a\n")
+    first = jobs.follow(run.id, unfinished=False, timeout=0.5 if leaves == "times out" else None)
+    assert next(first).raw == b"a\n"
+    thread, answers = in_thread(lambda: list(first) if leaves == "times out" else next(first))
+    sight = jobs._follower._sights[jobs.get_job(run.id).number]
+    until(lambda: sight._lookers, "its look")
+    others = [in_thread(partial(follow, jobs, run.id)) for _ in range(3)]
+    if leaves == "takes its time":
+        run.write(b"b\n")  # which it takes, and asks for no more
+    thread.join(PATIENCE)
+    run.write(b"c\n")
+    run.exit()
+    run.die()
+    for other, _ in others:
+        other.join(PATIENCE)
+
+    lines = [b"a\n", b"b\n", b"c\n"] if leaves == "takes its time" else [b"a\n", b"c\n"]
+    assert [answers for _, answers in others] == [[list(enumerate(lines))]] * 3
+    assert isinstance(answers[0], WaitTimeout) == (leaves == "times out")
 
 
 # --- woken --------------------------------------------------------------------------
