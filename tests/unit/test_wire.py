@@ -304,9 +304,9 @@ def test_a_quiet_follower_gets_heartbeats(jobs, form, accept, begin, beat):
 @pytest.mark.parametrize("form", ["threads", "loop"])
 def test_heartbeats_do_not_outlast_the_time(jobs, task, form):
     """`timeout` holds for the whole body, and the last turn is as long as there is time."""
-    got = collected(jobs, task, form, sequence=3, timeout=0.02, heartbeat=0.005)
+    got = collected(jobs, task, form, sequence=3, timeout=1, heartbeat=0.3)
 
-    assert 1 < len(got) < 7
+    assert 1 < len(got) < 7  # at most 4, and the last turn
     assert b"".join(got) == b""
 
 
