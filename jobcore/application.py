@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from jobcore.errors import CommandError, JobcoreError, StoreError, WaitTimeout
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
 
+#: The framework's own kind of error for a wrong use, which it brings in a copy of its own or not.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 #: In help: what may be chosen.
 STATUSES = "QUEUED, RUNNING, COMPLETE, ERROR or STOPPED, in any case; may be given again"
 #: Ids that are shown where a short form is not enough.
@@ -50,10 +53,24 @@ class _Verbs(TyperGroup):
         _write_options(self, ctx, formatter)
         self.format_commands(ctx, formatter)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what comes before the verb."""
+        given = bool(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            if not given:
+                raise  # it is the help
+            terminal.say(_misused(error, ctx))
+            raise typer.Exit(2) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:
             return super().invoke(ctx)
+        except _UsageError as error:
+            terminal.say(_misused(error, ctx))
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -87,6 +104,77 @@ def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
         if records:
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def _misused(error: Any, ctx: Any) -> str:
+    """Return what is wrong with the words that were given, in one line."""
+    # Some versions name an environment variable where there is none.
+    message = error.format_message().replace(" (env var: 'None')", "")
+    words = " ".join(message.split()).rstrip(".")
+    return f"{words}; see {(error.ctx or ctx).command_path} --help"
+
+
+def time_limit(text: Any) -> float:
+    """
+    Return the seconds after which something is given up.
+
+    Raises:
+        BadParameter: It is no finite number above 0.
+    """
+    seconds = _number(text)
+    if not 0 < seconds < math.inf:
+        raise typer.BadParameter(f"a time-out is a number of seconds above 0, not {text!r}")
+    return seconds
+
+
+def delay(text: Any) -> float:
+    """
+    Return the seconds that something is given.
+
+    Raises:
+        BadParameter: It is no finite number, or below 0.
+    """
+    seconds = _number(text)
+    if not 0 <= seconds < math.inf:
+        raise typer.BadParameter(f"it is a number of seconds, 0 or more, not {text!r}")
+    return seconds
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def count(text: Any) -> int:
+    """
+    Return a number of jobs or lines.
+
+    Raises:
+        BadParameter: It is no whole number, or below 0.
+    """
+    return _whole(text, 0)
+
+
+def count_from_1(text: Any) -> int:
+    """
+    Return a number of jobs, or the number of one.
+
+    Raises:
+        BadParameter: It is no whole number, or below 1.
+    """
+    return _whole(text, 1)
+
+
+def _whole(text: Any, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise typer.BadParameter(f"it is a whole number, {least} or more, not {text!r}")
+    return number
 
 
 def _not_encoded(error: UnicodeEncodeError) -> str:

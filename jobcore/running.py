@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobcore import foreground, terminal
-from jobcore.application import PlainHelp, app
+from jobcore.application import PlainHelp, app, count_from_1, delay, time_limit
 from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, LARGEST, Command
 from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
@@ -28,6 +28,20 @@ class StopScope(str, Enum):
 
     MAIN = "main"
     GROUP = "group"
+
+
+def _signal(text: str) -> str:
+    """
+    Return the name of a signal that a program can handle.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    try:
+        Command(["true"], stop_signal=text)
+    except CommandError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
 
 
 class _Run(PlainHelp):
@@ -59,16 +73,24 @@ def run(
         bool, typer.Option("--detach", help="Print the job's id once it has started, and leave it.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Stop it after this time. [no limit]")
+        float | None,
+        typer.Option(
+            parser=time_limit, metavar="SECONDS", help="Stop it after this time. [no limit]"
+        ),
     ] = None,
     grace: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="From the first signal to SIGKILL when it is stopped. [10]"
+            parser=delay,
+            metavar="SECONDS",
+            help="From the first signal to SIGKILL when it is stopped. [10]",
         ),
     ] = DEFAULT_GRACE,
     stop_signal: Annotated[
-        str, typer.Option(metavar="NAME", help="What stops it, such as SIGINT. [SIGTERM]")
+        str,
+        typer.Option(
+            parser=_signal, metavar="NAME", help="What stops it, such as SIGINT. [SIGTERM]"
+        ),
     ] = "SIGTERM",
     stop_scope: Annotated[
         StopScope,
@@ -79,7 +101,9 @@ def run(
     linger: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="From SIGTERM to SIGKILL for what it leaves behind. [2]"
+            parser=delay,
+            metavar="SECONDS",
+            help="From SIGTERM to SIGKILL for what it leaves behind. [2]",
         ),
     ] = DEFAULT_LINGER,
     cwd: Annotated[
@@ -229,7 +253,7 @@ def _environment(pairs: list[str]) -> dict[str, str]:
     environment = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals:
+        if not equals or not name:
             raise CommandError("--env needs KEY=VALUE")  # not shown: it may be a secret
         environment[name] = value
     return environment
@@ -240,7 +264,8 @@ def work(
     ctx: typer.Context,
     *,
     slots: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Jobs at once. [one per processor]")
+        int | None,
+        typer.Option(parser=count_from_1, metavar="N", help="Jobs at once. [one per processor]"),
     ] = None,
     drain: Annotated[
         bool,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobcore import foreground, terminal
-from jobcore.application import STATUSES, AsJson, app, open_manager
+from jobcore.application import STATUSES, AsJson, app, count, open_manager
 from jobcore.errors import CommandError, StoreError
 from jobcore.lifecycle import FINAL, Status
 
@@ -24,16 +24,18 @@ PAUSE = 0.5
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 
 
-def seconds(text: str) -> float:
+def age(text: str) -> float:
     """
     Return the seconds of an age such as `30d`, `12h` or `90`.
 
     Raises:
-        CommandError: It is none.
+        BadParameter: It is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
     if found is None:
-        raise CommandError(f"an age is a number and s, m, h, d or w, such as 30d, not {text!r}")
+        raise typer.BadParameter(
+            f"an age is a number and s, m, h, d or w, such as 30d, not {text!r}"
+        )
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -42,8 +44,10 @@ def prune(
     ctx: typer.Context,
     *,
     older_than: Annotated[
-        str,
-        typer.Option(metavar="AGE", help="Only jobs that ended so long ago: 90s, 15m, 12h, 30d."),
+        float,
+        typer.Option(
+            parser=age, metavar="AGE", help="Only jobs that ended so long ago: 90s, 15m, 12h, 30d."
+        ),
     ],
     status: Annotated[
         list[Status] | None,
@@ -52,7 +56,7 @@ def prune(
         ),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of these, the newest N stay.")
+        int | None, typer.Option(parser=count, metavar="N", help="Of these, the newest N stay.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing; list what would go.")
@@ -71,14 +75,13 @@ def prune(
       jobcore prune --older-than 30d --status ERROR --dry-run
       jobcore prune --older-than 0 --keep 1000
     """  # noqa: D301
-    age = seconds(older_than)
     with open_manager(ctx) as jobs:
         if dry_run:
-            found = jobs.prune(age, status=status or FINAL, keep=keep, dry_run=True)
+            found = jobs.prune(older_than, status=status or FINAL, keep=keep, dry_run=True)
             terminal.note_damage(jobs.list_damaged_rows())
             terminal.print_json(found) if as_json else terminal.print_jobs(found)
         else:
-            count = jobs.prune(age, status=status or FINAL, keep=keep)
+            count = jobs.prune(older_than, status=status or FINAL, keep=keep)
             terminal.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
 
 

@@ -11,8 +11,18 @@ from uuid import UUID
 import typer
 
 from jobcore import foreground, terminal
-from jobcore.application import STATUSES, AsJson, JobId, app, full_id, open_manager
-from jobcore.command import checked_timeout
+from jobcore.application import (
+    STATUSES,
+    AsJson,
+    JobId,
+    app,
+    count,
+    count_from_1,
+    delay,
+    full_id,
+    open_manager,
+    time_limit,
+)
 from jobcore.errors import CommandError, JobNotRunning, StoreError
 from jobcore.lifecycle import Status
 
@@ -26,7 +36,11 @@ SCREENFUL, PAGE = 100, 1000
 
 StopGrace = Annotated[
     float | None,
-    typer.Option(metavar="SECONDS", help="From SIGTERM to SIGKILL; 0 kills now. [the job's own]"),
+    typer.Option(
+        parser=delay,
+        metavar="SECONDS",
+        help="From SIGTERM to SIGKILL; 0 kills now. [the job's own]",
+    ),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once it has been asked.")]
 
@@ -56,11 +70,16 @@ def list_(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Jobs at most. [100 on a terminal; all in a pipe or file]"
+            parser=count_from_1,
+            metavar="N",
+            help="Jobs at most. [100 on a terminal; all in a pipe or file]",
         ),
     ] = None,
     before: Annotated[
-        int | None, typer.Option(min=1, metavar="NUMBER", help="Only jobs older than this number.")
+        int | None,
+        typer.Option(
+            parser=count_from_1, metavar="NUMBER", help="Only jobs older than this number."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -134,11 +153,14 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
     ] = False,
     sequence: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="From the line with this number on. [0]")
+        int | None,
+        typer.Option(parser=count, metavar="N", help="From the line with this number on. [0]"),
     ] = None,
     tail: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="From the last N lines on; a long one counts once."),
+        typer.Option(
+            parser=count, metavar="N", help="From the last N lines on; a long one counts once."
+        ),
     ] = None,
     form: Annotated[
         LogFormat,
@@ -273,7 +295,8 @@ def wait(
     job_id: JobId,
     *,
     timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Wait no longer. [no limit]")
+        float | None,
+        typer.Option(parser=time_limit, metavar="SECONDS", help="Wait no longer. [no limit]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -287,7 +310,6 @@ def wait(
     Example:
       jobcore wait --timeout 60 3f2a && echo done
     """  # noqa: D301
-    checked_timeout(timeout)
     with open_manager(ctx) as jobs:
         job = jobs.wait(full_id(jobs, job_id), timeout)
     _report(job, as_json=as_json)
