@@ -206,7 +206,9 @@ def checked_final(status: object) -> list[Status]:
     statuses = [_checked_status(one) for one in _several(status, "status")]
     for one in statuses:
         if not one.final:
-            raise ArgumentError(f"only COMPLETE, ERROR and STOPPED jobs are pruned, not {one} ones")
+            raise ArgumentError(
+                f"only jobs that are final (COMPLETE, ERROR, STOPPED) are pruned, not {one} ones"
+            )
     return statuses
 
 
