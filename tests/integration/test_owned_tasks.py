@@ -9,12 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import closing, contextmanager
 
 import pytest
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
-from tests.processes import PATIENCE, ROOT, Child, at_once, hear, in_child, until
+from tests.processes import PATIENCE, ROOT, Child, at_once, forked, hear, in_child, until
 
 LOST = "lost: the process that did this task ended without finishing it"
 
@@ -313,12 +314,24 @@ job = jobs.start_job(jobs.create_job("ELT").id)
 
 
 @contextmanager
-def program(database, source, *before):
-    """Run a program that starts a task; give its process and the words that it prints."""
-    process = subprocess.Popen(
-        [*before, sys.executable, "-W", "ignore", "-c", STARTS_A_TASK + source, database],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
+def program(database, source, *before, fresh=False):
+    """
+    Run a program that starts a task; give its process and the words that it prints.
+
+    It is a fork that has all loaded, or an interpreter of its own: started by `before`, or `fresh`.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+
+    def begin():
+        warnings.simplefilter("ignore")
+        sys.argv = ["-c", database]
+        exec(compile(STARTS_A_TASK + source, "-c", "exec"), {"__name__": "__main__"})
+
+    if before or fresh:
+        words = [*before, sys.executable, "-W", "ignore", "-c", STARTS_A_TASK + source, database]
+        process = subprocess.Popen(words, **pipes)
+    else:
+        process = forked(begin, dict(os.environ), **pipes)
     try:
         yield process, process.stdout.readline().split()
     finally:
@@ -332,7 +345,7 @@ def program(database, source, *before):
 def test_program_that_ends_without_finishing_its_task_has_lost_it(database, end):
     """However it ends: no exit code of the program is one of the task."""
     source = f"sys.stderr = open(os.devnull, 'w'); print(job.id, flush=True); {end}"
-    with program(database, source) as (process, (job_id,)):
+    with program(database, source, fresh=not end.startswith("os.")) as (process, (job_id,)):
         process.wait(PATIENCE)
         with JobManager(database, slots=0) as jobs:
             job = jobs.get_job(job_id)
@@ -360,7 +373,7 @@ worker.start()
 print(job.id, worker.pid, flush=True)
 time.sleep(300)
 """
-    with program(database, source) as (process, (job_id, worker)):
+    with program(database, source, fresh=True) as (process, (job_id, worker)):
         try:
             with JobManager(database, slots=0) as jobs:
                 assert jobs.get_job(job_id).status is Status.RUNNING

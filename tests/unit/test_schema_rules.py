@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import sqlite3
 from contextlib import closing
 from uuid import uuid4
@@ -24,11 +26,20 @@ FACTS_OF = {
 CANCELLED = {"start_time": None, "end_time": 30, "reason": "cancelled", "exit_code": None}
 
 
-@pytest.fixture
-def foreign(database):
-    """Return another program's connection to a real file, with one workspace and pipeline."""
-    with JobManager(database, slots=0) as jobs:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a file with one workspace and pipeline, and no process that uses it."""
+    path = str(tmp_path_factory.mktemp("made") / "jobs.db")
+    with JobManager(path, slots=0) as jobs:
         jobs.create_pipeline("a pipeline", ["true"])
+    assert not os.path.exists(path + "-wal")
+    return path
+
+
+@pytest.fixture
+def foreign(made, database):
+    """Return another program's connection to a real file of its own, made as `made`."""
+    shutil.copyfile(made, database)
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         yield connection
 
