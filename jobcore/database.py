@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from jobcore import filesystem, forking, permissions, schema, telemetry
 from jobcore.checkpointer import Checkpointer
@@ -31,7 +31,7 @@ from jobcore.connections import (
     keep_for_ever,
     uri_of,
 )
-from jobcore.diagnosis import LOCK_REMAINS, diagnose
+from jobcore.diagnosis import LOCK_REMAINS, diagnose, unchangeable
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
@@ -155,18 +155,21 @@ class Database:
                 and reports of progress: they survive a crash of every process.
             patience: Seconds to wait for the lock, if less than the busy timeout. They
                 count from this call, so waiting for other threads is included.
-            about: What it is about, such as a job's id, for that note.
+            about: What it is about, such as a job's id, for that note, and for damage.
 
         Raises:
             DatabaseBusy: The lock could not be had within that time; or this is called
                 in a transaction, as a finaliser may do.
             DatabaseGone: The file is no longer the one that was opened.
+            DatabaseCorrupt: What is stored breaks a rule that jobcore's own statements keep.
             SchemaTooNew: A newer jobcore has changed the file meanwhile.
         """
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
         self._require_entrance()
         try:
             return self._writer.write(change, durable=durable, patience=seconds, about=about)
+        except DatabaseCorrupt as error:
+            raise unchangeable(about, error) from error
         finally:
             self._log_late_events()
 
@@ -562,8 +565,6 @@ class Database:
         """Turn what SQLite raises into errors of jobcore."""
         try:
             yield
-        except IntegrityError:
-            raise  # a rule of the schema said no: for the statement's author to read
         except (DBAPIError, sqlite3.Error) as error:
             reason = getattr(error, "orig", None) or error
             found = diagnose(reason, self.path)

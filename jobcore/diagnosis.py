@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from jobcore import lifecycle
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
@@ -31,7 +34,6 @@ _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
     # version that the file says it has.
     ("no such ", DatabaseCorrupt),
     ("has no column", DatabaseCorrupt),
-    ("constraint failed", DatabaseCorrupt),  # what our statements keep, other rows do not
     ("unsupported file format", DatabaseCorrupt),
     ("duplicate column", DatabaseCorrupt),
     ("already exists", DatabaseCorrupt),
@@ -63,12 +65,25 @@ def diagnose(error: BaseException, path: str) -> StoreError:
             "; if it was restored beside the -wal and -shm of an earlier file, remove these and "
             "restore it again"
         )
+    if isinstance(error, sqlite3.IntegrityError):
+        # Our statements keep all rules: either the row breaks one, or a rule is damaged.
+        return DatabaseCorrupt(f"{path}: {message}{_columns_of_rule(message)}")
     kind = next((kind for part, kind in _BY_MESSAGE if part in message), StoreError)
     return kind(f"{path}: {message}")
 
 
-#: What the driver says of a text that is not UTF-8.
-_NO_TEXT = "Could not decode to UTF-8"
+def _columns_of_rule(message: str) -> str:
+    """Return the columns of the job that a rule compares, in words; "": it is no such rule."""
+    _, failed, name = message.partition("CHECK constraint failed: ")
+    rule = lifecycle.constraints().get(name) if failed else None
+    if rule is None:
+        return ""
+    words = dict.fromkeys(re.findall(r"\b[a-z_]+\b", re.sub(r"'[^']*'", "", rule)))
+    return f" (columns {', '.join(word for word in words if word != 'coalesce')})"
+
+
+#: What helps where a row cannot be read or changed.
+REMEDY = "`jobcore doctor` lists what is damaged; restore it from a backup"
 
 _T = TypeVar("_T")
 
@@ -116,3 +131,13 @@ def is_damage(error: Exception) -> bool:
 def told(error: Exception) -> DatabaseCorrupt:
     """Return the error for the log: the driver quotes the text, which may be a secret."""
     return DatabaseCorrupt(_NO_TEXT if _NO_TEXT in str(error) else str(error))
+
+
+def unchangeable(what: str, error: DatabaseCorrupt) -> DatabaseCorrupt:
+    """Return the error of a write that has met damage: it names the row, if known, and a remedy."""
+    text = str(error)
+    if what and what not in text:
+        text = f"{what} cannot be changed: {text}"
+    if REMEDY not in text:
+        text += f"; {REMEDY}" + ("" if not what.startswith("job ") else ", or delete the job")
+    return DatabaseCorrupt(text)

@@ -29,9 +29,6 @@ from jobcore.postponement import MOST_TOLD, Postponement
 
 T = TypeVar("T")
 
-#: What helps where a row cannot be read.
-REMEDY = "`jobcore doctor` lists what is damaged; restore it from a backup"
-
 #: A UUID, or its text; a text that is none is an id that nothing has.
 Id = UUID | str
 
@@ -120,7 +117,7 @@ def public(kind: type[T], row: Any) -> T:
 
 
 def _unreadable(kind: str, row_id: object, what: str) -> DatabaseCorrupt:
-    return DatabaseCorrupt(f"{kind} {row_id} cannot be read: {what}; {REMEDY}")
+    return DatabaseCorrupt(f"{kind} {row_id} cannot be read: {what}; {diagnosis.REMEDY}")
 
 
 class Listings:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -301,3 +303,43 @@ def test_command_line_says_what_a_history_leaves_out(database, jobs):
 
     assert "create" in shown
     assert "left out: " in said
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "call"),
+    [
+        ("start_time", 5, "cancel_job"),
+        ("exit_code", 7, "cancel_job"),
+        ("exit_code", "x", "start_job"),
+    ],
+)
+def test_change_that_breaks_a_rule_names_job_columns_and_remedy(
+    database, jobs, column, value, call
+):
+    """A row whose columns contradict each other is not changed, and the error says which."""
+    job = jobs.create_job("TASK")
+    damage(database, "job", job.id, **{column: value})
+
+    with pytest.raises(
+        DatabaseCorrupt, match=rf"job {job.id} cannot be .*{column}.*`jobcore doctor`"
+    ):
+        getattr(jobs, call)(job.id)
+
+
+def test_rule_that_is_damaged_is_told_as_damage(database, jobs):
+    """A bit that flips in the text of a CHECK lets no job in, and no raw error out."""
+    jobs.create_job("TASK")
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, 'status <> ''RUNNING'' OR start_time', "
+            "'status <> ''QUEUED'' OR start_time') WHERE name = 'job'"
+        )
+        connection.execute("PRAGMA schema_version = 9999")
+    with (
+        JobManager(database, slots=0) as others,
+        pytest.raises(
+            DatabaseCorrupt, match="jobs.db: .*running_has_started.*`jobc"
+        ),
+    ):
+        others.submit(["true"])

@@ -22,7 +22,6 @@ from functools import partial
 
 import pytest
 import sqlalchemy
-from sqlalchemy.exc import IntegrityError
 
 from jobcore import (
     DatabaseBusy,
@@ -240,7 +239,7 @@ def test_no_error_and_no_log_of_statements_tells_a_value(database, caplog):
         with transaction(opened) as connection:
             connection.exec_driver_sql("CREATE TABLE note (text TEXT UNIQUE)")
             connection.execute(statement, {"text": "canary"})
-        with pytest.raises(IntegrityError) as caught, transaction(opened) as connection:
+        with pytest.raises(DatabaseCorrupt) as caught, transaction(opened) as connection:
             connection.execute(statement, {"text": "canary"})
         opened.close()
 
@@ -388,10 +387,10 @@ def test_any_error_rolls_back(opened, error):
     assert notes(opened) == {"whole"}
 
 
-def test_broken_rule_is_raised_as_it_is(opened):
-    """A rule of the schema that says no is the statement's own affair, and rolled back."""
+def test_broken_rule_is_told_as_damage(opened):
+    """jobcore's statements keep the rules of the schema: what breaks one is rolled back."""
     note(opened, "once")
-    with pytest.raises(IntegrityError), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
+    with pytest.raises(DatabaseCorrupt, match="jobcore doctor"), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
         connection.exec_driver_sql("INSERT INTO note VALUES ('other')")
         connection.exec_driver_sql("INSERT INTO note VALUES ('once')")
 
@@ -408,12 +407,12 @@ def test_savepoint_gives_each_its_own_fate(opened):
                 connection.exec_driver_sql("INSERT INTO note VALUES (?)", (text,))
 
     assert notes(opened) == {"a first", "a", "b first", "b", "c first", "c"}
-    assert [type(error) for error in failed] == [IntegrityError]
+    assert [type(error) for error in failed] == [DatabaseCorrupt]
 
 
 def test_savepoint_does_not_hide_the_end_of_the_transaction(opened):
     """An error that ended the whole transaction is raised, and nothing is committed."""
-    with pytest.raises(IntegrityError), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
+    with pytest.raises(DatabaseCorrupt), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
         connection.exec_driver_sql("INSERT INTO note VALUES ('a')")
         with opened.savepoint(connection, pytest.fail):
             connection.exec_driver_sql("INSERT OR ROLLBACK INTO note VALUES ('a')")

@@ -19,12 +19,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.exc import IntegrityError
 
 from jobcore import (
     Command,
     CommandError,
     CommandExecutor,
+    DatabaseCorrupt,
     FunctionExecutor,
     PipelineExecutor,
     caller,
@@ -362,7 +362,7 @@ def test_an_error_of_the_database_shows_no_argument(jobs, database):
     """Not even an error that the database has for the statement shows its values."""
     jobs.get_workspace()
     sql(database, "CREATE TRIGGER no BEFORE INSERT ON job BEGIN SELECT RAISE(ABORT, 'no'); END")
-    with pytest.raises(IntegrityError) as caught:
+    with pytest.raises(DatabaseCorrupt) as caught:
         jobs.submit_function(functions.gives_back, SECRET)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))

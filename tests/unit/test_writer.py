@@ -10,9 +10,15 @@ import time
 from contextlib import closing
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 
-from jobcore import DatabaseBusy, JobManager, Status, StoreError, telemetry
+from jobcore import (
+    DatabaseBusy,
+    DatabaseCorrupt,
+    JobManager,
+    Status,
+    StoreError,
+    telemetry,
+)
 from jobcore.connections import SqliteConnection
 from jobcore.database import Database
 from jobcore.supervision import failpoints
@@ -119,7 +125,7 @@ def test_each_change_that_breaks_a_rule_has_an_error_of_its_own(opened, together
     note(opened, "there")
     outcomes, _ = together(inserts("there"), inserts("there"), inserts("new"))
 
-    assert [type(one) for one in outcomes] == [IntegrityError, IntegrityError, type(None)]
+    assert [type(one) for one in outcomes] == [DatabaseCorrupt, DatabaseCorrupt, type(None)]
     assert outcomes[0] is not outcomes[1]
     assert notes(opened) == {"there", "new"}
 
@@ -134,7 +140,7 @@ def test_change_that_ends_the_transaction_takes_no_other_along(opened, together)
     outcomes, commits = together(inserts("a", 1), end_all, inserts("b", 2))
 
     assert [outcomes[0], outcomes[2]] == [1, 2]
-    assert isinstance(outcomes[1], IntegrityError)
+    assert isinstance(outcomes[1], DatabaseCorrupt)
     assert commits == 3
     assert notes(opened) == {"there", "a", "b"}
 
