@@ -50,6 +50,7 @@ ONE_BAD_JOB = "tests/faults/test_one_bad_job.py"
 OWNED_TASKS = "tests/integration/test_owned_tasks.py"
 REMOVED_FILES = "tests/integration/test_removed_files.py"
 WRITER = "tests/unit/test_writer.py"
+INTERRUPTED_CALLS = "tests/faults/test_interrupts.py"
 
 MUTANTS = (
     # --- import and settle ------------------------------------------------------
@@ -353,6 +354,19 @@ MUTANTS = (
         '                driver_of(connection).execute("BEGIN IMMEDIATE")\n',
         '                driver_of(connection).execute("BEGIN")\n',
         (DATABASE, TWO_MANAGERS),
+    ),
+    Mutant(
+        "an interrupted call keeps its transaction",
+        "writer.py",
+        "        return self._worker.hand_over("
+        "Change(change, patience, durable=durable, about=about))\n",
+        "        connection = self._target.open_for_writing()\n"
+        '        driver_of(connection).execute("BEGIN IMMEDIATE")\n'
+        "        made = change(connection)\n"
+        '        driver_of(connection).execute("COMMIT")\n'
+        "        connection.close()\n"
+        "        return made\n",
+        (INTERRUPTED_CALLS,),
     ),
     Mutant(
         "the database file is opened and closed beside SQLite",
