@@ -54,7 +54,7 @@ class Bookkeeper:
         def begin(connection: Connection) -> Row[Any]:
             row = require_job(connection, job_id)
             is_owned = owner == "process" or (
-                owner == "auto" and not row.type.startswith(FOR_PEOPLE)
+                owner == "auto" and not str(row.type).startswith(FOR_PEOPLE)
             )
             name = self._ownership.claim() if is_owned else None
             return start(connection, row, name, now=now)

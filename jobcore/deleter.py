@@ -7,11 +7,12 @@ from uuid import UUID
 
 from sqlalchemy import Table
 
-from jobcore import deletion, store
+from jobcore import deletion, diagnosis, runs, store
 from jobcore.clock import Clock
 from jobcore.database import Database
 from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.follower import Follower
+from jobcore.lookup import Id, parse_id
 from jobcore.remover import REMOVED_AT_ONCE, Remover, Turns
 from jobcore.runs import Run
 from jobcore.stopper import Stopper
@@ -49,9 +50,43 @@ class Deleter:
         """
         Remove the job with its log, history and directory; return when all is gone.
 
+        Where the row is damaged so that no rule allows to end the job, it is removed as it is.
+
         Raises:
             JobNotFound: Somebody else deletes it already.
         """
+        if not runs.is_sound(run):
+            self._remover.remove_damaged(run.number)
+            return
+        try:
+            self._delete(run)
+        except DatabaseCorrupt:
+            self._remover.remove_damaged(run.number)
+
+    def delete_damaged(self, job_id: Id) -> None:
+        """
+        Remove a job whose row cannot be read as a whole.
+
+        Raises:
+            JobNotFound: It is gone, or being deleted.
+        """
+        parsed = parse_id(job_id)
+        with self._database.read() as connection:
+            number = None if parsed is None else store.number_of(connection, parsed)
+            try:
+                run = None if number is None else runs.find(connection, number)
+            except Exception as error:
+                if not diagnosis.is_damage(error):
+                    raise
+                run = None
+        if number is None:
+            raise JobNotFound(job_id)
+        if run is None:
+            self._remover.remove_damaged(number)
+        else:
+            self.delete(run)
+
+    def _delete(self, run: Run) -> None:
         mark = partial(deletion.begin, number=run.number, now=self._clock.now())
         marked = self._database.write(mark, about=f"job {run.id}")
         if marked is None:
@@ -70,7 +105,7 @@ class Deleter:
         Remove a workspace that is marked, with all that belongs to it.
 
         Raises:
-            DatabaseCorrupt: As in `delete_pipeline`.
+            StoreError: As in `delete_pipeline`.
         """
         self._delete_all(workspace, workspace_id)
 
@@ -79,8 +114,7 @@ class Deleter:
         Remove a pipeline that is marked, with its jobs.
 
         Raises:
-            DatabaseCorrupt: A job was hidden and not asked to end, as by a damaged index:
-                it would be waited for without an end.
+            StoreError: What runs of a damaged job does not end.
         """
         self._delete_all(pipeline, pipeline_id)
 
@@ -90,17 +124,18 @@ class Deleter:
         while self._remover.mark_some(table, owner_id, turns):
             pass
         with self._database.read() as connection:
-            active = store.marked_active_of(connection, table, owner_id)
-        for run in active:
-            if run.stop_requested is None:
-                raise DatabaseCorrupt(f"job number {run.number} is hidden, and nothing ends it")
+            active, damaged = store.marked_active_of(connection, table, owner_id)
         for run in active:
             self._stopper.deliver(run)  # to all before any is waited for: their graces pass at once
+        for number in damaged:
+            self._remover.remove_damaged(number)  # nothing else ends it
         for run in active:
             try:
                 self._follower.wait(run)
             except JobDeleted:
                 continue  # another manager's sweep has finished it
+            except DatabaseCorrupt:
+                self._remover.remove_damaged(run.number)
         while True:
             with self._database.read() as connection:
                 final = store.marked_final_of(connection, table, owner_id, REMOVED_AT_ONCE)

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Table
 
-from jobcore import runs, settlement, store
+from jobcore import diagnosis, runs, settlement, store
+from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason
 from jobcore.runs import Run
 from jobcore.tables import pipeline, workspace
@@ -23,13 +24,18 @@ def begin(connection: Connection, number: int, *, now: int) -> Run | None:
 
     Returns:
         The job; None where its deletion was begun before, or it is gone.
+
+    Raises:
+        DatabaseCorrupt: Its row cannot be changed; see `Remover.remove_damaged`.
     """
     if not runs.mark_deleted(connection, number, now=now):
         return None
     settlement.cancel(connection, number, now=now)
     asked = runs.ask_stop_if_running(connection, number, grace_ms=None, why="delete", now=now)
     if asked is not None and asked.token is None:
-        settlement.settle_own(connection, asked, Ending(Reason.STOPPED), now=now)
+        ended = settlement.settle_own(connection, asked, Ending(Reason.STOPPED), now=now)
+        if ended is None:  # it would be waited for without an end
+            raise DatabaseCorrupt(f"job number {number} cannot be settled")
     return runs.find(connection, number)
 
 
@@ -50,8 +56,16 @@ def begin_some(connection: Connection, table: Table, owner_id: UUID, *, now: int
             return True
     active = store.active_unmarked_of(connection, table, owner_id, ACTIVE_AT_ONCE)
     for number in active:
-        begin(connection, number, now=now)
+        try:
+            with connection.begin_nested():
+                begin(connection, number, now=now)
+        except Exception as error:
+            if not diagnosis.is_damage(error):
+                raise
+            runs.mark_deleted(connection, number, now=now)  # it is removed as it is
     if len(active) == ACTIVE_AT_ONCE:
         return True
     marked = store.mark_final_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    if marked < FINAL_AT_ONCE:  # what is left has a status that there is not
+        marked = store.mark_rest_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
     return marked == FINAL_AT_ONCE

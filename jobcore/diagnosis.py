@@ -124,7 +124,9 @@ def leave_out(_key: int, _error: Exception) -> None:
 
 
 def is_damage(error: Exception) -> bool:
-    """Tell whether an error is about what is stored in a row."""
+    """Tell whether an error is about what is stored in a row, or breaks a rule for it."""
+    if isinstance(getattr(error, "orig", error), sqlite3.IntegrityError):
+        return True
     return isinstance(error, DatabaseCorrupt) or _NO_TEXT in str(error)
 
 

@@ -393,7 +393,7 @@ class Directories:
 
     def names(self) -> list[str]:
         """Return the names of those there."""
-        return [name for name in self._listed() if _is_name(name)]
+        return [name for name in self._listed() if is_name(name)]
 
     def _listed(self) -> list[str]:
         # A descriptor of its own: listing moves the position of the open file description, so
@@ -443,11 +443,11 @@ def _require_name(name: str) -> None:
     Raises:
         DatabaseCorrupt: It is not one.
     """
-    if not _is_name(name):
+    if not is_name(name):
         raise DatabaseCorrupt("a stored job ID is not a valid UUID")
 
 
-def _is_name(name: object) -> bool:
+def is_name(name: object) -> bool:
     """Tell whether this is the hex form of a UUID; nothing else is ever opened."""
     if not isinstance(name, str):
         return False  # a damaged file has numbers and bytes there

@@ -125,6 +125,12 @@ def remove_of_deleted(connection: Connection, numbers: Sequence[int], limit: int
     return connection.execute(delete(log_segment).where(log_segment.c.id.in_(some))).rowcount
 
 
+def remove_some(connection: Connection, number: int, limit: int) -> int:
+    """Remove some segments of a job, whatever its status; return how many."""
+    some = select(log_segment.c.id).where(log_segment.c.job == number).limit(limit)
+    return connection.execute(delete(log_segment).where(log_segment.c.id.in_(some))).rowcount
+
+
 def unpack(row: Row[Any]) -> bytes:
     """
     Return the frames of a stored segment.
@@ -395,7 +401,11 @@ def append_task_lines(
 
     Args:
         run: As this transaction has read it; RUNNING, without a process.
+
+    Raises:
+        DatabaseCorrupt: What it counts its lines with is damaged.
     """
+    runs.require_counters(run)
     count = run.next_sequence + len(lines)
     slices = encode_lines(run.next_sequence, lines, now * 1000, stream)
     loose = loose_behind(run.loose, slices, count)

@@ -541,7 +541,7 @@ class JobManager:
             InvalidTransition: It is not QUEUED, or another process has reserved it.
             ArgumentError: `owner` is something else.
         """
-        return Job.from_row(self._bookkeeper.start(job_id, checked_owner(owner)))
+        return public(Job, self._bookkeeper.start(job_id, checked_owner(owner)))
 
     def task(
         self,
@@ -583,7 +583,7 @@ class JobManager:
         def begin() -> Job:
             if job_id is not None:
                 self._reconciled(job_id)
-                return Job.from_row(self._bookkeeper.take_up(job_id))
+                return public(Job, self._bookkeeper.take_up(job_id))
             return self._create([fields], workspace_id, pipeline_id, env_from=WORKER, started=True)[
                 0
             ]
@@ -660,7 +660,7 @@ class JobManager:
                 owner is dead is ERROR already.
         """
         self._reconciled(job_id)
-        return Job.from_row(self._bookkeeper.adopt(job_id))
+        return public(Job, self._bookkeeper.adopt(job_id))
 
     def finish_job(self, job_id: Id, exit_code: int = 0) -> Job:
         """
@@ -679,7 +679,7 @@ class JobManager:
             InvalidTransition: It is not RUNNING, or a process runs it, whose end decides.
             ArgumentError: `exit_code` is not between 0 and 255.
         """
-        return Job.from_row(self._bookkeeper.finish(job_id, exit_code))
+        return public(Job, self._bookkeeper.finish(job_id, exit_code))
 
     def append_log(self, job_id: Id, *lines: str | bytes) -> int:
         """
@@ -726,7 +726,7 @@ class JobManager:
             ArgumentError: A number is negative or not finite, or the message is no text.
         """
         said = checked_progress(done, total, message)
-        return Job.from_row(self._bookkeeper.report(job_id, *said))
+        return public(Job, self._bookkeeper.report(job_id, *said))
 
     # --- stopping, cancelling, deleting ---------------------------------------------
 
@@ -787,12 +787,19 @@ class JobManager:
         From its first step on nobody sees the job any more. Returns when all of
         it is gone; where this process dies before, the next manager finishes it.
 
+        A job whose row is damaged is removed as well, as long as SQLite finds the row.
+
         Raises:
             JobNotFound: No job has this id.
             StoreError: It could not be finished. Where the job is not seen any more,
                 the next manager finishes it.
         """
-        self._deleter.delete(self._run(job_id, kill=True))
+        try:
+            run = self._run(job_id, kill=True)
+        except DatabaseCorrupt:
+            self._deleter.delete_damaged(job_id)
+        else:
+            self._deleter.delete(run)
 
     @overload
     def prune(

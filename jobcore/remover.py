@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from uuid import UUID
 
 from sqlalchemy import Connection, Table
 
-from jobcore import deletion, logs, runs, store
+from jobcore import deletion, environments, leftovers, logs, runs, store
 from jobcore.clock import Clock
 from jobcore.database import Database
-from jobcore.directories import Directories
+from jobcore.directories import Directories, is_name
+from jobcore.errors import StoreError
 from jobcore.postponement import Postponement, is_of_all
-from jobcore.runs import Run
-from jobcore.supervision import failpoints
+from jobcore.runs import Damaged
+from jobcore.supervision import failpoints, jobdir
 from jobcore.tables import pipeline, workspace
 from jobcore.worker import handed_over
 
@@ -28,6 +29,9 @@ SEGMENTS_AT_ONCE = 100
 #: Workspaces or pipelines, and records of skipped runs, likewise.
 OWNERS_AT_ONCE = 100
 SKIPS_AT_ONCE = 1000
+
+#: Seconds until what runs of a damaged job has to be dead, and between two looks.
+END, END_PAUSE = 30.0, 0.02
 
 #: Before every id.
 _FIRST = UUID(int=0).hex
@@ -92,15 +96,15 @@ class Remover:
     def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
         """Remove what one transaction may; True: nothing of these jobs is left to be removed."""
 
-        def remove_rows(connection: Connection) -> list[Run] | None:
+        def remove_rows(connection: Connection) -> list[str] | None:
             # Not left to the cascade: a log may be as large as the disk.
             if logs.remove_of_deleted(connection, numbers, SEGMENTS_AT_ONCE) == SEGMENTS_AT_ONCE:
                 return None
-            found = [runs.find(connection, number) for number in numbers]
+            found = [(runs.find_damaged(connection, number), number) for number in numbers]
             return [
-                run
-                for run in found
-                if run is not None and runs.remove_if_final(connection, run.number)
+                one.name
+                for one, number in found
+                if one is not None and runs.remove_if_final(connection, number)
             ]
 
         with turns.take():
@@ -108,9 +112,85 @@ class Remover:
         if removed is None:
             return False
         failpoints.reach(failpoints.ROWS_REMOVED, self._database)
-        for run in removed:
-            self._directories.remove(run.name)
+        for name in removed:
+            self._remove_directory(name)
         return True
+
+    def _remove_directory(self, name: str) -> None:
+        """Remove the directory of a job that is gone; a damaged id is no name of one."""
+        if is_name(name):
+            self._directories.remove(name)
+
+    @handed_over
+    def remove_damaged(self, number: int) -> None:
+        """
+        Remove a job by what can be read of its row, which no rule allows to be changed.
+
+        Its command is stopped first, and killed after its grace.
+
+        Raises:
+            StoreError: The file cannot be read, or the command does not end.
+        """
+        while True:
+            with self._database.read() as connection:
+                seen = runs.find_damaged(connection, number)
+            if seen is None:
+                return
+            self._end(number, seen)
+            turns = Turns()
+            removed = SEGMENTS_AT_ONCE
+            while removed == SEGMENTS_AT_ONCE:
+                with turns.take():
+                    removed = self._database.write(
+                        partial(logs.remove_some, number=number, limit=SEGMENTS_AT_ONCE)
+                    )
+
+            def remove_row(connection: Connection, seen: Damaged = seen) -> bool:
+                removed = runs.remove_damaged_if(connection, number, seen)
+                if removed:
+                    environments.remove_unused(connection)
+                return removed
+
+            with turns.take():
+                gone = self._database.write(remove_row)
+            if gone:
+                self._remove_directory(seen.name)
+                return
+
+    def _end(self, number: int, seen: Damaged) -> None:
+        """End what runs of a job, without its row."""
+        if not is_name(seen.name):
+            return
+        for letter, patience in (
+            (jobdir.STOP_NOW, max(seen.grace_ms, 0) / 1000),
+            (jobdir.KILL_NOW, END),
+        ):
+            deadline = time.monotonic() + patience
+            while self._is_supervised(seen.name, letter):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(END_PAUSE)
+            else:
+                break
+        else:
+            raise StoreError(
+                f"job number {number} is damaged, and its command has not ended within {END:g} s: "
+                "delete it again"
+            )
+        if seen.cookie and not leftovers.is_inside(seen.cookie):
+            leftovers.kill(seen.cookie)
+
+    def _is_supervised(self, name: str, letter: bytes) -> bool:
+        """Tell whether a job has a supervisor; one that has is told a letter."""
+        try:
+            with self._directories.open(name) as directory:
+                if not self._directories.is_held(directory):
+                    return False
+                with suppress(OSError):  # it ends just now, or is told with the next look
+                    jobdir.ring(directory, letter)
+                return True
+        except FileNotFoundError:
+            return False
 
     def remove_owner(self, table: Table, owner_id: UUID, turns: Turns) -> None:
         """Remove a workspace or pipeline that is marked deleted, if nothing is left of it."""
@@ -135,7 +215,8 @@ class Remover:
             for one in pages[table]:
                 while self.mark_some(table, one, turns) and everything:
                     pass
-        self._remove_final(turns, everything=everything)
+        if self._remove_final(turns, everything=everything):
+            self._remove_stuck()  # which looks at all hidden jobs: few are left
         for table in (pipeline, workspace):  # the ones belong to the others
             self._remove_owners(table, pages[table], turns)
 
@@ -163,7 +244,8 @@ class Remover:
         with self._database.read() as connection:
             return store.marked_ids(connection, table, after, OWNERS_AT_ONCE, workspace_id)
 
-    def _remove_final(self, turns: Turns, *, everything: bool) -> None:
+    def _remove_final(self, turns: Turns, *, everything: bool) -> bool:
+        """Remove hidden jobs that are final, all or some; tell whether those were all."""
         while True:
             waiting = self._postponed.waiting()
             with self._database.read() as connection:
@@ -171,7 +253,21 @@ class Remover:
             numbers = [number for number in marked if number not in waiting]
             self._remove_each(numbers, turns)
             if not everything or len(numbers) < REMOVED_AT_ONCE:
-                return
+                return len(numbers) < REMOVED_AT_ONCE
+
+    def _remove_stuck(self) -> None:
+        """Remove hidden jobs that were damaged, and that somebody began to delete."""
+        with self._database.read() as connection:
+            numbers = runs.stuck(connection, REMOVED_AT_ONCE)
+        for number in set(numbers) - self._postponed.waiting():
+            try:
+                self.remove_damaged(number)
+            except Exception as error:
+                if is_of_all(error):
+                    raise
+                self._postponed.fail(
+                    number, error, "job postponed", job=f"number {number}", step="delete"
+                )
 
     def _remove_each(self, numbers: Sequence[int], turns: Turns) -> None:
         """Remove jobs; one that cannot be removed is postponed, and keeps no other."""

@@ -95,6 +95,20 @@ class Run(NamedTuple):
         return self.owner is not None and not self.final
 
 
+def is_sound(run: Run) -> bool:
+    """Tell whether all columns of a job have the types that jobcore stores."""
+    return all(
+        value is None or isinstance(value, str if field in _TEXTS else int)
+        for field, value in run._asdict().items()
+    )
+
+
+_TEXTS = frozenset(
+    ("name", "type", "status", "token", "cookie", "boot_id", "directory_id", "stop_who",
+     "stop_why", "owner")
+)  # fmt: skip
+
+
 def name_of(run: Run) -> str:
     """Return what a job is called in the log, also where its stored ID is damaged."""
     try:
@@ -110,6 +124,7 @@ COLUMNS = tuple(
 )
 
 
+_COUNTERS = ("spool_offset", "next_sequence", "loose_sequence", "loose_bytes")
 _STATUSES = frozenset(str(status) for status in Status)
 
 
@@ -120,7 +135,16 @@ def _one(rows: list[Any]) -> Run | None:
     if run.status not in _STATUSES:
         # Nothing leads out of it: who waits for its end would wait for ever.
         raise DatabaseCorrupt(f"the stored status of job number {run.number} is unknown")
+    require_counters(run)
     return run
+
+
+def require_counters(run: Run) -> None:
+    """Raise `DatabaseCorrupt` unless what appending and importing count with are counts."""
+    for column in _COUNTERS:
+        count = getattr(run, column)
+        if not isinstance(count, int) or count < 0:
+            raise DatabaseCorrupt(f"the stored {column} of job number {run.number} is no count")
 
 
 def _allows(trigger: Trigger) -> Any:
@@ -641,6 +665,77 @@ _REMOVE = Statement(
         or_(*(job.c.status == str(status) for status in Status if status.final)),
     )
 )
+
+
+#: Hidden jobs that nothing ends: their rows could not be changed further.
+_STUCK = Statement(
+    select(job.c.number)
+    .where(
+        job.c.deleted_at.is_not(None),
+        ~has_status(*(status for status in Status if status.final)),
+        or_(job.c.status != str(Status.RUNNING), job.c.stop_requested.is_(None)),
+    )
+    .limit(bindparam("most"))
+)
+#: By their bytes: texts may be no UTF-8.
+_FACTS_OF_DAMAGED = Statement(
+    select(
+        func.hex(job.c.id), func.hex(job.c.status), func.hex(job.c.token), func.hex(job.c.cookie),
+        case((func.typeof(job.c.grace_ms) == "integer", job.c.grace_ms), else_=0),
+    ).where(_THIS)
+)  # fmt: skip
+_REMOVE_DAMAGED = Statement(
+    delete(job).where(
+        _THIS,
+        func.hex(job.c.status) == bindparam("status_bytes"),
+        func.hex(job.c.token) == bindparam("token_bytes"),
+    )
+)
+
+
+class Damaged(NamedTuple):
+    """
+    What is needed to remove a job whose row is damaged.
+
+    Attributes:
+        name, cookie: As in a `Run`; anything, where that is what is damaged.
+        status, token: Their bytes, in hex.
+        grace_ms: Of its command; 0 where that is damaged.
+    """
+
+    name: str
+    status: str
+    token: str
+    cookie: str
+    grace_ms: int
+
+
+def stuck(connection: Connection, limit: int) -> list[int]:
+    """Return the numbers of hidden jobs whose rows are damaged, so that nothing ends them."""
+    return [number for (number,) in _STUCK(connection, most=limit)]
+
+
+def find_damaged(connection: Connection, number: int) -> Damaged | None:
+    """Return what can be read of a job, whatever its columns hold; None: it is gone."""
+    rows = _FACTS_OF_DAMAGED(connection, of=number)
+    if not rows:
+        return None
+    name, status, token, cookie, grace_ms = rows[0]
+    return Damaged(_text(name), status, token, _text(cookie), grace_ms or 0)
+
+
+def _text(stored: str) -> str:
+    return bytes.fromhex(stored).decode(errors="replace")
+
+
+def remove_damaged_if(connection: Connection, number: int, seen: Damaged) -> bool:
+    """Remove a job whatever its status, unless it was started or ended since it was seen."""
+    return (
+        _REMOVE_DAMAGED.count(
+            connection, of=number, status_bytes=seen.status, token_bytes=seen.token
+        )
+        == 1
+    )
 
 
 def mark_deleted(connection: Connection, number: int, *, now: int) -> bool:

@@ -250,6 +250,16 @@ def mark_final_of(
     ).rowcount
 
 
+def mark_rest_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
+) -> int:
+    """Hide jobs of a workspace or pipeline whatever their status; return how many."""
+    some = select(job.c.number).where(_OF[table] == owner_id, job.c.deleted_at.is_(None))
+    return connection.execute(
+        update(job).where(job.c.number.in_(some.limit(limit))).values(deleted_at=now)
+    ).rowcount
+
+
 _MARKED = {
     table: select(*runs.COLUMNS)
     .where(of == bindparam("owner_id", type_=String), job.c.deleted_at.is_not(None))
@@ -257,13 +267,40 @@ _MARKED = {
     for table, of in _OF.items()
 }
 _MARKED_ACTIVE = {table: Statement(some.where(_ACTIVE)) for table, some in _MARKED.items()}
+_MARKED_NUMBERS = {
+    table: Statement(
+        select(job.c.number).where(
+            of == bindparam("owner_id", type_=String), job.c.deleted_at.is_not(None), ~_FINAL
+        )
+    )
+    for table, of in _OF.items()
+}
 _MARKED_FINAL = {table: Statement(some.where(_FINAL)) for table, some in _MARKED.items()}
 
 
-def marked_active_of(connection: Connection, table: Table, owner_id: UUID) -> list[runs.Run]:
-    """Return the jobs of a workspace or pipeline that are being deleted and have not ended."""
-    rows = _MARKED_ACTIVE[table](connection, owner_id=owner_id.hex, most=-1)
-    return [runs.Run._make(row) for row in rows]
+def marked_active_of(
+    connection: Connection, table: Table, owner_id: UUID
+) -> tuple[list[runs.Run], list[int]]:
+    """
+    Return the jobs of a workspace or pipeline that are being deleted and have not ended.
+
+    Returns:
+        Those that end, and the numbers of those that nothing ends: their rows are damaged.
+    """
+    numbers = [number for (number,) in _MARKED_NUMBERS[table](connection, owner_id=owner_id.hex)]
+
+    def read_all() -> list[runs.Run]:
+        rows = _MARKED_ACTIVE[table](connection, owner_id=owner_id.hex, most=-1)
+        return [runs.Run._make(row) for row in rows]
+
+    def read(number: int) -> list[runs.Run]:
+        run = runs.find(connection, number)
+        return [] if run is None else [run]
+
+    found = diagnosis.readable(read_all, lambda: numbers, read, diagnosis.leave_out)
+    ends = [run for run in found if run.stop_requested is not None and runs.is_sound(run)]
+    known = {run.number for run in ends}
+    return ends, [number for number in numbers if number not in known]
 
 
 def marked_final_of(
@@ -782,6 +819,15 @@ _GET_JOB = select(job).where(job.c.number == bindparam("number"))
 def find_job(connection: Connection, job_id: UUID) -> Row[Any] | None:
     """Return the job, or None; one that is being deleted is not there."""
     return connection.execute(_FIND_JOB, {"id": job_id}).one_or_none()
+
+
+_NUMBER_OF = Statement(select(job.c.number).where(job.c.id == bindparam("of_id"), IS_VISIBLE))
+
+
+def number_of(connection: Connection, job_id: UUID) -> int | None:
+    """Return the number of a job, though its row be damaged; None: there is no such job."""
+    rows = _NUMBER_OF(connection, of_id=job_id.hex)
+    return rows[0][0] if rows else None
 
 
 def find_jobs(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[int]:

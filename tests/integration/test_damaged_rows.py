@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sqlite3
 from contextlib import closing
 
 import pytest
 
-from jobcore import DatabaseCorrupt, JobManager, doctor
+from jobcore import DatabaseCorrupt, JobManager, Status, doctor
 from jobcore.clock import seconds_of
 from jobcore.postponement import MOST_TOLD, Postponement
 from jobcore.scheduler import Scheduler
@@ -338,8 +340,101 @@ def test_rule_that_is_damaged_is_told_as_damage(database, jobs):
         connection.execute("PRAGMA schema_version = 9999")
     with (
         JobManager(database, slots=0) as others,
-        pytest.raises(
-            DatabaseCorrupt, match="jobs.db: .*running_has_started.*`jobc"
-        ),
+        pytest.raises(DatabaseCorrupt, match=r"jobs\.db: .*running_has_started.*`jobc"),
     ):
         others.submit(["true"])
+
+
+def queued(jobs):
+    """Return a job that has not started."""
+    return jobs.submit(["true"], env={"A": "b"})
+
+
+def running(jobs):
+    """Return a task that is under way."""
+    return jobs.start_job(jobs.create_job("TASK").id)
+
+
+def ended(jobs):
+    """Return a task that is over."""
+    return jobs.finish_job(running(jobs).id, 0)
+
+
+#: Its row is found by these, or hidden; a token names a process that another directory has.
+FINDS = ("number", "id", "deleted_at", "token")
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+@pytest.mark.parametrize("make", [queued, running, ended])
+def test_damaged_job_can_be_deleted(database, jobs, make, what):
+    """Garbage in any column of a job keeps neither it nor its log from being removed."""
+    made = []
+    for column in columns_of(database, "job"):
+        if column not in FINDS:
+            made.append(make(jobs))
+            if make is running:
+                jobs.append_log(made[-1].id, "line")
+            damage(database, "job", made[-1].id, **{column: GARBAGE[what]})
+    for job in made:
+        jobs.delete_job(job.id)
+
+    assert sql(database, "SELECT number FROM job") == []
+    assert sql(database, "SELECT id FROM log_segment") == []
+    assert sql(database, "SELECT hash FROM environment") == []
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+@pytest.mark.parametrize("column", ["status", "start_time", "exit_code", "spool_offset", "name"])
+def test_workspace_with_damaged_jobs_can_be_deleted(database, jobs, column, what):
+    """They are removed with it, and so is its pipeline."""
+    workspace = jobs.create_workspace("w")
+    pipeline = jobs.create_pipeline("p", ["true"], workspace_id=workspace.id)
+    made = [jobs.create_job("TASK", workspace_id=workspace.id) for _ in range(2)]
+    made.append(jobs.create_job("TASK", pipeline_id=pipeline.id))
+    jobs.start_job(made[0].id)
+    for job in made:
+        damage(database, "job", job.id, **{column: GARBAGE[what]})
+    jobs.delete_workspace(workspace.id)
+
+    assert sql(database, "SELECT number FROM job") == []
+    assert jobs.list_pipelines() == []
+    assert workspace.id not in {one.id for one in jobs.list_workspaces()}
+
+
+def test_damaged_job_that_is_deleted_leaves_no_process(database):
+    """Its command is stopped though its row cannot be settled, and its directory is removed."""
+    with JobManager(database, slots=1) as jobs:
+        job = jobs.submit(["sleep", "1000"], grace=0)
+        until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "the start")
+        damage(database, "job", job.id, exit_code="x", stop_requested="y")
+        directory = f"{database}.jobs/{job.id.hex}"
+        until(lambda: os.path.exists(directory), "the directory")
+        jobs.delete_job(job.id)
+
+        assert sql(database, "SELECT number FROM job") == []
+        assert not os.path.exists(directory)
+
+
+def test_deletion_of_a_damaged_job_is_finished_by_a_sweep(database, jobs):
+    """A process that died in the middle of it has left the row hidden."""
+    job = jobs.create_job("TASK")
+    damage(database, "job", job.id, start_time=5, deleted_at=5)
+    jobs.recover()
+
+    assert sql(database, "SELECT number FROM job") == []
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+@pytest.mark.parametrize("column", ["next_sequence", "loose_bytes", "loose_sequence", "type"])
+def test_task_with_damaged_counters_is_told_as_damage(database, jobs, column, what):
+    """Appending, starting and finishing work, or name the damage."""
+    job, other = running(jobs), jobs.create_job("TASK")
+    for one in (job, other):
+        damage(database, "job", one.id, **{column: GARBAGE[what]})
+    for call in (
+        lambda: jobs.append_log(job.id, "line"),
+        lambda: jobs.start_job(other.id),
+        lambda: jobs.finish_job(job.id, 0),
+    ):
+        with contextlib.suppress(DatabaseCorrupt):
+            call()
