@@ -20,6 +20,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jobcore.clock import Clock, MovableClock, SystemClock
     from jobcore.command import Command
+    from jobcore.engine.executors import (
+        CommandExecutor,
+        Executor,
+        FunctionExecutor,
+        PipelineExecutor,
+    )
+    from jobcore.engine.supervisor_pool import Launcher
     from jobcore.errors import (
         ArgumentError,
         CommandError,
@@ -52,8 +59,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         WorkspaceNotFound,
     )
-    from jobcore.executors import CommandExecutor, Executor, FunctionExecutor, PipelineExecutor
-    from jobcore.function import function_command
+    from jobcore.functions.call import function_command
     from jobcore.lifecycle import FINAL, STARTED, PipelineStatus, Reason, Status, Trigger
     from jobcore.manager import JobManager
     from jobcore.models import (
@@ -68,8 +74,7 @@ if TYPE_CHECKING:
         Transition,
         Workspace,
     )
-    from jobcore.supervision.pool import Launcher
-    from jobcore.task import Task
+    from jobcore.operations.tasks import Task
 
 __all__ = [
     "FINAL",
@@ -140,16 +145,16 @@ if not TYPE_CHECKING:  # checkers must not take a name that is not there for Any
     _MODULES = {
         "clock": ("Clock", "MovableClock", "SystemClock"),
         "command": ("Command",),
-        "executors": ("CommandExecutor", "Executor", "FunctionExecutor", "PipelineExecutor"),
-        "function": ("function_command",),
+        "engine.executors": ("CommandExecutor", "Executor", "FunctionExecutor", "PipelineExecutor"),
+        "functions.call": ("function_command",),
         "lifecycle": ("FINAL", "STARTED", "PipelineStatus", "Reason", "Status", "Trigger"),
         "manager": ("JobManager",),
         "models": (
             *("ClaimedJob", "Event", "Finding", "Job", "LogLine"),
             *("Pipeline", "Progress", "Skip", "Transition", "Workspace"),
         ),
-        "supervision.pool": ("Launcher",),
-        "task": ("Task",),
+        "engine.supervisor_pool": ("Launcher",),
+        "operations.tasks": ("Task",),
     }
     _HOMES = dict.fromkeys(__all__, "errors")
     _HOMES |= {name: module for module, names in _MODULES.items() for name in names}

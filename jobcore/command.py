@@ -199,7 +199,7 @@ def _mask_of(redact: list[bytes]) -> Callable[[Any], Any]:
     """Return what masks these values in a text, or in each text of a tuple."""
     if not redact:
         return lambda value: value
-    from jobcore.supervision import redaction  # noqa: PLC0415 - a host that masks nothing
+    from jobcore.supervisor import redaction  # noqa: PLC0415 - a host that masks nothing
 
     values = redaction.Values(redact)
 

@@ -16,8 +16,39 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import dropped, lifecycle, runs, settlement, store, values
-from jobcore.arguments import (
+from jobcore import lifecycle
+from jobcore.clock import Clock, SystemClock, seconds_of
+from jobcore.command import checked_grace
+from jobcore.embedding.worker import handed_over
+from jobcore.engine.dispatcher import Dispatcher, usable_processors
+from jobcore.engine.executors import Executor, default_executors
+from jobcore.engine.importer import Importer
+from jobcore.engine.interpreter import require_host
+from jobcore.engine.job_directories import Directories
+from jobcore.engine.ownership import Ownership
+from jobcore.engine.postponement import Postponement
+from jobcore.engine.recovery import Recovery
+from jobcore.engine.remover import Remover
+from jobcore.engine.scheduler import Scheduler
+from jobcore.engine.stopper import Stopper
+from jobcore.engine.supervisor_pool import Launcher, ProcessLauncher, SupervisorPool
+from jobcore.errors import (
+    ArgumentError,
+    DatabaseCorrupt,
+    InvalidTransition,
+    JobDeleted,
+    JobNotFound,
+    NoResult,
+    PipelineAlreadyRunning,
+    StoreError,
+    shown,
+)
+from jobcore.functions import encoding
+from jobcore.functions.call import describe, function_command
+from jobcore.lifecycle import FINAL, Status
+from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.operations import dropped
+from jobcore.operations.arguments import (
     checked_after,
     checked_age,
     checked_before,
@@ -43,11 +74,22 @@ from jobcore.arguments import (
     require_methods,
     required_types,
 )
-from jobcore.awaiter import Awaiter
-from jobcore.bookkeeper import Bookkeeper
-from jobcore.clock import Clock, SystemClock, seconds_of
-from jobcore.command import checked_grace
-from jobcore.creator import (
+from jobcore.operations.bookkeeping import Bookkeeper
+from jobcore.operations.deadline import Patience
+from jobcore.operations.deletion import Deleter
+from jobcore.operations.events import Events, Feed
+from jobcore.operations.lookup import (
+    Id,
+    Listings,
+    public,
+    require_job,
+    require_pipeline,
+    require_workspace,
+)
+from jobcore.operations.pipelines import Curator
+from jobcore.operations.prune import Pruner
+from jobcore.operations.staging import Staging
+from jobcore.operations.submission import (
     Creator,
     Runnable,
     checked_command,
@@ -56,48 +98,16 @@ from jobcore.creator import (
     checked_env_from,
     checked_moment,
 )
-from jobcore.curator import Curator
-from jobcore.database import Database
-from jobcore.deleter import Deleter
-from jobcore.directories import Directories
-from jobcore.dispatcher import Dispatcher, usable_processors
-from jobcore.environments import SUBMITTER, WORKER, capture
-from jobcore.errors import (
-    ArgumentError,
-    DatabaseCorrupt,
-    InvalidTransition,
-    JobDeleted,
-    JobNotFound,
-    NoResult,
-    PipelineAlreadyRunning,
-    StoreError,
-    shown,
-)
-from jobcore.executors import Executor, default_executors
-from jobcore.feed import Events, Feed
-from jobcore.follower import Follower
-from jobcore.function import describe, function_command
-from jobcore.history import Filter
-from jobcore.importer import Importer
-from jobcore.interpreter import require_host
-from jobcore.lifecycle import FINAL, Status
-from jobcore.logs import Unfinished
-from jobcore.lookup import Id, Listings, public, require_job, require_pipeline, require_workspace
-from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
-from jobcore.notifier import Notifier
-from jobcore.ownership import Ownership
-from jobcore.patience import Patience
-from jobcore.postponement import Postponement
-from jobcore.pruner import Pruner
-from jobcore.recovery import Recovery
-from jobcore.remover import Remover
-from jobcore.runs import Run
-from jobcore.scheduler import Scheduler
-from jobcore.staging import Staging
-from jobcore.stopper import Stopper
-from jobcore.supervision.pool import Launcher, ProcessLauncher, SupervisorPool
-from jobcore.task import Task
-from jobcore.worker import handed_over
+from jobcore.operations.subscriptions import Notifier
+from jobcore.operations.tasks import Task
+from jobcore.operations.waiting import Follower
+from jobcore.operations.waiting_async import Awaiter
+from jobcore.storage import settlement, store, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.environments import SUBMITTER, WORKER, capture
+from jobcore.storage.history import Filter
+from jobcore.storage.log_segments import Unfinished
+from jobcore.storage.transitions import Run
 
 if TYPE_CHECKING:
     import os
@@ -107,7 +117,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
     from typing_extensions import Self
 
-    from jobcore.claimer import Claimer
+    from jobcore.operations.claiming import Claimer
 
 #: Seconds beyond a command's grace that `on_exit="stop"` waits for its end.
 STOP_PATIENCE = 1.0
@@ -640,7 +650,7 @@ class JobManager:
         return self._claimer().claim_async(types, timeout)
 
     def _claimer(self) -> Claimer:
-        from jobcore.claimer import Claimer  # noqa: PLC0415 - loaded by those who need it
+        from jobcore.operations.claiming import Claimer  # noqa: PLC0415 - loaded by those who need it
 
         return Claimer(self._bookkeeper, self._follower, self._awaiter)
 
@@ -911,9 +921,9 @@ class JobManager:
             job = self._job(run)  # as it is now: deleted, perhaps
             raise NoResult(job.id, job.status)
         try:
-            return values.decode(*stored)
+            return encoding.decode(*stored)
         except ValueError as error:
-            if stored[0] != values.JSON:
+            if stored[0] != encoding.JSON:
                 raise  # that of whoever made the object
             raise DatabaseCorrupt(f"the result of job {job_id} is damaged") from error
 
@@ -1326,7 +1336,7 @@ class JobManager:
             StoreMismatch: The directory belongs to another database: move it away first.
             StoreError: It cannot be made.
         """
-        from jobcore import repair  # noqa: PLC0415 - loaded by those who need it, not at import
+        from jobcore.engine import repair  # noqa: PLC0415 - loaded by those who need it, not at import
 
         return self._jobs(repair.repair(self._database, self._directories, self._recovery))
 
@@ -1341,7 +1351,7 @@ class JobManager:
         Returns:
             What each check found; one whose `verdict` is `wrong` needs a person.
         """
-        from jobcore import doctor  # noqa: PLC0415 - loaded by those who need it, not at import
+        from jobcore.operations import doctor  # noqa: PLC0415 - loaded by those who need it, not at import
 
         examine = handed_over(doctor.examine)
         findings = examine(self._database.path, trust_directory=self._trust_directory)
@@ -1786,7 +1796,7 @@ class JobManager:
             if name is None:
                 return
             with self._database.read() as connection:
-                is_used = any(run.owner == name for run in runs.owned(connection))
+                is_used = any(run.owner == name for run in transitions.owned(connection))
             self._ownership.release(is_used=is_used)
         except StoreError:
             return  # whether it is needed is not known
@@ -1837,7 +1847,7 @@ class JobManager:
         if self._slots:
             return []
         with self._database.read() as connection:
-            return list(runs.supervised(connection))
+            return list(transitions.supervised(connection))
 
     def _drained(self) -> Callable[[], bool]:
         return self._dispatcher.is_drained(starts=self._slots > 0)

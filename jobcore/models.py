@@ -24,11 +24,11 @@ from pydantic.alias_generators import to_camel
 
 from jobcore.clock import exact_iso_utc, iso_utc, to_datetime
 from jobcore.command import Command
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.worker import handed_over
 from jobcore.errors import DatabaseCorrupt
-from jobcore.fields import object_in
-from jobcore.forking import GATE
 from jobcore.lifecycle import PipelineStatus, Reason, Status, Trigger
-from jobcore.worker import handed_over
+from jobcore.structured_lines import object_in
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -42,7 +42,7 @@ def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobManager]
     runs on, a process, thread, job directory or descriptor, a manager that was
     not closed. Whatever it was, it is gone afterwards.
     """
-    from jobcore.testing.lending import lend  # noqa: PLC0415 - see above
+    from jobcore.testing.fixtures import lend  # noqa: PLC0415 - see above
 
     wanted = request.fixturenames
     with lend(

@@ -7,9 +7,9 @@ import sqlite3
 from contextlib import closing
 from uuid import uuid4
 
-from jobcore import filesystem, runs
-from jobcore.directories import DirectoryId
-from jobcore.supervision import frames, jobdir
+from jobcore.engine.job_directories import DirectoryId
+from jobcore.storage import filesystem, transitions
+from jobcore.supervisor import frames, job_directory
 
 
 def sql(database, statement, *args):
@@ -72,7 +72,7 @@ def stored_pipelines(database):
 def stored_run(jobs, run):
     """Return the run of a scripted job as what works on runs is given it."""
     with jobs._database.read() as connection:
-        return runs.find(connection, run.row()["number"])
+        return transitions.find(connection, run.row()["number"])
 
 
 class Scripted:
@@ -109,8 +109,8 @@ class Scripted:
         if created:
             os.mkdir(self.path, 0o700)
             with self.open() as directory:
-                os.close(jobdir.open_lock(directory, create=True))
-                jobdir.make_control(directory)
+                os.close(job_directory.open_lock(directory, create=True))
+                job_directory.make_control(directory)
             self._note_claim()
             if held:
                 self.live()
@@ -122,9 +122,9 @@ class Scripted:
         """Store what a claim stores, and note in the lock file that nothing was started yet."""
         root = os.open(self.database + ".jobs", os.O_RDONLY)
         with self.open() as directory:
-            lock = jobdir.open_lock(directory)
+            lock = job_directory.open_lock(directory)
             self.update(directory_id=str(DirectoryId.of(root, directory)))
-            jobdir.mark_unstarted(lock, self.token)
+            job_directory.mark_unstarted(lock, self.token)
             os.close(lock)
         os.close(root)
 
@@ -137,12 +137,12 @@ class Scripted:
         """Give a descriptor of the directory."""
         return _Open(self.path)
 
-    def live(self, span=jobdir.RUNNING):
+    def live(self, span=job_directory.RUNNING):
         """Hold the lock, as a supervisor that runs the job."""
         with self.open() as directory:
-            self._held = jobdir.open_lock(directory)
-        assert jobdir.try_lock(self._held, span)
-        assert jobdir.try_lock(self._held, jobdir.spans_of(self.token)[1])
+            self._held = job_directory.open_lock(directory)
+        assert job_directory.try_lock(self._held, span)
+        assert job_directory.try_lock(self._held, job_directory.spans_of(self.token)[1])
 
     def die(self):
         """Let go of the lock, as the kernel does when a supervisor dies."""
@@ -178,14 +178,14 @@ class Scripted:
     def started(self, **facts):
         """Write the run record."""
         with self.open() as directory:
-            lock = jobdir.open_lock(directory)
-            jobdir.mark_started(lock)
+            lock = job_directory.open_lock(directory)
+            job_directory.mark_started(lock)
             os.close(lock)
-            jobdir.write_record(directory, jobdir.RUN, {"pid": 1, **facts})
+            job_directory.write_record(directory, job_directory.RUN, {"pid": 1, **facts})
 
     def exit(self, wait_status=0, reason="exited", **facts):
         """Write the verdict."""
-        record = jobdir.ExitRecord(
+        record = job_directory.ExitRecord(
             **{
                 "token": self.token,
                 "reason": reason,
@@ -196,7 +196,7 @@ class Scripted:
             }
         )
         with self.open() as directory:
-            jobdir.write_exit(directory, record)
+            job_directory.write_exit(directory, record)
 
     def row(self):
         """Return the stored row."""

@@ -76,11 +76,11 @@ FRESH = {
         assert pickle.loads(base64.b64decode(PICKLED)) == jobcore.Status.ERROR
     """,
     "what a module needs is missing": """
-        sys.modules["typer"] = None
+        sys.modules["pytest"] = None
         try:
-            jobcore.verbs
+            jobcore.pytest_plugin
         except ModuleNotFoundError as error:
-            assert error.name == "typer", error
+            assert error.name == "pytest", error
         else:
             raise AssertionError
     """,
@@ -110,7 +110,10 @@ FRESH = {
                 if self.armed and name == AT:
                     self.armed = False
                     raise KeyboardInterrupt
-        for AT in ("jobcore.manager", "jobcore.tables", "jobcore.store", "jobcore.task"):
+        for AT in (
+            "jobcore.manager", "jobcore.storage.tables", "jobcore.storage.store",
+            "jobcore.operations.tasks",
+        ):
             sys.meta_path.insert(0, Interrupts())
             try:
                 jobcore.JobManager

@@ -15,30 +15,19 @@ import anyio
 import pytest
 import typer.main
 
-from jobcore import (
-    JobManager,
-    LogLine,
-    Reason,
-    Status,
-    StoreMismatch,
-    doctor,
-    function,
-    lifecycle,
-    resultfile,
-    running,
-    upkeep,
-    verbs,
-    wire,
-)
-from jobcore.application import app
+from jobcore import JobManager, LogLine, Reason, Status, StoreMismatch, lifecycle, wire
+from jobcore.cli import job_commands, maintenance, run_and_work
+from jobcore.cli.app import app
 from jobcore.command import DEFAULT_LINGER
-from jobcore.supervision import ending, meter, progress
+from jobcore.functions import call, result_file
+from jobcore.operations import doctor
+from jobcore.supervisor import progress, progress_reader, termination
 from tests.faults.rounds import campaign
 from tests.processes import PATIENCE, ROOT, forked
 from tests.programs import EXIT_3, SLEEPS
 
 TEXT = (ROOT / "README.md").read_text()
-assert app.registered_commands, (running, upkeep, verbs)  # these add themselves
+assert app.registered_commands, (run_and_work, maintenance, job_commands)  # these add themselves
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -232,13 +221,13 @@ def test_the_numbers_are_those_of_the_code():
     """What README says in numbers is what the code does, whatever other tests take from there."""
     said = {
         "up to 1,000 characters of text": progress.MAX_MESSAGE == 1000,
-        "at most four a second are passed on": meter.EVERY == 1 / 4,
+        "at most four a second are passed on": progress_reader.EVERY == 1 / 4,
         "The descriptor is number 8": progress.DESCRIPTOR == 8,
-        "up to 1 MiB of arguments": function.LARGEST == 2**20,
-        "returns up to 4 MiB": resultfile.LARGEST == 4 * 2**20,
+        "up to 1 MiB of arguments": call.LARGEST == 2**20,
+        "returns up to 4 MiB": result_file.LARGEST == 4 * 2**20,
         "`Command.linger` seconds later, 2 unless said": DEFAULT_LINGER == 2,
-        "still run a second after its end get SIGTERM": ending._PAUSE == 1,
-        "What no SIGKILL ends within 10 seconds": ending._KILL_FOR == 10,
+        "still run a second after its end get SIGTERM": termination._PAUSE == 1,
+        "What no SIGKILL ends within 10 seconds": termination._KILL_FOR == 10,
         "starts 10 seconds later": lifecycle.FIRST_RETRY == 10,
         "10, 20, 40 seconds and so on, up to an hour": (
             [lifecycle.retry_delay(attempt) for attempt in (1, 2, 3, 99)] == [10, 20, 40, 3600]

@@ -25,7 +25,8 @@ import pydantic
 import pytest
 
 import jobcore
-from jobcore import JobcoreError, JobManager, connections, wire
+from jobcore import JobcoreError, JobManager, wire
+from jobcore.storage import connections
 from tests.cases import every
 from tests.processes import ROOT
 

@@ -4,15 +4,15 @@ Testing: what a host's tests need to try it against everything that can happen t
 Never imported by `import jobcore`.
 """
 
-from jobcore.supervision import failpoints
-from jobcore.testing.assertions import assert_job
+from jobcore.embedding import failpoints
+from jobcore.testing.assert_job import assert_job
 from jobcore.testing.busy import busy
-from jobcore.testing.clock import ManualClock
-from jobcore.testing.contract import ExecutorContract
-from jobcore.testing.crashing import Crashed, crash
-from jobcore.testing.draining import NeverEnds, drain, elapse
+from jobcore.testing.crash import Crashed, crash
+from jobcore.testing.drain import NeverEnds, drain, elapse
+from jobcore.testing.executor_contract import ExecutorContract
+from jobcore.testing.manual_clock import ManualClock
 from jobcore.testing.script import Script
-from jobcore.testing.scripted import ScriptedExecutor
+from jobcore.testing.scripted_executor import ScriptedExecutor
 
 __all__ = [
     "Crashed",

@@ -1,4 +1,4 @@
-"""Busy: a database whose write lock somebody else holds, for as long as a block lasts."""
+"""Holds the write lock of a database for as long as a block lasts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobcore.connections import uri_of
-from jobcore.database import Database
 from jobcore.errors import DatabaseBusy
 from jobcore.manager import OPEN, JobManager
+from jobcore.storage.connections import uri_of
+from jobcore.storage.database import Database
 
 
 @contextmanager

@@ -1,15 +1,15 @@
-"""Outlook: what a manager is waiting for, seen from inside: nothing but the clock, or more."""
+"""What a manager is waiting for: only for the clock, or for more."""
 
 # ruff: noqa: SLF001 - it looks inside, so that nothing of this is on JobManager
 # ruff: noqa: TRY004 - one kind of error for every wrong argument, as everywhere in jobcore
 
 from __future__ import annotations
 
-from jobcore import runs, store
 from jobcore.clock import Clock
 from jobcore.manager import JobManager
-from jobcore.runs import Run
-from jobcore.testing.clock import ManualClock
+from jobcore.storage import store, transitions
+from jobcore.storage.transitions import Run
+from jobcore.testing.manual_clock import ManualClock
 
 
 class Outlook:
@@ -68,7 +68,7 @@ class Outlook:
     def running(self) -> list[Run]:
         """Return the jobs that a supervisor has in hand, or had."""
         with self._jobs._database.read() as connection:
-            return runs.supervised(connection)
+            return transitions.supervised(connection)
 
     def names(self) -> list[str]:
         """Return the same jobs in words: id, and name where they have one."""

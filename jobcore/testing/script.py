@@ -1,4 +1,4 @@
-"""Script: what a command does, told beforehand: its lines, its pauses and its end."""
+"""What a scripted command does: its lines, its pauses and its end."""
 
 # ruff: noqa: TRY004 - one kind of error for every wrong argument, as everywhere in jobcore
 

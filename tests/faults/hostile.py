@@ -7,8 +7,8 @@ import random
 import re
 from itertools import pairwise
 
-from jobcore.supervision import frames
-from jobcore.supervision.frames import MAX_PAYLOAD
+from jobcore.supervisor import frames
+from jobcore.supervisor.frames import MAX_PAYLOAD
 
 _CHARACTERS = {2: "\u00e4".encode(), 3: "\u20ac".encode(), 4: "\U0001f600".encode()}
 _FORGED = frames.encode_header(frames.SYSTEM, 0, 0, 1, 0, b"forged\n") + b"forged\n"

@@ -11,7 +11,7 @@ import traceback
 from contextlib import contextmanager
 
 from jobcore import JobManager
-from jobcore.executors import CommandExecutor, PipelineExecutor
+from jobcore.engine.executors import CommandExecutor, PipelineExecutor
 
 
 class Refuses:

@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import UUID
 
 from jobcore import lifecycle
-from jobcore.supervision import jobdir
+from jobcore.supervisor import job_directory
 from tests.faults import witness
 from tests.processes import PATIENCE
 
@@ -142,11 +142,11 @@ def _directory(path, row):
         yield f"its directory is still there: {os.listdir(directory)}"
     if row["status"] == "RUNNING" and row["token"] is not None:
         try:
-            lock = os.open(os.path.join(directory, jobdir.LOCK), os.O_RDWR)
+            lock = os.open(os.path.join(directory, job_directory.LOCK), os.O_RDWR)
         except FileNotFoundError:
             yield "it has no lock"
             return
-        if not jobdir.is_locked(lock):
+        if not job_directory.is_locked(lock):
             yield "nobody holds its lock"
         os.close(lock)
 

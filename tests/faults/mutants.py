@@ -29,16 +29,16 @@ CAPTURE = "tests/unit/test_capture.py"
 DATABASE = "tests/unit/test_database.py"
 FRAMES = "tests/unit/test_frames.py"
 IMPORTER = "tests/unit/test_importer.py"
-LOGS = "tests/unit/test_logs.py"
+LOGS = "tests/unit/test_log_segments.py"
 RECOVERY = "tests/unit/test_recovery.py"
 STORE = "tests/unit/test_store.py"
-JOBDIR = "tests/unit/test_jobdir.py"
+JOBDIR = "tests/unit/test_job_directory.py"
 RULES = "tests/unit/test_schema_rules.py"
 SUPERVISOR = "tests/integration/test_supervisor.py"
 CHAINS = "tests/integration/test_chains.py"
 STOPS = "tests/faults/test_stop_from_anywhere.py"
 SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
-TAIL = "tests/unit/test_tail.py"
+TAIL = "tests/unit/test_unfinished_line.py"
 UNFINISHED = "tests/integration/test_unfinished_lines.py"
 TWO_MANAGERS = "tests/faults/test_two_managers.py"
 INTERRUPTS = "tests/unit/test_interrupts.py"
@@ -56,30 +56,30 @@ MUTANTS = (
     # --- import and settle ------------------------------------------------------
     Mutant(
         "the offset moves without compare-and-set",
-        "runs.py",
+        "storage/transitions.py",
         '        job.c.spool_offset == bindparam("old_offset"),\n',
         '        bindparam("old_offset") == bindparam("old_offset"),\n',
         (STORE, IMPORTER),
     ),
     Mutant(
         "the offset is committed before the lines",
-        "importer.py",
-        "            if harvest.slices:\n                logs.append_slices(",
+        "engine/importer.py",
+        "            if harvest.slices:\n                log_segments.append_slices(",
         "            connection.exec_driver_sql('COMMIT')\n"
         "            connection.exec_driver_sql('BEGIN IMMEDIATE')\n"
-        "            if harvest.slices:\n                logs.append_slices(",
+        "            if harvest.slices:\n                log_segments.append_slices(",
         (IMPORTER, "tests/faults"),
     ),
     Mutant(
         "a claim does not look at the status",
-        "runs.py",
+        "storage/transitions.py",
         "        _allows(Trigger.START),\n        job.c.deleted_at.is_(None),\n",
         "        job.c.deleted_at.is_(None),\n",
         (STORE, TWO_MANAGERS),
     ),
     Mutant(
         "the directory is removed before the verdict is committed",
-        "importer.py",
+        "engine/importer.py",
         "        if harvest.exit is not None:\n            final = self._settle(",
         "        if harvest.exit is not None:\n            self._directories.remove(run.name)\n"
         "            final = self._settle(",
@@ -87,14 +87,14 @@ MUTANTS = (
     ),
     Mutant(
         "a verdict that could be undone by a power failure is taken for durable",
-        "importer.py",
+        "engine/importer.py",
         "        return harvest.exit is not None or harvest.renewed\n",
         "        return False\n",
         (IMPORTER, DATABASE),
     ),
     Mutant(
         "a hole in the numbers is closed by renumbering",
-        "importer.py",
+        "engine/importer.py",
         "                if frame.first != harvest.next_sequence:\n"
         "                    break  # valid, but not the next one: something before it is missing\n",
         "",
@@ -102,21 +102,21 @@ MUTANTS = (
     ),
     Mutant(
         "the verdict of another run is believed",
-        "supervision/jobdir.py",
+        "supervisor/job_directory.py",
         '    if fields is None or fields.get("token") != token:\n',
         "    if fields is None:\n",
         (IMPORTER, JOBDIR),
     ),
     Mutant(
         "the verdict is written in place, not by rename",
-        "supervision/jobdir.py",
+        "supervisor/job_directory.py",
         '    temporary = f"{name}.{os.urandom(4).hex()}"\n',
         "    temporary = name\n",
         (JOBDIR, RECOVERY),
     ),
     Mutant(
         "a frame's checksum is not looked at",
-        "supervision/frames.py",
+        "supervisor/frames.py",
         "    if zlib.crc32(view[start:end], zlib.crc32(view[offset : offset + _UNSIGNED])) != crc:\n"
         "        return None\n",
         "    del view\n",
@@ -125,21 +125,21 @@ MUTANTS = (
     # --- the supervisor -----------------------------------------------------------
     Mutant(
         "a command outlives its supervisor",
-        "supervision/spawner.py",
+        "supervisor/spawn.py",
         "    _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)\n",
         "",
         (SUPERVISOR, SUPERVISOR_KILLED),
     ),
     Mutant(
         "orphans do not come to the supervisor",
-        "supervision/spawner.py",
+        "supervisor/spawn.py",
         "    _prctl(36, 1, 0, 0, 0)\n",
         "    pass\n",
         (SUPERVISOR, STOPS),
     ),
     Mutant(
         "a stopped process is not continued to hear its SIGTERM",
-        "supervision/tree.py",
+        "supervisor/process_tree.py",
         "        self._signal_group(_signal.SIGCONT)\n        for pid in strays:\n"
         "            _signal_child(pid, _signal.SIGCONT)\n",
         "",
@@ -147,7 +147,7 @@ MUTANTS = (
     ),
     Mutant(
         "the clock is ahead of what has passed",
-        "supervision/execution.py",
+        "supervisor/execution.py",
         "        # After the wait, or a grace would seem to have passed that has not.\n"
         "        now = self._machine.monotonic()\n",
         "        now = self._machine.monotonic() + 1.0\n",
@@ -155,7 +155,7 @@ MUTANTS = (
     ),
     Mutant(
         "wishes are served before what has ended is reaped",
-        "supervision/execution.py",
+        "supervisor/execution.py",
         "            if tree.reap():\n                failpoints.reach(failpoints.MAIN_REAPED)\n"
         "                self._note_main_end(ending, now)\n"
         "            if tree.left:\n                ending.advance(now)\n",
@@ -165,77 +165,77 @@ MUTANTS = (
     ),
     Mutant(
         "the end of the output is taken for the end of the command",
-        "supervision/execution.py",
+        "supervisor/execution.py",
         "            complete = ending.complete\n",
         "            complete = ending.complete or not self._capture.descriptors\n",
         (SUPERVISOR,),
     ),
     Mutant(
         "what outlives the command is left alone",
-        "supervision/ending.py",
+        "supervisor/termination.py",
         "                self._kill_at = now + self._linger\n",
         "                self._given_up = self._all_told = True\n",
         (SUPERVISOR, STOPS),
     ),
     Mutant(
         "a second stop gives the command more time",
-        "supervision/ending.py",
+        "supervisor/termination.py",
         "        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)\n",
         "        self._kill_at = kill_at\n",
         (SUPERVISOR,),
     ),
     Mutant(
         "a supervisor is used again though something had to be killed",
-        "supervision/execution.py",
+        "supervisor/execution.py",
         "        self.clean = self._ending is None or not self._ending.killed\n",
         "        self.clean = True\n",
         (SUPERVISOR,),
     ),
     Mutant(
         "a job that may have started is started again",
-        "supervision/execution.py",
+        "supervisor/execution.py",
         "        flags = os.O_WRONLY | os.O_EXCL\n        opened",
         "        flags = os.O_WRONLY\n        opened",
         (SUPERVISOR,),
     ),
     Mutant(
         "a last line without a newline is forgotten",
-        "supervision/capture.py",
+        "supervisor/capture.py",
         "        if rest and not (reported and self._note(rest, self._time_ns())):\n",
         "        if rest and not rest:\n",
         (CAPTURE, SUPERVISOR),
     ),
     Mutant(
         "a line of jobcore's own comes before text that was written before it",
-        "supervision/capture.py",
+        "supervisor/capture.py",
         "        self._number_unfinished()\n        self._say(text)\n",
         "        self._say(text)\n",
         (TAIL,),
     ),
     Mutant(
         "unfinished text that the spool has is numbered again",
-        "importer.py",
+        "engine/importer.py",
         "            if frame.stream not in later:\n",
         "            if frame.stream:\n",
         (UNFINISHED,),
     ),
     Mutant(
         "a full disk costs the frame that did not fit",
-        "supervision/spool.py",
+        "supervisor/spool.py",
         "            self._queue.append((header + payload)[written:])\n",
         "            self._queue.append(b'')\n",
         (CAPTURE, SUPERVISOR),
     ),
     Mutant(
         "a short write begins the frame anew",
-        "supervision/spool.py",
+        "supervisor/spool.py",
         "                self._queue[0] = waiting[written:]\n",
         "                self._queue[0] = waiting\n",
         (CAPTURE,),
     ),
     Mutant(
         "a value to be masked is not held back where a read cuts it",
-        "supervision/redaction.py",
+        "supervisor/redaction.py",
         "        return found, open_end, plain\n",
         "        return found, size, size\n",
         ("tests/unit/test_redaction.py",),
@@ -243,28 +243,28 @@ MUTANTS = (
     # --- life and death -----------------------------------------------------------
     Mutant(
         "an exit code is made up for a job that was lost",
-        "recovery.py",
+        "engine/recovery.py",
         "            reason=str(Reason.NEVER_STARTED if never else Reason.LOST),\n",
         '            reason="exited",\n            wait_status=0,\n',
         (RECOVERY, SUPERVISOR_KILLED),
     ),
     Mutant(
         "liveness is asked through the holder's own eyes",
-        "supervision/jobdir.py",
+        "supervisor/job_directory.py",
         "    return kind != fcntl.F_UNLCK\n",
         "    return False\n",
         (JOBDIR, RECOVERY),
     ),
     Mutant(
         "what a killed supervisor left behind is not looked for",
-        "recovery.py",
+        "engine/recovery.py",
         "            unreaped = self._kill_leftovers(run, until)\n",
         "            unreaped: tuple[int, ...] = ()\n",
         (RECOVERY, SUPERVISOR_KILLED),
     ),
     Mutant(
         "a wish to stop is not carried again after a crash",
-        "recovery.py",
+        "engine/recovery.py",
         "                self._stopper.remind(fresh)\n",
         "                pass\n",
         (RECOVERY,),
@@ -272,77 +272,77 @@ MUTANTS = (
     # --- verdicts and owners --------------------------------------------------------
     Mutant(
         "never_started is said without the mark of the claim",
-        "recovery.py",
-        '            and jobdir.is_unstarted(directory, run.token or "")\n',
+        "engine/recovery.py",
+        '            and job_directory.is_unstarted(directory, run.token or "")\n',
         "",
         (RECOVERY, REMOVED_FILES),
     ),
     Mutant(
         "never_started is said of a directory that the claim did not make",
-        "recovery.py",
+        "engine/recovery.py",
         "            and self._directories.is_directory_of(directory, run.directory_id)\n",
         "",
         (RECOVERY, REMOVED_FILES, COPIES),
     ),
     Mutant(
         "adopted jobs take no slots",
-        "dispatcher.py",
+        "engine/dispatcher.py",
         "        return self._slots - self._unended() - len(self._adoption)\n",
         "        return self._slots - self._unended()\n",
         (ADOPTION,),
     ),
     Mutant(
         "an owner's lock is not looked at",
-        "ownership.py",
-        "                return jobdir.is_locked(descriptor)\n",
+        "engine/ownership.py",
+        "                return job_directory.is_locked(descriptor)\n",
         "                return True\n",
         (OWNED_TASKS,),
     ),
     Mutant(
         "a living owner is taken for dead",
-        "ownership.py",
-        "                return jobdir.is_locked(descriptor)\n",
+        "engine/ownership.py",
+        "                return job_directory.is_locked(descriptor)\n",
         "                return False\n",
         (OWNED_TASKS,),
     ),
     Mutant(
         "one job that cannot be read stops the sweep of all",
-        "recovery.py",
+        "engine/recovery.py",
         "        except Exception as error:\n            if patience is None and",
         "        except StoreError as error:\n            if patience is None and",
         (ONE_BAD_JOB, DISPATCHER),
     ),
     Mutant(
         "looking at a copy changes its jobs",
-        "recovery.py",
+        "engine/recovery.py",
         "        if not run.supervised or not (kill or self.is_here(run)):\n",
         "        if not run.supervised:\n",
         (COPIES,),
     ),
     Mutant(
         "looking kills what is left of a job",
-        "recovery.py",
+        "engine/recovery.py",
         "        if not kill and self._is_of_this_boot(run) and self._may_be_left(run):\n",
         "        if not kill and not self._is_of_this_boot(run) and self._may_be_left(run):\n",
         (COPIES,),
     ),
     Mutant(
         "a stranger with the number of a leftover is signalled",
-        "supervision/pids.py",
+        "supervisor/pids.py",
         "        if at != 1 and _entry_of(self._pidfd) != entry:\n",
         "        if at != 1 and self._pidfd < 0:\n",
         (NAMESPACES,),
     ),
     Mutant(
         "a change that fails leaves half of itself in the group's commit",
-        "writer.py",
+        "storage/writer.py",
         '                driver.execute("ROLLBACK TO one_change")\n',
         "",
         (WRITER,),
     ),
     Mutant(
         "a change that fails takes the others of its group along",
-        "writer.py",
+        "storage/writer.py",
         "                failed.append((change, error))\n",
         "                change.fail(error)\n                raise\n",
         (WRITER,),
@@ -350,14 +350,14 @@ MUTANTS = (
     # --- the database ---------------------------------------------------------------
     Mutant(
         "a transaction that writes begins as one that reads",
-        "writer.py",
+        "storage/writer.py",
         '                driver_of(connection).execute("BEGIN IMMEDIATE")\n',
         '                driver_of(connection).execute("BEGIN")\n',
         (DATABASE, TWO_MANAGERS),
     ),
     Mutant(
         "an interrupted call keeps its transaction",
-        "writer.py",
+        "storage/writer.py",
         "        return self._worker.hand_over("
         "Change(change, patience, durable=durable, about=about))\n",
         "        connection = self._target.open_for_writing()\n"
@@ -370,42 +370,42 @@ MUTANTS = (
     ),
     Mutant(
         "the database file is opened and closed beside SQLite",
-        "database.py",
+        "storage/database.py",
         "            facts = os.stat(self.path)\n",
         "            os.close(os.open(self.path, os.O_RDONLY))\n            facts = os.stat(self.path)\n",
         (DATABASE,),
     ),
     Mutant(
         "a replaced database is written to",
-        "database.py",
+        "storage/database.py",
         "        if self._identify() != self._identity:\n",
         "        if False:\n",
         (DATABASE,),
     ),
     Mutant(
         "a fork copies open connections",
-        "database.py",
+        "storage/database.py",
         "        if rests and not self._readers.present():\n            self._close_connections()\n",
         "",
         (DATABASE, TWO_MANAGERS),
     ),
     Mutant(
         "what a Ctrl-C leaves held stays held",
-        "interrupts.py",
+        "embedding/interrupts.py",
         "        return self.over or (self.frame is not None and is_over(self.frame))\n",
         "        return self.over\n",
         (INTERRUPTS,),
     ),
     Mutant(
         "a socket for a supervisor may be a standard stream",
-        "supervision/pool.py",
+        "engine/supervisor_pool.py",
         "    if min(one.fileno() for one in pair) > _STANDARD:\n",
         "    if True:\n",
         (SUPERVISOR,),
     ),
     Mutant(
         "one bad job rolls back all of its round",
-        "database.py",
+        "storage/database.py",
         '            connection.exec_driver_sql("ROLLBACK TO one_of_many")\n',
         "            raise\n",
         (DATABASE, DISPATCHER),
@@ -419,14 +419,14 @@ MUTANTS = (
     ),
     Mutant(
         "what follows from an ending is forgotten",
-        "settlement.py",
+        "storage/settlement.py",
         "        _follow_up(connection, final, now)\n        if final.of_pipeline:  #",
         "        if final.of_pipeline:  #",
         (CHAINS,),
     ),
     Mutant(
         "pieces of a log are merged in the wrong order",
-        "logs.py",
+        "storage/log_segments.py",
         "        select(log_segment).where(these).order_by(log_segment.c.first_sequence)\n"
         "    ).all()\n    if len(rows) < 2:",
         "        select(log_segment).where(these).order_by(log_segment.c.first_sequence.desc())\n"

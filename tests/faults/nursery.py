@@ -110,7 +110,8 @@ def main(descriptor, package):
     bare = type(sys)("jobcore")  # as in a supervisor: without all that `jobcore` itself imports
     bare.__path__ = [package]
     sys.modules["jobcore"] = bare
-    from jobcore.supervision import failpoints, supervisor  # noqa: PLC0415 - by the line above
+    from jobcore.embedding import failpoints  # noqa: PLC0415 - by the line above
+    from jobcore.supervisor.__main__ import main as supervise  # noqa: PLC0415
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what is forked here is reaped by nobody
     with socket.socket(fileno=descriptor) as way:
@@ -123,7 +124,7 @@ def main(descriptor, package):
                 way.close()
                 if told != b"-":
                     failpoints.arm(Trap.heard(told))
-                supervisor.main(given)
+                supervise(given)
             os.close(given)
 
 

@@ -9,8 +9,10 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 
-from jobcore import JobManager, leftovers
-from jobcore.supervision import failpoints, jobdir
+from jobcore import JobManager
+from jobcore.embedding import failpoints
+from jobcore.engine import orphans
+from jobcore.supervisor import job_directory
 from tests.faults.hosts import host
 from tests.faults.invariants import living
 from tests.faults.witness import ENDS, witness
@@ -105,8 +107,8 @@ def supervisors(where):
         except OSError:
             continue  # no directory, or gone by now
         try:
-            record = jobdir.read_record(directory, jobdir.RUN)
-            if record is not None and leftovers.holds(record["supervisor"], record["token"]):
+            record = job_directory.read_record(directory, job_directory.RUN)
+            if record is not None and orphans.holds(record["supervisor"], record["token"]):
                 found.append(record["supervisor"])
         except FileNotFoundError:
             pass

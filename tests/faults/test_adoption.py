@@ -6,7 +6,8 @@ import contextlib
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, runs
+from jobcore import JobManager, Reason, Status
+from jobcore.storage import transitions
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, crash, drain
 from tests.faults.hosts import host, serve
 from tests.processes import Child, until
@@ -153,7 +154,7 @@ def test_job_is_not_adopted_from_within(manager, monkeypatch):
     first = manager(1)
     (job,) = run(first, 1)
     with first._database.read() as connection:
-        cookie = runs.find(connection, job.number).cookie
+        cookie = transitions.find(connection, job.number).cookie
     first.close()
     monkeypatch.setenv("JOBCORE_RUN", cookie)
     inner = manager(1)

@@ -28,8 +28,8 @@ from contextlib import ExitStack, closing, suppress
 import pytest
 
 from jobcore import JobcoreError, JobManager, Status, WaitTimeout
-from jobcore.connections import SPARES
-from jobcore.supervision import jobdir
+from jobcore.storage.connections import SPARES
+from jobcore.supervisor import job_directory
 from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
@@ -300,10 +300,10 @@ def held_locks(database):
     """Return the jobs whose directories are locked."""
     held = []
     for name in os.listdir(database + ".jobs"):
-        path = os.path.join(database + ".jobs", name, jobdir.LOCK)
+        path = os.path.join(database + ".jobs", name, job_directory.LOCK)
         with suppress(FileNotFoundError, NotADirectoryError):
             descriptor = os.open(path, os.O_RDWR)
-            if jobdir.is_locked(descriptor):
+            if job_directory.is_locked(descriptor):
                 held.append(name)
             os.close(descriptor)
     return held

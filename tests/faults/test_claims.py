@@ -6,7 +6,8 @@ import os
 import threading
 from contextlib import ExitStack
 
-from jobcore import JobManager, PipelineAlreadyRunning, Status, schema
+from jobcore import JobManager, PipelineAlreadyRunning, Status
+from jobcore.storage import schema
 from tests.faults import invariants
 from tests.faults.hosts import host
 from tests.faults.rounds import in_rounds

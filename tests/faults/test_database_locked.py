@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from jobcore import DatabaseBusy, JobManager, Reason, Status
-from jobcore.database import Database
+from jobcore.storage.database import Database
 from tests.faults.hosts import host
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds

@@ -11,25 +11,17 @@ import threading
 
 import pytest
 
-from jobcore import (
-    Command,
-    JobManager,
-    Reason,
-    SpawnError,
-    Status,
-    crew,
-    dispatcher,
-    interpreter,
-    leftovers,
-)
-from jobcore.executors import CommandExecutor
-from jobcore.loop import Loop
-from jobcore.postponement import PERSISTENT_SECONDS
-from jobcore.recovery import Recovery
-from jobcore.scheduler import Scheduler
-from jobcore.statement import driver_of
-from jobcore.supervision import failpoints, jobdir
-from jobcore.supervision.pool import Supervisor
+from jobcore import Command, JobManager, Reason, SpawnError, Status
+from jobcore.embedding import failpoints
+from jobcore.engine import dispatcher, interpreter, orphans, supervisors
+from jobcore.engine.executors import CommandExecutor
+from jobcore.engine.postponement import PERSISTENT_SECONDS
+from jobcore.engine.recovery import Recovery
+from jobcore.engine.scheduler import Scheduler
+from jobcore.engine.supervisor_pool import Supervisor
+from jobcore.engine.thread_loop import Loop
+from jobcore.storage.statement import driver_of
+from jobcore.supervisor import job_directory
 from tests.processes import PATIENCE, Child, carrying, state, until
 from tests.programs import SLEEPS
 
@@ -83,7 +75,7 @@ def test_a_round_that_fails_holds_no_job_back(database):
 
 def test_a_loop_goes_on_whatever_its_turn_raises(monkeypatch):
     """Nothing but `close` ends the thread."""
-    monkeypatch.setattr("jobcore.loop.REST", 0.001)
+    monkeypatch.setattr("jobcore.engine.thread_loop.REST", 0.001)
     turns = []
     again = threading.Event()
 
@@ -286,17 +278,24 @@ def hold(path, span, say):
     """Have the lock file open, with a lock on `span` and what goes with it, until killed."""
     descriptor = os.open(path, os.O_RDWR)
     if span is not None:
-        assert jobdir.try_lock(descriptor, span)
-    preparing, running = jobdir.spans_of(TOKEN)
-    if span in (jobdir.PREPARING, jobdir.RUNNING):
-        assert jobdir.try_lock(descriptor, running if span == jobdir.RUNNING else preparing)
+        assert job_directory.try_lock(descriptor, span)
+    preparing, running = job_directory.spans_of(TOKEN)
+    if span in (job_directory.PREPARING, job_directory.RUNNING):
+        assert job_directory.try_lock(
+            descriptor, running if span == job_directory.RUNNING else preparing
+        )
     os.write(say, b".")
     signal.pause()
 
 
 @pytest.mark.parametrize(
     ("span", "found"),
-    [(jobdir.RUNNING, True), (jobdir.PREPARING, False), (jobdir.WHOLE, False), (None, False)],
+    [
+        (job_directory.RUNNING, True),
+        (job_directory.PREPARING, False),
+        (job_directory.WHOLE, False),
+        (None, False),
+    ],
     ids=["runs it", "prepares it", "resolves it", "probes it"],
 )
 def test_only_who_runs_a_job_is_its_holder(tmp_path, span, found):
@@ -307,7 +306,7 @@ def test_only_who_runs_a_job_is_its_holder(tmp_path, span, found):
     child = Child(hold, path, span, writer)
     try:
         os.read(reader, 1)
-        holding = leftovers.find_holders(TOKEN)
+        holding = orphans.find_holders(TOKEN)
     finally:
         child.kill()
         os.close(reader)
@@ -350,7 +349,7 @@ ANSWERS = f'case $4 in print*) exec {sys.executable} "$@";; esac'
 )
 def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, monkeypatch, does):
     """What `python` names but never gets ready is a failure, and leaves no process."""
-    monkeypatch.setattr(crew, "READY_PATIENCE", 0.1)
+    monkeypatch.setattr(supervisors, "READY_PATIENCE", 0.1)
     monkeypatch.setattr(interpreter, "PATIENCE", 0.5)
     monkeypatch.setenv("JOBCORE_TEST_HANGS", str(tmp_path))
     hangs = python_that(tmp_path, does)

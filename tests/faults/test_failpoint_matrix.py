@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
-from jobcore.supervision import failpoints
+from jobcore.embedding import failpoints
 from tests.faults.hosts import EXECUTORS, host
 from tests.faults.invariants import check
 from tests.faults.nursery import KILL_HOST, KILL_SELF, PAUSE, Trap

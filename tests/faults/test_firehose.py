@@ -7,7 +7,7 @@ import os
 import subprocess
 
 from jobcore import JobManager, Status
-from jobcore.supervision import jobdir
+from jobcore.supervisor import job_directory
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.processes import Child, open_gate, until
@@ -43,7 +43,7 @@ def supervisor_of(database, job_id):
     path = os.path.join(f"{database}.jobs", job_id.hex)
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        record = until(lambda: jobdir.read_record(directory, jobdir.RUN), "the start")
+        record = until(lambda: job_directory.read_record(directory, job_directory.RUN), "the start")
     finally:
         os.close(directory)
     return record["supervisor"]

@@ -23,7 +23,7 @@ def last():
 os.register_at_fork(before=last)
 os.register_at_fork(before=hook)
 from jobcore import DatabaseBusy, JobManager
-from jobcore.forking import GATE
+from jobcore.embedding.forking import GATE
 
 PATIENCE = {PATIENCE}
 jobs = JobManager(sys.argv[1], slots=0)
@@ -134,7 +134,7 @@ os.register_at_fork(
     before=lambda: interrupt("before"), after_in_parent=lambda: interrupt("after")
 )
 from jobcore import JobManager
-from jobcore.forking import GATE
+from jobcore.embedding.forking import GATE
 jobs = JobManager(sys.argv[1], slots=0)
 owner = Owner()
 GATE.watch(owner)
@@ -205,7 +205,7 @@ def test_fork_in_the_middle_of_a_read_does_not_wait_for_those_who_wait_for_it(da
         """
 import os, sys, threading
 from jobcore import JobManager
-from jobcore.commits import Commits
+from jobcore.storage.change_counter import Commits
 from tests.processes import until
 
 jobs = JobManager(sys.argv[1], slots=0, busy_timeout=1000)

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from jobcore import JobManager, NoResult, Reason, Status
-from jobcore.supervision import failpoints
+from jobcore.embedding import failpoints
 from tests import functions
 from tests.faults.hosts import host
 from tests.faults.invariants import check

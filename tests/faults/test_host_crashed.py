@@ -13,8 +13,10 @@ from uuid import UUID
 import pytest
 
 from jobcore import JobManager, JobNotFound, Reason, Status
-from jobcore.supervision import failpoints, jobdir
-from jobcore.testing import Crashed, crash, crashing
+from jobcore.embedding import failpoints
+from jobcore.supervisor import job_directory
+from jobcore.testing import Crashed, crash
+from jobcore.testing.crash import _DEAD, _threads_in
 from tests.faults.hosts import EXECUTORS
 from tests.faults.rounds import SEED
 from tests.jobfiles import sql
@@ -186,7 +188,7 @@ def at_its_end(world, point):
 def at_a_resolution(world, point):
     """The job's supervisor was killed, and somebody looks at it."""
     job_id = world.run()
-    record = jobdir.decode_record(world.job_file(job_id, "run").read_bytes())
+    record = job_directory.decode_record(world.job_file(job_id, "run").read_bytes())
     os.kill(record["supervisor"], signal.SIGKILL)
     until(lambda: not carrying(world.cookie()), "the end of the command with its supervisor")
     jobs = world.manager(slots=0)
@@ -360,10 +362,10 @@ def test_a_waiting_thread_of_a_dead_manager_is_thrown_out(world):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    until(lambda: crashing._threads_in(jobs), "the waiting")
+    until(lambda: _threads_in(jobs), "the waiting")
     crash(jobs)
 
-    assert crashing._threads_in(jobs) == []
+    assert _threads_in(jobs) == []
     thread.join(60)
     assert [crashed.host for crashed in ended] == [jobs._database]
     world.finish()
@@ -376,7 +378,7 @@ def test_subscribers_of_a_dead_manager_hear_nothing_more(world):
 
     def listen(event):
         told.append(event.job_id)
-        until(lambda: jobs._database in crashing._DEAD, "the death of its manager")
+        until(lambda: jobs._database in _DEAD, "the death of its manager")
 
     jobs.subscribe(listen)
     jobs.subscribe(listen, status="QUEUED")

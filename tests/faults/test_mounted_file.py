@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from jobcore import JobManager, UnsupportedFileSystem, doctor
+from jobcore import JobManager, UnsupportedFileSystem
+from jobcore.operations import doctor
 from tests.mounts import in_own_mounts, mount_file, unmount
 
 

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, crew, leftovers
-from jobcore.supervision.pool import SupervisorPool
+from jobcore import JobManager, Reason, Status
+from jobcore.engine import orphans, supervisors
+from jobcore.engine.supervisor_pool import SupervisorPool
 from tests.faults.invariants import check
 from tests.jobfiles import cookie_of
 from tests.processes import PATIENCE, ROOT, carrying, children, in_child, until
@@ -137,7 +138,7 @@ def lost(jobs):
 
 
 def _idle_is_let_go(database):
-    crew.IDLE = 0.1
+    supervisors.IDLE = 0.1
     ctypes.CDLL(None).prctl(_ADOPT, 1)
     with JobManager(database, slots=2) as jobs:
         for _ in range(3):
@@ -214,7 +215,7 @@ def in_foreign_proc(function, *args):
 
 def start_with_pid(pid, cookie=None):
     """Start a process that has this pid in this pid namespace; None: that cannot be had here."""
-    environment = os.environ if cookie is None else {**os.environ, leftovers.COOKIE: cookie}
+    environment = os.environ if cookie is None else {**os.environ, orphans.COOKIE: cookie}
     try:
         with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
             file.write(str(pid - 1))
@@ -231,20 +232,20 @@ def start_with_pid(pid, cookie=None):
 def test_a_stranger_with_the_number_of_a_leftover_is_not_signalled():
     """In an outer /proc the number of a leftover means another process here: that one lives."""
     cookie = uuid4().hex
-    leftover = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
+    leftover = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: cookie})
 
     def kill():
         stranger = start_with_pid(leftover.pid)
         if stranger is None:
             return None
-        unreaped = leftovers.kill(cookie)
+        unreaped = orphans.kill(cookie)
         lives = stranger.poll() is None
         stranger.kill()
         stranger.wait()
         return lives, unreaped
 
     try:
-        until(lambda: leftover.pid in leftovers.find(cookie), "the exec of sleep")
+        until(lambda: leftover.pid in orphans.find(cookie), "the exec of sleep")
         answer = in_foreign_proc(kill)
         if answer is None:
             pytest.skip("pids cannot be chosen here")
@@ -258,7 +259,7 @@ def test_a_stranger_with_the_number_of_a_leftover_is_not_signalled():
 def test_a_stranger_with_the_number_of_a_leftover_beside_is_not_signalled():
     """A leftover of a namespace beside this one has a number that means another process here."""
     cookie = uuid4().hex
-    program = f"{leftovers.COOKIE}={cookie} sleep 1000 & echo $!; wait"
+    program = f"{orphans.COOKIE}={cookie} sleep 1000 & echo $!; wait"
     beside = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", program],
         stdout=subprocess.PIPE,
@@ -268,7 +269,7 @@ def test_a_stranger_with_the_number_of_a_leftover_beside_is_not_signalled():
         number = beside.stdout.readline()
         if not number:
             pytest.skip("no pid namespace of one's own here")
-        (leftover,) = until(lambda: leftovers.find(cookie), "the exec of sleep")
+        (leftover,) = until(lambda: orphans.find(cookie), "the exec of sleep")
         assert in_foreign_proc(kill_beside, cookie, int(number)) == (True, (leftover,))
     finally:
         beside.kill()
@@ -281,7 +282,7 @@ def kill_beside(cookie, number):
     stranger = start_with_pid(number)
     if stranger is None:
         pytest.skip("pids cannot be chosen here")
-    unreaped = leftovers.kill(cookie)
+    unreaped = orphans.kill(cookie)
     lives = stranger.poll() is None
     stranger.kill()
     stranger.wait()
@@ -293,9 +294,9 @@ def test_a_leftover_of_this_namespace_is_killed_by_an_outer_proc():
     cookie = uuid4().hex
 
     def kill():
-        leftover = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
-        until(lambda: leftovers.find(cookie), "the exec of sleep")
-        return leftovers.kill(cookie), leftover.wait()
+        leftover = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: cookie})
+        until(lambda: orphans.find(cookie), "the exec of sleep")
+        return orphans.kill(cookie), leftover.wait()
 
     assert in_foreign_proc(kill) == ((), -signal.SIGKILL)
 
@@ -316,4 +317,4 @@ def test_orphans_of_a_job_are_ended_with_an_outer_proc(database):
     assert code == 3
     assert [line for line in lines if "could not be killed" in line] == []
     with JobManager(database, slots=0) as jobs:
-        assert carrying(f"{leftovers.COOKIE}={cookie_of(database, jobs.list_jobs()[0].id)}") == []
+        assert carrying(f"{orphans.COOKIE}={cookie_of(database, jobs.list_jobs()[0].id)}") == []

@@ -12,9 +12,12 @@ import sys
 
 import pytest
 
-from jobcore import JobManager, Reason, SpawnError, Status, StoreError, doctor, schema
-from jobcore.database import Database
-from jobcore.supervision import jobdir, kernel, pids, pool, progress
+from jobcore import JobManager, Reason, SpawnError, Status, StoreError
+from jobcore.engine import supervisor_pool
+from jobcore.operations import doctor
+from jobcore.storage import schema
+from jobcore.storage.database import Database
+from jobcore.supervisor import job_directory, pids, progress, system_calls
 from tests.jobfiles import sql
 from tests.kernels import forbid
 from tests.mounts import in_own_mounts, mount_proc, mount_tmpfs
@@ -48,7 +51,7 @@ for descriptor in range(1000):
 
 def use(database):
     """Be a host: have jobs end by themselves, by a stop and by the death of their supervisor."""
-    kernel._has_pidfds.clear()  # what the process knew that this one was forked from
+    system_calls._has_pidfds.clear()  # what the process knew that this one was forked from
     told = []
     with JobManager(database, slots=2) as jobs:
         for job in (jobs.submit(["sh", "-c", "cat; exit 3"], stdin=b"hello\n") for _ in range(2)):
@@ -58,8 +61,8 @@ def use(database):
         for job in stays:
             assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
         jobs.stop_job(stays[0].id, grace=0)
-        with open(f"{database}.jobs/{stays[1].id.hex}/{jobdir.RUN}", "rb") as file:
-            os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+        with open(f"{database}.jobs/{stays[1].id.hex}/{job_directory.RUN}", "rb") as file:
+            os.kill(job_directory.decode_record(file.read())["supervisor"], signal.SIGKILL)
         told += [jobs.wait(job.id, PATIENCE).reason for job in stays]
     return told
 
@@ -103,7 +106,7 @@ def test_jobs_run_where_no_process_is_waited_for_by_pidfd(database):
     """Linux 5.3 has pidfds, but `waitid` does not know them."""
 
     def host():
-        kernel._has_pidfds.clear()  # what an earlier test found out
+        system_calls._has_pidfds.clear()  # what an earlier test found out
         forbid("waitid by pidfd", error=errno.EINVAL)
         return use_and_reap(database)
 
@@ -114,10 +117,10 @@ def test_jobs_run_on_a_python_with_an_old_c_library(database):
     """Host and supervisors have neither pidfds nor files in memory by name."""
 
     def host():
-        kernel._has_pidfds.clear()  # what an earlier test found out
+        system_calls._has_pidfds.clear()  # what an earlier test found out
         exec(WITHOUT)
         del signal.pidfd_send_signal
-        pool.STUB = WITHOUT + pool.STUB
+        supervisor_pool.STUB = WITHOUT + supervisor_pool.STUB
         return use_and_reap(database)
 
     assert in_child(host) == AS_EVER
@@ -142,7 +145,7 @@ def test_doctor_names_what_is_missing(database):
     JobManager(database, slots=0).close()
 
     def look():
-        kernel._has_pidfds.clear()
+        system_calls._has_pidfds.clear()
         forbid("pidfd_open", "memfd_create")
         mount_tmpfs("/proc", "64k")
         return next(one for one in doctor.examine(database) if one.check == "system")
@@ -165,7 +168,7 @@ def test_a_host_that_dies_is_missed_without_pidfds(database):
         (supervisor,) = jobs._dispatcher._crew.members
         kept = os.dup(supervisor.fileno())  # which no fork hook knows
         if os.fork() == 0:
-            kernel.close_all_but((gate, kept))
+            system_calls.close_all_but((gate, kept))
             os.read(gate, 1)
             os._exit(0)
         return supervisor.pid
@@ -187,8 +190,8 @@ def test_what_a_killed_supervisor_leaves_is_killed_without_pidfds(database):
         with JobManager(database, slots=1) as jobs:
             job = jobs.submit(["sh", "-c", leaves])
             assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
-            with open(f"{database}.jobs/{job.id.hex}/{jobdir.RUN}", "rb") as file:
-                os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+            with open(f"{database}.jobs/{job.id.hex}/{job_directory.RUN}", "rb") as file:
+                os.kill(job_directory.decode_record(file.read())["supervisor"], signal.SIGKILL)
             return jobs.wait(job.id, PATIENCE).reason
 
     assert in_child(host) is Reason.LOST
@@ -204,8 +207,8 @@ def test_a_lost_job_says_that_its_processes_cannot_be_seen_without_proc(database
         with JobManager(database, slots=1) as jobs:
             job = jobs.submit(STAYS)
             assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
-            with open(f"{database}.jobs/{job.id.hex}/{jobdir.RUN}", "rb") as file:
-                os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+            with open(f"{database}.jobs/{job.id.hex}/{job_directory.RUN}", "rb") as file:
+                os.kill(job_directory.decode_record(file.read())["supervisor"], signal.SIGKILL)
             ended = jobs.wait(job.id, PATIENCE)
             return ended.reason, [line.text for line in jobs.logs(job.id)]
 
@@ -248,19 +251,19 @@ def test_a_command_gets_no_descriptor_that_cannot_be_listed(database):
 def test_a_file_without_a_name_replaces_one_in_memory(monkeypatch):
     """It is in a place for temporary files, empty, and nobody finds it there."""
     monkeypatch.delattr(os, "memfd_create")
-    descriptor = kernel.make_memory_file("input")
+    descriptor = system_calls.make_memory_file("input")
     facts = os.fstat(descriptor)
     os.close(descriptor)
 
     assert (facts.st_nlink, facts.st_size, facts.st_mode & 0o777) == (0, 0, 0o600)
-    monkeypatch.setattr(kernel, "_TEMPORARY", ("/proc", "/no/such/place"))
+    monkeypatch.setattr(system_calls, "_TEMPORARY", ("/proc", "/no/such/place"))
     with pytest.raises(OSError, match="no memfd_create, and no temporary file in /proc"):
-        kernel.make_memory_file("input")
+        system_calls.make_memory_file("input")
 
 
 def test_a_shortage_of_descriptors_is_no_lack_of_pidfds(monkeypatch):
     """It passes: what is found out while none is left is not remembered."""
-    monkeypatch.setattr(kernel, "_has_pidfds", [])
+    monkeypatch.setattr(system_calls, "_has_pidfds", [])
     open_it = os.pidfd_open
 
     def none_left(_):
@@ -268,14 +271,14 @@ def test_a_shortage_of_descriptors_is_no_lack_of_pidfds(monkeypatch):
 
     monkeypatch.setattr(os, "pidfd_open", none_left)
     with pytest.raises(OSError, match="Too many open files"):
-        kernel.open_process(os.getpid())
+        system_calls.open_process(os.getpid())
     monkeypatch.setattr(os, "pidfd_open", open_it)
-    os.close(kernel.open_process(os.getpid()))
+    os.close(system_calls.open_process(os.getpid()))
 
 
 def test_a_filter_that_comes_later_is_noticed(monkeypatch):
     """A host that forbids itself more and more goes on without pidfds."""
-    monkeypatch.setattr(kernel, "_has_pidfds", [True])
+    monkeypatch.setattr(system_calls, "_has_pidfds", [True])
 
     def forbidden(_):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -283,8 +286,8 @@ def test_a_filter_that_comes_later_is_noticed(monkeypatch):
     monkeypatch.setattr(os, "pidfd_open", forbidden)
     with pids.ProcessHandle(os.getpid()) as process:
         process.signal(0)
-    with pytest.raises(kernel.NoPidfdError):
-        kernel.open_process(os.getpid())
+    with pytest.raises(system_calls.NoPidfdError):
+        system_calls.open_process(os.getpid())
 
 
 def test_an_old_sqlite_is_refused_with_the_remedy(database, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 from jobcore import JobManager, Status, StoreError
 from jobcore.clock import from_datetime
-from jobcore.supervision import jobdir
+from jobcore.supervisor import job_directory
 from tests.faults.test_supervisor_killed import supervisor_of
 from tests.jobfiles import UNDECODABLE, cookie_of, damage_rows, row_of, sql
 from tests.processes import PATIENCE, carrying, until
@@ -238,8 +238,8 @@ def test_stop_holds_where_no_file_of_it_can_be_written(running_jobs, monkeypatch
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     (job,) = start_all(running_jobs, [None]).values()
-    monkeypatch.setattr(jobdir, "write_record", refuse)
-    monkeypatch.setattr(jobdir, "ring", refuse)
+    monkeypatch.setattr(job_directory, "write_record", refuse)
+    monkeypatch.setattr(job_directory, "ring", refuse)
     with pytest.raises(StoreError, match="wish to stop"):
         running_jobs.stop_job(job.id)
     job = running_jobs.wait(job.id, PATIENCE)

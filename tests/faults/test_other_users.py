@@ -18,8 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore import JobManager, StoreError, UnsupportedFileSystem, doctor, permissions
-from jobcore.database import Database
+from jobcore import JobManager, StoreError, UnsupportedFileSystem
+from jobcore.operations import doctor
+from jobcore.storage import permissions
+from jobcore.storage.database import Database
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, in_child
 

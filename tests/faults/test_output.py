@@ -10,8 +10,8 @@ from itertools import zip_longest
 import pytest
 
 from jobcore import Command, Status
-from jobcore.supervision import frames
-from jobcore.supervision.capture import Capture
+from jobcore.supervisor import frames
+from jobcore.supervisor.capture import Capture
 from tests.faults import invariants
 from tests.faults.hostile import HOSTILE, cut, stream, wrong_pieces
 from tests.faults.rounds import in_rounds

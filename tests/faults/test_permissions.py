@@ -30,14 +30,18 @@ from jobcore import (
     WorkspaceNotFound,
     wire,
 )
-from jobcore.application import app
-from jobcore.directories import Directories
+from jobcore.cli.app import app
+from jobcore.engine.job_directories import Directories
 from tests.integration.http_adapter import create_app
 from tests.jobfiles import row_of, sql
 from tests.processes import PATIENCE, ROOT, in_child, until
 
-for module in ("running", "upkeep", "verbs"):  # they add themselves to the application
-    importlib.import_module(f"jobcore.{module}")
+for module in (
+    "run_and_work",
+    "maintenance",
+    "job_commands",
+):  # they add themselves to the application
+    importlib.import_module(f"jobcore.cli.{module}")
 
 STRANGER = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")

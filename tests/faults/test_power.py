@@ -11,7 +11,7 @@ from contextlib import closing
 from uuid import uuid4
 
 from jobcore import JobManager, Reason, Status
-from jobcore.supervision import frames
+from jobcore.supervisor import frames
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import Scripted, log_of

@@ -7,7 +7,8 @@ import os
 import resource
 import sqlite3
 
-from jobcore import JobManager, Status, logs
+from jobcore import JobManager, Status
+from jobcore.storage import log_segments
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
@@ -82,7 +83,7 @@ def test_a_million_lines_are_readable_by_number_and_cost_no_memory(database):
 
 def test_reading_near_the_end_touches_one_segment(database, statements, monkeypatch):
     """A read from line 299,990 decompresses the segments from there on, not those before."""
-    unpack, unpacked = logs.unpack, set()
+    unpack, unpacked = log_segments.unpack, set()
 
     def noted(row):
         unpacked.add(row.first_sequence)
@@ -90,7 +91,7 @@ def test_reading_near_the_end_touches_one_segment(database, statements, monkeypa
 
     with JobManager(database, slots=1) as jobs:
         job = jobs.wait(jobs.submit(["seq", "300000"]).id, timeout=120)
-        monkeypatch.setattr(logs, "unpack", noted)
+        monkeypatch.setattr(log_segments, "unpack", noted)
         statements.clear()
         last = [line.text for line in jobs.logs(job.id, 299_990)]
         asked = [text for text in statements if "log_segment" in text]

@@ -8,7 +8,7 @@ import time
 
 from jobcore import JobManager, JobNotRunning, Reason, Status
 from jobcore.lifecycle import Trigger
-from jobcore.supervision import jobdir
+from jobcore.supervisor import job_directory
 from tests.faults.invariants import check
 from tests.faults.plans import place
 from tests.faults.rounds import in_rounds
@@ -110,7 +110,7 @@ def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
 ):
     """Whatever comes first: row, exit record, log and history say the same, and it can be true."""
     records = {}
-    read_exit = jobdir.read_exit
+    read_exit = job_directory.read_exit
 
     def remember(directory, token):
         record = read_exit(directory, token)
@@ -118,7 +118,7 @@ def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
             records[token] = record
         return record
 
-    monkeypatch.setattr(jobdir, "read_exit", remember)
+    monkeypatch.setattr(job_directory, "read_exit", remember)
     winners, under_way = set(), UNDER_WAY
     for batch in rounds.batches(50):
         with (

@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, procfs, unresponsive
-from jobcore.crew import Crew
+from jobcore import JobManager, Reason, Status
+from jobcore.engine import procfs, unresponsive
+from jobcore.engine.supervisors import Crew
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.test_supervisor_killed import supervisor_of

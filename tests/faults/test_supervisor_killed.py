@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
-from jobcore.supervision import failpoints
+from jobcore.embedding import failpoints
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.invariants import check
 from tests.faults.nursery import KILL_SELF, Trap

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from jobcore import InvalidTransition, JobManager, PipelineAlreadyRunning, Status
-from jobcore.scheduler import Scheduler
+from jobcore.engine.scheduler import Scheduler
 from tests.faults.hosts import host, serve
 from tests.processes import at_once, in_child, join
 

@@ -21,10 +21,10 @@ from jobcore import (
     Status,
     StoreMismatch,
     WaitTimeout,
-    interpreter,
 )
-from jobcore.postponement import PERSISTENT_SECONDS
-from jobcore.supervision import supervisor
+from jobcore.engine import interpreter
+from jobcore.engine.postponement import PERSISTENT_SECONDS
+from jobcore.supervisor.__main__ import main as supervise
 from jobcore.testing import ManualClock
 from tests.processes import PATIENCE, ROOT, descriptors, until
 
@@ -164,7 +164,7 @@ class Forks:
         pid = os.fork()
         if pid == 0:
             try:
-                supervisor.main(descriptor)
+                supervise(descriptor)
             finally:
                 os._exit(1)
         return pid

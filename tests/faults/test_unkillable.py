@@ -7,17 +7,18 @@ import os
 import signal
 import subprocess
 
-from jobcore import JobManager, Reason, Status, leftovers
-from jobcore.supervision import ending, kernel, tree
+from jobcore import JobManager, Reason, Status
+from jobcore.engine import orphans
+from jobcore.supervisor import process_tree, system_calls, termination
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, drain
-from jobcore.testing.play import Play
+from jobcore.testing.scripted_process import Play
 from tests.processes import until
 
 
 def sleeping(cookie):
     """Return a process that carries a cookie, once it does."""
-    process = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
-    until(lambda: process.pid in leftovers.find(cookie), "a process with the cookie")
+    process = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: cookie})
+    until(lambda: process.pid in orphans.find(cookie), "a process with the cookie")
     return process
 
 
@@ -29,8 +30,10 @@ def end(process):
 def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeypatch):
     """No SIGKILL ends an uninterruptible sleep: the job ends all the same, and says who stayed."""
     monkeypatch.setattr(Play, "kill", lambda _: [])
-    monkeypatch.setattr(ending, "children", lambda: [4242])
-    monkeypatch.setattr(ending, "_KILL_ROUND", 0.5)  # twenty vain kills are as good as thousands
+    monkeypatch.setattr(termination, "children", lambda: [4242])
+    monkeypatch.setattr(
+        termination, "_KILL_ROUND", 0.5
+    )  # twenty vain kills are as good as thousands
     clock = ManualClock()
     script = Script(["extract"], hangs=True, ignores_term=True)
     with (
@@ -51,7 +54,7 @@ def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeyp
 def test_who_may_not_be_signalled_is_recorded_and_waited_for_no_longer(jobs, scripted, monkeypatch):
     """What runs as another user stays where a supervisor was killed, and the row has its pid."""
     run = scripted()
-    run.started(pid_namespace=kernel.pid_namespace())
+    run.started(pid_namespace=system_calls.pid_namespace())
     left = sleeping(run.cookie)
 
     def refuse(*_):
@@ -81,8 +84,8 @@ def test_who_may_not_be_signalled_does_not_end_the_supervisor(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(os, "kill", refuse)
             patched.setattr(os, "killpg", refuse)
-            patched.setattr(tree, "children", lambda: [command.pid])
-            processes = tree.ProcessTree(command.pid)
+            patched.setattr(process_tree, "children", lambda: [command.pid])
+            processes = process_tree.ProcessTree(command.pid)
             for group in (False, True):
                 processes.stop(signal.SIGTERM, group=group)
             processes.end_rest(everyone=True)
@@ -97,9 +100,9 @@ def test_a_pid_that_another_process_has_by_now_is_let_alone(monkeypatch):
     """Between the look at /proc and the signal the pid was given away: the cookie is looked at."""
     innocent = sleeping("another")
     found = [[innocent.pid], [], []]
-    monkeypatch.setattr(leftovers, "find", lambda _: found.pop(0))
+    monkeypatch.setattr(orphans, "find", lambda _: found.pop(0))
     try:
-        assert leftovers.kill("mine") == ()
+        assert orphans.kill("mine") == ()
         assert found == []
         assert innocent.poll() is None
     finally:
@@ -111,9 +114,9 @@ def test_a_pid_that_nobody_has_any_more_is_no_survivor(monkeypatch):
     gone = subprocess.Popen(["true"])
     gone.wait()
     found = [[gone.pid], [], []]
-    monkeypatch.setattr(leftovers, "find", lambda _: found.pop(0))
+    monkeypatch.setattr(orphans, "find", lambda _: found.pop(0))
 
-    assert leftovers.kill("mine") == ()
+    assert orphans.kill("mine") == ()
 
 
 def test_a_pid_that_held_a_lock_a_moment_ago_is_let_alone():
@@ -123,7 +126,7 @@ def test_a_pid_that_held_a_lock_a_moment_ago_is_let_alone():
     gone.wait()
     try:
         for pid in (innocent.pid, gone.pid):
-            assert not leftovers.signal_holder(pid, "a" * 32, signal.SIGKILL)
+            assert not orphans.signal_holder(pid, "a" * 32, signal.SIGKILL)
         assert innocent.poll() is None
     finally:
         end(innocent)

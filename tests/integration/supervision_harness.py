@@ -8,9 +8,8 @@ import select
 import signal
 import time
 
-from jobcore.forking import GATE
-from jobcore.supervision import frames, jobdir
-from jobcore.supervision.pool import (
+from jobcore.embedding.forking import GATE
+from jobcore.engine.supervisor_pool import (
     ENDED,
     READY,
     STARTED,
@@ -18,6 +17,7 @@ from jobcore.supervision.pool import (
     SupervisorPool,
     encode_request,
 )
+from jobcore.supervisor import frames, job_directory
 from tests.processes import PATIENCE, until
 
 
@@ -50,10 +50,10 @@ class Run:
         self.host = host
         self.token = os.urandom(16).hex()
         self.notices = []
-        self.directory = jobdir.open_directory(self.token, parent=host.root, create=True)
-        self.lock = jobdir.open_lock(self.directory, create=True)
-        assert jobdir.try_lock(self.lock, jobdir.PREPARING)
-        jobdir.make_control(self.directory)
+        self.directory = job_directory.open_directory(self.token, parent=host.root, create=True)
+        self.lock = job_directory.open_lock(self.directory, create=True)
+        assert job_directory.try_lock(self.lock, job_directory.PREPARING)
+        job_directory.make_control(self.directory)
         env = {"PATH": os.environ["PATH"], "JOBCORE_RUN": self.token, **fields.pop("env", {})}
         self.request = encode_request(
             {
@@ -93,27 +93,27 @@ class Run:
     @property
     def locked(self):
         """Whether anybody prepares or runs the job."""
-        probe = jobdir.open_lock(self.directory)
+        probe = job_directory.open_lock(self.directory)
         try:
-            return jobdir.is_locked(probe)
+            return job_directory.is_locked(probe)
         finally:
             os.close(probe)
 
     @property
     def exit(self):
         """The exit record, or None."""
-        return jobdir.read_exit(self.directory, self.token)
+        return job_directory.read_exit(self.directory, self.token)
 
     @property
     def started(self):
         """Whether the command may have started."""
-        return jobdir.read_record(self.directory, jobdir.RUN) is not None
+        return job_directory.read_record(self.directory, job_directory.RUN) is not None
 
     @property
     def frames(self):
         """Every frame there is, with its lines."""
         found, offset = [], 0
-        while data := jobdir.read_spool(self.directory, offset, 1 << 26):
+        while data := job_directory.read_spool(self.directory, offset, 1 << 26):
             whole = list(frames.scan(data))
             found += [(frame, list(frames.split_lines(data, frame))) for frame in whole]
             if not whole:
@@ -139,12 +139,12 @@ class Run:
 
     def stop(self, grace, who="test", why=""):
         """Ask for a stop, as a host does."""
-        jobdir.write_record(
+        job_directory.write_record(
             self.directory,
-            jobdir.STOP,
+            job_directory.STOP,
             {"grace_ms": int(grace * 1000), "who": who, "why": why},
         )
-        jobdir.ring(self.directory)
+        job_directory.ring(self.directory)
 
     def close(self):
         """Close every descriptor."""

@@ -8,16 +8,9 @@ from functools import partial
 
 import pytest
 
-from jobcore import (
-    CommandError,
-    JobManager,
-    Status,
-    StoreError,
-    WorkspaceNotFound,
-    batches,
-    creator,
-    staging,
-)
+from jobcore import CommandError, JobManager, Status, StoreError, WorkspaceNotFound
+from jobcore.operations import staging, submission
+from jobcore.storage import batches
 from tests.jobfiles import sql
 from tests.processes import Child
 
@@ -25,7 +18,7 @@ from tests.processes import Child
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Have ten jobs be many, in steps of three."""
-    monkeypatch.setattr(creator, "STAGED_FROM", 9)
+    monkeypatch.setattr(submission, "STAGED_FROM", 9)
     monkeypatch.setattr(staging, "STAGED_AT_ONCE", 3)
 
 
@@ -232,7 +225,7 @@ def test_batch_that_could_not_be_removed_is_removed_by_the_next_call(jobs, datab
         many(jobs)
     left = rows(database)
     monkeypatch.undo()
-    monkeypatch.setattr(creator, "STAGED_FROM", 9)
+    monkeypatch.setattr(submission, "STAGED_FROM", 9)
     many(jobs)
 
     assert left["batch"] == 1
@@ -295,7 +288,7 @@ def test_batch_for_a_workspace_that_is_deleted_meanwhile(jobs, database, monkeyp
         return real(self)
 
     monkeypatch.setattr(staging.Turns, "take", take)
-    monkeypatch.setattr(creator, "STAGED_FROM", 9)
+    monkeypatch.setattr(submission, "STAGED_FROM", 9)
     with pytest.raises(WorkspaceNotFound):
         many(jobs, workspace_id=place.id)
     jobs.recover()

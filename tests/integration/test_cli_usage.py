@@ -12,12 +12,13 @@ import pytest
 import typer.main
 
 import jobcore
-from jobcore import JobManager, Status, running, upkeep, verbs
-from jobcore.application import app
+from jobcore import JobManager, Status
+from jobcore.cli import job_commands, maintenance, run_and_work
+from jobcore.cli.app import app
 from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, ROOT, open_gate, run_python, until
 
-assert app.registered_commands, (running, upkeep, verbs)  # these add themselves
+assert app.registered_commands, (run_and_work, maintenance, job_commands)  # these add themselves
 COMMANDS = typer.main.get_command(app).commands
 ODD = "ünïcode ✓ 日本 \N{PILE OF POO}"
 

@@ -11,8 +11,10 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, StoreMismatch, doctor, leftovers
-from jobcore.supervision import jobdir
+from jobcore import JobManager, Reason, Status, StoreMismatch
+from jobcore.engine import orphans
+from jobcore.operations import doctor
+from jobcore.supervisor import job_directory
 from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import cookie_of, log_of, sql
 from tests.mounts import in_own_mounts, mount_tmpfs
@@ -118,7 +120,7 @@ def test_looking_ends_no_task_in_a_copy_with_the_same_inode(tmp_path):
 
 def test_waiting_for_a_job_of_another_directory_ends(running, database, tmp_path, monkeypatch):
     """Nothing of it ever comes to the copy."""
-    monkeypatch.setattr("jobcore.follower.COPIED_PATIENCE", 0.1)
+    monkeypatch.setattr("jobcore.operations.waiting.COPIED_PATIENCE", 0.1)
     _, job = running
     with JobManager(copy_all(database, tmp_path), slots=0) as copied:
         with pytest.raises(StoreMismatch, match="of which this is a copy"):
@@ -217,15 +219,15 @@ def test_looking_kills_nothing_and_a_recovery_does(running, database):
     """A dead supervisor left a process behind: until that is gone the job is shown as RUNNING."""
     jobs, job = running
     directory = os.open(f"{database}.jobs/{job.id.hex}", os.O_RDONLY)
-    supervisor = jobdir.read_record(directory, jobdir.RUN)["supervisor"]
+    supervisor = job_directory.read_record(directory, job_directory.RUN)["supervisor"]
     os.close(directory)
     jobs.close()
     cookie = cookie_of(database, job.id)
-    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
+    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: cookie})
     try:
-        until(lambda: left.pid in leftovers.find(cookie), "the exec of sleep")
+        until(lambda: left.pid in orphans.find(cookie), "the exec of sleep")
         os.kill(supervisor, signal.SIGKILL)
-        until(lambda: leftovers.find(cookie) == [left.pid], "the end of the command")
+        until(lambda: orphans.find(cookie) == [left.pid], "the end of the command")
         looks = ("list",), ("show", str(job.id)), ("logs", str(job.id)), ("history", str(job.id))
         shown = [jobcore(database, *words)[0] for words in looks]
         status = sql(database, "SELECT status FROM job")[0][0]
@@ -245,16 +247,16 @@ def test_looking_kills_nothing_and_a_recovery_does(running, database):
 @pytest.mark.parametrize("waits", ["wait", "follow"])
 def test_waiting_ends_what_no_manager_ends(running, database, monkeypatch, waits):
     """Without a worker nothing else would end the wait for a job whose supervisor is dead."""
-    monkeypatch.setattr("jobcore.follower.LEFT_PATIENCE", 0.1)
+    monkeypatch.setattr("jobcore.operations.waiting.LEFT_PATIENCE", 0.1)
     jobs, job = running
     directory = os.open(f"{database}.jobs/{job.id.hex}", os.O_RDONLY)
-    supervisor = jobdir.read_record(directory, jobdir.RUN)["supervisor"]
+    supervisor = job_directory.read_record(directory, job_directory.RUN)["supervisor"]
     os.close(directory)
     jobs.close()
     cookie = cookie_of(database, job.id)
-    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: cookie})
+    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: cookie})
     try:
-        until(lambda: left.pid in leftovers.find(cookie), "the exec of sleep")
+        until(lambda: left.pid in orphans.find(cookie), "the exec of sleep")
         with JobManager(database, slots=0) as looker:
             waiting = looker.follow(job.id, timeout=60)
             assert next(waiting).text == "begun"

@@ -10,10 +10,11 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import DatabaseCorrupt, JobManager, Status, doctor
+from jobcore import DatabaseCorrupt, JobManager, Status
 from jobcore.clock import seconds_of
-from jobcore.postponement import MOST_TOLD, Postponement
-from jobcore.scheduler import Scheduler
+from jobcore.engine.postponement import MOST_TOLD, Postponement
+from jobcore.engine.scheduler import Scheduler
+from jobcore.operations import doctor
 from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import UNDECODABLE, damage, sql
 from tests.processes import until

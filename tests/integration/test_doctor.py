@@ -9,7 +9,9 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import Finding, JobManager, doctor, filesystem
+from jobcore import Finding, JobManager
+from jobcore.operations import doctor
+from jobcore.storage import filesystem
 from tests.jobfiles import sql
 from tests.processes import in_child
 from tests.transactions import transaction
@@ -318,7 +320,7 @@ def test_a_job_of_a_newer_protocol_is_left_to_it(scripted, database, monkeypatch
     """What this version cannot read it does not judge."""
     one = scripted()
     with monkeypatch.context() as newer:
-        newer.setattr("jobcore.supervision.jobdir.PROTOCOL_VERSION", 99)
+        newer.setattr("jobcore.supervisor.job_directory.PROTOCOL_VERSION", 99)
         one.exit()
     one.die()
 

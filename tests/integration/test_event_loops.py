@@ -27,12 +27,12 @@ from jobcore import (
     StoreError,
     WaitTimeout,
     WorkspaceNotFound,
-    awaiter,
-    worker,
 )
-from jobcore.database import Database
-from jobcore.recovery import Recovery
-from jobcore.supervision import jobdir
+from jobcore.embedding import worker
+from jobcore.engine.recovery import Recovery
+from jobcore.operations import waiting_async
+from jobcore.storage.database import Database
+from jobcore.supervisor import job_directory
 from tests.processes import PATIENCE, descriptors, left_open, open_gate, run_python, until
 from tests.programs import EXIT_3, SLEEPS, python
 
@@ -224,7 +224,7 @@ async def test_what_is_wrong_with_events_is_told(jobs):
 async def test_nothing_is_touched_in_the_loops_own_thread(database, monkeypatch):
     """Every statement and every job directory is another thread's affair."""
     touched = []
-    connect, open_directory = Database._connect, jobdir.open_directory
+    connect, open_directory = Database._connect, job_directory.open_directory
 
     def traced(self):
         connection = connect(self)
@@ -236,7 +236,7 @@ async def test_nothing_is_touched_in_the_loops_own_thread(database, monkeypatch)
         return open_directory(name, **options)
 
     monkeypatch.setattr(Database, "_connect", traced)
-    monkeypatch.setattr(jobdir, "open_directory", opened)
+    monkeypatch.setattr(job_directory, "open_directory", opened)
     jobs = await make(JobManager, database, slots=1)
     try:
         job = await make(jobs.submit, NUMBERS)
@@ -329,7 +329,7 @@ async def test_asyncio_finds_no_callback_slow(running_jobs, anyio_backend_name, 
 
 async def test_a_long_log_lets_other_tasks_run(jobs, own, monkeypatch):
     """A reader of lines that are all there lets others run in between."""
-    monkeypatch.setattr(awaiter, "BREATH", 10)
+    monkeypatch.setattr(waiting_async, "BREATH", 10)
     await make(jobs.append_log, own.id, *["x"] * 1000)
     await make(jobs.finish_job, own.id)
     turns = []

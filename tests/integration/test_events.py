@@ -22,7 +22,7 @@ from jobcore import (
     Trigger,
     WorkspaceNotFound,
 )
-from jobcore.feed import PAGE
+from jobcore.operations.events import PAGE
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, in_child, until
 from tests.programs import KILLS_ITSELF

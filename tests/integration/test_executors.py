@@ -188,10 +188,11 @@ def takes_its_time(job):
 def test_the_contract_fails_who_breaks_it(tmp_path, monkeypatch, test, make):
     """An executor that does not do what jobcore relies on does not pass."""
     monkeypatch.setenv("MARK", "")
-    monkeypatch.setattr("jobcore.testing.contract.QUICK", 0.005)
+    monkeypatch.setattr("jobcore.testing.executor_contract.QUICK", 0.005)
     # A stop can be in time even for `true`: here it comes when that has ended.
     monkeypatch.setattr(
-        "jobcore.testing.contract._wait_for_start", lambda jobs, job: jobs.wait(job.id, PATIENCE)
+        "jobcore.testing.executor_contract._wait_for_start",
+        lambda jobs, job: jobs.wait(job.id, PATIENCE),
     )
 
     class Held(TestCommandExecutor):

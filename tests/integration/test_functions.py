@@ -20,9 +20,9 @@ from jobcore import (
     Reason,
     Status,
     function_command,
-    resultfile,
 )
-from jobcore.executors import default_executors
+from jobcore.engine.executors import default_executors
+from jobcore.functions import result_file
 from tests import functions
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, ROOT, in_child, open_gate
@@ -32,11 +32,11 @@ from tests.programs import EXIT_0, EXIT_3, SLEEPS
 MAKE_RESULT = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from jobcore import resultfile
+from jobcore.functions import result_file
 root, elsewhere, what = sys.argv[1:]
 directory = os.path.join(root, os.environ["JOBCORE_JOB_ID"].replace("-", ""))
 place = elsewhere if what == "a link" else directory
-resultfile.write(place, resultfile.identify(place), "pickle", b"N.")
+result_file.write(place, result_file.identify(place), "pickle", b"N.")
 path = os.path.join(directory, "result")
 if what == "a link":
     os.symlink(os.path.join(elsewhere, "result"), path)
@@ -159,7 +159,7 @@ def test_a_function_sees_nothing_of_its_caller(running_jobs):
         type="FUNCTION",
     )
     seen = running_jobs.result(ended(running_jobs, job).id)
-    package = str(Path(resultfile.__file__).parent)
+    package = str(Path(result_file.__file__).parent)
 
     assert seen["stdin"] == ["/dev/null", ""]
     assert seen["jobcore"] == []
@@ -469,7 +469,7 @@ def test_a_time_out_ends_it(running_jobs):
             "move it to the top of its module"),
         ),
         (
-            functions.returns_many_bytes, [resultfile.LARGEST - 1],
+            functions.returns_many_bytes, [result_file.LARGEST - 1],
             ("ValueError: tests.functions:returns_many_bytes returned what takes 4194305 bytes, "
             "and at most 4194304 are stored: write it to a file, and return the path"),
         ),
@@ -491,7 +491,7 @@ def test_a_value_that_cannot_be_kept_is_an_error(running_jobs, database, target,
 
 def test_the_largest_value_is_kept(running_jobs):
     """A value of exactly the limit comes back whole."""
-    number = resultfile.LARGEST - 2  # the quotes of a JSON text
+    number = result_file.LARGEST - 2  # the quotes of a JSON text
 
     job = call(running_jobs, functions.returns_many_bytes, number)
 

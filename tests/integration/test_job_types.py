@@ -12,7 +12,7 @@ from jobcore import (
     Reason,
     Status,
 )
-from jobcore.executors import default_executors
+from jobcore.engine.executors import default_executors
 from tests.jobfiles import sql
 from tests.programs import EXIT_0, EXIT_3, SAYS_HELLO, SLEEPS
 from tests.tasks import stop

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from jobcore import JobManager, Status
-from jobcore.supervision import frames, jobdir
-from jobcore.supervision.meter import EVERY
+from jobcore.supervisor import frames, job_directory
+from jobcore.supervisor.progress_reader import EVERY
 from tests import programs
 from tests.integration.supervision_harness import processes_of
 from tests.processes import Child, carrying, in_child, run_python, until
@@ -28,7 +28,7 @@ def go(tmp_path):
 
 def reports(run):
     """Return the reports in the spool, in their order."""
-    data = jobdir.read_spool(run.directory, 0, 1 << 20)  # far from the next file
+    data = job_directory.read_spool(run.directory, 0, 1 << 20)  # far from the next file
     return [
         data[frame.start : frame.end].decode()
         for frame in frames.scan(data)
@@ -278,12 +278,12 @@ def test_a_full_disk_does_not_hold_reports(host, go):
     )
     run = host.start(["sh", "-c", script], env={"GO": str(go)})
     run.wait_for_output()
-    size = jobdir.spool_end(run.directory)
+    size = job_directory.spool_end(run.directory)
     resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     go.touch()
     until(lambda: os.path.exists(f"{go}.done"), "the command to have reported all")
     assert run.exit is None
-    assert jobdir.spool_end(run.directory) == size
+    assert job_directory.spool_end(run.directory) == size
 
     limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, limit)
@@ -323,7 +323,7 @@ def test_redacted_values_reach_no_file(host, where):
 
     assert reports(run) == ["1/2 a *** g"]
     assert run.output() == b"***\n"
-    assert b"cdef" not in jobdir.read_spool(run.directory, 0, 1 << 20)
+    assert b"cdef" not in job_directory.read_spool(run.directory, 0, 1 << 20)
 
 
 # --- the descriptor ---
@@ -348,7 +348,7 @@ print(there.st_ino)
 
 TRIES_EVERY_NUMBER = """
 import os, select, sys
-from jobcore.supervision import progress, spawner
+from jobcore.supervisor import progress, spawner
 
 def read(descriptor):
     data = b""

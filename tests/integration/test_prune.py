@@ -8,18 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore import (
-    JobDeleted,
-    JobManager,
-    JobNotFound,
-    PipelineNotFound,
-    Status,
-    WorkspaceNotFound,
-    logs,
-    pruner,
-    remover,
-    settlement,
-)
+from jobcore import JobDeleted, JobManager, JobNotFound, PipelineNotFound, Status, WorkspaceNotFound
+from jobcore.engine import remover
+from jobcore.operations import prune
+from jobcore.storage import log_segments, settlement
 from tests.jobfiles import sql
 from tests.processes import Child, at_once
 from tests.transactions import transaction
@@ -112,7 +104,7 @@ def test_the_guard_is_in_the_statement(jobs, scripted, clock):
     expired = jobs._pruner.choose(0, list(Status), workspace_id=None, pipeline_id=None, keep=None)
     numbers = [queued.number, running.number, final.number]
     with transaction(jobs._database) as connection:
-        marked = pruner.retention.mark_deleted_if_expired(
+        marked = prune.retention.mark_deleted_if_expired(
             connection, expired, numbers, now=clock.now()
         )
 
@@ -189,7 +181,7 @@ def test_a_clock_that_was_set_back_keeps_jobs(jobs, clock):
 def test_a_reader_of_a_pruned_job_is_told(jobs):
     """An iterator that has begun raises JobDeleted; it never ends as if that were all."""
     # More than is read at once: what is in hand by then is still given.
-    job = ended(jobs, 0, *([b"x" * 300] * logs.LINES_OF_FRAME * 2 * logs.BATCH))
+    job = ended(jobs, 0, *([b"x" * 300] * log_segments.LINES_OF_FRAME * 2 * log_segments.BATCH))
     lines = jobs.follow(job.id)
     next(lines)
     jobs.prune(0)
@@ -199,12 +191,12 @@ def test_a_reader_of_a_pruned_job_is_told(jobs):
 
 def test_many_go_a_few_at_a_time(jobs, monkeypatch):
     """No transaction has more than its share of jobs or of log segments."""
-    monkeypatch.setattr(pruner, "REMOVED_AT_ONCE", 3)
+    monkeypatch.setattr(prune, "REMOVED_AT_ONCE", 3)
     monkeypatch.setattr(remover, "REMOVED_AT_ONCE", 3)
     monkeypatch.setattr(remover, "SEGMENTS_AT_ONCE", 2)
-    monkeypatch.setattr(pruner, "LOOKED_AT", 5)
+    monkeypatch.setattr(prune, "LOOKED_AT", 5)
     for number in range(16):
-        ended(jobs, 0, *([os.urandom(logs.SEGMENT_BYTES)] * (number % 4)))
+        ended(jobs, 0, *([os.urandom(log_segments.SEGMENT_BYTES)] * (number % 4)))
     database, most = jobs._database, {"job": 0, "log_segment": 0}
     write = type(database).write
 
@@ -292,7 +284,7 @@ def test_between_two_transactions_others_have_as_long_as_one_took(monkeypatch):
 
 def test_a_pruning_takes_turns(jobs, monkeypatch):
     """Every transaction of a pruning but the first comes after a rest."""
-    monkeypatch.setattr(pruner, "REMOVED_AT_ONCE", 1)
+    monkeypatch.setattr(prune, "REMOVED_AT_ONCE", 1)
     rests = []
     for _ in range(3):
         ended(jobs)
@@ -321,7 +313,7 @@ def skipped(jobs, pipeline_id):
 
 def test_records_of_skipped_runs_go_likewise(jobs, clock, monkeypatch):
     """Old records go with the jobs, of the named pipeline or workspace alone, in short steps."""
-    monkeypatch.setattr(pruner, "SKIPS_AT_ONCE", 2)
+    monkeypatch.setattr(prune, "SKIPS_AT_ONCE", 2)
     elsewhere = jobs.create_workspace("elsewhere")
     one, other = (jobs.create_pipeline(name, ["true"]).id for name in "ab")
     there = jobs.create_pipeline("a", ["true"], workspace_id=elsewhere.id).id

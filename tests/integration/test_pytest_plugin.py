@@ -56,7 +56,7 @@ import pathlib
 import pytest
 
 from jobcore import JobManager
-from jobcore.supervision import failpoints
+from jobcore.supervisor import failpoints
 from jobcore.testing import Script, assert_job, crash, drain
 
 
@@ -171,8 +171,8 @@ def test_what_is_left_fails_the_test_and_is_named(run, monkeypatch):
     source = """
 import os, uuid
 from jobcore import JobManager
-from jobcore.forking import GATE
-from jobcore.loop import Loop
+from jobcore.embedding.forking import GATE
+from jobcore.engine.thread_loop import Loop
 
 keep = []
 """

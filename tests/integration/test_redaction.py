@@ -13,7 +13,7 @@ from urllib.parse import quote_plus
 import pytest
 
 from jobcore import Command, Status
-from jobcore.supervision.frames import MAX_PAYLOAD
+from jobcore.supervisor.frames import MAX_PAYLOAD
 from tests.processes import PATIENCE, run_python, until
 from tests.programs import python
 

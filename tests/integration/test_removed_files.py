@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from jobcore import JobManager, Status
-from jobcore.supervision import jobdir
+from jobcore.supervisor import job_directory
 from tests.jobfiles import cookie_of, log_of
 from tests.processes import carrying, open_gate, until
 
@@ -126,7 +126,7 @@ def test_a_run_record_that_was_swept_does_not_prove_that_nothing_started(running
     jobs, job = running
     cookie = cookie_of(database, job.id)
     directory = os.open(job.path, os.O_RDONLY)
-    supervisor = jobdir.read_record(directory, jobdir.RUN)["supervisor"]
+    supervisor = job_directory.read_record(directory, job_directory.RUN)["supervisor"]
     os.close(directory)
     os.unlink(f"{job.path}/run")
     with open(f"{job.path}/lock", "rb") as lock:

@@ -9,7 +9,8 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import JobManager, NotAJobcoreDatabase, StoreMismatch, doctor
+from jobcore import JobManager, NotAJobcoreDatabase, StoreMismatch
+from jobcore.operations import doctor
 from tests.processes import run_python
 
 LEAVES_A_LOG = """

@@ -13,7 +13,7 @@ import pytest
 
 from jobcore import JobManager, PipelineAlreadyRunning, Reason, Status
 from jobcore.clock import to_datetime
-from jobcore.scheduler import Scheduler
+from jobcore.engine.scheduler import Scheduler
 from tests.faults.hosts import host
 from tests.jobfiles import row_of, sql
 from tests.processes import at_once, until

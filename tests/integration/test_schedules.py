@@ -6,10 +6,12 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from jobcore import JobManager, PipelineNotFound, ScheduleError, Status, scheduler, store
+from jobcore import JobManager, PipelineNotFound, ScheduleError, Status
 from jobcore.clock import to_datetime
+from jobcore.engine import scheduler
+from jobcore.engine.scheduler import Scheduler
 from jobcore.schedule import Schedule
-from jobcore.scheduler import Scheduler
+from jobcore.storage import store
 from tests.jobfiles import sql
 from tests.processes import at_once, until
 from tests.programs import EXIT_0

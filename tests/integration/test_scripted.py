@@ -24,12 +24,13 @@ from jobcore import (
     SpawnError,
     Status,
     WaitTimeout,
-    dispatcher,
     lifecycle,
 )
 from jobcore.clock import SystemClock
-from jobcore.supervision import execution, failpoints, jobdir
-from jobcore.supervision import spool as spools
+from jobcore.embedding import failpoints
+from jobcore.engine import dispatcher
+from jobcore.supervisor import execution, job_directory
+from jobcore.supervisor import spool as spools
 from jobcore.testing import (
     Crashed,
     ManualClock,
@@ -40,7 +41,7 @@ from jobcore.testing import (
     drain,
     elapse,
 )
-from jobcore.testing.play import Stage
+from jobcore.testing.scripted_process import Stage
 from tests.processes import descriptors, in_child, join, left_open, own_threads, until
 
 #: What a host comes to that runs one job to its end.
@@ -1024,7 +1025,7 @@ def test_a_job_that_ended_without_a_host_is_settled_by_the_next(theatre, monkeyp
     """Its end is the true one, and was made durable, as nobody else would do so."""
     synced = []
     fsync = os.fsync
-    monkeypatch.setattr(jobdir.os, "fsync", lambda fd: (synced.append(fd), fsync(fd)))
+    monkeypatch.setattr(job_directory.os, "fsync", lambda fd: (synced.append(fd), fsync(fd)))
     jobs, scripted = theatre.play(Script(["a", 50]))
     job = jobs.submit(["x"], timeout=20)
     elapse(jobs, 0)
@@ -1219,7 +1220,7 @@ def test_an_execution_that_is_closed_leaves_no_verdict(theatre):
 
     assert sorted(os.listdir(path)) == ["ctl", "lock", "run", "spool.0"]
     lock = os.open(os.path.join(path, "lock"), os.O_RDWR)
-    assert not jobdir.is_locked(lock)
+    assert not job_directory.is_locked(lock)
     os.close(lock)
 
 

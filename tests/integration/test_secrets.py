@@ -14,7 +14,7 @@ import structlog
 
 from jobcore import Command, JobcoreError, JobManager, Status, wire
 from jobcore.models import ClaimedJob
-from jobcore.supervision import jobdir
+from jobcore.supervisor import job_directory
 from jobcore.testing import busy
 from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, until
@@ -103,8 +103,8 @@ def all_ends(jobs, database):
     for job_id in (stopped, lost):
         assert next(jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
     jobs.stop_job(stopped)
-    with open(os.path.join(f"{database}.jobs", lost.hex, jobdir.RUN), "rb") as file:
-        os.kill(jobdir.decode_record(file.read())["supervisor"], signal.SIGKILL)
+    with open(os.path.join(f"{database}.jobs", lost.hex, job_directory.RUN), "rb") as file:
+        os.kill(job_directory.decode_record(file.read())["supervisor"], signal.SIGKILL)
     return [jobs.wait(job_id, PATIENCE) for job_id in (*ids, stopped, lost)]
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobcore.forking import GATE
-from jobcore.supervision.pool import Supervisor
+from jobcore.embedding.forking import GATE
+from jobcore.engine.supervisor_pool import Supervisor
 from tests.processes import PATIENCE, descriptors, in_child, left_open, state, until
 
 _LIBC = ctypes.CDLL(None)

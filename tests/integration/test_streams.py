@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from jobcore import Command, JobManager, Reason, Status
-from jobcore.supervision import frames, jobdir, spawner
+from jobcore.supervisor import frames, job_directory, spawn
 from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import PATIENCE, Child, join, open_gate, until
 from tests.programs import python
@@ -124,11 +124,11 @@ def test_without_proc_and_directory_a_command_starts_all_the_same(tmp_path):
         (tmp_path / "gone").mkdir()
         directory = os.open(tmp_path / "gone", os.O_RDONLY)
         os.rmdir(tmp_path / "gone")
-        command = spawner.Command(
+        command = spawn.Command(
             [os.fsencode(word) for word in [*SETS_NONBLOCK, "2"]],
             {b"PATH": os.environb[b"PATH"]}, b"/", None, 0o022, separate_streams=False,
         )  # fmt: skip
-        child = spawner.spawn(command, directory=directory)
+        child = spawn.spawn(command, directory=directory)
         ((reader, stream),) = child.outputs
         os.set_blocking(reader, True)
         assert stream == frames.OUTPUT
@@ -191,8 +191,8 @@ def test_a_command_that_closes_its_streams_is_running(running_jobs, database, ga
     """The end of the output is not the end of the job: that is when it exits, with its code."""
     job_id = submit(running_jobs, CLOSES_BOTH, env={"GATE": gate})
     pipe = next(running_jobs.follow(job_id, timeout=PATIENCE)).text
-    with open(os.path.join(f"{database}.jobs", job_id.hex, jobdir.RUN), "rb") as file:
-        supervisor = jobdir.decode_record(file.read())["supervisor"]
+    with open(os.path.join(f"{database}.jobs", job_id.hex, job_directory.RUN), "rb") as file:
+        supervisor = job_directory.decode_record(file.read())["supervisor"]
     until(lambda: not _holds(supervisor, pipe), "the end of the pipe")
     before = running_jobs.get_job(job_id)
     open_gate(gate)

@@ -18,11 +18,11 @@ from jobcore import (
     Status,
     StoreError,
     WorkspaceNotFound,
-    notifier,
-    store,
 )
-from jobcore.connections import SqliteConnection
-from jobcore.writer import NOBODY
+from jobcore.operations import subscriptions
+from jobcore.storage import store
+from jobcore.storage.connections import SqliteConnection
+from jobcore.storage.writer import NOBODY
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, descriptors, in_child, own_threads, run_python, until
 from tests.programs import EXIT_3, SLEEPS
@@ -477,7 +477,7 @@ def test_a_failure_to_look_harms_no_job(jobs, monkeypatch, caplog):
     with collected(jobs) as got:
         for name in ("newest", "entries_after"):
             with monkeypatch.context() as patched:
-                patched.setattr(f"jobcore.history.{name}", fail)
+                patched.setattr(f"jobcore.storage.history.{name}", fail)
                 task(jobs)
         jobs.create_job("TASK")
 
@@ -521,7 +521,7 @@ def test_close_tells_what_is_committed(database):
 
 def test_close_waits_for_a_hanging_callback_only_so_long(database, monkeypatch, caplog):
     """Behind the time-out of `close` nothing is told any more, which the log says."""
-    monkeypatch.setattr(notifier, "CLOSE_PATIENCE", 0.05)
+    monkeypatch.setattr(subscriptions, "CLOSE_PATIENCE", 0.05)
     got, go = [], threading.Event()
 
     def callback(event):

@@ -14,10 +14,11 @@ import time
 
 import pytest
 
+from jobcore.embedding.forking import GATE
+from jobcore.engine import supervisor_pool
+from jobcore.engine.supervisor_pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
 from jobcore.errors import SpawnError
-from jobcore.forking import GATE
-from jobcore.supervision import frames, jobdir, pool, spawner, tree
-from jobcore.supervision.pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
+from jobcore.supervisor import frames, job_directory, process_tree, spawn
 from tests import programs
 from tests.integration.supervision_harness import Host, is_alive, processes_of
 from tests.processes import in_child, state, until
@@ -183,10 +184,10 @@ def status_as_another_user(program, path):
     """Return the wait status of a command; root, who may search any directory, is nobody."""
     if os.geteuid() == 0:
         os.setuid(65534)
-    command = spawner.Command(
+    command = spawn.Command(
         [os.fsencode(program)], {b"PATH": path.encode()}, b"/", None, 0o022, separate_streams=False
     )
-    return os.waitpid(spawner.spawn(command).pid, 0)[1]
+    return os.waitpid(spawn.spawn(command).pid, 0)[1]
 
 
 def test_fork_fails(host):
@@ -294,10 +295,10 @@ def test_a_memory_score_is_set_back():
 def spawn_with_score(score):
     """Return the score that a command finds; any process may raise its own."""
     env = {b"PATH": os.fsencode(os.environ["PATH"])}
-    command = spawner.Command(
+    command = spawn.Command(
         [b"cat", b"/proc/self/oom_score_adj"], env, b"/", None, 0o022, separate_streams=False
     )
-    child = spawner.spawn(command, oom_score=score)
+    child = spawn.spawn(command, oom_score=score)
     ((output, _),) = child.outputs
     os.waitpid(child.pid, 0)
     return os.read(output, 100)
@@ -312,8 +313,8 @@ def spawn_as_an_orphan(monkeypatch):
     """Return the wait status of a command that finds another parent, and what it said."""
     monkeypatch.setattr(os, "getppid", lambda: 1)
     env = {b"PATH": os.fsencode(os.environ["PATH"])}
-    command = spawner.Command([b"echo", b"ran"], env, b"/", None, 0o022, separate_streams=False)
-    child = spawner.spawn(command)
+    command = spawn.Command([b"echo", b"ran"], env, b"/", None, 0o022, separate_streams=False)
+    child = spawn.spawn(command)
     ((output, _),) = child.outputs
     _, status = os.waitpid(child.pid, 0)
     return status, os.read(output, 100)
@@ -519,9 +520,9 @@ def test_children_are_found_where_the_kernel_does_not_list_them(tmp_path):
     script.chmod(0o700)
     with subprocess.Popen([script], stdin=subprocess.PIPE) as child:
         until(lambda: name_of(child.pid) == script.name, "its name")
-        found = tree._by_parent()[os.getpid()]
-        called = tree._read_stat(child.pid)
-        listed = tree.children()
+        found = process_tree._by_parent()[os.getpid()]
+        called = process_tree._read_stat(child.pid)
+        listed = process_tree.children()
 
     assert child.pid in listed
     assert set(listed) <= set(found)  # which has those of other threads, too
@@ -588,7 +589,7 @@ def test_letters_are_wishes(host, letter, status):
     run = host.start(programs.SLEEPS)
     run.wait_for_output()
 
-    jobdir.ring(run.directory, letter)
+    job_directory.ring(run.directory, letter)
     exit_ = host.finish(run)
 
     assert exit_.reason == "stopped"
@@ -787,7 +788,7 @@ def test_order_of_one_pipe(host):
     counts = [frame.count for frame, _ in run.frames]
     assert firsts == [sum(counts[:i]) for i in range(len(counts))]
     assert run.exit.next_sequence == 1000
-    assert run.exit.spool_end == jobdir.spool_end(run.directory)
+    assert run.exit.spool_end == job_directory.spool_end(run.directory)
 
 
 def test_separate_streams(host):
@@ -836,14 +837,14 @@ def test_redacted_values_reach_no_file(host):
     assert run.output() == b"ab***g\n"
     assert "'no-***'" in failed.system
     for each in (run, failed):
-        assert b"cdef" not in jobdir.read_spool(each.directory, 0, 1 << 20)
+        assert b"cdef" not in job_directory.read_spool(each.directory, 0, 1 << 20)
 
 
 def test_spool_rotates(host):
     """A long output is in several files, each named by the offset of its first byte."""
     run = host.run(["head", "-c", "20000000", "/dev/zero"])
 
-    assert len(jobdir.spool_offsets(run.directory)) == 3
+    assert len(job_directory.spool_offsets(run.directory)) == 3
     assert run.output() == bytes(20_000_000)
 
 
@@ -856,7 +857,7 @@ def test_full_disk_holds_the_command(host, tmp_path):
     # The size limit is the one shortage that can be made for one process alone.
     resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     go.touch()
-    until(lambda: jobdir.spool_end(run.directory) == 1000)
+    until(lambda: job_directory.spool_end(run.directory) == 1000)
     assert run.exit is None
 
     limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -875,7 +876,7 @@ def test_full_disk_does_not_hold_a_stop(host, tmp_path):
     run.wait_for_output()
     resource.prlimit(run.supervisor.pid, resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
     go.touch()
-    until(lambda: jobdir.spool_end(run.directory) == 4000)
+    until(lambda: job_directory.spool_end(run.directory) == 4000)
 
     run.stop(0)
     until(lambda: not processes_of(run.token))
@@ -892,12 +893,12 @@ def test_directory_gone(host):
     run = host.start(programs.SLEEPS)
     run.wait_for_output()
 
-    jobdir.remove(run.token, run.directory, parent=host.root)
+    job_directory.remove(run.token, run.directory, parent=host.root)
     os.kill(processes_of(run.token)[0], signal.SIGTERM)
     host.wait_for(run.supervisor, lambda: any(n.kind == ENDED for n in run.notices))
-    again = jobdir.open_directory(run.token, parent=host.root)
-    record = jobdir.read_exit(again, run.token)
-    output = jobdir.read_spool(again, 0, record.spool_end)
+    again = job_directory.open_directory(run.token, parent=host.root)
+    record = job_directory.read_exit(again, run.token)
+    output = job_directory.read_spool(again, 0, record.spool_end)
     os.close(again)
 
     assert (record.reason, record.wait_status) == ("signaled", signal.SIGTERM)
@@ -969,7 +970,7 @@ def test_host_killed(host, tmp_path, sibling):
     del host.runs[run.token]
     token, supervisor, brother = os.read(reader, 1000).decode().split()
     run.token = token
-    run.directory = jobdir.open_directory(token, parent=host.root)
+    run.directory = job_directory.open_directory(token, parent=host.root)
     host.pids.add(int(supervisor))
     host.runs[token] = run
     run.wait_for_output()
@@ -1053,7 +1054,7 @@ def test_job_that_somebody_runs_is_not_run_twice(host):
 def test_job_that_may_have_started_is_not_started_again(host):
     """Where a `run` record is, nothing is started, and no verdict is given."""
     run = host.prepare(programs.EXIT_0)
-    jobdir.write_record(run.directory, jobdir.RUN, {"token": "0" * 32})
+    job_directory.write_record(run.directory, job_directory.RUN, {"token": "0" * 32})
     supervisor = host.supervisor()
 
     assert run.send(supervisor) == "sent"
@@ -1129,7 +1130,7 @@ def sockets_without_standard_streams():
     """Return the numbers of both ends, in a process that has closed 0, 1 and 2."""
     for number in (0, 1, 2):
         os.close(number)
-    return [one.fileno() for one in pool._socketpair()]
+    return [one.fileno() for one in supervisor_pool._socketpair()]
 
 
 def test_no_descriptors_left():
@@ -1154,7 +1155,7 @@ def test_no_descriptors_left():
 
 def test_nothing_is_left_open_or_unreaped(host):
     """Starting, using and letting go of supervisors leaves no descriptor and no zombie."""
-    before, processes = open_descriptors(), tree.children()
+    before, processes = open_descriptors(), process_tree.children()
     for _ in range(5):
         supervisor = host.supervisor()
         host.run(programs.EXIT_0, supervisor)
@@ -1164,7 +1165,7 @@ def test_nothing_is_left_open_or_unreaped(host):
     host.runs.clear()
 
     assert open_descriptors() == before
-    assert tree.children() == processes  # zombies are among them; other tests may keep one
+    assert process_tree.children() == processes  # zombies are among them; other tests may keep one
 
 
 def test_sigchld_ignored(host):

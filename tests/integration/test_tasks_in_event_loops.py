@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from jobcore import JobManager, Reason, Status, Stopped
-from jobcore.bookkeeper import Bookkeeper
+from jobcore.operations.bookkeeping import Bookkeeper
 from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.anyio

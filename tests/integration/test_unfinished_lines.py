@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from jobcore import Command, JobcoreError, JobManager, Status
-from jobcore.supervision import frames, jobdir
+from jobcore.supervisor import frames, job_directory
 from tests.processes import PATIENCE, Child, open_gate, until
 
 PROMPT = "Overwrite the backup? [y/N] "
@@ -51,7 +51,7 @@ def directory(database, job):
 def supervisor(database, job):
     """Return the pid of a job's supervisor."""
     with directory(database, job) as descriptor:
-        return jobdir.read_record(descriptor, jobdir.RUN)["supervisor"]
+        return job_directory.read_record(descriptor, job_directory.RUN)["supervisor"]
 
 
 def test_prompt_is_seen_everywhere_while_it_stands(running_jobs, gate):
@@ -208,7 +208,7 @@ class TestResolver:
         for stream, flags, payload in spooled:
             job.write(payload, stream=stream, flags=flags)
         stream = frames.STDOUT if spooled and spooled[0][0] == frames.STDERR else frames.OUTPUT
-        with open(f"{job.path}/{jobdir.TAIL}", "wb") as file:
+        with open(f"{job.path}/{job_directory.TAIL}", "wb") as file:
             file.write(self.framed(0, b"half ", stream))
         if imported:
             list(jobs.logs(job.id))
@@ -227,7 +227,7 @@ class TestResolver:
         job.started()
         job.write(b"whole\n")
         job.append(self.framed(1, b"x" * 100)[:60])
-        tail(f"{job.path}/{jobdir.TAIL}")
+        tail(f"{job.path}/{job_directory.TAIL}")
         job.die()
         return job
 
@@ -247,18 +247,18 @@ class TestResolver:
     def test_full_disk_leaves_nothing_half(self, jobs, scripted, monkeypatch):
         """The verdict waits for space, and the text is there once."""
         job = self.dead(scripted, self.text)
-        write_all = jobdir.write_all
+        write_all = job_directory.write_all
 
         def full(descriptor, data):
             os.write(descriptor, data[:40])
             raise OSError(errno.ENOSPC, "full")
 
-        monkeypatch.setattr(jobdir, "write_all", full)
+        monkeypatch.setattr(job_directory, "write_all", full)
         for _ in range(3):
             with contextlib.suppress(JobcoreError):
                 jobs.recover()
             assert jobs.get_job(job.id).status == Status.RUNNING
-        monkeypatch.setattr(jobdir, "write_all", write_all)
+        monkeypatch.setattr(job_directory, "write_all", write_all)
         jobs.recover()
 
         assert [line.text for line in jobs.logs(job.id)][:2] == ["whole", "half "]

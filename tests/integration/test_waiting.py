@@ -19,13 +19,13 @@ from jobcore import (
     Reason,
     Status,
     WaitTimeout,
-    commits,
-    follower,
 )
-from jobcore.database import Database
-from jobcore.dispatcher import Dispatcher
-from jobcore.follower import Follower
-from jobcore.recovery import Recovery
+from jobcore.engine.dispatcher import Dispatcher
+from jobcore.engine.recovery import Recovery
+from jobcore.operations import waiting
+from jobcore.operations.waiting import Follower
+from jobcore.storage import change_counter
+from jobcore.storage.database import Database
 from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
@@ -117,7 +117,7 @@ def test_who_drains_idly_touches_no_table(statements, database, tmp_path, monkey
 
     monkeypatch.setattr(Dispatcher, "is_idle", counted)
     # Others' reads in the same moment would be taken for the drain's.
-    monkeypatch.setattr("jobcore.dispatcher.CHORES_PAUSE", 3600)
+    monkeypatch.setattr("jobcore.engine.dispatcher.CHORES_PAUSE", 3600)
     go = tmp_path / "go"
     with JobManager(database, slots=1) as jobs:
         job = jobs.submit(WAITS_FOR_A_FILE, env={"GO": str(go)})
@@ -256,12 +256,12 @@ def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
     until(lambda: len(set(lookers)) == 50, "the first look of each")
     moments = [time.monotonic()]  # however slow the machine is, as much passes as is said here
     with monkeypatch.context() as held:
-        for module in (follower, commits):
+        for module in (waiting, change_counter):
             still = SimpleNamespace(monotonic=lambda: moments[-1], sleep=time.sleep)
             held.setattr(module, "time", still)
         begun = None
         for number in range(30):
-            moments.append(moments[-1] + follower.FOLLOW_PAUSE)
+            moments.append(moments[-1] + waiting.FOLLOW_PAUSE)
             enough = len(lookers) + 1
             until(lambda enough=enough: len(lookers) >= enough, "a look")
             if number == 10:  # those who were about to look have done so
@@ -347,7 +347,7 @@ def test_others_commits_wake_nobody_for_long(jobs, own, looks, monkeypatch):
     """However many commits of others there are, a waiter rests between its looks at the tables."""
     naps = []
     monkeypatch.setattr(
-        follower, "time", SimpleNamespace(monotonic=time.monotonic, sleep=naps.append)
+        waiting, "time", SimpleNamespace(monotonic=time.monotonic, sleep=naps.append)
     )
     thread, answers = in_thread(partial(wait_for, jobs, own.id))
     until(lambda: looks, "the first look")
@@ -443,7 +443,7 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
     run = scripted()
     thread, answers = in_thread(partial(follow, jobs, run.id))
     until(lambda: jobs._follower._sights, "the follower")
-    monkeypatch.setattr(follower, "BACK_OFF", 0.001)
+    monkeypatch.setattr(waiting, "BACK_OFF", 0.001)
     monkeypatch.setattr(Recovery, "reconcile", fail_twice)
     run.write(b"a\n")
     run.exit()

@@ -13,11 +13,18 @@ from functools import partial
 import rich.console
 import rich.table
 
-from jobcore import application, cli, running, upkeep, verbs
+from jobcore import cli
+from jobcore.cli import app, job_commands, maintenance, run_and_work
 from tests.processes import PATIENCE, ROOT, forked
 
 # Loaded before any fork.
-assert application.app.registered_commands, (running, upkeep, verbs, rich.console, rich.table)
+assert app.app.registered_commands, (
+    run_and_work,
+    maintenance,
+    job_commands,
+    rich.console,
+    rich.table,
+)
 
 _END = re.compile(r"--- exit \d+\r?\n")
 #: For an interpreter of its own, which takes half a second until it has all loaded.

@@ -9,9 +9,9 @@ import re
 
 import pytest
 
-from jobcore.supervision import frames, jobdir, progress, spool
-from jobcore.supervision.capture import Capture
-from jobcore.supervision.spool import Spool
+from jobcore.supervisor import frames, job_directory, progress, spool
+from jobcore.supervisor.capture import Capture
+from jobcore.supervisor.spool import Spool
 from tests.masks import masked
 
 SEEDS = range(60)
@@ -47,7 +47,7 @@ class Recorder:
     @property
     def found(self):
         found, offset = [], 0
-        while data := jobdir.read_spool(self.directory, offset, 1 << 26):
+        while data := job_directory.read_spool(self.directory, offset, 1 << 26):
             whole = list(frames.scan(data))
             found += [(frame, data[frame.start : frame.end]) for frame in whole]
             offset += whole[-1].end
@@ -552,12 +552,12 @@ def test_files_begin_at_frames(record, monkeypatch):
     recorder.capture.spool.sync()
     recorder.finish()
 
-    offsets = jobdir.spool_offsets(recorder.directory)
+    offsets = job_directory.spool_offsets(recorder.directory)
     assert len(offsets) > 5
     begins = {frame.begin for frame, _ in recorder.found}
     assert begins == {0} or len(begins) > 1
     for begin in offsets:
-        data = jobdir.read_spool(recorder.directory, begin, 100)
+        data = job_directory.read_spool(recorder.directory, begin, 100)
         assert frames.decode(data) is not None
 
 

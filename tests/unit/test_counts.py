@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
 
-from jobcore import FINAL, JobManager, Status, batches, counts, doctor, store
-from jobcore.doctor import examine
+from jobcore import FINAL, JobManager, Status
+from jobcore.operations import doctor
+from jobcore.operations.doctor import examine
+from jobcore.storage import batches, counts, store
 from tests.jobfiles import sql
 from tests.unit.test_schema_rules import CANCELLED, FACTS_OF
 

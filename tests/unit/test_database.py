@@ -34,11 +34,11 @@ from jobcore import (
     SchemaTooNew,
     StoreError,
     StoreMismatch,
-    schema,
 )
-from jobcore.checkpointer import WORTH_BYTES
-from jobcore.connections import SqliteConnection, keep_for_ever
-from jobcore.database import Database
+from jobcore.storage import schema
+from jobcore.storage.checkpointer import WORTH_BYTES
+from jobcore.storage.connections import SqliteConnection, keep_for_ever
+from jobcore.storage.database import Database
 from tests.processes import (
     PATIENCE,
     Child,
@@ -213,9 +213,9 @@ path = sys.argv[1]
 def audit(name, args):
     if name == "open" and isinstance(args[0], (str, bytes)):
         opened.append(args[0] if isinstance(args[0], str) else args[0].decode())
-import jobcore.database
+import jobcore.storage.database
 sys.addaudithook(audit)
-database = jobcore.database.Database(path)
+database = jobcore.storage.database.Database(path)
 database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE x (y)").close())
 database.checkpoint()
 database.version()
@@ -1189,7 +1189,7 @@ def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
         gc.collect()
         return [one() is not None and one().is_open for one in kept]
 
-    monkeypatch.setattr("jobcore.database.keep_for_ever", noted)
+    monkeypatch.setattr("jobcore.storage.database.keep_for_ever", noted)
     with transaction(opened):
         opened.busy_timeout = -4.9  # how long the fork waits for it, less 5 s
         child = Child(be_child)

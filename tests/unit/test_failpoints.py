@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from jobcore.supervision import failpoints
+from jobcore.embedding import failpoints
 from tests.processes import ROOT
 
-SOURCE = (ROOT / "jobcore" / "supervision" / "failpoints.py").read_text()
+SOURCE = (ROOT / "jobcore" / "embedding" / "failpoints.py").read_text()
 #: Each constant with the comment above it.
 EXPLAINED = {
     name: comment for comment, name in re.findall(r"^#: (.+)\n(\w+) = \"", SOURCE, re.MULTILINE)
@@ -52,7 +52,7 @@ def reached_in(folder):
 def test_every_point_is_reached_somewhere():
     """No point is a name alone: the code of its side reaches it."""
     assert sorted(set(failpoints.HOST) - reached_in(".")) == []
-    assert sorted(set(failpoints.SUPERVISOR) - reached_in("supervision")) == []
+    assert sorted(set(failpoints.SUPERVISOR) - reached_in("supervisor")) == []
 
 
 def test_unarmed_nothing_happens():

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from jobcore import JobManager, StoreError, UnsupportedFileSystem, filesystem
-from jobcore.database import Database
+from jobcore import JobManager, StoreError, UnsupportedFileSystem
+from jobcore.storage import filesystem
+from jobcore.storage.database import Database
 from tests.processes import at_once, in_child
 from tests.transactions import transaction
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from jobcore.supervision import NewerProtocol, frames
+from jobcore.supervisor import NewerProtocol, frames
 
 
 def encode(payload, *, stream=frames.OUTPUT, flags=0, first=0, count=None, time_ns=123):

@@ -10,8 +10,9 @@ import zlib
 import pytest
 
 from jobcore import JobManager, Reason, Status
-from jobcore.database import Database
-from jobcore.supervision import failpoints, frames, jobdir
+from jobcore.embedding import failpoints
+from jobcore.storage.database import Database
+from jobcore.supervisor import frames, job_directory
 from tests.jobfiles import log_of, sql, stored_run
 from tests.processes import Child, at_once, join, until
 
@@ -371,7 +372,7 @@ def test_newer_protocol_is_left_alone(jobs, scripted, monkeypatch, what, held):
     run = scripted()
     run.write(b"old\n")
     jobs.get_job(run.id)
-    module = frames if what == "frame" else jobdir
+    module = frames if what == "frame" else job_directory
     monkeypatch.setattr(module, "PROTOCOL_VERSION", 2)
     if what == "frame":
         run.write(b"new\n")

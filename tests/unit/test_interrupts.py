@@ -15,13 +15,13 @@ import pytest
 from sqlalchemy import RootTransaction
 
 from jobcore import JobManager, Progress, Status, models
-from jobcore.database import Database
-from jobcore.forking import GATE
-from jobcore.importer import Importer
-from jobcore.interrupts import Bell, Lock, is_over
-from jobcore.lookup import require_job
-from jobcore.recovery import Recovery
-from jobcore.worker import HANDS
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.interrupts import Bell, Lock, is_over
+from jobcore.embedding.worker import HANDS
+from jobcore.engine.importer import Importer
+from jobcore.engine.recovery import Recovery
+from jobcore.operations.lookup import require_job
+from jobcore.storage.database import Database
 from tests.opcodes import every_bytecode, handler_at_every_bytecode
 from tests.processes import PATIENCE, descriptors, in_child, until
 
@@ -377,7 +377,7 @@ def test_what_a_signal_handler_raises_comes_out_as_it_is(jobs, scripted, monkeyp
 
 def test_interrupted_submit_names_its_job(database, monkeypatch):
     """Where the change has begun, the exception says which job it is about."""
-    from jobcore import store  # noqa: PLC0415 - patched here alone
+    from jobcore.storage import store  # noqa: PLC0415 - patched here alone
 
     insert = store.insert_job
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from jobcore import InvalidTransition, Status, runs
+from jobcore import InvalidTransition, Status
 from jobcore.clock import to_datetime
-from jobcore.supervision import frames
-from jobcore.supervision.progress import MAX_MESSAGE
+from jobcore.storage import transitions
+from jobcore.supervisor import frames
+from jobcore.supervisor.progress import MAX_MESSAGE
 from tests.jobfiles import log_of, sql
 from tests.transactions import transaction
 
@@ -78,7 +79,7 @@ def test_a_late_importer_changes_nothing(jobs, scripted):
     importer = jobs._recovery._importer
     report(run, b"1/9")
     with jobs._database.read() as connection:
-        early = runs.find(connection, jobs.get_job(run.id).number)
+        early = transitions.find(connection, jobs.get_job(run.id).number)
     report(run, b"2/9")
     stale = importer.harvest(early)
     report(run, b"8/9")
@@ -217,7 +218,7 @@ def test_the_statement_itself_says_whose_it_is(jobs, own, scripted):
     jobs.finish_job(own.id)
     with transaction(jobs._database) as connection:
         written = [
-            runs.report_if_own(connection, number, runs.Report(1.0, None, None, 0))
+            transitions.report_if_own(connection, number, transitions.Report(1.0, None, None, 0))
             for number in numbers
         ]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from jobcore import logs
-from jobcore.supervision import frames
+from jobcore.storage import log_segments
+from jobcore.supervisor import frames
 from tests.cases import every
 
 
@@ -46,7 +46,7 @@ def test_last_lines_are_whole_lines(seed):
     made, end, unfinished = random_log(rng)
     lines = lines_of(made, unfinished)
     for count in range(len(unfinished), len(lines) + 2):
-        last = logs.LastLines(
+        last = log_segments.LastLines(
             count - len(unfinished), end, [frames.STREAM_NAMES[stream] for stream in unfinished]
         )
         for frame in reversed(made):

@@ -9,7 +9,7 @@ import pytest
 
 from jobcore.clock import from_datetime, to_datetime
 from jobcore.testing import ManualClock
-from jobcore.testing.clock import START, START_MONOTONIC
+from jobcore.testing.manual_clock import START, START_MONOTONIC
 from tests.processes import PATIENCE, in_child
 
 BEGIN = from_datetime(START)

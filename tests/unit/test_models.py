@@ -26,10 +26,10 @@ from jobcore import (
     Status,
     Transition,
     Workspace,
-    tables,
     wire,
 )
 from jobcore.models import ClaimedJob
+from jobcore.storage import tables
 
 MOMENT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone.utc)
 

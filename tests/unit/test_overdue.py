@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore.unresponsive import KILL_AFTER, WAKE_AFTER, Overdue
+from jobcore.engine.unresponsive import KILL_AFTER, WAKE_AFTER, Overdue
 
 
 def run(*, stop=None, timeout=None, grace=10):

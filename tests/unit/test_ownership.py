@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobcore import JobManager
-from jobcore.ownership import PREFIX
+from jobcore.engine.ownership import PREFIX
 from tests.processes import Child, descriptors, hear, in_child, left_open, until
 
 

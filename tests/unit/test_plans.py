@@ -18,10 +18,11 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status, counts
-from jobcore.backlog import Backlog
-from jobcore.database import Database
-from jobcore.scheduler import Scheduler
+from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status
+from jobcore.engine.queue_reader import Backlog
+from jobcore.engine.scheduler import Scheduler
+from jobcore.storage import counts
+from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 
 JOBS, PIPELINES = 200_000, 50_000

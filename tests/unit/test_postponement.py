@@ -9,7 +9,7 @@ import pytest
 
 from jobcore import DatabaseBusy, StoreError
 from jobcore.clock import SystemClock, seconds_of
-from jobcore.postponement import FIRST, LONGEST, TOLD_EVERY, Postponement
+from jobcore.engine.postponement import FIRST, LONGEST, TOLD_EVERY, Postponement
 from jobcore.testing import ManualClock
 
 

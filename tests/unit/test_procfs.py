@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from jobcore import leftovers, procfs
-from jobcore.supervision import jobdir
+from jobcore.engine import orphans, procfs
+from jobcore.supervisor import job_directory
 from tests.processes import until
 
 TOKEN = "0123456789abcdef" * 2
@@ -45,15 +45,15 @@ def test_environment_that_hangs_does_not_hide_others(proc):
     proc(13, b"JOBCORE_RUN=me")
     proc(14, b"JOBCORE_RUN=me2\0XJOBCORE_RUN=me")
 
-    assert sorted(leftovers.find("me")) == [11, 13]
+    assert sorted(orphans.find("me")) == [11, 13]
 
 
 def test_environment_that_hangs_is_read_once(proc):
     """While the kernel keeps one it is skipped, so that no threads gather."""
     proc(12, None)
-    leftovers.find("me")
+    orphans.find("me")
     first = procfs._waiting[12]
-    leftovers.find("me")
+    orphans.find("me")
 
     assert procfs._waiting[12] is first
 
@@ -61,13 +61,13 @@ def test_environment_that_hangs_is_read_once(proc):
 def test_environment_that_answers_again_is_read_again(proc, tmp_path):
     """Once the kernel has let go of it the process is found."""
     proc(12, None)
-    assert leftovers.find("me") == []
+    assert orphans.find("me") == []
     os.close(os.open(tmp_path / "12" / "environ", os.O_WRONLY | os.O_NONBLOCK))
     until(lambda: not procfs._waiting[12].is_alive(), "the end of the thread")
     (tmp_path / "12" / "environ").unlink()
     (tmp_path / "12" / "environ").write_bytes(b"JOBCORE_RUN=me\0")
 
-    assert leftovers.find("me") == [12]
+    assert orphans.find("me") == [12]
 
 
 def test_several_environments_that_hang_are_all_passed(proc):
@@ -76,7 +76,7 @@ def test_several_environments_that_hang_are_all_passed(proc):
         proc(pid, None)
     proc(15, b"JOBCORE_RUN=me")
 
-    assert leftovers.find("me") == [15]
+    assert orphans.find("me") == [15]
 
 
 def test_process_that_has_ended_is_not_found(proc, tmp_path):
@@ -84,7 +84,7 @@ def test_process_that_has_ended_is_not_found(proc, tmp_path):
     proc(11, b"JOBCORE_RUN=me")
     (tmp_path / "11" / "environ").unlink()
 
-    assert leftovers.find("me") == []
+    assert orphans.find("me") == []
 
 
 def test_child_of_a_process_that_ended_during_the_look_is_found(proc, tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_child_of_a_process_that_ended_during_the_look_is_found(proc, tmp_path, 
         return read(pid, name)
 
     monkeypatch.setattr(procfs, "_entries", fork_first)
-    assert leftovers.find("me") == [12]
+    assert orphans.find("me") == [12]
 
 
 def test_process_in_the_middle_of_an_exec_is_found(proc, tmp_path, monkeypatch):
@@ -114,16 +114,16 @@ def test_process_in_the_middle_of_an_exec_is_found(proc, tmp_path, monkeypatch):
             (tmp_path / "11" / "environ").write_bytes(b"JOBCORE_RUN=me")
 
     monkeypatch.setattr(procfs, "_entries", exec_after)
-    assert leftovers.find("me") == [11]
+    assert orphans.find("me") == [11]
 
 
 def test_nothing_is_left_only_after_two_looks_that_found_nothing(monkeypatch):
     """A child that was forked while its parent was killed may be missed by one look."""
     looks = iter([[11], [], [12], [], []])
-    monkeypatch.setattr(leftovers, "find", lambda _cookie: next(looks))
-    monkeypatch.setattr(leftovers, "_kill_one", lambda _pid, _cookie: True)
+    monkeypatch.setattr(orphans, "find", lambda _cookie: next(looks))
+    monkeypatch.setattr(orphans, "_kill_one", lambda _pid, _cookie: True)
 
-    assert leftovers.kill("me") == ()
+    assert orphans.kill("me") == ()
     assert not list(looks)
 
 
@@ -140,7 +140,7 @@ def test_no_descriptor_is_an_error(monkeypatch):
 
 def test_holder_is_found_by_its_locks_alone(proc, tmp_path):
     """Open files of a process are not touched: a name of one, which would hang, is enough."""
-    byte = jobdir.spans_of(TOKEN)[1][0]
+    byte = job_directory.spans_of(TOKEN)[1][0]
     proc(11)
     (tmp_path / "11" / "fdinfo").mkdir()
     (tmp_path / "11" / "fdinfo" / "3").write_text(
@@ -149,20 +149,20 @@ def test_holder_is_found_by_its_locks_alone(proc, tmp_path):
         f"lock:\t2: OFDLCK ADVISORY  WRITE -1 fe:10:1234 {byte} {byte}\n"
     )
 
-    assert leftovers.find_holders(TOKEN) == [11]
-    assert leftovers.find_holders("f" * 32) == []
+    assert orphans.find_holders(TOKEN) == [11]
+    assert orphans.find_holders("f" * 32) == []
 
 
 def test_holder_is_found_by_what_the_kernel_says_of_its_locks(tmp_path):
     """The byte of a run is found, and not that of its host, in whatever file it is."""
-    preparing, running = jobdir.spans_of(TOKEN)
+    preparing, running = job_directory.spans_of(TOKEN)
     found = []
     for span in (preparing, running):
         descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
-        assert jobdir.try_lock(descriptor, jobdir.RUNNING)
-        assert jobdir.try_lock(descriptor, span)
+        assert job_directory.try_lock(descriptor, job_directory.RUNNING)
+        assert job_directory.try_lock(descriptor, span)
         os.unlink(tmp_path / "lock")
-        found.append(leftovers.holds(os.getpid(), TOKEN))
+        found.append(orphans.holds(os.getpid(), TOKEN))
         os.close(descriptor)
 
     assert found == [False, True]
@@ -173,7 +173,7 @@ def test_search_lists_no_thread_that_never_ends(proc):
     proc(11, b"JOBCORE_RUN=me")
     before = threading.enumerate()
     found = []
-    _thread.start_new_thread(lambda: found.append(leftovers.find("me")), ())
+    _thread.start_new_thread(lambda: found.append(orphans.find("me")), ())
     until(lambda: found, "the end of the search")
 
     assert found == [[11]]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcore.supervision import frames, progress
-from jobcore.supervision.meter import EVERY, MAX_LINE, Meter
-from jobcore.supervision.redaction import Values
+from jobcore.supervisor import frames, progress
+from jobcore.supervisor.progress_reader import EVERY, MAX_LINE, Meter
+from jobcore.supervisor.redaction import Values
 
 REPORTS = {
     b"3": (3.0, None, None),

@@ -13,9 +13,11 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import DatabaseBusy, JobDeleted, JobManager, Status, leftovers
-from jobcore.importer import Importer
-from jobcore.supervision import failpoints, jobdir, kernel
+from jobcore import DatabaseBusy, JobDeleted, JobManager, Status
+from jobcore.embedding import failpoints
+from jobcore.engine import orphans
+from jobcore.engine.importer import Importer
+from jobcore.supervisor import job_directory, system_calls
 from tests.jobfiles import Scripted, log_of, sql, stored_run
 from tests.processes import Child, at_once, in_child, until
 
@@ -102,7 +104,9 @@ def test_wish_to_stop_makes_it_stopped(jobs, scripted, left, expected):
     assert ending(jobs.get_job(run.id)) == ("STOPPED", None, expected)
 
 
-@pytest.mark.parametrize("span", [jobdir.PREPARING, jobdir.RUNNING, jobdir.WHOLE])
+@pytest.mark.parametrize(
+    "span", [job_directory.PREPARING, job_directory.RUNNING, job_directory.WHOLE]
+)
 def test_held_lock_is_life(jobs, scripted, span):
     """While anybody holds any byte of the lock nothing is judged, whatever else is missing."""
     run = scripted(held=False, boot_id=OTHER_BOOT)
@@ -310,7 +314,7 @@ def test_processes_that_could_not_be_examined_are_said(jobs, scripted, monkeypat
     run = scripted()
     run.started()
     run.die()
-    monkeypatch.setattr(leftovers, "unexamined", lambda: [12, 34])
+    monkeypatch.setattr(orphans, "unexamined", lambda: [12, 34])
     jobs.recover()
 
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
@@ -342,9 +346,9 @@ def test_leftovers_in_an_inner_namespace_are_killed(jobs, scripted):
     """This namespace sees the processes of those inside of it; the cookie tells whose they are."""
     run = scripted()
     run.started(pid_namespace=1)
-    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, leftovers.COOKIE: run.cookie})
+    left = subprocess.Popen(["sleep", "1000"], env={**os.environ, orphans.COOKIE: run.cookie})
     try:
-        until(lambda: left.pid in leftovers.find(run.cookie), "the exec of sleep")
+        until(lambda: left.pid in orphans.find(run.cookie), "the exec of sleep")
         run.die()
         jobs.recover()
         assert left.wait(30) == -signal.SIGKILL
@@ -536,11 +540,11 @@ def test_wish_without_a_file_is_carried_again(jobs, scripted):
     run.started()
     jobs.stop_job(run.id, grace=2.5)
     with run.open() as directory:
-        told = jobdir.read_record(directory, jobdir.STOP)
+        told = job_directory.read_record(directory, job_directory.STOP)
     os.unlink(f"{run.path}/stop")
     jobs.recover()
     with run.open() as directory:
-        again = jobdir.read_record(directory, jobdir.STOP)
+        again = job_directory.read_record(directory, job_directory.STOP)
 
     assert told == again
     assert told["grace_ms"] == 2500
@@ -555,7 +559,7 @@ def test_grace_only_shrinks(jobs, scripted):
     for grace in (5, 8, 3, None, 0, 7):
         jobs.stop_job(run.id, grace=grace)
         with run.open() as directory:
-            record = jobdir.read_record(directory, jobdir.STOP)
+            record = job_directory.read_record(directory, job_directory.STOP)
         seen.append((record["grace_ms"], run.row()["stop_grace_ms"]))
 
     assert seen == [(5000, 5000)] * 2 + [(3000, 3000)] * 2 + [(0, 0)] * 2
@@ -581,7 +585,7 @@ def test_a_shorter_grace_that_overtakes_stands_in_the_file(jobs, scripted, datab
     finally:
         failpoints.disarm(overtake)
     with run.open() as directory:
-        record = jobdir.read_record(directory, jobdir.STOP)
+        record = job_directory.read_record(directory, job_directory.STOP)
 
     assert (record["grace_ms"], run.row()["stop_grace_ms"]) == (1000, 1000)
 
@@ -593,7 +597,7 @@ def test_the_first_wish_says_who_and_why(jobs, scripted):
     asked = jobs.stop_job(run.id).stop_requested
     in_child(lambda: jobs.cancel_job(run.id))
     with run.open() as directory:
-        record = jobdir.read_record(directory, jobdir.STOP)
+        record = job_directory.read_record(directory, job_directory.STOP)
 
     assert (record["who"], record["why"]) == (f"pid {os.getpid()}", "stop")
     assert (run.row()["stop_who"], run.row()["stop_why"]) == (record["who"], record["why"])
@@ -656,7 +660,7 @@ def test_resolver_that_dies_is_followed_by_the_next(
     run.write(b"line\n")
     run.die()
     name = point.split(".")[1]
-    real = getattr(jobdir, name)
+    real = getattr(job_directory, name)
 
     def die(*args, **options):
         if when == "after":
@@ -664,7 +668,7 @@ def test_resolver_that_dies_is_followed_by_the_next(
         os._exit(9)
 
     def resolve(path, job_id):
-        monkeypatch.setattr(jobdir, name, die)
+        monkeypatch.setattr(job_directory, name, die)
         with JobManager(path, slots=0) as mine:
             mine.get_job(job_id)
 
@@ -758,7 +762,7 @@ def test_what_is_written_by_a_newer_jobcore_is_no_news(jobs, scripted, monkeypat
     run.write(b"line\n")
     assert jobs.get_job(run.id).line_count == 1
     found = stored_run(jobs, run)
-    monkeypatch.setattr(jobdir, "PROTOCOL_VERSION", jobdir.PROTOCOL_VERSION + 1)
+    monkeypatch.setattr(job_directory, "PROTOCOL_VERSION", job_directory.PROTOCOL_VERSION + 1)
     run.exit()
     monkeypatch.undo()
 
@@ -784,8 +788,8 @@ def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
 
 def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
     """A sweep leaves the rest of what takes long to the next ones, and every job has its turn."""
-    monkeypatch.setattr("jobcore.importer.BATCH_BYTES", 400)
-    monkeypatch.setattr("jobcore.recovery.SWEEP", -1.0)  # so that one transaction is all
+    monkeypatch.setattr("jobcore.engine.importer.BATCH_BYTES", 400)
+    monkeypatch.setattr("jobcore.engine.recovery.SWEEP", -1.0)  # so that one transaction is all
     large, small = scripted(), scripted()
     for run in (large, small):
         run.started()
@@ -797,7 +801,7 @@ def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
         jobs._recovery.sweep()
         counts.append([run.row()["next_sequence"] for run in (large, small)])
     assert jobs._recovery.is_unfinished()  # by this time limit, at every job
-    monkeypatch.setattr("jobcore.recovery.SWEEP", 60.0)
+    monkeypatch.setattr("jobcore.engine.recovery.SWEEP", 60.0)
     jobs._recovery.sweep()
     assert not jobs._recovery.is_unfinished()
 
@@ -814,9 +818,9 @@ def test_sweep_does_not_wait_for_left_over_processes(jobs, scripted, monkeypatch
         asked.append(patience)
         return answers.pop(0)
 
-    monkeypatch.setattr("jobcore.leftovers.kill", kill)
+    monkeypatch.setattr("jobcore.engine.orphans.kill", kill)
     run = scripted()
-    run.started(pid_namespace=kernel.pid_namespace())
+    run.started(pid_namespace=system_calls.pid_namespace())
     run.die()
     statuses = []
     for _ in range(5):

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from jobcore.supervision.redaction import Values
+from jobcore.supervisor.redaction import Values
 from tests.cases import every
 from tests.masks import masked
 

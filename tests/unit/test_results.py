@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from jobcore import NoResult, Status, resultfile
+from jobcore import NoResult, Status
+from jobcore.functions import result_file
 from tests.jobfiles import sql
 
 
@@ -18,7 +19,7 @@ def put(scripted, content):
 
 
 def leave(scripted, encoding="json", data=b'{"a": 1}'):
-    resultfile.write(scripted.path, resultfile.identify(scripted.path), encoding, data)
+    result_file.write(scripted.path, result_file.identify(scripted.path), encoding, data)
 
 
 @pytest.mark.parametrize("what", ["missing", "torn", "other bytes"])

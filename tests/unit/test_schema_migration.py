@@ -8,8 +8,10 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import JobManager, PipelineExists, Reason, SchemaTooNew, Status, doctor, schema
-from jobcore.database import Database
+from jobcore import JobManager, PipelineExists, Reason, SchemaTooNew, Status
+from jobcore.operations import doctor
+from jobcore.storage import schema
+from jobcore.storage.database import Database
 from tests.processes import ROOT, Child, at_once
 
 

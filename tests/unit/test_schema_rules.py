@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, lifecycle, tables
+from jobcore import JobManager, Reason, Status, lifecycle
+from jobcore.storage import tables
 from tests.processes import PATIENCE
 
 #: What is true of a row in each status, beyond the status.

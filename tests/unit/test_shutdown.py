@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from jobcore.supervision import kernel
-from jobcore.supervision.shutdown import Shutdown
+from jobcore.supervisor import system_calls
+from jobcore.supervisor.shutdown import Shutdown
 from tests.processes import in_child
 
 
@@ -20,7 +20,7 @@ def take_sigterm(tells_sender):
         def refuse(_number):
             raise OSError
 
-        kernel.open_signal = refuse
+        system_calls.open_signal = refuse
     shutdown = Shutdown()
     shutdown.come_with_sigterm()
     before = shutdown.requested

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 
-from jobcore.supervision import frames, jobdir, spool
+from jobcore.supervisor import frames, job_directory, spool
 from tests.processes import in_child
 
 LARGEST = frames.HEADER_SIZE + frames.MAX_PAYLOAD
@@ -49,7 +49,7 @@ def _fill(path, payloads):
     for payload in payloads:
         one.append(frames.OUTPUT, 0, 1, payload, 0)
     one.close()
-    sizes = [os.stat(f"{path}/spool.{at}").st_size for at in jobdir.spool_offsets(directory)]
+    sizes = [os.stat(f"{path}/spool.{at}").st_size for at in job_directory.spool_offsets(directory)]
     return one.held, sizes
 
 

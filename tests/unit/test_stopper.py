@@ -18,15 +18,16 @@ from jobcore import (
     JobNotFound,
     Reason,
     Status,
-    runs,
 )
-from jobcore.supervision import jobdir
-from jobcore.supervision.wishes import Wishes
+from jobcore.storage import transitions
+from jobcore.supervisor import job_directory
+from jobcore.supervisor.stop_requests import Wishes
 from tests.jobfiles import stored_run
 
 #: The grace that is asked for, and what says so without a file.
 GRACES = pytest.mark.parametrize(
-    ("grace", "letter"), [(None, jobdir.STOP_NOW), (3, jobdir.STOP_NOW), (0, jobdir.KILL_NOW)]
+    ("grace", "letter"),
+    [(None, job_directory.STOP_NOW), (3, job_directory.STOP_NOW), (0, job_directory.KILL_NOW)],
 )
 OWN_GRACE = 7.0  # of the command, in seconds
 
@@ -37,7 +38,7 @@ def asked(scripted):
     run = scripted()
     run.started()
     with run.open() as directory:
-        control = jobdir.open_control(directory)
+        control = job_directory.open_control(directory)
 
     def letters():
         try:
@@ -69,7 +70,7 @@ def wish_of(run):
 def test_a_wish_that_cannot_be_stored_is_told(jobs, asked, monkeypatch, grace, letter):
     """With no space for the row the caller is told so, and the supervisor is, without a file."""
     run, letters = asked
-    monkeypatch.setattr(runs, "ask_stop_if_running", refuse(DatabaseFull("no space")))
+    monkeypatch.setattr(transitions, "ask_stop_if_running", refuse(DatabaseFull("no space")))
 
     with pytest.raises(DatabaseFull):
         jobs.stop_job(run.id, grace=grace)
@@ -89,7 +90,7 @@ def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
 ):
     """With no space for the file the supervisor is told, and once there is some, it is written."""
     run, letters = asked
-    monkeypatch.setattr(jobdir, "write_record", refuse(OSError(errno.ENOSPC, "no space")))
+    monkeypatch.setattr(job_directory, "write_record", refuse(OSError(errno.ENOSPC, "no space")))
 
     with pytest.raises(DatabaseFull, match=f"the wish to stop {run.id} cannot be written"):
         jobs.stop_job(run.id, grace=grace)
@@ -99,7 +100,9 @@ def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
     assert run.row()["stop_requested"] is not None
     monkeypatch.undo()
     jobs.recover()
-    assert set(letters()) == set(jobdir.DOORBELL)  # once for the wish, and where it is overdue
+    assert set(letters()) == set(
+        job_directory.DOORBELL
+    )  # once for the wish, and where it is overdue
     said, words = wish_of(run)
     assert said == (OWN_GRACE if grace is None else grace)
     assert words == f"stopping: asked by pid {os.getpid()}: stop"
@@ -108,11 +111,11 @@ def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
 def test_a_wish_for_a_job_that_just_goes_is_stored(jobs, asked, monkeypatch):
     """The directory of a job that has ended meanwhile takes no wish, and nobody minds."""
     run, letters = asked
-    monkeypatch.setattr(jobdir, "write_record", refuse(FileNotFoundError()))
+    monkeypatch.setattr(job_directory, "write_record", refuse(FileNotFoundError()))
     job = jobs.stop_job(run.id)
 
     assert (job.status, job.stop_requested is None) == (Status.RUNNING, False)
-    assert letters() == jobdir.DOORBELL
+    assert letters() == job_directory.DOORBELL
 
 
 def test_a_wish_in_words_of_a_newer_jobcore_is_one(jobs, asked, monkeypatch):
@@ -120,14 +123,14 @@ def test_a_wish_in_words_of_a_newer_jobcore_is_one(jobs, asked, monkeypatch):
     run, letters = asked
     jobs.stop_job(run.id, grace=1)
     with monkeypatch.context() as patch, run.open() as directory:
-        patch.setattr(jobdir, "PROTOCOL_VERSION", jobdir.PROTOCOL_VERSION + 1)
-        jobdir.write_record(directory, jobdir.STOP, {"grace_ms": 1, "beside": "more"})
+        patch.setattr(job_directory, "PROTOCOL_VERSION", job_directory.PROTOCOL_VERSION + 1)
+        job_directory.write_record(directory, job_directory.STOP, {"grace_ms": 1, "beside": "more"})
     with open(f"{run.path}/stop", "rb") as file:
         before = file.read()
     letters()
     jobs.recover()
 
-    assert letters() == jobdir.DOORBELL
+    assert letters() == job_directory.DOORBELL
     assert wish_of(run) == (OWN_GRACE, "stopping: asked by a host")
     with open(f"{run.path}/stop", "rb") as file:
         assert file.read() == before
@@ -158,13 +161,17 @@ def test_a_letter_without_a_wish_asks_nothing(asked):
 def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, letters, written, grace):
     """Letters and the file may both speak; who wants it sooner has it."""
     run, _ = asked
-    names = {b"S": jobdir.STOP_NOW, b"K": jobdir.KILL_NOW, b"D": jobdir.DOORBELL}
+    names = {
+        b"S": job_directory.STOP_NOW,
+        b"K": job_directory.KILL_NOW,
+        b"D": job_directory.DOORBELL,
+    }
     with run.open() as directory, closing(Wishes(directory, OWN_GRACE)) as wishes:
         assert wishes.take() is None
         if written is not None:
-            jobdir.write_record(directory, jobdir.STOP, {"grace_ms": written})
+            job_directory.write_record(directory, job_directory.STOP, {"grace_ms": written})
         for letter in letters:
-            jobdir.ring(directory, names[bytes([letter])])
+            job_directory.ring(directory, names[bytes([letter])])
         wishes.listen()
         wish = wishes.take()
         assert wishes.take() is None
@@ -183,8 +190,8 @@ def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatc
     controls = []
     for run in (first, last):
         with run.open() as directory:
-            controls.append(jobdir.open_control(directory))
-    monkeypatch.setattr(runs, "ask_stop_if_running", refuse(DatabaseBusy("held")))
+            controls.append(job_directory.open_control(directory))
+    monkeypatch.setattr(transitions, "ask_stop_if_running", refuse(DatabaseBusy("held")))
 
     with caplog.at_level(logging.WARNING, "jobcore"):
         jobs._stopper.stop_all(running)
@@ -193,7 +200,7 @@ def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatc
         os.close(control)
     os.unlink(broken.path)
 
-    assert heard == [jobdir.STOP_NOW] * 2
+    assert heard == [job_directory.STOP_NOW] * 2
     told = [record.getMessage() for record in caplog.records]
     assert [sum(words in one for one in told) for words in ("told only", "not stopped")] == [3, 1]
 

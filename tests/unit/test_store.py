@@ -22,11 +22,11 @@ from jobcore import (
     Reason,
     Status,
     WorkspaceNotFound,
-    runs,
 )
 from jobcore.clock import to_datetime
-from jobcore.database import Database
 from jobcore.lifecycle import Ending
+from jobcore.storage import transitions
+from jobcore.storage.database import Database
 from tests.jobfiles import sql
 from tests.processes import at_once, join
 from tests.transactions import transaction
@@ -497,7 +497,7 @@ def test_one_claim_wins(database):
         won = []
         for number in numbers:
             with transaction(opened, durable=False) as connection:
-                if runs.start_if_queued(connection, number, now=1, token=token):
+                if transitions.start_if_queued(connection, number, now=1, token=token):
                     won.append(number)
         opened.close()
         return won
@@ -514,7 +514,7 @@ def test_offset_moves_by_compare_and_set(jobs, scripted, database):
     run = scripted()
     opened = Database(database)
     with opened.read() as connection:
-        old = runs.find(connection, jobs.get_job(run.id).number)
+        old = transitions.find(connection, jobs.get_job(run.id).number)
     moves = []
     for one, offset in (
         (old, 100),
@@ -525,7 +525,7 @@ def test_offset_moves_by_compare_and_set(jobs, scripted, database):
     ):
         with transaction(opened) as connection:
             moves.append(
-                runs.advance_if_at(
+                transitions.advance_if_at(
                     connection, one, offset=offset, next_sequence=offset // 10, loose=(0, 0)
                 )
             )
@@ -542,7 +542,7 @@ def test_a_verdict_waits_for_all_of_the_log(jobs, scripted, database):
     number = jobs.get_job(run.id).number
     opened = Database(database)
     with opened.read() as connection:
-        now = runs.find(connection, number)
+        now = transitions.find(connection, number)
     settled = []
     for one, offset in (
         (now, now.spool_offset + 1),
@@ -552,7 +552,7 @@ def test_a_verdict_waits_for_all_of_the_log(jobs, scripted, database):
         (now, now.spool_offset),
     ):
         with transaction(opened) as connection:
-            final = runs.settle_if_running(
+            final = transitions.settle_if_running(
                 connection, one, offset=offset, ending=Ending(Reason.EXITED, 0), now=2**60
             )
             settled.append(final is not None)
@@ -569,9 +569,9 @@ def test_only_a_final_job_that_is_hidden_is_removed(jobs, scripted, database):
     removed = []
     with transaction(opened) as connection:
         for number in (run.job.number, final.number):
-            removed.append(runs.remove_if_final(connection, number))
-            assert runs.mark_deleted(connection, number, now=0)
-            removed.append(runs.remove_if_final(connection, number))
+            removed.append(transitions.remove_if_final(connection, number))
+            assert transitions.mark_deleted(connection, number, now=0)
+            removed.append(transitions.remove_if_final(connection, number))
     opened.close()
 
     assert removed == [False, False, False, True]

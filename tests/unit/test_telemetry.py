@@ -9,7 +9,7 @@ import logging
 import pytest
 import structlog
 
-from jobcore import telemetry
+from jobcore.embedding import telemetry
 from tests.processes import run_python
 
 
@@ -19,7 +19,7 @@ def test_unconfigured_host_sees_nothing():
         """
 import logging, sys, io
 sys.stderr = sys.stdout
-from jobcore import telemetry
+from jobcore.embedding import telemetry
 for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
     telemetry.event(level, "something happened", job="x")
 assert logging.getLogger().handlers == []
@@ -35,7 +35,7 @@ def test_structlog_comes_with_the_first_event_that_is_listened_to():
         """
 import logging, sys
 import jobcore
-from jobcore import telemetry
+from jobcore.embedding import telemetry
 print("structlog" in sys.modules, logging.getLogger("jobcore").handlers)
 for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
     telemetry.event(level, "not listened to")
@@ -99,7 +99,7 @@ def test_basic_config_is_enough():
 import logging, sys
 form = "%(name)s %(levelname)s %(message)s"
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format=form)
-from jobcore import telemetry
+from jobcore.embedding import telemetry
 telemetry.event(logging.WARNING, "job resolved", job="an-id")
 """
     )
@@ -216,7 +216,7 @@ def test_hosts_structlog_configuration_is_left_alone():
         """
 import logging, sys, structlog
 structlog.configure(processors=[structlog.processors.JSONRenderer()])
-from jobcore import telemetry
+from jobcore.embedding import telemetry
 before = structlog.get_config()
 telemetry.event(logging.WARNING, "job resolved", job="an-id")
 print(before == structlog.get_config(), logging.getLogger().handlers)
@@ -279,7 +279,7 @@ def test_a_configuration_that_disables_loggers_does_not_mean_this_one(how):
     printed = run_python(
         """
 import logging.config, sys
-from jobcore import telemetry
+from jobcore.embedding import telemetry
 telemetry.event(logging.ERROR, "nobody listens")
 if sys.argv[1] == "structlog":
     import structlog
@@ -309,7 +309,7 @@ def test_a_structlog_whose_loggers_are_awaited_gets_events_too():
         """
 import asyncio, logging, sys, threading
 import structlog
-from jobcore import telemetry
+from jobcore.embedding import telemetry
 structlog.configure(
     processors=[structlog.processors.KeyValueRenderer(key_order=["event"])],
     logger_factory=structlog.PrintLoggerFactory(sys.stdout),

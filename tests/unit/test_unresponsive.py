@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from jobcore import filesystem, leftovers, procfs, unresponsive
-from jobcore.supervision import jobdir, kernel
+from jobcore.engine import orphans, procfs, unresponsive
+from jobcore.storage import filesystem
+from jobcore.supervisor import job_directory, system_calls
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def signals(monkeypatch):
         sent.append((pid, number))
         return True
 
-    monkeypatch.setattr(leftovers, "find_holders", lambda *_: [4321])
-    monkeypatch.setattr(leftovers, "signal_holder", send)
+    monkeypatch.setattr(orphans, "find_holders", lambda *_: [4321])
+    monkeypatch.setattr(orphans, "signal_holder", send)
     monkeypatch.setattr(procfs, "is_held_back", lambda _: False)
     return sent
 
@@ -38,7 +39,7 @@ def stopped(jobs, scripted):
 def read_control(run):
     """Read the FIFO, as a supervisor does that is woken by it."""
     with run.open() as directory:
-        control = jobdir.open_control(directory)
+        control = job_directory.open_control(directory)
         os.read(control, 4096)
         os.close(control)
 
@@ -47,7 +48,7 @@ def read_control(run):
 def control(stopped):
     """Keep the FIFO open, as its supervisor does: without any reader nothing stays in it."""
     with stopped.open() as directory:
-        descriptor = jobdir.open_control(directory)
+        descriptor = job_directory.open_control(directory)
     yield descriptor
     os.close(descriptor)
 
@@ -121,7 +122,7 @@ def test_time_out_makes_a_supervisor_overdue(jobs, clock, signals, scripted):
     run.started()
     run.update(timeout_ms=60_000, grace_ms=10_000)
     with run.open() as directory:
-        control = jobdir.open_control(directory)
+        control = job_directory.open_control(directory)
     first = None
     for second in range(130):
         jobs.recover()
@@ -138,10 +139,12 @@ def test_stopped_supervisor_is_woken_at_once(jobs, scripted, monkeypatch):
     """Without any stop or time-out, by the pid in its record, and only if it holds the lock."""
     pid = 4321
     run = scripted()
-    run.started(supervisor=pid, boot_id=filesystem.boot_id(), pid_namespace=kernel.pid_namespace())
+    run.started(
+        supervisor=pid, boot_id=filesystem.boot_id(), pid_namespace=system_calls.pid_namespace()
+    )
     sent = []
     monkeypatch.setattr(procfs, "is_stopped", lambda one: one == pid)
-    monkeypatch.setattr(leftovers, "signal_holder", lambda *facts: sent.append(facts))
+    monkeypatch.setattr(orphans, "signal_holder", lambda *facts: sent.append(facts))
     jobs.recover()
 
     assert [(facts[0], facts[-1]) for facts in sent] == [(pid, signal.SIGCONT)]

@@ -27,7 +27,7 @@ from jobcore import (
     errors,
     wire,
 )
-from jobcore.supervision import frames
+from jobcore.supervisor import frames
 from tests.unit.test_errors import EXAMPLES
 
 TIME = 1_700_000_000_123_456_789

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore import DatabaseBusy, StoreError, worker
-from jobcore.worker import Worker, handed_over, is_own_thread, threads_run
+from jobcore import DatabaseBusy, StoreError
+from jobcore.embedding import worker
+from jobcore.embedding.worker import Worker, handed_over, is_own_thread, threads_run
 from tests.opcodes import every_bytecode
 from tests.processes import PATIENCE, in_child, run_python, until
 
@@ -431,7 +432,7 @@ def test_calls_at_exit_and_in_finalisers_end():
         """
 import atexit
 atexit.register(lambda: print("first registered", worker.call(lambda: 1, patience=5)))
-from jobcore.worker import Worker
+from jobcore.embedding.worker import Worker
 worker = Worker("test-worker")
 
 class Last:

@@ -11,18 +11,11 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import (
-    DatabaseBusy,
-    DatabaseCorrupt,
-    JobManager,
-    Status,
-    StoreError,
-    telemetry,
-)
-from jobcore.connections import SqliteConnection
-from jobcore.database import Database
-from jobcore.supervision import failpoints
-from jobcore.writer import Observer
+from jobcore import DatabaseBusy, DatabaseCorrupt, JobManager, Status, StoreError
+from jobcore.embedding import failpoints, telemetry
+from jobcore.storage.connections import SqliteConnection
+from jobcore.storage.database import Database
+from jobcore.storage.writer import Observer
 from tests.processes import PATIENCE, until
 from tests.transactions import transaction
 
@@ -216,7 +209,7 @@ def test_exception_from_outside_just_after_a_commit_has_nothing_made_twice(
 
 def test_transaction_that_could_not_be_rolled_back_is_not_left_open(opened, monkeypatch):
     """The next change finds the connection, and closes it."""
-    import jobcore.writer as module  # noqa: PLC0415 - its name is that of the attribute
+    import jobcore.storage.writer as module  # noqa: PLC0415 - its name is that of the attribute
 
     def strike(_connection):
         raise SystemExit

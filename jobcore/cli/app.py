@@ -1,0 +1,340 @@
+"""The command line as a whole: its errors, its common options, what its commands share."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from uuid import UUID
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from jobcore import __version__
+from jobcore.cli import output
+from jobcore.errors import CommandError, JobcoreError, StoreError, WaitTimeout
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+
+#: The framework's own kind of error for a wrong use, which it brings in a copy of its own or not.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+#: In help: what may be chosen.
+STATUSES = "QUEUED, RUNNING, COMPLETE, ERROR or STOPPED, in any case; may be given again"
+#: Ids that are shown where a short form is not enough.
+TOLD = 5
+#: Exit codes beside the job's own, 1 for an error and 2 for a wrong use: those
+#: that `timeout` and shells give.
+TIMED_OUT, INTERRUPTED, UNREAD = 124, 130, 141
+
+
+class PlainHelp(TyperCommand):
+    """Help in our own words: names, placeholders and what they mean, and no types or ranges."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what follows the command's name in the first line."""
+        arguments = (one for one in self.get_params(ctx) if one.param_type_name == "argument")
+        return ["[OPTIONS]", *(one.metavar or "" for one in arguments)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a line for each argument and option."""
+        _write_options(self, ctx, formatter)
+
+
+class _Verbs(TyperGroup):
+    """Makes one line and an exit code of an error, for every verb."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a line for each option, and one for each verb."""
+        _write_options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what comes before the verb."""
+        given = bool(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            if not given:
+                raise  # it is the help
+            output.say(_misused(error, ctx))
+            raise typer.Exit(2) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            output.say(_misused(error, ctx))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            output.give_up_stdout()
+            raise typer.Exit(UNREAD) from None
+        except OSError as error:
+            # WaitTimeout is an OSError, too: a TimeoutError.
+            output.say(str(error))
+            if isinstance(error, WaitTimeout):
+                raise typer.Exit(TIMED_OUT) from None
+            output.give_up_stdout()
+            raise typer.Exit(1) from None
+        except UnicodeEncodeError as error:
+            output.say(_not_encoded(error))
+            raise typer.Exit(2) from None
+        except JobcoreError as error:
+            output.say(str(error))
+            raise typer.Exit(2 if isinstance(error, CommandError) else 1) from None
+        except ValueError as error:  # an argument that no job can have, such as `--db ""`
+            output.say(str(error))
+            raise typer.Exit(2) from None
+
+
+def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    lines: dict[str, list[tuple[str, str]]] = {"argument": [], "option": []}
+    for one in command.get_params(ctx):
+        name = ", ".join(sorted(one.opts, key=len)) if one.param_type_name == "option" else ""
+        placeholder = "" if getattr(one, "is_flag", False) else one.metavar or ""
+        lines[one.param_type_name].append((f"{name} {placeholder}".strip(), one.help or ""))
+    for title, records in (("Arguments", lines["argument"]), ("Options", lines["option"])):
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _misused(error: Any, ctx: Any) -> str:
+    """Return what is wrong with the words that were given, in one line."""
+    # Some versions name an environment variable where there is none.
+    message = error.format_message().replace(" (env var: 'None')", "")
+    words = " ".join(message.split()).rstrip(".")
+    return f"{words}; see {(error.ctx or ctx).command_path} --help"
+
+
+def time_limit(text: Any) -> float:
+    """
+    Return the seconds after which something is given up.
+
+    Raises:
+        BadParameter: It is no finite number above 0.
+    """
+    seconds = _number(text)
+    if not 0 < seconds < math.inf:
+        raise typer.BadParameter(f"a time-out is a number of seconds above 0, not {text!r}")
+    return seconds
+
+
+def delay(text: Any) -> float:
+    """
+    Return the seconds that something is given.
+
+    Raises:
+        BadParameter: It is no finite number, or below 0.
+    """
+    seconds = _number(text)
+    if not 0 <= seconds < math.inf:
+        raise typer.BadParameter(f"it is a number of seconds, 0 or more, not {text!r}")
+    return seconds
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def count(text: Any) -> int:
+    """
+    Return a number of jobs or lines.
+
+    Raises:
+        BadParameter: It is no whole number, or below 0.
+    """
+    return _whole(text, 0)
+
+
+def count_from_1(text: Any) -> int:
+    """
+    Return a number of jobs, or the number of one.
+
+    Raises:
+        BadParameter: It is no whole number, or below 1.
+    """
+    return _whole(text, 1)
+
+
+def _whole(text: Any, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise typer.BadParameter(f"it is a whole number, {least} or more, not {text!r}")
+    return number
+
+
+def _not_encoded(error: UnicodeEncodeError) -> str:
+    """Return what is wrong with a text that came from the command line or goes to the system."""
+    if error.encoding.replace("-", "").lower() == "utf8":
+        return "an argument is not UTF-8 text"
+    return (
+        f"an argument or path cannot be encoded as {error.encoding}: set a UTF-8 locale, such as "
+        "LC_ALL=C.UTF-8"
+    )
+
+
+class _App(typer.Typer):
+    """An application whose verbs take the program's options, too, and have plain help."""
+
+    def command(  # type: ignore[override]  # the class is not for its callers to choose
+        self, name: str | None = None, **settings: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a function as a verb."""
+        register = super().command(name, **{"cls": PlainHelp, **settings})
+
+        def add(function: Callable[..., Any]) -> Callable[..., Any]:
+            register(_with_program_options(function))
+            return function
+
+        return add
+
+
+def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a verb that takes the options of `options`, too, where they were not given before."""
+
+    @functools.wraps(function)
+    def verb(
+        ctx: typer.Context, *args: Any, db: str | None, trust_directory: bool, **named: Any
+    ) -> Any:
+        if db is not None:
+            ctx.obj = ctx.obj._replace(path=db)
+        if trust_directory:
+            ctx.obj = ctx.obj._replace(trust_directory=True)
+        return function(ctx, *args, **named)
+
+    signature = inspect.signature(function, eval_str=True)
+    of_program = [
+        inspect.Parameter("db", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Db),
+        inspect.Parameter(
+            "trust_directory", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Trust
+        ),
+    ]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *of_program])
+    verb.__signature__ = signature  # type: ignore[attr-defined]
+    verb.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+    return verb
+
+
+app = _App(
+    cls=_Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help and usage errors are plain text, on a terminal and in a pipe
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="The job's id, or as many of its first digits as are unique."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Db = Annotated[
+    str | None,
+    typer.Option("--db", metavar="FILE", help="The database. [$JOBCORE_DB, else jobs.db]"),
+]
+_Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-directory",
+        help="Use a database in a directory where other users can create files.",
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import sqlite3  # noqa: PLC0415 - it may be missing, and then the rest says so
+
+    python = platform.python_version()
+    output.print_lines(
+        [f"jobcore {__version__} (Python {python}, SQLite {sqlite3.sqlite_version})"]
+    )
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    *,
+    db: _Db = None,
+    trust_directory: _Trust = False,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version, and exit."
+        ),
+    ] = False,
+) -> None:
+    """
+    Run commands as jobs whose status, exit code and log lines stay true.
+
+    Terminals get tables and colours; pipes and files get tab-separated fields,
+    with - where there is nothing. Errors are a line on stderr and exit code 1,
+    or 2 for a wrong use.
+
+    \b
+    Examples:
+      jobcore run -- make test
+      jobcore list --status ERROR
+      jobcore logs -f 3f2a
+    """  # noqa: D301 - \b is click's mark for lines that stay as they are
+    chosen = os.environ.get("JOBCORE_DB") or "jobs.db" if db is None else db
+    ctx.obj = Store(chosen, trust_directory)
+
+
+class Store(NamedTuple):
+    """The database that a command is about, as `ctx.obj`."""
+
+    path: str
+    trust_directory: bool
+
+    def open(self, **options: Any) -> JobManager:
+        """Return a manager of it; the options are those of `JobManager`."""
+        from jobcore.manager import JobManager  # noqa: PLC0415 - help does without it
+
+        return JobManager(self.path, trust_directory=self.trust_directory, **options)
+
+
+@contextmanager
+def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
+    """Give a manager that runs nothing. It makes no database: there is nothing to see in one."""
+    if not os.path.exists(ctx.obj.path):
+        raise StoreError(f"there is no database {ctx.obj.path}: see --db; run and work make one")
+    with ctx.obj.open(slots=0) as jobs:
+        yield jobs
+
+
+def full_id(jobs: JobManager, text: str) -> UUID | str:
+    """
+    Return the id of the one job that begins so, else `text` itself.
+
+    Raises:
+        CommandError: Several jobs do.
+    """
+    try:
+        found = [str(job.id) for job in jobs.find_jobs(text, limit=TOLD + 1)]
+    except ValueError:
+        return text  # the id of no job, or one in a form of its own, such as {...}
+    if len(found) > 1:
+        told = ", ".join(found[:TOLD]) + (", ..." if len(found) > TOLD else "")
+        raise CommandError(f"several jobs have an id that begins with {text!r}: {told}")
+    return found[0] if found else text

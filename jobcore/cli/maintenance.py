@@ -1,0 +1,160 @@
+"""Commands that look after a database file."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobcore.cli import foreground, output
+from jobcore.cli.app import STATUSES, AsJson, app, count, open_manager
+from jobcore.errors import CommandError, StoreError
+from jobcore.lifecycle import FINAL, Status
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+    from jobcore.models import Job
+
+#: Seconds between two looks at the queue that is watched.
+PAUSE = 0.5
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
+
+
+def age(text: str) -> float:
+    """
+    Return the seconds of an age such as `30d`, `12h` or `90`.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
+    if found is None:
+        raise typer.BadParameter(
+            f"an age is a number and s, m, h, d or w, such as 30d, not {text!r}"
+        )
+    return float(found[1]) * _UNITS[found[2]]
+
+
+@app.command()
+def prune(
+    ctx: typer.Context,
+    *,
+    older_than: Annotated[
+        float,
+        typer.Option(
+            parser=age, metavar="AGE", help="Only jobs that ended so long ago: 90s, 15m, 12h, 30d."
+        ),
+    ],
+    status: Annotated[
+        list[Status] | None,
+        typer.Option(
+            case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}. [all final ones]"
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(parser=count, metavar="N", help="Of these, the newest N stay.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing; list what would go.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Remove old jobs with their logs and history.
+
+    Those that are queued or running never go. Prints how many went; a dry run
+    prints the jobs as list does, oldest first.
+
+    \b
+    Examples:
+      jobcore prune --older-than 30d
+      jobcore prune --older-than 30d --status ERROR --dry-run
+      jobcore prune --older-than 0 --keep 1000
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        if dry_run:
+            found = jobs.prune(older_than, status=status or FINAL, keep=keep, dry_run=True)
+            output.note_damage(jobs.list_damaged_rows())
+            output.print_json(found) if as_json else output.print_jobs(found)
+        else:
+            count = jobs.prune(older_than, status=status or FINAL, keep=keep)
+            output.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
+
+
+@app.command()
+def doctor(
+    ctx: typer.Context,
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="First make it usable; settle as lost what cannot be found."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Examine the database and its directories. Changes nothing without --repair.
+
+    A line for each check: what was looked at, ok, note or wrong, and what was
+    found. The exit code is 1 where something is wrong; a note is what the next
+    manager puts right, or good to know. It reads the whole file.
+
+    With --repair a database can be used again whose .jobs directory was
+    removed, as by git clean. Jobs that ran there end as lost; their commands
+    may run on. Retries no longer wait for processes of the attempt before.
+
+    \b
+    Examples:
+      jobcore doctor
+      jobcore --db /srv/app/jobs.db doctor --repair
+    """  # noqa: D301
+    from jobcore.operations import doctor as examiner  # noqa: PLC0415 - help does without it
+
+    if repair:
+        with open_manager(ctx) as jobs:
+            for job in jobs.repair():
+                output.say(foreground.ending(job))
+    findings = examiner.examine(ctx.obj.path, trust_directory=ctx.obj.trust_directory)
+    output.print_json(findings) if as_json else output.print_findings(findings)
+    if any(one.verdict == "wrong" for one in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def watch(ctx: typer.Context) -> None:
+    """
+    Show the queue on a terminal, as it changes, until Ctrl-C.
+
+    Running jobs come first, then queued ones, then those that have ended; each
+    kind newest first.
+
+    \b
+    Example:
+      jobcore watch
+    """  # noqa: D301
+    if not output.on_terminal():
+        raise CommandError("watch needs a terminal; for a pipe there are list and logs -f")
+    signals = foreground.block_signals()
+    with open_manager(ctx) as jobs, output.Screen() as screen:
+        while True:
+            _refresh(jobs)
+            screen.draw(jobs.count_jobs(), _of_interest(jobs, screen.lines))
+            if signal.sigtimedwait(signals, PAUSE) is not None:
+                return
+
+
+def _refresh(jobs: JobManager) -> None:
+    try:
+        jobs.refresh()  # so that what is shown is true
+    except (StoreError, OSError):
+        pass  # shown as stored; the next look tries again
+
+
+def _of_interest(jobs: JobManager, lines: int) -> list[Job]:
+    found: list[Job] = []
+    for statuses in ((Status.RUNNING,), (Status.QUEUED,), FINAL):
+        found += jobs.list_jobs(status=statuses, limit=lines - len(found))
+    return found

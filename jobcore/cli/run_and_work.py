@@ -1,0 +1,302 @@
+"""Commands that run jobs: one in the foreground, or the whole queue."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import stat
+import sys
+import termios
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobcore.cli import foreground, output
+from jobcore.cli.app import PlainHelp, app, count_from_1, delay, time_limit
+from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, LARGEST, Command
+from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
+from jobcore.lifecycle import Reason, Status
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+
+
+class StopScope(str, Enum):
+    """Who gets the first signal of a stop."""
+
+    MAIN = "main"
+    GROUP = "group"
+
+
+def _signal(text: str) -> str:
+    """
+    Return the name of a signal that a program can handle.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    try:
+        Command(["true"], stop_signal=text)
+    except CommandError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+class _Run(PlainHelp):
+    """Gives `--stdin` the value `-` where it is given none."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
+        args = list(args)
+        place = 0
+        # Those of the command begin at the first that is no option.
+        while place < len(args) and args[place] not in ("-", "--") and args[place][:1] == "-":
+            value = args[place + 1] if place + 1 < len(args) else "--"
+            if args[place] == "--stdin" and value != "-" and value[:1] == "-":
+                args[place] = "--stdin=-"
+            place += 1 if args[place] in flags or "=" in args[place] else 2
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Run, context_settings={"allow_interspersed_args": False})
+def run(
+    ctx: typer.Context,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[--] COMMAND", help="The program and its arguments."),
+    ] = None,
+    *,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Print the job's id once it has started, and leave it.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=time_limit, metavar="SECONDS", help="Stop it after this time. [no limit]"
+        ),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(
+            parser=delay,
+            metavar="SECONDS",
+            help="From the first signal to SIGKILL when it is stopped. [10]",
+        ),
+    ] = DEFAULT_GRACE,
+    stop_signal: Annotated[
+        str,
+        typer.Option(
+            parser=_signal, metavar="NAME", help="What stops it, such as SIGINT. [SIGTERM]"
+        ),
+    ] = "SIGTERM",
+    stop_scope: Annotated[
+        StopScope,
+        typer.Option(
+            metavar="SCOPE", help="Who gets that: main, its own process, or group, all. [main]"
+        ),
+    ] = StopScope.MAIN,
+    linger: Annotated[
+        float,
+        typer.Option(
+            parser=delay,
+            metavar="SECONDS",
+            help="From SIGTERM to SIGKILL for what it leaves behind. [2]",
+        ),
+    ] = DEFAULT_LINGER,
+    cwd: Annotated[
+        str | None, typer.Option(metavar="DIRECTORY", help="Where it runs. [here]")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A variable for it; may be given again."),
+    ] = None,
+    stdin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[FILE]", help="Its standard input: FILE, or without one that of run, read now."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="What you call it.")] = None,
+    separate_streams: Annotated[
+        bool,
+        typer.Option(
+            "--separate-streams", help="Its stderr goes to stderr; the order of the two is lost."
+        ),
+    ] = False,
+    buffered: Annotated[
+        bool,
+        typer.Option("--buffered", help="Leave PYTHONUNBUFFERED unset: faster, but seen later."),
+    ] = False,
+    shell: Annotated[
+        bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")
+    ] = False,
+    print_id: Annotated[
+        bool, typer.Option("--print-id", help="Print the job's id on stderr before it starts.")
+    ] = False,
+) -> None:
+    """
+    Run a command as a job in the foreground.
+
+    Its log is shown as it comes, and its exit code is passed on.
+
+    The log goes to stdout byte for byte, jobcore's own lines to stderr. The
+    exit code is 1 where the job has none, or has 0 but is not COMPLETE. The
+    command's stdin is empty without --stdin.
+
+    The first Ctrl-C or SIGTERM stops the job, and its log is still shown to the
+    end; the second kills it; the third leaves it. Two within a second count as
+    one. When the terminal is closed, or nobody reads stdout any more (exit code
+    141), the job runs on by itself.
+    Ctrl-Z pauses only what is shown: the job runs on, and fg shows the rest.
+
+    \b
+    Examples:
+      jobcore run -- sh -c 'echo hello; exit 3'
+      jobcore run --timeout 3600 --env LEVEL=debug -- make report
+      jobcore run --detach -- ./nightly
+      jobcore run --shell -- 'sort < big | uniq -c'
+      jobcore run --stdin orders.csv -- python load.py
+      generate | jobcore run --stdin -- python load.py
+    """  # noqa: D301
+    if stdin not in (None, "-") and not command:
+        raise CommandError(f"there is no command: --stdin has taken {stdin!r} for a file; write --")
+    wanted = Command(
+        _argv(command or [], shell=shell),
+        cwd=cwd,
+        env=_environment(env or []),
+        stdin=_input(stdin),
+        timeout=timeout,
+        grace=grace,
+        stop_signal=stop_signal,
+        stop_scope=stop_scope.value,
+        linger=linger,
+        separate_streams=separate_streams,
+        shell=shell,
+        unbuffered=not buffered,
+    )
+    interrupts = foreground.Interrupts()
+    with ctx.obj.open(slots=1, only_own=True) as jobs:
+        interrupts.arm()
+        foreground.tell_delays()
+        # Reserved: a worker beside it would give the command its own environment.
+        job = jobs.submit(wanted, name=name, reserved=True)
+        if print_id:
+            output.say(f"job {job.id}")
+        interrupts.expect(
+            lambda: foreground.stop(jobs, job.id), lambda: foreground.kill(jobs, job.id)
+        )
+        started = False
+        try:
+            foreground.wait_for_start(jobs, job.id)
+            started = True
+            if detach:
+                output.print_lines([str(job.id)])
+                return
+            ended = foreground.watch(jobs, job.id, output.LogPrinter(apart=True))
+        except SpawnError:
+            jobs.cancel_job(job.id)  # it must not run some day, when nobody watches
+            raise
+        except DatabaseGone:
+            output.say(
+                f"job {job.id} is not watched any more: a command that has started goes on; its "
+                "output and its end can be read here only if the files are put back"
+            )
+            raise
+        except (OSError, StoreError):
+            if started:  # else the next look at it cancels it
+                foreground.take_leave(jobs, job.id)
+            raise
+    if ended.reason is Reason.SPAWN_FAILED and not shell:
+        foreground.hint(command or [])
+    if ended.reason is not Reason.EXITED:
+        output.say(foreground.ending(ended))
+    raise typer.Exit(foreground.exit_code(ended))
+
+
+def _input(source: str | None) -> bytes | str | None:
+    """Return what the command reads; with `-` all that our own standard input holds."""
+    if source != "-":
+        if source is None and _has_data(0):
+            output.say("standard input is not read: --stdin gives it to the command")
+        return source
+    data = sys.stdin.buffer.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise CommandError(
+            f"standard input has more than {LARGEST} bytes: put it into a file, and name that, "
+            "--stdin FILE"
+        )
+    return data
+
+
+def _has_data(descriptor: int) -> bool:
+    """Tell whether a descriptor is a pipe with something in it."""
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return False
+        return any(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))
+    except OSError:
+        return False
+
+
+def _argv(words: list[str], *, shell: bool) -> list[str] | str:
+    if not shell:
+        return words
+    if len(words) != 1:
+        raise CommandError(f"--shell needs one string, not {len(words)} words")
+    return words[0]
+
+
+def _environment(pairs: list[str]) -> dict[str, str]:
+    environment = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise CommandError("--env needs KEY=VALUE")  # not shown: it may be a secret
+        environment[name] = value
+    return environment
+
+
+@app.command()
+def work(
+    ctx: typer.Context,
+    *,
+    slots: Annotated[
+        int | None,
+        typer.Option(parser=count_from_1, metavar="N", help="Jobs at once. [one per processor]"),
+    ] = None,
+    drain: Annotated[
+        bool,
+        typer.Option(
+            "--drain", help="Exit when nothing runs here, and nothing that is queued may start yet."
+        ),
+    ] = False,
+) -> None:
+    """
+    Run queued jobs until Ctrl-C or SIGTERM.
+
+    They are started in the order of their creation. At the signal nothing more
+    is started, and what runs goes on by itself.
+
+    \b
+    Example:
+      jobcore work --slots 4
+    """  # noqa: D301
+    signals = foreground.block_signals()
+    with ctx.obj.open(slots=slots) as jobs:
+        while signal.sigtimedwait(signals, 0 if drain else 3600) is None:
+            if drain and _is_drained(jobs):
+                return
+        foreground.end_at_next(signals)
+        running = jobs.count_jobs(status=Status.RUNNING).get(Status.RUNNING, 0)
+        output.say(f"no more jobs are started; {running} running ones go on by themselves")
+
+
+def _is_drained(jobs: JobManager) -> bool:
+    try:
+        jobs.drain(timeout=0.25)
+    except WaitTimeout:
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""
+Running jobs of dead managers, which take slots of this one.
+
+A job has at most one manager: the one that holds the slot byte of its lock. The
+kernel frees that byte when the manager is closed, and when its process dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from jobcore.embedding.forking import GATE
+from jobcore.engine import orphans
+from jobcore.engine.job_directories import Directories
+from jobcore.errors import StoreError
+from jobcore.storage import transitions
+from jobcore.storage.database import Database
+
+
+class Adoption:
+    """
+    The jobs that one manager has adopted.
+
+    Everything here belongs to its dispatcher's thread, but for `tokens`.
+
+    Adopting a job changes no row: any process may import and settle it, as before.
+
+    Args:
+        database: The rows.
+        directories: Where the locks are.
+        enabled: False: adopt nothing, for a manager that runs only its own jobs.
+
+    Attributes:
+        remaining: Whether there were jobs to be adopted for which there was no room.
+    """
+
+    def __init__(self, database: Database, directories: Directories, *, enabled: bool) -> None:
+        self._database = database
+        self._directories = directories
+        self._enabled = enabled
+        self._slots: dict[str, int] = {}  # by token, the descriptor that holds the slot
+        self.remaining = False
+
+    @property
+    def tokens(self) -> frozenset[str]:
+        """Those of the adopted jobs that had not ended at the last `update`. For any thread."""
+        return frozenset(self._slots)
+
+    def __len__(self) -> int:
+        """Return how many these are."""
+        return len(self._slots)
+
+    def update(self, claimed: Container[str], room: int) -> None:
+        """
+        Let go of jobs that have ended, and adopt others while there is room.
+
+        Args:
+            claimed: Tokens of the jobs that this manager has claimed itself.
+            room: Slots that these leave free.
+
+        Raises:
+            StoreError: The rows cannot be read now.
+        """
+        if not self._enabled:
+            return
+        with self._database.read() as connection:
+            running = transitions.supervised_names(connection)
+        for token in self._slots.keys() - running.keys():
+            GATE.close(self._slots.pop(token))
+        self.remaining = False
+        for token, (name, cookie) in running.items():
+            if token in claimed or token in self._slots or orphans.is_inside(cookie or ""):
+                continue  # the job that this process is part of may wait for what is queued
+            slot = self._adopt(name)
+            if slot is None:
+                continue
+            if len(self._slots) < room:
+                self._slots[token] = slot
+            else:
+                # Left to a manager that has room: this one may be about to be restarted.
+                self.remaining = True
+                GATE.close(slot)
+
+    def close(self) -> None:
+        """Leave the jobs to other managers. Again is harmless."""
+        while self._slots:
+            GATE.close(self._slots.popitem()[1])
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: the gate has closed the descriptors."""
+        self._slots.clear()
+        self.remaining = False
+
+    def _adopt(self, name: str) -> int | None:
+        try:
+            return self._directories.adopt(name)
+        except (StoreError, OSError):
+            return None  # the sweep finds out what is wrong with it

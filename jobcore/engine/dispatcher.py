@@ -1,0 +1,848 @@
+"""
+The one thread of a manager that starts, watches and ends its jobs.
+
+It gives queued jobs to idle supervisors, and brings in what they write. A round
+is one transaction for all that is ready at one moment, then the sends: a
+hundred jobs that end together are not a hundred fsyncs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row
+
+from jobcore.clock import Clock
+from jobcore.embedding import failpoints, telemetry
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.interrupts import Lock
+from jobcore.engine import orphans, postponement
+from jobcore.engine.adoption import Adoption
+from jobcore.engine.claimed_job import RETRY, Assignment
+from jobcore.engine.executors import Executor
+from jobcore.engine.importer import Harvest, Importer
+from jobcore.engine.job_directories import Directories
+from jobcore.engine.launch import Launch, Request
+from jobcore.engine.ownership import Ownership
+from jobcore.engine.postponement import Postponement
+from jobcore.engine.queue_reader import Backlog
+from jobcore.engine.supervisor_pool import Supervisor, SupervisorPool
+from jobcore.engine.supervisors import SUPERVISORS, Crew
+from jobcore.engine.thread_loop import Loop
+from jobcore.engine.unresponsive import Overdue
+from jobcore.errors import SpawnError, StoreError
+from jobcore.lifecycle import Reason, Status
+from jobcore.storage import environments, filesystem, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.transitions import Run
+from jobcore.supervisor import job_directory
+
+#: Seconds between two looks at everybody's jobs, and at schedules.
+CHORES_PAUSE = 1.0
+#: And while one of these chores is done in steps; jobs start in between.
+STEP_PAUSE = 0.15
+#: Seconds between two looks for jobs that other processes queued.
+QUEUE_PAUSE = 0.1
+#: Seconds to look for a supervisor that takes a claimed job.
+SEND_PATIENCE = 10.0
+#: Seconds that a look whether all is done waits for the round under way.
+IDLE_PATIENCE = 0.25
+#: Seconds of rest after an error that concerns more than one job.
+BACK_OFF = 0.5
+#: The keys of what fails here and is no job, among what is postponed.
+ROUND, ADOPTION = "round", "adoption"
+
+
+class _Round(NamedTuple):
+    """What one transaction of the dispatcher has written, and what of it failed alone."""
+
+    written: list[tuple[Assignment, Harvest, Run | None]]
+    claimed: list[tuple[Request, Run | None]]
+    failed: list[tuple[Assignment | Request, Exception]]
+
+
+class Dispatcher:
+    """
+    Runs queued jobs in its own thread, in the order of their creation.
+
+    Other threads may call what stands under "for other threads"; everything else
+    belongs to the thread.
+
+    Args:
+        executors: By job type; jobs of other types are not touched.
+        slots: Jobs at once, those among them that it has adopted.
+        only_own: Claim only jobs that `make_own` was called for.
+        ownership: Names this process, whose reserved jobs it may claim.
+        reconcile: Resolves a job whose supervisor is gone; it raises nothing.
+        chores: What is to be done once a second, by name.
+        in_steps: Tells whether one of them was broken off, and is to go on soon.
+        postponed: Remembers what fails: a job, by its number; a chore, by its name; `ROUND`.
+    """
+
+    _claims: Lock  # held over each change of the assignments
+    _seen_queued: int  # the version of the file at which something was seen in the queue
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        directories: Directories,
+        importer: Importer,
+        pool: SupervisorPool,
+        clock: Clock,
+        executors: Mapping[str, Executor],
+        slots: int,
+        only_own: bool,
+        ownership: Ownership,
+        reconcile: Callable[[Run], Run | None],
+        chores: Mapping[str, Callable[[], Any]],
+        in_steps: Callable[[], bool],
+        postponed: Postponement,
+    ) -> None:
+        self._database = database
+        self._importer = importer
+        self._crew = Crew(pool, slots, postponed, database)
+        self._clock = clock
+        self._ownership = ownership
+        self._postponed = postponed
+        self._backlog = Backlog(database, clock, executors, ownership, postponed, only_own=only_own)
+        self._slots = slots
+        self._reconcile = reconcile
+        self._chores = {**chores, "starts": self._look_after_starts}
+        self._in_steps = in_steps
+        self._directories = directories
+        self._launch = Launch(directories, clock, executors, database)
+        self._adoption = Adoption(database, directories, enabled=not only_own)
+        self._then: Callable[[], None] | None = None  # to be called when the thread has ended
+        self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
+        self._start_afresh()
+        # A clock that is moved says so; one that runs need not.
+        watch = getattr(clock, "watch", None)
+        self._unwatch: Callable[[], None] | None = (
+            None if watch is None else watch(self._look_about)
+        )
+        GATE.watch(self)
+
+    # --- for other threads ------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, unless it runs; in a forked child it is started anew."""
+        self._loop.start()
+
+    def wake(self) -> None:
+        """Have the thread look at the queue now."""
+        self._look = True
+        self._loop.ring()
+
+    def _look_about(self) -> None:
+        """Have the thread do its chores now, too: the clock was moved."""
+        self._moves += 1
+        self.wake()
+
+    def make_own(self, number: int) -> None:
+        """Let a manager that claims only its own jobs claim this one."""
+        self._backlog.make_own(number)
+
+    def running(self) -> list[Run]:
+        """Return the jobs that this manager has claimed and not settled."""
+        with self._claims:  # a claim is committed a moment before it is noted
+            return [*self._left, *(assignment.run for assignment in self._assignments.values())]
+
+    def is_idle(self) -> bool:
+        """
+        Tell whether nothing is queued that this manager could claim now, and nothing runs.
+
+        The queue is read only where nothing runs, and not again before a commit:
+        what has been seen there does not leave it without one.
+        """
+        if self._is_busy():
+            return False
+        version = self._database.version()
+        if version == self._seen_queued:
+            return False
+        if not self._backlog.is_empty():
+            self._seen_queued = version
+            return False
+        return not self._is_busy()  # it may have been claimed just before the queue was read
+
+    def _is_busy(self) -> bool:
+        """Tell whether a claimed job is not settled; a round that takes long is taken for one."""
+        frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
+        if not self._claims.take(frame, IDLE_PATIENCE):
+            return True
+        try:
+            return bool(self._assignments or self._left)
+        finally:
+            self._claims.give_up(frame)
+
+    def waits_only_for(self, runs: Container[str]) -> bool:
+        """
+        Tell whether nothing can happen here until one of these runs goes on, or time does.
+
+        Args:
+            runs: Tokens of runs that wait themselves. All that this manager claimed is among them.
+        """
+        if self._moves_seen != self._moves:
+            return False  # where the clock was set, the chores move what is due
+        free = self._free_beside(runs)
+        if free is None or (free > 0 and not self._backlog.is_empty()):
+            return False
+        # Again behind the look at the queue: what has left the one may be in the other by now.
+        return self._free_beside(runs) == free
+
+    def _free_beside(self, runs: Container[str]) -> int | None:
+        """Return the free slots where all that was claimed is among `runs`, else None."""
+        frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
+        if not self._claims.take(frame, IDLE_PATIENCE):
+            return None
+        try:
+            waiting = all(token in runs for token in self._adoption.tokens) and all(
+                token in runs and one.request is None and not one.ended
+                for token, one in self._assignments.items()
+            )
+            return self._free_slots() if waiting else None
+        finally:
+            self._claims.give_up(frame)
+
+    def next_start(self) -> int | None:
+        """Return when, by the clock's wall time, the next job in the queue is due; None: none."""
+        return self._backlog.next_due()
+
+    def begin_wait(self, manager: object) -> Callable[[Run], None]:
+        """
+        Return `require` for one who begins to wait now: what failed before is no news.
+
+        Args:
+            manager: Is not dropped while somebody waits, though nothing else refers to it.
+        """
+        return partial(self.require, begun=self._postponed.now(), manager=manager)
+
+    def require(self, run: Run, begun: float = 0.0, manager: object = None) -> None:  # noqa: ARG002 - see `begin_wait`
+        """
+        Tell one who waits for a job, since `begun`, that it cannot go on here, if that lasts.
+
+        Nothing is said of a job that has a supervisor, or that only another manager can
+        run, nor of a database that is busy, full or read-only.
+
+        Raises:
+            SpawnError: It is QUEUED, and jobs cannot be started here; or the interpreter
+                exits and has ended the thread.
+            DatabaseGone: It is QUEUED, and the directory of all job directories is gone.
+            StoreError: Its row, its directory or its files cannot be read. The kind says why.
+        """
+        if run.status == Status.QUEUED:
+            if self._loop.exiting:
+                raise SpawnError("the interpreter exits: nothing is started here any more")
+            self._directories.require_root()
+            if self._can_run(run):
+                self._require_starts(begun)
+                self._require_readable(run, begun)
+        elif (
+            run.supervised
+            and self._postponed.fails(run.number)  # first: waiters ask often, and the rest is slow
+            and not job_directory.is_run_locked(run.token or "")
+        ):
+            self._require_readable(run, begun)
+
+    def _can_run(self, run: Run) -> bool:
+        return run.owner in (None, self._ownership.current) and self._backlog.takes(run)
+
+    def _require_starts(self, begun: float) -> None:
+        for key, what in (
+            (SUPERVISORS, "supervisors cannot be started"),
+            (ROUND, "this manager cannot start jobs, as each try fails"),
+        ):
+            failure = self._postponed.persistent(key, begun)
+            if failure is not None:
+                raise failure.for_waiter(what)
+
+    def _require_readable(self, run: Run, begun: float) -> None:
+        failure = self._postponed.persistent(run.number, begun)
+        if failure is not None:
+            raise failure.for_waiter(
+                f"job {transitions.name_of(run)} is {run.status} and cannot go on"
+            )
+        self._postponed.hurry(run.number)  # if it fails: the reason may be gone by now
+
+    def require_progress(self, begun: float = 0.0) -> None:
+        """
+        Tell one who waits, since `begun`, until all is done here that it never will be.
+
+        Raises:
+            SpawnError, StoreError: As `require` says, of the jobs that this manager has
+                claimed and could claim: nothing of them can go on.
+        """
+        if self._loop.exiting:
+            raise SpawnError("the interpreter exits: nothing is started here any more")
+        with self._claims:
+            claimed = [one.run for one in self._assignments.values()]
+        stuck = [run for run in claimed if self._postponed.persistent(run.number, begun)]
+        if len(stuck) < len(claimed):
+            self._hurry(run.number for run in claimed)
+            return  # something runs
+        for run in stuck:
+            self.require(run, begun)
+        if stuck:
+            return
+        self._require_starts(begun)
+        queued = self._backlog.first()
+        failures = [self._postponed.persistent(number, begun) for number in queued]
+        if failures and failures[0] is not None and None not in failures:
+            raise failures[0].for_waiter(f"job number {queued[0]} cannot be started")
+        self._hurry(queued)
+
+    def _hurry(self, numbers: Iterable[int]) -> None:
+        """Have jobs that fail tried soon, as somebody waits for them."""
+        for number in numbers:
+            self._postponed.hurry(number)
+
+    def is_drained(self, *, starts: bool) -> Callable[[], bool]:
+        """
+        Return what tells one who begins to wait now whether all is done here.
+
+        Args:
+            starts: Start the thread, in a forked child for the first time.
+        """
+        begun = self._postponed.now()
+
+        def answer() -> bool:
+            if starts:
+                self.start()
+            if self.is_idle():
+                return True
+            self.require_progress(begun)
+            return False
+
+        return answer
+
+    def failures(self) -> list[str]:
+        """Return what fails here at the moment, in words."""
+        return self._postponed.in_words()
+
+    def stop_claiming(self) -> None:
+        """Leave what is queued to others from now on; running jobs are still cared for."""
+        with self._claims:  # behind a claim under way: what it claims is seen as running
+            self._claiming = False
+
+    @property
+    def exiting(self) -> bool:
+        """Whether the interpreter's exit has ended the thread, which settles nothing any more."""
+        return self._loop.exiting
+
+    def wait_until_settled(self, numbers: Collection[int], timeout: float) -> None:
+        """
+        Return when none of these jobs is in this manager's hands, or after `timeout` seconds.
+
+        At once where the database is gone: nothing can be settled in it.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            seen = self._database.version()
+            while time.monotonic() < deadline and any(
+                run.number in numbers for run in self.running()
+            ):
+                seen = self._database.wait_for_change(seen, RETRY)
+        except StoreError as error:
+            telemetry.event(logging.WARNING, "not waited for the jobs' end", error=str(error))
+
+    def close(self) -> None:
+        """
+        Claim nothing more, end the round under way, and let the supervisors go.
+
+        Running jobs live on in their supervisors. Harmless when closed already.
+        """
+        self._claiming = False
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            unwatch()
+        self._loop.close()
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether the thread runs in this process."""
+        return self._loop.runs
+
+    def leave(self, then: Callable[[], None]) -> None:
+        """Close without waiting for the round under way, for a finalizer; then call `then`."""
+        self._claiming = False
+        self._then = then
+        self._loop.leave()
+
+    def _let_go(self) -> None:
+        try:
+            self._let_go_of_jobs()
+        finally:
+            then, self._then = self._then, None
+            if then is not None:
+                self.close()  # the clock's watch is left to be ended
+                then()
+
+    def _let_go_of_jobs(self) -> None:
+        for assignment in self._assignments.values():
+            assignment.let_go()
+        with self._claims:
+            if self._loop.exiting:
+                self._left += [assignment.run for assignment in self._assignments.values()]
+            self._assignments.clear()
+        self._adoption.close()
+        self._crew.close()
+
+    # --- the fork of the host ---------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Do nothing: the gate and the database keep a fork out while something is half done."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing: nothing was stopped."""
+
+    def after_fork_in_child(self) -> None:
+        """Leave thread and jobs to the parent; the child starts its own when it needs one."""
+        self._loop.forget()
+        self._crew.forget()
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._claiming = True
+        self._look = True  # at the queue, in the next round
+        self._moves = 0  # of the clock, and how many of them the last chores have seen
+        self._moves_seen = 0
+        self._backlog.forget()
+        self._postponed.forget()
+        self._claims = Lock()
+        self._assignments: dict[str, Assignment] = {}  # by token
+        self._left: list[Run] = []  # claimed here, when the interpreter's exit ended the thread
+        self._overdue = Overdue()
+        self._adoption.forget()
+        self._next_adoption = 0.0
+        self._next_look = 0.0
+        self._next_chores = 0.0
+        self._next_start = 0.0
+        self._seen = -1
+        self._seen_queued = -1
+
+    # --- the thread -------------------------------------------------------------
+
+    def _turn(self) -> None:
+        try:
+            self._listen()
+            self._round()
+        except Exception as error:  # noqa: BLE001 - whatever it is, running jobs do not depend on it
+            self._rest(error)
+        else:
+            self._postponed.succeed(ROUND)
+        if self._moves != self._moves_seen or time.monotonic() >= self._next_chores:
+            self._do_chores()
+
+    def _rest(self, error: Exception) -> None:
+        known = isinstance(error, (StoreError, OSError))  # such as a busy or a full database
+        self._postponed.fail(ROUND, error, "dispatcher waits" if known else "dispatcher failed")
+        self._look = True
+        # Not `rest`: what has been rung for is in the attributes, and would end it at once.
+        self._loop.wait((), BACK_OFF)
+
+    def _do_chores(self) -> None:
+        """Do each of them, whatever becomes of the others, unless the manager is being closed."""
+        moves = self._moves  # before the chores: it may be moved again meanwhile
+        for name, chore in self._chores.items():
+            if self._loop.closing:
+                return  # each may wait for locks of the database, and `close` waits for all
+            try:
+                chore()
+            except Exception as error:  # noqa: BLE001 - it is tried again in a second
+                self._postponed.fail(name, error, "chore postponed", chore=name)
+            else:
+                self._postponed.succeed(name)
+        pause = min(STEP_PAUSE, CHORES_PAUSE) if self._in_steps() else CHORES_PAUSE
+        self._next_chores = time.monotonic() + pause
+        self._look = True  # a delayed job gets due without any commit
+        self._moves_seen = moves  # last: what they have found is to be looked for by now
+
+    def _listen(self) -> None:
+        """Wait for a notice, a call from another thread, or the next thing that is due."""
+        members = {supervisor.fileno(): supervisor for supervisor in self._crew.members}
+        asked = self._crew.asked
+        pause = self._next_moment() - time.monotonic()
+        for descriptor in self._loop.wait([*members, *asked], pause):
+            if descriptor in asked:
+                self._crew.hear_answer()
+                self._look = True
+            else:
+                self._hear(members[descriptor])
+
+    def _next_moment(self) -> float:
+        moments = [self._next_chores, *(one.due for one in self._assignments.values())]
+        if self._claiming and self._free_slots() > 0:
+            start = max(self._next_start, self._crew.next_start)
+            moments.append(start if self._look else self._next_look)
+        elif self._adoption:
+            moments.append(self._next_look)  # whoever settles an adopted job frees its slot
+        return min(moments)
+
+    def _hear(self, supervisor: Supervisor) -> None:
+        for notice in self._crew.hear(supervisor):
+            assignment = self._assignments.get(notice.token)
+            if assignment is not None:
+                assignment.hear(notice)
+        if supervisor.gone:
+            for assignment in self._assignments.values():
+                if assignment.supervisor is supervisor:
+                    assignment.end()
+            self._crew.dismiss(supervisor)
+        # It can take a job, or another one has to be started in its place.
+        self._look = self._look or supervisor.ready or supervisor.gone
+
+    def _look_after_starts(self) -> None:
+        """Wake supervisors that were stopped, and end those that never take an overdue job."""
+        self._crew.wake_stopped()
+        starting = [
+            one
+            for one in self._assignments.values()
+            if one.supervisor is not None and not one.accepted and not self._is_accepted(one)
+        ]
+        self._overdue.keep({one.run.number for one in starting})
+        for assignment in starting:
+            with self._database.read() as connection:
+                run = transitions.find(connection, assignment.run.number)
+            now = self._clock.monotonic()
+            if run is None or not self._overdue.is_overdue(run, self._clock.now(), now):
+                continue
+            number = self._overdue.judge(run.number, now, answers=False)
+            if number is not None and assignment.supervisor is not None:
+                self._crew.press(assignment.supervisor, number)
+
+    def _is_accepted(self, assignment: Assignment) -> bool:
+        """Tell whether the supervisor has taken the job; then `Recovery.sweep` looks after it."""
+        try:
+            with self._directories.open(assignment.run.name) as directory:
+                assignment.accepted = self._directories.is_held(directory, job_directory.RUNNING)
+        except FileNotFoundError:
+            assignment.accepted = True  # it has ended
+        except (StoreError, OSError):
+            return True  # it cannot be read now, and is postponed when it is to be imported
+        return assignment.accepted
+
+    # --- a round ----------------------------------------------------------------
+
+    def _round(self) -> None:
+        now = time.monotonic()
+        harvests = self._gather(now)
+        requests = [] if self._loop.closing else self._prepare(now)
+        if harvests or requests:
+            self._commit(harvests, requests)
+        self._send()
+        self._crew.release()
+
+    def _gather(self, now: float) -> list[tuple[Assignment, Harvest]]:
+        """Read what ended and what is due; what takes more than one transaction goes by itself."""
+        harvests = []
+        for assignment in list(self._assignments.values()):
+            if assignment.due > now or assignment.request is not None:
+                continue
+            assignment.begin_import(now)
+            try:
+                harvest = self._importer.harvest(assignment.run)
+            except Exception as error:  # noqa: BLE001 - one job's trouble, not the others'
+                if assignment.ended:
+                    # Its supervisor may have died: what that has left is ended all the same.
+                    self._reconcile_ended(assignment)
+                else:
+                    self._postpone(assignment, error, "import")
+                continue
+            if assignment.ended and (harvest is None or harvest.exit is None):
+                self._reconcile_ended(assignment)
+            elif harvest is not None and not harvest.empty:
+                harvests.append((assignment, harvest))
+        return harvests
+
+    def _reconcile_ended(self, assignment: Assignment) -> None:
+        self._update(assignment, self._reconcile(assignment.run))
+        assignment.wait(self._postponed.delay(assignment.run.number))
+
+    def _postpone(self, assignment: Assignment, error: Exception, step: str) -> None:
+        run = assignment.run
+        delay = self._postponed.fail(
+            run.number, error, "job postponed", job=transitions.name_of(run), step=step
+        )
+        assignment.wait(delay)
+
+    def _prepare(self, now: float) -> list[Request]:
+        """Prepare as many queued jobs as there are idle supervisors, and start more of these."""
+        self._note_commits()
+        self._next_look = now + QUEUE_PAUSE
+        self._adopt(now)
+        if now < self._crew.next_start:
+            return []
+        unsent = sum(one.needs_supervisor for one in self._assignments.values())
+        self._crew.start(unsent)  # whose supervisor may have died before it took them
+        free = self._free_slots()
+        if not (self._look and self._claiming) or free <= 0 or now < self._next_start:
+            return []
+        # A slot that gets free, and a supervisor that gets ready, make another look.
+        self._look = False
+        waiting = min(self._backlog.look(free), free)
+        self._start_supervisors(waiting + unsent, now)
+        taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
+        bases: dict[str | None, Mapping[bytes, bytes] | None] = {}
+        requests: list[Request] = []
+        try:
+            for row, pipeline in taken:
+                try:
+                    self._require_nothing_left(row)
+                    request = self._launch.prepare(row, pipeline, self._environment(row, bases))
+                except Exception as error:  # noqa: BLE001 - it stays QUEUED, the others need not
+                    self._postpone_start(row.number, row.id, error)
+                    if postponement.is_of_all(error):
+                        self._next_start = now + BACK_OFF
+                        break
+                    continue
+                if request is not None:
+                    requests.append(request)
+        except BaseException:
+            # Nobody will know of them: their locks would keep these jobs QUEUED for ever.
+            for request in requests:
+                request.close()
+            raise
+        return requests
+
+    def _require_nothing_left(self, row: Row[Any]) -> None:
+        """
+        Refuse to start a retry beside processes of the attempt before it.
+
+        Raises:
+            StoreError: They still run.
+        """
+        if row.retry_of is None:
+            return
+        with self._database.read() as connection:
+            cookie = transitions.cookie_of_left(connection, row.retry_of, filesystem.boot_id())
+        left = orphans.find(cookie) if cookie else []
+        if left:
+            raise StoreError(
+                f"processes {', '.join(map(str, left))} of job {row.retry_of}, which this job "
+                "repeats, still run: end them, or have them ignored by "
+                f"`{filesystem.repair_command(self._database.path)}`"
+            )
+
+    def _start_supervisors(self, wanted: int, now: float) -> None:
+        self._crew.start(wanted)
+        if now < self._crew.next_start:  # one could not be started
+            self._look = True  # never set to False here: another thread may have asked for a look
+
+    def _environment(
+        self, row: Row[Any], found: dict[str | None, Mapping[bytes, bytes] | None]
+    ) -> Mapping[bytes, bytes] | None:
+        """Return the environment that a job starts with, once read for all jobs of a round."""
+        name = row.environment
+        if name not in found:
+            if name is None:
+                found[None] = dict(os.environb)  # a copy a round: it is slow, and may change
+            else:
+                with self._database.read() as connection:
+                    found[name] = environments.find(connection, name)
+        return found[name]
+
+    def _note_commits(self) -> None:
+        version = self._database.version()
+        if version != self._seen:
+            self._seen = version
+            self._look = True
+            if self._adoption:
+                self._next_adoption = 0.0  # an adopted job may have been settled
+
+    def _adopt(self, now: float) -> None:
+        """Have running jobs without a manager take slots before queued ones do."""
+        if now >= self._next_adoption or (self._adoption.remaining and self._free_slots() > 0):
+            self._next_adoption = now + CHORES_PAUSE
+            try:
+                self._adoption.update(self._assignments.keys(), self._slots - self._unended())
+            except Exception as error:  # noqa: BLE001 - queued jobs are to start all the same
+                self._postponed.fail(ADOPTION, error, "chore postponed", chore=ADOPTION)
+            else:
+                self._postponed.succeed(ADOPTION)
+
+    def _postpone_start(self, number: int, job_id: object, error: Exception) -> None:
+        """Pass over a job for a while, so that it does not keep those after it waiting."""
+        self._postponed.fail(number, error, "start postponed", job=str(job_id))
+        self._backlog.forget()
+        self._look = True
+
+    def _commit(self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]) -> None:
+        with self._claims:
+            if not self._claiming:  # since a moment ago
+                for request in requests:
+                    request.close()
+                requests = []
+            written = self._write(harvests, requests)
+        for assignment, harvest, after in written:
+            self._postponed.succeed(assignment.run.number)
+            self._clean_up(assignment, harvest, after)
+            self._update(assignment, after)
+
+    def _clean_up(self, assignment: Assignment, harvest: Harvest, after: Run | None) -> None:
+        try:
+            self._importer.clean_up(harvest, after)
+        except Exception as error:  # noqa: BLE001 - a later import, or the sweep, tries again
+            telemetry.event(
+                logging.WARNING,
+                "directory not removed",
+                job=transitions.name_of(assignment.run),
+                error=postponement.in_words(error),
+            )
+
+    def _write(
+        self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]
+    ) -> list[tuple[Assignment, Harvest, Run | None]]:
+        """Write a round in one transaction; return what then stands of each job it imported."""
+        durable = bool(requests) or any(
+            self._importer.must_be_durable(harvest) for _, harvest in harvests
+        )
+
+        def write(connection: Connection) -> _Round:
+            round_ = _Round([], [], [])
+            for assignment, harvest in harvests:
+                with self._database.savepoint(connection, partial(_note, round_, assignment)):
+                    after = self._importer.apply(connection, harvest)
+                    round_.written.append((assignment, harvest, after))
+            for request in requests:
+                with self._database.savepoint(connection, partial(_note, round_, request)):
+                    round_.claimed.append((request, self._claim(connection, request)))
+            if any(request.has_environment for request in requests):
+                environments.remove_unused(connection)
+            if requests:
+                failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
+            return round_
+
+        try:
+            round_ = self._database.write(write, durable=durable)
+            if requests:
+                failpoints.reach(failpoints.CLAIMED, self._database)
+        except BaseException:
+            # Even a failed COMMIT may have been one: the rows say.
+            self._read_again(requests)
+            raise
+        for request, run in round_.claimed:
+            self._take(request, run)
+        for of, error in round_.failed:
+            self._postpone_written(of, error)
+        return round_.written
+
+    def _postpone_written(self, of: Assignment | Request, error: Exception) -> None:
+        """Note what was rolled back alone."""
+        if isinstance(of, Request):
+            of.close()
+            self._postpone_start(of.number, of.job_id, error)
+        else:
+            self._postpone(of, error, "settle")
+
+    def _claim(self, connection: Connection, request: Request) -> Run | None:
+        return transitions.start_if_queued(
+            connection,
+            request.number,
+            now=self._clock.now(),
+            token=request.token,
+            cookie=request.cookie,
+            boot_id=request.boot_id,
+            grace_ms=request.grace_ms,
+            timeout_ms=request.timeout_ms,
+            calls_function=request.calls_function,
+            claimant=self._ownership.current,
+            directory_id=request.prepared.directory_id,
+        )
+
+    def _read_again(self, requests: list[Request]) -> None:
+        for request in requests:
+            try:
+                with self._database.read() as connection:
+                    run = transitions.find(connection, request.number)
+            except BaseException:  # noqa: BLE001 - the caller raises what came first
+                # Unknown, so it must not be sent. If it was claimed after all, its
+                # free lock says that it never started, which is then the truth.
+                request.close()
+                continue
+            self._take(request, run if run is not None and run.token == request.token else None)
+
+    def _take(self, request: Request, run: Run | None) -> None:
+        """Note a claimed job; None: it was cancelled, deleted or started by its host."""
+        if run is None:
+            # The directory stays: another manager may have claimed the job, run it
+            # and not imported it yet. The sweep removes it once the row is final.
+            request.close()
+            self._backlog.forget()
+            self._look = True
+        else:
+            self._assignments[request.token] = Assignment(run, request)
+
+    def _update(self, assignment: Assignment, run: Run | None) -> None:
+        if run is None or run.final:
+            with self._claims:
+                del self._assignments[assignment.run.token or ""]
+            assignment.let_go()
+        else:
+            assignment.run = run
+
+    def _send(self) -> None:
+        """Send every claimed job to an idle supervisor; one that cannot be sent is ended here."""
+        for assignment in self._assignments.values():
+            request = assignment.request
+            if request is None or not self._postponed.is_due(assignment.run.number):
+                continue
+            try:
+                self._send_one(assignment, request)
+            except Exception as error:  # noqa: BLE001 - those after it are to be sent all the same
+                self._postpone(assignment, error, "start")
+
+    def _send_one(self, assignment: Assignment, request: Request) -> None:
+        if request.failure is not None:
+            self._end_here(assignment, request, Reason.SPAWN_FAILED, request.failure)
+            return
+        failpoints.reach(failpoints.BEFORE_SEND, self._database)
+        assignment.supervisor = self._crew.send(request)
+        if assignment.supervisor is not None:
+            failpoints.reach(failpoints.SENT, self._database)
+            assignment.request = None
+            request.close()
+        elif time.monotonic() - assignment.claimed > SEND_PATIENCE:
+            self._end_here(assignment, request, Reason.SPAWN_FAILED, "no supervisor took it")
+        elif self._is_stopped(assignment.run):
+            self._end_here(assignment, request, Reason.STOPPED, "stopped before its start")
+        else:
+            # A full socket does not say when it has room again.
+            assignment.due = time.monotonic() + RETRY
+            self._look = True
+
+    def _is_stopped(self, run: Run) -> bool:
+        with self._database.read() as connection:
+            fresh = transitions.find(connection, run.number)
+        return fresh is not None and fresh.stop_requested is not None
+
+    def _end_here(self, assignment: Assignment, request: Request, reason: Reason, why: str) -> None:
+        """Write the verdict as the holder of the lock; the next round settles it."""
+        self._launch.write_verdict(request, reason, why)
+        assignment.request = None
+        request.close()
+        assignment.end()
+
+    def _free_slots(self) -> int:
+        return self._slots - self._unended() - len(self._adoption)
+
+    def _unended(self) -> int:
+        """Return how many claimed jobs use a slot; one that waits to be ended here uses none."""
+        return sum(
+            not one.ended and (one.request is None or one.needs_supervisor)
+            for one in self._assignments.values()
+        )
+
+
+def _note(round_: _Round, of: Assignment | Request, error: Exception) -> None:
+    round_.failed.append((of, error))
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use: a container's, not the machine's."""
+    return len(os.sched_getaffinity(0))

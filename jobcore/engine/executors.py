@@ -1,0 +1,142 @@
+"""
+Executors: which command a job runs.
+
+An executor has one method, `command`, and is registered for a job type. It says
+what to run; how it runs (start, stop, time-out, log) is the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from jobcore.command import Command
+from jobcore.errors import CommandError
+from jobcore.functions.call import in_interpreter, is_function
+from jobcore.models import ClaimedJob
+
+
+class Executor(Protocol):
+    """
+    Says what to run for a job.
+
+    Called by the manager that is about to start the job, in its own thread;
+    keep it quick. An exception makes the job ERROR, reason `spawn_failed`, with
+    the exception in a `system` line of its log.
+    """
+
+    def command(self, job: ClaimedJob) -> Command:
+        """
+        Return what to run for `job`.
+
+        Args:
+            job: The job, with the command and the pipeline it was created with.
+        """
+
+
+class CommandExecutor:
+    """
+    Runs the job's own command.
+
+    Args:
+        python: The interpreter for commands that `function_command` made; None:
+            that of the process that starts the job.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python
+
+    def command(self, job: ClaimedJob) -> Command:
+        """
+        Return the command the job was created with.
+
+        Args:
+            job: The job that is about to start.
+
+        Raises:
+            CommandError: It was created without one.
+        """
+        if job.command is None:
+            raise CommandError("the job was created without a command")
+        return in_interpreter(job.command, self._python, job.directory)
+
+
+class FunctionExecutor:
+    """
+    Calls the job's function in a fresh interpreter.
+
+    Args:
+        python: The interpreter; None: that of the process that starts the job.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python
+
+    def command(self, job: ClaimedJob) -> Command:
+        """
+        Return what calls the function that the job was created with.
+
+        Args:
+            job: The job that is about to start.
+
+        Raises:
+            CommandError: It was created with none, or no interpreter is known.
+        """
+        if job.command is None or not is_function(job.command):
+            raise CommandError("the job was created without a function: see function_command")
+        return in_interpreter(job.command, self._python, job.directory)
+
+
+class PipelineExecutor:
+    """
+    Runs the pipeline's script or command, within the pipeline's time-out.
+
+    Args:
+        python: The interpreter for commands that `function_command` made; None:
+            that of the process that starts the job.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python
+
+    def command(self, job: ClaimedJob) -> Command:
+        """
+        Return the job's own command if it has one, else the pipeline's.
+
+        Args:
+            job: The job that is about to start.
+
+        Raises:
+            CommandError: Neither the job nor its pipeline says what to run.
+        """
+        if job.command is not None:
+            return in_interpreter(job.command, self._python, job.directory)
+        pipeline = job.pipeline
+        if pipeline is None or (pipeline.command is None and pipeline.script is None):
+            raise CommandError("neither the job nor its pipeline says what to run")
+        own = pipeline.command
+        if pipeline.script is not None:
+            # The script instead of the argv, with all else the command says.
+            own = (
+                Command(pipeline.script, shell=True)
+                if own is None
+                else replace(own, argv=pipeline.script, shell=True)
+            )
+        assert own is not None  # noqa: S101 - for the type checker alone
+        if pipeline.timeout is not None and own.timeout is None:
+            own = replace(own, timeout=pipeline.timeout)
+        return in_interpreter(own, self._python, job.directory)
+
+
+def default_executors(python: str | None = None) -> dict[str, Executor]:
+    """
+    Return the executors that a manager has unless it is given others, by job type.
+
+    Args:
+        python: The interpreter for functions; None: that of this process.
+    """
+    return {
+        "COMMAND": CommandExecutor(python),
+        "FUNCTION": FunctionExecutor(python),
+        "PIPELINE_RUN": PipelineExecutor(python),
+    }

@@ -1,0 +1,73 @@
+"""The first step of removing a job: from here on no caller sees it."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import Connection, Table
+
+from jobcore.errors import DatabaseCorrupt
+from jobcore.lifecycle import Ending, Reason
+from jobcore.storage import error_mapping, settlement, store, transitions
+from jobcore.storage.tables import pipeline, workspace
+from jobcore.storage.transitions import Run
+
+#: Rows that are marked in one transaction, by what marking one takes: some 50 ms together.
+PIPELINES_AT_ONCE = 500
+ACTIVE_AT_ONCE = 100
+FINAL_AT_ONCE = 1000
+
+
+def begin(connection: Connection, number: int, *, now: int) -> Run | None:
+    """
+    Hide a job and end it, or have it ended, in one step: no crash leaves it in between.
+
+    Returns:
+        The job; None where its deletion was begun before, or it is gone.
+
+    Raises:
+        DatabaseCorrupt: Its row cannot be changed; see `Remover.remove_damaged`.
+    """
+    if not transitions.mark_deleted(connection, number, now=now):
+        return None
+    settlement.cancel(connection, number, now=now)
+    asked = transitions.ask_stop_if_running(
+        connection, number, grace_ms=None, why="delete", now=now
+    )
+    if asked is not None and asked.token is None:
+        ended = settlement.settle_own(connection, asked, Ending(Reason.STOPPED), now=now)
+        if ended is None:  # it would be waited for without an end
+            raise DatabaseCorrupt(f"job number {number} cannot be settled")
+    return transitions.find(connection, number)
+
+
+def begin_some(connection: Connection, table: Table, owner_id: UUID, *, now: int) -> bool:
+    """
+    Begin the deletion of some of what belongs to a workspace or pipeline that is marked deleted.
+
+    Its pipelines come first: from then on nothing follows from the end of a job.
+
+    Returns:
+        Whether there may be more.
+    """
+    if table is workspace:
+        pipelines = store.unmarked_pipelines_of(connection, owner_id, PIPELINES_AT_ONCE)
+        for one in pipelines:
+            store.mark_row_deleted(connection, pipeline, one, now=now)
+        if len(pipelines) == PIPELINES_AT_ONCE:
+            return True
+    active = store.active_unmarked_of(connection, table, owner_id, ACTIVE_AT_ONCE)
+    for number in active:
+        try:
+            with connection.begin_nested():
+                begin(connection, number, now=now)
+        except Exception as error:
+            if not error_mapping.is_damage(error):
+                raise
+            transitions.mark_deleted(connection, number, now=now)  # it is removed as it is
+    if len(active) == ACTIVE_AT_ONCE:
+        return True
+    marked = store.mark_final_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    if marked < FINAL_AT_ONCE:  # what is left has a status that there is not
+        marked = store.mark_rest_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    return marked == FINAL_AT_ONCE

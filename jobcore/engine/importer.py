@@ -1,0 +1,430 @@
+"""
+Copies a job directory into the database, every line exactly once.
+
+Import is a copy. Frame headers say which lines follow, so the output itself is
+never looked at; whole frames are sliced, compressed and inserted, and the
+offset moves by compare-and-set in the same transaction. Any process may import
+any job at any time: one of them wins, the others find nothing left to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+from sqlalchemy import Connection
+
+from jobcore.clock import Clock
+from jobcore.embedding import failpoints, telemetry
+from jobcore.engine.job_directories import Directories
+from jobcore.functions import result_file
+from jobcore.lifecycle import Ending, Reason, Status
+from jobcore.storage import log_segments, settlement, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.transitions import Report, Run
+from jobcore.supervisor import NewerProtocol, frames, job_directory, progress
+
+#: Bytes of frames in one transaction: bounds memory, and how long others wait for the lock.
+BATCH_BYTES = 2**20
+#: What opening a file says that was replaced by something else; see `job_directory.open_file`.
+_STRANGE = (errno.EINVAL, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EACCES)
+#: Hole lines in one frame: a damaged gap can be of any size.
+_HOLE_LINES = 2**20
+
+
+class Harvest:
+    """
+    What was found in a job's directory and is not in the database yet.
+
+    Attributes:
+        run: The job as it was read before; its offset is the one to move on from.
+        offset, next_sequence: Where the database will stand.
+        slices: The frames in between, but those without lines.
+        report: The last one among these that says how far the job is, else None.
+        exit: The verdict, if there is one and all before it is in this harvest.
+        result: What its function returned, encoded, if the verdict is that it has.
+        goal: The end of the spool when it was read: there may be more than fits in one transaction.
+        renewed: Whether a spool file has been imported to its end, so that it can go.
+    """
+
+    __slots__ = (
+        "_sound", "exit", "goal", "next_sequence", "offset", "renewed", "report", "result", "run",
+        "slices",
+    )  # fmt: skip
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.offset: int = run.spool_offset
+        self.next_sequence: int = run.next_sequence
+        self._sound: int = run.spool_offset  # behind the last frame that was whole
+        self.slices: list[log_segments.Slice] = []
+        self.report: Report | None = None
+        self.exit: job_directory.ExitRecord | None = None
+        self.result: tuple[str, bytes] | None = None
+        self.goal: int = run.spool_offset
+        self.renewed = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.exit is None and self.offset == self.run.spool_offset and not self.slices
+
+    def add(self, buffer: bytes, frame: frames.Frame) -> None:
+        """Add a frame that follows on what is there."""
+        if frame.count:  # else there is nothing to read, and its number is the next frame's
+            self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
+        elif frame.stream == frames.PROGRESS:
+            said = progress.parse(buffer[frame.start : frame.end])
+            if said is not None:  # of a form that a later jobcore knows, perhaps
+                self.report = Report(*said, at=frame.time_ns // 1000)
+        self.offset += frame.end - frame.begin
+        self._sound = self.offset
+        self.next_sequence = frame.first + frame.count
+
+    def can_be_followed_by(self, frame: frames.Frame) -> bool:
+        """
+        Tell whether a frame found behind damage can be one of the supervisor's.
+
+        A job may print what looks like a frame, and damage may uncover it. A
+        line takes a byte at least, so no more can be missing than bytes are.
+        """
+        missing = frame.first - self.next_sequence
+        return 0 <= missing <= self.offset + frame.begin - self._sound
+
+    def fill_hole(self, sequence: int, time_ns: int) -> None:
+        """Put `system` lines where lines up to `sequence` are missing: nothing is renumbered."""
+        while self.next_sequence < sequence:
+            count = min(sequence - self.next_sequence, _HOLE_LINES)
+            note = b"%d lines are lost from here: the spool is damaged\n" % (
+                sequence - self.next_sequence
+            )
+            self._add_system(note + b"\n" * (count - 1), count, time_ns)
+
+    def add_note(self, note: str, time_ns: int) -> None:
+        """Add a `system` line that is in no spool."""
+        self._add_system(note.encode() + b"\n", 1, time_ns)
+
+    def _add_system(self, payload: bytes, count: int, time_ns: int) -> None:
+        header = frames.encode_header(frames.SYSTEM, 0, self.next_sequence, count, time_ns, payload)
+        self._append(self.next_sequence, count, header + payload)
+        self.next_sequence += count
+
+    def _append(self, first: int, count: int, data: bytes) -> None:
+        log_segments.append_to(self.slices, first, count, data)
+
+
+def _unfinished_in(directory: int) -> list[tuple[frames.Frame, bytes]]:
+    """Return the unfinished lines in a job's directory, as frames."""
+    try:
+        return log_segments.unfinished_frames(job_directory.read_tail(directory))
+    except OSError as error:
+        if error.errno not in _STRANGE:
+            raise
+        return []  # no supervisor has made it, and it is no reason for having no verdict
+
+
+def _may_return(run: Run) -> bool:
+    """
+    Tell whether a `result` file in the job's directory is what a function returned.
+
+    Any other command may have put it there, and a result is unpickled by the host that asks.
+    """
+    return run.calls_function != 0
+
+
+class Importer:
+    """
+    Reads job directories and moves what they say into the database.
+
+    Args:
+        database: Where to.
+        directories: Where from.
+        clock: Tells when.
+    """
+
+    def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
+        self._database = database
+        self._directories = directories
+        self._clock = clock
+
+    def bring_in(
+        self,
+        run: Run,
+        *,
+        patience: float | None = None,
+        verdict: job_directory.ExitRecord | None = None,
+        until: float = math.inf,
+    ) -> Run | None:
+        """
+        Import, and settle if it has ended, all that the job's directory holds now.
+
+        Args:
+            patience: Seconds to wait for each write transaction; None: the busy timeout.
+            verdict: What holds where the directory has no exit record, or is not there.
+            until: By the monotonic clock, when to leave the rest to a later call.
+
+        Returns:
+            The run as it then is; None when it has been removed.
+
+        Raises:
+            StoreError: The database could not take it; the directory still has it.
+        """
+        goal: int | None = None
+        while True:
+            harvest = self.harvest(run, verdict)
+            if harvest is None or harvest.empty:
+                return run
+            if goal is None:
+                goal = harvest.goal  # no further: a command may write for ever
+            fresh = self._database.write(
+                partial(self.apply, harvest=harvest),
+                durable=self.must_be_durable(harvest),
+                patience=patience,
+            )
+            self.clean_up(harvest, fresh)
+            if fresh is None or fresh.final:
+                return fresh
+            if harvest.exit is None and fresh.spool_offset >= goal:
+                return fresh
+            if time.monotonic() >= until:
+                return fresh
+            run = fresh
+
+    def count_lines(
+        self,
+        run: Run,
+        directory: int,
+        spool_end: int,
+        see: Callable[[frames.Frame], object] = lambda _frame: None,
+    ) -> int:
+        """
+        Return the number that the next line would have had, by the spool as it is there.
+
+        Args:
+            see: Called with each frame of lines that is not imported.
+        """
+        end = job_directory.ExitRecord(token=run.token or "", reason="", spool_end=spool_end)
+        harvest = Harvest(run)
+        while harvest.offset < end.spool_end:
+            self._read_frames(harvest, directory, end)
+            for piece in harvest.slices:
+                for frame in frames.scan(piece.data):
+                    see(frame)
+            harvest.slices = []
+        return harvest.next_sequence
+
+    def number_unfinished(self, run: Run, directory: int) -> None:
+        """
+        Append the unfinished lines of a dead supervisor to its spool. The caller holds the lock.
+
+        Again is harmless: then they are there.
+
+        Raises:
+            OSError: There is no space, for example.
+        """
+        found = _unfinished_in(directory)
+        if not found:
+            return
+        first = found[0][0].first
+        later: set[int] = set()  # the streams that have a line which it does not know
+
+        def see(frame: frames.Frame) -> None:
+            if frame.first + frame.count > first:
+                later.add(frame.stream)
+
+        if first < run.next_sequence:
+            with self._database.read() as connection:
+                log_segments.see_frames(connection, run.number, first, see)
+        end = max(run.spool_offset, job_directory.spool_end(directory))
+        sequence = self.count_lines(run, directory, end, see)
+        # Before a line of jobcore's own all text was written; behind lost lines none has a place.
+        if frames.SYSTEM in later or first > sequence:
+            return
+        data = b""
+        for frame, text in found:
+            if frame.stream not in later:
+                header = frames.encode_header(
+                    frame.stream, frames.OPEN_END, sequence, 1, frame.time_ns, text
+                )
+                data += header + text
+                sequence += 1
+        if data:
+            job_directory.append_spool(directory, end, data)
+
+    def harvest(self, run: Run, verdict: job_directory.ExitRecord | None = None) -> Harvest | None:
+        """
+        Read up to one transaction's worth of what is new; None: the directory is not there.
+
+        The exit record is read first: what was written before it is complete then.
+
+        Args:
+            verdict: As for `bring_in`.
+        """
+        try:
+            with self._directories.open(run.name) as directory:
+                verdict = job_directory.read_exit(directory, run.token or "") or verdict
+                harvest = Harvest(run)
+                self._read_frames(harvest, directory, verdict)
+                if harvest.exit is not None and harvest.exit.wait_status == 0 and _may_return(run):
+                    harvest.result = result_file.read(directory)
+                failpoints.reach(failpoints.IMPORT_READ, self._database)
+                return harvest
+        except FileNotFoundError:
+            if verdict is None:
+                return None
+            harvest = Harvest(run)
+            self._conclude(harvest, verdict)
+            return harvest
+        except NewerProtocol as newer:
+            telemetry.event(
+                logging.WARNING, "left to a newer jobcore", job=str(run.id), protocol=newer.args[0]
+            )
+            return None
+
+    def _read_frames(
+        self, harvest: Harvest, directory: int, verdict: job_directory.ExitRecord | None
+    ) -> None:
+        end = None if verdict is None else verdict.spool_end
+        taken = 0
+        while taken < BATCH_BYTES and (end is None or harvest.offset < end):
+            size = BATCH_BYTES if end is None else min(BATCH_BYTES, end - harvest.offset)
+            buffer = job_directory.read_spool(directory, harvest.offset, size)
+            position = 0
+            for frame in frames.scan(buffer):
+                if frame.first != harvest.next_sequence:
+                    break  # valid, but not the next one: something before it is missing
+                harvest.add(buffer, frame)
+                position = frame.end
+            taken += position
+            if position:
+                continue
+            if end is None:
+                break  # not yet: its supervisor is still writing
+            self._skip_damage(harvest, directory, buffer, end)
+        harvest.goal = max(
+            harvest.offset, job_directory.spool_end(directory) if end is None else end
+        )
+        # Those before it end where it begins; the first one ends no other.
+        harvest.renewed = any(
+            begin <= harvest.offset for begin in job_directory.spool_offsets(directory)[1:]
+        )
+        if verdict is not None and end is not None and harvest.offset >= end:
+            self._conclude(harvest, verdict)
+
+    def _conclude(self, harvest: Harvest, verdict: job_directory.ExitRecord) -> None:
+        """Add what comes after the spool: all of that is in the harvest."""
+        now_ns = self._clock.now() * 1000
+        harvest.fill_hole(verdict.next_sequence, now_ns)
+        if verdict.note is not None:
+            harvest.add_note(verdict.note, now_ns)
+        harvest.exit = verdict
+
+    def _skip_damage(self, harvest: Harvest, directory: int, buffer: bytes, end: int) -> None:
+        """Go on at the next valid frame before `end`, with `system` lines for what is missing."""
+        found = frames.find_next(buffer, 0)
+        while found >= 0:
+            frame = frames.decode(buffer, found)
+            if frame is not None and harvest.can_be_followed_by(frame):
+                harvest.offset += found
+                harvest.fill_hole(frame.first, frame.time_ns)
+                return
+            found = frames.find_next(buffer, found + 1)
+        later = [
+            begin for begin in job_directory.spool_offsets(directory) if begin > harvest.offset
+        ]
+        # Past the damage that was looked at, but not past the last header it may hide.
+        step = max(len(buffer) - frames.HEADER_SIZE - frames.MAX_PAYLOAD, 1) if buffer else 0
+        if buffer and len(buffer) == BATCH_BYTES:
+            harvest.offset += step
+        else:
+            harvest.offset = min([end, *later])
+
+    @staticmethod
+    def must_be_durable(harvest: Harvest) -> bool:
+        """Tell whether power may not undo it: a verdict, or the last trace of a spool file."""
+        return harvest.exit is not None or harvest.renewed
+
+    def apply(self, connection: Connection, harvest: Harvest) -> Run | None:
+        """
+        Write a harvest in the caller's transaction.
+
+        Returns:
+            The run as it is then; None when it has been removed.
+        """
+        run = harvest.run
+        loose = log_segments.loose_behind(run.loose, harvest.slices, harvest.next_sequence)
+        if harvest.slices or harvest.offset != run.spool_offset:
+            if not transitions.advance_if_at(
+                connection,
+                run,
+                offset=harvest.offset,
+                next_sequence=harvest.next_sequence,
+                loose=loose,
+                report=harvest.report,
+            ):
+                # Another process was faster: all this is imported already.
+                return transitions.find(connection, run.number)
+            if harvest.slices:
+                log_segments.append_slices(
+                    connection, run.number, harvest.slices, before=run.loose, behind=loose
+                )
+            failpoints.reach(failpoints.IMPORT_WRITTEN, self._database)
+        if harvest.exit is not None:
+            final = self._settle(connection, harvest, harvest.exit)
+            if final is not None:
+                if harvest.result is not None and final.status == Status.COMPLETE:
+                    settlement.store_result(connection, run.number, *harvest.result)
+                if run.loose_bytes and loose[0] == run.loose_sequence:
+                    log_segments.merge(connection, run.number, run.loose_sequence)
+                failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)
+                return final
+        return transitions.find(connection, run.number)
+
+    def _settle(
+        self, connection: Connection, harvest: Harvest, verdict: job_directory.ExitRecord
+    ) -> Run | None:
+        run = harvest.run
+        now = self._clock.now()
+        stop_requested = run.stop_requested is not None
+        if verdict.wait_status is None and not stop_requested:
+            # Nobody saw it end, so a wish to stop decides; it may be younger than the run in hand.
+            fresh = transitions.find(connection, run.number)
+            stop_requested = fresh is not None and fresh.stop_requested is not None
+        return settlement.settle(
+            connection,
+            run,
+            offset=harvest.offset,
+            ending=Ending(
+                Reason(verdict.reason),
+                verdict.wait_status,
+                stop_requested=stop_requested,
+            ),
+            now=now,
+            ended=now if verdict.ended_ns is None else verdict.ended_ns // 1000,
+            facts={
+                "errno": verdict.errno,
+                "cpu_us": verdict.cpu_us,
+                "max_rss": verdict.max_rss,
+                "dropped": verdict.dropped,
+                "unreaped": " ".join(map(str, verdict.unreaped)) or None,
+                "left_processes": verdict.left,
+            },
+        )
+
+    def clean_up(self, harvest: Harvest, run: Run | None) -> None:
+        """After the commit: drop spool files that are imported, or the directory of a final job."""
+        name = harvest.run.name
+        ended = run is None or run.final
+        failpoints.reach(failpoints.SETTLED if ended else failpoints.IMPORTED, self._database)
+        if run is None or run.final:
+            self._directories.remove(name)
+        elif harvest.renewed:
+            try:
+                with self._directories.open(name) as directory:
+                    job_directory.drop_imported(directory, run.spool_offset)
+            except FileNotFoundError:
+                pass

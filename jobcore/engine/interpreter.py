@@ -1,0 +1,292 @@
+"""
+Whether this process can run jobs, and whether `python=` is a Python interpreter.
+
+In a frozen program, and in one that embeds Python, `sys.executable` is the program
+itself: started as a supervisor it would start itself, and that one itself again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.worker import threads_run
+from jobcore.errors import SpawnError
+
+#: In the environment of what is started as an interpreter: the pid of its host.
+MARK = "JOBCORE_STARTED_AS_PYTHON_BY"
+#: Seconds within which an interpreter has to answer when it is asked whether it is one.
+PATIENCE = 10.0
+
+_REMEDY = "name a Python interpreter with `python=`, or run the jobs by `jobcore work`"
+#: What only an interpreter answers, and what supervisors need beside it.
+_QUESTION, _ANSWER = "print(6007 * 9001, end='', flush=True); import ctypes", b"54069007"
+#: Seconds between two looks for the end of one that has said all it says.
+_END_PAUSE = 0.01
+
+#: A file as it is known here: its path, device, inode and time of change.
+_File = tuple[str, int, int, int]
+#: Whether it is an interpreter, as it has answered itself.
+_KNOWN: dict[_File, bool] = {}
+_MOST_KNOWN = 16
+
+
+def require_host(python: str | None, *, own_launcher: bool) -> None:
+    """
+    Refuse a process in which no job could ever run.
+
+    Args:
+        python: The interpreter for supervisors; None: that of this process.
+        own_launcher: Whether supervisors are started by a launcher of the host's.
+
+    Raises:
+        SpawnError: Why, and what to do.
+    """
+    replaced = _replaced_threads()
+    if replaced is not None:
+        raise SpawnError(
+            f"{replaced} has replaced the threads of this process, and jobs need real ones: use "
+            "JobManager(slots=0) here, and run the jobs by `jobcore work` in another process",
+            lasting=True,
+        )
+    if not threads_run():
+        raise SpawnError(
+            "uWSGI lets no threads run here, and jobs need them: set `enable-threads = true`, or "
+            "use JobManager(slots=0) here, and run the jobs by `jobcore work` in another process",
+            lasting=True,
+        )
+    if own_launcher:
+        return
+    if os.environ.get(MARK):
+        raise SpawnError(
+            f"process {os.environ[MARK]} has started this program as if it was a Python "
+            f"interpreter: {_REMEDY}",
+            lasting=True,
+        )
+    if python is None and getattr(sys, "frozen", False):
+        raise SpawnError(
+            f"this is a frozen program, and {sys.executable!r} is not a Python interpreter: "
+            f"{_REMEDY}",
+            lasting=True,
+        )
+    if python is None and not sys.executable:
+        raise SpawnError(f"this process knows no Python interpreter: {_REMEDY}", lasting=True)
+    if python is None and not _has_ctypes():
+        raise _without_ctypes(sys.executable)
+
+
+def _has_ctypes() -> bool:
+    """Tell whether this process can import ctypes, without doing so."""
+    try:
+        return importlib.util.find_spec("_ctypes") is not None
+    except ValueError:  # it is kept from being imported
+        return False
+
+
+def _without_ctypes(python: str) -> SpawnError:
+    return SpawnError(
+        f"{python!r} was built without ctypes, which supervisors need: install libffi and build "
+        "it anew, or name another Python interpreter with `python=`",
+        lasting=True,
+    )
+
+
+def _replaced_threads() -> str | None:
+    """Return the library that has put something else in the place of threads, or None."""
+    # Not imported for that: who has called them has them loaded.
+    gevent: Any = sys.modules.get("gevent.monkey")
+    if gevent is not None and (
+        gevent.is_module_patched("threading") or gevent.is_module_patched("_thread")
+    ):
+        return "gevent"
+    eventlet: Any = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return "eventlet"
+    return None
+
+
+def ask(python: str) -> Question | None:
+    """
+    Begin to ask whether this is a Python interpreter; None: there is no need to.
+
+    A file is asked once in a process; the one that this process runs is never asked.
+
+    Raises:
+        SpawnError: It is known to be none, or cannot be started.
+    """
+    found = _find(python)
+    if found is None:
+        return None  # whoever starts it is told
+    path, facts = found
+    if _is_own(facts):
+        return None
+    file = path, facts.st_dev, facts.st_ino, facts.st_mtime_ns
+    known = _KNOWN.get(file)
+    if known is None:
+        return Question(file)
+    if not known:
+        raise _no_interpreter(path)
+    return None
+
+
+def _no_interpreter(path: str) -> SpawnError:
+    return SpawnError(f"{path!r} is not a Python interpreter: {_REMEDY}", lasting=True)
+
+
+def _find(python: str) -> tuple[str, os.stat_result] | None:
+    folders = [""] if os.sep in python else os.get_exec_path()
+    for folder in folders:
+        path = os.path.join(folder, python)
+        try:
+            facts = os.stat(path)
+        except OSError:
+            continue
+        if os.access(path, os.X_OK):
+            return path, facts
+    return None
+
+
+def _is_own(facts: os.stat_result) -> bool:
+    """Tell whether this is the file that this process runs, and one named as interpreters are."""
+    try:
+        name = os.path.basename(os.readlink("/proc/self/exe"))
+        own = os.stat("/proc/self/exe")
+    except OSError:
+        return False  # without /proc it is asked
+    return name.startswith(("python", "pypy")) and os.path.samestat(facts, own)
+
+
+class Question:
+    """
+    A file that is being asked whether it is an interpreter; it may never answer.
+
+    Args:
+        file: Its path, device, inode and time of change.
+
+    Attributes:
+        due: When to look at it again, by the monotonic clock, unless it says something before.
+
+    Raises:
+        SpawnError: It cannot be started. Nothing stays open.
+    """
+
+    def __init__(self, file: _File) -> None:
+        import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
+
+        self._file = file
+        self._said = b""
+        self._reader = -1
+        self._deadline = self.due = time.monotonic() + PATIENCE
+        try:
+            with GATE, unhooked():
+                self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                GATE.register(self._reader)
+                try:
+                    self._process = subprocess.Popen(
+                        [file[0], "-I", "-S", "-c", _QUESTION],
+                        stdin=subprocess.DEVNULL,
+                        stdout=writer,
+                        stderr=subprocess.DEVNULL,
+                        cwd="/",
+                        env=marked(),
+                    )
+                finally:
+                    os.close(writer)
+        except (OSError, RuntimeError, ValueError) as error:
+            self._close_reader()
+            number = error.errno if isinstance(error, OSError) else None
+            raise SpawnError(
+                f"{file[0]!r} cannot be started: {error}; {_REMEDY}", number
+            ) from error
+
+    def fileno(self) -> int:
+        """Return what is readable when it says something; -1: it says no more."""
+        return self._reader
+
+    def listen(self) -> None:
+        """Take in what it says; never blocks."""
+        while self._reader >= 0:
+            try:
+                said = os.read(self._reader, 4096)
+            except BlockingIOError:
+                return
+            self._said += said
+            if not said or not _ANSWER.startswith(self._said):
+                self._close_reader()
+
+    def has_answered(self) -> bool:
+        """
+        Tell whether it is an interpreter; False: not known yet, look again when `due`.
+
+        Raises:
+            SpawnError: It is not one, it has no ctypes, or it has not answered in time.
+        """
+        self.listen()
+        now = time.monotonic()
+        if not _ANSWER.startswith(self._said):
+            code: int | None = 1  # it may go on for ever
+        else:
+            code = self._process.poll() if self._reader < 0 else None
+        if code is None and now < self._deadline:
+            # Its end comes just behind that of its output, and no descriptor tells of it.
+            self.due = self._deadline if self._reader >= 0 else now + _END_PAUSE
+            return False
+        self.close()
+        path = self._file[0]
+        if code is None:
+            raise SpawnError(
+                f"{path!r} does not answer as a Python interpreter within {PATIENCE:g} s: {_REMEDY}"
+            )
+        if self._said == _ANSWER and code != 0:
+            raise _without_ctypes(path)
+        while len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)), None)
+        known = _KNOWN[self._file] = self._said == _ANSWER
+        if not known:
+            raise _no_interpreter(path)
+        return True
+
+    def close(self) -> None:
+        """Ask no more: kill it if it still runs. Again is harmless."""
+        self._close_reader()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def forget(self) -> None:
+        """Let go of it in a forked child: it is the parent's, and the gate has closed the pipe."""
+        self._reader = -1
+        self._process.returncode = 0  # or its destructor would complain
+
+    def _close_reader(self) -> None:
+        if self._reader >= 0:
+            reader, self._reader = self._reader, -1
+            GATE.close(reader)
+
+
+def marked() -> dict[str, str]:
+    """Return the environment for what is started as an interpreter, with the mark."""
+    return {**os.environ, MARK: str(os.getpid())}
+
+
+@contextmanager
+def unhooked() -> Iterator[None]:
+    """
+    Keep a debugger's hooks from what this thread starts.
+
+    debugpy, as pydevd, rewrites the command lines of Python child processes, so that it
+    gets into them: a supervisor would wait for the debugger, and not know its arguments.
+    """
+    pydevd: Any = sys.modules.get("_pydev_bundle.pydev_monkey")
+    skip = getattr(pydevd, "skip_subprocess_arg_patch", None)
+    if skip is None:
+        yield
+        return
+    with skip():
+        yield

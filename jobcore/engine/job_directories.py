@@ -1,0 +1,457 @@
+"""
+The host's work on job directories.
+
+Every descriptor is opened and closed inside the gate, so that a forked child
+never keeps one: a copy of a lock would keep a dead job alive.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from jobcore.embedding import failpoints
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.worker import handed_over
+from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
+from jobcore.storage import filesystem
+from jobcore.storage.filesystem import repair_command
+from jobcore.supervisor import job_directory
+
+#: Seconds for which the directory of all job directories may be missing: somebody may move it
+#: away and back.
+MOVED_PATIENCE = 2.0
+
+
+class DirectoryId(NamedTuple):
+    """
+    A job directory and the directory that holds it, by inode.
+
+    Inodes stay the same after a reboot. Device numbers may not.
+    """
+
+    device: int
+    root: int
+    directory: int
+
+    @classmethod
+    def of(cls, root: int, directory: int) -> DirectoryId:
+        """Return that of two open descriptors."""
+        facts = os.fstat(directory)
+        return cls(facts.st_dev, os.fstat(root).st_ino, facts.st_ino)
+
+    @classmethod
+    def parse(cls, text: str | None) -> DirectoryId | None:
+        """Return what `str` made a text of; None where the row has none, or not such a text."""
+        try:
+            return cls(*map(int, (text or "").split(":")))
+        except (TypeError, ValueError):
+            return None
+
+    def __str__(self) -> str:
+        """Return it as the row stores it."""
+        return f"{self.device}:{self.root}:{self.directory}"
+
+
+class Prepared:
+    """
+    A job directory whose start this host prepares: it holds the first byte of the lock.
+
+    The byte that says whose slot the job takes is held by another descriptor, which
+    is not sent to the supervisor, and stays with the host until the job has ended.
+
+    Attributes:
+        directory_id: For the row; see `DirectoryId`.
+    """
+
+    __slots__ = ("directory", "directory_id", "lock", "name", "slot")
+
+    def __init__(self, name: str, directory: int, lock: int) -> None:
+        self.name = name
+        self.directory = directory
+        self.lock = lock
+        self.directory_id = ""
+        self.slot: int | None = None
+
+    def take_slot(self) -> int | None:
+        """Return the descriptor that holds the slot; the caller closes it, in the gate."""
+        slot, self.slot = self.slot, None
+        return slot
+
+    def close(self) -> None:
+        """
+        Close the descriptors, and never unlock.
+
+        What was sent to a supervisor holds the lock on; where nothing was sent,
+        closing the last copy frees it.
+        """
+        slot = self.take_slot()
+        GATE.close(self.directory, self.lock, *(() if slot is None else (slot,)))
+
+
+class Directories:
+    """
+    The job directories of one database.
+
+    Args:
+        database: The absolute path of the database.
+        host: Whose hands these are, for `failpoints`.
+    """
+
+    def __init__(self, database: str, host: object = None) -> None:
+        self._database = database
+        self._host = host
+        self._root: int | None = None
+        self._identity = (0, 0)  # of the root, by device and inode
+        self._closed = False
+        self._gone_since: float | None = None  # by the monotonic clock
+        GATE.watch(self)
+
+    @property
+    def database(self) -> str:
+        """The absolute path of the database."""
+        return self._database
+
+    @property
+    def root(self) -> int:
+        """The descriptor of the directory that holds them all; kept open, for it is used often."""
+        failpoints.reach(failpoints.ENTERED, self._host)
+        with GATE:
+            if self._closed:
+                raise StoreError(f"{self._database} is closed")
+            if self._root is not None and not self._is_in_place():
+                # Who opens the database now is led elsewhere, and would take our jobs for dead.
+                raise DatabaseGone(
+                    f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
+                )
+            if self._root is None:
+                try:
+                    self._root = filesystem.open_root(self._database, create=False)
+                except FileNotFoundError as error:
+                    raise DatabaseGone(f"{self._database}.jobs is gone; {self._remedy}") from error
+                except OSError as error:
+                    raise filesystem.typed(f"{self._database}.jobs", error) from error
+                GATE.register(self._root)
+                job_directory.share(self._root)
+                facts = os.fstat(self._root)
+                self._identity = facts.st_dev, facts.st_ino
+            return self._root
+
+    def reopen(self) -> None:
+        """Use the directory that has the name now, in place of one that was removed or moved."""
+        with GATE:
+            self._gone_since = None
+            if self._root is not None:
+                root, self._root = self._root, None
+                GATE.close(root)
+
+    @property
+    def _remedy(self) -> str:
+        if not os.path.exists(self._database):  # as by `git clean`
+            return "so was the database: put both back"
+        return f"put it back, or run `{repair_command(self._database)}` and open it again"
+
+    def require_root(self) -> bool:
+        """
+        Tell whether the directory of all is in place; refuse to go on where it is gone for long.
+
+        Raises:
+            DatabaseGone: It has been gone for `MOVED_PATIENCE`.
+            StoreError: It cannot be opened.
+        """
+        try:
+            _ = self.root
+        except DatabaseGone:
+            now = time.monotonic()
+            if self._gone_since is None:
+                self._gone_since = now
+            if now - self._gone_since >= MOVED_PATIENCE:
+                raise
+            return False
+        self._gone_since = None
+        return True
+
+    def _is_in_place(self) -> bool:
+        try:
+            facts = os.stat(self._database + ".jobs", follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise filesystem.typed(f"{self._database}.jobs", error) from error
+        return (facts.st_dev, facts.st_ino) == self._identity
+
+    def is_root_of(self, directory_id: str | None, *, same_boot: bool) -> bool:
+        """
+        Tell whether a run was started here; see `DirectoryId`.
+
+        Args:
+            directory_id: Of its row.
+            same_boot: Whether it was started under this boot: else device numbers say nothing.
+
+        Raises:
+            DatabaseGone: The directory that holds them all is gone.
+        """
+        started = DirectoryId.parse(directory_id)
+        if started is None or os.fstat(self.root).st_ino != started.root:
+            return False
+        return not same_boot or self._identity[0] == started.device
+
+    def is_directory_of(self, directory: int, directory_id: str | None) -> bool:
+        """Tell whether an open directory is the one that a run was started in, under this boot."""
+        return str(DirectoryId.of(self.root, directory)) == directory_id
+
+    def path(self, name: str) -> str:
+        """Return the path of one, for processes that have no descriptor of it."""
+        return f"{self._database}.jobs/{name}"
+
+    @handed_over
+    def close(self) -> None:
+        """Close what is kept open, for good. Again is harmless."""
+        with GATE:
+            self._closed = True
+            if self._root is not None:
+                root, self._root = self._root, None
+                GATE.close(root)
+
+    def before_fork(self) -> None:
+        """Do nothing: the gate keeps a fork out while a descriptor is being opened."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget the descriptor: the gate has closed it."""
+        self._root = None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[int]:
+        """
+        Give a descriptor of one.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            StoreError: The system refuses to open it, or what is done with it.
+        """
+        _require_name(name)
+        with self._open(name) as directory:
+            yield directory
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[int]:
+        with self.typed(name):
+            with GATE:
+                directory = job_directory.open_directory(name, parent=self.root)
+                GATE.register(directory)
+            try:
+                yield directory
+            finally:
+                GATE.close(directory)
+
+    @contextmanager
+    def typed(self, name: str = "") -> Iterator[None]:
+        """Type what the system refuses; that something is not there is for the caller to judge."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise filesystem.typed(self.path(name), error) from error
+
+    def prepare(self, name: str) -> Prepared | None:
+        """
+        Make the directory with its lock and FIFO, or take on what is there, and lock its start.
+
+        Returns None when somebody else prepares, runs or removes it.
+
+        Raises:
+            StoreError: No space, no descriptors, not ours: nothing is held then.
+            FileNotFoundError: Somebody removed it just now.
+        """
+        _require_name(name)
+        with self.typed(name), GATE:
+            root = self.root
+            directory = job_directory.open_directory(name, parent=root, create=True)
+            GATE.register(directory)
+            try:
+                lock = job_directory.open_lock(directory, create=True)
+            except BaseException:
+                GATE.close(directory)
+                raise
+            GATE.register(lock)
+            prepared = Prepared(name, directory, lock)
+            try:
+                if job_directory.try_lock(
+                    lock, job_directory.PREPARING
+                ) and job_directory.is_current(name, directory, lock, parent=root):
+                    job_directory.make_control(directory)
+                    prepared.slot = job_directory.open_lock(directory)
+                    GATE.register(prepared.slot)
+                    # Taken, but for a copy that C code of an earlier host may have forked.
+                    job_directory.try_lock(prepared.slot, job_directory.SLOT)
+                    prepared.directory_id = str(DirectoryId.of(root, directory))
+                    return prepared
+            except BaseException:
+                prepared.close()
+                raise
+            prepared.close()
+            return None
+
+    def adopt(self, name: str) -> int | None:
+        """
+        Become the manager of which a running job takes a slot.
+
+        Returns:
+            A descriptor, registered with `forking.GATE`, that holds the slot until it is
+            closed. None: the job has a manager, or no supervisor and thus no future.
+
+        Raises:
+            FileNotFoundError: The directory is gone.
+            StoreError: The system refuses to open it.
+        """
+        with self.open(name) as directory, GATE:
+            slot = job_directory.open_lock(directory)
+            try:
+                if job_directory.is_locked(slot) and job_directory.try_lock(
+                    slot, job_directory.SLOT
+                ):
+                    GATE.register(slot)
+                    return slot
+            except BaseException:
+                os.close(slot)
+                raise
+            os.close(slot)
+            return None
+
+    def is_held(self, directory: int, span: tuple[int, int] = job_directory.WHOLE) -> bool:
+        """
+        Tell whether any process holds the lock; a lock that is missing is held by none.
+
+        Args:
+            span: Both bytes of it; `RUNNING` is the one of a supervisor that took the job.
+        """
+        with GATE:
+            try:
+                lock = job_directory.open_lock(directory)
+            except FileNotFoundError:
+                return False
+            try:
+                return job_directory.is_locked(lock, span)
+            finally:
+                os.close(lock)
+
+    @contextmanager
+    def taken(self, name: str) -> Iterator[int | None]:
+        """
+        Take the whole lock, and give the directory; None when somebody holds any of it.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            StoreError: The system refuses to open it, or what is done with it.
+        """
+        _require_name(name)
+        with self.typed(name), self._taken(name) as directory:
+            yield directory
+
+    @contextmanager
+    def _taken(self, name: str) -> Iterator[int | None]:
+        with GATE:
+            directory = job_directory.open_directory(name, parent=self.root)
+            GATE.register(directory)
+            try:
+                # A directory without a lock is one whose preparer died between
+                # two steps: take it as a preparer would.
+                lock = job_directory.open_lock(directory, create=True)
+            except BaseException:
+                GATE.close(directory)
+                raise
+            GATE.register(lock)
+        try:
+            mine = job_directory.try_lock(lock, job_directory.WHOLE) and job_directory.is_current(
+                name, directory, lock, parent=self.root
+            )
+            if mine:
+                failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
+            yield directory if mine else None
+        finally:
+            GATE.close(directory, lock)
+
+    def remove(self, name: str) -> bool:
+        """
+        Remove one that nobody holds; True when it is gone.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        try:
+            with self.taken(name) as directory:
+                if directory is None:
+                    return False
+                job_directory.remove(name, directory, parent=self.root, host=self._host)
+        except FileNotFoundError:
+            pass  # somebody else did
+        return True
+
+    def names(self) -> list[str]:
+        """Return the names of those there."""
+        return [name for name in self._listed() if is_name(name)]
+
+    def _listed(self) -> list[str]:
+        # A descriptor of its own: listing moves the position of the open file description, so
+        # two threads that list the shared one at once each miss entries.
+        with self.typed():
+            with GATE:
+                directory = os.open(
+                    ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root
+                )
+                GATE.register(directory)
+            try:
+                return os.listdir(directory)
+            finally:
+                GATE.close(directory)
+
+    def leftovers(self) -> list[str]:
+        """
+        Remove what a crash left half made; return the names of what it left half removed.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        names = self._listed()
+        with self.typed():
+            filesystem.remove_unused_store_ids(self.root, names)
+        return [name for name in names if name.startswith(job_directory.GONE)]
+
+    def remove_leftover(self, name: str) -> None:
+        """
+        Finish removing one of `leftovers`.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        try:
+            with self._open(name) as directory:
+                job_directory.empty(directory)
+                os.rmdir(name, dir_fd=self.root)
+        except FileNotFoundError:
+            pass  # another process finished it
+
+
+def _require_name(name: str) -> None:
+    """
+    Refuse what is no name of a job directory: a file says of its jobs whatever it likes.
+
+    Raises:
+        DatabaseCorrupt: It is not one.
+    """
+    if not is_name(name):
+        raise DatabaseCorrupt("a stored job ID is not a valid UUID")
+
+
+def is_name(name: object) -> bool:
+    """Tell whether this is the hex form of a UUID; nothing else is ever opened."""
+    if not isinstance(name, str):
+        return False  # a damaged file has numbers and bytes there
+    return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)

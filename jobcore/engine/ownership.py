@@ -1,0 +1,338 @@
+"""
+The kernel lock by which a process shows that it lives.
+
+A process that owns jobs holds the lock of one file in the directory of job
+directories, and those jobs name the file. The kernel frees the lock when the
+process ends, however it ends. The name also says which process it is: that
+decides where the lock cannot, because the file was removed, or because C code
+forked a child that inherited the descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.worker import handed_over
+from jobcore.engine.job_directories import Directories
+from jobcore.storage import filesystem
+from jobcore.supervisor import job_directory, pids
+
+#: The names of the files begin so.
+PREFIX = ".owner-"
+
+
+class _Process(NamedTuple):
+    """
+    A process as the name of its lock file describes it.
+
+    `boot` and `namespace` are where `pid` means something, and `started` tells
+    it from a later process with the same pid; 0 where the system does not say.
+    `device` and `root` are those of the directory of the lock file: a copy on the same
+    file system has another inode, one on another file system may have the same.
+    """
+
+    boot: str
+    namespace: int
+    pid: int
+    started: int
+    device: int
+    root: int
+
+    @classmethod
+    def this(cls, root: int) -> _Process:
+        boot = (filesystem.boot_id() or "0" * 32).replace("-", "")
+        try:
+            namespace = os.stat("/proc/self/ns/pid").st_ino
+        except OSError:
+            namespace = 0
+        return cls(boot, namespace, os.getpid(), _start_of(os.getpid()), *_identity(root))
+
+    @classmethod
+    def of(cls, name: str) -> _Process | None:
+        """Return the process of an owner; None where the name does not describe one."""
+        try:
+            boot, *numbers, rest = name.split(".")
+            int(boot + rest, 16)  # so that no name is a path
+            namespace, pid, started, device, root = map(int, numbers)
+            return cls(boot, namespace, pid, started, device, root)
+        except ValueError:
+            return None
+
+    def is_in(self, root: int) -> bool:
+        """Tell whether its lock is in this directory."""
+        here = self.this(root)
+        # Device numbers may change with a boot.
+        return self.root == here.root and (self.boot != here.boot or self.device == here.device)
+
+    def lives(self, root: int) -> bool | None:
+        """Tell whether it lives; None where this process cannot know."""
+        here = self.this(root)
+        if self.boot != here.boot:
+            return False
+        if not self.started or not here.started or self.namespace != here.namespace:
+            return None
+        return _start_of(self.pid) == self.started
+
+
+def _start_of(pid: int) -> int:
+    """Return when a process started, in ticks since the boot; 0: there is none, or no /proc."""
+    if pids.level() != 1:
+        return 0  # what has this number there is another process
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    fields = facts.rpartition(b")")[2].split()  # the name before it may hold anything
+    state, started = fields[0], fields[19]
+    return 0 if state in b"ZX" else int(started)
+
+
+class _Lock:
+    """A lock that this process holds, and the parts of the process that rely on it."""
+
+    __slots__ = ("descriptor", "identity", "name", "pid", "users")
+
+    def __init__(self, root: int) -> None:
+        process = _Process.this(root)
+        self.name = ".".join([*map(str, process), uuid4().hex[:8]])
+        self.pid = process.pid
+        self.descriptor = -1
+        self.identity = (0, 0)  # of the file, by device and inode
+        self.users: set[int] = set()
+
+
+class _Locks:
+    """The locks of this process, by device and inode of the directory that each lies in."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], _Lock] = {}
+
+    def __bool__(self) -> bool:
+        """Tell whether there are any."""
+        return bool(self._held)
+
+    def before_fork(self) -> None:
+        """Do nothing: the gate keeps a fork out while a lock is being taken."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget all of them: they are the parent's, and the gate has closed the descriptors."""
+        self._held.clear()
+
+    def find(self, root: int) -> _Lock | None:
+        """Return the lock of this process in a directory."""
+        lock = self._held.get(_identity(root))
+        return lock if lock is not None and lock.pid == os.getpid() else None
+
+    def take(self, root: int) -> _Lock:
+        """Return the lock of this process in a directory, taken now if need be."""
+        GATE.watch(self)
+        lock = self.find(root)
+        if lock is None:  # a copy of the parent's, after a fork by C code, is not this process's
+            lock = self._held[_identity(root)] = _Lock(root)
+        while not _is_in_place(lock, root):
+            _close(lock)
+            lock.descriptor = job_directory.make_file(PREFIX + lock.name, os.O_RDWR, root)
+            GATE.register(lock.descriptor)
+            lock.identity = _identity(lock.descriptor)
+            # Not taken only where another process is about to remove the file.
+            job_directory.try_lock(lock.descriptor, job_directory.WHOLE)
+        return lock
+
+    def drop(self, lock: _Lock, root: int) -> None:
+        """Remove a lock that nothing relies on any more."""
+        _remove(lock.name, root)
+        self._held.pop(_identity(root), None)
+        _close(lock)
+
+    def forget_of(self, user: int) -> None:
+        """Free the locks on which no other part of this process relies, and leave their files."""
+        for key, lock in list(self._held.items()):
+            if lock.users == {user}:
+                del self._held[key]
+                _close(lock)
+
+
+def _identity(root: int) -> tuple[int, int]:
+    facts = os.fstat(root)
+    return facts.st_dev, facts.st_ino
+
+
+def _is_in_place(lock: _Lock, root: int) -> bool:
+    """Tell whether the file of this name is the one that is open, and locked by this process."""
+    if lock.descriptor < 0:
+        return False
+    try:
+        named = os.stat(PREFIX + lock.name, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    is_same = _is_open(lock) and (named.st_dev, named.st_ino) == lock.identity
+    return is_same and job_directory.try_lock(lock.descriptor, job_directory.WHOLE)
+
+
+def _is_open(lock: _Lock) -> bool:
+    """Tell whether the descriptor is still that of the lock: a host may close any by number."""
+    try:
+        return lock.descriptor >= 0 and _identity(lock.descriptor) == lock.identity
+    except OSError:
+        return False
+
+
+def _close(lock: _Lock) -> None:
+    if _is_open(lock):
+        GATE.close(lock.descriptor)
+    else:
+        GATE.unregister(lock.descriptor)
+    lock.descriptor = -1
+
+
+def _open(name: str, root: int) -> int:
+    return os.open(PREFIX + name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=root)
+
+
+def _remove(name: str, root: int) -> None:
+    try:
+        os.unlink(PREFIX + name, dir_fd=root)
+    except FileNotFoundError:
+        pass
+
+
+_LOCKS = _Locks()
+
+
+class Ownership:
+    """
+    Names this process as an owner of jobs, and tells whether other owners live.
+
+    Args:
+        directories: Where the lock files are.
+    """
+
+    def __init__(self, directories: Directories) -> None:
+        self._directories = directories
+
+    @handed_over
+    def claim(self) -> str:
+        """
+        Return the name of this process, whose lock it holds from now on.
+
+        Raises:
+            StoreError: The lock file cannot be made.
+        """
+        with self._directories.typed(), GATE:
+            lock = _LOCKS.take(self._directories.root)
+            lock.users.add(id(self))
+            return lock.name
+
+    @property
+    def current(self) -> str | None:
+        """The name of this process if it is an owner, else None."""
+        if not _LOCKS:
+            return None  # most processes own nothing
+        with GATE:
+            lock = _LOCKS.find(self._directories.root)
+            return None if lock is None else lock.name
+
+    @handed_over
+    def lives(self, name: str) -> bool:
+        """
+        Tell whether an owner lives.
+
+        Raises:
+            StoreError: The lock file cannot be opened.
+        """
+        if name == self.current:
+            return True
+        process = _Process.of(name)
+        if process is None:
+            return False
+        alive = process.lives(self._directories.root)
+        if alive is False:
+            return False  # though a child that C code forked may hold a copy of the lock
+        with self._directories.typed(), GATE:
+            try:
+                descriptor = _open(name, self._directories.root)
+            except FileNotFoundError:
+                return bool(alive)  # a cleaner of old files removed it, perhaps
+            try:
+                return job_directory.is_locked(descriptor)
+            finally:
+                os.close(descriptor)
+
+    @handed_over
+    def is_here(self, name: str) -> bool:
+        """
+        Tell whether an owner has its lock in this directory, of which there may be copies.
+
+        Raises:
+            DatabaseGone: The directory is gone.
+        """
+        process = _Process.of(name)
+        return process is not None and process.is_in(self._directories.root)
+
+    @handed_over
+    def remove_unused(self, names: Collection[str]) -> None:
+        """
+        Remove the files of dead owners.
+
+        Args:
+            names: Owners that jobs still name; their files stay.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        with self._directories.typed():
+            found = os.listdir(self._directories.root)
+        for file in found:
+            name = file.removeprefix(PREFIX)
+            if name != file and name not in names:
+                self._remove_if_free(name)
+
+    def _remove_if_free(self, name: str) -> None:
+        with self._directories.typed(), GATE:
+            root = self._directories.root
+            lock = _LOCKS.find(root)
+            if lock is not None and lock.name == name:
+                return
+            try:
+                descriptor = _open(name, root)
+            except FileNotFoundError:
+                return
+            try:
+                if job_directory.try_lock(descriptor, job_directory.WHOLE):
+                    _remove(name, root)
+            finally:
+                os.close(descriptor)
+
+    def abandon(self) -> None:
+        """
+        Free the lock as the death of this process would, and leave its file: for tests.
+
+        Not where another manager of this process relies on it.
+        """
+        with GATE:
+            _LOCKS.forget_of(id(self))
+
+    @handed_over
+    def release(self, *, is_used: bool) -> None:
+        """
+        Let go of the lock, unless another manager of this process relies on it.
+
+        Args:
+            is_used: Whether jobs still name this process.
+        """
+        with self._directories.typed(), GATE:
+            root = self._directories.root
+            lock = _LOCKS.find(root)
+            if lock is None:
+                return
+            lock.users.discard(id(self))
+            if not lock.users and not is_used:
+                _LOCKS.drop(lock, root)

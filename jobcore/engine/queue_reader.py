@@ -1,0 +1,153 @@
+"""
+Queued jobs, read ahead of the free slots.
+
+Reading the queue costs as much as claiming a job, so a few more are read than
+are needed now. What has changed since is found by the claim, which is guarded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Row
+
+from jobcore.clock import Clock
+from jobcore.engine.ownership import Ownership
+from jobcore.engine.postponement import Postponement
+from jobcore.storage import store
+from jobcore.storage.database import Database
+from jobcore.storage.error_mapping import is_damage, told
+from jobcore.storage.transitions import Run
+
+#: Jobs read beyond those needed now. With more, managers that share a file
+#: would prepare too many that another one has claimed by then.
+AHEAD = 16
+#: Characters of commands in hand after which no further job is read: one may have a mebibyte.
+MOST_TEXT = 4 * 2**20
+#: Numbers in one statement; builds of SQLite allow 32,766 values there, or more.
+OWN_AT_ONCE = 1000
+
+
+class Backlog:
+    """
+    The QUEUED jobs that a manager could claim, oldest first.
+
+    Args:
+        database: Where they are.
+        clock: Tells which are due.
+        types: Of these types only.
+        ownership: Names this process, whose reserved jobs are among them.
+        postponed: Jobs that could not be started, by their number: they are passed over.
+        only_own: Only those that `make_own` was called for.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        types: Iterable[str],
+        ownership: Ownership,
+        postponed: Postponement,
+        *,
+        only_own: bool,
+    ) -> None:
+        self._database = database
+        self._ownership = ownership
+        self._clock = clock
+        self._types = tuple(types)
+        self._own: set[int] | None = set() if only_own else None
+        self._hand: deque[Row[Any]] = deque()
+        self._postponed = postponed
+
+    def make_own(self, number: int) -> None:
+        """Make this job one's own. Any thread may call this."""
+        if self._own is not None:
+            self._own.add(number)
+
+    def takes(self, run: Run) -> bool:
+        """Tell whether a job is one of those that could be claimed. Any thread may call this."""
+        return run.type in self._types and (self._own is None or run.number in self._own)
+
+    def first(self) -> list[int]:
+        """Return the numbers of the first that could be claimed. Any thread may call this."""
+        return [row.number for row in self._read(AHEAD)]
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing could be claimed now. Any thread may call this."""
+        return not self._read(1)
+
+    def next_due(self) -> int | None:
+        """Return when the next of those that may not start yet may. Any thread may call this."""
+        with self._database.read() as connection:
+            moments = [
+                store.next_not_before(
+                    connection, types=self._types, now=self._clock.now(), numbers=numbers
+                )
+                for numbers in self._own_numbers()
+            ]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def look(self, wanted: int) -> int:
+        """Have `wanted` jobs in hand if there are so many; return how many there are."""
+        if len(self._hand) < wanted:
+            self._hand = deque(self._read(wanted + AHEAD, without=self._postponed.waiting()))
+        return len(self._hand)
+
+    def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
+        """Take up to `limit` jobs out of the hand, each with its pipeline."""
+        rows = [self._hand.popleft() for _ in range(min(limit, len(self._hand)))]
+        if all(row.pipeline_id is None for row in rows):
+            return [(row, None) for row in rows]
+        taken: list[tuple[Row[Any], Row[Any] | None]] = []
+        with self._database.read() as connection:
+            for row in rows:
+                try:
+                    taken.append((row, store.find_pipeline(connection, row.pipeline_id)))
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    self._postpone(row.number, told(error))
+        return taken
+
+    def _postpone(self, number: int, error: Exception) -> None:
+        self._postponed.fail(number, error, "start postponed", job=f"number {number}")
+
+    def forget(self) -> None:
+        """Read anew at the next look: the hand is known to be out of date."""
+        self._hand.clear()
+
+    def _read(self, limit: int, without: Collection[Hashable] = ()) -> list[Row[Any]]:
+        rows: list[Row[Any]] = []
+        text = 0
+        with self._database.read() as connection:
+            for numbers in self._own_numbers():
+                for row in store.queued_jobs(
+                    connection,
+                    types=self._types,
+                    now=self._clock.now(),
+                    limit=limit + len(without) - len(rows),
+                    numbers=numbers,
+                    claimant=self._ownership.current,
+                    failed=self._postpone,
+                ):
+                    if row.number not in without:
+                        rows.append(row)
+                        text += len(row.command or "")
+                    if len(rows) >= limit or text >= MOST_TEXT:
+                        return rows
+                if numbers is not None and self._own is not None:
+                    # What has left the queue does not come back, and need not be asked for again.
+                    queued = store.queued_numbers(connection, numbers)
+                    self._own.difference_update(set(numbers) - queued)
+        return rows
+
+    def _own_numbers(self) -> Iterator[Sequence[int] | None]:
+        """Yield those that are one's own, some at a time, oldest first; or None once, for any."""
+        if self._own is None:
+            yield None
+            return
+        own = sorted(set(self._own))
+        for start in range(0, len(own), OWN_AT_ONCE):
+            yield own[start : start + OWN_AT_ONCE]

@@ -1,0 +1,619 @@
+"""
+Continues jobs whose host died, and decides what became of those whose supervisor died.
+
+Nothing here waits for a timer. A supervisor that lives holds its job's lock, so
+a RUNNING job with a free lock and no exit record is dead, at once and for sure.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from uuid import UUID
+
+from jobcore.clock import Clock
+from jobcore.embedding import failpoints, telemetry
+from jobcore.embedding.worker import HANDS, handed_over
+from jobcore.engine import orphans
+from jobcore.engine.importer import Importer
+from jobcore.engine.job_directories import Directories
+from jobcore.engine.ownership import Ownership
+from jobcore.engine.postponement import Postponement, is_of_all
+from jobcore.engine.remover import Remover
+from jobcore.engine.stopper import Stopper
+from jobcore.engine.unresponsive import Unresponsive
+from jobcore.errors import DatabaseBusy, DatabaseGone, StoreError
+from jobcore.lifecycle import Reason
+from jobcore.storage import environments, filesystem, log_segments, settlement, store, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.transitions import Run, name_of
+from jobcore.supervisor import NewerProtocol, job_directory, system_calls
+
+#: Seconds that a read waits for locks before it returns the row as stored.
+READ_PATIENCE = 0.25
+#: Seconds that a sweep imports, or waits for left-over processes to die, at the most: jobs
+#: start in between. The rest is for the next one.
+SWEEP = 0.05
+
+
+class _StillThere(Exception):
+    """What a dead supervisor left behind has been sent SIGKILL and is not gone yet."""
+
+
+class Recovery:
+    """
+    Brings rows up to what the job directories say.
+
+    Args:
+        database: The rows.
+        directories: The truth.
+        importer: Carries the one into the other.
+        stopper: Carries wishes the other way.
+        remover: Goes on with begun deletions.
+        clock: Tells when.
+        ownership: Tells which owners live.
+        postponed: Remembers what could not be done: a job, by its number.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        directories: Directories,
+        importer: Importer,
+        stopper: Stopper,
+        remover: Remover,
+        clock: Clock,
+        ownership: Ownership,
+        postponed: Postponement,
+    ) -> None:
+        self._postponed = postponed
+        self._database = database
+        self._ownership = ownership
+        self._directories = directories
+        self._importer = importer
+        self._stopper = stopper
+        self._remover = remover
+        self._clock = clock
+        self._boot_id = filesystem.boot_id()
+        self._unresponsive = Unresponsive(directories, clock)
+        #: By job number, the offset at the last sweep: another manager imports one that moves.
+        self._offsets: dict[int, int] = {}
+        #: By job number, since when what is left of it is being killed, by the monotonic clock.
+        self._killing: dict[int, float] = {}
+        self._unfinished = False
+        self._swept = 0  # the number of the job at which the last sweep ran out of time
+
+    # --- one job ----------------------------------------------------------------
+
+    def reconcile(
+        self,
+        run: Run,
+        *,
+        patience: float | None = None,
+        kill: bool = False,
+        until: float = math.inf,
+    ) -> Run | None:
+        """
+        Import what the job has written, settle it if it has ended, resolve it if it is dead.
+
+        Args:
+            patience: Seconds to wait for each write transaction; None: the busy timeout.
+            kill: Kill what a dead supervisor left behind, and judge a job that was started in
+                another directory. Without it both stay as they are: looking changes nothing.
+            until: By the monotonic clock, when to leave the rest to a later call.
+
+        Returns:
+            The row as it then is; the same where there was nothing to do; None
+            when it has been removed.
+
+        Raises:
+            StoreError, OSError: It could not be done now. Nothing is lost by that.
+        """
+        if run.owned:
+            return self._judge_owner(run, patience, kill=kill)
+        if not run.supervised or not (kill or self.is_here(run)):
+            return run
+        fresh = self._importer.bring_in(run, patience=patience, until=until)
+        if fresh is None or not fresh.supervised or time.monotonic() >= until:
+            return fresh
+        if self._is_alive(fresh):
+            if fresh.stop_who == transitions.actor():
+                self._unresponsive.look(fresh)  # this process waits for the stop it asked for
+            else:
+                self._unresponsive.wake(fresh)
+            if fresh.stop_requested is not None:
+                self._stopper.remind(fresh)
+            return fresh
+        try:
+            return self._resolve(fresh, patience, kill=kill, until=until)
+        except (NewerProtocol, _StillThere):
+            # Its own version will know what became of it; or a later sweep, as starts do not
+            # wait for a process to die.
+            return fresh
+
+    def _judge_owner(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
+        """End a job whose owner is dead; one of another directory only where `kill` allows it."""
+        owner = run.owner or ""
+        if not (kill or self._ownership.is_here(owner)) or self._ownership.lives(owner):
+            return run
+        end = partial(settlement.end_abandoned, run=run, now=self._clock.now())
+        ended = self._database.write(end, patience=patience)
+        if ended is not None and ended.final:
+            telemetry.event(logging.WARNING, "owner is dead", job=name_of(run), owner=owner)
+        return ended
+
+    def reconcile_softly(
+        self, run: Run, *, kill: bool = False, until: float = math.inf
+    ) -> Run | None:
+        """Reconcile inside a read: where it cannot be done now, return the row as stored."""
+        softly = partial(
+            self._reconcile_softly, run, patience=READ_PATIENCE, kill=kill, until=until
+        )
+        try:
+            return HANDS.call(softly, patience=READ_PATIENCE)
+        except DatabaseBusy as error:
+            self._postpone(run, error)
+            return run
+
+    def _reconcile_softly(
+        self, run: Run, *, patience: float | None, kill: bool, until: float
+    ) -> Run | None:
+        try:
+            fresh = self.reconcile(run, patience=patience, kill=kill, until=until)
+        except Exception as error:
+            if patience is None and isinstance(error, DatabaseBusy):
+                raise  # the trouble of all jobs, which the caller has waited out
+            self._postpone(run, error)
+            if kill and isinstance(error, (StoreError, OSError)) and not is_of_all(error):
+                self._do_without_files(run)
+            return run
+        self._postponed.succeed(run.number)
+        return fresh
+
+    def _do_without_files(self, run: Run) -> None:
+        """
+        Do what can be done for a job whose files allow no verdict yet.
+
+        What a dead supervisor has left is killed. A living one is reminded of a stop. The
+        kernel's list of locks says which it is, whatever is in the job's directory.
+        """
+        try:
+            if (
+                not run.supervised
+                or not os.access(job_directory.LOCKS, os.R_OK)
+                or not self._is_of_this_boot(run)
+                or not self.is_here(run)
+            ):
+                return
+            if _is_supervised(run):
+                if run.stop_requested is not None:
+                    self._stopper.remind(run)
+            elif orphans.are_visible() and not orphans.is_inside(run.cookie or ""):
+                orphans.kill(run.cookie or "", orphans.PAUSE)
+        except (StoreError, OSError):
+            pass  # tried again with the next look
+
+    def reconcile_dead(self, run: Run) -> Run | None:
+        """Reconcile as `reconcile_softly` does, and kill what a dead supervisor has left."""
+        return self.reconcile_softly(run, kill=True)
+
+    def _postpone(self, run: Run, error: Exception) -> None:
+        if isinstance(error, DatabaseBusy):  # the database's trouble, which ends by itself
+            telemetry.event(logging.INFO, "reconcile postponed", job=name_of(run), error=str(error))
+        else:
+            self._postponed.fail(
+                run.number, error, "job postponed", job=name_of(run), step="reconcile"
+            )
+
+    def is_here(self, run: Run) -> bool:
+        """
+        Tell whether a supervised job was started in this directory, of which there may be copies.
+
+        Raises:
+            DatabaseGone: The directory of the job directories is gone.
+        """
+        return self._directories.is_root_of(run.directory_id, same_boot=self._is_of_this_boot(run))
+
+    def _is_of_this_boot(self, run: Run) -> bool:
+        return run.boot_id == self._boot_id
+
+    def require_root(self) -> bool:
+        """
+        Tell whether the directory of the job directories is in place, and refuse to wait long.
+
+        Raises:
+            DatabaseGone: The directory of the job directories has been gone for some seconds.
+        """
+        return self._directories.require_root()
+
+    @handed_over
+    def copied(self) -> list[Run]:
+        """Return the supervised jobs that were not started in this directory: this is a copy."""
+        with self._database.read() as connection:
+            running = transitions.supervised(connection)
+        return [run for run in running if not self._is_surely_here(run)]
+
+    def _is_surely_here(self, run: Run) -> bool:
+        try:
+            return self.is_here(run)
+        except DatabaseGone:
+            return False  # the file alone was copied
+
+    @handed_over
+    def is_dead(self, run: Run) -> bool:
+        """Tell whether a supervised job of this directory has lost its supervisor."""
+        try:
+            return run.supervised and self.is_here(run) and not self._is_alive(run)
+        except (StoreError, OSError):
+            return False  # it cannot be told now
+
+    @handed_over
+    def has_news(self, run: Run) -> bool:
+        """
+        Tell whether the files of a job say more than `run` does. No table is touched.
+
+        Of a job with an owner that is the owner's free lock. Of a supervised one it is an
+        exit record, output behind what is imported, or a free lock; a wish to stop that is
+        not fulfilled counts as well.
+        """
+        try:
+            if run.owned:
+                return not self._ownership.lives(run.owner or "")
+            more = self._says_more(run, output=True)
+        except NewerProtocol:
+            return False  # its own version cares for it
+        if not more:
+            self._unresponsive.wake(run)  # whoever waits may be the only one to see it
+        return more
+
+    @handed_over
+    def look(self, run: Run) -> tuple[log_segments.Unfinished | None, bool]:
+        """Return what `unfinished` does, and then what `has_news` does."""
+        return self.unfinished(run), self.has_news(run)
+
+    @handed_over
+    def unfinished(self, run: Run) -> log_segments.Unfinished | None:
+        """Return the unfinished lines in the directory of a job; None: none can be seen."""
+        try:
+            if not run.supervised or not self.is_here(run):
+                return None  # those of a copy are not those of the job
+            with self._directories.open(run.name) as directory:
+                return log_segments.unfinished(job_directory.read_tail(directory))
+        except (StoreError, OSError, NewerProtocol):
+            return None
+
+    def _says_more(self, run: Run, *, output: bool) -> bool:
+        try:
+            with self._directories.open(run.name) as directory:
+                if (
+                    job_directory.read_exit(directory, run.token or "") is not None
+                    or (output and job_directory.spool_end(directory) > run.spool_offset)
+                    or not self._directories.is_held(directory)
+                ):
+                    return True
+            return run.stop_requested is not None  # of which its supervisor is to be reminded
+        except NewerProtocol:
+            raise
+        except Exception:  # noqa: BLE001 - it is gone, or cannot be read: reconciling tells which
+            return True
+
+    def _is_alive(self, run: Run) -> bool:
+        """Tell whether the job has a supervisor, by its lock: also by one that was unlinked."""
+        has_lock = False
+        try:
+            with self._directories.open(run.name) as directory:
+                if self._directories.is_held(directory):
+                    return True
+                has_lock = job_directory.LOCK in os.listdir(directory)
+        except FileNotFoundError:
+            pass
+        return (
+            self._is_of_this_boot(run)
+            and self.is_here(run)
+            and (job_directory.is_run_locked(run.token or "") if has_lock else _is_supervised(run))
+        )
+
+    def _resolve(self, run: Run, patience: float | None, *, kill: bool, until: float) -> Run | None:
+        """Give the verdict on a job that has no supervisor, once nothing of it runs any more."""
+        if orphans.is_inside(run.cookie or ""):
+            return run
+        if not kill and self._is_of_this_boot(run) and self._may_be_left(run):
+            return run  # left to a manager, which may kill them
+        try:
+            with self._directories.taken(run.name) as directory:
+                if directory is None:
+                    return run  # somebody else does, or it lives after all
+                current, verdict = self._judge(run, directory, until)
+                if verdict is not None:
+                    job_directory.write_exit(directory, verdict)
+                    self._tell(run, verdict)
+        except FileNotFoundError:
+            # No directory is made for it, and so none is found later that proves nothing. The
+            # row is the guard: whoever settles it first is the one who did.
+            current, verdict = self._judge(run, None, until)
+            if current is not None and verdict is not None:
+                self._tell(run, verdict)
+                return self._importer.bring_in(current, patience=patience, verdict=verdict)
+        if current is None or not current.supervised:
+            # Settled meanwhile, and its directory was removed: the one here is nobody's.
+            self._directories.remove(run.name)
+            return current
+        return self._importer.bring_in(current, patience=patience)
+
+    def _may_be_left(self, run: Run) -> bool:
+        """Tell whether processes of a job are left, or may be in a pid namespace out of sight."""
+        if orphans.find(run.cookie or ""):
+            return True
+        try:
+            with self._directories.open(run.name) as directory:
+                return orphans.are_visible() and _is_of_other_namespace(directory)
+        except FileNotFoundError:
+            return False
+
+    def _judge(
+        self, run: Run, directory: int | None, until: float
+    ) -> tuple[Run | None, job_directory.ExitRecord | None]:
+        """
+        Return the row as it is now, and the exit record to be written for it, if any.
+
+        Args:
+            directory: Of which the whole lock is ours; None: there is none.
+            until: As for `reconcile`.
+
+        Raises:
+            _StillThere: Its processes need more time to die.
+        """
+        with self._database.read() as connection:
+            current = transitions.find(connection, run.number)
+        if current is None or not current.supervised:
+            return current, None
+        if directory is None:
+            return current, self._verdict(current, None, until)
+        if job_directory.read_exit(directory, current.token or "") is not None:
+            return current, None
+        return current, self._verdict(current, directory, until)
+
+    def _verdict(self, run: Run, directory: int | None, until: float) -> job_directory.ExitRecord:
+        """End what is left of a job whose supervisor is dead, and return its exit record."""
+        never = directory is not None and self._never_started(run, directory)
+        notes = []
+        unreaped: tuple[int, ...] = ()
+        if not never and self._is_of_this_boot(run):
+            unreaped, note = self._end_leftovers(run, directory, until)
+            notes += [note] if note else []
+        if never:
+            what = "never started: its host or its supervisor died before"
+        elif not self.is_here(run):
+            what = "lost: it was not started in this directory, so its end is not known here"
+        elif directory is None:
+            what = "lost: its directory was removed and its supervisor is gone"
+        else:
+            what = "lost: its supervisor died before it could record how the command ended"
+        end = run.spool_offset
+        sequence = run.next_sequence
+        if directory is not None:
+            self._importer.number_unfinished(run, directory)
+            # What is imported is no longer in a directory that was restored or truncated.
+            end = max(end, job_directory.spool_end(directory))
+            sequence = self._importer.count_lines(run, directory, end)
+        return job_directory.ExitRecord(
+            token=run.token or "",
+            reason=str(Reason.NEVER_STARTED if never else Reason.LOST),
+            spool_end=end,
+            next_sequence=sequence,
+            unreaped=unreaped,
+            note="; ".join([what, *notes]),
+        )
+
+    def _never_started(self, run: Run, directory: int) -> bool:
+        """Tell whether it is proven that the command was not started; no proof is none."""
+        return (
+            self._boot_id is not None  # else a power failure may have taken the files
+            and self._is_of_this_boot(run)
+            and self._directories.is_directory_of(directory, run.directory_id)
+            and job_directory.is_unstarted(directory, run.token or "")
+            and job_directory.RUN not in os.listdir(directory)
+            and run.spool_offset == run.next_sequence == job_directory.spool_end(directory) == 0
+        )
+
+    def _end_leftovers(
+        self, run: Run, directory: int | None, until: float
+    ) -> tuple[tuple[int, ...], str]:
+        """Kill what is left of a job of this directory; return the pids still there, and a note."""
+        if not orphans.are_visible():
+            where = (
+                "without /proc"
+                if system_calls.pid_namespace() is None
+                else "from this pid namespace"
+            )
+            return (), f"its processes cannot be seen {where}"
+        is_elsewhere = directory is not None and _is_of_other_namespace(directory)
+        if is_elsewhere and not orphans.find(run.cookie or ""):
+            # Those of a namespace inside of this one would have been found.
+            return (), "its processes cannot be seen from this pid namespace"
+        if self.is_here(run):
+            unreaped = self._kill_leftovers(run, until)
+            unexamined = ", ".join(map(str, orphans.unexamined()))
+            return unreaped, f"could not be examined: {unexamined}" if unexamined else ""
+        # They may be those of the files that these were copied from, where they are cared for.
+        left = tuple(orphans.find(run.cookie or ""))
+        return left, f"still running, and left alone: {', '.join(map(str, left))}" if left else ""
+
+    def _kill_leftovers(self, run: Run, until: float) -> tuple[int, ...]:
+        """Kill them; return the pids of those that could not be killed."""
+        began = self._killing.setdefault(run.number, time.monotonic())
+        patience = orphans.PATIENCE - (time.monotonic() - began)
+        left = orphans.kill(
+            run.cookie or "", max(min(patience, until - time.monotonic()), orphans.PAUSE)
+        )
+        if left and time.monotonic() - began < orphans.PATIENCE and until != math.inf:
+            raise _StillThere
+        self._killing.pop(run.number, None)
+        return left
+
+    def _tell(self, run: Run, verdict: job_directory.ExitRecord) -> None:
+        failpoints.reach(failpoints.RESOLVED, self._database)
+        telemetry.event(
+            logging.WARNING,
+            "job resolved",
+            job=str(run.id),
+            reason=verdict.reason,
+            unreaped=list(verdict.unreaped),
+        )
+
+    # --- all jobs ---------------------------------------------------------------
+
+    def is_unfinished(self) -> bool:
+        """Tell whether the last sweep ran out of time, so that the next one is due soon."""
+        return self._unfinished
+
+    @handed_over
+    def sweep(self, *, everything: bool = False) -> list[Run]:
+        """
+        Look at every RUNNING job, at begun deletions and at leftover directories.
+
+        Args:
+            everything: Import also for those that another manager cares for, and wait for
+                each write as long as the busy timeout.
+
+        Returns:
+            The jobs that this settled.
+
+        Raises:
+            DatabaseBusy: With `everything`: another process kept the write lock too long.
+        """
+        names = self._directories.names()  # before the rows: one made in between has a row
+        with self._database.read() as connection:
+            running = transitions.supervised(connection, self._postpone_damaged)
+            owned = transitions.owned(connection, self._postpone_damaged)
+        settled = []
+        self._unfinished = False
+        offsets = {run.number: run.spool_offset for run in running}
+        until = math.inf if everything else time.monotonic() + SWEEP
+        patience = None if everything else READ_PATIENCE
+        # From behind the last one of the sweep before, so that all have their turn.
+        for run in sorted(running, key=lambda run: (run.number <= self._swept, run.number)):
+            if not everything and not self._postponed.is_due(run.number):
+                continue
+            resting = everything or self._offsets.get(run.number) == run.spool_offset
+            fresh = self._sweep_one(run, patience, resting=resting, kill=True, until=until)
+            if fresh is not None:
+                offsets[run.number] = fresh.spool_offset
+            if fresh is not None and fresh.final:
+                settled.append(fresh)
+            if fresh is not None and fresh.supervised:
+                self._look_at_supervisor(fresh)
+            self._swept = run.number
+            if time.monotonic() >= until:
+                self._unfinished = True
+                break  # jobs start meanwhile; the next sweep goes on
+        self._killing = {
+            number: since for number, since in self._killing.items() if number in offsets
+        }
+        settled += self._sweep_owned(owned, patience)
+        self._remove_environments()
+        self._offsets = offsets
+        self._unresponsive.keep({run.number for run in running})
+        self._remover.go_on(everything=everything)
+        self._remove_stale(names, everything)
+        return settled
+
+    @handed_over
+    def refresh(self) -> None:
+        """Bring in what the running jobs of this directory have written, and settle the ended."""
+        with self._database.read() as connection:
+            running = transitions.supervised(connection)
+            owned = transitions.owned(connection)
+        for run in running:
+            self._sweep_one(run, READ_PATIENCE, resting=True, kill=False, until=math.inf)
+        for run in owned:
+            self.reconcile_softly(run)
+
+    def _sweep_one(
+        self, run: Run, patience: float | None, *, resting: bool, kill: bool, until: float
+    ) -> Run | None:
+        try:
+            if not self._says_more(run, output=resting):
+                return run
+            return self._reconcile_softly(run, patience=patience, kill=kill, until=until)
+        except NewerProtocol:
+            return None
+
+    def _sweep_owned(self, owned: list[Run], patience: float | None) -> list[Run]:
+        """End what dead owners have left, and remove their locks; return what was ended."""
+        owners = {run.owner or "" for run in owned}
+        dead = {owner for owner in owners if not self._seems_alive(owner)}
+        ended = [
+            self._reconcile_softly(run, patience=patience, kill=True, until=math.inf)
+            for run in owned
+            if run.owner in dead
+        ]
+        self._ownership.remove_unused(owners)
+        return [run for run in ended if run is not None and run.final]
+
+    def _remove_environments(self) -> None:
+        """Remove what no job that may still start needs: its last one was deleted, perhaps."""
+        with self._database.read() as connection:
+            found = environments.has_unused(connection)
+        if found:
+            self._database.write(environments.remove_unused)
+
+    def _seems_alive(self, owner: str) -> bool:
+        try:
+            return self._ownership.lives(owner)
+        except StoreError as error:
+            # The others are looked at all the same; its own jobs wait.
+            telemetry.event(logging.WARNING, "owner not seen", owner=owner, error=str(error))
+            return True
+
+    def _look_at_supervisor(self, run: Run) -> None:
+        try:
+            self._unresponsive.look(run)
+        except Exception as error:  # noqa: BLE001 - the others are to be looked at all the same
+            self._postpone(run, error)
+
+    def _postpone_damaged(self, number: int, error: Exception) -> None:
+        self._postponed.fail(number, error, "job postponed", job=f"number {number}", step="read")
+
+    def _remove_stale(self, names: list[str], everything: bool) -> None:
+        ids = {UUID(hex=name) for name in names}
+        if ids:
+            with self._database.read() as connection:
+                active = store.active_ids(connection, ids)
+            for stale in ids - active:
+                self._remove_softly(stale.hex, self._directories.remove, everything)
+        for leftover in self._directories.leftovers():
+            self._remove_softly(leftover, self._directories.remove_leftover, everything)
+
+    def _remove_softly(self, name: str, remove: Callable[[str], object], everything: bool) -> None:
+        """Remove a directory; one that cannot be removed now stays for a later sweep."""
+        if not everything and not self._postponed.is_due(name):
+            return
+        try:
+            remove(name)
+        except (StoreError, OSError) as error:
+            self._postponed.fail(name, error, "directory not removed", directory=name)
+        else:
+            self._postponed.succeed(name)
+
+
+def _is_supervised(run: Run) -> bool:
+    """
+    Tell whether a run of this boot has a supervisor, whatever has become of its lock file.
+
+    The kernel's list of locks has those of all pid namespaces, but may miss one. What it
+    says of each process is certain, of those that can be seen.
+    """
+    token = run.token or ""
+    return job_directory.is_run_locked(token) or bool(orphans.find_holders(token))
+
+
+def _is_of_other_namespace(directory: int) -> bool:
+    """Tell whether a job was started in another pid namespace; False: its record does not say."""
+    record = job_directory.read_record(directory, job_directory.RUN)
+    namespace = None if record is None else record.get("pid_namespace")
+    return namespace not in (None, system_calls.pid_namespace())

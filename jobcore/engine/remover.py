@@ -1,0 +1,310 @@
+"""Removes the rows and directories of deleted jobs, a little at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy import Connection, Table
+
+from jobcore.clock import Clock
+from jobcore.embedding import failpoints
+from jobcore.embedding.worker import handed_over
+from jobcore.engine import hiding, orphans
+from jobcore.engine.job_directories import Directories, is_name
+from jobcore.engine.postponement import Postponement, is_of_all
+from jobcore.errors import StoreError
+from jobcore.storage import environments, log_segments, store, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.tables import pipeline, workspace
+from jobcore.storage.transitions import Damaged
+from jobcore.supervisor import job_directory
+
+#: Jobs whose rows are removed in one transaction: others wait for no more than these.
+REMOVED_AT_ONCE = 100
+#: Segments of logs, too: 25 MiB of lines, for which SQLite needs some 50 ms where
+#: they could not be compressed: it reads every page that it frees.
+SEGMENTS_AT_ONCE = 100
+#: Workspaces or pipelines, and records of skipped runs, likewise.
+OWNERS_AT_ONCE = 100
+SKIPS_AT_ONCE = 1000
+
+#: Seconds until what runs of a damaged job has to be dead, and between two looks.
+END, END_PAUSE = 30.0, 0.02
+
+#: Before every id.
+_FIRST = UUID(int=0).hex
+#: Seconds of rest before a step of a long chore at the most: a transaction that itself had
+#: to wait is no reason for more.
+LONGEST_REST = 0.1
+
+
+class Turns:
+    """
+    Rests before each transaction as long as the last one took.
+
+    The write lock is not a queue. Other threads, and SQLite's busy handler in
+    other processes, which sleeps for up to 100 ms between two tries, hardly ever
+    meet the gap between two transactions that follow each other at once: without
+    a rest they would wait for the whole chore, not for one of its steps.
+    """
+
+    def __init__(self) -> None:
+        self._rest = 0.0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Rest, and then have a turn."""
+        time.sleep(self._rest)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._rest = min(time.monotonic() - begun, LONGEST_REST)
+
+
+class Remover:
+    """
+    Removes what was marked deleted; whoever is killed meanwhile leaves the rest to the next one.
+
+    Args:
+        database: The rows.
+        directories: What is left of jobs outside of it.
+        clock: Tells when.
+        postponed: Remembers the jobs that could not be removed, by their number.
+    """
+
+    def __init__(
+        self, database: Database, directories: Directories, clock: Clock, postponed: Postponement
+    ) -> None:
+        self._postponed = postponed
+        self._database = database
+        self._directories = directories
+        self._clock = clock
+        self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was looked at
+
+    def remove_jobs(self, *numbers: int, turns: Turns | None = None) -> None:
+        """Remove those of the jobs that are final and marked deleted, with their directories."""
+        turns = turns or Turns()
+        for first in range(0, len(numbers), REMOVED_AT_ONCE):
+            some = numbers[first : first + REMOVED_AT_ONCE]
+            while not self._remove(some, turns):
+                pass
+
+    @handed_over
+    def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
+        """Remove what one transaction may; True: nothing of these jobs is left to be removed."""
+
+        def remove_rows(connection: Connection) -> list[str] | None:
+            # Not left to the cascade: a log may be as large as the disk.
+            if (
+                log_segments.remove_of_deleted(connection, numbers, SEGMENTS_AT_ONCE)
+                == SEGMENTS_AT_ONCE
+            ):
+                return None
+            found = [(transitions.find_damaged(connection, number), number) for number in numbers]
+            return [
+                one.name
+                for one, number in found
+                if one is not None and transitions.remove_if_final(connection, number)
+            ]
+
+        with turns.take():
+            removed = self._database.write(remove_rows)
+        if removed is None:
+            return False
+        failpoints.reach(failpoints.ROWS_REMOVED, self._database)
+        for name in removed:
+            self._remove_directory(name)
+        return True
+
+    def _remove_directory(self, name: str) -> None:
+        """Remove the directory of a job that is gone; a damaged id is no name of one."""
+        if is_name(name):
+            self._directories.remove(name)
+
+    @handed_over
+    def remove_damaged(self, number: int) -> None:
+        """
+        Remove a job by what can be read of its row, which no rule allows to be changed.
+
+        Its command is stopped first, and killed after its grace.
+
+        Raises:
+            StoreError: The file cannot be read, or the command does not end.
+        """
+        while True:
+            with self._database.read() as connection:
+                seen = transitions.find_damaged(connection, number)
+            if seen is None:
+                return
+            self._end(number, seen)
+            turns = Turns()
+            removed = SEGMENTS_AT_ONCE
+            while removed == SEGMENTS_AT_ONCE:
+                with turns.take():
+                    removed = self._database.write(
+                        partial(log_segments.remove_some, number=number, limit=SEGMENTS_AT_ONCE)
+                    )
+
+            def remove_row(connection: Connection, seen: Damaged = seen) -> bool:
+                removed = transitions.remove_damaged_if(connection, number, seen)
+                if removed:
+                    environments.remove_unused(connection)
+                return removed
+
+            with turns.take():
+                gone = self._database.write(remove_row)
+            if gone:
+                self._remove_directory(seen.name)
+                return
+
+    def _end(self, number: int, seen: Damaged) -> None:
+        """End what runs of a job, without its row."""
+        if not is_name(seen.name):
+            return
+        for letter, patience in (
+            (job_directory.STOP_NOW, max(seen.grace_ms, 0) / 1000),
+            (job_directory.KILL_NOW, END),
+        ):
+            deadline = time.monotonic() + patience
+            while self._is_supervised(seen.name, letter):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(END_PAUSE)
+            else:
+                break
+        else:
+            raise StoreError(
+                f"job number {number} is damaged, and its command has not ended within {END:g} s: "
+                "delete it again"
+            )
+        if seen.cookie and not orphans.is_inside(seen.cookie):
+            orphans.kill(seen.cookie)
+
+    def _is_supervised(self, name: str, letter: bytes) -> bool:
+        """Tell whether a job has a supervisor; one that has is told a letter."""
+        try:
+            with self._directories.open(name) as directory:
+                if not self._directories.is_held(directory):
+                    return False
+                with suppress(OSError):  # it ends just now, or is told with the next look
+                    job_directory.ring(directory, letter)
+                return True
+        except FileNotFoundError:
+            return False
+
+    def remove_owner(self, table: Table, owner_id: UUID, turns: Turns) -> None:
+        """Remove a workspace or pipeline that is marked deleted, if nothing is left of it."""
+        if table is workspace:
+            after = _FIRST
+            while pipelines := self._marked(pipeline, after, workspace_id=owner_id):
+                after = pipelines[-1].hex
+                self._remove_owners(pipeline, pipelines, turns)
+        self._remove_owners(table, [owner_id], turns)
+
+    def go_on(self, *, everything: bool) -> None:
+        """
+        Go on with deletions that somebody began: mark, remove what is final, then the owners.
+
+        Args:
+            everything: Come to an end. Else do a little, so that jobs can start meanwhile.
+        """
+        turns = Turns()
+        pages = {}
+        for table in (workspace, pipeline):
+            pages[table] = self._pages(table, everything=everything)
+            for one in pages[table]:
+                while self.mark_some(table, one, turns) and everything:
+                    pass
+        if self._remove_final(turns, everything=everything):
+            self._remove_stuck()  # which looks at all hidden jobs: few are left
+        for table in (pipeline, workspace):  # the ones belong to the others
+            self._remove_owners(table, pages[table], turns)
+
+    def _pages(self, table: Table, *, everything: bool) -> list[UUID]:
+        """Return the workspaces or pipelines to go on with; all, or some after the last ones."""
+        if not everything:
+            found = self._marked(table, self._after[table])
+            self._after[table] = found[-1].hex if found else _FIRST
+            return found
+        every: list[UUID] = []
+        while some := self._marked(table, every[-1].hex if every else _FIRST):
+            every += some
+        return every
+
+    def mark_some(self, table: Table, owner_id: UUID, turns: Turns) -> bool:
+        """Mark some of what belongs to a marked workspace or pipeline; False: all is marked."""
+        with self._database.read() as connection:
+            if not store.has_unmarked(connection, table, owner_id):
+                return False
+        begin = partial(hiding.begin_some, table=table, owner_id=owner_id, now=self._clock.now())
+        with turns.take():
+            return self._database.write(begin)
+
+    def _marked(self, table: Table, after: str, workspace_id: UUID | None = None) -> list[UUID]:
+        with self._database.read() as connection:
+            return store.marked_ids(connection, table, after, OWNERS_AT_ONCE, workspace_id)
+
+    def _remove_final(self, turns: Turns, *, everything: bool) -> bool:
+        """Remove hidden jobs that are final, all or some; tell whether those were all."""
+        while True:
+            waiting = self._postponed.waiting()
+            with self._database.read() as connection:
+                marked = transitions.deleted_final(connection, REMOVED_AT_ONCE + len(waiting))
+            numbers = [number for number in marked if number not in waiting]
+            self._remove_each(numbers, turns)
+            if not everything or len(numbers) < REMOVED_AT_ONCE:
+                return len(numbers) < REMOVED_AT_ONCE
+
+    def _remove_stuck(self) -> None:
+        """Remove hidden jobs that were damaged, and that somebody began to delete."""
+        with self._database.read() as connection:
+            numbers = transitions.stuck(connection, REMOVED_AT_ONCE)
+        for number in set(numbers) - self._postponed.waiting():
+            try:
+                self.remove_damaged(number)
+            except Exception as error:
+                if is_of_all(error):
+                    raise
+                self._postponed.fail(
+                    number, error, "job postponed", job=f"number {number}", step="delete"
+                )
+
+    def _remove_each(self, numbers: Sequence[int], turns: Turns) -> None:
+        """Remove jobs; one that cannot be removed is postponed, and keeps no other."""
+        try:
+            self.remove_jobs(*numbers, turns=turns)
+        except Exception as error:
+            if is_of_all(error):
+                raise
+        else:
+            return
+        for number in numbers:
+            try:
+                self.remove_jobs(number, turns=turns)
+            except Exception as error:  # noqa: BLE001 - the others are to be removed all the same
+                self._postponed.fail(
+                    number, error, "job postponed", job=f"number {number}", step="delete"
+                )
+
+    def _remove_owners(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
+        for first in range(0, len(ids), OWNERS_AT_ONCE):
+            some = ids[first : first + OWNERS_AT_ONCE]
+            with self._database.read() as connection:
+                empty = store.empty_of(connection, table, some)
+            if empty:
+                self._remove_empty(table, empty, turns)
+
+    def _remove_empty(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
+        removed = SKIPS_AT_ONCE
+        while table is pipeline and removed == SKIPS_AT_ONCE:
+            with turns.take():
+                removed = self._database.write(
+                    partial(store.remove_skips_of, pipeline_ids=ids, limit=SKIPS_AT_ONCE)
+                )
+        with turns.take():
+            self._database.write(partial(store.remove_if_empty, table=table, ids=ids))

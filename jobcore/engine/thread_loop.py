@@ -1,0 +1,230 @@
+"""
+One named daemon thread that sleeps in `poll` until a descriptor, a wake-up or a deadline.
+
+It begins when it is needed, ends with `close`, and is begun anew in a forked
+child, which has none of its parent's threads.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import logging
+import os
+import select
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+
+from jobcore.embedding import failpoints, telemetry
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.interrupts import Lock
+from jobcore.embedding.worker import HANDS, begin_own_thread, end_own_thread
+from jobcore.errors import SpawnError
+
+#: Seconds that the interpreter's exit waits for the turn under way.
+EXIT_PATIENCE = 5.0
+#: Seconds of rest after a turn that raised what it should not.
+REST = 1.0
+#: Tries to wake it, where the system refuses to write into a pipe.
+RINGS = 3
+
+
+class Loop:
+    """
+    A thread that calls `turn` again and again.
+
+    Any thread may call `start`, `ring`, `is_inside` and `close`; `wait` and `rest`
+    are for `turn`.
+
+    Attributes:
+        exiting: The interpreter's exit has closed it: handlers of `atexit` that were
+            registered before it may still come.
+
+    Args:
+        name: Of the thread.
+        turn: What is done; it sleeps in `wait`, and raises nothing.
+        end: The thread's last act, once it is closed.
+    """
+
+    _starting: Lock
+    _thread: threading.Thread | None
+    _pid: int  # of the process that started the thread
+
+    def __init__(
+        self, name: str, turn: Callable[[], None], end: Callable[[], None] = lambda: None
+    ) -> None:
+        self._name = name
+        self._turn = turn
+        self._end = end
+        self.exiting = False  # closed by the interpreter's exit
+        self._closing = False
+        self._crashed = False
+        self.forget()
+        _close_at_exit(self)
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: the gate has closed the pipe, the thread is not here."""
+        self._starting = Lock()
+        self._thread = None
+
+    def start(self) -> None:
+        """
+        Start the thread, unless it runs or was closed.
+
+        Raises:
+            SpawnError: The system has no thread or no descriptors left. Nothing stays open.
+        """
+        if self._thread is None and not self._closing:
+            HANDS.call(self._start)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None and not self._closing:
+                try:
+                    with GATE:
+                        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                        GATE.register(*pipe)
+                except OSError as error:
+                    raise SpawnError(f"no thread {self._name}: {error}", error.errno) from error
+                # A daemon: an interpreter that exits does not wait for jobs.
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    GATE.close(*pipe)
+                    # Python tells no errno; pthread_create has this one for want of threads.
+                    raise SpawnError(f"no thread {self._name}: {error}", errno.EAGAIN) from error
+                self._pid = os.getpid()
+                self._reader, self._writer = pipe
+                self._thread = thread
+
+    def ring(self) -> None:
+        """Wake the thread. Raises nothing: what it is woken for is done, and stays done."""
+        with self._starting:  # or the number may belong to another file by now
+            for _ in range(RINGS if self._thread is not None else 0):
+                try:
+                    os.write(self._writer, b"!")
+                    return
+                except BlockingIOError:
+                    return  # full: it has been rung already
+                except OSError as error:
+                    _tell(error)
+
+    def is_inside(self) -> bool:
+        """Tell whether it is the thread itself that asks."""
+        return self._thread is threading.current_thread()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the thread runs in this process."""
+        return self._thread is not None and self._pid == os.getpid()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the thread is to end: a turn that takes long looks at this between its steps."""
+        return self._closing
+
+    def leave(self) -> None:
+        """End the thread after the turn under way, and wait for nothing."""
+        self._closing = True
+        self.ring()
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        End the thread after the turn under way; harmless when ended, or never started.
+
+        Inside the thread this returns at once, and it ends all the same.
+
+        Args:
+            timeout: Seconds to wait for that; a turn that takes longer still comes to its end.
+        """
+        self._closing = True
+        thread = self._thread
+        if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
+            return  # never started; or another process's, forked by code that runs no hooks
+        self.ring()
+        thread.join(timeout)
+        if self._crashed:
+            self._finish()
+
+    def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
+        """Sleep until one of these is readable, somebody rings, or so long; return who is."""
+        poller = select.poll()
+        poller.register(self._reader, select.POLLIN)
+        for descriptor in descriptors:
+            poller.register(descriptor, select.POLLIN)
+        timeout = None  # as long as it takes
+        if seconds is not None:
+            # Rounded up: a poll that returns just before the moment would spin.
+            timeout = int(seconds * 1000) + 1 if seconds > 0 else 0
+        ready = [one for one, _ in poller.poll(timeout)]
+        if self._reader in ready:
+            ready.remove(self._reader)
+            self._empty()
+        return ready
+
+    def rest(self, seconds: float) -> None:
+        """Sleep so long, unless somebody rings."""
+        poller = select.poll()  # not select(), which knows descriptors below 1024 only
+        poller.register(self._reader, select.POLLIN)
+        poller.poll(seconds * 1000)
+
+    def _empty(self) -> None:
+        try:
+            while len(os.read(self._reader, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def _run(self) -> None:
+        begin_own_thread()
+        try:
+            self._turn_until_closed()
+        finally:
+            end_own_thread()
+
+    def _turn_until_closed(self) -> None:
+        with self._starting:
+            pass  # until `_start` has noted thread and pipe
+        while not self._closing:
+            try:
+                self._turn()
+            except failpoints.Crashed:
+                self._crashed = True  # what it holds is closed with the rest of its host
+                return
+            except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
+                _tell(error)
+                self.rest(REST)
+        self._finish()
+
+    def _finish(self) -> None:
+        try:
+            self._end()
+        except BaseException as error:  # noqa: BLE001 - the descriptors are still to be closed
+            _tell(error)
+        with self._starting:
+            if self._thread is not None:
+                self._thread = None
+                GATE.close(self._reader, self._writer)
+
+
+def _tell(error: BaseException) -> None:
+    try:
+        telemetry.event(logging.ERROR, "turn failed", error=repr(error))
+    except Exception:  # noqa: BLE001, S110 - the host's log is what fails
+        pass
+
+
+def _close_at_exit(loop: Loop) -> None:
+    """At the interpreter's exit, let the turn under way come to its end."""
+    reference = weakref.ref(loop)
+
+    def close() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.exiting = True
+            alive.close(EXIT_PATIENCE)
+
+    atexit.register(close)
+    weakref.finalize(loop, atexit.unregister, close).atexit = False

@@ -1,0 +1,249 @@
+"""
+Wakes supervisors that were stopped or do not answer, and at last ends them.
+
+A stopped supervisor (SIGSTOP, by an operator or by its own job) is woken as soon as
+it is seen. One that does not answer after a stop or time-out is overdue is killed,
+unless a debugger or a frozen cgroup holds it; its job is then resolved like that of
+any dead supervisor. A wish to stop is timed from the moment this process first saw it,
+since the wall clock in the row may have jumped. A supervisor that answers is never
+killed: it may be waiting for room on a full disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+
+from jobcore.clock import Clock
+from jobcore.embedding import telemetry
+from jobcore.engine import orphans, procfs
+from jobcore.engine.job_directories import Directories
+from jobcore.engine.supervisor_pool import STUB
+from jobcore.errors import StoreError
+from jobcore.storage import filesystem
+from jobcore.storage.transitions import Run
+from jobcore.supervisor import NewerProtocol, job_directory, pids, system_calls
+
+#: Unread letters on a FIFO from which on it tells nothing whether more have come.
+MANY = 4096
+#: Seconds between two letters, within which a supervisor has the time to read one.
+ANSWER_PATIENCE = 0.5
+#: Seconds that a supervisor has to take a job before stopped ones are woken.
+RECORD_PATIENCE = 2.0
+
+
+class Unresponsive:
+    """
+    Looks after the supervisors of running jobs, whoever started them.
+
+    Args:
+        directories: Where they are found, by their locks.
+        clock: Tells when they are overdue.
+    """
+
+    def __init__(self, directories: Directories, clock: Clock) -> None:
+        self._directories = directories
+        self._clock = clock
+        self._boot_id = filesystem.boot_id()
+        self._overdue = Overdue()
+        self._supervisors: dict[int, int] = {}  # by job number, the pid; 0: not to be seen here
+        self._unread: dict[int, int] = {}  # by job number, letters on the FIFO at the last look
+        self._pressed: dict[int, float] = {}  # by job number, when that was
+        self._unrecorded: dict[int, float] = {}  # by job number, since when there is no record
+
+    def look(self, run: Run) -> None:
+        """Wake the supervisor of a running job if it was stopped; end it if it has to be."""
+        now = self._clock.monotonic()
+        self.wake(run)
+        try:
+            if self._overdue.is_overdue(run, self._clock.now(), now) and self._has_had_time(run):
+                self._press(run)
+        except (StoreError, OSError) as error:
+            _pass_over(run, error)
+
+    def wake(self, run: Run) -> None:
+        """Wake the supervisor of a running job if it was stopped."""
+        try:
+            pid = self._supervisors.get(run.number)
+            if pid is None:
+                pid = self._read_supervisor(run)
+            if pid is None:
+                self._wake_before_record(run)
+            elif (
+                pid
+                and procfs.is_stopped(pid)
+                # The pid may be that of another process by now.
+                and orphans.signal_holder(pid, run.token or "", signal.SIGCONT)
+            ):
+                _tell(run, signal.SIGCONT, [pid])
+        except (StoreError, OSError, NewerProtocol) as error:
+            _pass_over(run, error)
+
+    def keep(self, numbers: set[int]) -> None:
+        """Forget all jobs but these."""
+        self._overdue.keep(numbers)
+        for known in (self._supervisors, self._unread, self._pressed, self._unrecorded):
+            for number in set(known) - numbers:
+                known.pop(number, None)
+
+    def _wake_before_record(self, run: Run) -> None:
+        """
+        Wake supervisors that may have been given the job, and were stopped before they took it.
+
+        Only the host that sent the job knows which one. When that is dead any stopped
+        supervisor may be it, and to wake one that is not does no harm.
+        """
+        now = self._clock.monotonic()
+        if now - self._unrecorded.setdefault(run.number, now) < RECORD_PATIENCE:
+            return
+        stopped = [pid for pid in procfs.other_pids() if procfs.is_stopped(pid)]
+        for pid in procfs.with_argument(STUB, stopped):
+            try:
+                with pids.ProcessHandle(pid) as process:
+                    if procfs.with_argument(STUB, [pid]):
+                        process.signal(signal.SIGCONT)
+            except (ProcessLookupError, PermissionError):
+                continue
+            _tell(run, signal.SIGCONT, [pid])
+
+    def _has_had_time(self, run: Run) -> bool:
+        """Tell whether the supervisor has had time to answer since the last letter."""
+        now = self._clock.monotonic()
+        before = self._pressed.get(run.number)
+        if before is not None and now - before < ANSWER_PATIENCE:
+            return False
+        self._pressed[run.number] = now
+        return True
+
+    def _read_supervisor(self, run: Run) -> int | None:
+        """Return the pid in the record of the run, 0 where it means nothing; None: no record."""
+        try:
+            with self._directories.open(run.name) as directory:
+                record = job_directory.read_record(directory, job_directory.RUN)
+        except StoreError:
+            record = None  # something strange has its name
+        if record is None:
+            return None
+        pid = record.get("supervisor")
+        here = pids.level() == 1 and (record.get("boot_id"), record.get("pid_namespace")) == (
+            self._boot_id,
+            system_calls.pid_namespace(),
+        )
+        self._supervisors[run.number] = pid if here and isinstance(pid, int) else 0
+        return self._supervisors[run.number]
+
+    def _press(self, run: Run) -> None:
+        with self._directories.open(run.name) as directory:
+            number = self._overdue.judge(
+                run.number, self._clock.monotonic(), answers=self._answers(run, directory)
+            )
+            with suppress(OSError):  # something strange may have the name of the FIFO
+                job_directory.ring(directory)
+        if number is None:
+            return
+        token = run.token or ""
+        found = orphans.find_holders(token)
+        held = [pid for pid in found if procfs.is_held_back(pid)]
+        reached = [
+            pid for pid in found if pid not in held and orphans.signal_holder(pid, token, number)
+        ]
+        if found:
+            _tell(run, number, reached, held)
+
+    def _answers(self, run: Run, directory: int) -> bool:
+        """Tell whether the supervisor has read from its FIFO since the last look, at the latest."""
+        before = self._unread.get(run.number)
+        try:
+            unread = job_directory.count_unread(directory)
+        except OSError:
+            unread = None  # something strange has its name
+        if unread is None:
+            return False  # there is no FIFO
+        self._unread[run.number] = unread
+        # One letter more at least was written after the last look.
+        return before is None or (before >= unread and unread < MANY)
+
+
+def _pass_over(run: Run, error: Exception) -> None:
+    # What is wrong with the directory the sweep finds out.
+    telemetry.event(logging.INFO, "supervisor not seen", job=run.name, error=str(error))
+
+
+def _tell(run: Run, number: signal.Signals, reached: list[int], held: Sequence[int] = ()) -> None:
+    telemetry.event(
+        logging.WARNING,
+        "supervisor does not react",
+        job=str(run.id),
+        signal=number.name,
+        pids=reached,
+        held=list(held),
+    )
+
+
+#: Seconds beyond the grace after which a supervisor that does not answer is woken.
+WAKE_AFTER = 30.0
+#: Seconds more, without any answer, after which it is killed and its job resolved.
+KILL_AFTER = 10.0
+
+
+class Overdue:
+    """Remembers since when each job should have ended; pure, told the time."""
+
+    def __init__(self) -> None:
+        self._asked: dict[int, float] = {}  # when a wish to stop was seen first
+        self._since: dict[int, float] = {}  # when the job was seen to be overdue
+        self._silent: dict[int, float] = {}  # since when its supervisor has not answered
+        self._woken: dict[int, float] = {}  # when it was first sent SIGCONT
+
+    def is_overdue(self, run: Run, wall: int, now: float) -> bool:
+        """
+        Tell whether the job should have ended: by a stop or its time-out, and its grace.
+
+        Args:
+            run: As it is now.
+            wall: Wall time in microseconds.
+            now: By the monotonic clock, as for `judge`.
+        """
+        grace = run.effective_grace_ms
+        if grace is None:
+            return False  # a jobcore that did not note it has started the job
+        stopped = (
+            run.stop_requested is not None
+            and now >= self._asked.setdefault(run.number, now) + grace / 1000
+        )
+        timed_out = (
+            run.timeout_ms is not None
+            and run.start_time is not None
+            and wall >= run.start_time + (run.timeout_ms + grace) * 1000
+        )
+        return stopped or timed_out
+
+    def judge(self, number: int, now: float, *, answers: bool) -> signal.Signals | None:
+        """
+        Return the signal that the supervisor of an overdue job is due, if any.
+
+        Args:
+            number: The job.
+            now: By the monotonic clock.
+            answers: Whether the supervisor has answered since the last call.
+        """
+        waited = now - self._since.setdefault(number, now)
+        if answers:
+            self._silent.pop(number, None)
+            self._woken.pop(number, None)
+            return None
+        silent = now - self._silent.setdefault(number, now)
+        if waited < WAKE_AFTER:
+            return None
+        # It has time to answer after it was woken, also where this process was stopped
+        # or frozen together with it, and finds all of that time gone.
+        woken = now - self._woken.setdefault(number, now)
+        return signal.SIGKILL if min(woken, silent) >= KILL_AFTER else signal.SIGCONT
+
+    def keep(self, numbers: set[int]) -> None:
+        """Forget all jobs but these."""
+        for moments in (self._asked, self._since, self._silent, self._woken):
+            for number in set(moments) - numbers:
+                moments.pop(number, None)

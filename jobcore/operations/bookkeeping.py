@@ -1,0 +1,268 @@
+"""Jobs without a process, which their host starts, logs and finishes itself."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from jobcore.clock import Clock
+from jobcore.engine.ownership import Ownership
+from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, shown
+from jobcore.lifecycle import Ending, Status, Trigger
+from jobcore.operations.lookup import Id, require_job
+from jobcore.storage import environments, log_segments, settlement, store, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.transitions import Report, Run
+from jobcore.supervisor import progress
+
+#: Types of tasks that people do, by how they begin: no process owns them.
+FOR_PEOPLE = ("PROFILE_",)
+
+#: Jobs among which a claim looks for one that can be read, where the first one cannot.
+_PAST_DAMAGED = 1000
+
+
+class Bookkeeper:
+    """
+    Moves jobs that have no process.
+
+    Args:
+        database: Where they are.
+        clock: Tells when.
+        ownership: Names this process, which owns the tasks that it does.
+    """
+
+    def __init__(self, database: Database, clock: Clock, ownership: Ownership) -> None:
+        self._database = database
+        self._clock = clock
+        self._ownership = ownership
+
+    def start(self, job_id: Id, owner: str | None) -> Row[Any]:
+        """
+        Move QUEUED to RUNNING, without a token.
+
+        Args:
+            owner: `"process"`: this one; None: no process; `"auto"`: as its type says.
+
+        Raises:
+            JobNotFound, InvalidTransition: No job has this ID, or it is not QUEUED.
+        """
+        now = self._clock.now()
+
+        def begin(connection: Connection) -> Row[Any]:
+            row = require_job(connection, job_id)
+            is_owned = owner == "process" or (
+                owner == "auto" and not str(row.type).startswith(FOR_PEOPLE)
+            )
+            name = self._ownership.claim() if is_owned else None
+            return start(connection, row, name, now=now)
+
+        return self._database.write(begin, about=f"job {job_id}")
+
+    def take_up(self, job_id: Id) -> Row[Any]:
+        """
+        Start a QUEUED job as a task of this process, or go on with one that it has started.
+
+        Raises:
+            JobNotFound, InvalidTransition: No job has this ID, or it is neither.
+        """
+        now = self._clock.now()
+
+        def take(connection: Connection) -> Row[Any]:
+            row = require_job(connection, job_id)
+            name = self._ownership.claim()
+            if row.status == Status.RUNNING and row.owner == name:
+                return row
+            return start(connection, row, name, now=now)
+
+        return self._database.write(take, about=f"job {job_id}")
+
+    def has_next(self, types: tuple[str, ...]) -> bool:
+        """Tell whether a job of these types is queued that may start now."""
+        with self._database.read() as connection:
+            return self._next(connection, types, self._clock.now()) is not None
+
+    def claim_next(
+        self, types: tuple[str, ...], *, patience: float | None = None
+    ) -> Row[Any] | None:
+        """
+        Start the oldest queued job of these types as a task of this process; None: no such job.
+
+        Args:
+            patience: Seconds to wait for the write lock; None: the busy timeout.
+        """
+        if not self.has_next(types):
+            return None  # no write lock for that
+        now = self._clock.now()
+
+        def begin(connection: Connection) -> Row[Any] | None:
+            row = self._next(connection, types, now)
+            if row is None:
+                return None
+            return start(connection, row, self._ownership.claim(), now=now)
+
+        return self._database.write(begin, patience=patience, about="the job that is claimed")
+
+    @staticmethod
+    def _next(connection: Connection, types: tuple[str, ...], now: int) -> Row[Any] | None:
+        damaged: list[int] = []
+
+        def failed(number: int, _error: Exception) -> None:
+            damaged.append(number)
+
+        for most in (1, _PAST_DAMAGED):
+            rows = store.queued_jobs(connection, types=types, now=now, limit=most, failed=failed)
+            with closing(rows):
+                row = next(rows, None)
+            if row is not None or not damaged:
+                return row
+        return None
+
+    def adopt(self, job_id: Id) -> Row[Any]:
+        """
+        Make this process the owner of a task.
+
+        Raises:
+            JobNotFound, InvalidTransition: No such job, or not RUNNING without a process.
+        """
+
+        def change(connection: Connection) -> Row[Any]:
+            run = self._require_own(connection, job_id, "adopt")
+            transitions.change_owner(connection, run.number, self._ownership.claim())
+            return _get(connection, run)
+
+        return self._database.write(change, about=f"job {job_id}")
+
+    def finish(
+        self,
+        job_id: Id,
+        exit_code: int,
+        *,
+        lines: tuple[str, ...] = (),
+        result: tuple[str, bytes] | None = None,
+    ) -> Row[Any]:
+        """
+        Move RUNNING to final, as its host says.
+
+        Args:
+            lines: The last ones of its log.
+            result: Encoding and bytes of what it returns, if it is COMPLETE.
+
+        Raises:
+            JobNotFound, InvalidTransition: No job has this ID, or it is not the host's to finish.
+            ArgumentError: The exit code is not between 0 and 255.
+        """
+        is_number = isinstance(exit_code, int) and not isinstance(exit_code, bool)
+        if not is_number or not 0 <= exit_code <= 255:
+            raise ArgumentError(f"an exit code is between 0 and 255, not {shown(exit_code)}")
+        now = self._clock.now()
+        raw = [piece + b"\n" for line in lines for piece in _split(line)]
+
+        def finish(connection: Connection) -> Row[Any]:
+            run = self._require_own(connection, job_id, Trigger.FINISH)
+            if raw:
+                run = log_segments.append_task_lines(connection, run, raw, now=now)
+            ending = Ending.by_host(exit_code)
+            final = settlement.settle_own(connection, run, ending, now=now)
+            if final is None:
+                raise InvalidTransition(run.id, run.status, Trigger.FINISH)
+            if result is not None and final.status == Status.COMPLETE:
+                settlement.store_result(connection, final.number, *result)
+            return _get(connection, final)
+
+        return self._database.write(finish, about=f"job {job_id}")
+
+    def append(self, job_id: Id, lines: tuple[str | bytes, ...]) -> int:
+        """
+        Append lines to the log, and return how many it has then.
+
+        Raises:
+            JobNotFound, InvalidTransition: No such job, or its log is not the host's to write.
+        """
+        raw = [piece + b"\n" for line in lines for piece in _split(line)]
+
+        def append(connection: Connection) -> int:
+            run = self._require_own(connection, job_id, "append to the log of")
+            if raw:
+                run = log_segments.append_task_lines(connection, run, raw, now=self._clock.now())
+            return run.next_sequence
+
+        return self._database.write(append, durable=False, about=f"job {job_id}")
+
+    def find_running(self, job_id: Id) -> Run:
+        """
+        Return a task that is RUNNING.
+
+        Raises:
+            JobNotFound, InvalidTransition: No job has this ID, or it has ended.
+        """
+        with self._database.read() as connection:
+            return self._require_own(connection, job_id, "go on with")
+
+    def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:
+        """
+        Store how far a job is, and return it.
+
+        Raises:
+            JobNotFound, InvalidTransition: No such job, or it is not the host's to speak for.
+        """
+        text = None if message is None else progress.shorten(message) or None
+        report = Report(done, total, text, self._clock.now())
+
+        def store_report(connection: Connection) -> Row[Any]:
+            run = self._require_own(connection, job_id, "report the progress of")
+            transitions.report_if_own(connection, run.number, report)
+            return _get(connection, run)
+
+        return self._database.write(store_report, durable=False, about=f"job {job_id}")
+
+    @staticmethod
+    def _require_own(connection: Connection, job_id: Id, trigger: str) -> Run:
+        run = store.run_of(require_job(connection, job_id))
+        if run.status != Status.RUNNING:
+            raise InvalidTransition(run.id, run.status, trigger)
+        if run.supervised:
+            raise InvalidTransition(run.id, run.status, trigger, "a process runs it")
+        return run
+
+
+def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int) -> Row[Any]:
+    """
+    Move a job that this transaction has read from QUEUED to RUNNING, without a process.
+
+    Args:
+        owner: The name of this process; None: no process owns it.
+
+    Raises:
+        InvalidTransition: It is not QUEUED, or another process has reserved it.
+    """
+    moved = transitions.start_if_queued(
+        connection, row.number, now=now, claimant=owner, owner=owner
+    )
+    if moved is None:
+        why = "another process has reserved it" if row.owner is not None else ""
+        raise InvalidTransition(row.id, row.status, Trigger.START, why)
+    if row.environment is not None:
+        environments.remove_unused(connection)
+    return _get(connection, moved)
+
+
+def _get(connection: Connection, run: Run) -> Row[Any]:
+    row = store.get_job(connection, run.number)
+    if row is None:
+        raise JobNotFound(run.id)
+    return row
+
+
+def _split(line: str | bytes) -> list[bytes]:
+    raw = _encoded(line) if isinstance(line, str) else line
+    return raw.removesuffix(b"\n").split(b"\n")
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")  # the name of a file is the bytes it was
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")  # other halves of surrogates have no bytes

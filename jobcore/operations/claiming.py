@@ -1,0 +1,77 @@
+"""Hands a host's own worker the next queued job of its types, or waits for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row
+
+from jobcore.errors import DatabaseBusy, WaitTimeout
+from jobcore.models import Job
+from jobcore.operations.async_backend import cancel_again, in_thread_to_its_end
+from jobcore.operations.bookkeeping import Bookkeeper
+from jobcore.operations.deadline import Patience
+from jobcore.operations.waiting import Follower
+from jobcore.operations.waiting_async import Awaiter
+
+#: Seconds that a claim in an event loop waits for the write lock before it looks again. The
+#: claim cannot be cancelled meanwhile.
+BUSY_PATIENCE = 0.25
+
+
+class Claimer:
+    """
+    Starts queued jobs for this process, one at a time.
+
+    Args:
+        bookkeeper: Starts them.
+        follower: Waits in threads.
+        awaiter: Waits in event loops.
+    """
+
+    def __init__(self, bookkeeper: Bookkeeper, follower: Follower, awaiter: Awaiter) -> None:
+        self._bookkeeper = bookkeeper
+        self._follower = follower
+        self._awaiter = awaiter
+
+    def claim(self, types: tuple[str, ...], timeout: float | None) -> Row[Any] | None:
+        """Return a job that is RUNNING now; None: there was none within `timeout` seconds."""
+        claimed: list[Row[Any]] = []
+
+        def attempt() -> bool:
+            row = self._bookkeeper.claim_next(types)
+            if row is not None:
+                claimed.append(row)
+            return row is not None
+
+        try:
+            self._follower.wait_for(attempt, timeout, "no job is queued")
+        except WaitTimeout:
+            return None
+        return claimed[0]
+
+    async def claim_async(self, types: tuple[str, ...], timeout: float | None) -> Job | None:
+        """Return what `claim` does, in an event loop; a caller that is cancelled has no job."""
+        patience = Patience(timeout)
+        while True:
+            left = None if timeout is None else patience.left
+            try:
+                await self._awaiter.wait_for(
+                    lambda: self._bookkeeper.has_next(types), left, "no job is queued"
+                )
+            except WaitTimeout:
+                return None
+            # Not abandoned when it is cancelled: nobody would know of the job.
+            row, cancelled = await in_thread_to_its_end(self._claim_soon, types)
+            if cancelled is not None:
+                if row is None:
+                    raise cancelled
+                cancel_again(cancelled)
+            if row is not None:
+                return Job.from_row(row)
+
+    def _claim_soon(self, types: tuple[str, ...]) -> Row[Any] | None:
+        try:
+            return self._bookkeeper.claim_next(types, patience=BUSY_PATIENCE)
+        except DatabaseBusy:
+            return None

@@ -1,0 +1,146 @@
+"""Deletes jobs, pipelines and workspaces for good, in steps that any process can continue."""
+
+from __future__ import annotations
+
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy import Table
+
+from jobcore.clock import Clock
+from jobcore.embedding import failpoints
+from jobcore.engine import hiding
+from jobcore.engine.remover import REMOVED_AT_ONCE, Remover, Turns
+from jobcore.engine.stopper import Stopper
+from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
+from jobcore.operations.lookup import Id, parse_id
+from jobcore.operations.waiting import Follower
+from jobcore.storage import error_mapping, store, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.tables import pipeline, workspace
+from jobcore.storage.transitions import Run
+
+
+class Deleter:
+    """
+    Hides a job, ends it, and then removes it.
+
+    Args:
+        database: Where it is.
+        stopper: Ends it.
+        follower: Waits for its end.
+        remover: Removes what is left.
+        clock: Tells when.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        stopper: Stopper,
+        follower: Follower,
+        remover: Remover,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._stopper = stopper
+        self._follower = follower
+        self._remover = remover
+        self._clock = clock
+
+    def delete(self, run: Run) -> None:
+        """
+        Remove the job with its log, history and directory; return when all is gone.
+
+        Where the row is damaged so that no rule allows to end the job, it is removed as it is.
+
+        Raises:
+            JobNotFound: Somebody else deletes it already.
+        """
+        if not transitions.is_sound(run):
+            self._remover.remove_damaged(run.number)
+            return
+        try:
+            self._delete(run)
+        except DatabaseCorrupt:
+            self._remover.remove_damaged(run.number)
+
+    def delete_damaged(self, job_id: Id) -> None:
+        """
+        Remove a job whose row cannot be read as a whole.
+
+        Raises:
+            JobNotFound: It is gone, or being deleted.
+        """
+        parsed = parse_id(job_id)
+        with self._database.read() as connection:
+            number = None if parsed is None else store.number_of(connection, parsed)
+            try:
+                run = None if number is None else transitions.find(connection, number)
+            except Exception as error:
+                if not error_mapping.is_damage(error):
+                    raise
+                run = None
+        if number is None:
+            raise JobNotFound(job_id)
+        if run is None:
+            self._remover.remove_damaged(number)
+        else:
+            self.delete(run)
+
+    def _delete(self, run: Run) -> None:
+        mark = partial(hiding.begin, number=run.number, now=self._clock.now())
+        marked = self._database.write(mark, about=f"job {run.id}")
+        if marked is None:
+            raise JobNotFound(run.id)
+        failpoints.reach(failpoints.MARKED_DELETED, self._database)
+        if not marked.final:
+            self._stopper.deliver(marked)
+        try:
+            self._follower.wait(marked)
+        except JobDeleted:
+            return  # another manager's sweep has finished it
+        self._remover.remove_jobs(marked.number)
+
+    def delete_workspace(self, workspace_id: UUID) -> None:
+        """
+        Remove a workspace that is marked, with all that belongs to it.
+
+        Raises:
+            StoreError: As in `delete_pipeline`.
+        """
+        self._delete_all(workspace, workspace_id)
+
+    def delete_pipeline(self, pipeline_id: UUID) -> None:
+        """
+        Remove a pipeline that is marked, with its jobs.
+
+        Raises:
+            StoreError: What runs of a damaged job does not end.
+        """
+        self._delete_all(pipeline, pipeline_id)
+
+    def _delete_all(self, table: Table, owner_id: UUID) -> None:
+        failpoints.reach(failpoints.MARKED_DELETED, self._database)
+        turns = Turns()
+        while self._remover.mark_some(table, owner_id, turns):
+            pass
+        with self._database.read() as connection:
+            active, damaged = store.marked_active_of(connection, table, owner_id)
+        for run in active:
+            self._stopper.deliver(run)  # to all before any is waited for: their graces pass at once
+        for number in damaged:
+            self._remover.remove_damaged(number)  # nothing else ends it
+        for run in active:
+            try:
+                self._follower.wait(run)
+            except JobDeleted:
+                continue  # another manager's sweep has finished it
+            except DatabaseCorrupt:
+                self._remover.remove_damaged(run.number)
+        while True:
+            with self._database.read() as connection:
+                final = store.marked_final_of(connection, table, owner_id, REMOVED_AT_ONCE)
+            self._remover.remove_jobs(*(run.number for run in final), turns=turns)
+            if len(final) < REMOVED_AT_ONCE:
+                break
+        self._remover.remove_owner(table, owner_id, turns)

@@ -1,0 +1,591 @@
+"""
+Examines a database and its directories from outside, and reports what it finds.
+
+It changes nothing: it opens the file read-only, makes no directory, migrates
+nothing and settles nothing. So it can look at what no manager would open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from sqlalchemy import JSON, Boolean, Float, Integer, Table
+
+from jobcore.clock import to_datetime
+from jobcore.command import Command
+from jobcore.engine import orphans
+from jobcore.engine.job_directories import Directories, DirectoryId
+from jobcore.engine.ownership import Ownership
+from jobcore.errors import DatabaseCorrupt, DatabaseGone, JobcoreError, ScheduleError
+from jobcore.lifecycle import Reason, Status, Trigger
+from jobcore.models import Finding
+from jobcore.schedule import Schedule
+from jobcore.storage import counts, filesystem, permissions, schema, tables
+from jobcore.storage.connections import uri_of
+from jobcore.supervisor import NewerProtocol, job_directory, system_calls
+
+_Answer = TypeVar("_Answer")
+
+#: Bytes of write-ahead log beyond which checkpoints do not get through: they are
+#: tried from 4 MiB on.
+LARGE_WAL = 64 * 2**20
+#: What is raised where something stands that is no id, no number or no text.
+NONE_OF_OURS = (ValueError, TypeError, AttributeError, OverflowError)
+#: SQLite can lose commits in these versions, where one checkpoint follows
+#: another while a third connection resets the log; from 3.51.3 on it is mended.
+BUG_FROM, BUG_UNTIL = (3, 7, 0), (3, 51, 3)
+#: Of these two minor versions, from this patch on.
+MENDED_IN = ((3, 44, 6), (3, 50, 7))
+
+
+def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
+    """Tell whether this SQLite has the WAL-reset bug."""
+    mended = any(version[:2] == patch[:2] and version >= patch for patch in MENDED_IN)
+    return BUG_FROM <= version < BUG_UNTIL and not mended
+
+
+def examine(path: str | os.PathLike[str], *, trust_directory: bool = False) -> list[Finding]:
+    """
+    Return what there is to say about a database and its directories, one check behind the other.
+
+    Where a check finds that the next ones cannot be made, it is the last one.
+
+    Args:
+        path: Of the database.
+        trust_directory: It is no fault that other users can create files in its directory.
+    """
+    examination = _Examination(os.path.realpath(os.fspath(path)), trust_directory=trust_directory)
+    return list(examination.findings())
+
+
+def findings_of(failures: list[str]) -> list[Finding]:
+    """Return what fails in a manager at the moment, as findings."""
+    return [_wrong("this manager", failure) for failure in failures]
+
+
+class _Running(NamedTuple):
+    """A RUNNING job with a process."""
+
+    number: int
+    id: UUID
+    token: str
+    directory_id: str | None
+
+
+class _Examination:
+    def __init__(self, path: str, *, trust_directory: bool = False) -> None:
+        self._path = path
+        self._trust_directory = trust_directory
+
+    def findings(self) -> Iterator[Finding]:
+        yield from self._sqlite()
+        for check, look in (
+            ("system", self._system),
+            ("file", self._file),
+            ("file system", self._file_system),
+            ("modes", self._modes),
+            ("other users", self._other_users),
+            ("write-ahead log", self._write_ahead_log),
+            ("schema", self._schema),
+            ("definitions", self._definitions),
+            ("integrity", self._integrity),
+            ("rows", self._rows),
+            ("counts", self._counts),
+            ("store", self._store),
+            ("directories", self._directories),
+            ("running jobs", self._running_jobs),
+            ("owned jobs", self._owned_jobs),
+            ("left processes", self._left_processes),
+            ("deletions", self._deletions),
+            ("chains", self._chains),
+            ("schedules", self._schedules),
+        ):
+            try:
+                found = list(look(check))
+            except (JobcoreError, OSError, sqlite3.Error, *NONE_OF_OURS) as error:
+                found = [_wrong(check, str(error))]
+            yield from found
+            # The others say nothing of a file that is none, or not ours.
+            if check in ("file", "schema") and found[-1].verdict == "wrong":
+                return
+
+    # --- the machine and the files ----------------------------------------------
+
+    def _sqlite(self) -> Iterator[Finding]:
+        version = sqlite3.sqlite_version_info
+        if version < schema.LEAST_SQLITE:
+            yield _wrong("SQLite", schema.too_old(sqlite3.sqlite_version))
+        elif has_wal_reset_bug(version):
+            yield _note(
+                "SQLite",
+                f"{sqlite3.sqlite_version} has the WAL-reset bug: jobcore checkpoints around it, "
+                "other programs that write to the file may not; 3.51.3 has not",
+            )
+        else:
+            yield _ok("SQLite", sqlite3.sqlite_version)
+
+    def _system(self, check: str) -> Iterator[Finding]:
+        lacking = system_calls.lacking()
+        if lacking:
+            yield _note(
+                check,
+                f"without {', '.join(lacking)}: jobcore works with less, as README says under "
+                '"Old kernels and containers"',
+            )
+        else:
+            yield _ok(check, "kernel and /proc have all that is used")
+
+    def _file(self, check: str) -> Iterator[Finding]:
+        facts = os.stat(self._path)
+        if not stat.S_ISREG(facts.st_mode):
+            yield _wrong(check, f"{self._path} is not a file")
+        elif facts.st_nlink > 1:
+            yield _wrong(check, f"{self._path} has a second name (a hard link)")
+        elif odd := permissions.odd_side_file(self._path):
+            yield _wrong(check, f"{odd} is not a file")  # SQLite could wait for a FIFO for ever
+        else:
+            yield _ok(check, f"{self._path}, {facts.st_size} bytes")
+
+    def _file_system(self, check: str) -> Iterator[Finding]:
+        filesystem.require_local(self._path)
+        kind = filesystem.kind_of(self._path)
+        if kind:
+            yield _ok(check, kind)
+        else:
+            yield _note(check, f"unknown: there is no {filesystem.MOUNTINFO}")
+
+    def _modes(self, check: str) -> Iterator[Finding]:
+        names = [self._path + end for end in ("", *permissions.SIDE_FILES, ".jobs")]
+        try:
+            with os.scandir(self._path + ".jobs") as entries:
+                names += [entry.path for entry in entries]
+        except OSError:
+            pass  # it is not there, or cannot be entered, which the others tell
+        open_to_others, foreign = [], []
+        for name in names:
+            try:
+                facts = os.lstat(name)
+            except FileNotFoundError:
+                continue
+            if facts.st_mode & 0o077:
+                open_to_others.append(name)
+            if facts.st_uid != os.geteuid():
+                foreign.append(name)
+        if open_to_others:
+            yield _wrong(check, f"others may read or enter {_some(open_to_others)}")
+        if foreign:
+            yield _wrong(check, f"of another user: {_some(foreign)}")
+        if not open_to_others and not foreign:
+            yield _ok(check, "for this user alone")
+
+    def _other_users(self, check: str) -> Iterator[Finding]:
+        directory = os.path.dirname(self._path)
+        permissions.require_private_directory(directory, trusted=self._trust_directory)
+        yield _ok(check, f"none can create a file in {directory}, or they are trusted")
+
+    def _write_ahead_log(self, check: str) -> Iterator[Finding]:
+        try:
+            size = os.stat(self._path + "-wal").st_size
+        except FileNotFoundError:
+            size = 0
+        if size > LARGE_WAL:
+            yield _note(check, f"{size} bytes: a reader that stays keeps it from being emptied")
+        else:
+            yield _ok(check, f"{size} bytes")
+
+    # --- the database -------------------------------------------------------------
+
+    def _ask(self, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Return the answer to `question`, which is put to one moment's view of the file."""
+        # Where nobody has the file open there is no write-ahead log, and even a
+        # read-only connection would make one and leave it. So such a file is read as
+        # an immutable one, which is only right while nobody opens it.
+        before = self._traces()
+        if before[0]:
+            return self._put("ro", question)
+        try:
+            answer = self._put("ro&immutable=1", question)
+        except sqlite3.Error:
+            if self._traces() == before:
+                raise
+        else:
+            if self._traces() == before:
+                return answer
+        return self._put("ro", question)
+
+    def _traces(self) -> tuple[bool, int, int]:
+        facts = os.stat(self._path)
+        return os.path.exists(self._path + "-wal"), facts.st_mtime_ns, facts.st_size
+
+    def _put(self, mode: str, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        uri = uri_of(self._path, mode)
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            connection.execute("PRAGMA mmap_size = 0")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.text_factory = _as_text
+            connection.execute("BEGIN")
+            return question(connection)
+
+    def _schema(self, check: str) -> Iterator[Finding]:
+        try:
+            # By itself: with the log of another file beside it, it is another one.
+            self._put("ro&immutable=1", self._refuse_half_restored)
+        except sqlite3.Error:
+            pass  # others write to it just now
+        identity = self._ask(schema.read_identity)
+        current = schema.check(self._path, identity)
+        version = identity[1]
+        if current:
+            yield _ok(check, f"version {version}")
+        elif version:
+            yield _note(
+                check, f"version {version}: a manager makes {schema.VERSION} of it when it opens it"
+            )
+        else:
+            yield _wrong(check, "empty: a manager makes a database of it when it opens it")
+
+    def _refuse_half_restored(self, connection: sqlite3.Connection) -> None:
+        schema.refuse_half_restored(connection, self._path, schema.read_identity(connection))
+
+    def _definitions(self, check: str) -> Iterator[Finding]:
+        _, version, _ = self._ask(schema.read_identity)
+        changed = self._ask(schema.differences) if version == schema.VERSION else []
+        if changed:
+            yield _wrong(check, f"not as jobcore made them: {_some(changed)}")
+        elif version == schema.VERSION:
+            yield _ok(check, "every table, index and trigger is as jobcore made it")
+
+    def _integrity(self, check: str) -> Iterator[Finding]:
+        said = self._ask(_rows("PRAGMA integrity_check(5)"))
+        orphans = self._ask(_rows("PRAGMA foreign_key_check"))
+        if said != [("ok",)]:
+            yield _wrong(check, "; ".join(text for (text,) in said))
+        if orphans:
+            yield _wrong(check, f"{len(orphans)} rows that belong to no row, in {orphans[0][0]}")
+        if said == [("ok",)] and not orphans:
+            yield _ok(check, "every page and every reference is in order")
+
+    def _rows(self, check: str) -> Iterator[Finding]:
+        """Look for what was never written: a listing leaves such a row out."""
+        if not self._is_current():
+            return
+        found = [row for table in _LISTED for row in self._ask(_damaged_rows(table))]
+        if found:
+            yield _wrong(check, f"damaged: {_some(found)}; restore them from a backup")
+        else:
+            yield _ok(check, "every row can be read")
+
+    def _counts(self, check: str) -> Iterator[Finding]:
+        if not self._is_current():
+            return
+        wrong = self._ask(counts.wrong)
+        if wrong:
+            yield _wrong(check, f"not those of the jobs: {_some(wrong)}; --repair counts anew")
+        else:
+            yield _ok(check, "as many jobs as `count_jobs` says")
+
+    def _store(self, check: str) -> Iterator[Finding]:
+        ((stored,),) = self._ask(_rows("SELECT id FROM store"))
+        try:
+            root = filesystem.open_root(self._path, create=False)
+        except FileNotFoundError:
+            yield _note(check, f"there is no {self._path}.jobs, as behind a backup")
+            return
+        try:
+            found = filesystem.read_store_id(root)
+        finally:
+            os.close(root)
+        if found == stored:
+            yield _ok(check, "file and directories belong together")
+        else:
+            yield _wrong(check, f"{self._path}.jobs belongs to another database")
+
+    # --- rows and directories -------------------------------------------------------
+
+    def _directories(self, check: str) -> Iterator[Finding]:
+        names = self._names()  # before the rows: one made in between has a row
+        active = {
+            name
+            for (name,) in self._ask(
+                _rows("SELECT id FROM job WHERE status IN ('QUEUED', 'RUNNING')")
+            )
+        }
+        stale = sorted(set(names) - active)
+        if stale:
+            yield _note(check, f"of jobs that are over, to be removed by a manager: {_some(stale)}")
+        else:
+            yield _ok(check, f"{len(names)}, each of a queued or running job")
+
+    def _running_jobs(self, check: str) -> Iterator[Finding]:
+        running = self._running()
+        looked = [(one, self._state_of(one)) for one in running]
+        # Once more: what ended in between has lost its lock and its directory by rights.
+        still = {one.number for one in self._running()} if looked else set()
+        states: dict[str, list[str]] = {}
+        for one, state in looked:
+            if one.number in still:
+                states.setdefault(state, []).append(str(one.id))
+        alive = len(states.pop("", ()))
+        for state, ids in states.items():
+            yield _wrong(check, f"{state}: {_some(ids)}; `jobcore work` settles them, or --repair")
+        if not states:
+            yield _ok(check, f"{alive}, each with a supervisor")
+
+    def _owned_jobs(self, check: str) -> Iterator[Finding]:
+        """Look at tasks that processes do themselves, and at reserved jobs."""
+        if not self._is_current():
+            return
+        rows = self._ask(_rows("SELECT id, owner FROM job WHERE owner IS NOT NULL"))
+        directories = Directories(self._path)
+        try:
+            ownership = Ownership(directories)
+            dead = [str(UUID(hex=name)) for name, owner in rows if not ownership.lives(owner)]
+        finally:
+            directories.close()
+        if dead:
+            yield _note(check, f"the process of {_some(dead)} is dead: the next look ends them")
+        else:
+            yield _ok(check, f"{len(rows)}, each of a process that lives")
+
+    def _running(self) -> list[_Running]:
+        column = "directory_id" if self._is_current() else "NULL"
+        rows = self._ask(
+            _rows(
+                f"SELECT number, id, token, {column} FROM job "  # noqa: S608 - two constants
+                "WHERE status = 'RUNNING' AND token IS NOT NULL"
+            )
+        )
+        return [_Running(number, UUID(hex=name), *facts) for number, name, *facts in rows]
+
+    def _state_of(self, running: _Running) -> str:
+        """Return what is wrong with a RUNNING job; empty where it has a supervisor."""
+        directories = Directories(self._path)
+        try:
+            with directories.open(running.id.hex) as directory:
+                held = directories.is_held(directory)  # before the record: it is written under it
+                if held or job_directory.read_exit(directory, running.token) is not None:
+                    return "" if held else "ended and not settled yet"
+                what = "RUNNING with a free lock: the supervisor is dead"
+        except (FileNotFoundError, DatabaseGone):
+            what = "RUNNING without a directory"
+        except NewerProtocol:
+            return ""  # its own version judges it
+        finally:
+            directories.close()
+        known = DirectoryId.parse(running.directory_id)
+        if known is not None and known.root != self._root():
+            return "RUNNING, but not here: its directory was removed, or this is a copy"
+        # By the kernel's list: the lock file of one that lives may have been removed.
+        return "" if known is not None and job_directory.is_run_locked(running.token) else what
+
+    def _root(self) -> int | None:
+        """Return the inode of the directory of job directories; None: it is not there."""
+        try:
+            return os.stat(self._path + ".jobs").st_ino
+        except FileNotFoundError:
+            return None
+
+    def _left_processes(self, check: str) -> Iterator[Finding]:
+        if not self._is_current():
+            return
+        rows = self._ask(
+            _rows(
+                "SELECT id, cookie FROM job WHERE unreaped IS NOT NULL AND cookie IS NOT NULL "
+                "AND unreaped_ignored IS NULL"
+            )
+        )
+        found = [(UUID(hex=name), orphans.find(cookie)) for name, cookie in rows]
+        alive = [(job, pids) for job, pids in found if pids]
+        for job, pids in alive:
+            yield _wrong(
+                check,
+                f"{_some(map(str, pids))} of job {job}, which has ended, still run: end them. A "
+                "retry waits for them, or for --repair",
+            )
+        if not alive:
+            yield _ok(check, "none of a job that has ended")
+
+    def _deletions(self, check: str) -> Iterator[Finding]:
+        ((begun,),) = self._ask(_rows("SELECT count(*) FROM job WHERE deleted_at IS NOT NULL"))
+        if begun:
+            yield _note(check, f"{begun} begun and not finished: a manager with slots goes on")
+        else:
+            yield _ok(check, "none begun and not finished")
+
+    def _chains(self, check: str) -> Iterator[Finding]:
+        if not self._is_current():
+            return
+        notes = self._ask(
+            _rows(
+                "SELECT name, detail FROM pipeline_note JOIN pipeline ON pipeline.id = pipeline_id "
+                "WHERE deleted_at IS NULL ORDER BY pipeline_note.id"
+            )
+        )
+        for name, detail in notes:
+            yield _note(check, f"pipeline {name!r}: {detail}")
+        if not notes:
+            yield _ok(check, "every pipeline is triggered as it was said")
+
+    def _schedules(self, check: str) -> Iterator[Finding]:
+        scheduled: dict[tuple[str, str], list[str]] = {}
+        for name, *said in self._ask(
+            _rows(
+                "SELECT name, schedule, coalesce(time_zone, 'UTC') FROM pipeline "
+                "WHERE schedule IS NOT NULL AND deleted_at IS NULL ORDER BY name"
+            )
+        ):
+            scheduled.setdefault((str(said[0]), str(said[1])), []).append(repr(name))
+        wrong = False
+        for (expression, zone), names in scheduled.items():
+            try:
+                Schedule(expression, zone)
+            except ScheduleError as error:
+                wrong = True
+                yield _wrong(check, f"never run here: {_some(names)}: {_short(error)}")
+        if not wrong:
+            yield _ok(check, "every schedule and time zone is understood here")
+
+    def _is_current(self) -> bool:
+        return self._ask(schema.read_identity)[1] == schema.VERSION
+
+    def _names(self) -> list[str]:
+        directories = Directories(self._path)
+        try:
+            return directories.names()
+        except DatabaseGone:
+            return []  # there is no root, which the check of the store tells
+        finally:
+            directories.close()
+
+
+#: The tables that are listed, and whose damage therefore is to be told.
+_LISTED = (tables.workspace, tables.pipeline, tables.job, tables.transition, tables.skip)
+#: Columns that have one of a few words, and those that have times.
+_WORDS = {
+    "job.status": frozenset(map(str, Status)),
+    "job.reason": frozenset(map(str, Reason)),
+    "job.env_from": frozenset(("submitter", "worker")),
+    "transition.trigger": frozenset(map(str, Trigger)),
+    "transition.from_status": frozenset(map(str, Status)),
+    "transition.to_status": frozenset(map(str, Status)),
+    "transition.reason": frozenset(map(str, Reason)),
+}
+_TIMES = (
+    "at", "created", "deleted_at", "due", "end_time", "last_modified", "next_tick", "not_before",
+    "progress_at", "recorded", "start_time", "stop_requested",
+)  # fmt: skip
+
+
+def _damaged_rows(table: Table) -> Callable[[sqlite3.Connection], list[str]]:
+    """Return what finds the damaged rows of a table, and tells which columns are damaged."""
+    checks = [(column.name, column.nullable, _check_of(table, column)) for column in table.c]
+    names = ", ".join(f'"{name}"' for name, _, _ in checks)
+    key = [name for name, _, _ in checks].index("id")
+
+    def look(connection: sqlite3.Connection) -> list[str]:
+        connection.text_factory = bytes  # not UTF-8 perhaps, which is to be found
+        found = []
+        for rowid, *row in connection.execute(f'SELECT rowid, {names} FROM "{table.name}"'):  # noqa: S608 - our own names
+            wrong = [
+                name
+                for (name, is_optional, is_right), value in zip(checks, row, strict=True)
+                if not (is_optional if value is None else is_right(value))
+            ]
+            if wrong:
+                known = row[key] if _is_id(row[key]) else None
+                what = f"number {rowid}" if known is None else str(UUID(hex=known.decode()))
+                found.append(f"{table.name} {what} ({', '.join(wrong)})")
+        return found
+
+    return look
+
+
+def _check_of(table: Table, column: Any) -> Callable[[Any], bool]:
+    """Return what tells whether a value, which is not NULL, may stand in a column."""
+    words = _WORDS.get(f"{table.name}.{column.name}")
+    if words is not None:
+        return lambda value: _is_text(value) and value.decode() in words
+    if column.name in _TIMES:
+        return _is_time
+    if column.name == "command":
+        return _is_command
+    return next((check for kind, check in _CHECKS if isinstance(column.type, kind)), _is_text)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, bytes) and _parses(value.decode)
+
+
+def _is_id(value: Any) -> bool:
+    return _is_text(value) and len(value) == 32 and _parses(lambda: UUID(hex=value.decode()))
+
+
+def _is_json(value: Any) -> bool:
+    return _parses(lambda: json.loads(value) if isinstance(value, bytes) else value)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int) and _parses(lambda: to_datetime(value))
+
+
+def _is_command(value: Any) -> bool:
+    return _is_text(value) and _parses(lambda: Command.from_json(value.decode()))
+
+
+def _parses(parse: Callable[[], object]) -> bool:
+    """Tell whether something can be parsed."""
+    try:
+        parse()
+    except (ValueError, OverflowError, RecursionError, DatabaseCorrupt):
+        return False
+    return True
+
+
+_CHECKS: tuple[tuple[type, Callable[[Any], bool]], ...] = (
+    (tables.Id, _is_id),
+    (JSON, _is_json),
+    (Boolean, lambda value: value in (0, 1)),
+    (Integer, lambda value: isinstance(value, int)),
+    (Float, lambda value: isinstance(value, int | float)),
+)
+
+
+def _as_text(raw: bytes) -> str:
+    """Return a stored text; what is not UTF-8 in it is escaped, so that the rest can be read."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _short(error: Exception) -> str:
+    """Return what an error says, of which a damaged text may be a large part."""
+    said = ascii(str(error))[1:-1]
+    return said if len(said) <= 200 else f"{said[:200]}..."
+
+
+def _rows(statement: str) -> Callable[[sqlite3.Connection], list[tuple[Any, ...]]]:
+    return lambda connection: connection.execute(statement).fetchall()
+
+
+def _ok(check: str, detail: str) -> Finding:
+    return Finding(check=check, verdict="ok", detail=detail)
+
+
+def _note(check: str, detail: str) -> Finding:
+    return Finding(check=check, verdict="note", detail=detail)
+
+
+def _wrong(check: str, detail: str) -> Finding:
+    return Finding(check=check, verdict="wrong", detail=detail)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return a few of many names."""
+    named = list(names)
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return ", ".join(named[:3]) + more

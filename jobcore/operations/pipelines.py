@@ -1,0 +1,462 @@
+"""
+Creates, changes and deletes workspaces and pipelines.
+
+What a change brings about (a configuring job, the next tick) is written in the
+same transaction as the change.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row
+
+from jobcore.clock import Clock, from_datetime, to_datetime
+from jobcore.command import Command, checked_timeout
+from jobcore.embedding import telemetry
+from jobcore.engine import hiding
+from jobcore.engine.executors import Executor, PipelineExecutor
+from jobcore.errors import (
+    CommandError,
+    PipelineAlreadyRunning,
+    PipelineCycle,
+    PipelineExists,
+)
+from jobcore.operations.lookup import Id, require_pipeline, require_workspace
+from jobcore.operations.submission import (
+    checked_command,
+    checked_data,
+    checked_text,
+    place_in_workspace,
+)
+from jobcore.schedule import Schedule
+from jobcore.storage import settlement, store
+from jobcore.storage.chain_migration import DEPLOY
+from jobcore.storage.database import Database
+from jobcore.storage.tables import pipeline as pipelines
+from jobcore.storage.tables import workspace as workspaces
+
+WORKSPACE_INIT = "WORKSPACE_INIT"
+#: The most retries that make sense: with doubling back-off this is over a week.
+MOST_RETRIES = 1000
+
+NOWHERE = "cwd and env need a command or a script to apply to"
+
+#: What of a pipeline can be said at its creation and changed later.
+FIELDS = (
+    "name", "command", "script", "cwd", "env", "timeout", "max_retries", "schedule", "time_zone",
+    "catch_up", "late_after", "triggered_by", "properties",
+)  # fmt: skip
+
+#: What becomes of ticks that came while nothing ran: none runs, the last one, or each.
+CATCH_UP = ("skip", "last", "all")
+#: The most seconds that a tick may be late and still count: a year.
+LONGEST_LATE = 366 * 86400.0
+
+
+class Curator:
+    """
+    Keeps workspaces and pipelines.
+
+    Args:
+        database: Where.
+        clock: Tells when.
+        executors: By job type: of other types no job is made by itself.
+    """
+
+    def __init__(self, database: Database, clock: Clock, executors: Mapping[str, Executor]) -> None:
+        self._database = database
+        self._clock = clock
+        self._executors = executors
+
+    # --- workspaces -----------------------------------------------------------------
+
+    def create_workspace(self, name: str, properties: Mapping[str, Any] | None) -> Row[Any]:
+        """Make a workspace, and its WORKSPACE_INIT job where that type can be run."""
+        now = self._clock.now()
+        text, checked = checked_text(name, "name"), _checked_object(properties)
+
+        def create(connection: Connection) -> Row[Any]:
+            row = store.insert_workspace(connection, name=text, properties=checked, now=now)
+            if WORKSPACE_INIT in self._executors:
+                store.insert_job(connection, now=now, workspace_id=row.id, type=WORKSPACE_INIT)
+            return row
+
+        return self._database.write(create)
+
+    def default_workspace(self) -> Row[Any]:
+        """Return the default workspace, made on first use."""
+        with self._database.read() as connection:
+            found = store.find_default_workspace(connection)
+            if found is not None:
+                return require_workspace(connection, found)
+        now = self._clock.now()
+
+        def make(connection: Connection) -> Row[Any]:
+            return require_workspace(connection, store.default_workspace(connection, now))
+
+        return self._database.write(make)
+
+    def update_workspace(self, workspace_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
+        """
+        Change name or properties.
+
+        Raises:
+            CommandError: It cannot be so, or has no such field.
+            WorkspaceNotFound: No workspace has this id.
+        """
+        _refuse_unknown("workspace", changes, ("name", "properties"))
+        checked: dict[str, Any] = {}
+        if "name" in changes:
+            checked["name"] = checked_text(changes["name"], "name")
+        if "properties" in changes:
+            checked["properties"] = _checked_object(changes["properties"])
+        now = self._clock.now()
+
+        def update(connection: Connection) -> Row[Any]:
+            row = require_workspace(connection, workspace_id)
+            store.update_row(connection, workspaces, row.id, now=now, **checked)
+            return require_workspace(connection, row.id)
+
+        return self._database.write(update)
+
+    def mark_workspace_deleted(self, workspace_id: Id) -> UUID:
+        """
+        Hide a workspace, and some of what belongs to it, for good; return its id.
+
+        Raises:
+            WorkspaceNotFound: No workspace has this id.
+        """
+        now = self._clock.now()
+
+        def mark(connection: Connection) -> UUID:
+            row = require_workspace(connection, workspace_id)
+            # Or it would still be found as the default one, and take new jobs along.
+            store.update_row(connection, workspaces, row.id, now=now, is_default=False)
+            store.mark_row_deleted(connection, workspaces, row.id, now=now)
+            hiding.begin_some(connection, workspaces, row.id, now=now)
+            return UUID(str(row.id))
+
+        return self._database.write(mark)
+
+    # --- pipelines ------------------------------------------------------------------
+
+    def create_pipeline(self, fields: Mapping[str, Any], *, workspace_id: Id | None) -> Row[Any]:
+        """
+        Make a pipeline, and its PIPELINE_CONFIG job where that type can be run.
+
+        Raises:
+            CommandError, ScheduleError, PipelineCycle: It could never run as it is said to.
+            PipelineExists: Another pipeline of the workspace has this name.
+            WorkspaceNotFound: No workspace has this id.
+        """
+        now = self._clock.now()
+        values = {**_checked(fields), **_next_tick(fields, now)}
+        self._refuse_idle(values)
+        if values["command"] is None and _names_place(fields):
+            raise CommandError(NOWHERE)
+        sources = _checked_sources(fields)
+
+        def create(connection: Connection) -> Row[Any]:
+            place = place_in_workspace(connection, workspace_id, now)
+            _refuse_taken(connection, place, values["name"], None)
+            links = _links(connection, place, values["name"], sources, None)
+            made = store.insert_pipeline(connection, now=now, workspace_id=place, **values)
+            store.replace_links(connection, made, links)
+            return self._configure(connection, require_pipeline(connection, made), now)
+
+        return self._database.write(create)
+
+    def update_pipeline(self, pipeline_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
+        """
+        Change a pipeline; one whose configuration had FAILED is configured again.
+
+        Raises:
+            CommandError, ScheduleError, PipelineCycle: It could never run as it is said to.
+            PipelineExists: Another pipeline of the workspace has this name.
+            PipelineNotFound: No pipeline has this id.
+            PipelineAlreadyRunning: It would have to be configured, and has an active job.
+        """
+        now = self._clock.now()
+
+        def update(connection: Connection) -> Row[Any]:
+            row = require_pipeline(connection, pipeline_id)
+            blocker = store.active_job_of(connection, row.id) if row.status == "FAILED" else None
+            if blocker is not None:
+                raise PipelineAlreadyRunning(row.id, blocker.id)
+            fields = _changed(_as_said(row), changes)
+            values = _checked(fields)
+            if {"command", "script"} & set(changes):
+                self._refuse_idle(values)
+            if values["command"] is None and _names_place(changes):
+                raise CommandError(NOWHERE)
+            if {"schedule", "time_zone"} & set(changes):
+                values |= _next_tick_behind(row, fields, now)
+            if "name" in changes:
+                _refuse_taken(connection, row.workspace_id, values["name"], row)
+                store.remove_notes(connection, row.id, "name")
+            if "triggered_by" in changes:
+                sources = _checked_sources(changes)
+                links = _links(connection, row.workspace_id, values["name"], sources, row)
+                store.replace_links(connection, row.id, links)
+                store.remove_notes(connection, row.id, "chain")
+            store.update_row(connection, pipelines, row.id, now=now, **values)
+            changed = require_pipeline(connection, row.id)
+            if row.status != "FAILED":
+                return changed
+            return self._configure(connection, changed, now)
+
+        return self._database.write(update)
+
+    def mark_pipeline_deleted(self, pipeline_id: Id) -> UUID:
+        """
+        Hide a pipeline for good, with its active job and some of the others; return its id.
+
+        Pipelines that it triggered keep a note about it.
+
+        Raises:
+            PipelineNotFound: No pipeline has this id.
+        """
+        now = self._clock.now()
+
+        def mark(connection: Connection) -> tuple[Row[Any], Sequence[Row[Any]]]:
+            row = require_pipeline(connection, pipeline_id)
+            triggered = store.pipelines_triggered_by(connection, row.id)
+            for one in triggered:
+                store.note(
+                    connection,
+                    one.id,
+                    "chain",
+                    f"it ran after the pipeline {row.name!r}, which was deleted",
+                )
+            store.remove_links_to(connection, row.id)
+            store.mark_row_deleted(connection, pipelines, row.id, now=now)
+            hiding.begin_some(connection, pipelines, row.id, now=now)
+            return row, triggered
+
+        row, triggered = self._database.write(mark)
+        for one in triggered:
+            telemetry.event(
+                logging.WARNING, "trigger deleted", pipeline=str(one.id), deleted=row.name
+            )
+        return UUID(str(row.id))
+
+    def _refuse_idle(self, values: Mapping[str, Any]) -> None:
+        """Refuse a pipeline without anything to run, unless the host says what its jobs run."""
+        executor = self._executors.get(settlement.PIPELINE_RUN)
+        if type(executor) is PipelineExecutor and not (values["command"] or values["script"]):
+            raise CommandError(
+                f"pipeline {values['name']!r:.200} has neither command nor script, so no job of "
+                "it could run; give it one, or have an executor of your own for PIPELINE_RUN"
+            )
+
+    def _configure(self, connection: Connection, row: Row[Any], now: int) -> Row[Any]:
+        """Have the pipeline configured, if that type can be run; else it is READY as it is."""
+        status = "READY"
+        if settlement.PIPELINE_CONFIG in self._executors:
+            status = "PROVISIONING"
+            store.insert_job(
+                connection,
+                now=now,
+                workspace_id=row.workspace_id,
+                pipeline_id=row.id,
+                type=settlement.PIPELINE_CONFIG,
+            )
+        store.set_pipeline_status(connection, row.id, status, now=now)
+        return require_pipeline(connection, row.id)
+
+
+def _refuse_taken(
+    connection: Connection, workspace_id: Any, name: str, row: Row[Any] | None
+) -> None:
+    """Refuse a name that another pipeline of the workspace has."""
+    other = store.find_pipeline_called(connection, workspace_id, name)
+    if other is not None and (row is None or other != row.id):
+        raise PipelineExists(name, other)
+
+
+def _links(
+    connection: Connection,
+    workspace_id: Any,
+    name: str,
+    sources: Iterable[str],
+    row: Row[Any] | None,
+) -> list[tuple[UUID | None, str | None]]:
+    """
+    Return what the names in `triggered_by` stand for: ids of pipelines, or names that stay names.
+
+    Args:
+        row: The pipeline that is changed; None: it is new.
+
+    Raises:
+        PipelineCycle: Pipelines would trigger each other for ever.
+        CommandError: No pipeline of the workspace has a name.
+    """
+    kept = {DEPLOY}
+    if row is not None:
+        stored = store.links_of(connection, row.id)
+        kept |= {one.name.casefold() for one in stored if one.name is not None}
+    links: dict[str, tuple[UUID | None, str | None]] = {}  # in order, each once
+    for source in sources:
+        found = store.find_pipeline_called(connection, workspace_id, source)
+        if source.casefold() == name.casefold():
+            raise PipelineCycle(name)
+        if found is None and source.casefold() not in kept:
+            raise CommandError(
+                f"triggered_by names {source!r:.200}, which no pipeline of this workspace has: "
+                "create that pipeline first"
+            )
+        links[source.casefold()] = (found, source if found is None else None)
+    ids = [found for found, _ in links.values() if found is not None]
+    if row is not None and store.runs_before(connection, row.id, ids):
+        raise PipelineCycle(name)
+    return list(links.values())
+
+
+def _as_said(row: Row[Any]) -> dict[str, Any]:
+    """Return what was said of a stored pipeline, in the form of the arguments."""
+    said = {name: getattr(row, name) for name in FIELDS if name not in ("command", "cwd", "env")}
+    if row.command is None:
+        return {**said, "command": None}
+    command = Command.from_json(row.command)
+    # Made of the script alone: only directory and environment were said.
+    of_script = row.script is not None and command == Command(
+        row.script, shell=True, cwd=command.cwd, env=command.env
+    )
+    return {
+        **said,
+        "command": None if of_script else command,
+        "cwd": command.cwd,
+        "env": command.env,
+    }
+
+
+def _changed(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of a pipeline after changes: what they do not name stays."""
+    if isinstance(changes.get("command"), Command):  # which says its directory and environment
+        said = {name: said[name] for name in said if name not in ("cwd", "env")}
+        return {**said, **changes}
+    unsaid = {"cwd": os.curdir, "env": {}}  # what None means, not "as before"
+    return {
+        **said,
+        **changes,
+        **{name: unsaid[name] for name in unsaid if name in changes and changes[name] is None},
+    }
+
+
+def _names_place(fields: Mapping[str, Any]) -> bool:
+    return fields.get("cwd") is not None or fields.get("env") is not None
+
+
+def _refuse_unknown(what: str, fields: Mapping[str, Any], known: Collection[str]) -> None:
+    unknown = set(fields) - set(known)
+    if unknown:
+        raise CommandError(f"a {what} has no {', '.join(sorted(unknown))}")
+
+
+def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a pipeline that is said to be so."""
+    _refuse_unknown("pipeline", fields, FIELDS)
+    retries = fields.get("max_retries", 0)
+    whole = isinstance(retries, int) and not isinstance(retries, bool)
+    if not whole or not 0 <= retries <= MOST_RETRIES:
+        raise CommandError(f"max_retries is a number from 0 to {MOST_RETRIES}, not {retries!r}")
+    command = _checked_command(fields)
+    catch_up = fields.get("catch_up")
+    if catch_up not in (None, *CATCH_UP):
+        raise CommandError(f"catch_up is one of {', '.join(CATCH_UP)}, not {catch_up!r:.200}")
+    _checked_sources(fields)
+    name = checked_text(fields["name"], "name")
+    return {
+        "name": name,
+        "folded_name": name.casefold(),
+        "command": None if command is None else command.to_json(),
+        "script": fields.get("script"),
+        "timeout": checked_timeout(fields.get("timeout")),
+        "max_retries": retries,
+        "schedule": fields.get("schedule"),
+        "time_zone": fields.get("time_zone"),
+        "catch_up": catch_up,
+        "late_after": _checked_late(fields.get("late_after")),
+        "properties": _checked_object(fields.get("properties")),
+    }
+
+
+def _checked_sources(fields: Mapping[str, Any]) -> list[str]:
+    """Return the names of the pipelines that trigger one that is said to be so."""
+    names = fields.get("triggered_by") or ()
+    if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
+        raise CommandError("triggered_by is a list of names of pipelines")
+    return [checked_text(one, "triggered_by") for one in names]
+
+
+def _checked_command(fields: Mapping[str, Any]) -> Command | None:
+    """Return what the pipeline runs; its script, where it has one, instead of the argv."""
+    options = {name: fields[name] for name in ("cwd", "env") if fields.get(name) is not None}
+    command, script = fields.get("command"), fields.get("script")
+    if isinstance(command, Command):
+        made: Command | None = replace(command, **options)
+    elif command is not None:
+        made = checked_command(command, options)
+    else:
+        made = None if script is None else Command(script, shell=True, **options)
+    if made is not None and script is not None:
+        replace(made, argv=script, shell=True)  # as it will be run: checked now
+        checked_text(script, "script")  # it is stored as it is, and a command in JSON
+    return made
+
+
+def _next_tick(fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
+    """Return the columns that say when a pipeline runs next."""
+    expression, time_zone = fields.get("schedule"), fields.get("time_zone")
+    nothing: dict[str, int | None] = {"next_tick": None, "tick_offset": None}
+    if expression is None and time_zone is None:
+        return nothing
+    # A time zone that waits for its schedule is looked up now, too.
+    schedule = Schedule(
+        "@daily" if expression is None else expression, "UTC" if time_zone is None else time_zone
+    )
+    if expression is None:
+        return nothing
+    tick = schedule.next_after(to_datetime(now))
+    return {"next_tick": from_datetime(tick), "tick_offset": schedule.offset_at(tick)}
+
+
+def _next_tick_behind(row: Row[Any], fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
+    """Return them for a stored pipeline that is said to run so from now on."""
+    found = _next_tick(fields, now)
+    tick = found["next_tick"]
+    if tick is None or row.next_tick is None:
+        return found
+    before = row.schedule, row.time_zone or "UTC"
+    if (fields["schedule"], fields["time_zone"] or "UTC") != before or tick < row.next_tick:
+        return found
+    # The same once more: what has come meanwhile, and nobody took, is not left out.
+    return {}
+
+
+def _checked_late(seconds: Any) -> float | None:
+    """Return how late a tick may be and still count; None: the default."""
+    if seconds is None:
+        return None
+    try:
+        late = float(seconds)
+    except (TypeError, ValueError, OverflowError):
+        late = -1.0
+    if isinstance(seconds, (bool, str)) or not 0 <= late <= LONGEST_LATE:
+        raise CommandError(f"late_after is 0 to {LONGEST_LATE:.0f} seconds, not {seconds!r:.200}")
+    return late
+
+
+def _checked_object(properties: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if properties is None:
+        return None
+    if not isinstance(properties, Mapping):
+        raise CommandError(f"properties are an object, not {type(properties).__name__}")
+    checked: dict[str, Any] = checked_data(dict(properties))
+    return checked

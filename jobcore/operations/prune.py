@@ -1,0 +1,139 @@
+"""Deletes jobs that ended long enough ago, a few at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Row
+
+from jobcore.clock import Clock
+from jobcore.embedding import telemetry
+from jobcore.engine.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Turns
+from jobcore.lifecycle import FINAL, Status
+from jobcore.operations.lookup import Id, require_pipeline, require_workspace
+from jobcore.storage import retention
+from jobcore.storage.database import Database
+from jobcore.storage.retention import Expired
+
+#: Jobs that are looked at in one read transaction. Few expire in most of them, and
+#: a reader that stays for long keeps the write-ahead log from being truncated.
+LOOKED_AT = 20_000
+
+
+class Pruner:
+    """
+    Removes what retention lets go.
+
+    Args:
+        database: Where the jobs are.
+        remover: Removes what is marked.
+        clock: Tells when.
+    """
+
+    def __init__(self, database: Database, remover: Remover, clock: Clock) -> None:
+        self._database = database
+        self._remover = remover
+        self._clock = clock
+
+    def choose(
+        self,
+        age: float,
+        statuses: Collection[Status],
+        *,
+        workspace_id: Id | None,
+        pipeline_id: Id | None,
+        keep: int | None,
+    ) -> Expired:
+        """
+        Say which jobs may go, once for all of a pruning: later ones are not among them.
+
+        Args:
+            age: Seconds since their end, at least.
+            statuses: Some of the final ones.
+            workspace_id: Only of this workspace.
+            pipeline_id: Only of this pipeline.
+            keep: The newest this many of these stay; None: none stays for being new.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+        """
+        ended_by = self._clock.now() - round(age * 1e6)
+        with self._database.read() as connection:
+            place = line = None
+            if workspace_id is not None:
+                place = require_workspace(connection, workspace_id).id
+            if pipeline_id is not None:
+                line = require_pipeline(connection, pipeline_id).id
+            expired = Expired(ended_by, statuses, place, line)
+            return expired if keep is None else expired.keep(connection, keep)
+
+    def prune(self, expired: Expired) -> int:
+        """
+        Remove the jobs with their logs, history and results; return how many this call removed.
+
+        A job is marked first, which hides it, and then removed, as by a deletion:
+        where this process dies in between, a sweep finishes it.
+        """
+        turns = Turns()
+        count = 0
+        for after, up_to in self._windows():
+            with self._database.read() as connection:
+                numbers = retention.find_numbers(connection, expired, after=after, up_to=up_to)
+            for first in range(0, len(numbers), REMOVED_AT_ONCE):
+                some = numbers[first : first + REMOVED_AT_ONCE]
+                mark = partial(
+                    retention.mark_deleted_if_expired,
+                    expired=expired,
+                    numbers=some,
+                    now=self._clock.now(),
+                )
+                with turns.take():
+                    marked = self._database.write(mark)
+                count += len(marked)
+                self._remover.remove_jobs(*marked, turns=turns)
+        if FINAL.issubset(expired.statuses):  # a record of a skipped run has no status
+            self._remove_skips(expired, turns)
+        if count:
+            telemetry.event(logging.INFO, "jobs pruned", count=count)
+        return count
+
+    def _remove_skips(self, expired: Expired, turns: Turns) -> None:
+        while True:
+            with self._database.read() as connection:
+                ids = retention.find_skips(connection, expired, SKIPS_AT_ONCE)
+            if not ids:
+                return
+            with turns.take():
+                self._database.write(partial(retention.remove_skips, ids=ids))
+
+    def preview(self, expired: Expired, failed: Callable[[int, Exception], None]) -> list[Row[Any]]:
+        """
+        Return the jobs that `prune` would remove now, oldest first; nothing is changed.
+
+        Args:
+            failed: Called with the number of each that cannot be read, and the reason.
+        """
+        found: list[Row[Any]] = []
+        for after, up_to in self._windows():
+            with self._database.read() as connection:
+                found += retention.find(
+                    connection, expired, after=after, up_to=up_to, failed=failed
+                )
+        return found
+
+    def _windows(self) -> Iterator[tuple[int, int]]:
+        with self._database.read() as connection:
+            newest = retention.newest(connection)
+        after = 0
+        while after < newest:
+            # From job to job, not from number to number: a damaged one may be far away.
+            with self._database.read() as connection:
+                oldest = retention.oldest_after(connection, after)
+            if oldest is None or not after < oldest <= newest:
+                return
+            up_to = min(oldest - 1 + LOOKED_AT, newest)
+            yield oldest - 1, up_to
+            after = up_to

@@ -1,0 +1,185 @@
+"""
+Creates very many jobs at once without keeping other writers waiting.
+
+They are written as a batch, some at a time, and published together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row
+
+from jobcore.embedding import telemetry
+from jobcore.engine.ownership import Ownership
+from jobcore.engine.remover import Turns
+from jobcore.errors import StoreError
+from jobcore.operations.lookup import require_workspace
+from jobcore.storage import batches, store
+from jobcore.storage.database import Database
+
+#: Jobs, or characters of their commands, that are staged in one transaction: some 50 ms.
+STAGED_AT_ONCE = 1000
+STAGED_TEXT = 2**20
+
+ABANDONED = (
+    "the jobs were removed before they were published, as this process seemed to be dead; "
+    "none was created"
+)
+
+#: Owner and number of the batches that calls in this process could not remove.
+_LEFT: set[tuple[str, int]] = set()
+
+
+class Staging:
+    """
+    Makes batches of jobs.
+
+    Args:
+        database: Where.
+        ownership: Names this process, so that others see whether it lives.
+    """
+
+    def __init__(self, database: Database, ownership: Ownership) -> None:
+        self._database = database
+        self._ownership = ownership
+
+    def create(
+        self,
+        jobs: Sequence[Mapping[str, Any]],
+        common: Callable[[Connection], dict[str, Any]],
+        *,
+        now: int,
+        about: str,
+    ) -> list[Row[Any]]:
+        """
+        Make QUEUED jobs, all of them or none, durably.
+
+        Args:
+            jobs: The columns of each.
+            common: Returns the columns that are the same for all, the workspace among them.
+            now: When they are created.
+            about: Which ones they are, for what an exception that interrupts the call says.
+
+        Raises:
+            WorkspaceNotFound: There is no such one, or not any more.
+        """
+        owner = self._ownership.claim()
+        self._remove_left(owner)
+        turns = Turns()
+        begun: list[batches.Batch] = []
+
+        def begin(connection: Connection) -> tuple[batches.Batch, dict[str, Any]]:
+            # The first job goes with it: something refers to the environment then.
+            same = common(connection)
+            batch = batches.begin(connection, len(jobs), owner)
+            first = store.new_job(now=now, number=batch.first, **{**jobs[0], **same})
+            batches.stage(connection, [first])
+            begun.append(batch)  # here, for an interrupt may keep the caller from hearing of it
+            return batch, same
+
+        try:
+            batch, same = self._database.write(begin, durable=False)
+            rows = [
+                store.new_job(now=now, number=number, **{**job, **same})
+                for number, job in enumerate(jobs[1:], batch.first + 1)
+            ]
+            for start, end in _steps(rows):
+                with turns.take():
+                    self._database.write(
+                        partial(_stage_some, batch=batch, rows=rows[start:end]),
+                        # The last one makes all of them so: the transaction that publishes
+                        # them has little to bring to the disk then.
+                        durable=end == len(rows),
+                    )
+            self._database.write(
+                partial(_publish, batch=batch, workspace_id=same["workspace_id"], now=now),
+                about=about,
+            )
+        except BaseException:
+            _LEFT.update((owner, one.id) for one in begun)
+            try:
+                self._remove_left(owner)
+            except StoreError as error:  # the next call tries again, or the next manager
+                telemetry.event(logging.WARNING, "batch not removed", error=str(error))
+            raise
+        return self._read(batch)
+
+    def remove_of_dead(self, *, everything: bool = False) -> None:
+        """
+        Remove the batches of processes that have died.
+
+        Args:
+            everything: Come to an end. Else do a little, so that jobs can start meanwhile.
+        """
+        with self._database.read() as connection:
+            found = batches.find_open(connection)
+        for batch in found:
+            try:
+                if not self._ownership.lives(batch.owner):
+                    self._remove(batch, everything=everything)
+            except StoreError as error:
+                telemetry.event(logging.WARNING, "batch not removed", error=str(error))
+
+    def _read(self, batch: batches.Batch) -> list[Row[Any]]:
+        found: list[Row[Any]] = []
+        after = batch.first - 1
+        while after < batch.last:
+            with self._database.read() as connection:
+                some = batches.jobs_of(connection, batch, after, STAGED_AT_ONCE)
+            if not some:
+                break  # some were deleted already
+            found += some
+            after = some[-1].number
+        return found
+
+    def _remove_left(self, owner: str) -> None:
+        """Remove what this process has begun and could not remove when it failed."""
+        left = {number for of, number in _LEFT.copy() if of == owner}
+        if not left:
+            return
+        with self._database.read() as connection:
+            found = batches.find_open(connection)
+        for batch in found:
+            if batch.owner == owner and batch.id in left:
+                self._remove(batch)
+        _LEFT.difference_update((owner, number) for number in left)
+
+    def _remove(self, batch: batches.Batch, *, everything: bool = True) -> None:
+        """Remove a batch that is not published; one that is stays."""
+        turns = Turns()
+        remove = partial(batches.remove_some, of=batch, limit=STAGED_AT_ONCE)
+        while True:
+            with turns.take():
+                more = self._database.write(remove)
+            if not more or not everything:
+                return
+
+
+def _stage_some(
+    connection: Connection, batch: batches.Batch, rows: Sequence[dict[str, Any]]
+) -> None:
+    if not batches.is_open(connection, batch):
+        raise StoreError(ABANDONED)
+    batches.stage(connection, rows)
+
+
+def _publish(connection: Connection, batch: batches.Batch, workspace_id: UUID, now: int) -> None:
+    if not batches.is_open(connection, batch):
+        raise StoreError(ABANDONED)
+    require_workspace(connection, workspace_id)
+    batches.publish(connection, batch, now=now)
+
+
+def _steps(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
+    """Yield where each step begins and ends: none has too many jobs, or too much text."""
+    start = text = 0
+    for end, row in enumerate(rows):
+        text += len(row["command"] or "")
+        if end + 1 - start == STAGED_AT_ONCE or text > STAGED_TEXT or end + 1 == len(rows):
+            yield start, end + 1
+            start, text = end + 1, 0

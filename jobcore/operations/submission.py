@@ -1,0 +1,254 @@
+"""Checks what callers submit, and creates jobs of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, Union
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Row
+
+from jobcore import structured_lines
+from jobcore.clock import Clock, from_datetime
+from jobcore.command import Command
+from jobcore.embedding import failpoints
+from jobcore.engine.ownership import Ownership
+from jobcore.errors import CommandError, PipelineNotFound
+from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_workspace
+from jobcore.operations.staging import Staging
+from jobcore.storage import environments, store, transitions
+from jobcore.storage.database import Database
+
+#: What can be run: a `Command`, or a list of words.
+Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
+
+#: Bytes of a caller's own JSON: facts about a job, not its payload.
+DATA_BYTES = 64 * 1024
+
+#: Jobs of one call that are made in one transaction; more are staged.
+STAGED_FROM = 1000
+
+
+class Creator:
+    """
+    Makes rows, each call in one transaction, unless it makes very many.
+
+    Args:
+        database: Where.
+        staging: Makes many jobs.
+        clock: Tells when.
+        ownership: Names this process, for the jobs that depend on it.
+    """
+
+    def __init__(
+        self, database: Database, staging: Staging, clock: Clock, ownership: Ownership
+    ) -> None:
+        self._database = database
+        self._staging = staging
+        self._ownership = ownership
+        self._clock = clock
+
+    def create_jobs(
+        self,
+        jobs: Sequence[Mapping[str, Any]],
+        *,
+        workspace_id: Id | None,
+        pipeline_id: Id | None,
+        environment: bytes | None = None,
+        reserved: bool = False,
+        started: bool = False,
+    ) -> list[Row[Any]]:
+        """
+        Make QUEUED jobs, all of them or none, durably.
+
+        Args:
+            jobs: The columns of each, checked.
+            environment: What they start with, as `environments.capture` returned it;
+                None: that of the worker.
+            reserved: Whether only this process may start them.
+            started: Whether this process does them itself: they are RUNNING at once.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
+            CommandError: A type or a name is no text that can be stored.
+        """
+        for job in jobs:
+            checked_text(job["type"], "type")
+            if job.get("name") is not None:
+                checked_text(job["name"], "name")
+        now = self._clock.now()
+        # Chosen here, so that an exception that interrupts the call can name the job.
+        identified = [{"id": uuid4(), **job} for job in jobs]
+
+        def common(connection: Connection) -> dict[str, Any]:
+            """Return the columns that are the same for all."""
+            found: dict[str, Any] = _place(connection, workspace_id, pipeline_id, now)
+            if environment is not None:
+                found["environment"] = environments.store(connection, environment)
+            if reserved:
+                # Here, in the thread that writes: an interrupt leaves no lock half taken.
+                found["owner"] = self._ownership.claim()
+            return found
+
+        def create(connection: Connection) -> list[Row[Any]]:
+            same = common(connection)
+            rows = [store.insert_job(connection, now=now, **{**job, **same}) for job in identified]
+            if not started:
+                return rows
+            owner = self._ownership.claim()
+            return [_start(connection, row, owner, now) for row in rows]
+
+        about = _named([job["id"] for job in identified])
+        if len(jobs) > STAGED_FROM:
+            rows = self._staging.create(identified, common, now=now, about=about)
+        else:
+            rows = self._database.write(create, about=about)
+        failpoints.reach(failpoints.CREATED, self._database)
+        return rows
+
+
+def _start(connection: Connection, row: Row[Any], owner: str, now: int) -> Row[Any]:
+    transitions.start_if_queued(connection, row.number, now=now, owner=owner)
+    started = store.get_job(connection, row.number)
+    assert started is not None  # noqa: S101 - this transaction has made it
+    return started
+
+
+def _named(ids: Sequence[UUID]) -> str:
+    """Return what a call that makes jobs is about."""
+    if len(ids) == 1:
+        return f"job {ids[0]}"
+    return f"{len(ids)} jobs, all or none, the first of them {ids[0]}" if ids else "no job"
+
+
+def _place(
+    connection: Connection, workspace_id: Id | None, pipeline_id: Id | None, now: int
+) -> dict[str, UUID | None]:
+    """Return workspace and pipeline of a new job; a pipeline brings its workspace."""
+    if pipeline_id is None:
+        return {
+            "workspace_id": place_in_workspace(connection, workspace_id, now),
+            "pipeline_id": None,
+        }
+    pipeline = require_pipeline(connection, pipeline_id)
+    if workspace_id is not None and parse_id(workspace_id) != pipeline.workspace_id:
+        raise PipelineNotFound(pipeline_id)  # this workspace has no such pipeline
+    return {"workspace_id": pipeline.workspace_id, "pipeline_id": pipeline.id}
+
+
+def place_in_workspace(connection: Connection, workspace_id: Id | None, now: int) -> UUID:
+    """
+    Return the id of the workspace, without an id that of the default one, made on first use.
+
+    Raises:
+        WorkspaceNotFound: There is no such one.
+    """
+    if workspace_id is None:
+        return store.default_workspace(connection, now)
+    return UUID(str(require_workspace(connection, workspace_id).id))
+
+
+def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
+    """
+    Return the command that a list of words and `options` make.
+
+    Raises:
+        CommandError: It could never run, or a `Command` says all that already.
+    """
+    if isinstance(command, Command):
+        if options:
+            raise CommandError(f"a Command already says its {', '.join(sorted(options))}")
+        return command
+    try:
+        return Command(command, **options)
+    except TypeError as error:
+        raise CommandError(str(error)) from error
+
+
+def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -> list[Command]:
+    """
+    Return each of `commands`, checked.
+
+    Raises:
+        CommandError: They are no list, or one could never run.
+    """
+    several: object = commands  # whatever its annotation says
+    if not isinstance(several, Iterable):
+        raise CommandError(f"commands is a list of commands, not {type(several).__name__}")
+    return [checked_command(command, options) for command in commands]
+
+
+def checked_env_from(env_from: str) -> str:
+    """
+    Return whose environment a job gets.
+
+    Raises:
+        CommandError: It is neither "submitter" nor "worker".
+    """
+    if env_from not in (environments.SUBMITTER, environments.WORKER):
+        raise CommandError(f'env_from is "submitter" or "worker", not {env_from!r}')
+    return env_from
+
+
+def checked_moment(moment: datetime | None) -> int | None:
+    """
+    Return the stored form of the moment before which a job is not to start.
+
+    Raises:
+        CommandError: It is no datetime, or has no time zone.
+    """
+    if moment is None:
+        return None
+    said: object = moment  # whatever its annotation says
+    if not isinstance(said, datetime):
+        raise CommandError(f"not_before is a datetime, not {type(said).__name__}")
+    if moment.utcoffset() is None:
+        raise CommandError("not_before has no time zone, so it is no moment")
+    try:
+        return from_datetime(moment.astimezone(timezone.utc))
+    except OverflowError as error:
+        raise CommandError("not_before is no moment of the years 1 to 9999 in UTC") from error
+
+
+def checked_text(text: object, what: str) -> str:
+    """
+    Return `text`, if it can be stored.
+
+    Raises:
+        CommandError: It is no text, or holds what no encoding has.
+    """
+    if not isinstance(text, str):
+        raise CommandError(f"{what} must be text, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CommandError(f"{what} is no text that can be stored: {error}") from error
+    return text
+
+
+def checked_data(data: Any) -> Any:
+    """
+    Return `data`, if it is JSON of up to `DATA_BYTES` that everybody can send on.
+
+    One job that cannot be made JSON again would be the end of each list that it is in.
+
+    Raises:
+        CommandError: It is not.
+    """
+    try:
+        text = json.dumps(data, allow_nan=False)
+        json.dumps(data, ensure_ascii=False).encode()  # no encoding has half a surrogate
+        deep = text.count("{") + text.count(
+            "["
+        ) > structured_lines.DEEPEST and structured_lines.is_deep(json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CommandError(f"data is no JSON: {error}") from error
+    if len(text) > DATA_BYTES:
+        raise CommandError(f"data is larger than {DATA_BYTES} bytes of JSON")
+    if deep:
+        raise CommandError(f"data is nested deeper than {structured_lines.DEEPEST} levels")
+    return data

@@ -1,0 +1,261 @@
+"""
+Tells subscribers, in a thread of its own, what this process did to jobs.
+
+What a transaction did is read inside it, just before its commit: nothing that
+happens to the job afterwards, its deletion say, takes that away any more. After
+the commit it is put into a queue in memory, and whoever wrote goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from jobcore.embedding import telemetry
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.interrupts import Bell, Lock
+from jobcore.engine.thread_loop import Loop
+from jobcore.errors import DatabaseCorrupt, SpawnError
+from jobcore.models import Event
+from jobcore.storage import history
+from jobcore.storage.database import Database
+from jobcore.storage.history import Entry, Filter
+from jobcore.storage.writer import Observer
+
+#: Seconds that `close` waits, in all, until subscribers were told what is committed.
+CLOSE_PATIENCE = 5.0
+#: More than a transaction can write.
+ALL = 2**31
+
+
+class Subscription:
+    """Who is told, of what."""
+
+    def __init__(self, callback: Callable[[Event], object], wanted: Filter) -> None:
+        self.wanted = wanted
+        self.ended = False
+        self._callback = callback
+
+    def tell(self, event: Event) -> None:
+        """Call the callback, unless that was ended meanwhile; what it raises is its own matter."""
+        if self.ended:
+            return
+        try:
+            self._callback(event)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: the others are still to be told
+            telemetry.event(
+                logging.ERROR,
+                "subscriber failed",
+                job=str(event.job_id),
+                event_id=event.id,
+                exc_info=error,
+            )
+
+
+class Notifier(Observer):
+    """
+    Tells each transition that is committed through one database, once, in order.
+
+    Any thread may call `subscribe`, `drain` and `close`, and what `subscribe`
+    returned; the callbacks are called by the thread, one after the other.
+
+    Args:
+        database: Whose transactions.
+    """
+
+    _changing: Lock  # held over each change of the subscriptions
+    _told: Bell  # rung when the queue has become empty
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._then: Callable[[], None] | None = None  # to be called when the thread has ended
+        self._loop = Loop("jobcore-notifier", self._turn, self._end)
+        self._subscriptions: tuple[Subscription, ...] = ()
+        self._deadline: float | None = None  # by the monotonic clock, once it is to close
+        self._start_afresh()
+        GATE.watch(self)
+
+    def _start_afresh(self) -> None:
+        self._changing = Lock()
+        self._told = Bell()
+        #: Each entry with those who had subscribed when it was committed.
+        self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
+        self._mark: int | None = None
+        self._entries: list[Entry] = []
+        self._newest = 0  # the id of the last entry that was told
+
+    # --- for other threads --------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[Event], object], wanted: Filter) -> Callable[[], None]:
+        """
+        Have `callback` told of every transition that is committed after this returns.
+
+        Returns:
+            What ends that; to call it again is harmless.
+        """
+        subscription = Subscription(callback, wanted)
+
+        def end() -> None:
+            subscription.ended = True
+            with self._changing:
+                self._subscriptions = tuple(one for one in self._subscriptions if not one.ended)
+                if not self._subscriptions:
+                    self._database.look_away()
+
+        with self._changing:
+            self._subscriptions += (subscription,)
+        try:
+            self._database.observe(self)
+            self._loop.start()
+        except BaseException:
+            end()
+            raise
+        return end
+
+    def drain(self) -> None:
+        """Wait until all that is committed was told; from the first call on, `CLOSE_PATIENCE`."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + CLOSE_PATIENCE
+        if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
+            while self._queue and (left := self._deadline - time.monotonic()) > 0:
+                self._told.wait(lambda: not self._queue, left)
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether the thread runs in this process."""
+        return self._loop.runs
+
+    def leave(self, then: Callable[[], None]) -> None:
+        """Close without waiting, for a finalizer: tell what is committed, and call `then`."""
+        self._then = then
+        self._loop.leave()
+
+    def mute(self) -> None:
+        """Tell the subscribers of now nothing more, not even what is committed."""
+        for subscription in self._subscriptions:
+            subscription.ended = True
+
+    def close(self) -> None:
+        """Tell what is still to be told, within that time, then nothing more. Again is harmless."""
+        self.drain()
+        self._loop.close(max((self._deadline or 0.0) - time.monotonic(), 0))
+
+    # --- the transactions of this process -----------------------------------------
+
+    def begun(self, connection: Connection) -> None:
+        """Note where the history ends."""
+        self._entries = []
+        try:
+            self._mark = history.newest(connection)
+        except Exception as error:  # noqa: BLE001 - no job may fail by being looked at
+            self._mark = None
+            telemetry.event(logging.ERROR, "events missed", error=repr(error))
+
+    def ending(self, connection: Connection) -> None:
+        """Read what the transaction has appended to it; what a savepoint took back is not there."""
+        if self._mark is None:
+            return
+        try:
+            self._entries = history.entries_after(connection, self._mark, ALL, failed=_leave_out)
+        except Exception as error:  # noqa: BLE001 - as above
+            telemetry.event(logging.ERROR, "events missed", error=repr(error))
+
+    def committed(self) -> None:
+        """Have the thread tell it."""
+        if self._entries:
+            subscriptions = self._subscriptions
+            # Some twice, if a Ctrl-C has it done again: the thread tells each once, by its id.
+            self._queue.extend([(entry, subscriptions) for entry in self._entries])
+            try:
+                self._loop.start()  # in a forked child for the first time
+            except SpawnError as error:
+                # What is committed stands. It is told with the next events that there are.
+                telemetry.event(logging.ERROR, "events delayed", error=str(error))
+            self._loop.ring()
+            self._entries = []
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether there are entries of which nobody knows yet that they are committed."""
+        return bool(self._entries)
+
+    def interrupted(self, connection: Connection) -> None:
+        """Have the thread tell the entries, if the file has them: it has all of them, or none."""
+        first, count = self._entries[0].id, len(self._entries)
+        there = {
+            _as_written(entry) for entry in history.entries_after(connection, first - 1, count)
+        }
+        if any(_as_written(entry) in there for entry in self._entries):
+            self.committed()
+        self._entries = []
+
+    # --- the fork of the host -----------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Do nothing: the database keeps a fork out of transactions."""
+
+    def after_fork_in_parent(self) -> None:
+        """Do nothing: nothing was stopped."""
+
+    def after_fork_in_child(self) -> None:
+        """Leave the thread, and what it is to tell, to the parent; keep the subscriptions."""
+        self._loop.forget()
+        self._start_afresh()
+
+    # --- the thread ---------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._loop.wait((), None)
+        self._tell_all()
+
+    def _end(self) -> None:
+        try:
+            self._tell_all()
+        finally:
+            then, self._then = self._then, None
+            if then is not None:
+                then()
+
+    def _tell_all(self) -> None:
+        queue = self._queue
+        while queue and not self._is_late():
+            entry, subscriptions = queue[0]
+            try:
+                if entry.id > self._newest:
+                    self._newest = entry.id
+                    self._tell(entry, subscriptions)
+            finally:
+                queue.popleft()  # only now, so that an empty queue says that all was told
+        if queue:
+            telemetry.event(logging.WARNING, "events not told", events=len(queue))
+            queue.clear()
+        self._told.ring()
+
+    def _tell(self, entry: Entry, subscriptions: tuple[Subscription, ...]) -> None:
+        wanting = [one for one in subscriptions if one.wanted.takes(entry)]
+        if wanting:
+            try:
+                event = Event.from_entry(entry)
+            except DatabaseCorrupt as error:
+                _leave_out(entry.id, error)
+                return
+            for subscription in wanting:
+                if not self._is_late():
+                    subscription.tell(event)
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+
+def _leave_out(event_id: int, error: Exception) -> None:
+    """Log an event that cannot be read: the others are told all the same."""
+    telemetry.event(logging.WARNING, "event left out", event_id=event_id, error=str(error))
+
+
+def _as_written(entry: Entry) -> Entry:
+    """Return an entry without what happens to its job later."""
+    return entry._replace(hidden=0)

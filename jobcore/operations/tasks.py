@@ -1,0 +1,259 @@
+"""A job that the host does itself, as the body of a `with` block."""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobcore.embedding import telemetry
+from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, Stopped, StoreError
+from jobcore.functions import encoding, result_file
+from jobcore.models import Job
+from jobcore.operations.arguments import checked_lines, checked_progress
+from jobcore.operations.async_backend import Interruption, in_thread, in_thread_to_its_end
+from jobcore.operations.bookkeeping import Bookkeeper
+from jobcore.operations.waiting_async import Awaiter
+from jobcore.storage.transitions import Run
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+Answer = TypeVar("Answer")
+
+
+class _Block:
+    """
+    What a task does at the beginning and the end of its block.
+
+    Args:
+        begin: Starts the job, and returns it.
+        bookkeeper: Writes what the body says.
+        awaiter: Waits for a stop, in an event loop.
+    """
+
+    def __init__(self, begin: Callable[[], Job], bookkeeper: Bookkeeper, awaiter: Awaiter) -> None:
+        self._begin = begin
+        self._bookkeeper = bookkeeper
+        self._awaiter = awaiter
+        self._job: Job | None = None
+        self._pid = 0  # of the process that began
+        self._result: Any = None
+        self._encoded: tuple[str, bytes] | None = None
+        self._interruption: Interruption | None = None
+
+    def __enter__(self) -> Self:
+        """Start the job."""
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the job as the body has ended."""
+        self._end(error)
+
+    async def __aenter__(self) -> Self:
+        """Start the job, and watch for its stop."""
+        _, cancelled = await in_thread_to_its_end(self._start)
+        if cancelled is not None:  # the body does not begin
+            await in_thread_to_its_end(self._end, cancelled)
+            raise cancelled
+        self._interruption = Interruption()
+        self._interruption.begin(self._wait_for_stop)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the job as the body has ended."""
+        assert self._interruption is not None  # noqa: S101 - for the type checker alone
+        if await self._interruption.end(error):
+            await in_thread_to_its_end(self._check)  # raises Stopped: that is why it was cancelled
+        _, cancelled = await in_thread_to_its_end(self._end, error)
+        if cancelled is not None and not isinstance(error, type(cancelled)):
+            raise cancelled
+
+    async def _wait_for_stop(self) -> bool:
+        def begin() -> Run:
+            return self._bookkeeper.find_running(self._running.id)
+
+        try:
+            await self._awaiter.wait(begin, None, lambda _run: None, lambda _run: None)
+        except StoreError as error:
+            telemetry.event(logging.WARNING, "stop not awaited", error=str(error))
+            return False
+        except (JobNotFound, InvalidTransition):
+            return True
+        return True
+
+    def _start(self) -> None:
+        if self._job is not None:
+            raise RuntimeError("a task is for one with block")
+        self._pid = os.getpid()
+        self._job = self._begin()
+
+    def _end(self, error: BaseException | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a child that was forked in the body leaves it, too: the job goes on
+        if error is None:
+            self._while_running(self._finish, 0)
+            return
+        try:
+            self._while_running(self._finish, 1, _lines_of(error))
+        except (StoreError, Stopped) as unrecorded:
+            # `Stopped` may also be that of another task in the body.
+            if not (isinstance(error, Stopped) and error.job_id == self._running.id):
+                # What the body raised is the one to tell.
+                telemetry.event(
+                    logging.ERROR, "end of a task not recorded", job=str(self._running.id),
+                    error=str(unrecorded),
+                )  # fmt: skip
+
+    def _finish(self, job_id: Any, exit_code: int, lines: tuple[str, ...] = ()) -> None:
+        self._bookkeeper.finish(job_id, exit_code, lines=lines, result=self._encoded)
+
+    def _while_running(self, step: Callable[..., Answer], *arguments: Any) -> Answer:
+        job = self._running
+        try:
+            return step(job.id, *arguments)
+        except InvalidTransition as error:
+            status = error.job_status
+        except JobNotFound:
+            status = None
+        raise Stopped(job.id, status)
+
+    def _check(self) -> None:
+        self._while_running(self._bookkeeper.find_running)
+
+    @property
+    def _running(self) -> Job:
+        if self._job is None:
+            raise RuntimeError("a task has a job in its with block")
+        return self._job
+
+
+class Task(_Block):
+    """
+    A job whose work is the body of a `with` or `async with` block; see `JobManager.task`.
+
+    The job is RUNNING in the body. At the end of the body it becomes COMPLETE. Where
+    the body ends with an exception it becomes ERROR with exit code 1, the traceback is
+    the end of its log, and the exception goes on. This process owns the job: if it
+    ends first, the job is `lost`.
+
+    Where the job is stopped, cancelled, deleted, or finished by another process, `Stopped`
+    is raised in the body: by the next `log`, `progress` or `check`, or at the latest at
+    the end of the block. In `async with` the body is cancelled, too, within about a
+    quarter of a second, and the block then raises `Stopped` instead of the
+    cancellation. The job stays as it is.
+
+    An object is for one block. Its methods may be called from any thread.
+    """
+
+    @property
+    def job(self) -> Job:
+        """
+        The job as it was when the block began, RUNNING.
+
+        Raises:
+            RuntimeError: The block has not begun.
+        """
+        return self._running
+
+    @property
+    def result(self) -> Any:
+        """
+        What `JobManager.result` returns once the job is COMPLETE; set it in the body.
+
+        It is stored as it is when it is set: as JSON where that is exact, else pickled.
+
+        Raises:
+            ArgumentError: It cannot be stored, or is larger than 4 MiB; when it is set.
+        """
+        return self._result
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        try:
+            encoded = encoding.encode(value)
+        except encoding.Unstorable as error:
+            raise ArgumentError(f"the result cannot be stored: {error}") from error
+        if len(encoded[1]) > result_file.LARGEST:
+            raise ArgumentError(f"the result is larger than {result_file.LARGEST} bytes")
+        self._result, self._encoded = value, encoded
+
+    def log(self, *lines: str | bytes) -> int:
+        """
+        Append lines to the job's log, as `JobManager.append_log` does.
+
+        Args:
+            lines: Text, or bytes as they are.
+
+        Returns:
+            How many lines the log then has.
+
+        Raises:
+            Stopped: The job is over.
+            ArgumentError: A line is neither text nor bytes.
+        """
+        return self._while_running(self._bookkeeper.append, checked_lines(lines))
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """
+        Say how far the job is, as `JobManager.report_progress` does.
+
+        Args:
+            done: How much is done, in whatever you count; 0 or more.
+            total: Of how much; None: not known.
+            message: One line for people.
+
+        Raises:
+            Stopped: The job is over.
+            ArgumentError: A number is negative or not finite, or the message is no text.
+        """
+        self._while_running(self._bookkeeper.report, *checked_progress(done, total, message))
+
+    def check(self) -> None:
+        """
+        Return if the job is still RUNNING; it writes nothing.
+
+        Raises:
+            Stopped: The job is over.
+        """
+        self._check()
+
+    async def log_async(self, *lines: str | bytes) -> int:
+        """
+        Do what `log` does, in an event loop; args and errors are those of `log`.
+
+        Returns:
+            How many lines the log then has.
+        """
+        return await in_thread(lambda: self.log(*lines))
+
+    async def progress_async(
+        self, done: float, total: float | None = None, message: str | None = None
+    ) -> None:
+        """Do what `progress` does, in an event loop; args and errors are those of `progress`."""
+        await in_thread(self.progress, done, total, message)
+
+    async def check_async(self) -> None:
+        """Do what `check` does, in an event loop; errors are those of `check`."""
+        await in_thread(self.check)
+
+
+def _lines_of(error: BaseException) -> tuple[str, ...]:
+    """Return the traceback as lines."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return tuple(text.splitlines())

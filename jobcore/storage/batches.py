@@ -1,0 +1,129 @@
+"""
+Many jobs that are written in short steps and appear together.
+
+A batch has a range of job numbers. Its jobs are rows of the job table from the first
+step on, and no read shows them while the batch is there. Publishing removes it, in one
+short transaction that also writes the history of all its jobs. So no other writer
+waits for long, and readers see all of the jobs or none. A batch whose process has died
+is removed with its jobs.
+
+Every function takes a connection in a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    between,
+    bindparam,
+    delete,
+    insert,
+    literal,
+    select,
+    update,
+)
+
+from jobcore import lifecycle
+from jobcore.lifecycle import Trigger
+from jobcore.storage import environments, transitions
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import batch, job, sequence, transition
+
+
+class Batch(NamedTuple):
+    """
+    A batch that is not published.
+
+    Attributes:
+        id: Its number.
+        first, last: Of the numbers of its jobs.
+        owner: The process that writes it.
+    """
+
+    id: int
+    first: int
+    last: int
+    owner: str
+
+
+_OPEN = Statement(select(batch.c.id, batch.c.first, batch.c.last, batch.c.owner))
+_IS = Statement(select(batch.c.id).where(batch.c.id == bindparam("of")))
+
+
+def begin(connection: Connection, count: int, owner: str) -> Batch:
+    """Reserve the numbers of so many jobs, in their order."""
+    largest = connection.execute(
+        select(sequence.c.seq).where(sequence.c.name == job.name)
+    ).scalar_one_or_none()
+    if largest is None:
+        connection.execute(insert(sequence).values(name=job.name, seq=count))
+    else:
+        connection.execute(
+            update(sequence).where(sequence.c.name == job.name).values(seq=largest + count)
+        )
+    first = (largest or 0) + 1
+    made = connection.execute(
+        insert(batch).values(first=first, last=first + count - 1, owner=owner).returning(batch.c.id)
+    ).scalar_one()
+    return Batch(made, first, first + count - 1, owner)
+
+
+def is_open(connection: Connection, of: Batch) -> bool:
+    """Tell whether a batch is still to be published; False: it was taken for abandoned."""
+    return bool(_IS(connection, of=of.id))
+
+
+def find_open(connection: Connection) -> list[Batch]:
+    """Return the batches that are not published."""
+    return [Batch._make(row) for row in _OPEN(connection)]
+
+
+def stage(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Write some jobs of a batch; nothing shows them yet."""
+    connection.execute(insert(job), rows)
+
+
+def publish(connection: Connection, of: Batch, *, now: int) -> None:
+    """Show the jobs of a batch, each with its creation as the beginning of its history."""
+    connection.execute(
+        insert(transition).from_select(
+            ["job", "at", "trigger", "to_status", "actor"],
+            select(
+                job.c.number,
+                literal(now),
+                literal(str(Trigger.CREATE)),
+                literal(str(lifecycle.INITIAL)),
+                literal(transitions.actor()),
+            )
+            .where(_is_of(of))
+            .order_by(job.c.number),
+        )
+    )
+    connection.execute(delete(batch).where(batch.c.id == of.id))
+
+
+def jobs_of(connection: Connection, of: Batch, after: int, limit: int) -> Sequence[Row[Any]]:
+    """Return some jobs of a batch, in order, from behind the number `after` on."""
+    return connection.execute(
+        select(job).where(_is_of(of), job.c.number > after).order_by(job.c.number).limit(limit)
+    ).all()
+
+
+def remove_some(connection: Connection, of: Batch, limit: int) -> bool:
+    """Remove some jobs of a batch, and it with the last; False: it is gone, or published."""
+    if not is_open(connection, of):
+        return False
+    some = select(job.c.number).where(_is_of(of)).limit(limit)
+    removed = connection.execute(delete(job).where(job.c.number.in_(some))).rowcount
+    if removed < limit:
+        connection.execute(delete(batch).where(batch.c.id == of.id))
+        environments.remove_unused(connection)
+    return removed == limit
+
+
+def _is_of(of: Batch) -> Any:
+    return between(job.c.number, of.first, of.last)

@@ -1,0 +1,95 @@
+"""
+The environments that queued jobs take over from the process that submitted them.
+
+Each distinct one is stored once, and only as long as a job that may still start
+needs it. Then its bytes are overwritten in the file. No listing, log or export
+has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, exists, insert, null, select, update
+
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import environment, job
+
+#: What `Job.env_from` is.
+SUBMITTER, WORKER = "submitter", "worker"
+
+#: Variables that belong to one process, session or terminal. The command would be misled.
+_NOT_TAKEN = frozenset(
+    {
+        b"NOTIFY_SOCKET", b"INVOCATION_ID", b"SSH_AUTH_SOCK", b"DISPLAY", b"PWD", b"SHLVL", b"_",
+    }
+)  # fmt: skip
+_NOT_TAKEN_PREFIXES = (b"JOBCORE_", b"LISTEN_")
+
+_STORE = Statement(
+    insert(environment)
+    .prefix_with("OR IGNORE")
+    .values(hash=bindparam("new_hash"), data=bindparam("new_data"))
+)
+_FIND = Statement(select(environment.c.data).where(environment.c.hash == bindparam("of")))
+_RELEASE = Statement(
+    update(job)
+    .where(job.c.number == bindparam("of"), job.c.environment.is_not(None))
+    .values(environment=null())
+)
+_IS_UNUSED = ~exists().where(job.c.environment == environment.c.hash)
+_UNUSED = Statement(select(environment.c.hash).where(_IS_UNUSED).limit(1))
+_REMOVE = Statement(delete(environment).where(_IS_UNUSED))
+
+
+def capture() -> bytes:
+    """Return the environment of this process as it is stored, less what belongs to it alone."""
+    kept = (
+        (name, value)
+        for name, value in os.environb.items()
+        if name not in _NOT_TAKEN and not name.startswith(_NOT_TAKEN_PREFIXES)
+    )
+    return b"\0".join(name + b"=" + value for name, value in sorted(kept))
+
+
+def store(connection: Connection, data: bytes) -> str:
+    """Store an environment, and return what jobs refer to it by."""
+    name = hashlib.sha256(data).hexdigest()
+    _STORE(connection, new_hash=name, new_data=data)
+    return name
+
+
+def find(connection: Connection, name: str) -> Mapping[bytes, bytes] | None:
+    """Return a stored environment; None: it has been removed."""
+    rows = _FIND(connection, of=name)
+    if not rows:
+        return None
+    pairs = (pair.partition(b"=") for pair in bytes(rows[0][0]).split(b"\0") if pair)
+    return {variable: value for variable, _, value in pairs}
+
+
+def release(connection: Connection, number: int) -> None:
+    """Note that a job does not need its environment any more, and remove it with the last one."""
+    if _RELEASE.count(connection, of=number):
+        remove_unused(connection)
+
+
+def has_unused(connection: Connection) -> bool:
+    """Tell whether an environment is stored that no job needs."""
+    return bool(_UNUSED(connection))
+
+
+def remove_unused(connection: Connection) -> None:
+    """Remove the environments that no job needs, and overwrite their bytes in the file."""
+    if not has_unused(connection):
+        return
+    # On for this statement alone: it costs a write for each page that is freed.
+    before: Any = connection.exec_driver_sql("PRAGMA secure_delete").scalar_one()
+    connection.exec_driver_sql("PRAGMA secure_delete = ON")
+    try:
+        _REMOVE(connection)
+    finally:
+        connection.exec_driver_sql(f"PRAGMA secure_delete = {int(before)}")

@@ -1,0 +1,262 @@
+"""Where a database may live, and the private files it starts with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from jobcore.errors import (
+    DatabaseFull,
+    ReadOnlyDatabase,
+    StoreError,
+    StoreMismatch,
+    UnsupportedFileSystem,
+)
+from jobcore.supervisor import job_directory, system_calls
+
+#: SQLite's WAL needs shared memory between all its users, and locks that hold;
+#: between the clients of these there is neither.
+_SHARED_BETWEEN_MACHINES = frozenset(
+    {"9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
+     "smb3", "smbfs", "vboxsf", "virtiofs"}
+)  # fmt: skip
+
+#: What looks like files there speaks to the kernel: some of it must not be written to.
+_NO_STORAGE = frozenset(
+    {"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "efivarfs",
+     "mqueue", "proc", "pstore", "securityfs", "sysfs", "tracefs"}
+)  # fmt: skip
+
+MOUNTINFO = "/proc/self/mountinfo"
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # a space in a mount point is \040 there
+
+STORE = job_directory.STORE
+_UNUSED_STORE_ID = re.compile(rf"{STORE}\.[0-9a-f]{{32}}")
+
+
+def file_system_of(path: str, mountinfo: str) -> str:
+    """
+    Return the type of the file system that `path` is on; empty: the table does not say.
+
+    Args:
+        path: An absolute path without links.
+        mountinfo: The text of `/proc/self/mountinfo`; empty where there is no `/proc`.
+    """
+    found, longest = "", -1
+    for line in filter(
+        None, mountinfo.rstrip("\n").split("\n")
+    ):  # the kernel escapes these two, and no others
+        fields = line.split(" ")
+        mount_point = _unescaped(fields[4])
+        inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
+        # A later mount over the same point hides the earlier one.
+        if inside and len(mount_point) >= longest:
+            found, longest = fields[fields.index("-") + 1], len(mount_point)
+    return found
+
+
+def is_mount_point(path: str, mountinfo: str) -> bool:
+    """Tell whether something is mounted at `path` itself; the arguments are as above."""
+    lines = filter(None, mountinfo.rstrip("\n").split("\n"))
+    points = (line.split(" ")[4] for line in lines)
+    return path in (_unescaped(point) for point in points)
+
+
+def _unescaped(point: str) -> str:
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), point)
+
+
+def kind_of(path: str) -> str:
+    """Return the type of the file system that `path`, absolute and without links, is on."""
+    return file_system_of(path, _read_mountinfo())
+
+
+def _read_mountinfo() -> str:
+    try:
+        return os.fsdecode(Path(MOUNTINFO).read_bytes())
+    except FileNotFoundError:
+        return ""  # without /proc no mount can be told from another
+
+
+def require_local(path: str) -> None:
+    """
+    Refuse a path on a file system on which SQLite cannot keep its promises.
+
+    Raises:
+        UnsupportedFileSystem: It is one that several machines may have mounted, or one of the
+            kernel's own, or the file alone is mounted there.
+    """
+    mountinfo = _read_mountinfo()
+    if is_mount_point(path, mountinfo):
+        # As `docker -v jobs.db:/data/jobs.db` does: where it has its other name it has
+        # another write-ahead log, and what is committed to one of both is lost.
+        raise UnsupportedFileSystem(f"{path} is mounted by itself: mount its directory instead")
+    kind = file_system_of(path, mountinfo)
+    if kind in _NO_STORAGE:
+        raise UnsupportedFileSystem(f"{path} is on a {kind} file system, which stores no files")
+    if kind in _SHARED_BETWEEN_MACHINES or kind.startswith("fuse."):
+        raise UnsupportedFileSystem(
+            f"{path} is on a {kind} file system, where SQLite's locks and shared memory do not "
+            "hold; put the database on a local disk"
+        )
+
+
+def repair_command(database: str) -> str:
+    """Return what to type to make a database usable whose job directories are gone."""
+    import shlex  # noqa: PLC0415 - for an error text alone
+
+    return f"jobcore --db {shlex.quote(database)} doctor --repair"
+
+
+def typed(what: str, error: OSError) -> StoreError:
+    """Return what an error of the system's means to whoever uses the database."""
+    kind = StoreError
+    if isinstance(error, job_directory.NotPrivate) or error.errno in (errno.ELOOP, errno.ENOTDIR):
+        kind = StoreMismatch  # not what jobcore made: somebody else's, or a link to anywhere
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        kind = DatabaseFull
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        kind = ReadOnlyDatabase
+    return kind(f"{what}: {error.strerror or error}", error.errno)
+
+
+def make_database_file(path: str) -> None:
+    """
+    Make the empty file, mode 0600 under any umask; one that is there stays as it is.
+
+    By `mknod`, which gives no descriptor: closing one on a database file would
+    drop the locks of every SQLite connection this process has to it.
+
+    Raises:
+        StoreError: It cannot be made.
+    """
+    try:
+        os.mknod(path, job_directory.PRIVATE_FILE | stat.S_IFREG)
+        if (
+            os.stat(path).st_mode & 0o777 != job_directory.PRIVATE_FILE
+        ):  # a umask that keeps its owner out
+            os.chmod(path, job_directory.PRIVATE_FILE)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise typed(f"cannot make {path}", error) from error
+
+
+def open_root(database: str, *, create: bool) -> int:
+    """
+    Open the directory of job directories, `<database>.jobs`.
+
+    Raises:
+        StoreMismatch: It is a link, or not private to this user.
+        FileNotFoundError: It is not there, and `create` is False.
+    """
+    path = database + ".jobs"
+    try:
+        return job_directory.open_directory(path, create=create)
+    except NotADirectoryError as error:  # O_DIRECTORY says so of a link, too
+        what = "a link" if os.path.islink(path) else "not a directory"
+        raise StoreMismatch(f"{path} is {what}", error.errno) from error
+    except PermissionError as error:
+        raise StoreMismatch(f"{path}: {error.strerror or error}", error.errno) from error
+
+
+def require_own_root(database: str) -> None:
+    """
+    Refuse a root that is a link, or not private to this user; that it is missing is fine.
+
+    Raises:
+        StoreMismatch: It is one of these.
+    """
+    try:
+        root = open_root(database, create=False)
+    except FileNotFoundError:
+        return
+    os.close(root)
+
+
+def read_store_id(root: int) -> str | None:
+    """
+    Return the id in the root, or None where there is none yet.
+
+    Raises:
+        StoreMismatch: What has its name is a link, or holds no id.
+    """
+    # Not blocking: what has its name may be a FIFO.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(STORE, flags, dir_fd=root)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise typed(f"the file {STORE!r} among the job directories", error) from error
+    try:
+        found = os.read(descriptor, 64)
+    finally:
+        os.close(descriptor)
+    if not re.fullmatch(rb"[0-9a-f]{32}\s*", found):
+        raise StoreMismatch(f"the file {STORE!r} among the job directories holds no id")
+    return found.decode("ascii").strip()
+
+
+def make_store_id(root: int, parent: str) -> str:
+    """
+    Put an id into the root, durably, and return the one that is there then.
+
+    Several processes may do so at once; the first link wins, and all return its id.
+    """
+    temporary = f"{STORE}.{uuid.uuid4().hex}"
+    descriptor = job_directory.make_file(temporary, os.O_WRONLY | os.O_EXCL, root)
+    try:
+        os.write(descriptor, uuid.uuid4().hex.encode("ascii") + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    try:
+        os.link(temporary, STORE, src_dir_fd=root, dst_dir_fd=root)
+    except (FileExistsError, FileNotFoundError):
+        pass  # another one is there, and its maker or a sweep may have removed ours
+    _unlink(temporary, root)
+    os.fsync(root)
+    directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)  # the root's own name
+    finally:
+        os.close(directory)
+    store_id = read_store_id(root)
+    if store_id is None:
+        raise StoreMismatch("the store's id was removed while it was being made")
+    return store_id
+
+
+def remove_unused_store_ids(root: int, names: Iterable[str]) -> None:
+    """Remove, of the names in the root, what a host left that was killed while it made the id."""
+    for name in names:
+        if _UNUSED_STORE_ID.fullmatch(name):
+            _unlink(name, root)
+
+
+def _unlink(name: str, root: int) -> None:
+    try:
+        os.unlink(name, dir_fd=root)
+    except FileNotFoundError:
+        pass  # another process was faster
+
+
+def boot_id() -> str | None:
+    """
+    Return the id of this boot of the machine: what ran under another one is certainly gone.
+
+    None: `/proc` does not tell it.
+
+    Raises:
+        StoreError: No descriptor is left.
+    """
+    try:
+        return system_calls.boot_id()
+    except OSError as error:
+        raise StoreError(f"the boot id: {error.strerror or error}", error.errno) from error

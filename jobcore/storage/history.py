@@ -1,0 +1,146 @@
+"""
+What happened to all jobs, in the order in which it was committed.
+
+An entry gets its id from AUTOINCREMENT inside a write transaction, and SQLite has
+one of these at a time. So whoever sees an id sees every smaller one that there
+will ever be: to go on behind the last one seen leaves nothing out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Connection, String, bindparam, case, select
+
+from jobcore.lifecycle import Status, Trigger
+from jobcore.storage import error_mapping
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import job, sequence, transition
+
+
+class Entry(NamedTuple):
+    """
+    A transition with the facts of its job that no later one changes, as the file has them.
+
+    `hidden` is 1 where the deletion of the job was begun, else 0.
+    """
+
+    id: int
+    job_id: str
+    job_number: int
+    type: str
+    name: str | None
+    workspace_id: str
+    pipeline_id: str | None
+    at: int
+    trigger: str
+    from_status: str | None
+    to_status: str
+    reason: str | None
+    exit_code: int | None
+    signal: int | None
+    actor: str | None
+    hidden: int
+
+
+class Filter(NamedTuple):
+    """Which entries somebody wants; None: all. Ids are in the hex form that the file has."""
+
+    workspace_id: str | None = None
+    pipeline_id: str | None = None
+    statuses: frozenset[str] | None = None
+    types: frozenset[str] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        workspace_id: UUID | None,
+        pipeline_id: UUID | None,
+        statuses: Collection[Status] | None,
+        types: Collection[str] | None,
+    ) -> Filter:
+        """Return the filters of a listing, for entries: the status is the one that it led to."""
+        return cls(
+            None if workspace_id is None else workspace_id.hex,
+            None if pipeline_id is None else pipeline_id.hex,
+            None if statuses is None else frozenset(str(status) for status in statuses),
+            None if types is None else frozenset(types),
+        )
+
+    def takes(self, entry: Entry) -> bool:
+        """Tell whether the entry is wanted."""
+        return (
+            (self.workspace_id is None or self.workspace_id == entry.workspace_id)
+            and (self.pipeline_id is None or self.pipeline_id == entry.pipeline_id)
+            and (self.statuses is None or entry.to_status in self.statuses)
+            and (self.types is None or entry.type in self.types)
+        )
+
+
+_NEWEST = Statement(select(sequence.c.seq).where(sequence.c.name == transition.name))
+_ENTRIES = (
+    select(
+        transition.c.id,
+        job.c.id.label("job_id"),
+        job.c.number,
+        job.c.type,
+        job.c.name,
+        job.c.workspace_id,
+        job.c.pipeline_id,
+        transition.c.at,
+        transition.c.trigger,
+        transition.c.from_status,
+        transition.c.to_status,
+        transition.c.reason,
+        # Earlier entries must not tell the end, though the row has it by now.
+        case((transition.c.trigger == str(Trigger.FINISH), job.c.exit_code)),
+        case((transition.c.trigger == str(Trigger.FINISH), job.c.signal)),
+        transition.c.actor,
+        job.c.deleted_at.is_not(None),
+    )
+    .join_from(transition, job, transition.c.job == job.c.number)
+    .where(transition.c.id > bindparam("after"))
+    .order_by(transition.c.id)
+    .limit(bindparam("most"))
+)
+_OF_PIPELINE = _ENTRIES.where(transition.c.pipeline_id == bindparam("pipeline", type_=String))
+_AFTER, _AFTER_OF_PIPELINE = Statement(_ENTRIES), Statement(_OF_PIPELINE)
+_IDS = Statement(_ENTRIES.with_only_columns(transition.c.id))
+_IDS_OF_PIPELINE = Statement(_OF_PIPELINE.with_only_columns(transition.c.id))
+
+
+def newest(connection: Connection) -> int:
+    """Return the largest id that an entry has had, though its job may be gone by now."""
+    rows = _NEWEST(connection)
+    return int(rows[0][0]) if rows else 0
+
+
+def entries_after(
+    connection: Connection,
+    after: int,
+    most: int,
+    pipeline_id: str | None = None,
+    failed: Callable[[int, Exception], None] = error_mapping.leave_out,
+) -> list[Entry]:
+    """
+    Return the next entries after the id `after`, in order, those of hidden jobs too.
+
+    Args:
+        pipeline_id: Only of jobs of this pipeline, by the hex form of its id; None: all.
+        failed: Called with the id of each that cannot be read, and the reason.
+    """
+    values: dict[str, int | str] = {"after": after, "most": most}
+    statement, ids = _AFTER, _IDS
+    if pipeline_id is not None:
+        values["pipeline"] = pipeline_id
+        statement, ids = _AFTER_OF_PIPELINE, _IDS_OF_PIPELINE
+    rows = error_mapping.readable(
+        lambda: statement(connection, **values),
+        lambda: [number for (number,) in ids(connection, **values)],
+        lambda number: _AFTER(connection, after=number - 1, most=1),
+        failed,
+    )
+    return [Entry._make(row) for row in rows]

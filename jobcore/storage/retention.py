@@ -1,0 +1,153 @@
+"""
+Which jobs ended long enough ago to be deleted.
+
+Every function takes a connection in a transaction. The guard is in each
+statement: final, ended by a moment, not being deleted, and whatever the caller
+has narrowed it to. So a job that is not final is never touched, and of several
+that prune at once each job is one's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
+
+from jobcore.lifecycle import FINAL, Status
+from jobcore.storage import error_mapping
+from jobcore.storage.tables import SHOWN, job, pipeline, skip
+
+
+class Expired(NamedTuple):
+    """
+    What makes a job one that may go.
+
+    Attributes:
+        ended_by: It ended at this moment or before, microseconds since 1970.
+        statuses: Of the final ones; others match nothing.
+        workspace_id: Only of this workspace; None: of any.
+        pipeline_id: Only of this pipeline; None: of any, or none.
+        up_to: No job with a higher number; None: any.
+    """
+
+    ended_by: int
+    statuses: Collection[Status] = FINAL
+    workspace_id: UUID | None = None
+    pipeline_id: UUID | None = None
+    up_to: int | None = None
+
+    def guard(self) -> ColumnElement[bool]:
+        """Return the condition; it says "final" itself, whatever the statuses are."""
+        return and_(self._kind(), job.c.end_time <= self.ended_by)
+
+    def keep(self, connection: Connection, newest: int) -> Expired:
+        """Return the same without the `newest` jobs of this kind, however long they are over."""
+        # The newest number that does not stay. Jobs that come later have higher ones.
+        statement = select(job.c.number).where(self._kind()).order_by(job.c.number.desc())
+        found = connection.execute(statement.offset(newest).limit(1)).scalar()
+        return self._replace(up_to=0 if found is None else found)
+
+    def _kind(self) -> ColumnElement[bool]:
+        words = sorted(str(status) for status in FINAL.intersection(self.statuses))
+        conditions: list[ColumnElement[bool]] = [
+            job.c.status.in_(words),
+            job.c.deleted_at.is_(None),
+        ]
+        if self.workspace_id is not None:
+            conditions.append(job.c.workspace_id == self.workspace_id)
+        if self.pipeline_id is not None:
+            conditions.append(job.c.pipeline_id == self.pipeline_id)
+        if self.up_to is not None:
+            conditions.append(job.c.number <= self.up_to)
+        return and_(*conditions)
+
+
+def find_skips(connection: Connection, expired: Expired, limit: int) -> Sequence[int]:
+    """Return ids of records of skipped runs that are as old as the jobs that may go."""
+    old = select(skip.c.id)
+    if expired.pipeline_id is None and expired.workspace_id is None:
+        old = old.where(skip.c.recorded <= expired.ended_by)
+    else:
+        # A sum, so that they are found by pipeline: by time there are those of all others.
+        old = old.where(skip.c.recorded + 0 <= expired.ended_by)
+    if expired.pipeline_id is not None:
+        old = old.where(skip.c.pipeline_id == expired.pipeline_id)
+    if expired.workspace_id is not None:
+        of_workspace = select(pipeline.c.id).where(pipeline.c.workspace_id == expired.workspace_id)
+        old = old.where(skip.c.pipeline_id.in_(of_workspace))
+    return connection.execute(old.limit(limit)).scalars().all()
+
+
+def remove_skips(connection: Connection, ids: Sequence[int]) -> None:
+    """Remove these records."""
+    connection.execute(delete(skip).where(skip.c.id.in_(ids)))
+
+
+def newest(connection: Connection) -> int:
+    """Return the number of the newest job; 0 where there is none."""
+    number: int | None = connection.execute(select(func.max(job.c.number))).scalar_one()
+    return number or 0
+
+
+def oldest_after(connection: Connection, after: int) -> int | None:
+    """Return the number of the oldest job with a higher one than `after`; None: there is none."""
+    number: int | None = connection.execute(
+        select(func.min(job.c.number)).where(job.c.number > after)
+    ).scalar_one()
+    return number
+
+
+def find(
+    connection: Connection,
+    expired: Expired,
+    *,
+    after: int,
+    up_to: int,
+    failed: Callable[[int, Exception], None],
+) -> Sequence[Row[Any]]:
+    """
+    Return the jobs that may go among those with a number above `after`, oldest first.
+
+    Args:
+        failed: Called with the number of each that cannot be read, and the reason.
+    """
+    statement = select(*SHOWN).order_by(job.c.number)
+    return error_mapping.readable(
+        lambda: connection.execute(
+            statement.where(job.c.number > after, job.c.number <= up_to, expired.guard())
+        ).all(),
+        lambda: find_numbers(connection, expired, after=after, up_to=up_to),
+        lambda number: connection.execute(statement.where(job.c.number == number)).all(),
+        failed,
+    )
+
+
+def find_numbers(
+    connection: Connection, expired: Expired, *, after: int, up_to: int
+) -> Sequence[int]:
+    """Return their numbers alone."""
+    return (
+        connection.execute(
+            select(job.c.number)
+            .where(job.c.number > after, job.c.number <= up_to, expired.guard())
+            .order_by(job.c.number)
+        )
+        .scalars()
+        .all()
+    )
+
+
+def mark_deleted_if_expired(
+    connection: Connection, expired: Expired, numbers: Sequence[int], *, now: int
+) -> list[int]:
+    """Hide those of the jobs that still may go from every read, for good; return their numbers."""
+    return sorted(
+        connection.execute(
+            update(job)
+            .where(job.c.number.in_(numbers), expired.guard())
+            .values(deleted_at=now)
+            .returning(job.c.number)
+        ).scalars()
+    )

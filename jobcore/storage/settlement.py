@@ -1,0 +1,203 @@
+"""
+From RUNNING to a final status, with all that follows, in one transaction.
+
+A retry, the pipelines that are triggered and the status of a configured
+pipeline are rows, written with the verdict: so they happen whoever settles, and
+not at all where the verdict is rolled back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, bindparam, insert, select
+
+from jobcore import lifecycle
+from jobcore.embedding import telemetry
+from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
+from jobcore.lifecycle import Ending, Reason, Status
+from jobcore.storage import environments, log_segments, store, transitions
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import result
+from jobcore.storage.transitions import Run
+from jobcore.supervisor import frames
+
+#: The job types that have a part in what follows.
+PIPELINE_CONFIG = "PIPELINE_CONFIG"
+PIPELINE_VERIFY = "PIPELINE_VERIFY"
+PIPELINE_RUN = "PIPELINE_RUN"
+
+
+def settle(
+    connection: Connection,
+    run: Run,
+    *,
+    offset: int,
+    ending: Ending,
+    now: int,
+    ended: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Run | None:
+    """Settle a job as `transitions.settle_if_running` does, and write what follows from it."""
+    final = transitions.settle_if_running(
+        connection, run, offset=offset, ending=ending, now=now, ended=ended, facts=facts
+    )
+    if final is not None:
+        _follow_up(connection, final, now)
+        if final.of_pipeline:  # a retry has it now; others needed it for their start alone
+            environments.release(connection, final.number)
+    return final
+
+
+def settle_own(connection: Connection, run: Run, ending: Ending, *, now: int) -> Run | None:
+    """Settle a job without a process, whose log its host has written."""
+    final = settle(connection, run, offset=0, ending=ending, now=now)
+    if final is not None:
+        log_segments.merge(connection, run.number, run.loose_sequence)
+    return final
+
+
+def cancel(connection: Connection, number: int, *, now: int) -> Run | None:
+    """Cancel a job as `transitions.cancel_if_queued` does, and write what follows from it."""
+    final = transitions.cancel_if_queued(connection, number, now=now)
+    if final is not None:
+        _follow_up(connection, final, now)
+        environments.remove_unused(connection)
+    return final
+
+
+def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
+    """
+    End a job whose owner is dead: a reserved one is cancelled, a task is lost.
+
+    Returns:
+        The job as it then is, unchanged where it has another owner by now; None: it is gone.
+    """
+    current = transitions.find(connection, run.number)
+    if current is None or not current.owned or current.owner != run.owner:
+        return current
+    if current.status == Status.QUEUED:
+        return cancel(connection, current.number, now=now)
+    line = b"lost: the process that did this task ended without finishing it\n"
+    current = log_segments.append_task_lines(
+        connection, current, [line], now=now, stream=frames.SYSTEM
+    )
+    ending = Ending(Reason.LOST, stop_requested=current.stop_requested is not None)
+    return settle_own(connection, current, ending, now=now)
+
+
+def _follow_up(connection: Connection, final: Run, now: int) -> None:
+    if not final.of_pipeline:
+        return
+    row = store.get_job(connection, final.number)
+    pipeline = None if row is None else store.find_retries(connection, row.pipeline_id)
+    if row is None or pipeline is None:
+        return  # the pipeline is being deleted
+    status = Status(row.status)
+    if row.type == PIPELINE_CONFIG:
+        store.set_pipeline_status(connection, pipeline.id, lifecycle.configured_as(status), now=now)
+    elif row.type != PIPELINE_VERIFY and final.deleted_at is None:
+        if lifecycle.is_retried(
+            status,
+            attempt=row.attempt,
+            max_retries=pipeline.max_retries,
+            stop_requested=row.stop_requested is not None,
+        ):
+            _retry(connection, row, now)
+        elif status is Status.COMPLETE:
+            _trigger(connection, pipeline.id, now)
+
+
+def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
+    """Queue a job of each pipeline that runs after this one; one that is damaged runs no more."""
+
+    def failed(rowid: int, error: Exception) -> None:
+        _tell_damaged(f"row {rowid}", error)
+
+    for triggered in store.pipelines_triggered_by(connection, source_id, failed):
+        try:
+            run_now(connection, triggered.id, triggered.workspace_id, now, why="triggered")
+        except DatabaseCorrupt as error:
+            _tell_damaged(str(triggered.id), error)
+
+
+def _tell_damaged(pipeline: str, error: Exception) -> None:
+    telemetry.event(logging.ERROR, "pipeline not triggered", pipeline=pipeline, error=str(error))
+
+
+def pause_behind(attempt: int) -> int:
+    """Return the microseconds between the end of an attempt and the next one."""
+    return round(lifecycle.retry_delay(attempt) * 1e6)
+
+
+def _retry(connection: Connection, row: Row[Any], now: int) -> None:
+    """Queue the next attempt. It holds the pipeline while it waits for its back-off."""
+    try:
+        store.insert_job(
+            connection,
+            now=now,
+            workspace_id=row.workspace_id,
+            pipeline_id=row.pipeline_id,
+            not_before=now + pause_behind(row.attempt),
+            **store.next_attempt(row),
+        )
+    except PipelineAlreadyRunning:
+        telemetry.event(logging.WARNING, "retry not created", job=str(row.id))
+
+
+def run_now(
+    connection: Connection,
+    pipeline_id: UUID,
+    workspace_id: UUID,
+    now: int,
+    *,
+    why: str,
+    due: int | None = None,
+) -> Row[Any] | None:
+    """
+    Queue a job of the pipeline; where it has one already, record that this run was skipped.
+
+    Args:
+        why: What wanted it: `schedule` or `triggered`.
+        due: When it was wanted, else now.
+    """
+    try:
+        return store.insert_job(
+            connection,
+            now=now,
+            workspace_id=workspace_id,
+            pipeline_id=pipeline_id,
+            type=PIPELINE_RUN,
+        )
+    except PipelineAlreadyRunning as conflict:
+        store.record_skip(
+            connection,
+            pipeline_id,
+            due=now if due is None else due,
+            now=now,
+            why=why,
+            job_id=conflict.job_id,
+        )
+        return None
+
+
+_STORE_RESULT = Statement(
+    insert(result).values({column.name: bindparam(f"new_{column.name}") for column in result.c})
+)
+_FIND_RESULT = Statement(
+    select(result.c.encoding, result.c.data).where(result.c.job == bindparam("of"))
+)
+
+
+def store_result(connection: Connection, number: int, encoding: str, data: bytes) -> None:
+    """Store what the job returned; the caller has just settled it."""
+    _STORE_RESULT(connection, new_job=number, new_encoding=encoding, new_data=data)
+
+
+def find_result(connection: Connection, number: int) -> tuple[str, bytes] | None:
+    """Return how a job's return value is encoded, and its bytes; None: it has none."""
+    found = _FIND_RESULT(connection, of=number)
+    return (found[0][0], bytes(found[0][1])) if found else None

@@ -1,0 +1,521 @@
+"""
+The tables. They stay inside storage; callers see `models`.
+
+The comments at the columns say who writes them, and when. Annotations are not
+postponed here: reading them back from text doubled the time of the import. Options
+of SQLite's own stand in `info`, where `schema` finds them: given to SQLAlchemy here,
+they would load its dialect, and with it ten modules, at import.
+"""
+
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    and_,
+    between,
+    column,
+    exists,
+    literal_column,
+    text,
+)
+from sqlalchemy import table as lightweight
+from sqlalchemy.orm import registry
+from sqlmodel import Field, SQLModel
+
+from jobcore import lifecycle
+from jobcore.errors import DatabaseCorrupt
+
+
+class Id(Uuid[UUID]):
+    """A UUID as 32 hex digits; what is read and is none is damage, and told as such."""
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        """Return what makes a UUID of a stored value."""
+        process = super().result_processor(dialect, coltype)  # type: ignore[no-untyped-call]
+
+        def checked(value: Any) -> Any:
+            try:
+                return process(value)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise DatabaseCorrupt("a stored ID is not a valid UUID") from error
+
+        return checked if process is not None else None
+
+
+class _Row(SQLModel, registry=registry()):
+    """Base of the tables, with metadata of its own: a host's `create_all` must not make them."""
+
+    # Only the tables are used, never the models' validators: so these are not built.
+    model_config = {"defer_build": True}
+
+    __table__: ClassVar[Table]
+
+
+def _moment() -> Any:
+    """Return a column for wall time: integer microseconds, which sort and compare as they are."""
+    return Column(BigInteger)
+
+
+class StoreRow(_Row, table=True):
+    """One row: which job directories belong to this file."""
+
+    __tablename__ = "store"
+    id: str = Field(primary_key=True)
+
+
+class WorkspaceRow(_Row, table=True):
+    """What governs pipelines and jobs."""
+
+    __tablename__ = "workspace"
+    __table_args__ = (
+        # At most one default workspace, whichever process makes it first.
+        Index(
+            "one_default_workspace",
+            "is_default",
+            unique=True,
+            info={"sqlite_where": text("is_default")},
+        ),
+        Index("marked_workspaces", "id", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
+    )
+    id: UUID = Field(sa_column=Column(Id(), primary_key=True))
+    name: str
+    is_default: bool = Field(default=False)
+    properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
+    deleted_at: int | None = Field(default=None, sa_column=_moment())
+
+
+class PipelineRow(_Row, table=True):
+    """A command or script that is run again and again, by one job at a time."""
+
+    __tablename__ = "pipeline"
+    __table_args__ = (
+        CheckConstraint("status IN ('READY', 'PROVISIONING', 'FAILED')", name="status_is_known"),
+        # One pipeline of a name in a workspace, whatever the case.
+        Index(
+            "one_pipeline_per_name",
+            "workspace_id",
+            "folded_name",
+            unique=True,
+            info={"sqlite_where": text("deleted_at IS NULL")},
+        ),
+        Index("pipelines_of_workspace", "workspace_id", "created", "id"),
+        Index(
+            "scheduled_pipelines",
+            "next_tick",
+            "id",
+            info={"sqlite_where": text("next_tick IS NOT NULL AND deleted_at IS NULL")},
+        ),
+        Index("marked_pipelines", "id", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
+    )
+    id: UUID = Field(sa_column=Column(Id(), primary_key=True))
+    workspace_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
+    )
+    name: str
+    status: str
+    command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
+    script: str | None = Field(default=None, sa_column=Column(Text))
+    timeout: float | None = None  # seconds
+    max_retries: int = 0
+    schedule: str | None = None
+    time_zone: str | None = None
+    # When the schedule comes true next; whoever moves it on has taken that tick.
+    next_tick: int | None = Field(default=None, sa_column=_moment())
+    properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+    last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
+    deleted_at: int | None = Field(default=None, sa_column=_moment())
+    folded_name: str | None = None  # the name by casefold, which is unique
+    # Seconds between local time and UTC at `next_tick`, by the time-zone rules it was computed
+    # with. None: computed by an older jobcore.
+    tick_offset: int | None = None
+    catch_up: str | None = None  # skip, last or all; None: skip
+    late_after: float | None = None  # seconds; None: the default
+
+
+class LinkRow(_Row, table=True):
+    """A pipeline runs after another one; the order is that in which its user named them."""
+
+    __tablename__ = "link"
+    __table_args__ = (Index("links_of_source", "source_id"),)
+    pipeline_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), primary_key=True)
+    )
+    position: int = Field(primary_key=True)
+    source_id: UUID | None = Field(
+        default=None, sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"))
+    )
+    name: str | None = None  # of what is no pipeline: this link never fires
+
+
+class NoteRow(_Row, table=True):
+    """Something about a pipeline that its user should know; doctor lists it."""
+
+    __tablename__ = "pipeline_note"
+    __table_args__ = (Index("notes_of_pipeline", "pipeline_id", "topic"),)
+    id: int | None = Field(default=None, primary_key=True)
+    pipeline_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
+    )
+    topic: str  # name or chain: a change of it removes the note
+    detail: str
+
+
+class SkipRow(_Row, table=True):
+    """A run of a pipeline that was to be, and was not; they are not made up for."""
+
+    __tablename__ = "skip"
+    __table_args__ = (
+        Index("skips_of_pipeline", "pipeline_id", "id"),
+        Index("skips_by_time", "recorded"),
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    pipeline_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
+    )
+    due: int = Field(sa_column=Column(BigInteger, nullable=False))
+    recorded: int = Field(sa_column=Column(BigInteger, nullable=False))
+    why: str  # schedule, triggered: it was running; missed: nothing ran to see it
+    count: int = 1  # how many ticks, `due` the last of them
+    job_id: UUID | None = Field(default=None, sa_column=Column(Id()))  # that was in the way
+
+
+#: What became of a job. Frozen by a trigger of the database once it is final.
+FACTS = (
+    "number", "id", "workspace_id", "pipeline_id", "type", "status", "attempt", "retry_of",
+    "created", "start_time", "end_time", "exit_code", "signal", "reason", "wait_status", "errno",
+    "cpu_us", "max_rss", "spool_offset", "next_sequence", "dropped", "token", "cookie",
+)  # fmt: skip
+
+
+class JobRow(_Row, table=True):
+    """One unit of work with its state; the comments say who writes a column, and when."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        *(CheckConstraint(rule, name=name) for name, rule in lifecycle.constraints().items()),
+        # One QUEUED or RUNNING job per pipeline, whatever number of processes ask.
+        Index(
+            "one_active_job_per_pipeline",
+            "pipeline_id",
+            unique=True,
+            info={"sqlite_where": text("status IN ('QUEUED', 'RUNNING')")},
+        ),
+        # What recovery looks at: small, whatever the history.
+        Index("running_jobs", "number", info={"sqlite_where": text("status = 'RUNNING'")}),
+        Index("deleted_jobs", "number", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
+        # What a dead process leaves: small, whatever the history.
+        Index("owned_jobs", "number", info={"sqlite_where": text("owner IS NOT NULL")}),
+        # Which of the stored environments are still needed.
+        Index(
+            "jobs_by_environment",
+            "environment",
+            info={"sqlite_where": text("environment IS NOT NULL")},
+        ),
+        # Pages of all jobs, and of those of one status, newest first.
+        Index("jobs_by_status", "status", info={"sqlite_where": text("deleted_at IS NULL")}),
+        # Pages of one workspace's, pipeline's or type's jobs of one status, newest first.
+        Index("jobs_of_workspace", "workspace_id", "deleted_at", "status", "number"),
+        Index(
+            "jobs_of_pipeline",
+            "pipeline_id",
+            "deleted_at",
+            "status",
+            "number",
+            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
+        ),
+        # Those of one type in a workspace or pipeline: else the jobs of all types would be read.
+        Index(
+            "jobs_of_workspace_by_type",
+            "workspace_id",
+            "deleted_at",
+            "type",
+            "status",
+            "number",
+        ),
+        Index(
+            "jobs_of_pipeline_by_type",
+            "pipeline_id",
+            "deleted_at",
+            "type",
+            "status",
+            "number",
+            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
+        ),
+        Index(
+            "jobs_of_type",
+            "type",
+            "status",
+            "number",
+            info={"sqlite_where": text("deleted_at IS NULL")},
+        ),
+        # The queue: by type what may start, in order, and what waits for its time.
+        # The status, one word, is there to make this a better match than an index without
+        # the time: SQLite counts the columns that it can compare.
+        Index(
+            "queue",
+            "type",
+            "status",
+            "not_before",
+            "number",
+            info={"sqlite_where": text("status = 'QUEUED' AND deleted_at IS NULL")},
+        ),
+        Index(
+            "delayed_retries",
+            "status",
+            "not_before",
+            "number",
+            info={
+                "sqlite_where": text(
+                    "status = 'QUEUED' AND not_before IS NOT NULL AND retry_of IS NOT NULL "
+                    "AND deleted_at IS NULL"
+                )
+            },
+        ),
+        # Never reuse a number, though the newest job be deleted: it is the pages' cursor.
+        {"info": {"sqlite_autoincrement": True}},
+    )
+    number: int | None = Field(default=None, primary_key=True)
+    id: UUID = Field(sa_column=Column(Id(), unique=True, nullable=False))
+
+    # Written at create.
+    workspace_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("workspace.id", ondelete="CASCADE"), nullable=False)
+    )
+    pipeline_id: UUID | None = Field(
+        default=None, sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"))
+    )
+    type: str
+    name: str | None = None
+    data: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    command: str | None = Field(default=None, sa_column=Column(Text))  # as Command.to_json
+    attempt: int = 1
+    retry_of: UUID | None = Field(default=None, sa_column=Column(Id()))
+    not_before: int | None = Field(default=None, sa_column=_moment())
+    created: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+    # Moved by the lifecycle alone, each move one guarded statement.
+    status: str
+
+    # Written at claim; a job without a process has no token.
+    start_time: int | None = Field(default=None, sa_column=_moment())
+    token: str | None = None  # of this run: directory and notices carry it too
+    cookie: str | None = None  # in the environment of the command, to find what it left behind
+    boot_id: str | None = None
+    grace_ms: int | None = None  # of the command that was started
+    timeout_ms: int | None = Field(default=None, sa_column=Column(BigInteger))  # likewise
+    calls_function: bool | None = None  # it leaves a result; None: claimed by an older jobcore
+    directory_id: str | None = None  # where it was started: see `job_directories.DirectoryId`
+
+    # Written by a wish to stop.
+    stop_requested: int | None = Field(default=None, sa_column=_moment())
+    stop_grace_ms: int | None = None
+    stop_who: str | None = None
+    stop_why: str | None = None
+
+    # Moved by import, together, by compare-and-set.
+    spool_offset: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    next_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    loose_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    loose_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+
+    # What the job last said of its progress; moved by import with the offset, never by settle.
+    progress_done: float | None = None
+    progress_total: float | None = None
+    progress_message: str | None = Field(default=None, sa_column=Column(Text))
+    progress_at: int | None = Field(default=None, sa_column=_moment())
+
+    # Written at settle, out of the exit record.
+    end_time: int | None = Field(default=None, sa_column=_moment())
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    wait_status: int | None = None
+    errno: int | None = None
+    cpu_us: int | None = Field(default=None, sa_column=Column(BigInteger))
+    max_rss: int | None = Field(default=None, sa_column=Column(BigInteger))  # bytes
+    dropped: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    left_processes: int | None = None  # that it left when it ended by itself; None: not known
+    unreaped: str | None = None  # pids that could not be killed
+    # A retry waits for them, unless somebody said that it need not.
+    unreaped_ignored: bool | None = None
+
+    # Written by delete: hidden from every read, until the rows are gone.
+    deleted_at: int | None = Field(default=None, sa_column=_moment())
+
+    # The process that alone may start a QUEUED job, or that does a RUNNING one itself.
+    # Without it the job has no future. Cleared when a supervisor has it, and at its end.
+    owner: str | None = None
+
+    # Whose environment the command gets; None: that of the worker that starts it.
+    env_from: str | None = None
+    # The stored environment, as long as this job may still start.
+    environment: str | None = None
+
+
+class EnvironmentRow(_Row, table=True):
+    """An environment that queued jobs are to start with."""
+
+    __tablename__ = "environment"
+    hash: str = Field(primary_key=True)  # SHA-256 of the data
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class SegmentRow(_Row, table=True):
+    """A slice of a job's frames, headers included, compressed."""
+
+    __tablename__ = "log_segment"
+    __table_args__ = (UniqueConstraint("job", "first_sequence"),)
+    id: int | None = Field(default=None, primary_key=True)
+    job: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
+    )
+    first_sequence: int = Field(sa_column=Column(BigInteger, nullable=False))
+    line_count: int
+    raw_bytes: int  # of the frames, before compression
+    compressed: bool
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class ResultRow(_Row, table=True):
+    """What a function returned; written with the verdict, where that is COMPLETE."""
+
+    __tablename__ = "result"
+    __table_args__ = (CheckConstraint("encoding IN ('json', 'pickle')", name="encoding_is_known"),)
+    job: int = Field(
+        sa_column=Column(
+            BigInteger,
+            ForeignKey("job.number", ondelete="CASCADE"),
+            primary_key=True,
+            autoincrement=False,
+        )
+    )
+    encoding: str
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class TransitionRow(_Row, table=True):
+    """Append-only history: what happened to a job, when, why and by whom."""
+
+    __tablename__ = "transition"
+    __table_args__ = (
+        Index("transitions_of_job", "job", "id"),
+        Index(
+            "transitions_of_pipeline",
+            "pipeline_id",
+            "id",
+            info={"sqlite_where": text("pipeline_id IS NOT NULL")},
+        ),
+        {"info": {"sqlite_autoincrement": True}},
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    job: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), nullable=False)
+    )
+    at: int = Field(sa_column=Column(BigInteger, nullable=False))
+    trigger: str
+    from_status: str | None = None
+    to_status: str
+    reason: str | None = None
+    actor: str | None = None
+    # The job's, which never changes: events of one pipeline are found by it.
+    pipeline_id: UUID | None = Field(default=None, sa_column=Column(Id()))
+
+
+class _CountRow(_Row):
+    """How many jobs there are of a type; kept by the triggers of `counts`."""
+
+    # Of a batch that is not published; 0: the jobs that reads show.
+    batch: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+
+
+class WorkspaceCountRow(_CountRow, table=True):
+    """The jobs of a type in a workspace."""
+
+    __tablename__ = "workspace_count"
+    workspace_id: str = Field(primary_key=True)
+    type: str = Field(primary_key=True)
+    queued: int
+    running: int
+    complete: int
+    error: int
+    stopped: int
+
+
+class PipelineCountRow(_CountRow, table=True):
+    """The jobs of a type in a pipeline."""
+
+    __tablename__ = "pipeline_count"
+    pipeline_id: str = Field(primary_key=True)
+    type: str = Field(primary_key=True)
+    queued: int
+    running: int
+    complete: int
+    error: int
+    stopped: int
+
+
+class BatchRow(_Row, table=True):
+    """Jobs that are being written in steps: no read shows them while this row is there."""
+
+    __tablename__ = "batch"
+    id: int | None = Field(default=None, primary_key=True)
+    first: int = Field(sa_column=Column(BigInteger, nullable=False))  # of the jobs' numbers
+    last: int = Field(sa_column=Column(BigInteger, nullable=False))
+    owner: str  # the process that writes them
+
+
+workspace_count: Table = WorkspaceCountRow.__table__
+pipeline_count: Table = PipelineCountRow.__table__
+store: Table = StoreRow.__table__
+workspace: Table = WorkspaceRow.__table__
+pipeline: Table = PipelineRow.__table__
+batch: Table = BatchRow.__table__
+job: Table = JobRow.__table__
+link: Table = LinkRow.__table__
+pipeline_note: Table = NoteRow.__table__
+skip: Table = SkipRow.__table__
+environment: Table = EnvironmentRow.__table__
+log_segment: Table = SegmentRow.__table__
+result: Table = ResultRow.__table__
+transition: Table = TransitionRow.__table__
+METADATA: MetaData = job.metadata
+
+#: What listings read of a job: not its command, which may be a mebibyte and is shown nowhere.
+SHOWN = tuple(column for column in job.c if column is not job.c.command)
+
+
+def has_status(*statuses: lifecycle.Status) -> ColumnElement[bool]:
+    """
+    Return the condition that a job has one of these statuses, with the words in its text.
+
+    SQLite uses a partial index only where the query's own text implies its condition: a
+    bound parameter does not.
+    """
+    words: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in statuses]
+    return job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
+
+
+#: The condition that reads show a job: it is not being deleted, and of no open batch.
+IS_VISIBLE: ColumnElement[bool] = and_(
+    job.c.deleted_at.is_(None),
+    ~exists().where(between(job.c.number, batch.c.first, batch.c.last)).correlate(job),
+)
+
+#: SQLite's own: the largest number that AUTOINCREMENT has given out, by table.
+sequence = lightweight("sqlite_sequence", column("name"), column("seq"))

@@ -1,0 +1,749 @@
+"""
+The guarded statements that move a job on, from the queue to its end.
+
+Every write says its guard in its name and does it in one statement; the guards
+on the status come from the lifecycle. What it did, it returns: None means that
+somebody else was faster, and nothing was changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, or_, select, update
+
+from jobcore import lifecycle
+from jobcore.errors import DatabaseCorrupt
+from jobcore.lifecycle import Ending, Reason, Status, Trigger
+from jobcore.storage import error_mapping
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import has_status, job, transition
+
+
+class Run(NamedTuple):
+    """
+    What is needed of a job while it runs; the fields are columns of the job table.
+
+    `name` is the id in the hex form that its directory is called by;
+    `of_pipeline` is 1 where it has a pipeline, else 0; so is `calls_function` where
+    what was started calls a function, and None where an older jobcore started it.
+    """
+
+    number: int
+    name: str
+    type: str
+    status: str
+    token: str | None
+    cookie: str | None
+    boot_id: str | None
+    grace_ms: int | None
+    timeout_ms: int | None
+    start_time: int | None
+    calls_function: int | None
+    directory_id: str | None
+    stop_requested: int | None
+    stop_grace_ms: int | None
+    stop_who: str | None
+    stop_why: str | None
+    spool_offset: int
+    next_sequence: int
+    loose_sequence: int
+    loose_bytes: int
+    end_time: int | None
+    deleted_at: int | None
+    owner: str | None
+    of_pipeline: int
+
+    @property
+    def id(self) -> UUID:
+        """
+        The job's id.
+
+        Raises:
+            DatabaseCorrupt: The stored id is not a UUID.
+        """
+        try:
+            return UUID(hex=self.name)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DatabaseCorrupt("a stored job ID is not a valid UUID") from error
+
+    @property
+    def effective_grace_ms(self) -> int | None:
+        """Milliseconds between SIGTERM and SIGKILL, as asked or else the command's own."""
+        return self.grace_ms if self.stop_grace_ms is None else self.stop_grace_ms
+
+    @property
+    def loose(self) -> tuple[int, int]:
+        """First sequence, and raw bytes, of the segments that are still to be merged."""
+        return self.loose_sequence, self.loose_bytes
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will move it any more."""
+        return self.end_time is not None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it is RUNNING in a process; without a token it is its host's own."""
+        return self.status == Status.RUNNING and self.token is not None
+
+    @property
+    def owned(self) -> bool:
+        """Whether it has no future without the process that owns it."""
+        return self.owner is not None and not self.final
+
+
+def is_sound(run: Run) -> bool:
+    """Tell whether all columns of a job have the types that jobcore stores."""
+    return all(
+        value is None or isinstance(value, str if field in _TEXTS else int)
+        for field, value in run._asdict().items()
+    )
+
+
+_TEXTS = frozenset(
+    ("name", "type", "status", "token", "cookie", "boot_id", "directory_id", "stop_who",
+     "stop_why", "owner")
+)  # fmt: skip
+
+
+def name_of(run: Run) -> str:
+    """Return what a job is called in the log, also where its stored ID is damaged."""
+    try:
+        return str(run.id)
+    except DatabaseCorrupt:
+        return f"number {run.number}"
+
+
+_DERIVED: dict[str, Any] = {"name": job.c.id, "of_pipeline": job.c.pipeline_id.is_not(None)}
+#: What a `Run` is read from.
+COLUMNS = tuple(
+    _DERIVED[name].label(name) if name in _DERIVED else job.c[name] for name in Run._fields
+)
+
+
+_COUNTERS = ("spool_offset", "next_sequence", "loose_sequence", "loose_bytes")
+_STATUSES = frozenset(str(status) for status in Status)
+
+
+def _one(rows: list[Any]) -> Run | None:
+    if not rows:
+        return None
+    run = Run._make(rows[0])
+    if run.status not in _STATUSES:
+        # Nothing leads out of it: who waits for its end would wait for ever.
+        raise DatabaseCorrupt(f"the stored status of job number {run.number} is unknown")
+    require_counters(run)
+    return run
+
+
+def require_counters(run: Run) -> None:
+    """Raise `DatabaseCorrupt` unless what appending and importing count with are counts."""
+    for column in _COUNTERS:
+        count = getattr(run, column)
+        if not isinstance(count, int) or count < 0:
+            raise DatabaseCorrupt(f"the stored {column} of job number {run.number} is no count")
+
+
+def _allows(trigger: Trigger) -> Any:
+    """Return the guard: the status is one that allows `trigger`."""
+    return or_(*(job.c.status == str(status) for status in lifecycle.sources(trigger)))
+
+
+_THIS = job.c.number == bindparam("of")
+
+
+# --- history --------------------------------------------------------------------
+
+_RECORD = Statement(
+    insert(transition).values(
+        {
+            **{
+                column.name: bindparam(column.name)
+                for column in transition.c
+                if column.name not in ("id", "pipeline_id")
+            },
+            "pipeline_id": select(job.c.pipeline_id)
+            .where(job.c.number == bindparam("job"))
+            .scalar_subquery(),
+        }
+    )
+)
+
+
+def actor() -> str:
+    """Return the name under which this process writes history."""
+    return f"pid {os.getpid()}"
+
+
+def record(
+    connection: Connection,
+    number: int,
+    *,
+    now: int,
+    trigger: Trigger,
+    source: Status | None,
+    target: Status,
+    reason: Reason | None = None,
+) -> None:
+    """Append to the history of a job."""
+    _RECORD(
+        connection,
+        job=number,
+        at=now,
+        trigger=str(trigger),
+        from_status=None if source is None else str(source),
+        to_status=str(target),
+        reason=None if reason is None else str(reason),
+        actor=actor(),
+    )
+
+
+# --- reading --------------------------------------------------------------------
+
+_FIND = Statement(select(*COLUMNS).where(_THIS))
+_IS_SUPERVISED = (has_status(Status.RUNNING), job.c.token.is_not(None))
+_IS_OWNED = (job.c.owner.is_not(None),)
+_SUPERVISED, _OWNED = (
+    (Statement(select(*COLUMNS).where(*which)), Statement(select(job.c.number).where(*which)))
+    for which in (_IS_SUPERVISED, _IS_OWNED)
+)
+_NAMES = Statement(
+    select(job.c.token, job.c.id, job.c.cookie).where(
+        has_status(Status.RUNNING), job.c.token.is_not(None)
+    )
+)
+_DELETED = Statement(
+    select(job.c.number)
+    .where(job.c.deleted_at.is_not(None), has_status(*(one for one in Status if one.final)))
+    .order_by(job.c.number)
+    .limit(bindparam("most"))
+)
+
+
+def find(connection: Connection, number: int) -> Run | None:
+    """Return the job with this number, being deleted or not."""
+    return _one(_FIND(connection, of=number))
+
+
+def supervised(
+    connection: Connection, failed: Callable[[int, Exception], None] = error_mapping.leave_out
+) -> list[Run]:
+    """
+    Return the RUNNING jobs that have a process, whichever host started it.
+
+    Args:
+        failed: Called with the number of each job whose row cannot be read.
+    """
+    return _readable(connection, *_SUPERVISED, failed)
+
+
+def supervised_names(connection: Connection) -> dict[str, tuple[str, str]]:
+    """Return, by token, the directory's name and the cookie of each RUNNING job with a process."""
+    return {token: (name, cookie) for token, name, cookie in _NAMES(connection)}
+
+
+def deleted_final(connection: Connection, limit: int) -> list[int]:
+    """Return the numbers of some final jobs whose deletion was begun and not finished."""
+    return [number for (number,) in _DELETED(connection, most=limit)]
+
+
+def _readable(
+    connection: Connection,
+    rows: Statement,
+    numbers: Statement,
+    failed: Callable[[int, Exception], None],
+) -> list[Run]:
+    found = error_mapping.readable(
+        lambda: rows(connection),
+        lambda: [number for (number,) in numbers(connection)],
+        lambda number: _FIND(connection, of=number),
+        failed,
+    )
+    return [Run._make(row) for row in found]
+
+
+def owned(
+    connection: Connection, failed: Callable[[int, Exception], None] = error_mapping.leave_out
+) -> list[Run]:
+    """Return the QUEUED and RUNNING jobs that depend on the process that owns them."""
+    return _readable(connection, *_OWNED, failed)
+
+
+# --- QUEUED to RUNNING ------------------------------------------------------------
+
+_START = Statement(
+    update(job)
+    .where(
+        _THIS,
+        _allows(Trigger.START),
+        job.c.deleted_at.is_(None),
+        or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant")),
+    )
+    .values(
+        status=str(Status.RUNNING),
+        # Not before its creation, though the clock may have been set back.
+        start_time=func.max(job.c.created, bindparam("now")),
+        token=bindparam("run_token"),
+        cookie=bindparam("run_cookie"),
+        boot_id=bindparam("this_boot"),
+        grace_ms=bindparam("own_grace_ms"),
+        timeout_ms=bindparam("own_timeout_ms"),
+        calls_function=bindparam("is_call"),
+        owner=bindparam("new_owner"),
+        # One of a pipeline may be retried, and then starts once more.
+        environment=case((job.c.pipeline_id.is_not(None), job.c.environment), else_=null()),
+        directory_id=bindparam("own_directory_id"),
+    )
+    .returning(*COLUMNS)
+)
+
+
+def start_if_queued(
+    connection: Connection,
+    number: int,
+    *,
+    now: int,
+    token: str | None = None,
+    cookie: str | None = None,
+    boot_id: str | None = None,
+    grace_ms: int | None = None,
+    timeout_ms: int | None = None,
+    calls_function: bool | None = None,
+    claimant: str | None = None,
+    owner: str | None = None,
+    directory_id: str | None = None,
+) -> Run | None:
+    """
+    Claim a job for the run `token`; without a token, for its host. Not one being deleted.
+
+    Args:
+        claimant: The owner whose reserved jobs may be claimed.
+        owner: The process that does a job without a token; None: no process in particular.
+    """
+    run = _one(
+        _START(
+            connection,
+            of=number,
+            now=now,
+            run_token=token,
+            run_cookie=cookie,
+            this_boot=boot_id,
+            own_grace_ms=grace_ms,
+            own_timeout_ms=timeout_ms,
+            is_call=calls_function,
+            claimant=claimant,
+            new_owner=owner,
+            own_directory_id=directory_id,
+        )
+    )
+    if run is not None:
+        record(
+            connection,
+            number,
+            now=now,
+            trigger=Trigger.START,
+            source=Status.QUEUED,
+            target=Status.RUNNING,
+        )
+    return run
+
+
+# --- QUEUED to STOPPED ------------------------------------------------------------
+
+_CANCEL = Statement(
+    update(job)
+    .where(_THIS, _allows(Trigger.CANCEL))
+    .values(
+        status=str(Status.STOPPED),
+        reason=str(Reason.CANCELLED),
+        end_time=func.max(job.c.created, bindparam("now")),
+        owner=null(),
+        environment=null(),
+    )
+    .returning(*COLUMNS)
+)
+
+
+def cancel_if_queued(connection: Connection, number: int, *, now: int) -> Run | None:
+    """Cancel a job that has not started."""
+    run = _one(_CANCEL(connection, of=number, now=now))
+    if run is not None:
+        record(
+            connection,
+            number,
+            now=now,
+            trigger=Trigger.CANCEL,
+            source=Status.QUEUED,
+            target=Status.STOPPED,
+            reason=Reason.CANCELLED,
+        )
+    return run
+
+
+# --- asking RUNNING to stop -------------------------------------------------------
+
+_ASK_STOP = Statement(
+    update(job)
+    .where(_THIS, _allows(Trigger.STOP))
+    .values(
+        # The first wish keeps its time, who and why.
+        stop_requested=func.coalesce(job.c.stop_requested, bindparam("now")),
+        stop_who=func.coalesce(job.c.stop_who, bindparam("who")),
+        stop_why=func.coalesce(job.c.stop_why, bindparam("why")),
+        # The first wish says its grace, None for the command's own; from then on it only shrinks.
+        stop_grace_ms=case(
+            (job.c.stop_requested.is_(None), bindparam("asked_ms")),
+            else_=func.min(
+                func.coalesce(job.c.stop_grace_ms, job.c.grace_ms),
+                func.coalesce(bindparam("asked_ms"), job.c.stop_grace_ms, job.c.grace_ms),
+            ),
+        ),
+    )
+    .returning(*COLUMNS)
+)
+
+
+def ask_stop_if_running(
+    connection: Connection, number: int, *, grace_ms: int | None, why: str, now: int
+) -> Run | None:
+    """
+    Store the wish to stop.
+
+    Args:
+        grace_ms: Milliseconds until it is killed; None: the command's own grace.
+    """
+    before = find(connection, number)
+    run = _one(_ASK_STOP(connection, of=number, asked_ms=grace_ms, who=actor(), why=why, now=now))
+    if run is not None and before is not None and _asks_more(before, run):
+        record(
+            connection,
+            number,
+            now=now,
+            trigger=Trigger.STOP,
+            source=Status.RUNNING,
+            target=Status.RUNNING,
+        )
+    return run
+
+
+def _asks_more(before: Run, after: Run) -> bool:
+    return before.stop_requested is None or before.effective_grace_ms != after.effective_grace_ms
+
+
+# --- log lines --------------------------------------------------------------------
+
+
+class Report(NamedTuple):
+    """
+    What a job says of its progress.
+
+    `at` is in microseconds; the names are those of its columns behind `progress_`.
+    """
+
+    done: float
+    total: float | None
+    message: str | None
+    at: int
+
+
+_REPORTED: dict[str, Any] = {
+    f"progress_{name}": bindparam(f"new_{name}") for name in Report._fields
+}
+
+
+def _reported(report: Report) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in report._asdict().items()}
+
+
+_MOVE_ON = (
+    update(job)
+    .where(
+        _THIS,
+        job.c.token == bindparam("run_token"),
+        job.c.status == str(Status.RUNNING),
+        job.c.spool_offset == bindparam("old_offset"),
+    )
+    .values(
+        spool_offset=bindparam("new_offset"),
+        next_sequence=bindparam("new_sequence"),
+        loose_sequence=bindparam("new_loose_sequence"),
+        loose_bytes=bindparam("new_loose_bytes"),
+    )
+)
+_ADVANCE = Statement(_MOVE_ON)
+# One statement for both: whoever is late with the lines is late with the report, too.
+_ADVANCE_AND_REPORT = Statement(_MOVE_ON.values(**_REPORTED))
+
+
+def advance_if_at(
+    connection: Connection,
+    run: Run,
+    *,
+    offset: int,
+    next_sequence: int,
+    loose: tuple[int, int],
+    report: Report | None = None,
+) -> bool:
+    """
+    Move what has been imported on, if it still is where `run` says.
+
+    Args:
+        loose: First sequence, and raw bytes, of the segments still to be merged.
+        report: The last one in what is imported; None: there is none.
+    """
+    statement = _ADVANCE if report is None else _ADVANCE_AND_REPORT
+    return (
+        statement.count(
+            connection,
+            of=run.number,
+            run_token=run.token,
+            old_offset=run.spool_offset,
+            new_offset=offset,
+            new_sequence=next_sequence,
+            new_loose_sequence=loose[0],
+            new_loose_bytes=loose[1],
+            **({} if report is None else _reported(report)),
+        )
+        == 1
+    )
+
+
+_OWN = (_THIS, job.c.token.is_(None), job.c.status == str(Status.RUNNING))
+_COUNT = Statement(
+    update(job)
+    .where(*_OWN, job.c.next_sequence == bindparam("old_sequence"))
+    .values(
+        next_sequence=bindparam("new_sequence"),
+        loose_sequence=bindparam("new_loose_sequence"),
+        loose_bytes=bindparam("new_loose_bytes"),
+    )
+)
+_REPORT = Statement(update(job).where(*_OWN).values(**_REPORTED))
+
+
+def count_lines_if_own(
+    connection: Connection, run: Run, *, next_sequence: int, loose: tuple[int, int]
+) -> bool:
+    """Count lines that the host itself appends to a RUNNING job without a process."""
+    return (
+        _COUNT.count(
+            connection,
+            of=run.number,
+            old_sequence=run.next_sequence,
+            new_sequence=next_sequence,
+            new_loose_sequence=loose[0],
+            new_loose_bytes=loose[1],
+        )
+        == 1
+    )
+
+
+_CHANGE_OWNER = Statement(update(job).where(*_OWN).values(owner=bindparam("new_owner")))
+
+
+def change_owner(connection: Connection, number: int, owner: str) -> None:
+    """Make a process the owner of a RUNNING job without a process of its own."""
+    _CHANGE_OWNER(connection, of=number, new_owner=owner)
+
+
+def report_if_own(connection: Connection, number: int, report: Report) -> bool:
+    """Store what the host itself reports of a RUNNING job without a process."""
+    return _REPORT.count(connection, of=number, **_reported(report)) == 1
+
+
+# --- RUNNING to final -------------------------------------------------------------
+
+_FACTS = (
+    "exit_code", "signal", "wait_status", "errno", "cpu_us", "max_rss", "dropped", "unreaped",
+    "left_processes",
+)  # fmt: skip
+_SETTLE = Statement(
+    update(job)
+    .where(
+        _THIS,
+        # IS, not =: a job without a process has no token, and matches None.
+        job.c.token.is_not_distinct_from(bindparam("run_token")),
+        _allows(Trigger.FINISH),
+        job.c.spool_offset == bindparam("at_offset"),
+    )
+    .values(
+        status=bindparam("new_status"),
+        reason=bindparam("new_reason"),
+        end_time=func.max(job.c.start_time, bindparam("ended")),
+        owner=null(),
+        **{name: bindparam(f"new_{name}") for name in _FACTS},
+    )
+    .returning(*COLUMNS)
+)
+
+
+def settle_if_running(
+    connection: Connection,
+    run: Run,
+    *,
+    offset: int,
+    ending: Ending,
+    now: int,
+    ended: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Run | None:
+    """
+    Settle a job by its ending, if all of its log up to `offset` is imported.
+
+    Args:
+        ended: When it ended, else now; the row's end is never before its start.
+        facts: Further columns of the exit record.
+    """
+    known: dict[str, Any] = {"dropped": 0, **(facts or {})}
+    known.update(exit_code=ending.exit_code, signal=ending.signal, wait_status=ending.wait_status)
+    status = ending.status
+    final = _one(
+        _SETTLE(
+            connection,
+            of=run.number,
+            run_token=run.token,
+            at_offset=offset,
+            new_status=str(status),
+            new_reason=str(ending.reason),
+            ended=now if ended is None else ended,
+            **{f"new_{name}": known.get(name) for name in _FACTS},
+        )
+    )
+    if final is not None:
+        record(
+            connection,
+            run.number,
+            now=now,
+            trigger=Trigger.FINISH,
+            source=Status.RUNNING,
+            target=status,
+            reason=ending.reason,
+        )
+    return final
+
+
+# --- processes left behind --------------------------------------------------------
+
+_LEFT = Statement(
+    select(job.c.cookie).where(
+        job.c.id == bindparam("of_id"),
+        job.c.boot_id == bindparam("this_boot"),
+        job.c.unreaped.is_not(None),
+        job.c.unreaped_ignored.is_(None),
+    )
+)
+_IGNORE_LEFT = Statement(
+    update(job)
+    .where(job.c.unreaped.is_not(None), job.c.unreaped_ignored.is_(None))
+    .values(unreaped_ignored=True)
+)
+
+
+def cookie_of_left(connection: Connection, job_id: UUID, boot_id: str | None) -> str | None:
+    """Return the cookie of a job whose processes outlived it and must end before it is retried."""
+    rows = _LEFT(connection, of_id=job_id.hex, this_boot=boot_id)
+    return rows[0][0] if rows else None
+
+
+def ignore_left(connection: Connection) -> int:
+    """Let all jobs be retried beside what they left running; return how many jobs that were."""
+    return _IGNORE_LEFT.count(connection)
+
+
+# --- deleting ---------------------------------------------------------------------
+
+_MARK = Statement(
+    update(job).where(_THIS, job.c.deleted_at.is_(None)).values(deleted_at=bindparam("now"))
+)
+_REMOVE = Statement(
+    delete(job).where(
+        _THIS,
+        job.c.deleted_at.is_not(None),
+        or_(*(job.c.status == str(status) for status in Status if status.final)),
+    )
+)
+
+
+#: Hidden jobs that nothing ends: their rows could not be changed further.
+_STUCK = Statement(
+    select(job.c.number)
+    .where(
+        job.c.deleted_at.is_not(None),
+        ~has_status(*(status for status in Status if status.final)),
+        or_(job.c.status != str(Status.RUNNING), job.c.stop_requested.is_(None)),
+    )
+    .limit(bindparam("most"))
+)
+#: By their bytes: texts may be no UTF-8.
+_FACTS_OF_DAMAGED = Statement(
+    select(
+        func.hex(job.c.id), func.hex(job.c.status), func.hex(job.c.token), func.hex(job.c.cookie),
+        case((func.typeof(job.c.grace_ms) == "integer", job.c.grace_ms), else_=0),
+    ).where(_THIS)
+)  # fmt: skip
+_REMOVE_DAMAGED = Statement(
+    delete(job).where(
+        _THIS,
+        func.hex(job.c.status) == bindparam("status_bytes"),
+        func.hex(job.c.token) == bindparam("token_bytes"),
+    )
+)
+
+
+class Damaged(NamedTuple):
+    """
+    What is needed to remove a job whose row is damaged.
+
+    Attributes:
+        name, cookie: As in a `Run`; anything, where that is what is damaged.
+        status, token: Their bytes, in hex.
+        grace_ms: Of its command; 0 where that is damaged.
+    """
+
+    name: str
+    status: str
+    token: str
+    cookie: str
+    grace_ms: int
+
+
+def stuck(connection: Connection, limit: int) -> list[int]:
+    """Return the numbers of hidden jobs whose rows are damaged, so that nothing ends them."""
+    return [number for (number,) in _STUCK(connection, most=limit)]
+
+
+def find_damaged(connection: Connection, number: int) -> Damaged | None:
+    """Return what can be read of a job, whatever its columns hold; None: it is gone."""
+    rows = _FACTS_OF_DAMAGED(connection, of=number)
+    if not rows:
+        return None
+    name, status, token, cookie, grace_ms = rows[0]
+    return Damaged(_text(name), status, token, _text(cookie), grace_ms or 0)
+
+
+def _text(stored: str) -> str:
+    return bytes.fromhex(stored).decode(errors="replace")
+
+
+def remove_damaged_if(connection: Connection, number: int, seen: Damaged) -> bool:
+    """Remove a job whatever its status, unless it was started or ended since it was seen."""
+    return (
+        _REMOVE_DAMAGED.count(
+            connection, of=number, status_bytes=seen.status, token_bytes=seen.token
+        )
+        == 1
+    )
+
+
+def mark_deleted(connection: Connection, number: int, *, now: int) -> bool:
+    """Hide the job from every read, for good; it still holds its pipeline. False: already so."""
+    return _MARK.count(connection, of=number, now=now) == 1
+
+
+def remove_if_final(connection: Connection, number: int) -> bool:
+    """Remove a job whose deletion was begun, with its log and history, once it is final."""
+    return _REMOVE.count(connection, of=number) == 1

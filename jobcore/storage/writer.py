@@ -1,0 +1,473 @@
+"""
+The one thread of an open database that writes, and its transactions.
+
+What several threads hand over at about the same time is committed together, each
+change in a savepoint of its own, so that one that fails is rolled back alone.
+The thread never sleeps in SQLite's busy handler: while another process has the
+write lock it tries again and again, and each caller's patience runs out by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection, RootTransaction
+from sqlalchemy.exc import DBAPIError
+
+from jobcore.embedding import failpoints, telemetry
+from jobcore.embedding.worker import Call, Worker
+from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
+from jobcore.storage.connections import throw_away
+from jobcore.storage.statement import driver_of
+
+#: Changes that are committed together at most: others wait for no more than these.
+TOGETHER = 128
+#: Seconds between two tries to get the write lock: first and longest.
+TRY_FIRST, TRY_LONGEST = 0.0005, 0.005
+#: Of the time for which it had the lock, the part for which it leaves it to other processes.
+REST_PART = 0.25
+#: Seconds of rest at once: less costs more than it gives, as sleeping alone takes 0.1 ms,
+#: and another process that looks every few milliseconds would miss it.
+REST_LEAST, REST_MOST = 0.002, 0.01
+T = TypeVar("T")
+
+
+class Observer:
+    """
+    Sees each write transaction, in their order, one at a time; this one looks at nothing.
+
+    Called by the thread that writes, which nothing here may fail or delay.
+    """
+
+    def begun(self, connection: Connection) -> None:
+        """Look before anything is written."""
+
+    def ending(self, connection: Connection) -> None:
+        """Look when all is written; the commit comes next."""
+
+    def committed(self) -> None:
+        """Take it that the commit stands. Never called for what was rolled back."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it has looked at all that was written, and not heard of the commit."""
+        return False
+
+    def interrupted(self, connection: Connection) -> None:
+        """Find out, as the commit has failed, whether it stands; take it so then."""
+
+
+NOBODY = Observer()
+
+
+class Target(Protocol):
+    """The database that is written to."""
+
+    path: str
+    observer: Observer
+    #: Events for the host's log that belong to no caller.
+    late_events: list[telemetry.Event]
+
+    def open_for_writing(self) -> Connection:
+        """Return a new connection whose transactions take the write lock at their begin."""
+
+    def typed_errors(self) -> AbstractContextManager[None]:
+        """Turn what SQLite raises into errors of jobcore."""
+
+    def require_same_file(self) -> None:
+        """Raise `DatabaseGone` unless the file is still the one that was opened."""
+
+    def require_same_schema(self, connection: Connection) -> None:
+        """Raise `SchemaTooNew` if a newer jobcore has migrated the file."""
+
+    def open_anew(self) -> None:
+        """Have every connection opened anew: none can write."""
+
+    def committed(self) -> None:
+        """Wake those who wait for commits."""
+
+    def after_commits(self) -> None:
+        """Do what is due after commits, when their callers have been told."""
+
+    def at_rest(self) -> None:
+        """Do what could not be done in the middle of a transaction."""
+
+
+class _OutcomeUnknown(Exception):
+    """A transaction has ended, and it is not known whether it was committed."""
+
+
+class Change(Call[T]):
+    """A call that is made in a write transaction."""
+
+    __slots__ = ("durable",)
+
+    def __init__(
+        self, function: Callable[[Connection], T], patience: float, *, durable: bool, about: str
+    ) -> None:
+        super().__init__(function, patience, about)
+        self.durable = durable
+
+
+class Writer:
+    """
+    Writes to one database.
+
+    Args:
+        target: The database.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._worker = Worker("jobcore-writer", self._serve, self._at_end)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._connection: Connection | None = None
+        self._settings: dict[str, str] = {}  # pragmas that change from one transaction to the next
+        self._transaction: RootTransaction | None = None
+        self._observer: Observer = NOBODY
+        self._taken: list[Call[Any]] = []  # since the queue was empty last
+        self._owed = 0.0  # seconds of rest
+        self._ended = 0.0  # when the last transaction did, by the monotonic clock
+
+    # --- for callers ------------------------------------------------------------------
+
+    def write(
+        self, change: Callable[[Connection], T], *, durable: bool, patience: float, about: str = ""
+    ) -> T:
+        """Have `change` called in a write transaction; see `Database.write`."""
+        self._refuse_inside()
+        return self._worker.hand_over(Change(change, patience, durable=durable, about=about))
+
+    def between(self, action: Callable[[], T], *, patience: float) -> T:
+        """Have `action` called between two transactions, and return what it returns."""
+        self._refuse_inside()
+        return self._worker.hand_over(Call(action, patience))
+
+    def _refuse_inside(self) -> None:
+        """Refuse a call that is made inside of a transaction: it would wait for itself."""
+        if self._worker.is_inside():
+            raise DatabaseBusy(f"{self._target.path}: this thread is in a transaction")
+
+    # --- forks and the end ------------------------------------------------------------
+
+    def park(self, patience: float) -> bool:
+        """Have the thread end after what it is in the middle of; tell whether it has ended."""
+        return self._worker.park(patience)
+
+    def resume(self) -> None:
+        """Let calls begin again."""
+        self._worker.resume()
+
+    def close(self, patience: float) -> bool:
+        """Refuse every further call, and end as `park` does."""
+        return self._worker.close(f"{self._target.path} is closed", patience)
+
+    def close_soon(self) -> None:
+        """Refuse every further call; the thread ends after what it is in the middle of."""
+        self._worker.close_soon(f"{self._target.path} is closed")
+
+    def is_inside(self) -> bool:
+        """Tell whether the calling thread is the one that writes, in the middle of something."""
+        return self._worker.is_inside()
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child."""
+        self._worker.forget()
+        self._forget()
+
+    def close_connection(self) -> None:
+        """Close the connection; called while the thread is parked, or by the thread itself."""
+        connection = self._connection
+        if connection is not None:
+            throw_away(connection)
+            self._connection = None  # not before: where this is interrupted, it is closed later
+
+    # --- the thread -------------------------------------------------------------------
+
+    def _at_end(self) -> None:
+        if self._worker.parked:
+            self.close_connection()
+
+    def _serve(self, first: Call[Any]) -> None:
+        """Commit the changes that wait now."""
+        self._taken = [first]
+        with telemetry.collected(self._target.late_events):
+            try:
+                self._waiting(0)
+                changes = self._sorted(list(self._taken))
+                if changes:
+                    self._commit(changes)
+            except BaseException as error:  # noqa: BLE001 - raised from outside into this thread
+                self._take_back(error)
+                self._worker.break_off(self._taken, error)
+            self._taken = []
+            self._target.at_rest()
+
+    def _sorted(self, calls: list[Call[Any]]) -> list[Change[Any]]:
+        """Return the changes among calls, and make the others at once."""
+        changes = []
+        for call in calls:
+            if isinstance(call, Change):
+                changes.append(call)
+            elif call.begin():
+                try:
+                    call.make()
+                except BaseException as error:  # noqa: BLE001 - for the caller
+                    call.fail(error)
+                else:
+                    call.answer()
+        return changes
+
+    def _waiting(self, seconds: float) -> list[Call[Any]]:
+        """Return the calls that wait, the first of which may come within so many seconds."""
+        calls: list[Call[Any]] = []
+        while len(calls) < TOGETHER:
+            call = self._worker.take(0 if calls else seconds)
+            if call is None:
+                break
+            self._taken.append(call)
+            calls.append(call)
+        return calls
+
+    def _commit(self, changes: list[Change[Any]]) -> None:
+        """Make changes in one transaction, and wake their callers."""
+        begun = self._begin(changes)
+        if not begun:
+            return
+        taken = time.monotonic()
+        if len(begun) == 1:
+            self._make_alone(begun[0])
+        elif not self._make_together(begun):
+            for change in begun:
+                if not change.done:
+                    self._commit([change])
+            return
+        self._ended = time.monotonic()
+        self._owed = min(self._owed + (self._ended - taken) * REST_PART, REST_MOST)
+        self._target.after_commits()
+
+    def _begin(self, changes: list[Change[Any]]) -> list[Change[Any]]:
+        """
+        Get the write lock, and return the changes whose callers still wait for them.
+
+        None: every caller has lost patience, or the transaction cannot begin.
+        """
+        self._rest()
+        pause = TRY_FIRST
+        while changes := [change for change in changes if not change.is_withdrawn]:
+            try:
+                self._try_to_begin(durable=any(change.durable for change in changes))
+            except DatabaseBusy as error:
+                changes = _refuse_late(changes, error)
+            except BaseException as error:  # noqa: BLE001 - for the callers
+                self._fail_to_begin(changes, error)
+                return []
+            else:
+                begun = [change for change in changes if change.begin()]
+                if not begun:
+                    self._end()
+                return begun
+            if self._worker.parked:
+                for change in changes:
+                    self._taken.remove(change)
+                    self._worker.give_back(change)
+                return []
+            changes += self._sorted(self._waiting(pause))
+            pause = min(pause * 2, TRY_LONGEST)
+        return []
+
+    def _rest(self) -> None:
+        """Leave the lock to other processes for a moment, unless it has been free for as long."""
+        self._owed = max(self._owed - (time.monotonic() - self._ended), 0.0)
+        if self._owed >= REST_LEAST:
+            time.sleep(self._owed)
+            self._owed = 0.0
+
+    def _fail_to_begin(self, changes: list[Change[Any]], error: BaseException) -> None:
+        """Give each caller an error of its own."""
+        if len(changes) > 1:
+            for change in changes:
+                self._commit([change])
+        elif changes[0].begin():
+            changes[0].fail(error)
+
+    def _try_to_begin(self, *, durable: bool) -> None:
+        target = self._target
+        try:
+            with target.typed_errors():
+                target.require_same_file()
+                if self._connection is not None and not _is_at_rest(self._connection):
+                    self.close_connection()  # rolling back was interrupted from outside
+                if self._connection is None:
+                    self._connection = target.open_for_writing()
+                    self._settings = {}
+                connection = self._connection
+                # Before BEGIN: inside a transaction SQLite ignores the first of them.
+                self._set("synchronous", "FULL" if durable else "NORMAL")
+                self._set("busy_timeout", "0")
+                # Not by SQLAlchemy, which would take the refusal for the end of its connection.
+                driver_of(connection).execute("BEGIN IMMEDIATE")
+                self._transaction = connection.begin()
+                failpoints.reach(failpoints.WRITE_BEGUN, target)
+                target.require_same_schema(connection)
+                self._observer = target.observer
+                self._observer.begun(connection)
+        except BaseException as error:
+            self._take_back(error)
+            raise
+
+    def _set(self, pragma: str, value: str) -> None:
+        if self._settings.get(pragma) != value:
+            driver_of(self._required).execute(f"PRAGMA {pragma} = {value}")
+            self._settings[pragma] = value
+
+    @property
+    def _required(self) -> Connection:
+        if self._connection is None:
+            raise StoreError(f"{self._target.path}: the connection was closed in a transaction")
+        return self._connection
+
+    def _make_alone(self, change: Change[Any]) -> None:
+        """Make one change in the transaction that has begun, and commit it."""
+        try:
+            with self._target.typed_errors():
+                change.make(self._required)
+            self._end()
+        except _OutcomeUnknown as error:
+            self._take_back(error)
+            change.fail(StoreError(*error.args))
+        except BaseException as error:  # noqa: BLE001 - for the caller
+            self._take_back(error)
+            change.fail(error)
+        else:
+            self._told([change])
+
+    def _make_together(self, changes: list[Change[Any]]) -> bool:
+        """
+        Make several changes, each in a savepoint, and commit them.
+
+        Returns:
+            Whether all have an outcome; False: the transaction was rolled back as a
+            whole, and those without one are to be made again.
+        """
+        made: list[Change[Any]] = []
+        failed: list[tuple[Change[Any], Exception]] = []
+        try:
+            self._make_each(changes, made, failed)
+            self._end()
+        except _OutcomeUnknown as error:
+            self._take_back(error)
+            for change in made:
+                change.fail(StoreError(*error.args))
+        except BaseException as error:  # noqa: BLE001 - its caller has it, the others are made again
+            self._take_back(error)
+            return False
+        else:
+            self._told(made)
+        for change, reason in failed:
+            change.fail(reason)
+        return True
+
+    def _make_each(
+        self,
+        changes: list[Change[Any]],
+        made: list[Change[Any]],
+        failed: list[tuple[Change[Any], Exception]],
+    ) -> None:
+        driver = driver_of(self._required)
+        for change in changes:
+            driver.execute("SAVEPOINT one_change")
+            try:
+                with self._target.typed_errors():
+                    change.make(self._required)
+            except Exception as error:
+                if not driver.in_transaction:
+                    change.fail(error)
+                    raise
+                driver.execute("ROLLBACK TO one_change")
+                failed.append((change, error))
+            except BaseException as error:
+                change.fail(error)
+                raise
+            else:
+                made.append(change)
+            driver.execute("RELEASE one_change")
+
+    def _end(self) -> None:
+        """Commit; what fails after that is logged, for the changes stand."""
+        with self._target.typed_errors():
+            self._observer.ending(self._required)
+            if self._transaction is not None:
+                try:
+                    self._transaction.commit()
+                except (DBAPIError, sqlite3.Error):
+                    raise  # SQLite has refused, and nothing stands
+                except BaseException as error:
+                    # Raised from outside into this thread, before the commit or after it.
+                    path = self._target.path
+                    raise _OutcomeUnknown(f"{path}: outcome unknown: {error!r}") from error
+            self._transaction = None
+        for _ in range(2):  # what an exception from outside has broken off is done once more
+            try:
+                self._observer.committed()
+                break
+            except BaseException as error:  # noqa: BLE001 - a change that stands has not failed
+                telemetry.event(logging.ERROR, "events missed", error=repr(error))
+        self._target.committed()
+
+    @staticmethod
+    def _told(changes: list[Change[Any]]) -> None:
+        for change in changes:
+            change.answer()
+
+    def _take_back(self, error: BaseException) -> None:
+        """Roll back, and keep the connection if it is certain what state it is in."""
+        transaction, self._transaction = self._transaction, None
+        try:
+            if self._connection is not None and isinstance(error, Exception):
+                if transaction is not None:
+                    transaction.rollback()
+                if driver_of(self._connection).in_transaction:
+                    self.close_connection()
+            else:
+                self.close_connection()
+        except Exception as failure:  # noqa: BLE001 - the first error is raised
+            telemetry.event(logging.DEBUG, "connection dropped", error=repr(failure))
+            self.close_connection()
+        if isinstance(error, ReadOnlyDatabase):
+            self._target.open_anew()
+        if self._observer.in_doubt:
+            self._look_for_commit(self._observer)
+
+    def _look_for_commit(self, observer: Observer) -> None:
+        """Let `observer` see whether a commit that has failed stands all the same."""
+        try:
+            connection = self._target.open_for_writing()
+            try:
+                observer.interrupted(connection)
+            finally:
+                throw_away(connection)
+        except (StoreError, DBAPIError, sqlite3.Error) as error:
+            telemetry.event(logging.ERROR, "events missed", error=repr(error))
+
+
+def _is_at_rest(connection: Connection) -> bool:
+    """Tell whether a connection is in no transaction, for SQLAlchemy and for SQLite."""
+    if connection.closed or connection.invalidated or connection.in_transaction():
+        return False
+    return not driver_of(connection).in_transaction
+
+
+def _refuse_late(changes: list[Change[Any]], error: DatabaseBusy) -> list[Change[Any]]:
+    """Tell callers whose patience is over that the database is busy; return the other changes."""
+    for change in changes:
+        if change.is_late and change.begin():
+            change.fail(DatabaseBusy(*error.args))
+    return [change for change in changes if not change.done]

@@ -1,0 +1,73 @@
+"""The fields of a log line that is a JSON object."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+#: Levels of nesting up to which an object is one. Log lines have a few; encoders
+#: and readers of JSON give up somewhere between a hundred and a thousand.
+DEEPEST = 100
+
+_SPACE = " \t\r\n"  # all that JSON allows around a value
+_BEGINNINGS = frozenset("{" + _SPACE)
+
+
+def object_in(text: str) -> dict[str, Any] | None:
+    """
+    Return the JSON object that `text` is, or None where it is anything else. Never raises.
+
+    It is none where reading it would change what it says: with a key twice, a
+    number that is none or too large, an unpaired surrogate, or deep nesting.
+    """
+    if text[:1] not in _BEGINNINGS:  # nearly every line, so this comes before all else
+        return None
+    bare = text.strip(_SPACE)
+    if bare[:1] != "{" or bare[-1:] != "}":
+        return None
+    try:
+        found: dict[str, Any] = _DECODER.decode(bare)
+        if "\\u" in bare:
+            json.dumps(found, ensure_ascii=False).encode()  # no encoding has half a surrogate
+    except (ValueError, RecursionError):
+        return None
+    if bare.count("{") + bare.count("[") > DEEPEST and is_deep(found):
+        return None
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON")
+
+
+#: Stricter than json.loads, which takes NaN, 1e999, and the last of two equal keys.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse)
+
+
+def is_deep(value: Any) -> bool:
+    """Tell whether a value that was read from JSON has more levels of nesting than `DEEPEST`."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,303 @@
+"""
+The processes of one job, from the main one to the last orphan: reaped, signalled, named.
+
+Only processes that cannot have been replaced are ever signalled: direct children
+not yet reaped, the main one's group while the main one is not, and others by a
+handle that was compared with the tree. Descendants whose parents die come to the
+supervisor, which is their subreaper.
+"""
+
+from __future__ import annotations
+
+import os
+
+from jobcore.supervisor import pids, system_calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal
+
+_OWN_CHILDREN = "/proc/thread-self/children"  # this process has one thread
+
+
+class ProcessTree:
+    """
+    The processes below this one, all of them of one job.
+
+    Attributes:
+        main: Pid of the command.
+        status: Its wait status, as the kernel gave it; None until it is reaped.
+        left: Whether any child is left, as of the last `reap`.
+        cpu_us: CPU time of all that was reaped, microseconds.
+        max_rss: The largest resident set among them, bytes.
+    """
+
+    def __init__(self, main: int) -> None:
+        self.main = main
+        self.status: int | None = None
+        self.left = True
+        self.cpu_us = 0
+        self.max_rss = 0
+        self._told: set[int] = set()  # who got a signal to end
+        self._killed: set[int] = set()
+
+    def watch_main(self) -> int:
+        """
+        Return a descriptor that becomes readable when the main process ends; close it yourself.
+
+        Raises:
+            OSError: There is none to be had.
+        """
+        return system_calls.open_process(self.main)
+
+    def reap(self) -> bool:
+        """Reap every child that has ended; return whether the main one was among them."""
+        main_ended = False
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                self.left = False
+                return main_ended
+            if pid == 0:
+                return main_ended
+            self.cpu_us += round((usage.ru_utime + usage.ru_stime) * 1_000_000)
+            self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)
+            self._told.discard(pid)  # it may be given to another one of them
+            if pid == self.main:
+                self.status = status
+                main_ended = True
+
+    def stop(self, number: int, *, group: bool) -> None:
+        """
+        Send the first signal of a stop, then SIGCONT, for a stopped process cannot act on it.
+
+        Args:
+            number: The signal.
+            group: To the main process's group and to all children of ours. Else to the main
+                process alone: what it started it may still need to come to a good end.
+        """
+        strays = [pid for pid in children() if pid != self.main and not self._in_group(pid)]
+        if group:
+            self._signal_group(number)
+            self._told.update(one.pid for one in descendants() if self._in_group(one.pid))
+            for pid in strays:
+                self._tell(pid, number)
+        elif self.status is None:
+            _signal_child(self.main, number)
+        self._signal_group(_signal.SIGCONT)
+        for pid in strays:
+            _signal_child(pid, _signal.SIGCONT)
+
+    def end_rest(self, *, everyone: bool) -> list[str]:
+        """
+        Send SIGTERM, once, to processes that outlive the main one or its part of the grace.
+
+        Many programs abort at a second signal, so no process gets two.
+
+        Args:
+            everyone: To all of them. Else to those whose parents are gone: each may end its
+                own children in good order, and those that it leaves come to us next.
+
+        Returns:
+            Those that got it now, as pid and name.
+        """
+        asked = []
+        for one in descendants():
+            if one.pid == self.main or one.pid in self._told or not (one.direct or everyone):
+                continue
+            if one.direct:
+                self._tell(one.pid, _signal.SIGTERM)
+                _signal_child(one.pid, _signal.SIGCONT)
+            elif one.signal(_signal.SIGTERM, _signal.SIGCONT):
+                self._told.add(one.pid)
+            asked.append(str(one))
+        return asked
+
+    def shares_cgroup(self) -> bool:
+        """Tell whether the main process is in our cgroup, and so in the same service."""
+        try:
+            if pids.level() != 1:
+                return False
+            with (
+                open("/proc/self/cgroup", "rb") as ours,
+                open(f"/proc/{self.main}/cgroup", "rb") as its,
+            ):
+                return ours.read() == its.read()
+        except OSError:
+            return False  # no /proc, or no cgroups
+
+    def survivors(self) -> list[str]:
+        """Return all living processes but the main one, as pid and name."""
+        return [str(one) for one in descendants() if one.pid != self.main]
+
+    def kill(self) -> list[str]:
+        """
+        Send SIGKILL to the group and to every child; their own children come to us next.
+
+        Returns:
+            Those that no earlier call has named, as pid and name.
+        """
+        # All of them are looked for once: this is to be quicker than what forks for ever.
+        found = descendants(children_only=bool(self._killed))
+        new = [one for one in found if one.pid not in self._killed]
+        self._signal_group(_signal.SIGKILL)
+        for pid in children():
+            _signal_child(pid, _signal.SIGKILL)
+        self._killed.update(one.pid for one in new)
+        return [str(one) for one in new]
+
+    def _tell(self, pid: int, number: int) -> None:
+        self._told.add(pid)
+        _signal_child(pid, number)
+
+    def _in_group(self, pid: int) -> bool:
+        # Members of the group got the signal with the group.
+        try:
+            return os.getpgid(pid) == self.main
+        except ProcessLookupError:
+            return True
+
+    def _signal_group(self, number: int) -> None:
+        if self.status is not None:
+            return
+        try:
+            os.killpg(self.main, number)
+        except ProcessLookupError:
+            _signal_child(self.main, number)  # it has not come to a group of its own yet
+        except PermissionError:
+            pass  # all of it runs as another user; recorded if it stays
+
+
+def _signal_child(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended, or changed its user; what stays is recorded as unreaped
+
+
+class Process:
+    """
+    A living descendant of this process, as it was a moment ago.
+
+    Attributes:
+        pid: Its pid here.
+        direct: Whether it is a child of ours, whose pid stays its own until it is reaped.
+    """
+
+    __slots__ = ("_entry", "_name", "_parent", "direct", "pid")
+
+    def __init__(self, pid: int, entry: int, parent: int, name: str, *, direct: bool) -> None:
+        self.pid = pid
+        self.direct = direct
+        self._entry = entry
+        self._parent = parent
+        self._name = name
+
+    def __str__(self) -> str:
+        """Return its pid and what the kernel calls it, as `ps` shows it."""
+        return f"{self.pid} ({self._name})"
+
+    def signal(self, *numbers: int) -> bool:
+        """Send it signals, if it still is what it was; False: it is not, or we may not."""
+        try:
+            with pids.ProcessHandle(self._entry) as process:
+                # Its pid may have been given away before the handle was open.
+                facts = _read_stat(self._entry)
+                if facts is None or facts[1] != self._parent:
+                    return False
+                for number in numbers:
+                    process.signal(number)
+        except OSError:
+            return False
+        return True
+
+
+def descendants(*, children_only: bool = False) -> list[Process]:
+    """Return the living descendants of this process, children first; without /proc none."""
+    try:
+        own, level = pids.own_entry(), pids.level()
+        table = None if os.path.exists(_OWN_CHILDREN) else _by_parent()
+    except OSError:
+        return []  # no /proc that knows us
+    found: list[Process] = []
+    seen = {own}
+    parents = [own]
+    for parent in parents:  # it grows
+        for entry in _entries_below(parent) if table is None else table.get(parent, ()):
+            facts = None if entry in seen else _read_stat(entry)
+            pid = None if facts is None else pids.translate(entry, level)
+            seen.add(entry)
+            if facts is None or pid is None:
+                continue
+            found.append(Process(pid, entry, facts[1], facts[0], direct=parent == own))
+            if not children_only:
+                parents.append(entry)
+    return found
+
+
+def children() -> list[int]:
+    """Return the pids of the direct children of this process, which has one thread."""
+    try:
+        entries = _read_entries(_OWN_CHILDREN)
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        try:
+            entries = _by_parent().get(pids.own_entry(), [])
+        except OSError:
+            entries = []  # no /proc that knows us: the group must do
+    level = pids.level() if entries else 0
+    found = [pids.translate(entry, level) for entry in entries]
+    return [pid for pid in found if pid is not None]
+
+
+def _entries_below(entry: int) -> list[int]:
+    """Return the children of a process, of all its threads."""
+    found = []
+    try:
+        for thread in os.listdir(f"/proc/{entry}/task"):
+            found += _read_entries(f"/proc/{entry}/task/{thread}/children")
+    except OSError:
+        pass  # it has just ended: its children come to us
+    return found
+
+
+def _read_entries(path: str) -> list[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = b""
+        while chunk := os.read(descriptor, 65536):
+            data += chunk
+    finally:
+        os.close(descriptor)
+    return [int(entry) for entry in data.split()]
+
+
+def _by_parent() -> dict[int, list[int]]:
+    """
+    Return the entries of all processes by that of their parent.
+
+    Raises:
+        OSError: There is no /proc.
+    """
+    found: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        # Those that have ended, too: `children` is asked for what was not reaped.
+        facts = _read_stat(int(name), living=False) if name.isdigit() else None
+        if facts is not None:
+            found.setdefault(facts[1], []).append(int(name))
+    return found
+
+
+def _read_stat(entry: int, *, living: bool = True) -> tuple[str, int] | None:
+    """Return name and parent of a process; None: it is gone or, unless told otherwise, a zombie."""
+    try:
+        with open(f"/proc/{entry}/stat", "rb") as file:
+            head, _, rest = file.read().rpartition(b")")
+    except OSError:
+        return None
+    state, parent = rest.split()[:2]
+    if living and state in (b"Z", b"X"):
+        return None
+    return head.partition(b"(")[2].decode("utf-8", "backslashreplace"), int(parent)

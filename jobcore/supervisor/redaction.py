@@ -1,0 +1,398 @@
+"""
+Masks secret values in a stream of bytes before anything reaches the disk.
+
+A value is masked as it is and in the forms in which programs write it: as JSON at any
+depth of nesting and with any choice of what to escape, as the `repr` of a text or of
+bytes, URL-encoded, and within base64. Escapes are undone in the stream and in the
+values alike, so no list of encoders has to be complete.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
+    from typing import Any
+
+MASK = b"***"
+
+#: Bytes of a value from which on all its forms are masked. Shorter ones would be found in
+#: base64 of anything; they are masked as they are, and as JSON.
+SHORTEST = 6
+
+#: Bytes of a text that `_Finder` reads as one number, and of the shortest one that has a
+#: whole one of them at an even place, wherever it begins.
+_GRAM, _LEAST = 4, 5
+
+#: How far back an escape is looked for that is not complete. A longer run of backslashes
+#: is cut there.
+_REACH = 64
+
+# One escape, `_H` being a hexadecimal digit. JSON within JSON doubles backslashes at each
+# level, a URL within a URL writes `%25` for `%`: so any number of them counts as one.
+_H = rb"[0-9A-Fa-f]"
+_PERCENT = rb"%(?:25)*"
+_RUN = rb"(?:\\|" + _PERCENT + rb"5[Cc])+"
+_HIGH, _LOW = rb"u([Dd][89ABab]" + _H + rb"{2})", rb"u([Dd][C-Fc-f]" + _H + rb"{2})"
+# A character from U+0080 to U+00FF as the two bytes of its UTF-8.
+_LEAD = rb"(?:([\xc2\xc3])|" + _RUN + rb"(?:x([Cc][23])|(30[23]))|" + _PERCENT + rb"([Cc][23]))"
+_REST = (
+    rb"(?:([\x80-\xbf])|" + _RUN + rb"(?:x([89ABab]" + _H + rb")|(2[0-7]{2}))|"
+    + _PERCENT + rb"([89ABab]" + _H + rb"))"
+)  # fmt: skip
+_ESCAPE = (
+    rb"(?=[\\%\xc2\xc3])(?:"  # which alone is looked at nearly everywhere
+    + _LEAD + _REST + rb"|" + _RUN + rb"(?:" + _HIGH + _RUN + _LOW
+    + rb"|u(" + _H + rb"{4})|u\{(" + _H + rb"{1,6})\}|U(" + _H + rb"{8})|x(" + _H + rb"{2})"
+    + rb"|([0-3][0-7]{2})|([abefnrtv0]))?|" + _PERCENT + rb"(" + _H + rb"{2}))"
+)  # fmt: skip
+# Groups of it.
+_LEADS, _RESTS, _PAIR, _OCTALS, _LETTER = (1, 2, 3, 4), (5, 6, 7, 8), (9, 10), (3, 7, 15), 16
+#: The beginning of one, at the end of what is there.
+_PART = (
+    rb"(?:" + _RUN + rb"(?:u(?:" + _H + rb"{0,3}|\{" + _H + rb"{0,6})|U" + _H + rb"{0,7}|x" + _H
+    + rb"?|[0-3][0-7]?|" + _PERCENT + _H + rb"?)?|" + _PERCENT + _H + rb"?)"
+)  # fmt: skip
+_BEGINNING = (
+    rb"(?:(?:(?:" + _RUN + rb")?" + _LEAD + rb"|" + _RUN + _HIGH + rb")" + _PART + rb"?|" + _PART
+    + rb")\Z"
+)  # fmt: skip
+_LETTERS = {
+    b"a": b"\a", b"b": b"\b", b"e": b"\x1b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t",
+    b"v": b"\v", b"0": b"\0",
+}  # fmt: skip
+
+
+class Values:
+    """
+    Values to be masked, made ready to be found in any number of streams.
+
+    Args:
+        values: They; empty ones are left out.
+    """
+
+    def __init__(self, values: list[bytes]) -> None:
+        # Before the command starts: in the middle of a run the files may be gone.
+        _patterns()
+        plain: set[bytes] = set()
+        bare: set[bytes] = set()  # forms without escapes
+        for value in filter(None, values):
+            plain.add(value)
+            text = self._unescape(value)[0]
+            if len(value) >= SHORTEST:
+                bare |= _as_base64(value)
+            if len(value) < SHORTEST or len(text) < _LEAST:
+                plain |= _as_json(value)
+            else:
+                # With a value that begins with `n` a backslash before it is a line end, and
+                # a percent sign before one that begins with `ba` is a byte.
+                bare |= {text, *(self._unescape(one + value)[0] for one in (b"\\", b"%"))}
+        self._plain, self._bare, self._both = _Finder(plain), _Finder(bare), _Finder(plain | bare)
+        self._has_forms = bool(bare)
+
+    def mask(self, data: bytes) -> bytes:
+        """Return `data`, which is all there is, masked."""
+        return self.redactor().feed(data, final=True)
+
+    def redactor(self) -> Redactor:
+        """Return what masks one stream."""
+        return Redactor(self)
+
+    def find(
+        self, data: bytes, *, final: bool, start: int = 0
+    ) -> tuple[list[tuple[int, int]], int, int]:
+        """
+        Return where values are in `data`, sorted, and where the end begins that is open.
+
+        The third of what is returned is the earliest place where the end of `data` cuts a
+        value without escapes; more bytes at its end move that place only forward.
+
+        Args:
+            final: Nothing comes after `data`, so no end is open.
+            start: That place, as it was found when `data` had fewer bytes at its end.
+        """
+        size = len(data)
+        if not self._has_forms:
+            open_end = size if final else self._plain.begins(data, start)
+            return self._plain.find(data), open_end, open_end
+        begun = size if final else self._cut(data)
+        whole = data if begun == size else data[:begun]
+        text, escapes = self._unescape(whole)
+        if text == data:
+            open_end = size if final else self._both.begins(data)
+            return self._both.find(data), open_end, open_end
+        found = self._plain.find(data)
+        found += [(escapes.begin(begin), escapes.end(end)) for begin, end in self._bare.find(text)]
+        found.sort()
+        if final:
+            return found, size, size
+        plain = self._plain.begins(data, start)
+        open_end = min(escapes.align(plain), escapes.begin(self._bare.begins(text)), begun)
+        return found, open_end, plain
+
+    def _cut(self, data: bytes) -> int:
+        """Return where an escape begins that the end of `data` cuts, or the size of `data`."""
+        size = len(data)
+        tail = data[-_REACH:]
+        if b"\\" not in tail and b"%" not in tail and tail[-1:] not in (b"\xc2", b"\xc3"):
+            return size  # nearly always
+        match = _patterns()[1].search(tail)
+        return size if match is None else size - len(tail) + match.start()
+
+    def _unescape(self, data: bytes) -> tuple[bytes, _Escapes]:
+        """Return `data` without escapes, `+` being a space, and where which of them were."""
+        escapes = _Escapes()
+        data = data.replace(b"+", b" ")
+        if b"\\" not in data and b"%" not in data and data.isascii():
+            return data, escapes
+        pieces: list[bytes] = []
+        position = size = 0
+        add = escapes.add
+        for match in _patterns()[0].finditer(data):
+            begin, end = match.span()
+            kind = match.lastindex
+            bare = b"" if kind is None else _meaning(match, kind)
+            pieces += (data[position:begin], bare)
+            size += begin - position
+            add((size, len(bare), begin, end))
+            size += len(bare)
+            position = end
+        pieces.append(data[position:])
+        return b"".join(pieces), escapes
+
+
+class Redactor:
+    """
+    Masks values in one stream, whatever pieces it comes in.
+
+    Every byte of a value is masked. Values that overlap share one mask.
+    """
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self._held = b""
+        self._covered = 0  # bytes of it that belong to a mask which was returned
+        self._start = 0  # where a value without escapes may begin in it
+
+    def feed(self, data: bytes, *, final: bool = False) -> bytes:
+        """
+        Return what is certain by now, masked.
+
+        The end that may be the beginning of a value is held back until more
+        bytes decide, or `final` says that there are none.
+        """
+        buffer = self._held + data if self._held else data
+        found, open_end, plain = self._values.find(buffer, final=final, start=self._start)
+        position = self._covered
+        pieces: list[bytes] = []
+        for begin, end in found:
+            if begin >= open_end:
+                break
+            if begin >= position:
+                pieces += (buffer[position:begin], MASK)
+                position = end
+            elif end > position:
+                position = end
+        if position < open_end:
+            pieces.append(buffer[position:open_end])
+        self._held = buffer[open_end:]
+        self._covered = max(position - open_end, 0)
+        self._start = plain - open_end
+        return b"".join(pieces)
+
+
+class _Escapes:
+    """Where escapes were in a text: from a place in it without them to its place with them."""
+
+    __slots__ = ("_found", "add")
+
+    def __init__(self) -> None:
+        # Place and size of what it means, in the text without them, and its begin and end.
+        self._found: list[tuple[int, int, int, int]] = []
+        self.add = self._found.append
+
+    def begin(self, place: int) -> int:
+        """Return where the character at `place` begins, with the backslashes before it."""
+        number = _count_before(self._found, (place,))
+        if number < len(self._found) and self._found[number][0] == place:
+            return self._found[number][2]
+        if number == 0:
+            return place
+        at, size, begin, end = self._found[number - 1]
+        return begin if place < at + size else end + place - at - size
+
+    def end(self, place: int) -> int:
+        """Return where the character before `place` ends."""
+        number = _count_before(self._found, (place,))
+        if number == 0:
+            return place
+        at, size, _, end = self._found[number - 1]
+        return end + max(place - at - size, 0)
+
+    def align(self, place: int) -> int:
+        """Return a place in the text with escapes, or where the escape begins that it is in."""
+        for _, _, begin, end in reversed(self._found):
+            if end <= place:
+                break
+            if begin < place:
+                return begin
+        return place
+
+
+class _Finder:
+    """
+    Finds all places of many words in a text, in a time that hardly depends on their number.
+
+    A text is read as numbers of four bytes each. Wherever a word of seven bytes begins, it
+    has a whole one of them: at most three bytes before it, so a word is in the table
+    with those at its first four places, and is looked for only where one of them is met.
+    """
+
+    def __init__(self, words: set[bytes]) -> None:
+        self._sorted = sorted(words)
+        self._longest = max(map(len, words), default=0)
+        self._heads = {word[:_GRAM] for word in words}
+        self._short = [word for word in words if len(word) < _LEAST]
+        self._tables: list[tuple[int, frozenset[int], dict[int, list[tuple[int, bytes]]]]] = []
+        for step, size in ((_GRAM, range(2 * _GRAM - 1, self._longest + 1)), (2, range(5, 7))):
+            table: dict[int, list[tuple[int, bytes]]] = {}
+            for word in words:
+                for shift in range(step if len(word) in size else 0):
+                    gram = int.from_bytes(word[shift : shift + _GRAM], sys.byteorder)
+                    table.setdefault(gram, []).append((shift, word))
+            if table:
+                self._tables.append((step, frozenset(table), table))
+
+    def find(self, text: bytes) -> list[tuple[int, int]]:
+        """Return the beginnings and ends of all words in a text, also of those that overlap."""
+        found: list[tuple[int, int]] = []
+        for word in self._short:
+            at = text.find(word)
+            while at >= 0:
+                found.append((at, at + len(word)))
+                at = text.find(word, at + 1)
+        for step, grams, table in self._tables:
+            for offset in range(0, _GRAM, step):
+                numbers = memoryview(text)[offset : offset + (len(text) - offset) // 4 * 4]
+                numbers = numbers.cast("I")
+                if grams.isdisjoint(numbers):  # nearly always, and all that is paid then
+                    continue
+                for place, number in enumerate(numbers):
+                    for shift, word in table.get(number, ()):
+                        begin = offset + place * _GRAM - shift
+                        if begin >= 0 and text.startswith(word, begin):
+                            found.append((begin, begin + len(word)))
+        found.sort()
+        return found
+
+    def begins(self, text: bytes, start: int = 0) -> int:
+        """Return where the earliest end of a text begins that a longer word begins with."""
+        size = len(text)
+        for begin in range(max(start, size - self._longest + 1), size):
+            if size - begin >= _GRAM and text[begin : begin + _GRAM] not in self._heads:
+                continue
+            end = text[begin:]
+            number = _count_before(self._sorted, end)
+            if number < len(self._sorted) and self._sorted[number].startswith(end):
+                return begin
+        return size
+
+
+def _count_before(items: list[Any], item: Any) -> int:
+    """Return how many of the sorted items are not greater than this one."""
+    low, high = 0, len(items)
+    while low < high:
+        middle = (low + high) // 2
+        if item < items[middle]:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+_compiled: list[re.Pattern[bytes]] = []
+
+
+def _patterns() -> list[re.Pattern[bytes]]:
+    """Return an escape, and the beginning of one at the end."""
+    if not _compiled:
+        # Most jobs have nothing to mask, and their supervisors need not load it.
+        import re  # noqa: PLC0415
+
+        _compiled.extend(map(re.compile, (_ESCAPE, _BEGINNING)))
+    return _compiled
+
+
+def _meaning(escape: re.Match[bytes], kind: int) -> bytes:
+    """
+    Return what an escape stands for, `kind` being the group that has matched last.
+
+    Without one it is nothing: backslashes before a character that stands for itself. A
+    character below U+0100 is one byte, since programs write it as one of Latin-1, too.
+    """
+    if kind in _RESTS:
+        return bytes([_code(escape, _LEADS) << 6 & 0xC0 | _code(escape, _RESTS) & 0x3F])
+    if kind in _PAIR:
+        high, low = (int(escape[number], 16) & 0x3FF for number in _PAIR)
+        return chr(0x10000 + (high << 10 | low)).encode()
+    if kind == _LETTER:
+        return _LETTERS[escape[kind]]
+    code = int(escape[kind], 8 if kind in _OCTALS else 16)
+    if code > sys.maxunicode:
+        return escape[0]
+    if 0xDC80 <= code <= 0xDCFF:
+        code &= 0xFF  # how Python keeps a byte that is no UTF-8
+    if code < 0x100:
+        return {0x2B: b" ", 0x5C: b""}.get(code, bytes([code]))
+    return chr(code).encode("utf-8", "surrogatepass")
+
+
+def _code(escape: re.Match[bytes], groups: tuple[int, ...]) -> int:
+    """Return the number in that one of these groups which has matched."""
+    group = next(group for group in groups if escape[group] is not None)
+    word = escape[group]
+    if group in (_LEADS[0], _RESTS[0]):
+        return word[0]
+    return int(word, 8 if group in _OCTALS else 16)
+
+
+def _as_json(value: bytes) -> set[bytes]:
+    """Return a value as encoders of JSON write it."""
+    text = value.decode("utf-8", "surrogateescape")
+    forms = set()
+    for escaped in (" ~", " \U0010ffff"):  # all but ASCII is escaped, or nothing is
+        for form in ("u%04x", "u%04X"):
+            for slash in ("/", "\\/"):
+                words = []
+                for letter in text:
+                    short = {'"': '"', "\\": "\\", "\n": "n", "\r": "r", "\t": "t"}.get(letter)
+                    if short is not None:
+                        words.append("\\" + short)
+                    elif escaped[0] <= letter <= escaped[1]:
+                        words.append(slash if letter == "/" else letter)
+                    else:
+                        units = letter.encode("utf-16-be", "surrogatepass")
+                        words += [
+                            "\\" + form % int.from_bytes(units[at : at + 2], "big")
+                            for at in range(0, len(units), 2)
+                        ]
+                forms.add("".join(words).encode("utf-8", "surrogateescape"))
+    return forms
+
+
+def _as_base64(value: bytes) -> set[bytes]:
+    """Return what base64 of any bytes with the value in it has in it, `+` being a space."""
+    import binascii  # noqa: PLC0415 - as `re`
+
+    forms = set()
+    for before in range(3):
+        text = binascii.b2a_base64(bytes(before) + value, newline=False)
+        # Without what depends on the bytes before and after it as well.
+        bare = text[-(-before * 4 // 3) : (before + len(value)) * 4 // 3]
+        forms |= {bare.replace(b"+", b" "), bare.translate(_URL_SAFE)}
+    return forms
+
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")

@@ -1,0 +1,412 @@
+"""
+From a command to its process, which starts with a clean state whatever the host's was.
+
+`fork`, not `posix_spawn`: only code between fork and exec can ask the kernel to
+kill the command with its supervisor. What can fail there is reported as stage
+and errno through a pipe that exec closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+from jobcore.supervisor import frames, progress, system_calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+    from typing import NoReturn
+else:
+    import _signal
+
+# At which step a command could not start.
+PIPE, FORK, CHDIR, STDIN, EXEC, INTERPRETER = (
+    "pipe",
+    "fork",
+    "chdir",
+    "stdin",
+    "exec",
+    "interpreter",
+)
+_STAGES = (CHDIR, STDIN, EXEC, INTERPRETER)
+_REPORT = struct.Struct("<Bi")
+
+# By shell convention; the wait status then is the kernel's, nothing is made up.
+_NOT_FOUND = 127
+_NOT_STARTED = 126
+
+#: What a supervisor ignores, and a command must not inherit; SIGTERM it handles.
+IGNORED = (_signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGXFSZ)
+
+_ALL_SIGNALS = _signal.valid_signals()
+_PR_SET_PDEATHSIG = 1
+_CLOSE_RANGE = 436  # the same on every architecture but alpha
+_LAST = 0xFFFFFFFF
+_TYPE, _DIRECTORY = 0o170000, 0o040000  # of a mode; the module `stat` is not worth its import
+
+# Made here, so that the child has less to do, and less memory to copy.
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = _libc.prctl
+_prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_close_range = _libc.syscall
+_close_range.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint]
+
+
+class StartError(Exception):
+    """
+    The command could not start.
+
+    Attributes:
+        stage: At which step.
+        errno: Why.
+    """
+
+    def __init__(self, stage: str, number: int) -> None:
+        super().__init__(stage, number)
+        self.stage = stage
+        self.errno = number
+
+
+class Command:
+    """What to run: the part of a request that the new process needs."""
+
+    __slots__ = ("argv", "cwd", "env", "separate_streams", "stdin", "umask")
+
+    def __init__(
+        self,
+        argv: list[bytes],
+        env: dict[bytes, bytes],
+        cwd: bytes,
+        stdin: tuple[str, bytes] | None,
+        umask: int,
+        *,
+        separate_streams: bool,
+    ) -> None:
+        self.argv = argv
+        self.env = env
+        self.cwd = cwd
+        self.stdin = stdin
+        self.umask = umask
+        self.separate_streams = separate_streams
+
+
+class Child:
+    """
+    A process that is about to become the command.
+
+    Attributes:
+        pid: Its pid, and soon the id of its group.
+        report: Reading end, non-blocking, of the pipe that says why it could not start,
+            and closes when it did.
+        outputs: Reading ends, non-blocking, and the stream each of them is.
+        reports: Reading end, non-blocking, of the pipe for reports of progress.
+    """
+
+    __slots__ = ("outputs", "pid", "report", "reports")
+
+    def __init__(self, pid: int, report: int, outputs: list[tuple[int, int]], reports: int) -> None:
+        self.pid = pid
+        self.report = report
+        self.outputs = outputs
+        self.reports = reports
+
+
+def make_subreaper() -> None:
+    """Have orphans of the jobs come to this process; a fork does not inherit it."""
+    _prctl(36, 1, 0, 0, 0)
+
+
+def spawn(
+    command: Command, *, directory: int | None = None, oom_score: bytes | None = None
+) -> Child:
+    """
+    Start the command; it has perhaps not come to its exec when this returns.
+
+    Args:
+        directory: Where a FIFO may be made for a moment; None: nowhere.
+        oom_score: What the command's `oom_score_adj` must be set back to.
+
+    Raises:
+        StartError: It came not as far as having a process.
+    """
+    opened: list[int] = []
+    stage = PIPE
+    try:
+        report, report_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        opened += (report, report_writer)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        opened += (reader, writer)
+        os.set_blocking(reader, False)
+        outputs = [(reader, frames.STDOUT)]
+        if command.separate_streams:
+            reader, error_writer = os.pipe2(os.O_CLOEXEC)
+            opened += (reader, error_writer)
+            os.set_blocking(reader, False)
+            outputs.append((reader, frames.STDERR))
+        else:
+            reader, writer, error_writer = _open_twice(reader, writer, directory, opened)
+            outputs = [(reader, frames.OUTPUT)]
+        reports, reports_writer = os.pipe2(os.O_CLOEXEC)
+        opened += (reports, reports_writer)
+        os.set_blocking(reports, False)
+        command.env[progress.VARIABLE] = b"%d" % progress.DESCRIPTOR
+        stdin = -1
+        if command.stdin is not None and command.stdin[0] == "data":
+            stage = STDIN
+            stdin = _hold(command.stdin[1], opened)
+        stage = FORK
+        given = {0: stdin, 1: writer, 2: error_writer, progress.DESCRIPTOR: reports_writer}
+        start = _Start(given, report_writer, oom_score)
+        # A signal for the supervisor must not run its handler in the child.
+        mask = _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _become(command, start)
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise StartError(stage, error.errno or 0) from error
+    readers = {report, reports, *(descriptor for descriptor, _ in outputs)}
+    for descriptor in opened:
+        if descriptor not in readers:
+            os.close(descriptor)
+    return Child(pid, report, outputs, reports)
+
+
+def _open_twice(
+    reader: int, writer: int, directory: int | None, opened: list[int]
+) -> tuple[int, int, int]:
+    """
+    Return the ends of one pipe for stdout and stderr: for reading, and two for writing.
+
+    Each writing end is an open file description of its own. A program that makes its
+    stderr non-blocking, as node does, then leaves the stdout of its neighbours as it
+    is, and one pipe still keeps the order of all writes.
+
+    Args:
+        reader, writer: The pipe, which is left for a FIFO where it cannot be opened again.
+        directory: Where to make the FIFO.
+        opened: Gets each descriptor that is opened.
+    """
+    # Every open is non-blocking, for that of a pipe may wait. The writers block afterwards.
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        opened.append(os.open(f"/proc/self/fd/{writer}", flags))
+        os.set_blocking(opened[-1], True)
+        return reader, writer, opened[-1]
+    except OSError:
+        pass  # no /proc
+    if directory is None:
+        return reader, writer, writer
+    name = f"output-{os.getpid()}"
+    try:
+        os.mkfifo(name, 0o600, dir_fd=directory)
+        try:
+            first = os.open(name, flags & ~os.O_WRONLY, dir_fd=directory)  # writers need a reader
+            opened.append(first)
+            for _ in range(2):
+                descriptor = os.open(name, flags, dir_fd=directory)
+                opened.append(descriptor)
+                os.set_blocking(descriptor, True)
+        finally:
+            os.unlink(name, dir_fd=directory)
+    except OSError:
+        return reader, writer, writer
+    return opened[-3], opened[-2], opened[-1]
+
+
+def read_report(descriptor: int) -> StartError | None:
+    """Return why the command could not start, or None at the end of the pipe: it did, or died."""
+    data = os.read(descriptor, _REPORT.size)
+    if len(data) < _REPORT.size:
+        return None
+    stage, number = _REPORT.unpack(data)
+    return StartError(_STAGES[stage], number)
+
+
+def encode_report(stage: str, number: int) -> bytes:
+    """Return what goes into the pipe when the command cannot start: the step, and the errno."""
+    return _REPORT.pack(_STAGES.index(stage), number)
+
+
+def exit_code_of(stage: str, number: int) -> int:
+    """Return the exit code of a command that could not start, by shell convention."""
+    return _NOT_FOUND if stage == EXEC and number == errno.ENOENT else _NOT_STARTED
+
+
+def explain(command: Command, stage: str, number: int, mask: Callable[[bytes], bytes]) -> str:
+    """Return in words what could not be done; `mask` hides what nobody is to see."""
+    # Before they are quoted: an escaped value is not found any more.
+    name, directory = (repr(os.fsdecode(mask(one))) for one in (command.argv[0], command.cwd))
+    code = errno.errorcode.get(number, str(number))
+    words = os.strerror(number).lower()
+    if stage == CHDIR:
+        words = f"cannot enter its directory {directory}: {words}"
+    elif stage == STDIN:
+        source = b"" if command.stdin is None else command.stdin[1]
+        path = (
+            f" {os.fsdecode(mask(source))!r}"
+            if command.stdin and command.stdin[0] == "file"
+            else ""
+        )
+        words = f"cannot provide its standard input{path}: {words}"
+    elif stage == INTERPRETER:
+        words = "the interpreter it asks for was not found"
+    elif stage == EXEC:
+        words = {
+            errno.ENOENT: "program not found",
+            errno.EACCES: "not executable",
+            errno.ENOEXEC: "not a program, and no interpreter named in it",
+            errno.E2BIG: "arguments and environment are too long",
+        }.get(number, words)
+    else:
+        words = f"no {stage}: {words}"
+    return f"cannot start {name}: {words} ({code})"
+
+
+def _hold(data: bytes, opened: list[int]) -> int:
+    """Return a descriptor from which the command reads `data`: a file, which cannot block us."""
+    descriptor = system_calls.make_memory_file("stdin")
+    opened.append(descriptor)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+class _Start:
+    """What the child needs beside the command; all of it is found before the fork."""
+
+    __slots__ = ("given", "oom_score", "parent", "report")
+
+    def __init__(
+        self,
+        given: dict[int, int],
+        report: int,
+        oom_score: bytes | None,
+    ) -> None:
+        self.given = given  # by the number that the command knows it by; negative: what is there
+        self.report = report
+        self.oom_score = oom_score
+        self.parent = os.getpid()
+
+
+def _become(command: Command, start: _Start) -> NoReturn:
+    """Become the command, in the child: whatever happens, no code behind the fork is reached."""
+    stage = EXEC
+    number = 0
+    try:
+        _come_clean(start)
+        os.umask(command.umask)
+        stage = CHDIR
+        os.chdir(command.cwd)
+        if command.stdin is not None and command.stdin[0] == "file":
+            stage = STDIN
+            descriptor = os.open(command.stdin[1], os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+            os.dup2(descriptor, 0)
+        stage = EXEC
+        stage, number = _exec(command)
+    except OSError as error:
+        number = error.errno or 0
+    except BaseException:  # noqa: BLE001 - a NUL byte in an argument, or memory: report that, too
+        number = errno.EINVAL
+    try:
+        os.write(start.report, encode_report(stage, number))
+    finally:
+        os._exit(exit_code_of(stage, number))
+
+
+def _come_clean(start: _Start) -> None:
+    """Shed, in the child, all that is the supervisor's."""
+    # A group of its own, and not a session: the first terminal that the leader of a session
+    # opens becomes its controlling one, and ends it when it closes.
+    os.setpgid(0, 0)
+    _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != start.parent:
+        os._exit(_NOT_STARTED)  # it died before the line above; nobody would supervise
+    if start.report in start.given:
+        start.report = os.dup(start.report)
+    for target, descriptor in start.given.items():
+        if descriptor == target:
+            os.set_inheritable(target, True)
+        elif descriptor >= 0:
+            os.dup2(descriptor, target)
+    # Before anything that can block: the lock and the sockets are among them.
+    _close_others(*start.given, start.report)
+    for number in (*IGNORED, _signal.SIGTERM):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    if start.oom_score is not None:
+        _set_oom_score(start.oom_score)
+
+
+def _close_others(*keep: int) -> None:
+    """Close every descriptor but those to `keep`."""
+    first = 0
+    for descriptor in (*sorted(keep), _LAST + 1):
+        if first < descriptor and _close_range(_CLOSE_RANGE, first, descriptor - 1, 0) != 0:
+            # A kernel older than 5.9, or a filter forbids the call.
+            system_calls.close_all_but(keep)
+            return
+        first = descriptor + 1
+
+
+def _set_oom_score(score: bytes) -> None:
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, score)
+        os.close(descriptor)
+    except OSError:
+        pass  # then it lives as long as its supervisor
+
+
+def _candidates(command: Command) -> list[bytes]:
+    """Return what PATH of the command's own environment leads to, in order."""
+    name = command.argv[0]
+    if b"/" in name:
+        return [name]
+    path = command.env.get(b"PATH", b"/bin:/usr/bin")
+    return [os.path.join(part, name) for part in path.split(b":")]
+
+
+def _exec(command: Command) -> tuple[str, int]:
+    """
+    Try what PATH leads to, in order; return why none of it could be run.
+
+    Only the child searches: a file system that does not answer then holds a
+    process that can be killed, and not the supervisor.
+    """
+    searched = b"/" not in command.argv[0]
+    stage, number = EXEC, errno.ENOENT
+    for candidate in _candidates(command):
+        # As in a shell, what cannot be seen is not there. Trying to execute it would
+        # cost more: each failed exec builds arguments and environment anew.
+        if searched and not _is_file(candidate):
+            continue
+        try:
+            os.execve(candidate, command.argv, command.env)  # noqa: S606
+        except FileNotFoundError:
+            # The file is there: then it is what its first line names that is not.
+            if number == errno.ENOENT and _is_file(candidate):
+                stage = INTERPRETER
+        except PermissionError as error:
+            stage, number = EXEC, error.errno or errno.EACCES
+        except OSError as error:
+            return EXEC, error.errno or 0
+    return stage, number
+
+
+def _is_file(path: bytes) -> bool:
+    """Tell whether there is a file that is no directory."""
+    try:
+        return os.stat(path).st_mode & _TYPE != _DIRECTORY
+    except OSError:
+        return False

@@ -1,0 +1,297 @@
+"""Why and when a job ends, from the first stop request to the last kill."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from jobcore.supervisor.process_tree import ProcessTree, children
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+
+    from jobcore.supervisor.shutdown import Shutdown
+    from jobcore.supervisor.stop_requests import Wishes
+else:
+    import _signal
+
+# All in seconds.
+_KILL_FOR = 10.0  # what no SIGKILL ends in this time is recorded, not waited for
+_KILL_ROUND = 0.002  # between two looks at what a kill left; each brings new orphans
+_SHUTDOWN_LAG = 0.05  # whoever ends a group of processes needs some for all of it
+_PAUSE = 1.0  # for what is left to end by itself, before it gets SIGTERM
+_PAUSE_IN_STOP = 0.25  # the same where a stop has ended the command
+
+_NAMES_IN_LINE = 100
+_MOST_NAMES = 1000  # of what forks for ever there may be any number
+_BY_SHELL = 128  # a shell adds it to the number of the signal that has ended its child
+
+
+class Ending:
+    """
+    The end of one job: of its command, and of all processes that come from it.
+
+    Attributes:
+        reason: Why it ended; once set, it stays.
+        killed: Whether anything had to be killed.
+        left: How many processes the command had left when it ended by itself, and did not end
+            by themselves a moment later.
+        unreaped: Pids that no SIGKILL ended.
+    """
+
+    def __init__(
+        self,
+        tree: ProcessTree,
+        wishes: Wishes,
+        shutdown: Shutdown,
+        say: Callable[[str], None],
+        *,
+        grace: float,
+        linger: float,
+        stop_signal: int,
+        stop_group: bool,
+    ) -> None:
+        """
+        Args:
+            tree: The processes.
+            wishes: What hosts ask.
+            shutdown: What our own SIGTERM asks.
+            say: Adds a line to the log: nothing is ended without one.
+            grace: Seconds from the first signal of a stop to SIGKILL.
+            linger: Seconds from SIGTERM to SIGKILL for what the command has left.
+            stop_signal: The first signal of a stop.
+            stop_group: Whether all processes get it, not the command alone.
+        """
+        self.reason: str | None = None
+        self.left = 0
+        self.unreaped: tuple[int, ...] = ()
+        self._tree = tree
+        self._wishes = wishes
+        self._shutdown = shutdown
+        self._say = say
+        self._grace = grace
+        self._linger = linger
+        self._stop_signal = stop_signal
+        self._stop_group = stop_group
+        self._deadline: float | None = None
+        self._timeout = 0.0
+        self._term_at: float | None = None  # when a stop began
+        self._main_end: str | None = None  # how the command ended, in words, once it has
+        self._rest_at: float | None = None  # when SIGTERM goes to what is left, and since
+        self._asked: tuple[float, int] | None = None  # when which first signal was sent
+        self._called_last = False
+        self._all_told = False
+        self._kill_at: float | None = None
+        self._killing_since: float | None = None
+        self._killed_late: list[str] = []
+        self._given_up = False
+
+    @property
+    def killed(self) -> bool:
+        """Whether anything had to be killed."""
+        return self._killing_since is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to be ended, or what is left cannot be."""
+        return self._given_up or not self._tree.left
+
+    def set_timeout(self, begun: float, timeout: float) -> None:
+        """Have the job end `timeout` seconds after `begun`."""
+        self._deadline = begun + timeout
+        self._timeout = timeout
+
+    def due(self, now: float, longest: float) -> float:
+        """Return the moment of the next `advance`: `longest` seconds from now, or earlier."""
+        if self.complete:
+            return now
+        if self._killing_since is not None:
+            return now + _KILL_ROUND
+        due = now + longest
+        if self._kill_at is not None:
+            due = min(due, self._kill_at)
+        if self._deadline is not None and self._term_at is None:
+            due = min(due, self._deadline)
+        for moment in (self._rest_at, self._last_call()):
+            if moment is not None and moment > now:
+                due = min(due, moment)
+        return due
+
+    def note_main_end(self, now: float, reason: str | None) -> None:
+        """
+        Fix why the command ended, unless a wish has fixed that before.
+
+        Args:
+            now: The monotonic clock, as for all methods.
+            reason: Why, where the wait status does not tell.
+        """
+        status = self._tree.status or 0
+        if reason is None:
+            reason = "exited"
+            if os.WIFSIGNALED(status):
+                reason = "signaled"
+            if _is_end_by_sigterm(status) and self._shutting_down():
+                reason = "shutdown"
+        self.reason = self.reason or reason
+        self._main_end = f"exited with {os.WEXITSTATUS(status)}"
+        if os.WIFSIGNALED(status):
+            self._main_end = f"was ended by {_name_of(os.WTERMSIG(status))}"
+        # What reads the command's output to its end, such as a `tee`, ends by itself now.
+        if self._term_at is None or self._kill_at is None:
+            self._rest_at = now + min(_PAUSE, self._linger / 2)
+        else:
+            self._rest_at = now + min(_PAUSE_IN_STOP, (self._kill_at - now) / 4)
+
+    def advance(self, now: float) -> None:
+        """Act on wishes and on the clock. Behind the reaping: what has ended is not stopped."""
+        wish = self._wishes.take()
+        if wish is not None:
+            self._terminate("stopped", wish.grace, wish.words, now)
+        if self._term_at is None and self._shutdown.requested:
+            words = "stopping: the supervisor was asked to go"
+            if self._shutdown.by_service_manager and self._tree.shares_cgroup():
+                # It tells every process of a service: at a second SIGTERM the command may abort.
+                self._all_told = True
+                words = "stopping: the service manager ends the service, this command included"
+            self._terminate("shutdown", self._grace, words, now)
+        if self._term_at is None and self._deadline is not None and now >= self._deadline:
+            words = f"time-out after {self._timeout:g} s"
+            self._terminate("timeout", self._grace, words, now)
+        last_call = self._last_call()
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill(now)
+        elif self._rest_at is not None and now >= self._rest_at:
+            self._end_rest(now)
+        elif last_call is not None and now >= last_call:
+            self._call_last(now)
+
+    def conclude(self) -> None:
+        """Name what was killed beside those that a line has named; nothing is left now."""
+        if self._killed_late:
+            self._say_names("killed, too: ", self._killed_late)
+            self._killed_late = []
+
+    # --- by a signal ----------------------------------------------------------------
+
+    def _terminate(self, reason: str, grace: float, words: str, now: float) -> None:
+        """Begin to end the job; where that has begun, only let it have less time."""
+        kill_at = now + grace
+        self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
+        if self._term_at is not None:
+            return
+        self._term_at = now
+        if self._main_end is not None:
+            self._rest_at = now
+            self._end_rest(now, words)
+            return
+        self.reason = self.reason or reason
+        self._say(words)
+        if self._all_told:
+            self._asked = (now, _signal.SIGTERM)
+        else:
+            self._asked = (now, self._stop_signal)
+            self._tree.stop(self._stop_signal, group=self._stop_group)
+
+    def _end_rest(self, now: float, words: str | None = None) -> None:
+        """
+        Send SIGTERM to what outlives the command: at the first time, and to what comes later.
+
+        Args:
+            words: Why, where that is not the command's end alone.
+        """
+        if self._asked is None:
+            self._asked = (now, _signal.SIGTERM)
+            survivors = self._tree.survivors()
+            self.left = len(survivors) or 1  # without /proc none of them is seen
+            before = "" if words is None else f"{words}: "
+            names = survivors or ["processes"]
+            self._say_names(f"{before}the command {self._main_end} and left ", names, ": SIGTERM")
+            if words is None:
+                self._kill_at = now + self._linger
+        elif words is not None:
+            self._say(f"{words}: the command {self._main_end} before, and what it left ends now")
+        if not self._all_told:
+            self._tree.end_rest(everyone=self._stop_group)
+
+    def _last_call(self) -> float | None:
+        """
+        Return when processes that only the command has known of get their SIGTERM.
+
+        The command lives, so it has perhaps not passed the signal on, and waits for them.
+        """
+        if (
+            self._term_at is None
+            or self._kill_at is None
+            or self._main_end is not None
+            or self._called_last
+            or self._stop_group
+            or self._all_told
+        ):
+            return None
+        return self._kill_at - min(self._linger, (self._kill_at - self._term_at) / 2)
+
+    def _call_last(self, now: float) -> None:
+        self._called_last = True
+        asked = self._tree.end_rest(everyone=True)
+        if asked:
+            self._say_names(f"still alive {self._since_asked(now)}: SIGTERM to ", asked, ", too")
+
+    # --- by force -------------------------------------------------------------------
+
+    def _kill(self, now: float) -> None:
+        """Kill what is left: one round of several, for each brings new orphans."""
+        killed = self._tree.kill()
+        if self._killing_since is None:
+            self._killing_since = now
+            since = f"still alive {self._since_asked(now)}: killed"
+            if killed:
+                self._say_names(f"{since}: ", killed)
+            else:  # /proc is missing
+                self._say(since)
+        else:
+            self._killed_late += killed
+        if now - self._killing_since > _KILL_FOR:
+            self._given_up = True
+            self.unreaped = tuple(children())
+            self._say(f"could not be killed: {', '.join(map(str, self.unreaped))}")
+
+    def _say_names(self, before: str, names: list[str], behind: str = "") -> None:
+        """Name processes, in as many lines as it takes."""
+        shown = names[:_MOST_NAMES]
+        for begin in range(0, len(shown), _NAMES_IN_LINE):
+            listed = ", ".join(shown[begin : begin + _NAMES_IN_LINE])
+            self._say(f"{before if begin == 0 else 'and '}{listed}{behind}")
+        if len(names) > len(shown):
+            self._say(f"and {len(names) - len(shown)} more{behind}")
+
+    def _since_asked(self, now: float) -> str:
+        """Say how long ago which signal was sent first to what still lives."""
+        asked_at, number = self._asked or (now, self._stop_signal)
+        return f"{now - asked_at:.1f} s after {_name_of(number)}"
+
+    def _shutting_down(self) -> bool:
+        """Tell whether the SIGTERM that ended the command was meant for all of us."""
+        if not self._shutdown.requested and self._term_at is None:
+            poll = select.poll()
+            poll.register(self._shutdown.fileno(), select.POLLIN)
+            poll.poll(int(_SHUTDOWN_LAG * 1000))
+        return self._shutdown.requested
+
+
+def _is_end_by_sigterm(status: int) -> bool:
+    """Tell whether SIGTERM has ended the command, or it says so, as shells and functions do."""
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status) == _signal.SIGTERM
+    return os.WEXITSTATUS(status) == _BY_SHELL + _signal.SIGTERM
+
+
+def _name_of(number: int) -> str:
+    """Return the name of a signal; `_signal` has them as plain numbers."""
+    names = [
+        name
+        for name, value in vars(_signal).items()
+        if value == number and name.startswith("SIG") and name[3:4] != "_"
+    ]
+    return names[-1] if names else f"signal {number}"  # the first ones are old names of some

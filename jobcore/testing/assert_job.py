@@ -1,0 +1,147 @@
+"""Asserts how a job ended, and shows all that is known of it where it ended otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import Enum
+
+from jobcore.errors import JobNotFound, StoreError
+from jobcore.lifecycle import Reason, Status
+from jobcore.manager import OPEN, JobManager
+from jobcore.models import Job, LogLine, Transition
+from jobcore.operations.lookup import Id
+
+#: Lines of the log that a failure shows.
+SHOWN = 20
+
+
+class Unchecked(Enum):
+    """The argument that was not given: None is something to expect."""
+
+    UNCHECKED = "unchecked"
+
+
+_UNCHECKED = Unchecked.UNCHECKED
+
+
+def assert_job(
+    job: Job | Id,
+    *,
+    status: Status | str | Unchecked = _UNCHECKED,
+    exit_code: int | Unchecked | None = _UNCHECKED,
+    reason: Reason | str | Unchecked | None = _UNCHECKED,
+    log: Sequence[str] | str | re.Pattern[str] | Unchecked = _UNCHECKED,
+    jobs: JobManager | None = None,
+) -> Job:
+    """
+    Assert what a job is like now; what is not named is not checked.
+
+        assert_job(job, status="ERROR", exit_code=3, log=["extract", "load"])
+
+    It is read anew, and not waited for. A failure says what differs, and tells
+    the job's status, exit code, reason and signal, its history and the end of
+    its log.
+
+    Args:
+        job: A job, however old, or its id.
+        status: Where it stands.
+        exit_code: None: it has none.
+        reason: Why it is final. None: it is not.
+        log: A list of texts: exactly these lines were written by the job, without
+            their terminators; jobcore's own `system` lines are not counted. One
+            text, or a pattern: it is found in at least one line, of any stream.
+        jobs: The manager to ask. None: the one of this process that has the job.
+
+    Returns:
+        The job as it was read.
+
+    Raises:
+        AssertionError: It is not so, or there is no such job.
+    """
+    __tracebackhide__ = True  # pytest then shows the line that asserts, not this one
+    manager, found = _find(job.id if isinstance(job, Job) else job, jobs)
+    differences = [
+        f"{name} is {actual}, not {expected}"
+        for name, actual, expected in (
+            ("status", found.status, status),
+            ("exit code", found.exit_code, exit_code),
+            ("reason", found.reason, reason),
+        )
+        if expected is not _UNCHECKED and actual != expected
+    ]
+    if not isinstance(log, Unchecked) and (said := _log_difference(manager, found, log)):
+        differences.append(said)
+    if differences:
+        raise AssertionError("\n".join([f"job {found.id}:", *differences, *_story(manager, found)]))
+    return found
+
+
+def _find(job_id: Id, jobs: JobManager | None) -> tuple[JobManager, Job]:
+    __tracebackhide__ = True
+    if jobs is not None:
+        try:
+            return jobs, jobs.get_job(job_id)
+        except JobNotFound:
+            raise AssertionError(f"the manager has no job {job_id}") from None
+    for manager in list(OPEN):
+        try:
+            return manager, manager.get_job(job_id)
+        except (JobNotFound, StoreError):
+            continue  # it has another file, or cannot say
+    raise AssertionError(f"no open manager of this process has a job {job_id}")
+
+
+def _log_difference(
+    manager: JobManager, job: Job, expected: Sequence[str] | str | re.Pattern[str]
+) -> str | None:
+    if isinstance(expected, str):
+        found = any(expected in line.text for line in manager.logs(job.id))
+        return None if found else f"no line of the log has {expected!r}"
+    if isinstance(expected, re.Pattern):
+        found = any(expected.search(line.text) for line in manager.logs(job.id))
+        return None if found else f"no line of the log matches {expected.pattern!r}"
+    wanted = list(expected)
+    written = [line for line in manager.logs(job.id) if line.stream != "system"]
+    for line, text in zip(written, wanted, strict=False):
+        if line.text != text:
+            left_out = _left_out(manager, job)
+            return f"line {line.sequence} of the log is {line.text!r}, not {text!r}{left_out}"
+    counted = f"the job wrote {len(written)} lines, not {len(wanted)}{_left_out(manager, job)}"
+    if len(written) > len(wanted):
+        extra = written[len(wanted)]
+        return f"line {extra.sequence} of the log, {extra.text!r}, is one too many: {counted}"
+    if len(written) < len(wanted):
+        return f"{wanted[len(written)]!r} is missing at the end of the log: {counted}"
+    return None
+
+
+def _left_out(manager: JobManager, job: Job) -> str:
+    """Tell how many lines a list leaves out: jobcore's own."""
+    said = sum(line.stream == "system" for line in manager.logs(job.id))
+    lines = "line of jobcore's own is" if said == 1 else "lines of jobcore's own are"
+    return f" ({said} {lines} left out)" if said else ""
+
+
+def _story(manager: JobManager, job: Job) -> list[str]:
+    """Tell what is known of the job."""
+    said = [
+        f"It is {job.status}: exit code {job.exit_code}, reason {job.reason}, signal {job.signal}.",
+        "History:",
+        *(f"  {_entry(entry)}" for entry in manager.history(job.id)),
+    ]
+    lines = list(manager.tail(job.id, SHOWN))
+    if not lines:
+        return [*said, "Its log is empty."]
+    before = f", the last {len(lines)} of {job.line_count} lines" if lines[0].sequence else ""
+    return [*said, f"Log{before}:", *(f"  {_line(line)}" for line in lines)]
+
+
+def _entry(entry: Transition) -> str:
+    moved = f"{entry.at:%H:%M:%S.%f} {entry.trigger} {entry.from_status} -> {entry.to_status}"
+    return moved + ("" if entry.reason is None else f" ({entry.reason})") + f" by {entry.actor}"
+
+
+def _line(line: LogLine) -> str:
+    number = "unfinished" if line.sequence is None else line.sequence
+    return f"{number} {line.stream}: {line.text}"

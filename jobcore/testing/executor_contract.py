@@ -1,0 +1,319 @@
+"""What jobcore relies on in an executor, as tests to run against your own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from unittest import SkipTest
+
+from jobcore.command import Command
+from jobcore.engine.executors import Executor
+from jobcore.errors import CommandError, InvalidTransition, JobNotRunning
+from jobcore.lifecycle import Reason, Status
+from jobcore.manager import JobManager
+from jobcore.models import ClaimedJob, Job
+from jobcore.storage import store
+from jobcore.testing.assert_job import assert_job
+
+#: Seconds after which a test gives up. Never the time that something takes.
+PATIENCE = 60.0
+#: Seconds that `command` may take: it is called in the one thread that starts all jobs.
+QUICK = 1.0
+#: Seconds after which the time-out test has a job stopped.
+TIMEOUT = 0.2
+
+
+class ExecutorContract:
+    """
+    The tests that an executor has to pass, in a class to derive one from that pytest collects.
+
+        class TestDbtExecutor(ExecutorContract):
+            job_type = "DBT"
+            lines = ["done"]
+
+            def make_executor(self):
+                return DbtExecutor(profiles="tests/profiles")
+
+            def create_job(self, jobs):
+                return jobs.create_job("DBT", data={"select": "orders"})
+
+    Each test has a database of its own, and runs the job under a real supervisor.
+
+    Attributes:
+        job_type: The type of the jobs; the executor is registered for it.
+        exit_code: What the job of `create_job` ends with.
+        lines: The lines that it writes. None: whatever it likes.
+    """
+
+    job_type: str = "COMMAND"
+    exit_code: int = 0
+    lines: Sequence[str] | None = None
+
+    # --- what a derived class says ------------------------------------------------
+
+    def make_executor(self) -> Executor:
+        """Return a new executor, as a host would make one."""
+        raise NotImplementedError("say how the executor is made: override make_executor")
+
+    def create_job(self, jobs: JobManager) -> Job:
+        """
+        Return a new job that the executor has something to run for, and that ends by itself.
+
+        Args:
+            jobs: The manager to create it with.
+        """
+        return jobs.create_job(self.job_type)
+
+    def create_long_job(self, jobs: JobManager) -> Job:  # noqa: ARG002 - for who overrides it
+        """
+        Return a new job that runs until it is stopped; without one two tests are skipped.
+
+        Args:
+            jobs: The manager to create it with.
+        """
+        raise SkipTest("there is no job that runs until it is stopped: override create_long_job")
+
+    def create_empty_job(self, jobs: JobManager) -> Job:
+        """
+        Return a new job without anything to run.
+
+        Args:
+            jobs: The manager to create it with.
+        """
+        return jobs.create_job(self.job_type)
+
+    def open_manager(self, database: Path, *, executor: Executor, slots: int) -> JobManager:
+        """
+        Return a manager that runs jobs of the type by `executor`.
+
+        Args:
+            database: Its file.
+            executor: What `make_executor` returned.
+            slots: Jobs at once; 0: it runs none.
+        """
+        return JobManager(
+            database, slots=slots, executors={self.job_type: executor}, on_exit="stop"
+        )
+
+    # --- the tests: what it says ----------------------------------------------------
+
+    def test_it_returns_a_command(self, tmp_path: Path) -> None:
+        """For a job that it has something to run for, an executor returns a Command."""
+        with self._manager(tmp_path) as jobs:
+            command = self.make_executor().command(_claimed(jobs, self.create_job(jobs)))
+
+        assert isinstance(command, Command)
+
+    def test_it_is_quick(self, tmp_path: Path) -> None:
+        """It is called in the thread that starts all jobs, which wait for it."""
+        with self._manager(tmp_path) as jobs:
+            job, executor = _claimed(jobs, self.create_job(jobs)), self.make_executor()
+            took = []
+            for _ in range(3):  # the best of them: this machine may be busy
+                begun = time.monotonic()
+                executor.command(job)
+                took.append(time.monotonic() - begun)
+
+        assert min(took) < QUICK
+
+    def test_asked_twice_it_says_the_same(self, tmp_path: Path) -> None:
+        """A start may be given up and prepared again, by another executor of the kind, too."""
+        with self._manager(tmp_path) as jobs:
+            job, executor = _claimed(jobs, self.create_job(jobs)), self.make_executor()
+            first, second = executor.command(job), executor.command(job)
+            other = self.make_executor().command(job)
+
+        assert first == second
+        assert first == other
+
+    def test_it_changes_nothing(self, tmp_path: Path) -> None:
+        """Asked what to run it runs nothing: process and job are as before."""
+        with self._manager(tmp_path) as jobs:
+            made = self.create_job(jobs)
+            job, executor = _claimed(jobs, made), self.make_executor()
+            executor.command(job)  # what it keeps open for good, it has open now
+            before = _facts()
+            executor.command(job)
+
+            assert _facts() == before
+            assert jobs.get_job(made.id) == made
+
+    def test_without_anything_to_run_it_says_so(self, tmp_path: Path) -> None:
+        """It raises CommandError then, with words for the log, or has a command all the same."""
+        with self._manager(tmp_path) as jobs:
+            answer = _ask(self.make_executor(), _claimed(jobs, self.create_empty_job(jobs)))
+
+        assert isinstance(answer, (Command, CommandError))
+        assert str(answer)
+
+    # --- the tests: what comes of it --------------------------------------------------
+
+    def test_it_runs(self, tmp_path: Path) -> None:
+        """Exit code and lines of its command are those of the job."""
+        with self._manager(tmp_path, slots=1) as jobs:
+            self._assert_ran(jobs, self.create_job(jobs))
+
+    def test_it_is_stopped(self, tmp_path: Path) -> None:
+        """Its command ends when somebody asks it to stop, by itself or after its grace."""
+        with self._manager(tmp_path, slots=1) as jobs:
+            job = self.create_long_job(jobs)
+            _wait_for_start(jobs, job)
+            with suppress(JobNotRunning):  # then it has ended by itself: told below
+                jobs.stop_job(job.id)
+            jobs.wait(job.id, timeout=PATIENCE)
+
+            assert_job(job, status=Status.STOPPED, reason=Reason.STOPPED, jobs=jobs)
+
+    def test_it_is_timed_out(self, tmp_path: Path) -> None:
+        """Its command ends when its time is over."""
+        limited = _Limited(self.make_executor())
+        with self._manager(tmp_path, slots=1, executor=limited) as jobs:
+            job = jobs.wait(self.create_long_job(jobs).id, timeout=PATIENCE)
+
+            assert_job(
+                job,
+                status=Status.STOPPED,
+                reason=Reason.TIMEOUT,
+                log=f"time-out after {TIMEOUT:g} s",
+                jobs=jobs,
+            )
+
+    def test_its_failure_is_one_jobs(self, tmp_path: Path) -> None:
+        """Where it raises, that job ends ERROR with the reason in its log; the next one runs."""
+        with self._manager(tmp_path, slots=1) as jobs:
+            empty = self.create_empty_job(jobs)
+            answer = _ask(self.make_executor(), _claimed(jobs, empty))
+            if isinstance(answer, Command):
+                with suppress(InvalidTransition):  # it may have ended already
+                    jobs.cancel_job(empty.id)
+                raise SkipTest("it has a command for any job")
+            after = self.create_job(jobs)
+            jobs.wait(empty.id, timeout=PATIENCE)
+
+            assert_job(
+                empty,
+                status=Status.ERROR,
+                exit_code=None,
+                reason=Reason.SPAWN_FAILED,
+                log=f"cannot start: {type(answer).__name__}: {answer}".splitlines()[0],
+                jobs=jobs,
+            )
+            self._assert_ran(jobs, after)
+
+    def test_it_runs_a_retry(self, tmp_path: Path) -> None:
+        """A job that repeats another one has all that the executor needs."""
+        with self._manager(tmp_path) as jobs:
+            first = self.create_job(jobs)
+            jobs.cancel_job(first.id)
+            again = jobs.retry_job(first.id)
+        with self._manager(tmp_path, slots=1) as jobs:
+            self._assert_ran(jobs, again)
+
+        assert (again.attempt, again.retry_of) == (first.attempt + 1, first.id)
+
+    def test_it_runs_the_job_of_another_process(self, tmp_path: Path) -> None:
+        """What it needs is in the job, not in the memory of the process that created it."""
+
+        def create() -> str:
+            with self._manager(tmp_path) as jobs:
+                return str(self.create_job(jobs).id)
+
+        job_id = _in_another_process(create)
+        with self._manager(tmp_path, slots=1) as jobs:
+            self._assert_ran(jobs, jobs.get_job(job_id))
+
+    # --- what they share --------------------------------------------------------------
+
+    def _manager(
+        self, tmp_path: Path, *, slots: int = 0, executor: Executor | None = None
+    ) -> JobManager:
+        return self.open_manager(
+            tmp_path / "contract.db", executor=executor or self.make_executor(), slots=slots
+        )
+
+    def _assert_ran(self, jobs: JobManager, job: Job) -> None:
+        __tracebackhide__ = True
+        jobs.wait(job.id, timeout=PATIENCE)
+        ended = assert_job(job, exit_code=self.exit_code, reason=Reason.EXITED, jobs=jobs)
+        if self.lines is not None:
+            assert_job(ended, log=self.lines, jobs=jobs)
+
+
+class _Limited:
+    """Says what another executor says, within a time-out."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def command(self, job: ClaimedJob) -> Command:
+        """Return the other one's command, with the time-out."""
+        return replace(self._executor.command(job), timeout=TIMEOUT)
+
+
+def _claimed(jobs: JobManager, job: Job) -> ClaimedJob:
+    """Return what an executor is given for a job."""
+    with jobs._database.read() as connection:  # noqa: SLF001 - no public form has the command
+        row = store.get_job(connection, job.number)
+        assert row is not None
+        pipeline = (
+            None if row.pipeline_id is None else store.find_pipeline(connection, row.pipeline_id)
+        )
+    return ClaimedJob.from_rows(row, pipeline)
+
+
+def _ask(executor: Executor, job: ClaimedJob) -> object:
+    """Return the executor's answer: what it returned, or the CommandError that it raised."""
+    try:
+        return executor.command(job)
+    except CommandError as error:
+        return error
+
+
+def _facts() -> dict[str, object]:
+    """Return what of this process must not change."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return {
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "umask": umask,
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "descriptors": sorted(os.listdir("/proc/self/fd")),
+    }
+
+
+def _wait_for_start(jobs: JobManager, job: Job) -> None:
+    record = Path(f"{jobs._database.path}.jobs") / job.id.hex / "run"  # noqa: SLF001
+    deadline = time.monotonic() + PATIENCE
+    while not record.exists():
+        assert time.monotonic() < deadline, f"the job did not start within {PATIENCE:g} s"
+        time.sleep(0.005)
+
+
+def _in_another_process(work: Callable[[], str]) -> str:
+    """Return what `work` returns in a process of its own."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        # The test runner may have threads. The child needs none of them, and ends by itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, work().encode())
+        except BaseException:  # noqa: BLE001 - told to whoever reads the test's output
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with closing(os.fdopen(reader)) as answer:
+        said = answer.read()
+    os.waitpid(pid, 0)
+    assert said, "the other process could not create a job"
+    return said

@@ -1,0 +1,182 @@
+"""Finds what a test left of jobcore in its process and on its machine, and removes it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from uuid import UUID
+
+from sqlalchemy import select
+
+from jobcore.embedding.forking import GATE
+from jobcore.engine import orphans
+from jobcore.engine.dispatcher import Dispatcher
+from jobcore.engine.job_directories import Directories
+from jobcore.errors import JobcoreError, JobDeleted, JobNotFound, JobNotRunning, WaitTimeout
+from jobcore.manager import OPEN, JobManager
+from jobcore.operations.subscriptions import Notifier
+from jobcore.storage import store, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.tables import job as jobs_table
+from jobcore.storage.transitions import Run
+
+#: Seconds that running jobs have to end by themselves.
+PATIENCE = 5.0
+#: Seconds that a job takes at most to be killed with all its descendants.
+KILLING = 15.0
+
+
+#: The parts of a manager that hold something open, in the order in which they are closed.
+PARTS = (Dispatcher, Notifier, Directories, Database)
+
+
+class Remains:
+    """
+    What came into being since this was made, and should be gone.
+
+    What was there before is left alone, and so is what others may need that were
+    open before and still are.
+    """
+
+    def __init__(self) -> None:
+        self._owners = weakref.WeakSet(GATE.owners())
+        self._threads = set(_threads())
+        self._descriptors = GATE.descriptors()
+
+    def clear(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        patience: float = PATIENCE,
+        silently: bool = False,
+    ) -> list[str]:
+        """
+        Clear all of it away, and return a line for each thing that there was.
+
+        Args:
+            path: The database whose jobs are looked at. No manager needs it any more.
+            patience: Seconds that its jobs have to end by themselves.
+            silently: Running jobs are to be ended, and are no fault: they are no processes.
+        """
+        unclosed = self._close_managers()
+        said = [f"a manager of {one} was not closed" for one in unclosed]
+        for one in dict.fromkeys([os.path.realpath(path), *unclosed]):
+            said += _of_jobs(one, 0 if silently else patience, silently=silently)
+        threads = [one for one in _threads() if one not in self._threads]
+        said += [f"thread {one.name} runs on" for one in threads]
+        if not _unclosed(GATE.owners()):  # else they may be another manager's
+            said += _descriptors(GATE.descriptors() - self._descriptors, close=not threads)
+        return said
+
+    def _close_managers(self) -> list[str]:
+        """Close those that came since, and return their databases."""
+        new = [one for one in GATE.owners() if one not in self._owners]
+        paths = [one.path for one in _unclosed(new)]
+        for manager in list(OPEN):
+            if manager._database in new:  # noqa: SLF001 - a part of it stands for all
+                with suppress(JobcoreError):  # its file may be gone, which nobody needs any more
+                    manager.close()
+        # One that nobody refers to any more may have a thread that runs jobs all the same.
+        for kind in PARTS:
+            for part in new:
+                if isinstance(part, kind):
+                    part.close()
+        return paths
+
+
+def _unclosed(owners: Iterable[object]) -> list[Database]:
+    return [one for one in owners if isinstance(one, Database) and not one.closed]
+
+
+def _threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name.startswith("jobcore-")]
+
+
+def _descriptors(numbers: set[int], *, close: bool) -> Iterator[str]:
+    for number in sorted(numbers):
+        try:
+            yield f"descriptor {number} is open: {os.readlink(f'/proc/self/fd/{number}')}"
+        except FileNotFoundError:
+            yield f"descriptor {number} was closed by somebody whose it was not"
+            continue
+        if close:  # else a thread may use it
+            GATE.close(number)
+
+
+def _of_jobs(path: str | os.PathLike[str], patience: float, *, silently: bool) -> list[str]:
+    """Bring all jobs of a database to their ends, and say what that took."""
+    if not os.path.exists(path):
+        return []  # with it went all that could be known of its jobs
+    try:
+        with JobManager(path, slots=0) as jobs:
+            jobs.recover()
+            _wait_for_all(jobs, patience)
+            ended = _end_all(jobs)
+            said = [] if silently else [_in_words(jobs, run) for run in ended]
+            said += _processes(jobs)
+            jobs.recover()
+            return said + _directories(jobs)
+    except JobcoreError as error:
+        return [f"nobody can say what became of the jobs: {type(error).__name__}: {error}"]
+
+
+def _running(jobs: JobManager) -> list[Run]:
+    """Return the jobs that have a process, also those that are being deleted."""
+    with jobs._database.read() as connection:  # noqa: SLF001 - no public form has the latter
+        return transitions.supervised(connection)
+
+
+def _wait_for_all(jobs: JobManager, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for run in _running(jobs):
+        try:
+            jobs._follower.wait(run, max(deadline - time.monotonic(), 0))  # noqa: SLF001 - see above
+        except (JobDeleted, WaitTimeout):
+            continue
+
+
+def _end_all(jobs: JobManager) -> list[Run]:
+    """Kill what runs, and return it."""
+    running = _running(jobs)
+    for run in running:
+        try:
+            jobs._stopper.stop(run, 0, "its test is over")  # noqa: SLF001 - see above
+        except (JobNotFound, JobNotRunning):
+            continue  # it has just ended
+    _wait_for_all(jobs, KILLING)
+    return running
+
+
+def _in_words(jobs: JobManager, run: Run) -> str:
+    with jobs._database.read() as connection:  # noqa: SLF001 - see above
+        row = store.get_job(connection, run.number)
+    named = "" if row is None or row.name is None else f" {row.name!r}"
+    kind = "" if row is None else f", a {row.type},"
+    return f"job {run.id}{named}{kind} runs on"
+
+
+def _processes(jobs: JobManager) -> list[str]:
+    with jobs._database.read() as connection:  # noqa: SLF001 - no public form has the cookie
+        found = connection.execute(
+            select(jobs_table.c.id, jobs_table.c.cookie).where(jobs_table.c.cookie.is_not(None))
+        ).all()
+    said = []
+    for job_id, cookie in found:
+        said += [f"process {pid} of job {job_id} is still there" for pid in orphans.find(cookie)]
+        orphans.kill(cookie)
+    return said
+
+
+def _directories(jobs: JobManager) -> list[str]:
+    names = jobs._directories.names()  # noqa: SLF001 - they are no one else's business
+    with jobs._database.read() as connection:  # noqa: SLF001
+        active = store.active_ids(connection, {UUID(hex=name) for name in names})
+    return [
+        f"the directory of job {UUID(hex=name)} cannot be removed: somebody holds its lock"
+        for name in names
+        if UUID(hex=name) not in active
+    ]

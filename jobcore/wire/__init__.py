@@ -1,0 +1,105 @@
+"""
+Wire: the forms in which a host sends jobs, logs and errors over a network.
+
+There is no network in here: what these return, any web framework can send.
+
+Attributes:
+    HAL_TYPE: The media type of what the functions `*_to_hal` return.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from http import HTTPStatus
+from typing import Any
+
+from jobcore.clock import iso_utc
+from jobcore.errors import JobcoreError
+from jobcore.lifecycle import Status
+from jobcore.models import Job
+from jobcore.wire.accept import log_type
+from jobcore.wire.hal import HAL_TYPE, job_to_hal, jobs_to_hal, pipeline_to_hal, workspace_to_hal
+from jobcore.wire.log_forms import ndjson, sse, text
+from jobcore.wire.log_response import (
+    AsyncLogResponse,
+    Followers,
+    LogResponse,
+    log_response,
+    log_response_async,
+)
+from jobcore.wire.parameters import page, unsigned
+from jobcore.wire.wsgi import watch_client
+
+__all__ = [
+    "HAL_TYPE",
+    "AsyncLogResponse",
+    "Followers",
+    "LogResponse",
+    "error_to_object",
+    "job_to_hal",
+    "jobs_to_hal",
+    "log_response",
+    "log_response_async",
+    "log_type",
+    "ndjson",
+    "page",
+    "pipeline_to_hal",
+    "sse",
+    "stop_to_object",
+    "text",
+    "unsigned",
+    "watch_client",
+    "workspace_to_hal",
+]
+
+# --- answers --------------------------------------------------------------------
+
+
+def stop_to_object(job: Job) -> dict[str, Any]:
+    """
+    Return the message for 202: a stop was accepted.
+
+    Args:
+        job: What `JobManager.stop_job` returned.
+    """
+    message = (
+        f"job {job.id} has been asked to stop"
+        if job.status is Status.RUNNING
+        else f"job {job.id} is {job.status}"  # it had no process
+    )
+    return {"timestamp": _now(), "status": HTTPStatus.ACCEPTED.value, "message": message}
+
+
+def error_to_object(error: BaseException, path: str | None = None) -> dict[str, Any]:
+    """
+    Return an error as an object with `timestamp`, `status`, `error` and `message`.
+
+    `status` is that of a `JobcoreError`, and 500 for all others; `error` is its
+    name in HTTP. From 500 on the message has no details: they speak of files
+    and processes, to the operator and not to the client, so log the error.
+
+    Args:
+        error: Anything that was raised.
+        path: The path of the request; it is a field where it is given.
+    """
+    status = error.status if isinstance(error, JobcoreError) else 500
+    known = status in {member.value for member in HTTPStatus}
+    form = {
+        "timestamp": _now(),
+        "status": status,
+        "error": HTTPStatus(status).phrase if known else "Unknown",
+        "message": str(error) if status < 500 else _apology(error),
+    }
+    if path is not None:
+        form["path"] = path
+    return form
+
+
+def _apology(error: BaseException) -> str:
+    if isinstance(error, JobcoreError):
+        return f"the request could not be carried out now ({type(error).__name__})"
+    return "the request could not be carried out"
+
+
+def _now() -> str:
+    return iso_utc(datetime.now(timezone.utc))
