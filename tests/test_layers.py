@@ -1,4 +1,4 @@
-"""The layers hold: README's rows against the imports, so that both stay true."""
+"""The layers hold: the guide's rows against the imports."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import re
 import sys
 
 from tests.processes import ROOT
-
-README = (ROOT / "README.md").read_text()
+from tests.texts import between
 
 
 @functools.cache
@@ -39,8 +38,8 @@ def imports(tree, names):
 
 
 def layers():
-    """Return the number of each package in README's table, and of each noun, the lowest last."""
-    table = README.partition("<!-- layers -->\n```text\n")[2].partition("```")[0]
+    """Return the number of each package in the guide's table, and of each noun, the lowest last."""
+    table = between("layers").partition("```text\n")[2].partition("```")[0]
     return {
         name: number
         for number, line in enumerate(table.splitlines())
@@ -73,7 +72,7 @@ def test_every_import_goes_down():
 
 
 def test_every_package_has_a_layer():
-    """No folder of the package is missing from README's table, and each has a docstring."""
+    """No folder of the package is missing from the guide's table, and each has a docstring."""
     folders = {name.partition(".")[0] for name in modules() if "." in name}
 
     assert folders - {"entry", "supervision"} <= set(layers())

@@ -1,4 +1,4 @@
-"""README tells the truth: what it shows is run, compared and counted here."""
+"""README and the guides are true: their examples run, their tables and numbers are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 from jobcore import JobManager, LogLine, Reason, Status, StoreMismatch, lifecycle, wire
-from jobcore.cli import job_commands, maintenance, run_and_work
+from jobcore.cli import guides, job_commands, maintenance, run_and_work
 from jobcore.cli.app import app
 from jobcore.command import DEFAULT_LINGER
 from jobcore.functions import call, result_file
@@ -25,19 +25,15 @@ from jobcore.supervisor import progress, progress_reader, termination
 from tests.faults.rounds import campaign
 from tests.processes import PATIENCE, ROOT, forked
 from tests.programs import EXIT_3, SLEEPS
+from tests.texts import GUIDES, README, TEXT, between, blocks
 
-TEXT = (ROOT / "README.md").read_text()
-assert app.registered_commands, (run_and_work, maintenance, job_commands)  # these add themselves
+assert app.registered_commands, (
+    guides,
+    run_and_work,
+    maintenance,
+    job_commands,
+)  # these add themselves
 COMMANDS = typer.main.get_command(app).commands
-
-
-def blocks(language, text=TEXT):
-    """Return the code blocks of README, or of a part of it, in `language`."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-def between(begin, end):
-    return TEXT.partition(f"<!-- {begin}")[2].partition(f"<!-- {end}")[0]
 
 
 def printed(source, folder):
@@ -72,7 +68,7 @@ def printed_by_an_interpreter(source, folder):
 
 def test_the_example_runs_as_printed(tmp_path):
     """The Python example has about ten lines, and prints what README says."""
-    section = between("ten lines", "end of ten lines")
+    section = between("ten lines")
     (source,) = blocks("python", section)
 
     assert printed_by_an_interpreter(source, tmp_path) == blocks("text", section)[0]
@@ -368,6 +364,33 @@ def test_every_method_of_the_manager_is_named():
     public = {name for name in vars(JobManager) if not name.startswith("_")} - {"close"}
 
     assert set(re.findall(r"`(\w+)`", table)) == public
+
+
+def test_readme_is_short_and_names_every_guide():
+    """A newcomer reads it to the end, and finds the rest from there."""
+    linked = re.findall(r"^\| \[([\w-]+)\]\(jobcore/docs/\1\.md\)", README, re.MULTILINE)
+
+    assert len(README.splitlines()) <= 250
+    assert sorted(linked) == sorted(GUIDES)
+
+
+def test_links_lead_somewhere():
+    """Each link to a file or a heading of the project has its target."""
+    wrong = []
+    for folder, text in [
+        (ROOT, README),
+        *((ROOT / "jobcore/docs", text) for text in GUIDES.values()),
+    ]:
+        for file, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+            target = (folder / file).read_text() if file else text
+            heads = [
+                re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
+                for head in re.findall(r"^#+ (.+)$", target, re.MULTILINE)
+            ]
+            if anchor and anchor not in heads:
+                wrong.append(f"{file}#{anchor}")
+
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -19,7 +19,13 @@ def main() -> None:
         for package in ("typer", "rich"):
             if find_spec(package) is None:
                 raise ModuleNotFoundError(name=package)
-        from jobcore.cli import job_commands, maintenance, output, run_and_work  # noqa: F401, PLC0415 - see above
+        from jobcore.cli import (  # noqa: PLC0415 - see above
+            guides,  # noqa: F401
+            job_commands,  # noqa: F401
+            maintenance,  # noqa: F401
+            output,
+            run_and_work,  # noqa: F401
+        )
         from jobcore.cli.app import app  # noqa: PLC0415 - the others add themselves to it
     except ModuleNotFoundError as missing:
         package = (missing.name or "").split(".")[0]

@@ -13,12 +13,18 @@ import typer.main
 
 import jobcore
 from jobcore import JobManager, Status
-from jobcore.cli import job_commands, maintenance, run_and_work
+from jobcore.cli import guides, job_commands, maintenance, run_and_work
 from jobcore.cli.app import app
 from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, ROOT, open_gate, run_python, until
+from tests.texts import GUIDES
 
-assert app.registered_commands, (run_and_work, maintenance, job_commands)  # these add themselves
+assert app.registered_commands, (
+    guides,
+    run_and_work,
+    maintenance,
+    job_commands,
+)  # these add themselves
 COMMANDS = typer.main.get_command(app).commands
 ODD = "ünïcode ✓ 日本 \N{PILE OF POO}"
 
@@ -330,3 +336,19 @@ def test_stopping_run_itself_leaves_the_job_running(database, gate):
     process.send_signal(signal.SIGCONT)
 
     assert ended(process) == ("done\n", "")
+
+
+# --- guides --------------------------------------------------------------------------
+
+
+def test_docs_lists_and_prints_the_guides(tmp_path):
+    """Each guide that comes with the package is listed and printed, without the marks of tests."""
+    database = str(tmp_path / "jobs.db")
+
+    assert ended(start(database, "docs"))[0].splitlines() == sorted(GUIDES)
+    for name in ("changelog", "service"):
+        printed, _ = ended(start(database, "docs", name))
+        assert printed == re.sub(r"<!-- .*? -->\n", "", GUIDES[name])
+    _, error = ended(start(database, "docs", "sevrice"), 2)
+    assert "there is no guide 'sevrice': choose one of changelog" in error
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 
@@ -10,12 +9,9 @@ import pytest
 
 from jobcore import JobManager
 from tests.processes import PATIENCE, ROOT
+from tests.texts import between, blocks
 
-(RECIPE,) = re.findall(
-    r"^```python\n(.*?)^```$",
-    (ROOT / "README.md").read_text().partition("<!-- django")[2].partition("<!-- end of")[0],
-    re.DOTALL | re.MULTILINE,
-)
+(RECIPE,) = blocks("python", between("django"))
 PROJECT = """
 import django
 from django.conf import settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import os
-import re
 import shlex
 import signal
 import socket
@@ -18,12 +17,11 @@ import requests
 from jobcore import JobManager
 from tests.faults.invariants import check
 from tests.processes import PATIENCE, ROOT, until
+from tests.texts import between, blocks
 
-EXAMPLE = (ROOT / "README.md").read_text().partition("<!-- gunicorn")[2]
-EXAMPLE = EXAMPLE.partition("<!-- end of gunicorn")[0]
-WSGI, CONFIGURATION = re.findall(r"^```python\n(.*?)^```$", EXAMPLE, re.DOTALL | re.MULTILINE)
-(WORK,) = re.findall(r"^```sh\n(.*?)^```$", EXAMPLE, re.DOTALL | re.MULTILINE)
-(UNIT,) = re.findall(r"^```ini\n(.*?)^```$", EXAMPLE, re.DOTALL | re.MULTILINE)
+WSGI, CONFIGURATION = blocks("python", between("gunicorn"))
+(WORK,) = blocks("sh", between("gunicorn"))
+(UNIT,) = blocks("ini", between("systemd"))
 
 #: Says a line, and goes on until it is stopped or somebody makes the file.
 BUILD = "echo built by $$; while [ ! -e go ]; do sleep 0.02; done; exit 5\n"

@@ -16,6 +16,7 @@ from jobcore import Command, Status
 from tests.integration.http_adapter import create_app
 from tests.processes import PATIENCE, ROOT, open_gate
 from tests.programs import HELD
+from tests.texts import TEXT, between
 
 UNKNOWN = "f8a00cdb-4c65-4668-9112-add1fa9d9b97"
 
@@ -129,8 +130,7 @@ def check_error(got, path, part):
 def test_readme_prints_the_adapter():
     """What README shows is the file that is tested here, and it is short."""
     source = (ROOT / "tests/integration/http_adapter.py").read_text()
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.partition("<!-- adapter")[2].partition("<!-- end of adapter")[0]
+    shown = between("adapter")
 
     assert shown.partition("```python\n")[2] == f"{source}```\n"
     assert len(source.splitlines()) <= 120
@@ -286,9 +286,8 @@ def test_logs_as_ndjson(service, accept, expected):
 
 def test_readmes_line_object_is_the_real_one(service):
     """The object that README shows, and its table, have the fields that are sent."""
-    readme = (ROOT / "README.md").read_text()
-    shown = json.loads(readme.partition("```json\n")[2].partition("\n")[0])
-    table = readme.partition("| Field | Is |")[2].partition("\n\n")[0]
+    shown = json.loads(between("ndjson").partition("```json\n")[2].partition("\n")[0])
+    table = TEXT.partition("| Field | Is |")[2].partition("\n\n")[0]
     job = service.done("echo extract")
     options = {"headers": {"Accept": "application/x-ndjson"}}
     sent = service("GET", f"/jobs/{job}/logs", 200, **options).json()

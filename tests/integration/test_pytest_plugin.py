@@ -11,7 +11,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from tests.processes import ROOT, carrying, forked
+from tests.processes import carrying, forked
+from tests.texts import between, blocks
 
 pytest_plugins = ["pytester"]
 
@@ -56,7 +57,7 @@ import pathlib
 import pytest
 
 from jobcore import JobManager
-from jobcore.supervisor import failpoints
+from jobcore.embedding import failpoints
 from jobcore.testing import Script, assert_job, crash, drain
 
 
@@ -130,10 +131,11 @@ def test_managers_are_lent(run, options):
 
 def test_readmes_tests_pass(run):
     """What README shows of tests is what they look like."""
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.partition("<!-- tests: run by")[2].partition("<!-- end of tests -->")[0]
+    (source,) = blocks("python", between("tests"))
+    (first,) = blocks("python", between("first test"))
 
-    run(shown.partition("```python\n")[2].partition("```")[0]).assert_outcomes(passed=4)
+    assert first in source
+    run(source).assert_outcomes(passed=4)
 
 
 # --- what is left --------------------------------------------------------------------

@@ -19,8 +19,8 @@ import requests
 from jobcore import JobManager
 from tests.processes import PATIENCE, ROOT, until
 from tests.programs import SLEEPS
+from tests.texts import between, blocks
 
-README = (ROOT / "README.md").read_text()
 FOLLOWERS = 50
 #: In front of a service, so that a test need not wait for 15 seconds.
 OFTEN = """\
@@ -36,24 +36,19 @@ app = create_app(JobManager("jobs.db", slots=0, busy_timeout=5))
 """
 
 
-def blocks(begin, language):
-    section = README.partition(f"<!-- {begin}")[2].partition(f"<!-- end of {begin}")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
-
-
 def flask(folder, descriptor):
     """Return what runs README's adapter as README's gunicorn.conf.py has it."""
     (folder / "wsgi.py").write_text(OFTEN + FLASK)
     adapter = (ROOT / "tests/integration/http_adapter.py").read_text()
     (folder / "http_adapter.py").write_text(adapter)
-    (folder / "gunicorn.conf.py").write_text(blocks("gunicorn", "python")[1])
+    (folder / "gunicorn.conf.py").write_text(blocks("python", between("gunicorn"))[1])
     return ["gunicorn", "--bind", f"fd://{descriptor}", "--graceful-timeout", "1"]
 
 
 def fastapi(folder, descriptor):
     """Return what runs README's example, as README says."""
-    (folder / "service.py").write_text(OFTEN + blocks("fastapi", "python")[0])
-    (command,) = blocks("fastapi", "sh")
+    (folder / "service.py").write_text(OFTEN + blocks("python", between("fastapi"))[0])
+    (command,) = blocks("sh", between("fastapi"))
     return [*shlex.split(command), "--fd", str(descriptor)]
 
 

@@ -14,11 +14,12 @@ import rich.console
 import rich.table
 
 from jobcore import cli
-from jobcore.cli import app, job_commands, maintenance, run_and_work
+from jobcore.cli import app, guides, job_commands, maintenance, run_and_work
 from tests.processes import PATIENCE, ROOT, forked
 
 # Loaded before any fork.
 assert app.app.registered_commands, (
+    guides,
     run_and_work,
     maintenance,
     job_commands,

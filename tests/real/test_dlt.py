@@ -15,6 +15,7 @@ import pytest
 from jobcore import Status
 from tests.processes import ROOT, carrying, until
 from tests.real.conftest import LONG
+from tests.texts import between, blocks
 
 pytestmark = [
     pytest.mark.integration,
@@ -30,9 +31,7 @@ CUSTOMERS = [("Ann", "Berlin"), ("Bob", "Oslo")]
 
 def of_readme(name):
     """Return the code that README has between the marks `name`."""
-    text = (ROOT / "README.md").read_text()
-    part = text.partition(f"<!-- {name}:")[2].partition(f"<!-- end of {name} -->")[0]
-    return part.partition("```python\n")[2].partition("```")[0]
+    return blocks("python", between(f"{name}:", f"end of {name}"))[0]
 
 
 @pytest.fixture
