@@ -183,6 +183,7 @@ def _be_an_interpreter(function, env):
     code = 1
     try:
         hear_a_terminal()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the time limit of a test
         for one in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(one, signal.SIG_IGN)  # Popen takes back what interpreters set
         gc.freeze()  # what the tests have made is not walked again

@@ -11,8 +11,6 @@ import random
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -44,7 +42,6 @@ from tests.processes import (
     Child,
     at_once,
     descriptors,
-    forked,
     hear,
     in_child,
     join,
@@ -1226,7 +1223,8 @@ def test_who_comes_into_the_middle_of_his_threads_fork_is_refused(opened, monkey
 @pytest.mark.parametrize("end", ["closes", "exits"])
 def test_child_that_c_code_has_forked_is_refused(database, slots, end):
     """Without Python's hooks it has copies of SQLite's connections; the parent goes on."""
-    source = """
+    said = run_python(
+        """
 import ctypes, os, signal, sys
 from jobcore import JobManager, StoreError
 jobs = JobManager(sys.argv[1], slots=int(sys.argv[2]))
@@ -1243,14 +1241,11 @@ if pid == 0:
         jobs.close()
     sys.exit(0)
 print(os.waitpid(pid, 0)[1], len(jobs.list_jobs()), jobs.create_job("TASK").status)
-"""
-
-    def host():
-        sys.argv = ["-c", database, str(slots), end]
-        exec(compile(source, "-c", "exec"), {"__name__": "__main__"})
-
-    process = forked(host, dict(os.environ), stdout=subprocess.PIPE, text=True)
-    said, _ = process.communicate(timeout=PATIENCE)
+""",
+        database,
+        slots,
+        end,
+    )
 
     assert said == "True\nTrue\nTrue\n0 1 QUEUED\n"
 
