@@ -558,6 +558,7 @@ class Worker:
         while seats := self._own_seats():
             if sys.is_finalizing():
                 break  # they stand still
+            self._give_up_late_ones()
             for seat in seats:
                 if seat.native not in ended:
                     ended.append(seat.native)
@@ -573,6 +574,12 @@ class Worker:
             if native != _thread.get_native_id():
                 _wait_for_end(native)
         return not self._own_seats()
+
+    def _give_up_late_ones(self) -> None:
+        """Wait for no thread that never begins, as where an interrupt came before its start."""
+        for number, seat in list(self._seats.items()):
+            if time.monotonic() - seat.started > START_FIRST and seat.give_up():
+                self._vacate(number, seat)
 
     def _own_seats(self) -> list[_Seat]:
         """Return the threads of this process: a child that C code has forked has none."""

@@ -245,6 +245,25 @@ def test_place_of_a_dead_thread_is_taken_anew(crew, monkeypatch):
     assert crew.call(lambda: 1, patience=SOON) == 1
 
 
+def test_place_of_a_thread_that_never_began_keeps_no_fork_waiting(monkeypatch):
+    """An interrupt came before it was started, while another thread makes the calls."""
+    monkeypatch.setattr(worker, "START_FIRST", 0.01)
+    crew = Worker("test-worker", most=2)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_thread, "start_new_thread", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            crew._start(0)
+    crew._start(1)
+
+    assert crew.park(PATIENCE)
+    assert crew._seats == {}
+    crew.close("over")
+
+
 def test_thread_that_begins_too_late_makes_no_call(crew, monkeypatch):
     """Its place was given to another one, and two would write at once."""
     began, start = [], _thread.start_new_thread
