@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -187,7 +188,7 @@ def _be_an_interpreter(function, env):
         for one in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(one, signal.SIG_IGN)  # Popen takes back what interpreters set
         gc.freeze()  # what the tests have made is not walked again
-        os.closerange(3, 1024)  # with them the pipe by which Popen waits for an exec
+        _let_go_of_descriptors()
         warnings.resetwarnings()
         atexit._clear()  # those of the tests
         os.environ.clear()
@@ -212,6 +213,21 @@ def _be_an_interpreter(function, env):
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _let_go_of_descriptors():
+    """
+    Put /dev/null in the place of each descriptor, and of the pipe on which Popen waits for an exec.
+
+    None is closed: an object of the tests that goes away later closes its number, which by then
+    might be that of a database.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        if (number := int(name)) > 2 and number != null:
+            with suppress(OSError):  # that of the listing itself
+                os.fstat(number)
+                os.dup2(null, number, inheritable=False)
 
 
 def at_once(function, arguments):
