@@ -348,7 +348,7 @@ print(there.st_ino)
 
 TRIES_EVERY_NUMBER = """
 import os, select, sys
-from jobcore.supervisor import progress, spawner
+from jobcore.supervisor import progress, spawn
 
 def read(descriptor):
     data = b""
@@ -361,20 +361,20 @@ def read(descriptor):
         data += chunk
 
 def run(argv, **how):
-    command = spawner.Command(
+    command = spawn.Command(
         argv, {b"PATH": os.environb[b"PATH"]}, b"/", how.get("stdin"), 0o22,
         separate_streams=how.get("separate", False))
-    child = spawner.spawn(command)
+    child = spawn.spawn(command)
     outputs = [read(descriptor) for descriptor, _ in child.outputs]
     reported = read(child.reports)
     select.select([child.report], [], [])
-    failure = spawner.read_report(child.report)
+    failure = spawn.read_report(child.report)
     os.close(child.report)
     _, status = os.waitpid(child.pid, 0)
     return outputs, reported, failure and (failure.stage, failure.errno), status
 
 if sys.argv[1] == "listed":
-    spawner._close_range = lambda *_: -1
+    spawn._close_range = lambda *_: -1
 script = (b'echo "$(echo /proc/self/fd/*)"; cat; echo err >&2; echo 1/2 >&"$JOBCORE_PROGRESS_FD"')
 null = os.open(os.devnull, os.O_RDWR)
 os.dup2(null, 50)
