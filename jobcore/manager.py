@@ -1,4 +1,4 @@
-"""Manager: the facade, the only class that a reader must know. It delegates."""
+"""`JobManager`: the facade. Each method checks its arguments and calls the layer below."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ if TYPE_CHECKING:
 
     from jobcore.operations.claiming import Claimer
 
-#: Seconds beyond a command's grace that `on_exit="stop"` waits for its end.
+#: Seconds that `on_exit="stop"` waits for a command to end, in addition to its grace.
 STOP_PATIENCE = 1.0
 
-#: The managers of this process that are not closed; `jobcore.testing` finds them here.
+#: The open managers of this process, for `jobcore.testing`.
 OPEN: weakref.WeakSet[JobManager] = weakref.WeakSet()
 
 
@@ -130,53 +130,53 @@ class JobManager:
     """
     Jobs whose status, exit code and numbered log lines are true, in one SQLite file.
 
-    Any number of managers, in any number of processes, may have the same file
-    open. All methods may be called from any thread, and after a fork.
+    Any number of managers, in any number of processes, can have the same file
+    open. All methods can be called from any thread, and after a fork.
 
-    What a method has changed is committed when it returns: it survives any crash
-    and a power failure, unless the method says otherwise. Every method may raise
-    `StoreError`, where the database could not do it; then nothing was changed, but
-    that a stop, a cancellation or a deletion may have begun: ask for it once more.
-    A wrong argument is an `ArgumentError`, which is a `ValueError`; so is a list in the place
-    of an id, while a text that is not a UUID is an id that nothing has. Times are UTC; a
-    list, a model or a text that is returned is a copy.
+    When a method returns, its changes are committed: they survive any crash and a
+    power failure, unless the method says otherwise. Every method may raise
+    `StoreError` when the database fails. Nothing was changed then, except that a stop,
+    a cancellation or a deletion may have begun: call the method again. A wrong
+    argument is an `ArgumentError`, which is a `ValueError`; so is a list in the place
+    of an id. A text that is not a UUID is treated as an unknown id. Times are UTC.
+    Returned lists, models and texts are copies.
 
-    In an event loop (asyncio, trio, or anyio on either) await the forms that end in
-    `_async`. Call all others in a thread, as `await asyncio.to_thread(jobs.submit,
-    command)`: each has transactions to make, and may have to wait for another
-    process's. No child watcher and no signal handler is needed or installed.
+    In an event loop (asyncio, trio, or anyio on either), await the methods that end in
+    `_async`. Call all others in a thread, as in `await asyncio.to_thread(jobs.submit,
+    command)`: they use the database and may have to wait for another process's
+    transaction. The manager needs and installs no child watcher and no signal handler.
 
     Args:
-        database: The file; it is made if it is not there, mode 0600. One that others
-            could read, as a backup, is made this user's alone; one that they could write
-            is refused, and so is a directory in which they could create a file. Beside it,
-            `<database>.jobs` holds what running jobs have not handed over yet.
-        slots: Jobs at once under this manager. Running jobs of managers that were closed
-            or died count, one manager each. None: one per CPU; 0:
-            bookkeeping only, nothing is run by it, and it has no thread but that of its
-            writes, which ends when it is idle, and one for the callbacks of `subscribe`,
-            while there are any.
-        executors: By job type. A manager claims only jobs of types it has one for.
-        clock: Tells the time; None: the machine's. One that can be moved is a `MovableClock`.
-        on_exit: For `close()` and the `with` block. `"detach"`: running jobs
-            live on, and the next manager that opens the database settles them.
+        database: Path of the file. A new one is created with mode 0600. A file that other
+            users can read, such as a backup, is made private. A file that they can write
+            is refused, and so is a directory in which they can create files. The directory
+            `<database>.jobs` beside it holds what running jobs wrote and no manager has
+            imported yet.
+        slots: How many jobs this manager runs at once. A running job whose manager was
+            closed or died takes a slot of one other manager. None: one per CPU. 0: run no
+            jobs; the manager then has only a thread for its writes, which ends when idle,
+            and one for the callbacks of `subscribe`, while there are any.
+        executors: By job type. The manager claims only jobs of these types.
+        clock: Tells the time; None: the machine's. Use a `MovableClock` if it can be moved.
+        on_exit: What `close()` and the end of the `with` block do. `"detach"`: running
+            jobs continue, and the next manager that opens the database settles them.
             `"stop"`: jobs that this manager started are stopped.
         busy_timeout: Seconds to wait for another process's write transaction.
-        python: The interpreter for supervisors, and for functions unless you
-            name the executors; None: `sys.executable`.
+        python: The interpreter for supervisors, and for functions unless you pass
+            `executors`; None: `sys.executable`.
         launcher: Starts supervisors; None: as processes, with `python`.
         only_own: Claim only jobs that were created through this manager.
-        trust_directory: Use the database although another user can create files in its
-            directory, and so run commands as this user. The environment variable
-            JOBCORE_TRUST_DIRECTORY, which names such a directory, means the same.
+        trust_directory: Use the database even if another user can create files in its
+            directory; that user could then run commands as this one. Setting the
+            environment variable JOBCORE_TRUST_DIRECTORY to the directory does the same.
 
     Raises:
-        StoreError: One of its kinds says what is wrong with the file.
-        SpawnError: The system has no thread left for it, or no job could ever run in this
-            process: gevent or eventlet have replaced its threads, or it is a frozen program
-            and no `python` is named.
-        ArgumentError: An argument is not what it must be: no file such as ":memory:", a
-            number of slots below 0, a time-out of NaN seconds, ...
+        StoreError: The file cannot be used. The subclass says why.
+        SpawnError: The system cannot start another thread, or no job could ever run in this
+            process: gevent or eventlet has replaced its threads, or it is a frozen program
+            and `python` is not given.
+        ArgumentError: An argument is invalid: a database that is not a file, such as
+            ":memory:", a negative number of slots, a time-out of NaN seconds, ...
     """
 
     def __init__(
@@ -231,16 +231,16 @@ class JobManager:
             )
             self._start()
         except BaseException:
-            # A want of descriptors or threads: nothing of it is to stay behind.
+            # The process may be out of descriptors or threads: leave nothing open.
             OPEN.discard(self)
             self._database.close()
             raise
 
     def _assemble(self, launcher: Launcher) -> None:
-        """Make the parts that do the work; none of them begins to."""
+        """Create the parts that do the work, without starting any of them."""
         self._listings = Listings(self._database, self._clock)
         self._feed = Feed(self._database, self._listings.leave_out("event"))
-        # Before the dispatcher, so that an interpreter's exit ends it after that.
+        # Before the dispatcher: at exit, the interpreter ends the notifier after it.
         self._notifier = Notifier(self._database)
         self._directories = directories = Directories(self._database.path, self._database)
         self._ownership = ownership = Ownership(directories)
@@ -305,32 +305,33 @@ class JobManager:
         """
         Create a QUEUED job that runs `command` in the next free slot, in the order of creation.
 
-        When this returns, the job survives any crash, a power failure too.
+        When this returns, the job survives any crash, and a power failure.
 
         Args:
             command: A list of words, or a `Command`.
-            name: What you call it.
+            name: A name of your choice.
             data: Your own small JSON, up to 64 KiB.
             workspace_id: Its workspace; None: the default one.
-            pipeline_id: Its pipeline; it then holds it until it is final.
+            pipeline_id: Its pipeline, which can have no other job until this one is final.
             type: Managers with an executor for this type run it.
-            not_before: Do not start it before; needs a time zone.
-            env_from: Whose environment the command gets, beside its own `env`.
+            not_before: The earliest time at which it starts; needs a time zone.
+            env_from: Which environment the command gets, in addition to its own `env`.
                 `"worker"`: that of the process that starts the job. `"submitter"`: that
-                of this process, as it is now. It is stored in the database, mode 0600,
-                until no job that may still start needs it, and shown nowhere. Left out:
-                `JOBCORE_*`, `NOTIFY_SOCKET`, `LISTEN_*`, `INVOCATION_ID`,
+                of this process, as it is now. The database (mode 0600) stores it until no
+                job that may still start needs it; it is never shown. These variables are
+                left out: `JOBCORE_*`, `NOTIFY_SOCKET`, `LISTEN_*`, `INVOCATION_ID`,
                 `SSH_AUTH_SOCK`, `DISPLAY`, `PWD`, `SHLVL` and `_`.
-            reserved: Only this process may start it, so it gets the environment of this
-                process. If this process ends before, the job is cancelled.
+            reserved: Only this process may start the job, which so gets its environment.
+                If this process ends first, the job is cancelled.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
 
         Returns:
             The job as it was created.
 
         Raises:
-            CommandError: It could never run, or its data cannot be stored; nothing was created.
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            CommandError: The job could never run, or `data` cannot be stored; nothing was
+                created.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
         """
         fields = {
@@ -359,15 +360,16 @@ class JobManager:
         """
         Create many jobs: all of them, or none.
 
-        More than 1,000 are written in short steps, so that others can write meanwhile, and
-        appear together. A process that dies before that leaves none.
+        More than 1,000 jobs are written in several short transactions, so that others can
+        write in between. They still become visible all at once; if the process dies before
+        that, none of them is created.
 
-        When this returns, all survive any crash, a power failure too. Args and
+        When this returns, all of them survive any crash, and a power failure. Args and
         errors are those of `submit`.
 
         Args:
-            commands: Lists of words and `Command`s, in the order in which they run.
-            options: They hold for every command that is a list of words.
+            commands: Lists of words and `Command`s, in the order in which they start.
+            options: Apply to every command that is a list of words.
 
         Returns:
             The jobs in the order of the commands.
@@ -391,25 +393,25 @@ class JobManager:
         """
         Create a QUEUED job that calls a function in a fresh interpreter; see `result`.
 
-        When this returns, the job survives any crash, a power failure too. What
-        the function logs and prints are the job's lines; an exception makes the
+        When this returns, the job survives any crash, and a power failure. What
+        the function logs and prints becomes the job's log; an exception makes the
         job ERROR, with the traceback as its last lines.
 
         Args:
-            target: A function or class at the top level of a module, or anything
-                else that can be pickled and called; not a lambda, nor what the
-                program itself, `__main__`, defines. Or the text
-                `package.module:function`, which is looked for only when the job runs.
-            args: Its arguments, of any types that can be pickled.
-            kwargs: Its arguments by name. Where the job is to have a time-out, a
-                workspace, ...: `submit(function_command(...), type="FUNCTION", ...)`.
+            target: A function or class at the top level of a module, or any other
+                callable that can be pickled. Lambdas do not work, nor does anything
+                defined in `__main__`. Or the text `package.module:function`, which is
+                imported only when the job runs.
+            args: Its positional arguments; they must be picklable.
+            kwargs: Its keyword arguments. To give the job a time-out, a workspace and so
+                on, use `submit(function_command(...), type="FUNCTION", ...)`.
 
         Returns:
-            The job as it was created, with the function's name as its own.
+            The job as it was created, named after the function.
 
         Raises:
-            CommandError: It could never be called so; nothing was created. The
-                message says why, and shows no argument.
+            CommandError: The function can never be called like this; nothing was
+                created. The message says why, without showing any argument.
         """
         return self.submit(
             function_command(target, args, kwargs), name=describe(target), type="FUNCTION"
@@ -427,26 +429,27 @@ class JobManager:
         env_from: Literal["submitter", "worker"] = "worker",
     ) -> Job:
         """
-        Create a job as Matatika's Jobs API does: of a type, perhaps from a pipeline.
+        Create a job of a type, optionally from a pipeline, as Matatika's Jobs API does.
 
-        A type for which no manager has an executor is a task for the host: it
-        stays QUEUED until `start_job` and `finish_job`. When this returns, the
-        job survives any crash, a power failure too.
+        A job whose type has no executor in any manager is a task for the host: it is
+        QUEUED until `start_job`, then RUNNING until `finish_job`. When this returns,
+        the job survives any crash, and a power failure.
 
         Args:
-            type: What kind of work it is; executors are registered by it.
-            pipeline_id: Its pipeline, which says what to run; it holds it until it is final.
+            type: What kind of work it is; executors are registered by type.
+            pipeline_id: Its pipeline, which defines what to run, and which can have no
+                other job until this one is final.
             workspace_id: Its workspace; None: its pipeline's, else the default one.
-            command: What to run instead of what its pipeline says.
-            name: What you call it.
+            command: What to run instead of the pipeline's own command.
+            name: A name of your choice.
             data: Your own small JSON, up to 64 KiB.
-            env_from: Whose environment its command gets, as in `submit`.
+            env_from: Which environment its command gets, as in `submit`.
 
         Returns:
             The job as it was created, QUEUED.
 
         Raises:
-            PipelineNotFound, WorkspaceNotFound: There is no such one.
+            PipelineNotFound, WorkspaceNotFound: No pipeline or workspace has this id.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; its id is `.job_id`.
             CommandError: The command could never run, or the data cannot be stored.
         """
@@ -462,20 +465,20 @@ class JobManager:
 
     def retry_job(self, job_id: Id) -> Job:
         """
-        Create a new job like one that ended ERROR or STOPPED; that one stays as it is.
+        Create a new job that repeats one that ended ERROR or STOPPED; the old one is unchanged.
 
-        Where that one got its submitter's environment, the new one gets that of this
-        process, which submits it: the earlier one is not stored any more.
+        If the old job used its submitter's environment, the new one uses the environment of
+        this process, its own submitter: the old environment is no longer stored.
 
-        When this returns, the new one survives any crash, a power failure too.
+        When this returns, the new job survives any crash, and a power failure.
 
         Returns:
-            The new job, QUEUED, with `attempt` + 1 and `retry_of`.
+            The new job, QUEUED, with `attempt` one higher and `retry_of` set.
 
         Raises:
             JobNotFound: No job has this id.
-            InvalidTransition: It is not ERROR or STOPPED.
-            PipelineAlreadyRunning: Its pipeline has another job by now.
+            InvalidTransition: The job is neither ERROR nor STOPPED.
+            PipelineAlreadyRunning: Its pipeline has another QUEUED or RUNNING job.
         """
         row = self._reconciled(job_id, kill=True)
         if row.status not in lifecycle.RETRIABLE:
@@ -496,7 +499,7 @@ class JobManager:
     ) -> list[Job]:
         self._start()
         if reserved:
-            env_from = SUBMITTER  # which starts it, so there is no need to store anything
+            env_from = SUBMITTER  # this process starts it, so nothing needs to be stored
         wanted: dict[str, Any] = {
             "jobs": [{**job, "env_from": None if env_from == WORKER else env_from} for job in jobs],
             "workspace_id": workspace_id,
@@ -508,7 +511,7 @@ class JobManager:
         try:
             rows = self._creator.create_jobs(**wanted)
         except PipelineAlreadyRunning as conflict:
-            # Its job may be final in truth: see, and try once more.
+            # The other job may have ended without being settled yet: settle it and try again.
             if not self._has_ended(conflict.job_id):
                 raise
             rows = self._creator.create_jobs(**wanted)
@@ -528,20 +531,20 @@ class JobManager:
 
     def start_job(self, job_id: Id, *, owner: Literal["auto", "process"] | None = "auto") -> Job:
         """
-        Move a QUEUED job to RUNNING for a task that this program does itself.
+        Move a QUEUED job to RUNNING, as a task that this program does itself.
 
-        The move is durable when this returns. The job is RUNNING until `finish_job` or
-        `stop_job`, by any process. If it has an owner and that process ends before, the
-        job becomes ERROR with reason `lost` at the next look: by a manager that runs
-        jobs, or in `get_job`, `wait`, `recover` or `create_job` for its pipeline.
+        The change is durable when this returns. The job is RUNNING until any process calls
+        `finish_job` or `stop_job`. If it has an owner and that process ends first, the job
+        becomes ERROR with reason `lost`. A manager that runs jobs does that by itself; so
+        do `get_job`, `wait`, `recover`, and `create_job` for the same pipeline.
 
         The owner is the process, not the manager: `close` does not end the task. A
         forked child does not own the tasks of its parent.
 
         Args:
-            owner: `"process"`: this process owns the task. None: no process does, and
-                the job stays RUNNING whatever dies: for tasks that people do. `"auto"`:
-                None for types that begin with `PROFILE_`, else this process.
+            owner: `"process"`: this process owns the task. None: no process owns it, and
+                the job stays RUNNING whichever process dies; for tasks that people do.
+                `"auto"`: None for types that begin with `PROFILE_`, else `"process"`.
 
         Returns:
             The job, RUNNING.
@@ -549,7 +552,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not QUEUED, or another process has reserved it.
-            ArgumentError: `owner` is something else.
+            ArgumentError: `owner` is none of these.
         """
         return public(Job, self._bookkeeper.start(job_id, checked_owner(owner)))
 
@@ -564,28 +567,29 @@ class JobManager:
         data: Any = None,
     ) -> Task:
         """
-        Return a context manager that makes its body a job: for `with` and `async with`.
+        Return a context manager whose body is the job: for `with` and `async with`.
 
-        At the beginning of the block the job is created and RUNNING in one step, or the
-        given one is started. It is COMPLETE at the end of the body, or ERROR with the
-        traceback as its last lines. All of that is durable. `Stopped` is raised in the
-        body when the job is stopped; see `Task`.
+        When the block begins, the job is created as RUNNING in one step, or the given job
+        is started. When the body ends, the job is COMPLETE; if the body raises, it is ERROR
+        with the traceback as its last lines. Each change is durable. `Stopped` is raised in
+        the body when the job is stopped; see `Task`.
 
         Args:
             type: What kind of work it is.
-            job_id: A QUEUED job to start instead, or one that `claim_job` has returned;
-                then the other arguments are not given.
-            pipeline_id: Its pipeline, which it holds until it is final.
+            job_id: A QUEUED job to start instead, or one that `claim_job` returned; then
+                omit the other arguments.
+            pipeline_id: Its pipeline, which can have no other job until this one is final.
             workspace_id: Its workspace; None: its pipeline's, else the default one.
-            name: What you call it.
+            name: A name of your choice.
             data: Your own small JSON, up to 64 KiB.
 
         Raises:
-            JobNotFound, PipelineNotFound, WorkspaceNotFound: It is not there as the block begins.
-            InvalidTransition: The job is neither QUEUED nor a task of this process; as the
+            JobNotFound, PipelineNotFound, WorkspaceNotFound: Nothing has this id; raised when
+                the block begins.
+            InvalidTransition: The job is neither QUEUED nor a task of this process; raised
+                when the block begins.
+            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; raised when the
                 block begins.
-            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; as the block
-                begins.
             CommandError: The name or the data cannot be stored.
         """
         fields = {"type": type, "name": name, "data": checked_data(data), "command": None}
@@ -610,19 +614,19 @@ class JobManager:
         Start the oldest QUEUED job of a type for a worker of your own, and return it.
 
         The claim is durable when this returns. However many processes claim at once, each
-        job is returned to one of them. It is then a task of this process, as after
+        job goes to exactly one of them. It is then a task of this process, as after
         `start_job`: work on it in `task(job_id=job.id)`, or end it with `finish_job`.
-        Jobs that are reserved or not yet due are left in the queue.
+        Jobs that are reserved or not yet due stay in the queue.
 
         Args:
             type: The job type, or several.
-            timeout: Seconds to wait for one; None: as long as it takes.
+            timeout: Seconds to wait for a job; None: as long as it takes.
 
         Returns:
-            The job, RUNNING; None: there was none in time.
+            The job, RUNNING; None if there was none in time.
 
         Raises:
-            ArgumentError: A type or `timeout` is not what it must be.
+            ArgumentError: A type or `timeout` is invalid.
         """
         types = required_types(type)
         checked_patience(timeout)
@@ -636,14 +640,14 @@ class JobManager:
         timeout: float | None = 0.0,
     ) -> Coroutine[Any, Any, Job | None]:
         """
-        Await what `claim_job` does, in an event loop; args and errors are those of `claim_job`.
+        Do what `claim_job` does, in an event loop; args and errors are those of `claim_job`.
 
         The claim is durable when it returns. A caller that is cancelled while it waits has
-        claimed nothing. If a job was being claimed at that moment, it is returned, and the
-        cancellation takes effect at the caller's next await.
+        claimed nothing. If a claim is being written at that moment, its job is returned, and
+        the cancellation takes effect at the caller's next await.
 
         Returns:
-            The job, RUNNING; None: there was none in time.
+            The job, RUNNING; None if there was none in time.
         """
         types = required_types(type)
         checked_patience(timeout)
@@ -656,10 +660,10 @@ class JobManager:
 
     def adopt_task(self, job_id: Id) -> Job:
         """
-        Make this process the owner of a task, which another process or none owned before.
+        Make this process the owner of a task that another process, or none, owned before.
 
-        When this returns, the job is `lost` if this process ends before it is final,
-        and not if the previous owner does.
+        When this returns, the change is durable: if this process ends before the job is
+        final, the job is `lost`. The end of the previous owner no longer matters.
 
         Returns:
             The job, RUNNING.
@@ -667,7 +671,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not RUNNING, or a supervisor runs it. A task whose
-                owner is dead is ERROR already.
+                owner is dead is already ERROR.
         """
         self._reconciled(job_id)
         return public(Job, self._bookkeeper.adopt(job_id))
@@ -676,35 +680,35 @@ class JobManager:
         """
         Move a job that its host started to COMPLETE if `exit_code` is 0, else to ERROR.
 
-        The verdict is durable when this returns, and nothing changes it any more.
+        The new status is durable when this returns, and never changes again.
 
         Args:
-            exit_code: What a process would have exited with, 0 to 255.
+            exit_code: The exit code that a process would have had, 0 to 255.
 
         Returns:
             The job, final.
 
         Raises:
             JobNotFound: No job has this id.
-            InvalidTransition: It is not RUNNING, or a process runs it, whose end decides.
+            InvalidTransition: It is not RUNNING, or it has a process, whose end decides.
             ArgumentError: `exit_code` is not between 0 and 255.
         """
         return public(Job, self._bookkeeper.finish(job_id, exit_code))
 
     def append_log(self, job_id: Id, *lines: str | bytes) -> int:
         """
-        Append lines to a RUNNING job that has no process; text is split at line ends.
+        Append lines to the log of a RUNNING job without a process; text is split at line ends.
 
-        They survive any crash when this returns. A power failure may undo the last few
-        seconds' lines, until `finish_job` makes all of them durable.
+        When this returns, the lines survive any crash. A power failure may undo those of the
+        last few seconds; `finish_job` makes all of them durable.
 
         Args:
-            lines: Text, or bytes as they are; each that ends without a line end is given
-                one. Text that `os.fsdecode` made of bytes becomes these, and any other half
-                of a surrogate `?`.
+            lines: Texts, or bytes, which are stored unchanged. One without a final line end
+                is given one. Surrogate escapes, as `os.fsdecode` makes them, become the
+                original bytes; any other lone surrogate becomes `?`.
 
         Returns:
-            How many lines its log then has.
+            How many lines the log then has.
 
         Raises:
             JobNotFound: No job has this id.
@@ -717,15 +721,15 @@ class JobManager:
         self, job_id: Id, done: float, total: float | None = None, message: str | None = None
     ) -> Job:
         """
-        Say how far a RUNNING job is that has no process, in place of what was said before.
+        Store the progress of a RUNNING job without a process; it replaces the last report.
 
-        A job with a process says so itself. A power failure may undo the last
-        few seconds' reports.
+        A job with a process reports its progress itself. A power failure may undo the
+        reports of the last few seconds.
 
         Args:
-            done: How much is done, in whatever you count; 0 or more.
-            total: Of how much; None: not known.
-            message: One line for people; a longer one than 1,000 characters is cut.
+            done: How much is done, in any unit; 0 or more.
+            total: How much there is to do, in the same unit; None: not known.
+            message: One line for people; it is cut after 1,000 characters.
 
         Returns:
             The job with its new `progress`.
@@ -733,7 +737,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not RUNNING, or a process runs it.
-            ArgumentError: A number is negative or not finite, or the message is no text.
+            ArgumentError: A number is negative or not finite, or `message` is not text.
         """
         said = checked_progress(done, total, message)
         return public(Job, self._bookkeeper.report(job_id, *said))
@@ -742,28 +746,28 @@ class JobManager:
 
     def stop_job(self, job_id: Id, *, grace: float | None = None) -> Job:
         """
-        Ask a running job to stop, and return at once.
+        Ask a RUNNING job to stop, and return at once.
 
-        The returned job is still RUNNING: its command gets SIGTERM now, and all
-        its descendants are killed after its grace. It may also end by itself
-        first, so wait for any final status, not for STOPPED. Asking again is
-        harmless; the grace only ever shrinks. A job without a process is
-        STOPPED at once. The wish is durable: it is carried out also where this
+        The returned job is still RUNNING: its command gets its stop signal, SIGTERM
+        unless it has another, and all its processes are killed after the grace. The job
+        may end by itself first, so wait for any final status, not for STOPPED. A second
+        call is harmless; it can only shorten the grace. A job without a process is
+        STOPPED at once. The stop request is durable: it is carried out even if this
         process dies.
 
         Args:
-            grace: Seconds until it is killed; 0: now. None: its command's own.
+            grace: Seconds until the job is killed; 0: now. None: the command's own grace.
 
         Returns:
-            The job as it stands then.
+            The job as it is then.
 
         Raises:
             JobNotFound: No job has this id.
-            JobNotRunning: It is not RUNNING. `cancel_job` takes a QUEUED one, too.
-            CommandError: The grace is not a number of seconds, 0 or more.
-            StoreError: The wish could not be stored, or not be written for the
-                supervisor. Where there was no space it is told all the same, and the
-                job ends as one that was stopped.
+            JobNotRunning: It is not RUNNING. `cancel_job` also accepts a QUEUED job.
+            CommandError: `grace` is not a number of seconds, 0 or more.
+            StoreError: The stop request could not be stored, or not be passed to the
+                supervisor. If only disk space is lacking, the supervisor gets it all
+                the same, and the job ends as STOPPED.
         """
         checked = None if grace is None else checked_grace(grace)
         run = self._stopper.stop(self._run(job_id, kill=True), checked, "stop")
@@ -779,12 +783,12 @@ class JobManager:
             grace: Seconds until a RUNNING job is killed, as in `stop_job`.
 
         Returns:
-            The job as it stands then, STOPPED or still RUNNING.
+            The job as it is then, STOPPED or still RUNNING.
 
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is final.
-            CommandError: The grace is not a number of seconds, 0 or more.
+            CommandError: `grace` is not a number of seconds, 0 or more.
         """
         checked = None if grace is None else checked_grace(grace)
         run = self._stopper.cancel(self._run(job_id, kill=True), checked)
@@ -792,17 +796,18 @@ class JobManager:
 
     def delete_job(self, job_id: Id) -> None:
         """
-        Remove a job with its log and history, stopping it first if need be.
+        Remove a job with its log and history, stopping it first if necessary.
 
-        From its first step on nobody sees the job any more. Returns when all of
-        it is gone; where this process dies before, the next manager finishes it.
+        The job disappears for all readers in the first step. This method returns when
+        all of it is gone. If this process dies first, the next manager finishes the
+        deletion.
 
-        A job whose row is damaged is removed as well, as long as SQLite finds the row.
+        A job whose row is damaged can be removed too, as long as SQLite finds the row.
 
         Raises:
             JobNotFound: No job has this id.
-            StoreError: It could not be finished. Where the job is not seen any more,
-                the next manager finishes it.
+            StoreError: The deletion could not be finished. If the job has already
+                disappeared, the next manager finishes it.
         """
         try:
             run = self._run(job_id, kill=True)
@@ -846,32 +851,33 @@ class JobManager:
         dry_run: bool = False,
     ) -> int | list[Job]:
         """
-        Remove final jobs, with log, history and result, that ended long enough ago.
+        Remove old final jobs, with their logs, histories and results.
 
-        A job that is not final is never touched. They go some at a time, in short
-        transactions with rests in between, so others can write meanwhile; all of
-        them are gone when this returns. Where this process dies before, those
-        begun are finished by the next manager, and the others stay. Several may
-        prune at once. The file does not shrink: its room is used again. Records of skipped
-        runs go likewise, unless `status` names only some of the final ones.
+        A job that is not final is never touched. The jobs are removed in short transactions
+        with pauses in between, so that others can write; all of them are gone when this
+        returns. If this process dies first, the next manager finishes the removals that had
+        begun, and the other jobs stay. Several calls may run at once. The file does not
+        shrink: SQLite reuses the space. Records of skipped runs are removed by the same
+        rule, unless `status` names only some of the final statuses.
 
         Args:
-            older_than: Seconds since their end, at least, by this manager's clock.
-            status: One final status, or several; all unless said otherwise.
-            keep: Of the jobs that the filters name, the newest this many stay,
-                however long ago they ended.
-            workspace_id: Only of this workspace.
-            pipeline_id: Only of this pipeline.
+            older_than: Remove jobs that ended at least this many seconds ago, by this
+                manager's clock.
+            status: One final status, or several; by default all of them.
+            keep: Keep this many of the newest jobs that match the filters, however long
+                ago they ended.
+            workspace_id: Only jobs of this workspace.
+            pipeline_id: Only jobs of this pipeline.
             dry_run: Change nothing.
 
         Returns:
-            How many jobs this call removed; in a dry run those that it would
-            remove, oldest first. A job that cannot be read would be removed, too;
-            `list_damaged_rows` names it.
+            How many jobs this call removed. In a dry run, the jobs that it would remove,
+            oldest first, without those that cannot be read: they would be removed too,
+            and `list_damaged_rows` names them.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ArgumentError: A number is negative or not a number, or a status unknown or not final.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
+            ArgumentError: A number is negative or invalid, or a status is unknown or not final.
         """
         expired = self._pruner.choose(
             checked_age(older_than),
@@ -891,7 +897,7 @@ class JobManager:
 
     def get_job(self, job_id: Id) -> Job:
         """
-        Return the job as it stands in truth, whoever runs it and whether they live.
+        Return the job as it is now, even if the process that ran it has died.
 
         Raises:
             JobNotFound: No job has this id.
@@ -900,31 +906,30 @@ class JobManager:
 
     def result(self, job_id: Id) -> Any:
         """
-        Return what the function of a COMPLETE job returned; None is a value like others.
+        Return what the function of a COMPLETE job returned; that may be None.
 
-        Any process can ask, as long as the job is not deleted. What JSON keeps
-        exactly is stored so. All else is unpickled in this process, which
-        imports what the value is made of, and runs what whoever wrote it
-        wanted: trust it as you trust the function, and the file. What that
-        raises comes through, ImportError where a module is not found here,
-        say, and the result stays as it is.
+        Any process can ask until the job is deleted. Values that JSON represents
+        exactly are stored as JSON. All others are unpickled in this process, which
+        imports their modules and can run any code: call this only if you trust the
+        function and the database file. Errors of unpickling are raised unchanged, such
+        as ImportError if a module is not installed here; the stored result is kept.
 
         Raises:
             JobNotFound: No job has this id.
-            NoResult: The job is not COMPLETE, ran no function, or one that
-                ended the interpreter by itself.
+            NoResult: The job is not COMPLETE, ran no function, or ran one that
+                ended the interpreter itself.
         """
         run = self._run(job_id)
         with self._database.read() as connection:
             stored = settlement.find_result(connection, run.number)
         if stored is None:
-            job = self._job(run)  # as it is now: deleted, perhaps
+            job = self._job(run)  # again: it may have been deleted since
             raise NoResult(job.id, job.status)
         try:
             return encoding.decode(*stored)
         except ValueError as error:
             if stored[0] != encoding.JSON:
-                raise  # that of whoever made the object
+                raise  # an error of the object's own unpickling
             raise DatabaseCorrupt(f"the result of job {job_id} is damaged") from error
 
     def list_jobs(
@@ -940,18 +945,18 @@ class JobManager:
         """
         Return a page of jobs, newest first, as stored.
 
-        A page costs what it shows, however many jobs there are.
+        The cost depends on the size of the page, not on how many jobs there are.
 
         Args:
-            workspace_id: Only of this workspace.
-            pipeline_id: Only of this pipeline.
-            status: One, or several such as `STARTED`.
-            type: One, or several.
-            limit: Jobs in the page.
-            before: The `number` of the last job of the page before; None: the first page.
+            workspace_id: Only jobs of this workspace.
+            pipeline_id: Only jobs of this pipeline.
+            status: One status, or several, such as `STARTED`.
+            type: One type, or several.
+            limit: Most jobs in the page.
+            before: The `number` of the last job of the previous page; None: the first page.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: `limit` is negative, or `before`, a status or a type is invalid.
         """
         most, older_than = checked_limit(limit), checked_before(before)
@@ -962,12 +967,12 @@ class JobManager:
 
     def find_jobs(self, id_prefix: str, *, limit: int = 100) -> list[Job]:
         """
-        Return the jobs whose id begins so, in the order of their ids, as stored.
+        Return the jobs whose ids begin with a prefix, in the order of their ids, as stored.
 
         Args:
-            id_prefix: The first digits of an id, 1 to 32 of them, in either case; hyphens
-                do not count.
-            limit: Jobs at most.
+            id_prefix: The first 1 to 32 hexadecimal digits of an id, in either case;
+                hyphens are ignored.
+            limit: Most jobs to return.
 
         Raises:
             ArgumentError: `id_prefix` is not the beginning of an id, or `limit` is negative.
@@ -989,20 +994,20 @@ class JobManager:
         """
         Return how many jobs there are of each status, as stored.
 
-        The counts are stored, and changed by the statement that changes a job: a call reads a
+        The database keeps the counts, and each change of a job updates them. A call reads one
         row for each type in a workspace or pipeline, however many jobs there are.
 
         Args:
-            workspace_id: Only of this workspace.
-            pipeline_id: Only of this pipeline.
-            status: One, or several such as `STARTED`.
-            type: One, or several.
+            workspace_id: Only jobs of this workspace.
+            pipeline_id: Only jobs of this pipeline.
+            status: One status, or several, such as `STARTED`.
+            type: One type, or several.
 
         Returns:
-            The count by status, for all five; 0 also for those that were not asked for.
+            The count for each of the five statuses; 0 for those that `status` leaves out.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: A status is unknown, or a type is not text.
         """
         filters = _kinds(status, type)
@@ -1012,7 +1017,7 @@ class JobManager:
 
     def history(self, job_id: Id) -> list[Transition]:
         """
-        Return what happened to the job, oldest first.
+        Return the transitions of a job, oldest first.
 
         Raises:
             JobNotFound: No job has this id.
@@ -1026,18 +1031,19 @@ class JobManager:
         """
         Return an iterator of the lines from `sequence` on that the job has written by now.
 
-        The last one may be a line that the job has not finished, such as a prompt: it has
-        no number yet. Where two streams are kept apart there may be one of each.
+        The last line may be unfinished, such as a prompt: it has no number yet. If the
+        command has separate streams, there may be one unfinished line of each.
 
         Args:
-            sequence: The number of the first line, from 0; beyond the last there is none.
-            limit: Lines at most; None: all.
-            unfinished: Whether unfinished lines are among them; see `LogLine`.
+            sequence: The number of the first line, from 0; if it is beyond the last line,
+                the iterator is empty.
+            limit: Most lines to return; None: all.
+            unfinished: Whether to include unfinished lines; see `LogLine`.
 
         Raises:
             JobNotFound: No job has this id; at this call.
-            JobDeleted: It was deleted while you read; at `next()`.
-            ArgumentError: `sequence` or `limit` is negative, or no number; at this call.
+            JobDeleted: The job was deleted during iteration; at `next()`.
+            ArgumentError: `sequence` or `limit` is negative or not a number; at this call.
         """
         return self._lines(job_id, sequence, limit, unfinished=unfinished)
 
@@ -1052,12 +1058,12 @@ class JobManager:
         """
         Return an iterator of the last lines that the job has written by now.
 
-        A long line that was cut counts once and comes with all of its pieces. Errors are
-        those of `logs`, and a job that was deleted meanwhile may be told at this call.
+        A long line that was cut counts as one and comes with all its pieces. Errors are
+        those of `logs`, but `JobDeleted` may be raised at this call.
 
         Args:
-            n: How many lines, at most.
-            unfinished: Whether unfinished lines are among them; see `LogLine`.
+            n: Most lines to return.
+            unfinished: Whether to include unfinished lines; see `LogLine`.
         """
         most = checked_limit(n)
         run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
@@ -1074,24 +1080,24 @@ class JobManager:
         """
         Return an iterator of the lines from `sequence` on, as they come; it ends with the job.
 
-        A line that the job does not finish at once, such as a prompt or a progress bar, comes
-        without a number within a second, again each time it has changed, at most four
-        times a second, and then once with its number.
+        An unfinished line, such as a prompt or a progress bar, is returned without a number
+        within a second, then again whenever it has changed, at most four times a second, and
+        finally once with its number.
 
-        It ends, too, with whatever it raises: to go on, follow from the number behind the
-        last numbered line.
+        An error ends the iterator. To continue, follow again from the number after the last
+        numbered line.
 
         Args:
             sequence: The number of the first line, from 0.
-            timeout: Seconds for the whole of it; None: until it ends.
-            unfinished: Whether unfinished lines are among them; see `LogLine`.
+            timeout: Seconds for the whole iteration; None: until the job ends.
+            unfinished: Whether to include unfinished lines; see `LogLine`.
 
         Raises:
             JobNotFound: No job has this id; at this call.
-            JobDeleted: It was deleted while you read; at `next()`.
-            WaitTimeout: The time was over; at `next()`.
-            SpawnError, StoreError: It cannot go on here, see `wait`; at `next()`.
-            ArgumentError: `sequence` is negative, or one of them is not a number; at this call.
+            JobDeleted: The job was deleted during iteration; at `next()`.
+            WaitTimeout: The time is over; at `next()`.
+            SpawnError, StoreError: The job cannot go on here, see `wait`; at `next()`.
+            ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)  # not only at the first next()
@@ -1101,7 +1107,7 @@ class JobManager:
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
-        Return an iterator of the log as plain text, a numbered line or a piece of one each.
+        Return an iterator of the log as plain text; each item is a numbered line or piece.
 
         Args and errors are those of `logs`.
         """
@@ -1123,22 +1129,22 @@ class JobManager:
 
     def wait(self, job_id: Id, timeout: float | None = None) -> Job:
         """
-        Block until the job is final, and return it; its log is complete then.
+        Block until the job is final, and return it; its log is then complete.
 
         Args:
-            timeout: Seconds to wait; None: as long as it takes. 0: only look.
+            timeout: Seconds to wait; None: as long as it takes. 0: check once.
 
         Returns:
             The job, final.
 
         Raises:
             JobNotFound: No job has this id.
-            JobDeleted: It was deleted meanwhile.
-            WaitTimeout: It is not final after `timeout` seconds; it goes on.
-            SpawnError: It is QUEUED, and this manager, which would run it, fails to start
-                jobs for 10 seconds or cannot start any; or the interpreter exits.
-            StoreError: Its row, its directory or its files cannot be read for 10 seconds.
-            ArgumentError: `timeout` is no number.
+            JobDeleted: The job was deleted meanwhile.
+            WaitTimeout: The job is not final after `timeout` seconds; it continues.
+            SpawnError: The job is QUEUED, and this manager, which would run it, can never
+                start jobs or has failed to for 10 seconds; or the interpreter is exiting.
+            StoreError: Its row, its directory or its files could not be read for 10 seconds.
+            ArgumentError: `timeout` is not a number.
         """
         checked_patience(timeout)
         run = self._run(checked_one(job_id))
@@ -1147,19 +1153,20 @@ class JobManager:
 
     def wait_all(self, job_ids: Iterable[Id], timeout: float | None = None) -> list[Job]:
         """
-        Block until all of these jobs are final, and return them in the order of the ids.
+        Block until all of these jobs are final, and return them in the given order.
 
         Args:
-            job_ids: The jobs; the same one may be among them more than once.
-            timeout: Seconds to wait for all of them; None: as long as it takes.
+            job_ids: The ids; they may repeat.
+            timeout: Seconds to wait for all of them together; None: as long as it takes.
 
         Returns:
             The jobs, final.
 
         Raises:
-            JobNotFound: No job has one of these ids.
-            JobDeleted, WaitTimeout, SpawnError, StoreError: As `wait` raises them for one.
-            ArgumentError: `job_ids` is one id, or no ids, or `timeout` is no number.
+            JobNotFound: One of the ids is unknown.
+            JobDeleted, WaitTimeout, SpawnError, StoreError: As in `wait`, for one of the jobs.
+            ArgumentError: `job_ids` is a single id or not a collection of ids, or `timeout`
+                is not a number.
         """
         patience = Patience(timeout)
         waited = [self._run(one) for one in checked_ids(job_ids)]
@@ -1168,20 +1175,20 @@ class JobManager:
 
     def drain(self, timeout: float | None = None) -> None:
         """
-        Block until nothing is queued that this manager could claim now, and nothing runs
-        that it claimed.
+        Block until this manager has settled all jobs that it claimed, and none is queued that
+        it could claim now.
 
-        With `slots=0` it claims nothing: then this waits for the managers that do, until
-        nothing is queued that may start now, and no command of any job runs. Where there
-        is no such manager it waits until the time is over.
+        A manager with `slots=0` claims nothing. It waits for the others: until no job is
+        queued that could start now, and no job's command runs. If no other manager is
+        open, it waits until the time is over.
 
         Args:
             timeout: Seconds to wait; None: as long as it takes.
 
         Raises:
-            WaitTimeout: That is not so after `timeout` seconds.
-            SpawnError, StoreError: Nothing of it can go on here; see `wait`.
-            ArgumentError: `timeout` is no number.
+            WaitTimeout: There is still work after `timeout` seconds.
+            SpawnError, StoreError: None of the jobs can go on here; see `wait`.
+            ArgumentError: `timeout` is not a number.
         """
         self._follower.drain(self._drained(), self._running_elsewhere, timeout)
 
@@ -1189,17 +1196,18 @@ class JobManager:
         """
         Await the end of the job, and return it: `wait` for an event loop.
 
-        No thread is held while it waits, so thousands may. When it is cancelled, the job goes on.
+        A waiting call holds no thread, so thousands can wait at once. If it is cancelled, the
+        job continues.
 
         Args:
             timeout: Seconds to wait; None: as long as it takes.
 
         Raises:
             JobNotFound: No job has this id.
-            JobDeleted: It was deleted meanwhile.
-            WaitTimeout: It is not final after `timeout` seconds; it goes on.
-            SpawnError, StoreError: It cannot go on here; see `wait`.
-            ArgumentError: `timeout` is no number; at this call, not when it is awaited.
+            JobDeleted: The job was deleted meanwhile.
+            WaitTimeout: The job is not final after `timeout` seconds; it continues.
+            SpawnError, StoreError: The job cannot go on here; see `wait`.
+            ArgumentError: `timeout` is not a number; at this call, not when awaited.
         """
         checked_patience(timeout)
         checked_one(job_id)
@@ -1214,14 +1222,15 @@ class JobManager:
         Await the end of all of these jobs, and return them: `wait_all` for an event loop.
 
         Args:
-            job_ids: The jobs; the same one may be among them more than once.
-            timeout: Seconds to wait for all of them; None: as long as it takes.
+            job_ids: The ids; they may repeat.
+            timeout: Seconds to wait for all of them together; None: as long as it takes.
 
         Raises:
-            JobNotFound: No job has one of these ids.
-            JobDeleted, WaitTimeout, SpawnError, StoreError: As `wait_async` raises them for one.
-            ArgumentError: `job_ids` is one id, or no ids, or `timeout` is no number; at this
-                call, not when it is awaited.
+            JobNotFound: One of the ids is unknown.
+            JobDeleted, WaitTimeout, SpawnError, StoreError: As in `wait_async`, for one of
+                the jobs.
+            ArgumentError: `job_ids` is a single id or not a collection of ids, or `timeout`
+                is not a number; at this call, not when awaited.
         """
         checked_patience(timeout)
         ids = checked_ids(job_ids)
@@ -1243,22 +1252,22 @@ class JobManager:
         """
         Return an asynchronous iterator of the lines from `sequence` on: `follow` for an event loop.
 
-        Leave it where you like: there is nothing to close. An `anext()` that is
-        cancelled has taken no line, so the next one goes on without a gap. It ends with
-        whatever it raises, as `follow` does: the next `anext()` is the end.
+        You can stop iterating at any point: there is nothing to close. A cancelled
+        `anext()` has consumed no line, so the next one continues without a gap. An error
+        ends the iterator, as in `follow`.
 
         Args:
             sequence: The number of the first line, from 0.
-            timeout: Seconds for the whole of it, from the first `anext()` on; None:
-                until it ends.
+            timeout: Seconds for the whole iteration, from the first `anext()` on; None:
+                until the job ends.
             unfinished: As for `follow`.
 
         Raises:
             JobNotFound: No job has this id; at the first `anext()`.
-            JobDeleted: It was deleted while you read; at `anext()`.
-            WaitTimeout: The time was over; at `anext()`.
-            SpawnError, StoreError: It cannot go on here, see `wait`; at `anext()`.
-            ArgumentError: `sequence` is negative, or one of them is not a number; at this call.
+            JobDeleted: The job was deleted during iteration; at `anext()`.
+            WaitTimeout: The time is over; at `anext()`.
+            SpawnError, StoreError: The job cannot go on here, see `wait`; at `anext()`.
+            ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)
@@ -1275,25 +1284,25 @@ class JobManager:
             timeout: Seconds to wait; None: as long as it takes.
 
         Raises:
-            WaitTimeout: That is not so after `timeout` seconds.
-            SpawnError, StoreError: Nothing of it can go on here; see `wait`.
-            ArgumentError: `timeout` is no number; at this call, not when it is awaited.
+            WaitTimeout: There is still work after `timeout` seconds.
+            SpawnError, StoreError: None of the jobs can go on here; see `wait`.
+            ArgumentError: `timeout` is not a number; at this call, not when awaited.
         """
         checked_patience(timeout)
         return self._awaiter.drain(self._drained(), self._running_elsewhere, timeout)
 
     def recover(self) -> list[Job]:
         """
-        Bring in, now, what every running job has written; settle and resolve what has ended.
+        Import the output of all running jobs now, and settle the jobs that have ended.
 
         When this returns, every job whose end is known is final, and its log is complete.
 
         Returns:
-            The jobs that this settled.
+            The jobs that this call settled.
 
         Raises:
-            DatabaseBusy: Another process kept the write lock longer than the busy timeout.
-                What was settled before stays so.
+            DatabaseBusy: Another process held the write lock longer than the busy timeout.
+                Jobs that were settled before that stay settled.
         """
         settled = self._recovery.sweep(everything=True)
         self._staging.remove_of_dead(everything=True)
@@ -1301,12 +1310,12 @@ class JobManager:
 
     def refresh(self) -> None:
         """
-        Bring in what the running jobs of this directory have written, and settle the ended.
+        Import the output of this directory's running jobs, and settle those that have ended.
 
-        What it settled is durable when this returns. Unlike `recover` this kills
-        nothing: where a supervisor died and left processes behind, its job stays
-        RUNNING. Jobs that were started in another directory, of which this file is
-        a copy, stay as they are stored; see `list_copied_jobs`.
+        What it settled is durable when this returns. Unlike `recover`, it kills nothing:
+        if a supervisor died and left processes running, its job stays RUNNING. If this file
+        is a copy, the jobs that were started in the original's directory stay as they are
+        stored; see `list_copied_jobs`.
         """
         self._recovery.refresh()
 
@@ -1314,27 +1323,29 @@ class JobManager:
         """
         Return the RUNNING jobs that were not started in this directory: this file is a copy.
 
-        What is stored of them is what was true when it was copied. `recover`, and any
-        manager that runs jobs, settles them as lost, and does not touch their processes.
+        The file shows them as they were when it was copied. `recover`, and any manager
+        that runs jobs, settles them as lost without touching their processes.
         """
         return self._jobs(self._recovery.copied())
 
     def repair(self) -> list[Job]:
         """
-        Make a file usable whose directory of job directories was removed, by this manager too.
+        Make a database usable again whose directory `<database>.jobs` was removed.
 
-        A new one is made, and all of this is durable when this returns. What ran in
-        the old one is settled as lost, though its commands may run on: the jobs' last
-        lines say which processes still do. Retries no longer wait for processes that an
-        earlier attempt left behind, and the jobs are counted anew. Open such a file with
-        `slots=0`. Other managers that have it open have to be opened again.
+        A new directory is made. The jobs that ran in the old one are settled as lost. Their
+        commands may continue; the last lines of their logs name the processes that do.
+        Retries no longer wait for processes that an earlier attempt left running, and the
+        stored counts are computed anew. All of this is durable when this returns.
+
+        Open the database with `slots=0` for this. This manager can use it afterwards; other
+        managers that have it open must be closed and opened again.
 
         Returns:
-            The jobs that this settled.
+            The jobs that this call settled.
 
         Raises:
             StoreMismatch: The directory belongs to another database: move it away first.
-            StoreError: It cannot be made.
+            StoreError: The directory cannot be made.
         """
         from jobcore.engine import repair  # noqa: PLC0415 - loaded by those who need it, not at import
 
@@ -1342,14 +1353,13 @@ class JobManager:
 
     def check(self) -> list[Finding]:
         """
-        Examine the file, its directories and the SQLite in use, and change nothing.
+        Examine the file, its directories and the SQLite library, and change nothing.
 
-        It reads every page of the file, so it takes a while for a large one;
-        others can write meanwhile. `jobcore doctor` does the same for a file that
-        no manager opens.
+        This reads every page of the file, which takes a while if it is large; others can
+        write meanwhile. `jobcore doctor` does the same without opening a manager.
 
         Returns:
-            What each check found; one whose `verdict` is `wrong` needs a person.
+            What each check found. Someone must act on each whose `verdict` is `wrong`.
         """
         from jobcore.operations import doctor  # noqa: PLC0415 - loaded by those who need it, not at import
 
@@ -1359,15 +1369,15 @@ class JobManager:
 
     def list_damaged_rows(self) -> list[str]:
         """
-        Return what this manager's listings have left out: rows that cannot be read.
+        Return the damaged rows that this manager's listings have left out.
 
-        One damaged row does not keep `list_jobs`, `list_pipelines`, `list_workspaces`,
-        `history`, `skips`, `count_jobs` and `events` from the others. The log has an event
-        `row damaged` when that begins, when its cause changes, and once an hour. `get_job`
-        and its like raise `DatabaseCorrupt` for such a row.
+        `list_jobs`, `list_pipelines`, `list_workspaces`, `history`, `skips`, `count_jobs` and
+        `events` skip a damaged row and return the others. They log the event `row damaged`
+        when a row is first skipped, when the cause changes, and once an hour. `get_job` and
+        similar methods raise `DatabaseCorrupt` for such a row.
 
         Returns:
-            A line for each, with its id and the cause, until it could be read again.
+            A line for each row, with its id and the cause, until the row can be read again.
         """
         return self._listings.left_out()
 
@@ -1386,44 +1396,42 @@ class JobManager:
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
     ) -> Iterator[Event]:
         """
-        Return an iterator of what happened to all jobs, whoever did it, in the one order of
-        the commits.
+        Return an iterator of the transitions of all jobs, by any process, in commit order.
 
-        Every transition is an event, from the commit on that made it true. Whoever
-        sees one sees all before it that there will ever be, so a reader that stores
-        the id of the last event it has dealt with, and goes on behind it, leaves none
-        out; those that it dealt with and did not store yet come once more.
+        Every transition is an event as soon as it is committed. Ids only grow: store the id
+        of the last event you handled, continue from there, and you miss nothing. After a
+        crash you see again the events that you handled but whose id you did not store.
 
-        A job's events go with the job: from the beginning of its deletion on they are
-        not read any more, and that it was deleted is no event. Ids are never used again,
-        so there are holes. They count in this file: a reader of one that was
-        restored from a backup begins anew.
+        A job's events are deleted with the job: from the beginning of its deletion on they
+        are no longer returned, and the deletion itself is not an event. Ids are never
+        reused, so there are gaps. They belong to this file: after restoring it from a
+        backup, begin again from 0.
 
-        Reading looks after no job: a transition is here when a manager has written it.
+        Reading does not update any job: a transition appears once a manager has written it.
 
-        Those of one pipeline are read from an index. Every other filter looks at each event
-        after `after`, about 3 seconds of CPU time for a million, so pass the last id you saw.
-        No index serves them: workspace and type are stored with the job, not with its history.
+        A filter by pipeline uses an index. Every other filter examines each event after
+        `after`, at about 3 seconds of CPU time for a million, so pass the last id you saw.
+        No index can help: workspace and type are stored with the job, not with its history.
 
         Args:
-            after: The id of the last event that was seen; 0: none; "now" or None: all there
-                are by now.
-            limit: Events at the most.
-            follow: Go on with events as they come. Else the iterator ends with the
-                last one that there is at this call.
-            timeout: Seconds for which it follows; then it ends, wherever it has got to.
-                None: for ever.
-            workspace_id: Only of jobs of this workspace.
-            pipeline_id: Only of jobs of this pipeline.
-            status: Only what led to it; one, or several such as `FINAL`. RUNNING is
-                what both `start` and `stop` lead to.
-            type: Only of jobs of this type; one, or several.
+            after: The id of the last event you saw. 0: return all events. "now" or None:
+                skip the events that exist by now.
+            limit: Most events to return.
+            follow: Continue with new events as they come. If false, the iterator ends with
+                the last event that exists at this call.
+            timeout: Seconds to follow, after which the iterator ends; None: for ever.
+            workspace_id: Only events of jobs of this workspace.
+            pipeline_id: Only events of jobs of this pipeline.
+            status: Only transitions to this status, or to one of several, such as `FINAL`.
+                Both `start` and `stop` lead to RUNNING.
+            type: Only events of jobs of this type, or of one of several.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one; at this call.
-            ArgumentError: An argument is not what it must be, or no event of this file has
-                had the id `after` yet; at this call.
-            StoreError: The database cannot be read any more; at `next()`.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id; at
+                this call.
+            ArgumentError: An argument is invalid, or `after` is larger than any id that this
+                file has used; at this call.
+            StoreError: The database can no longer be read; at `next()`.
         """
         known, most = checked_after(after), None if limit is None else checked_limit(limit)
         checked_patience(timeout)  # not only at the first next()
@@ -1447,22 +1455,24 @@ class JobManager:
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
     ) -> AsyncIterator[Event]:
         """
-        Return an asynchronous iterator of what happened to all jobs: `events` for an event loop.
+        Return an asynchronous iterator of the transitions of all jobs: `events` for an event loop.
 
-        No thread is held while it waits. Leave it where you like: there is nothing to close.
-        An `anext()` that is cancelled has taken no event. It ends with whatever it raises.
+        It holds no thread while it waits. You can stop iterating at any point: there is
+        nothing to close. A cancelled `anext()` has consumed no event. An error ends the
+        iterator.
 
         Args:
-            after: As in `events`, but that "now" and None mean the first `anext()`.
+            after: As in `events`, but "now" and None mean the time of the first `anext()`.
             limit, follow: As in `events`.
-            timeout: Seconds for which it follows, from the first `anext()` on; then it ends.
+            timeout: Seconds to follow, from the first `anext()` on; then the iterator ends.
             workspace_id, pipeline_id, status, type: As in `events`.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one; at the first `anext()`.
-            ArgumentError: An argument is not what it must be; at this call. No event of this
-                file has had the id `after` yet; at the first `anext()`.
-            StoreError: The database cannot be read any more; at `anext()`.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id; at the
+                first `anext()`.
+            ArgumentError: An argument is invalid; at this call. `after` is larger than any id
+                that this file has used; at the first `anext()`.
+            StoreError: The database can no longer be read; at `anext()`.
         """
         known, most = checked_after(after), None if limit is None else checked_limit(limit)
         checked_patience(timeout)
@@ -1484,33 +1494,33 @@ class JobManager:
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
     ) -> Callable[[], None]:
         """
-        Have `callback` called with each transition that this process makes through this manager.
+        Call `callback` with each transition that this process makes through this manager.
 
-        Each is told once, after its commit, in the order of the commits, beginning
-        with those that are committed after this returns. What was rolled back is not
-        told. What happened is told though the job be deleted since, its end by that
-        deletion included; `get_job` then has it no more.
+        Each transition is delivered once, after its commit, in commit order, beginning with
+        the first commit after this returns. Transitions that are rolled back are never
+        delivered. Those of a job that has since been deleted are, including the one that
+        its deletion caused; `get_job` then raises `JobNotFound`.
 
-        Callbacks are called one after the other in a thread of the manager, so a slow
-        one delays the others and no job; what waits for it is kept in memory. They may
-        use the manager, end a subscription, or close the manager. What one raises is
-        logged, and nothing else comes of it. A forked child has the subscriptions,
-        and is told of its own transitions.
+        A thread of the manager calls the callbacks one after the other, so a slow callback
+        delays the others, but no job; waiting events are kept in memory. A callback may use
+        the manager, end a subscription, or close the manager. An error in a callback is
+        logged and has no other effect. A forked child inherits the subscriptions, and they
+        deliver its own transitions.
 
-        `close` waits until all was told that is committed, at the most some 5 seconds,
-        and nothing is told after that. For what other processes do, and for what must
-        not be missed when this process dies, read `events`.
+        `close` waits up to about 5 seconds until all committed transitions are delivered;
+        nothing is delivered after that. To see what other processes do, or to miss nothing
+        if this process dies, read `events`.
 
         Args:
             callback: Gets the `Event`.
             workspace_id, pipeline_id, status, type: As in `events`.
 
         Returns:
-            What ends it. A call of the callback that is under way in another thread
-            comes to its end; no further one begins.
+            A function that ends the subscription. A callback that another thread is running
+            at that moment finishes; no further call begins.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: The callback is not a plain function, or a filter is invalid.
             StoreError: The manager is closed.
         """
@@ -1526,20 +1536,20 @@ class JobManager:
         self, name: str, *, properties: Mapping[str, Any] | None = None
     ) -> Workspace:
         """
-        Create a workspace, which governs pipelines and jobs.
+        Create a workspace, which holds pipelines and jobs.
 
-        Where this manager has an executor for WORKSPACE_INIT, such a job is
-        created along with it. Both are durable when this returns.
+        If this manager has an executor for WORKSPACE_INIT, a job of this type is
+        created with it. Both are durable when this returns.
 
         Args:
-            name: What you call it; it need not be the only one of this name.
+            name: A name of your choice; several workspaces may have the same one.
             properties: Your own small JSON object.
 
         Returns:
             The workspace.
 
         Raises:
-            CommandError: The name is no text, or the properties are no JSON.
+            CommandError: The name is not text, or the properties are not a JSON object.
         """
         self._start()
         made = Workspace.from_row(self._curator.create_workspace(name, properties))
@@ -1548,7 +1558,7 @@ class JobManager:
 
     def get_workspace(self, workspace_id: Id | None = None) -> Workspace:
         """
-        Return a workspace; without an id the default one, made on first use.
+        Return a workspace; without an id, the default one, which is created on first use.
 
         Raises:
             WorkspaceNotFound: No workspace has this id.
@@ -1565,20 +1575,21 @@ class JobManager:
         Return a page of all workspaces, in the order of their creation.
 
         Args:
-            limit: Workspaces in the page, less those that cannot be read; None: all.
-            after: The last workspace of the page before, or its id; None: the first page. The
-                workspace itself is a place though it be deleted meanwhile, its id is not.
+            limit: Most workspaces in the page, including damaged ones, which are left out;
+                None: all.
+            after: The last workspace of the previous page, or its id; None: the first page.
+                A `Workspace` works even if it has been deleted since; its id does not.
 
         Raises:
-            WorkspaceNotFound: There is no such one.
-            ArgumentError: `limit` is negative, or no number.
+            WorkspaceNotFound: No workspace has the id `after`.
+            ArgumentError: `limit` is negative or not a number.
         """
         most = None if limit is None else checked_limit(limit)
         return self._listings.workspaces(limit=most, after=after)
 
     def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
         """
-        Change `name` or `properties` of a workspace; what is not named stays.
+        Change the `name` or the `properties` of a workspace; other fields stay.
 
         The change is durable when this returns.
 
@@ -1586,11 +1597,11 @@ class JobManager:
             changes: `name` or `properties`, as in `create_workspace`.
 
         Returns:
-            The workspace as it then is.
+            The workspace after the change.
 
         Raises:
             WorkspaceNotFound: No workspace has this id.
-            CommandError: The name is no text, or the properties are no JSON.
+            CommandError: The name is not text, or the properties are not a JSON object.
         """
         return Workspace.from_row(self._curator.update_workspace(workspace_id, changes))
 
@@ -1598,9 +1609,9 @@ class JobManager:
         """
         Remove a workspace with its pipelines and jobs; running ones are stopped first.
 
-        The workspace disappears at once. Where many pipelines and jobs belong to it, these
-        do so in short steps, so that others can write meanwhile. Returns when all is gone;
-        where this process dies before, the next manager finishes it.
+        The workspace disappears at once. If it has many pipelines and jobs, these disappear
+        in short transactions, so that others can write in between. This method returns when
+        all is gone. If this process dies first, the next manager finishes the deletion.
 
         Raises:
             WorkspaceNotFound: No workspace has this id.
@@ -1619,34 +1630,34 @@ class JobManager:
         """
         Create a pipeline: a command or a script that is run again and again.
 
-        Where this manager has an executor for PIPELINE_CONFIG, such a job is
-        created along with it, and its ending makes the pipeline READY or FAILED.
+        If this manager has an executor for PIPELINE_CONFIG, a job of this type is
+        created with it, and the end of that job makes the pipeline READY or FAILED.
         Both are durable when this returns.
 
         Args:
-            name: What others name it by in `triggered_by`; no other pipeline of its
-                workspace has it, whatever the case.
+            name: Its name, by which other pipelines refer to it in `triggered_by`. It is
+                unique in the workspace, ignoring case.
             command: A list of words, or a `Command`.
             workspace_id: Its workspace; None: the default one.
             fields: `script` (for `/bin/sh -c`, instead of the command's argv),
                 `cwd`, `env`, `timeout` (seconds for each job; None: no limit),
-                `max_retries` (of a job that ended ERROR), `schedule` (cron with
-                five fields, or six, seconds first, or `@hourly` and its family),
-                `time_zone` (of the schedule, else UTC), `catch_up` (what becomes of
-                ticks that came while no manager with slots ran: `"skip"`, the
-                default: they are recorded in `skips`; `"last"`: the last of them
-                runs; `"all"`: each runs, one after the other), `late_after` (seconds
-                after which a tick is such a one; 60 by default), `triggered_by` (names of
-                pipelines of the same workspace, after whose COMPLETE it runs, also
-                when they are renamed; or `deploy`, your own task), `properties` (your
-                own small JSON object).
+                `max_retries` (of a job that ended ERROR), `schedule` (cron with five
+                fields, with six, seconds first, or a name such as `@hourly`),
+                `time_zone` (of the schedule; UTC by default), `catch_up` (how missed
+                ticks are handled, which came while no manager with slots ran: `"skip"`,
+                the default, records them in `skips`; `"last"` runs the last of them;
+                `"all"` runs each, one after the other), `late_after` (seconds after
+                which a tick counts as missed; 60 by default), `triggered_by` (names of
+                pipelines in the same workspace: it runs each time one of them is
+                COMPLETE, and renaming them changes nothing; or `deploy`, a task of
+                your own), `properties` (your own small JSON object).
 
         Returns:
             The pipeline.
 
         Raises:
-            CommandError, ScheduleError, PipelineCycle: It could never run so, as one with nothing
-                to run, or one that names an unknown source; nothing was written.
+            CommandError, ScheduleError, PipelineCycle: It could never run, because for
+                example it has nothing to run or names an unknown source; nothing was written.
             PipelineExists: Another pipeline of the workspace has this name.
             WorkspaceNotFound: No workspace has this id.
         """
@@ -1677,35 +1688,37 @@ class JobManager:
         Return a page of all pipelines, or of those of a workspace, in the order of their creation.
 
         Args:
-            workspace_id: Only of this workspace.
-            limit: Pipelines in the page, less those that cannot be read; None: all.
-            after: The last pipeline of the page before, or its id; None: the first page. The
-                pipeline itself is a place though it be deleted meanwhile, its id is not.
+            workspace_id: Only pipelines of this workspace.
+            limit: Most pipelines in the page, including damaged ones, which are left out;
+                None: all.
+            after: The last pipeline of the previous page, or its id; None: the first page.
+                A `Pipeline` works even if it has been deleted since; its id does not.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
-            ArgumentError: `limit` is negative, or no number.
+            WorkspaceNotFound, PipelineNotFound: No workspace has this id, or no pipeline has
+                the id `after`.
+            ArgumentError: `limit` is negative or not a number.
         """
         most = None if limit is None else checked_limit(limit)
         return self._listings.pipelines(workspace_id, limit=most, after=after)
 
     def update_pipeline(self, pipeline_id: Id, **changes: Any) -> Pipeline:
         """
-        Change a pipeline; what is not named stays. A FAILED one is configured again.
+        Change fields of a pipeline; the others stay. A FAILED pipeline is configured again.
 
-        The change is durable when this returns, and holds for jobs that start
-        from then on.
+        The change is durable when this returns, and applies to jobs that start after that.
 
         Args:
-            changes: `name`, `command`, or one of the fields of `create_pipeline`.
+            changes: `name`, `command`, or any of the fields of `create_pipeline`.
 
         Returns:
-            The pipeline as it then is.
+            The pipeline after the change.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
             PipelineAlreadyRunning: It is FAILED and has an active job; nothing was written.
-            CommandError, ScheduleError, PipelineCycle: It could never run so; nothing was written.
+            CommandError, ScheduleError, PipelineCycle: With these changes it could never run;
+                nothing was written.
             PipelineExists: Another pipeline of the workspace has this name.
         """
         self._start()
@@ -1717,10 +1730,10 @@ class JobManager:
         """
         Remove a pipeline with its jobs; a running one is stopped first.
 
-        It triggers nothing any more: `check` names the pipelines that ran after it.
-        The pipeline and its active job disappear at once, and very many other jobs in short
-        steps. Returns when all is gone; where this process dies before, the next manager
-        finishes it.
+        The pipeline no longer triggers others; `check` names those that it triggered. The
+        pipeline and its active job disappear at once. If it has very many other jobs, these
+        disappear in short transactions. This method returns when all is gone. If this
+        process dies first, the next manager finishes the deletion.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
@@ -1730,14 +1743,14 @@ class JobManager:
 
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
         """
-        Return the runs of a pipeline that were to be and were not, newest first.
+        Return the runs of a pipeline that were due but did not take place, newest first.
 
         Args:
-            limit: How many at most.
+            limit: Most skips to return.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
-            ArgumentError: `limit` is negative, or no number.
+            ArgumentError: `limit` is negative or not a number.
         """
         return self._listings.skips(pipeline_id, checked_limit(limit))
 
@@ -1745,17 +1758,18 @@ class JobManager:
 
     def close(self) -> None:
         """
-        Let go of the database, as `on_exit` says; again is harmless.
+        Close the manager, as `on_exit` says; a second call is harmless.
 
-        With `"detach"` queued jobs wait for the next manager, and running ones
-        go on under their supervisors. With `"stop"` this returns when the jobs
-        that this manager started have ended, or their grace and a second are over.
-        A manager that is dropped instead ends its threads, and warns (`ResourceWarning`).
+        With `"detach"`, queued jobs wait for the next manager, and running jobs continue
+        under their supervisors. With `"stop"`, this returns when the jobs that this manager
+        started have ended, or one second after the longest grace of their commands. A
+        manager that is garbage-collected without `close` ends its threads and emits a
+        `ResourceWarning`.
         """
         if not self._database.is_of_this_process():
             self._dropped.detach()
             OPEN.discard(self)
-            return  # C code has forked this process: threads and connections are the parent's
+            return  # C code forked this process: threads and connections belong to the parent
         try:
             if self._on_exit == "stop" and self in OPEN:
                 self._dispatcher.stop_claiming()
@@ -1768,7 +1782,7 @@ class JobManager:
             self._let_go()
 
     def _let_go(self) -> None:
-        """End the threads and close what is open: nothing is unlocked, and nothing written."""
+        """End the threads and close all files, without unlocking or writing anything."""
         OPEN.discard(self)
         self._dropped.detach()
         self._dispatcher.close()
@@ -1790,7 +1804,7 @@ class JobManager:
         self.close()
 
     def _release_ownership(self) -> None:
-        """Let go of this process's lock where nothing needs it; else it is held to the end."""
+        """Release this process's lock if no job needs it; otherwise it is held until the end."""
         try:
             name = self._ownership.current
             if name is None:
@@ -1799,26 +1813,26 @@ class JobManager:
                 is_used = any(run.owner == name for run in transitions.owned(connection))
             self._ownership.release(is_used=is_used)
         except StoreError:
-            return  # whether it is needed is not known
+            return  # it may still be needed
 
     def _stop_own(self) -> None:
         running = self._dispatcher.running()
         if not running:
-            return  # also when closed before
+            return  # always so when `close` is called again
         seconds = self._stopper.stop_all(running) + STOP_PATIENCE
         if self._dispatcher.exiting:
             self._follower.wait_softly(running, seconds)
         else:
             self._dispatcher.wait_until_settled({run.number for run in running}, seconds)
 
-    # --- what the verbs share -------------------------------------------------------
+    # --- shared by the methods ------------------------------------------------------
 
     def _start(self) -> None:
         if self._slots:
             self._dispatcher.start()
 
     def _reconciled(self, job_id: Id, *, kill: bool = False) -> Row[Any]:
-        """Return the job's row, brought up to what its directory says; see `Recovery.reconcile`."""
+        """Return the job's row, brought up to date with its job directory."""
         self._start()
         with self._database.read() as connection:
             row = require_job(connection, job_id)
@@ -1835,7 +1849,7 @@ class JobManager:
         return store.run_of(self._reconciled(job_id, kill=kill))
 
     def _run_and_unfinished(self, job_id: Id) -> tuple[Run, Unfinished | None]:
-        """Return the job, and what it had not finished just before it was brought up to date."""
+        """Return the job, and its unfinished lines as of just before it was brought up to date."""
         self._start()
         with self._database.read() as connection:
             run = store.run_of(require_job(connection, job_id))
@@ -1843,7 +1857,7 @@ class JobManager:
         return self._run(job_id), unfinished
 
     def _running_elsewhere(self) -> list[Run]:
-        """Return the jobs that a manager without slots waits for in a drain."""
+        """Return the running jobs that `drain` of a manager without slots waits for."""
         if self._slots:
             return []
         with self._database.read() as connection:
@@ -1866,14 +1880,14 @@ class JobManager:
 def _kinds(
     status: Status | Collection[Status] | None, kind: str | Collection[str] | None
 ) -> dict[str, Any]:
-    """Return the filters that need no database: a mistake in them is to cost no connection."""
+    """Return the filters that need no database, so that a mistake in them opens no connection."""
     return {"statuses": checked_statuses(status), "types": checked_types(kind)}
 
 
 def _places(
     connection: Connection, workspace_id: Id | None, pipeline_id: Id | None
 ) -> dict[str, Any]:
-    """Return the filters whose workspace and pipeline have to be there."""
+    """Return the filters whose workspace and pipeline must exist."""
     places: dict[str, Any] = {"workspace_id": None, "pipeline_id": None}
     if workspace_id is not None:
         places["workspace_id"] = require_workspace(connection, workspace_id).id
