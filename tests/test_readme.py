@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from jobcore import JobManager, LogLine, Reason, Status, StoreMismatch, lifecycle, wire
 from jobcore.cli import guides, job_commands, maintenance, run_and_work
@@ -21,8 +23,10 @@ from jobcore.cli.app import app
 from jobcore.command import DEFAULT_LINGER
 from jobcore.functions import call, result_file
 from jobcore.operations import doctor
+from jobcore.operations.pipelines import FIELDS
 from jobcore.supervisor import progress, progress_reader, termination
 from tests.faults.rounds import campaign
+from tests.integration.verbs_harness import fork
 from tests.processes import PATIENCE, ROOT, forked
 from tests.programs import EXIT_3, SLEEPS
 from tests.texts import GUIDES, README, TEXT, between, blocks
@@ -358,6 +362,13 @@ def test_every_reason_is_in_the_table_of_endings():
     assert [reason for reason in lifecycle.Reason if f"`{reason}`" not in table] == []
 
 
+def test_every_argument_of_a_pipeline_is_in_its_table():
+    """The table of `create_pipeline` has each argument, and no other."""
+    table = TEXT.partition("| Argument | Meaning | Default |")[2].partition("\n\n")[0]
+
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {"workspace_id", *FIELDS}
+
+
 def test_every_method_of_the_manager_is_named():
     """The table of calls has every public method."""
     table = TEXT.partition("| To | Call |")[2].partition("\n\n")[0]
@@ -394,13 +405,112 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_is_in_the_readme_and_has_help(name):
-    """A command is listed, and it and each of its options are explained, with an example."""
+def test_each_command_has_help(name):
+    """The help of a command has an example, and explains each of its options."""
     command = COMMANDS[name]
 
-    assert f"`jobcore {name}" in TEXT
     assert f"jobcore {name}" in command.help
     assert [param.name for param in command.params if not param.help and param.name != "help"] == []
+
+
+def usage(*words):
+    """Return what `jobcore ... --help` prints of usage, arguments and options."""
+    done = CliRunner().invoke(
+        app, [*words, "--help"], env={"COLUMNS": "80"}, prog_name="jobcore", catch_exceptions=False
+    )
+    first, *others = done.output.split("\n\n")
+    kept = [first] if words else []
+    for part in others:
+        title, _, entries = part.rstrip("\n").partition("\n")
+        if title in ("Arguments:", "Options:"):
+            found = re.findall(r"^  \S.*(?:\n {3,}.*)*", entries, re.MULTILINE)
+            own = [one for one in found if not words or not is_common(one)]
+            kept += ["\n".join([title, *own])] if own else []
+    return "\n\n".join(kept) + "\n"
+
+
+def is_common(entry):
+    """Tell whether the help of every command has this entry."""
+    return entry.split()[0].rstrip(",") in ("--db", "--trust-directory", "-h")
+
+
+def command_sections():
+    """Return the guide's section on each command, by the command's name."""
+    _, *parts = re.split(r"^## jobcore (\w+)\n", between("commands"), flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_the_guide_has_each_command_and_its_options():
+    """The blocks of the command-line guide are what `--help` prints; if not, paste what is said."""
+    sections = command_sections()
+    shown = {name: blocks("text", section) for name, section in sections.items()}
+    shown["(common options)"] = blocks("text", between("common options"))
+    printed = {name: usage(name) for name in COMMANDS} | {"(common options)": usage()}
+    # Versions of the framework may break lines elsewhere.
+    stale = [
+        f"## jobcore {name}\n\n```text\n{text}```\n"
+        for name, text in printed.items()
+        if [one.split() for one in shown.get(name, [])] != [text.split()]
+    ]
+
+    assert stale == [], "paste into jobcore/docs/command-line.md:\n\n" + "\n".join(stale)
+    assert set(sections) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_section_names_only_options_of_its_command(name):
+    """No section explains an option that its command does not have."""
+    known = {option for param in COMMANDS[name].params for option in param.opts} | {"--help"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", command_sections()[name]))
+
+    assert named - known == set()
+
+
+def ran(line, folder):
+    """Return the exit code, stdout and stderr of a line of shell that calls `jobcore`."""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT)}
+    options = {
+        "cwd": folder,
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    words = shlex.split(line)
+    if {"|", "&&"} & set(words):
+        process = subprocess.Popen(["sh", "-c", line], env=environment, **options)
+    else:  # a fork begins much sooner than an interpreter
+        process = fork([words[1:]], environment, **options)
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+def test_the_examples_of_commands_run(tmp_path):
+    """Each example of the command-line guide exits with 0, where its job and its file are there."""
+    (tmp_path / "orders.csv").write_text("b\na\n")
+    examples = {
+        name: "".join(blocks("sh", section)).splitlines()
+        for name, section in command_sections().items()
+    }
+    with JobManager(tmp_path / "jobs.db", slots=1) as jobs:
+        ended = jobs.wait(jobs.submit(["true"]).id).id
+        running = jobs.submit(SLEEPS).id
+        assert next(jobs.follow(running)).text == "ready"
+        meant = {"stop": running, "cancel": jobs.create_job("TASK").id}
+        done = {}
+        # Those that end or remove jobs come last.
+        for name in sorted(examples, key=["stop", "cancel", "delete", "prune"].__contains__):
+            job_id = str(meant.get(name, ended))
+            done[name] = [ran(line.replace("3f2a", job_id), tmp_path) for line in examples[name]]
+
+    ((code, _, complaint),) = done.pop("watch")
+    assert (code, "needs a terminal" in complaint) == (2, True)
+    failed = [(name, one) for name, lines in done.items() for one in lines if one[0] != 0]
+    assert failed == []
+    hello, level, _, *others = [out for _, out, _ in done["run"]]
+    assert (hello, level) == ("hello\n", "debug\n")
+    assert others == ["      1 a\n      1 b\n", "2\n", "2\n"]
 
 
 def test_progress_is_reported_as_shown(tmp_path):
