@@ -1,4 +1,4 @@
-"""Clock: the two times a host needs, behind one seam."""
+"""Clock: the wall time and the monotonic time, which tests can replace."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 class Clock(Protocol):
     """
-    What tells the time.
+    A source of wall time and monotonic time.
 
-    Wall time goes into the database and may jump; the monotonic one measures
-    how long something took and never goes back. A clock that somebody moves is
-    better a `MovableClock`, too: else its moves are noticed within a second.
+    Wall time is stored in the database and may jump. Monotonic time measures
+    durations and never goes back. A clock that can be moved by hand should be a
+    `MovableClock`; otherwise a manager notices a move only within a second.
     """
 
     def now(self) -> int:
         """Return wall time in microseconds since 1970, UTC."""
 
     def monotonic(self) -> float:
-        """Return seconds from some fixed moment on."""
+        """Return seconds since some fixed moment."""
 
 
 class MovableClock(Clock, Protocol):
-    """A clock that does not run by itself, and tells those who wait for it when it was moved."""
+    """A clock that is moved by hand, and calls its watchers after each move."""
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """
-        Have `callback` called after each move.
+        Call `callback` after each move.
 
-        A manager gives what wakes its own thread, which looks at schedules, at
-        jobs that are due and at everybody's running jobs then.
+        A manager passes a function that wakes its own thread, which then checks schedules,
+        jobs that are due, and all running jobs.
 
         Args:
             callback: Returns at once; any thread may call it.
 
         Returns:
-            What ends that: no call begins behind it. It is called once.
+            A function that ends the watch: no call of `callback` begins after it. A manager
+            calls it once.
         """
 
 
@@ -52,15 +53,16 @@ class SystemClock:
         return time.time_ns() // 1000
 
     def monotonic(self) -> float:
-        """Return seconds from some fixed moment on."""
+        """Return seconds since some fixed moment."""
         return time.monotonic()
 
 
 def seconds_of(clock: Clock) -> Callable[[], float]:
     """
-    Return a function that measures seconds by `clock`, and never stands still.
+    Return a function that measures seconds by `clock` and never stands still.
 
-    Under a clock that is moved by hand real time passes, too: what failed is tried again.
+    For a clock that is moved by hand it adds real time, so that failed work is tried again
+    even if the clock is not moved.
     """
     if getattr(clock, "watch", None) is None:
         return clock.monotonic  # it runs by itself
@@ -68,16 +70,16 @@ def seconds_of(clock: Clock) -> Callable[[], float]:
 
 
 def to_datetime(microseconds: int) -> datetime:
-    """Return the aware UTC datetime of a stored time, exact to the microsecond."""
+    """Return a stored time as an aware UTC datetime, exact to the microsecond."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def from_datetime(moment: datetime) -> int:
     """
-    Return a stored time.
+    Return `moment` as it is stored: in microseconds since 1970, UTC.
 
     Raises:
-        ValueError: `moment` has no time zone, so it is no moment.
+        ValueError: `moment` has no time zone.
     """
     if moment.tzinfo is None:
         raise ValueError("a time without a time zone is no moment")
@@ -85,10 +87,10 @@ def from_datetime(moment: datetime) -> int:
 
 
 def iso_utc(moment: datetime) -> str:
-    """Return ISO 8601 in UTC with milliseconds and `Z`, the form of times for people."""
+    """Return ISO 8601 in UTC with milliseconds and `Z`, the form that people read."""
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def exact_iso_utc(moment: datetime) -> str:
-    """Return ISO 8601 in UTC with microseconds and `Z`: all that is stored of a time."""
+    """Return ISO 8601 in UTC with microseconds and `Z`, which loses nothing of a stored time."""
     return moment.astimezone(timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"

@@ -1,4 +1,4 @@
-"""Command: what to run and how, validated at once, without running it."""
+"""Command: what to run and how. It is validated when it is created."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, Literal
 
 from jobcore.errors import CommandError, DatabaseCorrupt
 
-#: Seconds between the first signal of a stop and SIGKILL; a third of what Kubernetes gives.
+#: Seconds between the first signal of a stop and SIGKILL; Kubernetes allows three times as many.
 DEFAULT_GRACE = 10.0
-#: Seconds between SIGTERM and SIGKILL for what a command has left. A daemon is not a job.
+#: Seconds between SIGTERM and SIGKILL for processes that a command left running.
 DEFAULT_LINGER = 2.0
 #: Signals that no program can handle.
 _UNHANDLED = (signal.SIGKILL, signal.SIGSTOP)
-#: Signals that SIGCONT removes before they are handled.
+#: Signals that only pause a process: SIGCONT discards them while they are pending.
 _PAUSING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-#: About 30 years: more is a slip, and would overflow the timers of some systems.
+#: Seconds, about 30 years: more is a mistake, and would overflow the timers of some systems.
 LONGEST = 1e9
-#: Bytes of a stored command: far above what the kernel takes (2 MiB as a rule), far below harm.
+#: Bytes of a stored command: far more than the kernel accepts (usually 2 MiB), and harmless.
 LARGEST = 16 * 2**20
 
 
@@ -31,45 +31,48 @@ class Command:
     """
     What to run, and how.
 
-    It is checked when it is made, so a mistake is met where it was made, not
-    when the job's turn comes. Whether the program exists is known only then.
+    A command is checked when it is created, so a mistake is reported there and not when
+    the job starts. Only whether the program exists is not checked before the start.
 
     Args:
-        argv: Program and arguments, never through a shell; with `shell` one string for it.
+        argv: Program and arguments, run without a shell. With `shell`, one string.
         cwd: Working directory; made absolute now. None: the current one.
-        env: Variables over the base environment, which is that of the process
-            that starts the job, unless `submit` says otherwise. Stored in the
-            database (mode 0600), printed nowhere.
-        inherit_env: False: no base environment, but `env` alone. The variables that
-            jobcore sets are added in either case.
-        stdin: Bytes to be read as standard input, or the path of a file; None: nothing.
+        env: Variables set on top of the base environment, which is that of the process
+            that starts the job, unless `submit` is told otherwise. They are stored in the
+            database (mode 0600) and never printed.
+        inherit_env: False: start from an empty environment instead of the base environment.
+            The variables that jobcore itself sets are added in either case.
+        stdin: Bytes to use as standard input, or the path of a file; None: empty input.
         timeout: Seconds until the command is stopped; None: no limit.
-        grace: Seconds between the first signal and SIGKILL, when it is stopped or timed out.
-        output_limit: Bytes of output kept; lines beyond are counted and dropped. None: all.
-        separate_streams: Tag lines as stdout or stderr. Each has its own pipe
-            then, so the order *between* the two is only that of reading.
-        redact: Values that are masked with `***` before any output reaches the disk,
-            and in `repr`. Values of 6 bytes or more are also masked in JSON, in URLs, as
-            a `repr` writes them, and within base64; shorter ones also in JSON. They are
-            stored as `env` is.
-        umask: The command's, from 0 to 0o777; None: that of this process, as of now.
-        shell: Run `argv`, one string, by `/bin/sh -c`.
-        stop_signal: What a stop or a time-out sends first: a signal, its number or its name.
-            `signal.SIGINT` for programs that save their work on KeyboardInterrupt.
-        stop_scope: Who gets that: `main`, the command's own process alone, which ends its
-            children in good order; or `group`, all processes of the job at once. With `main`
-            the others get SIGTERM once their parents have ended, or `linger` seconds (at most
-            half the grace) before the grace is over. SIGKILL ends what is left, in either case.
-        linger: Seconds between SIGTERM and SIGKILL for processes that still run a second (at
-            most half the linger) after the command has ended by itself.
-        unbuffered: Set `PYTHONUNBUFFERED=1`, so what a Python program prints is seen at once;
-            `env` may say otherwise. Printing then costs it several times the CPU, and lines
-            of a process pool get mixed, as `print` writes text and newline one by one.
-            False: the variable is not set, nor inherited, so Python writes blocks, and whole
-            lines where the program flushes them.
+        grace: Seconds between the first signal and SIGKILL when it is stopped or timed out.
+        output_limit: Bytes of output to keep; lines beyond that are counted and dropped.
+            None: no limit.
+        separate_streams: Tag each line as stdout or stderr. Each stream then has its own
+            pipe, so lines of different streams are ordered only by when they were read.
+        redact: Values that are replaced by `***` before any output reaches the disk, and in
+            `repr`. Values of 6 bytes or more are also found in JSON, in URLs, as `repr`
+            writes them, and within base64; shorter ones also in JSON. They are stored like
+            `env`.
+        umask: The command's umask, from 0 to 0o777; None: the current one of this process.
+        shell: Run `argv`, one string, with `/bin/sh -c`.
+        stop_signal: The first signal of a stop or a time-out: a signal, its number or its
+            name. Use `signal.SIGINT` for programs that save their work on KeyboardInterrupt.
+        stop_scope: Which processes get that signal. `main`: only the command's own process,
+            which can then end its children in good order. The others get SIGTERM when their
+            parents have ended, or `linger` seconds (at most half the grace) before the grace
+            is over. `group`: all processes of the job at once. In both cases SIGKILL ends
+            all that still run after the grace.
+        linger: Seconds between SIGTERM and SIGKILL for processes that the command left
+            running when it ended by itself. They get SIGTERM after one second (at most half
+            the linger).
+        unbuffered: Set `PYTHONUNBUFFERED=1`, so that the output of a Python program appears
+            at once; `env` can override it. Printing then takes several times the CPU, and
+            lines of a process pool get mixed, because `print` writes a text and its newline
+            separately. False: the variable is neither set nor inherited, so Python writes
+            blocks, or whole lines when the program flushes them.
 
     Raises:
-        CommandError: It could never run; the message says which part and why.
+        CommandError: The command could never run; the message names the part and the cause.
     """
 
     argv: Sequence[str | bytes | os.PathLike[str]] | str
@@ -90,11 +93,11 @@ class Command:
     unbuffered: bool = True
 
     def __post_init__(self) -> None:
-        """Check every part, and bring it into the form in which it is stored."""
+        """Check every part, and convert it to the form in which it is stored."""
         for name in ("inherit_env", "separate_streams", "shell", "unbuffered"):
             if not isinstance(getattr(self, name), bool):
                 raise CommandError(f"{name} is True or False, not {getattr(self, name)!r}")
-        put = object.__setattr__  # the way of a frozen dataclass to fill itself
+        put = object.__setattr__  # a frozen dataclass can set its own fields only like this
         put(self, "argv", _checked_argv(self.argv, shell=self.shell))
         put(self, "cwd", _checked_cwd(self.cwd))
         put(self, "env", _checked_env(self.env))
@@ -119,7 +122,7 @@ class Command:
             )
 
     def __repr__(self) -> str:
-        """Return it without `env`, `stdin` and `redact`, and with what is to be masked so."""
+        """Return a text without `env`, `stdin` and `redact`, and with redacted values masked."""
         mask = _mask_of([encode(str(value)) for value in self.redact])
         shown = (
             f"{one.name}={mask(getattr(self, one.name))!r}" for one in fields(self) if one.repr
@@ -128,12 +131,12 @@ class Command:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The argument vector that is executed, the shell included where there is one."""
+        """The argument vector that is executed, including the shell if there is one."""
         return ("/bin/sh", "-c", *self._argv) if self.shell else self._argv
 
     @property
     def _argv(self) -> tuple[str, ...]:
-        return tuple(map(str, self.argv))  # texts since `__post_init__`
+        return tuple(map(str, self.argv))  # `__post_init__` has made them texts already
 
     def to_json(self) -> str:
         """Return the form in which it is stored."""
@@ -164,17 +167,17 @@ class Command:
     @classmethod
     def from_json(cls, text: str) -> Command:
         """
-        Return what `to_json` was called on.
+        Return the command that `to_json` stored.
 
         Args:
-            text: What it returned.
+            text: A text that `to_json` returned.
 
         Raises:
-            DatabaseCorrupt: It is something else.
+            DatabaseCorrupt: `text` is not a stored command.
         """
         try:
             stored = json.loads(text)
-            # As texts of this process's encoding, which are checked and kept like a caller's.
+            # Convert to texts in this process's encoding, as if a caller had passed them.
             for name in ("argv", "redact"):
                 stored[name] = [os.fsdecode(encode(word)) for word in stored[name]]
             stored["cwd"] = os.fsdecode(encode(stored["cwd"]))
@@ -191,15 +194,15 @@ class Command:
             return cls(**stored)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             why = f"a stored command makes no sense: {type(error).__name__}"
-        # Outside, for a cause or a context would hold the text, and with it what is secret.
+        # Outside the handler: a cause or a context would hold the text and its secrets.
         raise DatabaseCorrupt(why)
 
 
 def _mask_of(redact: list[bytes]) -> Callable[[Any], Any]:
-    """Return what masks these values in a text, or in each text of a tuple."""
+    """Return a function that masks these values in a text, or in each text of a tuple."""
     if not redact:
         return lambda value: value
-    from jobcore.supervisor import redaction  # noqa: PLC0415 - a host that masks nothing
+    from jobcore.supervisor import redaction  # noqa: PLC0415 - only for hosts that mask values
 
     values = redaction.Values(redact)
 
@@ -215,10 +218,10 @@ def _mask_of(redact: list[bytes]) -> Callable[[Any], Any]:
 
 def encode(text: str) -> bytes:
     """
-    Return the bytes that a word of a command is for the kernel.
+    Return the bytes that the kernel gets for a word of a command.
 
-    They are those of the process that made the command, whatever encoding its locale
-    has, and whatever that of the process is which starts it.
+    They are the same bytes as in the process that created the command, whatever the
+    encodings of that process and of the one that starts it.
     """
     return text.encode("utf-8", "surrogateescape")
 
@@ -228,8 +231,8 @@ def checked_timeout(timeout: float | None) -> float | None:
     Return `timeout` in seconds.
 
     Raises:
-        CommandError: It is not a finite number above 0, nor None. 0 is refused:
-            elsewhere it means "at once", "never" or "some default".
+        CommandError: It is neither None nor a finite number above 0. 0 is refused because
+            other programs use it for "at once", "never" or "the default".
     """
     if timeout is None:
         return None
@@ -255,7 +258,7 @@ def _checked_seconds(value: float, what: str) -> float:
 
 
 def _checked_signal(value: int | str) -> int:
-    """Return the number of the signal, with which a Command's repr can be evaluated."""
+    """Return the signal as a plain number, so that the `repr` of a Command can be evaluated."""
     number: object = value
     if isinstance(value, str):
         name = value.upper()
@@ -283,7 +286,7 @@ def _current_umask() -> int:
                     return int(line.split()[1], 8)
     except OSError:
         pass  # no /proc
-    # It can only be read by setting it: for a moment other threads have a strict one.
+    # os.umask can read it only by setting it. Other threads get a strict one meanwhile.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -292,7 +295,7 @@ def _current_umask() -> int:
 def _is_number(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)  # of any size: isfinite overflows
+    return isinstance(value, int) and not isinstance(value, bool)  # isfinite overflows
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:
@@ -300,14 +303,14 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 
 
 def _checked_text(value: object, what: str) -> str:
-    """Return the text that `encode` makes the word's bytes of: what is no UTF-8 is a surrogate."""
+    """Return the text from which `encode` makes the word's bytes: surrogates for invalid UTF-8."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise CommandError(f"{what} must be text, not {type(value).__name__}")
     try:
         raw = os.fsencode(value)
     except UnicodeEncodeError:
         raw = None
-    # Here, for the cause would hold the value, which may be a secret.
+    # Outside the handler: the cause would hold the value, which may be a secret.
     if raw is None:
         raise CommandError(f"{what} contains a character that cannot be encoded")
     if b"\0" in raw:
@@ -325,7 +328,7 @@ def _absolute(path: str, what: str) -> str:
 def _checked_argv(argv: object, *, shell: bool) -> tuple[str, ...]:
     if shell:
         if isinstance(argv, tuple) and len(argv) == 1:
-            (argv,) = argv  # as it is kept: `dataclasses.replace` gives it back so
+            (argv,) = argv  # the stored form, which `dataclasses.replace` passes again
         if not isinstance(argv, str) or not argv.strip():
             raise CommandError("with shell=True, argv is one string that is not empty")
         return (_checked_text(argv, "the shell command"),)
@@ -345,7 +348,7 @@ def _checked_argv(argv: object, *, shell: bool) -> tuple[str, ...]:
 
 
 def _checked_cwd(cwd: object) -> str:
-    # As of the call: a queued job may be started by a manager that stands elsewhere.
+    # Absolute now: the manager that starts the job may have another current directory.
     text = _checked_text("" if cwd is None else cwd, "cwd")
     if cwd is not None and not text:
         raise CommandError("cwd is empty")
@@ -357,10 +360,10 @@ def _checked_env(env: object) -> dict[str, str]:
         raise CommandError(f"env must be a mapping, not {type(env).__name__}")
     checked = {}
     for name, value in env.items():
-        # The value is a secret more often than not: no message shows it.
+        # No message shows the value, because it is often a secret.
         name_text = _checked_text(name, "the name of a variable in env")
         if not name_text or "=" in name_text:
-            # Of KEY=VALUE given as a name the rest is what nobody is to see.
+            # If the name is given as KEY=VALUE, do not show the value.
             shown = name_text.partition("=")[0]
             raise CommandError(
                 f"what is empty or has a '=' cannot be the name of a variable in env: {shown!r}"

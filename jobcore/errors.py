@@ -1,5 +1,5 @@
 """
-Errors: everything jobcore raises, with the facts as attributes.
+Errors: every exception that jobcore raises, with the facts as attributes.
 
     JobcoreError
     ├── JobNotFound (LookupError)                404
@@ -32,7 +32,7 @@ Errors: everything jobcore raises, with the facts as attributes.
         ├── StoreMismatch
         └── UnsupportedFileSystem
 
-`status` is the HTTP status with which a service would answer.
+`status` is the HTTP status that a service should answer with.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from uuid import UUID
 
 
 def shown(value: object, most: int = 200) -> str:
-    """Return a value as it was given, for the text of an error: its `repr`, cut if it is long."""
+    """Return the `repr` of a value for the text of an error, cut if it is long."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 - nested too deeply, of too many digits, or with a repr that fails
@@ -57,11 +57,11 @@ def _id_shown(some_id: object) -> str:
 class JobcoreError(Exception):
     """Base of all errors of jobcore; never raised itself."""
 
-    #: The HTTP status with which a service would answer.
+    #: The HTTP status that a service should answer with.
     status: int = 500
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by message and facts: `__init__` would make the message a second time."""
+        """Pickle the message and the attributes; `__init__` would build the message twice."""
         return _revive, (type(self), self.args, dict(vars(self)))
 
 
@@ -74,7 +74,7 @@ def _revive(kind: type[JobcoreError], args: tuple[Any, ...], facts: dict[str, An
 
 class JobNotFound(JobcoreError, LookupError):
     """
-    No job has this id; a malformed id is one that no job has.
+    No job has this id; a malformed id counts as unknown.
 
     Attributes:
         job_id: The id as it was given.
@@ -88,7 +88,7 @@ class JobNotFound(JobcoreError, LookupError):
 
 
 class JobDeleted(JobNotFound):
-    """The job was there when its log was opened, and has been deleted since."""
+    """The job existed at the beginning of the call or iteration, and has been deleted since."""
 
 
 class WorkspaceNotFound(JobcoreError, LookupError):
@@ -141,14 +141,14 @@ class InvalidTransition(JobcoreError):
 
 
 class JobNotRunning(InvalidTransition):
-    """Only a RUNNING job can be stopped; a QUEUED one is cancelled."""
+    """Only a RUNNING job can be stopped; use `cancel_job` for a QUEUED one."""
 
 
 class Stopped(JobcoreError):
     """
-    The job of a task is over, so its body is to end; raised in the body itself.
+    The job of a task is over: raised in the body of the task, which should end.
 
-    It was stopped, cancelled or deleted, or another process finished it.
+    The job was stopped, cancelled or deleted, or another process finished it.
 
     Attributes:
         job_id: The job.
@@ -166,11 +166,11 @@ class Stopped(JobcoreError):
 
 class PipelineAlreadyRunning(JobcoreError):
     """
-    The pipeline has a QUEUED or RUNNING job already; no job was created.
+    The pipeline already has a QUEUED or RUNNING job; no job was created.
 
     Attributes:
         pipeline_id: The pipeline.
-        job_id: The job that it has.
+        job_id: Its QUEUED or RUNNING job.
     """
 
     status = 409
@@ -183,11 +183,11 @@ class PipelineAlreadyRunning(JobcoreError):
 
 class PipelineExists(JobcoreError):
     """
-    Another pipeline of the workspace has this name, perhaps in another case; nothing was written.
+    Another pipeline of the workspace has this name, ignoring case; nothing was written.
 
     Attributes:
         name: The name as it was given.
-        pipeline_id: The pipeline that has it.
+        pipeline_id: The other pipeline.
     """
 
     status = 409
@@ -204,8 +204,8 @@ class NoResult(JobcoreError):
 
     Attributes:
         job_id: The job.
-        job_status: Its status. Where that is COMPLETE, it ran no function, or one that
-            ended the interpreter by itself.
+        job_status: Its status. If it is COMPLETE, the job ran no function, or one that
+            ended the interpreter itself.
     """
 
     status = 409
@@ -217,24 +217,24 @@ class NoResult(JobcoreError):
 
 
 class ArgumentError(JobcoreError, ValueError):
-    """An argument of a call is not what it must be; nothing was changed."""
+    """An argument of a call is invalid; nothing was changed."""
 
     status = 400
 
 
 class CommandError(JobcoreError, ValueError):
-    """What to run, or how, is not something that can be run; no job was created."""
+    """The command, or another part of the job, is invalid; no job was created."""
 
     status = 400
 
 
 class InvalidParameter(JobcoreError, ValueError):
     """
-    A parameter of a request is no unsigned integer.
+    A parameter of a request is not an unsigned integer.
 
     Attributes:
-        name: Which one.
-        value: What was given.
+        name: The name of the parameter.
+        value: Its value as it was given.
     """
 
     status = 400
@@ -247,11 +247,11 @@ class InvalidParameter(JobcoreError, ValueError):
 
 class NotAcceptable(JobcoreError):
     """
-    A log has no form that the request accepts.
+    A log is not available in any media type that the request accepts.
 
     Attributes:
         accept: The Accept header as it was given.
-        available: The media types that there are.
+        available: The media types in which a log is available.
     """
 
     status = 406
@@ -263,7 +263,7 @@ class NotAcceptable(JobcoreError):
 
 
 class ScheduleError(JobcoreError, ValueError):
-    """When to run is not something that comes, or not something that is understood here."""
+    """A schedule is invalid, never comes true, or cannot be evaluated on this system."""
 
     status = 400
 
@@ -273,7 +273,7 @@ class PipelineCycle(JobcoreError, ValueError):
     Pipelines would trigger each other for ever; nothing was written.
 
     Attributes:
-        name: The pipeline that would trigger itself in the end.
+        name: A pipeline that would trigger itself, directly or through others.
     """
 
     status = 400
@@ -285,12 +285,12 @@ class PipelineCycle(JobcoreError, ValueError):
 
 class SpawnError(JobcoreError):
     """
-    Jobs cannot be started here; queued ones stay QUEUED and are tried again.
+    Jobs cannot be started here; queued jobs stay QUEUED and are tried again.
 
     Attributes:
-        errno: Why, where the system said so, else None.
-        lasting: Whether this cannot pass by itself: the host, or what it names as its
-            interpreter, has to be changed.
+        errno: The system's error number, or None.
+        lasting: Whether retrying cannot help: the host program, or the interpreter that it
+            names, must be changed.
     """
 
     status = 503
@@ -303,10 +303,10 @@ class SpawnError(JobcoreError):
 
 class TooManyFollowers(JobcoreError):
     """
-    The server has as many followers as it allows; try again later.
+    As many clients follow logs as the server allows; try again later.
 
     Attributes:
-        most: How many may follow at once.
+        most: How many clients may follow at once.
     """
 
     status = 503
@@ -317,17 +317,17 @@ class TooManyFollowers(JobcoreError):
 
 
 class WaitTimeout(JobcoreError, TimeoutError):
-    """It was not final within the time given; the job goes on."""
+    """The job was not final within the given time; it continues."""
 
     status = 504
 
 
 class StoreError(JobcoreError):
     """
-    The database could not do it; the transaction was rolled back whole.
+    The database failed; the whole transaction was rolled back.
 
     Attributes:
-        errno: What the system said, where the system itself refused, else None.
+        errno: The system's error number, or None.
     """
 
     status = 503
@@ -342,7 +342,7 @@ class DatabaseBusy(StoreError):
 
 
 class DatabaseFull(StoreError):
-    """There is no space left for the database."""
+    """No space is left for the database."""
 
 
 class DatabaseCorrupt(StoreError):
@@ -350,24 +350,24 @@ class DatabaseCorrupt(StoreError):
 
 
 class DatabaseGone(StoreError):
-    """The file was removed or replaced while it was open; nothing is written to a ghost."""
+    """The file or its job directories were removed or replaced while it was open."""
 
 
 class NotAJobcoreDatabase(StoreError):
-    """The file is no database, or another program's; not a byte was written to it."""
+    """The file is not a database, or belongs to another program; nothing was written to it."""
 
 
 class ReadOnlyDatabase(StoreError):
-    """The file, its directory or its file system cannot be written; reading works."""
+    """The file, its directory or its file system is read-only; reading works."""
 
 
 class SchemaTooNew(StoreError):
-    """A newer jobcore made this file; not a byte was written to it."""
+    """A newer version of jobcore made this file; nothing was written to it."""
 
 
 class StoreMismatch(StoreError):
-    """Database and job directories do not belong together, so nothing can be said of its jobs."""
+    """Files do not belong together: a database, its WAL or its job directories."""
 
 
 class UnsupportedFileSystem(StoreError):
-    """SQLite's locks and shared memory do not hold on this file system."""
+    """SQLite's locks and shared memory do not work reliably on this file system."""

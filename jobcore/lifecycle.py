@@ -1,10 +1,9 @@
 """
-Lifecycle: the rules of a job's status, stated once.
+Lifecycle: the rules for a job's status, in one place.
 
-One `transitions` machine says which trigger leads from where to where. The
-store derives its guards from it, the tables' constraints and triggers are
-generated from it, and README's diagram is printed from it. Nothing here knows
-of databases, processes or clocks.
+One `transitions` machine defines which trigger leads from which status to which. The
+guards of the UPDATE statements, the constraints and triggers of the tables, and the
+diagram in README are generated from it. This module uses no database, process or clock.
 """
 
 from __future__ import annotations
@@ -18,22 +17,23 @@ from transitions import Machine
 
 
 class _Word(str, Enum):
-    """A string with a closed set of values, that prints as its value on every Python."""
+    """A string with a fixed set of values; it prints as its value on every Python version."""
 
     __str__ = str.__str__
 
 
 class Status(_Word):
     """
-    Where a job stands, a text; each says who moves it on.
+    The status of a job, a text.
 
     Attributes:
-        QUEUED: Waits for a slot (a manager starts it), for its host
-            (`start_job`), or to be cancelled.
-        RUNNING: Has been claimed; its ending moves it on, seen by any manager.
-        COMPLETE: Ended by itself with exit code 0. Final.
-        ERROR: Ended by itself otherwise, could not start, or was lost. Final.
-        STOPPED: Was cancelled, stopped or timed out. Final.
+        QUEUED: It waits for a manager's slot, for its host (`start_job`), or to be
+            cancelled.
+        RUNNING: A manager has claimed it, or its host has started it. Any manager that sees
+            its end makes it final.
+        COMPLETE: It ended by itself with exit code 0. Final.
+        ERROR: It ended by itself in another way, could not start, or was lost. Final.
+        STOPPED: It was cancelled, stopped or timed out. Final.
     """
 
     QUEUED = "QUEUED"
@@ -44,28 +44,28 @@ class Status(_Word):
 
     @property
     def final(self) -> bool:
-        """Whether nothing leaves this status."""
+        """Whether a job in this status never changes its status again."""
         return self in FINAL
 
 
-#: The statuses that nothing leaves.
+#: The final statuses.
 FINAL = frozenset({Status.COMPLETE, Status.ERROR, Status.STOPPED})
-#: The statuses in which a job holds its pipeline.
+#: The statuses in which a job occupies its pipeline: there can be no other active job.
 ACTIVE = frozenset({Status.QUEUED, Status.RUNNING})
-#: The statuses after which somebody may ask for another attempt.
+#: The statuses from which a job can be retried.
 RETRIABLE = (Status.ERROR, Status.STOPPED)
-#: "Running or completed", as Matatika's Jobs API lists them: all that are past the queue.
+#: All statuses but QUEUED: "running or completed" in Matatika's Jobs API.
 STARTED = frozenset({Status.RUNNING}) | FINAL
 
 
 class PipelineStatus(_Word):
     """
-    Whether changes to a pipeline have been processed, a text; it does not say whether it runs.
+    Whether changes to a pipeline have been processed, a text; not whether it is running.
 
     Attributes:
-        READY: They have been.
-        PROVISIONING: A job of type PIPELINE_CONFIG is on it.
-        FAILED: That job did not complete; a further change is tried again.
+        READY: They have been processed.
+        PROVISIONING: A job of type PIPELINE_CONFIG is processing them.
+        FAILED: That job did not complete; the next change is processed again.
     """
 
     READY = "READY"
@@ -79,10 +79,10 @@ class Trigger(_Word):
 
     Attributes:
         CREATE: It was created.
-        START: It was claimed by a manager, or started by its host.
-        STOP: It was asked to stop; it stays RUNNING until its ending is known.
-        FINISH: It ended, one way or another.
-        CANCEL: It was taken from the queue.
+        START: A manager claimed it, or its host started it.
+        STOP: It was asked to stop; it stays RUNNING until it has ended.
+        FINISH: It ended, in any way.
+        CANCEL: It was removed from the queue.
     """
 
     CREATE = "create"
@@ -98,15 +98,15 @@ class Reason(_Word):
 
     Attributes:
         EXITED: The command exited, or its host finished it; the exit code says how.
-        SIGNALED: A signal that nobody here sent killed the command.
+        SIGNALED: A signal that jobcore did not send killed the command.
         TIMEOUT: It ran longer than its time-out.
-        STOPPED: Somebody had asked it to stop.
-        CANCELLED: It was taken from the queue.
-        SHUTDOWN: Its supervisor was asked to end, as systemd does to a service.
+        STOPPED: It ended after it had been asked to stop.
+        CANCELLED: It was removed from the queue.
+        SHUTDOWN: Its supervisor was asked to end, as systemd does when it stops a service.
         SPAWN_FAILED: The command could not be started.
         LOST: Its supervisor died before it could record how the command ended, or the
-            process that did the task itself ended without finishing it.
-        NEVER_STARTED: Its host or its supervisor died before; the command never ran.
+            process that owned the task ended without finishing it.
+        NEVER_STARTED: Its host or its supervisor died before the command could run.
     """
 
     EXITED = "exited"
@@ -120,9 +120,9 @@ class Reason(_Word):
     NEVER_STARTED = "never_started"
 
 
-#: A stop, a time-out or a shutdown had been started when it ended.
+#: The job ended after a stop, a time-out, a shutdown or a cancellation.
 _HALTED = frozenset({Reason.STOPPED, Reason.TIMEOUT, Reason.SHUTDOWN, Reason.CANCELLED})
-#: Nobody was there to see how it ended.
+#: No process saw how the job ended.
 _UNSEEN = frozenset({Reason.LOST, Reason.NEVER_STARTED})
 
 
@@ -132,11 +132,11 @@ class Ending:
     How one execution ended.
 
     Attributes:
-        reason: Why.
-        wait_status: What the kernel said, undecoded; None where nothing was
-            reaped. An exec that failed says 126 or 127 by exiting so.
-        stop_requested: Whether somebody had asked for a stop. Decides only
-            where nobody saw the ending.
+        reason: Why it ended.
+        wait_status: The raw wait status from the kernel; None: no process was reaped. A
+            failed exec is an exit with code 126 or 127.
+        stop_requested: Whether a stop had been requested. It matters only if no process
+            saw the ending.
     """
 
     reason: Reason
@@ -150,7 +150,7 @@ class Ending:
 
     @property
     def exit_code(self) -> int | None:
-        """The kernel's answer, 128 + n for signal n as shells say it; None where there is none."""
+        """The exit code, 128 + n for signal n as in a shell; None: there is no wait status."""
         if self.wait_status is None:
             return None
         code = os.waitstatus_to_exitcode(self.wait_status)
@@ -165,7 +165,7 @@ class Ending:
 
     @property
     def status(self) -> Status:
-        """The final status, as the machine has it."""
+        """The final status that follows from this ending, by the rules of the machine."""
         return apply(Status.RUNNING, Trigger.FINISH, self)
 
 
@@ -177,13 +177,13 @@ def _was_halted(ending: Ending) -> bool:
     return ending.reason in _HALTED or (ending.reason in _UNSEEN and ending.stop_requested)
 
 
-#: The only statement of the rules. `finish` tries its three arrows in this
-#: order: success by itself, somebody ended it, everything else.
+#: The only definition of the rules. `finish` tries its three transitions in this order:
+#: success, ended on request, everything else.
 MACHINE = Machine(
-    model=None,  # rows cannot be models, and a machine per job would cost 1,000 times the memory
+    model=None,  # rows cannot be models, and a machine per job would take 1,000 times the memory
     states=[str(status) for status in Status],
     initial=str(Status.QUEUED),
-    auto_transitions=False,  # no to_COMPLETE(): there is no way past the arrows
+    auto_transitions=False,  # no to_COMPLETE(), which would bypass the rules
     transitions=[
         {"trigger": "start", "source": "QUEUED", "dest": "RUNNING"},
         {"trigger": "cancel", "source": "QUEUED", "dest": "STOPPED"},
@@ -194,7 +194,7 @@ MACHINE = Machine(
     ],
 )
 
-#: By trigger and source, in the machine's order: where to, and under which conditions.
+#: By trigger and source, in the machine's order: each destination and its conditions.
 _ARROWS: dict[tuple[Trigger, Status], list[tuple[Status, list[Any]]]] = {
     (Trigger(name), Status(source)): [
         (Status(arrow.dest or source), [condition.func for condition in arrow.conditions])
@@ -205,7 +205,7 @@ _ARROWS: dict[tuple[Trigger, Status], list[tuple[Status, list[Any]]]] = {
     if found
 }
 
-#: The status a job is created with.
+#: The status of a new job.
 INITIAL = Status(MACHINE.initial)
 
 
@@ -213,14 +213,14 @@ def apply(status: Status, trigger: Trigger, ending: Ending | None = None) -> Sta
     """
     Return the status that `trigger` leads to.
 
-    The machine is asked for its arrows, not run: running it would log two lines
-    a job into the host's logs.
+    This reads the machine's transitions instead of running the machine, which would write
+    two lines per job to the host's log.
 
     Args:
-        ending: How it ended; needed for `finish` alone.
+        ending: How the job ended; needed only for `finish`.
 
     Raises:
-        ValueError: The rules have no such arrow.
+        ValueError: The rules do not allow `trigger` in this status.
     """
     for dest, conditions in _ARROWS.get((trigger, status), ()):
         if all(condition(ending) for condition in conditions):
@@ -229,7 +229,7 @@ def apply(status: Status, trigger: Trigger, ending: Ending | None = None) -> Sta
 
 
 def sources(trigger: Trigger) -> tuple[Status, ...]:
-    """Return the statuses that allow `trigger`: the guard of its UPDATE."""
+    """Return the statuses that allow `trigger`, for the WHERE clause of its UPDATE."""
     found = {arrow.source for arrow in MACHINE.get_transitions(trigger=str(trigger))}
     return tuple(status for status in Status if str(status) in found)
 
@@ -254,19 +254,19 @@ def diagram() -> str:
 
 # --- what follows from an ending ----------------------------------------------
 
-#: Seconds before the first retry; each further one waits twice as long.
+#: Seconds before the first retry; each later one waits twice as long.
 FIRST_RETRY = 10.0
-#: Seconds that a retry waits at the most.
+#: The most seconds that a retry waits.
 LAST_RETRY = 3600.0
 
 
 def is_retried(status: Status, *, attempt: int, max_retries: int, stop_requested: bool) -> bool:
-    """Tell whether a job is tried again: after an ERROR, and never against a wish to stop."""
+    """Tell whether a job is retried: after ERROR, unless someone had asked it to stop."""
     return status is Status.ERROR and attempt <= max_retries and not stop_requested
 
 
 def retry_delay(attempt: int) -> float:
-    """Return the seconds between the end of the attempt `attempt` (from 1) and the next one."""
+    """Return the seconds between the end of attempt number `attempt`, from 1, and the next one."""
     return min(FIRST_RETRY * 2.0 ** min(attempt - 1, 32), LAST_RETRY)
 
 
@@ -284,15 +284,15 @@ def _quoted(words: Any) -> str:
 
 def constraints() -> dict[str, str]:
     """
-    Return CHECK constraints of the job table, by name, generated from the rules.
+    Return the CHECK constraints of the job table, by name, generated from the rules.
 
-    They hold for every writer of the file, jobcore or not.
+    SQLite enforces them for every program that writes the file, not only for jobcore.
     """
     final = _quoted(status for status in Status if status.final)
     return {
         "status_is_known": f"status IN ({_quoted(Status)})",
         "reason_is_known": f"reason IN ({_quoted(Reason)})",
-        # A reason exactly when final: nothing ends without one, nothing else has one.
+        # A job has a reason if and only if it is final.
         "final_has_reason": f"(status IN ({final})) = (reason IS NOT NULL)",
         "final_has_end": f"(status IN ({final})) = (end_time IS NOT NULL)",
         "complete_is_exit_0": (
@@ -308,7 +308,7 @@ def constraints() -> dict[str, str]:
         "stopped_was_halted": (
             f"status <> 'STOPPED' OR reason IN ({_quoted(sorted(_HALTED | _UNSEEN))})"
         ),
-        # Where nobody saw it end, or it never began, a code would be an invented one.
+        # If no process saw the end, or the job never began, no exit code is known.
         "unseen_has_no_exit_code": (
             f"exit_code IS NULL OR reason NOT IN ({_quoted(sorted({Reason.CANCELLED} | _UNSEEN))})"
         ),
@@ -323,11 +323,11 @@ def constraints() -> dict[str, str]:
 
 def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
     """
-    Return the statements that make the database itself refuse an illegal move.
+    Return the triggers with which the database itself refuses illegal transitions.
 
     Args:
-        fact_columns: The columns that say what became of a job. They are
-            frozen once it is final; the others (a tombstone, say) are not.
+        fact_columns: The columns that record how a job went. They are frozen once the job
+            is final; the other columns, such as the deletion mark, are not.
     """
     final = _quoted(status for status in Status if status.final)
     active = _quoted(status for status in Status if status in ACTIVE)
@@ -351,7 +351,7 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
         f"WHEN OLD.status IN ({final}) AND ({changed}) "
         f"BEGIN SELECT RAISE(ABORT, 'a final job does not change'); END"
     )
-    # An upsert (INSERT OR REPLACE) removes the row in its way, and no other trigger is asked.
+    # INSERT OR REPLACE removes a conflicting row without running any other trigger.
     in_its_way = (
         "number = NEW.number OR id = NEW.id "
         f"OR (pipeline_id = NEW.pipeline_id AND status IN ({active}))"
@@ -361,7 +361,7 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
         f"WHEN EXISTS (SELECT 1 FROM job WHERE {in_its_way}) "
         "BEGIN SELECT RAISE(ABORT, 'a job is not replaced by another'); END"
     )
-    # Of any column: SQLite has three more names for the number, such as `rowid`.
+    # BEFORE UPDATE of any column: SQLite has three more names for `number`, such as `rowid`.
     keeps_its_id = (
         "CREATE TRIGGER job_keeps_its_id BEFORE UPDATE ON job "
         "WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id "

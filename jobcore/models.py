@@ -1,7 +1,7 @@
 """
-Models: what callers get to see.
+Models: the values that callers receive.
 
-Frozen values, true as of the moment they were read; they never change under their holder.
+They are frozen: each shows what was stored when it was read, and never changes.
 """
 
 import inspect
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-#: A moment; in JSON ISO 8601 UTC with microseconds and `Z`, so that a model that is read
-#: back from its JSON has the same times. The schema is said
-#: once more, as what a function returns has lost its format.
+#: A moment. In JSON it is ISO 8601 in UTC with microseconds and `Z`, so that a model read back
+#: from its JSON has the same times. The schema is given again because the serializer, which
+#: returns a text, loses the format.
 Moment = Annotated[
     datetime,
     PlainSerializer(exact_iso_utc, return_type=str, when_used="json"),
@@ -46,10 +46,10 @@ Moment = Annotated[
 
 def _stored_moment(microseconds: Any, column: str) -> datetime:
     """
-    Return a stored time.
+    Return a stored time as a datetime.
 
     Raises:
-        DatabaseCorrupt: It is no time that was ever written.
+        DatabaseCorrupt: It is not a valid time.
     """
     try:
         return to_datetime(microseconds)
@@ -57,16 +57,16 @@ def _stored_moment(microseconds: Any, column: str) -> datetime:
         raise DatabaseCorrupt(f"a stored time makes no sense: {column}") from error
 
 
-#: The models of which one was made and serialized.
+#: The model classes of which one instance was made and serialized.
 _used: set[type[BaseModel]] = set()
 
 
-#: An attribute and its words, in the section of a docstring.
+#: An attribute and its description, in the `Attributes` section of a docstring.
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def _title(name: str, _field: Any) -> str:
-    """Return what a field is called for people: `max_rss` is "Max RSS"."""
+    """Return the title of a field, for people: `max_rss` is "Max RSS"."""
     words = [{"id": "ID", "rss": "RSS", "cpu": "CPU"}.get(word, word) for word in name.split("_")]
     return words[0][:1].upper() + " ".join(words)[1:]
 
@@ -86,7 +86,7 @@ class _Public(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
-        """Return what a service's documentation says: each field's words stand at the field."""
+        """Return the JSON schema, with each field's description taken from the docstring."""
         shown: dict[str, Any] = handler.resolve_ref_schema(handler(core_schema))
         about, _, attributes = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
         shown["description"] = about.strip()
@@ -100,21 +100,21 @@ class _Public(BaseModel):
     @handed_over
     def model_rebuild(cls, **options: Any) -> "bool | None":
         """
-        Build the validators; pydantic calls it at the first use.
+        Build the validators; pydantic calls this at the first use.
 
-        No fork comes meanwhile: a lock that is pydantic's for all models is held, and
-        a child, which has not the thread that builds, would wait for it for ever.
+        The gate keeps forks out meanwhile. Pydantic holds a lock for all models here, and
+        a forked child, which lacks the thread that builds, would wait for it for ever.
         """
         with GATE:
             return super().model_rebuild(**options)
 
     @classmethod
     def _checked(cls, fields: dict[str, Any]) -> "Self":
-        """Return a model of these fields, which are those of a stored row."""
+        """Return a model of the fields of a stored row."""
         try:
             return cls.model_validate(fields) if cls in _used else cls._first(fields)
         except ValidationError as error:
-            # The columns have been checked when they were written, so the file is damaged.
+            # The columns were checked when they were written, so the file is damaged.
             wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
             raise DatabaseCorrupt(f"a stored {cls.__name__} makes no sense: {wrong}") from error
 
@@ -122,14 +122,14 @@ class _Public(BaseModel):
     @handed_over
     def _first(cls, fields: dict[str, Any]) -> "Self":
         """
-        Return the first model of its type; no fork comes meanwhile.
+        Return the first model of its type, while the gate keeps forks out.
 
-        At the first use of a type, and of a serializer, pydantic's native part fills what
-        all threads share, and a child forked just then waits for ever for the thread that
-        was filling it: 2 of 36 runs of the campaign of forks had one under Python 3.10.
+        At the first use of a type, and of a serializer, pydantic's native part fills caches
+        that all threads share. A child forked at that moment waits for ever for the thread
+        that fills them: under Python 3.10, this happened in 2 of 36 runs of a fork test.
 
-        One of jobcore's own threads holds the gate. A signal handler may interrupt
-        the caller and wait for other threads that need it.
+        One of jobcore's own threads takes the gate, not the caller: a signal handler may
+        interrupt the caller and wait for other threads that need the gate.
         """
         with GATE:
             first = cls.model_validate(fields)
@@ -144,7 +144,7 @@ class _Public(BaseModel):
         Return the public form of a stored row.
 
         Raises:
-            DatabaseCorrupt: The row holds what was never written.
+            DatabaseCorrupt: The row holds an invalid value.
         """
         return cls._checked(cls._read(row))
 
@@ -161,14 +161,14 @@ class _Public(BaseModel):
 
 class Workspace(_Public):
     """
-    What governs pipelines and jobs.
+    A container for pipelines and jobs.
 
     Attributes:
         id: Version 4 UUID.
-        name: What its creator called it.
-        properties: The host's own small JSON object, else None.
+        name: The name that its creator gave it.
+        properties: The host's own small JSON object, or None.
         created: When it was created, UTC.
-        last_modified: When it was changed last, UTC; at first the same.
+        last_modified: When it was last changed, UTC; at first the same as `created`.
     """
 
     id: UUID
@@ -180,29 +180,30 @@ class Workspace(_Public):
 
 class Pipeline(_Public):
     """
-    A command that is run again and again, by one job at a time.
+    A command or script that is run again and again, by one job at a time.
 
     Attributes:
         id: Version 4 UUID.
-        workspace_id: The workspace that governs it.
-        name: What others name it by in `triggered_by`.
-        status: Whether changes to it have been processed; it does not say whether it runs.
-        script: What it runs by `/bin/sh -c`, else None: see `command`.
+        workspace_id: The workspace that it belongs to.
+        name: Its name, by which other pipelines refer to it in `triggered_by`.
+        status: Whether changes to it have been processed; not whether it is running.
+        script: The script that it runs with `/bin/sh -c`; None: it runs `command`.
         timeout: Seconds for each job, as `Command.timeout`; None: no limit of its own.
         max_retries: How often a job that ended ERROR is tried again, after pauses of 10, 20,
             40 seconds and so on, up to an hour.
-        schedule: When it runs by itself, as cron says it; None: only when asked.
+        schedule: The cron expression by which it runs; None: it runs only on demand.
         time_zone: The IANA name of the schedule's time zone; None: UTC.
-        catch_up: What becomes of ticks that came while no manager with slots ran: `skip`:
-            they are recorded and do not run; `last`: the last of them runs; `all`: each
-            runs, one after the other, and so do those that come while it runs.
-        late_after: Seconds after which a tick that has not run is one of these.
-        next_tick: When the schedule's next run is due, UTC; None: it has none.
-        triggered_by: The names, as they are now, of the pipelines after whose COMPLETE it
-            runs, else None. A name that no pipeline had when the file was migrated stays.
-        properties: The host's own small JSON object, else None.
+        catch_up: How missed ticks are handled, which came while no manager with slots ran.
+            `skip`: they are recorded and do not run. `last`: the last of them runs. `all`:
+            each runs, one after the other, and so do ticks that come while it is running.
+        late_after: Seconds after which a tick that has not run counts as missed.
+        next_tick: When the schedule's next run is due, UTC; None: there is none.
+        triggered_by: The current names of its sources: each time one of these pipelines is
+            COMPLETE, it runs. None: it has none. A name that matched no pipeline when the
+            file was migrated is kept.
+        properties: The host's own small JSON object, or None.
         created: When it was created, UTC.
-        last_modified: When it was changed last, UTC; at first the same.
+        last_modified: When it was last changed, UTC; at first the same as `created`.
     """
 
     id: UUID
@@ -223,12 +224,12 @@ class Pipeline(_Public):
     last_modified: Moment
 
     _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified", "next_tick")
-    # Not a field: its environment holds secrets, so it is in no JSON and no repr.
+    # Not a field, so it is in no JSON and no repr: its environment may hold secrets.
     _command: Command | None = PrivateAttr(default=None)
 
     @property
     def command(self) -> Command | None:
-        """What it runs, unless it has a script."""
+        """The command that it runs; None if it has a script."""
         return self._command
 
     @classmethod
@@ -240,7 +241,7 @@ class Pipeline(_Public):
             row: A row of the table `pipeline`, all columns, with the names of its sources.
 
         Raises:
-            DatabaseCorrupt: The row holds what was never written.
+            DatabaseCorrupt: The row holds an invalid value.
         """
         fields = cls._read(row)
         fields["triggered_by"] = fields["triggered_by"] or None
@@ -255,13 +256,14 @@ class Pipeline(_Public):
 
 class Progress(_Public):
     """
-    How far a job was, by its own word, which nobody checks.
+    The progress of a job, as it reported it; jobcore does not check the numbers.
 
     Attributes:
-        done: How much is done, in whatever it counts; not negative.
-        total: Of how much, where it said so; it may be less than what is done, or 0.
-        message: What it said beside, one line, else None.
-        at: When its supervisor read it, or its host wrote it, UTC.
+        done: How much is done, in the job's own unit; not negative.
+        total: How much there is to do, if the job said so, else None; it may be 0 or less
+            than `done`.
+        message: One line for people, or None.
+        at: When its supervisor read the report, or its host wrote it, UTC.
     """
 
     done: float
@@ -274,37 +276,40 @@ class Progress(_Public):
 
 class Job(_Public):
     """
-    One unit of work, as it stood when it was read. Times are UTC.
+    One unit of work, as it was stored when it was read. Times are UTC.
 
     Attributes:
         id: Version 4 UUID.
         created: When it was created.
-        type: What kind of process it is; executors are registered by it.
-        exit_code: What the kernel said, 128 + n for signal n; None where there is no answer.
-        status: Where it stands.
+        type: What kind of work it is; executors are registered by type.
+        exit_code: The exit code that the kernel reported, 128 + n for signal n; None: there
+            is none.
+        status: Its status.
         start_time: When it was claimed, or started by its host; None before.
-        end_time: When it became final; never before `start_time`.
-        number: Its place in the order of creation, and the cursor of pages.
-        workspace_id: The workspace that governs it.
-        pipeline_id: The pipeline it was created from, else None.
-        name: What its creator called it.
+        end_time: When it became final, never before `start_time`; None before.
+        number: Its place in the order of creation, and the cursor of `list_jobs`.
+        workspace_id: The workspace that it belongs to.
+        pipeline_id: The pipeline that it was created from, or None.
+        name: The name that its creator gave it, or None.
         data: The creator's own small JSON.
         reason: Why it is final; None before.
-        signal: The signal that killed it, else None.
-        attempt: 1, and one more at each retry.
-        retry_of: The job that this one repeats, else None.
-        not_before: It is not started before, else None.
-        env_from: Whose environment its command gets, beside its own `env`: that of the
-            `submitter`, or of the `worker` that starts it.
-        stop_requested: When somebody asked it to stop, else None.
-        progress: What it last reported of its progress, kept when it is final; None: nothing.
-        line_count: How many log lines are readable.
-        dropped: How many lines were dropped beyond its output limit.
-        left_processes: How many processes the command left running when it ended by itself,
-            which were then ended; the log names them. None: it is not final, or that is not known.
-        cpu_seconds: CPU time of the command and all it waited for, in seconds.
-        max_rss: Largest resident set of one of its processes, in bytes. A short
-            one's includes the image it was forked from.
+        signal: The number of the signal that killed it, or None.
+        attempt: 1, and one higher for each retry.
+        retry_of: The job that this one repeats, or None.
+        not_before: The earliest time at which it starts, or None.
+        env_from: Which environment its command gets, in addition to its own `env`: that of
+            the `submitter`, or of the `worker` that starts it.
+        stop_requested: When it was asked to stop, or None.
+        progress: Its last report of progress, kept when it is final; None: there was none.
+        line_count: How many log lines can be read.
+        dropped: How many lines beyond its output limit were dropped.
+        left_processes: How many processes the command left running when it ended by itself.
+            They were then ended, and the log names them. None: the job is not final, or the
+            number is not known.
+        cpu_seconds: CPU time of the command and of the processes that it waited for, in
+            seconds.
+        max_rss: Largest resident set of any one of its processes, in bytes. For a very short
+            process it includes the image of the process that forked it.
     """
 
     id: UUID
@@ -343,10 +348,10 @@ class Job(_Public):
         Return the public form of a stored job.
 
         Args:
-            row: A row of the table `job`; of its columns, those of `tables.SHOWN` at least.
+            row: A row of the table `job`, with at least the columns of `tables.SHOWN`.
 
         Raises:
-            DatabaseCorrupt: The row holds what was never written.
+            DatabaseCorrupt: The row holds an invalid value.
         """
         fields = cls._read(row)
         if fields["progress_at"] is not None:
@@ -362,7 +367,7 @@ class Job(_Public):
 
 
 class ClaimedJob(Job):
-    """A job as its executor sees it: with what it was created to run."""
+    """A job as its executor gets it: with its command and its pipeline."""
 
     _command: Command | None = PrivateAttr(default=None)
     _pipeline: Pipeline | None = PrivateAttr(default=None)
@@ -370,31 +375,31 @@ class ClaimedJob(Job):
 
     @property
     def command(self) -> Command | None:
-        """The command it was created with, if any."""
+        """The command that it was created with, or None."""
         return self._command
 
     @property
     def directory(self) -> str | None:
-        """The path of its directory while it is being started, else None."""
+        """The path of its job directory while it is being started, else None."""
         return self._directory
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The pipeline it was created from, if any."""
+        """The pipeline that it was created from, or None."""
         return self._pipeline
 
     @classmethod
     def from_rows(cls, row: Any, pipeline_row: Any | None, directory: str | None = None) -> "Self":
         """
-        Return the form for executors of a stored job.
+        Return a stored job in the form for executors.
 
         Args:
             row: A row of the table `job`, all columns.
-            pipeline_row: The row of its pipeline, else None.
-            directory: The path of its directory, where there is one.
+            pipeline_row: The row of its pipeline, or None.
+            directory: The path of its job directory, or None.
 
         Raises:
-            DatabaseCorrupt: A row holds what was never written.
+            DatabaseCorrupt: A row holds an invalid value.
         """
         made = cls.from_row(row)
         if row.command is not None:
@@ -407,14 +412,14 @@ class ClaimedJob(Job):
 
 class Skip(_Public):
     """
-    A run of a pipeline that was to be, and was not; it is not made up for.
+    A run of a pipeline that was due but did not take place, and will not be caught up.
 
     Attributes:
-        due: When it was to be, UTC.
-        why: `schedule` or `triggered`: the pipeline was running. `missed`: no
-            manager with slots was there to see it.
-        count: How many runs of one cause this stands for; `due` is when the last was to be.
-        job_id: The job that was in the way, else None.
+        due: When it was due, UTC.
+        why: `schedule` or `triggered`: the pipeline was already running when the schedule or
+            a source would have started it. `missed`: no manager with slots was open.
+        count: How many runs with the same cause this entry stands for; `due` is the last's.
+        job_id: The job that was running, or None.
     """
 
     due: Moment
@@ -432,9 +437,9 @@ class Transition(_Public):
     Attributes:
         at: When it was written, UTC.
         trigger: What happened.
-        from_status: Where the job stood before; None: it was just created.
-        to_status: Where it stood then. A `stop` asks, so both are RUNNING.
-        reason: Why it became final; None where it did not.
+        from_status: The status before; None: the job was created.
+        to_status: The status after. A `stop` is only a request, so both are RUNNING.
+        reason: Why the job became final; None if it did not.
         actor: The process that wrote it, such as `pid 4711`.
     """
 
@@ -450,13 +455,13 @@ class Transition(_Public):
 
 class Finding(_Public):
     """
-    What one check of a database found.
+    The result of one check of a database.
 
     Attributes:
-        check: What was looked at, in a word or two.
-        verdict: `ok`; `note`: what the next manager puts right, or what is good
-            to know; `wrong`: what is not as it must be.
-        detail: What was found, in a line.
+        check: What was checked, in a word or two.
+        verdict: `ok`. `note`: worth knowing, or the next manager will put it right.
+            `wrong`: someone must act.
+        detail: What was found, in one line.
     """
 
     check: str
@@ -466,23 +471,24 @@ class Finding(_Public):
 
 class Event(_Public):
     """
-    One transition of one job, as the feed of all jobs has it.
+    One transition of one job, as `events` and `subscribe` report it.
 
     Attributes:
-        id: Its number in the feed: larger than that of every event committed before.
+        id: Its number among all events: larger than that of every event committed before.
         job_id: The job.
-        job_number: Its place in the order of creation.
-        type: What kind of process the job is.
-        name: What the job's creator called it, else None.
-        workspace_id: The workspace that governs it.
-        pipeline_id: The pipeline it was created from, else None.
-        at: When it happened, UTC, by the clock of who wrote it. Order is the id's matter.
+        job_number: The job's place in the order of creation.
+        type: What kind of work the job is.
+        name: The name that the job's creator gave it, or None.
+        workspace_id: The workspace that the job belongs to.
+        pipeline_id: The pipeline that the job was created from, or None.
+        at: When it happened, UTC, by the clock of the process that wrote it. To order events,
+            use `id`.
         trigger: What happened.
-        from_status: Where the job stood before; None at its creation.
-        to_status: Where it stood then; a `stop` leads from RUNNING to RUNNING.
-        reason: Why it became final, else None.
-        exit_code: As `Job.exit_code`, where it became final, else None.
-        signal: As `Job.signal`, where it became final, else None.
+        from_status: The status before; None: the job was created.
+        to_status: The status after; a `stop` leads from RUNNING to RUNNING.
+        reason: Why the job became final; None if it did not.
+        exit_code: As `Job.exit_code` if the job became final, else None.
+        signal: As `Job.signal` if the job became final, else None.
         actor: The process that wrote it.
     """
 
@@ -508,10 +514,10 @@ class Event(_Public):
         Return the public form of an entry of the history.
 
         Args:
-            entry: As the feed reads it.
+            entry: A named tuple, as `storage.history` reads it.
 
         Raises:
-            DatabaseCorrupt: The row holds what was never written.
+            DatabaseCorrupt: The row holds an invalid value.
         """
         fields = entry._asdict()  # the named tuple's public name for it
         fields["at"] = _stored_moment(entry.at, "at")
@@ -519,7 +525,7 @@ class Event(_Public):
 
 
 class _Facts:
-    """The facts of a line while it is made: the line itself cannot be changed."""
+    """The attributes of a line while it is being made; a finished `LogLine` is immutable."""
 
     __slots__ = ("partial", "raw", "sequence", "stream", "time_ns")
 
@@ -540,24 +546,26 @@ class LogLine(_Facts):
     `unfinished` and `partial` are true, and `raw` is all that was written since the last
     numbered line of the stream. The next line of the same stream *replaces* it: a longer
     unfinished one, or a numbered one that begins with the same bytes. Numbered lines never
-    change, so store these, and go on from the number behind the last of them.
+    change: store only these, and continue from the number after the last of them.
 
     Attributes:
-        sequence: 0-based and dense within the job; None: the line is unfinished.
-        time_ns: When its supervisor read it, nanoseconds since 1970; see `timestamp`. Of a
-            line that took longer than a quarter of a second, when its beginning was read.
-        stream: `output` (stdout and stderr as they were written), `stdout`,
-            `stderr`, or `system` for jobcore's own words, which no job can fake.
-        raw: The bytes, with their terminator.
-        partial: This is one piece of a longer line, which the next line of the same stream
-            goes on with: one of another may lie between them, and where the output limit
-            or the command's end came first, there is none. A line is cut into pieces
-            of 64 KiB, and where a `system` line follows an unfinished one.
+        sequence: The line's number, from 0 and without gaps within the job; None: the line
+            is unfinished.
+        time_ns: When its supervisor read it, nanoseconds since 1970; see `timestamp`. If the
+            line took longer than a quarter of a second, when its beginning was read.
+        stream: `output` (stdout and stderr in the order of writing), `stdout`, `stderr`, or
+            `system` for jobcore's own messages, which no job can fake.
+        raw: The bytes, including the line end.
+        partial: Whether this is a piece of a longer line that the next line of the same
+            stream continues. Lines of other streams may come in between. There is no next
+            piece if the output limit or the end of the command came first. A line is cut
+            into pieces of 64 KiB, and also where a `system` line interrupts it.
 
-    `dict(line)` is `to_object()`. JSON has no bytes, so a line is not read back from it.
+    `dict(line)` is `to_object()`. JSON has no bytes, so a line cannot be read back from it.
     """
 
-    # Not a model, as a log has millions of them, and not a tuple, which JSON makes an array of.
+    # Not a model, because a log may have millions of lines. Not a tuple, because JSON would
+    # make an array of it.
     __slots__ = ()
     __match_args__ = ("sequence", "time_ns", "stream", "raw", "partial")
 
@@ -569,7 +577,7 @@ class LogLine(_Facts):
         raw: bytes,
         partial: bool = False,
     ) -> "LogLine":
-        """Return a line; see the attributes."""
+        """Return a line with these attributes."""
         self = _Facts()
         self.sequence = sequence
         self.time_ns = time_ns
@@ -593,32 +601,32 @@ class LogLine(_Facts):
         return iter(self.to_object().items())
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether number, time, stream, bytes and mark are the same."""
+        """Tell whether all attributes are the same."""
         if not isinstance(other, LogLine):
             return NotImplemented
         return _facts_of(self) == _facts_of(other)
 
     def __hash__(self) -> int:
-        """Return the same for equal lines."""
+        """Return a hash, the same for equal lines."""
         return hash(_facts_of(self))
 
     def __reduce__(self) -> tuple[type["LogLine"], tuple[Any, ...]]:
-        """Have a line pickled and copied."""
+        """Support pickling and copying."""
         return LogLine, _facts_of(self)
 
     @property
     def unfinished(self) -> bool:
-        """Whether the job has not finished this line; see above."""
+        """Whether the job has not finished this line yet."""
         return self.sequence is None
 
     @property
     def timestamp(self) -> datetime:
-        """When its supervisor read it, UTC; lines read together have one time stamp."""
+        """When its supervisor read it, UTC; lines read together have the same time."""
         return to_datetime(self.time_ns // 1000)
 
     @property
     def text(self) -> str:
-        """The line without one LF or CRLF, as UTF-8 with replacement characters."""
+        """The line as UTF-8 text without its LF or CRLF; invalid bytes are replaced by U+FFFD."""
         raw = self.raw
         if raw.endswith(b"\n"):
             raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
@@ -627,16 +635,17 @@ class LogLine(_Facts):
     @property
     def fields(self) -> dict[str, Any] | None:
         """
-        The JSON object that the text is, as programs with structured logs write them, else None.
+        The JSON object in a line of a structured log; None if the text is anything else.
 
-        Never raises. An unfinished line has none, nor has a piece that is gone on with (the
-        last piece of a long line is read by itself), nor an object that cannot be read
-        without loss: with a key twice, NaN, a number or a nesting beyond all bounds.
+        Never raises. It is also None for an unfinished line, for a piece of a longer line
+        (but the last piece is parsed by itself), and for an object that would lose
+        information when parsed: with a duplicate key, NaN, a number too large for a float,
+        or nesting that is too deep.
         """
         return None if self.partial else object_in(self.text)
 
     def to_object(self) -> dict[str, Any]:
-        """Return the line as `wire.ndjson` sends it: an object for JSON, with its text."""
+        """Return the line as `wire.ndjson` sends it: a JSON object with the decoded text."""
         return line_object(self, iso_utc(self.timestamp))
 
     def __repr__(self) -> str:
@@ -645,7 +654,7 @@ class LogLine(_Facts):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
-        """Have pydantic, and so FastAPI, take a line as it is, and make an object of it in JSON."""
+        """Make pydantic, and so FastAPI, accept a line as it is and serialize it as an object."""
         from pydantic_core import core_schema  # noqa: PLC0415 - for those who put lines in models
 
         return core_schema.is_instance_schema(
@@ -657,7 +666,7 @@ class LogLine(_Facts):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _schema: Any, _handler: Any) -> dict[str, Any]:
-        """Return what a service's documentation says of a line."""
+        """Return the JSON schema of a line, for the documentation of a service."""
         return {
             "type": "object",
             "title": cls.__name__,
@@ -678,7 +687,7 @@ _facts_of: Callable[[LogLine], tuple[Any, ...]] = operator.attrgetter(*LogLine._
 
 
 def line_object(line: LogLine, timestamp: str) -> dict[str, Any]:
-    """Return a line as an object for JSON; `timestamp` is its own, in that form."""
+    """Return a line as a JSON object; `timestamp` is the line's own, already formatted."""
     message = line.text
     found: dict[str, Any] = {
         "sequence": line.sequence,

@@ -1,4 +1,4 @@
-"""Schedule: when a cron expression comes true in a time zone. Pure: no clock, no database."""
+"""Schedule: the ticks of a cron expression in a time zone, without a clock or a database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobcore.errors import ScheduleError
 if TYPE_CHECKING:
     from cronsim import CronSim
 
-#: What cron's own words stand for.
+#: The five fields that cron's names stand for.
 FAMILY = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -28,19 +28,20 @@ FAMILY = {
 _UTC = timezone.utc
 _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
-#: How far a change of offset is looked for at a time. More than the day that the date line once
-#: took from Samoa, and less than lies between two changes of any zone.
+#: How far to look at a time for a change of the UTC offset. It is more than the largest change,
+#: the day that Samoa skipped when it crossed the date line, and less than the time between any
+#: two changes of a zone.
 _REACH = timedelta(days=2)
 
 
 @dataclass(frozen=True)
 class Passed:
     """
-    The ticks of a span of time.
+    The ticks in a span of time.
 
     Attributes:
-        count: How many.
-        latest: The last of them; None if there was none.
+        count: How many there are.
+        latest: The last of them; None if there is none.
     """
 
     count: int
@@ -52,31 +53,31 @@ class Schedule:
     """
     A cron expression in a time zone.
 
-    Five fields are minute, hour, day of month, month and day of week; six have
-    the second in front of them, as in `0 0 9-17 * * MON-FRI`. Names of months
-    and days, lists, ranges and steps are cron's; `L`, `LW`, `5L` and `MON#1` work in
-    the day fields, and `?` there is `*`. Numbers of days are cron's, not Quartz's:
-    1 is Monday, 0 and 7 are Sunday. When both day fields are restricted, either
-    of them will do. `@hourly` and its family (`FAMILY`) stand for five fields.
+    Five fields are minute, hour, day of month, month and day of week; six fields
+    begin with the second, as in `0 0 9-17 * * MON-FRI`. Names of months and days,
+    lists, ranges and steps work as in cron. `L`, `LW`, `5L` and `MON#1` work in the
+    day fields, where `?` means `*`. Days are numbered as in cron, not as in Quartz:
+    1 is Monday, 0 and 7 are Sunday. If both day fields are restricted, a day matches
+    when either does. `@hourly` and the other names in `FAMILY` stand for five fields.
 
-    Where the local clock is changed, it does what cron does:
+    When the local clock changes, as for daylight saving, it does what cron does:
 
-    - A schedule of fixed times runs once for each. One whose time is skipped runs
-      right when the clock has been changed, once however many of its times were
-      skipped; one whose time comes twice runs the first time only.
-    - A schedule whose minute or hour field begins with `*` or `0/`, or that names all
-      24 hours, runs at each real tick: not for a time that does not come, and
-      twice for one that comes twice.
+    - A schedule of fixed times runs once for each time. If the change skips times, it
+      runs once at the change, however many times were skipped. If a time is repeated,
+      it runs only the first time.
+    - A schedule whose minute or hour field begins with `*` or `0/`, or that lists all
+      24 hours, runs at each real tick: not at all for a skipped time, and twice for a
+      repeated one.
 
-    Equal, hashable and picklable by its two arguments.
+    Schedules with the same arguments are equal. They are hashable and picklable.
 
     Args:
-        expression: The cron expression; case does not matter.
-        time_zone: A name of the tz database, in which the fields are meant.
+        expression: The cron expression; case is ignored.
+        time_zone: The name of the time zone of the fields, as in the tz database.
 
     Raises:
-        ScheduleError: The expression is none or never comes true, the time zone is
-            not known here, or the extra `schedule` is not installed.
+        ScheduleError: The expression is invalid or never comes true, the time zone is
+            unknown on this system, or the extra `schedule` is not installed.
     """
 
     expression: str
@@ -86,19 +87,19 @@ class Schedule:
     _fixed: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check both, so that a mistake is met where it was made."""
-        put = object.__setattr__  # the way of a frozen dataclass to fill itself
+        """Check both arguments now, so that a mistake is reported where it was made."""
+        put = object.__setattr__  # a frozen dataclass can set its own fields only like this
         put(self, "_fields", _as_cronsim_has_it(self.expression))
         put(self, "_zone", _zone(self.time_zone))
         put(self, "_fixed", _checked(self.expression, self._fields))
 
     def next_after(self, moment: datetime) -> datetime:
         """
-        Return the first tick strictly later than `moment`, in UTC.
+        Return the first tick strictly after `moment`, in UTC.
 
         Raises:
-            ValueError: `moment` has no time zone, so it is no moment.
-            OverflowError: The tick would lie beyond the years that a datetime has.
+            ValueError: `moment` has no time zone.
+            OverflowError: The tick is beyond the last year of a datetime.
         """
         if moment.tzinfo is None:
             raise ValueError("a time without a time zone is no moment")
@@ -107,39 +108,39 @@ class Schedule:
 
     def passed(self, after: datetime, until: datetime) -> Passed:
         """
-        Return how many ticks lie in `after < tick <= until`, and the latest.
+        Return how many ticks lie in `after < tick <= until`, and the latest of them.
 
-        Takes some 2 ms for a year, whatever the number of ticks.
+        This takes about 2 ms for a year, whatever the number of ticks.
 
         Args:
-            after: The last tick that was dealt with, or when the schedule was made.
-            until: Now.
+            after: The last tick that was handled, or when the schedule was created.
+            until: The current time.
 
         Raises:
-            ValueError: A moment has no time zone.
-            OverflowError: A tick would lie beyond the years that a datetime has.
+            ValueError: `after` or `until` has no time zone.
+            OverflowError: A tick is beyond the last year of a datetime.
         """
         first = self.next_after(after)
         if first > until:
             return Passed(0, None)
         latest = self._latest(first, until)
-        # Both are ticks: what lies around them has none.
+        # Both are ticks, and there is none before the first or after the latest.
         return Passed(self._count(first - _SECOND, latest), latest)
 
     def offset_at(self, moment: datetime) -> int:
-        """Return the seconds that local time is ahead of UTC at `moment`, by today's rules."""
+        """Return by how many seconds local time is ahead of UTC at `moment`, by current rules."""
         return int(self._offset(moment).total_seconds())
 
     def moved(self, tick: datetime, offset: int) -> datetime:
         """
-        Return when a tick comes that was computed by other time-zone rules, perhaps.
+        Return when a stored tick is due now, if the time-zone rules have changed since.
 
-        A tick of a fixed time keeps its local time, so that its day has it once. Another
-        one comes at the first time from then on that matches.
+        A tick of a schedule of fixed times keeps its local time, so that it runs once on its
+        day. For any other schedule, it is the first matching time at or after `tick`.
 
         Args:
-            tick: When it was to come.
-            offset: `offset_at(tick)`, as it was when the tick was computed.
+            tick: When the tick was due.
+            offset: `offset_at(tick)` when the tick was computed.
         """
         if self._fixed:
             return self._first_instant((tick + timedelta(seconds=offset)).replace(tzinfo=None))
@@ -148,9 +149,9 @@ class Schedule:
         return self.next_after(tick - _SECOND)
 
     def _latest(self, tick: datetime, until: datetime) -> datetime:
-        """Return the last tick not later than `until`; `tick` is one of them."""
+        """Return the last tick that is not after `until`; `tick` is an earlier one, or the same."""
         none_after = until.astimezone(_UTC)
-        # Halving the span, not walking: a year of a schedule of seconds has 31 million ticks.
+        # Bisect instead of walking: a schedule of seconds has 31 million ticks in a year.
         while none_after - tick >= _SECOND:
             middle = tick + (none_after - tick) / 2
             later = self.next_after(middle)
@@ -160,8 +161,8 @@ class Schedule:
                 none_after = middle
         return tick
 
-    # Counting goes by days: of each that matches, a whole one has as many ticks as its hours,
-    # minutes and seconds allow. Between two changes of offset local time runs like any clock.
+    # Ticks are counted by the day: a whole matching day has hours * minutes * seconds of them.
+    # That works between two changes of the UTC offset, where local time has no gap or repetition.
 
     def _count(self, after: datetime, until: datetime) -> int:
         """Return how many ticks lie in `after < tick <= until`, both on whole seconds."""
@@ -172,7 +173,7 @@ class Schedule:
         for change in self._changes(after, until):
             offset = self._offset(change - _SECOND)
             count += self._count_local(after + offset, change - _SECOND + offset)
-            after = change - _SECOND  # as if the new offset had held there already
+            after = change - _SECOND  # as if the new offset had applied a second earlier
         offset = self._offset(until)
         return count + self._count_local(after + offset, until + offset)
 
@@ -181,17 +182,17 @@ class Schedule:
         count = self._count_local(self._shown(after, changes), self._shown(until, changes))
         for change in changes:
             skipped = self._count_local(self._shown(change - _SECOND, []), self._shown(change, []))
-            if change > after and skipped > 1:  # of these times there is one tick
+            if change > after and skipped > 1:  # all skipped times together are one tick
                 count -= skipped - 1
         return count
 
     def _shown(self, moment: datetime, changes: list[datetime]) -> datetime:
-        """Return the latest local time that was shown up to `moment`, in the guise of UTC."""
+        """Return the latest local time that clocks had shown by `moment`, labelled as UTC."""
         before = [change - _SECOND for change in changes if change <= moment]
         return max(one + self._offset(one) for one in (moment, *before))
 
     def _changes(self, low: datetime, high: datetime) -> Iterator[datetime]:
-        """Yield the first second of each offset, of those behind `low` and up to `high`."""
+        """Yield the first second of each new offset, after `low` and up to `high`."""
         while low < high:
             near = min(low + _REACH, high)
             if self._offset(near) != self._offset(low):
@@ -215,48 +216,50 @@ class Schedule:
                 return count
             day += _DAY
 
-    # cronsim is asked about local times without a zone only, and the zone is ours. Given one,
-    # 2.8 is right for most changes, but its walk takes whole hours from minute 0: where Lord Howe
-    # shifts by half an hour, `*/10 3 * * *` loses 03:00 to 03:20. Its care for fixed times is for
-    # five fields alone, and its answer to a moment in an hour's second pass is an earlier tick.
+    # cronsim gets only local times without a zone; this module handles the zone. cronsim 2.8
+    # handles most changes of a zone correctly, but not all. It walks in whole hours from minute
+    # 0, so it loses 03:00 to 03:20 of `*/10 3 * * *` when Lord Howe shifts by half an hour. It
+    # treats fixed times specially only with five fields. And for a moment in the second pass of
+    # a repeated hour, it returns an earlier tick.
 
     def _local_ticks(self, local: datetime) -> CronSim:
-        """Return the local times after `local` that match, ascending, without a zone."""
+        """Return an iterator of the matching local times after `local`, without a zone."""
         return _cronsim(self._fields, local.replace(tzinfo=None))
 
     def _fixed_after(self, moment: datetime) -> datetime:
-        """Each local time once: in a gap at its end, in a repeated hour the first time."""
+        """Return the next tick: skipped times come at the change, repeated times only once."""
         ticks = map(self._first_instant, self._local_ticks(moment.astimezone(self._zone)))
         return next(tick for tick in ticks if tick > moment)
 
     def _real_after(self, moment: datetime) -> datetime:
-        """Each real second whose local time matches."""
+        """Return the next real second whose local time matches."""
         offset = self._offset(moment)
         while True:
             tick = next(self._local_ticks(moment + offset)).replace(tzinfo=_UTC) - offset
             near = min(tick, moment + _REACH)
             if self._offset(near) != offset:
-                # As if the new offset had always held, from just before it does.
+                # Continue just before the change, as if the new offset had always applied.
                 change = self._change(moment, near, offset)
                 moment, offset = change - _SECOND, self._offset(change)
             elif near < tick:
-                # Nothing matches before `tick`, give or take the changes on the way to it.
+                # Nothing matches before `tick`, unless the offset changes in between.
                 moment = max(near, tick - _REACH)
                 offset = self._offset(moment)
             else:
                 return tick
 
     def _first_instant(self, local: datetime) -> datetime:
-        """Return when the local clock first shows `local`, or is changed to skip it."""
+        """Return when the local clock first shows `local`, or when a change skips it."""
         instant = local.replace(tzinfo=self._zone).astimezone(_UTC)
         if instant.astimezone(self._zone).replace(tzinfo=None) == local:
             return instant
-        # In a gap the two folds are read with the offsets of its two sides, each from the other.
+        # In a gap, fold 0 uses the offset before the change and fold 1 the one after it. So
+        # fold 1 gives a moment before the change, and fold 0 one after it.
         before = local.replace(tzinfo=self._zone, fold=1).astimezone(_UTC)
         return self._change(before, instant, self._offset(before))
 
     def _change(self, low: datetime, high: datetime, offset: timedelta) -> datetime:
-        """Return the first second after `low` that has not this offset; `high` has not."""
+        """Return the first second after `low` with another offset; `high` has another one."""
         while high - low > _SECOND:
             middle = low + (high - low) // _SECOND // 2 * _SECOND
             if self._offset(middle) == offset:
@@ -266,12 +269,12 @@ class Schedule:
         return high
 
     def _offset(self, moment: datetime) -> timedelta:
-        """Return what local time is ahead of UTC at this moment."""
+        """Return by how much local time is ahead of UTC at this moment."""
         return moment.astimezone(self._zone).utcoffset() or timedelta()
 
 
 def _up_to(clock: list[list[int]], moment: datetime | None) -> int:
-    """Return how many times of a day match, up to that of `moment`; None: of the whole day."""
+    """Return how many times of day match, up to that of `moment`; None: in the whole day."""
     hours, minutes, seconds = clock
     if moment is None:
         return len(hours) * len(minutes) * len(seconds)
@@ -291,7 +294,7 @@ def _cronsim(fields: str, local: datetime) -> CronSim:
         ScheduleError: cronsim is not installed, or refuses the fields.
     """
     try:
-        import cronsim  # noqa: PLC0415 - hosts without schedules need not have it
+        import cronsim  # noqa: PLC0415 - optional: only schedules need it
     except ImportError as error:
         raise ScheduleError("schedules need cronsim: pip install cronsim tzdata") from error
     try:
@@ -301,27 +304,28 @@ def _cronsim(fields: str, local: datetime) -> CronSim:
 
 
 def _as_cronsim_has_it(expression: str) -> str:
-    """Return five or six fields without what is said differently elsewhere than in cron."""
-    text = str(expression).strip()  # a number out of some JSON is refused like any other text
+    """Return five or six fields in cron's own syntax."""
+    text = str(expression).strip()  # a number from JSON is refused like any other bad text
     fields = FAMILY.get(text.lower(), text).upper().split()
     if len(fields) in {5, 6}:
-        # Of Quartz, which wants it in one of the two; cron says `*`.
+        # Quartz requires `?` in one of the two day fields; in cron it is `*`.
         fields[-3:] = [
             "*" if part == "?" and at != 1 else part for at, part in enumerate(fields[-3:])
         ]
-        # Cron's ranges ascend, and its names count Sunday as 0: MON-SUN would be refused.
+        # Cron's ranges must ascend, and SUN is 0 there, so MON-SUN would be refused.
         fields[-1] = re.sub(r"-SUN\b", "-7", fields[-1])
     return " ".join(fields)
 
 
 def _checked(expression: str, fields: str) -> bool:
     """
-    Return whether the fields say fixed times of the day.
+    Return whether the fields are fixed times of day.
 
     Raises:
-        ScheduleError: cronsim is not installed, refuses the fields, or finds no time for them.
+        ScheduleError: cronsim is not installed, refuses the fields, or finds no matching time.
     """
-    # Any start will do: what comes at all comes every 40 years (a leap day on a Monday).
+    # Any start will do: a schedule that ever matches does so within 40 years (a leap day that
+    # is a Monday, for example).
     cron = _cronsim(fields, datetime(2000, 1, 1))  # noqa: DTZ001 - local times have no zone here
     minute, hour = fields.split()[-5:-3]
     fixed = not (minute.startswith(("*", "0/")) or hour.startswith(("*", "0/")))
@@ -336,15 +340,15 @@ def _zone(name: str) -> tzinfo:
     Return the time zone of this name.
 
     Raises:
-        ScheduleError: The system and the package tzdata have none of this name.
+        ScheduleError: Neither the system nor the package tzdata has this time zone.
     """
     if name == "UTC":
-        return _UTC  # so that the default needs no time zone data
+        return _UTC  # the default needs no time zone data
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - hosts without schedules need not load it
 
     try:
         return ZoneInfo(name)
-    # By cause: no such zone, a malformed name, a name of a folder of zones, no string.
+    # In this order: unknown zone, malformed name, name of a folder of zones, not a string.
     except (KeyError, ValueError, OSError, TypeError) as error:
         raise ScheduleError(
             f"no time zone {name!r} here; where the system has no zones at all, "

@@ -1,26 +1,27 @@
-"""The fields of a log line that is a JSON object."""
+"""Structured log lines: the fields of a line that is a JSON object."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-#: Levels of nesting up to which an object is one. Log lines have a few; encoders
-#: and readers of JSON give up somewhere between a hundred and a thousand.
+#: The most levels of nesting that are accepted. Log lines have a few; JSON libraries fail
+#: somewhere between a hundred and a thousand.
 DEEPEST = 100
 
-_SPACE = " \t\r\n"  # all that JSON allows around a value
+_SPACE = " \t\r\n"  # the whitespace that JSON allows around a value
 _BEGINNINGS = frozenset("{" + _SPACE)
 
 
 def object_in(text: str) -> dict[str, Any] | None:
     """
-    Return the JSON object that `text` is, or None where it is anything else. Never raises.
+    Return the JSON object that `text` contains, or None if it is anything else. Never raises.
 
-    It is none where reading it would change what it says: with a key twice, a
-    number that is none or too large, an unpaired surrogate, or deep nesting.
+    An object also counts as something else if parsing would change it: if it has a
+    duplicate key, NaN, a number too large for a float, a lone surrogate, or more levels
+    of nesting than `DEEPEST`.
     """
-    if text[:1] not in _BEGINNINGS:  # nearly every line, so this comes before all else
+    if text[:1] not in _BEGINNINGS:  # first, because this rules out nearly every line
         return None
     bare = text.strip(_SPACE)
     if bare[:1] != "{" or bare[-1:] != "}":
@@ -28,7 +29,7 @@ def object_in(text: str) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = _DECODER.decode(bare)
         if "\\u" in bare:
-            json.dumps(found, ensure_ascii=False).encode()  # no encoding has half a surrogate
+            json.dumps(found, ensure_ascii=False).encode()  # fails for a lone surrogate
     except (ValueError, RecursionError):
         return None
     if bare.count("{") + bare.count("[") > DEEPEST and is_deep(found):
@@ -54,12 +55,12 @@ def _refuse(word: str) -> Any:
     raise ValueError(f"{word} is no JSON")
 
 
-#: Stricter than json.loads, which takes NaN, 1e999, and the last of two equal keys.
+#: Stricter than json.loads, which accepts NaN and 1e999, and of two equal keys keeps the last.
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse)
 
 
 def is_deep(value: Any) -> bool:
-    """Tell whether a value that was read from JSON has more levels of nesting than `DEEPEST`."""
+    """Tell whether a value parsed from JSON has more levels of nesting than `DEEPEST`."""
     level = [value]
     for _ in range(DEEPEST):
         level = [
