@@ -1,6 +1,6 @@
 """
-Storage: one SQLite file, with every statement and every transaction on it.
+Storage: the SQLite file, and every statement and transaction that runs on it.
 
-Operations and engine import it. Reads run in the host's calling thread, writes in the
-thread of the writer. It starts no process and knows no executor. Internal.
+`operations` and `engine` import this package. Reads run in the caller's thread, writes in
+the writer's thread. It starts no processes and knows nothing of executors. Internal.
 """

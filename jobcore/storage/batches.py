@@ -1,11 +1,11 @@
 """
-Many jobs that are written in short steps and appear together.
+Batches: many jobs that are written in short steps and become visible together.
 
-A batch has a range of job numbers. Its jobs are rows of the job table from the first
-step on, and no read shows them while the batch is there. Publishing removes it, in one
-short transaction that also writes the history of all its jobs. So no other writer
-waits for long, and readers see all of the jobs or none. A batch whose process has died
-is removed with its jobs.
+A batch reserves a range of job numbers. Its jobs are rows of the job table from the first
+step on, but no read shows them while the batch exists. Publishing deletes the batch, in
+one short transaction that also writes the history of all its jobs. So no other writer
+waits long, and readers see all of the jobs or none. If the process that writes a batch
+dies, the batch is removed with its jobs.
 
 Every function takes a connection in a transaction.
 """
@@ -36,12 +36,12 @@ from jobcore.storage.tables import batch, job, sequence, transition
 
 class Batch(NamedTuple):
     """
-    A batch that is not published.
+    A batch that is not published yet.
 
     Attributes:
         id: Its number.
-        first, last: Of the numbers of its jobs.
-        owner: The process that writes it.
+        first, last: The first and the last job number of the batch, both inclusive.
+        owner: The process that writes the batch.
     """
 
     id: int
@@ -55,7 +55,7 @@ _IS = Statement(select(batch.c.id).where(batch.c.id == bindparam("of")))
 
 
 def begin(connection: Connection, count: int, owner: str) -> Batch:
-    """Reserve the numbers of so many jobs, in their order."""
+    """Create a batch that reserves `count` consecutive job numbers."""
     largest = connection.execute(
         select(sequence.c.seq).where(sequence.c.name == job.name)
     ).scalar_one_or_none()
@@ -73,22 +73,22 @@ def begin(connection: Connection, count: int, owner: str) -> Batch:
 
 
 def is_open(connection: Connection, of: Batch) -> bool:
-    """Tell whether a batch is still to be published; False: it was taken for abandoned."""
+    """Tell whether a batch still exists; False: it was removed as abandoned, or published."""
     return bool(_IS(connection, of=of.id))
 
 
 def find_open(connection: Connection) -> list[Batch]:
-    """Return the batches that are not published."""
+    """Return all batches that are not published."""
     return [Batch._make(row) for row in _OPEN(connection)]
 
 
 def stage(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Write some jobs of a batch; nothing shows them yet."""
+    """Insert some jobs of a batch. No read shows them yet."""
     connection.execute(insert(job), rows)
 
 
 def publish(connection: Connection, of: Batch, *, now: int) -> None:
-    """Show the jobs of a batch, each with its creation as the beginning of its history."""
+    """Make the jobs of a batch visible, and write the first history entry of each."""
     connection.execute(
         insert(transition).from_select(
             ["job", "at", "trigger", "to_status", "actor"],
@@ -107,14 +107,19 @@ def publish(connection: Connection, of: Batch, *, now: int) -> None:
 
 
 def jobs_of(connection: Connection, of: Batch, after: int, limit: int) -> Sequence[Row[Any]]:
-    """Return some jobs of a batch, in order, from behind the number `after` on."""
+    """Return up to `limit` jobs of a batch with a number above `after`, in order."""
     return connection.execute(
         select(job).where(_is_of(of), job.c.number > after).order_by(job.c.number).limit(limit)
     ).all()
 
 
 def remove_some(connection: Connection, of: Batch, limit: int) -> bool:
-    """Remove some jobs of a batch, and it with the last; False: it is gone, or published."""
+    """
+    Remove up to `limit` jobs of an abandoned batch, and the batch with its last job.
+
+    Returns:
+        True: call again, there may be more. False: the batch is gone, or was published.
+    """
     if not is_open(connection, of):
         return False
     some = select(job.c.number).where(_is_of(of)).limit(limit)

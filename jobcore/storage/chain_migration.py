@@ -1,8 +1,8 @@
 """
-Migrates chains from names in text (schema 4) to ids (schema 5).
+Migration from schema 4 to 5: `triggered_by` refers to pipelines by id instead of by name.
 
-It also makes names unique in a workspace: before, any number of pipelines could share one.
-Only `schema` calls this, once for each file, inside the transaction of the migration.
+It also makes pipeline names unique within a workspace; before, several pipelines could
+share one. Only `schema` calls this, once per file, inside the migration's transaction.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class _Pipeline(NamedTuple):
 
 def link_pipelines(connection: sqlite3.Connection) -> None:
     """
-    Write the folded names, the links and the notes about both; twins get a name of their own.
+    Write case-folded names, links, and notes on what changed; rename duplicates.
 
-    A name fired for every pipeline of the workspace that had it, so each of them gets a
-    link. A name that no pipeline has stays as text, and never fires. What is not UTF-8 in
-    a name is escaped.
+    In schema 4 a name matched every pipeline of the workspace with that name, so each of
+    them gets a link. A name that no pipeline has stays as text, and never triggers. Bytes
+    of a name that are not UTF-8 are escaped.
     """
     before, connection.text_factory = connection.text_factory, _as_text
     try:
@@ -40,7 +40,7 @@ def link_pipelines(connection: sqlite3.Connection) -> None:
         ).fetchall()
     finally:
         connection.text_factory = before
-    # One whose id is damaged cannot be referred to: it stays as it is.
+    # Nothing can refer to a pipeline whose id is damaged, so it stays unchanged.
     pipelines = [one for row in rows if _is_plain((one := _Pipeline._make(row)).id)]
     sources: dict[tuple[str, str], list[str]] = defaultdict(list)
     for one in pipelines:
@@ -85,7 +85,7 @@ def _link(
 def _name(
     connection: sqlite3.Connection, pipelines: list[_Pipeline], taken: set[tuple[str, str]]
 ) -> None:
-    """Fold the names; the oldest pipeline of a name keeps it."""
+    """Write the folded names. Of pipelines with the same name, the oldest keeps it."""
     kept: set[tuple[str, str]] = set()
     for one in pipelines:
         name, key = str(one.name), (one.workspace_id, _folded(one.name))
@@ -119,7 +119,7 @@ def _note(connection: sqlite3.Connection, pipeline_id: str, topic: str, detail: 
 
 
 def _names(stored: Any) -> list[str] | None:
-    """Return the names in a stored list; None: it is damaged."""
+    """Return the names in a stored JSON list; None: the list is damaged."""
     try:
         found = json.loads(stored)
     except (ValueError, TypeError, RecursionError):
@@ -132,12 +132,12 @@ def _folded(name: Any) -> str:
 
 
 def _as_text(raw: bytes) -> str:
-    """Return a stored text, each byte that is not UTF-8 as half of a surrogate."""
+    """Decode a stored text; each byte that is not UTF-8 becomes a lone surrogate."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def _escaped(text: str) -> str:
-    """Return a text that can be stored: JSON and damage may have halves of surrogates."""
+    """Escape lone surrogates, which come from JSON or from damage and cannot be stored."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""A number that changes with each commit of any process, and waiting for the next one."""
+"""A version number that changes with every commit of any process, and a way to wait for it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from jobcore.embedding.interrupts import Bell, Lock
 from jobcore.embedding.worker import handed_over
 from jobcore.storage.connections import SqliteConnection
 
-#: Seconds between two looks for commits of other processes: the first and the longest.
+#: Seconds between two checks for commits of other processes: the first and the longest pause.
 LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
 
 
 class Commits:
     """
-    What all threads of a process know of the commits to one file.
+    The commits to one file, as all threads of a process see them.
 
-    Those of this process are told by who makes them. Those of others are seen by
-    looking, through a connection of its own that reads no table.
+    The writer of this process announces its own commits. Commits of other processes are
+    found by polling `PRAGMA data_version` on a separate connection that reads no table.
     """
 
     def __init__(self, connect: Callable[[], SqliteConnection]) -> None:
@@ -27,30 +27,30 @@ class Commits:
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """Begin anew, in a forked child too: nobody looks, and nobody waits."""
+        """Reset all state, as in a forked child: no thread polls and no thread waits."""
         self._looking = Lock()
         self._told = Bell()
-        self.count = 0  # of this process
-        self._last = 0.0  # when the last of them was, by the monotonic clock
-        self._looked = (0.0, 0)  # when a thread looked, and the version it saw
+        self.count = 0  # commits of this process
+        self._last = 0.0  # monotonic time of the last of them
+        self._looked = (0.0, 0)  # monotonic time of the last poll, and the version it saw
         self._watch: SqliteConnection | None = None
-        self._base = 0  # what the watch's own number is added to
+        self._base = 0  # added to the data_version of the polling connection
 
     def known_version(self, within: float) -> int | None:
         """
-        Return the version that a thread saw in the last `within` seconds; None: nobody did.
+        Return the version polled in the last `within` seconds; None: there was no such poll.
 
-        It takes no lock and touches no file, so an event loop may call it, and
-        a hundred waiters cost one look.
+        This takes no lock and touches no file. So an event loop can call it, and a
+        hundred waiters share one poll.
         """
         looked, version = self._looked
         fresh = looked > self._last and time.monotonic() - looked < within
         return version if fresh else None
 
     def look(self) -> int:
-        """Look at the file, and return a version that differs from that before any commit."""
+        """Poll the file and return its version, which differs after every commit."""
         with self._looking:
-            now = time.monotonic()  # before the look: a commit just behind it makes it old
+            now = time.monotonic()  # before the poll, so that a later commit makes it stale
             watch = self._watch or self._open_watch()
             (number,) = watch.execute("PRAGMA data_version").fetchone()
             self._version = self._base + number
@@ -61,26 +61,26 @@ class Commits:
     def _open_watch(self) -> SqliteConnection:
         watch = self._connect()
         (number,) = watch.execute("PRAGMA data_version").fetchone()
-        # Each connection counts from anew. After a fork it is not known whether there
-        # were commits, so the number is one that was never returned.
+        # Each connection has its own data_version. After a fork there may have been
+        # commits, so this starts with a version that was never returned before.
         self._base = self._version + 1 - number
         self._watch = watch
         return watch
 
     def announce(self) -> None:
-        """Wake the threads that wait: this process has made a commit."""
+        """Record a commit of this process, and wake the waiting threads."""
         self._last = time.monotonic()
         self.count += 1
         self._told.ring()
 
     def wait(self, count: int, seconds: float) -> None:
-        """Wait until this process has made another number of commits than `count`."""
+        """Wait until `self.count` differs from `count`, for at most `seconds`."""
         self._told.wait(lambda: self.count != count, seconds)
 
     def close(self) -> None:
-        """Close the connection that looks; the next look makes another."""
+        """Close the polling connection; the next poll opens a new one."""
         with self._looking:
-            self._looked = (0.0, 0)  # who waits is to hear of a close, and of a fork
+            self._looked = (0.0, 0)  # so that waiters poll again, and notice a close or a fork
             if self._watch is not None:
                 self._watch.close()
                 self._watch = None

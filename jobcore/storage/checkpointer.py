@@ -1,4 +1,4 @@
-"""Moves the write-ahead log into the database, one checkpoint at a time over all processes."""
+"""Checkpoints the write-ahead log; all processes together run one checkpoint at a time."""
 
 from __future__ import annotations
 
@@ -14,39 +14,38 @@ from jobcore.embedding import telemetry
 from jobcore.storage import filesystem
 from jobcore.supervisor import job_directory
 
-#: Bytes of write-ahead log from which a checkpoint is worth its fsyncs.
+#: Size of the write-ahead log, in bytes, from which a checkpoint is worth its fsyncs.
 WORTH_BYTES = 4 * 2**20
-#: Seconds between two tries.
+#: Seconds between two attempts.
 PAUSE = 1.0
-#: Milliseconds that it waits for a reader: with 3 s, one open reader blocked a writer for 2.8 s.
+#: Milliseconds to wait for readers. With 3 s, one open reader blocked a writer for 2.8 s.
 PATIENCE = 100
 
-#: The file in the root whose lock the one checkpointer has.
+#: The file in the root of the job directories that the checkpointer locks.
 LOCK = "checkpoint"
 
 
 class Checkpointer:
     """
-    Moves the write-ahead log of one database into it.
+    Checkpoints the write-ahead log of one database.
 
     SQLite 3.7.0 to 3.51.2 can lose commits when one checkpoint follows another
-    while a third connection resets the log. So there is one checkpointer at a
-    time over all processes, and the mode is TRUNCATE, which takes the writer's
-    lock before it reads the log's header. It may still fall back to PASSIVE when
-    a writer is busy; with one checkpointer at a time there is no second one to
-    race with.
+    while a third connection resets the log. So only one process at a time runs a
+    checkpoint, in mode TRUNCATE, which takes the writer's lock before it reads the
+    log's header. SQLite may still fall back to PASSIVE when a writer is busy; that is
+    safe here, because no second checkpoint can run at the same time.
     """
 
     def __init__(self, path: str, connect: Callable[[], sqlite3.Connection]) -> None:
         self._path = path
         self._connect = connect
-        # Under a limit of `ulimit -f` the log must not come near to it: then nothing is written.
+        # `ulimit -f`: once the log reaches this size, no write succeeds any more.
         limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         self._limit = None if limit == resource.RLIM_INFINITY else limit
-        self._next = 0.0  # by the monotonic clock
+        self._next = 0.0  # monotonic time of the next check
 
     def is_due(self) -> bool:
-        """Tell whether the log is large; asked again within `PAUSE`, it is not."""
+        """Tell whether the log is large; without `ulimit -f`, look once per `PAUSE` at most."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -58,17 +57,17 @@ class Checkpointer:
         try:
             return os.stat(self._path + "-wal").st_size >= worth
         except OSError:
-            return False  # it is not there; or whatever it is, the commits stand
+            return False  # no log; any other error does not endanger what is committed
 
     def run(self) -> bool:
-        """Make one; False: somebody else does, or a reader is in."""
+        """Run a checkpoint; False: another process runs one, or a reader was in the way."""
         root = filesystem.open_root(self._path, create=False)
         try:
             lock = job_directory.make_file(LOCK, os.O_RDWR, root)
         finally:
             os.close(root)
         try:
-            # Belongs to this open file, as an OFD lock does, so threads exclude each other too.
+            # A lock of `flock` belongs to the open file, so it excludes other threads too.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             busy, pages = self._truncate()
         except BlockingIOError:
@@ -80,7 +79,7 @@ class Checkpointer:
         return not busy
 
     def _truncate(self) -> tuple[int, int]:
-        """Return whether somebody was in its way, and how many pages the log had."""
+        """Return whether a reader or writer was in the way, and the number of pages in the log."""
         connection = self._connect()
         try:
             connection.execute(f"PRAGMA busy_timeout = {PATIENCE}")

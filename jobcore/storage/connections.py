@@ -1,4 +1,4 @@
-"""How the file is opened, where spare connections wait, and how one is thrown away."""
+"""Opens connections to the file, keeps spare ones for readers, and discards broken ones."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from jobcore.storage.statement import driver_of
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
-    "PRAGMA foreign_keys = ON",  # deleting a job takes its log and history along
-    "PRAGMA synchronous = FULL",  # a state that was acknowledged survives a power failure
-    # No automatic checkpoints: they run in PASSIVE mode, the one that SQLite before
-    # 3.51.3 can lose commits in (the WAL-reset bug). See `checkpointer`.
+    "PRAGMA foreign_keys = ON",  # deleting a job deletes its log and history
+    "PRAGMA synchronous = FULL",  # an acknowledged state survives a power failure
+    # No automatic checkpoints. They run in PASSIVE mode, in which SQLite before 3.51.3 can
+    # lose commits (the WAL-reset bug). See `checkpointer`.
     "PRAGMA wal_autocheckpoint = 0",
     "PRAGMA mmap_size = 0",  # reported to make that bug's damage worse
-    "PRAGMA journal_size_limit = 16777216",  # one huge transaction does not keep its room for ever
+    "PRAGMA journal_size_limit = 16777216",  # after a huge transaction the log shrinks again
     "PRAGMA temp_store = MEMORY",  # no files outside the database's directory
     "PRAGMA trusted_schema = OFF",  # the schema of a file is data, not a program
 )
 
-#: Cursors of a connection that are noted before those that are gone are looked for.
+#: Cursors that a connection records before it drops the entries of those that are gone.
 CURSORS = 64
-#: Connections that are kept for the next reader; more are made when more threads read at once.
+#: Connections kept for the next reader. More are opened while more threads read at once.
 SPARES = 8
 
 
 class SqliteConnection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that a fork can find it, and its cursors."""
+    """A connection that supports weak references, so that a fork can find it and its cursors."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
 
     def cursor(self, *args: Any, **options: Any) -> Any:
-        """Return a new cursor, and note it; `execute` calls this, too."""
+        """Return a new cursor and record it. `execute` calls this, too."""
         made = super().cursor(*args, **options)
         if len(self._cursors) >= CURSORS:
             self._cursors = [one for one in self._cursors if one() is not None]
@@ -51,31 +51,31 @@ class SqliteConnection(sqlite3.Connection):
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open. A closed one may still be referred to, as by a kept traceback."""
+        """Whether it is open. Closed ones can still be referenced, e.g. by a stored traceback."""
         try:
-            return self.total_changes >= 0  # which touches no file
+            return self.total_changes >= 0  # touches no file
         except sqlite3.ProgrammingError:
             return False
 
     def close(self) -> None:
-        """Close it, and take back the transaction that it is in."""
+        """Roll back an open transaction and close the connection."""
         if self.is_open and self.in_transaction:
             self._end_statements()
             self.rollback()
         super().close()
 
     def abandon(self) -> None:
-        """Close it in the middle of whatever it is."""
+        """Close the connection, whatever state it is in."""
         if self.is_open:
             self._end_statements()
             self.close()
 
     def _end_statements(self) -> None:
         """
-        End what cursors are in the middle of that somebody keeps, such as a traceback.
+        End the statements of cursors that are still referenced, e.g. by a traceback.
 
-        One statement would keep the connection alive for SQLite (`sqlite3_close_v2`),
-        with its locks; and if it were used again, it would see what was there then.
+        One open statement keeps the connection and its locks alive in SQLite
+        (`sqlite3_close_v2`). If the connection were used again, it would see old data.
         """
         for reference in self._cursors:
             cursor = reference()
@@ -88,9 +88,10 @@ class Slot:
     A place for a connection, lent to one reader at a time.
 
     Attributes:
-        number: Its place among all.
-        connection: SQLAlchemy's; None: there is none now.
-        holder: Who has it, under the one key "". Who gets it is decided by one operation.
+        number: Its index among all slots.
+        connection: SQLAlchemy's connection; None: there is none now.
+        holder: The reader that has it, under the only key, "". A dict, because its
+            `setdefault` decides in one atomic operation who gets the slot.
     """
 
     __slots__ = ("connection", "holder", "number")
@@ -101,7 +102,7 @@ class Slot:
         self.holder: dict[str, object] = {"": holder}
 
     def drop(self) -> None:
-        """Close the connection in the middle of whatever it is, and then be free."""
+        """Close the connection, whatever state it is in, then free the slot."""
         if self.connection is not None:
             throw_away(self.connection)
             self.connection = None
@@ -112,11 +113,11 @@ class Spares:
     """
     Connections for readers.
 
-    Not one of SQLAlchemy's pools. These wait for each other in a `Condition`,
-    whose `with` a Ctrl-C leaves locked; what a signal handler raises while one
-    takes a connection back, it logs and drops; and to lend one and take it back
-    costs more than a short read. Each connection stays in its slot while it is lent,
-    so none is lost when the reader is interrupted.
+    This does not use SQLAlchemy's pools, for three reasons. Their threads wait in a
+    `Condition`, which a Ctrl-C can leave locked. An exception from a signal handler while
+    a connection is taken back is logged and dropped. And lending a connection costs more
+    than a short read. Here a connection stays in its slot while it is lent, so none is
+    lost when the reader is interrupted.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -126,7 +127,7 @@ class Spares:
         self._tidying = Lock()
 
     def lend(self, reader: object) -> Slot:
-        """Return a slot with a connection that is in no transaction."""
+        """Return a slot with a connection that is not in a transaction."""
         for slot in self._slots:
             if slot.holder.setdefault("", reader) is reader:
                 break
@@ -142,7 +143,7 @@ class Spares:
         slot.connection = self._engine.connect()
 
     def take_back(self, slot: Slot) -> None:
-        """Keep its connection for the next reader, if it is whole and there are not enough."""
+        """Keep the connection for the next reader if it is intact and the slot is a spare one."""
         connection = slot.connection
         if (
             self._closed
@@ -158,17 +159,17 @@ class Spares:
             slot.holder.clear()
 
     def tidy(self, is_present: Callable[[object], bool]) -> None:
-        """Close what readers have that are no longer present."""
+        """Close the connections of readers that are no longer present."""
         with self._tidying:
             for slot in self._slots:
                 holder = slot.holder.get("")
                 if holder is None or is_present(holder):
                     continue
-                if slot.holder.get("") is holder:  # it did not leave just now
+                if slot.holder.get("") is holder:  # it has not left in the meantime
                     slot.drop()
 
     def close(self) -> None:
-        """Close those that are not lent, and from now on what is taken back."""
+        """Close the connections that are not lent; the others are closed when taken back."""
         self._closed = True
         for slot in self._slots:
             if slot.holder.setdefault("", self) is self:
@@ -176,9 +177,9 @@ class Spares:
 
 
 def uri_of(path: str, mode: str) -> str:
-    """Return the URI under which SQLite opens the file, for `rw`, or for reading with `ro`."""
-    # `?` and `#` would end the path, `%` escapes. The empty authority is for a
-    # path that begins with two slashes.
+    """Return the URI by which SQLite opens the file; `mode` is SQLite's, such as `rw` or `ro`."""
+    # `?` and `#` would end the path, and `%` begins an escape. The empty authority (`//`)
+    # allows paths that begin with two slashes.
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     return f"file://{quoted}?mode={mode}"
 
@@ -187,15 +188,15 @@ def connect(
     path: str, busy_timeout: float, opened: weakref.WeakSet[SqliteConnection]
 ) -> SqliteConnection:
     """
-    Return a new connection to a file that is there.
+    Return a new connection to an existing file.
 
     Args:
-        path: Absolute, without links.
+        path: An absolute path without links.
         busy_timeout: Seconds that a statement waits for another process's lock.
-        opened: Where it is noted, so that a fork finds it whoever has it.
+        opened: The set that the connection is added to, so that a fork finds it.
     """
     connection = sqlite3.connect(
-        uri_of(path, "rw"),  # never `rwc`: a file that was removed is not made again
+        uri_of(path, "rw"),  # never `rwc`, which would create a removed file again
         uri=True,
         timeout=busy_timeout,
         isolation_level=None,  # we say BEGIN ourselves
@@ -208,16 +209,16 @@ def connect(
         for pragma in PRAGMAS:
             connection.execute(pragma)
     except BaseException:
-        connection.close()  # it refers to itself: it would be open until the collector comes
+        connection.close()  # a reference cycle would keep it open until garbage collection
         raise
     return connection
 
 
 def throw_away(connection: Connection) -> None:
     """
-    Close a connection of which nothing is certain any more; SQLite rolls back what it was in.
+    Close a connection whose state is unknown. SQLite rolls back its transaction.
 
-    The driver's first: where this is interrupted, the next try finds it all the same.
+    It closes the driver's connection first, so an interrupted call can be repeated.
     """
     if not (connection.closed or connection.invalidated):
         driver_of(connection).abandon()
@@ -225,12 +226,12 @@ def throw_away(connection: Connection) -> None:
         if not connection.closed:
             connection.invalidate()
             connection.close()
-    except Exception as error:  # noqa: BLE001 - what it believes of itself may be anything
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy's own state may be anything
         telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
 
 
 def keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:
-    """Add one more reference than anybody gives back: not even a finaliser may close them here."""
+    """Leak a reference to each connection, so that not even a finaliser closes it here."""
     import ctypes  # noqa: PLC0415 - needed here alone, and slow to load
 
     for connection in connections:

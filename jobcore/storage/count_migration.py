@@ -1,8 +1,8 @@
 """
-Count migration: schema 6 counted jobs at each call; schema 7 keeps the counts.
+Migration from schema 6 to 7: job counts are stored instead of computed at each call.
 
-Written out, as every migration. Only `schema` executes these, inside the transaction of the
-migration. The indexes come first: they have what is counted.
+The statements are written out, as in every migration. Only `schema` executes them, inside
+the migration's transaction. The indexes come first, because the counting uses them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """
-Counts: how many jobs of each status there are, kept by triggers of the database itself.
+Counts: the number of jobs of each status, maintained by triggers in the database.
 
-So they are true after every commit, whoever writes to the job table: counts are changed by
-the statement that changes a job, and are rolled back with it. There is a row for each type
-in each workspace, and one for each type in each pipeline. A job that is being deleted does
-not count. Those of a batch count by themselves until it is published.
+The statement that changes a job also changes the counts, and a rollback undoes both. So the
+counts are right after every commit, even if another program writes to the job table. There
+is a row for each job type in each workspace, and for each job type in each pipeline. A job
+that is being deleted does not count. The jobs of a batch have rows of their own until the
+batch is published.
 """
 
 # ruff: noqa: S608 - the words in these statements are our own
@@ -15,15 +16,15 @@ import sqlite3
 
 from jobcore.lifecycle import Status
 
-#: The columns, each with the number of jobs of one status.
+#: The columns; each holds the number of jobs of one status.
 COLUMNS = tuple(str(status).lower() for status in Status)
-#: The tables of counts, and the column of a job by which each of them counts.
+#: The tables of counts, each with the column of `job` that it groups by.
 TABLES = {"workspace_count": "workspace_id", "pipeline_count": "pipeline_id"}
 
 _COLUMNS = ", ".join(COLUMNS)
 _ADDED = ", ".join(f"{one} = {one} + excluded.{one}" for one in COLUMNS)
 _ZERO = " AND ".join(f"{one} = 0" for one in COLUMNS)
-#: What another program may change besides the status and the mark of a deletion.
+#: The job moves to another row of counts: its type, its workspace or its deletion mark changes.
 _MOVED = (
     "OLD.type IS NOT NEW.type OR OLD.workspace_id IS NOT NEW.workspace_id "
     "OR (OLD.deleted_at IS NULL) <> (NEW.deleted_at IS NULL)"
@@ -39,7 +40,7 @@ def _each(row: str, sign: str = "") -> str:
 
 
 def _change(row: str, values: str, condition: str = "") -> str:
-    """Return what adds values to the counts that a job belongs to."""
+    """Return the SQL that adds `values` to the counts that a job belongs to."""
     return " ".join(
         f"INSERT INTO {table} (batch, {of}, type, {_COLUMNS}) "
         f"SELECT {_batch_of(row)}, {row}.{of}, {row}.type, {values} "
@@ -50,7 +51,7 @@ def _change(row: str, values: str, condition: str = "") -> str:
 
 
 def _take_away(condition: str = "") -> str:
-    """Return what a job that is not there any more does to the counts; none stays at zero."""
+    """Return the SQL that subtracts a removed job, and deletes rows whose counts are all zero."""
     removed = " ".join(
         f"DELETE FROM {table} WHERE batch = {_batch_of('OLD')} "
         f"AND {of} = OLD.{of} AND type = OLD.type AND {_ZERO};"
@@ -60,7 +61,7 @@ def _take_away(condition: str = "") -> str:
 
 
 def triggers() -> tuple[str, ...]:
-    """Return the statements that make the database keep the counts."""
+    """Return the statements that create the triggers."""
     moves = ", ".join(f"(NEW.status = '{one}') - (OLD.status = '{one}')" for one in Status)
     published = " ".join(
         f"INSERT INTO {table} (batch, {of}, type, {_COLUMNS}) "
@@ -94,8 +95,8 @@ def triggers() -> tuple[str, ...]:
 
 
 _SUMS = ", ".join(f"sum(status = '{status}')" for status in Status)
-#: By table, the rows that it has where it is right. The published jobs are grouped in
-#: the order of an index, without being sorted: that is what `deleted_at` and its plus are for.
+#: For each table, a query that computes its correct rows from the jobs. Grouping by `deleted_at`,
+#: and the plus before it, make SQLite read the published jobs in index order, without a sort.
 TRUE = {
     table: (
         f"SELECT 0, {of}, type, {_SUMS} FROM job WHERE +deleted_at IS NULL AND {of} IS NOT NULL "
@@ -110,7 +111,7 @@ TRUE = {
 
 
 def wrong(connection: sqlite3.Connection) -> list[str]:
-    """Return the tables whose counts are not those of the jobs that there are."""
+    """Return the names of the tables whose counts differ from the jobs in the file."""
     found = []
     for table, of in TABLES.items():
         kept = f"SELECT batch, {of}, type, {_COLUMNS} FROM {table}"
@@ -121,7 +122,7 @@ def wrong(connection: sqlite3.Connection) -> list[str]:
 
 
 def count_anew(connection: sqlite3.Connection) -> None:
-    """Count the jobs again, and replace what was kept; in a write transaction."""
+    """Count all jobs again and replace the stored counts. Needs a write transaction."""
     for table, of in TABLES.items():
         connection.execute(f"DELETE FROM {table}")
         connection.execute(f"INSERT INTO {table} (batch, {of}, type, {_COLUMNS}) {TRUE[table]}")

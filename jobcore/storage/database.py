@@ -1,8 +1,9 @@
 """
-An open file, its transactions, and how forks, closes and interrupts affect them.
+An open database file: its transactions, and how forks, closes and interrupts affect them.
 
-Another SQL engine would need changes here, in what this rests on (`connections`,
-`checkpointer`, `change_counter`, `error_mapping`, `schema`) and in `doctor`, nowhere else.
+Supporting another SQL engine would need changes only here, in the modules that this one
+uses (`connections`, `checkpointer`, `change_counter`, `error_mapping`, `schema`) and in
+`doctor`.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from jobcore.storage.readers import Readers, Reading, Use
 from jobcore.storage.statement import driver_of
 from jobcore.storage.writer import NOBODY, Observer, Writer
 
-#: Seconds that a fork in the middle of a read of its own thread waits for those of others.
+#: Seconds that a fork waits for the reads of other threads if its own thread is in a read.
 INSIDE = 0.1
-#: Seconds that opening all connections anew waits for reads, and for the thread that writes:
-#: SQLite tries for ten seconds to begin a read.
+#: Seconds that reopening all connections waits for reads and for the writer. It is longer
+#: than the ten seconds for which SQLite tries to begin a read.
 RENEW_PATIENCE = 15.0
-#: Files, by device and inode, that this process may no longer touch: it was
-#: forked while a connection to them was busy. See Database.before_fork.
+#: Files, by device and inode, that this process must not touch any more, because it was
+#: forked while a connection to them was busy. See `Database.before_fork`.
 _UNSAFE: set[tuple[int, int]] = set()
 
 
@@ -56,10 +57,16 @@ class Database:
     """
     An open jobcore database, shared by all threads of a process.
 
-    A thread of its own makes all its write transactions; see `writer`.
+    A dedicated thread runs all write transactions; see `writer`.
+
+    Args:
+        path: The path of the file. It is created if it does not exist.
+        busy_timeout: Seconds to wait for locks of other processes.
+        trust_directory: Accept a directory in which other users can create files.
+        runs_jobs: Refuse a file that has running jobs while its job directories are missing.
 
     Raises:
-        StoreError: One of its kinds says what is wrong with the file.
+        StoreError: The file cannot be used. A subclass names the reason.
     """
 
     _engine: Engine
@@ -79,7 +86,7 @@ class Database:
         self.busy_timeout = busy_timeout  # seconds
         self.path = os.fspath(path)
         try:
-            self.path = permissions.resolve(self.path)  # which needs the current directory
+            self.path = permissions.resolve(self.path)  # may raise OSError: no current directory
             filesystem.require_local(self.path)
             permissions.require_private_directory(
                 os.path.dirname(self.path), trusted=trust_directory
@@ -104,17 +111,20 @@ class Database:
             with Use(self._readers), self.typed_errors():
                 self._prepare()
         except OSError as error:
-            # What could not be made, or read, is beside the file: its directories.
+            # SQLite raises no OSError, so this is about the job directories.
             raise filesystem.typed(f"{self.path}.jobs", error) from error
 
     # --- transactions ---------------------------------------------------------
 
     def read(self) -> Reading:
         """
-        Give a connection in a read transaction: one moment's view, for a short while.
+        Return a context manager that gives a connection in a read transaction.
+
+        All its reads see one snapshot. Keep it short: an open read transaction delays
+        checkpoints.
 
         Raises:
-            DatabaseGone: The file is no longer the one that was opened: what a ghost says is old.
+            DatabaseGone: The file was removed or replaced, so its content would be stale.
         """
         return Reading(self._readers, self._lend, self.typed_errors)
 
@@ -131,32 +141,33 @@ class Database:
         about: str = "",
     ) -> T:
         """
-        Have `change` called with a connection in a write transaction, and return what it returns.
+        Call `change` with a connection in a write transaction, and return its result.
 
-        It is called in the thread that writes, and committed when this returns. What it
-        raises rolls it back and is raised here. Changes that several threads hand over
-        are committed together. Where a transaction fails as a whole it is begun anew, so
-        `change` may be called again: all that it does is to be done through the
-        connection, or returned.
+        The writer's thread calls it. When this method returns, the change is committed. An
+        exception in `change` rolls it back and is raised here. Changes that several threads
+        hand over are committed together. If such a transaction fails as a whole, the changes
+        are repeated. So `change` may be called more than once, and its only effects must be
+        writes through the connection and its return value.
 
-        An exception that interrupts the caller, as a Ctrl-C does, withdraws a change
-        that has not begun. One that has begun comes to its end; the exception says
-        so in a note.
+        An exception that interrupts the caller, such as KeyboardInterrupt, withdraws a
+        change that has not begun. A change that has begun is completed; a note on the
+        exception says so.
 
         Args:
-            change: Called once or more; it commits nothing itself.
-            durable: Survive a power failure once this returns. False, for log lines
-                and reports of progress: they survive a crash of every process.
-            patience: Seconds to wait for the lock, if less than the busy timeout. They
-                count from this call, so waiting for other threads is included.
-            about: What it is about, such as a job's id, for that note, and for damage.
+            change: Called once or more. It must not commit.
+            durable: Whether the change survives a power failure once this returns. Use False
+                for log lines and progress reports: they survive a crash of every process.
+            patience: Seconds to wait for the lock, at most the busy timeout. They count from
+                this call, so they include waiting for other threads.
+            about: The subject of the change, such as a job's id, for the note and for errors
+                about damage.
 
         Raises:
-            DatabaseBusy: The lock could not be had within that time; or this is called
-                in a transaction, as a finaliser may do.
-            DatabaseGone: The file is no longer the one that was opened.
-            DatabaseCorrupt: What is stored breaks a rule that jobcore's own statements keep.
-            SchemaTooNew: A newer jobcore has changed the file meanwhile.
+            DatabaseBusy: The lock was not available within that time; or the call comes
+                from inside a transaction, as from a finaliser.
+            DatabaseGone: The file was removed or replaced.
+            DatabaseCorrupt: Stored content violates a constraint that jobcore always keeps.
+            SchemaTooNew: A newer jobcore has migrated the file since it was opened.
         """
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
         self._require_entrance()
@@ -172,10 +183,10 @@ class Database:
         self, connection: Connection, failed: Callable[[Exception], None]
     ) -> Iterator[None]:
         """
-        Give one of several jobs in a transaction its own fate.
+        Run a part of a transaction in a savepoint, so that it can fail alone.
 
-        What raises inside is rolled back alone, and `failed` is called with it; the others
-        go on. An error that ended the whole transaction is raised on.
+        An exception inside rolls back this part only, and `failed` is called with it. An
+        error that has ended the whole transaction is re-raised.
         """
         driver = driver_of(connection)
         connection.exec_driver_sql("SAVEPOINT one_of_many")
@@ -189,7 +200,7 @@ class Database:
         connection.exec_driver_sql("RELEASE one_of_many")
 
     def observe(self, observer: Observer) -> None:
-        """Show `observer`, from now on, every write transaction that is committed here."""
+        """Let `observer` see every write transaction of this database from now on."""
         self._require_entrance()
 
         def begin() -> None:
@@ -198,10 +209,10 @@ class Database:
         self._writer.between(begin, patience=self.busy_timeout)
 
     def look_away(self) -> None:
-        """Show them to nobody any more."""
+        """Remove the observer."""
         self.observer = NOBODY
 
-    # --- what the writer asks for ----------------------------------------------
+    # --- called by the writer ---------------------------------------------------
 
     def open_for_writing(self) -> Connection:
         """Return a new connection for the writer, which begins its transactions itself."""
@@ -209,37 +220,37 @@ class Database:
 
     def open_anew(self) -> None:
         """
-        Close every connection where none can write: the next one may be able to.
+        Close every connection, because none can write; a new one may be able to.
 
-        What was read-only when it was opened stays so for SQLite, though the disk
-        be writable again; and as a process has one view of the shared memory for
-        all its connections, all of them have to go. Those in use go a little later.
+        SQLite keeps treating a connection as read-only if its file was read-only on opening,
+        even if the disk has become writable. All connections of a process share one view of
+        the shared memory, so all must be closed. Those in use are closed when given back.
         """
         self._close_connections()
 
     def committed(self) -> None:
-        """Wake those who wait for commits."""
+        """Wake the threads that wait for commits."""
         self._commits.announce()
 
     def after_commits(self) -> None:
-        """Make a checkpoint if one is due."""
+        """Close connections of interrupted reads, and run a checkpoint if one is due."""
         self._tidy()
         self._checkpoint_if_due()
 
     def at_rest(self) -> None:
-        """Close what the writer could not close in the middle of a transaction."""
+        """Finish a `close` that was called in the middle of a transaction."""
         if self._closes_inside:
             self._closes_inside = False
             self._closes_behind = True
             self._left()
 
     def _log_late_events(self) -> None:
-        """Log what the writer had to tell when nobody waited for it."""
+        """Log the events of the writer that belong to no caller."""
         while self.late_events:
             try:
                 telemetry.log(self.late_events.pop(0))
             except IndexError:
-                return  # another thread has logged it
+                return  # another thread took the last one
 
     # --- whose file it is --------------------------------------------------------
 
@@ -267,40 +278,40 @@ class Database:
 
     def version(self, within: float = 0.0) -> int:
         """
-        Return a number that differs after every commit to the file, of any process.
+        Return a number that changes with every commit to the file by any process.
 
         Args:
-            within: What another thread saw so many seconds ago will do, if this
-                process has committed nothing since. 0: look at the file now.
+            within: Accept a value that another thread read at most so many seconds ago, if
+                this process has committed nothing since. 0: poll the file now.
         """
         known = self._commits.known_version(within)
         if known is not None:
             return known
         with Use(self._readers), self.typed_errors():
-            self.require_same_file()  # or whoever waits would wait for commits to a ghost
+            self.require_same_file()  # a replaced file would never show another commit
             found = self._commits.look()
         self._tidy()
         return found
 
     def _tidy(self) -> None:
-        """Close what interrupted reads have left open."""
+        """Close the connections of interrupted reads."""
         self._readers.present()
         self._spares.tidy(self._readers.is_present)
 
     def known_version(self, within: float) -> int | None:
-        """Return the version if a thread saw it in the last `within` seconds; it never waits."""
+        """Return the version polled in the last `within` seconds, or None; never wait."""
         return self._commits.known_version(within)
 
     def wait_for_change(self, seen: int, timeout: float, pause: float = LOOK_FIRST) -> int:
         """
-        Wait until the version is no longer `seen`, at most `timeout` seconds, and return it.
+        Wait until the version differs from `seen`, for at most `timeout` seconds; return it.
 
-        A commit of this process wakes at once; one of another process is seen
-        within `LOOK_LONGEST`. No table is touched.
+        A commit of this process wakes it at once. A commit of another process is seen within
+        `LOOK_LONGEST` seconds. It reads no table.
 
         Args:
-            pause: Seconds until the first look for others' commits; the next ones come
-                at growing distance. Who has waited for long begins with `LOOK_LONGEST`.
+            pause: Seconds until the first poll for commits of other processes. Later pauses
+                grow up to `LOOK_LONGEST`. A caller that has waited long passes that value.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -319,13 +330,13 @@ class Database:
             try:
                 self._run_checkpointer()
             except (StoreError, OSError) as error:
-                # The commit before it stands; the next one tries again.
+                # The commit itself succeeded. A later one tries the checkpoint again.
                 telemetry.event(
                     logging.WARNING, "checkpoint failed", path=self.path, error=str(error)
                 )
 
     def checkpoint(self) -> bool:
-        """Move the write-ahead log into the database; False: somebody else does, or reads."""
+        """Run a checkpoint; False: another process runs one, or a reader was in the way."""
         self._require_entrance()
         return self._writer.between(self._run_checkpointer, patience=self.busy_timeout)
 
@@ -337,21 +348,21 @@ class Database:
 
     def close(self) -> None:
         """
-        Close every connection, after the transactions under way. Again is harmless.
+        Close every connection after the transactions in progress. Idempotent.
 
-        One that this thread is in the middle of, as a signal handler may call this, comes
-        to its end first, and what is open is closed then.
+        If the calling thread is itself in a read or a transaction (a signal handler or a
+        finaliser may call this), the connections are closed when that has ended.
         """
         self._closed = True
         if self._writer.is_inside():
-            self._closes_inside = True  # a finaliser, in the middle of a transaction: `at_rest`
+            self._closes_inside = True  # a finaliser inside a transaction; `at_rest` finishes this
             self._writer.close_soon()
             return
         self._writer.close(self.busy_timeout + 5.0)
         self._readers.wait(self.busy_timeout + 5.0)
         if self._readers.present():
             self._closes_behind = True
-            self._left()  # the last one may have left just before
+            self._left()  # the last reader may have left before the flag was set
         else:
             self._close_connections()
 
@@ -364,18 +375,18 @@ class Database:
         self._commits.close()
         self._writer.close_connection()
         self._spares.close()
-        # Those in use are closed when they are given back.
+        # Connections in use are closed when they are given back.
         self._spares = Spares(self._engine)
         if not self._readers.present():
             for connection in list(self._opened):
-                connection.abandon()  # lent to somebody whom a Ctrl-C kept from giving it back
+                connection.abandon()  # an interrupted reader did not give it back
 
     def _start_afresh(self) -> None:
         self._readers = Readers(self._may_enter, self._left)
         self._closes_behind = False  # the last reader to leave closes the connections
         self._closes_inside = False  # `close` was called in the middle of a transaction
         self._fork_pending = False
-        self._renew_by = 0.0  # when to open all connections anew, by the monotonic clock; 0: never
+        self._renew_by = 0.0  # monotonic time by which to reopen all connections; 0: no need
         self._pid = os.getpid()
         self._writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
@@ -415,22 +426,22 @@ class Database:
 
     def _look(self) -> tuple[int, int, int]:
         """
-        Return whose file it is.
+        Return the file's identity, as `schema.read_identity` does.
 
-        Another program's file stays as it is, and so does what is beside it: even a
-        read-only connection makes files beside a database that has a write-ahead log.
+        It leaves another program's file, and the files beside it, unchanged. This needs
+        care, because even a read-only connection creates files beside a database in WAL mode.
         """
-        if os.stat(self.path).st_size == 1:  # for SQLite such a file is as empty as one of 0 bytes
+        if os.stat(self.path).st_size == 1:  # SQLite would treat it as empty and overwrite it
             raise NotAJobcoreDatabase(f"{self.path}: file is not a database")
         try:
-            # As an immutable file: SQLite looks at it alone, and takes no lock.
+            # As immutable: SQLite reads only the file itself, and takes no lock.
             identity = self._look_as("ro&immutable=1")
         except sqlite3.DatabaseError:
-            pass  # no database; or a checkpoint is writing to it just now
+            pass  # not a database, or a checkpoint is writing to it right now
         else:
             schema.check(self.path, identity)
             if not permissions.has_side_files(self.path):
-                return identity  # else they may say more, such as all of a new schema
+                return identity  # with side files it may be incomplete: read it normally
             if not any(identity):
                 schema.check_log(self.path)
         try:
@@ -438,8 +449,8 @@ class Database:
         except sqlite3.OperationalError as error:
             if "readonly" not in str(error):
                 raise
-        # The process that began to make this file was killed, and left a journal. Taking a
-        # transaction back needs to write; SQLite does it in any connection that may.
+        # The process that created this file was killed and left a journal. Rolling back the
+        # journal needs write access; SQLite does it on opening a writable connection.
         return self._look_as("rw")
 
     def _look_as(self, mode: str) -> tuple[int, int, int]:
@@ -453,7 +464,7 @@ class Database:
             look.close()
 
     def _require_entrance(self) -> None:
-        """Raise unless a write may be handed over now."""
+        """Raise `StoreError`, or its subclass `DatabaseBusy`, if no write may begin now."""
         failpoints.reach(failpoints.ENTERED, self)
         self._require_own_process()
         if self._fork_pending and forking.GATE.is_forking():
@@ -462,11 +473,11 @@ class Database:
             raise StoreError(f"{self.path} is closed")
 
     def is_of_this_process(self) -> bool:
-        """Tell whether this process opened it; a child that C code has forked did not."""
+        """Tell whether this process opened the database, and not a parent that C code forked."""
         return os.getpid() == self._pid
 
     def _require_own_process(self) -> None:
-        """Raise in a child that C code has forked: it has copies of SQLite's connections."""
+        """Raise in a child forked by C code, which has copies of the parent's connections."""
         if not self.is_of_this_process():
             raise StoreError(
                 f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
@@ -474,13 +485,13 @@ class Database:
             )
 
     def _may_enter(self) -> bool:
-        """Tell whether a call may begin to read; False: a fork is under way."""
+        """Tell whether a read may begin now; False: wait for a fork, or for reopening."""
         failpoints.reach(failpoints.ENTERED, self)
         self._require_own_process()
         if self._closed:
             raise StoreError(f"{self.path} is closed")
         if self._fork_pending and forking.GATE.is_forking():
-            # A signal handler, or another hook: the fork waits for it, not it for the fork.
+            # A signal handler or another fork hook. The fork waits for it, so it must not wait.
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
         if self._renew_by and not self._fork_pending:
             self._renew()
@@ -488,16 +499,17 @@ class Database:
 
     def _renew(self) -> None:
         """
-        Open every connection anew as soon as no other thread reads: SQLite could not begin a read.
+        Reopen every connection once no other thread reads, after SQLite could not begin a read.
 
-        If another process keeps the lock, this changes nothing. If this process does, because
-        the system refused to unlock it, SQLite forgets it with the last connection.
+        A lock was in its way. If another process holds the lock, this changes nothing. If
+        this process holds it, because the system refused to unlock it, SQLite drops the lock
+        with the last connection.
         """
         if self._readers.others() and time.monotonic() < self._renew_by:
             return
         try:
             self._writer.between(self.open_anew, patience=RENEW_PATIENCE)
-        except StoreError as error:  # it is tried again when another read fails
+        except StoreError as error:  # the next read that fails tries again
             telemetry.event(
                 logging.INFO, "connections not renewed", path=self.path, error=str(error)
             )
@@ -511,32 +523,32 @@ class Database:
 
     def before_fork(self) -> None:
         """
-        Close every connection, waiting for the transactions under way.
+        Close every connection, after the transactions in progress.
 
-        A child that opens connections of its own is not enough. SQLite keeps a
-        table of its locks per process, by inode, and the child inherits it: its
-        new connections believe they hold locks that only the parent has. When
-        the parent then closes its last connection, it deletes the write-ahead
-        log under the child, and what the child commits afterwards is lost. With
-        no connection open at the moment of the fork that table is empty.
+        It is not enough that the child opens new connections. SQLite keeps a table of its
+        locks per process, by inode, and the child inherits it. So the child's connections
+        believe that they hold locks that only the parent has. When the parent then closes
+        its last connection, it deletes the write-ahead log that the child uses, and later
+        commits of the child are lost. If no connection is open during the fork, the table
+        is empty.
         """
         self._fork_pending = True
         patience = self.busy_timeout + 5.0
         rests = self._writer.park(patience)
-        # A signal handler may fork in the middle of a read of this thread. Then this does not
-        # come to rest anyway, and the others may wait for what that read holds.
+        # A signal handler may fork in the middle of a read of this thread. That read cannot
+        # end before the fork, and other reads may wait for what it holds: so do not wait long.
         self._readers.wait(INSIDE if self._readers.is_inside() else patience)
         if rests and not self._readers.present():
             self._close_connections()
 
     def after_fork_in_parent(self) -> None:
-        """Let transactions begin again; connections are made as they are needed."""
+        """Allow transactions again. Connections are opened when needed."""
         self._fork_pending = False
         if not self._closed:
             self._writer.resume()
 
     def after_fork_in_child(self) -> None:
-        """Begin with nothing of the parent's; what could not be closed is kept for ever."""
+        """Reset all state. Connections that the parent could not close are leaked, not closed."""
         left_open = [connection for connection in self._opened if connection.is_open]
         if left_open:
             _UNSAFE.add(self._identity)
@@ -547,7 +559,7 @@ class Database:
     # --- errors ---------------------------------------------------------------
 
     def _typed(self, error: Exception) -> Exception:
-        """Return what stands for an error inside a transaction that goes on."""
+        """Return jobcore's exception for an error, without raising it."""
         try:
             with self.typed_errors():
                 raise error
@@ -556,7 +568,7 @@ class Database:
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
-        """Turn what SQLite raises into errors of jobcore."""
+        """Turn errors of SQLite into jobcore's exceptions."""
         try:
             yield
         except (DBAPIError, sqlite3.Error) as error:
@@ -565,15 +577,15 @@ class Database:
             if LOCK_REMAINS in str(reason):
                 self._renew_by = time.monotonic() + RENEW_PATIENCE
             if type(found) is StoreError and self._is_gone():
-                # Just behind the look at it: SQLite cannot open it, or not what is beside it.
+                # It was removed after `require_same_file`, so SQLite could not open it.
                 raise DatabaseGone(f"{found}: it was removed or replaced meanwhile") from error
             raise found from error
         except UnicodeDecodeError as error:
-            # Only damage puts bytes that are no text into names, texts or SQLite's own messages.
+            # Only damage puts invalid UTF-8 into names, texts or SQLite's own messages.
             raise DatabaseCorrupt(f"{self.path}: text in it is no UTF-8: {error}") from error
 
     def _is_gone(self) -> bool:
-        """Tell whether the file was removed or replaced; False where that cannot be checked."""
+        """Tell whether the file was removed or replaced; False also if that cannot be checked."""
         try:
             self.require_same_file()
         except DatabaseGone:
@@ -585,10 +597,10 @@ class Database:
 
 def _connect_for(reference: weakref.ref[Database]) -> SqliteConnection:
     """
-    Return a new connection of a database that the engine does not keep alive.
+    Return a new connection of a database, which is only weakly referenced.
 
-    SQLAlchemy has a global reference to the pool of each connection that is in use: a
-    database that is dropped would stay open with it.
+    SQLAlchemy keeps a global reference to the pool of each connection in use. With a strong
+    reference, a database that its owner dropped would stay open.
     """
     database = reference()
     if database is None:
@@ -598,17 +610,17 @@ def _connect_for(reference: weakref.ref[Database]) -> SqliteConnection:
 
 def _write_json(value: Any) -> str | bytes:
     """
-    Return what is stored of a JSON value.
+    Return the stored form of a JSON value: text, or bytes if the value is a number.
 
-    Of a number alone the bytes: a column of the type JSON has SQLite's numeric affinity,
-    which would make 1 of the text `1.0`, and a float of one beyond 64 bits.
+    A column of type JSON has SQLite's numeric affinity. It would turn the text `1.0` into 1,
+    and an integer beyond 64 bits into a float. Bytes are stored unchanged.
     """
     text = json.dumps(value)
     return text.encode("ascii") if isinstance(value, int | float) else text
 
 
 def _read_json(stored: str | bytes) -> Any:
-    """Return the value of a stored JSON text; jobcore writes nothing that is not valid JSON."""
+    """Return the value of a stored JSON text. Jobcore writes only valid JSON; else it is damage."""
     try:
         return json.loads(stored)
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,9 @@
 """
-An SQLAlchemy engine for SQLite that shares nothing with the engines of the host.
+An SQLAlchemy engine for SQLite that shares nothing with the host's engines.
 
-A host may have listeners on SQLAlchemy's classes, for foreign keys or for a tracer, and
-may log what its engines do. Neither is meant for jobcore's file: they would run in its
-transactions, and see commands with their environments.
+A host may have listeners on SQLAlchemy's classes, such as a tracer or one that turns on
+foreign keys, and may log what its engines do. These must not reach jobcore's file: they
+would run inside its transactions and see commands with their environments.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from sqlalchemy.pool import NullPool
 
 
 class _Alone:
-    """A class that hears nothing of listeners on the classes above it."""
+    """A class that ignores event listeners registered on its base classes."""
 
-    #: SQLAlchemy's own word for it.
+    #: SQLAlchemy's own switch for that.
     _sa_propagate_class_events = False
 
 
 class Dialect(_Alone, SQLiteDialect_pysqlite):
     """
-    A dialect that is equal to every other one of its kind.
+    A dialect that is equal to every other instance of its class.
 
-    SQLAlchemy keeps each statement that it has compiled for a dialect, and gives
-    each engine one of its own. To compile a statement takes longer than to execute
-    it; a service does it once, but tests that open a manager each did it in each.
+    SQLAlchemy caches compiled statements per dialect, and each engine has its own
+    dialect instance. Compiling a statement takes longer than executing it. Equal
+    dialects share one cache, so tests that each open a manager compile only once.
     """
 
-    supports_statement_cache = True  # not inherited, by SQLAlchemy's rule
+    supports_statement_cache = True  # SQLAlchemy requires it on each class: it is not inherited
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        """Begin a transaction, unless the writer has begun one that is IMMEDIATE."""
+        """Begin a transaction, unless the writer has already begun an IMMEDIATE one."""
         driver = dbapi_connection.driver_connection
         if not driver.in_transaction:
             driver.execute("BEGIN")
 
     def __eq__(self, other: object) -> bool:
-        """Whether what was compiled for the one is right for the other."""
+        """Tell whether the two can share compiled statements."""
         return type(other) is type(self)
 
     def __hash__(self) -> int:
-        """As for what is equal."""
+        """Return the same hash for equal dialects."""
         return hash(type(self))
 
 
 class _Pool(_Alone, NullPool):
-    """Keeps no connection: see `connections.Spares`."""
+    """A pool that keeps no connections; `connections.Spares` does that."""
 
 
 class _Connection(_Alone, Connection):
@@ -59,17 +59,17 @@ class _Connection(_Alone, Connection):
 
 
 class _Engine(_Alone, Engine):
-    """An engine without listeners, whose connections have none either."""
+    """An engine without listeners; its connections have none either."""
 
     _connection_cls = _Connection
 
 
-#: Where engine and pool log to: nowhere, as the rows hold commands with their environments.
+#: The logger of engine and pool, disabled: rows contain commands with their environments.
 _SILENT = logging.Logger(__name__)  # noqa: LOG001 - none that a host could configure
 _SILENT.disabled = True
 
 
-#: What was compiled, by what SQLAlchemy makes of dialect and statement. As many as the code has.
+#: Compiled statements by SQLAlchemy's cache key. Bounded by the number of statements in the code.
 COMPILED: dict[Any, Any] = {}
 
 
@@ -80,18 +80,18 @@ def make_engine(
     json_deserializer: Callable[[Any], Any],
 ) -> Engine:
     """
-    Return an engine; not by `create_engine`, which a tracer of the host may have replaced.
+    Return an engine. It does not use `create_engine`, which a tracer may have replaced.
 
     Args:
-        creator: Returns a new connection.
-        json_serializer, json_deserializer: Make what is stored of JSON values, and back.
+        creator: Returns a new connection of the driver.
+        json_serializer, json_deserializer: Convert JSON values to their stored form and back.
     """
     dialect = Dialect(
         dbapi=SQLiteDialect_pysqlite.import_dbapi(),
         json_serializer=json_serializer,
         json_deserializer=json_deserializer,
     )
-    # Transactions are ended by who began them.
+    # The code that begins a transaction ends it, so the pool resets nothing.
     pool = _Pool(creator, reset_on_return=None, dialect=dialect)
     pool.logger = _SILENT
     engine = _Engine(

@@ -1,9 +1,9 @@
 """
-The environments that queued jobs take over from the process that submitted them.
+The environments that queued jobs inherit from the process that submitted them.
 
-Each distinct one is stored once, and only as long as a job that may still start
-needs it. Then its bytes are overwritten in the file. No listing, log or export
-has them.
+Each distinct environment is stored once, and only while a job that may still start
+needs it. After that its bytes are overwritten in the file. Listings, logs and exports
+never contain an environment.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, null, sele
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import environment, job
 
-#: What `Job.env_from` is.
+#: The values of `Job.env_from`.
 SUBMITTER, WORKER = "submitter", "worker"
 
-#: Variables that belong to one process, session or terminal. The command would be misled.
+#: Variables that describe one process, session or terminal, and would mislead the command.
 _NOT_TAKEN = frozenset(
     {
         b"NOTIFY_SOCKET", b"INVOCATION_ID", b"SSH_AUTH_SOCK", b"DISPLAY", b"PWD", b"SHLVL", b"_",
@@ -46,7 +46,7 @@ _REMOVE = Statement(delete(environment).where(_IS_UNUSED))
 
 
 def capture() -> bytes:
-    """Return the environment of this process as it is stored, less what belongs to it alone."""
+    """Return this process's environment for storing, without what belongs to it alone."""
     kept = (
         (name, value)
         for name, value in os.environb.items()
@@ -56,14 +56,14 @@ def capture() -> bytes:
 
 
 def store(connection: Connection, data: bytes) -> str:
-    """Store an environment, and return what jobs refer to it by."""
+    """Store an environment, and return the key by which jobs refer to it."""
     name = hashlib.sha256(data).hexdigest()
     _STORE(connection, new_hash=name, new_data=data)
     return name
 
 
 def find(connection: Connection, name: str) -> Mapping[bytes, bytes] | None:
-    """Return a stored environment; None: it has been removed."""
+    """Return the environment stored under a key; None: it has been removed."""
     rows = _FIND(connection, of=name)
     if not rows:
         return None
@@ -72,13 +72,13 @@ def find(connection: Connection, name: str) -> Mapping[bytes, bytes] | None:
 
 
 def release(connection: Connection, number: int) -> None:
-    """Note that a job does not need its environment any more, and remove it with the last one."""
+    """Drop a job's reference to its environment; the last reference removes the environment."""
     if _RELEASE.count(connection, of=number):
         remove_unused(connection)
 
 
 def has_unused(connection: Connection) -> bool:
-    """Tell whether an environment is stored that no job needs."""
+    """Tell whether the file stores an environment that no job needs."""
     return bool(_UNUSED(connection))
 
 
@@ -86,7 +86,7 @@ def remove_unused(connection: Connection) -> None:
     """Remove the environments that no job needs, and overwrite their bytes in the file."""
     if not has_unused(connection):
         return
-    # On for this statement alone: it costs a write for each page that is freed.
+    # For this statement alone: secure_delete writes every page that is freed.
     before: Any = connection.exec_driver_sql("PRAGMA secure_delete").scalar_one()
     connection.exec_driver_sql("PRAGMA secure_delete = ON")
     try:

@@ -1,4 +1,4 @@
-"""What an error of SQLite means for the file or a row, and which exception stands for it."""
+"""Maps errors of SQLite to jobcore's exceptions, and reads around damaged rows."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from jobcore.errors import (
     StoreError,
 )
 
-#: Behind this the driver quotes what it has read, which may be a secret.
+#: After this text the driver quotes what it read, which may be a secret.
 _NO_TEXT = "Could not decode to UTF-8"
-#: SQLite has tried for ten seconds to begin a read, and each time found a lock in its way.
+#: SQLite tried for ten seconds to begin a read, and found a lock in its way each time.
 LOCK_REMAINS = "locking protocol"
 
 _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
-    # By text, because Python 3.10 does not tell the code.
+    # By text, because Python 3.10 does not expose the error code.
     ("is locked", DatabaseBusy),
     (LOCK_REMAINS, DatabaseBusy),
     ("disk is full", DatabaseFull),
-    ("SQLITE_IOERR_SHMSIZE", DatabaseFull),  # no room for the memory that connections share
+    ("SQLITE_IOERR_SHMSIZE", DatabaseFull),  # no room for the shared-memory file
     ("malformed", DatabaseCorrupt),
-    # All that our statements name is there, and nothing that a migration makes, by the
-    # version that the file says it has.
+    # The next five: according to its schema version, the file has every object that our
+    # statements use, and none of those that a migration would create.
     ("no such ", DatabaseCorrupt),
     ("has no column", DatabaseCorrupt),
     ("unsupported file format", DatabaseCorrupt),
@@ -45,20 +45,20 @@ _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
 
 def diagnose(error: BaseException, path: str) -> StoreError:
     """
-    Return what stands for an error of the driver's; a bare StoreError: nothing is known of it.
+    Return jobcore's exception for an error of the driver; a plain StoreError if it is unknown.
 
     Args:
-        error: The driver's own, not what SQLAlchemy has wrapped it in.
-        path: Of the database.
+        error: The driver's own error, not SQLAlchemy's wrapper.
+        path: The path of the database.
     """
     before, found, _ = str(error).partition(_NO_TEXT)
     message = before + found
-    # Since Python 3.11. It says which of many things "disk I/O error" stands for.
+    # Python 3.11 and later. It tells the many causes of "disk I/O error" apart.
     name = str(getattr(error, "sqlite_errorname", ""))
     if name.startswith("SQLITE_IOERR_"):
         message += f" ({name})"
     if "unable to open" in message and not os.access(os.path.dirname(path), os.W_OK):
-        # Even to read, SQLite needs a log and shared memory: there are none to be made.
+        # Even for reading, SQLite must create a log and a shared-memory file here.
         return ReadOnlyDatabase(f"{path}: {message}, and its directory is read-only")
     if "malformed" in message and os.path.exists(f"{path}-wal"):
         message += (
@@ -66,14 +66,14 @@ def diagnose(error: BaseException, path: str) -> StoreError:
             "restore it again"
         )
     if isinstance(error, sqlite3.IntegrityError):
-        # Our statements keep all rules: either the row breaks one, or a rule is damaged.
+        # Our statements satisfy every constraint: the row or the constraint is damaged.
         return DatabaseCorrupt(f"{path}: {message}{_columns_of_rule(message)}")
     kind = next((kind for part, kind in _BY_MESSAGE if part in message), StoreError)
     return kind(f"{path}: {message}")
 
 
 def _columns_of_rule(message: str) -> str:
-    """Return the columns of the job that a rule compares, in words; "": it is no such rule."""
+    """Return, as text, the columns of a failed CHECK of `job`; "" for any other message."""
     _, failed, name = message.partition("CHECK constraint failed: ")
     rule = lifecycle.constraints().get(name) if failed else None
     if rule is None:
@@ -82,7 +82,7 @@ def _columns_of_rule(message: str) -> str:
     return f" (columns {', '.join(word for word in words if word != 'coalesce')})"
 
 
-#: What helps where a row cannot be read or changed.
+#: The remedy that error texts name when a row cannot be read or changed.
 REMEDY = "`jobcore doctor` lists what is damaged; restore it from a backup"
 
 _T = TypeVar("_T")
@@ -95,12 +95,12 @@ def readable(
     failed: Callable[[int, Exception], None],
 ) -> list[_T]:
     """
-    Return the rows that can be read.
+    Return the rows that can be read, and report the others.
 
     Args:
-        whole: Reads all of them, by one statement. Only if that meets damage:
-        keys: Reads their keys, which are numbers.
-        one: Reads the row of a key.
+        whole: Reads all rows with one statement. Usually this is the only one called.
+        keys: Reads the keys of the rows, if `whole` meets damage.
+        one: Reads the row with a key, if `whole` meets damage.
         failed: Called with the key of each row that cannot be read, and the reason.
     """
     try:
@@ -120,23 +120,23 @@ def readable(
 
 
 def leave_out(_key: int, _error: Exception) -> None:
-    """Say nothing of a row that cannot be read."""
+    """Ignore a row that cannot be read."""
 
 
 def is_damage(error: Exception) -> bool:
-    """Tell whether an error is about what is stored in a row, or breaks a rule for it."""
+    """Tell whether an error comes from damaged content: unreadable, or against a constraint."""
     if isinstance(getattr(error, "orig", error), sqlite3.IntegrityError):
         return True
     return isinstance(error, DatabaseCorrupt) or _NO_TEXT in str(error)
 
 
 def told(error: Exception) -> DatabaseCorrupt:
-    """Return the error for the log: the driver quotes the text, which may be a secret."""
+    """Return an error that is safe to log, without stored text, which may be a secret."""
     return DatabaseCorrupt(_NO_TEXT if _NO_TEXT in str(error) else str(error))
 
 
 def unchangeable(what: str, error: DatabaseCorrupt) -> DatabaseCorrupt:
-    """Return the error of a write that has met damage: it names the row, if known, and a remedy."""
+    """Return the error of a write that met damage; it names the row, if known, and a remedy."""
     text = str(error)
     if what and what not in text:
         text = f"{what} cannot be changed: {text}"

@@ -1,4 +1,4 @@
-"""Where a database may live, and the private files it starts with."""
+"""Checks where a database may live, and creates its private files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from jobcore.errors import (
 )
 from jobcore.supervisor import job_directory, system_calls
 
-#: SQLite's WAL needs shared memory between all its users, and locks that hold;
-#: between the clients of these there is neither.
+#: SQLite's WAL needs shared memory and reliable locks between all users of the file.
+#: Clients of these file systems have neither.
 _SHARED_BETWEEN_MACHINES = frozenset(
     {"9p", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
      "smb3", "smbfs", "vboxsf", "virtiofs"}
 )  # fmt: skip
 
-#: What looks like files there speaks to the kernel: some of it must not be written to.
+#: File systems of the kernel. Their entries are no stored files; writing to some does harm.
 _NO_STORAGE = frozenset(
     {"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "efivarfs",
      "mqueue", "proc", "pstore", "securityfs", "sysfs", "tracefs"}
 )  # fmt: skip
 
 MOUNTINFO = "/proc/self/mountinfo"
-_ESCAPE = re.compile(r"\\([0-7]{3})")  # a space in a mount point is \040 there
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes a space as \040
 
 STORE = job_directory.STORE
 _UNUSED_STORE_ID = re.compile(rf"{STORE}\.[0-9a-f]{{32}}")
@@ -41,7 +41,7 @@ _UNUSED_STORE_ID = re.compile(rf"{STORE}\.[0-9a-f]{{32}}")
 
 def file_system_of(path: str, mountinfo: str) -> str:
     """
-    Return the type of the file system that `path` is on; empty: the table does not say.
+    Return the type of the file system that `path` is on; "": the table does not show it.
 
     Args:
         path: An absolute path without links.
@@ -61,7 +61,7 @@ def file_system_of(path: str, mountinfo: str) -> str:
 
 
 def is_mount_point(path: str, mountinfo: str) -> bool:
-    """Tell whether something is mounted at `path` itself; the arguments are as above."""
+    """Tell whether something is mounted at `path` itself. Arguments as for `file_system_of`."""
     lines = filter(None, mountinfo.rstrip("\n").split("\n"))
     points = (line.split(" ")[4] for line in lines)
     return path in (_unescaped(point) for point in points)
@@ -80,21 +80,21 @@ def _read_mountinfo() -> str:
     try:
         return os.fsdecode(Path(MOUNTINFO).read_bytes())
     except FileNotFoundError:
-        return ""  # without /proc no mount can be told from another
+        return ""  # no /proc: mounts are unknown
 
 
 def require_local(path: str) -> None:
     """
-    Refuse a path on a file system on which SQLite cannot keep its promises.
+    Refuse a path on a file system on which SQLite cannot work safely.
 
     Raises:
-        UnsupportedFileSystem: It is one that several machines may have mounted, or one of the
-            kernel's own, or the file alone is mounted there.
+        UnsupportedFileSystem: The file system may be shared between machines, or is one of
+            the kernel's own, or the file itself is a mount point.
     """
     mountinfo = _read_mountinfo()
     if is_mount_point(path, mountinfo):
-        # As `docker -v jobs.db:/data/jobs.db` does: where it has its other name it has
-        # another write-ahead log, and what is committed to one of both is lost.
+        # As with `docker -v jobs.db:/data/jobs.db`. The file has a write-ahead log under each
+        # of its two names, and commits in one of them are lost.
         raise UnsupportedFileSystem(f"{path} is mounted by itself: mount its directory instead")
     kind = file_system_of(path, mountinfo)
     if kind in _NO_STORAGE:
@@ -107,17 +107,17 @@ def require_local(path: str) -> None:
 
 
 def repair_command(database: str) -> str:
-    """Return what to type to make a database usable whose job directories are gone."""
+    """Return the command that makes a database usable whose job directories are gone."""
     import shlex  # noqa: PLC0415 - for an error text alone
 
     return f"jobcore --db {shlex.quote(database)} doctor --repair"
 
 
 def typed(what: str, error: OSError) -> StoreError:
-    """Return what an error of the system's means to whoever uses the database."""
+    """Return jobcore's exception for an OSError; `what` begins its text."""
     kind = StoreError
     if isinstance(error, job_directory.NotPrivate) or error.errno in (errno.ELOOP, errno.ENOTDIR):
-        kind = StoreMismatch  # not what jobcore made: somebody else's, or a link to anywhere
+        kind = StoreMismatch  # jobcore did not create it: another user did, or it is a link
     elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         kind = DatabaseFull
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -127,13 +127,13 @@ def typed(what: str, error: OSError) -> StoreError:
 
 def make_database_file(path: str) -> None:
     """
-    Make the empty file, mode 0600 under any umask; one that is there stays as it is.
+    Create the empty file with mode 0600 under any umask; leave an existing file unchanged.
 
-    By `mknod`, which gives no descriptor: closing one on a database file would
-    drop the locks of every SQLite connection this process has to it.
+    It uses `mknod`, which opens no descriptor. Closing a descriptor of a database file would
+    drop the locks of all SQLite connections that this process has to it.
 
     Raises:
-        StoreError: It cannot be made.
+        StoreError: The file cannot be created.
     """
     try:
         os.mknod(path, job_directory.PRIVATE_FILE | stat.S_IFREG)
@@ -149,16 +149,16 @@ def make_database_file(path: str) -> None:
 
 def open_root(database: str, *, create: bool) -> int:
     """
-    Open the directory of job directories, `<database>.jobs`.
+    Open the root of the job directories, `<database>.jobs`, and return its descriptor.
 
     Raises:
-        StoreMismatch: It is a link, or not private to this user.
-        FileNotFoundError: It is not there, and `create` is False.
+        StoreMismatch: It is a link, or is not private to this user.
+        FileNotFoundError: It does not exist, and `create` is False.
     """
     path = database + ".jobs"
     try:
         return job_directory.open_directory(path, create=create)
-    except NotADirectoryError as error:  # O_DIRECTORY says so of a link, too
+    except NotADirectoryError as error:  # O_DIRECTORY raises this for a link, too
         what = "a link" if os.path.islink(path) else "not a directory"
         raise StoreMismatch(f"{path} is {what}", error.errno) from error
     except PermissionError as error:
@@ -167,10 +167,10 @@ def open_root(database: str, *, create: bool) -> int:
 
 def require_own_root(database: str) -> None:
     """
-    Refuse a root that is a link, or not private to this user; that it is missing is fine.
+    Refuse a root that is a link or is not private to this user. It may be missing.
 
     Raises:
-        StoreMismatch: It is one of these.
+        StoreMismatch: The root is a link, or is not private to this user.
     """
     try:
         root = open_root(database, create=False)
@@ -181,12 +181,12 @@ def require_own_root(database: str) -> None:
 
 def read_store_id(root: int) -> str | None:
     """
-    Return the id in the root, or None where there is none yet.
+    Return the store id in the root; None: there is none yet.
 
     Raises:
-        StoreMismatch: What has its name is a link, or holds no id.
+        StoreMismatch: The file for the id is a link, or contains no id.
     """
-    # Not blocking: what has its name may be a FIFO.
+    # O_NONBLOCK, because an open of a FIFO would block.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(STORE, flags, dir_fd=root)
@@ -205,9 +205,9 @@ def read_store_id(root: int) -> str | None:
 
 def make_store_id(root: int, parent: str) -> str:
     """
-    Put an id into the root, durably, and return the one that is there then.
+    Write a store id into the root, durably, and return the id that is there afterwards.
 
-    Several processes may do so at once; the first link wins, and all return its id.
+    Several processes may do this at once. The first link wins, and all return its id.
     """
     temporary = f"{STORE}.{uuid.uuid4().hex}"
     descriptor = job_directory.make_file(temporary, os.O_WRONLY | os.O_EXCL, root)
@@ -219,7 +219,7 @@ def make_store_id(root: int, parent: str) -> str:
     try:
         os.link(temporary, STORE, src_dir_fd=root, dst_dir_fd=root)
     except (FileExistsError, FileNotFoundError):
-        pass  # another one is there, and its maker or a sweep may have removed ours
+        pass  # another id is there already, or a sweep removed our temporary file
     _unlink(temporary, root)
     os.fsync(root)
     directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -234,7 +234,7 @@ def make_store_id(root: int, parent: str) -> str:
 
 
 def remove_unused_store_ids(root: int, names: Iterable[str]) -> None:
-    """Remove, of the names in the root, what a host left that was killed while it made the id."""
+    """Remove temporary files of hosts that were killed while they created the store id."""
     for name in names:
         if _UNUSED_STORE_ID.fullmatch(name):
             _unlink(name, root)
@@ -244,17 +244,17 @@ def _unlink(name: str, root: int) -> None:
     try:
         os.unlink(name, dir_fd=root)
     except FileNotFoundError:
-        pass  # another process was faster
+        pass  # another process removed it first
 
 
 def boot_id() -> str | None:
     """
-    Return the id of this boot of the machine: what ran under another one is certainly gone.
+    Return the id of the machine's current boot; None: `/proc` does not provide it.
 
-    None: `/proc` does not tell it.
+    Processes that were started under another boot id are certainly gone.
 
     Raises:
-        StoreError: No descriptor is left.
+        StoreError: `/proc` cannot be read, because no file descriptor is free.
     """
     try:
         return system_calls.boot_id()

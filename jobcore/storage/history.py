@@ -1,9 +1,9 @@
 """
-What happened to all jobs, in the order in which it was committed.
+The history of all jobs, in commit order.
 
-An entry gets its id from AUTOINCREMENT inside a write transaction, and SQLite has
-one of these at a time. So whoever sees an id sees every smaller one that there
-will ever be: to go on behind the last one seen leaves nothing out.
+AUTOINCREMENT assigns the id of an entry inside a write transaction, and SQLite runs one
+of these at a time. So no smaller id appears after an id was seen: a reader that continues
+after the last id it handled misses nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jobcore.storage.tables import job, sequence, transition
 
 class Entry(NamedTuple):
     """
-    A transition with the facts of its job that no later one changes, as the file has them.
+    A transition with those facts of its job that never change, as stored.
 
-    `hidden` is 1 where the deletion of the job was begun, else 0.
+    `hidden` is 1 if the deletion of the job has begun, else 0.
     """
 
     id: int
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """Which entries somebody wants; None: all. Ids are in the hex form that the file has."""
+    """Selects entries; None in a field matches all. Ids are in hex, as stored."""
 
     workspace_id: str | None = None
     pipeline_id: str | None = None
@@ -62,7 +62,7 @@ class Filter(NamedTuple):
         statuses: Collection[Status] | None,
         types: Collection[str] | None,
     ) -> Filter:
-        """Return the filters of a listing, for entries: the status is the one that it led to."""
+        """Return the filter; `statuses` are compared with the status an entry led to."""
         return cls(
             None if workspace_id is None else workspace_id.hex,
             None if pipeline_id is None else pipeline_id.hex,
@@ -71,7 +71,7 @@ class Filter(NamedTuple):
         )
 
     def takes(self, entry: Entry) -> bool:
-        """Tell whether the entry is wanted."""
+        """Tell whether the entry matches."""
         return (
             (self.workspace_id is None or self.workspace_id == entry.workspace_id)
             and (self.pipeline_id is None or self.pipeline_id == entry.pipeline_id)
@@ -95,7 +95,7 @@ _ENTRIES = (
         transition.c.from_status,
         transition.c.to_status,
         transition.c.reason,
-        # Earlier entries must not tell the end, though the row has it by now.
+        # Only the last entry shows how the job ended; the row may know it already.
         case((transition.c.trigger == str(Trigger.FINISH), job.c.exit_code)),
         case((transition.c.trigger == str(Trigger.FINISH), job.c.signal)),
         transition.c.actor,
@@ -113,7 +113,7 @@ _IDS_OF_PIPELINE = Statement(_OF_PIPELINE.with_only_columns(transition.c.id))
 
 
 def newest(connection: Connection) -> int:
-    """Return the largest id that an entry has had, though its job may be gone by now."""
+    """Return the largest id assigned so far, even if its job has been deleted; 0: none yet."""
     rows = _NEWEST(connection)
     return int(rows[0][0]) if rows else 0
 
@@ -126,11 +126,11 @@ def entries_after(
     failed: Callable[[int, Exception], None] = error_mapping.leave_out,
 ) -> list[Entry]:
     """
-    Return the next entries after the id `after`, in order, those of hidden jobs too.
+    Return up to `most` entries after the id `after`, in order, including hidden jobs.
 
     Args:
-        pipeline_id: Only of jobs of this pipeline, by the hex form of its id; None: all.
-        failed: Called with the id of each that cannot be read, and the reason.
+        pipeline_id: Only entries of this pipeline's jobs; its id in hex. None: all entries.
+        failed: Called with the id of each entry that cannot be read, and the reason.
     """
     values: dict[str, int | str] = {"after": after, "most": most}
     statement, ids = _AFTER, _IDS

@@ -1,4 +1,4 @@
-"""The statements on log segments, and the lines read out of them."""
+"""Log segments: the statements that store and remove them, and reading lines from them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from jobcore.storage.tables import job, log_segment
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import frames
 
-#: Raw bytes of a segment, at most: one is what a reader decompresses to find a
-#: line. A guess between many rows and much work for one line.
+#: Maximum raw bytes of a segment. A reader decompresses a whole segment to find a line, so
+#: this is an estimated compromise between many rows and much work for one line.
 SEGMENT_BYTES = 256 * 1024
-#: Lines that a host appends at once go into one frame: readers skip it by its header.
+#: Maximum lines in a frame that a host appends. Readers skip a frame by its header.
 LINES_OF_FRAME = 1024
-#: zlib's fastest: 3.6 million lines/s against 1.8 without compression, as less is written.
+#: zlib's fastest level. It stores 3.6 million lines/s; without compression, which writes
+#: more, it is 1.8.
 LEVEL = 1
-#: Segments read in one short transaction: a reader that stays in one keeps the
+#: Segments read in one transaction. It must be short: an open read transaction keeps the
 #: write-ahead log from being truncated.
 BATCH = 8
 
@@ -33,7 +34,7 @@ _STREAMS_APART = ("stdout", "stderr")
 
 
 class Slice:
-    """Whole frames, one behind the other: what becomes one segment."""
+    """Consecutive whole frames that become one segment."""
 
     __slots__ = ("count", "data", "first")
 
@@ -51,7 +52,7 @@ _INSERT = Statement(
 
 
 def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) -> None:
-    """Store the slices of the job `number`."""
+    """Store slices as segments of the job with this number."""
     _INSERT.many(
         connection,
         [
@@ -72,11 +73,12 @@ def loose_behind(
     before: tuple[int, int], slices: Sequence[Slice], next_sequence: int
 ) -> tuple[int, int]:
     """
-    Return what is to be merged some day, behind slices that are going to be stored.
+    Return the loose part of a log, which is to be merged later, after slices are stored.
 
     Args:
-        before: First sequence, and raw bytes, of what was to be merged before.
-        next_sequence: The number of the next line; from there on, where these fill a segment.
+        before: First sequence and raw bytes of the loose part before.
+        next_sequence: The number of the line after the slices. If the slices fill a segment,
+            the new loose part is empty and begins there.
     """
     gathered = before[1] + sum(len(one.data) for one in slices)
     return (next_sequence, 0) if gathered >= SEGMENT_BYTES else (before[0], gathered)
@@ -90,14 +92,19 @@ def append_slices(
     before: tuple[int, int],
     behind: tuple[int, int],
 ) -> None:
-    """Store slices, and merge what was loose `before` where nothing of it is so `behind` them."""
+    """
+    Store slices, and merge the loose part of the log once it fills a segment.
+
+    Args:
+        before, behind: The loose part before and after, as of `loose_behind`.
+    """
     insert_slices(connection, number, slices)
     if before[1] and behind[0] != before[0]:
         merge(connection, number, before[0])
 
 
 def merge(connection: Connection, number: int, sequence: int) -> None:
-    """Make as few segments as possible out of those from `sequence` on; damaged ones stay."""
+    """Merge segments from `sequence` on into as few as possible; if one is damaged, merge none."""
     these = (log_segment.c.job == number) & (log_segment.c.first_sequence >= sequence)
     rows = connection.execute(
         select(log_segment).where(these).order_by(log_segment.c.first_sequence)
@@ -109,14 +116,14 @@ def merge(connection: Connection, number: int, sequence: int) -> None:
         for row in rows:
             append_to(merged, row.first_sequence, row.line_count, unpack(row))
     except DatabaseCorrupt:
-        return  # who reads them is told; that no job could end any more would help nobody
+        return  # readers get the error; raising it here would keep the job from being settled
     if len(merged) < len(rows):
         connection.execute(delete(log_segment).where(these))
         insert_slices(connection, number, merged)
 
 
 def remove_of_deleted(connection: Connection, numbers: Sequence[int], limit: int) -> int:
-    """Remove segments of those jobs that are final and being deleted; return how many."""
+    """Remove up to `limit` segments of jobs that are final and being deleted; return how many."""
     final = [str(status) for status in Status if status.final]
     jobs = select(job.c.number).where(
         job.c.number.in_(numbers), job.c.deleted_at.is_not(None), job.c.status.in_(final)
@@ -126,17 +133,17 @@ def remove_of_deleted(connection: Connection, numbers: Sequence[int], limit: int
 
 
 def remove_some(connection: Connection, number: int, limit: int) -> int:
-    """Remove some segments of a job, whatever its status; return how many."""
+    """Remove up to `limit` segments of a job, whatever its status; return how many."""
     some = select(log_segment.c.id).where(log_segment.c.job == number).limit(limit)
     return connection.execute(delete(log_segment).where(log_segment.c.id.in_(some))).rowcount
 
 
 def unpack(row: Row[Any]) -> bytes:
     """
-    Return the frames of a stored segment.
+    Return the frames of a stored segment, decompressed.
 
     Raises:
-        DatabaseCorrupt: It is damaged.
+        DatabaseCorrupt: The segment is damaged.
     """
     try:
         return zlib.decompress(row.data) if row.compressed else bytes(row.data)
@@ -165,7 +172,7 @@ _SEGMENTS = (
 
 
 def segments_from(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
-    """Return a few segments from the one that holds the line `sequence`, in order."""
+    """Return up to `BATCH` segments in order, beginning with the one that holds a line."""
     return connection.execute(_SEGMENTS, {"number": number, "sequence": sequence}).all()
 
 
@@ -181,14 +188,14 @@ _BEFORE = (
 
 
 def segments_before(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
-    """Return a few segments that begin before the line `sequence`, the last one first."""
+    """Return up to `BATCH` segments that begin before the line `sequence`, last one first."""
     return connection.execute(_BEFORE, {"number": number, "sequence": sequence}).all()
 
 
 def see_frames(
     connection: Connection, number: int, sequence: int, see: Callable[[frames.Frame], object]
 ) -> None:
-    """Call `see` with all stored frames from the line `sequence` on, and some before it."""
+    """Call `see` with each stored frame from the line `sequence` on, and with some before it."""
     while segments := segments_from(connection, number, sequence):
         for row in segments:
             if end_of(row) > sequence:
@@ -200,24 +207,24 @@ def see_frames(
 
 
 def end_of(row: Row[Any]) -> int:
-    """Return the number behind that of a stored segment's last line."""
+    """Return the number of the line after a stored segment's last line."""
     end: int = row.first_sequence + row.line_count
     return end
 
 
 def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
     """
-    Yield the lines of a stored segment, from the number `sequence` on.
+    Yield the lines of a stored segment from the number `sequence` on.
 
     Raises:
-        DatabaseCorrupt: It is damaged, behind the lines that were yielded.
+        DatabaseCorrupt: The segment is damaged after the lines that were yielded.
     """
     data = unpack(row)
     end = 0
     for frame in frames.scan(data):
         end = frame.end
         if frame.first + frame.count <= sequence:
-            continue  # whole frames are passed over by their headers
+            continue  # the header suffices to skip a frame
         stream = frames.STREAM_NAMES[frame.stream]
         for number, raw in enumerate(frames.split_lines(data, frame), frame.first):
             if number >= sequence:
@@ -227,7 +234,7 @@ def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
 
 
 def frames_of(row: Row[Any]) -> list[frames.Frame]:
-    """Return the headers of a stored segment's frames; one that stands for all if it is damaged."""
+    """Return the frame headers of a stored segment; for a damaged one, one substitute header."""
     try:
         return list(frames.scan(unpack(row)))
     except DatabaseCorrupt:
@@ -239,12 +246,12 @@ def frames_of(row: Row[Any]) -> list[frames.Frame]:
 
 class Unfinished(NamedTuple):
     """
-    What the supervisor of a running job has seen of lines that have no end yet.
+    The unfinished lines of a running job, as its supervisor last recorded them.
 
     Attributes:
-        first: How many lines the job had numbered when it wrote this.
-        behind: The number up to which lines are known to be others; at first the same.
-        lines: One of each stream that has one.
+        first: The number of lines that the job had when the supervisor wrote this.
+        behind: Lines with smaller numbers are known to be other lines. Initially `first`.
+        lines: The unfinished line of each stream that has one.
     """
 
     first: int
@@ -253,17 +260,17 @@ class Unfinished(NamedTuple):
 
 
 def unfinished_frames(slots: Iterable[bytes]) -> list[tuple[frames.Frame, bytes]]:
-    """Return the frames of the newer slot of a `tail`, each with its text."""
+    """Return the frames in the newer slot of a job's `tail` file, each with its text."""
     newest: list[tuple[frames.Frame, bytes]] = []
     age = (-1, 0)
     for slot in slots:
         found: list[tuple[frames.Frame, bytes]] = []
         for frame in frames.scan(slot):
             if found and frame.first != found[0][0].first:
-                break  # what a longer text has left there before
+                break  # remains of an earlier, longer text
             found.append((frame, slot[frame.start : frame.end]))
         if found:
-            # Behind one number text only grows.
+            # As long as `first` stays the same, the text only grows.
             order = (found[0][0].first, sum(len(text) for _, text in found))
             if order > age:
                 newest, age = found, order
@@ -273,7 +280,7 @@ def unfinished_frames(slots: Iterable[bytes]) -> list[tuple[frames.Frame, bytes]
 def standing(
     connection: Connection, number: int, found: Unfinished, next_sequence: int
 ) -> Unfinished | None:
-    """Return what of unfinished lines is not among the numbered ones of a job; None: nothing is."""
+    """Return the unfinished lines that the log does not contain as numbered lines, or None."""
     if found.first >= next_sequence:
         return found
     numbered: set[str] = set()
@@ -283,16 +290,16 @@ def standing(
             numbered.add(frames.STREAM_NAMES[frame.stream])
 
     lines = [line for line in found.lines if line.stream in _STREAMS_APART]
-    if lines:  # with one stream there was no other line to be numbered
+    if lines:  # with a merged stream, the next numbered line is the unfinished one
         see_frames(connection, number, found.first, see)
-    if "system" in numbered:  # all text that is before it was numbered, too
+    if "system" in numbered:  # a system line comes after all other text was numbered
         return None
     lines = [line for line in lines if line.stream not in numbered]
     return Unfinished(found.first, next_sequence, tuple(lines)) if lines else None
 
 
 def unfinished(slots: Iterable[bytes]) -> Unfinished | None:
-    """Return the lines in the slots of a `tail`; None: there are none."""
+    """Return the unfinished lines in the slots of a job's `tail` file; None: there are none."""
     found = unfinished_frames(slots)
     if not found:
         return None
@@ -312,18 +319,18 @@ def unfinished(slots: Iterable[bytes]) -> Unfinished | None:
 
 class LastLines:
     """
-    Finds where the last lines of a log begin, of which each may be several pieces.
+    Finds where the last lines of a log begin. A line may be stored in several pieces.
 
-    It is given frames from the end of the log on, the last one first.
+    It takes the frames of the log from the end backwards.
 
     Args:
-        count: How many lines, 1 or more.
-        end: The number behind the last line.
-        going_on: The streams whose last line goes on behind `end`.
+        count: The number of lines to find, 1 or more.
+        end: The number after the last line.
+        going_on: The streams whose last line continues after `end`.
 
     Attributes:
-        begin: The number from which on all lines are among them; None: not found yet.
-        pieces: The numbers before `begin` that are pieces of these lines, too.
+        begin: All lines from this number on belong to the result; None: not found yet.
+        pieces: Numbers before `begin` that are pieces of lines in the result.
     """
 
     def __init__(self, count: int, end: int, going_on: Iterable[str] = ()) -> None:
@@ -331,21 +338,21 @@ class LastLines:
         self.pieces: set[int] = set()
         self._left = count
         self._later = {frames.STREAM_NAMES.index(name) for name in going_on}
-        #: Those whose first entry from `begin` on may go on with pieces before it.
+        #: Streams whose first entry from `begin` on may have earlier pieces.
         self._open = set(self._later) if count <= 0 else set()
 
     @property
     def first(self) -> int:
-        """The number of the first of all their pieces."""
+        """The smallest number that belongs to the result."""
         return min(self.pieces, default=self.begin or 0)
 
     @property
     def found(self) -> bool:
-        """Whether frames before those that were taken can add nothing."""
+        """Whether the result is complete: earlier frames cannot add to it."""
         return self.begin is not None and not self._open
 
     def take(self, frame: frames.Frame) -> None:
-        """Take the frame before those that were taken."""
+        """Take the frame that precedes those taken so far."""
         stream = frame.stream
         if self.begin is not None:
             if stream in self._open and frame.partial:
@@ -353,7 +360,7 @@ class LastLines:
             elif frame.count:
                 self._open.discard(stream)
             return
-        # A piece that nothing follows was cut by the end of the output.
+        # A piece without a continuation was cut off by the end of the output: it ends a line.
         ends = frame.count if not frame.partial else int(stream not in self._later)
         if frame.count:
             self._later.add(stream)
@@ -366,7 +373,7 @@ class LastLines:
 
 
 def encode_lines(first: int, raw_lines: Sequence[bytes], time_ns: int, stream: int) -> list[Slice]:
-    """Return whole lines, each with its terminator, as slices of frames."""
+    """Encode whole lines, each with its terminator, as frames, and return the slices."""
     slices: list[Slice] = []
     sequence = first
     for start in range(0, len(raw_lines), LINES_OF_FRAME):
@@ -379,7 +386,7 @@ def encode_lines(first: int, raw_lines: Sequence[bytes], time_ns: int, stream: i
 
 
 def append_to(slices: list[Slice], first: int, count: int, data: bytes) -> None:
-    """Append a frame to the last slice, or begin a new one where it would get too large."""
+    """Append a frame to the last slice; if the slice would get too large, begin a new one."""
     last = slices[-1] if slices else None
     if last is not None and len(last.data) + len(data) <= SEGMENT_BYTES:
         last.data += data
@@ -397,13 +404,18 @@ def append_task_lines(
     stream: int = frames.OUTPUT,
 ) -> Run:
     """
-    Append lines, each with its terminator, and return the job with them.
+    Append lines to the log of a job without a process.
 
     Args:
-        run: As this transaction has read it; RUNNING, without a process.
+        run: The job, as this transaction read it. It is RUNNING and has no process.
+        lines: The lines, each with its terminator.
+        now: Microseconds since 1970.
+
+    Returns:
+        The job with its counters moved on.
 
     Raises:
-        DatabaseCorrupt: What it counts its lines with is damaged.
+        DatabaseCorrupt: The job's line counters are damaged.
     """
     transitions.require_counters(run)
     count = run.next_sequence + len(lines)

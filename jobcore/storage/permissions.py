@@ -1,9 +1,9 @@
 """
-Who else could write to a database, to its directory, or to the files beside it.
+Checks whether other users could write to a database, its directory or the files beside it.
 
-SQLite replays what it finds in `-journal` and `-wal` into the database, and the
-database says which commands run. So a user who can create a file in the directory
-can run commands as this user.
+SQLite replays `-journal` and `-wal` files into the database, and the database determines
+which commands run. So a user who can create a file in the directory can run commands as
+this user.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from jobcore.embedding import telemetry
 from jobcore.errors import StoreError
 
-#: Names the directory that may be used although other users can write to it.
+#: Environment variable: a directory that may be used although other users can write to it.
 TRUST_VARIABLE = "JOBCORE_TRUST_DIRECTORY"
 
-#: What SQLite reads or writes beside the database file, and may believe.
+#: Suffixes of the files beside the database that SQLite reads, writes and trusts.
 SIDE_FILES = ("-journal", "-wal", "-shm")
 
-_MOST_LINKS = 40  # as the kernel
+_MOST_LINKS = 40  # the kernel's limit
 _ACCESS_LIST = "system.posix_acl_access"
 _LIST_VERSION = struct.Struct("<I")
 _LIST_ENTRY = struct.Struct("<HHI")  # tag, permissions, id
@@ -37,11 +37,11 @@ _WRITE = 0o2  # in the permissions of one entry
 
 def resolve(path: str) -> str:
     """
-    Return the absolute path without links, of which each must be this user's or root's.
+    Return the absolute path without links. Each link must belong to this user or root.
 
     Raises:
-        StoreError: A link on the way belongs to another user, who could point it elsewhere.
-        OSError: There are too many links, or no current directory.
+        StoreError: A link in the path belongs to another user, who could redirect it.
+        OSError: There are too many links, or there is no current directory.
     """
     found = "/" if path.startswith("/") else os.getcwd()
     names = path.split("/")[::-1]
@@ -68,7 +68,7 @@ def resolve(path: str) -> str:
 
 
 def _followed(entry: str) -> str | None:
-    """Return where a link leads; None: it is no link, or cannot be looked at."""
+    """Return the target of a link; None: `entry` is not a link, or cannot be examined."""
     try:
         facts = os.lstat(entry)
         if not stat.S_ISLNK(facts.st_mode):
@@ -89,18 +89,18 @@ def _followed(entry: str) -> str | None:
 
 def require_private_directory(directory: str, *, trusted: bool = False) -> None:
     """
-    Refuse a directory in which another user can create a file.
+    Refuse a directory in which another user can create files.
 
-    Directories above it are not judged. A user who may rename one of them can put
-    another directory in its place, but only one of his own, which is refused.
+    Its parent directories are not checked. A user who can rename one of them can put
+    another directory in its place, but that directory belongs to that user and is refused.
 
     Args:
-        directory: Absolute, without links.
+        directory: An absolute path without links.
         trusted: The caller trusts everyone who can write to it.
 
     Raises:
-        StoreError: Another user can, and what to do about it.
-        OSError: It cannot be looked at.
+        StoreError: Another user can create files there. The text names the remedy.
+        OSError: The directory cannot be examined.
     """
     writer = None if trusted or _is_named(directory) else other_writer(directory)
     if writer is not None:
@@ -114,14 +114,14 @@ def require_private_directory(directory: str, *, trusted: bool = False) -> None:
 
 
 def other_writer(directory: str) -> str | None:
-    """Say who, other than this user and root, can create files in a directory; None: no one."""
+    """Return who can create files in a directory besides this user and root; None: no one."""
     facts = os.lstat(directory)
     if not _is_trusted(facts.st_uid):
         return f"user {facts.st_uid}, who owns it,"
     if facts.st_mode & stat.S_IWOTH:
         return "any user"
     if facts.st_mode & stat.S_IWGRP:
-        # Where there is an access control list, the mode shows its mask in place of the group's.
+        # With an access control list, the group bits of the mode show the list's mask.
         entries = _access_list(directory)
         mask = next((allowed for tag, allowed, _ in entries if tag == _MASK), _WRITE)
         for tag, allowed, number in entries or [(_OWNING_GROUP, _WRITE, 0)]:
@@ -145,8 +145,8 @@ def _is_trusted(user: int) -> bool:
 
 
 def _is_private_group(number: int) -> bool:
-    """Tell whether a group has this user as its only member, as far as its own entry says."""
-    import grp  # noqa: PLC0415 - few directories can be written to by a group
+    """Tell whether this user is the only member of a group, according to the group's entry."""
+    import grp  # noqa: PLC0415 - rarely needed: few directories are group-writable
     import pwd  # noqa: PLC0415
 
     try:
@@ -162,7 +162,7 @@ def _is_private_group(number: int) -> bool:
 
 
 def _access_list(path: str) -> list[tuple[int, int, int]]:
-    """Return tag, permissions and id of each entry; empty where there is no list."""
+    """Return tag, permissions and id of each entry of the access control list, if there is one."""
     try:
         stored = os.getxattr(path, _ACCESS_LIST)
     except OSError as error:
@@ -176,25 +176,25 @@ def _access_list(path: str) -> list[tuple[int, int, int]]:
 
 
 def has_side_files(database: str) -> bool:
-    """Tell whether something is beside the database that SQLite would look at."""
+    """Tell whether one of SQLite's side files exists."""
     return any(os.path.lexists(database + end) for end in SIDE_FILES)
 
 
 def odd_side_file(database: str) -> str | None:
-    """Return the path of what is beside the database and no plain file; None: there is none."""
+    """Return the first of the database and its side files that is not a regular file, or None."""
     odd = (name for name, facts in _files(database) if not stat.S_ISREG(facts.st_mode))
     return next(odd, None)
 
 
 def require_private_files(database: str) -> None:
     """
-    Refuse a database, or a file beside it that SQLite would believe, which is not this user's.
+    Refuse a database or side file that belongs to, or can be written by, another user.
 
-    Called each time before SQLite opens the file. It changes nothing and opens nothing.
+    Called before each time SQLite opens the file. It changes nothing and opens nothing.
 
     Raises:
-        StoreError: One is no plain file, or another user can write to it.
-        OSError: One cannot be looked at.
+        StoreError: One of them is not a regular file, or another user can write to it.
+        OSError: One of them cannot be examined.
     """
     for name, facts in _files(database):
         if not stat.S_ISREG(facts.st_mode):
@@ -202,7 +202,7 @@ def require_private_files(database: str) -> None:
                 f"{name} is {'a link' if stat.S_ISLNK(facts.st_mode) else 'not a file'}"
             )
         if not _is_trusted(facts.st_uid):
-            # Not "chown it" first: root, who only looks, would lock its users out of it.
+            # Do not suggest chown first: if root only looks, that would lock its user out.
             raise StoreError(
                 f"{name} belongs to another user, who could say what is run: be user "
                 f"{facts.st_uid}, or give user {os.geteuid()} the database with all that is "
@@ -214,14 +214,14 @@ def require_private_files(database: str) -> None:
 
 def require_single_names(database: str) -> None:
     """
-    Refuse a database, or a file beside it, that has a second name.
+    Refuse a database or side file that has a second name, a hard link.
 
-    Two names lead to two write-ahead logs for one file: certain damage. Only asked
-    when the database is opened: a backup by hard links may come while it is in use.
+    Two names lead to two write-ahead logs for one file, which is certain damage. This is
+    checked only on opening, because a backup may create hard links while it is in use.
 
     Raises:
-        StoreError: One has.
-        OSError: One cannot be looked at.
+        StoreError: One of them has a second name.
+        OSError: One of them cannot be examined.
     """
     for name, facts in _files(database):
         if facts.st_nlink > 1:
@@ -229,19 +229,19 @@ def require_single_names(database: str) -> None:
 
 
 def _files(database: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Return the database and what is beside it, with what the system says of each."""
+    """Yield the path and `lstat` of the database and of each side file that exists."""
     for name in (database, *(database + end for end in SIDE_FILES)):
         try:
             yield name, os.lstat(name)
         except FileNotFoundError:
-            pass  # its last user may have just removed it
+            pass  # SQLite removes side files with the last connection
 
 
 def make_private(database: str) -> None:
     """
-    Take from others the right to read the database, which may hold secrets.
+    Remove the permissions of other users to read the database, which may hold secrets.
 
-    Called once the file is known to be jobcore's, and accepted.
+    Called only once the file is known to be jobcore's, and was accepted.
     """
     for name, facts in _files(database):
         if not facts.st_mode & 0o077 or facts.st_uid != os.geteuid():
@@ -250,7 +250,7 @@ def make_private(database: str) -> None:
             os.chmod(name, facts.st_mode & 0o700)
         except FileNotFoundError:
             continue
-        except OSError as error:  # on a read-only disk: it can be used as it is
+        except OSError as error:  # such as a read-only disk; the file can still be used
             told = error.strerror
         else:
             told = "made private"

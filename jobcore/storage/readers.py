@@ -1,10 +1,10 @@
 """
-The reads in progress, and what interrupted ones have left open.
+The register of reads in progress, from which interrupted reads are cleaned up.
 
-Reads run in the thread that asks, on a connection that any exception throws away.
-Each enters itself in a register with the frame of its caller, by one operation of
-a dictionary. So no lock can be left behind, and a read that could not take itself
-out is recognised: its caller's frame is no longer executed.
+A read runs in the calling thread. An unexpected exception discards its connection. Each
+read registers itself with the frame of its caller, by one dictionary operation. So an
+interrupt can leave no lock held; and a read that could not remove itself is recognised,
+because its caller's frame is no longer running.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from jobcore.embedding.interrupts import is_over
 from jobcore.errors import JobcoreError, StoreError
 from jobcore.storage.connections import Slot, Spares
 
-#: Errors that leave a connection as it was. After another one, a Ctrl-C say, a
-#: statement may be half done.
+#: Errors after which a connection can be used again. After any other exception, such as
+#: KeyboardInterrupt, a statement may be half done.
 EXPECTED = (JobcoreError, DBAPIError)
-#: Seconds between two looks whether reads may begin, or all have ended.
+#: Seconds between two checks whether reads may begin, or whether all have ended.
 PAUSE = 0.001
 
 
 class Use:
-    """The presence of one call inside a database; no fork and no close comes meanwhile."""
+    """One registered call inside a database. Forks and closes wait until it has left."""
 
     __slots__ = ("_readers", "thread")
 
@@ -40,8 +40,8 @@ class Use:
         self.thread = _thread.get_ident()
 
     def __enter__(self) -> None:
-        """Enter the call that has the `with` statement."""
-        self._readers.enter(self, sys._getframe(1))  # noqa: SLF001 - the call that is to be over
+        """Register the call that contains the `with` statement."""
+        self._readers.enter(self, sys._getframe(1))  # noqa: SLF001 - the frame of that call
 
     def __exit__(
         self,
@@ -49,7 +49,7 @@ class Use:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take it out."""
+        """Remove the call from the register."""
         self._readers.leave(self)
 
 
@@ -58,9 +58,9 @@ class Reading:
     A read transaction.
 
     Args:
-        readers: Where it is entered.
-        lend: Returns where its connection comes from, once the file is known to be there.
-        typed: Turns what SQLite raises into errors of jobcore.
+        readers: The register for it.
+        lend: Checks that the file is still the same, and returns the spare connections.
+        typed: Turns errors of SQLite into jobcore's exceptions.
     """
 
     __slots__ = ("_lend", "_readers", "_slot", "_spares", "_transaction", "_typed", "_use")
@@ -90,11 +90,11 @@ class Reading:
                 connection = self._slot.connection
                 if connection is None:
                     raise StoreError("the connection was closed while it was being lent")
-                # Not left to the first statement: some go to the driver directly.
+                # Begin explicitly: statements that bypass SQLAlchemy would not begin it.
                 self._transaction = connection.begin()
-        except BaseException as failure:  # noqa: BLE001 - it is raised as it came
+        except BaseException as failure:  # noqa: BLE001 - raised on unchanged
             self._give_up()
-            raise _first(failure, before)  # noqa: B904 - as it came
+            raise _first(failure, before)  # noqa: B904 - raised on unchanged
         return connection
 
     def __exit__(
@@ -103,7 +103,7 @@ class Reading:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it; its connection is kept only if nothing unexpected has happened."""
+        """End the transaction. The connection is kept unless an unexpected error occurred."""
         before = sys.exc_info()[1]
         try:
             with self._typed():
@@ -112,13 +112,13 @@ class Reading:
             self._give_up()
             if failure is error:
                 raise
-            raise _first(failure, before)  # noqa: B904 - it is raised as it came
+            raise _first(failure, before)  # noqa: B904 - raised on as it is
         self._readers.leave(self._use)
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self._transaction
         if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
-            raise error.orig or error  # a signal handler's, which SQLAlchemy has wrapped
+            raise error.orig or error  # raised by a signal handler, wrapped by SQLAlchemy
         if error is not None and not isinstance(error, EXPECTED):
             raise error
         if self._slot is None or transaction is None or self._spares is None:
@@ -138,9 +138,10 @@ class Reading:
 
 def _first(failure: BaseException, before: BaseException | None) -> BaseException:
     """
-    Return what has interrupted SQLAlchemy, whose `finally` may raise AssertionError instead.
+    Return the exception that interrupted SQLAlchemy, which may be masked by an AssertionError.
 
-    `before` is what was being handled when the call began: it has interrupted nothing here.
+    SQLAlchemy's `finally` blocks raise that error when they are interrupted. `before` is the
+    exception that was being handled when the call began, so it is not the interruption.
     """
     interruption = failure.__context__
     if not isinstance(failure, AssertionError) or interruption is None or interruption is before:
@@ -150,11 +151,11 @@ def _first(failure: BaseException, before: BaseException | None) -> BaseExceptio
 
 class Readers:
     """
-    The register.
+    The register of calls that read now.
 
     Args:
-        may_enter: Tells whether a read may begin; raises what ends the waiting for that.
-        left: Called when a call has left.
+        may_enter: Tells whether a read may begin now. If none may begin any more, it raises.
+        left: Called after a call has left.
     """
 
     def __init__(self, may_enter: Callable[[], bool], left: Callable[[], None]) -> None:
@@ -163,30 +164,31 @@ class Readers:
         self._uses: dict[Use, FrameType] = {}
 
     def enter(self, use: Use, frame: FrameType) -> None:
-        """Enter a call as soon as reads may begin; `frame` is executed as long as it reads."""
+        """Register a call as soon as reads may begin; `frame` runs for as long as it reads."""
         while True:
-            # Entered first, then asked: a fork or a close forbids reads first, then looks here.
+            # Register first, then ask. A fork or a close does the reverse: it forbids reads
+            # first, then checks the register. So one of the two always sees the other.
             self._uses[use] = frame
             try:
                 if self._may_enter():
                     return
             except BaseException:
-                self.leave(use)  # a close may have seen it, and left the rest to the last reader
+                self.leave(use)  # not only pop: a close may rely on the last reader to finish it
                 raise
             self._uses.pop(use, None)
             time.sleep(PAUSE)
 
     def leave(self, use: Use) -> None:
-        """Take a call out."""
+        """Remove a call."""
         self._uses.pop(use, None)
         self._left()
 
     def is_present(self, use: object) -> bool:
-        """Tell whether a call is entered."""
+        """Tell whether a call is registered."""
         return use in self._uses
 
     def present(self) -> list[Use]:
-        """Return the calls that read now; interrupted ones are taken out."""
+        """Return the calls that read now, after removing interrupted ones."""
         found = []
         for use, frame in self._uses.copy().items():
             if is_over(frame):
@@ -196,7 +198,7 @@ class Readers:
         return found
 
     def others(self) -> list[Use]:
-        """Return those of other threads; who waits for his own would wait for himself."""
+        """Return the calls of other threads. Waiting for one's own would be a deadlock."""
         me = _thread.get_ident()
         return [use for use in self.present() if use.thread != me]
 
@@ -206,7 +208,7 @@ class Readers:
         return any(use.thread == me for use in self.present())
 
     def wait(self, patience: float) -> None:
-        """Wait until no other thread reads, so many seconds at the most."""
+        """Wait until no other thread reads, for at most `patience` seconds."""
         deadline = time.monotonic() + patience
         while self.others() and time.monotonic() < deadline:
             time.sleep(PAUSE)

@@ -1,10 +1,10 @@
 """
-Which jobs ended long enough ago to be deleted.
+Finds jobs that ended long enough ago to be deleted.
 
-Every function takes a connection in a transaction. The guard is in each
-statement: final, ended by a moment, not being deleted, and whatever the caller
-has narrowed it to. So a job that is not final is never touched, and of several
-that prune at once each job is one's alone.
+Every function takes a connection in a transaction. Each statement contains the whole
+guard: the job is final, ended by a given moment, is not being deleted, and matches the
+caller's filters. So a job that is not final is never touched, and when several processes
+prune at once, each job is deleted by one of them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from jobcore.storage.tables import SHOWN, job, pipeline, skip
 
 class Expired(NamedTuple):
     """
-    What makes a job one that may go.
+    The conditions under which a job may be deleted.
 
     Attributes:
-        ended_by: It ended at this moment or before, microseconds since 1970.
-        statuses: Of the final ones; others match nothing.
-        workspace_id: Only of this workspace; None: of any.
-        pipeline_id: Only of this pipeline; None: of any, or none.
-        up_to: No job with a higher number; None: any.
+        ended_by: The latest end, in microseconds since 1970, inclusive.
+        statuses: Final statuses that match; other statuses match nothing.
+        workspace_id: Only jobs of this workspace; None: of any.
+        pipeline_id: Only jobs of this pipeline; None: of any pipeline, or of none.
+        up_to: The highest job number that matches; None: no limit.
     """
 
     ended_by: int
@@ -39,12 +39,12 @@ class Expired(NamedTuple):
     up_to: int | None = None
 
     def guard(self) -> ColumnElement[bool]:
-        """Return the condition; it says "final" itself, whatever the statuses are."""
+        """Return the SQL condition. It matches final jobs only, whatever `statuses` contains."""
         return and_(self._kind(), job.c.end_time <= self.ended_by)
 
     def keep(self, connection: Connection, newest: int) -> Expired:
-        """Return the same without the `newest` jobs of this kind, however long they are over."""
-        # The newest number that does not stay. Jobs that come later have higher ones.
+        """Return a copy that spares the `newest` matching jobs, however long ago they ended."""
+        # The highest number that is not spared. Later jobs have higher numbers.
         statement = select(job.c.number).where(self._kind()).order_by(job.c.number.desc())
         found = connection.execute(statement.offset(newest).limit(1)).scalar()
         return self._replace(up_to=0 if found is None else found)
@@ -65,12 +65,12 @@ class Expired(NamedTuple):
 
 
 def find_skips(connection: Connection, expired: Expired, limit: int) -> Sequence[int]:
-    """Return ids of records of skipped runs that are as old as the jobs that may go."""
+    """Return the ids of up to `limit` skip records that are as old as the expired jobs."""
     old = select(skip.c.id)
     if expired.pipeline_id is None and expired.workspace_id is None:
         old = old.where(skip.c.recorded <= expired.ended_by)
     else:
-        # A sum, so that they are found by pipeline: by time there are those of all others.
+        # The sum keeps SQLite from the index by time, which covers all pipelines.
         old = old.where(skip.c.recorded + 0 <= expired.ended_by)
     if expired.pipeline_id is not None:
         old = old.where(skip.c.pipeline_id == expired.pipeline_id)
@@ -81,18 +81,18 @@ def find_skips(connection: Connection, expired: Expired, limit: int) -> Sequence
 
 
 def remove_skips(connection: Connection, ids: Sequence[int]) -> None:
-    """Remove these records."""
+    """Remove skip records by id."""
     connection.execute(delete(skip).where(skip.c.id.in_(ids)))
 
 
 def newest(connection: Connection) -> int:
-    """Return the number of the newest job; 0 where there is none."""
+    """Return the number of the newest job; 0: there is none."""
     number: int | None = connection.execute(select(func.max(job.c.number))).scalar_one()
     return number or 0
 
 
 def oldest_after(connection: Connection, after: int) -> int | None:
-    """Return the number of the oldest job with a higher one than `after`; None: there is none."""
+    """Return the smallest job number above `after`; None: there is none."""
     number: int | None = connection.execute(
         select(func.min(job.c.number)).where(job.c.number > after)
     ).scalar_one()
@@ -108,10 +108,10 @@ def find(
     failed: Callable[[int, Exception], None],
 ) -> Sequence[Row[Any]]:
     """
-    Return the jobs that may go among those with a number above `after`, oldest first.
+    Return the expired jobs with numbers above `after` up to `up_to`, oldest first.
 
     Args:
-        failed: Called with the number of each that cannot be read, and the reason.
+        failed: Called with the number of each job that cannot be read, and the reason.
     """
     statement = select(*SHOWN).order_by(job.c.number)
     return error_mapping.readable(
@@ -127,7 +127,7 @@ def find(
 def find_numbers(
     connection: Connection, expired: Expired, *, after: int, up_to: int
 ) -> Sequence[int]:
-    """Return their numbers alone."""
+    """Return only the numbers of the jobs that `find` returns."""
     return (
         connection.execute(
             select(job.c.number)
@@ -142,7 +142,7 @@ def find_numbers(
 def mark_deleted_if_expired(
     connection: Connection, expired: Expired, numbers: Sequence[int], *, now: int
 ) -> list[int]:
-    """Hide those of the jobs that still may go from every read, for good; return their numbers."""
+    """Mark those of the jobs that are still expired as deleted; return their numbers."""
     return sorted(
         connection.execute(
             update(job)

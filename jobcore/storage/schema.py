@@ -1,4 +1,4 @@
-"""Whose file it is, which version it has, and how it becomes the current one."""
+"""Recognises jobcore's files, creates the schema, migrates it, and checks the store id."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from jobcore.errors import (
 from jobcore.storage import filesystem, tables
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
-#: Tables by which a file of ours is known that does not say so.
+#: Tables that identify a file of jobcore that has lost its application id.
 _OURS = {"store", "workspace", "pipeline", "job"}
-#: Bytes of a write-ahead log without a page.
+#: Size in bytes of a write-ahead log without pages.
 _LOG_HEADER = 32
 VERSION = 7
-#: RETURNING came with 3.35; nothing older than this was ever tried.
+#: The oldest SQLite that was tested. RETURNING needs 3.35.
 LEAST_SQLITE = (3, 37, 0)
 
-#: What makes a table, whose own text in a file depends on how it came to be.
+#: A statement that creates a table. The file's text of a table may differ after a migration.
 _TABLE = re.compile(r"^\s*CREATE TABLE (\w+) \((.*)\)\s*$", re.DOTALL)
-#: What makes an index or a trigger.
+#: A statement that creates an index or a trigger.
 _NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
-_APPLICATION_AT = slice(68, 72)  # in the first page
-_EMPTY = (0, 0, 0)  # application id, user version, objects: a file nobody has used yet
+_APPLICATION_AT = slice(68, 72)  # the application id in the first page
+_EMPTY = (0, 0, 0)  # application id, user version, objects: an unused file
 
 
 def _keep_counts(connection: sqlite3.Connection) -> None:
@@ -53,8 +53,8 @@ def _link_pipelines(connection: sqlite3.Connection) -> None:
     chain_migration.link_pipelines(connection)
 
 
-#: By schema version, what makes the next one of it. Written out, not generated
-#: from the tables: these move on, and an old file needs what was meant then.
+#: For each schema version, the steps to the next one. They are written out instead of being
+#: generated from the tables, because the tables change and a migration must not.
 MIGRATIONS: dict[int, tuple[str | Callable[[sqlite3.Connection], None], ...]] = {
     # Results of functions, and the progress that jobs report.
     1: (
@@ -71,7 +71,7 @@ CREATE TABLE result (
 )""",
     ),
     2: (
-        # Counting jobs by status read all of them: 95 ms of 200,000 jobs, now 20.
+        # Without it, counting jobs by status read every job: 95 ms for 200,000 jobs; now 20 ms.
         "CREATE INDEX jobs_by_status ON job (status) WHERE deleted_at IS NULL",
         """\
 CREATE TRIGGER job_is_not_replaced BEFORE INSERT ON job \
@@ -85,7 +85,7 @@ OR OLD.pipeline_id IS NOT NEW.pipeline_id \
 BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END""",
     ),
     3: (
-        # An update of `rowid` is one of the number, and names no column of the last one.
+        # An UPDATE of `rowid` changes the number, but does not fire UPDATE OF number.
         "DROP TRIGGER IF EXISTS job_keeps_its_id",
         """\
 CREATE TRIGGER job_keeps_its_id BEFORE UPDATE ON job \
@@ -96,10 +96,10 @@ BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); EN
     4: (
         # No statement used it: the index of active jobs by status serves the queue.
         "DROP INDEX queued_jobs",
-        # Which process does a job itself, or has reserved it.
+        # The process that does a job itself, or has reserved it.
         "ALTER TABLE job ADD COLUMN owner VARCHAR",
         "CREATE INDEX owned_jobs ON job (number) WHERE owner IS NOT NULL",
-        # Chains by id, and names that are unique in a workspace.
+        # Chains by id, and names that are unique within a workspace.
         "ALTER TABLE pipeline ADD COLUMN folded_name VARCHAR",
         """\
 CREATE TABLE link (
@@ -128,7 +128,7 @@ CREATE TABLE pipeline_note (
         "ALTER TABLE pipeline ADD COLUMN tick_offset INTEGER",
         "ALTER TABLE pipeline ADD COLUMN catch_up VARCHAR",
         "ALTER TABLE pipeline ADD COLUMN late_after FLOAT",
-        # No statement reads the rows of others, or those of the past.
+        # Indexes with which no statement reads rows of other owners, or the history.
         "CREATE INDEX marked_workspaces ON workspace (id) WHERE deleted_at IS NOT NULL",
         "CREATE INDEX pipelines_of_workspace ON pipeline (workspace_id, created, id)",
         "DROP INDEX ix_pipeline_next_tick",
@@ -164,7 +164,7 @@ CREATE TABLE pipeline_note (
             "CREATE INDEX transitions_of_pipeline ON transition (pipeline_id, id) "
             "WHERE pipeline_id IS NOT NULL"
         ),
-        # Jobs that are written in steps, and appear together.
+        # Jobs that are written in steps and become visible together.
         """\
 CREATE TABLE batch (
     id INTEGER NOT NULL PRIMARY KEY,
@@ -172,34 +172,34 @@ CREATE TABLE batch (
     last BIGINT NOT NULL,
     owner VARCHAR NOT NULL
 )""",
-        # Whether what was started leaves a result.
+        # Whether a started job leaves a result.
         "ALTER TABLE job ADD COLUMN calls_function BOOLEAN",
-        # Environments of the processes that submitted jobs.
+        # Environments of the submitting processes.
         "ALTER TABLE job ADD COLUMN env_from VARCHAR",
         "ALTER TABLE job ADD COLUMN environment VARCHAR",
         "CREATE TABLE environment (hash VARCHAR NOT NULL PRIMARY KEY, data BLOB NOT NULL)",
         """\
 CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT NULL""",
-        # A copy of a job directory is told from the directory itself.
+        # Distinguishes a job directory from a copy of it.
         "ALTER TABLE job ADD COLUMN directory_id VARCHAR",
-        # By when a supervisor should have ended a job.
+        # The time after which a supervisor should have ended a job.
         "ALTER TABLE job ADD COLUMN timeout_ms BIGINT",
-        # Whether a retry may start beside what an earlier attempt left running.
+        # Whether a retry may start while processes of an earlier attempt still run.
         "ALTER TABLE job ADD COLUMN unreaped_ignored BOOLEAN",
     ),
     # Whether a command left processes behind.
     5: ("ALTER TABLE job ADD COLUMN left_processes INTEGER",),
-    # How many jobs there are, and pages of one type in a workspace or pipeline.
+    # Stored job counts, and pages of one type in a workspace or pipeline.
     6: (_keep_counts,),
 }
 
 
-#: The statements in them, as a file shows what they have made.
+#: All steps of all migrations. A table that a migration created has exactly this text.
 _MIGRATED = frozenset(itertools.chain.from_iterable(MIGRATIONS.values()))
 
 
 def too_old(version: str) -> str:
-    """Say that this version of SQLite will not do, and which one would."""
+    """Return the error text for an SQLite that is too old; it names the version needed."""
     least = ".".join(map(str, LEAST_SQLITE))
     return (
         f"{version} is too old: {least} or later is needed; install it, or a Python that was "
@@ -207,9 +207,9 @@ def too_old(version: str) -> str:
     )
 
 
-@cache  # compiling them takes longer than executing them, and a host's tests make a file each
+@cache  # compiling takes longer than executing, and each test of a host may create a file
 def statements() -> tuple[str, ...]:
-    """Return the statements that make the current schema in an empty file."""
+    """Return the statements that create the current schema in an empty file."""
     from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - loaded with the first connection, not at import
 
     from jobcore.storage import counts  # noqa: PLC0415 - likewise
@@ -231,11 +231,11 @@ def statements() -> tuple[str, ...]:
 
 
 def read_identity(connection: sqlite3.Connection) -> tuple[int, int, int]:
-    """Return application id, schema version, and how many objects the schema has."""
+    """Return the application id, the schema version and the number of objects in the schema."""
     inside = connection.in_transaction
     if not inside:
-        # As of one moment: another process may be making the schema just now, and
-        # half of the old and half of the new answer would be another program's file.
+        # Read all three in one transaction. Another process may be creating the schema now,
+        # and a mix of old and new values would look like another program's file.
         connection.execute("BEGIN")
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -249,12 +249,12 @@ def read_identity(connection: sqlite3.Connection) -> tuple[int, int, int]:
 
 def check(path: str, identity: tuple[int, int, int]) -> bool:
     """
-    Tell whether the schema is the current one; False: it has to be made, or brought up to it.
+    Tell whether the schema is current; False: it must be created or migrated.
 
     Raises:
-        NotAJobcoreDatabase: Another program's file.
-        SchemaTooNew: A newer jobcore's file.
-        DatabaseCorrupt: A file of no version at all.
+        NotAJobcoreDatabase: The file belongs to another program.
+        SchemaTooNew: The file belongs to a newer jobcore.
+        DatabaseCorrupt: The schema version is not a valid one.
     """
     application, version, _ = identity
     if identity == _EMPTY:
@@ -274,15 +274,15 @@ def refuse_half_restored(
     connection: sqlite3.Connection, path: str, identity: tuple[int, int, int]
 ) -> None:
     """
-    Refuse a file that was put back in a way that loses or mixes what is in it.
+    Refuse a file that was restored in a way that loses or mixes content.
 
     Args:
-        connection: Has the file open by itself, as an immutable one.
-        identity: What `read_identity` has found there.
+        connection: A connection that has opened the file as immutable, so without its log.
+        identity: The result of `read_identity` for it.
 
     Raises:
-        NotAJobcoreDatabase: It was read back from a dump, which does not say whose file it is.
-        StoreMismatch: Beside it lies the write-ahead log of the file that was there before.
+        NotAJobcoreDatabase: It was restored from a dump, which has lost the application id.
+        StoreMismatch: Beside it is the write-ahead log of the file that was there before.
             SQLite would mix the two.
     """
     application, version, objects = identity
@@ -298,8 +298,8 @@ def refuse_half_restored(
     try:
         has_log = os.path.getsize(f"{path}-wal") > _LOG_HEADER
     except OSError:
-        return  # the usual case: there is none
-    # A file whose log is in use says so in these bytes, and a copy by VACUUM INTO does not.
+        return  # the usual case: there is no log
+    # These header bytes are 2 in a file in WAL mode, and 1 in a copy made by VACUUM INTO.
     if has_log and _header(path)[18:20] == b"\1\1":
         raise StoreMismatch(
             f"{path} was restored, and {path}-wal belongs to the file that was there before: "
@@ -309,10 +309,10 @@ def refuse_half_restored(
 
 def _header(path: str) -> bytes:
     """
-    Return the first bytes of an open database; nothing where they cannot be read.
+    Return the first 100 bytes of an open database; b"": they cannot be read.
 
-    They are read by a descriptor that SQLite has. To close one of our own would drop the
-    locks that this process has on the file.
+    This reads through a descriptor of SQLite. Closing one of our own would drop the locks
+    that this process has on the file.
     """
     try:
         facts = os.stat(path)
@@ -332,34 +332,34 @@ def _header(path: str) -> bytes:
 
 def check_log(path: str) -> None:
     """
-    Refuse another program's database of which all is in its write-ahead log.
+    Refuse another program's database whose content is still only in the write-ahead log.
 
     Raises:
-        NotAJobcoreDatabase: The log has a first page, of another program.
+        NotAJobcoreDatabase: The log contains a first page, and it is another program's.
     """
-    from jobcore.storage import wal_file  # noqa: PLC0415 - few files have all in their log
+    from jobcore.storage import wal_file  # noqa: PLC0415 - rarely needed
 
     try:
         page = wal_file.first_page(path + "-wal")
     except OSError:
-        return  # it is not there, or SQLite says what is wrong with it
+        return  # there is no log, or SQLite will report what is wrong with it
     if page is not None and int.from_bytes(page[_APPLICATION_AT], "big") != APPLICATION_ID:
         raise NotAJobcoreDatabase(f"{path} is another program's database")
 
 
 def differences(connection: sqlite3.Connection) -> list[str]:
     """
-    Return the tables, indexes and triggers of a current file that are not as they were made.
+    Return the tables, indexes and triggers of a current file that differ from the schema.
 
-    SQLite itself does not tell a reader: it resolves the names in constraints for writers alone.
+    SQLite does not report these to a reader: it resolves names in constraints only on writes.
     """
     found = dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
     changed = []
     for statement in statements():
         if table := _TABLE.match(statement):
             name, columns_and_constraints = table.groups()
-            # A table that was brought up has its later columns behind the rest, or is one that
-            # a migration made.
+            # After a migration a table has its added columns at the end, or has exactly the
+            # text of the migration that created it.
             text = found.get(name) or ""
             lines = [line.strip(" \t,") for line in columns_and_constraints.splitlines()]
             if not all(line in text for line in lines) and text not in _MIGRATED:
@@ -371,17 +371,17 @@ def differences(connection: sqlite3.Connection) -> list[str]:
 
 def use_write_ahead_log(connection: sqlite3.Connection, patience: float) -> None:
     """
-    Have the file written by way of a write-ahead log, which it then says of itself.
+    Switch the file to WAL mode, which is stored in the file.
 
-    A backup by VACUUM INTO does not: in it readers would keep writers out.
+    A copy made by VACUUM INTO is not in WAL mode, so readers would block writers.
 
     Args:
-        patience: Seconds to go on trying while others have the file open.
+        patience: Seconds to keep retrying while other connections have the file open.
     """
     deadline = time.monotonic() + patience
     while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         try:
-            # Takes a lock, without the busy handler.
+            # It needs a lock, and SQLite does not call the busy handler for it.
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError:
             if time.monotonic() > deadline:
@@ -393,16 +393,16 @@ def bring_up(
     connection: sqlite3.Connection, path: str, store_id: str | None, patience: float
 ) -> None:
     """
-    Bring the file to the current schema in one transaction: all of it is there, or nothing.
+    Create or migrate the schema, in one transaction.
 
     Args:
-        store_id: Of an empty file, which is given the whole schema at once.
-        patience: Seconds to go on trying while other processes do the same.
+        store_id: The store id for an empty file, which gets the current schema at once.
+        patience: Seconds to keep retrying while other processes do the same.
     """
     use_write_ahead_log(connection, patience)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        identity = read_identity(connection)  # again: another process may have been faster
+        identity = read_identity(connection)  # again: another process may have done it meanwhile
         if identity == _EMPTY:
             _make(connection, store_id)
         elif not check(path, identity):
@@ -432,18 +432,17 @@ def join_root(
     connection: sqlite3.Connection, path: str, *, writable: bool, runs_jobs: bool
 ) -> None:
     """
-    See that database and job directories belong together.
+    Check that the database and the root of the job directories belong together.
 
-    A database whose root is missing and that has no job in a process (a
-    restored backup) gets a new root with a new id. Anything else that does not
-    match is never a verdict on a job.
+    If the root is missing and no job runs in a process, as in a restored backup, the
+    database gets a new root with a new id. A mismatch never settles a job.
 
     Args:
-        runs_jobs: Refuse a file with running jobs whose root is missing. Else it can be
-            looked at.
+        runs_jobs: Whether to refuse a file that has running jobs while its root is missing.
+            If False, the file can still be read.
 
     Raises:
-        StoreMismatch: They do not belong together.
+        StoreMismatch: The two do not belong together.
     """
     (stored,) = connection.execute("SELECT id FROM store").fetchone()
     found = _found_id(path)
@@ -458,7 +457,7 @@ def join_root(
 
 
 def _found_id(path: str) -> str | None:
-    """Return the id in the root; None where that is missing, or has none yet."""
+    """Return the store id in the root; None: the root is missing or has no id yet."""
     try:
         root = filesystem.open_root(path, create=False)
     except FileNotFoundError:
@@ -470,7 +469,7 @@ def _found_id(path: str) -> str | None:
 
 
 def _settled_id(connection: sqlite3.Connection, *, writable: bool) -> str:
-    """Return the id in the file once nobody is renewing it: the file in the root comes first."""
+    """Return the id in the database, after a concurrent renewal, which writes the root first."""
     if writable:
         connection.execute("BEGIN IMMEDIATE")
     try:
@@ -510,21 +509,21 @@ def open_or_make(
     connection: sqlite3.Connection, path: str, patience: float, *, runs_jobs: bool
 ) -> None:
     """
-    Bring the file to the current schema, and join it with its root.
+    Create or migrate the schema if needed, and check the root of the job directories.
 
     Args:
         runs_jobs: As for `join_root`.
 
     Raises:
-        NotAJobcoreDatabase, SchemaTooNew, StoreMismatch: Not a byte was written.
-        ReadOnlyDatabase: It would have to be made or brought up to date, and cannot be.
+        NotAJobcoreDatabase, SchemaTooNew, StoreMismatch: Nothing was written.
+        ReadOnlyDatabase: The schema must be created or migrated, and the file is read-only.
     """
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
     identity = read_identity(connection)
     if not check(path, identity):
         if not writable:
             raise ReadOnlyDatabase(f"{path} is empty or out of date, and cannot be written")
-        # An older file has its id, and a root that is missing is for `join_root` to judge.
+        # An older file has an id already; `join_root` handles a missing root.
         store_id = _new_store_id(path) if identity == _EMPTY else None
         bring_up(connection, path, store_id, patience)
     elif writable:
@@ -536,12 +535,12 @@ def open_or_make(
 
 def _drop_statistics(connection: sqlite3.Connection) -> None:
     """
-    Drop what an ANALYZE by hand has left, so that it decides no plan.
+    Drop the statistics of a manual ANALYZE, so that they do not influence query plans.
 
-    Statistics of one moment, such as an empty queue, make SQLite read the whole history
-    for a statement whose index is better. Without any it uses that index. Where the file
-    cannot be written now, the next one who opens it does this. The last use of a
-    connection: it waits for no lock from here on.
+    Statistics that were taken with, say, an empty queue make SQLite read the whole history
+    where an index is better. Without statistics SQLite uses the index. If the file cannot be
+    written now, the next open does this. This must be the connection's last use, because it
+    sets its busy timeout to 0.
     """
     found = connection.execute(
         "SELECT name FROM sqlite_master WHERE name GLOB 'sqlite_stat[1-4]'"
@@ -553,15 +552,15 @@ def _drop_statistics(connection: sqlite3.Connection) -> None:
         for (name,) in found:
             connection.execute(f"DROP TABLE IF EXISTS {name}")
     except sqlite3.OperationalError:
-        pass  # it is locked, full or read-only
+        pass  # the file is locked, or the disk is full or read-only
 
 
 def renew_root(connection: sqlite3.Connection, path: str) -> bool:
     """
-    Give the file a root where that, or the id in it, is missing; False: it has one.
+    Create the root of the job directories, or the id in it, if missing; False: it has both.
 
     Args:
-        connection: In a write transaction.
+        connection: A connection in a write transaction.
 
     Raises:
         StoreMismatch: The root belongs to another database.

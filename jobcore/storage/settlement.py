@@ -1,9 +1,9 @@
 """
-From RUNNING to a final status, with all that follows, in one transaction.
+Settles jobs: writes the final status and everything that follows from it, in one transaction.
 
-A retry, the pipelines that are triggered and the status of a configured
-pipeline are rows, written with the verdict: so they happen whoever settles, and
-not at all where the verdict is rolled back.
+A retry, the jobs of triggered pipelines and the status of a configured pipeline are rows.
+They are written in the transaction that writes the verdict. So they happen whichever
+process settles the job, and they are rolled back with the verdict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jobcore.storage.tables import result
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import frames
 
-#: The job types that have a part in what follows.
+#: The job types that settling treats specially.
 PIPELINE_CONFIG = "PIPELINE_CONFIG"
 PIPELINE_VERIFY = "PIPELINE_VERIFY"
 PIPELINE_RUN = "PIPELINE_RUN"
@@ -41,19 +41,19 @@ def settle(
     ended: int | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Run | None:
-    """Settle a job as `transitions.settle_if_running` does, and write what follows from it."""
+    """Settle a job as `transitions.settle_if_running` does, then write its consequences."""
     final = transitions.settle_if_running(
         connection, run, offset=offset, ending=ending, now=now, ended=ended, facts=facts
     )
     if final is not None:
         _follow_up(connection, final, now)
-        if final.of_pipeline:  # a retry has it now; others needed it for their start alone
+        if final.of_pipeline:  # a retry has its own reference; other jobs released it at start
             environments.release(connection, final.number)
     return final
 
 
 def settle_own(connection: Connection, run: Run, ending: Ending, *, now: int) -> Run | None:
-    """Settle a job without a process, whose log its host has written."""
+    """Settle a job without a process, whose log its host wrote."""
     final = settle(connection, run, offset=0, ending=ending, now=now)
     if final is not None:
         log_segments.merge(connection, run.number, run.loose_sequence)
@@ -61,7 +61,7 @@ def settle_own(connection: Connection, run: Run, ending: Ending, *, now: int) ->
 
 
 def cancel(connection: Connection, number: int, *, now: int) -> Run | None:
-    """Cancel a job as `transitions.cancel_if_queued` does, and write what follows from it."""
+    """Cancel a job as `transitions.cancel_if_queued` does, then write its consequences."""
     final = transitions.cancel_if_queued(connection, number, now=now)
     if final is not None:
         _follow_up(connection, final, now)
@@ -71,10 +71,10 @@ def cancel(connection: Connection, number: int, *, now: int) -> Run | None:
 
 def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
     """
-    End a job whose owner is dead: a reserved one is cancelled, a task is lost.
+    End a job whose owner is dead: cancel a QUEUED job, settle a RUNNING one as lost.
 
     Returns:
-        The job as it then is, unchanged where it has another owner by now; None: it is gone.
+        The job as it is afterwards; unchanged if it has another owner now. None: it is gone.
     """
     current = transitions.find(connection, run.number)
     if current is None or not current.owned or current.owner != run.owner:
@@ -112,7 +112,7 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
 
 
 def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
-    """Queue a job of each pipeline that runs after this one; one that is damaged runs no more."""
+    """Queue a job of each pipeline that runs after this one; log and skip damaged ones."""
 
     def failed(rowid: int, error: Exception) -> None:
         _tell_damaged(f"row {rowid}", error)
@@ -129,12 +129,12 @@ def _tell_damaged(pipeline: str, error: Exception) -> None:
 
 
 def pause_behind(attempt: int) -> int:
-    """Return the microseconds between the end of an attempt and the next one."""
+    """Return the back-off between an attempt and the next one, in microseconds."""
     return round(lifecycle.retry_delay(attempt) * 1e6)
 
 
 def _retry(connection: Connection, row: Row[Any], now: int) -> None:
-    """Queue the next attempt. It holds the pipeline while it waits for its back-off."""
+    """Queue the next attempt. While it waits for its back-off, the pipeline starts no other job."""
     try:
         store.insert_job(
             connection,
@@ -158,11 +158,14 @@ def run_now(
     due: int | None = None,
 ) -> Row[Any] | None:
     """
-    Queue a job of the pipeline; where it has one already, record that this run was skipped.
+    Queue a job of the pipeline; if it has an active job already, record a skip.
 
     Args:
-        why: What wanted it: `schedule` or `triggered`.
-        due: When it was wanted, else now.
+        why: The cause of the run: `schedule` or `triggered`.
+        due: When the run was due, in microseconds since 1970; None: now.
+
+    Returns:
+        The new job; None: the run was skipped.
     """
     try:
         return store.insert_job(
@@ -193,11 +196,11 @@ _FIND_RESULT = Statement(
 
 
 def store_result(connection: Connection, number: int, encoding: str, data: bytes) -> None:
-    """Store what the job returned; the caller has just settled it."""
+    """Store a job's return value. The caller has settled the job in the same transaction."""
     _STORE_RESULT(connection, new_job=number, new_encoding=encoding, new_data=data)
 
 
 def find_result(connection: Connection, number: int) -> tuple[str, bytes] | None:
-    """Return how a job's return value is encoded, and its bytes; None: it has none."""
+    """Return the encoding and the bytes of a job's return value; None: it has none."""
     found = _FIND_RESULT(connection, of=number)
     return (found[0][0], bytes(found[0][1])) if found else None

@@ -1,9 +1,9 @@
 """
-A Core statement that is compiled once and then given straight to the driver.
+SQLAlchemy Core statements that are compiled once and executed by the driver directly.
 
-SQLAlchemy looks a statement up in its cache at each execution, and handles
-parameters and results anew: 60 to 100 µs, measured, where SQLite needs 5. For
-the few statements that every job runs through that is most of the host's work.
+SQLAlchemy looks up its statement cache and processes parameters and results at each
+execution. That takes 60 to 100 µs (measured); SQLite itself needs 5. For the few
+statements that every job needs, this overhead would be most of the host's work.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sqlalchemy.sql import ClauseElement
 
 class Statement:
     """
-    One statement, whose values are numbers, texts and bytes as the file has them.
+    One statement. Its values are numbers, texts and bytes, exactly as the file stores them.
 
     Args:
-        core: The statement; every value that differs is a `bindparam`.
+        core: The statement. Each value that changes between executions is a `bindparam`.
     """
 
     def __init__(self, core: ClauseElement) -> None:
@@ -30,16 +30,16 @@ class Statement:
         self._constants: dict[str, Any] = {}
 
     def __call__(self, connection: Connection, **values: Any) -> list[Any]:
-        """Execute it, and return its rows as tuples."""
+        """Execute the statement and return its rows as tuples."""
         rows: list[Any] = self._execute(connection, values).fetchall()
         return rows
 
     def count(self, connection: Connection, **values: Any) -> int:
-        """Execute it, and return how many rows it changed."""
+        """Execute the statement and return the number of rows it changed."""
         return int(self._execute(connection, values).rowcount)
 
     def many(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """Execute it for each of `rows`."""
+        """Execute the statement once for each of `rows`."""
         text = self._compiled()
         driver_of(connection).executemany(text, [{**self._constants, **row} for row in rows])
 
@@ -49,7 +49,7 @@ class Statement:
         return cursor
 
     def _compiled(self) -> str:
-        if self._text is None:  # at the first use: importing jobcore compiles nothing
+        if self._text is None:  # on first use, so that importing jobcore stays cheap
             from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - loaded with the first connection, not at import
 
             compiled = self._core.compile(dialect=sqlite.dialect(paramstyle="named"))
@@ -61,5 +61,5 @@ class Statement:
 
 
 def driver_of(connection: Connection) -> Any:
-    """Return the driver's connection that SQLAlchemy's one has."""
+    """Return the `sqlite3` connection under an SQLAlchemy connection."""
     return connection.connection.driver_connection

@@ -1,7 +1,7 @@
 """
-Workspaces, pipelines, jobs and their history: what is created and listed.
+Creates, lists, changes and deletes workspaces, pipelines and jobs, and reads their history.
 
-Every function takes a connection in a transaction.
+Every function takes a connection in a transaction. Times are microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from jobcore.storage.tables import (
 
 T = TypeVar("T")
 
-#: What a pipeline's status can be; it speaks of changes to it, not of runs.
+#: A pipeline's status. It is about the pipeline's configuration, not about its runs.
 READY = "READY"
 
 _ACTIVE = has_status(Status.QUEUED, Status.RUNNING)
@@ -77,7 +77,7 @@ _FINAL = has_status(*(status for status in Status if status.final))
 def insert_workspace(
     connection: Connection, *, name: str, now: int, properties: Any = None, default: bool = False
 ) -> Row[Any]:
-    """Make a workspace."""
+    """Create a workspace and return its row."""
     return connection.execute(
         insert(workspace)
         .values(
@@ -93,7 +93,7 @@ def insert_workspace(
 
 
 def find_workspace(connection: Connection, workspace_id: UUID) -> Row[Any] | None:
-    """Return the workspace, or None."""
+    """Return the workspace; None: there is none, or it is being deleted."""
     return connection.execute(
         select(workspace).where(workspace.c.id == workspace_id, workspace.c.deleted_at.is_(None))
     ).one_or_none()
@@ -103,7 +103,7 @@ _DEFAULT = Statement(select(workspace.c.id).where(workspace.c.is_default))
 
 
 def find_default_workspace(connection: Connection) -> UUID | None:
-    """Return the id of the default workspace, or None where nobody has needed it yet."""
+    """Return the id of the default workspace; None: it has not been needed yet."""
     rows = _DEFAULT(connection)
     try:
         return UUID(hex=rows[0][0]) if rows else None
@@ -112,7 +112,7 @@ def find_default_workspace(connection: Connection) -> UUID | None:
 
 
 def default_workspace(connection: Connection, now: int) -> UUID:
-    """Return the id of the default workspace, made on first use."""
+    """Return the id of the default workspace, and create it if needed."""
     found = find_default_workspace(connection)
     if found is None:
         found = insert_workspace(connection, name="default", now=now, default=True).id
@@ -128,7 +128,7 @@ _NAMES = (
     .correlate(pipeline)
     .subquery()
 )
-#: A pipeline as it is shown: with the names of its sources as they are now, in JSON.
+#: Selects pipelines as they are shown: with the current names of their sources, as JSON.
 _PIPELINE = select(
     pipeline,
     type_coerce(select(func.json_group_array(_NAMES.c.name)).scalar_subquery(), JSON).label(
@@ -138,7 +138,7 @@ _PIPELINE = select(
 
 
 def insert_pipeline(connection: Connection, *, now: int, **fields: Any) -> UUID:
-    """Make a pipeline, and return its id."""
+    """Create a pipeline and return its id."""
     made = uuid4()
     connection.execute(
         insert(pipeline).values(id=made, status=READY, created=now, last_modified=now, **fields)
@@ -147,12 +147,12 @@ def insert_pipeline(connection: Connection, *, now: int, **fields: Any) -> UUID:
 
 
 def find_pipeline(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
-    """Return the pipeline, or None."""
+    """Return the pipeline; None: there is none, or it is being deleted."""
     return connection.execute(_PIPELINE.where(pipeline.c.id == pipeline_id)).one_or_none()
 
 
 def find_pipeline_called(connection: Connection, workspace_id: UUID, name: str) -> UUID | None:
-    """Return the id of the pipeline of this name, whatever the case, or None."""
+    """Return the id of the pipeline with this name, ignoring case, or None."""
     found: UUID | None = connection.execute(
         select(pipeline.c.id).where(
             pipeline.c.workspace_id == workspace_id,
@@ -166,7 +166,7 @@ def find_pipeline_called(connection: Connection, workspace_id: UUID, name: str) 
 def update_row(
     connection: Connection, table: Table, row_id: UUID, *, now: int, **changes: Any
 ) -> None:
-    """Change a workspace or a pipeline, which the same transaction has found."""
+    """Change a workspace or pipeline that the same transaction has found."""
     connection.execute(
         update(table)
         .where(table.c.id == row_id, table.c.deleted_at.is_(None))
@@ -175,7 +175,7 @@ def update_row(
 
 
 def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now: int) -> bool:
-    """Hide a workspace or a pipeline from every read, for good; False: already so, or not there."""
+    """Hide a workspace or pipeline from every read, for good; False: hidden already, or missing."""
     done = connection.execute(
         update(table)
         .where(table.c.id == row_id, table.c.deleted_at.is_(None))
@@ -190,7 +190,7 @@ def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now:
 def marked_ids(
     connection: Connection, table: Table, after: str, limit: int, workspace_id: UUID | None = None
 ) -> list[UUID]:
-    """Return some workspaces or pipelines whose deletion was begun, by id, after `after`."""
+    """Return ids above `after`, in order, of workspaces or pipelines being deleted."""
     statement = select(table.c.id).where(
         table.c.deleted_at.is_not(None), table.c.id > UUID(hex=after)
     )
@@ -200,7 +200,7 @@ def marked_ids(
 
 
 def has_unmarked(connection: Connection, table: Table, owner_id: UUID) -> bool:
-    """Tell whether something belongs to a workspace or pipeline whose deletion was not begun."""
+    """Tell whether a workspace or pipeline has a job or pipeline that is not being deleted."""
     things = [select(job.c.number).where(_OF[table] == owner_id, IS_VISIBLE)]
     if table is workspace:
         things.append(
@@ -212,7 +212,7 @@ def has_unmarked(connection: Connection, table: Table, owner_id: UUID) -> bool:
 
 
 def unmarked_pipelines_of(connection: Connection, workspace_id: UUID, limit: int) -> list[UUID]:
-    """Return pipelines of a workspace whose own deletion was not begun."""
+    """Return the ids of pipelines of a workspace that are not being deleted themselves."""
     return list(
         connection.execute(
             select(pipeline.c.id)
@@ -222,14 +222,14 @@ def unmarked_pipelines_of(connection: Connection, workspace_id: UUID, limit: int
     )
 
 
-#: The column of a job that refers to what is deleted.
+#: The column of `job` that refers to a row of each table.
 _OF = {pipeline: job.c.pipeline_id, workspace: job.c.workspace_id}
 
 
 def active_unmarked_of(
     connection: Connection, table: Table, owner_id: UUID, limit: int
 ) -> list[int]:
-    """Return QUEUED and RUNNING jobs of a workspace or pipeline whose deletion was not begun."""
+    """Return numbers of QUEUED and RUNNING jobs of the owner that are not being deleted."""
     return list(
         connection.execute(
             select(job.c.number).where(_OF[table] == owner_id, IS_VISIBLE, _ACTIVE).limit(limit)
@@ -240,7 +240,7 @@ def active_unmarked_of(
 def mark_final_of(
     connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
 ) -> int:
-    """Hide final jobs of a workspace or pipeline from every read, for good; return how many."""
+    """Hide up to `limit` final jobs of a workspace or pipeline, for good; return how many."""
     some = (
         select(job.c.number)
         .where(_OF[table] == owner_id, job.c.deleted_at.is_(None), _FINAL)
@@ -254,7 +254,7 @@ def mark_final_of(
 def mark_rest_of(
     connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
 ) -> int:
-    """Hide jobs of a workspace or pipeline whatever their status; return how many."""
+    """Hide up to `limit` jobs of a workspace or pipeline, of any status; return how many."""
     some = select(job.c.number).where(_OF[table] == owner_id, job.c.deleted_at.is_(None))
     return connection.execute(
         update(job).where(job.c.number.in_(some.limit(limit))).values(deleted_at=now)
@@ -286,7 +286,8 @@ def marked_active_of(
     Return the jobs of a workspace or pipeline that are being deleted and have not ended.
 
     Returns:
-        Those that end, and the numbers of those that nothing ends: their rows are damaged.
+        The jobs that will end, because they were asked to stop; and the numbers of those that
+        will not, because their rows are damaged.
     """
     numbers = [number for (number,) in _MARKED_NUMBERS[table](connection, owner_id=owner_id.hex)]
 
@@ -307,13 +308,13 @@ def marked_active_of(
 def marked_final_of(
     connection: Connection, table: Table, owner_id: UUID, limit: int
 ) -> list[transitions.Run]:
-    """Return some jobs of a workspace or pipeline that are being deleted and have ended."""
+    """Return up to `limit` jobs of a workspace or pipeline that have ended and are deleted."""
     rows = _MARKED_FINAL[table](connection, owner_id=owner_id.hex, most=limit)
     return [transitions.Run._make(row) for row in rows]
 
 
 def remove_skips_of(connection: Connection, pipeline_ids: Collection[UUID], limit: int) -> int:
-    """Remove skips of pipelines, and return how many."""
+    """Remove up to `limit` skips of pipelines; return how many."""
     some = select(skip.c.id).where(skip.c.pipeline_id.in_(pipeline_ids)).limit(limit)
     return connection.execute(delete(skip).where(skip.c.id.in_(some))).rowcount
 
@@ -326,7 +327,7 @@ def _is_empty(table: Table) -> list[ColumnElement[bool]]:
 
 
 def empty_of(connection: Connection, table: Table, ids: Collection[UUID]) -> list[UUID]:
-    """Return those workspaces or pipelines that are being deleted and have nothing left."""
+    """Return those of `ids` that are being deleted and have no jobs or pipelines left."""
     return list(
         connection.execute(
             select(table.c.id).where(table.c.id.in_(ids), *_is_empty(table))
@@ -335,7 +336,7 @@ def empty_of(connection: Connection, table: Table, ids: Collection[UUID]) -> lis
 
 
 def remove_if_empty(connection: Connection, table: Table, ids: Collection[UUID]) -> None:
-    """Remove those workspaces or pipelines that are being deleted and have nothing left."""
+    """Remove those of `ids` that are being deleted and have no jobs or pipelines left."""
     connection.execute(delete(table).where(table.c.id.in_(ids), *_is_empty(table)))
 
 
@@ -348,13 +349,13 @@ def list_workspaces(
     after: tuple[int, UUID] | None = None,
 ) -> list[T]:
     """
-    Return a page of all workspaces, in the order of their creation.
+    Return a page of all workspaces, in order of creation.
 
     Args:
-        form: Makes of a row what is returned.
-        failed: Called with the rowid of each that cannot be read, and the reason.
-        limit: Workspaces in the page; None: all.
-        after: When the last one of the page before was created, and its id; None: the first page.
+        form: Converts a row to the returned object.
+        failed: Called with the rowid of each row that cannot be read, and the reason.
+        limit: Maximum number in the page; None: all.
+        after: Creation time and id of the last one of the page before; None: the first page.
     """
     statement = select(workspace).where(workspace.c.deleted_at.is_(None))
     statement = _page(statement, workspace, limit, after)
@@ -371,7 +372,7 @@ def list_pipelines(
     after: tuple[int, UUID] | None = None,
 ) -> list[T]:
     """
-    Return a page of all pipelines, or of those of a workspace, in the order of their creation.
+    Return a page of all pipelines, or of those of a workspace, in order of creation.
 
     Args:
         form, failed, limit, after: As for `list_workspaces`.
@@ -386,7 +387,7 @@ def list_pipelines(
 def _page(
     statement: Select[Any], table: Table, limit: int | None, after: tuple[int, UUID] | None
 ) -> Select[Any]:
-    """Return the statement with a page of its rows, in the order of their creation."""
+    """Return the statement limited to one page, in order of creation."""
     if after is not None:
         created, last = after
         statement = statement.where(
@@ -398,7 +399,7 @@ def _page(
 def set_pipeline_status(
     connection: Connection, pipeline_id: UUID, status: str, *, now: int
 ) -> None:
-    """Say whether changes to a pipeline have been processed."""
+    """Set the status of a pipeline, which tells whether its configuration was processed."""
     update_row(connection, pipeline, pipeline_id, now=now, status=status)
 
 
@@ -406,7 +407,7 @@ def set_pipeline_status(
 
 
 def links_of(connection: Connection, pipeline_id: UUID) -> Sequence[Row[Any]]:
-    """Return what triggers the pipeline: ids of pipelines, and names of what is none."""
+    """Return the links of a pipeline, in order: ids of its sources, or names without a pipeline."""
     return connection.execute(
         select(link).where(link.c.pipeline_id == pipeline_id).order_by(link.c.position)
     ).all()
@@ -415,7 +416,7 @@ def links_of(connection: Connection, pipeline_id: UUID) -> Sequence[Row[Any]]:
 def replace_links(
     connection: Connection, pipeline_id: UUID, links: Sequence[tuple[UUID | None, str | None]]
 ) -> None:
-    """Have the pipeline run after these alone: each the id of a pipeline, or a name."""
+    """Replace the sources of a pipeline. Each link is the id of a pipeline, or only a name."""
     connection.execute(delete(link).where(link.c.pipeline_id == pipeline_id))
     if links:
         connection.execute(
@@ -428,8 +429,8 @@ def replace_links(
 
 
 def find_retries(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
-    """Return id and `max_retries` of the pipeline, or None."""
-    # Not the whole row: damage in another column must not keep its jobs from being settled.
+    """Return id and `max_retries` of the pipeline; None: there is none, or it is being deleted."""
+    # Not the whole row, so that damage in another column does not keep jobs from being settled.
     columns: tuple[Any, ...] = (pipeline.c.id, pipeline.c.max_retries)
     return connection.execute(
         select(*columns).where(pipeline.c.id == pipeline_id, pipeline.c.deleted_at.is_(None))
@@ -445,7 +446,7 @@ def pipelines_triggered_by(
     Return id and workspace of the pipelines that run after this one, in order of creation.
 
     Args:
-        failed: Called with the rowid of each of them that cannot be read.
+        failed: Called with the rowid of each pipeline that cannot be read, and the reason.
     """
     triggered = (
         select(pipeline.c.id, pipeline.c.workspace_id)
@@ -457,7 +458,7 @@ def pipelines_triggered_by(
 
 
 def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UUID]) -> bool:
-    """Tell whether the pipeline is one of `others`, or triggers one of them in the end."""
+    """Tell whether the pipeline is one of `others` or triggers one of them, even indirectly."""
     before = select(pipeline.c.id).where(pipeline.c.id.in_(others)).cte("before", recursive=True)
     before = before.union(
         select(link.c.source_id).where(
@@ -469,19 +470,19 @@ def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UU
 
 
 def remove_links_to(connection: Connection, source_id: UUID) -> None:
-    """Have nothing run after this pipeline any more."""
+    """Remove all links to a pipeline, so that it triggers nothing any more."""
     connection.execute(delete(link).where(link.c.source_id == source_id))
 
 
 def note(connection: Connection, pipeline_id: UUID, topic: str, detail: str) -> None:
-    """Record something about a pipeline that doctor lists."""
+    """Record a note about a pipeline, which `doctor` lists."""
     connection.execute(
         insert(pipeline_note).values(pipeline_id=pipeline_id, topic=topic, detail=detail)
     )
 
 
 def remove_notes(connection: Connection, pipeline_id: UUID, topic: str) -> None:
-    """Remove what was recorded about a pipeline's `name` or `chain`: it was changed since."""
+    """Remove the notes on a pipeline's `name` or `chain`, after the user has changed it."""
     connection.execute(
         delete(pipeline_note).where(
             pipeline_note.c.pipeline_id == pipeline_id, pipeline_note.c.topic == topic
@@ -492,9 +493,10 @@ def remove_notes(connection: Connection, pipeline_id: UUID, topic: str) -> None:
 # --- schedules ----------------------------------------------------------------
 
 
-#: Where a look at schedules goes on: a tick, and the pipeline that has it.
+#: A position in the list of schedules: a tick and the pipeline that has it.
 Place = tuple[int, str]
-#: What is needed to keep a schedule: no command, and nothing whose damage would end the look.
+#: The columns that the scheduler needs. Ids are read as text, and the command is left out, so
+#: that damage in them does not end the query.
 _SCHEDULE = (
     type_coerce(pipeline.c.id, String).label("id"),
     type_coerce(pipeline.c.workspace_id, String).label("workspace_id"),
@@ -505,7 +507,7 @@ _SCHEDULE = (
         )
     ),
 )  # fmt: skip
-#: Where each missed tick is made up for, the next one comes when the job before has ended.
+#: With catch_up "all", the next tick waits until the job of the previous one has ended.
 _WAITS = and_(
     func.coalesce(pipeline.c.catch_up, "skip") == "all",
     select(job.c.number).where(job.c.pipeline_id == pipeline.c.id, _ACTIVE).exists(),
@@ -523,20 +525,21 @@ def scheduled_pipelines(
     failed: Callable[[int, Exception], None] = error_mapping.leave_out,
 ) -> Sequence[Row[Any]]:
     """
-    Return the pipelines that have a next tick, in the order of these, without their commands.
+    Return the pipelines that have a next tick, ordered by it, without their commands.
 
     Args:
-        after: The place of the last one that was seen.
-        skip: How many to pass over from there on: those that cannot be read have no place.
-        until: Only those whose tick is due by then; None: all.
-        limit: Pipelines at the most.
-        failed: Called with the rowid of each of them whose row cannot be read.
+        after: The place of the last pipeline that the caller has seen.
+        skip: Number of pipelines to skip after `after`: the unreadable ones, whose place is
+            unknown.
+        until: Only pipelines whose tick is due by then; None: all.
+        limit: Maximum number of pipelines.
+        failed: Called with the rowid of each pipeline that cannot be read, and the reason.
     """
     statement = (
         select(*_SCHEDULE)
         .where(
             *_SCHEDULED,
-            # As the file has them: neither a tick nor an id need be one, where it is damaged.
+            # Compare the stored values: if damaged, they need not be a valid tick or id.
             tuple_(pipeline.c.next_tick, type_coerce(pipeline.c.id, String))
             > tuple_(literal(after[0], Integer), literal(after[1], String)),
             true()
@@ -551,7 +554,7 @@ def scheduled_pipelines(
 
 
 def _rowid(table: Table) -> Any:
-    """Return the column that finds a row, whatever stands in the others."""
+    """Return SQLite's rowid column, which identifies a row even if other columns are damaged."""
     return literal_column(f"{table.name}.rowid", Integer)
 
 
@@ -564,7 +567,7 @@ def _readable(
     key: Any,
     failed: Callable[[int, Exception], None],
 ) -> list[Row[Any]]:
-    """Return the rows that can be read; `failed` hears of the keys of the others."""
+    """Return the rows that can be read; call `failed` with the keys of the others."""
     return _formed(connection, statement, key, lambda row: row, failed)
 
 
@@ -575,7 +578,7 @@ def _formed(
     form: Callable[[Row[Any]], T],
     failed: Callable[[int, Exception], None],
 ) -> list[T]:
-    """Return what `form` makes of each row; `failed` hears of those that cannot be read."""
+    """Return the rows, converted by `form`; call `failed` with the keys of unreadable ones."""
 
     def read(some: Select[Any]) -> list[T]:
         return [form(row) for row in connection.execute(some).all()]
@@ -588,9 +591,9 @@ def _formed(
     )
 
 
-#: The tables whose rows have ids that callers know.
+#: The tables whose rows have public ids.
 _NAMED = {table.name: table for table in (job, pipeline, workspace)}
-#: The bytes of an id, whatever the file has there.
+#: Select the bytes of an id as hex, because a damaged id may not be text.
 _NAMES_OF = {
     name: select(func.hex(table.c.id)).where(_rowid(table) == bindparam("rowid"))
     for name, table in _NAMED.items()
@@ -598,16 +601,16 @@ _NAMES_OF = {
 
 
 def name_of_row(connection: Connection, kind: str, rowid: int) -> str:
-    """Return the id of a job, pipeline or workspace that cannot be read, else its number."""
+    """Return the id of a job, pipeline or workspace; if the id is damaged, "number N"."""
     stored = connection.execute(_NAMES_OF[kind], {"rowid": rowid}).scalar_one_or_none()
     try:
         return str(UUID(hex=bytes.fromhex(stored or "").decode()))
     except ValueError:
-        return f"number {rowid}"  # the id is what is damaged
+        return f"number {rowid}"
 
 
 def damaged_columns(connection: Connection, kind: str, this: UUID | int) -> list[str]:
-    """Return the columns of a row, by its id or rowid, that cannot be read by themselves."""
+    """Return the names of the unreadable columns of a row, which is given by id or rowid."""
     table = _NAMED[kind]
     key = _rowid(table) == this if isinstance(this, int) else table.c.id == this
     found = []
@@ -622,7 +625,7 @@ def damaged_columns(connection: Connection, kind: str, this: UUID | int) -> list
 
 
 def next_tick(connection: Connection) -> int | None:
-    """Return when the next pipeline is to run by its schedule; None: none has one."""
+    """Return the earliest next tick of all schedules; None: there is none."""
     tick: int | None = connection.execute(
         select(pipeline.c.next_tick)
         .where(*_SCHEDULED, not_(_WAITS))
@@ -634,12 +637,15 @@ def next_tick(connection: Connection) -> int | None:
 
 def advance_tick_if_at(connection: Connection, seen: Row[Any], new: int, offset: int) -> bool:
     """
-    Take a tick, unless another process has, or the schedule was changed since it was `seen`.
+    Take a tick by moving the pipeline to its next one.
 
     Args:
         seen: The pipeline, as `scheduled_pipelines` returned it.
         new: The next tick.
-        offset: Seconds that local time is ahead of UTC then.
+        offset: UTC offset at the next tick, in seconds.
+
+    Returns:
+        False: another process has taken the tick, or the schedule was changed.
     """
     done = connection.execute(
         update(pipeline)
@@ -657,10 +663,10 @@ def advance_tick_if_at(connection: Connection, seen: Row[Any], new: int, offset:
 
 def waiting_retries(connection: Connection, *, after: tuple[int, int], limit: int) -> Sequence[Any]:
     """
-    Return queued jobs that try again what failed, in the order of when they may start.
+    Return queued retries that wait for their time, ordered by it.
 
     Args:
-        after: When the last one that was seen may start, and its number.
+        after: `not_before` and number of the last retry that the caller has seen.
     """
     return connection.execute(
         select(job.c.number, job.c.id, job.c.attempt, job.c.not_before)
@@ -676,7 +682,7 @@ def waiting_retries(connection: Connection, *, after: tuple[int, int], limit: in
 
 
 def fetch_back_if_queued(connection: Connection, number: int, old: int, new: int) -> bool:
-    """Have a queued job wait for `new` where it waits for `old`, if nobody has changed that."""
+    """Move the start time of a QUEUED job from `old` to `new`; False: it was not `old` any more."""
     done = connection.execute(
         update(job)
         .where(
@@ -701,11 +707,15 @@ def record_skip(
     goes_on: Callable[[int], bool] = lambda _due: True,
 ) -> None:
     """
-    Record that a pipeline was to run and did not; one record for all runs of one cause.
+    Record that a due run of a pipeline was skipped; extend the newest record if it has the cause.
 
     Args:
-        goes_on: Whether this has the cause of the newest record, which has the same `why`
-            and the same job: told when the last run of that one was due.
+        due: When the run was due.
+        why: The cause: `schedule`, `triggered` or `missed`.
+        job_id: The active job that was in the way, or None.
+        count: Number of skipped runs.
+        goes_on: Tells whether the newest record, which has the same `why` and job, has the same
+            cause. Called with the `due` of that record.
     """
     newest = connection.execute(
         select(skip).where(skip.c.pipeline_id == pipeline_id).order_by(skip.c.id.desc()).limit(1)
@@ -753,20 +763,20 @@ _INSERT_JOB = insert(job).returning(job)
 
 def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
     """
-    Make a QUEUED job.
+    Create a QUEUED job with its first history entry, and return its row.
 
     Raises:
-        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was made,
-            and the transaction can go on.
+        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was created,
+            and the transaction can continue.
     """
     values = new_job(now=now, **fields)
     try:
         row = connection.execute(_INSERT_JOB, values).one()
     except IntegrityError as error:
-        # The index has spoken; the row only says who is in the way.
+        # The unique index has refused the row; this only finds the job in the way.
         pipeline_id = values["pipeline_id"]
         blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
-        if "FOREIGN KEY" in str(error.orig):  # of a workspace that is there, by a damaged id
+        if "FOREIGN KEY" in str(error.orig):  # the workspace exists, but its stored id is damaged
             raise DatabaseCorrupt(f"a job cannot be stored: {error.orig}") from error
         if blocker is None:
             raise
@@ -783,18 +793,18 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
 
 
 def next_attempt(row: Row[Any]) -> dict[str, Any]:
-    """Return the columns of a job that does once more what the one of `row` did."""
+    """Return the columns of the job that retries the job of `row`."""
     kept = ("type", "name", "data", "command", "env_from", "environment")
     again = {name: getattr(row, name) for name in kept}
     return {**again, "attempt": row.attempt + 1, "retry_of": row.id}
 
 
 def new_job(*, now: int, **fields: Any) -> dict[str, Any]:
-    """Return the columns of a job that is made now."""
+    """Return all columns of a new QUEUED job."""
     return {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
 
 
-#: The columns without a value at creation: one statement for all, compiled once.
+#: Defaults for optional columns. Every insert has the same columns, so it is compiled once.
 _BLANK: dict[str, Any] = {
     "pipeline_id": None,
     "name": None,
@@ -818,7 +828,7 @@ _GET_JOB = select(job).where(job.c.number == bindparam("number"))
 
 
 def find_job(connection: Connection, job_id: UUID) -> Row[Any] | None:
-    """Return the job, or None; one that is being deleted is not there."""
+    """Return the job; None: there is none, or it is being deleted."""
     return connection.execute(_FIND_JOB, {"id": job_id}).one_or_none()
 
 
@@ -826,27 +836,27 @@ _NUMBER_OF = Statement(select(job.c.number).where(job.c.id == bindparam("of_id")
 
 
 def number_of(connection: Connection, job_id: UUID) -> int | None:
-    """Return the number of a job, though its row be damaged; None: there is no such job."""
+    """Return the number of a job, even if its row is damaged; None: there is no such job."""
     rows = _NUMBER_OF(connection, of_id=job_id.hex)
     return rows[0][0] if rows else None
 
 
 def find_jobs(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[int]:
-    """Return the numbers of the jobs with ids from `first` to `last`, by a walk on the index."""
+    """Return the numbers of up to `limit` jobs with ids from `first` to `last`, inclusive."""
     between = job.c.id.between(first, last)
     numbers = select(job.c.number).where(between, IS_VISIBLE).order_by(job.c.id).limit(limit)
     return list(connection.execute(numbers).scalars())
 
 
 def get_job(connection: Connection, number: int) -> Row[Any] | None:
-    """Return the job with this number, being deleted or not, or None."""
+    """Return the job with this number, even if it is being deleted; None: there is none."""
     return connection.execute(_GET_JOB, {"number": number}).one_or_none()
 
 
 def visible_jobs(
     connection: Connection, numbers: Iterable[int], failed: Callable[[int, Exception], None]
 ) -> list[Row[Any]]:
-    """Return the jobs with these numbers, in their order, without those being deleted."""
+    """Return the visible jobs with these numbers, in the order of `numbers`."""
     found: list[Row[Any]] = []
     for number in numbers:
         try:
@@ -859,7 +869,7 @@ def visible_jobs(
 
 
 def run_of(row: Row[Any]) -> transitions.Run:
-    """Return what is needed of the job while it runs."""
+    """Return a job's row as a `Run`."""
     columns = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
     return transitions.Run(
         name=row.id.hex,
@@ -873,7 +883,7 @@ def run_of(row: Row[Any]) -> transitions.Run:
 
 
 def active_job_of(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
-    """Return the QUEUED or RUNNING job of the pipeline, being deleted or not, or None."""
+    """Return the QUEUED or RUNNING job of a pipeline, even if it is being deleted, or None."""
     return connection.execute(
         select(job).where(job.c.pipeline_id == pipeline_id, _ACTIVE)
     ).one_or_none()
@@ -891,13 +901,14 @@ def list_jobs(
     failed: Callable[[int, Exception], None] = error_mapping.leave_out,
 ) -> list[Row[Any]]:
     """
-    Return a page of jobs, newest first, older than the number `before`.
+    Return a page of jobs with numbers below `before`, newest first.
 
-    Each status of each type is read by itself from an index that has its jobs in order. So a
-    page costs what it shows, whatever the history.
+    Each combination of status and type is read from an index that has its jobs in order. So
+    the cost depends on the size of the page, not on the length of the history.
 
     Args:
-        failed: Called with the number of each job of the page that cannot be read.
+        failed: Called with the number of each job of the page that cannot be read, and the
+            reason.
     """
     of_owner = _of_owner(connection, workspace_id, pipeline_id)
     kinds: list[ColumnElement[bool]] = [true()]
@@ -924,7 +935,7 @@ def list_jobs(
 
 
 _WORDS = sorted(Status)
-#: Jobs whose status is no word of these, by the gaps between them: an index has these.
+#: Jobs with an unknown status. It searches the ranges between the known ones, for the index.
 _ODD = Statement(
     select(
         union_all(
@@ -948,7 +959,7 @@ _ODD = Statement(
 
 
 def jobs_of_no_status(connection: Connection) -> list[int]:
-    """Return jobs with an unknown status, which no listing by status finds."""
+    """Return the numbers of jobs with an unknown status, which no listing by status finds."""
     return [number for (number,) in _ODD(connection)]
 
 
@@ -957,8 +968,8 @@ def _of_owner(
 ) -> list[ColumnElement[bool]]:
     if pipeline_id is None:
         return [] if workspace_id is None else [job.c.workspace_id == workspace_id]
-    # The workspace of a job is that of its pipeline. With both conditions SQLite could walk
-    # through all jobs of the workspace, or through all of the pipeline to show none.
+    # A job is in the workspace of its pipeline, so the pipeline alone decides. With both
+    # conditions SQLite might scan all jobs of the workspace, or of the pipeline for nothing.
     if workspace_id is not None and not _is_in(connection, pipeline_id, workspace_id):
         return [false()]
     return [job.c.pipeline_id == pipeline_id]
@@ -971,12 +982,16 @@ def _is_in(connection: Connection, pipeline_id: UUID, workspace_id: UUID) -> boo
     return connection.execute(statement).first() is not None
 
 
-#: SQLite's limit of the SELECTs in a compound one is 500.
+#: Safely below SQLite's limit of 500 SELECTs in a compound SELECT.
 _MOST_TOGETHER = 250
 
 
 def _together(parts: Sequence[Select[Any]]) -> Select[Any] | CompoundSelect[Any]:
-    """Return the rows of all of `parts`; SQLite allows ORDER BY and LIMIT within a part only so."""
+    """
+    Return the union of `parts`.
+
+    Each part becomes a subquery: SQLite allows ORDER BY and LIMIT within a part only so.
+    """
     subqueries = [select(part.subquery()) for part in parts]
     while len(subqueries) > _MOST_TOGETHER:
         subqueries = [
@@ -994,9 +1009,9 @@ def count_jobs(
     statuses: Collection[Status] | None,
     types: Collection[str] | None,
 ) -> dict[Status, int]:
-    """Return how many jobs there are of each status, 0 included; see `counts`."""
+    """Return the number of visible jobs of each status, including 0; see `counts`."""
     table = workspace_count if pipeline_id is None else pipeline_count
-    # Of these columns alone: what else may stand there is not even to be read.
+    # Read only these columns, so that damage in others does not matter.
     asked = sorted(Status if statuses is None else set(statuses))
     columns = [func.coalesce(func.sum(table.c[str(one).lower()]), 0) for one in asked]
     statement = select(*columns).where(table.c.batch == 0)
@@ -1017,7 +1032,7 @@ _CLAIMABLE = or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant"))
 
 @lru_cache(maxsize=64)
 def _queue_of(types: tuple[str, ...]) -> Select[Any]:
-    """Return the statement that reads what may start of these types: each by its own index."""
+    """Return the statement for the jobs of these types that may start; it reads type by type."""
     parts = []
     for one in types:
         of_type = select(job.c.number).where(*_QUEUED, job.c.type == one, _CLAIMABLE)
@@ -1048,13 +1063,14 @@ def queued_jobs(
     failed: Callable[[int, Exception], None] = error_mapping.leave_out,
 ) -> Generator[Row[Any], None, None]:
     """
-    Yield the jobs that could be claimed now, oldest first; among `numbers` where given.
+    Yield up to `limit` jobs that can be claimed now, oldest first.
 
-    Each is read when it is asked for: the commands of many need not be in memory together.
+    Rows are read one by one, so that the commands of many jobs are not in memory together.
 
     Args:
-        claimant: The owner whose reserved jobs are among them.
-        failed: Called with the number of each of them whose row cannot be read.
+        numbers: Only jobs with these numbers; None: all.
+        claimant: The owner whose reserved jobs are included.
+        failed: Called with the number of each job that cannot be read, and the reason.
     """
     if not types:
         return
@@ -1068,7 +1084,7 @@ def queued_jobs(
                 *_QUEUED,
                 or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
                 _CLAIMABLE,
-                # By number alone: an index by type would be read whole.
+                # The concat keeps SQLite from an index by type, which it would scan whole.
                 job.c.type.concat("").in_(types),
             )
             .order_by(job.c.number)
@@ -1098,7 +1114,7 @@ def _queued_one_by_one(
     seen: Collection[int],
     failed: Callable[[int, Exception], None],
 ) -> Iterator[Row[Any]]:
-    """Yield the rest of a queue in which a row cannot be read."""
+    """Yield the jobs not in `seen`, reading row by row, after one could not be read."""
     for number in connection.execute(numbers, values).scalars().all():
         if number in seen:
             continue
@@ -1128,7 +1144,7 @@ def next_not_before(
     now: int,
     numbers: Collection[int] | None = None,
 ) -> int | None:
-    """Return when the first of those jobs may start that may not yet; None: there is none."""
+    """Return the earliest `not_before` after `now` of the queued jobs; None: there is none."""
     delayed = select(job.c.not_before).where(
         *_QUEUED, job.c.not_before.is_not(None), job.c.not_before > now
     )
@@ -1145,7 +1161,7 @@ def next_not_before(
 
 
 def active_ids(connection: Connection, ids: Collection[UUID]) -> set[UUID]:
-    """Return those of `ids` whose job is QUEUED or RUNNING: their directories are in use."""
+    """Return those of `ids` whose job is QUEUED or RUNNING, so that its directory is in use."""
     return set(connection.execute(select(job.c.id).where(job.c.id.in_(ids), _ACTIVE)).scalars())
 
 
@@ -1159,7 +1175,7 @@ def history(
     failed: Callable[[int, Exception], None],
 ) -> list[T]:
     """
-    Return what happened to the job, oldest first.
+    Return the history of a job, oldest first.
 
     Args:
         form, failed: As for `list_workspaces`.

@@ -1,10 +1,10 @@
 """
-The tables. They stay inside storage; callers see `models`.
+The tables. Only storage uses them; callers see `models`.
 
-The comments at the columns say who writes them, and when. Annotations are not
-postponed here: reading them back from text doubled the time of the import. Options
-of SQLite's own stand in `info`, where `schema` finds them: given to SQLAlchemy here,
-they would load its dialect, and with it ten modules, at import.
+Comments at the columns say who writes them, and when. This module does not postpone
+annotations (`from __future__`), because evaluating them from text doubled its import
+time. SQLite's own options are in `info`, where `schema` reads them. Passing them to
+SQLAlchemy here would import its SQLite dialect, with ten modules.
 """
 
 from typing import Any, ClassVar
@@ -40,10 +40,10 @@ from jobcore.errors import DatabaseCorrupt
 
 
 class Id(Uuid[UUID]):
-    """A UUID as 32 hex digits; what is read and is none is damage, and told as such."""
+    """A UUID, stored as 32 hex digits. Reading anything else raises `DatabaseCorrupt`."""
 
     def result_processor(self, dialect: Any, coltype: Any) -> Any:
-        """Return what makes a UUID of a stored value."""
+        """Return the function that converts a stored value to a UUID."""
         process = super().result_processor(dialect, coltype)  # type: ignore[no-untyped-call]
 
         def checked(value: Any) -> Any:
@@ -56,32 +56,32 @@ class Id(Uuid[UUID]):
 
 
 class _Row(SQLModel, registry=registry()):
-    """Base of the tables, with metadata of its own: a host's `create_all` must not make them."""
+    """Base of the tables. It has its own metadata, so a host's `create_all` ignores them."""
 
-    # Only the tables are used, never the models' validators: so these are not built.
+    # Only the tables are used, never the models' validators, so do not build these.
     model_config = {"defer_build": True}
 
     __table__: ClassVar[Table]
 
 
 def _moment() -> Any:
-    """Return a column for wall time: integer microseconds, which sort and compare as they are."""
+    """Return a column for wall time, in integer microseconds since 1970."""
     return Column(BigInteger)
 
 
 class StoreRow(_Row, table=True):
-    """One row: which job directories belong to this file."""
+    """One row with the store id, which the root of the job directories has, too."""
 
     __tablename__ = "store"
     id: str = Field(primary_key=True)
 
 
 class WorkspaceRow(_Row, table=True):
-    """What governs pipelines and jobs."""
+    """A workspace, to which pipelines and jobs belong."""
 
     __tablename__ = "workspace"
     __table_args__ = (
-        # At most one default workspace, whichever process makes it first.
+        # At most one default workspace, even if several processes create it at once.
         Index(
             "one_default_workspace",
             "is_default",
@@ -100,12 +100,12 @@ class WorkspaceRow(_Row, table=True):
 
 
 class PipelineRow(_Row, table=True):
-    """A command or script that is run again and again, by one job at a time."""
+    """A command or script that is run repeatedly, by one job at a time."""
 
     __tablename__ = "pipeline"
     __table_args__ = (
         CheckConstraint("status IN ('READY', 'PROVISIONING', 'FAILED')", name="status_is_known"),
-        # One pipeline of a name in a workspace, whatever the case.
+        # Names are unique within a workspace, regardless of case.
         Index(
             "one_pipeline_per_name",
             "workspace_id",
@@ -134,22 +134,22 @@ class PipelineRow(_Row, table=True):
     max_retries: int = 0
     schedule: str | None = None
     time_zone: str | None = None
-    # When the schedule comes true next; whoever moves it on has taken that tick.
+    # The next tick of the schedule. The process that moves it on has taken that tick.
     next_tick: int | None = Field(default=None, sa_column=_moment())
     properties: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
     last_modified: int = Field(sa_column=Column(BigInteger, nullable=False))
     deleted_at: int | None = Field(default=None, sa_column=_moment())
-    folded_name: str | None = None  # the name by casefold, which is unique
-    # Seconds between local time and UTC at `next_tick`, by the time-zone rules it was computed
-    # with. None: computed by an older jobcore.
+    folded_name: str | None = None  # the case-folded name, unique within the workspace
+    # UTC offset at `next_tick`, in seconds, by the time-zone rules it was computed with.
+    # None: computed by an older jobcore.
     tick_offset: int | None = None
     catch_up: str | None = None  # skip, last or all; None: skip
     late_after: float | None = None  # seconds; None: the default
 
 
 class LinkRow(_Row, table=True):
-    """A pipeline runs after another one; the order is that in which its user named them."""
+    """A pipeline runs after another one. `position` is the order in which the user named them."""
 
     __tablename__ = "link"
     __table_args__ = (Index("links_of_source", "source_id"),)
@@ -160,11 +160,11 @@ class LinkRow(_Row, table=True):
     source_id: UUID | None = Field(
         default=None, sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"))
     )
-    name: str | None = None  # of what is no pipeline: this link never fires
+    name: str | None = None  # a name that no pipeline has; this link never triggers
 
 
 class NoteRow(_Row, table=True):
-    """Something about a pipeline that its user should know; doctor lists it."""
+    """A note for the user of a pipeline, which `doctor` lists."""
 
     __tablename__ = "pipeline_note"
     __table_args__ = (Index("notes_of_pipeline", "pipeline_id", "topic"),)
@@ -172,12 +172,12 @@ class NoteRow(_Row, table=True):
     pipeline_id: UUID = Field(
         sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
     )
-    topic: str  # name or chain: a change of it removes the note
+    topic: str  # "name" or "chain"; changing the pipeline's name or chain removes the note
     detail: str
 
 
 class SkipRow(_Row, table=True):
-    """A run of a pipeline that was to be, and was not; they are not made up for."""
+    """Runs of a pipeline that were due and did not happen; they are not made up for."""
 
     __tablename__ = "skip"
     __table_args__ = (
@@ -190,12 +190,13 @@ class SkipRow(_Row, table=True):
     )
     due: int = Field(sa_column=Column(BigInteger, nullable=False))
     recorded: int = Field(sa_column=Column(BigInteger, nullable=False))
-    why: str  # schedule, triggered: it was running; missed: nothing ran to see it
-    count: int = 1  # how many ticks, `due` the last of them
-    job_id: UUID | None = Field(default=None, sa_column=Column(Id()))  # that was in the way
+    # schedule, triggered: the pipeline already had an active job; missed: no host was running.
+    why: str
+    count: int = 1  # number of skipped runs; `due` is the last of them
+    job_id: UUID | None = Field(default=None, sa_column=Column(Id()))  # the active job
 
 
-#: What became of a job. Frozen by a trigger of the database once it is final.
+#: Columns that a trigger of the database freezes once the job is final.
 FACTS = (
     "number", "id", "workspace_id", "pipeline_id", "type", "status", "attempt", "retry_of",
     "created", "start_time", "end_time", "exit_code", "signal", "reason", "wait_status", "errno",
@@ -204,32 +205,32 @@ FACTS = (
 
 
 class JobRow(_Row, table=True):
-    """One unit of work with its state; the comments say who writes a column, and when."""
+    """A job: one unit of work with its state."""
 
     __tablename__ = "job"
     __table_args__ = (
         *(CheckConstraint(rule, name=name) for name, rule in lifecycle.constraints().items()),
-        # One QUEUED or RUNNING job per pipeline, whatever number of processes ask.
+        # At most one QUEUED or RUNNING job per pipeline, over all processes.
         Index(
             "one_active_job_per_pipeline",
             "pipeline_id",
             unique=True,
             info={"sqlite_where": text("status IN ('QUEUED', 'RUNNING')")},
         ),
-        # What recovery looks at: small, whatever the history.
+        # For recovery. These two indexes stay small however long the history is.
         Index("running_jobs", "number", info={"sqlite_where": text("status = 'RUNNING'")}),
         Index("deleted_jobs", "number", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
-        # What a dead process leaves: small, whatever the history.
+        # Jobs of a dead process. It stays small however long the history is.
         Index("owned_jobs", "number", info={"sqlite_where": text("owner IS NOT NULL")}),
-        # Which of the stored environments are still needed.
+        # To find stored environments that no job needs.
         Index(
             "jobs_by_environment",
             "environment",
             info={"sqlite_where": text("environment IS NOT NULL")},
         ),
-        # Pages of all jobs, and of those of one status, newest first.
+        # Pages of all jobs, and of the jobs of one status, newest first.
         Index("jobs_by_status", "status", info={"sqlite_where": text("deleted_at IS NULL")}),
-        # Pages of one workspace's, pipeline's or type's jobs of one status, newest first.
+        # Pages of the jobs of one status in a workspace or pipeline, newest first.
         Index("jobs_of_workspace", "workspace_id", "deleted_at", "status", "number"),
         Index(
             "jobs_of_pipeline",
@@ -239,7 +240,8 @@ class JobRow(_Row, table=True):
             "number",
             info={"sqlite_where": text("pipeline_id IS NOT NULL")},
         ),
-        # Those of one type in a workspace or pipeline: else the jobs of all types would be read.
+        # The same for one type, in a workspace, a pipeline or the whole file. Without these
+        # SQLite would read the jobs of all types.
         Index(
             "jobs_of_workspace_by_type",
             "workspace_id",
@@ -264,9 +266,9 @@ class JobRow(_Row, table=True):
             "number",
             info={"sqlite_where": text("deleted_at IS NULL")},
         ),
-        # The queue: by type what may start, in order, and what waits for its time.
-        # The status, one word, is there to make this a better match than an index without
-        # the time: SQLite counts the columns that it can compare.
+        # The queue: for each type, the jobs that may start, in order, and those that wait for
+        # their time. The status is constant here. It is included because SQLite prefers the
+        # index with more columns to compare, and another index begins with type and status.
         Index(
             "queue",
             "type",
@@ -287,7 +289,7 @@ class JobRow(_Row, table=True):
                 )
             },
         ),
-        # Never reuse a number, though the newest job be deleted: it is the pages' cursor.
+        # Never reuse a number, even if the newest job is deleted: pages use it as a cursor.
         {"info": {"sqlite_autoincrement": True}},
     )
     number: int | None = Field(default=None, primary_key=True)
@@ -309,38 +311,38 @@ class JobRow(_Row, table=True):
     not_before: int | None = Field(default=None, sa_column=_moment())
     created: int = Field(sa_column=Column(BigInteger, nullable=False))
 
-    # Moved by the lifecycle alone, each move one guarded statement.
+    # Written only by the guarded statements in `transitions`.
     status: str
 
-    # Written at claim; a job without a process has no token.
+    # Written at claim. A job without a process has no token.
     start_time: int | None = Field(default=None, sa_column=_moment())
-    token: str | None = None  # of this run: directory and notices carry it too
-    cookie: str | None = None  # in the environment of the command, to find what it left behind
+    token: str | None = None  # identifies this run, also in its directory and notifications
+    cookie: str | None = None  # in the command's environment, to find processes it left behind
     boot_id: str | None = None
     grace_ms: int | None = None  # of the command that was started
     timeout_ms: int | None = Field(default=None, sa_column=Column(BigInteger))  # likewise
     calls_function: bool | None = None  # it leaves a result; None: claimed by an older jobcore
-    directory_id: str | None = None  # where it was started: see `job_directories.DirectoryId`
+    directory_id: str | None = None  # its job directory: see `job_directories.DirectoryId`
 
-    # Written by a wish to stop.
+    # Written by a stop request.
     stop_requested: int | None = Field(default=None, sa_column=_moment())
     stop_grace_ms: int | None = None
     stop_who: str | None = None
     stop_why: str | None = None
 
-    # Moved by import, together, by compare-and-set.
+    # Moved on by the import of the log, together, by compare-and-set.
     spool_offset: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     next_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     loose_sequence: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     loose_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
 
-    # What the job last said of its progress; moved by import with the offset, never by settle.
+    # The job's last progress report. Written by the import with the offset, never by settling.
     progress_done: float | None = None
     progress_total: float | None = None
     progress_message: str | None = Field(default=None, sa_column=Column(Text))
     progress_at: int | None = Field(default=None, sa_column=_moment())
 
-    # Written at settle, out of the exit record.
+    # Written when the job is settled, from the exit record.
     end_time: int | None = Field(default=None, sa_column=_moment())
     exit_code: int | None = None
     signal: int | None = None
@@ -350,26 +352,26 @@ class JobRow(_Row, table=True):
     cpu_us: int | None = Field(default=None, sa_column=Column(BigInteger))
     max_rss: int | None = Field(default=None, sa_column=Column(BigInteger))  # bytes
     dropped: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
-    left_processes: int | None = None  # that it left when it ended by itself; None: not known
+    left_processes: int | None = None  # processes left when it ended by itself; None: unknown
     unreaped: str | None = None  # pids that could not be killed
-    # A retry waits for them, unless somebody said that it need not.
+    # True: a retry need not wait until these processes have ended.
     unreaped_ignored: bool | None = None
 
-    # Written by delete: hidden from every read, until the rows are gone.
+    # Written by delete. The job is hidden from every read until its rows are removed.
     deleted_at: int | None = Field(default=None, sa_column=_moment())
 
-    # The process that alone may start a QUEUED job, or that does a RUNNING one itself.
-    # Without it the job has no future. Cleared when a supervisor has it, and at its end.
+    # The only process that may start a QUEUED job, or that does a RUNNING job itself. If it
+    # dies, the job is cancelled or lost. Cleared when a supervisor takes over, and at the end.
     owner: str | None = None
 
     # Whose environment the command gets; None: that of the worker that starts it.
     env_from: str | None = None
-    # The stored environment, as long as this job may still start.
+    # The stored environment, while this job may still start.
     environment: str | None = None
 
 
 class EnvironmentRow(_Row, table=True):
-    """An environment that queued jobs are to start with."""
+    """An environment with which queued jobs will start."""
 
     __tablename__ = "environment"
     hash: str = Field(primary_key=True)  # SHA-256 of the data
@@ -393,7 +395,7 @@ class SegmentRow(_Row, table=True):
 
 
 class ResultRow(_Row, table=True):
-    """What a function returned; written with the verdict, where that is COMPLETE."""
+    """The return value of a function; written with the verdict if that is COMPLETE."""
 
     __tablename__ = "result"
     __table_args__ = (CheckConstraint("encoding IN ('json', 'pickle')", name="encoding_is_known"),)
@@ -410,7 +412,7 @@ class ResultRow(_Row, table=True):
 
 
 class TransitionRow(_Row, table=True):
-    """Append-only history: what happened to a job, when, why and by whom."""
+    """An entry of the append-only history: what happened to a job, when, why and by whom."""
 
     __tablename__ = "transition"
     __table_args__ = (
@@ -433,19 +435,19 @@ class TransitionRow(_Row, table=True):
     to_status: str
     reason: str | None = None
     actor: str | None = None
-    # The job's, which never changes: events of one pipeline are found by it.
+    # A copy of the job's pipeline, which never changes, to find the events of a pipeline.
     pipeline_id: UUID | None = Field(default=None, sa_column=Column(Id()))
 
 
 class _CountRow(_Row):
-    """How many jobs there are of a type; kept by the triggers of `counts`."""
+    """The number of jobs of a type, maintained by the triggers in `counts`."""
 
-    # Of a batch that is not published; 0: the jobs that reads show.
+    # The batch of these jobs, which is not published yet; 0: jobs that reads show.
     batch: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
 
 
 class WorkspaceCountRow(_CountRow, table=True):
-    """The jobs of a type in a workspace."""
+    """The number of jobs of a type in a workspace, by status."""
 
     __tablename__ = "workspace_count"
     workspace_id: str = Field(primary_key=True)
@@ -458,7 +460,7 @@ class WorkspaceCountRow(_CountRow, table=True):
 
 
 class PipelineCountRow(_CountRow, table=True):
-    """The jobs of a type in a pipeline."""
+    """The number of jobs of a type in a pipeline, by status."""
 
     __tablename__ = "pipeline_count"
     pipeline_id: str = Field(primary_key=True)
@@ -471,13 +473,13 @@ class PipelineCountRow(_CountRow, table=True):
 
 
 class BatchRow(_Row, table=True):
-    """Jobs that are being written in steps: no read shows them while this row is there."""
+    """Jobs that are being written in steps. No read shows them while this row exists."""
 
     __tablename__ = "batch"
     id: int | None = Field(default=None, primary_key=True)
-    first: int = Field(sa_column=Column(BigInteger, nullable=False))  # of the jobs' numbers
-    last: int = Field(sa_column=Column(BigInteger, nullable=False))
-    owner: str  # the process that writes them
+    first: int = Field(sa_column=Column(BigInteger, nullable=False))  # a job number, inclusive
+    last: int = Field(sa_column=Column(BigInteger, nullable=False))  # likewise
+    owner: str  # the process that writes the jobs
 
 
 workspace_count: Table = WorkspaceCountRow.__table__
@@ -496,26 +498,26 @@ result: Table = ResultRow.__table__
 transition: Table = TransitionRow.__table__
 METADATA: MetaData = job.metadata
 
-#: What listings read of a job: not its command, which may be a mebibyte and is shown nowhere.
+#: The columns that listings read: all but the command, which may be a mebibyte and is not shown.
 SHOWN = tuple(column for column in job.c if column is not job.c.command)
 
 
 def has_status(*statuses: lifecycle.Status) -> ColumnElement[bool]:
     """
-    Return the condition that a job has one of these statuses, with the words in its text.
+    Return the condition that a job has one of these statuses, written as literals.
 
-    SQLite uses a partial index only where the query's own text implies its condition: a
-    bound parameter does not.
+    SQLite uses a partial index only if the text of the query implies the condition of the
+    index. Bound parameters do not.
     """
     words: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in statuses]
     return job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
 
 
-#: The condition that reads show a job: it is not being deleted, and of no open batch.
+#: The condition that reads show a job: it is not being deleted and belongs to no open batch.
 IS_VISIBLE: ColumnElement[bool] = and_(
     job.c.deleted_at.is_(None),
     ~exists().where(between(job.c.number, batch.c.first, batch.c.last)).correlate(job),
 )
 
-#: SQLite's own: the largest number that AUTOINCREMENT has given out, by table.
+#: SQLite's own table with the largest number that AUTOINCREMENT has assigned, per table.
 sequence = lightweight("sqlite_sequence", column("name"), column("seq"))

@@ -1,9 +1,10 @@
 """
-The guarded statements that move a job on, from the queue to its end.
+The guarded statements that move a job from QUEUED to its final status.
 
-Every write says its guard in its name and does it in one statement; the guards
-on the status come from the lifecycle. What it did, it returns: None means that
-somebody else was faster, and nothing was changed.
+The name of each write contains its guard (`..._if_...`), and guard and write are one
+statement. Guards on the status come from `lifecycle`. A write returns the changed job.
+None or False means that the guard did not match, because another process was faster;
+then nothing was changed.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from jobcore.storage.tables import has_status, job, transition
 
 class Run(NamedTuple):
     """
-    What is needed of a job while it runs; the fields are columns of the job table.
+    The columns of a job that are needed while it runs.
 
-    `name` is the id in the hex form that its directory is called by;
-    `of_pipeline` is 1 where it has a pipeline, else 0; so is `calls_function` where
-    what was started calls a function, and None where an older jobcore started it.
+    `name` is the id in hex, which is also the name of the job directory. `of_pipeline` is 1
+    if the job belongs to a pipeline, else 0. `calls_function` is 1 if the started command
+    calls a function, else 0; None: an older jobcore started it.
     """
 
     number: int
@@ -72,32 +73,32 @@ class Run(NamedTuple):
 
     @property
     def effective_grace_ms(self) -> int | None:
-        """Milliseconds between SIGTERM and SIGKILL, as asked or else the command's own."""
+        """Milliseconds between SIGTERM and SIGKILL: of the stop request, or else the command's."""
         return self.grace_ms if self.stop_grace_ms is None else self.stop_grace_ms
 
     @property
     def loose(self) -> tuple[int, int]:
-        """First sequence, and raw bytes, of the segments that are still to be merged."""
+        """First sequence and raw bytes of the log segments that are not merged yet."""
         return self.loose_sequence, self.loose_bytes
 
     @property
     def final(self) -> bool:
-        """Whether nothing will move it any more."""
+        """Whether the job has ended, in a status that never changes."""
         return self.end_time is not None
 
     @property
     def supervised(self) -> bool:
-        """Whether it is RUNNING in a process; without a token it is its host's own."""
+        """Whether the job is RUNNING in a process. Without a token its host does it itself."""
         return self.status == Status.RUNNING and self.token is not None
 
     @property
     def owned(self) -> bool:
-        """Whether it has no future without the process that owns it."""
+        """Whether the job depends on the process that owns it."""
         return self.owner is not None and not self.final
 
 
 def is_sound(run: Run) -> bool:
-    """Tell whether all columns of a job have the types that jobcore stores."""
+    """Tell whether all columns of a job have the expected types."""
     return all(
         value is None or isinstance(value, str if field in _TEXTS else int)
         for field, value in run._asdict().items()
@@ -111,7 +112,7 @@ _TEXTS = frozenset(
 
 
 def name_of(run: Run) -> str:
-    """Return what a job is called in the log, also where its stored ID is damaged."""
+    """Return the name of a job for the host's log: its ID, or its number if the ID is damaged."""
     try:
         return str(run.id)
     except DatabaseCorrupt:
@@ -119,7 +120,7 @@ def name_of(run: Run) -> str:
 
 
 _DERIVED: dict[str, Any] = {"name": job.c.id, "of_pipeline": job.c.pipeline_id.is_not(None)}
-#: What a `Run` is read from.
+#: The columns from which a `Run` is read, in order.
 COLUMNS = tuple(
     _DERIVED[name].label(name) if name in _DERIVED else job.c[name] for name in Run._fields
 )
@@ -134,14 +135,14 @@ def _one(rows: list[Any]) -> Run | None:
         return None
     run = Run._make(rows[0])
     if run.status not in _STATUSES:
-        # Nothing leads out of it: who waits for its end would wait for ever.
+        # An error, because no transition leaves an unknown status: a waiter would never return.
         raise DatabaseCorrupt(f"the stored status of job number {run.number} is unknown")
     require_counters(run)
     return run
 
 
 def require_counters(run: Run) -> None:
-    """Raise `DatabaseCorrupt` unless what appending and importing count with are counts."""
+    """Raise `DatabaseCorrupt` unless offset and line counters are integers and not negative."""
     for column in _COUNTERS:
         count = getattr(run, column)
         if not isinstance(count, int) or count < 0:
@@ -149,7 +150,7 @@ def require_counters(run: Run) -> None:
 
 
 def _allows(trigger: Trigger) -> Any:
-    """Return the guard: the status is one that allows `trigger`."""
+    """Return the condition that the job's status allows `trigger`."""
     return or_(*(job.c.status == str(status) for status in lifecycle.sources(trigger)))
 
 
@@ -225,7 +226,7 @@ _DELETED = Statement(
 
 
 def find(connection: Connection, number: int) -> Run | None:
-    """Return the job with this number, being deleted or not."""
+    """Return the job with this number, even if it is being deleted; None: there is none."""
     return _one(_FIND(connection, of=number))
 
 
@@ -233,21 +234,21 @@ def supervised(
     connection: Connection, failed: Callable[[int, Exception], None] = error_mapping.leave_out
 ) -> list[Run]:
     """
-    Return the RUNNING jobs that have a process, whichever host started it.
+    Return the RUNNING jobs that have a process, of all hosts.
 
     Args:
-        failed: Called with the number of each job whose row cannot be read.
+        failed: Called with the number of each job that cannot be read, and the reason.
     """
     return _readable(connection, *_SUPERVISED, failed)
 
 
 def supervised_names(connection: Connection) -> dict[str, tuple[str, str]]:
-    """Return, by token, the directory's name and the cookie of each RUNNING job with a process."""
+    """Return directory name and cookie, by token, of each RUNNING job with a process."""
     return {token: (name, cookie) for token, name, cookie in _NAMES(connection)}
 
 
 def deleted_final(connection: Connection, limit: int) -> list[int]:
-    """Return the numbers of some final jobs whose deletion was begun and not finished."""
+    """Return the numbers of up to `limit` final jobs whose deletion is not finished."""
     return [number for (number,) in _DELETED(connection, most=limit)]
 
 
@@ -285,7 +286,7 @@ _START = Statement(
     )
     .values(
         status=str(Status.RUNNING),
-        # Not before its creation, though the clock may have been set back.
+        # Never before the creation, even if the clock was set back.
         start_time=func.max(job.c.created, bindparam("now")),
         token=bindparam("run_token"),
         cookie=bindparam("run_cookie"),
@@ -294,7 +295,7 @@ _START = Statement(
         timeout_ms=bindparam("own_timeout_ms"),
         calls_function=bindparam("is_call"),
         owner=bindparam("new_owner"),
-        # One of a pipeline may be retried, and then starts once more.
+        # Jobs of a pipeline keep it, because a retry needs it again.
         environment=case((job.c.pipeline_id.is_not(None), job.c.environment), else_=null()),
         directory_id=bindparam("own_directory_id"),
     )
@@ -318,11 +319,16 @@ def start_if_queued(
     directory_id: str | None = None,
 ) -> Run | None:
     """
-    Claim a job for the run `token`; without a token, for its host. Not one being deleted.
+    Claim a job that is QUEUED, not being deleted, and not reserved by another owner.
 
     Args:
+        now: Microseconds since 1970.
+        token: Identifies the run, which has a process. None: the host does the job itself.
         claimant: The owner whose reserved jobs may be claimed.
-        owner: The process that does a job without a token; None: no process in particular.
+        owner: The process that does a job without a token; None: no particular process.
+
+    Returns:
+        The job, RUNNING; None: the guard did not match.
     """
     run = _one(
         _START(
@@ -369,7 +375,7 @@ _CANCEL = Statement(
 
 
 def cancel_if_queued(connection: Connection, number: int, *, now: int) -> Run | None:
-    """Cancel a job that has not started."""
+    """Cancel a QUEUED job; None: it is not QUEUED."""
     run = _one(_CANCEL(connection, of=number, now=now))
     if run is not None:
         record(
@@ -390,11 +396,12 @@ _ASK_STOP = Statement(
     update(job)
     .where(_THIS, _allows(Trigger.STOP))
     .values(
-        # The first wish keeps its time, who and why.
+        # The first stop request determines time, who and why.
         stop_requested=func.coalesce(job.c.stop_requested, bindparam("now")),
         stop_who=func.coalesce(job.c.stop_who, bindparam("who")),
         stop_why=func.coalesce(job.c.stop_why, bindparam("why")),
-        # The first wish says its grace, None for the command's own; from then on it only shrinks.
+        # The first stop request sets the grace, None: the command's own. Later ones can only
+        # shorten it.
         stop_grace_ms=case(
             (job.c.stop_requested.is_(None), bindparam("asked_ms")),
             else_=func.min(
@@ -411,10 +418,10 @@ def ask_stop_if_running(
     connection: Connection, number: int, *, grace_ms: int | None, why: str, now: int
 ) -> Run | None:
     """
-    Store the wish to stop.
+    Store a stop request for a RUNNING job; None: it is not RUNNING.
 
     Args:
-        grace_ms: Milliseconds until it is killed; None: the command's own grace.
+        grace_ms: Milliseconds between SIGTERM and SIGKILL; None: the command's own grace.
     """
     before = find(connection, number)
     run = _one(_ASK_STOP(connection, of=number, asked_ms=grace_ms, who=actor(), why=why, now=now))
@@ -439,9 +446,9 @@ def _asks_more(before: Run, after: Run) -> bool:
 
 class Report(NamedTuple):
     """
-    What a job says of its progress.
+    A progress report of a job.
 
-    `at` is in microseconds; the names are those of its columns behind `progress_`.
+    `at` is in microseconds since 1970. Each field is stored in the column `progress_<field>`.
     """
 
     done: float
@@ -475,7 +482,7 @@ _MOVE_ON = (
     )
 )
 _ADVANCE = Statement(_MOVE_ON)
-# One statement for both: whoever is late with the lines is late with the report, too.
+# One statement for both, so that a stale importer cannot write an old report.
 _ADVANCE_AND_REPORT = Statement(_MOVE_ON.values(**_REPORTED))
 
 
@@ -489,11 +496,14 @@ def advance_if_at(
     report: Report | None = None,
 ) -> bool:
     """
-    Move what has been imported on, if it still is where `run` says.
+    Move the import position of a job on, if it still is where `run` says.
 
     Args:
-        loose: First sequence, and raw bytes, of the segments still to be merged.
-        report: The last one in what is imported; None: there is none.
+        loose: First sequence and raw bytes of the segments that are not merged yet.
+        report: The last progress report in the imported part; None: there is none.
+
+    Returns:
+        False: another process has moved the position, or the job is not RUNNING in this run.
     """
     statement = _ADVANCE if report is None else _ADVANCE_AND_REPORT
     return (
@@ -528,7 +538,7 @@ _REPORT = Statement(update(job).where(*_OWN).values(**_REPORTED))
 def count_lines_if_own(
     connection: Connection, run: Run, *, next_sequence: int, loose: tuple[int, int]
 ) -> bool:
-    """Count lines that the host itself appends to a RUNNING job without a process."""
+    """Move on the line counters of a RUNNING job without a process, whose host appends lines."""
     return (
         _COUNT.count(
             connection,
@@ -546,12 +556,12 @@ _CHANGE_OWNER = Statement(update(job).where(*_OWN).values(owner=bindparam("new_o
 
 
 def change_owner(connection: Connection, number: int, owner: str) -> None:
-    """Make a process the owner of a RUNNING job without a process of its own."""
+    """Make `owner` the process that does a RUNNING job without a supervisor."""
     _CHANGE_OWNER(connection, of=number, new_owner=owner)
 
 
 def report_if_own(connection: Connection, number: int, report: Report) -> bool:
-    """Store what the host itself reports of a RUNNING job without a process."""
+    """Store the progress report of a host about a RUNNING job without a process."""
     return _REPORT.count(connection, of=number, **_reported(report)) == 1
 
 
@@ -565,7 +575,7 @@ _SETTLE = Statement(
     update(job)
     .where(
         _THIS,
-        # IS, not =: a job without a process has no token, and matches None.
+        # IS instead of =, because a job without a process has a NULL token.
         job.c.token.is_not_distinct_from(bindparam("run_token")),
         _allows(Trigger.FINISH),
         job.c.spool_offset == bindparam("at_offset"),
@@ -592,11 +602,16 @@ def settle_if_running(
     facts: Mapping[str, Any] | None = None,
 ) -> Run | None:
     """
-    Settle a job by its ending, if all of its log up to `offset` is imported.
+    Settle a RUNNING job, if its log is imported up to `offset`.
 
     Args:
-        ended: When it ended, else now; the row's end is never before its start.
-        facts: Further columns of the exit record.
+        ending: How the job ended; it determines the final status.
+        ended: When it ended, in microseconds since 1970; None: now. The stored end is never
+            before the start.
+        facts: Further columns from the exit record.
+
+    Returns:
+        The job in its final status; None: the guard did not match.
     """
     known: dict[str, Any] = {"dropped": 0, **(facts or {})}
     known.update(exit_code=ending.exit_code, signal=ending.signal, wait_status=ending.wait_status)
@@ -644,13 +659,13 @@ _IGNORE_LEFT = Statement(
 
 
 def cookie_of_left(connection: Connection, job_id: UUID, boot_id: str | None) -> str | None:
-    """Return the cookie of a job whose processes outlived it and must end before it is retried."""
+    """Return the cookie of a job whose remaining processes must end before a retry, or None."""
     rows = _LEFT(connection, of_id=job_id.hex, this_boot=boot_id)
     return rows[0][0] if rows else None
 
 
 def ignore_left(connection: Connection) -> int:
-    """Let all jobs be retried beside what they left running; return how many jobs that were."""
+    """Allow retries while processes of earlier attempts still run; return how many jobs changed."""
     return _IGNORE_LEFT.count(connection)
 
 
@@ -668,7 +683,7 @@ _REMOVE = Statement(
 )
 
 
-#: Hidden jobs that nothing ends: their rows could not be changed further.
+#: Jobs being deleted that will never end, because their rows are damaged.
 _STUCK = Statement(
     select(job.c.number)
     .where(
@@ -678,7 +693,7 @@ _STUCK = Statement(
     )
     .limit(bindparam("most"))
 )
-#: By their bytes: texts may be no UTF-8.
+#: As hex of the bytes, because damaged texts may not be UTF-8.
 _FACTS_OF_DAMAGED = Statement(
     select(
         func.hex(job.c.id), func.hex(job.c.status), func.hex(job.c.token), func.hex(job.c.cookie),
@@ -696,12 +711,12 @@ _REMOVE_DAMAGED = Statement(
 
 class Damaged(NamedTuple):
     """
-    What is needed to remove a job whose row is damaged.
+    The facts needed to remove a job whose row is damaged.
 
     Attributes:
-        name, cookie: As in a `Run`; anything, where that is what is damaged.
-        status, token: Their bytes, in hex.
-        grace_ms: Of its command; 0 where that is damaged.
+        name, cookie: As in a `Run`. If damaged, they can be any text.
+        status, token: The stored bytes, in hex.
+        grace_ms: Of the job's command; 0 if it is damaged.
     """
 
     name: str
@@ -712,12 +727,12 @@ class Damaged(NamedTuple):
 
 
 def stuck(connection: Connection, limit: int) -> list[int]:
-    """Return the numbers of hidden jobs whose rows are damaged, so that nothing ends them."""
+    """Return the numbers of jobs being deleted that never end, because their rows are damaged."""
     return [number for (number,) in _STUCK(connection, most=limit)]
 
 
 def find_damaged(connection: Connection, number: int) -> Damaged | None:
-    """Return what can be read of a job, whatever its columns hold; None: it is gone."""
+    """Return the readable facts of a job, whatever its columns contain; None: it is gone."""
     rows = _FACTS_OF_DAMAGED(connection, of=number)
     if not rows:
         return None
@@ -730,7 +745,7 @@ def _text(stored: str) -> str:
 
 
 def remove_damaged_if(connection: Connection, number: int, seen: Damaged) -> bool:
-    """Remove a job whatever its status, unless it was started or ended since it was seen."""
+    """Remove a job whatever its status, unless status or token differ from `seen`."""
     return (
         _REMOVE_DAMAGED.count(
             connection, of=number, status_bytes=seen.status, token_bytes=seen.token
@@ -740,10 +755,17 @@ def remove_damaged_if(connection: Connection, number: int, seen: Damaged) -> boo
 
 
 def mark_deleted(connection: Connection, number: int, *, now: int) -> bool:
-    """Hide the job from every read, for good; it still holds its pipeline. False: already so."""
+    """
+    Begin the deletion of a job: hide it from every read, for good.
+
+    While it is active, its pipeline can start no other job.
+
+    Returns:
+        False: the deletion has begun already.
+    """
     return _MARK.count(connection, of=number, now=now) == 1
 
 
 def remove_if_final(connection: Connection, number: int) -> bool:
-    """Remove a job whose deletion was begun, with its log and history, once it is final."""
+    """Remove a job that is final and being deleted, with its log and history; False: it is not."""
     return _REMOVE.count(connection, of=number) == 1

@@ -1,32 +1,32 @@
 """
-The database's first page as the write-ahead log has it, read without SQLite.
+Reads the database's first page from the write-ahead log, without SQLite.
 
-SQLite cannot look into a log without writing to the shared memory beside it. This
-can, so that another program's log stays as it is. See "WAL-mode File Format" in
-SQLite's documentation for the layout.
+SQLite cannot read a log without writing to the shared-memory file beside it. This
+module can, so it leaves the log of another program unchanged. SQLite's documentation
+describes the layout under "WAL-mode File Format".
 """
 
 from __future__ import annotations
 
 import struct
 
-#: Bytes of a log beyond which nothing is looked for.
+#: Only the first so many bytes of a log are searched.
 LARGEST = 16 * 2**20
 
 _HEADER = struct.Struct(">8I")  # magic, version, page size, sequence, two salts, two sums
 _FRAME = struct.Struct(">6I")  # page number, pages after a commit or 0, two salts, two sums
-_MAGIC = 0x377F0682  # with the last bit set: sums are of big-endian words
+_MAGIC = 0x377F0682  # if the last bit is set, the checksums use big-endian words
 
 
 def first_page(log: str) -> bytes | None:
     """
-    Return the first page as the last commit in a log left it; None: the log does not have it.
+    Return page 1 as of the last commit in the log; None: the log does not contain it.
 
     Args:
-        log: The path of the log. No process has locks on it that a close could drop.
+        log: The path of the log. SQLite keeps no locks on this file, so closing it is safe.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The log cannot be read.
     """
     with open(log, "rb") as file:
         data = file.read(LARGEST)
@@ -45,7 +45,7 @@ def first_page(log: str) -> bytes | None:
         page = data[begin : begin + page_size]
         sums = _checksum(order, page, _checksum(order, data[position : position + 8], sums))
         if frame_salts != salts or sums != (first_sum, second_sum):
-            break  # what a reset has left, or the torn end
+            break  # frames from before a reset, or an incomplete write
         if number == 1:
             pending = page
         if pages:
@@ -55,7 +55,7 @@ def first_page(log: str) -> bytes | None:
 
 
 def _checksum(order: str, data: bytes, sums: tuple[int, int]) -> tuple[int, int]:
-    """Return the sums of SQLite's log after these bytes, of which there are 8 or a multiple."""
+    """Continue the log's checksum over `data`, whose length is a multiple of 8 bytes."""
     first, second = sums
     for one, other in struct.iter_unpack(order + "II", data):
         first = (first + one + second) & 0xFFFFFFFF

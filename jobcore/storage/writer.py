@@ -1,10 +1,10 @@
 """
-The one thread of an open database that writes, and its transactions.
+The writer: the only thread of an open database that writes, and its transactions.
 
-What several threads hand over at about the same time is committed together, each
-change in a savepoint of its own, so that one that fails is rolled back alone.
-The thread never sleeps in SQLite's busy handler: while another process has the
-write lock it tries again and again, and each caller's patience runs out by itself.
+Changes that several threads hand over at about the same time are committed together.
+Each has its own savepoint, so a change that fails is rolled back alone. The thread never
+sleeps in SQLite's busy handler. While another process has the write lock it retries, and
+each caller's timeout expires independently.
 """
 
 from __future__ import annotations
@@ -25,59 +25,60 @@ from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
 from jobcore.storage.connections import throw_away
 from jobcore.storage.statement import driver_of
 
-#: Changes that are committed together at most: others wait for no more than these.
+#: Maximum number of changes committed together, which bounds how long the next ones wait.
 TOGETHER = 128
-#: Seconds between two tries to get the write lock: first and longest.
+#: Seconds between two attempts to get the write lock: the first and the longest pause.
 TRY_FIRST, TRY_LONGEST = 0.0005, 0.005
-#: Of the time for which it had the lock, the part for which it leaves it to other processes.
+#: After holding the lock, the writer leaves it free for this fraction of the time it held it,
+#: so that other processes get it.
 REST_PART = 0.25
-#: Seconds of rest at once: less costs more than it gives, as sleeping alone takes 0.1 ms,
-#: and another process that looks every few milliseconds would miss it.
+#: Shortest and longest rest, in seconds. Shorter rests do not pay: a sleep costs 0.1 ms, and
+#: another process that retries every few milliseconds would miss the gap.
 REST_LEAST, REST_MOST = 0.002, 0.01
 T = TypeVar("T")
 
 
 class Observer:
     """
-    Sees each write transaction, in their order, one at a time; this one looks at nothing.
+    Observes the write transactions, in order, one at a time. This base class does nothing.
 
-    Called by the thread that writes, which nothing here may fail or delay.
+    The writer's thread calls it, so it must not raise or block.
     """
 
     def begun(self, connection: Connection) -> None:
-        """Look before anything is written."""
+        """Handle the begin of a transaction, before anything is written."""
 
     def ending(self, connection: Connection) -> None:
-        """Look when all is written; the commit comes next."""
+        """Handle the end of a transaction: everything is written, the commit comes next."""
 
     def committed(self) -> None:
-        """Take it that the commit stands. Never called for what was rolled back."""
+        """Handle a successful commit. Never called for a transaction that was rolled back."""
 
     @property
     def in_doubt(self) -> bool:
-        """Whether it has looked at all that was written, and not heard of the commit."""
+        """Whether `ending` was called, and the outcome of the commit is not known yet."""
         return False
 
     def interrupted(self, connection: Connection) -> None:
-        """Find out, as the commit has failed, whether it stands; take it so then."""
+        """After a commit that raised: find out whether it succeeded, and if so act on it."""
 
 
 NOBODY = Observer()
 
 
 class Target(Protocol):
-    """The database that is written to."""
+    """The database that the writer writes to."""
 
     path: str
     observer: Observer
-    #: Events for the host's log that belong to no caller.
+    #: Events for the host's log that no caller waits for.
     late_events: list[telemetry.Event]
 
     def open_for_writing(self) -> Connection:
-        """Return a new connection whose transactions take the write lock at their begin."""
+        """Return a new connection for the writer."""
 
     def typed_errors(self) -> AbstractContextManager[None]:
-        """Turn what SQLite raises into errors of jobcore."""
+        """Return a context manager that turns errors of SQLite into jobcore's exceptions."""
 
     def require_same_file(self) -> None:
         """Raise `DatabaseGone` unless the file is still the one that was opened."""
@@ -86,24 +87,24 @@ class Target(Protocol):
         """Raise `SchemaTooNew` if a newer jobcore has migrated the file."""
 
     def open_anew(self) -> None:
-        """Have every connection opened anew: none can write."""
+        """Have every connection reopened, because none can write."""
 
     def committed(self) -> None:
-        """Wake those who wait for commits."""
+        """Wake the threads that wait for commits."""
 
     def after_commits(self) -> None:
-        """Do what is due after commits, when their callers have been told."""
+        """Do the work that is due after commits; their callers have their results already."""
 
     def at_rest(self) -> None:
-        """Do what could not be done in the middle of a transaction."""
+        """Do the work that was postponed because a transaction was open."""
 
 
 class _OutcomeUnknown(Exception):
-    """A transaction has ended, and it is not known whether it was committed."""
+    """The commit of a transaction was interrupted, and its outcome is unknown."""
 
 
 class Change(Call[T]):
-    """A call that is made in a write transaction."""
+    """A call that the writer makes in a write transaction."""
 
     __slots__ = ("durable",)
 
@@ -129,65 +130,65 @@ class Writer:
 
     def _forget(self) -> None:
         self._connection: Connection | None = None
-        self._settings: dict[str, str] = {}  # pragmas that change from one transaction to the next
+        self._settings: dict[str, str] = {}  # pragmas that may change between transactions
         self._transaction: RootTransaction | None = None
         self._observer: Observer = NOBODY
-        self._taken: list[Call[Any]] = []  # since the queue was empty last
-        self._owed = 0.0  # seconds of rest
-        self._ended = 0.0  # when the last transaction did, by the monotonic clock
+        self._taken: list[Call[Any]] = []  # from the queue, for the current round
+        self._owed = 0.0  # seconds of rest that are due
+        self._ended = 0.0  # monotonic time at which the last transaction ended
 
     # --- for callers ------------------------------------------------------------------
 
     def write(
         self, change: Callable[[Connection], T], *, durable: bool, patience: float, about: str = ""
     ) -> T:
-        """Have `change` called in a write transaction; see `Database.write`."""
+        """Call `change` in a write transaction and return its result; see `Database.write`."""
         self._refuse_inside()
         return self._worker.hand_over(Change(change, patience, durable=durable, about=about))
 
     def between(self, action: Callable[[], T], *, patience: float) -> T:
-        """Have `action` called between two transactions, and return what it returns."""
+        """Call `action` in the writer's thread between two transactions; return its result."""
         self._refuse_inside()
         return self._worker.hand_over(Call(action, patience))
 
     def _refuse_inside(self) -> None:
-        """Refuse a call that is made inside of a transaction: it would wait for itself."""
+        """Refuse a call from inside a transaction, which would be a deadlock."""
         if self._worker.is_inside():
             raise DatabaseBusy(f"{self._target.path}: this thread is in a transaction")
 
     # --- forks and the end ------------------------------------------------------------
 
     def park(self, patience: float) -> bool:
-        """Have the thread end after what it is in the middle of; tell whether it has ended."""
+        """Let the thread finish its current work and end; tell whether it has ended in time."""
         return self._worker.park(patience)
 
     def resume(self) -> None:
-        """Let calls begin again."""
+        """Accept calls again."""
         self._worker.resume()
 
     def close(self, patience: float) -> bool:
-        """Refuse every further call, and end as `park` does."""
+        """Refuse every further call, then end as `park` does."""
         return self._worker.close(f"{self._target.path} is closed", patience)
 
     def close_soon(self) -> None:
-        """Refuse every further call; the thread ends after what it is in the middle of."""
+        """Refuse every further call; do not wait until the thread has finished its work."""
         self._worker.close_soon(f"{self._target.path} is closed")
 
     def is_inside(self) -> bool:
-        """Tell whether the calling thread is the one that writes, in the middle of something."""
+        """Tell whether the calling thread is the writer's, in the middle of its work."""
         return self._worker.is_inside()
 
     def forget(self) -> None:
-        """Begin anew, in a forked child."""
+        """Reset all state in a forked child."""
         self._worker.forget()
         self._forget()
 
     def close_connection(self) -> None:
-        """Close the connection; called while the thread is parked, or by the thread itself."""
+        """Close the connection. Call it while the thread is parked, or in the thread itself."""
         connection = self._connection
         if connection is not None:
             throw_away(connection)
-            self._connection = None  # not before: where this is interrupted, it is closed later
+            self._connection = None  # last, so that an interrupted call can be repeated
 
     # --- the thread -------------------------------------------------------------------
 
@@ -196,7 +197,7 @@ class Writer:
             self.close_connection()
 
     def _serve(self, first: Call[Any]) -> None:
-        """Commit the changes that wait now."""
+        """Make and commit the changes that are waiting now."""
         self._taken = [first]
         with telemetry.collected(self._target.late_events):
             try:
@@ -204,14 +205,14 @@ class Writer:
                 changes = self._sorted(list(self._taken))
                 if changes:
                     self._commit(changes)
-            except BaseException as error:  # noqa: BLE001 - raised from outside into this thread
+            except BaseException as error:  # noqa: BLE001 - injected into this thread from outside
                 self._take_back(error)
                 self._worker.break_off(self._taken, error)
             self._taken = []
             self._target.at_rest()
 
     def _sorted(self, calls: list[Call[Any]]) -> list[Change[Any]]:
-        """Return the changes among calls, and make the others at once."""
+        """Return the calls that are changes, and make the other calls at once."""
         changes = []
         for call in calls:
             if isinstance(call, Change):
@@ -226,7 +227,7 @@ class Writer:
         return changes
 
     def _waiting(self, seconds: float) -> list[Call[Any]]:
-        """Return the calls that wait, the first of which may come within so many seconds."""
+        """Return the waiting calls; wait up to `seconds` for the first one."""
         calls: list[Call[Any]] = []
         while len(calls) < TOGETHER:
             call = self._worker.take(0 if calls else seconds)
@@ -237,7 +238,7 @@ class Writer:
         return calls
 
     def _commit(self, changes: list[Change[Any]]) -> None:
-        """Make changes in one transaction, and wake their callers."""
+        """Make and commit changes in one transaction, and wake their callers."""
         begun = self._begin(changes)
         if not begun:
             return
@@ -255,9 +256,9 @@ class Writer:
 
     def _begin(self, changes: list[Change[Any]]) -> list[Change[Any]]:
         """
-        Get the write lock, and return the changes whose callers still wait for them.
+        Begin a transaction and return the changes whose callers still wait.
 
-        None: every caller has lost patience, or the transaction cannot begin.
+        The list is empty if every caller has timed out, or the transaction cannot begin.
         """
         self._rest()
         pause = TRY_FIRST
@@ -284,14 +285,14 @@ class Writer:
         return []
 
     def _rest(self) -> None:
-        """Leave the lock to other processes for a moment, unless it has been free for as long."""
+        """Leave the lock free for other processes, less the time it has been free already."""
         self._owed = max(self._owed - (time.monotonic() - self._ended), 0.0)
         if self._owed >= REST_LEAST:
             time.sleep(self._owed)
             self._owed = 0.0
 
     def _fail_to_begin(self, changes: list[Change[Any]], error: BaseException) -> None:
-        """Give each caller an error of its own."""
+        """Fail a single change; retry several changes one by one, so that each gets its error."""
         if len(changes) > 1:
             for change in changes:
                 self._commit([change])
@@ -304,15 +305,15 @@ class Writer:
             with target.typed_errors():
                 target.require_same_file()
                 if self._connection is not None and not _is_at_rest(self._connection):
-                    self.close_connection()  # rolling back was interrupted from outside
+                    self.close_connection()  # an earlier rollback was interrupted from outside
                 if self._connection is None:
                     self._connection = target.open_for_writing()
                     self._settings = {}
                 connection = self._connection
-                # Before BEGIN: inside a transaction SQLite ignores the first of them.
+                # Before BEGIN, because SQLite ignores `synchronous` inside a transaction.
                 self._set("synchronous", "FULL" if durable else "NORMAL")
                 self._set("busy_timeout", "0")
-                # Not by SQLAlchemy, which would take the refusal for the end of its connection.
+                # Not through SQLAlchemy, which would treat a refusal as a broken connection.
                 driver_of(connection).execute("BEGIN IMMEDIATE")
                 self._transaction = connection.begin()
                 failpoints.reach(failpoints.WRITE_BEGUN, target)
@@ -335,7 +336,7 @@ class Writer:
         return self._connection
 
     def _make_alone(self, change: Change[Any]) -> None:
-        """Make one change in the transaction that has begun, and commit it."""
+        """Make one change in the open transaction, and commit."""
         try:
             with self._target.typed_errors():
                 change.make(self._required)
@@ -351,11 +352,11 @@ class Writer:
 
     def _make_together(self, changes: list[Change[Any]]) -> bool:
         """
-        Make several changes, each in a savepoint, and commit them.
+        Make several changes, each in a savepoint, and commit.
 
         Returns:
-            Whether all have an outcome; False: the transaction was rolled back as a
-            whole, and those without one are to be made again.
+            Whether every change has an outcome. False: the whole transaction was rolled
+            back, and the changes without an outcome must be made again.
         """
         made: list[Change[Any]] = []
         failed: list[tuple[Change[Any], Exception]] = []
@@ -366,7 +367,7 @@ class Writer:
             self._take_back(error)
             for change in made:
                 change.fail(StoreError(*error.args))
-        except BaseException as error:  # noqa: BLE001 - its caller has it, the others are made again
+        except BaseException as error:  # noqa: BLE001 - its caller gets it, the others are repeated
             self._take_back(error)
             return False
         else:
@@ -401,24 +402,24 @@ class Writer:
             driver.execute("RELEASE one_change")
 
     def _end(self) -> None:
-        """Commit; what fails after that is logged, for the changes stand."""
+        """Commit. Errors after the commit are only logged, because the changes are stored."""
         with self._target.typed_errors():
             self._observer.ending(self._required)
             if self._transaction is not None:
                 try:
                     self._transaction.commit()
                 except (DBAPIError, sqlite3.Error):
-                    raise  # SQLite has refused, and nothing stands
+                    raise  # SQLite refused: nothing was committed
                 except BaseException as error:
-                    # Raised from outside into this thread, before the commit or after it.
+                    # Injected into this thread from outside, before or after the commit.
                     path = self._target.path
                     raise _OutcomeUnknown(f"{path}: outcome unknown: {error!r}") from error
             self._transaction = None
-        for _ in range(2):  # what an exception from outside has broken off is done once more
+        for _ in range(2):  # repeat it once if an exception from outside interrupts it
             try:
                 self._observer.committed()
                 break
-            except BaseException as error:  # noqa: BLE001 - a change that stands has not failed
+            except BaseException as error:  # noqa: BLE001 - the change itself has succeeded
                 telemetry.event(logging.ERROR, "events missed", error=repr(error))
         self._target.committed()
 
@@ -428,7 +429,7 @@ class Writer:
             change.answer()
 
     def _take_back(self, error: BaseException) -> None:
-        """Roll back, and keep the connection if it is certain what state it is in."""
+        """Roll back, and keep the connection only if its state is certain."""
         transaction, self._transaction = self._transaction, None
         try:
             if self._connection is not None and isinstance(error, Exception):
@@ -438,7 +439,7 @@ class Writer:
                     self.close_connection()
             else:
                 self.close_connection()
-        except Exception as failure:  # noqa: BLE001 - the first error is raised
+        except Exception as failure:  # noqa: BLE001 - the caller raises the first error
             telemetry.event(logging.DEBUG, "connection dropped", error=repr(failure))
             self.close_connection()
         if isinstance(error, ReadOnlyDatabase):
@@ -447,7 +448,7 @@ class Writer:
             self._look_for_commit(self._observer)
 
     def _look_for_commit(self, observer: Observer) -> None:
-        """Let `observer` see whether a commit that has failed stands all the same."""
+        """Let the observer check whether a commit that raised was stored all the same."""
         try:
             connection = self._target.open_for_writing()
             try:
@@ -459,14 +460,14 @@ class Writer:
 
 
 def _is_at_rest(connection: Connection) -> bool:
-    """Tell whether a connection is in no transaction, for SQLAlchemy and for SQLite."""
+    """Tell whether a connection is usable and, for SQLAlchemy and SQLite, in no transaction."""
     if connection.closed or connection.invalidated or connection.in_transaction():
         return False
     return not driver_of(connection).in_transaction
 
 
 def _refuse_late(changes: list[Change[Any]], error: DatabaseBusy) -> list[Change[Any]]:
-    """Tell callers whose patience is over that the database is busy; return the other changes."""
+    """Fail changes whose callers have timed out with `DatabaseBusy`; return the others."""
     for change in changes:
         if change.is_late and change.begin():
             change.fail(DatabaseBusy(*error.args))
