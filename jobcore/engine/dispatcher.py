@@ -349,7 +349,7 @@ class Dispatcher:
             ):
                 seen = self._database.wait_for_change(seen, RETRY)
         except StoreError as error:
-            telemetry.event(logging.WARNING, "not waited for the jobs' end", error=str(error))
+            telemetry.event(logging.WARNING, "end of jobs not awaited", error=str(error))
 
     def close(self) -> None:
         """

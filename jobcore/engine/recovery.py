@@ -567,7 +567,7 @@ class Recovery:
             return self._ownership.lives(owner)
         except StoreError as error:
             # The others are looked at all the same; its own jobs wait.
-            telemetry.event(logging.WARNING, "owner not seen", owner=owner, error=str(error))
+            telemetry.event(logging.WARNING, "owner not examined", owner=owner, error=str(error))
             return True
 
     def _look_at_supervisor(self, run: Run) -> None:

@@ -234,7 +234,7 @@ class Scheduler:
                 "to_tick": to_datetime(upcoming).isoformat(),
             }
             if one.next_tick - upcoming > SET_BACK * 1e6:
-                telemetry.event(logging.WARNING, "schedule fetched back", **facts)
+                telemetry.event(logging.WARNING, "tick moved earlier", **facts)
             else:
                 telemetry.event(logging.WARNING, "schedule moved", **facts)
 
@@ -274,7 +274,7 @@ class Scheduler:
         for one, start in self._database.write(fetch):
             telemetry.event(
                 logging.WARNING,
-                "retry fetched back",
+                "retry moved earlier",
                 job=str(one.id),
                 from_time=to_datetime(one.not_before).isoformat(),
                 to_time=to_datetime(start).isoformat(),

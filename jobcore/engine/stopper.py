@@ -106,7 +106,9 @@ class Stopper:
                 continue  # it has ended, or was deleted, meanwhile
             except StoreError as error:
                 patience = 0.0
-                telemetry.event(logging.WARNING, "told only", job=str(run.id), error=str(error))
+                telemetry.event(
+                    logging.WARNING, "stop not stored", job=str(run.id), error=str(error)
+                )
                 self._ring_softly(run)
         return longest / 1000
 

@@ -211,7 +211,7 @@ class Loop:
 
 def _tell(error: BaseException) -> None:
     try:
-        telemetry.event(logging.ERROR, "turn failed", error=repr(error))
+        telemetry.event(logging.ERROR, "background step failed", error=repr(error))
     except Exception:  # noqa: BLE001, S110 - the host's log is what fails
         pass
 

@@ -168,7 +168,7 @@ class Unresponsive:
 
 def _pass_over(run: Run, error: Exception) -> None:
     # What is wrong with the directory the sweep finds out.
-    telemetry.event(logging.INFO, "supervisor not seen", job=run.name, error=str(error))
+    telemetry.event(logging.INFO, "supervisor not examined", job=run.name, error=str(error))
 
 
 def _tell(run: Run, number: signal.Signals, reached: list[int], held: Sequence[int] = ()) -> None:

@@ -499,7 +499,7 @@ class Follower:
             except (JobDeleted, WaitTimeout):
                 continue
             except StoreError as error:
-                telemetry.event(logging.WARNING, "not waited for the jobs' end", error=str(error))
+                telemetry.event(logging.WARNING, "end of jobs not awaited", error=str(error))
                 return
 
     def drain(

@@ -254,4 +254,4 @@ def make_private(database: str) -> None:
             told = error.strerror
         else:
             told = "made private"
-        telemetry.event(logging.WARNING, "others could read it", path=name, outcome=told)
+        telemetry.event(logging.WARNING, "file readable by others", path=name, outcome=told)

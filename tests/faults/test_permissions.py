@@ -326,7 +326,7 @@ def test_what_others_could_read_is_made_private(closed, mode, caplog):
         assert len(jobs.list_jobs()) == 1
 
     assert os.stat(closed).st_mode & 0o777 == mode & 0o700
-    assert "others could read it" in caplog.text
+    assert "file readable by others" in caplog.text
 
 
 @pytest.mark.parametrize("end", ["", "-wal"])

@@ -277,7 +277,7 @@ def test_damaged_row_keeps_no_subscriber_from_the_other_events(jobs, caplog, at)
     until(lambda: told, "the event that can be read")
 
     assert [event.at for event in told] == [told[0].at]
-    assert "turn failed" not in caplog.text
+    assert "background step failed" not in caplog.text
     assert caplog.text.count("event left out") == 1
 
 

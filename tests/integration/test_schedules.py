@@ -221,7 +221,7 @@ def test_a_clock_that_was_wrong_puts_no_tick_off_for_years(jobs, clock, caplog, 
     assert fetched_back == QUARTER
     assert [job.created for job in jobs.list_jobs()] == [QUARTER]
     (told,) = caplog.messages
-    assert told.startswith("event='schedule fetched back'")
+    assert told.startswith("event='tick moved earlier'")
 
 
 def test_a_wrong_clock_of_another_process_is_noticed_within_the_hour(jobs, clock):

@@ -202,7 +202,10 @@ def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatc
 
     assert heard == [job_directory.STOP_NOW] * 2
     told = [record.getMessage() for record in caplog.records]
-    assert [sum(words in one for one in told) for words in ("told only", "not stopped")] == [3, 1]
+    assert [sum(words in one for one in told) for words in ("stop not stored", "not stopped")] == [
+        3,
+        1,
+    ]
 
 
 def test_what_is_gone_is_not_stopped(jobs, scripted, database):
