@@ -250,9 +250,9 @@ def test_the_numbers_are_those_of_the_code():
         "The descriptor is number 8": progress.DESCRIPTOR == 8,
         "up to 1 MiB of arguments": call.LARGEST == 2**20,
         "returns up to 4 MiB": result_file.LARGEST == 4 * 2**20,
-        "`Command.linger` seconds later, 2 unless said": DEFAULT_LINGER == 2,
+        "`Command.linger` seconds later, 2 by default": DEFAULT_LINGER == 2,
         "still run a second after its end get SIGTERM": termination._PAUSE == 1,
-        "What no SIGKILL ends within 10 seconds": termination._KILL_FOR == 10,
+        "A process that no SIGKILL ends within 10 seconds": termination._KILL_FOR == 10,
         "starts 10 seconds later": lifecycle.FIRST_RETRY == 10,
         "10, 20, 40 seconds and so on, up to an hour": (
             [lifecycle.retry_delay(attempt) for attempt in (1, 2, 3, 99)] == [10, 20, 40, 3600]
