@@ -1,6 +1,6 @@
 """
-Functions: a call as a command, and the interpreter that makes it.
+Functions: a call of a Python function as a command, and the interpreter that makes the call.
 
-The engine imports `call`. All else runs in the fresh interpreter of one function job, in its
-main thread, from the standard library alone: this module imports nothing. Internal.
+The engine imports `call`. The other modules run in the fresh interpreter of one function job,
+in its main thread, and use the standard library only. So this module imports nothing. Internal.
 """

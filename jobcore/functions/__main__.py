@@ -1,10 +1,10 @@
 """
-The fresh interpreter that calls one function and stores what it returns.
+The program of a function job: it calls one function and stores the return value.
 
-It is what the command of a function's job runs, so all here is loaded without
-jobcore itself, from the standard library alone. The function must not notice
-it: no module of ours stays in sight, no path to ours, and an exception ends
-the interpreter as it ends any program, with the function's own frames alone.
+It runs in a fresh interpreter, without the rest of jobcore, and uses the standard library
+only. The function must not notice it. No module or path of jobcore stays visible, and an
+exception ends the interpreter like any other program, with a traceback that shows only
+the function's own frames.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-#: In the environment of the interpreter, for its eyes only: the job's directory.
+#: Environment variable with the job directory. It is removed before the function is called.
 DIRECTORY = "JOBCORE_FUNCTION"
 
-#: Of the payload: what it says, and how.
+#: The version of the payload's format.
 VERSION = 1
 
-#: What a shell makes of the end by a signal, and so does a program that handles it.
+#: A shell reports the end by signal N as exit code 128 + N.
 _BY_SIGNAL = 128
-#: Seconds after a fork until a SIGTERM is sent again that came in the middle of it.
+#: Seconds after a fork until a SIGTERM that arrived during the fork is sent again.
 _SOON = 0.01
 
-#: A path that belongs to an installation of Python rather than to a program.
+#: Matches paths that belong to an installation of Python, not to a program.
 _INSTALLED = r"/lib(64)?/python\d|/(site|dist)-packages(/|$)|/python\d+\.zip$"
 
 
 def main() -> None:
-    """Call the function that standard input names, and return once its value is stored."""
+    """Call the function that the payload on stdin names; return when its value is stored."""
     payload = _take_payload()
     directory = os.environ.pop(DIRECTORY)
     identity = result_file.identify(directory)
@@ -59,7 +59,7 @@ def main() -> None:
     try:
         value = _call(payload)
         if os.getpid() != me:
-            return  # a child that the function forked, and that came back: not the job's own
+            return  # the function forked, and this is the child
         _store(payload["name"], value, directory, identity)
         termination.expect_exit()
     except BaseException as error:
@@ -67,23 +67,23 @@ def main() -> None:
             termination.finish(error)
             termination.expect_exit()
         _hide_own_frames()
-        raise  # for Python to end with it as always, SystemExit and KeyboardInterrupt included
+        raise  # Python ends as usual, also for SystemExit and KeyboardInterrupt
 
 
 def this_python() -> list[str]:
-    """Return what tells an installation of Python, with all that is in it, from another one."""
+    """Return a value that identifies this installation of Python."""
     return [str(sys.implementation.cache_tag), sys.prefix, sys.exec_prefix]
 
 
 def merged_path(sent: list[str], python: list[str], own: list[str]) -> list[str]:
     """
-    Return where to look for modules: where the submitter does, then where this interpreter does.
+    Return the module search path: the submitter's entries, then this interpreter's.
 
     Args:
-        sent: The submitter's.
-        python: The submitter's installation. Where it is another one, nothing
-            of it is of any use here, its standard library least of all.
-        own: This interpreter's.
+        sent: The submitter's `sys.path`.
+        python: The submitter's installation. If it is another one, its entries are left
+            out, because its standard library and packages do not fit this interpreter.
+        own: This interpreter's `sys.path`.
     """
     if python != this_python():
         sent = [entry for entry in sent if not re.search(_INSTALLED, entry)]
@@ -92,10 +92,10 @@ def merged_path(sent: list[str], python: list[str], own: list[str]) -> list[str]
 
 def flush_each_line() -> None:
     """
-    Have each line of stdout handed over as a whole once it ends, as those of stderr are.
+    Make stdout line-buffered, as stderr is.
 
-    PYTHONUNBUFFERED would write text and newline one by one, so that processes which the
-    function forks would mix their lines, and at twice the cost.
+    PYTHONUNBUFFERED would not do: it writes text and newline separately. Processes that the
+    function forks would mix their lines, and printing would cost twice as much.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
@@ -103,21 +103,21 @@ def flush_each_line() -> None:
 
 def log_from_info_up() -> None:
     """
-    Let records from INFO up arrive on stderr, as long as nobody configures logging.
+    Write log records from INFO up to stderr, unless the function configures logging.
 
-    What Python does then is print warnings, by a last resort that takes no part
-    in any configuration; it only gets a lower level and says who speaks. The
-    root's level has to go down with it, but only until the root gets a handler:
-    from then on all is as if nothing had been done here.
+    Without any configuration Python prints warnings through `logging.lastResort`, which
+    takes no part in later configuration. This lowers its level and makes it print level and
+    logger name. The root's level must be lowered as well, but only until the root gets a
+    handler. From then on everything is as if this function had not been called.
     """
     root, last = logging.getLogger(), logging.lastResort
     if root.handlers or root.level != logging.WARNING or last is None:
-        return  # configured by a `sitecustomize`
+        return  # logging is configured already, as by a `sitecustomize`
     provisional = _Level(logging.INFO)
 
     def add_handler(handler: logging.Handler) -> None:
-        vars(root).pop("addHandler", None)  # the class's own comes to light
-        if root.level is provisional:  # not where it has been set, to INFO perhaps
+        vars(root).pop("addHandler", None)  # uncover the method of the class
+        if root.level is provisional:  # `is`: the function may have set INFO itself
             root.setLevel(logging.WARNING)
         root.addHandler(handler)
 
@@ -129,19 +129,20 @@ def log_from_info_up() -> None:
 
 class Termination:
     """
-    SIGTERM as `sys.exit`: what the function has in `finally`, `with` and `atexit` is done.
+    Handles SIGTERM like `sys.exit`, so that `finally`, `with` and `atexit` of the function run.
 
-    It counts once, so that a second one does not interrupt the cleaning up, and not at all once
-    `atexit` handlers run. Children that the function forks still end by SIGTERM.
+    Only the first SIGTERM counts, so that a second one does not interrupt the clean-up. Once
+    `atexit` handlers run, it is ignored. In children that the function forks, SIGTERM has its
+    default effect.
     """
 
     def __init__(self) -> None:
         self._exit: SystemExit | None = None
         self._exiting = False
         self._forking = False
-        self._postponed = False  # it came during a fork, whose hooks can raise nothing
+        self._postponed = False  # SIGTERM arrived during a fork, whose hooks cannot raise
         self._masks = threading.local()
-        self._handler = self._end  # one object, to be known again
+        self._handler = self._end  # keep one object, to compare it with `getsignal`
         _signal.signal(_signal.SIGTERM, self._handler)
         os.register_at_fork(
             before=self._hold, after_in_parent=self._release, after_in_child=self._restore
@@ -149,24 +150,24 @@ class Termination:
 
     def expect_exit(self) -> None:
         """
-        Have no stop interrupt what `atexit` runs. Call this when the function has ended.
+        Ignore SIGTERM once `atexit` handlers run. Call this when the function has ended.
 
-        Until then it still ends the waiting for threads. Handlers run in reverse order, so this
-        one runs before those of the function.
+        Before that, Python waits for threads, and SIGTERM still ends that wait. Handlers run
+        in reverse order of registration, so this one runs before those of the function.
         """
         atexit.register(self._begin_exit)
 
     def finish(self, error: BaseException) -> None:
         """
-        End this process by SIGTERM if that has ended the function; otherwise do nothing.
+        End this process by SIGTERM if SIGTERM has ended the function; otherwise do nothing.
 
-        Its parent sees the signal, as with any program that does not handle it.
+        So the parent sees a process that was ended by the signal, as for any other program.
         """
         if self._exit is None or error is not self._exit:
             return
         _clear_frames(error)
         try:
-            # As the interpreter does at its end, and in its order.
+            # The same steps, in the same order, as in a normal exit of the interpreter.
             threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
             atexit._run_exitfuncs()  # noqa: SLF001
             for stream in (sys.stdout, sys.stderr):
@@ -186,11 +187,12 @@ class Termination:
     def _begin_exit(self) -> None:
         self._exiting = True
         if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-            # Not SIG_IGN, which programs that the handlers start would inherit.
+            # Not SIG_IGN: programs that the handlers start would inherit it.
             _signal.signal(_signal.SIGINT, self._handler)
 
     def _hold(self) -> None:
-        # A child forgets what comes before its hooks: what is blocked waits for them.
+        # A child discards a signal that Python has noted before the child's hooks run. A
+        # blocked signal stays pending until then.
         self._forking = True
         self._masks.before = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
 
@@ -206,36 +208,36 @@ class Termination:
     def _restore(self) -> None:
         if _signal.getsignal(_signal.SIGTERM) is self._handler:
             _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-        self._forking = self._postponed = False  # that was the parent's
+        self._forking = self._postponed = False  # the postponed signal was for the parent
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._masks.before)
 
 
 def _clear_frames(error: BaseException) -> None:
     """
-    Let go of what the ended frames of a function hold, so that a generator of theirs is closed.
+    Clear the function's ended frames, so that generators in them are closed.
 
-    Without its traceback alone they live on in Python 3.10, whose state of handled
-    exceptions has another reference to it.
+    Deleting the traceback from the exception is not enough: Python 3.10 has another
+    reference to it in its state of handled exceptions.
     """
     step = error.__traceback__
     while step is not None:
         try:
             step.tb_frame.clear()
         except RuntimeError:
-            pass  # it is executed: ours
+            pass  # still running: it is one of our frames
         step = step.tb_next
     error.__traceback__ = error.__context__ = None
 
 
 class _Level(int):
-    """A level that is told from all others, the same number included; elsewhere it is a number."""
+    """A log level whose identity can be tested; it pickles as a plain int."""
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
 
 
 def _take_payload() -> dict[str, Any]:
-    """Read standard input to its end, and put nothing in its place."""
+    """Return the payload from stdin, and replace stdin by `/dev/null`."""
     data = bytearray()
     while chunk := os.read(0, 1 << 20):
         data += chunk
@@ -249,7 +251,7 @@ def _take_payload() -> dict[str, Any]:
 
 
 def _leave_no_trace() -> None:
-    """Take out of sight what is ours: the function may import the real jobcore, or none."""
+    """Remove jobcore's modules and arguments, so that the function can import the real jobcore."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "jobcore"]:
         del sys.modules[name]
     del sys.argv[1:]
@@ -264,7 +266,7 @@ def _call(payload: dict[str, Any]) -> Any:
         target = names.locate(payload["name"])
     value = target(*args, **kwargs)
     if isinstance(value, Coroutine):
-        import asyncio  # noqa: PLC0415 - slow to load, and most functions need it not
+        import asyncio  # noqa: PLC0415 - slow to load, and most functions do not need it
 
         value = asyncio.run(value)
     return value
@@ -289,7 +291,7 @@ def _store(name: str, value: Any, directory: str, identity: tuple[int, int]) -> 
 
 
 def _hide_own_frames() -> None:
-    """Have the traceback that Python is about to print begin where the function's own code does."""
+    """Make the traceback that Python will print begin with the function's own code."""
     show = sys.excepthook
     caller = sys._getframe(2)  # noqa: SLF001 - the line that called `main`
     own = [id(caller.f_globals), id(globals()), id(vars(names)), id(vars(encoding))]

@@ -1,8 +1,8 @@
 """
-A call of a function, as a command that a fresh interpreter runs.
+A call of a function as a command that a fresh interpreter runs.
 
-What is called, and with what, travels as standard input: an argument vector can
-be read by everybody on the machine, and arguments hold secrets.
+Function name and arguments are sent through stdin. Every user of the machine can read an
+argument vector, and arguments may contain secrets.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from jobcore.errors import CommandError
 from jobcore.functions import encoding, names
 from jobcore.functions.__main__ import DIRECTORY, VERSION, this_python
 
-#: The argument vector of a call in store. Which interpreter it stands for is
-#: decided by the manager that runs it: the submitter's may not be there any more.
+#: The stored argument vector of a call. The manager that runs the job chooses the interpreter,
+#: because the submitter's may no longer exist by then.
 ARGV = ("jobcore:function",)
 
-#: Bytes of arguments: whoever looks at the queue reads them, of a handful of jobs at once.
+#: Maximum bytes of arguments. Readers of the queue hold those of several jobs in memory.
 LARGEST = 2**20
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# A bare module in place of the package, as for supervisors: its `__init__` would
-# import all of jobcore. First the current directory leaves the path, in which
-# any file may be called like a module of the standard library.
+# It puts an empty module in place of the package, as for supervisors, because the package's
+# `__init__` would import all of jobcore. Before that it removes the current directory from
+# the path, where a file may have the name of a module of the standard library.
 _STUB = """\
 import sys
 if sys.path[0] == "": del sys.path[0]
@@ -53,25 +53,26 @@ def function_command(
     """
     Return a command that calls a function in a fresh interpreter.
 
-    Submit it with `type="FUNCTION"`, or make it the command of a pipeline. The
-    interpreter looks for modules where this process does. Logging arrives in
-    the log from INFO up unless the function configures it, an exception as its
-    traceback. A coroutine function is run by `asyncio.run`.
+    Submit it with `type="FUNCTION"`, or use it as the command of a pipeline. The
+    interpreter searches modules on this process's `sys.path`. The job's log contains the
+    function's log records from INFO up, unless it configures logging, and the traceback of
+    an exception. A coroutine function is run by `asyncio.run`.
 
     Args:
-        target: What to call: a function or class at the top level of a module,
-            or anything else that can be pickled and called. Also the text
-            `package.module:function`, which is looked for only when the job runs.
-        args: Its arguments. Values that JSON keeps exactly go as JSON, all else as pickles.
-        kwargs: Its arguments by name.
-        options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...; not `stdin`,
-            by which the arguments travel, nor `shell` or `unbuffered`: the interpreter
-            hands over whole lines.
+        target: What to call: a function or class at the top level of a module, or any
+            other callable that can be pickled. It can also be the text
+            `package.module:function`, which is resolved only when the job runs.
+        args: Positional arguments. Values that JSON preserves exactly are sent as JSON,
+            all others as pickles.
+        kwargs: Keyword arguments.
+        options: Further arguments of `Command`, such as `timeout`, `cwd` and `env`. Not
+            `stdin`, which carries the arguments; and not `shell` or `unbuffered`, because
+            the interpreter already writes whole lines.
 
     Raises:
-        CommandError: A fresh interpreter would not find it, or the arguments do
-            not fit it, cannot be pickled, or are too large; the message says
-            which and why, and shows no argument.
+        CommandError: A fresh interpreter would not find the function; or the arguments do
+            not fit it, cannot be pickled, or are too large. The message says which
+            and why, and contains no argument's value.
     """
     positional, named = _checked_arguments(args, kwargs)
     name, carried = _checked_target(target)
@@ -97,20 +98,20 @@ def function_command(
 
 
 def is_function(command: Command) -> bool:
-    """Tell whether the command is one of `function_command`."""
+    """Tell whether a command was made by `function_command`."""
     return tuple(command.argv) == ARGV
 
 
 def in_interpreter(command: Command, python: str | None, directory: str | None) -> Command:
     """
-    Return the command that a supervisor can run; one that is no function's is that already.
+    Return the command that a supervisor can run; unchanged if it calls no function.
 
     Args:
         python: The interpreter; None: that of this process.
-        directory: The directory of the job.
+        directory: The job directory.
 
     Raises:
-        CommandError: No interpreter is known.
+        CommandError: `python` is None, and this process does not know its interpreter.
     """
     if not is_function(command):
         return command
@@ -120,19 +121,19 @@ def in_interpreter(command: Command, python: str | None, directory: str | None) 
     return replace(
         command,
         argv=[program, "-c", _STUB, _PACKAGE],
-        unbuffered=False,  # the caller flushes whole lines, which costs less and mixes none
-        # A log is no terminal, though the host's environment may ask for colours.
+        unbuffered=False,  # the interpreter flushes whole lines, which is cheaper
+        # A log is not a terminal, even if the host's environment asks for colours.
         env={"NO_COLOR": "1", **command.env, DIRECTORY: directory or ""},
     )
 
 
 def is_interpreter(command: Command) -> bool:
-    """Tell whether the command is one of `in_interpreter`, which leaves a result."""
+    """Tell whether a command was made by `in_interpreter`, so that it leaves a result."""
     return list(command.argv)[1:] == ["-c", _STUB, _PACKAGE] and DIRECTORY in command.env
 
 
 def describe(target: Callable[..., Any] | str) -> str:
-    """Return what to call a job by that calls `target`."""
+    """Return the default name of a job that calls `target`."""
     if isinstance(target, str):
         return target
     return names.name_of(target) or names.kind_of(target)
@@ -142,7 +143,7 @@ def describe(target: Callable[..., Any] | str) -> str:
 
 
 def _checked_target(target: object) -> tuple[str, Any]:
-    """Return the name of what is called, and itself where it has to be carried along."""
+    """Return the target's name, and the target itself if its name does not suffice to find it."""
     if isinstance(target, str):
         module, _, path = target.partition(":")
         parts = [*module.split("."), *path.split(".")]
@@ -157,7 +158,7 @@ def _checked_target(target: object) -> tuple[str, Any]:
         return name, None
     if isinstance(target, (type, FunctionType)):
         raise CommandError(f"cannot be called in a fresh interpreter: {reason}")
-    return describe(target), target  # a bound method, say, which pickle can take apart
+    return describe(target), target  # such as a bound method, which pickle can handle
 
 
 def _checked_arguments(args: object, kwargs: object) -> tuple[list[Any], dict[str, Any]]:
@@ -171,13 +172,13 @@ def _checked_arguments(args: object, kwargs: object) -> tuple[list[Any], dict[st
 
 
 def _check_fit(target: object, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse a call that would fail for its arguments, where the signature is known."""
+    """Refuse arguments that do not fit the signature, if it is known."""
     if isinstance(target, str):
         return
     try:
-        # Not that of a wrapped function, which a decorator may call with more than it is given.
+        # Do not follow `__wrapped__`: a decorator may add arguments of its own.
         signature = inspect.signature(cast("Callable[..., Any]", target), follow_wrapped=False)
-    except Exception:  # noqa: BLE001 - some builtins have none, and some objects their own ideas
+    except Exception:  # noqa: BLE001 - some builtins have no signature, and objects may raise
         return
     try:
         signature.bind(*args, **kwargs)
@@ -186,7 +187,7 @@ def _check_fit(target: object, name: str, args: list[Any], kwargs: dict[str, Any
 
 
 def _culprit(target: object, args: list[Any], kwargs: dict[str, Any]) -> str:
-    """Return in words which part of a call cannot be pickled."""
+    """Return, as text, which part of a call cannot be pickled."""
     parts: list[tuple[str, object]] = [("what is to be called", target)]
     parts += [(f"argument {place}", value) for place, value in enumerate(args)]
     parts += [(f"argument {key!r}", value) for key, value in kwargs.items()]
@@ -202,7 +203,7 @@ def _culprit(target: object, args: list[Any], kwargs: dict[str, Any]) -> str:
 
 
 def _quoted(data: bytes) -> str:
-    # Base64 within JSON within JSON: bytes themselves would take up to six times their room.
+    # Base64, because JSON would escape raw bytes, to up to six times their size.
     return json.dumps(base64.b64encode(data).decode("ascii"))
 
 
@@ -218,16 +219,16 @@ def _payload(name: str, encoding: str, arguments: str) -> bytes:
 
 
 def _path() -> list[str]:
-    """Return where this process looks for modules, as of now and from wherever it is read."""
+    """Return this process's `sys.path`, with relative entries made absolute."""
     found = []
     entries: list[object] = list(sys.path)  # whatever its annotation says
     for entry in entries:
         if not isinstance(entry, str):
-            continue  # as importing passes over it
+            continue  # the import system ignores it, too
         try:
-            # What is no path, such as the hook of an editable install, stays as it is.
+            # An entry that is not a path, such as the hook of an editable install, is kept.
             absolute = os.path.abspath(entry)
             found.append(absolute if not entry or os.path.exists(absolute) else entry)
         except OSError:
-            pass  # relative to a directory that is gone
+            pass  # the current directory has been removed
     return found

@@ -1,9 +1,9 @@
 """
-Arguments and return values as bytes, and back.
+Encodes arguments and return values as bytes, and decodes them.
 
-JSON where that keeps a value exactly, so that an operator can read it and any
-version of Python and of the program; pickle for the rest. The interpreter that
-calls functions loads this, too, so it needs the standard library alone.
+It uses JSON if JSON preserves the value exactly: operators can read JSON, and so can any
+version of Python and of the program. All other values are pickled. The interpreter of
+function jobs loads this module, so it uses the standard library only.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 JSON = "json"
 PICKLE = "pickle"
 
-#: Levels of lists and objects in JSON: its reader recurses, on top of whatever
-#: stack it is called with, where that of pickles does not.
+#: Maximum nesting of lists and objects in JSON. Its reader recurses, on top of the caller's
+#: stack; the reader of pickles does not.
 DEEPEST = 100
-#: Bits of a number in JSON: with 640 digits or fewer no limit on the conversion can be set.
+#: Maximum bits of an integer in JSON. Python's limit on conversions, which users can set, is
+#: never below 640 digits; this many bits need fewer.
 LONGEST_NUMBER = 2048
 #: The newest protocol that every supported Python reads.
 PROTOCOL = 5
@@ -33,15 +34,15 @@ _INFINITY = float("inf")
 
 
 class Unstorable(Exception):
-    """A value has no form in bytes. The text says why, and shows nothing of the value."""
+    """A value cannot be encoded. The text says why, and contains nothing of the value."""
 
 
 def encode(value: Any) -> tuple[str, bytes]:
     """
-    Return how `value` is encoded, and the bytes.
+    Return the name of the encoding, `JSON` or `PICKLE`, and the encoded value.
 
     Raises:
-        Unstorable: It cannot be pickled, or could not be unpickled elsewhere.
+        Unstorable: The value cannot be pickled, or another interpreter could not unpickle it.
     """
     if is_json(value):
         return JSON, json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
@@ -50,24 +51,26 @@ def encode(value: Any) -> tuple[str, bytes]:
 
 def decode(encoding: str, data: bytes) -> Any:
     """
-    Return the value that `encode` was given.
+    Return the value that was encoded.
+
+    Unpickling imports classes and runs code. Call it only for data from a trusted source.
 
     Raises:
-        Exception: Whatever a class raises that is imported, or an object that is made anew.
+        Exception: Anything that importing a class or restoring an object raises.
     """
     if encoding == JSON:
         return json.loads(data)
-    import pickle  # noqa: PLC0415 - most values need none
+    import pickle  # noqa: PLC0415 - most values do not need it
 
-    return pickle.loads(data)  # noqa: S301 - that this runs what its writer wanted is documented
+    return pickle.loads(data)  # noqa: S301 - documented above
 
 
 def is_json(value: Any) -> bool:
     """
-    Tell whether JSON gives `value` back as it is: of the same types, and equal.
+    Tell whether a round trip through JSON preserves `value`, its types included.
 
-    So there are no tuples, no keys but texts, no NaN, no half of a surrogate
-    pair, and no list that is in two places, as it would be two of them then.
+    So the value contains no tuples, no keys other than strings, no NaN, no lone surrogates,
+    and no list or dict twice, because JSON would turn it into two.
     """
     seen = set()
     todo = [(value, 0)]
@@ -95,7 +98,7 @@ def _is_simple(one: Any, kind: type) -> bool:
     if kind is int:
         return int(one).bit_length() <= LONGEST_NUMBER
     if kind is float:
-        return bool(abs(one) < _INFINITY)  # NaN is not, either
+        return bool(abs(one) < _INFINITY)  # also False for NaN
     return one is None or kind is bool
 
 
@@ -105,16 +108,16 @@ def _is_text(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return False  # two halves of a pair would come back as one character
+        return False  # JSON would join two lone surrogates into one character
     return True
 
 
 def _pickled(value: Any) -> bytes:
-    import io  # noqa: PLC0415 - most values need none of this
+    import io  # noqa: PLC0415 - most values do not need it
     import pickle  # noqa: PLC0415
 
     class Pickler(pickle.Pickler):
-        """Knows what it failed at, and refuses what only this very program could unpickle."""
+        """Remembers the object it failed at; refuses objects that only this process could load."""
 
         last: Any = value
 
@@ -136,19 +139,19 @@ def _pickled(value: Any) -> bytes:
         raise
     except RecursionError:
         raise Unstorable("it is nested too deeply to be pickled") from None
-    except Exception as error:  # noqa: BLE001 - objects have their own ways to be pickled
-        # Not chained: pickle's own texts quote the object, and perhaps a secret in it.
+    except Exception as error:  # noqa: BLE001 - objects define how they are pickled
+        # Not chained: pickle's error texts quote the object, which may contain a secret.
         raise Unstorable(_why_unpicklable(pickler.last, error)) from None
     return buffer.getvalue()
 
 
 def _why_unpicklable(one: Any, error: Exception) -> str:
-    """Return why pickle failed at an object, the last one that it looked at."""
+    """Return why pickle failed at `one`, the last object that it tried."""
     if isinstance(one, (type, FunctionType)):
         reason = why_unfindable(one)
         if reason is not None:
             return reason
     reason = f"an object of type {kind_of(one)} cannot be pickled"
     if isinstance(error, TypeError) and not str(error).startswith("cannot pickle "):
-        return f"{reason}: {error}"  # its own words, such as what to store instead
+        return f"{reason}: {error}"  # the class's own text, such as what to store instead
     return reason

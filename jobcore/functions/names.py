@@ -1,8 +1,8 @@
 """
-The name of a function, by which a fresh interpreter finds it again.
+Names of functions, by which a fresh interpreter finds them.
 
-The form is `package.module:function`, as in the entry points of packages. The
-interpreter that calls functions loads this, too, so it needs the standard library alone.
+The form is `package.module:function`, as in the entry points of packages. The interpreter
+of function jobs loads this module, so it uses the standard library only.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_LOCAL = "<locals>"  # in the qualified name of what is defined inside a function
+_LOCAL = "<locals>"  # part of the qualified name of anything defined inside a function
 _LAMBDA = "<lambda>"
 
 
 def locate(name: str) -> Any:
     """
-    Return what `name` leads to, importing its module.
+    Import the module of a name, and return the object that the name refers to.
 
     Raises:
-        Exception: Whatever its module raises when it is imported.
-        AttributeError: There is no such name in it.
+        Exception: Anything that the module raises when it is imported.
+        AttributeError: The module has no such attribute.
     """
     module, _, path = name.partition(":")
-    # Not importlib's function: the statement's own leaves importlib's frames out of tracebacks.
+    # Not `importlib.import_module`, whose frames would appear in tracebacks.
     __import__(module)
     found: Any = sys.modules[module]
     for part in path.split("."):
@@ -37,7 +37,7 @@ def locate(name: str) -> Any:
 
 
 def name_of(thing: Any) -> str | None:
-    """Return the name that a function or class gives itself, or None where it has none."""
+    """Return the name of a function or class, from its own attributes; None: it has none."""
     module = getattr(thing, "__module__", None)
     path = getattr(thing, "__qualname__", None)
     if isinstance(module, str) and isinstance(path, str):
@@ -46,7 +46,7 @@ def name_of(thing: Any) -> str | None:
 
 
 def why_unfindable(thing: Any) -> str | None:
-    """Return why a fresh interpreter would not find a function or class by its name, or None."""
+    """Return why a fresh interpreter would not find a function or class by name; None: it would."""
     name = name_of(thing)
     if name is None:
         return f"an object of type {kind_of(thing)} has no name"
@@ -56,12 +56,12 @@ def why_unfindable(thing: Any) -> str | None:
         return reason
     try:
         found = locate(name)
-    except Exception as error:  # noqa: BLE001 - importing runs anybody's code
+    except Exception as error:  # noqa: BLE001 - importing runs arbitrary code
         return f"{name} is not found: {type(error).__name__}"
     reason = why_unimportable(module)
     if reason is not None:
         return reason
-    # A bound method of a class is made anew at each look, and equal.
+    # Each access to a bound method of a class creates a new, equal object.
     if found is not thing and not (isinstance(thing, MethodType) and found == thing):
         return f"{name} leads to something else: what was given has been replaced there"
     return None
@@ -69,16 +69,16 @@ def why_unfindable(thing: Any) -> str | None:
 
 def why_unimportable(name: str) -> str | None:
     """
-    Return why a fresh interpreter would not import the same module by its name, or None.
+    Return why a fresh interpreter would not import the same module by name; None: it would.
 
-    One that was loaded by its path is known here by a name that leads nowhere elsewhere.
+    For example, a module that was loaded by its path has a name that only this process knows.
     """
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         module = sys.modules.get(".".join(parts[:end]))
         spec = getattr(module, "__spec__", None)
         if spec is None and end < len(parts):
-            continue  # a bare package, as that of the interpreter which calls functions
+            continue  # an empty package, such as the one in the interpreter of a function job
         if spec is None:
             return f"the module {name} was not imported from anywhere"
         parent = sys.modules[".".join(parts[: end - 1])] if end > 1 else None
@@ -97,11 +97,11 @@ def why_unimportable(name: str) -> str | None:
 
 
 def _look_for(name: str, path: Any) -> Any:
-    """Return what importing would find that does not know the modules of this process."""
+    """Return the spec that an import would find, ignoring modules that are loaded already."""
     for finder in sys.meta_path:
         try:
             found = finder.find_spec(name, path)
-        except Exception:  # noqa: BLE001, S112 - a finder of the host's
+        except Exception:  # noqa: BLE001, S112 - the host may have its own finders
             continue
         if found is not None:
             return found
@@ -110,7 +110,7 @@ def _look_for(name: str, path: Any) -> Any:
 
 def _is_same(one: str | None, other: str | None) -> bool:
     if one is None or other is None or one == other:
-        return True  # a package without a file of its own has none
+        return True  # a namespace package has no file to compare
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -118,7 +118,7 @@ def _is_same(one: str | None, other: str | None) -> bool:
 
 
 def _why_out_of_reach(module: str, path: str) -> str | None:
-    """Return why a name can lead nowhere, or None."""
+    """Return why a name cannot be found in any other process, or None."""
     if path.endswith(_LAMBDA):
         return "a lambda has no name: write a function in a module"
     if _LOCAL in path:
@@ -132,7 +132,7 @@ def _why_out_of_reach(module: str, path: str) -> str | None:
 
 
 def kind_of(thing: object) -> str:
-    """Return the name of its type, as a person reads it."""
+    """Return the name of an object's type for an error text, without `builtins`."""
     kind = type(thing)
     module = kind.__module__
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

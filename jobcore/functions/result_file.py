@@ -1,8 +1,8 @@
 """
-The file in the job directory that holds what a function returned.
+The file in the job directory that contains the return value of a function.
 
-Written by the job itself, before it exits with 0; read by whoever settles the
-job. The header has length and CRC: the file is whole, or it counts as none.
+The job writes it before it exits with 0. The process that settles the job reads it. The
+header contains length and CRC, and an incomplete file counts as no file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from jobcore.supervisor import NewerProtocol, job_directory
 
 RESULT = "result"
 
-#: Bytes of a result. It goes into the database in one transaction, for which every other writer
-#: waits: 16 MiB took 0.3 to 2 s there, on a busy disk. What is larger belongs in a file.
+#: Maximum bytes of a result. It is stored in one transaction, for which all other writers
+#: wait: 16 MiB took 0.3 to 2 s on a busy disk. Larger results belong in a file.
 LARGEST = 4 * 2**20
 
-#: What opening it fails with where no whole file of ours is there. Anything else, such as a
-#: want of descriptors, will pass, and must not make a result be none.
+#: Errors of `open` that mean that there is no result. Other errors, such as a lack of
+#: descriptors, are temporary, and must not be taken for a missing result.
 _NONE_THERE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES)
 
-#: Of the file. Not that of the protocol: the process that writes it was started by the
-#: same jobcore as the supervisor, and both may be older than the reader.
+#: Version of this file's format, separate from the protocol's. The writing process was started
+#: by the same jobcore as the supervisor, and both may be older than the reader.
 _VERSION = 1
 _MAGIC = b"jcrs"
 _HEADER = struct.Struct("<4sBBxxIQ")  # magic, version, encoding, CRC, length
@@ -34,20 +34,20 @@ _ENCODINGS = ("json", "pickle")
 
 
 def identify(path: str) -> tuple[int, int]:
-    """Return what tells the directory from one that comes to have its name later."""
+    """Return device and inode, which distinguish a directory from a later one of that name."""
     facts = os.stat(path, follow_symlinks=False)
     return facts.st_dev, facts.st_ino
 
 
 def write(path: str, identity: tuple[int, int], encoding: str, data: bytes) -> None:
     """
-    Put the result into the job directory `path`, durably, in one step.
+    Write the result into the job directory `path`, durably and atomically.
 
     Args:
-        identity: What `identify` said of it when the job began.
+        identity: The result of `identify` for the directory when the job began.
 
     Raises:
-        OSError: It could not be written; nothing of it is there then.
+        OSError: The result could not be written, and nothing of it is there.
     """
     directory = job_directory.open_directory(path)
     try:
@@ -71,11 +71,11 @@ def _replace(directory: int, header: bytes, data: bytes) -> None:
     )
     try:
         try:
-            os.fchmod(descriptor, 0o600)  # the command's umask may forbid even its owner to read
+            os.fchmod(descriptor, 0o600)  # a umask of the command may even exclude the owner
             job_directory.write_all(descriptor, header)
             job_directory.write_all(descriptor, data)
-            # Or the name could outlive the bytes in a power failure, and the exit record, which
-            # is renamed later in the same directory, would speak of a result that is torn.
+            # Without it, a power failure could keep the name but lose the bytes. The exit record
+            # comes later in the same directory, so it would vouch for an incomplete result.
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -84,20 +84,23 @@ def _replace(directory: int, header: bytes, data: bytes) -> None:
         try:
             os.unlink(temporary, dir_fd=directory)
         except OSError:
-            pass  # the first error is the one to tell
+            pass  # raise the first error
         raise
 
 
 def read(directory: int) -> tuple[str, bytes] | None:
     """
-    Return encoding and bytes of the result there, or None where there is none, or no whole one.
+    Return encoding and bytes of the result in a directory; None: no result, or incomplete.
+
+    Args:
+        directory: A descriptor of the job directory.
 
     Raises:
-        NewerProtocol: A newer jobcore wrote it.
-        OSError: It could not be read now.
+        NewerProtocol: A newer jobcore wrote the file.
+        OSError: The file cannot be read at the moment.
     """
     try:
-        # Non-blocking: a job may have put a FIFO there.
+        # O_NONBLOCK, because the job may have put a FIFO there.
         descriptor = os.open(
             RESULT,
             os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW,
