@@ -1,7 +1,7 @@
 """
-Embedding: what a guest owes the process that imports it.
+Embedding: what a library needs to be a well-behaved guest in the process that imports it.
 
-Forks, interrupts, logging, threads of jobcore's own, and the failpoints of its tests. Every
-package may import it; of jobcore it imports `errors` alone. Its functions run in any thread of
-the host; `failpoints` runs in supervisors, too. Internal.
+It handles forks, interrupts, logging and jobcore's own threads, and contains the failpoints for
+tests. Every package may import it; of jobcore it imports only `errors`. Its functions run in
+any thread of the host; `failpoints` also runs in supervisors. Internal.
 """

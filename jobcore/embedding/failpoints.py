@@ -1,9 +1,8 @@
 """
-Named steps of the protocol at which a test can end a process.
+Failpoints: named points in the protocol at which a test can end a process.
 
-Each stands directly behind one step, so that a test can ask what is true when
-everything ends there. Nothing is armed outside tests; `reach` then compares one
-global with None.
+Each failpoint comes directly after one step, so that a test can check the state after a
+crash there. Outside tests none is armed, and `reach` only compares a global with None.
 """
 
 from __future__ import annotations
@@ -14,60 +13,60 @@ if TYPE_CHECKING:
 
     Callback = Callable[[str, object], None]
 
-# --- of a host --------------------------------------------------------------
+# --- in a host --------------------------------------------------------------
 
-#: A thread of the host is about to use database or job directories; of this nothing happened.
+#: A thread of the host is about to use the database or job directories; nothing is done yet.
 ENTERED = "entered"
 #: BEGIN IMMEDIATE has the write lock; the transaction has written nothing.
 WRITE_BEGUN = "write begun"
-#: The transaction that creates jobs is committed; whoever asked for them does not know it.
+#: The transaction that creates jobs is committed; its caller does not know it yet.
 CREATED = "created"
-#: A tick of a pipeline's schedule was taken, with the job it is for or the skip, and committed.
+#: A scheduled tick is taken, with its job or its skip, and committed.
 TICK_TAKEN = "tick taken"
-#: The process of a supervisor was started; it has not said that it is ready.
+#: The process of a supervisor is started; it has not reported that it is ready.
 SUPERVISOR_STARTED = "supervisor started"
-#: Directory, lock file and FIFO are made, and byte 0 of the lock is held.
+#: Job directory, lock file and FIFO are created, and byte 0 of the lock is held.
 DIRECTORY_PREPARED = "directory prepared"
-#: The executor was asked, and the request is in memory: all is at hand for the claim.
+#: The executor has returned the command and the request is in memory, so the claim can begin.
 REQUEST_PREPARED = "request prepared"
-#: QUEUED to RUNNING is written with token and cookie, and not committed.
+#: The change from QUEUED to RUNNING is written with token and cookie, and not committed.
 CLAIM_WRITTEN = "claim written"
-#: The claim is committed; nothing was sent.
+#: The claim is committed; no request was sent.
 CLAIMED = "claimed"
-#: A claimed job's turn to be sent has come; others of its round may have been.
+#: A claimed job is about to be sent; other jobs of the same round may have been sent.
 BEFORE_SEND = "before send"
-#: The message with lock, directory and request is with the supervisor; own copies are open.
+#: The supervisor has the message with lock, directory and request; our own copies are open.
 SENT = "sent"
-#: A host that holds the lock wrote `exit` itself, for no supervisor took the job.
+#: A host that holds the lock wrote `exit` itself, because no supervisor took the job.
 ENDED_HERE = "ended here"
-#: Frames and `exit` are read out of the job directory; nothing of them is written.
+#: Frames and `exit` are read from the job directory; nothing of them is in the database.
 IMPORT_READ = "import read"
 #: Offset, sequence and segments are written, and not committed.
 IMPORT_WRITTEN = "import written"
-#: An import is committed; the spool files that it emptied are still there.
+#: An import is committed; the spool files that it has imported still exist.
 IMPORTED = "imported"
-#: RUNNING to final is written with history and follow-ups, and not committed.
+#: The final status is written with history and follow-ups, and not committed.
 SETTLE_WRITTEN = "settle written"
-#: A settle is committed; the job's directory is still there.
+#: A settle is committed; the job directory still exists.
 SETTLED = "settled"
-#: A host took the whole lock, to resolve a job or to remove its directory; it did not look yet.
+#: A host has locked all bytes, to resolve a job or remove its directory, and read nothing yet.
 DIRECTORY_TAKEN = "directory taken"
-#: A directory that is to be removed has its `.gone-` name; its files are still there.
+#: A job directory that is being removed has its `.gone-` name; its files still exist.
 DIRECTORY_RENAMED = "directory renamed"
-#: A resolver wrote `exit` of a job whose supervisor is dead; the row does not say so.
+#: A resolver wrote `exit` for a job whose supervisor is dead; the row is unchanged.
 RESOLVED = "resolved"
-#: The wish to stop is committed in the row; no file says so.
+#: The stop request is committed in the row; no file contains it.
 STOP_STORED = "stop stored"
-#: The `stop` file says what the row says; the doorbell did not ring.
+#: The `stop` file contains the stop request; the supervisor was not woken through the FIFO.
 STOP_WRITTEN = "stop written"
-#: The doorbell rang.
+#: The supervisor was woken through the FIFO.
 STOP_RUNG = "stop rung"
-#: Jobs are hidden for good, and ended or asked to end; nothing is removed.
+#: Jobs are hidden for good, and ended or asked to stop; nothing is removed.
 MARKED_DELETED = "marked deleted"
-#: The rows of deleted jobs are gone; their directories may still be there.
+#: The rows of deleted jobs are removed; their directories may still exist.
 ROWS_REMOVED = "rows removed"
 
-#: All of a host.
+#: All failpoints in a host.
 HOST = (
     ENTERED, WRITE_BEGUN, CREATED, TICK_TAKEN, SUPERVISOR_STARTED, DIRECTORY_PREPARED,
     REQUEST_PREPARED, CLAIM_WRITTEN, CLAIMED, BEFORE_SEND, SENT, ENDED_HERE, IMPORT_READ,
@@ -75,36 +74,36 @@ HOST = (
     RESOLVED, STOP_STORED, STOP_WRITTEN, STOP_RUNG, MARKED_DELETED, ROWS_REMOVED,
 )  # fmt: skip
 
-# --- of a supervisor --------------------------------------------------------
+# --- in a supervisor --------------------------------------------------------
 
 #: A request was received, with its three descriptors; the host's byte 0 is still held.
 REQUEST_RECEIVED = "request received"
-#: Byte 1 of the lock is held, through a description of its own.
+#: Byte 1 of the lock is held, through an open file description of its own.
 LOCK_TAKEN = "lock taken"
-#: Byte 0 is free, for every copy that a fork of the host may have made.
+#: Byte 0 is free, also for copies of the descriptor that a fork of the host may have made.
 BYTE_0_RELEASED = "byte 0 released"
-#: `ctl` is open and `stop` was looked at.
+#: `ctl` is open, and `stop` was read.
 STOP_READ = "stop read"
 #: `run` is written: from here on the command may have started.
 RUN_WRITTEN = "run written"
-#: The process that becomes the command was forked; it may not have come to its exec.
+#: The process that becomes the command is forked; it may not have reached its exec.
 FORKED = "forked"
-#: The notice `started` was given to the socket.
+#: The message `started` was handed to the socket.
 STARTED_TOLD = "started told"
-#: A frame was written to the spool, whole or as far as there was room.
+#: A frame was written to the spool, completely or as far as there was space.
 FRAME_WRITTEN = "frame written"
-#: The main process was reaped; its descendants may live.
+#: The main process was reaped; its descendants may be alive.
 MAIN_REAPED = "main reaped"
-#: All is written but the verdict, which is decided.
+#: Everything is written except the verdict, which is decided.
 BEFORE_EXIT = "before exit"
 #: `exit` is written; the lock is held.
 EXIT_WRITTEN = "exit written"
 #: The lock is free; the host does not know it.
 UNLOCKED = "unlocked"
-#: The notice `ended` was given to the socket.
+#: The message `ended` was handed to the socket.
 ENDED_TOLD = "ended told"
 
-#: All of a supervisor.
+#: All failpoints in a supervisor.
 SUPERVISOR = (
     REQUEST_RECEIVED, LOCK_TAKEN, BYTE_0_RELEASED, STOP_READ, RUN_WRITTEN, FORKED, STARTED_TOLD,
     FRAME_WRITTEN, MAIN_REAPED, BEFORE_EXIT, EXIT_WRITTEN, UNLOCKED, ENDED_TOLD,
@@ -115,13 +114,13 @@ SUPERVISOR = (
 
 class Crashed(BaseException):
     """
-    A host in this process is gone, as if by SIGKILL; see `jobcore.testing.crash`.
+    A host in this process has crashed, as if by SIGKILL; see `jobcore.testing.crash`.
 
-    Like a SIGKILL it goes through every `except Exception`. What catches it all
-    the same does no harm: every further point raises it again.
+    It is a BaseException, so `except Exception` does not catch it. Code that catches it all
+    the same does no harm, because every later failpoint of the host raises it again.
 
     Attributes:
-        host: Which one.
+        host: The host that has crashed.
     """
 
     def __init__(self, message: str = "", host: object = None) -> None:
@@ -134,12 +133,12 @@ _armed: tuple[Callback, ...] | None = None
 
 def reach(point: str, host: object = None) -> None:
     """
-    Tell whoever armed it that `point` is reached; what that raises is raised here.
+    Call the armed callbacks, because `point` is reached. An exception in one is raised here.
 
     Args:
         point: One of the constants above.
-        host: Whose point it is: the `Database` of the manager that came here.
-            A supervisor, which is a process of its own, names none.
+        host: The `Database` of the manager that reached the point; None in a supervisor,
+            which is a process of its own.
     """
     if _armed is not None:
         for callback in _armed:
@@ -147,13 +146,13 @@ def reach(point: str, host: object = None) -> None:
 
 
 def arm(callback: Callback) -> None:
-    """Have `callback(point, host)` called at every point, in the thread that reaches it; once."""
-    global _armed  # noqa: PLW0603 - one look at a global is all that `reach` may cost
+    """Call `callback(point, host)` at each failpoint, in the thread that reaches it. Idempotent."""
+    global _armed  # noqa: PLW0603 - `reach` must cost no more than reading a global
     if callback not in (_armed or ()):
         _armed = (*(_armed or ()), callback)
 
 
 def disarm(callback: Callback) -> None:
-    """Call it no more; that it was not armed is fine."""
+    """Stop calling `callback`. Idempotent."""
     global _armed  # noqa: PLW0603 - see `arm`
     _armed = tuple(one for one in _armed or () if one != callback) or None

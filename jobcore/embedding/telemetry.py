@@ -1,10 +1,10 @@
 """
-jobcore's log events, written through the host's logging as the host configured it.
+Log events of jobcore, written through the logging that the host has configured.
 
-A host that has configured structlog gets them from its own processors, as if it
-had said `structlog.get_logger("jobcore")` itself. For one that only has handlers
-for logging they go to the stdlib logger `jobcore`. jobcore configures neither of
-the two, and adds no handler. Only that logger's flag `disabled` it does not accept.
+If the host has configured structlog, events go through its processors, as if it called
+`structlog.get_logger("jobcore")`. Otherwise they go to the standard library's logger
+`jobcore`, if that has a handler. Jobcore configures neither of the two and adds no handler.
+It only resets that logger's flag `disabled`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inspect import CO_COROUTINE
 from typing import Any, NamedTuple
 
 _LOGGER = logging.getLogger("jobcore")
-#: structlog's loggers all have these; not all of them have `log(level, ...)`.
+#: All loggers of structlog have these methods; not all have `log(level, ...)`.
 _METHODS = {
     logging.DEBUG: "debug",
     logging.INFO: "info",
@@ -30,7 +30,7 @@ _METHODS = {
 
 
 class Event(NamedTuple):
-    """What is to be told: the level, what happened, and facts."""
+    """A log event: its level, what happened, and facts."""
 
     level: int
     name: str
@@ -38,7 +38,7 @@ class Event(NamedTuple):
 
 
 class _Collecting(threading.local):
-    """Where the events of the calling thread go; None: to the host's log at once."""
+    """The list that collects the events of the calling thread; None: log them at once."""
 
     events: list[Event] | None = None
 
@@ -49,10 +49,10 @@ _COLLECTING = _Collecting()
 @contextmanager
 def collected(events: list[Event]) -> Iterator[None]:
     """
-    Append what this thread tells to `events`; another thread logs it later.
+    Append the events of this thread to `events`, for another thread to log later.
 
-    A handler of the host's may do anything, so none is called in a thread that has
-    the write lock.
+    A logging handler of the host may do anything, so none must be called in a thread that
+    holds the write lock.
     """
     before = _COLLECTING.events
     _COLLECTING.events = events
@@ -64,7 +64,7 @@ def collected(events: list[Event]) -> Iterator[None]:
 
 def event(level: int, name: str, /, **fields: Any) -> None:
     """
-    Tell the host's log that something happened. Never raises, and never sees a secret.
+    Log an event, or collect it. Never raises. Callers must not pass secrets.
 
     Args:
         level: One of logging's five levels.
@@ -80,32 +80,32 @@ def event(level: int, name: str, /, **fields: Any) -> None:
 
 
 def log(happened: Event) -> None:
-    """Give an event to the host's log now. Never raises."""
+    """Write an event to the host's log now. Never raises."""
     level, name, fields = happened
     try:
-        # dictConfig and fileConfig disable every logger that exists by then, unless they are
-        # told otherwise. A host that wants to hear nothing sets the level.
+        # By default, dictConfig and fileConfig disable all existing loggers. A host that wants
+        # no events from jobcore sets the level instead.
         _LOGGER.disabled = False
         logger = _hosts()
         if logger is not None:
             getattr(logger, _METHODS[level])(name, **fields)
-        # Without a handler logging would print warnings to stderr, by its last resort.
+        # Without a handler, `logging.lastResort` would print warnings to stderr.
         elif _LOGGER.isEnabledFor(level) and _LOGGER.hasHandlers():
             _bound().log(level, name, **fields)
-    except Exception:  # noqa: BLE001, S110 - the host's log is what fails, and no job may by that
+    except Exception:  # noqa: BLE001, S110 - a failure of the host's logging must not fail a job
         pass
 
 
 def _hosts() -> Any:
-    """Return the host's structlog, if it has configured one by now; it may at any time."""
-    # Not imported for that: who has configured it has it loaded, and one that
-    # another thread is just loading has no `is_configured` yet.
+    """Return a logger of the host's structlog; None: the host has not configured it so far."""
+    # Do not import it here: a host that has configured structlog has imported it. While
+    # another thread imports it, the module may not have `is_configured` yet.
     structlog = sys.modules.get("structlog")
     is_configured = getattr(structlog, "is_configured", None)
     if structlog is None or is_configured is None or not is_configured():
         return None
     if _is_async(structlog.get_config()["wrapper_class"]):
-        # It needs a running event loop, which jobcore's threads have not.
+        # An async logger needs a running event loop, which jobcore's threads do not have.
         return structlog.wrap_logger(
             None, wrapper_class=structlog.stdlib.BoundLogger, logger_factory_args=("jobcore",)
         )
@@ -113,15 +113,15 @@ def _hosts() -> Any:
 
 
 def _is_async(wrapper: Any) -> bool:
-    """Tell whether the methods of a logger's class have to be awaited."""
+    """Tell whether the methods of a logger class must be awaited."""
     code = getattr(getattr(wrapper, "info", None), "__code__", None)
     return code is not None and bool(code.co_flags & CO_COROUTINE)
 
 
 @lru_cache(maxsize=1)
 def _bound() -> Any:
-    # Imported at the first event that somebody listens to. It wraps the stdlib
-    # logger: in a host that has not configured structlog, get_logger() would print.
+    # Imported with the first event that is logged. It wraps the stdlib logger, because an
+    # unconfigured `structlog.get_logger()` would print to stdout.
     import structlog  # noqa: PLC0415
 
     return structlog.wrap_logger(

@@ -1,17 +1,16 @@
 """
-Threads of jobcore's own that make calls for the threads of a host.
+Threads of jobcore that make calls on behalf of the host's threads.
 
-A signal handler may raise between any two bytecodes of the main thread, and a
-debugger or a time-out library may raise in any thread of the host. What must not
-be torn (a write transaction, a lock, a job directory) therefore does not run
-there: the host's thread hands over a call and waits for its outcome. An
-exception that ends the waiting withdraws a call that has not begun, and waits a
-little for one that has.
+A signal handler may raise between any two bytecodes of the main thread, and a debugger or a
+timeout library may raise in any thread of the host. Operations that must not be interrupted
+(write transactions, locks, job directories) therefore do not run there. The host's thread
+hands over a call and waits for its outcome. An exception that ends the wait withdraws a call
+that has not begun, and waits a short time for one that has.
 
-Handing over is one call in C, `SimpleQueue.put`, which a signal handler may
-interrupt and repeat. Each waiter waits for a lock of its own, made by
-`_thread`. `threading.Event`, `Condition` and `queue.Queue` are written in Python:
-an exception in the middle of them leaves their locks held.
+A call is handed over by `SimpleQueue.put`, which is written in C, so a signal handler can
+interrupt and repeat it. Each waiter waits for its own lock from `_thread`.
+`threading.Event`, `Condition` and `queue.Queue` are written in Python, and an exception in
+the middle of them leaves their locks held.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ from jobcore.embedding.interrupts import is_over
 from jobcore.errors import DatabaseBusy, StoreError
 
 try:
-    from _queue import Empty, SimpleQueue  # not `queue`'s, which gevent replaces
+    from _queue import Empty, SimpleQueue  # not from `queue`, where gevent replaces it
 except ImportError:  # pragma: no cover - a Python without its C modules
     from queue import Empty, SimpleQueue
 
-#: Seconds that a caller waits for a free thread, unless it says otherwise.
+#: Seconds that a caller waits for a free thread by default.
 PATIENCE = 30.0
-#: Threads that do the directory work of callers at once: a file system may not answer.
+#: Maximum number of threads for directory work. Several, because a file system may hang.
 HANDS_MOST = 32
 #: Seconds without a call after which a thread ends.
 IDLE = 1.0
-#: Seconds that an interrupted call waits for one that has begun.
+#: Seconds that an interrupted caller waits for a call that has begun.
 GRACE = 1.0
-#: Seconds beyond a caller's patience in which the thread may still answer.
+#: Seconds after a caller's deadline in which the thread may still answer.
 ANSWER = 0.1
-#: Seconds between two looks whether the thread that is waited for is alive.
+#: Seconds between two checks whether the thread that makes a call is alive.
 LOOK = 0.5
-#: Seconds until a started thread must have begun to run, first and last.
+#: Seconds within which a started thread must begin to run: the first limit and the last.
 START_FIRST, START_LAST = 0.5, 4.0
 #: Seconds that closing and forking wait for an idle thread to end.
 END = 5.0
@@ -60,19 +59,19 @@ END = 5.0
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Who has a call: the thread that makes it, or the caller that has withdrawn it.
+#: The state of a call: a thread makes it, or its caller has withdrawn it.
 _BEGUN, _WITHDRAWN = "begun", "withdrawn"
 
-#: The threads of jobcore's own, by `get_ident`. A signal handler raises in none of them.
+#: Jobcore's own threads, by `get_ident`. Signal handlers raise in none of them.
 _OWN: set[int] = set()
 
 
 def threads_run() -> bool:
     """
-    Tell whether a thread that is started here runs while its starter waits.
+    Tell whether a new thread runs while the thread that started it waits.
 
-    Not where gevent or eventlet have replaced threads by their own, and not under
-    uWSGI without `enable-threads`, where threads stand still between requests.
+    That is not so if gevent or eventlet have replaced threads by greenlets, or under uWSGI
+    without `enable-threads`, which suspends threads between requests.
     """
     if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
         return False
@@ -84,37 +83,37 @@ def threads_run() -> bool:
 
 
 def is_own_thread() -> bool:
-    """Tell whether the calling thread is one of jobcore's own."""
+    """Tell whether the calling thread is one of jobcore's threads."""
     return _thread.get_ident() in _OWN
 
 
 def begin_own_thread() -> None:
-    """Count the calling thread among jobcore's own until `end_own_thread`."""
+    """Register the calling thread as one of jobcore's, until `end_own_thread`."""
     _OWN.add(_thread.get_ident())
 
 
 def end_own_thread() -> None:
-    """Count the calling thread no longer; its number may be used again."""
+    """Unregister the calling thread, whose number may be reused."""
     _OWN.discard(_thread.get_ident())
 
 
 def forget_own_threads() -> None:
-    """Begin anew in a forked child, which has none of its parent's threads."""
+    """Unregister all threads, in a forked child, which has none of its parent's threads."""
     _OWN.clear()
 
 
 class Call(Generic[T]):
     """
-    A call that a thread makes for another.
+    A call that one thread makes for another.
 
     Attributes:
-        holder: Whether it has begun or was withdrawn, under the one key "". A dict, because
-            `setdefault` decides between the two in one atomic step.
-        deadline: When the caller's patience ends, by the monotonic clock.
-        about: What it is about, for the note on an exception that interrupts it.
-        done: Whether there is an outcome; set once, before the caller is woken.
-        error: What the call has raised.
-        events: Events for the host's log, which the caller's thread logs.
+        holder: Whether the call has begun or was withdrawn, under the only key, "". A dict,
+            because `setdefault` decides between the two in one atomic step.
+        deadline: Monotonic time after which the caller no longer waits for the begin.
+        about: The subject of the call, for the note on an exception that interrupts it.
+        done: Whether there is an outcome. Set once, before the caller is woken.
+        error: The exception that the call raised, or None.
+        events: Log events, which the caller's thread logs.
     """
 
     __slots__ = (
@@ -144,37 +143,37 @@ class Call(Generic[T]):
         self.answered.acquire()
 
     def begin(self) -> bool:
-        """Take the call for the thread that makes it; False: its caller has withdrawn it."""
-        # Whoever is interrupted in this may call it again: the answer stays the same.
+        """Mark the call as begun, before making it; False: its caller has withdrawn it."""
+        # Idempotent, so a thread that is interrupted here can call it again.
         return self.holder.setdefault("", _BEGUN) is _BEGUN
 
     def withdraw(self) -> bool:
-        """Take the call back; False: it has begun."""
+        """Withdraw the call; False: it has begun."""
         return self.holder.setdefault("", _WITHDRAWN) is _WITHDRAWN
 
     @property
     def has_begun(self) -> bool:
-        """Whether a thread has taken it."""
+        """Whether a thread has begun to make the call."""
         return self.holder.get("") is _BEGUN
 
     @property
     def is_withdrawn(self) -> bool:
-        """Whether its caller has taken it back."""
+        """Whether the caller has withdrawn the call."""
         return self.holder.get("") is _WITHDRAWN
 
     @property
     def is_late(self) -> bool:
-        """Whether the caller's patience is over."""
+        """Whether the deadline has passed."""
         return time.monotonic() >= self.deadline
 
     def make(self, *arguments: Any) -> None:
-        """Make the call in the caller's context, and keep what it returned."""
-        self.events.clear()  # of a try that was rolled back
+        """Make the call with the caller's context variables, and store its result."""
+        self.events.clear()  # events of an attempt that was rolled back
         with telemetry.collected(self.events):
             self._result = self._context.run(self._function, *arguments)
 
     def fail(self, error: BaseException) -> None:
-        """Keep the error that is the outcome, and wake the caller."""
+        """Set an error as the outcome, and wake the caller."""
         self.error = error
         self.answer()
 
@@ -185,18 +184,18 @@ class Call(Generic[T]):
             self.answered.release()
 
     def outcome(self) -> T:
-        """Return what the call has returned, or raise what it has raised."""
+        """Log the events, then return the call's result or raise its exception."""
         for event in self.events:
             telemetry.log(event)
         if self.error is not None:
             try:
                 raise self.error
             finally:
-                self.error = None  # or it would refer to itself by its own traceback
+                self.error = None  # breaks the reference cycle through the traceback
         return cast("T", self._result)
 
     def tell(self, interrupt: BaseException) -> None:
-        """Note on the exception that has interrupted the caller what became of the call."""
+        """Add a note on the call's outcome to the exception that interrupted the caller."""
         what = f" ({self.about})" if self.about else ""
         if not self.done:
             note = f"jobcore: outcome unknown: the interrupted call may still take effect{what}"
@@ -206,21 +205,21 @@ class Call(Generic[T]):
             note = f"jobcore: the interrupted call had failed: {self.error!r}{what}"
         if hasattr(interrupt, "add_note"):
             interrupt.add_note(note)
-        else:  # before Python 3.11, as PEP 678 has it for those who print notes themselves
+        else:  # before Python 3.11: set the attribute of PEP 678, for tools that print it
             notes = getattr(interrupt, "__notes__", [])
             interrupt.__notes__ = [*notes, note]  # type: ignore[attr-defined]
 
 
 class _Seat:
     """
-    The place of one thread.
+    The place of one thread of a worker.
 
     Attributes:
-        started: When it was taken, by the monotonic clock.
-        idle: Whether it waits for a call.
-        call: What it has taken from the queue.
-        ident, native: The thread's numbers for Python and for the system; 0 before it runs.
-        pid: Of the process that it is in.
+        started: Monotonic time at which the thread was started.
+        idle: Whether the thread waits for a call.
+        call: The call that the thread has taken from the queue.
+        ident, native: The thread's ids of Python and of the kernel; 0 before it runs.
+        pid: The process that the thread is in.
     """
 
     __slots__ = ("_fate", "call", "ident", "idle", "native", "pid", "started")
@@ -235,16 +234,16 @@ class _Seat:
         self.pid = os.getpid()
 
     def take(self) -> bool:
-        """Have the thread run; False: it began too late, and was given up."""
+        """Mark the thread as running; False: it began too late, and was given up."""
         return self._fate.setdefault("", True)
 
     def give_up(self) -> bool:
-        """Wait no longer for the thread to begin; False: it runs."""
+        """Stop waiting for the thread to begin; False: it is running."""
         return not self._fate.setdefault("", False)
 
     @property
     def is_dead(self) -> bool:
-        """Whether the thread has run, and there is none any more."""
+        """Whether the thread has run and has ended."""
         return self.ident != 0 and self.ident not in sys._current_frames()  # noqa: SLF001 - the documented way to them
 
     @property
@@ -255,17 +254,18 @@ class _Seat:
 
 class Worker:
     """
-    Makes calls in up to `most` threads, each started when it is needed.
+    Makes calls in up to `most` threads, which are started when needed.
 
-    Any thread may call `call`, also in a signal handler or a finaliser.
+    Any thread can use `call`, even in a signal handler or a finaliser.
 
     Args:
         name: For error texts and debuggers.
-        serve: Makes one call that was taken from the queue; None: as it is. It may
-            take more with `take`, and raises nothing.
-        at_end: The last act of a thread.
-        most: Threads at once.
-        shared: It is told of forks itself, since it has no owner that would tell it.
+        serve: Makes one call from the queue; None: simply make it. It may take more calls
+            with `take`, and must not raise.
+        at_end: Called by a thread before it ends.
+        most: Maximum number of threads at once.
+        shared: Whether the worker registers its own fork hooks, because it has no owner
+            that would call it.
     """
 
     def __init__(
@@ -282,13 +282,13 @@ class Worker:
         self._at_end = at_end
         self._most = most
         self._shared = shared
-        self._known = False  # to the interpreter's exit, and to forks
-        self._closed: str | None = None  # what callers are told then
+        self._known = False  # whether the hooks for exit and forks are installed
+        self._closed: str | None = None  # once closed, the error text for callers
         self._start_patience = START_FIRST
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, in a forked child: there is no thread, and nobody waits."""
+        """Reset all state in a forked child, which has no threads and no waiting calls."""
         self._queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._returned: deque[Call[Any]] = deque()
         self._seats: dict[int, _Seat] = {}
@@ -299,17 +299,18 @@ class Worker:
 
     def call(self, function: Callable[[], T], *, patience: float = PATIENCE, about: str = "") -> T:
         """
-        Have a thread call `function`, and return what it returns.
+        Call `function` in a thread of this worker, and return its result.
 
-        One of jobcore's own threads calls it itself: nothing interrupts that.
+        In one of jobcore's own threads it is called directly, because nothing interrupts
+        these.
 
         Args:
             function: Called with the caller's context variables.
-            patience: Seconds until it must have begun.
-            about: What it is about, for the note on an exception that interrupts it.
+            patience: Seconds within which the call must begin.
+            about: The subject of the call, for the note on an exception that interrupts it.
 
         Raises:
-            DatabaseBusy: It has not begun in time, and will not.
+            DatabaseBusy: The call did not begin in time, and was withdrawn.
         """
         if is_own_thread():
             return function()
@@ -317,16 +318,16 @@ class Worker:
 
     def hand_over(self, call: Call[T]) -> T:
         """
-        Have a thread make a call, and return what it returns.
+        Have a thread make a call, and return its result.
 
-        What interrupts the waiting withdraws the call or, where it has begun, waits
-        for its end, `GRACE` seconds at the most; then it goes on, with a note.
+        An exception that interrupts the wait withdraws the call. If the call has begun, it
+        waits up to `GRACE` seconds for the outcome, and is raised with a note on that.
 
         Raises:
-            DatabaseBusy: It has not begun in time, and will not.
+            DatabaseBusy: The call did not begin in time, and was withdrawn.
         """
-        # What ends the waiting calls nothing but C: where the stack is full there is no
-        # room for a call in Python, and a call that is not withdrawn is made later.
+        # The handler withdraws the call by C functions only. With a full stack, a call of a
+        # Python function would fail there, and a call that is not withdrawn is made later.
         queue = self._queue
         try:
             queue.put(call)
@@ -350,7 +351,7 @@ class Worker:
                         call.answered.acquire(True, left)
                     call.tell(interrupt)
                     break
-                except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: the first one is raised
+                except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: raise the first one
                     continue
             raise
         if not call.done:
@@ -358,7 +359,7 @@ class Worker:
         return call.outcome()
 
     def is_inside(self) -> bool:
-        """Tell whether the calling thread is in the middle of making a call."""
+        """Tell whether the calling thread is making a call of this worker."""
         me = _thread.get_ident()
         holder = self._inline.get("")
         return any(seat.ident == me for seat in list(self._seats.values())) or (
@@ -366,16 +367,16 @@ class Worker:
         )
 
     def _require_thread(self) -> None:
-        """Have a thread that takes calls: an idle one, or one more, up to `most`."""
+        """Ensure that a thread takes the waiting calls: an idle one, or a new one up to `most`."""
         if self._closed is not None:
             self._refuse_waiting(self._closed)
             return
         if self._parked:
-            if self._shared:  # a fork comes: it waits for callers, which must not wait for it
+            if self._shared:  # a fork waits for this caller, so the caller must not wait for it
                 self._make_waiting_calls_here()
             return
         if sys.is_finalizing() and any(not one.idle for one in list(self._seats.values())):
-            # The thread stands still, in the middle of something, and will not go on.
+            # The interpreter has stopped the thread in the middle of its work, for good.
             raise DatabaseBusy(f"{self._name}: the interpreter exits")
         if sys.is_finalizing() or not threads_run():
             self._make_waiting_calls_here()
@@ -400,8 +401,8 @@ class Worker:
         try:
             _thread.start_new_thread(self._run, (number, seat))
         except RuntimeError:
-            # No more threads, or the interpreter is about to end. A thread of
-            # before may still run; else the call is made in the caller's.
+            # The system allows no more threads, or the interpreter is about to exit. If no
+            # earlier thread runs, make the calls in the caller's thread.
             self._vacate(number, seat)
             if not any(seat.running for seat in list(self._seats.values())):
                 self._make_waiting_calls_here()
@@ -411,20 +412,20 @@ class Worker:
             self._seats.pop(number, None)
 
     def _look_after(self, call: Call[Any], queue: SimpleQueue[Call[Any] | None]) -> None:
-        """Find out why a call has no answer yet; mostly because it takes so long."""
+        """Check why a call has no outcome yet. Usually it just takes long."""
         if queue is not self._queue:
-            # In a forked child: what was handed over before is its parent's.
+            # This is a forked child, and the call belongs to its parent.
             call.begin()
             call.fail(StoreError(f"{self._name}: this process was forked in the middle of a call"))
             return
         now = time.monotonic()
         for number, seat in list(self._seats.items()):
             if seat.pid != os.getpid() or seat.is_dead:
-                # Forked by code that runs no hooks, or ended from outside at the very end.
+                # C code forked without running hooks, or an exception from outside ended it.
                 _OWN.discard(seat.ident)
                 self._vacate(number, seat)
             elif now - seat.started > self._start_patience and seat.give_up():
-                # Its starter was interrupted, or threads do not run here.
+                # The thread that started it was interrupted, or threads do not run here.
                 self._vacate(number, seat)
                 if self._start_patience >= START_LAST:
                     self._make_waiting_calls_here()
@@ -438,20 +439,20 @@ class Worker:
     # --- where no thread runs ----------------------------------------------------------
 
     def _make_waiting_calls_here(self) -> None:
-        """Make the calls that wait in this thread: gevent's, or one of an interpreter that ends."""
-        frame = sys._getframe()  # noqa: SLF001 - it tells whether who has the turn is still there
+        """Make the waiting calls in this thread, as under gevent or while the interpreter exits."""
+        frame = sys._getframe()  # noqa: SLF001 - shows others whether this call is still running
         me = (_thread.get_ident(), frame)
         deadline = time.monotonic() + PATIENCE
         while self._inline.setdefault("", me) is not me:
             holder = self._inline.get("")
             if holder is not None and is_over(holder[1]):
-                self._inline.clear()  # an interrupt came between two steps
+                self._inline.clear()  # the holder was interrupted before it could clear it
             elif (holder is not None and holder[0] == me[0]) or time.monotonic() > deadline:
                 raise DatabaseBusy(f"{self._name}: this thread is in the middle of a call")
             else:
                 time.sleep(0.001)
         was_own = is_own_thread()
-        begin_own_thread()  # or a call inside of one would be handed over to this thread
+        begin_own_thread()  # so that a nested call is made directly, and not handed over
         try:
             while (call := self.take(0)) is not None:
                 self._serve(call)
@@ -466,14 +467,14 @@ class Worker:
         try:
             seat.ident, seat.native = _thread.get_ident(), _thread.get_native_id()
             if not seat.take():
-                return  # it was given up, and another thread has its place
+                return  # it began too late: another thread has its place
             self._start_patience = START_FIRST
             begin_own_thread()
             while self._seats.get(number) is seat:
                 try:
                     if not self._step(seat):
                         return
-                except BaseException as error:  # noqa: BLE001 - raised from outside into this thread
+                except BaseException as error:  # noqa: BLE001 - injected into this thread
                     telemetry.event(logging.ERROR, "thread interrupted", error=repr(error))
                     if seat.call is not None:
                         self.break_off([seat.call], error)
@@ -482,21 +483,21 @@ class Worker:
                 try:
                     self._leave(number, seat)
                     break
-                except BaseException:  # noqa: BLE001, S112 - raised from outside: the seat must get free
+                except BaseException:  # noqa: BLE001, S112 - injected: the seat must be freed
                     continue
 
     def _leave(self, number: int, seat: _Seat) -> None:
-        """Give up the place of this thread; again is harmless."""
+        """Free the seat of this thread. Idempotent."""
         try:
             self._at_end()
         finally:
             end_own_thread()
             self._vacate(number, seat)
         if not (self._parked or (self._queue.empty() and not self._returned)):
-            self._require_thread()  # a call came at the very end
+            self._require_thread()  # a call came while the thread was ending
 
     def _step(self, seat: _Seat) -> bool:
-        """Make one call; False: there was none for a while, or the thread is to end."""
+        """Make one call; False: there was none for `IDLE` seconds, or the thread must end."""
         seat.idle = True
         seat.call = call = None if self._parked else self.take(IDLE)
         seat.idle = False
@@ -512,14 +513,14 @@ class Worker:
         return True
 
     def break_off(self, calls: list[Call[Any]], error: BaseException) -> None:
-        """Tell those whose calls have no outcome that an exception has ended the work on them."""
+        """Fail the calls that have no outcome, because an exception has ended the work on them."""
         for call in calls:
             what = "outcome unknown" if call.has_begun else "not made"
             if call.begin() and not call.done:
                 call.fail(StoreError(f"{self._name}: {what}: {error!r}"))
 
     def take(self, seconds: float) -> Call[Any] | None:
-        """Return the next call; None: there is none within so many seconds, or it is to end."""
+        """Return the next call; None: none came within `seconds`, or the thread must end."""
         try:
             return self._returned.popleft()
         except IndexError:
@@ -530,26 +531,26 @@ class Worker:
             return None
 
     def give_back(self, call: Call[Any]) -> None:
-        """Have a call that has not begun taken again later."""
+        """Return a call that has not begun, to be taken again first."""
         self._returned.append(call)
 
     @property
     def parked(self) -> bool:
-        """Whether no call is to begin now: the thread is to end, soon."""
+        """Whether no call may begin, because the threads are to end."""
         return self._parked
 
     # --- forks and the end -------------------------------------------------------------
 
     def park(self, patience: float = END, *, idle_only: bool = False) -> bool:
         """
-        Let no further call begin, and have the threads end.
+        Let no further call begin, and wait until the threads have ended.
 
         Args:
-            patience: Seconds to wait for that.
-            idle_only: Do not wait for those in the middle of a call.
+            patience: Seconds to wait.
+            idle_only: Do not wait for threads that are making a call.
 
         Returns:
-            Whether all have ended.
+            Whether all threads have ended.
         """
         self._parked = True
         deadline = time.monotonic() + patience
@@ -557,7 +558,7 @@ class Worker:
         ended: list[int] = []
         while seats := self._own_seats():
             if sys.is_finalizing():
-                break  # they stand still
+                break  # the interpreter has stopped the threads
             self._give_up_late_ones()
             for seat in seats:
                 if seat.native not in ended:
@@ -576,24 +577,24 @@ class Worker:
         return not self._own_seats()
 
     def _give_up_late_ones(self) -> None:
-        """Wait for no thread that never begins, as where an interrupt came before its start."""
+        """Free the seats of threads that never began, as after an interrupt before their start."""
         for number, seat in list(self._seats.items()):
             if time.monotonic() - seat.started > START_FIRST and seat.give_up():
                 self._vacate(number, seat)
 
     def _own_seats(self) -> list[_Seat]:
-        """Return the threads of this process: a child that C code has forked has none."""
+        """Return the seats of this process; in a child that C code has forked there are none."""
         return [seat for seat in list(self._seats.values()) if seat.pid == os.getpid()]
 
     def close(self, reason: str, patience: float = END) -> bool:
-        """Refuse every further call with this reason, and end as `park` does."""
+        """Refuse every further call with this reason, and end the threads as `park` does."""
         self._closed = reason
         ended = self.park(patience)
         self._refuse_waiting(reason)
         return ended
 
     def close_soon(self, reason: str) -> None:
-        """Refuse every further call; the threads end after those that they make now."""
+        """Refuse every further call; the threads end after their current calls."""
         self._closed = reason
         self._parked = True
 
@@ -603,7 +604,7 @@ class Worker:
                 call.fail(StoreError(reason))
 
     def resume(self) -> None:
-        """Let calls begin again."""
+        """Allow calls to begin again."""
         self._parked = False
         if not self._queue.empty() or self._returned:
             self._require_thread()
@@ -611,20 +612,20 @@ class Worker:
     # --- the fork of the host, and the interpreter's exit ---------------------------------
 
     def before_fork(self) -> None:
-        """Have idle threads end; others go on, as a host's do."""
+        """End idle threads. Busy ones continue during the fork, like threads of the host."""
         self.park(idle_only=True)
 
     def after_fork_in_parent(self) -> None:
-        """Let calls begin again."""
+        """Allow calls to begin again."""
         self.resume()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew."""
+        """Reset all state."""
         forget_own_threads()
         self.forget()
 
     def rest(self) -> None:
-        """Let what is under way come to its end; later calls are still made."""
+        """Wait for the calls in progress. Later calls are still made."""
         if self._closed is None:
             try:
                 self.park()
@@ -634,10 +635,10 @@ class Worker:
 
 def handed_over(function: Callable[P, T]) -> Callable[P, T]:
     """
-    Return a function that one of jobcore's own threads runs, whoever calls it.
+    Decorate a function so that it always runs in one of jobcore's own threads.
 
-    For what opens or locks files of jobs: an exception in the caller's thread leaves
-    no descriptor open and nothing half done.
+    Use it for functions that open or lock files of jobs. An exception in the caller's
+    thread then leaves no descriptor open and nothing half done.
     """
 
     @functools.wraps(function)
@@ -662,7 +663,7 @@ def _serve_one(call: Call[Any]) -> None:
 
 
 def _rest_at_exit(worker: Worker) -> None:
-    """At the interpreter's exit, let calls under way come to their end."""
+    """At the interpreter's exit, wait for the calls in progress."""
     reference = weakref.ref(worker)
 
     def rest() -> None:
@@ -675,7 +676,7 @@ def _rest_at_exit(worker: Worker) -> None:
 
 
 def _wait_for_end(native: int) -> None:
-    """Wait until the system has no such thread any more: Python counts threads before a fork."""
+    """Wait until the kernel thread is gone, because Python counts kernel threads at a fork."""
     deadline = time.monotonic() + ANSWER
     while native and os.path.exists(f"/proc/self/task/{native}"):
         if time.monotonic() > deadline:
@@ -683,6 +684,6 @@ def _wait_for_end(native: int) -> None:
         time.sleep(0.0001)
 
 
-#: Does the directory work of all callers in this process. Nothing of it belongs to a
-#: manager, so it is never closed.
+#: Does the directory work of all callers in this process. It belongs to no manager, so it is
+#: never closed.
 HANDS = Worker("jobcore-hands", most=HANDS_MOST, shared=True)
