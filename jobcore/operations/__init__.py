@@ -1,6 +1,6 @@
 """
-Operations: what the methods of a manager do, one module per group of methods.
+Operations: the implementation of the manager's methods, one module per group.
 
-Only the manager and `jobcore.wire` import it. It runs in the host, in the thread of the
-caller; what writes is handed to the writer's thread. Internal.
+Internal: only the manager and `jobcore.wire` import it. It runs in the host process, in the
+caller's thread. Writes are passed to the writer's thread.
 """

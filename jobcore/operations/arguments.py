@@ -1,8 +1,8 @@
 """
-Checks of what callers pass to a manager.
+Checks the arguments of a manager and its methods.
 
-What says what to run is checked in `command` and `submission`, and is a CommandError;
-all that is refused here is an ArgumentError, which is a ValueError.
+These checks raise ArgumentError, which is a ValueError. Commands and other parts of a job are
+checked in `command` and `submission`, which raise CommandError.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from jobcore.lifecycle import Status
 
 T = TypeVar("T")
 
-#: The largest number that SQLite holds; nothing here counts further.
+#: The largest integer in SQLite; larger numbers are cut to it.
 MOST = 2**63 - 1
-#: Slots that count: Linux has no more processes.
+#: The most slots: Linux cannot have more processes.
 MOST_SLOTS = 2**22
-#: Seconds beyond which an age is a slip: 3,000 years. In microseconds it still fits SQLite.
+#: Seconds, 3,000 years: a larger age is a mistake. In microseconds it still fits SQLite.
 OLDEST = 1e11
-#: Seconds that SQLite's timer holds, in milliseconds of 31 bits: 24 days.
+#: Seconds, 24 days: the most that SQLite's busy timer can hold, in milliseconds of 31 bits.
 LONGEST_BUSY = 2_147_483
 
 
-# --- of a manager -------------------------------------------------------------------
+# --- arguments of a manager ---------------------------------------------------------
 
 
 def checked_database(database: object) -> str:
@@ -38,7 +38,7 @@ def checked_database(database: object) -> str:
     Return the path of a database.
 
     Raises:
-        ArgumentError: It is no path, or one of no file that other processes can open.
+        ArgumentError: It is not a path, or not one of a file that other processes can open.
     """
     path = _checked_path(database, "the database")
     if path == ":memory:":
@@ -51,10 +51,10 @@ def checked_python(python: object) -> str | None:
     Return the path of the interpreter for supervisors.
 
     Raises:
-        ArgumentError: It is no path.
+        ArgumentError: It is not a path.
     """
     path = None if python is None else _checked_path(python, "python")
-    # Started elsewhere: only a bare name is looked for on PATH.
+    # Absolute, because supervisors start in another directory. A bare name is found on PATH.
     return os.path.abspath(path) if path is not None and os.sep in path else path
 
 
@@ -63,14 +63,14 @@ def checked_slots(slots: object) -> int | None:
     Return how many jobs may run at once.
 
     Raises:
-        ArgumentError: It is not a whole number, 0 or more, nor None.
+        ArgumentError: It is neither a whole number, 0 or more, nor None.
     """
     return None if slots is None else min(_checked_count(slots, "slots is"), MOST_SLOTS)
 
 
 def checked_busy_timeout(seconds: Any) -> float:
     """
-    Return how long to wait for another's write transaction.
+    Return how many seconds to wait for another process's write transaction.
 
     Raises:
         ArgumentError: It is not a number of seconds that SQLite can wait.
@@ -85,7 +85,7 @@ def checked_executors(executors: object) -> dict[str, Any]:
     Return executors by job type.
 
     Raises:
-        ArgumentError: It is no mapping of texts to objects with a method `command`.
+        ArgumentError: It is not a mapping of texts to objects with a method `command`.
     """
     if not isinstance(executors, Mapping):
         raise ArgumentError(f"executors is a mapping by job type, not {shown(executors)}")
@@ -97,32 +97,33 @@ def checked_executors(executors: object) -> dict[str, Any]:
 
 def require_methods(value: object, what: str, *names: str) -> None:
     """
-    Refuse what is not of a protocol.
+    Require that `value` has the methods of a protocol.
 
     Raises:
-        ArgumentError: `value` has no such methods.
+        ArgumentError: `value` lacks one of the methods.
     """
     missing = [name for name in names if not callable(getattr(value, name, None))]
     if missing:
         raise ArgumentError(f"{what} has no method {', '.join(missing)}: {shown(value)}")
 
 
-# --- of its methods -----------------------------------------------------------------
+# --- arguments of its methods -------------------------------------------------------
 
 
 def checked_limit(limit: object) -> int:
     """
-    Return a number of lines or jobs, at most.
+    Return a limit on the number of lines or jobs.
 
     Raises:
-        ArgumentError: It is not a number, 0 or more: below 0, a database means all.
+        ArgumentError: It is not a whole number, 0 or more: SQLite takes a negative limit for
+            no limit.
     """
     return _checked_count(limit, "a limit is")
 
 
 def checked_prefix(prefix: object) -> tuple[UUID, UUID]:
     """
-    Return the first and the last UUID that begins so.
+    Return the first and the last UUID that begin with `prefix`.
 
     Raises:
         ArgumentError: It is not 1 to 32 hexadecimal digits, with hyphens or without.
@@ -135,20 +136,20 @@ def checked_prefix(prefix: object) -> tuple[UUID, UUID]:
 
 def checked_sequence(sequence: object) -> int:
     """
-    Return a line number that may be read from.
+    Return the number of the first line to read.
 
     Raises:
-        ArgumentError: It is not a number, 0 or more.
+        ArgumentError: It is not a whole number, 0 or more.
     """
     return _checked_count(sequence, "a line number is")
 
 
 def checked_before(before: object) -> int | None:
     """
-    Return the number of a job; below 1 there is none.
+    Return the number of a job, or None. A negative number becomes 0: no job is before it.
 
     Raises:
-        ArgumentError: It is not a number, nor None.
+        ArgumentError: It is neither a whole number nor None.
     """
     if before is None:
         return None
@@ -159,10 +160,10 @@ def checked_before(before: object) -> int | None:
 
 def checked_after(after: object) -> int | None:
     """
-    Return the id of an event; None: that of the last one there is.
+    Return the id of an event; None: that of the last one that exists.
 
     Raises:
-        ArgumentError: It is not a number, 0 or more, nor "now" nor None.
+        ArgumentError: It is neither a whole number, 0 or more, nor "now" nor None.
     """
     if after is None or after == "now":
         return None
@@ -171,10 +172,10 @@ def checked_after(after: object) -> int | None:
 
 def checked_callback(callback: Any) -> Any:
     """
-    Return what is to be called.
+    Return a function to call.
 
     Raises:
-        ArgumentError: It cannot be called, or only awaited.
+        ArgumentError: It cannot be called, or is a coroutine function.
     """
     if not callable(callback):
         raise ArgumentError(f"a callback is called, which {shown(callback)} cannot be")
@@ -214,7 +215,7 @@ def checked_final(status: object) -> list[Status]:
 
 def checked_age(seconds: Any) -> float:
     """
-    Return how long ago something was.
+    Return an age in seconds.
 
     Raises:
         ArgumentError: It is not a finite number of seconds, 0 or more.
@@ -226,10 +227,10 @@ def checked_age(seconds: Any) -> float:
 
 def checked_keep(keep: object) -> int | None:
     """
-    Return how many of the newest jobs stay.
+    Return how many of the newest jobs to keep.
 
     Raises:
-        ArgumentError: It is not a whole number, 0 or more, nor None.
+        ArgumentError: It is neither a whole number, 0 or more, nor None.
     """
     return None if keep is None else _checked_count(keep, "keep is")
 
@@ -239,7 +240,7 @@ def checked_types(kind: object) -> list[str] | None:
     Return the job types to filter by.
 
     Raises:
-        ArgumentError: One is no text.
+        ArgumentError: One of them is not text.
     """
     if kind is None:
         return None
@@ -261,10 +262,10 @@ def required_types(kind: object) -> tuple[str, ...]:
 
 def checked_patience(timeout: Any) -> float:
     """
-    Return how many seconds to wait; without a time-out, for ever.
+    Return how many seconds to wait; for None, infinity.
 
     Raises:
-        ArgumentError: It is not a number, nor None, and NaN seconds would never be over.
+        ArgumentError: It is neither a number nor None, or it is NaN, which would never end.
     """
     if timeout is None:
         return math.inf
@@ -283,7 +284,7 @@ def checked_one(job_id: T) -> T:
     Return the id of a job to wait for.
 
     Raises:
-        ArgumentError: It is several.
+        ArgumentError: It is a collection of ids.
     """
     if isinstance(job_id, Iterable) and not isinstance(job_id, (str, bytes)):
         raise ArgumentError(f"wait is for one job, and wait_all for several: {shown(job_id)}")
@@ -295,7 +296,7 @@ def checked_ids(job_ids: Iterable[T]) -> list[T]:
     Return the ids of the jobs to wait for.
 
     Raises:
-        ArgumentError: It is one id, or none at all.
+        ArgumentError: It is a single id, or not iterable.
     """
     if isinstance(job_ids, (str, bytes)) or not isinstance(job_ids, Iterable):
         raise ArgumentError(f"wait_all is for several jobs, and wait for one: {shown(job_ids)}")
@@ -304,7 +305,7 @@ def checked_ids(job_ids: Iterable[T]) -> list[T]:
 
 def checked_heartbeat(seconds: Any) -> float:
     """
-    Return how many seconds without a line are let pass.
+    Return after how many seconds without a line to send a heartbeat.
 
     Raises:
         ArgumentError: It is not a finite number of seconds above 0.
@@ -316,7 +317,7 @@ def checked_heartbeat(seconds: Any) -> float:
 
 def checked_most(most: object) -> int:
     """
-    Return how many followers there may be.
+    Return how many followers to allow.
 
     Raises:
         ArgumentError: It is not a whole number, 0 or more.
@@ -339,10 +340,10 @@ def checked_lines(lines: tuple[Any, ...]) -> tuple[str | bytes, ...]:
 
 def checked_owner(owner: Any) -> str | None:
     """
-    Return who is to own a task.
+    Return the owner of a task: "auto", "process" or None.
 
     Raises:
-        ArgumentError: It is something else.
+        ArgumentError: It is none of these.
     """
     if owner not in ("auto", "process", None):
         raise ArgumentError(f'owner is "auto", "process" or None, not {shown(owner)}')
@@ -351,7 +352,7 @@ def checked_owner(owner: Any) -> str | None:
 
 def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float | None, str | None]:
     """
-    Return what a host reports of its own job.
+    Return the progress that a host reports: done, total and message.
 
     Raises:
         ArgumentError: A number is negative, not finite or not a number, or the message is not text.
@@ -360,14 +361,14 @@ def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float 
     return _checked_amount(done), None if total is None else _checked_amount(total), text
 
 
-# --- what they share ----------------------------------------------------------------
+# --- shared -------------------------------------------------------------------------
 
 
 def _checked_amount(value: object) -> float:
     try:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             amount = float(value)
-            if 0 <= amount < math.inf:  # NaN is in no order at all
+            if 0 <= amount < math.inf:  # also false for NaN
                 return amount
     except OverflowError:
         pass  # an int of hundreds of digits

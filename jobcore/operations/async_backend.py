@@ -1,8 +1,8 @@
 """
-A thread for blocking calls, and a pause, under asyncio or trio.
+Worker threads for blocking calls, and sleeping, under asyncio or trio.
 
-That is asyncio, by the standard library alone, or trio. The latter is never
-imported here: whoever runs in it has done so. anyio runs in one of the two.
+anyio runs in one of the two. trio is never imported here: a program that runs in it has
+imported it already.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ Answer = TypeVar("Answer")
 
 async def in_thread(function: Callable[..., Answer], *arguments: Any) -> Answer:
     """
-    Return what `function` returns, called in a worker thread of the framework.
+    Call `function` in a worker thread of the framework, and return its result.
 
-    A caller that is cancelled does not wait for it: the function comes to its end
-    by itself, and nobody hears of its answer, nor of its error.
+    A caller that is cancelled does not wait for it: the function runs to its end, and its
+    result or error is dropped.
     """
     trio = _trio()
     if trio is not None:
         answer: Answer = await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
         return answer
-    import asyncio  # noqa: PLC0415 - loaded by whoever runs in it, and slow to load
+    import asyncio  # noqa: PLC0415 - slow to load; programs that use it have loaded it
 
     return await asyncio.to_thread(function, *arguments)
 
 
 async def sleep(seconds: float) -> None:
-    """Let others run for so long; with 0, just once."""
+    """Let other tasks run for `seconds`; with 0, just once."""
     trio = _trio()
     if trio is not None:
         await trio.sleep(seconds)
@@ -42,7 +42,7 @@ async def sleep(seconds: float) -> None:
 
 
 def _trio() -> Any:
-    """Return trio if this is a task of it, else None."""
+    """Return the trio module if this is a trio task, else None."""
     trio = sys.modules.get("trio")
     if trio is None:
         return None
@@ -57,12 +57,12 @@ async def in_thread_to_its_end(
     function: Callable[..., Answer], *arguments: Any
 ) -> tuple[Answer, BaseException | None]:
     """
-    Await `function` in a worker thread also when the caller is cancelled. Only for what ends soon.
+    Await `function` in a worker thread even if the caller is cancelled; it must end soon.
 
     Returns:
-        What it returned, and the cancellation that came meanwhile. The caller raises
-        it, or has it come again with `cancel_again`. None where none came, and in trio,
-        which cancels at the next await by itself.
+        Its result, and the cancellation that arrived meanwhile, or None. The caller raises
+        the cancellation, or delays it with `cancel_again`. In trio it is always None, because
+        trio cancels at the next await by itself.
     """
     trio = _trio()
     if trio is not None:
@@ -81,23 +81,23 @@ async def in_thread_to_its_end(
 
 
 def cancel_again(cancelled: BaseException) -> None:
-    """Have a cancellation of asyncio that was caught come again at the next await."""
+    """Deliver an asyncio cancellation that was caught again, at the next await."""
     import asyncio  # noqa: PLC0415 - as above
 
     task: Any = asyncio.current_task()
-    if hasattr(task, "uncancel"):  # from Python 3.11 on, which counts them
+    if hasattr(task, "uncancel"):  # Python 3.11 and later count cancellations
         task.uncancel()
-    task.cancel(*cancelled.args)  # by which anyio knows its own
+    task.cancel(*cancelled.args)  # anyio recognizes its own cancellations by the arguments
 
 
 class Interruption:
     """
-    Ends the body of a block in an event loop once something outside has come true.
+    Cancels the body of a block in an event loop when a condition becomes true.
 
     Call `begin` before the body and `end` after it, in the same task.
 
     Attributes:
-        struck: Whether the body was cancelled by this.
+        struck: Whether this has cancelled the body.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Interruption:
         self._loop: _Asyncio | _Trio | None = None
 
     def begin(self, condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-        """Cancel the body when `condition` returns True; False, or an error: never."""
+        """Cancel the body when `condition` returns True; if it returns False or raises, never."""
         trio = _trio()
         self._loop = _Asyncio() if trio is None else _Trio(trio)
         self._loop.begin(self._watch(condition))
@@ -116,7 +116,7 @@ class Interruption:
             self._loop.cancel()
 
     async def end(self, error: BaseException | None) -> bool:
-        """Stop watching; tell whether `error`, with which the body ended, is this cancellation."""
+        """Stop watching; tell whether `error`, which ended the body, is this cancellation."""
         assert self._loop is not None  # noqa: S101 - for the type checker alone
         return await self._loop.end(error, struck=self.struck)
 
@@ -141,24 +141,24 @@ class _Asyncio:
             return False
         if not isinstance(error, asyncio.CancelledError):
             try:
-                await asyncio.sleep(0)  # takes the cancellation that the body has not met
+                await asyncio.sleep(0)  # receives the cancellation if the body has not
             except asyncio.CancelledError as late:
                 error = late
         if hasattr(self._body, "uncancel"):
             self._body.uncancel()
-        # Another cancellation besides goes on its way.
+        # If the task was also cancelled by someone else, let that cancellation through.
         return isinstance(error, asyncio.CancelledError) and (
             _cancelling(self._body) <= self._before
         )
 
 
 def _cancelling(task: Any) -> int:
-    """Return how often a task was asked to end; 0 before Python 3.11, which does not count."""
+    """Return how many cancellations a task has pending; 0 before Python 3.11."""
     return int(task.cancelling()) if hasattr(task, "cancelling") else 0
 
 
 def _hear(task: Any) -> None:
-    """Take the error of a watcher, which is nobody's concern any more."""
+    """Retrieve a watcher's error, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()
 

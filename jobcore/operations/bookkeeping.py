@@ -1,4 +1,4 @@
-"""Jobs without a process, which their host starts, logs and finishes itself."""
+"""Starts, logs and finishes jobs without a process, which the host does itself."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import progress
 
-#: Types of tasks that people do, by how they begin: no process owns them.
+#: Prefixes of the types of tasks that people do; no process owns these tasks.
 FOR_PEOPLE = ("PROFILE_",)
 
-#: Jobs among which a claim looks for one that can be read, where the first one cannot.
+#: If the first queued job is damaged, how many jobs a claim searches for one that is not.
 _PAST_DAMAGED = 1000
 
 
 class Bookkeeper:
     """
-    Moves jobs that have no process.
+    Changes jobs that have no process.
 
     Args:
-        database: Where they are.
-        clock: Tells when.
-        ownership: Names this process, which owns the tasks that it does.
+        database: Where they are stored.
+        clock: Tells the time.
+        ownership: Names this process as the owner of its tasks.
     """
 
     def __init__(self, database: Database, clock: Clock, ownership: Ownership) -> None:
@@ -41,10 +41,10 @@ class Bookkeeper:
 
     def start(self, job_id: Id, owner: str | None) -> Row[Any]:
         """
-        Move QUEUED to RUNNING, without a token.
+        Move a QUEUED job to RUNNING, without a process.
 
         Args:
-            owner: `"process"`: this one; None: no process; `"auto"`: as its type says.
+            owner: `"process"`: this process; None: no process; `"auto"`: depends on the type.
 
         Raises:
             JobNotFound, InvalidTransition: No job has this ID, or it is not QUEUED.
@@ -63,7 +63,7 @@ class Bookkeeper:
 
     def take_up(self, job_id: Id) -> Row[Any]:
         """
-        Start a QUEUED job as a task of this process, or go on with one that it has started.
+        Start a QUEUED job as a task of this process, or return one that it already owns.
 
         Raises:
             JobNotFound, InvalidTransition: No job has this ID, or it is neither.
@@ -80,7 +80,7 @@ class Bookkeeper:
         return self._database.write(take, about=f"job {job_id}")
 
     def has_next(self, types: tuple[str, ...]) -> bool:
-        """Tell whether a job of these types is queued that may start now."""
+        """Tell whether a job of these types is queued and may start now."""
         with self._database.read() as connection:
             return self._next(connection, types, self._clock.now()) is not None
 
@@ -88,13 +88,13 @@ class Bookkeeper:
         self, types: tuple[str, ...], *, patience: float | None = None
     ) -> Row[Any] | None:
         """
-        Start the oldest queued job of these types as a task of this process; None: no such job.
+        Start the oldest queued job of these types as a task of this process; None: there is none.
 
         Args:
             patience: Seconds to wait for the write lock; None: the busy timeout.
         """
         if not self.has_next(types):
-            return None  # no write lock for that
+            return None  # without taking the write lock
         now = self._clock.now()
 
         def begin(connection: Connection) -> Row[Any] | None:
@@ -125,7 +125,8 @@ class Bookkeeper:
         Make this process the owner of a task.
 
         Raises:
-            JobNotFound, InvalidTransition: No such job, or not RUNNING without a process.
+            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
+                supervisor runs it.
         """
 
         def change(connection: Connection) -> Row[Any]:
@@ -144,14 +145,15 @@ class Bookkeeper:
         result: tuple[str, bytes] | None = None,
     ) -> Row[Any]:
         """
-        Move RUNNING to final, as its host says.
+        Move a RUNNING job without a process to COMPLETE or ERROR.
 
         Args:
-            lines: The last ones of its log.
-            result: Encoding and bytes of what it returns, if it is COMPLETE.
+            lines: Lines to append to its log before.
+            result: Encoding and bytes of its result, stored if it is COMPLETE.
 
         Raises:
-            JobNotFound, InvalidTransition: No job has this ID, or it is not the host's to finish.
+            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
+                supervisor runs it.
             ArgumentError: The exit code is not between 0 and 255.
         """
         is_number = isinstance(exit_code, int) and not isinstance(exit_code, bool)
@@ -176,10 +178,11 @@ class Bookkeeper:
 
     def append(self, job_id: Id, lines: tuple[str | bytes, ...]) -> int:
         """
-        Append lines to the log, and return how many it has then.
+        Append lines to the log, and return how many lines it then has.
 
         Raises:
-            JobNotFound, InvalidTransition: No such job, or its log is not the host's to write.
+            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
+                supervisor writes its log.
         """
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
 
@@ -203,10 +206,11 @@ class Bookkeeper:
 
     def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:
         """
-        Store how far a job is, and return it.
+        Store the progress of a job, and return the job.
 
         Raises:
-            JobNotFound, InvalidTransition: No such job, or it is not the host's to speak for.
+            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
+                supervisor runs it.
         """
         text = None if message is None else progress.shorten(message) or None
         report = Report(done, total, text, self._clock.now())
@@ -230,7 +234,7 @@ class Bookkeeper:
 
 def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int) -> Row[Any]:
     """
-    Move a job that this transaction has read from QUEUED to RUNNING, without a process.
+    Move a job from QUEUED to RUNNING, without a process, in the transaction that read `row`.
 
     Args:
         owner: The name of this process; None: no process owns it.
@@ -263,6 +267,6 @@ def _split(line: str | bytes) -> list[bytes]:
 
 def _encoded(text: str) -> bytes:
     try:
-        return text.encode("utf-8", "surrogateescape")  # the name of a file is the bytes it was
+        return text.encode("utf-8", "surrogateescape")  # file names become their original bytes
     except UnicodeEncodeError:
-        return text.encode("utf-8", "replace")  # other halves of surrogates have no bytes
+        return text.encode("utf-8", "replace")  # other lone surrogates stand for no bytes

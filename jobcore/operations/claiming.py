@@ -1,4 +1,4 @@
-"""Hands a host's own worker the next queued job of its types, or waits for one."""
+"""Claims the next queued job of some types for a host's own worker, or waits for one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jobcore.operations.deadline import Patience
 from jobcore.operations.waiting import Follower
 from jobcore.operations.waiting_async import Awaiter
 
-#: Seconds that a claim in an event loop waits for the write lock before it looks again. The
-#: claim cannot be cancelled meanwhile.
+#: Seconds that a claim in an event loop waits for the write lock before it tries again. It is
+#: short because the claim cannot be cancelled meanwhile.
 BUSY_PATIENCE = 0.25
 
 
@@ -35,7 +35,7 @@ class Claimer:
         self._awaiter = awaiter
 
     def claim(self, types: tuple[str, ...], timeout: float | None) -> Row[Any] | None:
-        """Return a job that is RUNNING now; None: there was none within `timeout` seconds."""
+        """Return a job, RUNNING now; None if there was none within `timeout` seconds."""
         claimed: list[Row[Any]] = []
 
         def attempt() -> bool:
@@ -51,7 +51,7 @@ class Claimer:
         return claimed[0]
 
     async def claim_async(self, types: tuple[str, ...], timeout: float | None) -> Job | None:
-        """Return what `claim` does, in an event loop; a caller that is cancelled has no job."""
+        """Do what `claim` does, in an event loop; a caller that is cancelled has no job."""
         patience = Patience(timeout)
         while True:
             left = None if timeout is None else patience.left
@@ -61,7 +61,7 @@ class Claimer:
                 )
             except WaitTimeout:
                 return None
-            # Not abandoned when it is cancelled: nobody would know of the job.
+            # Run it to its end even if cancelled: otherwise nothing would know of the job.
             row, cancelled = await in_thread_to_its_end(self._claim_soon, types)
             if cancelled is not None:
                 if row is None:

@@ -1,4 +1,4 @@
-"""How long a caller waits, at most."""
+"""The deadline of a caller that waits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jobcore.operations.arguments import checked_patience
 
 class Patience:
     """
-    The time that somebody who waits has given; it runs from now on.
+    A deadline, `timeout` seconds from now.
 
     Args:
-        timeout: Seconds; None: for ever.
+        timeout: Seconds; None: never.
 
     Raises:
-        ArgumentError: `timeout` is no number.
+        ArgumentError: `timeout` is not a number.
     """
 
     __slots__ = ("_deadline", "_timeout")
@@ -27,19 +27,19 @@ class Patience:
 
     @property
     def left(self) -> float:
-        """Seconds, never below 0."""
+        """Seconds until the deadline, never below 0."""
         return max(self._deadline - time.monotonic(), 0.0)
 
     @property
     def over(self) -> bool:
-        """Whether the time has passed."""
+        """Whether the deadline has passed."""
         return time.monotonic() > self._deadline
 
     @classmethod
     def of(cls, timeout: float | Patience | None) -> Patience:
-        """Return one that begins now, or the one that several waits share."""
+        """Return a new deadline, or `timeout` itself if it is one that several waits share."""
         return timeout if isinstance(timeout, Patience) else cls(timeout)
 
     def error(self, what: object) -> WaitTimeout:
-        """Return the error that says what was still so when the time was over."""
+        """Return a `WaitTimeout` that says what was still the case at the deadline."""
         return WaitTimeout(f"{what} after {self._timeout} s")

@@ -23,14 +23,14 @@ from jobcore.storage.transitions import Run
 
 class Deleter:
     """
-    Hides a job, ends it, and then removes it.
+    Deletes a job: hides it, stops it, and then removes it.
 
     Args:
-        database: Where it is.
-        stopper: Ends it.
+        database: Where the jobs are stored.
+        stopper: Stops a running job.
         follower: Waits for its end.
-        remover: Removes what is left.
-        clock: Tells when.
+        remover: Removes rows and directories.
+        clock: Tells the time.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class Deleter:
         """
         Remove the job with its log, history and directory; return when all is gone.
 
-        Where the row is damaged so that no rule allows to end the job, it is removed as it is.
+        If the row is so damaged that the job cannot be ended by the rules, it is removed
+        without that.
 
         Raises:
-            JobNotFound: Somebody else deletes it already.
+            JobNotFound: Another caller is already deleting it.
         """
         if not transitions.is_sound(run):
             self._remover.remove_damaged(run.number)
@@ -66,7 +67,7 @@ class Deleter:
 
     def delete_damaged(self, job_id: Id) -> None:
         """
-        Remove a job whose row cannot be read as a whole.
+        Remove a job whose row cannot be read completely.
 
         Raises:
             JobNotFound: It is gone, or being deleted.
@@ -103,7 +104,7 @@ class Deleter:
 
     def delete_workspace(self, workspace_id: UUID) -> None:
         """
-        Remove a workspace that is marked, with all that belongs to it.
+        Remove a workspace that is marked as deleted, with its pipelines and jobs.
 
         Raises:
             StoreError: As in `delete_pipeline`.
@@ -112,10 +113,10 @@ class Deleter:
 
     def delete_pipeline(self, pipeline_id: UUID) -> None:
         """
-        Remove a pipeline that is marked, with its jobs.
+        Remove a pipeline that is marked as deleted, with its jobs.
 
         Raises:
-            StoreError: What runs of a damaged job does not end.
+            StoreError: The processes of a damaged job do not end.
         """
         self._delete_all(pipeline, pipeline_id)
 
@@ -127,9 +128,9 @@ class Deleter:
         with self._database.read() as connection:
             active, damaged = store.marked_active_of(connection, table, owner_id)
         for run in active:
-            self._stopper.deliver(run)  # to all before any is waited for: their graces pass at once
+            self._stopper.deliver(run)  # stop all before waiting for any: the graces overlap
         for number in damaged:
-            self._remover.remove_damaged(number)  # nothing else ends it
+            self._remover.remove_damaged(number)  # nothing else can end it
         for run in active:
             try:
                 self._follower.wait(run)

@@ -1,8 +1,8 @@
 """
-Examines a database and its directories from outside, and reports what it finds.
+Examines a database and its directories without a manager, and reports what it finds.
 
-It changes nothing: it opens the file read-only, makes no directory, migrates
-nothing and settles nothing. So it can look at what no manager would open.
+It changes nothing: it opens the file read-only, and neither makes directories, nor migrates
+the schema, nor settles jobs. So it can examine a file that no manager would open.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 
 _Answer = TypeVar("_Answer")
 
-#: Bytes of write-ahead log beyond which checkpoints do not get through: they are
-#: tried from 4 MiB on.
+#: Bytes. A larger write-ahead log shows that checkpoints do not succeed: they are tried from
+#: 4 MiB on.
 LARGE_WAL = 64 * 2**20
-#: What is raised where something stands that is no id, no number or no text.
+#: The errors that reading raises if a damaged file holds something else than an id, a number
+#: or a text.
 NONE_OF_OURS = (ValueError, TypeError, AttributeError, OverflowError)
-#: SQLite can lose commits in these versions, where one checkpoint follows
-#: another while a third connection resets the log; from 3.51.3 on it is mended.
+#: In these versions, SQLite can lose commits if one checkpoint follows another while a third
+#: connection resets the log. Version 3.51.3 has a fix.
 BUG_FROM, BUG_UNTIL = (3, 7, 0), (3, 51, 3)
-#: Of these two minor versions, from this patch on.
+#: The patch releases of two older minor versions that have the fix, too.
 MENDED_IN = ((3, 44, 6), (3, 50, 7))
 
 
@@ -53,20 +54,20 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
 
 def examine(path: str | os.PathLike[str], *, trust_directory: bool = False) -> list[Finding]:
     """
-    Return what there is to say about a database and its directories, one check behind the other.
+    Check a database and its directories, and return the findings in the order of the checks.
 
-    Where a check finds that the next ones cannot be made, it is the last one.
+    If a check finds that the next ones are impossible, it is the last one.
 
     Args:
-        path: Of the database.
-        trust_directory: It is no fault that other users can create files in its directory.
+        path: The path of the database.
+        trust_directory: Accept that other users can create files in its directory.
     """
     examination = _Examination(os.path.realpath(os.fspath(path)), trust_directory=trust_directory)
     return list(examination.findings())
 
 
 def findings_of(failures: list[str]) -> list[Finding]:
-    """Return what fails in a manager at the moment, as findings."""
+    """Return the current failures of a manager as findings."""
     return [_wrong("this manager", failure) for failure in failures]
 
 
@@ -112,7 +113,7 @@ class _Examination:
             except (JobcoreError, OSError, sqlite3.Error, *NONE_OF_OURS) as error:
                 found = [_wrong(check, str(error))]
             yield from found
-            # The others say nothing of a file that is none, or not ours.
+            # The other checks make no sense for a file that is not a jobcore database.
             if check in ("file", "schema") and found[-1].verdict == "wrong":
                 return
 
@@ -149,7 +150,7 @@ class _Examination:
         elif facts.st_nlink > 1:
             yield _wrong(check, f"{self._path} has a second name (a hard link)")
         elif odd := permissions.odd_side_file(self._path):
-            yield _wrong(check, f"{odd} is not a file")  # SQLite could wait for a FIFO for ever
+            yield _wrong(check, f"{odd} is not a file")  # SQLite might block on a FIFO for ever
         else:
             yield _ok(check, f"{self._path}, {facts.st_size} bytes")
 
@@ -167,7 +168,7 @@ class _Examination:
             with os.scandir(self._path + ".jobs") as entries:
                 names += [entry.path for entry in entries]
         except OSError:
-            pass  # it is not there, or cannot be entered, which the others tell
+            pass  # it is missing or cannot be entered; other checks report that
         open_to_others, foreign = [], []
         for name in names:
             try:
@@ -203,10 +204,10 @@ class _Examination:
     # --- the database -------------------------------------------------------------
 
     def _ask(self, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
-        """Return the answer to `question`, which is put to one moment's view of the file."""
-        # Where nobody has the file open there is no write-ahead log, and even a
-        # read-only connection would make one and leave it. So such a file is read as
-        # an immutable one, which is only right while nobody opens it.
+        """Call `question` with a connection that sees one snapshot of the file."""
+        # If no process has the file open, there is no write-ahead log, and even a read-only
+        # connection would create one and leave it there. So read such a file as immutable,
+        # and read it again if a process opened it meanwhile.
         before = self._traces()
         if before[0]:
             return self._put("ro", question)
@@ -235,10 +236,10 @@ class _Examination:
 
     def _schema(self, check: str) -> Iterator[Finding]:
         try:
-            # By itself: with the log of another file beside it, it is another one.
+            # Read the file alone: if the log beside it belongs to another file, SQLite applies it.
             self._put("ro&immutable=1", self._refuse_half_restored)
         except sqlite3.Error:
-            pass  # others write to it just now
+            pass  # another process is writing to it
         identity = self._ask(schema.read_identity)
         current = schema.check(self._path, identity)
         version = identity[1]
@@ -273,7 +274,7 @@ class _Examination:
             yield _ok(check, "every page and every reference is in order")
 
     def _rows(self, check: str) -> Iterator[Finding]:
-        """Look for what was never written: a listing leaves such a row out."""
+        """Look for rows with invalid values, which listings leave out."""
         if not self._is_current():
             return
         found = [row for table in _LISTED for row in self._ask(_damaged_rows(table))]
@@ -310,7 +311,7 @@ class _Examination:
     # --- rows and directories -------------------------------------------------------
 
     def _directories(self, check: str) -> Iterator[Finding]:
-        names = self._names()  # before the rows: one made in between has a row
+        names = self._names()  # before the rows, so that each new directory has a row
         active = {
             name
             for (name,) in self._ask(
@@ -326,7 +327,7 @@ class _Examination:
     def _running_jobs(self, check: str) -> Iterator[Finding]:
         running = self._running()
         looked = [(one, self._state_of(one)) for one in running]
-        # Once more: what ended in between has lost its lock and its directory by rights.
+        # Read again: a job that ended meanwhile has rightly lost its lock and its directory.
         still = {one.number for one in self._running()} if looked else set()
         states: dict[str, list[str]] = {}
         for one, state in looked:
@@ -339,7 +340,7 @@ class _Examination:
             yield _ok(check, f"{alive}, each with a supervisor")
 
     def _owned_jobs(self, check: str) -> Iterator[Finding]:
-        """Look at tasks that processes do themselves, and at reserved jobs."""
+        """Look at tasks that processes own, and at reserved jobs."""
         if not self._is_current():
             return
         rows = self._ask(_rows("SELECT id, owner FROM job WHERE owner IS NOT NULL"))
@@ -365,28 +366,28 @@ class _Examination:
         return [_Running(number, UUID(hex=name), *facts) for number, name, *facts in rows]
 
     def _state_of(self, running: _Running) -> str:
-        """Return what is wrong with a RUNNING job; empty where it has a supervisor."""
+        """Return what is wrong with a RUNNING job; empty if it has a supervisor."""
         directories = Directories(self._path)
         try:
             with directories.open(running.id.hex) as directory:
-                held = directories.is_held(directory)  # before the record: it is written under it
+                held = directories.is_held(directory)  # first: the record is written under the lock
                 if held or job_directory.read_exit(directory, running.token) is not None:
                     return "" if held else "ended and not settled yet"
                 what = "RUNNING with a free lock: the supervisor is dead"
         except (FileNotFoundError, DatabaseGone):
             what = "RUNNING without a directory"
         except NewerProtocol:
-            return ""  # its own version judges it
+            return ""  # only the newer version can judge it
         finally:
             directories.close()
         known = DirectoryId.parse(running.directory_id)
         if known is not None and known.root != self._root():
             return "RUNNING, but not here: its directory was removed, or this is a copy"
-        # By the kernel's list: the lock file of one that lives may have been removed.
+        # Ask the kernel's list of locks: the lock file of a live supervisor may have been removed.
         return "" if known is not None and job_directory.is_run_locked(running.token) else what
 
     def _root(self) -> int | None:
-        """Return the inode of the directory of job directories; None: it is not there."""
+        """Return the inode of the directory of job directories; None if it is missing."""
         try:
             return os.stat(self._path + ".jobs").st_ino
         except FileNotFoundError:
@@ -460,14 +461,14 @@ class _Examination:
         try:
             return directories.names()
         except DatabaseGone:
-            return []  # there is no root, which the check of the store tells
+            return []  # the directory is missing; the check "store" reports that
         finally:
             directories.close()
 
 
-#: The tables that are listed, and whose damage therefore is to be told.
+#: The tables with listings, which leave out damaged rows.
 _LISTED = (tables.workspace, tables.pipeline, tables.job, tables.transition, tables.skip)
-#: Columns that have one of a few words, and those that have times.
+#: Columns that hold one of a few words; below, those that hold times.
 _WORDS = {
     "job.status": frozenset(map(str, Status)),
     "job.reason": frozenset(map(str, Reason)),
@@ -484,13 +485,13 @@ _TIMES = (
 
 
 def _damaged_rows(table: Table) -> Callable[[sqlite3.Connection], list[str]]:
-    """Return what finds the damaged rows of a table, and tells which columns are damaged."""
+    """Return a question that finds the damaged rows of a table, and names their bad columns."""
     checks = [(column.name, column.nullable, _check_of(table, column)) for column in table.c]
     names = ", ".join(f'"{name}"' for name, _, _ in checks)
     key = [name for name, _, _ in checks].index("id")
 
     def look(connection: sqlite3.Connection) -> list[str]:
-        connection.text_factory = bytes  # not UTF-8 perhaps, which is to be found
+        connection.text_factory = bytes  # to find texts that are not UTF-8
         found = []
         for rowid, *row in connection.execute(f'SELECT rowid, {names} FROM "{table.name}"'):  # noqa: S608 - our own names
             wrong = [
@@ -508,7 +509,7 @@ def _damaged_rows(table: Table) -> Callable[[sqlite3.Connection], list[str]]:
 
 
 def _check_of(table: Table, column: Any) -> Callable[[Any], bool]:
-    """Return what tells whether a value, which is not NULL, may stand in a column."""
+    """Return a function that tells whether a value other than NULL is valid in a column."""
     words = _WORDS.get(f"{table.name}.{column.name}")
     if words is not None:
         return lambda value: _is_text(value) and value.decode() in words
@@ -540,7 +541,7 @@ def _is_command(value: Any) -> bool:
 
 
 def _parses(parse: Callable[[], object]) -> bool:
-    """Tell whether something can be parsed."""
+    """Tell whether `parse` succeeds."""
     try:
         parse()
     except (ValueError, OverflowError, RecursionError, DatabaseCorrupt):
@@ -558,12 +559,12 @@ _CHECKS: tuple[tuple[type, Callable[[Any], bool]], ...] = (
 
 
 def _as_text(raw: bytes) -> str:
-    """Return a stored text; what is not UTF-8 in it is escaped, so that the rest can be read."""
+    """Return a stored text, with bytes that are not UTF-8 escaped so that the rest is readable."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def _short(error: Exception) -> str:
-    """Return what an error says, of which a damaged text may be a large part."""
+    """Return the text of an error, cut, because it may quote a long damaged value."""
     said = ascii(str(error))[1:-1]
     return said if len(said) <= 200 else f"{said[:200]}..."
 
@@ -585,7 +586,7 @@ def _wrong(check: str, detail: str) -> Finding:
 
 
 def _some(names: Iterable[str]) -> str:
-    """Return a few of many names."""
+    """Return the first three names, and how many more there are."""
     named = list(names)
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     return ", ".join(named[:3]) + more

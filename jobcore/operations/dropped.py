@@ -1,4 +1,4 @@
-"""A manager that was dropped without `close()`: its thread ends, with a warning."""
+"""Ends the threads of a manager that is garbage-collected without `close()`, and warns."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Protocol
 
 
 class Closable(Protocol):
-    """Something of a manager's that is to be closed."""
+    """A part of a manager that must be closed."""
 
     def close(self) -> None:
-        """Close it; again is harmless."""
+        """Close it; a second call is harmless."""
 
 
 class Threaded(Closable, Protocol):
-    """Something of a manager's with a thread of its own."""
+    """A part of a manager that has a thread."""
 
     @property
     def has_thread(self) -> bool:
         """Whether the thread runs in this process."""
 
     def leave(self, then: Callable[[], None]) -> None:
-        """End the thread after what it does now, and call `then` in it; wait for nothing."""
+        """Let the thread finish its current work, call `then`, and end; do not wait for it."""
 
 
 def watch(
     manager: object, path: str, threaded: tuple[Threaded, ...], closables: tuple[Closable, ...]
 ) -> weakref.finalize:  # type: ignore[type-arg]
     """
-    End the threads of a manager when it is dropped, and warn then; `detach` ends the watch.
+    Return a finalizer that ends a manager's threads when it is collected, and warns.
 
-    Not at the interpreter's exit, where everything is dropped.
+    It does nothing at the interpreter's exit, when everything is dropped. `close` detaches it.
 
     Args:
         manager: The manager.
-        path: Of its database, for the warning.
-        threaded: What has threads, in the order in which they are to end.
-        closables: What is closed after that.
+        path: The path of its database, for the warning.
+        threaded: The parts with threads, in the order in which these must end.
+        closables: The parts to close after that.
     """
     finalizer = weakref.finalize(manager, _drop, path, threaded, closables)
     finalizer.atexit = False
@@ -52,7 +52,8 @@ def _drop(path: str, threaded: tuple[Threaded, ...], closables: tuple[Closable, 
     running = [one for one in threaded if one.has_thread]
     if sys.is_finalizing() or not running:
         return
-    # In those threads: the collector comes in the middle of anything, and must not wait.
+    # Each step runs in the ending thread: the collector may interrupt any code, so it must
+    # not wait.
     then = partial(_close, closables)
     for one in reversed(running):
         then = partial(one.leave, then)

@@ -1,8 +1,8 @@
 """
-The history of all jobs as events, which any process can read and follow.
+Reads and follows the history of all jobs, as events.
 
-It touches the tables only when the file changed, and in short transactions: a
-reader that stayed in one would keep the write-ahead log from being truncated.
+It reads the tables only when the file has changed, and in short transactions: a long read
+transaction would keep the write-ahead log from being truncated.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry, Filter
 
-#: Entries read in one transaction, which takes some 6 ms on a busy machine.
+#: Entries read in one transaction, which takes about 6 ms on a busy machine.
 PAGE = 500
-#: Seconds of rest between two looks at the tables, however fast commits follow each other.
+#: The least seconds between two reads of the tables, however frequent commits are.
 LOOK_PAUSE = 0.005
 
 
-#: Seconds for which an event loop trusts what a thread has seen of commits.
+#: Seconds for which an event loop trusts the file version that a thread has seen last.
 TRUST = LOOK_LONGEST / 2
 
 
 class Page(NamedTuple):
     """
-    What one look at the feed has found.
+    The result of one read of the history.
 
     Attributes:
-        events: Those that are wanted and can be read.
-        after: The id of the last one that was looked at.
-        more: Whether there may be further ones by now.
-        seen: The version of the file before the look.
+        events: The events that match the filter and can be read.
+        after: The id of the last entry that was examined.
+        more: Whether there may be further entries now.
+        seen: The version of the file before the read.
     """
 
     events: list[Event]
@@ -54,8 +54,9 @@ class Feed:
     Reads events.
 
     Args:
-        database: Where they are.
-        failed: Called with the id of each event that cannot be read, and is left out.
+        database: Where the history is stored.
+        failed: Called with the id and the error of each event that cannot be read. Such
+            events are left out.
     """
 
     def __init__(self, database: Database, failed: Callable[[int, Exception], None]) -> None:
@@ -72,15 +73,15 @@ class Feed:
         timeout: float | None,
     ) -> Iterator[Event]:
         """
-        Return an iterator of the events behind the id `after`; None: behind all there are.
+        Return an iterator of the events after the id `after`; None: after all existing ones.
 
         Args:
-            limit: Events at the most.
-            follow: Go on as they come; else up to the last one that there is at this call.
-            timeout: Seconds until it ends all the same.
+            limit: Most events to return.
+            follow: Continue with new events. If false, end with the last one at this call.
+            timeout: Seconds until the iterator ends in any case.
 
         Raises:
-            ArgumentError: No event has had the id `after` yet, so it is from another file.
+            ArgumentError: No event has had the id `after` yet: it is from another file.
         """
         first, newest = self.begin(after)
         found = self._events(first, wanted, last=None if follow else newest, timeout=timeout)
@@ -88,17 +89,17 @@ class Feed:
 
     def begin(self, after: int | None) -> tuple[int, int]:
         """
-        Return the id to go on from, and the last one there is.
+        Return the id after which to begin, and the last id that exists.
 
         Raises:
-            ArgumentError: No event has had the id `after` yet, so it is from another file.
+            ArgumentError: No event has had the id `after` yet: it is from another file.
         """
         with self._database.read() as connection:
             newest = history.newest(connection)
         if after is None:
             return newest, newest
         if after > newest:
-            # Events of this file that get a smaller id would be left out in silence.
+            # The events of this file up to this id would be skipped without notice.
             raise ArgumentError(f"no event has had the id {after} yet: the last one is {newest}")
         return after, newest
 
@@ -127,7 +128,7 @@ class Feed:
             return None
 
     def look(self, after: int, wanted: Filter, last: int | None) -> Page:
-        """Return the next events after the id `after`, up to the id `last`."""
+        """Return the next events after the id `after`, up to the id `last` if it is given."""
         seen = self._database.version()
         damaged: dict[int, Exception] = {}
         with self._database.read() as connection:
@@ -147,11 +148,11 @@ class Feed:
         return Page(found, behind, more, seen)
 
     def version(self) -> int:
-        """Return a number that differs after every commit to the file."""
+        """Return the version of the file: a number that every commit changes."""
         return self._database.version(LOOK_FIRST)
 
     def is_stale(self, seen: int) -> bool:
-        """Tell, without any lock or file, whether there may have been a commit since."""
+        """Tell, without locks or I/O, whether there may have been a commit since `seen`."""
         return seen != self._database.known_version(TRUST)
 
 
@@ -159,12 +160,12 @@ class Events(AsyncIterator[Event]):
     """
     The events as they come, for an event loop.
 
-    A call of `anext()` that is cancelled has taken nothing. An error ends it. Between two
-    calls it holds nothing that is to be closed.
+    A cancelled `anext()` has consumed nothing. An error ends the iterator. Between two calls
+    nothing is held that must be closed.
 
     Args:
-        feed: Looks, in threads.
-        begin: Checks the filters that need the database, and returns them; in a thread.
+        feed: Reads events, in threads.
+        begin: Returns the filter, after looking up its ids in the database; called in a thread.
         after, limit, follow, timeout: As for `Feed.read`.
     """
 
@@ -214,9 +215,9 @@ class Events(AsyncIterator[Event]):
 
     async def _look(self) -> None:
         """
-        Have some events ready, if there are any by now; wait a little for them first.
+        Wait for a change if the last page was the end, then read a page of events.
 
-        Only what is assigned has happened: what a cancelled step returns is dropped.
+        The state changes only by assignment after a step, so a cancelled step changes nothing.
 
         Raises:
             StopAsyncIteration: There will be no more.
@@ -242,7 +243,7 @@ class Events(AsyncIterator[Event]):
         Sleep until there may have been a commit since this page.
 
         Raises:
-            StopAsyncIteration: The time is over, or all is read that was to be.
+            StopAsyncIteration: The time is over, or everything up to the last id is read.
         """
         assert self._deadline is not None  # noqa: S101 - for the type checker alone
         pause = LOOK_FIRST

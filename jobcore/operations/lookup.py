@@ -1,8 +1,8 @@
 """
-Finds what callers ask for, by id or as a list, or raises the typed error.
+Finds jobs, pipelines and workspaces, by id or as lists.
 
-What cannot be read raises where it is asked for by its id. A list leaves it out, so that
-the others can be read; the log is told, and so is `JobManager.check`.
+A damaged row raises an error when it is requested by its id. Lists leave it out, so that the
+other rows can be read. The host's log and `JobManager.check` report it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from jobcore.storage.database import Database
 
 T = TypeVar("T")
 
-#: A UUID, or its text; a text that is none is an id that nothing has.
+#: A UUID, or its text. A text that is not a UUID is treated as an unknown id.
 Id = UUID | str
 
 
 def parse_id(some_id: Id) -> UUID | None:
     """
-    Return the UUID, or None where it is not one.
+    Return the id as a UUID, or None if it is not one.
 
     Raises:
-        ArgumentError: It is a list or another collection: those are several ids, or none.
+        ArgumentError: It is a list or another collection.
     """
     if isinstance(some_id, UUID):
         return some_id
@@ -105,10 +105,10 @@ _KINDS = {JobNotFound: "job", WorkspaceNotFound: "workspace", PipelineNotFound: 
 
 def public(kind: type[T], row: Any) -> T:
     """
-    Return the public form of a row that was asked for by its id.
+    Return the public form of a row that was requested by its id.
 
     Raises:
-        DatabaseCorrupt: A column holds what was never written; it says which.
+        DatabaseCorrupt: A column holds an invalid value; the message names the column.
     """
     try:
         return kind.from_row(row)  # type: ignore[attr-defined,no-any-return]
@@ -122,11 +122,11 @@ def _unreadable(kind: str, row_id: object, what: str) -> DatabaseCorrupt:
 
 class Listings:
     """
-    Reads several rows at once, and leaves out those that cannot be read.
+    Reads lists of rows, and leaves out those that cannot be read.
 
     Args:
-        database: Where they are.
-        clock: Tells when one was told last.
+        database: Where they are stored.
+        clock: Measures when a damaged row was last logged.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
@@ -148,7 +148,7 @@ class Listings:
             found += self.formed(rows, failed)
             if not failed or len(rows) + len(failed) < most or last is None:
                 break
-            before = last  # older ones take the places of those that cannot be read
+            before = last  # fill the page with older jobs, in place of the damaged ones
         if filters.get("statuses") is None:
             self._look_for_no_status()
         return found
@@ -168,7 +168,7 @@ class Listings:
             self._note("job", dict.fromkeys(numbers, error))
 
     def of(self, numbers: Iterable[int]) -> list[Job]:
-        """Return the jobs with these numbers that are not being deleted, and can be read."""
+        """Return the jobs with these numbers, without deleted and damaged ones."""
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
             rows = store.visible_jobs(connection, numbers, failed.__setitem__)
@@ -179,7 +179,7 @@ class Listings:
         Return the jobs of rows, without those that cannot be read.
 
         Args:
-            failed: Those that were found to be damaged when the rows were read.
+            failed: The jobs that were already found to be damaged, by number.
         """
         failed = {} if failed is None else failed
         found = []
@@ -197,11 +197,11 @@ class Listings:
         Return a page of all workspaces.
 
         Args:
-            limit: Workspaces in the page; None: all.
-            after: The last workspace of the page before, or its id.
+            limit: Most workspaces in the page; None: all.
+            after: The last workspace of the previous page, or its id.
 
         Raises:
-            WorkspaceNotFound: There is no such one.
+            WorkspaceNotFound: No workspace has the id `after`.
         """
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
@@ -223,12 +223,13 @@ class Listings:
         Return a page of all pipelines, or of those of a workspace.
 
         Args:
-            workspace_id: Only of this workspace.
-            limit: Pipelines in the page; None: all.
-            after: The last pipeline of the page before, or its id.
+            workspace_id: Only pipelines of this workspace.
+            limit: Most pipelines in the page; None: all.
+            after: The last pipeline of the previous page, or its id.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            WorkspaceNotFound, PipelineNotFound: No workspace has this id, or no pipeline has
+                the id `after`.
         """
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
@@ -263,7 +264,7 @@ class Listings:
 
     def history(self, job_id: Id) -> list[Transition]:
         """
-        Return what happened to a job.
+        Return the transitions of a job.
 
         Raises:
             JobNotFound: No job has this id.
@@ -275,10 +276,10 @@ class Listings:
         self._note("transition", failed)
         return found
 
-    # --- what was left out ----------------------------------------------------------
+    # --- damaged rows ---------------------------------------------------------------
 
     def leave_out(self, kind: str) -> Callable[[int, Exception], None]:
-        """Return what is to be called with the number of each row that cannot be read."""
+        """Return a function to call with the number and error of each row that cannot be read."""
 
         def leave_out(number: int, error: Exception) -> None:
             self._note(kind, {number: error})
@@ -286,7 +287,7 @@ class Listings:
         return leave_out
 
     def left_out(self) -> list[str]:
-        """Return what was left out and has not been read since: what it is, and why."""
+        """Return a line for each damaged row that has not been read since, with the cause."""
         failures = list(self._damaged.failures().items())
         said = [f"{key} cannot be read: {one.error}" for key, one in failures[:MOST_TOLD]]
         return said + [f"and {len(failures) - MOST_TOLD} more"] * (len(failures) > MOST_TOLD)
@@ -300,7 +301,7 @@ class Listings:
             self._damaged.fail(name, cause, "row damaged", row=name)
 
     def _name(self, kind: str, rowid: int, error: Exception) -> tuple[str, Exception]:
-        """Return what a row is called, and the error that names what is damaged in it."""
+        """Return words for a damaged row, and an error that names the damaged columns."""
         if kind not in _KINDS.values():
             return f"{kind} number {rowid}", error
         with self._database.read() as connection:
@@ -309,7 +310,7 @@ class Listings:
         return f"{kind} {name}", DatabaseCorrupt(", ".join(columns)) if columns else error
 
     def _readable(self, kind: str, found: Sequence[Any]) -> None:
-        """Take it that these can be read again."""
+        """Note that these rows can be read again."""
         if self._damaged.failures():
             for one in found:
                 self._damaged.succeed(f"{kind} {one.id}")
@@ -322,10 +323,10 @@ def _place(
     require: Callable[[Connection, Any], Row[Any]],
 ) -> tuple[int, UUID] | None:
     """
-    Return behind which row a page begins: when that was created, and its id; None: the first page.
+    Return the last row before a page, as its time of creation and its id; None: the first page.
 
     Raises:
-        WorkspaceNotFound, PipelineNotFound: No row has the id; as `require` raises it.
+        WorkspaceNotFound, PipelineNotFound: No row has the id; raised by `require`.
     """
     if after is None:
         return None

@@ -1,8 +1,8 @@
 """
 Creates, changes and deletes workspaces and pipelines.
 
-What a change brings about (a configuring job, the next tick) is written in the
-same transaction as the change.
+The consequences of a change (a PIPELINE_CONFIG job, the next tick) are written in the same
+transaction as the change.
 """
 
 from __future__ import annotations
@@ -42,31 +42,32 @@ from jobcore.storage.tables import pipeline as pipelines
 from jobcore.storage.tables import workspace as workspaces
 
 WORKSPACE_INIT = "WORKSPACE_INIT"
-#: The most retries that make sense: with doubling back-off this is over a week.
+#: The most retries that make sense: with the doubling back-off they take more than a month.
 MOST_RETRIES = 1000
 
 NOWHERE = "cwd and env need a command or a script to apply to"
 
-#: What of a pipeline can be said at its creation and changed later.
+#: The fields of a pipeline that callers can set and change.
 FIELDS = (
     "name", "command", "script", "cwd", "env", "timeout", "max_retries", "schedule", "time_zone",
     "catch_up", "late_after", "triggered_by", "properties",
 )  # fmt: skip
 
-#: What becomes of ticks that came while nothing ran: none runs, the last one, or each.
+#: How missed ticks are handled: none of them runs, the last one, or each.
 CATCH_UP = ("skip", "last", "all")
-#: The most seconds that a tick may be late and still count: a year.
+#: The largest `late_after`, in seconds: a year.
 LONGEST_LATE = 366 * 86400.0
 
 
 class Curator:
     """
-    Keeps workspaces and pipelines.
+    Creates, changes and hides workspaces and pipelines.
 
     Args:
-        database: Where.
-        clock: Tells when.
-        executors: By job type: of other types no job is made by itself.
+        database: Where they are stored.
+        clock: Tells the time.
+        executors: By job type. WORKSPACE_INIT and PIPELINE_CONFIG jobs are created only if
+            there is an executor for them.
     """
 
     def __init__(self, database: Database, clock: Clock, executors: Mapping[str, Executor]) -> None:
@@ -77,7 +78,7 @@ class Curator:
     # --- workspaces -----------------------------------------------------------------
 
     def create_workspace(self, name: str, properties: Mapping[str, Any] | None) -> Row[Any]:
-        """Make a workspace, and its WORKSPACE_INIT job where that type can be run."""
+        """Create a workspace, with a WORKSPACE_INIT job if there is an executor for it."""
         now = self._clock.now()
         text, checked = checked_text(name, "name"), _checked_object(properties)
 
@@ -90,7 +91,7 @@ class Curator:
         return self._database.write(create)
 
     def default_workspace(self) -> Row[Any]:
-        """Return the default workspace, made on first use."""
+        """Return the default workspace, which is created on first use."""
         with self._database.read() as connection:
             found = store.find_default_workspace(connection)
             if found is not None:
@@ -104,10 +105,10 @@ class Curator:
 
     def update_workspace(self, workspace_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
         """
-        Change name or properties.
+        Change the name or the properties of a workspace.
 
         Raises:
-            CommandError: It cannot be so, or has no such field.
+            CommandError: A value is invalid, or a field is unknown.
             WorkspaceNotFound: No workspace has this id.
         """
         _refuse_unknown("workspace", changes, ("name", "properties"))
@@ -127,7 +128,7 @@ class Curator:
 
     def mark_workspace_deleted(self, workspace_id: Id) -> UUID:
         """
-        Hide a workspace, and some of what belongs to it, for good; return its id.
+        Hide a workspace for good, with some of its pipelines and jobs; return its id.
 
         Raises:
             WorkspaceNotFound: No workspace has this id.
@@ -136,7 +137,7 @@ class Curator:
 
         def mark(connection: Connection) -> UUID:
             row = require_workspace(connection, workspace_id)
-            # Or it would still be found as the default one, and take new jobs along.
+            # Otherwise it would still be found as the default one and get new jobs.
             store.update_row(connection, workspaces, row.id, now=now, is_default=False)
             store.mark_row_deleted(connection, workspaces, row.id, now=now)
             hiding.begin_some(connection, workspaces, row.id, now=now)
@@ -148,10 +149,10 @@ class Curator:
 
     def create_pipeline(self, fields: Mapping[str, Any], *, workspace_id: Id | None) -> Row[Any]:
         """
-        Make a pipeline, and its PIPELINE_CONFIG job where that type can be run.
+        Create a pipeline, with a PIPELINE_CONFIG job if there is an executor for it.
 
         Raises:
-            CommandError, ScheduleError, PipelineCycle: It could never run as it is said to.
+            CommandError, ScheduleError, PipelineCycle: With these fields it could never run.
             PipelineExists: Another pipeline of the workspace has this name.
             WorkspaceNotFound: No workspace has this id.
         """
@@ -174,13 +175,13 @@ class Curator:
 
     def update_pipeline(self, pipeline_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
         """
-        Change a pipeline; one whose configuration had FAILED is configured again.
+        Change a pipeline; a FAILED one is configured again.
 
         Raises:
-            CommandError, ScheduleError, PipelineCycle: It could never run as it is said to.
+            CommandError, ScheduleError, PipelineCycle: With these fields it could never run.
             PipelineExists: Another pipeline of the workspace has this name.
             PipelineNotFound: No pipeline has this id.
-            PipelineAlreadyRunning: It would have to be configured, and has an active job.
+            PipelineAlreadyRunning: It is FAILED and has an active job.
         """
         now = self._clock.now()
 
@@ -215,9 +216,9 @@ class Curator:
 
     def mark_pipeline_deleted(self, pipeline_id: Id) -> UUID:
         """
-        Hide a pipeline for good, with its active job and some of the others; return its id.
+        Hide a pipeline for good, with its active job and some of its other jobs; return its id.
 
-        Pipelines that it triggered keep a note about it.
+        Each pipeline that it triggered gets a note, which `check` shows.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
@@ -247,7 +248,7 @@ class Curator:
         return UUID(str(row.id))
 
     def _refuse_idle(self, values: Mapping[str, Any]) -> None:
-        """Refuse a pipeline without anything to run, unless the host says what its jobs run."""
+        """Refuse a pipeline without command and script, unless the host has its own executor."""
         executor = self._executors.get(settlement.PIPELINE_RUN)
         if type(executor) is PipelineExecutor and not (values["command"] or values["script"]):
             raise CommandError(
@@ -256,7 +257,7 @@ class Curator:
             )
 
     def _configure(self, connection: Connection, row: Row[Any], now: int) -> Row[Any]:
-        """Have the pipeline configured, if that type can be run; else it is READY as it is."""
+        """Create a PIPELINE_CONFIG job if there is an executor for it; else set it READY."""
         status = "READY"
         if settlement.PIPELINE_CONFIG in self._executors:
             status = "PROVISIONING"
@@ -274,7 +275,7 @@ class Curator:
 def _refuse_taken(
     connection: Connection, workspace_id: Any, name: str, row: Row[Any] | None
 ) -> None:
-    """Refuse a name that another pipeline of the workspace has."""
+    """Refuse a name that another pipeline of the workspace already has."""
     other = store.find_pipeline_called(connection, workspace_id, name)
     if other is not None and (row is None or other != row.id):
         raise PipelineExists(name, other)
@@ -288,20 +289,20 @@ def _links(
     row: Row[Any] | None,
 ) -> list[tuple[UUID | None, str | None]]:
     """
-    Return what the names in `triggered_by` stand for: ids of pipelines, or names that stay names.
+    Resolve the names in `triggered_by`: each becomes an id of a pipeline, or stays a name.
 
     Args:
-        row: The pipeline that is changed; None: it is new.
+        row: The pipeline to change; None: it is new.
 
     Raises:
         PipelineCycle: Pipelines would trigger each other for ever.
-        CommandError: No pipeline of the workspace has a name.
+        CommandError: A name belongs to no pipeline of the workspace.
     """
     kept = {DEPLOY}
     if row is not None:
         stored = store.links_of(connection, row.id)
         kept |= {one.name.casefold() for one in stored if one.name is not None}
-    links: dict[str, tuple[UUID | None, str | None]] = {}  # in order, each once
+    links: dict[str, tuple[UUID | None, str | None]] = {}  # in order, without duplicates
     for source in sources:
         found = store.find_pipeline_called(connection, workspace_id, source)
         if source.casefold() == name.casefold():
@@ -319,12 +320,12 @@ def _links(
 
 
 def _as_said(row: Row[Any]) -> dict[str, Any]:
-    """Return what was said of a stored pipeline, in the form of the arguments."""
+    """Return the arguments that describe a stored pipeline."""
     said = {name: getattr(row, name) for name in FIELDS if name not in ("command", "cwd", "env")}
     if row.command is None:
         return {**said, "command": None}
     command = Command.from_json(row.command)
-    # Made of the script alone: only directory and environment were said.
+    # If the command was made from the script, the caller gave only directory and environment.
     of_script = row.script is not None and command == Command(
         row.script, shell=True, cwd=command.cwd, env=command.env
     )
@@ -337,8 +338,8 @@ def _as_said(row: Row[Any]) -> dict[str, Any]:
 
 
 def _changed(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said of a pipeline after changes: what they do not name stays."""
-    if isinstance(changes.get("command"), Command):  # which says its directory and environment
+    """Return the arguments that describe a pipeline after changes; other fields stay."""
+    if isinstance(changes.get("command"), Command):  # it has its own directory and environment
         said = {name: said[name] for name in said if name not in ("cwd", "env")}
         return {**said, **changes}
     unsaid = {"cwd": os.curdir, "env": {}}  # what None means, not "as before"
@@ -360,7 +361,7 @@ def _refuse_unknown(what: str, fields: Mapping[str, Any], known: Collection[str]
 
 
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a pipeline that is said to be so."""
+    """Check the fields of a pipeline, and return its columns."""
     _refuse_unknown("pipeline", fields, FIELDS)
     retries = fields.get("max_retries", 0)
     whole = isinstance(retries, int) and not isinstance(retries, bool)
@@ -388,7 +389,7 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked_sources(fields: Mapping[str, Any]) -> list[str]:
-    """Return the names of the pipelines that trigger one that is said to be so."""
+    """Check `triggered_by`, and return the names in it."""
     names = fields.get("triggered_by") or ()
     if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
         raise CommandError("triggered_by is a list of names of pipelines")
@@ -396,7 +397,7 @@ def _checked_sources(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _checked_command(fields: Mapping[str, Any]) -> Command | None:
-    """Return what the pipeline runs; its script, where it has one, instead of the argv."""
+    """Return the command that a pipeline stores; its script, if any, replaces the argv later."""
     options = {name: fields[name] for name in ("cwd", "env") if fields.get(name) is not None}
     command, script = fields.get("command"), fields.get("script")
     if isinstance(command, Command):
@@ -406,18 +407,18 @@ def _checked_command(fields: Mapping[str, Any]) -> Command | None:
     else:
         made = None if script is None else Command(script, shell=True, **options)
     if made is not None and script is not None:
-        replace(made, argv=script, shell=True)  # as it will be run: checked now
-        checked_text(script, "script")  # it is stored as it is, and a command in JSON
+        replace(made, argv=script, shell=True)  # check it now in the form that will run
+        checked_text(script, "script")  # it is stored as text, not in JSON like a command
     return made
 
 
 def _next_tick(fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
-    """Return the columns that say when a pipeline runs next."""
+    """Return the columns for the next tick of a pipeline."""
     expression, time_zone = fields.get("schedule"), fields.get("time_zone")
     nothing: dict[str, int | None] = {"next_tick": None, "tick_offset": None}
     if expression is None and time_zone is None:
         return nothing
-    # A time zone that waits for its schedule is looked up now, too.
+    # Check a time zone even if there is no schedule yet.
     schedule = Schedule(
         "@daily" if expression is None else expression, "UTC" if time_zone is None else time_zone
     )
@@ -428,7 +429,7 @@ def _next_tick(fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
 
 
 def _next_tick_behind(row: Row[Any], fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
-    """Return them for a stored pipeline that is said to run so from now on."""
+    """Return the columns for the next tick of a stored pipeline after its fields changed."""
     found = _next_tick(fields, now)
     tick = found["next_tick"]
     if tick is None or row.next_tick is None:
@@ -436,12 +437,12 @@ def _next_tick_behind(row: Row[Any], fields: Mapping[str, Any], now: int) -> dic
     before = row.schedule, row.time_zone or "UTC"
     if (fields["schedule"], fields["time_zone"] or "UTC") != before or tick < row.next_tick:
         return found
-    # The same once more: what has come meanwhile, and nobody took, is not left out.
+    # The schedule is unchanged: keep the stored tick, or one that is already due would be lost.
     return {}
 
 
 def _checked_late(seconds: Any) -> float | None:
-    """Return how late a tick may be and still count; None: the default."""
+    """Check `late_after`, and return it in seconds; None: the default."""
     if seconds is None:
         return None
     try:

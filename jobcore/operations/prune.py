@@ -18,19 +18,19 @@ from jobcore.storage import retention
 from jobcore.storage.database import Database
 from jobcore.storage.retention import Expired
 
-#: Jobs that are looked at in one read transaction. Few expire in most of them, and
-#: a reader that stays for long keeps the write-ahead log from being truncated.
+#: Jobs examined in one read transaction. It is limited because most of them may stay, and a
+#: long read transaction keeps the write-ahead log from being truncated.
 LOOKED_AT = 20_000
 
 
 class Pruner:
     """
-    Removes what retention lets go.
+    Removes expired jobs.
 
     Args:
-        database: Where the jobs are.
-        remover: Removes what is marked.
-        clock: Tells when.
+        database: Where the jobs are stored.
+        remover: Removes jobs that are marked as deleted.
+        clock: Tells the time.
     """
 
     def __init__(self, database: Database, remover: Remover, clock: Clock) -> None:
@@ -48,17 +48,17 @@ class Pruner:
         keep: int | None,
     ) -> Expired:
         """
-        Say which jobs may go, once for all of a pruning: later ones are not among them.
+        Return the condition for expired jobs; jobs that end after this call do not meet it.
 
         Args:
-            age: Seconds since their end, at least.
-            statuses: Some of the final ones.
-            workspace_id: Only of this workspace.
-            pipeline_id: Only of this pipeline.
-            keep: The newest this many of these stay; None: none stays for being new.
+            age: The least seconds since their end.
+            statuses: Final statuses.
+            workspace_id: Only jobs of this workspace.
+            pipeline_id: Only jobs of this pipeline.
+            keep: Keep this many of the newest matching jobs; None: keep none.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
         """
         ended_by = self._clock.now() - round(age * 1e6)
         with self._database.read() as connection:
@@ -72,10 +72,10 @@ class Pruner:
 
     def prune(self, expired: Expired) -> int:
         """
-        Remove the jobs with their logs, history and results; return how many this call removed.
+        Remove the jobs with their logs, histories and results; return how many this call removed.
 
-        A job is marked first, which hides it, and then removed, as by a deletion:
-        where this process dies in between, a sweep finishes it.
+        Each job is first marked as deleted, which hides it, and then removed. If this process
+        dies in between, a sweep finishes the removal.
         """
         turns = Turns()
         count = 0
@@ -94,7 +94,7 @@ class Pruner:
                     marked = self._database.write(mark)
                 count += len(marked)
                 self._remover.remove_jobs(*marked, turns=turns)
-        if FINAL.issubset(expired.statuses):  # a record of a skipped run has no status
+        if FINAL.issubset(expired.statuses):  # a skip has no status, so no filter can select it
             self._remove_skips(expired, turns)
         if count:
             telemetry.event(logging.INFO, "jobs pruned", count=count)
@@ -111,10 +111,10 @@ class Pruner:
 
     def preview(self, expired: Expired, failed: Callable[[int, Exception], None]) -> list[Row[Any]]:
         """
-        Return the jobs that `prune` would remove now, oldest first; nothing is changed.
+        Return the jobs that `prune` would remove now, oldest first, without changing anything.
 
         Args:
-            failed: Called with the number of each that cannot be read, and the reason.
+            failed: Called with the number of each job that cannot be read, and the error.
         """
         found: list[Row[Any]] = []
         for after, up_to in self._windows():
@@ -129,7 +129,7 @@ class Pruner:
             newest = retention.newest(connection)
         after = 0
         while after < newest:
-            # From job to job, not from number to number: a damaged one may be far away.
+            # Begin at the next job, not at the next number: a damaged number may be far away.
             with self._database.read() as connection:
                 oldest = retention.oldest_after(connection, after)
             if oldest is None or not after < oldest <= newest:

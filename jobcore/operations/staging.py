@@ -1,7 +1,8 @@
 """
-Creates very many jobs at once without keeping other writers waiting.
+Creates very many jobs at once without blocking other writers for long.
 
-They are written as a batch, some at a time, and published together.
+The jobs of a batch are written in several short transactions, hidden, and then published
+together in one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jobcore.operations.lookup import require_workspace
 from jobcore.storage import batches, store
 from jobcore.storage.database import Database
 
-#: Jobs, or characters of their commands, that are staged in one transaction: some 50 ms.
+#: The most jobs, and characters of their commands, per transaction; it takes about 50 ms.
 STAGED_AT_ONCE = 1000
 STAGED_TEXT = 2**20
 
@@ -31,17 +32,17 @@ ABANDONED = (
     "none was created"
 )
 
-#: Owner and number of the batches that calls in this process could not remove.
+#: Owner and id of the batches that failed in this process and could not be removed.
 _LEFT: set[tuple[str, int]] = set()
 
 
 class Staging:
     """
-    Makes batches of jobs.
+    Creates batches of jobs.
 
     Args:
-        database: Where.
-        ownership: Names this process, so that others see whether it lives.
+        database: Where they are stored.
+        ownership: Names this process, so that others can tell whether it is alive.
     """
 
     def __init__(self, database: Database, ownership: Ownership) -> None:
@@ -57,16 +58,16 @@ class Staging:
         about: str,
     ) -> list[Row[Any]]:
         """
-        Make QUEUED jobs, all of them or none, durably.
+        Create QUEUED jobs durably: all of them, or none.
 
         Args:
-            jobs: The columns of each.
-            common: Returns the columns that are the same for all, the workspace among them.
-            now: When they are created.
-            about: Which ones they are, for what an exception that interrupts the call says.
+            jobs: The columns of each job.
+            common: Returns the columns that are the same for all, including the workspace.
+            now: The time of their creation.
+            about: Words for these jobs, for an exception that interrupts the call.
 
         Raises:
-            WorkspaceNotFound: There is no such one, or not any more.
+            WorkspaceNotFound: The workspace does not exist, or was deleted meanwhile.
         """
         owner = self._ownership.claim()
         self._remove_left(owner)
@@ -74,12 +75,12 @@ class Staging:
         begun: list[batches.Batch] = []
 
         def begin(connection: Connection) -> tuple[batches.Batch, dict[str, Any]]:
-            # The first job goes with it: something refers to the environment then.
+            # Write the first job too, so that the environment is referenced from the start.
             same = common(connection)
             batch = batches.begin(connection, len(jobs), owner)
             first = store.new_job(now=now, number=batch.first, **{**jobs[0], **same})
             batches.stage(connection, [first])
-            begun.append(batch)  # here, for an interrupt may keep the caller from hearing of it
+            begun.append(batch)  # not after the write: an interrupt may keep it from returning
             return batch, same
 
         try:
@@ -92,8 +93,8 @@ class Staging:
                 with turns.take():
                     self._database.write(
                         partial(_stage_some, batch=batch, rows=rows[start:end]),
-                        # The last one makes all of them so: the transaction that publishes
-                        # them has little to bring to the disk then.
+                        # The last step makes all of them durable, so that the transaction
+                        # that publishes them has little to sync.
                         durable=end == len(rows),
                     )
             self._database.write(
@@ -104,7 +105,7 @@ class Staging:
             _LEFT.update((owner, one.id) for one in begun)
             try:
                 self._remove_left(owner)
-            except StoreError as error:  # the next call tries again, or the next manager
+            except StoreError as error:  # the next call or the next manager tries again
                 telemetry.event(logging.WARNING, "batch not removed", error=str(error))
             raise
         return self._read(batch)
@@ -114,7 +115,7 @@ class Staging:
         Remove the batches of processes that have died.
 
         Args:
-            everything: Come to an end. Else do a little, so that jobs can start meanwhile.
+            everything: Remove all of them. If false, do one step, so that jobs can start.
         """
         with self._database.read() as connection:
             found = batches.find_open(connection)
@@ -132,13 +133,13 @@ class Staging:
             with self._database.read() as connection:
                 some = batches.jobs_of(connection, batch, after, STAGED_AT_ONCE)
             if not some:
-                break  # some were deleted already
+                break  # the rest has been deleted already
             found += some
             after = some[-1].number
         return found
 
     def _remove_left(self, owner: str) -> None:
-        """Remove what this process has begun and could not remove when it failed."""
+        """Remove the failed batches of this process that could not be removed before."""
         left = {number for of, number in _LEFT.copy() if of == owner}
         if not left:
             return
@@ -150,7 +151,7 @@ class Staging:
         _LEFT.difference_update((owner, number) for number in left)
 
     def _remove(self, batch: batches.Batch, *, everything: bool = True) -> None:
-        """Remove a batch that is not published; one that is stays."""
+        """Remove a batch, unless it has been published."""
         turns = Turns()
         remove = partial(batches.remove_some, of=batch, limit=STAGED_AT_ONCE)
         while True:
@@ -176,7 +177,7 @@ def _publish(connection: Connection, batch: batches.Batch, workspace_id: UUID, n
 
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
-    """Yield where each step begins and ends: none has too many jobs, or too much text."""
+    """Yield the bounds of each step, so that none has too many jobs or too much text."""
     start = text = 0
     for end, row in enumerate(rows):
         text += len(row["command"] or "")

@@ -1,4 +1,4 @@
-"""Checks what callers submit, and creates jobs of it."""
+"""Checks what callers submit, and creates the jobs."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from jobcore.operations.staging import Staging
 from jobcore.storage import environments, store, transitions
 from jobcore.storage.database import Database
 
-#: What can be run: a `Command`, or a list of words.
+#: What callers pass as a command: a `Command`, or a list of words.
 Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
 
-#: Bytes of a caller's own JSON: facts about a job, not its payload.
+#: The most bytes of a caller's own JSON: it is for facts about a job, not for payload.
 DATA_BYTES = 64 * 1024
 
-#: Jobs of one call that are made in one transaction; more are staged.
+#: The most jobs of one call that are written in one transaction; more are staged.
 STAGED_FROM = 1000
 
 
 class Creator:
     """
-    Makes rows, each call in one transaction, unless it makes very many.
+    Creates jobs: each call in one transaction, unless there are very many.
 
     Args:
-        database: Where.
-        staging: Makes many jobs.
-        clock: Tells when.
-        ownership: Names this process, for the jobs that depend on it.
+        database: Where they are stored.
+        staging: Creates very many jobs.
+        clock: Tells the time.
+        ownership: Names this process as the owner of reserved and started jobs.
     """
 
     def __init__(
@@ -62,26 +62,26 @@ class Creator:
         started: bool = False,
     ) -> list[Row[Any]]:
         """
-        Make QUEUED jobs, all of them or none, durably.
+        Create QUEUED jobs durably: all of them, or none.
 
         Args:
-            jobs: The columns of each, checked.
-            environment: What they start with, as `environments.capture` returned it;
-                None: that of the worker.
+            jobs: The checked columns of each job.
+            environment: The environment of their commands, as `environments.capture`
+                returned it; None: that of the worker.
             reserved: Whether only this process may start them.
             started: Whether this process does them itself: they are RUNNING at once.
 
         Raises:
-            WorkspaceNotFound, PipelineNotFound: There is no such one.
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
-            CommandError: A type or a name is no text that can be stored.
+            CommandError: A type or a name is not text that can be stored.
         """
         for job in jobs:
             checked_text(job["type"], "type")
             if job.get("name") is not None:
                 checked_text(job["name"], "name")
         now = self._clock.now()
-        # Chosen here, so that an exception that interrupts the call can name the job.
+        # Choose the ids here, so that an exception that interrupts the call can name the job.
         identified = [{"id": uuid4(), **job} for job in jobs]
 
         def common(connection: Connection) -> dict[str, Any]:
@@ -90,7 +90,8 @@ class Creator:
             if environment is not None:
                 found["environment"] = environments.store(connection, environment)
             if reserved:
-                # Here, in the thread that writes: an interrupt leaves no lock half taken.
+                # Claim it here, in the writer's thread, where no interrupt can leave the lock
+                # half taken.
                 found["owner"] = self._ownership.claim()
             return found
 
@@ -119,7 +120,7 @@ def _start(connection: Connection, row: Row[Any], owner: str, now: int) -> Row[A
 
 
 def _named(ids: Sequence[UUID]) -> str:
-    """Return what a call that makes jobs is about."""
+    """Return words for the jobs of a call, for an exception that interrupts it."""
     if len(ids) == 1:
         return f"job {ids[0]}"
     return f"{len(ids)} jobs, all or none, the first of them {ids[0]}" if ids else "no job"
@@ -128,7 +129,7 @@ def _named(ids: Sequence[UUID]) -> str:
 def _place(
     connection: Connection, workspace_id: Id | None, pipeline_id: Id | None, now: int
 ) -> dict[str, UUID | None]:
-    """Return workspace and pipeline of a new job; a pipeline brings its workspace."""
+    """Return workspace and pipeline of a new job; a pipeline determines the workspace."""
     if pipeline_id is None:
         return {
             "workspace_id": place_in_workspace(connection, workspace_id, now),
@@ -136,16 +137,16 @@ def _place(
         }
     pipeline = require_pipeline(connection, pipeline_id)
     if workspace_id is not None and parse_id(workspace_id) != pipeline.workspace_id:
-        raise PipelineNotFound(pipeline_id)  # this workspace has no such pipeline
+        raise PipelineNotFound(pipeline_id)  # not in this workspace
     return {"workspace_id": pipeline.workspace_id, "pipeline_id": pipeline.id}
 
 
 def place_in_workspace(connection: Connection, workspace_id: Id | None, now: int) -> UUID:
     """
-    Return the id of the workspace, without an id that of the default one, made on first use.
+    Return the id of a workspace; without an id, of the default one, created on first use.
 
     Raises:
-        WorkspaceNotFound: There is no such one.
+        WorkspaceNotFound: No workspace has this id.
     """
     if workspace_id is None:
         return store.default_workspace(connection, now)
@@ -154,10 +155,10 @@ def place_in_workspace(connection: Connection, workspace_id: Id | None, now: int
 
 def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
     """
-    Return the command that a list of words and `options` make.
+    Return a `Command`, made from a list of words and `options` if necessary.
 
     Raises:
-        CommandError: It could never run, or a `Command` says all that already.
+        CommandError: It could never run, or `options` are given with a `Command`.
     """
     if isinstance(command, Command):
         if options:
@@ -174,9 +175,9 @@ def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -
     Return each of `commands`, checked.
 
     Raises:
-        CommandError: They are no list, or one could never run.
+        CommandError: `commands` is not a list, or one of them could never run.
     """
-    several: object = commands  # whatever its annotation says
+    several: object = commands  # callers may pass anything
     if not isinstance(several, Iterable):
         raise CommandError(f"commands is a list of commands, not {type(several).__name__}")
     return [checked_command(command, options) for command in commands]
@@ -184,7 +185,7 @@ def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -
 
 def checked_env_from(env_from: str) -> str:
     """
-    Return whose environment a job gets.
+    Check `env_from`, and return it.
 
     Raises:
         CommandError: It is neither "submitter" nor "worker".
@@ -196,14 +197,14 @@ def checked_env_from(env_from: str) -> str:
 
 def checked_moment(moment: datetime | None) -> int | None:
     """
-    Return the stored form of the moment before which a job is not to start.
+    Return `not_before` as it is stored, in microseconds since 1970.
 
     Raises:
-        CommandError: It is no datetime, or has no time zone.
+        CommandError: It is not a datetime, or has no time zone.
     """
     if moment is None:
         return None
-    said: object = moment  # whatever its annotation says
+    said: object = moment  # callers may pass anything
     if not isinstance(said, datetime):
         raise CommandError(f"not_before is a datetime, not {type(said).__name__}")
     if moment.utcoffset() is None:
@@ -216,10 +217,10 @@ def checked_moment(moment: datetime | None) -> int | None:
 
 def checked_text(text: object, what: str) -> str:
     """
-    Return `text`, if it can be stored.
+    Return `text` if it can be stored.
 
     Raises:
-        CommandError: It is no text, or holds what no encoding has.
+        CommandError: It is not text, or contains a lone surrogate.
     """
     if not isinstance(text, str):
         raise CommandError(f"{what} must be text, not {type(text).__name__}")
@@ -232,16 +233,16 @@ def checked_text(text: object, what: str) -> str:
 
 def checked_data(data: Any) -> Any:
     """
-    Return `data`, if it is JSON of up to `DATA_BYTES` that everybody can send on.
+    Return `data` if it is JSON of up to `DATA_BYTES` that any service can send on.
 
-    One job that cannot be made JSON again would be the end of each list that it is in.
+    A job with data that cannot be encoded again would break every list that contains it.
 
     Raises:
         CommandError: It is not.
     """
     try:
         text = json.dumps(data, allow_nan=False)
-        json.dumps(data, ensure_ascii=False).encode()  # no encoding has half a surrogate
+        json.dumps(data, ensure_ascii=False).encode()  # fails for a lone surrogate
         deep = text.count("{") + text.count(
             "["
         ) > structured_lines.DEEPEST and structured_lines.is_deep(json.loads(text))

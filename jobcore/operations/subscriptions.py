@@ -1,9 +1,9 @@
 """
-Tells subscribers, in a thread of its own, what this process did to jobs.
+Delivers the transitions that this process makes to subscribers, in a thread of its own.
 
-What a transaction did is read inside it, just before its commit: nothing that
-happens to the job afterwards, its deletion say, takes that away any more. After
-the commit it is put into a queue in memory, and whoever wrote goes on.
+The transitions of a transaction are read inside it, just before its commit, so nothing that
+happens to the job later, such as its deletion, can hide them. After the commit they go to a
+queue in memory, and the writer continues.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from jobcore.storage.database import Database
 from jobcore.storage.history import Entry, Filter
 from jobcore.storage.writer import Observer
 
-#: Seconds that `close` waits, in all, until subscribers were told what is committed.
+#: Seconds that `close` waits in all for the delivery of committed events.
 CLOSE_PATIENCE = 5.0
-#: More than a transaction can write.
+#: A limit larger than the number of transitions in any transaction.
 ALL = 2**31
 
 
 class Subscription:
-    """Who is told, of what."""
+    """A callback, and the filter of its events."""
 
     def __init__(self, callback: Callable[[Event], object], wanted: Filter) -> None:
         self.wanted = wanted
@@ -41,7 +41,7 @@ class Subscription:
         self._callback = callback
 
     def tell(self, event: Event) -> None:
-        """Call the callback, unless that was ended meanwhile; what it raises is its own matter."""
+        """Call the callback unless the subscription has ended; log what it raises."""
         if self.ended:
             return
         try:
@@ -58,44 +58,44 @@ class Subscription:
 
 class Notifier(Observer):
     """
-    Tells each transition that is committed through one database, once, in order.
+    Delivers each transition that is committed through one database, once and in order.
 
-    Any thread may call `subscribe`, `drain` and `close`, and what `subscribe`
-    returned; the callbacks are called by the thread, one after the other.
+    Any thread may call `subscribe`, `drain`, `close`, and the function that `subscribe`
+    returned. The notifier's thread calls the callbacks, one after the other.
 
     Args:
-        database: Whose transactions.
+        database: The database whose transactions to observe.
     """
 
-    _changing: Lock  # held over each change of the subscriptions
-    _told: Bell  # rung when the queue has become empty
+    _changing: Lock  # held during each change of the subscriptions
+    _told: Bell  # rung when the queue becomes empty
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._then: Callable[[], None] | None = None  # to be called when the thread has ended
         self._loop = Loop("jobcore-notifier", self._turn, self._end)
         self._subscriptions: tuple[Subscription, ...] = ()
-        self._deadline: float | None = None  # by the monotonic clock, once it is to close
+        self._deadline: float | None = None  # by the monotonic clock; set by `drain`
         self._start_afresh()
         GATE.watch(self)
 
     def _start_afresh(self) -> None:
         self._changing = Lock()
         self._told = Bell()
-        #: Each entry with those who had subscribed when it was committed.
+        #: Each entry with the subscriptions at the time of its commit.
         self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
         self._mark: int | None = None
         self._entries: list[Entry] = []
-        self._newest = 0  # the id of the last entry that was told
+        self._newest = 0  # the id of the last entry that was delivered
 
     # --- for other threads --------------------------------------------------------
 
     def subscribe(self, callback: Callable[[Event], object], wanted: Filter) -> Callable[[], None]:
         """
-        Have `callback` told of every transition that is committed after this returns.
+        Call `callback` for every transition that is committed after this returns.
 
         Returns:
-            What ends that; to call it again is harmless.
+            A function that ends the subscription; a second call is harmless.
         """
         subscription = Subscription(callback, wanted)
 
@@ -117,7 +117,7 @@ class Notifier(Observer):
         return end
 
     def drain(self) -> None:
-        """Wait until all that is committed was told; from the first call on, `CLOSE_PATIENCE`."""
+        """Wait for the delivery of committed events, `CLOSE_PATIENCE` from the first call on."""
         if self._deadline is None:
             self._deadline = time.monotonic() + CLOSE_PATIENCE
         if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
@@ -130,33 +130,33 @@ class Notifier(Observer):
         return self._loop.runs
 
     def leave(self, then: Callable[[], None]) -> None:
-        """Close without waiting, for a finalizer: tell what is committed, and call `then`."""
+        """Close without waiting, for a finalizer: deliver what is committed, then call `then`."""
         self._then = then
         self._loop.leave()
 
     def mute(self) -> None:
-        """Tell the subscribers of now nothing more, not even what is committed."""
+        """End all subscriptions; events that are committed but not delivered are dropped."""
         for subscription in self._subscriptions:
             subscription.ended = True
 
     def close(self) -> None:
-        """Tell what is still to be told, within that time, then nothing more. Again is harmless."""
+        """Deliver what is committed, as `drain` does, and end; a second call is harmless."""
         self.drain()
         self._loop.close(max((self._deadline or 0.0) - time.monotonic(), 0))
 
     # --- the transactions of this process -----------------------------------------
 
     def begun(self, connection: Connection) -> None:
-        """Note where the history ends."""
+        """Note the last id of the history at the beginning of a transaction."""
         self._entries = []
         try:
             self._mark = history.newest(connection)
-        except Exception as error:  # noqa: BLE001 - no job may fail by being looked at
+        except Exception as error:  # noqa: BLE001 - observing a job must not make it fail
             self._mark = None
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
     def ending(self, connection: Connection) -> None:
-        """Read what the transaction has appended to it; what a savepoint took back is not there."""
+        """Read what the transaction appended to the history, without rolled-back savepoints."""
         if self._mark is None:
             return
         try:
@@ -165,26 +165,26 @@ class Notifier(Observer):
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 
     def committed(self) -> None:
-        """Have the thread tell it."""
+        """Queue the entries for the thread."""
         if self._entries:
             subscriptions = self._subscriptions
-            # Some twice, if a Ctrl-C has it done again: the thread tells each once, by its id.
+            # If Ctrl-C makes this run twice, entries are queued twice; their ids tell them apart.
             self._queue.extend([(entry, subscriptions) for entry in self._entries])
             try:
                 self._loop.start()  # in a forked child for the first time
             except SpawnError as error:
-                # What is committed stands. It is told with the next events that there are.
+                # The commit stands. The events are delivered together with later ones.
                 telemetry.event(logging.ERROR, "events delayed", error=str(error))
             self._loop.ring()
             self._entries = []
 
     @property
     def in_doubt(self) -> bool:
-        """Whether there are entries of which nobody knows yet that they are committed."""
+        """Whether there are entries that may or may not have been committed."""
         return bool(self._entries)
 
     def interrupted(self, connection: Connection) -> None:
-        """Have the thread tell the entries, if the file has them: it has all of them, or none."""
+        """Queue the entries if the file has them; it has all of them, or none."""
         first, count = self._entries[0].id, len(self._entries)
         there = {
             _as_written(entry) for entry in history.entries_after(connection, first - 1, count)
@@ -196,13 +196,13 @@ class Notifier(Observer):
     # --- the fork of the host -----------------------------------------------------
 
     def before_fork(self) -> None:
-        """Do nothing: the database keeps a fork out of transactions."""
+        """Do nothing: the database allows no fork during a transaction."""
 
     def after_fork_in_parent(self) -> None:
         """Do nothing: nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
-        """Leave the thread, and what it is to tell, to the parent; keep the subscriptions."""
+        """Leave the thread and its queue to the parent; keep the subscriptions."""
         self._loop.forget()
         self._start_afresh()
 
@@ -229,7 +229,7 @@ class Notifier(Observer):
                     self._newest = entry.id
                     self._tell(entry, subscriptions)
             finally:
-                queue.popleft()  # only now, so that an empty queue says that all was told
+                queue.popleft()  # only now, so that an empty queue means that all are delivered
         if queue:
             telemetry.event(logging.WARNING, "events not told", events=len(queue))
             queue.clear()
@@ -252,10 +252,10 @@ class Notifier(Observer):
 
 
 def _leave_out(event_id: int, error: Exception) -> None:
-    """Log an event that cannot be read: the others are told all the same."""
+    """Log an event that cannot be read; the others are still delivered."""
     telemetry.event(logging.WARNING, "event left out", event_id=event_id, error=str(error))
 
 
 def _as_written(entry: Entry) -> Entry:
-    """Return an entry without what happens to its job later."""
+    """Return an entry as it was written, without the mark of a later deletion."""
     return entry._replace(hidden=0)

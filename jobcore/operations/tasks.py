@@ -1,4 +1,4 @@
-"""A job that the host does itself, as the body of a `with` block."""
+"""`Task`: a job that the host does itself, as the body of a `with` block."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Answer = TypeVar("Answer")
 
 class _Block:
     """
-    What a task does at the beginning and the end of its block.
+    The beginning and the end of a task's block.
 
     Args:
         begin: Starts the job, and returns it.
-        bookkeeper: Writes what the body says.
+        bookkeeper: Writes log lines, progress and the end.
         awaiter: Waits for a stop, in an event loop.
     """
 
@@ -41,7 +41,7 @@ class _Block:
         self._bookkeeper = bookkeeper
         self._awaiter = awaiter
         self._job: Job | None = None
-        self._pid = 0  # of the process that began
+        self._pid = 0  # of the process that entered the block
         self._result: Any = None
         self._encoded: tuple[str, bytes] | None = None
         self._interruption: Interruption | None = None
@@ -57,11 +57,11 @@ class _Block:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the job as the body has ended."""
+        """End the job as COMPLETE, or as ERROR if the body raised."""
         self._end(error)
 
     async def __aenter__(self) -> Self:
-        """Start the job, and watch for its stop."""
+        """Start the job, and watch for a stop."""
         _, cancelled = await in_thread_to_its_end(self._start)
         if cancelled is not None:  # the body does not begin
             await in_thread_to_its_end(self._end, cancelled)
@@ -76,10 +76,10 @@ class _Block:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the job as the body has ended."""
+        """End the job as COMPLETE, or as ERROR if the body raised."""
         assert self._interruption is not None  # noqa: S101 - for the type checker alone
         if await self._interruption.end(error):
-            await in_thread_to_its_end(self._check)  # raises Stopped: that is why it was cancelled
+            await in_thread_to_its_end(self._check)  # the job is over, so this raises Stopped
         _, cancelled = await in_thread_to_its_end(self._end, error)
         if cancelled is not None and not isinstance(error, type(cancelled)):
             raise cancelled
@@ -105,16 +105,16 @@ class _Block:
 
     def _end(self, error: BaseException | None) -> None:
         if os.getpid() != self._pid:
-            return  # a child that was forked in the body leaves it, too: the job goes on
+            return  # a child forked in the body leaves the block too, but must not end the job
         if error is None:
             self._while_running(self._finish, 0)
             return
         try:
             self._while_running(self._finish, 1, _lines_of(error))
         except (StoreError, Stopped) as unrecorded:
-            # `Stopped` may also be that of another task in the body.
+            # The body may also have raised the `Stopped` of another task.
             if not (isinstance(error, Stopped) and error.job_id == self._running.id):
-                # What the body raised is the one to tell.
+                # Only log this error: the caller should see the one that the body raised.
                 telemetry.event(
                     logging.ERROR, "end of a task not recorded", job=str(self._running.id),
                     error=str(unrecorded),
@@ -147,18 +147,17 @@ class Task(_Block):
     """
     A job whose work is the body of a `with` or `async with` block; see `JobManager.task`.
 
-    The job is RUNNING in the body. At the end of the body it becomes COMPLETE. Where
-    the body ends with an exception it becomes ERROR with exit code 1, the traceback is
-    the end of its log, and the exception goes on. This process owns the job: if it
-    ends first, the job is `lost`.
+    The job is RUNNING during the body and COMPLETE after it. If the body raises an
+    exception, the job becomes ERROR with exit code 1, its log ends with the traceback, and
+    the exception is re-raised. This process owns the job: if it ends first, the job is
+    `lost`.
 
-    Where the job is stopped, cancelled, deleted, or finished by another process, `Stopped`
-    is raised in the body: by the next `log`, `progress` or `check`, or at the latest at
-    the end of the block. In `async with` the body is cancelled, too, within about a
-    quarter of a second, and the block then raises `Stopped` instead of the
-    cancellation. The job stays as it is.
+    If the job is stopped, cancelled, deleted, or finished by another process, the next
+    `log`, `progress` or `check` raises `Stopped`, and otherwise the end of the block does. In
+    `async with`, the body is also cancelled within about a quarter of a second, and the block
+    then raises `Stopped` instead of the cancellation. The job's status is not changed.
 
-    An object is for one block. Its methods may be called from any thread.
+    Use an object for one block only. Its methods can be called from any thread.
     """
 
     @property
@@ -174,9 +173,10 @@ class Task(_Block):
     @property
     def result(self) -> Any:
         """
-        What `JobManager.result` returns once the job is COMPLETE; set it in the body.
+        The value that `JobManager.result` returns once the job is COMPLETE; set it in the body.
 
-        It is stored as it is when it is set: as JSON where that is exact, else pickled.
+        It is encoded when it is set, so later changes have no effect: as JSON if that is
+        exact, else pickled.
 
         Raises:
             ArgumentError: It cannot be stored, or is larger than 4 MiB; when it is set.
@@ -198,7 +198,7 @@ class Task(_Block):
         Append lines to the job's log, as `JobManager.append_log` does.
 
         Args:
-            lines: Text, or bytes as they are.
+            lines: Texts, or bytes, which are stored unchanged.
 
         Returns:
             How many lines the log then has.
@@ -211,22 +211,22 @@ class Task(_Block):
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """
-        Say how far the job is, as `JobManager.report_progress` does.
+        Store the job's progress, as `JobManager.report_progress` does.
 
         Args:
-            done: How much is done, in whatever you count; 0 or more.
-            total: Of how much; None: not known.
+            done: How much is done, in any unit; 0 or more.
+            total: How much there is to do, in the same unit; None: not known.
             message: One line for people.
 
         Raises:
             Stopped: The job is over.
-            ArgumentError: A number is negative or not finite, or the message is no text.
+            ArgumentError: A number is negative or not finite, or `message` is not text.
         """
         self._while_running(self._bookkeeper.report, *checked_progress(done, total, message))
 
     def check(self) -> None:
         """
-        Return if the job is still RUNNING; it writes nothing.
+        Return if the job is still RUNNING, without writing anything.
 
         Raises:
             Stopped: The job is over.

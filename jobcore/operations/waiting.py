@@ -1,9 +1,9 @@
 """
 Waits for jobs, and reads their logs while they grow.
 
-It wakes when there was a commit and reads tables only then. Between commits it
-looks at the job's directory alone, and whoever looks also brings in what is
-there, so nobody else needs to be alive.
+A waiter wakes when there was a commit, and reads the tables only then. Between commits it
+looks only into the job directory, and imports what it finds there. So it works even if no
+other manager is alive.
 """
 
 from __future__ import annotations
@@ -29,37 +29,38 @@ from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
 
-#: Seconds between two looks into a job's directory: for its lines, and for its end alone.
+#: Seconds between two looks into a job directory: to follow lines, and to wait for the end.
 FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
-#: Seconds for which what could not be brought in is left to others.
+#: Seconds before the next look if an import did not succeed, so that another process can do it.
 BACK_OFF = 0.25
-#: Seconds that a manager which runs jobs has to settle one of another directory as lost.
+#: Seconds to wait for a manager to settle a job of another directory as lost.
 COPIED_PATIENCE = 5.0
-#: Seconds that it has to end what a dead supervisor left running; then a waiter does that.
+#: Seconds to wait for a manager to kill what a dead supervisor left running; then the waiter
+#: does that itself.
 LEFT_PATIENCE = 5.0
-#: Segments without a piece of the last lines, after which no more pieces are looked for.
+#: The search for pieces of the last lines ends after this many segments without one.
 FEW_SEGMENTS = 64
-#: Seconds after which another thread looks for all that wait for a job, if the one that does
-#: has said nothing for so long.
+#: Seconds of the lease of a thread that looks for all waiters of a job. If it does not renew
+#: the lease, another thread takes over.
 LEASE = 0.25
-#: Seconds for which an event loop trusts what a thread has seen of commits, and between two
-#: looks of a thread that looks for others.
+#: Seconds for which an event loop trusts the file version that a thread has seen last, and the
+#: longest pause of a thread that looks for others.
 TRUST = LOOK_LONGEST / 2
 
 
-#: What a drain says that took too long.
+#: The text of the WaitTimeout of a drain.
 NOT_DRAINED = "jobs were still queued or running"
 
 
 class Sighting(NamedTuple):
     """
-    A job's row as it was read once.
+    A job's row as it was read.
 
     Attributes:
         run: The job; None: it is gone.
-        seen: The version of the file; the row is this version's, or a later one's.
-            -1, which no version is: nothing was read yet.
-        damage: Why the row cannot be read, else None.
+        seen: The version of the file before the read; the row is of this version or a later
+            one. -1: nothing was read yet.
+        damage: Why the row cannot be read, or None.
     """
 
     run: Run | None = None
@@ -69,19 +70,19 @@ class Sighting(NamedTuple):
 
 class Sight:
     """
-    What this process sees of a job that somebody waits for; all who wait for it share it.
+    What this process knows of a job that is waited for; all waiters of the job share it.
 
-    So one of them looks for all, into the directory and, when there was a
-    commit, at the rows of all jobs that anybody waits for.
+    Therefore one waiter looks for all of them: into the directory, and after a commit at the
+    rows of all jobs that are waited for.
 
     Attributes:
-        last: What was read last. One value, replaced as a whole: a thread that read the
-            row and the version one after the other could take the row of one commit for
-            that of the next, and wait for ever.
-        visited: When its directory was last looked into, by the monotonic clock.
-        copied_since: Since when it is known to be a job of another directory, else None.
-        dead_since: Since when its supervisor is known to be dead, else None.
-        unfinished: What its directory had of unfinished lines at the last visit.
+        last: The last row that was read. It is one value, replaced as a whole: a thread that
+            read row and version separately could take the row of one commit for that of the
+            next, and wait for ever.
+        visited: When the job directory was last visited, by the monotonic clock.
+        copied_since: Since when it is known to be a job of another directory, or None.
+        dead_since: Since when its supervisor is known to be dead, or None.
+        unfinished: The unfinished lines in its directory at the last visit.
     """
 
     __slots__ = (
@@ -96,20 +97,20 @@ class Sight:
         self.copied_since: float | None = None
         self.dead_since: float | None = None
         self.unfinished: Unfinished | None = None
-        #: By what a thread looks for, which does so for all others, and until when.
+        #: By kind of look: the thread that looks for all others, and until when.
         self._lookers: dict[object, tuple[object, float]] = {}
 
     def look_for_all(self, what: object, who: object) -> float:
-        """Have `who` look from now on: return 0; or the seconds for which another one does."""
+        """Let `who` look for all and return 0; or return for how many seconds another does."""
         looker, until = self._lookers.get(what, (None, 0.0))
         now = time.monotonic()
         if looker is not who and now < until:
             return until - now
-        self._lookers[what] = who, now + LEASE  # two that do so at once both look
+        self._lookers[what] = who, now + LEASE  # if two do this at once, both look: harmless
         return 0.0
 
     def is_left_by(self, what: object, who: object) -> bool:
-        """Have `who` look no more; tell whether it did."""
+        """Release the lease of `who`; tell whether it had it."""
         looks = self._lookers.get(what, (None, 0.0))[0] is who
         if looks:
             self._lookers.pop(what, None)
@@ -118,19 +119,19 @@ class Sight:
 
 class Cursor(NamedTuple):
     """
-    Where somebody who waits for a job stands; each step returns the next one.
+    The position of a waiter; each step returns the next one. Immutable.
 
-    It is a value, so a step whose answer nobody took has lost nothing.
+    So a step that is cancelled, whose result is dropped, loses nothing.
 
     Attributes:
-        run: The job as its waiter last saw it.
-        sight: Where he sees what has become of it.
-        interval: Seconds between two looks into its directory.
-        sequence: The line to be read next.
+        run: The job as the waiter last saw it.
+        sight: What this process knows of the job; shared by all its waiters.
+        interval: Seconds between two looks into the job directory.
+        sequence: The next line to read.
         seen: The version of the file that `run` is from.
         pause: Seconds until the next look for commits; it grows while nothing happens.
-        vain: Whether there were commits since, and they were others' affairs.
-        shown: The unfinished lines that its waiter has got; None: it wants none.
+        vain: Whether the last commits did not change the job.
+        shown: The unfinished lines that the waiter has received; None: it wants none.
     """
 
     run: Run
@@ -144,19 +145,19 @@ class Cursor(NamedTuple):
 
     @property
     def behind(self) -> bool:
-        """Whether there are lines to be read."""
+        """Whether there are lines to read."""
         return self.sequence < self.run.next_sequence
 
     @property
     def due(self) -> bool:
-        """Whether it is time to look at its files: a job without a process or an owner has none."""
+        """Whether to look at the job's files now; a job without process and owner has none."""
         has_files = self.run.supervised or self.run.owned
         return has_files and time.monotonic() >= self.sight.visited + self.interval
 
     def unfinished(self) -> tuple[tuple[LogLine, ...], Cursor]:
         """Return the unfinished lines that are new, and the cursor with them shown."""
         there = self.sight.unfinished
-        # Not before lines that were numbered first, nor behind those that it may be a part of.
+        # Not before numbered lines that precede them, nor after those that may contain them.
         if self.shown is None or there is None or not there.first <= self.sequence <= there.behind:
             return (), self
         new = tuple(line for line in there.lines if line not in self.shown)
@@ -164,21 +165,21 @@ class Cursor(NamedTuple):
 
     @property
     def what(self) -> tuple[float, bool]:
-        """What is looked for, and how often: who looks for less sees nothing for the others."""
+        """The kind of look. A waiter can look only for others that look for the same, as often."""
         return self.interval, self.shown is not None
 
     @property
     def has_news(self) -> bool:
-        """Whether there is something in sight that its waiter has not seen."""
+        """Whether `sight` has something that the waiter has not seen."""
         return self.sight.last.seen != self.seen or bool(self.unfinished()[0])
 
     def moved(self) -> Cursor:
         """
-        Return the cursor with what is in sight.
+        Return the cursor updated from `sight`.
 
         Raises:
-            JobDeleted: The job is gone, or is being deleted by somebody else.
-            DatabaseCorrupt: The row holds what was never written.
+            JobDeleted: The job is gone, or another caller is deleting it.
+            DatabaseCorrupt: The row holds an invalid value.
         """
         last = self.sight.last
         if last.seen == self.seen:
@@ -191,51 +192,51 @@ class Cursor(NamedTuple):
         return self._replace(run=run, seen=seen, vain=False, pause=LOOK_FIRST)
 
     def in_words(self) -> str:
-        """Return what is so of the job, for whoever can wait no longer."""
+        """Return the state of the job in words, for a WaitTimeout."""
         return f"job {self.run.id} is {self.run.status}"
 
 
 class Follower:
     """
-    Reads and waits.
+    Waits for jobs and reads their logs.
 
-    All waiting, in threads and in event loops, is made of the steps `refresh`,
-    `visit` and `read`; each blocks for no longer than a few transactions do.
+    All waiting, in threads and in event loops, uses the steps `refresh`, `visit` and `read`.
+    Each blocks no longer than a few transactions.
 
     Args:
-        database: Where jobs and lines are.
+        database: Where jobs and lines are stored.
         recovery: Brings them up to date.
     """
 
     def __init__(self, database: Database, recovery: Recovery) -> None:
         self._database = database
         self._recovery = recovery
-        #: By job number; each is gone with the last of those who wait for it.
+        #: By job number; an entry disappears with the last waiter of the job.
         self._sights: weakref.WeakValueDictionary[int, Sight] = weakref.WeakValueDictionary()
-        self._news = Bell()  # for threads that leave it to another one to look
+        self._news = Bell()  # for threads that let another thread look
 
     # --- the steps ----------------------------------------------------------------
 
     def waiting(self, run: Run) -> Cursor:
-        """Return the cursor of somebody who waits for the job's end."""
+        """Return the cursor of a waiter for the job's end."""
         return Cursor(run, self._sights.setdefault(run.number, Sight(run.number)), WAIT_PAUSE)
 
     def following(self, run: Run, sequence: int, *, unfinished: bool = False) -> Cursor:
-        """Return the cursor of somebody who reads its lines from `sequence` on."""
+        """Return the cursor of a reader of its lines from `sequence` on."""
         sight = self._sights.setdefault(run.number, Sight(run.number))
         return Cursor(run, sight, FOLLOW_PAUSE, sequence, shown=() if unfinished else None)
 
     def is_stale(self, cursor: Cursor) -> bool:
-        """Tell, without any lock or file, whether there may have been a commit since the sight."""
+        """Tell, without locks or I/O, whether there may have been a commit since the last look."""
         return cursor.sight.last.seen != self._database.known_version(TRUST)
 
     def refresh(self, cursor: Cursor) -> None:
-        """If there was a commit, read the rows of all jobs in sight."""
+        """If there was a commit, read the rows of all jobs that are waited for."""
         version = self._database.version(LOOK_FIRST)
         if cursor.sight.last.seen == version:
             return
-        # The references in one go: another thread may add one meanwhile. The cursor's own
-        # sight is not among them if two threads began to wait for the job at once.
+        # Copy the references at once, because another thread may add one. The cursor's own
+        # sight may be missing there, if two threads began to wait for the job at once.
         shared = (reference() for reference in self._sights.valuerefs())
         sights = {cursor.sight, *(sight for sight in shared if sight is not None)}
         with self._database.read() as connection:
@@ -246,11 +247,11 @@ class Follower:
 
     def visit(self, cursor: Cursor) -> Cursor:
         """
-        Look into the job's directory, bring in what is new there, and return the cursor with it.
+        Look into the job directory, import what is new there, and return the updated cursor.
 
         Raises:
-            JobDeleted: The job was deleted in between.
-            DatabaseGone: The directory of the job directories is gone, so nothing would come.
+            JobDeleted: The job was deleted meanwhile.
+            DatabaseGone: The directory of all job directories is gone, so nothing can come.
             StoreMismatch: The job was started in another directory, and no manager settles it.
         """
         run = cursor.run
@@ -261,7 +262,7 @@ class Follower:
         unfinished = None
         if cursor.shown is None:
             has_news = self._recovery.has_news(run)
-        else:  # before the import: what is numbered by then is seen there
+        else:  # before the import, which may number these lines: `_standing` then removes them
             unfinished, has_news = self._recovery.look(run)
         fresh = run
         if has_news:
@@ -274,11 +275,11 @@ class Follower:
             cursor.sight.unfinished = standing
             if standing != before:
                 self._news.ring()
-        # The version stays the one seen: behind this commit there may be another one.
+        # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)
 
     def _is_left(self, cursor: Cursor) -> bool:
-        """Tell whether the supervisor is dead and no manager has ended what it left in time."""
+        """Tell whether the supervisor is dead, and managers had time to end what it left."""
         sight, now = cursor.sight, time.monotonic()
         if not self._recovery.is_dead(cursor.run):
             sight.dead_since = None
@@ -288,7 +289,7 @@ class Follower:
         return now - sight.dead_since > LEFT_PATIENCE
 
     def _require_here(self, cursor: Cursor) -> None:
-        """Refuse to wait long for a job of another directory: nothing of it comes to this one."""
+        """Refuse to wait long for a job of another directory, whose output never comes here."""
         run, sight, now = cursor.run, cursor.sight, time.monotonic()
         if not run.supervised or self._recovery.is_here(run):
             sight.copied_since = None
@@ -302,17 +303,17 @@ class Follower:
 
     def read(self, cursor: Cursor) -> tuple[Sequence[Row[Any]], Cursor]:
         """
-        Return a few segments from the cursor's line on, and the cursor behind them.
+        Return a few segments from the cursor's line on, and the cursor after them.
 
         Raises:
-            JobDeleted: The job was deleted in between.
+            JobDeleted: The job was deleted meanwhile.
         """
         with self._database.read() as connection:
             run = require(cursor.run, transitions.find(connection, cursor.run.number))
             segments = log_segments.segments_from(connection, run.number, cursor.sequence)
         end = log_segments.end_of(segments[-1]) if segments else 0
         if end <= cursor.sequence:
-            end = run.next_sequence  # a damaged file: nobody is to wait for lines that are lost
+            end = run.next_sequence  # the file is damaged: do not wait for lines that are lost
         return segments, cursor._replace(run=run, sequence=end)
 
     # --- in the caller's thread -----------------------------------------------------
@@ -321,15 +322,15 @@ class Follower:
         self, run: Run, sequence: int, limit: int | None, unfinished: Unfinished | None = None
     ) -> Iterator[LogLine]:
         """
-        Return an iterator of so many lines from `sequence` on, as far as they are stored.
+        Return an iterator of the stored lines from `sequence` on.
 
         Args:
-            limit: How many; None: all.
-            unfinished: What was there before `run` was brought up to date. It is the end, as
-                far as `run` has no lines after it.
+            limit: Most lines to return; None: all.
+            unfinished: The unfinished lines from before `run` was brought up to date. They
+                come last, unless they have become numbered lines of `run`.
 
         Raises:
-            JobDeleted: The job was deleted in between.
+            JobDeleted: The job was deleted meanwhile.
         """
         there = max(run.next_sequence - sequence, 0)
         most = there if limit is None else min(there, limit)
@@ -347,7 +348,7 @@ class Follower:
             unfinished: As for `lines`.
 
         Raises:
-            JobDeleted: The job was deleted in between.
+            JobDeleted: The job was deleted meanwhile.
         """
         end = self._end_of(run, unfinished)[-count:] if count else ()
         streams = [line.stream for line in end]
@@ -365,20 +366,20 @@ class Follower:
         return itertools.chain(numbered if pieces else lines, end)
 
     def _end_of(self, run: Run, unfinished: Unfinished | None) -> tuple[LogLine, ...]:
-        """Return the unfinished lines with which the log of a job ends now."""
+        """Return the unfinished lines at the current end of a job's log."""
         standing = None if run.final else self._standing(run, unfinished)
         is_there = standing is not None and standing.first <= run.next_sequence <= standing.behind
         return standing.lines if standing is not None and is_there else ()
 
     def _standing(self, run: Run, unfinished: Unfinished | None) -> Unfinished | None:
-        """Return what of unfinished lines is not among those that `run` has by now."""
+        """Return the part of `unfinished` that has not become numbered lines of `run`."""
         if unfinished is None or unfinished.first >= run.next_sequence:
             return unfinished
         with self._database.read() as connection:
             return log_segments.standing(connection, run.number, unfinished, run.next_sequence)
 
     def _find(self, run: Run, last: log_segments.LastLines) -> None:
-        """Show the log to `last`, from its end on, until it has found its beginning."""
+        """Pass the log to `last`, backwards from its end, until `last` has found its first line."""
         sequence, vain = run.next_sequence, 0
         while not last.found and sequence > 0 and vain < FEW_SEGMENTS:
             with self._database.read() as connection:
@@ -396,7 +397,7 @@ class Follower:
                     vain = vain + 1 if len(last.pieces) == known else 0
 
     def _pieces(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
-        """Yield the lines of a segment each, so that a line costs no step of this."""
+        """Yield an iterator per segment, so that most lines do not resume this generator."""
         left = limit
         while left > 0:
             with self._database.read() as connection:
@@ -406,9 +407,9 @@ class Follower:
             for segment in segments:
                 there = log_segments.end_of(segment) - sequence
                 if there <= 0:
-                    continue  # damaged: it would lead back
+                    continue  # damaged: it would lead backwards
                 if there <= left:
-                    yield log_segments.lines(segment, sequence)  # to its end, where damage is told
+                    yield log_segments.lines(segment, sequence)  # whole, so it can report damage
                 elif left:
                     yield itertools.islice(log_segments.lines(segment, sequence), left)
                 sequence += min(there, left)
@@ -430,11 +431,11 @@ class Follower:
 
         Args:
             check: As for `wait`.
-            unfinished: Yield unfinished lines, too, each time they have changed.
+            unfinished: Whether to yield unfinished lines too, each time they have changed.
 
         Raises:
-            JobDeleted: The job was deleted in between.
-            WaitTimeout: `timeout` seconds were over.
+            JobDeleted: The job was deleted meanwhile.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience(timeout)
         cursor = self.following(run, sequence, unfinished=unfinished)
@@ -443,7 +444,7 @@ class Follower:
             while True:
                 cursor = self._look(cursor)
                 if cursor.behind:
-                    self._leave(cursor, me)  # whoever takes the lines may take long
+                    self._leave(cursor, me)  # the consumer of the lines may be slow
                 while cursor.behind:
                     first = cursor.sequence
                     segments, cursor = self.read(cursor)
@@ -473,11 +474,12 @@ class Follower:
         Block until the job is final, and return it.
 
         Args:
-            check: Called at every look at a job that goes on; raises what should end the waiting.
+            check: Called with the job at every look while it is not final. It raises an
+                error to end the wait.
 
         Raises:
-            JobDeleted: The job was deleted in between.
-            WaitTimeout: `timeout` seconds were over.
+            JobDeleted: The job was deleted meanwhile.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience.of(timeout)
         cursor = self.waiting(run)
@@ -491,7 +493,7 @@ class Follower:
         return cursor.run
 
     def wait_softly(self, waited: Sequence[Run], seconds: float) -> None:
-        """Wait until all of these are final, at most so long; whatever is in the way is logged."""
+        """Wait up to `seconds` until all of these are final; log errors instead of raising."""
         patience = Patience(seconds)
         for run in waited:
             try:
@@ -509,10 +511,10 @@ class Follower:
         timeout: float | None,
     ) -> None:
         """
-        Block until the queue `is_empty` and what is `running` elsewhere is final.
+        Block until `is_empty` is true and all jobs that `running` returns are final.
 
         Raises:
-            WaitTimeout: `timeout` seconds were over.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience(timeout)
         while True:
@@ -530,10 +532,10 @@ class Follower:
         self, condition: Callable[[], bool], timeout: float | Patience | None, what: str
     ) -> None:
         """
-        Block until `condition`, asked again after every commit, and now and then.
+        Block until `condition` is true. It is called again after every commit, and repeatedly.
 
         Raises:
-            WaitTimeout: `timeout` seconds were over.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience.of(timeout)
         pause = LOOK_FIRST
@@ -544,7 +546,7 @@ class Follower:
             if patience.over:
                 raise patience.error(what)
             self._database.wait_for_change(seen, min(pause, patience.left), pause)
-            time.sleep(LOOK_FIRST)  # many commits a second are no reason for as many questions
+            time.sleep(LOOK_FIRST)  # limits the calls while there are many commits a second
             pause = min(pause * 2, LOOK_LONGEST)
 
     def _look(self, cursor: Cursor) -> Cursor:
@@ -556,10 +558,10 @@ class Follower:
         self, cursor: Cursor, patience: Patience, check: Callable[[Run], None], me: object
     ) -> None:
         """
-        Sleep until the next look, as long as another thread looks for all: until there is news.
+        Sleep until the next look; while another thread looks for all, sleep until it has news.
 
-        Each thread that woke by itself, some twenty times a second, would cost as much as the
-        one that looks.
+        If each thread woke by itself about twenty times a second, each would cost as much as
+        the one that looks.
 
         Raises:
             WaitTimeout: The time is over.
@@ -567,7 +569,7 @@ class Follower:
         if patience.over:
             raise patience.error(cursor.in_words())
         if cursor.vain:
-            time.sleep(LOOK_FIRST)  # others may commit as often as they like
+            time.sleep(LOOK_FIRST)  # limits the looks while others commit often
         while (seconds := cursor.sight.look_for_all(cursor.what, me)) > 0:
             self._news.wait(lambda: cursor.has_news, min(seconds, patience.left))
             if cursor.has_news:
@@ -577,11 +579,11 @@ class Follower:
             check(cursor.run)
         pause = cursor.pause
         if self._news.is_waited_for:
-            pause = min(pause, TRUST)  # they see a commit after this thread does
+            pause = min(pause, TRUST)  # they see a commit only after this thread does
         self._database.wait_for_change(cursor.seen, min(pause, patience.left), pause)
 
     def _leave(self, cursor: Cursor, me: object) -> None:
-        """Have another thread look in the place of this one, if it did."""
+        """If this thread has the lease, release it and wake the others, so that one takes over."""
         if cursor.sight.is_left_by(cursor.what, me):
             self._news.ring()
 
@@ -589,18 +591,18 @@ class Follower:
 def _sighting(connection: Connection, number: int, version: int) -> Sighting:
     try:
         return Sighting(transitions.find(connection, number), version)
-    except DatabaseCorrupt as error:  # for those who wait for this job, not for all others
+    except DatabaseCorrupt as error:  # concerns only the waiters of this job
         return Sighting(None, version, str(error))
 
 
 def require(run: Run, current: Run | None) -> Run:
     """
-    Return what the job is now, for somebody who knows it as `run`.
+    Return the current state of a job that a caller knows as `run`.
 
     Raises:
-        JobDeleted: It is gone, or being deleted since.
+        JobDeleted: It has been deleted since, or is being deleted.
     """
-    # A number is never used again, so another row under it cannot be.
+    # Numbers are never reused, so a row with this number is this job.
     if current is None or (current.deleted_at is not None and run.deleted_at is None):
         raise JobDeleted(run.id)
     return current

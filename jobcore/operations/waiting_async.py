@@ -1,9 +1,9 @@
 """
 Waits for jobs and reads their logs in an event loop.
 
-It is made of the same steps. Each runs in a worker thread, and only when there
-may be something to see; in between the caller's framework sleeps, so a waiter
-holds no thread, however many there are.
+It uses the steps of `waiting.Follower`. Each step runs in a worker thread, and only when
+something may have changed. In between, the task sleeps in the event loop, so a waiting task
+holds no thread.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from jobcore.storage import log_segments
 from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
 from jobcore.storage.transitions import Run
 
-#: Lines after which a reader lets the loop's other tasks run. A guess between
-#: many detours and a loop that stands still: they take about a millisecond.
+#: Lines after which a reader lets other tasks of the loop run: they take about a millisecond.
+#: More would block the loop for longer; fewer would cost more switches.
 BREATH = 256
-#: Seconds that a look may take before another task looks, too.
+#: Seconds that a refresh may take before another task starts one as well.
 LOOK_PATIENCE = 0.25
 
 
 class Awaiter:
     """
-    Waits in event loops.
+    Waits for jobs in event loops.
 
     Args:
-        follower: Takes the steps.
+        follower: Provides the steps.
     """
 
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
-        #: Until when one task looks for all, by the monotonic clock. It ends by itself: a
-        #: loop may stand still in the middle of a look, and a child is forked there.
+        #: The end of a lease, by the monotonic clock, during which one task refreshes for all.
+        #: It expires by itself, because the loop may block during a refresh, and a child may
+        #: be forked then.
         self._refreshing = 0.0
 
     async def wait(
@@ -51,15 +52,16 @@ class Awaiter:
         end: Callable[[Run], Answer],
     ) -> Answer:
         """
-        Return, when the job is final, what `end` makes of it.
+        Wait until the job is final, and return `end(job)`.
 
         Args:
-            begin: Finds the job; it is called in a thread, as `end` is.
-            check: Called at every look at a job that goes on; raises what should end the waiting.
+            begin: Finds the job. It is called in a thread, and so is `end`.
+            check: Called with the job at every look while it is not final. It raises an
+                error to end the wait.
 
         Raises:
-            JobDeleted: The job was deleted in between.
-            WaitTimeout: `timeout` seconds were over.
+            JobDeleted: The job was deleted meanwhile.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience.of(timeout)
         cursor = self._follower.waiting(await in_thread(begin))
@@ -76,11 +78,11 @@ class Awaiter:
         end: Callable[[Run], Answer],
     ) -> list[Answer]:
         """
-        Return, when all jobs that `begin` finds are final, what `end` makes of each.
+        Wait until all jobs that `begin` finds are final, and return `end(job)` for each.
 
         Raises:
-            JobDeleted: One of them was deleted in between.
-            WaitTimeout: `timeout` seconds were over.
+            JobDeleted: One of them was deleted meanwhile.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience(timeout)
         found = await in_thread(begin)
@@ -113,10 +115,10 @@ class Awaiter:
         timeout: float | None,
     ) -> None:
         """
-        Return when the queue `is_empty` and what is `running` elsewhere is final.
+        Return when `is_empty` is true and all jobs that `running` returns are final.
 
         Raises:
-            WaitTimeout: `timeout` seconds were over.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience(timeout)
         while True:
@@ -134,10 +136,10 @@ class Awaiter:
         self, condition: Callable[[], bool], timeout: float | Patience | None, what: str
     ) -> None:
         """
-        Return when `condition` is true, which is asked in a thread, now and then.
+        Return when `condition` is true. It is called repeatedly, in a thread.
 
         Raises:
-            WaitTimeout: `timeout` seconds were over.
+            WaitTimeout: `timeout` seconds are over.
         """
         patience = Patience.of(timeout)
         pause = LOOK_FIRST
@@ -149,10 +151,10 @@ class Awaiter:
 
     async def look(self, cursor: Cursor) -> Cursor:
         """
-        Return the cursor with the job as it is now, without a thread where nothing happened.
+        Return the cursor with the job as it is now; use no thread if nothing has happened.
 
         Raises:
-            JobDeleted: The job was deleted in between.
+            JobDeleted: The job was deleted meanwhile.
         """
         if time.monotonic() >= self._refreshing and self._follower.is_stale(cursor):
             self._refreshing = mine = time.monotonic() + LOOK_PATIENCE
@@ -164,7 +166,7 @@ class Awaiter:
         cursor = cursor.moved()
         if not cursor.due:
             return cursor
-        cursor.sight.visited = time.monotonic()  # or all others would follow it there
+        cursor.sight.visited = time.monotonic()  # so that other tasks do not visit it as well
         return await in_thread(self._follower.visit, cursor)
 
 
@@ -172,18 +174,18 @@ class Lines(AsyncIterator[LogLine]):
     """
     The lines of a job as they come.
 
-    A call of `anext()` that is cancelled has taken nothing: the next one goes on
-    at the same line. An error ends it, as it ends a generator: a loop that takes each
-    WaitTimeout for a pause comes to its end. Between two calls it holds nothing that is
-    to be closed.
+    A cancelled `anext()` has consumed nothing: the next one continues at the same line. An
+    error ends the iterator, as it ends a generator, so a loop that ignores WaitTimeout
+    terminates. Between two calls nothing is held that must be closed.
 
     Args:
-        awaiter: Looks.
-        follower: Reads.
+        awaiter: Waits for changes.
+        follower: Reads lines.
         begin: Finds the job; it is called in a thread, at the first `anext()`.
         at: Returns the cursor of a reader of that job.
-        timeout: Seconds for the whole of it, from the first `anext()` on.
-        check: Called at every look at a job that goes on; raises what should end the waiting.
+        timeout: Seconds for the whole iteration, from the first `anext()` on.
+        check: Called with the job at every look while it is not final. It raises an error to
+            end the iteration.
     """
 
     def __init__(
@@ -241,9 +243,9 @@ class Lines(AsyncIterator[LogLine]):
 
     async def _more(self, patience: Patience) -> Iterator[LogLine]:
         """
-        Return the next lines, as soon as there are some.
+        Return the next lines as soon as there are some.
 
-        Only what is assigned has happened: what a cancelled step returns is dropped.
+        The state changes only by assignment after a step, so a cancelled step changes nothing.
 
         Raises:
             StopAsyncIteration: There will be no more.
@@ -274,7 +276,7 @@ def _itself(run: Run) -> Run:
 
 
 def _let_be(_run: Run) -> None:
-    """Say nothing of a job that is waited for, and make nothing of one that has ended."""
+    """Do nothing: a `check` that never ends the wait, and an `end` without a result."""
 
 
 async def _rest(cursor: Cursor, patience: Patience) -> None:
