@@ -250,13 +250,7 @@ def explain(command: Command, stage: str, number: int, mask: Callable[[bytes], b
     if stage == CHDIR:
         words = f"cannot enter its directory {directory}: {words}"
     elif stage == STDIN:
-        source = b"" if command.stdin is None else command.stdin[1]
-        path = (
-            f" {os.fsdecode(mask(source))!r}"
-            if command.stdin and command.stdin[0] == "file"
-            else ""
-        )
-        words = f"cannot provide its standard input{path}: {words}"
+        words = f"cannot provide its standard input: {words}"
     elif stage == INTERPRETER:
         words = "the interpreter it asks for was not found"
     elif stage == EXEC:

@@ -970,12 +970,12 @@ def test_a_wrong_option_is_explained(cli, words):
     assert re.fullmatch(r"jobcore: .+; see jobcore.* --help\n", err)
 
 
-def test_a_file_for_standard_input_that_is_missing_is_named(cli):
-    """The job says which file it was."""
+def test_missing_file_for_standard_input_is_told(cli):
+    """The log says that it is missing, and not which it is: a path may be a secret."""
     cli("run", "--stdin", "no such", "--", "cat", code=126)
     log, _ = cli("logs", str(cli.only_job().id))
 
-    assert re.search(r"cannot provide its standard input '/.*/no such': no such file", log)
+    assert "cannot provide its standard input: no such file" in log
 
 
 @pytest.mark.parametrize("job_id", ["zzz", str(uuid.UUID(int=1)), "", "\udcff"])

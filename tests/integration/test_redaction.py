@@ -274,11 +274,9 @@ def test_a_value_in_what_jobcore_says(running_jobs, value):
     word = os.fsdecode(value)
     program = Command([f"/no/such/{word}/program"], redact=[value])
     folder = Command(["true"], cwd=f"/no/such/{word}/folder", redact=[value])
-    source = Command(["true"], stdin=f"/no/such/{word}/file", redact=[value])
     for command, words in (
         (program, "cannot start '/no/such/***/program': program not found (ENOENT)\n"),
         (folder, "cannot enter its directory '/no/such/***/folder': no such file"),
-        (source, "cannot provide its standard input '/no/such/***/file': no such file"),
     ):
         job = running_jobs.wait(running_jobs.submit(command).id, PATIENCE)
 

@@ -252,7 +252,7 @@ def test_no_damage_brings_it_to_light(database, told, damage):
     with JobManager(database, slots=1, on_exit="stop") as jobs:
         until(
             lambda: (
-                any("start postponed" in one for one in told) or jobs.count_jobs()[Status.ERROR]
+                any("start postponed" in one for one in told) or jobs.list_jobs(status=Status.ERROR)
             ),
             "the note of the damage",
         )
