@@ -473,7 +473,7 @@ def test_the_guide_has_each_command_and_its_options():
     printed = {name: usage(name) for name in COMMANDS} | {"(common options)": usage()}
     # Versions of the framework may break lines elsewhere.
     stale = [
-        f"## jobcore {name}\n\n```text\n{text}```\n"
+        f"{name}:\n```text\n{text}```\n"
         for name, text in printed.items()
         if [one.split() for one in shown.get(name, [])] != [text.split()]
     ]

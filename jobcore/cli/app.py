@@ -242,7 +242,7 @@ app = _App(
 JobId = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="The job's id, or as many of its first digits as are unique."
+        metavar="ID", help="The job's ID, or as many of its first digits as are unique."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -280,16 +280,16 @@ def options(
     version: Annotated[  # noqa: ARG001 - its callback prints it
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version, and exit."
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
     """
     Run commands as jobs whose status, exit code and log lines stay true.
 
-    Terminals get tables and colours; pipes and files get tab-separated fields,
-    with - where there is nothing. Errors are a line on stderr and exit code 1,
-    or 2 for a wrong use.
+    A terminal gets tables and colours. A pipe or file gets tab-separated fields,
+    with - for an empty one. An error is one line on stderr, with exit code 1, or
+    2 for wrong use.
 
     \b
     Examples:

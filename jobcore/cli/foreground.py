@@ -195,7 +195,7 @@ def take_leave(jobs: JobManager, job_id: UUID) -> None:
     if job.status.final:
         output.say(ending(job))
     elif job.status is Status.RUNNING:
-        output.say(f"job {job_id} goes on by itself")
+        output.say(f"job {job_id} keeps running")
 
 
 def watch(jobs: JobManager, job_id: UUID, printer: output.LogPrinter) -> Job:

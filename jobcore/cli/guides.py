@@ -17,11 +17,11 @@ from jobcore.errors import CommandError
 def docs(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The guide; without it, their names.")
+        str | None, typer.Argument(metavar="[NAME]", help="The guide; if missing, list all guides.")
     ] = None,
 ) -> None:
     """
-    Print a guide, in Markdown, or the names of all guides.
+    Print a guide in Markdown, or list all guides.
 
     \b
     Examples:

@@ -39,10 +39,10 @@ StopGrace = Annotated[
     typer.Option(
         parser=delay,
         metavar="SECONDS",
-        help="From SIGTERM to SIGKILL; 0 kills now. [the job's own]",
+        help="Time from the first signal to SIGKILL; 0 kills now. [the job's own]",
     ),
 ]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once it has been asked.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return without waiting for the end.")]
 
 
 class LogFormat(str, Enum):
@@ -65,21 +65,19 @@ def list_(
     ] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option("--type", metavar="TEXT", help="Only of these types; may be given again."),
+        typer.Option("--type", metavar="TEXT", help="Only jobs of this type; may be given again."),
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
             parser=count_from_1,
             metavar="N",
-            help="Jobs at most. [100 on a terminal; all in a pipe or file]",
+            help="At most N jobs. [100 on a terminal; all in a pipe or file]",
         ),
     ] = None,
     before: Annotated[
         int | None,
-        typer.Option(
-            parser=count_from_1, metavar="NUMBER", help="Only jobs older than this number."
-        ),
+        typer.Option(parser=count_from_1, metavar="NUMBER", help="Only jobs with a lower number."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -129,7 +127,7 @@ def _all_jobs(
 @app.command()
 def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """
-    Show all that is known of a job.
+    Show everything that is known about a job.
 
     \b
     Example:
@@ -150,16 +148,16 @@ def logs(
     job_id: JobId,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
+        bool, typer.Option("--follow", "-f", help="Wait for more lines until the job has ended.")
     ] = False,
     sequence: Annotated[
         int | None,
-        typer.Option(parser=count, metavar="N", help="From the line with this number on. [0]"),
+        typer.Option(parser=count, metavar="N", help="Begin with line N. [0]"),
     ] = None,
     tail: Annotated[
         int | None,
         typer.Option(
-            parser=count, metavar="N", help="From the last N lines on; a long one counts once."
+            parser=count, metavar="N", help="Begin with the last N lines; a long line counts once."
         ),
     ] = None,
     form: Annotated[
@@ -168,14 +166,14 @@ def logs(
             "--format",
             case_sensitive=False,
             metavar="FORMAT",
-            help="text, or ndjson: an object a line. [text]",
+            help="text, or ndjson: one JSON object per line. [text]",
         ),
     ] = LogFormat.TEXT,
 ) -> None:
     """
     Print a job's log.
 
-    That is its output and jobcore's own lines, all on stdout.
+    It has the job's output and jobcore's own lines, all on stdout.
 
     \b
     Examples:
@@ -243,9 +241,9 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """
-    Stop a running job, with its descendants, or take a queued one from the queue.
+    Stop a running job and its descendants, or take a queued job from the queue.
 
-    Returns when it has ended.
+    Returns when the job has ended.
 
     \b
     Example:
@@ -276,7 +274,7 @@ def cancel(
     """
     Take a job from the queue.
 
-    One that runs already is stopped, and this returns when it has ended.
+    A job that already runs is stopped. Returns when the job has ended.
 
     \b
     Example:
@@ -296,15 +294,17 @@ def wait(
     *,
     timeout: Annotated[
         float | None,
-        typer.Option(parser=time_limit, metavar="SECONDS", help="Wait no longer. [no limit]"),
+        typer.Option(
+            parser=time_limit, metavar="SECONDS", help="Wait at most this long. [no limit]"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Wait for a job, and pass its exit code on.
+    Wait for a job, and exit with its exit code.
 
-    The exit code is made as by run. When the time is over, it is 124 and the
-    job goes on.
+    The exit code is that of run. If the time-out is over first, it is 124, and
+    the job keeps running.
 
     \b
     Example:
@@ -321,7 +321,7 @@ def delete(ctx: typer.Context, job_id: JobId) -> None:
     """
     Remove a job with its log and history.
 
-    One that runs is stopped first.
+    A running job is stopped first.
 
     \b
     Example:

@@ -46,7 +46,9 @@ def prune(
     older_than: Annotated[
         float,
         typer.Option(
-            parser=age, metavar="AGE", help="Only jobs that ended so long ago: 90s, 15m, 12h, 30d."
+            parser=age,
+            metavar="AGE",
+            help="Only jobs that ended at least this long ago: 90s, 15m, 12h, 30d.",
         ),
     ],
     status: Annotated[
@@ -56,18 +58,18 @@ def prune(
         ),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(parser=count, metavar="N", help="Of these, the newest N stay.")
+        int | None, typer.Option(parser=count, metavar="N", help="Keep the newest N of these.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Remove nothing; list what would go.")
+        bool, typer.Option("--dry-run", help="Remove nothing; list the jobs that would be removed.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """
     Remove old jobs with their logs and history.
 
-    Those that are queued or running never go. Prints how many went; a dry run
-    prints the jobs as list does, oldest first.
+    Queued and running jobs are never removed. Prints how many were removed; a dry
+    run prints the jobs as list does, oldest first.
 
     \b
     Examples:
@@ -91,20 +93,23 @@ def doctor(
     *,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="First make it usable; settle as lost what cannot be found."),
+        typer.Option(
+            "--repair",
+            help="First make the database usable; jobs that cannot be found end as lost.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """
     Examine the database and its directories. Changes nothing without --repair.
 
-    A line for each check: what was looked at, ok, note or wrong, and what was
-    found. The exit code is 1 where something is wrong; a note is what the next
-    manager puts right, or good to know. It reads the whole file.
+    Prints a line for each check: what was examined; ok, note or wrong; and what
+    was found. The exit code is 1 if something is wrong. A note is something that
+    the next manager corrects, or that is good to know. Reads the whole file.
 
-    With --repair a database can be used again whose .jobs directory was
-    removed, as by git clean. Jobs that ran there end as lost; their commands
-    may run on. Retries no longer wait for processes of the attempt before.
+    With --repair a database can be used again after its .jobs directory was
+    removed, as by git clean. Jobs that ran there end as lost; their commands may
+    keep running. Retries no longer wait for processes of the attempt before.
 
     \b
     Examples:
@@ -128,8 +133,8 @@ def watch(ctx: typer.Context) -> None:
     """
     Show the queue on a terminal, as it changes, until Ctrl-C.
 
-    Running jobs come first, then queued ones, then those that have ended; each
-    kind newest first.
+    Running jobs come first, then queued jobs, then ended jobs; each group newest
+    first.
 
     \b
     Example:

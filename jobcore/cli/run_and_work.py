@@ -70,12 +70,12 @@ def run(
     ] = None,
     *,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Print the job's id once it has started, and leave it.")
+        bool, typer.Option("--detach", help="Print the job's ID once it has started, and exit.")
     ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=time_limit, metavar="SECONDS", help="Stop it after this time. [no limit]"
+            parser=time_limit, metavar="SECONDS", help="Stop the job after this time. [no limit]"
         ),
     ] = None,
     grace: Annotated[
@@ -83,19 +83,20 @@ def run(
         typer.Option(
             parser=delay,
             metavar="SECONDS",
-            help="From the first signal to SIGKILL when it is stopped. [10]",
+            help="Time from the first signal of a stop to SIGKILL. [10]",
         ),
     ] = DEFAULT_GRACE,
     stop_signal: Annotated[
         str,
         typer.Option(
-            parser=_signal, metavar="NAME", help="What stops it, such as SIGINT. [SIGTERM]"
+            parser=_signal, metavar="NAME", help="First signal of a stop, such as SIGINT. [SIGTERM]"
         ),
     ] = "SIGTERM",
     stop_scope: Annotated[
         StopScope,
         typer.Option(
-            metavar="SCOPE", help="Who gets that: main, its own process, or group, all. [main]"
+            metavar="SCOPE",
+            help="main: the command's own process gets it; group: all processes. [main]",
         ),
     ] = StopScope.MAIN,
     linger: Annotated[
@@ -103,54 +104,57 @@ def run(
         typer.Option(
             parser=delay,
             metavar="SECONDS",
-            help="From SIGTERM to SIGKILL for what it leaves behind. [2]",
+            help="Time from SIGTERM to SIGKILL for processes that it leaves. [2]",
         ),
     ] = DEFAULT_LINGER,
     cwd: Annotated[
-        str | None, typer.Option(metavar="DIRECTORY", help="Where it runs. [here]")
+        str | None, typer.Option(metavar="DIRECTORY", help="Working directory. [the current one]")
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A variable for it; may be given again."),
+        typer.Option(metavar="KEY=VALUE", help="Environment variable; may be given again."),
     ] = None,
     stdin: Annotated[
         str | None,
         typer.Option(
-            metavar="[FILE]", help="Its standard input: FILE, or without one that of run, read now."
+            metavar="[FILE]",
+            help="Standard input of the command: FILE, or if missing that of run, read now.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="TEXT", help="What you call it.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="Name of the job.")] = None,
     separate_streams: Annotated[
         bool,
         typer.Option(
-            "--separate-streams", help="Its stderr goes to stderr; the order of the two is lost."
+            "--separate-streams", help="Print its stderr on stderr; the order of the two is lost."
         ),
     ] = False,
     buffered: Annotated[
         bool,
-        typer.Option("--buffered", help="Leave PYTHONUNBUFFERED unset: faster, but seen later."),
+        typer.Option(
+            "--buffered", help="Do not set PYTHONUNBUFFERED: faster, but output appears later."
+        ),
     ] = False,
     shell: Annotated[
         bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")
     ] = False,
     print_id: Annotated[
-        bool, typer.Option("--print-id", help="Print the job's id on stderr before it starts.")
+        bool, typer.Option("--print-id", help="Print the job's ID on stderr before it starts.")
     ] = False,
 ) -> None:
     """
     Run a command as a job in the foreground.
 
-    Its log is shown as it comes, and its exit code is passed on.
+    Shows its log as it is written, and exits with its exit code.
 
-    The log goes to stdout byte for byte, jobcore's own lines to stderr. The
-    exit code is 1 where the job has none, or has 0 but is not COMPLETE. The
-    command's stdin is empty without --stdin.
+    The output goes to stdout byte for byte, jobcore's own lines to stderr. The
+    exit code is 1 if the job has none, or has 0 but is not COMPLETE. The command's
+    stdin is empty without --stdin.
 
     The first Ctrl-C or SIGTERM stops the job, and its log is still shown to the
-    end; the second kills it; the third leaves it. Two within a second count as
-    one. When the terminal is closed, or nobody reads stdout any more (exit code
-    141), the job runs on by itself.
-    Ctrl-Z pauses only what is shown: the job runs on, and fg shows the rest.
+    end. The second kills the job, and the third leaves it running. Two within a
+    second count as one. If the terminal is closed, or the reader of stdout goes
+    away (exit code 141), the job keeps running.
+    Ctrl-Z pauses only the display: the job keeps running, and fg shows the rest.
 
     \b
     Examples:
@@ -265,20 +269,22 @@ def work(
     *,
     slots: Annotated[
         int | None,
-        typer.Option(parser=count_from_1, metavar="N", help="Jobs at once. [one per processor]"),
+        typer.Option(
+            parser=count_from_1, metavar="N", help="Run at most N jobs at once. [one per processor]"
+        ),
     ] = None,
     drain: Annotated[
         bool,
         typer.Option(
-            "--drain", help="Exit when nothing runs here, and nothing that is queued may start yet."
+            "--drain", help="Exit when nothing runs here and no queued job may start yet."
         ),
     ] = False,
 ) -> None:
     """
     Run queued jobs until Ctrl-C or SIGTERM.
 
-    They are started in the order of their creation. At the signal nothing more
-    is started, and what runs goes on by itself.
+    Jobs start in the order of their creation. After the signal no more jobs are
+    started, and running jobs keep running.
 
     \b
     Example:
@@ -291,7 +297,7 @@ def work(
                 return
         foreground.end_at_next(signals)
         running = jobs.count_jobs(status=Status.RUNNING).get(Status.RUNNING, 0)
-        output.say(f"no more jobs are started; {running} running ones go on by themselves")
+        output.say(f"no more jobs are started; {running} running jobs keep running")
 
 
 def _is_drained(jobs: JobManager) -> bool:

@@ -99,4 +99,4 @@ def _tell_held(run: Run, number: int) -> None:
             logging.WARNING, "output held back", job=str(run.id), why=os.strerror(number)
         )
     else:
-        telemetry.event(logging.INFO, "output goes on", job=str(run.id))
+        telemetry.event(logging.INFO, "output written again", job=str(run.id))

@@ -475,7 +475,7 @@ def test_a_reader_that_goes_away_does_not_end_the_job(cli):
     _, err = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 141
-    assert b"goes on by itself" in err or b"is ERROR: exited" in err
+    assert b"keeps running" in err or b"is ERROR: exited" in err
     assert cli.wait().exit_code == 4
 
 
@@ -492,7 +492,7 @@ def test_a_command_that_removes_the_database_goes_on(cli):
     until(survived.exists, "the end of the command")
 
     assert "is not watched any more" in err
-    assert "goes on by itself" not in err
+    assert "keeps running" not in err
     assert not before
 
 
