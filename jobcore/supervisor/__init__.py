@@ -1,15 +1,15 @@
 """
-Supervisor: the process that runs one job at a time, and the files through which hosts talk to it.
+Supervisor: the process that runs one job at a time, and the files by which it talks to hosts.
 
-It runs in a process of its own, in one thread, with `-I -S`, and outlives the host that started
-it. Hosts import the formats from here: engine, storage and testing. Every module uses
-the standard library alone, and little of it, as each import is paid at every start. Internal.
+It is a separate process with one thread, runs with `-I -S`, and outlives the host that started
+it. In hosts, `engine`, `storage` and `testing` import the formats from here. Every module uses
+the standard library only, and little of it, because each import slows every start. Internal.
 """
 
-#: The language of job directory, frames and notices. Newer code reads every
-#: older version; a version newer than this is left alone.
+#: The version of job directories, frames and messages. Newer code reads every older version;
+#: files of a newer version are left unchanged.
 PROTOCOL_VERSION = 1
 
 
 class NewerProtocol(Exception):
-    """The file was written by a newer jobcore: this one must leave the job alone."""
+    """A newer jobcore wrote the file, so this one must not touch the job."""

@@ -1,9 +1,8 @@
 """
-The process that runs one job at a time, and outlives the host that started it.
+The supervisor process: it runs one job at a time, and outlives the host that started it.
 
-It begins with a clean state of its own, tells the host that it is ready, and
-takes requests until the host is gone, a job left something behind, or it gets
-SIGTERM.
+It sets up a clean process state, tells the host that it is ready, and takes requests until
+the host is gone, a job has left processes behind, or SIGTERM arrives.
 """
 
 from __future__ import annotations
@@ -28,37 +27,37 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-_OOM_SCORE = b"-500"  # less likely a victim than the command; needs a privilege to set
+_OOM_SCORE = b"-500"  # the OOM killer should prefer the command; setting it needs a privilege
 
-_LOOK_MS = 1000  # between two looks for the host, where no pidfd tells of its end
+_LOOK_MS = 1000  # milliseconds between two checks for the host, if there is no pidfd for it
 
 
 def main(descriptor: int) -> NoReturn:
-    """Be a supervisor for the host at the other end of the socket `descriptor`; never returns."""
+    """Run a supervisor for the host at the other end of the socket `descriptor`. Never returns."""
     code = 1
     try:
         _begin_clean(descriptor)
         if os.fork() > 0:
-            # The host has only this short-lived process to reap.
+            # The host reaps this short-lived process, so it need not reap the supervisor.
             os._exit(0)
-        # Behind the fork, for it would inherit neither.
+        # After the fork, because the child inherits neither.
         spawn.make_subreaper()
         channel = HostChannel(descriptor)
         shutdown = Shutdown()
         shutdown.come_with_sigterm()
         identity = _identify()
-        # The collector would touch, and so copy, the memory shared with every child.
+        # The garbage collector would write to memory that is shared with children, and copy it.
         gc.freeze()
         channel.post(messages.READY, number=os.getpid())
         _serve(channel, shutdown, identity)
         code = 0
     finally:
-        # Nobody reads a traceback, and nothing needs the interpreter's own end.
+        # Skip traceback and interpreter shutdown: stderr is /dev/null, and nothing needs them.
         os._exit(code)
 
 
 def _begin_clean(descriptor: int) -> None:
-    """Shed what the host's signals, session, directory and descriptors would do to us."""
+    """Reset signals, session, current directory and standard streams inherited from the host."""
     for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         ignored = number in spawn.IGNORED
         _signal.signal(number, _signal.SIG_IGN if ignored else _signal.SIG_DFL)
@@ -66,11 +65,11 @@ def _begin_clean(descriptor: int) -> None:
     try:
         os.setsid()
     except PermissionError:
-        pass  # already the first of a session
+        pass  # already a session leader
     os.chdir("/")
     os.set_inheritable(descriptor, False)
-    # Also an inherited stderr would hang a caller that captures the host's.
-    # What stdin is here is what commands get, so it must not be writable.
+    # Replace stderr, too: a program that captures the host's stderr would wait for us to close
+    # it. Commands inherit stdin, so it must not be writable.
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(null, 0)
     os.close(null)
@@ -81,7 +80,7 @@ def _begin_clean(descriptor: int) -> None:
 
 
 def _identify() -> Identity:
-    """Find out what stays the same for all jobs, and make ourselves a less likely OOM victim."""
+    """Return the facts that are the same for all jobs, and lower this process's OOM score."""
     oom_score = None
     try:
         with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
@@ -96,7 +95,7 @@ def _identify() -> Identity:
 
 
 def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None:
-    """Take requests, one after the other, until there is a reason to go."""
+    """Take requests one after the other, until there is a reason to exit."""
     poll = select.poll()
     poll.register(shutdown.fileno(), select.POLLIN)
     poll.register(channel.fileno(), select.POLLIN)
@@ -106,25 +105,25 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
     def run(request: Request) -> bool:
         failpoints.reach(failpoints.REQUEST_RECEIVED)
         order = accept(request)
-        # Somebody else runs it: nothing to say about it, but a reason to go.
+        # If another process runs the job, report nothing and exit.
         return order is not None and Execution(order, channel, shutdown, identity).run()
 
     while not shutdown.requested:
         poll.modify(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.pending else 0))
         ready = {descriptor for descriptor, _ in poll.poll(_LOOK_MS if channel.must_look else None)}
         if shutdown.fileno() in ready:
-            continue  # to where that is taken in
+            continue  # `shutdown.requested` reads it
         if channel.pidfd in ready:
             channel.mark_dead()
         channel.look_for_host()
         channel.flush()
-        # What is queued is run also when the host is dead: only we know of it.
+        # Run a queued request even if the host is dead: no other process has it.
         request = channel.receive()
         if request is None and channel.dead:
             return
         if request is not None and not run(request):
             break
     channel.refuse()
-    # Each of these is told that nothing will be run any more.
+    # On a shutdown, end each request that is still queued; it starts nothing.
     while shutdown.requested and (request := channel.receive()) is not None:
         run(request)

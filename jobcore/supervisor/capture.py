@@ -1,4 +1,4 @@
-"""What the command writes to its pipes, as whole lines: masked, limited, spooled."""
+"""Captures the command's output: splits it into lines, masks, limits and spools it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _REPORT_BEGINS = b"\n" + progress.PREFIX
-#: Nanoseconds: a line that ends sooner after it began has the time of the lines read with its end.
+#: Nanoseconds. A line that took less time gets the time of its end, so that it can share a frame
+#: with the lines that were read with its end.
 _AT_ONCE_NS = 250_000_000
 
 
 class _Stream:
-    """One pipe, and what is known of the line that has not ended yet."""
+    """One pipe and its unfinished line."""
 
     __slots__ = ("begun", "carry", "descriptor", "number", "redactor", "since")
 
@@ -31,17 +32,17 @@ class _Stream:
         self.number = number
         self.redactor = values.redactor() if values is not None else None
         self.carry = b""
-        self.since = 0  # when the first byte of the carry was read, wall time in nanoseconds
-        self.begun = False  # pieces of it have been emitted: the carry is not its beginning
+        self.since = 0  # wall time at which the carry's first byte was read, in nanoseconds
+        self.begun = False  # whether earlier pieces of the unfinished line were written
 
     @property
     def undecided(self) -> bool:
-        """Whether the carry may become a report of progress, and no line."""
+        """Whether the carry may become a progress report instead of a line."""
         carry, prefix = self.carry, progress.PREFIX
         return not self.begun and (carry.startswith(prefix) or prefix.startswith(carry))
 
     def shown(self) -> bytes:
-        """Return what of the carry is certain to be text of the line: whole characters."""
+        """Return the part of the carry that is certainly text of the line: whole characters."""
         if not self.carry or self.undecided:
             return b""
         return self.carry[: _end_of_characters(self.carry)]
@@ -49,13 +50,13 @@ class _Stream:
 
 class Capture:
     """
-    The output of one run, on its way from the pipes to the spool.
+    Moves the output of one run from the pipes to the spool.
 
     Attributes:
-        spool: Where the frames go.
-        meter: Where reports of progress go; they are no lines.
-        tail: Where the text of unfinished lines can be seen.
-        dropped: Lines beyond the output limit.
+        spool: Receives the frames.
+        meter: Receives progress reports, which are not lines.
+        tail: Publishes the text of unfinished lines.
+        dropped: Number of lines beyond the output limit.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class Capture:
         """
         Args:
             directory: The job directory.
-            limit: Bytes of output, or None.
-            redact: Values to be masked.
-            time_ns: Tells the wall time that lines are stamped with.
+            limit: Maximum bytes of output, or None.
+            redact: Values to mask.
+            time_ns: Returns the wall time in nanoseconds, for the time of the lines.
         """
         self.spool = Spool(directory)
         self._values = Values(redact) if redact else None
@@ -86,20 +87,20 @@ class Capture:
 
     @property
     def held(self) -> bool:
-        """Whether there is no space: nothing may be read until `spool.flush` made some progress."""
+        """Whether there is no space. Then do not read until `spool.flush` has succeeded."""
         return self.spool.held
 
     @property
     def descriptors(self) -> list[int]:
-        """The pipes that have not come to their end."""
+        """The pipes that have not reached their end."""
         return list(self._streams)
 
     def add(self, descriptor: int, stream: int) -> None:
-        """Take the reading end of a pipe, non-blocking; it is closed at its end."""
+        """Take over the non-blocking read end of a pipe, and close it at the end of the pipe."""
         self._streams[descriptor] = _Stream(descriptor, stream, self._values)
 
     def read(self, descriptor: int) -> bool:
-        """Read once; False when this was the end of the pipe, which is closed then."""
+        """Read once; False: this was the end of the pipe, which is closed now."""
         stream = self._streams[descriptor]
         try:
             data = os.read(descriptor, READ_SIZE)
@@ -112,7 +113,7 @@ class Capture:
         return False
 
     def drain(self) -> None:
-        """Read what the pipes hold at this moment, and end them, unless the disk is full."""
+        """Read what the pipes contain now and close them, unless the disk is full."""
         for stream in list(self._streams.values()):
             for data in read_now(stream.descriptor):
                 self._take(stream, data)
@@ -121,22 +122,22 @@ class Capture:
             self._end(stream)
 
     def write_system(self, text: str) -> None:
-        """Add a line of jobcore's own, masked and numbered, behind what was written before it."""
+        """Add a line of jobcore, masked and numbered, after all output read so far."""
         self._number_unfinished()
         self._say(text)
 
     def _say(self, text: str) -> None:
-        # Masked before it is cut: half a value, or one without its line end, is not found any more.
+        # Mask first: after cutting, or removing line ends, a value would not be found.
         masked = self.mask(text.encode("utf-8", "backslashreplace")).decode("utf-8", "replace")
         line = " ".join(masked.splitlines())[:8192].encode()
         self.spool.append(frames.SYSTEM, 0, 1, line + b"\n", self._time_ns())
 
     def mask(self, data: bytes) -> bytes:
-        """Return what is to be said about the command, with the values in it masked."""
+        """Return a text about the command with the values masked."""
         return data if self._values is None else self._values.mask(data)
 
     def close(self) -> None:
-        """Close pipes and spool, as they are."""
+        """Close pipes and spool without reading or writing."""
         for descriptor in self._streams:
             os.close(descriptor)
         self._streams.clear()
@@ -145,7 +146,7 @@ class Capture:
         self.spool.close()
 
     def _unfinished(self) -> bytes:
-        """Return the unfinished lines as the frames that they would be if they ended now."""
+        """Return the unfinished lines as the frames that they would become if they ended now."""
         found: list[bytes] = []
         room = self._room
         for stream in self._streams.values():
@@ -161,7 +162,7 @@ class Capture:
         return b"".join(found)
 
     def _number_unfinished(self) -> None:
-        """Write unfinished lines as pieces, so that they stand before what comes next."""
+        """Write unfinished lines as pieces, so that they come before the next line."""
         for stream in sorted(self._streams.values(), key=lambda one: one.since):
             text = stream.shown()
             if text:
@@ -173,19 +174,20 @@ class Capture:
         self._split(stream, data if stream.redactor is None else stream.redactor.feed(data))
 
     def _split(self, stream: _Stream, data: bytes) -> None:
-        """Write the whole lines that are there now, and keep the rest."""
+        """Write the whole lines so far, and keep the unfinished one."""
         carry = stream.carry
         buffer = carry + data if carry else data
         time_ns = self._time_ns()
-        first_ns = time_ns  # of the line that the carry begins
+        first_ns = time_ns  # the time of the line that begins with the carry
         if not carry:
             stream.since = time_ns
         elif abs(time_ns - stream.since) >= _AT_ONCE_NS:
             first_ns = stream.since
-        # All that ordinary output pays. From the end: with Python 3.10 `in` takes twice as long.
+        # This search is the only cost for ordinary output. `rfind`, because with Python 3.10
+        # `in` takes twice as long.
         if buffer.rfind(progress.PREFIX) >= 0:
             buffer = self._without_reports(buffer, time_ns, begun=stream.begun)
-            if stream.undecided:  # the first line may be another one now
+            if stream.undecided:  # after removing reports, the first line may be another one
                 first_ns = stream.since = time_ns
         position = 0
         lines_end = buffer.rfind(b"\n") + 1
@@ -204,21 +206,26 @@ class Capture:
             position = cut
             first_ns = stream.since = time_ns
         stream.carry = buffer[position:]
-        # Behind the lines of another stream its place is a new one, too.
+        # Lines of one stream also change the place of another stream's unfinished line.
         self.tail.changed = bool(stream.carry) or any(
             other.carry for other in self._streams.values()
         )
 
     def _without_reports(self, buffer: bytes, time_ns: int, *, begun: bool) -> bytes:
-        """Hand reports of progress to the meter; `begun`: the first line is the rest of one."""
-        # A line begins behind an LF, so the first one gets one for the while.
+        """
+        Hand progress reports to the meter, and return the other text.
+
+        Args:
+            begun: Whether the first line is the rest of a longer one.
+        """
+        # A line begins after an LF, so add one before the first line, and remove it below.
         text = buffer if begun else b"\n" + buffer
         kept: list[bytes] = []
         position = 0
         begin = text.find(_REPORT_BEGINS)
         while begin >= 0 and (end := text.find(b"\n", begin + 1)) >= 0:
             line = text[begin + 1 : end]
-            # A longer one is cut where it comes bit by bit, so it never is a report.
+            # A longer line is never a report: it would be cut if it arrived in pieces.
             if len(line) < frames.MAX_PAYLOAD and self._note(line, time_ns):
                 kept.append(text[position:begin])
                 position = end
@@ -228,14 +235,14 @@ class Capture:
         return rest if begun else rest[1:]
 
     def _note(self, line: bytes, time_ns: int) -> bool:
-        """Hand a line that begins as a report does to the meter; False: it is none after all."""
+        """Hand a line with the prefix of reports to the meter; False: it is not a valid report."""
         report = progress.normalize(line[len(progress.PREFIX) :])
         if report is not None:
             self.meter.note(report, time_ns)
         return report is not None
 
     def _end(self, stream: _Stream) -> None:
-        """Write what the stream still holds, as its last line, and close it."""
+        """Write the rest of a stream as its last line, and close the pipe."""
         if stream.redactor is not None:
             self._split(stream, stream.redactor.feed(b"", final=True))
         rest = stream.carry
@@ -246,10 +253,10 @@ class Capture:
         os.close(stream.descriptor)
 
     def _emit(self, stream: _Stream, flags: int, count: int, payload: bytes, time_ns: int) -> None:
-        """Hand lines to the spool, as far as the output limit allows."""
+        """Hand lines to the spool, within the output limit."""
         if self._room is not None:
             if self._over:
-                # A piece of a line is counted where the line ends.
+                # A line in pieces is counted with its last piece.
                 self.dropped += 0 if flags & frames.PARTIAL else count
                 return
             if len(payload) > self._room:
@@ -261,7 +268,7 @@ class Capture:
     def _reach_limit(
         self, stream: _Stream, flags: int, count: int, payload: bytes, time_ns: int
     ) -> None:
-        """Write the lines that still fit, say so, and drop from here on."""
+        """Write the lines that still fit, log that the limit is reached, and drop the rest."""
         fits = payload[: payload.rfind(b"\n", 0, self._room) + 1]
         kept = fits.count(b"\n")
         if kept:
@@ -272,25 +279,25 @@ class Capture:
 
 
 def _end_of_characters(text: bytes) -> int:
-    """Return where whole characters end: what follows may be the beginning of another one."""
+    """Return the offset after the last complete UTF-8 character; one may be cut off after it."""
     size = len(text)
     for lead in range(size - 1, max(size - 4, -1), -1):
         byte = text[lead]
         if byte & 0xC0 != 0x80:
             length = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
             return lead if lead + length > size and byte < 0xF8 else size
-    return size  # no UTF-8
+    return size  # not UTF-8
 
 
 def _cut_line(buffer: bytes, limit: int) -> int:
-    """Return where a line longer than a frame is cut: at `limit`, or before the character there."""
+    """Return where to cut a line longer than a frame: at `limit`, or before a character there."""
     if buffer[limit] & 0xC0 != 0x80:
         return limit
     for lead in range(limit - 1, limit - 4, -1):
         byte = buffer[lead]
         if byte & 0xC0 != 0x80:
             length = 2 if byte & 0xE0 == 0xC0 else 3 if byte & 0xF0 == 0xE0 else 4
-            # Anything else there is no UTF-8, and is cut where it is.
+            # Anything else is not UTF-8, and is cut at the limit.
             whole = byte >= 0xC0 and lead + length > limit
             return lead if whole else limit
     return limit

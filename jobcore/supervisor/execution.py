@@ -1,9 +1,9 @@
 """
-One job, from the accepted request to its exit record, in one loop of one thread.
+Runs one job, from the accepted request to its exit record, in one loop in one thread.
 
-Exit, stop, time-out and shutdown meet here and nowhere else, so the first one
-seen decides, and what it decided is written once. The loop itself waits for
-nothing: it says until when it would, so that one thread may have several.
+Exit, stop, timeout and shutdown are all handled in this loop. So the first one that is seen
+decides the outcome, which is written once. The loop does not wait itself; it yields the time
+of its next step, so that one thread can run several of them.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from jobcore.supervisor.shutdown import Shutdown
 
 # All in seconds.
-_RETRY = 1.0  # between two tries on a full disk
-_RECORD_FOR = 60.0  # trying to write the exit record, where it is not the lack of space
-_RECORD_GONE_FOR = 5.0  # the same where the directory is gone
-_ABANDON_FOR = 10.0  # killing what cannot be recorded any more
+_RETRY = 1.0  # between two attempts on a full disk
+_RECORD_FOR = 60.0  # attempts to write the exit record, after errors other than a full disk
+_RECORD_GONE_FOR = 5.0  # the same, if the directory is gone
+_ABANDON_FOR = 10.0  # killing the processes of a job that cannot be recorded
 
 
 class Identity:
     """
-    What a supervisor knows of itself, found out once.
+    Facts about the supervisor that are the same for all jobs.
 
     Attributes:
-        pid, boot_id, pid_namespace: For the `run` record; None: `/proc` does not tell.
-        oom_score: What a command's is set back to; None: ours is what we inherited.
+        pid, boot_id, pid_namespace: For the `run` record; None: `/proc` does not provide it.
+        oom_score: The inherited `oom_score_adj`, which commands get; None: it is unchanged.
     """
 
     __slots__ = ("boot_id", "oom_score", "pid", "pid_namespace")
@@ -63,8 +63,8 @@ class Execution:
     One run of one job.
 
     Attributes:
-        clean: Whether the supervisor is as good as new after it: no process left, none killed.
-        watch: What it waits for beside the clock.
+        clean: Whether the supervisor can run another job: no process is left, none was killed.
+        watch: The descriptors that it waits for, in addition to the clock.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Execution:
         self._reading = False
         self._next_flush = 0.0
 
-        self._unstarted: str | None = None  # why it was not even tried
+        self._unstarted: str | None = None  # why the command was not started
         self._failure: spawn.StartError | None = None
         self._ending: Ending | None = None
 
@@ -108,7 +108,7 @@ class Execution:
 
     def run(self) -> bool:
         """
-        Run the job to its exit record, and tell the host; return whether it was `clean`.
+        Run the job to its exit record, report to the host, and return `clean`.
 
         Raises:
             OSError: As for `rounds`.
@@ -117,24 +117,26 @@ class Execution:
         try:
             for due in rounds:
                 seconds = due - self._machine.monotonic()
-                # Rounded up: a poll that returns just before the moment would spin.
+                # Round up: a poll that returns just before the time would spin.
                 self.watch.wait(int(seconds * 1000) + 1 if seconds > 0 else 0)
         finally:
-            rounds.close()  # what `watch` calls may fail, too
+            rounds.close()  # a handler of `watch` may have raised
         return self.clean
 
     def rounds(self) -> Generator[float, None, None]:
         """
-        Run the job to its exit record, and tell the host, a round at a time.
+        Run the job to its exit record and report to the host, one round at a time.
+
+        Close the generator if a handler of `watch` raised, or to leave the job without an exit
+        record, as if the supervisor had died.
 
         Yields:
-            By the machine's monotonic clock, when to go on at the latest; earlier if `watch`
-            has called somebody. Close it when that raised, or to leave the job without a
-            verdict, as the death of the supervisor does.
+            The time of the machine's monotonic clock by which to continue; continue earlier if
+            `watch` has called a handler.
 
         Raises:
-            OSError: The job directory cannot be written, for a reason that will not pass.
-                All processes of the job have been killed; there is no exit record.
+            OSError: The job directory cannot be written, and the reason is permanent. All
+                processes of the job have been killed, and there is no exit record.
         """
         try:
             self._listen()
@@ -162,7 +164,7 @@ class Execution:
         self.watch.add(self._shutdown.fileno(), self._shutdown.drain)
 
     def _record_start(self) -> Generator[float, None, bool]:
-        """Record that the command may have started from here on; False: it shall not start."""
+        """Record that the command may have started from now on; False: it must not start."""
         order, record = self._order, self._run_record()
         flags = os.O_WRONLY | os.O_EXCL
         opened: list[int] = []
@@ -204,7 +206,7 @@ class Execution:
         )
 
     def _stopped_unstarted(self) -> bool:
-        """Look at the wishes while there is nothing to signal."""
+        """Check for a stop or shutdown before the start; True: the command must not start."""
         wish = self._wishes.take()
         if wish is not None:
             self._unstarted = "stopped"
@@ -242,9 +244,9 @@ class Execution:
         try:
             self._pidfd = self._tree.watch_main()
         except OSError:
-            pass  # no descriptor to be had: the clock wakes us
+            pass  # no pidfd: the clock wakes the loop instead
         else:
-            self.watch.add(self._pidfd, _nothing)  # every round reaps
+            self.watch.add(self._pidfd, _nothing)  # it only wakes the loop, and every round reaps
         self._report = child.report
         self.watch.add(child.report, self._hear_report)
         self._capture.meter.add(child.reports)
@@ -256,8 +258,8 @@ class Execution:
     # --- the loop ---
 
     def _round(self) -> bool:
-        """Act on what has happened; True when the job has come to its end."""
-        # After the wait, or a grace would seem to have passed that has not.
+        """Handle what has happened; True: the job is complete."""
+        # Read the clock after the wait, or a grace would be measured wrongly.
         now = self._machine.monotonic()
         self._channel.look_for_host()
         tree, ending = self._tree, self._ending
@@ -282,10 +284,10 @@ class Execution:
         return not self._capture.held
 
     def _due(self) -> float:
-        """Return when something is due by the clock."""
+        """Return the monotonic time by which the next round is due."""
         now = self._machine.monotonic()
         machine = self._machine
-        # Orphans wake no pidfd; nor does the main process where there is none to be had.
+        # The pidfd reports only the main process, not orphans; and there may be none.
         longest = machine.longest_round if self._pidfd >= 0 else machine.blind_round
         due = now
         if self._ending is not None and not self._ending.complete:
@@ -312,12 +314,12 @@ class Execution:
     # --- output ---
 
     def _read(self, descriptor: int) -> None:
-        # Held: an earlier pipe of this round has filled the disk.
+        # The output may be held: an earlier pipe of this round may have filled the disk.
         if not self._capture.held and not self._capture.read(descriptor):
             self.watch.forget(descriptor)
 
     def _read_progress(self) -> None:
-        # Whatever is held: only the latest report is kept, so there always is room.
+        # Even while output is held: only the latest report is kept, in memory.
         descriptor = self._capture.meter.descriptor
         if not self._capture.meter.read():
             self.watch.forget(descriptor)
@@ -335,7 +337,7 @@ class Execution:
         self._next_flush = now + _RETRY
 
     def _tend_spool(self, now: float) -> None:
-        """Stop reading when the disk is full, and try again once a second."""
+        """Stop reading while the disk is full, and retry every `_RETRY` seconds."""
         if not self._capture.held:
             self._reporter.held(0)
         elif self._reading:
@@ -344,13 +346,13 @@ class Execution:
             self._next_flush = now + _RETRY
             if self._capture.spool.flush():
                 self._read_on()
-            else:  # not told before: a moment without space is nothing to tell
+            else:  # only now, so that a short lack of space is not reported
                 self._reporter.held(self._capture.spool.errno)
 
     # --- the end ---
 
     def _conclude(self) -> Generator[float, None, None]:
-        """Write the verdict, and only then let go of the lock."""
+        """Write the exit record, then release the lock."""
         if self._ending is not None:
             self._ending.conclude()
         self.watch.forget(self._capture.meter.descriptor)
@@ -364,15 +366,15 @@ class Execution:
         failpoints.reach(failpoints.BEFORE_EXIT)
 
         def write() -> None:
-            # With the host alive its commit is what makes all this durable;
-            # without it nobody else will for a while.
+            # A living host soon commits all of it to the database, which is durable. Without a
+            # host, sync the files.
             if self._channel.dead:
                 self._capture.spool.sync()
             job_directory.write_exit(self._order.directory, record, sync=self._channel.dead)
 
         if (yield from self._record_end(write)):
             failpoints.reach(failpoints.EXIT_WRITTEN)
-        # For every copy, too, that a child never closed.
+        # Unlock, not just close: a child may still have a copy of the descriptor.
         job_directory.unlock(self._order.lock, job_directory.ALL)
         failpoints.reach(failpoints.UNLOCKED)
 
@@ -415,7 +417,7 @@ class Execution:
         *,
         give_up: Callable[[], bool] = lambda: False,
     ) -> Generator[float, None, bool]:
-        """Do it, and while the disk is full do it `again` once a second; False: given up."""
+        """Run `action`; while the disk is full, run `again` every second; False: given up."""
         while True:
             try:
                 action()
@@ -429,7 +431,7 @@ class Execution:
             action = again
 
     def _record_end(self, write: Callable[[], None]) -> Generator[float, None, bool]:
-        """Write the exit record, again and again while that fails; False: given up."""
+        """Write the exit record, and retry while that fails; False: given up."""
         begun = self._machine.monotonic()
         while True:
             try:
@@ -444,7 +446,7 @@ class Execution:
             yield self._machine.monotonic() + _RETRY
 
     def _abandon(self) -> None:
-        """Leave no process behind; what became of the job is for a resolver to say."""
+        """Kill all processes. There is no exit record; a resolver will write one."""
         tree = self._tree
         until = time.monotonic() + _ABANDON_FOR
         while tree is not None and tree.left and time.monotonic() < until:
@@ -459,11 +461,11 @@ class Execution:
         for descriptor in (self._pidfd, self._report, self._order.lock, self._order.directory):
             if descriptor >= 0:
                 os.close(descriptor)
-        # They refer to us in turn: without this only the collector would free us.
+        # Break reference cycles, so that this object is freed without the garbage collector.
         del self.watch, self._reporter
 
     def _hear_report(self) -> None:
-        """Learn whether the command started: the pipe closes at its exec."""
+        """Read the report of the start. The pipe ends when the command has started."""
         try:
             self._failure = spawn.read_report(self._report)
         except BlockingIOError:

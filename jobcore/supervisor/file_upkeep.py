@@ -1,9 +1,9 @@
 """
-Keeps the files of a running job from cleaners, and makes removed ones again.
+Protects the files of a running job from cleaners of temporary files, and restores them.
 
-Cleaners of temporary files take what is old. Some of them respect a BSD lock on
-a directory (systemd-tmpfiles does); for the others the files are kept fresh.
-What they take all the same is made again, as the open descriptors still have it.
+Cleaners remove old files. Some, such as systemd-tmpfiles, skip a directory with a BSD lock.
+For the others the modification times are kept recent. Files that are removed all the same
+are created again: the open descriptors still have their content.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from jobcore.supervisor.unfinished_line import Tail
 
 # All in seconds.
-_CHECK_EVERY = 5.0  # a stop is not heard while the FIFO is gone
-_TOUCH_EVERY = 600.0  # cleaners count in hours or days
-#: The directory of the job directories has the database's name and this.
+_CHECK_EVERY = 5.0  # short, because stop requests do not arrive while the FIFO is missing
+_TOUCH_EVERY = 600.0  # cleaners remove files that are hours or days old
+#: The root of the job directories is named like the database, with this suffix.
 _SUFFIX = ".jobs"
 
 
 class Upkeep:
     """
-    Looks after the directory and the files of one run.
+    Maintains the directory and the files of one run.
 
     Args:
-        order: The run. Its descriptors of lock and directory keep their numbers,
-            though they lead to new files after a repair.
-        spool: Its output.
-        tail: Its unfinished lines.
-        wishes: Its FIFO.
-        record: The content of `run`.
+        order: The run. After a repair, its descriptors of lock and directory have the same
+            numbers, but refer to the new files.
+        spool: The spool files.
+        tail: The `tail` file.
+        wishes: The FIFO and the `stop` file.
+        record: The content of the `run` file.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Upkeep:
         try:
             self._root = job_directory.open_parent(order.directory)
         except OSError:
-            pass  # moved to where this user may not look: then there is nothing to make again
+            pass  # moved to a place that this user cannot open: it cannot be restored there
         for directory in (self._root, order.directory):
             job_directory.share(directory)
 
     def advance(self, now: float) -> None:
-        """Do what is due. What cannot be done now is tried again later."""
-        if self._next_check is None:  # all of it was made a moment ago
+        """Do the checks that are due. A check that fails is repeated later."""
+        if self._next_check is None:  # first call: the files were just created
             self._next_check = now + _CHECK_EVERY
             self._next_touch = now + _TOUCH_EVERY
         if now < self._next_check:
@@ -75,10 +75,10 @@ class Upkeep:
 
     def repair_output(self) -> None:
         """
-        Make again what is missing of the directory and the output in it.
+        Restore the job directory, the spool and `tail`, if they are missing.
 
         Raises:
-            OSError: That cannot be done; ENOENT where the directory of all jobs is gone, too.
+            OSError: They cannot be restored; ENOENT: the root of the job directories is missing.
         """
         if os.fstat(self._order.directory).st_nlink == 0:
             self._repair_directory()
@@ -88,7 +88,7 @@ class Upkeep:
     def _repair(self) -> None:
         self.repair_output()
         order = self._order
-        # First, so that a stop is heard whatever has become of the other files.
+        # The FIFO first, so that stop requests arrive even if other files cannot be restored.
         job_directory.clear_control(order.directory)
         job_directory.make_control(order.directory)
         if not _is_named(job_directory.CONTROL, self._wishes.fileno(), order.directory):
@@ -116,8 +116,8 @@ class Upkeep:
             spans = (job_directory.RUNNING, job_directory.spans_of(self._order.token)[1])
             if all(
                 job_directory.try_lock(new, span) for span in spans
-            ):  # else: held for a look, again soon
-                # Not before the new one is held: a run without a lock is dead.
+            ):  # else another process checks the lock right now: retry soon
+                # Only once the new file is locked, because a run without a lock counts as dead.
                 os.dup2(new, self._order.lock, inheritable=False)
         finally:
             os.close(new)
@@ -133,7 +133,7 @@ class Upkeep:
             self._touch_database()
 
     def _touch_database(self) -> None:
-        """Keep the database's files fresh, too: without them the end could not be stored."""
+        """Update the database's modification times, too: the end must be stored there."""
         database, suffix, rest = os.readlink(f"/proc/self/fd/{self._root}").rpartition(_SUFFIX)
         if not suffix or rest:
             return
@@ -144,14 +144,14 @@ class Upkeep:
                 pass
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close the descriptor that this object has opened."""
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
 
 
 def _is_named(name: str, descriptor: int, directory: int) -> bool:
-    """Tell whether `name` leads to what `descriptor` has open."""
+    """Tell whether `name` refers to the file that `descriptor` has open."""
     try:
         named = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

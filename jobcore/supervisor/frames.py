@@ -1,10 +1,10 @@
 """
-Runs of numbered, timestamped output lines, as the supervisor writes them.
+Frames: groups of numbered output lines with a timestamp, as the supervisor writes them.
 
-A frame is a header and whole lines, byte for byte. The header says the first
-sequence number, how many lines follow and how many bytes they take, so whoever
-copies frames never needs to look at the output itself. One line longer than
-`MAX_PAYLOAD` is cut into *partial* pieces, each with a number of its own.
+A frame is a header and whole lines, byte for byte. The header contains the first sequence
+number, the number of lines and the number of bytes. So frames can be copied without reading
+the output itself. A line longer than `MAX_PAYLOAD` is cut into *partial* pieces, each with
+its own number.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The stream of a frame: whose lines these are.
-SYSTEM = 0  # jobcore's own words about the job
+# The stream that the lines of a frame come from.
+SYSTEM = 0  # jobcore's own lines about the job
 OUTPUT = 1  # stdout and stderr through one pipe, in the order of the writes
 STDOUT = 2  # the two pipes of `separate_streams`
 STDERR = 3
-PROGRESS = 4  # what a job reports of its progress; no line
+PROGRESS = 4  # a progress report of the job, which is not a line
 
 STREAM_NAMES = ("system", "output", "stdout", "stderr", "progress")
 
 # Flags of a frame.
-PARTIAL = 1  # one piece of a line that goes on in the stream's next frame
+PARTIAL = 1  # a piece of a line that continues in the stream's next frame
 OPEN_END = 2  # the last line has no terminator: the output ended without one
 
-MAX_PAYLOAD = 65536  # bytes: one read of a full pipe, and the longest line kept whole
+MAX_PAYLOAD = 65536  # bytes: the content of a full pipe, and the longest line that is not cut
 
 MAGIC = b"JF"
 # magic, version, stream, flags, 3 unused, first sequence, lines, payload bytes, time in ns, CRC-32
 _HEADER = struct.Struct("<2sBBB3xQIIqI")
-_UNSIGNED = _HEADER.size - 4  # the CRC covers everything before it, and the payload
+_UNSIGNED = _HEADER.size - 4  # the CRC covers the header before it and the payload
 HEADER_SIZE = _HEADER.size
 
 
 class Frame:
     """
-    One decoded header, and where its payload lies in the buffer it was read from.
+    A decoded header, and the position of its payload in the buffer.
 
-    `first` is the sequence of its first line, `count` how many lines it holds
-    (0 is legal), `time_ns` wall time in nanoseconds; `begin`, `start` and `end`
-    are offsets of header, payload and the byte behind it.
+    `first` is the sequence number of its first line, `count` the number of lines (0 is
+    valid), and `time_ns` the wall time in nanoseconds. `begin`, `start` and `end` are the
+    offsets of the header, the payload, and the byte after the payload.
     """
 
     __slots__ = ("begin", "count", "end", "first", "flags", "start", "stream", "time_ns")
@@ -65,14 +65,14 @@ class Frame:
 
     @property
     def partial(self) -> bool:
-        """Whether this is one piece of a line that goes on in a later frame."""
+        """Whether this is a piece of a line that continues in a later frame."""
         return bool(self.flags & PARTIAL)
 
 
 def encode_header(
     stream: int, flags: int, first: int, count: int, time_ns: int, payload: bytes
 ) -> bytes:
-    """Return the header that goes before `payload`, CRC included."""
+    """Return the header for `payload`, including the CRC."""
     unsigned = _HEADER.pack(
         MAGIC, PROTOCOL_VERSION, stream, flags, first, count, len(payload), time_ns, 0
     )[:_UNSIGNED]
@@ -81,7 +81,7 @@ def encode_header(
 
 def decode(buffer: bytes, offset: int = 0) -> Frame | None:
     """
-    Return the frame at `offset`, or None where no whole and undamaged one is.
+    Return the frame at `offset`; None: there is no complete and undamaged one.
 
     Raises:
         NewerProtocol: A newer jobcore wrote it.
@@ -96,7 +96,7 @@ def decode(buffer: bytes, offset: int = 0) -> Frame | None:
         return None
     end = start + length
     if end > len(buffer):
-        # A damaged length looks just like a frame not yet written to its end.
+        # Either the frame is not fully written yet, or the length is damaged.
         return None
     view = memoryview(buffer)
     if zlib.crc32(view[start:end], zlib.crc32(view[offset : offset + _UNSIGNED])) != crc:
@@ -107,14 +107,14 @@ def decode(buffer: bytes, offset: int = 0) -> Frame | None:
 
 
 def scan(buffer: bytes, offset: int = 0) -> Iterator[Frame]:
-    """Yield the frames from `offset` on, up to the first byte that is not a whole, valid frame."""
+    """Yield the frames from `offset` on, until the first position without a valid frame."""
     while (frame := decode(buffer, offset)) is not None:
         yield frame
         offset = frame.end
 
 
 def find_next(buffer: bytes, offset: int) -> int:
-    """Return where the next valid frame begins at or behind `offset`, or -1: used behind damage."""
+    """Return the offset of the next valid frame from `offset` on, to skip damage; -1: none."""
     while (offset := buffer.find(MAGIC, offset)) >= 0:
         if decode(buffer, offset) is not None:
             return offset
@@ -123,7 +123,7 @@ def find_next(buffer: bytes, offset: int) -> int:
 
 
 def split_lines(buffer: bytes, frame: Frame) -> Iterator[bytes]:
-    """Yield the lines of `frame`, each with its terminator; only LF ends a line."""
+    """Yield the lines of `frame`, each with its terminator. Only LF ends a line."""
     position = frame.start
     for _ in range(frame.count):
         newline = buffer.find(b"\n", position, frame.end)

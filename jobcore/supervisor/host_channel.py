@@ -1,8 +1,8 @@
 """
-The supervisor's end of the socket to its host, and whether the host still lives.
+The supervisor's end of the socket to its host, and whether the host is alive.
 
-Notices never block: what the socket does not take stays pending, and goes out
-when poll says so. A host that is gone is a fact, not an error: the job goes on.
+Sending never blocks: a message that the socket does not take stays pending until poll
+reports space. The death of the host is not an error: the job continues.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class BadRequestError(Exception):
-    """A request that came torn, without all its descriptors, or from a newer jobcore."""
+    """A request that is incomplete, lacks descriptors, or comes from a newer jobcore."""
 
 
 class Request:
-    """A request as it came: the token of its message, and the three descriptors, now ours."""
+    """A request as received: the token of its message, and three descriptors that we own now."""
 
     __slots__ = ("body", "directory", "lock", "token")
 
@@ -36,15 +36,15 @@ class Request:
 
 class HostChannel:
     """
-    The way to the host.
+    The connection to the host.
 
     Attributes:
-        dead: No host is there any more; nobody reads notices.
-        pidfd: Becomes readable when the host dies; None where it cannot be had.
-            A forked child of the host may hold the other end of the socket, so
-            its closing alone would not tell.
-        must_look: There is no pidfd though the host can be seen: call `look_for_host`
-            now and then.
+        dead: Whether the host is gone, so that no messages are read.
+        pidfd: Becomes readable when the host dies; None: not available. It is needed
+            because a forked child of the host may hold the other end of the socket, so
+            that the socket does not close with the host.
+        must_look: Whether to call `look_for_host` regularly, because the host is visible
+            but there is no pidfd.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -53,10 +53,10 @@ class HostChannel:
         self.dead = False
         self.pidfd: int | None = None
         self.must_look = False
-        # The creator of the socketpair, however many forks lie between.
+        # The process that created the socketpair, even if there were forks in between.
         credentials = self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
         self._host = host = struct.unpack("iII", credentials)[0]
-        if host > 0:  # 0: it lives in a pid namespace we cannot see
+        if host > 0:  # 0: it is in a pid namespace that is not visible here
             try:
                 self.pidfd = system_calls.open_process(host)
             except ProcessLookupError:
@@ -73,59 +73,59 @@ class HostChannel:
 
     @property
     def pending(self) -> bool:
-        """Whether notices wait for the socket to take them."""
+        """Whether messages wait to be sent."""
         return bool(self._pending)
 
     def post(self, kind: int, token: str = messages.NO_TOKEN, number: int = 0) -> None:
-        """Send a notice, now or when there is room; a newer one of its kind and run replaces it."""
+        """Send a message, now or later. It replaces a pending one of the same kind and run."""
         self._pending[kind, token] = messages.encode(kind, token, number)
         self.flush()
 
     def flush(self) -> None:
-        """Send what is pending, as far as the socket takes it."""
+        """Send pending messages, as far as the socket takes them."""
         if self.dead:
             self._pending.clear()
         for key in list(self._pending):
             try:
                 self._socket.send(self._pending[key], _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
             except (ConnectionResetError, BrokenPipeError):
-                # Of the host this says all; of requests it sent before, nothing.
+                # The host is dead. Requests that it sent before may still be queued.
                 self.mark_dead()
                 return
             except OSError:
-                return  # no room: poll will say
+                return  # the socket is full: poll will report space
             del self._pending[key]
 
     def mark_dead(self) -> None:
-        """Remember that the host is gone, and drop what only it would have read."""
+        """Note that the host is gone, and drop pending messages."""
         self.dead = True
         self._pending.clear()
 
     def look_for_host(self) -> None:
-        """Find out whether the host is gone, where no pidfd tells."""
+        """Check by pid whether the host is gone, if there is no pidfd."""
         if self.must_look and not self.dead and not system_calls.is_alive(self._host):
             self.mark_dead()
 
     def receive(self) -> Request | None:
         """
-        Take the next request, or None where none is queued; at the end of file the host is dead.
+        Return the next request; None: none is queued. End of file marks the host as dead.
 
         Raises:
-            BadRequestError: It came without all it needs, or from a newer jobcore. What came is
-                closed, which frees its lock; there is no way to go on.
+            BadRequestError: The request is incomplete, or comes from a newer jobcore. Its
+                descriptors are closed, which frees its lock. The supervisor must exit.
         """
         while True:
             try:
                 data, ancillary, flags, _ = self._socket.recvmsg(
                     messages.SIZE,
                     _socket.CMSG_SPACE(4 * messages.DESCRIPTORS),
-                    # Without the second flag they would leak into the command, lock and all.
+                    # Without CLOEXEC the command would inherit the descriptors and the lock.
                     _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC,
                 )
                 break
             except ConnectionResetError:
-                # Told once when the host died with a notice unread, and *before*
-                # a request that is still queued.
+                # Raised once, if the host died with an unread message, and *before* a request
+                # that is still queued.
                 continue
             except BlockingIOError:
                 return None
@@ -153,14 +153,14 @@ class HostChannel:
         return Request(message.token, *descriptors)
 
     def refuse(self) -> None:
-        """Take no request sent from now on; the host sees a broken pipe. Queued ones stay."""
+        """Refuse new requests: sending one raises BrokenPipeError. Queued requests stay."""
         try:
             self._socket.shutdown(_socket.SHUT_RD)
         except OSError:
-            pass  # the host is gone, and nobody sends
+            pass  # the host is gone, so no requests come
 
     def close(self) -> None:
-        """Close the socket, as the end of a supervisor's process does; twice is harmless."""
+        """Close the socket and the pidfd. Idempotent."""
         self.mark_dead()
         self._socket.close()
         if self.pidfd is not None:

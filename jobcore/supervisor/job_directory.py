@@ -1,10 +1,9 @@
 """
-The files through which hosts and a supervisor exchange what concerns one job.
+The job directory: the files through which hosts and a supervisor exchange data about one job.
 
-Everything goes through descriptors of the directory, never through paths put
-together from strings, so nobody can slip a link under it. Records are small
-texts, `key=value` a line, closed by a CRC, so that a torn one counts as none
-and an operator can read a whole one.
+All access uses descriptors of the directory, and never paths built from strings, so a link
+cannot redirect it. Records are small texts with one `key=value` per line and a CRC at the
+end. So an incomplete record is recognised, and an operator can read a record.
 """
 
 from __future__ import annotations
@@ -26,43 +25,44 @@ STOP = "stop"
 RUN = "run"
 EXIT = "exit"
 SPOOL = "spool."
-TAIL = "tail"  # what has no newline yet
+TAIL = "tail"  # output that has no newline yet
 GONE = ".gone-"
-STORE = "store"  # beside the job directories: the id of the database that they belong to
+STORE = "store"  # in the root, beside the job directories: the id of their database
 
-#: Bytes of each of the two slots of `TAIL`: the longest unfinished line of two streams, as frames.
+#: Bytes of each of the two slots of `TAIL`: the longest unfinished lines of two streams, as
+#: frames.
 TAIL_SLOT = 2 * 68 * 1024
 
-#: Digits of the largest offset that a file can have.
+#: Digits of the largest possible file offset.
 _OFFSET_DIGITS = 19
 
-#: Bytes of the `lock` file. A host that prepares a start holds the first, the
-#: supervisor that runs the job the second; everyone who wants to know whether
-#: the job is alive, or to remove it, takes both.
+#: Spans (offset, length) of the `lock` file. A host that prepares a start holds the first
+#: byte, the supervisor that runs the job the second. To check whether the job is alive, or to
+#: remove it, a process takes both.
 PREPARING = (0, 1)
 RUNNING = (1, 1)
 WHOLE = (0, 2)
-#: The manager of which the job takes a slot holds this byte. It is apart from the
-#: others: a job lives without a manager, and dies though its manager lives.
+#: Held by the manager in which the job occupies a slot. It is a separate byte, because a job can
+#: live without a manager, and can die while its manager lives.
 SLOT = (2, 1)
-ALL = (0, 0)  # to the end of the file, however long it grows: those of a run, too
+ALL = (0, 0)  # up to any length of the file, including the bytes of a run
 
-#: Letters on the FIFO. Any byte means "read `stop` again"; these two are the
-#: wish itself, for when no file can be written.
+#: Letters on the FIFO. Any letter means "read `stop` again". The last two are stop requests
+#: themselves, for the case that no file can be written.
 DOORBELL = b"!"
 STOP_NOW = b"s"  # with the command's own grace
 KILL_NOW = b"k"
 
-#: Where the kernel lists all locks of the machine.
+#: The kernel's list of all locks of the machine.
 LOCKS = "/proc/locks"
-_LOCKS_READ = 65536  # bytes asked for at once; the kernel gives no more than a page
-_LOCKS_AT_ONCE = 3072  # bytes that surely are one read: a page is 4096 or more, a line under 200
+_LOCKS_READ = 65536  # bytes requested at once; the kernel returns at most a page
+_LOCKS_AT_ONCE = 3072  # a list this short is surely one read: pages have 4096, lines under 200
 _LOOKS_AT_LOCKS = 8
 
-_FIONREAD = 0x541B  # of <asm-generic/ioctls.h>, for the reason in `pipes`
+_FIONREAD = 0x541B  # from <asm-generic/ioctls.h>; see `pipes`
 
-# struct flock: type, whence, start, length, pid, padding to 32 bytes. The
-# layout of Linux with 64-bit offsets, which CPython is always built with.
+# struct flock: type, whence, start, length, pid, padding to 32 bytes. This is the layout of
+# Linux with 64-bit offsets, with which CPython is always built.
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -71,11 +71,13 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 def try_lock(descriptor: int, span: tuple[int, int]) -> bool:
     """
-    Take `span` of the lock file for the open file description behind `descriptor`.
+    Lock `span` of the lock file for the open file description of `descriptor`.
 
-    An OFD lock belongs to the description, not to the process: it travels with
-    the descriptor to another process, and it is gone exactly when the last copy
-    is closed. Returns False when somebody else holds any byte of the span.
+    An OFD lock belongs to the open file description, not to the process. It moves with the
+    descriptor to another process, and is released when the last copy is closed.
+
+    Returns:
+        False: another open file description holds a byte of the span.
     """
     try:
         fcntl.fcntl(
@@ -91,7 +93,7 @@ def try_lock(descriptor: int, span: tuple[int, int]) -> bool:
 
 
 def unlock(descriptor: int, span: tuple[int, int]) -> None:
-    """Give `span` back, for every copy of the descriptor that any process has."""
+    """Unlock `span`, also for every copy of the descriptor in any process."""
     fcntl.fcntl(
         descriptor,
         fcntl.F_OFD_SETLK,
@@ -101,10 +103,10 @@ def unlock(descriptor: int, span: tuple[int, int]) -> None:
 
 def is_locked(descriptor: int, span: tuple[int, int] = WHOLE) -> bool:
     """
-    Tell whether anybody prepares or runs the job, or holds `span`, without taking the lock.
+    Tell whether a process prepares or runs the job, or holds `span`, without taking the lock.
 
-    `descriptor` must be freshly opened: through the holder's own description
-    the kernel always answers "free".
+    `descriptor` must be newly opened: for the holder's own open file description the kernel
+    always reports that the span is free.
     """
     answer = fcntl.fcntl(
         descriptor,
@@ -116,7 +118,7 @@ def is_locked(descriptor: int, span: tuple[int, int] = WHOLE) -> bool:
 
 
 def open_lock(directory: int, *, create: bool = False) -> int:
-    """Open the lock file afresh: a new description, that holds nothing yet."""
+    """Open the lock file; the new open file description holds no lock yet."""
     if create:
         return make_file(LOCK, os.O_RDWR, directory)
     return open_file(LOCK, os.O_RDWR, directory)
@@ -124,10 +126,10 @@ def open_lock(directory: int, *, create: bool = False) -> int:
 
 def spans_of(token: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """
-    Return the bytes of the lock file that are those of the run `token` alone.
+    Return the two spans of the lock file that belong to the run `token` only.
 
-    A host that prepares it holds the first, its supervisor the second, beside those
-    of every run. The file has no such bytes: they are there for `is_run_locked`.
+    A host that prepares the run holds the first, its supervisor the second, in addition to
+    `PREPARING` and `RUNNING`. They are beyond the end of the file. `is_run_locked` needs them.
     """
     first = SLOT[0] + 2 + 2 * int(token[:15], 16)
     return (first, 1), (first + 1, 1)
@@ -137,11 +139,11 @@ def is_run_locked(token: str) -> bool:
     """
     Tell whether any process of this machine prepares or supervises the run `token`.
 
-    The kernel's list of locks says so where no path leads to the lock file: it was
-    unlinked, or its directory moved. False where there is no such list.
+    It reads the kernel's list of locks, which works even if the lock file was unlinked or its
+    directory was moved. False also if there is no such list.
 
-    A list of more than a page comes in several reads, and a lock that is released
-    between two of them may hide another one. So what is not found is looked for again.
+    A list longer than a page takes several reads, and a lock that is released between two of
+    them may hide another one. So a long list is read several times.
     """
     bytes_ = {str(span[0]).encode() for span in spans_of(token)}
     try:
@@ -163,22 +165,22 @@ def is_run_locked(token: str) -> bool:
 
 def mark_unstarted(lock: int, token: str) -> None:
     """
-    Write into the lock file that the run `token` has not started. The caller prepares it.
+    Write into the lock file that the run `token` has not started. The caller prepares the run.
 
-    `never_started` needs this proof: a file that is missing, empty or of another run
-    proves nothing, so no loss of files makes a run that started look like one that did not.
+    This is the proof that a run has never started. A file that is missing, empty or of another
+    run proves nothing. So if files are lost, a started run never looks like an unstarted one.
     """
     try_lock(lock, spans_of(token)[0])
     os.pwrite(lock, token.encode("ascii"), 0)
 
 
 def mark_started(lock: int) -> None:
-    """Take that back, before the command is started."""
+    """Remove the mark of `mark_unstarted`. Call it before the command is started."""
     os.ftruncate(lock, 0)
 
 
 def is_unstarted(directory: int, token: str) -> bool:
-    """Tell whether the lock file says that the run `token` has not started."""
+    """Tell whether the lock file proves that the run `token` has not started."""
     try:
         lock = open_lock(directory)
     except FileNotFoundError:
@@ -191,33 +193,33 @@ def is_unstarted(directory: int, token: str) -> bool:
 
 # --- directories, and the files in them ---------------------------------------
 
-#: Of all that is made here, and what a umask may have left of it.
+#: The modes of everything that is created here, under any umask.
 PRIVATE_DIRECTORY, PRIVATE_FILE = 0o700, 0o600
 
 
 class NotPrivate(PermissionError):
-    """A directory belongs to somebody else, or others may enter it."""
+    """A directory belongs to another user, or other users have permissions on it."""
 
 
 class NotRegular(OSError):
-    """Where a file of the job directory should be is a directory, a FIFO, a socket or a device."""
+    """A file of the job directory is really a directory, a FIFO, a socket or a device."""
 
 
 def open_file(name: str, flags: int, directory: int) -> int:
     """
-    Open a file of the job directory; what is no file is refused, and never waited for.
+    Open a regular file of the job directory. Never blocks.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: The file does not exist.
         NotRegular: It is a directory, a FIFO, a socket or a device.
-        OSError: The system refuses; a link is ELOOP.
+        OSError: The system refuses; ELOOP: it is a link.
     """
-    # Non-blocking: to open a FIFO would wait for its other end.
+    # Non-blocking, because opening a FIFO would wait for the other end.
     flags |= os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(name, flags, PRIVATE_FILE, dir_fd=directory)
     except OSError as error:
-        # For writing, a directory is EISDIR; a socket, and a FIFO without a reader, are ENXIO.
+        # EISDIR: a directory, opened for writing. ENXIO: a socket, or a FIFO without a reader.
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise _not_regular(name, error.errno) from error
         raise
@@ -232,10 +234,10 @@ def _not_regular(name: str, number: int) -> NotRegular:
 
 
 def make_file(name: str, flags: int, directory: int) -> int:
-    """Open a file, mode 0600 under any umask, making it where it is not there."""
+    """Open a file, and create it if needed, with mode 0600 under any umask."""
     descriptor = open_file(name, flags | os.O_CREAT, directory)
     try:
-        # A umask may keep even its owner out, for whom the next open would fail.
+        # A umask may even exclude the owner, and the next open would fail.
         if os.fstat(descriptor).st_mode & 0o777 != PRIVATE_FILE:
             os.fchmod(descriptor, PRIVATE_FILE)
     except BaseException:
@@ -246,18 +248,18 @@ def make_file(name: str, flags: int, directory: int) -> int:
 
 def open_directory(name: str, *, parent: int | None = None, create: bool = False) -> int:
     """
-    Open a private directory, making it first if `create`.
+    Open a private directory and return its descriptor; `create`: create it if needed.
 
     Raises:
-        FileNotFoundError: It is not there.
-        NotPrivate: It belongs to somebody else, or others may enter it.
+        FileNotFoundError: The directory does not exist.
+        NotPrivate: It belongs to another user, or other users have permissions on it.
         NotADirectoryError: It is a link or a file.
     """
     if create:
         try:
             os.mkdir(name, PRIVATE_DIRECTORY, dir_fd=parent)
             facts = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if facts.st_mode & 0o777 != PRIVATE_DIRECTORY:  # a umask that keeps its owner out
+            if facts.st_mode & 0o777 != PRIVATE_DIRECTORY:  # a umask may even exclude the owner
                 os.chmod(name, PRIVATE_DIRECTORY, dir_fd=parent)
         except FileExistsError:
             pass
@@ -276,25 +278,25 @@ def open_directory(name: str, *, parent: int | None = None, create: bool = False
 
 
 def open_parent(directory: int) -> int:
-    """Open the directory that holds an open directory."""
+    """Open the parent of an open directory."""
     return os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
 
 
 def share(directory: int) -> None:
     """
-    Hold a shared BSD lock on a directory, until the last copy of its descriptor is closed.
+    Take a shared BSD lock on a directory, until the last copy of its descriptor is closed.
 
-    systemd-tmpfiles and other cleaners pass over a directory that is locked so. Nothing
-    relies on it.
+    systemd-tmpfiles and some other cleaners skip a directory with such a lock. Nothing else
+    depends on it.
     """
     try:
         fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        pass  # a file system without such locks, or somebody else's lock
+        pass  # the file system has no such locks, or another process has an exclusive one
 
 
 def is_current(name: str, directory: int, lock: int, *, parent: int) -> bool:
-    """Tell whether `directory` and `lock` still are what the names lead to: nobody removed them."""
+    """Tell whether `directory` and `lock` are still the ones at their names, and not removed."""
     try:
         named = os.stat(name, dir_fd=parent, follow_symlinks=False)
         named_lock = os.stat(LOCK, dir_fd=directory, follow_symlinks=False)
@@ -310,7 +312,7 @@ def is_current(name: str, directory: int, lock: int, *, parent: int) -> bool:
 
 
 def make_control(directory: int) -> None:
-    """Make the FIFO; that it is there already is fine."""
+    """Create the FIFO, if it does not exist."""
     try:
         os.mkfifo(CONTROL, PRIVATE_FILE, dir_fd=directory)
         facts = os.stat(CONTROL, dir_fd=directory, follow_symlinks=False)
@@ -321,7 +323,7 @@ def make_control(directory: int) -> None:
 
 
 def clear_control(directory: int) -> None:
-    """Remove a file that has the FIFO's name but is no FIFO: no stop is heard through it."""
+    """Remove a file with the FIFO's name that is not a FIFO: it would block stop requests."""
     try:
         facts = os.stat(CONTROL, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -339,15 +341,15 @@ def _put_aside(name: str, directory: int) -> None:
 
 def open_control(directory: int) -> int:
     """
-    Open the FIFO, from either side.
+    Open the FIFO; hosts and supervisors both use this.
 
-    For reading *and* writing: a reader alone would spin on POLLHUP whenever no
-    writer is there, a writer alone could meet ENXIO or SIGPIPE.
+    It is opened for reading *and* writing. With a read end only, poll would spin on POLLHUP
+    while there is no writer; with a write end only, ENXIO or SIGPIPE could occur.
 
     Raises:
-        FileNotFoundError: It is not there.
-        OSError: The system refuses, or it is not a FIFO: a regular file is always readable,
-            and whoever polls it would spin.
+        FileNotFoundError: The FIFO does not exist.
+        OSError: The system refuses, or it is not a FIFO. A regular file is always readable, so
+            polling it would spin.
     """
     descriptor = os.open(
         CONTROL, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory
@@ -359,7 +361,7 @@ def open_control(directory: int) -> int:
 
 
 def ring(directory: int, letter: bytes = DOORBELL) -> None:
-    """Wake the supervisor; a full FIFO has woken it already, a missing one has nobody to wake."""
+    """Wake the supervisor; no-op if the FIFO is full (it is woken already) or missing."""
     try:
         control = open_control(directory)
     except FileNotFoundError:
@@ -373,7 +375,7 @@ def ring(directory: int, letter: bytes = DOORBELL) -> None:
 
 
 def count_unread(directory: int) -> int | None:
-    """Return how many letters on the FIFO were not read; None: there is no FIFO."""
+    """Return the number of unread letters on the FIFO; None: there is no FIFO."""
     try:
         control = open_control(directory)
     except FileNotFoundError:
@@ -386,13 +388,13 @@ def count_unread(directory: int) -> int | None:
 
 def remove(name: str, directory: int, *, parent: int, host: object = None) -> None:
     """
-    Remove the directory. The caller holds all of its lock.
+    Remove the job directory. The caller has locked the whole lock file.
 
-    It is renamed first: whoever comes by name finds it whole or not at all, and
-    what a crash leaves half removed is known by its name.
+    The directory is renamed first. So under its name it is either complete or missing, and
+    after a crash a partly removed directory is recognised by its new name.
 
     Args:
-        host: Who removes it, for `failpoints`.
+        host: The host that removes it, for `failpoints`.
     """
     gone = f"{GONE}{name}-{os.urandom(4).hex()}"
     os.rename(name, gone, src_dir_fd=parent, dst_dir_fd=parent)
@@ -402,14 +404,14 @@ def remove(name: str, directory: int, *, parent: int, host: object = None) -> No
 
 
 def empty(directory: int) -> None:
-    """Remove everything in the directory; that it holds directories is not jobcore's doing."""
+    """Remove everything in the directory, including directories, which jobcore never creates."""
     for entry in os.listdir(directory):
         try:
             try:
                 os.unlink(entry, dir_fd=directory)
             except IsADirectoryError:
                 _remove_tree(entry, directory)
-        except FileNotFoundError:  # another process sweeps the same leftovers
+        except FileNotFoundError:  # another process removes the same files
             pass
 
 
@@ -428,7 +430,7 @@ def _remove_tree(name: str, parent: int) -> None:
 
 
 def encode_record(record: dict[str, str | int | None]) -> bytes:
-    """Return `record` as text, one `key=value` a line, with version before and CRC behind it."""
+    """Return `record` as text: the version, one `key=value` per line, and a CRC at the end."""
     lines = [f"version={PROTOCOL_VERSION}\n"]
     for key, value in record.items():
         if value is None:
@@ -444,7 +446,7 @@ def encode_record(record: dict[str, str | int | None]) -> bytes:
 
 def decode_record(data: bytes) -> dict[str, str | int | None] | None:
     """
-    Return what `encode_record` was given, or None where `data` is torn or damaged.
+    Return the record that was encoded; None: `data` is incomplete or damaged.
 
     Raises:
         NewerProtocol: A newer jobcore wrote it.
@@ -466,7 +468,7 @@ def decode_record(data: bytes) -> dict[str, str | int | None] | None:
 
 
 def read_record(directory: int, name: str) -> dict[str, str | int | None] | None:
-    """Return the record in file `name`, or None where it is missing, torn or damaged."""
+    """Return the record in file `name`; None: it is missing, incomplete or damaged."""
     try:
         descriptor = open_file(name, os.O_RDONLY, directory)
     except FileNotFoundError:
@@ -484,14 +486,14 @@ def write_record(
     directory: int, name: str, record: dict[str, str | int | None], *, sync: bool = False
 ) -> None:
     """
-    Put the record under `name` in one step: readers find the old one, or all of the new one.
+    Write the record under `name` atomically: readers see the old one or the complete new one.
 
-    A directory that has the name is put aside.
+    A directory with that name is renamed.
 
     Args:
-        sync: Also make it survive a power failure before returning.
+        sync: Also fsync it, so that it survives a power failure.
     """
-    # A random name, not a fixed one: two hosts may write the same wish at once.
+    # A random name, because two hosts may write the same stop request at once.
     temporary = f"{name}.{os.urandom(4).hex()}"
     descriptor = make_file(temporary, os.O_WRONLY | os.O_EXCL, directory)
     try:
@@ -510,14 +512,14 @@ def write_record(
         try:
             os.unlink(temporary, dir_fd=directory)
         except OSError:
-            pass  # the first error is the one to tell
+            pass  # raise the first error
         raise
     if sync:
         os.fsync(directory)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data`; a write may take less than it was given."""
+    """Write all of `data`, also after short writes."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -525,25 +527,27 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 class ExitRecord:
     """
-    What became of one run: the one referee of stop, time-out and natural exit.
+    The outcome of one run. It alone decides between stop, timeout and natural exit.
 
     Attributes:
-        token: The run it speaks of, 32 hex digits.
+        token: The run, 32 hex digits.
         reason: Why it ended, one of the lifecycle's reasons.
-        wait_status: As the kernel gave it, undecoded; None where nothing was reaped.
-        errno: Why a command could not start, else None.
-        stage: At which step it could not start (`fork`, `stdin`, `chdir`, `exec`, ...), else None.
-        spool_end: How many bytes of frames were written.
+        wait_status: The kernel's wait status, undecoded; None: nothing was reaped.
+        errno: Why the command could not start, else None.
+        stage: The step at which it could not start (`fork`, `stdin`, `chdir`, `exec`, ...),
+            else None.
+        spool_end: Number of bytes of frames that were written.
         next_sequence: The number that the next line would have had.
-        dropped: Lines beyond the output limit.
-        spawned_ns, ended_ns: Wall time, the second one the first plus `duration_ns`.
-        duration_ns: By the monotonic clock.
-        cpu_us: CPU time of the command and what it waited for, microseconds.
-        max_rss: The largest resident set of any of its processes, bytes.
+        dropped: Number of lines that were dropped, for the output limit or a missing directory.
+        spawned_ns, ended_ns: Wall time in nanoseconds; the second is the first plus
+            `duration_ns`.
+        duration_ns: Nanoseconds by the monotonic clock.
+        cpu_us: CPU time of all reaped processes, in microseconds.
+        max_rss: The largest resident set of any of its processes, in bytes.
         unreaped: Pids that could not be killed, else empty.
-        left: How many processes the command had left when it ended by itself; None: nobody saw.
-        note: The last line of the log, of a host that wrote the record for a supervisor
-            that is dead, else None.
+        left: Number of processes left when the command ended by itself; None: unknown.
+        note: The last line of the log, if a host wrote the record for a dead supervisor,
+            else None.
     """
 
     __slots__ = (
@@ -604,19 +608,19 @@ class ExitRecord:
 
 
 def write_exit(directory: int, record: ExitRecord, *, sync: bool = False) -> None:
-    """Write the verdict, in one step. The caller holds the lock: there is one writer at a time."""
+    """Write the exit record atomically. The caller holds the lock, so it is the only writer."""
     fields: dict[str, str | int | None] = {
         name: getattr(record, name) for name in ExitRecord.__slots__ if name != "unreaped"
     }
     fields["unreaped"] = " ".join(map(str, record.unreaped))
     if record.left is None:
-        del fields["left"]  # an older host refuses a field that it does not know
+        del fields["left"]  # an older host refuses unknown fields
     write_record(directory, EXIT, fields, sync=sync)
 
 
 def read_exit(directory: int, token: str) -> ExitRecord | None:
     """
-    Return the verdict on the run `token`; a torn one, or one of another run, counts as none.
+    Return the exit record of the run `token`; None: missing, incomplete, or of another run.
 
     Raises:
         NewerProtocol: A newer jobcore wrote it.
@@ -625,7 +629,7 @@ def read_exit(directory: int, token: str) -> ExitRecord | None:
     if fields is None or fields.get("token") != token:
         return None
     unreaped = str(fields.pop("unreaped") or "")
-    # A later jobcore may say more.
+    # Ignore fields of a later jobcore.
     known = {name: value for name, value in fields.items() if name in ExitRecord.__slots__}
     return ExitRecord(
         unreaped=tuple(int(pid) for pid in unreaped.split()),
@@ -637,7 +641,7 @@ def read_exit(directory: int, token: str) -> ExitRecord | None:
 
 
 def spool_offsets(directory: int) -> list[int]:
-    """Return the offsets at which the spool files there begin, in order."""
+    """Return the offsets at which the spool files begin, in order."""
     return sorted(
         int(name[len(SPOOL) :])
         for name in os.listdir(directory)
@@ -646,15 +650,15 @@ def spool_offsets(directory: int) -> list[int]:
 
 
 def _is_number(text: str) -> bool:
-    """Tell whether this is an offset as jobcore writes it; `isdigit` takes other digits, too."""
+    """Tell whether this is an offset as jobcore writes it. `isdigit` alone accepts other digits."""
     return text.isascii() and text.isdigit() and len(text) <= _OFFSET_DIGITS
 
 
 def read_spool(directory: int, offset: int, size: int) -> bytes:
     """
-    Return up to `size` bytes of frames from `offset` on, out of one file.
+    Return up to `size` bytes of frames from `offset` on, from one spool file.
 
-    Empty where nothing is there yet, or where the file that held it is gone.
+    The result is empty if nothing is there yet, or if the file has been removed.
     """
     begin = max((start for start in spool_offsets(directory) if start <= offset), default=None)
     if begin is None:
@@ -670,7 +674,7 @@ def read_spool(directory: int, offset: int, size: int) -> bytes:
 
 
 def spool_end(directory: int) -> int:
-    """Return the offset behind the last byte of the spool."""
+    """Return the offset after the last byte of the spool."""
     offsets = spool_offsets(directory)
     if not offsets:
         return 0
@@ -694,14 +698,14 @@ def append_spool(directory: int, end: int, data: bytes) -> None:
     try:
         write_all(descriptor, data)
     except OSError:
-        os.ftruncate(descriptor, end - begin)  # for whoever tries again
+        os.ftruncate(descriptor, end - begin)  # so that the call can be repeated
         raise
     finally:
         os.close(descriptor)
 
 
 def drop_imported(directory: int, imported: int) -> None:
-    """Unlink the spool files that end at or before `imported`, never the one still written to."""
+    """Unlink the spool files that end at or before `imported`, but never the newest one."""
     offsets = spool_offsets(directory)
     for begin, successor in pairwise(offsets):
         if successor <= imported:
@@ -712,7 +716,7 @@ def drop_imported(directory: int, imported: int) -> None:
 
 
 def read_tail(directory: int) -> tuple[bytes, bytes]:
-    """Return what is in the two slots of `TAIL`; each may be torn, or older than the other."""
+    """Return the content of the two slots of `TAIL`. Each may be incomplete or outdated."""
     try:
         descriptor = open_file(TAIL, os.O_RDONLY, directory)
     except FileNotFoundError:

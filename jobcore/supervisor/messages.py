@@ -1,8 +1,8 @@
 """
 The fixed-size messages between host and supervisor.
 
-The socket keeps message boundaries, so every message is one read. What is large
-or must be locked travels beside a request as descriptors.
+The socket preserves message boundaries, so each message is one read. Large or lockable
+objects are sent as descriptors along with a request.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import struct
 
 from jobcore.supervisor import PROTOCOL_VERSION, NewerProtocol
 
-# From supervisor to host. The number is the pid of the supervisor, the pid of
-# the command, the length of the spool, and in the last one the supervisor's pid
-# again when it takes another job, 0 when it leaves.
+# From supervisor to host. In this order, the number is the pid of the supervisor, the pid of
+# the command, and the length of the spool. In ENDED it is the supervisor's pid if it takes
+# another job, and 0 if it exits.
 READY = 1
 STARTED = 2
 OUTPUT = 3
 ENDED = 4
-# Why output cannot be written: an errno; 0 when it is written again.
+# The number is the errno that keeps output from being written; 0: it is written again.
 HELD = 6
 # From host to supervisor, with three descriptors: lock, directory, request.
 REQUEST = 5
@@ -39,8 +39,8 @@ class Notice:
 
     Attributes:
         kind: One of the constants above.
-        token: The run it speaks of, 32 hex digits; `NO_TOKEN` in `READY`.
-        number: What it says depends on the kind.
+        token: The run that it is about, 32 hex digits; `NO_TOKEN` in `READY`.
+        number: Its meaning depends on the kind; see above.
     """
 
     __slots__ = ("kind", "number", "token")
@@ -58,7 +58,7 @@ def encode(kind: int, token: str = NO_TOKEN, number: int = 0) -> bytes:
 
 def decode(data: bytes) -> Notice | None:
     """
-    Return the message, or None where `data` is none.
+    Return the message, or None if `data` is not a valid message.
 
     Raises:
         NewerProtocol: A newer jobcore sent it.

@@ -1,4 +1,4 @@
-"""What the host of a running job is told, until the host is gone."""
+"""Sends messages about a running job to its host, as long as the host exists."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from jobcore.supervisor.host_channel import HostChannel
     from jobcore.supervisor.poll_set import Watch
 
-_EVERY = 0.05  # seconds between two notices of output,
-_BYTES = 256 * 1024  # unless this much has gathered
+_EVERY = 0.05  # seconds between two messages about output,
+_BYTES = 256 * 1024  # unless there are so many new bytes
 
 
 class Reporter:
-    """The notices of one run."""
+    """Sends the messages of one run."""
 
     def __init__(self, channel: HostChannel, watch: Watch, token: str) -> None:
         self._channel = channel
@@ -26,17 +26,17 @@ class Reporter:
         self._held = 0
         self._next = 0.0
         if not channel.dead:
-            # Never for reading: a request for later would wake every poll.
+            # Not POLLIN: the request of a later job would wake every poll.
             watch.add(channel.fileno(), self._serve, 0)
             if channel.pidfd is not None:
                 watch.add(channel.pidfd, self._lose_host)
 
     def started(self, pid: int) -> None:
-        """Tell that the command runs."""
+        """Report that the command runs."""
         self._post(messages.STARTED, pid)
 
     def announce(self, spool_end: int, now: float) -> None:
-        """Tell of output: at once after quiet, else not too often."""
+        """Report new output: at once after a pause, otherwise every `_EVERY` seconds."""
         gathered = spool_end - self._announced
         if gathered and not self._channel.dead and (now >= self._next or gathered >= _BYTES):
             self._announced = spool_end
@@ -44,13 +44,13 @@ class Reporter:
             self._post(messages.OUTPUT, spool_end)
 
     def held(self, number: int) -> None:
-        """Tell why output is held back, by its errno, where that has changed; 0: it is not."""
+        """Report the errno that keeps output from being written, if changed; 0: it is written."""
         if number != self._held and not self._channel.dead:
             self._held = number
             self._post(messages.HELD, number)
 
     def due(self, spool_end: int) -> float | None:
-        """Return when output that has gathered must be told at the latest; None: there is none."""
+        """Return the monotonic time by which new output must be reported; None: there is none."""
         return self._next if spool_end > self._announced and not self._channel.dead else None
 
     def _post(self, kind: int, number: int) -> None:
@@ -58,7 +58,7 @@ class Reporter:
         self._await()
 
     def _serve(self) -> None:
-        """Let notices go out; where none wait, the other end was closed: nothing else wakes us."""
+        """Send pending messages. If there are none, the other end was closed, which wakes, too."""
         if self._channel.pending:
             self._channel.flush()
         else:

@@ -1,9 +1,9 @@
 """
-What the numbers in /proc mean to this process.
+Translates the numbers in /proc to pids of this process's namespace.
 
-/proc may have been mounted in an outer pid namespace, as in a container that
-shares the machine's. A number there then names another process here, and a
-signal to it would reach a stranger.
+/proc may be mounted from an outer pid namespace, as in a container that shares the machine's
+/proc. A number there then belongs to another process here, and a signal to that number would
+hit the wrong process.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ROOT = "/proc"
 
 def level() -> int:
     """
-    Return the place of a pid of this namespace among the `NSpid` of an entry of /proc.
+    Return the position (from 1) of this namespace's pid in the `NSpid` line of a /proc entry.
 
-    1: the entries are pids of this namespace. More: they are those of an outer one.
-    0: this process has no entry, so nothing in /proc can be relied on.
+    1: the entries are pids of this namespace. More: they are pids of an outer namespace.
+    0: this process has no entry, so /proc cannot be used.
     """
     try:
         numbers = _numbers("self")
-        if numbers is None:  # a kernel that does not tell
+        if numbers is None:  # the kernel does not write `NSpid`
             return 1 if os.readlink(f"{ROOT}/self") == str(os.getpid()) else 0
     except OSError:
         return 0
@@ -43,19 +43,20 @@ def own_entry() -> int:
     Return the number of this process in /proc.
 
     Raises:
-        OSError: It has none.
+        OSError: It has no entry there.
     """
     return int(os.readlink(f"{ROOT}/self"))
 
 
 def translate(entry: int, at: int) -> int | None:
     """
-    Return the pid that an entry of /proc would have here; None: it is gone, or not seen here.
+    Return the pid of a /proc entry in this namespace; None: it is gone, or not visible here.
 
-    It is certain of this process's own children alone. `ProcessHandle` makes it certain.
+    The result is reliable only for children of this process. For other processes use
+    `ProcessHandle`, which verifies it.
 
     Args:
-        at: What `level` returned.
+        at: The result of `level`.
     """
     if at == 1:
         return entry
@@ -68,21 +69,21 @@ def translate(entry: int, at: int) -> int | None:
 
 class ProcessHandle:
     """
-    The process that an entry of /proc names, to be looked at and then signalled; a context.
+    The process of a /proc entry, to examine and then signal it. A context manager.
 
-    With a pidfd the one that is signalled is certainly the one that was looked at.
-    Without pidfds it is so unless its pid is given to another process in between.
+    With a pidfd, the signalled process is certainly the examined one. Without pidfds, another
+    process could get the same pid in between.
     """
 
     def __init__(self, entry: int) -> None:
         """
-        Take hold of the process.
+        Open the process.
 
         Raises:
             ProcessLookupError: It has ended.
-            PermissionError: It is in a pid namespace that cannot be reached from this one, or
-                may be: without pidfds nothing tells.
-            OSError: No descriptor is left.
+            PermissionError: It is in a pid namespace that this process cannot signal; without
+                pidfds, also if that cannot be determined.
+            OSError: No file descriptor is free.
         """
         at = level()
         pid = translate(entry, at)
@@ -97,7 +98,7 @@ class ProcessHandle:
             if at != 1:
                 raise PermissionError from error
             self._pidfd = -1
-        # A process of a namespace beside this one may have the same number there.
+        # A process of a sibling namespace may have the same number there.
         if at != 1 and _entry_of(self._pidfd) != entry:
             os.close(self._pidfd)
             raise PermissionError
@@ -112,17 +113,17 @@ class ProcessHandle:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let go of the process."""
+        """Close the pidfd."""
         if self._pidfd >= 0:
             os.close(self._pidfd)
 
     def signal(self, number: int) -> None:
         """
-        Send it a signal.
+        Send a signal to the process.
 
         Raises:
-            ProcessLookupError: It has ended.
-            PermissionError: It belongs to another user.
+            ProcessLookupError: The process has ended.
+            PermissionError: The process belongs to another user.
         """
         if self._pidfd >= 0:
             _signal.pidfd_send_signal(self._pidfd, number)
@@ -131,7 +132,7 @@ class ProcessHandle:
 
 
 def _entry_of(handle: int) -> int:
-    """Return the number in /proc of the process behind a pidfd."""
+    """Return the number that the process of a pidfd has in /proc."""
     with open(f"{ROOT}/self/fdinfo/{handle}", "rb") as file:
         for line in file:
             name, _, value = line.partition(b":")

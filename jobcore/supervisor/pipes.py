@@ -1,4 +1,4 @@
-"""Reads pipes in pieces, and at the end only what they hold at that moment."""
+"""Reads the current content of a pipe in pieces."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-READ_SIZE = 65536  # a full pipe
+READ_SIZE = 65536  # bytes; the default capacity of a pipe
 
-_FIONREAD = 0x541B  # of <asm-generic/ioctls.h>; the module `termios` is not worth its import
+_FIONREAD = 0x541B  # from <asm-generic/ioctls.h>, which saves importing `termios`
 
 
 def read_now(descriptor: int) -> Iterator[bytes]:
     """
-    Yield what a non-blocking pipe holds at this moment, in pieces.
+    Yield what a non-blocking pipe contains now, in pieces.
 
-    Somebody who is no child of ours may hold a pipe open and write for ever:
-    what comes after this moment is not the job's.
+    It does not read until the end of the pipe: a process outside the job may hold the pipe
+    open and write for ever. What arrives later does not belong to the job.
     """
     left = int.from_bytes(fcntl.ioctl(descriptor, _FIONREAD, b"\0\0\0\0"), "little")
     while left > 0:

@@ -1,10 +1,10 @@
 """
-The processes of one job, from the main one to the last orphan: reaped, signalled, named.
+Reaps, signals and names the processes of one job, from the main one to the last orphan.
 
-Only processes that cannot have been replaced are ever signalled: direct children
-not yet reaped, the main one's group while the main one is not, and others by a
-handle that was compared with the tree. Descendants whose parents die come to the
-supervisor, which is their subreaper.
+It signals only processes whose pid cannot have been reused: direct children that are not
+reaped, the group of the main process while that is not reaped, and others through a handle
+that was compared with the tree. The supervisor is a subreaper, so descendants whose parents
+die become its children.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _OWN_CHILDREN = "/proc/thread-self/children"  # this process has one thread
 
 class ProcessTree:
     """
-    The processes below this one, all of them of one job.
+    The descendants of this process, all of them of one job.
 
     Attributes:
-        main: Pid of the command.
-        status: Its wait status, as the kernel gave it; None until it is reaped.
-        left: Whether any child is left, as of the last `reap`.
-        cpu_us: CPU time of all that was reaped, microseconds.
-        max_rss: The largest resident set among them, bytes.
+        main: The pid of the command.
+        status: The command's wait status, undecoded; None until it is reaped.
+        left: Whether there are children, as of the last `reap`.
+        cpu_us: CPU time of all reaped processes, in microseconds.
+        max_rss: The largest resident set among them, in bytes.
     """
 
     def __init__(self, main: int) -> None:
@@ -40,15 +40,15 @@ class ProcessTree:
         self.left = True
         self.cpu_us = 0
         self.max_rss = 0
-        self._told: set[int] = set()  # who got a signal to end
+        self._told: set[int] = set()  # pids that got a signal to end
         self._killed: set[int] = set()
 
     def watch_main(self) -> int:
         """
-        Return a descriptor that becomes readable when the main process ends; close it yourself.
+        Return a pidfd, which becomes readable when the main process ends. The caller closes it.
 
         Raises:
-            OSError: There is none to be had.
+            OSError: pidfds are not available, or no file descriptor is free.
         """
         return system_calls.open_process(self.main)
 
@@ -65,19 +65,19 @@ class ProcessTree:
                 return main_ended
             self.cpu_us += round((usage.ru_utime + usage.ru_stime) * 1_000_000)
             self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)
-            self._told.discard(pid)  # it may be given to another one of them
+            self._told.discard(pid)  # the pid may be reused by another process of the job
             if pid == self.main:
                 self.status = status
                 main_ended = True
 
     def stop(self, number: int, *, group: bool) -> None:
         """
-        Send the first signal of a stop, then SIGCONT, for a stopped process cannot act on it.
+        Send the first signal of a stop, then SIGCONT, because a stopped process cannot react.
 
         Args:
             number: The signal.
-            group: To the main process's group and to all children of ours. Else to the main
-                process alone: what it started it may still need to come to a good end.
+            group: True: signal the group of the main process and all our children. False:
+                only the main process, which may need its children to end cleanly.
         """
         strays = [pid for pid in children() if pid != self.main and not self._in_group(pid)]
         if group:
@@ -93,16 +93,17 @@ class ProcessTree:
 
     def end_rest(self, *, everyone: bool) -> list[str]:
         """
-        Send SIGTERM, once, to processes that outlive the main one or its part of the grace.
+        Send SIGTERM to the processes other than the main one that have not got it yet.
 
         Many programs abort at a second signal, so no process gets two.
 
         Args:
-            everyone: To all of them. Else to those whose parents are gone: each may end its
-                own children in good order, and those that it leaves come to us next.
+            everyone: True: signal all of them. False: only our direct children, whose parents
+                are gone. Each of these can end its own children cleanly; those that it leaves
+                become our children.
 
         Returns:
-            Those that got it now, as pid and name.
+            The processes that got the signal now, as pid and name.
         """
         asked = []
         for one in descendants():
@@ -117,7 +118,7 @@ class ProcessTree:
         return asked
 
     def shares_cgroup(self) -> bool:
-        """Tell whether the main process is in our cgroup, and so in the same service."""
+        """Tell whether the main process is in this process's cgroup, so in the same service."""
         try:
             if pids.level() != 1:
                 return False
@@ -130,17 +131,17 @@ class ProcessTree:
             return False  # no /proc, or no cgroups
 
     def survivors(self) -> list[str]:
-        """Return all living processes but the main one, as pid and name."""
+        """Return all living processes except the main one, as pid and name."""
         return [str(one) for one in descendants() if one.pid != self.main]
 
     def kill(self) -> list[str]:
         """
-        Send SIGKILL to the group and to every child; their own children come to us next.
+        Send SIGKILL to the group and to every child. Their children then become ours.
 
         Returns:
-            Those that no earlier call has named, as pid and name.
+            The processes that no earlier call has returned, as pid and name.
         """
-        # All of them are looked for once: this is to be quicker than what forks for ever.
+        # Search the whole tree only once: this must be faster than a process that keeps forking.
         found = descendants(children_only=bool(self._killed))
         new = [one for one in found if one.pid not in self._killed]
         self._signal_group(_signal.SIGKILL)
@@ -154,7 +155,7 @@ class ProcessTree:
         _signal_child(pid, number)
 
     def _in_group(self, pid: int) -> bool:
-        # Members of the group got the signal with the group.
+        # Members of the group have got the signal with the group.
         try:
             return os.getpgid(pid) == self.main
         except ProcessLookupError:
@@ -166,16 +167,16 @@ class ProcessTree:
         try:
             os.killpg(self.main, number)
         except ProcessLookupError:
-            _signal_child(self.main, number)  # it has not come to a group of its own yet
+            _signal_child(self.main, number)  # it has not created its own group yet
         except PermissionError:
-            pass  # all of it runs as another user; recorded if it stays
+            pass  # the whole group runs as another user; it is recorded if it does not end
 
 
 def _signal_child(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
-        pass  # it has ended, or changed its user; what stays is recorded as unreaped
+        pass  # it has ended, or changed its user; if it stays, it is recorded as unreaped
 
 
 class Process:
@@ -183,8 +184,8 @@ class Process:
     A living descendant of this process, as it was a moment ago.
 
     Attributes:
-        pid: Its pid here.
-        direct: Whether it is a child of ours, whose pid stays its own until it is reaped.
+        pid: Its pid in this process's namespace.
+        direct: Whether it is our child. Then its pid is not reused until we reap it.
     """
 
     __slots__ = ("_entry", "_name", "_parent", "direct", "pid")
@@ -197,14 +198,14 @@ class Process:
         self._name = name
 
     def __str__(self) -> str:
-        """Return its pid and what the kernel calls it, as `ps` shows it."""
+        """Return pid and name, as `ps` shows them."""
         return f"{self.pid} ({self._name})"
 
     def signal(self, *numbers: int) -> bool:
-        """Send it signals, if it still is what it was; False: it is not, or we may not."""
+        """Send signals, if it is still the same process; False: it is not, or we must not."""
         try:
             with pids.ProcessHandle(self._entry) as process:
-                # Its pid may have been given away before the handle was open.
+                # The pid may have been reused before the handle was opened.
                 facts = _read_stat(self._entry)
                 if facts is None or facts[1] != self._parent:
                     return False
@@ -216,16 +217,16 @@ class Process:
 
 
 def descendants(*, children_only: bool = False) -> list[Process]:
-    """Return the living descendants of this process, children first; without /proc none."""
+    """Return the living descendants of this process, parents first; without /proc, none."""
     try:
         own, level = pids.own_entry(), pids.level()
         table = None if os.path.exists(_OWN_CHILDREN) else _by_parent()
     except OSError:
-        return []  # no /proc that knows us
+        return []  # this process is not in /proc
     found: list[Process] = []
     seen = {own}
     parents = [own]
-    for parent in parents:  # it grows
+    for parent in parents:  # the list grows during the loop
         for entry in _entries_below(parent) if table is None else table.get(parent, ()):
             facts = None if entry in seen else _read_stat(entry)
             pid = None if facts is None else pids.translate(entry, level)
@@ -246,20 +247,20 @@ def children() -> list[int]:
         try:
             entries = _by_parent().get(pids.own_entry(), [])
         except OSError:
-            entries = []  # no /proc that knows us: the group must do
+            entries = []  # this process is not in /proc: only the group can be signalled
     level = pids.level() if entries else 0
     found = [pids.translate(entry, level) for entry in entries]
     return [pid for pid in found if pid is not None]
 
 
 def _entries_below(entry: int) -> list[int]:
-    """Return the children of a process, of all its threads."""
+    """Return the children of all threads of a process."""
     found = []
     try:
         for thread in os.listdir(f"/proc/{entry}/task"):
             found += _read_entries(f"/proc/{entry}/task/{thread}/children")
     except OSError:
-        pass  # it has just ended: its children come to us
+        pass  # it has just ended, so its children become ours
     return found
 
 
@@ -276,14 +277,14 @@ def _read_entries(path: str) -> list[int]:
 
 def _by_parent() -> dict[int, list[int]]:
     """
-    Return the entries of all processes by that of their parent.
+    Return the /proc entries of all processes, by the entry of their parent.
 
     Raises:
         OSError: There is no /proc.
     """
     found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
-        # Those that have ended, too: `children` is asked for what was not reaped.
+        # Including zombies, because `children` must return all that are not reaped.
         facts = _read_stat(int(name), living=False) if name.isdigit() else None
         if facts is not None:
             found.setdefault(facts[1], []).append(int(name))
@@ -291,7 +292,7 @@ def _by_parent() -> dict[int, list[int]]:
 
 
 def _read_stat(entry: int, *, living: bool = True) -> tuple[str, int] | None:
-    """Return name and parent of a process; None: it is gone or, unless told otherwise, a zombie."""
+    """Return name and parent of a process; None: it is gone, or a zombie while `living`."""
     try:
         with open(f"/proc/{entry}/stat", "rb") as file:
             head, _, rest = file.read().rpartition(b")")

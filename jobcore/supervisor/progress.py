@@ -1,35 +1,34 @@
 """
-The form in which a job reports its progress.
+The format in which a job reports its progress.
 
-A report is `DONE[/TOTAL][ MESSAGE]`, such as `3/10 loading orders`, `0.25` or
-`1200 rows`: decimals that are not negative, and a message for people. Spaces
-around it, and the CR of a CRLF, are no part of it. The job writes one a line to
-the descriptor named in `JOBCORE_PROGRESS_FD`, or as a line of its output that
-begins with `jobcore:progress `.
+A report is `DONE[/TOTAL][ MESSAGE]`, such as `3/10 loading orders`, `0.25` or `1200 rows`:
+non-negative decimal numbers and a message for people. Surrounding white space, including the
+CR of a CRLF, is ignored. The job writes one report per line, either to the descriptor whose
+number is in `JOBCORE_PROGRESS_FD`, or to its output, with the prefix `jobcore:progress `.
 """
 
 from __future__ import annotations
 
-#: Names the descriptor, in the environment of the command.
+#: The environment variable with the number of the descriptor.
 VARIABLE = b"JOBCORE_PROGRESS_FD"
 
-#: Always the same one, and a single digit: `dash` takes no longer one in `>&8`.
-#: 3 to 7 are what scripts and `configure` use for themselves, 9 is what they `flock`.
+#: A constant with one digit, because `dash` accepts only one digit in `>&8`. Scripts and
+#: `configure` use 3 to 7 for themselves, and often 9 for `flock`.
 DESCRIPTOR = 8
 
-#: What a line of the output begins with that is a report, and no line of the log.
+#: A line of output with this prefix is a report, and not a line of the log.
 PREFIX = b"jobcore:progress "
 
-#: Characters of a message. A guess: some lines of a terminal, and nothing that a
-#: listing of many jobs would feel.
+#: Maximum characters of a message: a few lines of a terminal, which does not slow down
+#: listings. An estimate.
 MAX_MESSAGE = 1000
 
-# Far more than a float holds exactly, and far less than it takes to be infinite.
+# Far more digits than a float holds exactly, and far too few for infinity.
 _MAX_DIGITS = 32
 
 
 def normalize(line: bytes) -> bytes | None:
-    """Return the report that a line is, its message a text of bounded length; None: it is none."""
+    """Return the report in a line, with its message cleaned and shortened; None: it is invalid."""
     numbers, message = _split(line)
     if _read(numbers) is None:
         return None
@@ -38,7 +37,7 @@ def normalize(line: bytes) -> bytes | None:
 
 
 def parse(line: bytes) -> tuple[float, float | None, str | None] | None:
-    """Return what is done, of how much, and the message of the report; None: it is none."""
+    """Return done, total and message of a report; None: the line is not a valid report."""
     numbers, message = _split(line)
     read = _read(numbers)
     if read is None:
@@ -47,8 +46,8 @@ def parse(line: bytes) -> tuple[float, float | None, str | None] | None:
 
 
 def shorten(message: str) -> str:
-    """Return a message as it is kept: one line, of bounded length."""
-    # SQL functions and C programs take a NUL for the end of a text.
+    """Return a message in stored form: one line, at most `MAX_MESSAGE` characters."""
+    # Replace NUL, which SQL functions and C programs take for the end of a text.
     return " ".join(message.splitlines()).strip().replace("\0", "\ufffd")[:MAX_MESSAGE]
 
 
@@ -68,7 +67,7 @@ def _read(numbers: bytes) -> tuple[float, float | None] | None:
 
 def _number(word: bytes) -> float | None:
     whole, _, fraction = word.partition(b".")
-    # Digits alone: what `float` takes beside them are signs, exponents and infinities.
+    # Only digits and a point: `float` would also accept signs, exponents and infinities.
     if len(word) > _MAX_DIGITS or not (whole + fraction).isdigit():
         return None
     return float(word)

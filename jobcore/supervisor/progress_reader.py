@@ -1,8 +1,8 @@
 """
-Reads progress reports, and writes the latest of them now and then.
+Reads progress reports, and writes the latest one to the spool a few times per second.
 
-However many reports come, a host sees no more than a few a second, and they
-take no numbers from the lines.
+So a host sees only a few reports per second, however many arrive. Reports do not use up line
+numbers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from jobcore.supervisor.redaction import Values
     from jobcore.supervisor.spool import Spool
 
-#: Seconds between two frames: hosts import a job no more often, so nobody would see more of them.
+#: Seconds between two frames. Hosts do not import a job more often.
 EVERY = 0.25
 
-#: Bytes of a line, its newline among them: a longer one is no report, here as in
-#: the output, where it is not kept whole.
+#: Maximum bytes of a report with its newline. A longer line is not a report; in the output it
+#: would be cut.
 MAX_LINE = frames.MAX_PAYLOAD
 
 _NEVER = float("inf")
@@ -32,10 +32,10 @@ _NEVER = float("inf")
 
 class Meter:
     """
-    The latest report of one run, from its output and from the pipe that is there for it.
+    The latest report of one run, from its output or from the pipe for reports.
 
     Attributes:
-        descriptor: The reading end of that pipe; negative where there is none, or it has ended.
+        descriptor: The read end of that pipe; negative: there is no pipe, or it has ended.
     """
 
     def __init__(
@@ -47,32 +47,33 @@ class Meter:
     ) -> None:
         """
         Args:
-            spool: Where the frames go.
+            spool: The spool that the frames are appended to.
             say: Adds a line to the log.
-            values: They are masked; what comes from the output is so already.
-            time_ns: Tells the wall time at which a report came.
+            values: The values to mask in reports from the pipe. Reports from the output are
+                masked already.
+            time_ns: Returns the wall time, in nanoseconds, for the time of a report.
         """
         self.descriptor = -1
         self._spool = spool
         self._say = say
         self._redactor = values.redactor() if values is not None else None
         self._time_ns = time_ns
-        self._carry = b""  # the beginning of a line that has not ended yet
+        self._carry = b""  # the beginning of an unfinished line
         self._skipping = False  # inside a line that is too long
-        self._told = False  # of a report that is none
-        self._latest: tuple[bytes, int] | None = None  # not written yet, and when it came
-        self._next = 0.0  # when it may be
+        self._told = False  # whether an invalid report was logged
+        self._latest: tuple[bytes, int] | None = None  # not written yet, with its time
+        self._next = 0.0  # monotonic time from which it may be written
 
     def note(self, report: bytes, time_ns: int) -> None:
-        """Take a report, as `progress.normalize` gives it, in place of all before it."""
+        """Set the latest report, as `progress.normalize` returns it."""
         self._latest = (report, time_ns)
 
     def add(self, descriptor: int) -> None:
-        """Take the reading end of the pipe, non-blocking; it is closed at its end."""
+        """Take over the non-blocking read end of the pipe, and close it at the end of the pipe."""
         self.descriptor = descriptor
 
     def read(self) -> bool:
-        """Read once; False when this was the end of the pipe, which is closed then."""
+        """Read once; False: this was the end of the pipe, which is closed now."""
         try:
             data = os.read(self.descriptor, READ_SIZE)
         except BlockingIOError:
@@ -84,17 +85,17 @@ class Meter:
         return False
 
     def due(self) -> float:
-        """Return when `advance` has something to write, by the monotonic clock."""
+        """Return the monotonic time at which `advance` has something to write."""
         return _NEVER if self._latest is None or self._spool.held else self._next
 
     def advance(self, now: float) -> None:
-        """Write the latest report if it is new and its time has come: at once after quiet."""
+        """Write the latest report if it is new and due; after a pause it is due at once."""
         if now >= self.due():
             self._write()
             self._next = now + EVERY
 
     def end(self) -> None:
-        """Read what the pipe holds at this moment, close it, and write the last report."""
+        """Read what the pipe contains now, close it, and write the latest report."""
         if self.descriptor >= 0:
             for data in read_now(self.descriptor):
                 self._take(data)
@@ -103,7 +104,7 @@ class Meter:
             self._write()
 
     def close(self) -> None:
-        """Close the pipe, as it is."""
+        """Close the pipe without reading it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -118,7 +119,7 @@ class Meter:
         self._split(data if self._redactor is None else self._redactor.feed(data))
 
     def _split(self, data: bytes) -> None:
-        """Note the last report among the whole lines that are there now, and keep the rest."""
+        """Note the last report among the whole lines so far, and keep the unfinished line."""
         buffer = self._carry + data
         begin = 0
         if self._skipping:
@@ -133,7 +134,7 @@ class Meter:
         self._note_last(buffer, begin, end)
 
     def _note_last(self, buffer: bytes, begin: int, end: int) -> None:
-        # From the end: of a thousand reports read at once one is looked at.
+        # Backwards: of a thousand reports read at once, only the last is parsed.
         while end > begin:
             start = buffer.rfind(b"\n", begin, end - 1) + 1 or begin
             line = buffer[start:end]
@@ -145,7 +146,7 @@ class Meter:
             end = start
 
     def _refuse(self, line: bytes) -> None:
-        """Say once that something is no report: whoever wrote the command may want to know."""
+        """Log the first invalid report, for the author of the command."""
         if not self._told and line.strip():
             self._told = True
             words = line.strip()[:100].decode("utf-8", "replace")

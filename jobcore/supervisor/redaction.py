@@ -1,10 +1,10 @@
 """
-Masks secret values in a stream of bytes before anything reaches the disk.
+Masks secret values in a stream of bytes, before anything reaches the disk.
 
-A value is masked as it is and in the forms in which programs write it: as JSON at any
-depth of nesting and with any choice of what to escape, as the `repr` of a text or of
-bytes, URL-encoded, and within base64. Escapes are undone in the stream and in the
-values alike, so no list of encoders has to be complete.
+A value is masked literally and in the forms in which programs write it: as JSON at any depth
+of nesting and with any choice of escapes, as the `repr` of a text or of bytes, URL-encoded,
+and within base64. Escapes are decoded both in the stream and in the values, so no complete
+list of encoders is needed.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 MASK = b"***"
 
-#: Bytes of a value from which on all its forms are masked. Shorter ones would be found in
-#: base64 of anything; they are masked as they are, and as JSON.
+#: Minimum bytes of a value for masking all its forms. The base64 of a shorter value would occur
+#: by chance in other data, so it is masked only literally and as JSON.
 SHORTEST = 6
 
-#: Bytes of a text that `_Finder` reads as one number, and of the shortest one that has a
-#: whole one of them at an even place, wherever it begins.
+#: Bytes that `_Finder` reads as one number, and the minimum bytes of a word that always contains
+#: a whole number at an even offset, wherever the word begins.
 _GRAM, _LEAST = 4, 5
 
-#: How far back an escape is looked for that is not complete. A longer run of backslashes
+#: How many bytes from the end an incomplete escape is searched. A longer run of backslashes
 #: is cut there.
 _REACH = 64
 
-# One escape, `_H` being a hexadecimal digit. JSON within JSON doubles backslashes at each
-# level, a URL within a URL writes `%25` for `%`: so any number of them counts as one.
+# One escape; `_H` is a hexadecimal digit. JSON within JSON doubles backslashes at each level,
+# and a URL within a URL writes `%25` for `%`. So any number of them counts as one.
 _H = rb"[0-9A-Fa-f]"
 _PERCENT = rb"%(?:25)*"
 _RUN = rb"(?:\\|" + _PERCENT + rb"5[Cc])+"
@@ -43,14 +43,14 @@ _REST = (
     + _PERCENT + rb"([89ABab]" + _H + rb"))"
 )  # fmt: skip
 _ESCAPE = (
-    rb"(?=[\\%\xc2\xc3])(?:"  # which alone is looked at nearly everywhere
+    rb"(?=[\\%\xc2\xc3])(?:"  # for speed: at nearly all positions only this is tried
     + _LEAD + _REST + rb"|" + _RUN + rb"(?:" + _HIGH + _RUN + _LOW
     + rb"|u(" + _H + rb"{4})|u\{(" + _H + rb"{1,6})\}|U(" + _H + rb"{8})|x(" + _H + rb"{2})"
     + rb"|([0-3][0-7]{2})|([abefnrtv0]))?|" + _PERCENT + rb"(" + _H + rb"{2}))"
 )  # fmt: skip
-# Groups of it.
+# The groups of `_ESCAPE`.
 _LEADS, _RESTS, _PAIR, _OCTALS, _LETTER = (1, 2, 3, 4), (5, 6, 7, 8), (9, 10), (3, 7, 15), 16
-#: The beginning of one, at the end of what is there.
+#: An incomplete escape at the end of the data.
 _PART = (
     rb"(?:" + _RUN + rb"(?:u(?:" + _H + rb"{0,3}|\{" + _H + rb"{0,6})|U" + _H + rb"{0,7}|x" + _H
     + rb"?|[0-3][0-7]?|" + _PERCENT + _H + rb"?)?|" + _PERCENT + _H + rb"?)"
@@ -67,17 +67,17 @@ _LETTERS = {
 
 class Values:
     """
-    Values to be masked, made ready to be found in any number of streams.
+    Values to mask, prepared for searching in any number of streams.
 
     Args:
-        values: They; empty ones are left out.
+        values: The values; empty ones are ignored.
     """
 
     def __init__(self, values: list[bytes]) -> None:
-        # Before the command starts: in the middle of a run the files may be gone.
+        # Import `re` before the command starts: during a run its file may have been removed.
         _patterns()
         plain: set[bytes] = set()
-        bare: set[bytes] = set()  # forms without escapes
+        bare: set[bytes] = set()  # forms with escapes decoded
         for value in filter(None, values):
             plain.add(value)
             text = self._unescape(value)[0]
@@ -86,32 +86,35 @@ class Values:
             if len(value) < SHORTEST or len(text) < _LEAST:
                 plain |= _as_json(value)
             else:
-                # With a value that begins with `n` a backslash before it is a line end, and
-                # a percent sign before one that begins with `ba` is a byte.
+                # A backslash before a value that begins with `n` decodes to a line end, and a
+                # percent sign before one that begins with `ba` to a byte. Search these, too.
                 bare |= {text, *(self._unescape(one + value)[0] for one in (b"\\", b"%"))}
         self._plain, self._bare, self._both = _Finder(plain), _Finder(bare), _Finder(plain | bare)
         self._has_forms = bool(bare)
 
     def mask(self, data: bytes) -> bytes:
-        """Return `data`, which is all there is, masked."""
+        """Return `data` masked. Nothing precedes or follows it."""
         return self.redactor().feed(data, final=True)
 
     def redactor(self) -> Redactor:
-        """Return what masks one stream."""
+        """Return a new redactor for one stream."""
         return Redactor(self)
 
     def find(
         self, data: bytes, *, final: bool, start: int = 0
     ) -> tuple[list[tuple[int, int]], int, int]:
         """
-        Return where values are in `data`, sorted, and where the end begins that is open.
-
-        The third of what is returned is the earliest place where the end of `data` cuts a
-        value without escapes; more bytes at its end move that place only forward.
+        Find values in `data`.
 
         Args:
-            final: Nothing comes after `data`, so no end is open.
-            start: That place, as it was found when `data` had fewer bytes at its end.
+            final: Nothing comes after `data`, so its end is not open.
+            start: The third result of the call before, when `data` had fewer bytes at its end.
+
+        Returns:
+            The begin and end of each value, sorted; the offset from which the end is open,
+            because a value or an escape may continue; and the earliest offset at which the end
+            of `data` may cut a value without escapes. More bytes at the end move the last one
+            only forward.
         """
         size = len(data)
         if not self._has_forms:
@@ -133,16 +136,16 @@ class Values:
         return found, open_end, plain
 
     def _cut(self, data: bytes) -> int:
-        """Return where an escape begins that the end of `data` cuts, or the size of `data`."""
+        """Return the offset of an escape that the end of `data` cuts, or the size of `data`."""
         size = len(data)
         tail = data[-_REACH:]
         if b"\\" not in tail and b"%" not in tail and tail[-1:] not in (b"\xc2", b"\xc3"):
-            return size  # nearly always
+            return size  # the usual case
         match = _patterns()[1].search(tail)
         return size if match is None else size - len(tail) + match.start()
 
     def _unescape(self, data: bytes) -> tuple[bytes, _Escapes]:
-        """Return `data` without escapes, `+` being a space, and where which of them were."""
+        """Return `data` with escapes decoded and `+` as a space, and where the escapes were."""
         escapes = _Escapes()
         data = data.replace(b"+", b" ")
         if b"\\" not in data and b"%" not in data and data.isascii():
@@ -165,23 +168,23 @@ class Values:
 
 class Redactor:
     """
-    Masks values in one stream, whatever pieces it comes in.
+    Masks values in one stream, however it is divided into pieces.
 
-    Every byte of a value is masked. Values that overlap share one mask.
+    Every byte of a value is masked. Overlapping values share one mask.
     """
 
     def __init__(self, values: Values) -> None:
         self._values = values
         self._held = b""
-        self._covered = 0  # bytes of it that belong to a mask which was returned
-        self._start = 0  # where a value without escapes may begin in it
+        self._covered = 0  # bytes of `_held` for which a mask was returned already
+        self._start = 0  # offset in `_held` from which a value without escapes may begin
 
     def feed(self, data: bytes, *, final: bool = False) -> bytes:
         """
-        Return what is certain by now, masked.
+        Add data, and return the masked part of the stream that is certain by now.
 
-        The end that may be the beginning of a value is held back until more
-        bytes decide, or `final` says that there are none.
+        If the end may be the beginning of a value, it is held back until more bytes decide,
+        or until `final` tells that there are none.
         """
         buffer = self._held + data if self._held else data
         found, open_end, plain = self._values.find(buffer, final=final, start=self._start)
@@ -204,17 +207,18 @@ class Redactor:
 
 
 class _Escapes:
-    """Where escapes were in a text: from a place in it without them to its place with them."""
+    """Maps offsets in a decoded text to offsets in the text with escapes."""
 
     __slots__ = ("_found", "add")
 
     def __init__(self) -> None:
-        # Place and size of what it means, in the text without them, and its begin and end.
+        # For each escape: offset and size of its meaning in the decoded text, and its begin
+        # and end in the text with escapes.
         self._found: list[tuple[int, int, int, int]] = []
         self.add = self._found.append
 
     def begin(self, place: int) -> int:
-        """Return where the character at `place` begins, with the backslashes before it."""
+        """Return where the decoded character at `place` begins, including its backslashes."""
         number = _count_before(self._found, (place,))
         if number < len(self._found) and self._found[number][0] == place:
             return self._found[number][2]
@@ -224,7 +228,7 @@ class _Escapes:
         return begin if place < at + size else end + place - at - size
 
     def end(self, place: int) -> int:
-        """Return where the character before `place` ends."""
+        """Return where the decoded character before `place` ends."""
         number = _count_before(self._found, (place,))
         if number == 0:
             return place
@@ -232,7 +236,7 @@ class _Escapes:
         return end + max(place - at - size, 0)
 
     def align(self, place: int) -> int:
-        """Return a place in the text with escapes, or where the escape begins that it is in."""
+        """Return an offset in the text with escapes, or the begin of the escape it is inside."""
         for _, _, begin, end in reversed(self._found):
             if end <= place:
                 break
@@ -243,11 +247,12 @@ class _Escapes:
 
 class _Finder:
     """
-    Finds all places of many words in a text, in a time that hardly depends on their number.
+    Finds all occurrences of many words in a text, in a time that hardly depends on their number.
 
-    A text is read as numbers of four bytes each. Wherever a word of seven bytes begins, it
-    has a whole one of them: at most three bytes before it, so a word is in the table
-    with those at its first four places, and is looked for only where one of them is met.
+    The text is read as numbers of four bytes. Wherever a word of seven or more bytes begins,
+    it contains a whole number, at most three bytes after its beginning. So the table has each
+    word under the numbers at its first four offsets, and words are compared only where the
+    text has one of these numbers. Words of five or six bytes use numbers at every second byte.
     """
 
     def __init__(self, words: set[bytes]) -> None:
@@ -266,7 +271,7 @@ class _Finder:
                 self._tables.append((step, frozenset(table), table))
 
     def find(self, text: bytes) -> list[tuple[int, int]]:
-        """Return the beginnings and ends of all words in a text, also of those that overlap."""
+        """Return begin and end of all words in a text, sorted, including overlapping ones."""
         found: list[tuple[int, int]] = []
         for word in self._short:
             at = text.find(word)
@@ -277,7 +282,7 @@ class _Finder:
             for offset in range(0, _GRAM, step):
                 numbers = memoryview(text)[offset : offset + (len(text) - offset) // 4 * 4]
                 numbers = numbers.cast("I")
-                if grams.isdisjoint(numbers):  # nearly always, and all that is paid then
+                if grams.isdisjoint(numbers):  # the usual case, which costs nothing more
                     continue
                 for place, number in enumerate(numbers):
                     for shift, word in table.get(number, ()):
@@ -288,7 +293,7 @@ class _Finder:
         return found
 
     def begins(self, text: bytes, start: int = 0) -> int:
-        """Return where the earliest end of a text begins that a longer word begins with."""
+        """Return the smallest offset at which the end of the text may cut a word, or its size."""
         size = len(text)
         for begin in range(max(start, size - self._longest + 1), size):
             if size - begin >= _GRAM and text[begin : begin + _GRAM] not in self._heads:
@@ -301,7 +306,7 @@ class _Finder:
 
 
 def _count_before(items: list[Any], item: Any) -> int:
-    """Return how many of the sorted items are not greater than this one."""
+    """Return the number of sorted items that are less than or equal to `item`."""
     low, high = 0, len(items)
     while low < high:
         middle = (low + high) // 2
@@ -316,9 +321,9 @@ _compiled: list[re.Pattern[bytes]] = []
 
 
 def _patterns() -> list[re.Pattern[bytes]]:
-    """Return an escape, and the beginning of one at the end."""
+    """Return the compiled patterns for an escape, and for an incomplete one at the end."""
     if not _compiled:
-        # Most jobs have nothing to mask, and their supervisors need not load it.
+        # Imported here, because most jobs have nothing to mask and do not need it.
         import re  # noqa: PLC0415
 
         _compiled.extend(map(re.compile, (_ESCAPE, _BEGINNING)))
@@ -327,10 +332,11 @@ def _patterns() -> list[re.Pattern[bytes]]:
 
 def _meaning(escape: re.Match[bytes], kind: int) -> bytes:
     """
-    Return what an escape stands for, `kind` being the group that has matched last.
+    Return the meaning of an escape. `kind` is the group that has matched last.
 
-    Without one it is nothing: backslashes before a character that stands for itself. A
-    character below U+0100 is one byte, since programs write it as one of Latin-1, too.
+    If no group has matched, the escape is backslashes before an ordinary character, and has
+    no meaning. A character below U+0100 becomes one byte, because programs may also write it
+    as Latin-1.
     """
     if kind in _RESTS:
         return bytes([_code(escape, _LEADS) << 6 & 0xC0 | _code(escape, _RESTS) & 0x3F])
@@ -343,14 +349,14 @@ def _meaning(escape: re.Match[bytes], kind: int) -> bytes:
     if code > sys.maxunicode:
         return escape[0]
     if 0xDC80 <= code <= 0xDCFF:
-        code &= 0xFF  # how Python keeps a byte that is no UTF-8
+        code &= 0xFF  # Python's `surrogateescape` of a byte that is not UTF-8
     if code < 0x100:
         return {0x2B: b" ", 0x5C: b""}.get(code, bytes([code]))
     return chr(code).encode("utf-8", "surrogatepass")
 
 
 def _code(escape: re.Match[bytes], groups: tuple[int, ...]) -> int:
-    """Return the number in that one of these groups which has matched."""
+    """Return the number in the one of these groups that has matched."""
     group = next(group for group in groups if escape[group] is not None)
     word = escape[group]
     if group in (_LEADS[0], _RESTS[0]):
@@ -359,10 +365,10 @@ def _code(escape: re.Match[bytes], groups: tuple[int, ...]) -> int:
 
 
 def _as_json(value: bytes) -> set[bytes]:
-    """Return a value as encoders of JSON write it."""
+    """Return the forms of a value in the output of JSON encoders."""
     text = value.decode("utf-8", "surrogateescape")
     forms = set()
-    for escaped in (" ~", " \U0010ffff"):  # all but ASCII is escaped, or nothing is
+    for escaped in (" ~", " \U0010ffff"):  # with and without escaping all but ASCII
         for form in ("u%04x", "u%04X"):
             for slash in ("/", "\\/"):
                 words = []
@@ -383,13 +389,13 @@ def _as_json(value: bytes) -> set[bytes]:
 
 
 def _as_base64(value: bytes) -> set[bytes]:
-    """Return what base64 of any bytes with the value in it has in it, `+` being a space."""
+    """Return the texts that the base64 of any data containing the value has, `+` as a space."""
     import binascii  # noqa: PLC0415 - as `re`
 
     forms = set()
     for before in range(3):
         text = binascii.b2a_base64(bytes(before) + value, newline=False)
-        # Without what depends on the bytes before and after it as well.
+        # Without the characters that also depend on neighbouring bytes.
         bare = text[-(-before * 4 // 3) : (before + len(value)) * 4 // 3]
         forms |= {bare.replace(b"+", b" "), bare.translate(_URL_SAFE)}
     return forms

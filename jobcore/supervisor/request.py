@@ -1,4 +1,4 @@
-"""A request that was accepted: it is settled who runs the job."""
+"""Accepts the request of a host: the supervisor takes the job's lock and reads what to run."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ else:
 
 class Order:
     """
-    What a host wants to be run.
+    An accepted request.
 
     Attributes:
-        token: The run.
-        lock: Our own descriptor of the lock file; it holds the byte of the running job.
-        directory: The job directory.
-        name: What that is called in the directory of all jobs.
-        command: What to run.
-        timeout: Seconds from the start on, or None.
+        token: Identifies the run.
+        lock: The supervisor's own descriptor of the lock file. It holds the byte that marks
+            a running job.
+        directory: A descriptor of the job directory.
+        name: The name of the job directory in the root.
+        command: The command to run.
+        timeout: Seconds from the start, or None.
         grace: Seconds between the first signal of a stop and SIGKILL.
-        linger: Seconds between SIGTERM and SIGKILL for what the command has left.
+        linger: Seconds between SIGTERM and SIGKILL for processes that the command has left.
         stop_signal: The first signal of a stop.
-        stop_group: Whether all processes of the job get it, not the command alone.
-        output_limit: Bytes of output, or None.
-        redact: Values to be masked in the output.
-        tells_left: Whether the host can read how many processes the command has left.
+        stop_group: Whether all processes of the job get that signal, or only the command.
+        output_limit: Maximum bytes of output, or None.
+        redact: Values to mask in the output.
+        tells_left: Whether the host's version can read the number of processes that were left.
     """
 
     __slots__ = (
@@ -71,7 +72,7 @@ class Order:
         self.timeout: float | None = fields["timeout"]
         self.grace: float = fields["grace"]
         self.linger: float = fields["linger"]
-        # An older host does not know these, nor what the command has left.
+        # An older host sends none of these, and cannot read the number of left processes.
         self.tells_left = "stop_signal" in fields
         self.stop_signal: int = fields.get("stop_signal", _signal.SIGTERM)
         self.stop_group: bool = fields.get("stop_group", False)
@@ -81,15 +82,15 @@ class Order:
 
 def accept(request: Request) -> Order | None:
     """
-    Become the one who runs the job; None where somebody already is.
+    Take over a job; None: another process has its lock.
 
-    The lock moves from the byte of the host that prepared it to the byte of
-    the supervisor, and is never free in between. What came with the request is
-    closed, but for the directory: that is the order's then, or closed on failure.
+    The lock moves from the byte of the host, which prepared it, to the byte of the
+    supervisor, and is never free in between. The descriptors of the request are closed,
+    except the directory, which belongs to the order; on failure it is closed, too.
 
     Raises:
-        NewerProtocol: The request is of a newer jobcore.
-        ValueError: It is of another run than its message.
+        NewerProtocol: The request is from a newer jobcore.
+        ValueError: Request and message are of different runs.
     """
     lock = -1
     try:
@@ -98,7 +99,7 @@ def accept(request: Request) -> Order | None:
             failpoints.reach(failpoints.LOCK_TAKEN)
             preparing, running = job_directory.spans_of(request.token)
             job_directory.try_lock(lock, running)
-            # For every copy, too, that a fork of the host may have made.
+            # Unlock, not just close: forks of the host may have copies of the descriptor.
             job_directory.unlock(request.lock, job_directory.PREPARING)
             job_directory.unlock(request.lock, preparing)
             failpoints.reach(failpoints.BYTE_0_RELEASED)
@@ -120,9 +121,9 @@ def accept(request: Request) -> Order | None:
 def _read(descriptor: int) -> dict[str, Any]:
     size = os.fstat(descriptor).st_size
     data = b""
-    # The offset is the host's, behind the last byte.
+    # `pread`, because the file offset is shared with the host and at the end of the file.
     while len(data) < size and (chunk := os.pread(descriptor, size - len(data), len(data))):
         data += chunk
-    # From our own host, through a socket that only it has.
+    # Safe: it comes from our host, through a socket that no other process has.
     fields: dict[str, Any] = marshal.loads(data)  # noqa: S302
     return fields

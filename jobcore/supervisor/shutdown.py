@@ -1,4 +1,4 @@
-"""The request that the supervisor end, as a descriptor that `poll` can wait for."""
+"""The request to shut the supervisor down, as a descriptor that `poll` can wait for."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     import signal as _signal
     from types import FrameType
 else:
-    import _signal  # `signal` would build its enums at every start
+    import _signal  # `signal` would create its enums at every start
 
 
-#: Who sends the signals of a service manager: the first process, or one that our pid namespace
-#: does not show. A service manager of a user is neither.
+#: Sender pids of a service manager: pid 1, or 0 for a process outside our pid namespace. The
+#: service manager of a user has another pid.
 _MANAGERS = (0, 1)
-_SIZE = 128  # bytes of a `struct signalfd_siginfo`,
-_SENDER = slice(12, 16)  # and where in it the sender's pid is
+_SIZE = 128  # bytes of a `struct signalfd_siginfo`
+_SENDER = slice(12, 16)  # the sender's pid in it
 
 
 class Shutdown:
     """
-    Whether somebody asked this supervisor to go.
+    Whether this supervisor was asked to shut down.
 
     Attributes:
-        by_service_manager: The one who asked was the first process of the system, or of its
-            container, or one outside of that.
+        by_service_manager: Whether the request came from pid 1 of the system or container, or
+            from outside the container.
     """
 
     def __init__(self) -> None:
@@ -39,19 +39,19 @@ class Shutdown:
 
     @property
     def requested(self) -> bool:
-        """Whether it was asked, once and for all."""
+        """Whether a shutdown was requested. Once True, it stays True."""
         if not self._requested:
             self.drain()
         return self._requested
 
     def come_with_sigterm(self) -> None:
-        """Have SIGTERM to this process be that wish."""
+        """Treat SIGTERM to this process as the request."""
         _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
         try:
             signals = system_calls.open_signal(_signal.SIGTERM)
         except OSError:
-            # The handler alone would be too late: poll may begin between the signal
-            # and the next look at the flag. The byte in the pipe stays.
+            # A handler that sets a flag does not suffice: the signal may come between the
+            # check of the flag and the poll. The byte in the wake-up pipe wakes the poll.
             _signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             _signal.signal(_signal.SIGTERM, self._handle)
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGTERM,))
@@ -61,19 +61,19 @@ class Shutdown:
         self._tells_sender = True
 
     def request(self) -> None:
-        """Wish it from this process; again is harmless."""
+        """Request the shutdown from this process. Idempotent."""
         self._requested = True
         try:
             os.write(self._writer, b"!")
         except BlockingIOError:
-            pass  # full of earlier ones
+            pass  # the pipe is full of earlier requests
 
     def fileno(self) -> int:
-        """Return what becomes readable with the signal."""
+        """Return the descriptor that becomes readable with the request."""
         return self._reader
 
     def drain(self) -> None:
-        """Take in what has come, so that poll sleeps again."""
+        """Read the descriptor empty, so that the next poll waits again."""
         try:
             data = os.read(self._reader, 4 * _SIZE)
         except BlockingIOError:
@@ -83,7 +83,7 @@ class Shutdown:
         self._requested = True
 
     def close(self) -> None:
-        """Close the pipe, where it is not the end of the process that does so."""
+        """Close the descriptors, if the process does not end anyway."""
         os.close(self._reader)
         os.close(self._writer)
 

@@ -1,9 +1,9 @@
 """
-From a command to its process, which starts with a clean state whatever the host's was.
+Starts the process of a command, with a clean process state whatever the host's was.
 
-`fork`, not `posix_spawn`: only code between fork and exec can ask the kernel to
-kill the command with its supervisor. What can fail there is reported as stage
-and errno through a pipe that exec closes.
+It uses `fork` instead of `posix_spawn`, because only code between fork and exec can ask the
+kernel to kill the command if its supervisor dies. An error there is reported as stage and
+errno, through a pipe that exec closes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-# At which step a command could not start.
+# The steps at which starting a command can fail.
 PIPE, FORK, CHDIR, STDIN, EXEC, INTERPRETER = (
     "pipe",
     "fork",
@@ -35,20 +35,21 @@ PIPE, FORK, CHDIR, STDIN, EXEC, INTERPRETER = (
 _STAGES = (CHDIR, STDIN, EXEC, INTERPRETER)
 _REPORT = struct.Struct("<Bi")
 
-# By shell convention; the wait status then is the kernel's, nothing is made up.
+# Exit codes by shell convention. The child really exits with them, so that the wait status
+# comes from the kernel.
 _NOT_FOUND = 127
 _NOT_STARTED = 126
 
-#: What a supervisor ignores, and a command must not inherit; SIGTERM it handles.
+#: Signals that a supervisor ignores. A command must not inherit that. SIGTERM is handled.
 IGNORED = (_signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGXFSZ)
 
 _ALL_SIGNALS = _signal.valid_signals()
 _PR_SET_PDEATHSIG = 1
 _CLOSE_RANGE = 436  # the same on every architecture but alpha
 _LAST = 0xFFFFFFFF
-_TYPE, _DIRECTORY = 0o170000, 0o040000  # of a mode; the module `stat` is not worth its import
+_TYPE, _DIRECTORY = 0o170000, 0o040000  # bits of a mode, which saves importing `stat`
 
-# Made here, so that the child has less to do, and less memory to copy.
+# Created at import, so that the child has less to do and copies less memory.
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
 _prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -58,11 +59,11 @@ _close_range.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_uint, ctypes.c_u
 
 class StartError(Exception):
     """
-    The command could not start.
+    The command could not be started.
 
     Attributes:
-        stage: At which step.
-        errno: Why.
+        stage: The step that failed, such as `fork` or `exec`.
+        errno: The reason.
     """
 
     def __init__(self, stage: str, number: int) -> None:
@@ -72,7 +73,7 @@ class StartError(Exception):
 
 
 class Command:
-    """What to run: the part of a request that the new process needs."""
+    """The command to run: the part of a request that the new process needs."""
 
     __slots__ = ("argv", "cwd", "env", "separate_streams", "stdin", "umask")
 
@@ -96,14 +97,14 @@ class Command:
 
 class Child:
     """
-    A process that is about to become the command.
+    A forked process that will become the command.
 
     Attributes:
-        pid: Its pid, and soon the id of its group.
-        report: Reading end, non-blocking, of the pipe that says why it could not start,
-            and closes when it did.
-        outputs: Reading ends, non-blocking, and the stream each of them is.
-        reports: Reading end, non-blocking, of the pipe for reports of progress.
+        pid: Its pid, which soon is also the id of its process group.
+        report: Non-blocking read end of the pipe that reports why the command could not
+            start. It reaches its end if the command has started.
+        outputs: Non-blocking read ends of the output pipes, each with its stream.
+        reports: Non-blocking read end of the pipe for progress reports.
     """
 
     __slots__ = ("outputs", "pid", "report", "reports")
@@ -116,7 +117,7 @@ class Child:
 
 
 def make_subreaper() -> None:
-    """Have orphans of the jobs come to this process; a fork does not inherit it."""
+    """Make this process the parent of orphans of its jobs. A forked child is no subreaper."""
     _prctl(36, 1, 0, 0, 0)
 
 
@@ -124,14 +125,14 @@ def spawn(
     command: Command, *, directory: int | None = None, oom_score: bytes | None = None
 ) -> Child:
     """
-    Start the command; it has perhaps not come to its exec when this returns.
+    Start the command. When this returns, the process may not have reached its exec yet.
 
     Args:
-        directory: Where a FIFO may be made for a moment; None: nowhere.
-        oom_score: What the command's `oom_score_adj` must be set back to.
+        directory: A descriptor of a directory for a temporary FIFO; None: do not use one.
+        oom_score: The value for the command's `oom_score_adj`; None: leave it.
 
     Raises:
-        StartError: It came not as far as having a process.
+        StartError: No process could be created.
     """
     opened: list[int] = []
     stage = PIPE
@@ -161,7 +162,7 @@ def spawn(
         stage = FORK
         given = {0: stdin, 1: writer, 2: error_writer, progress.DESCRIPTOR: reports_writer}
         start = _Start(given, report_writer, oom_score)
-        # A signal for the supervisor must not run its handler in the child.
+        # Block signals, so that the supervisor's handlers do not run in the child.
         mask = _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
         try:
             pid = os.fork()
@@ -184,18 +185,18 @@ def _open_twice(
     reader: int, writer: int, directory: int | None, opened: list[int]
 ) -> tuple[int, int, int]:
     """
-    Return the ends of one pipe for stdout and stderr: for reading, and two for writing.
+    Return one read end and two write ends of the pipe for stdout and stderr.
 
-    Each writing end is an open file description of its own. A program that makes its
-    stderr non-blocking, as node does, then leaves the stdout of its neighbours as it
-    is, and one pipe still keeps the order of all writes.
+    Each write end is a separate open file description. So a program that makes its stderr
+    non-blocking, as node does, does not change the stdout of other processes. And because
+    there is one pipe, the order of all writes is preserved.
 
     Args:
-        reader, writer: The pipe, which is left for a FIFO where it cannot be opened again.
-        directory: Where to make the FIFO.
-        opened: Gets each descriptor that is opened.
+        reader, writer: The pipe. If it cannot be opened again, a FIFO is used instead.
+        directory: The directory for the FIFO.
+        opened: Every opened descriptor is appended to it.
     """
-    # Every open is non-blocking, for that of a pipe may wait. The writers block afterwards.
+    # Opening a pipe may block, so open it non-blocking and make the writers blocking later.
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         opened.append(os.open(f"/proc/self/fd/{writer}", flags))
@@ -223,7 +224,7 @@ def _open_twice(
 
 
 def read_report(descriptor: int) -> StartError | None:
-    """Return why the command could not start, or None at the end of the pipe: it did, or died."""
+    """Return why the command could not start; None at the end of the pipe: it started or died."""
     data = os.read(descriptor, _REPORT.size)
     if len(data) < _REPORT.size:
         return None
@@ -232,7 +233,7 @@ def read_report(descriptor: int) -> StartError | None:
 
 
 def encode_report(stage: str, number: int) -> bytes:
-    """Return what goes into the pipe when the command cannot start: the step, and the errno."""
+    """Return the report of a failed start, stage and errno, as bytes for the pipe."""
     return _REPORT.pack(_STAGES.index(stage), number)
 
 
@@ -242,8 +243,8 @@ def exit_code_of(stage: str, number: int) -> int:
 
 
 def explain(command: Command, stage: str, number: int, mask: Callable[[bytes], bytes]) -> str:
-    """Return in words what could not be done; `mask` hides what nobody is to see."""
-    # Before they are quoted: an escaped value is not found any more.
+    """Return the log line for a failed start; `mask` masks secret values in it."""
+    # Mask before quoting, which may escape characters of a value.
     name, directory = (repr(os.fsdecode(mask(one))) for one in (command.argv[0], command.cwd))
     code = errno.errorcode.get(number, str(number))
     words = os.strerror(number).lower()
@@ -266,7 +267,7 @@ def explain(command: Command, stage: str, number: int, mask: Callable[[bytes], b
 
 
 def _hold(data: bytes, opened: list[int]) -> int:
-    """Return a descriptor from which the command reads `data`: a file, which cannot block us."""
+    """Return a descriptor for stdin with `data`: a file, because writing to a pipe could block."""
     descriptor = system_calls.make_memory_file("stdin")
     opened.append(descriptor)
     view = memoryview(data)
@@ -277,7 +278,7 @@ def _hold(data: bytes, opened: list[int]) -> int:
 
 
 class _Start:
-    """What the child needs beside the command; all of it is found before the fork."""
+    """The facts that the child needs besides the command, prepared before the fork."""
 
     __slots__ = ("given", "oom_score", "parent", "report")
 
@@ -287,14 +288,14 @@ class _Start:
         report: int,
         oom_score: bytes | None,
     ) -> None:
-        self.given = given  # by the number that the command knows it by; negative: what is there
+        self.given = given  # descriptors by their number in the command; negative: inherit
         self.report = report
         self.oom_score = oom_score
         self.parent = os.getpid()
 
 
 def _become(command: Command, start: _Start) -> NoReturn:
-    """Become the command, in the child: whatever happens, no code behind the fork is reached."""
+    """Run the command in the child. It never returns, so the child runs no other code."""
     stage = EXEC
     number = 0
     try:
@@ -310,7 +311,7 @@ def _become(command: Command, start: _Start) -> NoReturn:
         stage, number = _exec(command)
     except OSError as error:
         number = error.errno or 0
-    except BaseException:  # noqa: BLE001 - a NUL byte in an argument, or memory: report that, too
+    except BaseException:  # noqa: BLE001 - such as a NUL byte in an argument, or MemoryError
         number = errno.EINVAL
     try:
         os.write(start.report, encode_report(stage, number))
@@ -319,13 +320,13 @@ def _become(command: Command, start: _Start) -> NoReturn:
 
 
 def _come_clean(start: _Start) -> None:
-    """Shed, in the child, all that is the supervisor's."""
-    # A group of its own, and not a session: the first terminal that the leader of a session
-    # opens becomes its controlling one, and ends it when it closes.
+    """Reset in the child everything that belongs to the supervisor."""
+    # A process group, but no session. The first terminal that a session leader opens becomes
+    # its controlling terminal, and closing that would end the command.
     os.setpgid(0, 0)
     _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     if os.getppid() != start.parent:
-        os._exit(_NOT_STARTED)  # it died before the line above; nobody would supervise
+        os._exit(_NOT_STARTED)  # the supervisor died before the line above
     if start.report in start.given:
         start.report = os.dup(start.report)
     for target, descriptor in start.given.items():
@@ -333,7 +334,7 @@ def _come_clean(start: _Start) -> None:
             os.set_inheritable(target, True)
         elif descriptor >= 0:
             os.dup2(descriptor, target)
-    # Before anything that can block: the lock and the sockets are among them.
+    # Before anything that can block, because the lock and the sockets are among them.
     _close_others(*start.given, start.report)
     for number in (*IGNORED, _signal.SIGTERM):
         _signal.signal(number, _signal.SIG_DFL)
@@ -343,11 +344,11 @@ def _come_clean(start: _Start) -> None:
 
 
 def _close_others(*keep: int) -> None:
-    """Close every descriptor but those to `keep`."""
+    """Close all descriptors except those in `keep`."""
     first = 0
     for descriptor in (*sorted(keep), _LAST + 1):
         if first < descriptor and _close_range(_CLOSE_RANGE, first, descriptor - 1, 0) != 0:
-            # A kernel older than 5.9, or a filter forbids the call.
+            # The kernel is older than 5.9, or a filter forbids the call.
             system_calls.close_all_but(keep)
             return
         first = descriptor + 1
@@ -359,11 +360,11 @@ def _set_oom_score(score: bytes) -> None:
         os.write(descriptor, score)
         os.close(descriptor)
     except OSError:
-        pass  # then it lives as long as its supervisor
+        pass  # then the OOM killer spares the command like its supervisor
 
 
 def _candidates(command: Command) -> list[bytes]:
-    """Return what PATH of the command's own environment leads to, in order."""
+    """Return the paths to try, by PATH of the command's own environment, in order."""
     name = command.argv[0]
     if b"/" in name:
         return [name]
@@ -373,22 +374,22 @@ def _candidates(command: Command) -> list[bytes]:
 
 def _exec(command: Command) -> tuple[str, int]:
     """
-    Try what PATH leads to, in order; return why none of it could be run.
+    Execute the first candidate that works; return stage and errno if none does.
 
-    Only the child searches: a file system that does not answer then holds a
-    process that can be killed, and not the supervisor.
+    The search runs in the child. If a file system hangs, it blocks a process that can be
+    killed, and not the supervisor.
     """
     searched = b"/" not in command.argv[0]
     stage, number = EXEC, errno.ENOENT
     for candidate in _candidates(command):
-        # As in a shell, what cannot be seen is not there. Trying to execute it would
-        # cost more: each failed exec builds arguments and environment anew.
+        # As in a shell, skip files that `stat` does not find. A failed exec would cost more,
+        # because it builds arguments and environment each time.
         if searched and not _is_file(candidate):
             continue
         try:
             os.execve(candidate, command.argv, command.env)  # noqa: S606
         except FileNotFoundError:
-            # The file is there: then it is what its first line names that is not.
+            # If the file exists, the interpreter in its first line does not.
             if number == errno.ENOENT and _is_file(candidate):
                 stage = INTERPRETER
         except PermissionError as error:
@@ -399,7 +400,7 @@ def _exec(command: Command) -> tuple[str, int]:
 
 
 def _is_file(path: bytes) -> bool:
-    """Tell whether there is a file that is no directory."""
+    """Tell whether the path exists and is not a directory."""
     try:
         return os.stat(path).st_mode & _TYPE != _DIRECTORY
     except OSError:

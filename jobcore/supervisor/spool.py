@@ -1,9 +1,9 @@
 """
-Appends frames to the files of the job directory; holds them back while the disk is full.
+Appends frames to the spool files of a job directory, and holds them while the disk is full.
 
-A full or read-only disk never costs a byte: the frame that could not be written
-waits, whole or the rest of it, and the pipes must not be read until `flush` has
-written it. Where the directory is gone, lines are dropped and counted.
+A full or read-only disk loses no output. A frame that could not be written, or the rest of
+it, waits in memory, and the pipes must not be read until `flush` has written it. If the
+directory is gone, lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import os
 from jobcore.embedding import failpoints
 from jobcore.supervisor import frames, job_directory, system_calls
 
-#: A file of at least this many bytes is followed by a new one, so that what is
-#: imported can be given back to the disk while the job runs.
+#: After so many bytes a new file is started, so that imported files can be deleted while the
+#: job runs.
 ROTATE_AT = 8 * 1024 * 1024
 
-#: No space, no quota, a file size limit set meanwhile, or a disk that became read-only: it
-#: may pass, however long it takes.
+#: No space, no quota, a file size limit that was set later, or a disk that became read-only.
+#: These may pass at any time, so waiting for them has no limit.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-#: The directory was removed: nothing can be written there any more.
+#: The directory was removed, so nothing can be written there any more.
 GONE = (errno.ENOENT, errno.ESTALE)
-_NOWHERE = -1  # what a write returns then
-#: Bytes that are copied at once into a file that is made again.
+_NOWHERE = -1  # the result of a write in that case
+#: Bytes copied at once when a removed file is restored.
 _COPIED_AT_ONCE = 1024 * 1024
 
 _LARGEST_FRAME = frames.HEADER_SIZE + frames.MAX_PAYLOAD
@@ -32,9 +32,10 @@ _LARGEST_FRAME = frames.HEADER_SIZE + frames.MAX_PAYLOAD
 
 def rotate_at() -> int:
     """
-    Return the bytes from which a file is followed by a new one, under the limit of `ulimit -f`.
+    Return the size in bytes from which a new file is started, within the limit of `ulimit -f`.
 
-    No file may come so near to it that a whole frame does not fit: that never passes.
+    A file must never get so near to that limit that a frame does not fit, because that error
+    would not pass.
     """
     largest = system_calls.largest_file()
     return ROTATE_AT if largest is None else max(min(ROTATE_AT, largest - _LARGEST_FRAME), 1)
@@ -45,11 +46,11 @@ class Spool:
     The frames of one run.
 
     Attributes:
-        end: Bytes written so far, over all files.
-        next_sequence: The number that the next line gets, of whatever stream.
-        gone: Whether the directory is gone, and lines are dropped.
-        dropped: How many were.
-        errno: Why the last write failed; 0: none did since it was held.
+        end: Bytes written so far, in all files.
+        next_sequence: The number of the next line, of any stream.
+        gone: Whether the directory is gone, so that lines are dropped.
+        dropped: Number of lines dropped for that reason.
+        errno: The errno of the last write that failed; 0: none has failed.
     """
 
     def __init__(self, directory: int) -> None:
@@ -59,19 +60,19 @@ class Spool:
         self.dropped = 0
         self._directory = directory
         self._rotate_at = rotate_at()
-        self._file = -1  # made with the first frame: many jobs say nothing
+        self._file = -1  # created with the first frame, because many jobs have no output
         self._begin = 0
         self._queue: list[bytes] = []
         self.errno = 0
-        self._torn = False  # the first of the queue is the rest of a frame
+        self._torn = False  # whether the first item of the queue is the rest of a frame
 
     @property
     def held(self) -> bool:
-        """Whether something waits for space."""
+        """Whether frames wait to be written."""
         return bool(self._queue)
 
     def append(self, stream: int, flags: int, count: int, payload: bytes, time_ns: int) -> None:
-        """Write `count` lines as one frame, and number them; without space, keep it for `flush`."""
+        """Write `count` lines, numbered, as one frame; without space, queue the frame."""
         if self.gone:
             self.dropped += count
             return
@@ -90,7 +91,7 @@ class Spool:
             self.flush()
 
     def flush(self) -> bool:
-        """Write what waits, as far as there is space; False: some still waits."""
+        """Write queued frames, as far as there is space; False: some still wait."""
         while self._queue:
             waiting = self._queue[0]
             written = self._write([waiting])
@@ -98,7 +99,7 @@ class Spool:
                 del self._queue[0]
                 self._torn = False
             elif written > 0:
-                # A short write goes on with the rest of the same frame, in the same file.
+                # After a short write, the rest of the frame must go into the same file.
                 self._queue[0] = waiting[written:]
                 self._torn = True
             else:
@@ -106,7 +107,7 @@ class Spool:
         return True
 
     def drop_unwritable(self) -> None:
-        """Drop what waits, unless it waits for space. The command has ended."""
+        """After the command has ended: drop queued frames, unless they only wait for space."""
         if self.errno not in NO_SPACE:
             self._drop()
 
@@ -117,10 +118,10 @@ class Spool:
 
     def repair(self) -> None:
         """
-        Put what is open into a file of its name where something has unlinked that.
+        If the current file was unlinked, copy its content into a new file with its name.
 
         Raises:
-            OSError: That cannot be done now.
+            OSError: This is not possible at the moment.
         """
         self.gone = False
         if self._file < 0 or os.fstat(self._file).st_nlink > 0:
@@ -130,7 +131,7 @@ class Spool:
             descriptor = self._make(name)
         except FileExistsError:
             os.close(self._file)
-            self._file = -1  # somebody brought it back: go on behind it, in a new file
+            self._file = -1  # the file was put back: continue in a new one
             return
         try:
             position = 0
@@ -145,7 +146,7 @@ class Spool:
         self._file = descriptor
 
     def sync(self) -> None:
-        """Make what was written survive a power failure: all files that are still there."""
+        """Fsync all existing spool files, so that their content survives a power failure."""
         for begin in job_directory.spool_offsets(self._directory):
             try:
                 descriptor = os.open(
@@ -154,7 +155,7 @@ class Spool:
                     dir_fd=self._directory,
                 )
             except FileNotFoundError:
-                continue  # imported and dropped in between
+                continue  # imported and deleted in the meantime
             try:
                 os.fsync(descriptor)
             finally:
@@ -167,7 +168,7 @@ class Spool:
             self._file = -1
 
     def _write(self, parts: list[bytes]) -> int:
-        """Write once; return how many bytes were taken: 0 without space, or `_NOWHERE`."""
+        """Write once; return the number of bytes written, 0 on failure, or `_NOWHERE`."""
         try:
             if self._file < 0 or (self.end - self._begin >= self._rotate_at and not self._torn):
                 self._next_file()
@@ -177,18 +178,18 @@ class Spool:
             if error.errno in GONE:
                 self._drop()
                 return _NOWHERE
-            return 0  # whatever it is: a command is held, and never ended, by its output
+            return 0  # any other error: hold the output; never end a command because of it
         self.end += written
         failpoints.reach(failpoints.FRAME_WRITTEN)
         return written
 
     def _next_file(self) -> None:
-        """Begin a new file, named by the offset of its first byte."""
+        """Start a new file, named by the offset of its first byte."""
         descriptor = self._make(f"{job_directory.SPOOL}{self.end}")
         self.close()
         self._file = descriptor
         self._begin = self.end
 
     def _make(self, name: str) -> int:
-        # For reading, too: see `repair`.
+        # O_RDWR, because `repair` reads it.
         return job_directory.make_file(name, os.O_RDWR | os.O_APPEND | os.O_EXCL, self._directory)

@@ -1,4 +1,4 @@
-"""What hosts ask of a running job, through the FIFO and the `stop` file."""
+"""Stop requests of hosts for a running job, received through the FIFO and the `stop` file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jobcore.supervisor import NewerProtocol, job_directory
 
 class Wish:
     """
-    That the job be stopped.
+    A stop request.
 
     Attributes:
         grace: Seconds from SIGTERM to SIGKILL; 0: kill now.
-        words: For the log: who asks, and why.
+        words: The line for the log: who asks, and why.
     """
 
     __slots__ = ("grace", "words")
@@ -24,7 +24,7 @@ class Wish:
 
 
 class Wishes:
-    """The wishes of one job."""
+    """Receives the stop requests for one job."""
 
     def __init__(self, directory: int, grace: float) -> None:
         """
@@ -32,32 +32,32 @@ class Wishes:
 
         Args:
             directory: The job directory.
-            grace: The command's own, where a wish names none.
+            grace: The command's grace in seconds, for requests that contain none.
         """
         self._directory = directory
         self._grace = grace
         job_directory.clear_control(directory)
-        job_directory.make_control(directory)  # unless it is there
+        job_directory.make_control(directory)  # no-op if it exists
         self._control = job_directory.open_control(directory)
-        self._letters = job_directory.DOORBELL  # a wish may have come before us
+        self._letters = job_directory.DOORBELL  # a request may have been stored before
 
     def fileno(self) -> int:
-        """Return the FIFO, to be polled for reading."""
+        """Return the descriptor of the FIFO, to poll it for reading."""
         return self._control
 
     def reopen(self) -> None:
-        """Listen to the FIFO that now has the name, by the same descriptor."""
+        """Open the FIFO again, after it was replaced, under the same descriptor number."""
         control = job_directory.open_control(self._directory)
         os.dup2(control, self._control, inheritable=False)
         os.close(control)
-        self._letters += job_directory.DOORBELL  # a wish may have been written meanwhile
+        self._letters += job_directory.DOORBELL  # a request may have come in the meantime
 
     def listen(self) -> None:
-        """Take the letters out of the FIFO."""
+        """Read the FIFO, in which each request is one letter."""
         self._letters += os.read(self._control, 4096)
 
     def take(self) -> Wish | None:
-        """Return the wish that letters since the last call speak of, or None."""
+        """Return the stop request that came since the last call, or None."""
         letters, self._letters = self._letters, b""
         if not letters:
             return None
@@ -66,9 +66,9 @@ class Wishes:
         try:
             stop = job_directory.read_record(self._directory, job_directory.STOP)
         except NewerProtocol:
-            stop = {}  # whatever else a newer host says in it, it asks to stop
+            stop = {}  # a newer host asks to stop; its details cannot be read
         except OSError:
-            stop = None  # hosts ring again; a letter that is itself the wish counts all the same
+            stop = None  # hosts ask again; the letters below count without the file
         if stop is not None:
             asked = stop.get("grace_ms")
             grace = asked / 1000 if isinstance(asked, int) else self._grace
@@ -76,7 +76,7 @@ class Wishes:
                 words = f"stopping: asked by {stop['who']}"
             if stop.get("why"):
                 words += f": {stop['why']}"
-        # For when there is no space for a file.
+        # Hosts send these letters if the disk is too full for the file.
         if job_directory.KILL_NOW in letters:
             grace = 0.0
         elif job_directory.STOP_NOW in letters:

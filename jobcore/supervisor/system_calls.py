@@ -1,10 +1,10 @@
 """
-System calls that an old kernel, a container or a build of Python may lack.
+System calls that an old kernel, a container or a build of Python may not support.
 
-pidfds need Linux 5.4, `memfd_create` a C library of 2018; a seccomp profile may
-forbid either, and `/proc` may be hidden in part or missing. What is lost then:
-an end is seen by the clock instead of at once, and a signal goes to a pid that
-was looked at a moment before (see `pids`).
+pidfds need Linux 5.4, and `memfd_create` needs a C library from 2018. A seccomp profile may
+forbid either, and `/proc` may be incomplete or missing. Without them, the end of a process
+is noticed by polling instead of at once, and a signal goes to a pid that was checked a moment
+before (see `pids`).
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-#: What a call fails with that this kernel does not have, or that a filter forbids.
+#: Errors of a call that the kernel does not support or a filter forbids.
 _REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES)
-#: Of this process, or of the whole system, for a while: says nothing of the kernel.
+#: A temporary shortage in the process or the system, which says nothing about the kernel.
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-#: Where a file without a name can be made in place of one in memory, the best place first.
+#: Directories for an unnamed temporary file, if there is no `memfd_create`; the best one first.
 _TEMPORARY = ("/dev/shm", "/tmp", "/var/tmp")  # noqa: S108 - a file without a name
-#: Descriptors that are closed one by one where the open ones cannot be listed.
+#: How many descriptor numbers to close one by one if the open ones cannot be listed.
 _MOST_DESCRIPTORS = 65536
 
-_SIGNAL_SET = 128  # bytes of a `sigset_t`, of which Linux has use for the first eight
+_SIGNAL_SET = 128  # bytes of a `sigset_t`; Linux uses the first eight
 
-P_PIDFD = 3  #: For `os.waitid`. Of linux/wait.h: a build of Python may lack the name.
+P_PIDFD = 3  #: For `os.waitid`, from linux/wait.h. Some builds of Python lack the name.
 
 
 class NoPidfdError(OSError):
-    """No pidfds can be had in this process."""
+    """Raised where pidfds are not available."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
 def lacking() -> list[str]:
-    """Return what this process does without, in words."""
+    """Return the names of the features that are not available to this process."""
     found = []
     try:
         os.close(open_process(os.getpid()))
@@ -61,7 +61,7 @@ def lacking() -> list[str]:
 
 # --- processes ------------------------------------------------------------------
 
-_has_pidfds: list[bool] = []  # the answer, once it is known
+_has_pidfds: list[bool] = []  # the result of `_try_pidfds`, once it is known
 
 
 def open_process(pid: int) -> int:
@@ -69,9 +69,9 @@ def open_process(pid: int) -> int:
     Return a pidfd, which becomes readable when the process ends.
 
     Raises:
-        NoPidfdError: There are none here: use the pid and the clock.
+        NoPidfdError: This process cannot use pidfds: use the pid, and poll.
         ProcessLookupError: No process has this pid.
-        OSError: No descriptor is left.
+        OSError: No file descriptor is free.
     """
     if not _has_pidfds:
         _has_pidfds.append(_try_pidfds())
@@ -80,14 +80,14 @@ def open_process(pid: int) -> int:
     try:
         return os.pidfd_open(pid)
     except OSError as error:
-        if error.errno in _REFUSED:  # a filter that came later
+        if error.errno in _REFUSED:  # a filter was installed later
             _has_pidfds[0] = False
             raise NoPidfdError from error
         raise
 
 
 def _try_pidfds() -> bool:
-    """Tell whether all that is done with pidfds works here."""
+    """Tell whether all uses of pidfds work here: open, signal and wait."""
     try:
         own = os.pidfd_open(os.getpid())
     except AttributeError:
@@ -100,7 +100,7 @@ def _try_pidfds() -> bool:
         _signal.pidfd_send_signal(own, 0)
         os.waitid(P_PIDFD, own, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
-        return True  # no child of itself, which is the answer to a question understood
+        return True  # we are not our own child; the error shows that the call is supported
     except (AttributeError, OSError):
         pass
     finally:
@@ -110,12 +110,12 @@ def _try_pidfds() -> bool:
 
 def open_signal(number: int) -> int:
     """
-    Return a descriptor that tells of a signal and of its sender; the signal must be blocked.
+    Return a signalfd, which reports a signal and its sender. The signal must be blocked.
 
     Raises:
-        OSError: There is none to be had.
+        OSError: It cannot be created.
     """
-    import ctypes  # noqa: PLC0415 - a host has no use for it
+    import ctypes  # noqa: PLC0415 - hosts do not need it
 
     libc = ctypes.CDLL(None, use_errno=True)
     mask = (1 << (number - 1)).to_bytes(_SIGNAL_SET, sys.byteorder)
@@ -127,13 +127,13 @@ def open_signal(number: int) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process has this pid, which may be another one's by now."""
+    """Tell whether a process has this pid. It may be another process than before."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # of another user
+        pass  # it belongs to another user
     return True
 
 
@@ -142,10 +142,10 @@ def is_alive(pid: int) -> bool:
 
 def make_memory_file(name: str) -> int:
     """
-    Return a descriptor of an empty file that has no name: in memory, or else a temporary one.
+    Return a descriptor of an empty unnamed file: in memory, or else in a temporary directory.
 
     Raises:
-        OSError: There is no descriptor, or no place for it.
+        OSError: No file descriptor is free, or no directory supports it.
     """
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC)
@@ -167,18 +167,18 @@ def make_memory_file(name: str) -> int:
 
 
 def close_all_but(keep: tuple[int, ...]) -> None:
-    """Close every descriptor but those to `keep`, one by one."""
+    """Close all descriptors except those in `keep`, one by one."""
     try:
         listed = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
-        # Without /proc: all that there can be, as far as that is a bearable number.
+        # Without /proc, try all possible numbers up to a reasonable maximum.
         listed = list(range(min(os.sysconf("SC_OPEN_MAX"), _MOST_DESCRIPTORS)))
     for descriptor in listed:
         if descriptor not in keep:
             try:
                 os.close(descriptor)
             except OSError:
-                pass  # not open, or the one that listed them
+                pass  # not open, or the descriptor that `listdir` used
 
 
 # --- what /proc says ------------------------------------------------------------
@@ -186,10 +186,10 @@ def close_all_but(keep: tuple[int, ...]) -> None:
 
 def boot_id() -> str | None:
     """
-    Return the id of this boot of the machine; None: `/proc` does not tell it.
+    Return the id of the machine's current boot; None: `/proc` does not provide it.
 
     Raises:
-        OSError: No descriptor is left.
+        OSError: No file descriptor or memory is free.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
@@ -197,15 +197,15 @@ def boot_id() -> str | None:
     except OSError as error:
         if error.errno in _SHORTAGE:
             raise
-        return None  # hidden, as by `ProcSubset=pid`
+        return None  # hidden, for example by systemd's `ProcSubset=pid`
 
 
 def pid_namespace() -> int | None:
     """
-    Return the inode of the pid namespace; None: `/proc` does not tell it.
+    Return the inode of the pid namespace; None: `/proc` does not provide it.
 
     Raises:
-        OSError: No memory is left.
+        OSError: No memory is free.
     """
     try:
         return os.stat("/proc/self/ns/pid").st_ino
@@ -216,8 +216,8 @@ def pid_namespace() -> int | None:
 
 
 def largest_file() -> int | None:
-    """Return the bytes that `ulimit -f` allows a file; None: any number, or `/proc` is missing."""
-    # Not by `resource`, which is one more library to be loaded for each supervisor.
+    """Return the limit of `ulimit -f` in bytes; None: unlimited, or `/proc` is missing."""
+    # Not by `resource`, which would be one more library to load for each supervisor.
     try:
         with open("/proc/self/limits", "rb") as limits:
             (line,) = (one for one in limits if one.startswith(b"Max file size"))

@@ -1,4 +1,4 @@
-"""Why and when a job ends, from the first stop request to the last kill."""
+"""Ends a job: decides why and when, from the first stop request to the last SIGKILL."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ else:
     import _signal
 
 # All in seconds.
-_KILL_FOR = 10.0  # what no SIGKILL ends in this time is recorded, not waited for
-_KILL_ROUND = 0.002  # between two looks at what a kill left; each brings new orphans
-_SHUTDOWN_LAG = 0.05  # whoever ends a group of processes needs some for all of it
-_PAUSE = 1.0  # for what is left to end by itself, before it gets SIGTERM
-_PAUSE_IN_STOP = 0.25  # the same where a stop has ended the command
+_KILL_FOR = 10.0  # processes that survive SIGKILL so long are recorded, and not waited for
+_KILL_ROUND = 0.002  # between two rounds of SIGKILL, each of which may reveal new orphans
+_SHUTDOWN_LAG = 0.05  # signalling a whole group of processes takes a moment
+_PAUSE = 1.0  # remaining processes have so long to end by themselves before SIGTERM
+_PAUSE_IN_STOP = 0.25  # the same, if a stop has ended the command
 
 _NAMES_IN_LINE = 100
-_MOST_NAMES = 1000  # of what forks for ever there may be any number
-_BY_SHELL = 128  # a shell adds it to the number of the signal that has ended its child
+_MOST_NAMES = 1000  # a process that keeps forking can create any number
+_BY_SHELL = 128  # a shell reports the end by signal N as exit code 128 + N
 
 
 class Ending:
     """
-    The end of one job: of its command, and of all processes that come from it.
+    Ends one job: its command and all processes that descend from it.
 
     Attributes:
-        reason: Why it ended; once set, it stays.
-        killed: Whether anything had to be killed.
-        left: How many processes the command had left when it ended by itself, and did not end
-            by themselves a moment later.
-        unreaped: Pids that no SIGKILL ended.
+        reason: Why the job ended. Once set, it never changes.
+        killed: Whether a process had to be killed.
+        left: The number of processes that were left when the command ended by itself, and
+            that did not end by themselves shortly after.
+        unreaped: Pids that survived SIGKILL.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Ending:
     ) -> None:
         """
         Args:
-            tree: The processes.
-            wishes: What hosts ask.
-            shutdown: What our own SIGTERM asks.
-            say: Adds a line to the log: nothing is ended without one.
+            tree: The processes of the job.
+            wishes: The stop requests of hosts.
+            shutdown: The request to shut this supervisor down.
+            say: Adds a line to the log. Every action here is logged.
             grace: Seconds from the first signal of a stop to SIGKILL.
-            linger: Seconds from SIGTERM to SIGKILL for what the command has left.
+            linger: Seconds from SIGTERM to SIGKILL for processes that the command has left.
             stop_signal: The first signal of a stop.
-            stop_group: Whether all processes get it, not the command alone.
+            stop_group: Whether all processes get that signal, or only the command.
         """
         self.reason: str | None = None
         self.left = 0
@@ -77,10 +77,10 @@ class Ending:
         self._stop_group = stop_group
         self._deadline: float | None = None
         self._timeout = 0.0
-        self._term_at: float | None = None  # when a stop began
-        self._main_end: str | None = None  # how the command ended, in words, once it has
-        self._rest_at: float | None = None  # when SIGTERM goes to what is left, and since
-        self._asked: tuple[float, int] | None = None  # when which first signal was sent
+        self._term_at: float | None = None  # monotonic time at which a stop began
+        self._main_end: str | None = None  # how the command ended, as text
+        self._rest_at: float | None = None  # when remaining processes get SIGTERM, from then on
+        self._asked: tuple[float, int] | None = None  # time and number of the first signal
         self._called_last = False
         self._all_told = False
         self._kill_at: float | None = None
@@ -90,21 +90,21 @@ class Ending:
 
     @property
     def killed(self) -> bool:
-        """Whether anything had to be killed."""
+        """Whether a process had to be killed."""
         return self._killing_since is not None
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to be ended, or what is left cannot be."""
+        """Whether no processes are left, or those left cannot be killed."""
         return self._given_up or not self._tree.left
 
     def set_timeout(self, begun: float, timeout: float) -> None:
-        """Have the job end `timeout` seconds after `begun`."""
+        """Set the time limit: end the job `timeout` seconds after `begun`."""
         self._deadline = begun + timeout
         self._timeout = timeout
 
     def due(self, now: float, longest: float) -> float:
-        """Return the moment of the next `advance`: `longest` seconds from now, or earlier."""
+        """Return when to call `advance` next, at most `longest` seconds from now."""
         if self.complete:
             return now
         if self._killing_since is not None:
@@ -121,11 +121,11 @@ class Ending:
 
     def note_main_end(self, now: float, reason: str | None) -> None:
         """
-        Fix why the command ended, unless a wish has fixed that before.
+        Set why the command ended, unless a stop request has set it before.
 
         Args:
             now: The monotonic clock, as for all methods.
-            reason: Why, where the wait status does not tell.
+            reason: The reason, if the wait status does not show it.
         """
         status = self._tree.status or 0
         if reason is None:
@@ -138,21 +138,25 @@ class Ending:
         self._main_end = f"exited with {os.WEXITSTATUS(status)}"
         if os.WIFSIGNALED(status):
             self._main_end = f"was ended by {_name_of(os.WTERMSIG(status))}"
-        # What reads the command's output to its end, such as a `tee`, ends by itself now.
+        # Wait a moment: processes that read the command's output, such as `tee`, end by themselves.
         if self._term_at is None or self._kill_at is None:
             self._rest_at = now + min(_PAUSE, self._linger / 2)
         else:
             self._rest_at = now + min(_PAUSE_IN_STOP, (self._kill_at - now) / 4)
 
     def advance(self, now: float) -> None:
-        """Act on wishes and on the clock. Behind the reaping: what has ended is not stopped."""
+        """
+        Act on stop requests and on the clock.
+
+        Call it after reaping, so that a command that has ended is not stopped.
+        """
         wish = self._wishes.take()
         if wish is not None:
             self._terminate("stopped", wish.grace, wish.words, now)
         if self._term_at is None and self._shutdown.requested:
             words = "stopping: the supervisor was asked to go"
             if self._shutdown.by_service_manager and self._tree.shares_cgroup():
-                # It tells every process of a service: at a second SIGTERM the command may abort.
+                # It signals every process of the service, and a second SIGTERM may abort one.
                 self._all_told = True
                 words = "stopping: the service manager ends the service, this command included"
             self._terminate("shutdown", self._grace, words, now)
@@ -168,7 +172,7 @@ class Ending:
             self._call_last(now)
 
     def conclude(self) -> None:
-        """Name what was killed beside those that a line has named; nothing is left now."""
+        """Log the killed processes that are not logged yet. Call it when none is left."""
         if self._killed_late:
             self._say_names("killed, too: ", self._killed_late)
             self._killed_late = []
@@ -176,7 +180,7 @@ class Ending:
     # --- by a signal ----------------------------------------------------------------
 
     def _terminate(self, reason: str, grace: float, words: str, now: float) -> None:
-        """Begin to end the job; where that has begun, only let it have less time."""
+        """Begin a stop. If one has begun already, only shorten the remaining time."""
         kill_at = now + grace
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         if self._term_at is not None:
@@ -196,15 +200,15 @@ class Ending:
 
     def _end_rest(self, now: float, words: str | None = None) -> None:
         """
-        Send SIGTERM to what outlives the command: at the first time, and to what comes later.
+        Send SIGTERM to processes that outlive the command, also to those that appear later.
 
         Args:
-            words: Why, where that is not the command's end alone.
+            words: The reason, if it is not only the end of the command.
         """
         if self._asked is None:
             self._asked = (now, _signal.SIGTERM)
             survivors = self._tree.survivors()
-            self.left = len(survivors) or 1  # without /proc none of them is seen
+            self.left = len(survivors) or 1  # without /proc they are not visible
             before = "" if words is None else f"{words}: "
             names = survivors or ["processes"]
             self._say_names(f"{before}the command {self._main_end} and left ", names, ": SIGTERM")
@@ -217,9 +221,9 @@ class Ending:
 
     def _last_call(self) -> float | None:
         """
-        Return when processes that only the command has known of get their SIGTERM.
+        Return when all other processes get SIGTERM while the command is still alive; None: never.
 
-        The command lives, so it has perhaps not passed the signal on, and waits for them.
+        The command may not have passed the signal on to its children, and may wait for them.
         """
         if (
             self._term_at is None
@@ -241,7 +245,7 @@ class Ending:
     # --- by force -------------------------------------------------------------------
 
     def _kill(self, now: float) -> None:
-        """Kill what is left: one round of several, for each brings new orphans."""
+        """Kill the remaining processes. One round of several: each may reveal new orphans."""
         killed = self._tree.kill()
         if self._killing_since is None:
             self._killing_since = now
@@ -258,7 +262,7 @@ class Ending:
             self._say(f"could not be killed: {', '.join(map(str, self.unreaped))}")
 
     def _say_names(self, before: str, names: list[str], behind: str = "") -> None:
-        """Name processes, in as many lines as it takes."""
+        """Log the names of processes, in as many lines as needed."""
         shown = names[:_MOST_NAMES]
         for begin in range(0, len(shown), _NAMES_IN_LINE):
             listed = ", ".join(shown[begin : begin + _NAMES_IN_LINE])
@@ -267,12 +271,12 @@ class Ending:
             self._say(f"and {len(names) - len(shown)} more{behind}")
 
     def _since_asked(self, now: float) -> str:
-        """Say how long ago which signal was sent first to what still lives."""
+        """Return, as text, how long ago the first signal was sent, and which one."""
         asked_at, number = self._asked or (now, self._stop_signal)
         return f"{now - asked_at:.1f} s after {_name_of(number)}"
 
     def _shutting_down(self) -> bool:
-        """Tell whether the SIGTERM that ended the command was meant for all of us."""
+        """Tell whether the SIGTERM that ended the command was sent to this supervisor, too."""
         if not self._shutdown.requested and self._term_at is None:
             poll = select.poll()
             poll.register(self._shutdown.fileno(), select.POLLIN)
@@ -281,17 +285,17 @@ class Ending:
 
 
 def _is_end_by_sigterm(status: int) -> bool:
-    """Tell whether SIGTERM has ended the command, or it says so, as shells and functions do."""
+    """Tell whether SIGTERM ended the command, also by exit code as in shells and functions."""
     if os.WIFSIGNALED(status):
         return os.WTERMSIG(status) == _signal.SIGTERM
     return os.WEXITSTATUS(status) == _BY_SHELL + _signal.SIGTERM
 
 
 def _name_of(number: int) -> str:
-    """Return the name of a signal; `_signal` has them as plain numbers."""
+    """Return the name of a signal. `_signal` only has constants, and no enum."""
     names = [
         name
         for name, value in vars(_signal).items()
         if value == number and name.startswith("SIG") and name[3:4] != "_"
     ]
-    return names[-1] if names else f"signal {number}"  # the first ones are old names of some
+    return names[-1] if names else f"signal {number}"  # some have an old name, listed first

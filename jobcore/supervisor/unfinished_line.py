@@ -1,11 +1,11 @@
 """
-The text that has no newline yet, in a small file for readers and for a resolver.
+Writes output that has no newline yet to the `tail` file, for readers and for a resolver.
 
-The text of an unfinished line has no number: it gets one when its line ends, when a
-line of jobcore's own follows it, or when its supervisor dies. Until then it is in the file
-`tail` of the job directory, as the frames that would be appended to the spool now.
-The file has two slots, written in turn and in place, so a reader and a SIGKILL in the
-middle of a write find the text that was there before.
+An unfinished line has no number. It gets one when the line ends, when a line of jobcore
+follows it, or when its supervisor dies. Until then its text is in the file `tail` of the job
+directory, as the frames that would be appended to the spool now. The file has two slots,
+which are overwritten in turn. So while one slot is being written, or if SIGKILL interrupts
+the write, the previous text is intact in the other slot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Seconds from a change to its being written, and between two writes.
+#: Seconds between a change and its write, and between two writes.
 EVERY = 0.25
 #: Seconds until the next attempt after an error such as a full disk.
 _RETRY = 1.0
@@ -32,29 +32,29 @@ class Tail:
     Writes the unfinished lines of one run.
 
     Attributes:
-        changed: There may be text that was not written yet.
+        changed: Whether there may be text that is not written yet.
     """
 
     def __init__(self, directory: int, frames_now: Callable[[], bytes]) -> None:
         """
         Args:
             directory: The job directory.
-            frames_now: Returns the unfinished lines as frames; empty: there is nothing to write.
+            frames_now: Returns the unfinished lines as frames; b"": there are none.
         """
         self.changed = False
         self._directory = directory
         self._frames_now = frames_now
-        self._file = -1  # made with the first text: most jobs need none
+        self._file = -1  # created with the first text, because most jobs need none
         self._slot = 0
         self._written = b""
         self._next = _NEVER
 
     def due(self) -> float:
-        """Return when `advance` has something to write, by the monotonic clock."""
+        """Return the monotonic time at which `advance` has something to write."""
         return self._next
 
     def advance(self, now: float) -> None:
-        """Write what has changed, `EVERY` seconds after the change."""
+        """Write changed text, `EVERY` seconds after the change."""
         if not self.changed:
             self._next = _NEVER
         elif self._next == _NEVER:
@@ -65,12 +65,12 @@ class Tail:
             try:
                 self._write(self._frames_now())
             except OSError:
-                # The text is in memory, and the output of the job goes on without the file.
+                # Retry later: the text is in memory, and the job does not need the file.
                 self.changed = True
                 self._next = now + _RETRY
 
     def repair(self) -> None:
-        """Write the text again where something has removed the file."""
+        """If the file was removed, write the text again into a new one."""
         if self._file >= 0 and os.fstat(self._file).st_nlink == 0:
             self.close()
             self._written = b""
@@ -87,7 +87,7 @@ class Tail:
             return
         if self._file < 0:
             self._file = job_directory.make_file(job_directory.TAIL, os.O_WRONLY, self._directory)
-        # A torn slot counts as none, and is written again: the other one is whole.
+        # After a short write the slot is invalid, and is written again; the other one is intact.
         slot = 1 - self._slot
         if os.pwrite(self._file, data, slot * job_directory.TAIL_SLOT) < len(data):
             raise OSError(errno.ENOSPC, "a short write")
