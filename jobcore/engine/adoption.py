@@ -1,8 +1,8 @@
 """
-Running jobs of dead managers, which take slots of this one.
+Adopts running jobs of closed or dead managers, so that they take slots of this one.
 
-A job has at most one manager: the one that holds the slot byte of its lock. The
-kernel frees that byte when the manager is closed, and when its process dies.
+A job has at most one manager: the one that holds the slot byte of its lock. The kernel frees
+that byte when the manager is closed, and when its process dies.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ class Adoption:
     """
     The jobs that one manager has adopted.
 
-    Everything here belongs to its dispatcher's thread, but for `tokens`.
+    Only the dispatcher's thread may use it, except for `tokens`.
 
     Adopting a job changes no row: any process may import and settle it, as before.
 
     Args:
-        database: The rows.
-        directories: Where the locks are.
+        database: Where the jobs are stored.
+        directories: Where their locks are.
         enabled: False: adopt nothing, for a manager that runs only its own jobs.
 
     Attributes:
-        remaining: Whether there were jobs to be adopted for which there was no room.
+        remaining: Whether the last update left jobs without a manager, for lack of slots.
     """
 
     def __init__(self, database: Database, directories: Directories, *, enabled: bool) -> None:
         self._database = database
         self._directories = directories
         self._enabled = enabled
-        self._slots: dict[str, int] = {}  # by token, the descriptor that holds the slot
+        self._slots: dict[str, int] = {}  # by token: the descriptor that holds the slot
         self.remaining = False
 
     @property
     def tokens(self) -> frozenset[str]:
-        """Those of the adopted jobs that had not ended at the last `update`. For any thread."""
+        """The adopted jobs that had not ended at the last `update`. Any thread may read this."""
         return frozenset(self._slots)
 
     def __len__(self) -> int:
-        """Return how many these are."""
+        """Return the number of `tokens`."""
         return len(self._slots)
 
     def update(self, claimed: Container[str], room: int) -> None:
         """
-        Let go of jobs that have ended, and adopt others while there is room.
+        Release jobs that have ended, and adopt others while there are free slots.
 
         Args:
             claimed: Tokens of the jobs that this manager has claimed itself.
-            room: Slots that these leave free.
+            room: The slots that these leave free.
 
         Raises:
             StoreError: The rows cannot be read now.
@@ -70,19 +70,19 @@ class Adoption:
         self.remaining = False
         for token, (name, cookie) in running.items():
             if token in claimed or token in self._slots or orphans.is_inside(cookie or ""):
-                continue  # the job that this process is part of may wait for what is queued
+                continue  # this process runs inside that job, which may wait for queued jobs
             slot = self._adopt(name)
             if slot is None:
                 continue
             if len(self._slots) < room:
                 self._slots[token] = slot
             else:
-                # Left to a manager that has room: this one may be about to be restarted.
+                # Leave it to a manager with free slots: this one may be about to be restarted.
                 self.remaining = True
                 GATE.close(slot)
 
     def close(self) -> None:
-        """Leave the jobs to other managers. Again is harmless."""
+        """Leave the jobs to other managers. A second call is harmless."""
         while self._slots:
             GATE.close(self._slots.popitem()[1])
 
@@ -95,4 +95,4 @@ class Adoption:
         try:
             return self._directories.adopt(name)
         except (StoreError, OSError):
-            return None  # the sweep finds out what is wrong with it
+            return None  # the sweep will deal with the cause

@@ -1,4 +1,4 @@
-"""A job that this manager has claimed and not settled yet."""
+"""`Assignment`: a job that this manager has claimed and not settled yet."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from jobcore.engine.supervisor_pool import Supervisor
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import messages
 
-#: Seconds between two imports of one job, unless much has gathered or it ended.
+#: Seconds between two imports of one job, unless it has much output or has ended.
 IMPORT_PAUSE = 0.25
-#: Bytes of spool that are worth an import before that.
+#: Bytes of new output that trigger an import earlier.
 IMPORT_BYTES = 256 * 1024
-#: Seconds after which a send, or a job that could not be settled, is tried again.
+#: Seconds until a failed send or settlement is tried again.
 RETRY = 0.05
 
 
 class Assignment:
     """
-    A claimed job, and what the dispatcher is to do about it next.
+    A claimed job, and what the dispatcher must do about it next.
 
     Attributes:
-        run: As the database last had it.
-        request: Until it is sent.
+        run: The job as it was last read from the database.
+        request: Its request, until that is sent; then None.
         claimed: When it was claimed, by the monotonic clock.
-        supervisor: That has it; None before it is sent, and after it ended.
+        supervisor: Its supervisor; None before the request is sent, and after it has ended.
         accepted: Whether its supervisor has taken it.
-        ended: Whether its verdict can be expected.
+        ended: Whether it has ended, so that its directory should hold an exit record.
         due: When to look into its directory, by the monotonic clock.
     """
 
@@ -52,11 +52,11 @@ class Assignment:
 
     @property
     def needs_supervisor(self) -> bool:
-        """Whether it is to be sent; one that cannot be started is ended by its host."""
+        """Whether it must still be sent; the host itself ends one that cannot be started."""
         return self.request is not None and self.request.failure is None
 
     def hear(self, notice: messages.Notice) -> None:
-        """Note what its supervisor says."""
+        """Note what a notice of its supervisor reports."""
         self.accepted = True
         if notice.kind == messages.ENDED:
             self.end()
@@ -67,23 +67,23 @@ class Assignment:
             self.due = min(self.due, 0.0 if much else self._imported + IMPORT_PAUSE)
 
     def begin_import(self, now: float) -> None:
-        """Note that its directory is being looked into; again only when there is a reason."""
+        """Note that an import begins; the next one is due only when there is a reason."""
         self._imported = now
         self.due = now + RETRY if self.ended else float("inf")
 
     def wait(self, seconds: float) -> None:
-        """Leave it alone for so long: it could not be read, written or sent."""
+        """Postpone it for `seconds`, because it could not be read, written or sent."""
         if seconds > 0:
             self.due = time.monotonic() + seconds
 
     def end(self) -> None:
-        """Have it settled in the next round."""
+        """Mark it as ended, so that the next round settles it."""
         self.ended = True
         self.supervisor = None
         self.due = 0.0
 
     def let_go(self) -> None:
-        """Close what it holds; of a job that was not sent the free lock says so."""
+        """Close its descriptors; if it was not sent, its free lock shows that it never started."""
         if self.request is not None:
             self.request.close()
             self.request = None
@@ -93,7 +93,7 @@ class Assignment:
 
 
 def _tell_held(run: Run, number: int) -> None:
-    """Tell that the command waits until its output can be written, or that it goes on."""
+    """Log that the command must wait until its output can be written, or that it continues."""
     if number:
         telemetry.event(
             logging.WARNING, "output held back", job=str(run.id), why=os.strerror(number)

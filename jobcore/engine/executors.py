@@ -1,8 +1,8 @@
 """
-Executors: which command a job runs.
+Executors: they decide which command a job runs.
 
-An executor has one method, `command`, and is registered for a job type. It says
-what to run; how it runs (start, stop, time-out, log) is the same for all.
+An executor has one method, `command`, and is registered for a job type. It decides what to
+run. How that runs (start, stop, time-out, log) is the same for all jobs.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from jobcore.models import ClaimedJob
 
 class Executor(Protocol):
     """
-    Says what to run for a job.
+    Decides what to run for a job.
 
-    Called by the manager that is about to start the job, in its own thread;
-    keep it quick. An exception makes the job ERROR, reason `spawn_failed`, with
-    the exception in a `system` line of its log.
+    The manager that is about to start the job calls it, in its own thread: be quick. An
+    exception makes the job ERROR with reason `spawn_failed`, and a `system` line of its log
+    shows the exception.
     """
 
     def command(self, job: ClaimedJob) -> Command:
         """
-        Return what to run for `job`.
+        Return the command to run for `job`.
 
         Args:
-            job: The job, with the command and the pipeline it was created with.
+            job: The job, with the command and the pipeline that it was created with.
         """
 
 
@@ -48,13 +48,13 @@ class CommandExecutor:
 
     def command(self, job: ClaimedJob) -> Command:
         """
-        Return the command the job was created with.
+        Return the command that the job was created with.
 
         Args:
             job: The job that is about to start.
 
         Raises:
-            CommandError: It was created without one.
+            CommandError: The job was created without a command.
         """
         if job.command is None:
             raise CommandError("the job was created without a command")
@@ -74,13 +74,13 @@ class FunctionExecutor:
 
     def command(self, job: ClaimedJob) -> Command:
         """
-        Return what calls the function that the job was created with.
+        Return a command that calls the function that the job was created with.
 
         Args:
             job: The job that is about to start.
 
         Raises:
-            CommandError: It was created with none, or no interpreter is known.
+            CommandError: The job was created without a function, or no interpreter is known.
         """
         if job.command is None or not is_function(job.command):
             raise CommandError("the job was created without a function: see function_command")
@@ -107,7 +107,7 @@ class PipelineExecutor:
             job: The job that is about to start.
 
         Raises:
-            CommandError: Neither the job nor its pipeline says what to run.
+            CommandError: Neither the job nor its pipeline has a command or a script.
         """
         if job.command is not None:
             return in_interpreter(job.command, self._python, job.directory)
@@ -116,7 +116,7 @@ class PipelineExecutor:
             raise CommandError("neither the job nor its pipeline says what to run")
         own = pipeline.command
         if pipeline.script is not None:
-            # The script instead of the argv, with all else the command says.
+            # The script replaces the argv; all other fields of the command apply.
             own = (
                 Command(pipeline.script, shell=True)
                 if own is None
@@ -130,7 +130,7 @@ class PipelineExecutor:
 
 def default_executors(python: str | None = None) -> dict[str, Executor]:
     """
-    Return the executors that a manager has unless it is given others, by job type.
+    Return the default executors of a manager, by job type.
 
     Args:
         python: The interpreter for functions; None: that of this process.

@@ -1,4 +1,4 @@
-"""The first step of removing a job: from here on no caller sees it."""
+"""Hides jobs: the first step of a deletion, after which no caller sees the job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobcore.storage import error_mapping, settlement, store, transitions
 from jobcore.storage.tables import pipeline, workspace
 from jobcore.storage.transitions import Run
 
-#: Rows that are marked in one transaction, by what marking one takes: some 50 ms together.
+#: Rows to mark in one transaction, chosen so that each takes about 50 ms.
 PIPELINES_AT_ONCE = 500
 ACTIVE_AT_ONCE = 100
 FINAL_AT_ONCE = 1000
@@ -20,10 +20,11 @@ FINAL_AT_ONCE = 1000
 
 def begin(connection: Connection, number: int, *, now: int) -> Run | None:
     """
-    Hide a job and end it, or have it ended, in one step: no crash leaves it in between.
+    Hide a job and end it, or ask it to stop, in one transaction, so that no crash can separate
+    the two.
 
     Returns:
-        The job; None where its deletion was begun before, or it is gone.
+        The job; None if its deletion had already begun, or it is gone.
 
     Raises:
         DatabaseCorrupt: Its row cannot be changed; see `Remover.remove_damaged`.
@@ -36,19 +37,19 @@ def begin(connection: Connection, number: int, *, now: int) -> Run | None:
     )
     if asked is not None and asked.token is None:
         ended = settlement.settle_own(connection, asked, Ending(Reason.STOPPED), now=now)
-        if ended is None:  # it would be waited for without an end
+        if ended is None:  # otherwise the deletion would wait for its end for ever
             raise DatabaseCorrupt(f"job number {number} cannot be settled")
     return transitions.find(connection, number)
 
 
 def begin_some(connection: Connection, table: Table, owner_id: UUID, *, now: int) -> bool:
     """
-    Begin the deletion of some of what belongs to a workspace or pipeline that is marked deleted.
+    Hide some of the pipelines and jobs of a workspace or pipeline that is marked deleted.
 
-    Its pipelines come first: from then on nothing follows from the end of a job.
+    Pipelines come first, so that the end of a job no longer triggers anything.
 
     Returns:
-        Whether there may be more.
+        Whether there may be more of them.
     """
     if table is workspace:
         pipelines = store.unmarked_pipelines_of(connection, owner_id, PIPELINES_AT_ONCE)
@@ -64,10 +65,10 @@ def begin_some(connection: Connection, table: Table, owner_id: UUID, *, now: int
         except Exception as error:
             if not error_mapping.is_damage(error):
                 raise
-            transitions.mark_deleted(connection, number, now=now)  # it is removed as it is
+            transitions.mark_deleted(connection, number, now=now)  # `remove_damaged` ends it later
     if len(active) == ACTIVE_AT_ONCE:
         return True
     marked = store.mark_final_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
-    if marked < FINAL_AT_ONCE:  # what is left has a status that there is not
+    if marked < FINAL_AT_ONCE:  # the remaining jobs are damaged: their status is unknown
         marked = store.mark_rest_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
     return marked == FINAL_AT_ONCE

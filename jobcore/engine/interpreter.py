@@ -1,8 +1,8 @@
 """
-Whether this process can run jobs, and whether `python=` is a Python interpreter.
+Checks whether this process can run jobs, and whether `python=` is a Python interpreter.
 
-In a frozen program, and in one that embeds Python, `sys.executable` is the program
-itself: started as a supervisor it would start itself, and that one itself again.
+In a frozen program, and in one that embeds Python, `sys.executable` is the program itself. If
+that were started as a supervisor, it would start itself again and again.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ from jobcore.embedding.forking import GATE
 from jobcore.embedding.worker import threads_run
 from jobcore.errors import SpawnError
 
-#: In the environment of what is started as an interpreter: the pid of its host.
+#: The variable that holds the pid of the host, in every process that is started as an
+#: interpreter.
 MARK = "JOBCORE_STARTED_AS_PYTHON_BY"
-#: Seconds within which an interpreter has to answer when it is asked whether it is one.
+#: Seconds within which a tested interpreter has to answer.
 PATIENCE = 10.0
 
 _REMEDY = "name a Python interpreter with `python=`, or run the jobs by `jobcore work`"
-#: What only an interpreter answers, and what supervisors need beside it.
+#: A program that only an interpreter can run, and its output. It imports ctypes, which
+#: supervisors need.
 _QUESTION, _ANSWER = "print(6007 * 9001, end='', flush=True); import ctypes", b"54069007"
-#: Seconds between two looks for the end of one that has said all it says.
+#: Seconds between two looks for the end of a process that has closed its output.
 _END_PAUSE = 0.01
 
-#: A file as it is known here: its path, device, inode and time of change.
+#: The identity of a file: path, device, inode and time of change.
 _File = tuple[str, int, int, int]
-#: Whether it is an interpreter, as it has answered itself.
+#: The files that were tested, and whether each is an interpreter.
 _KNOWN: dict[_File, bool] = {}
 _MOST_KNOWN = 16
 
 
 def require_host(python: str | None, *, own_launcher: bool) -> None:
     """
-    Refuse a process in which no job could ever run.
+    Raise an error if no job could ever run in this process.
 
     Args:
         python: The interpreter for supervisors; None: that of this process.
-        own_launcher: Whether supervisors are started by a launcher of the host's.
+        own_launcher: Whether the host has its own launcher for supervisors.
 
     Raises:
-        SpawnError: Why, and what to do.
+        SpawnError: No job could run. The message gives the cause and the remedy.
     """
     replaced = _replaced_threads()
     if replaced is not None:
@@ -85,7 +87,7 @@ def _has_ctypes() -> bool:
     """Tell whether this process can import ctypes, without doing so."""
     try:
         return importlib.util.find_spec("_ctypes") is not None
-    except ValueError:  # it is kept from being imported
+    except ValueError:  # the host prevents its import
         return False
 
 
@@ -98,8 +100,8 @@ def _without_ctypes(python: str) -> SpawnError:
 
 
 def _replaced_threads() -> str | None:
-    """Return the library that has put something else in the place of threads, or None."""
-    # Not imported for that: who has called them has them loaded.
+    """Return the library that has replaced threads by something else, or None."""
+    # Do not import them: a program that called them has loaded them.
     gevent: Any = sys.modules.get("gevent.monkey")
     if gevent is not None and (
         gevent.is_module_patched("threading") or gevent.is_module_patched("_thread")
@@ -113,16 +115,16 @@ def _replaced_threads() -> str | None:
 
 def ask(python: str) -> Question | None:
     """
-    Begin to ask whether this is a Python interpreter; None: there is no need to.
+    Begin to test whether this is a Python interpreter; None: no test is needed.
 
-    A file is asked once in a process; the one that this process runs is never asked.
+    Each file is tested once in a process. The one that this process itself runs is never tested.
 
     Raises:
-        SpawnError: It is known to be none, or cannot be started.
+        SpawnError: It is known not to be an interpreter, or cannot be started.
     """
     found = _find(python)
     if found is None:
-        return None  # whoever starts it is told
+        return None  # starting it will raise the error
     path, facts = found
     if _is_own(facts):
         return None
@@ -153,24 +155,24 @@ def _find(python: str) -> tuple[str, os.stat_result] | None:
 
 
 def _is_own(facts: os.stat_result) -> bool:
-    """Tell whether this is the file that this process runs, and one named as interpreters are."""
+    """Tell whether this is the file that this process runs, with a name of an interpreter."""
     try:
         name = os.path.basename(os.readlink("/proc/self/exe"))
         own = os.stat("/proc/self/exe")
     except OSError:
-        return False  # without /proc it is asked
+        return False  # without /proc, test it
     return name.startswith(("python", "pypy")) and os.path.samestat(facts, own)
 
 
 class Question:
     """
-    A file that is being asked whether it is an interpreter; it may never answer.
+    A test whether a file is an interpreter; the process may never answer.
 
     Args:
         file: Its path, device, inode and time of change.
 
     Attributes:
-        due: When to look at it again, by the monotonic clock, unless it says something before.
+        due: When to call `has_answered` again at the latest, by the monotonic clock.
 
     Raises:
         SpawnError: It cannot be started. Nothing stays open.
@@ -206,11 +208,11 @@ class Question:
             ) from error
 
     def fileno(self) -> int:
-        """Return what is readable when it says something; -1: it says no more."""
+        """Return the descriptor of its output, to poll for reading; -1: the output is closed."""
         return self._reader
 
     def listen(self) -> None:
-        """Take in what it says; never blocks."""
+        """Read its output, without blocking."""
         while self._reader >= 0:
             try:
                 said = os.read(self._reader, 4096)
@@ -222,7 +224,7 @@ class Question:
 
     def has_answered(self) -> bool:
         """
-        Tell whether it is an interpreter; False: not known yet, look again when `due`.
+        Tell whether it is an interpreter; False: not known yet, call again when `due`.
 
         Raises:
             SpawnError: It is not one, it has no ctypes, or it has not answered in time.
@@ -230,11 +232,11 @@ class Question:
         self.listen()
         now = time.monotonic()
         if not _ANSWER.startswith(self._said):
-            code: int | None = 1  # it may go on for ever
+            code: int | None = 1  # a wrong answer: do not wait for its end
         else:
             code = self._process.poll() if self._reader < 0 else None
         if code is None and now < self._deadline:
-            # Its end comes just behind that of its output, and no descriptor tells of it.
+            # It ends just after its output does, but no descriptor reports that.
             self.due = self._deadline if self._reader >= 0 else now + _END_PAUSE
             return False
         self.close()
@@ -253,16 +255,16 @@ class Question:
         return True
 
     def close(self) -> None:
-        """Ask no more: kill it if it still runs. Again is harmless."""
+        """End the test, and kill the process if it still runs. A second call is harmless."""
         self._close_reader()
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
     def forget(self) -> None:
-        """Let go of it in a forked child: it is the parent's, and the gate has closed the pipe."""
+        """Forget it in a forked child: it is the parent's, and the gate has closed the pipe."""
         self._reader = -1
-        self._process.returncode = 0  # or its destructor would complain
+        self._process.returncode = 0  # otherwise its destructor would warn
 
     def _close_reader(self) -> None:
         if self._reader >= 0:
@@ -271,17 +273,17 @@ class Question:
 
 
 def marked() -> dict[str, str]:
-    """Return the environment for what is started as an interpreter, with the mark."""
+    """Return the environment for a process that is started as an interpreter, with `MARK`."""
     return {**os.environ, MARK: str(os.getpid())}
 
 
 @contextmanager
 def unhooked() -> Iterator[None]:
     """
-    Keep a debugger's hooks from what this thread starts.
+    Keep a debugger out of the processes that this thread starts.
 
-    debugpy, as pydevd, rewrites the command lines of Python child processes, so that it
-    gets into them: a supervisor would wait for the debugger, and not know its arguments.
+    debugpy, through pydevd, rewrites the command lines of Python child processes to debug them
+    too. A supervisor would then wait for the debugger, and not understand its arguments.
     """
     pydevd: Any = sys.modules.get("_pydev_bundle.pydev_monkey")
     skip = getattr(pydevd, "skip_subprocess_arg_patch", None)

@@ -1,8 +1,8 @@
 """
-The host's work on job directories.
+The host's access to job directories.
 
-Every descriptor is opened and closed inside the gate, so that a forked child
-never keeps one: a copy of a lock would keep a dead job alive.
+Every descriptor is opened and closed inside the gate, so that a forked child never keeps a
+copy: a copy of a lock would make a dead job look alive.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobcore.storage import filesystem
 from jobcore.storage.filesystem import repair_command
 from jobcore.supervisor import job_directory
 
-#: Seconds for which the directory of all job directories may be missing: somebody may move it
+#: Seconds for which the directory of all job directories may be missing: someone may move it
 #: away and back.
 MOVED_PATIENCE = 2.0
 
@@ -39,32 +39,32 @@ class DirectoryId(NamedTuple):
 
     @classmethod
     def of(cls, root: int, directory: int) -> DirectoryId:
-        """Return that of two open descriptors."""
+        """Return the id for two open descriptors."""
         facts = os.fstat(directory)
         return cls(facts.st_dev, os.fstat(root).st_ino, facts.st_ino)
 
     @classmethod
     def parse(cls, text: str | None) -> DirectoryId | None:
-        """Return what `str` made a text of; None where the row has none, or not such a text."""
+        """Parse the text of a row; None if the row has none, or an invalid one."""
         try:
             return cls(*map(int, (text or "").split(":")))
         except (TypeError, ValueError):
             return None
 
     def __str__(self) -> str:
-        """Return it as the row stores it."""
+        """Return the text that the row stores."""
         return f"{self.device}:{self.root}:{self.directory}"
 
 
 class Prepared:
     """
-    A job directory whose start this host prepares: it holds the first byte of the lock.
+    A job directory in which this host prepares a start. It holds the first byte of the lock.
 
-    The byte that says whose slot the job takes is held by another descriptor, which
-    is not sent to the supervisor, and stays with the host until the job has ended.
+    Another descriptor holds the byte that shows whose slot the job takes. It is not sent to the
+    supervisor; the host keeps it until the job has ended.
 
     Attributes:
-        directory_id: For the row; see `DirectoryId`.
+        directory_id: The text for the row; see `DirectoryId`.
     """
 
     __slots__ = ("directory", "directory_id", "lock", "name", "slot")
@@ -83,10 +83,10 @@ class Prepared:
 
     def close(self) -> None:
         """
-        Close the descriptors, and never unlock.
+        Close the descriptors without unlocking.
 
-        What was sent to a supervisor holds the lock on; where nothing was sent,
-        closing the last copy frees it.
+        If they were sent to a supervisor, its copies keep the lock. Otherwise closing the last
+        copy frees it.
         """
         slot = self.take_slot()
         GATE.close(self.directory, self.lock, *(() if slot is None else (slot,)))
@@ -98,7 +98,7 @@ class Directories:
 
     Args:
         database: The absolute path of the database.
-        host: Whose hands these are, for `failpoints`.
+        host: Identifies the manager to `failpoints`.
     """
 
     def __init__(self, database: str, host: object = None) -> None:
@@ -117,13 +117,14 @@ class Directories:
 
     @property
     def root(self) -> int:
-        """The descriptor of the directory that holds them all; kept open, for it is used often."""
+        """The descriptor of the directory of all job directories; kept open for frequent use."""
         failpoints.reach(failpoints.ENTERED, self._host)
         with GATE:
             if self._closed:
                 raise StoreError(f"{self._database} is closed")
             if self._root is not None and not self._is_in_place():
-                # Who opens the database now is led elsewhere, and would take our jobs for dead.
+                # A manager that opens the database now would use another directory, and take
+                # our jobs for dead.
                 raise DatabaseGone(
                     f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
                 )
@@ -141,7 +142,7 @@ class Directories:
             return self._root
 
     def reopen(self) -> None:
-        """Use the directory that has the name now, in place of one that was removed or moved."""
+        """Use the directory that now has the name, after the old one was removed or moved."""
         with GATE:
             self._gone_since = None
             if self._root is not None:
@@ -156,7 +157,7 @@ class Directories:
 
     def require_root(self) -> bool:
         """
-        Tell whether the directory of all is in place; refuse to go on where it is gone for long.
+        Tell whether the directory of all job directories is in place; raise if it stays missing.
 
         Raises:
             DatabaseGone: It has been gone for `MOVED_PATIENCE`.
@@ -188,11 +189,12 @@ class Directories:
         Tell whether a run was started here; see `DirectoryId`.
 
         Args:
-            directory_id: Of its row.
-            same_boot: Whether it was started under this boot: else device numbers say nothing.
+            directory_id: The text of its row.
+            same_boot: Whether it was started under this boot; device numbers are compared
+                only then.
 
         Raises:
-            DatabaseGone: The directory that holds them all is gone.
+            DatabaseGone: The directory of all job directories is gone.
         """
         started = DirectoryId.parse(directory_id)
         if started is None or os.fstat(self.root).st_ino != started.root:
@@ -200,16 +202,16 @@ class Directories:
         return not same_boot or self._identity[0] == started.device
 
     def is_directory_of(self, directory: int, directory_id: str | None) -> bool:
-        """Tell whether an open directory is the one that a run was started in, under this boot."""
+        """Tell whether a run of this boot was started in this open directory."""
         return str(DirectoryId.of(self.root, directory)) == directory_id
 
     def path(self, name: str) -> str:
-        """Return the path of one, for processes that have no descriptor of it."""
+        """Return the path of a job directory, for processes without a descriptor of it."""
         return f"{self._database}.jobs/{name}"
 
     @handed_over
     def close(self) -> None:
-        """Close what is kept open, for good. Again is harmless."""
+        """Close the descriptor that is kept open, for good. A second call is harmless."""
         with GATE:
             self._closed = True
             if self._root is not None:
@@ -217,7 +219,7 @@ class Directories:
                 GATE.close(root)
 
     def before_fork(self) -> None:
-        """Do nothing: the gate keeps a fork out while a descriptor is being opened."""
+        """Do nothing: the gate allows no fork while a descriptor is being opened."""
 
     def after_fork_in_parent(self) -> None:
         """Do nothing."""
@@ -229,11 +231,11 @@ class Directories:
     @contextmanager
     def open(self, name: str) -> Iterator[int]:
         """
-        Give a descriptor of one.
+        Open a job directory for a `with` block, and provide its descriptor.
 
         Raises:
-            FileNotFoundError: It is not there.
-            StoreError: The system refuses to open it, or what is done with it.
+            FileNotFoundError: It does not exist.
+            StoreError: The system refuses to open it, or an operation in the block.
         """
         _require_name(name)
         with self._open(name) as directory:
@@ -252,7 +254,7 @@ class Directories:
 
     @contextmanager
     def typed(self, name: str = "") -> Iterator[None]:
-        """Type what the system refuses; that something is not there is for the caller to judge."""
+        """Raise an OSError of the block as a StoreError, except FileNotFoundError."""
         try:
             yield
         except FileNotFoundError:
@@ -262,13 +264,14 @@ class Directories:
 
     def prepare(self, name: str) -> Prepared | None:
         """
-        Make the directory with its lock and FIFO, or take on what is there, and lock its start.
+        Make a job directory with its lock and FIFO, or use an existing one, and lock its start.
 
-        Returns None when somebody else prepares, runs or removes it.
+        Returns None if another process prepares, runs or removes it.
 
         Raises:
-            StoreError: No space, no descriptors, not ours: nothing is held then.
-            FileNotFoundError: Somebody removed it just now.
+            StoreError: There is no space or no descriptor, or it belongs to another user.
+                Nothing is held then.
+            FileNotFoundError: Another process has just removed it.
         """
         _require_name(name)
         with self.typed(name), GATE:
@@ -289,7 +292,7 @@ class Directories:
                     job_directory.make_control(directory)
                     prepared.slot = job_directory.open_lock(directory)
                     GATE.register(prepared.slot)
-                    # Taken, but for a copy that C code of an earlier host may have forked.
+                    # This fails only if C code of an earlier host has forked a copy of the lock.
                     job_directory.try_lock(prepared.slot, job_directory.SLOT)
                     prepared.directory_id = str(DirectoryId.of(root, directory))
                     return prepared
@@ -301,11 +304,11 @@ class Directories:
 
     def adopt(self, name: str) -> int | None:
         """
-        Become the manager of which a running job takes a slot.
+        Let a running job take a slot of this manager, unless it takes one of another manager.
 
         Returns:
             A descriptor, registered with `forking.GATE`, that holds the slot until it is
-            closed. None: the job has a manager, or no supervisor and thus no future.
+            closed. None: the job has a manager, or no supervisor, so it cannot continue.
 
         Raises:
             FileNotFoundError: The directory is gone.
@@ -327,10 +330,10 @@ class Directories:
 
     def is_held(self, directory: int, span: tuple[int, int] = job_directory.WHOLE) -> bool:
         """
-        Tell whether any process holds the lock; a lock that is missing is held by none.
+        Tell whether any process holds the lock; a missing lock file is not held.
 
         Args:
-            span: Both bytes of it; `RUNNING` is the one of a supervisor that took the job.
+            span: The bytes to test. `RUNNING` is the byte of a supervisor that took the job.
         """
         with GATE:
             try:
@@ -345,11 +348,13 @@ class Directories:
     @contextmanager
     def taken(self, name: str) -> Iterator[int | None]:
         """
-        Take the whole lock, and give the directory; None when somebody holds any of it.
+        Take the whole lock for a `with` block, and provide the directory's descriptor.
+
+        It provides None instead if another process holds a part of the lock.
 
         Raises:
-            FileNotFoundError: It is not there.
-            StoreError: The system refuses to open it, or what is done with it.
+            FileNotFoundError: It does not exist.
+            StoreError: The system refuses to open it, or an operation in the block.
         """
         _require_name(name)
         with self.typed(name), self._taken(name) as directory:
@@ -361,8 +366,8 @@ class Directories:
             directory = job_directory.open_directory(name, parent=self.root)
             GATE.register(directory)
             try:
-                # A directory without a lock is one whose preparer died between
-                # two steps: take it as a preparer would.
+                # If the lock file is missing, the host that prepared the directory died between
+                # two steps: create it, as that host would have.
                 lock = job_directory.open_lock(directory, create=True)
             except BaseException:
                 GATE.close(directory)
@@ -380,7 +385,7 @@ class Directories:
 
     def remove(self, name: str) -> bool:
         """
-        Remove one that nobody holds; True when it is gone.
+        Remove a job directory unless its lock is held; return whether it is gone.
 
         Raises:
             StoreError: The system refuses.
@@ -391,16 +396,16 @@ class Directories:
                     return False
                 job_directory.remove(name, directory, parent=self.root, host=self._host)
         except FileNotFoundError:
-            pass  # somebody else did
+            pass  # another process has removed it
         return True
 
     def names(self) -> list[str]:
-        """Return the names of those there."""
+        """Return the names of the existing job directories."""
         return [name for name in self._listed() if is_name(name)]
 
     def _listed(self) -> list[str]:
-        # A descriptor of its own: listing moves the position of the open file description, so
-        # two threads that list the shared one at once each miss entries.
+        # Open a new descriptor: listing moves the position of the open file description, so two
+        # threads that list a shared one would each miss entries.
         with self.typed():
             with GATE:
                 directory = os.open(
@@ -414,7 +419,7 @@ class Directories:
 
     def leftovers(self) -> list[str]:
         """
-        Remove what a crash left half made; return the names of what it left half removed.
+        Remove files that a crash left half made; return the names of half-removed directories.
 
         Raises:
             StoreError: The system refuses.
@@ -441,10 +446,10 @@ class Directories:
 
 def _require_name(name: str) -> None:
     """
-    Refuse what is no name of a job directory: a file says of its jobs whatever it likes.
+    Require a valid name of a job directory: a damaged file may hold any text as an id.
 
     Raises:
-        DatabaseCorrupt: It is not one.
+        DatabaseCorrupt: It is not valid.
     """
     if not is_name(name):
         raise DatabaseCorrupt("a stored job ID is not a valid UUID")
@@ -453,5 +458,5 @@ def _require_name(name: str) -> None:
 def is_name(name: object) -> bool:
     """Tell whether this is the hex form of a UUID; nothing else is ever opened."""
     if not isinstance(name, str):
-        return False  # a damaged file has numbers and bytes there
+        return False  # a damaged file may hold a number or bytes
     return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)

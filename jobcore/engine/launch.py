@@ -1,8 +1,8 @@
 """
-Everything a job needs before it is claimed.
+Prepares everything that a job needs before it is claimed.
 
-Directory, lock and request are made first. What fails for lack of space or
-descriptors then fails while the job is still QUEUED, and stays there.
+Directory, lock and request are made first. If space or descriptors are lacking, that fails
+while the job is still QUEUED, and it stays QUEUED.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jobcore.supervisor import PROTOCOL_VERSION, frames, job_directory
 
 
 class Request:
-    """A start that is prepared: everything a supervisor needs, and what the claim writes."""
+    """A prepared start: everything that the supervisor needs, and the values for the claim."""
 
     __slots__ = (
         "body", "boot_id", "calls_function", "cookie", "failure", "grace_ms", "has_environment",
@@ -42,7 +42,7 @@ class Request:
         self, row: Row[Any], prepared: Prepared, boot_id: str | None, cookie: str, token: str
     ) -> None:
         self.number: int = row.number
-        self.has_environment = row.environment is not None  # stored for it
+        self.has_environment = row.environment is not None  # its submitter's, in the database
         self.job_id = row.id
         self.name = prepared.name
         self.prepared = prepared
@@ -53,10 +53,10 @@ class Request:
         self.grace_ms: int | None = None
         self.timeout_ms: int | None = None
         self.calls_function = False
-        self.failure: str | None = None  # why it cannot be started, though it is claimed
+        self.failure: str | None = None  # why the host must end it after the claim
 
     def close(self) -> None:
-        """Close the descriptors; what was sent has copies of its own."""
+        """Close the descriptors; a supervisor that they were sent to has its own copies."""
         self.prepared.close()
         if self.body >= 0:
             GATE.close(self.body)
@@ -67,10 +67,10 @@ class Launch:
     Prepares starts.
 
     Args:
-        directories: Where the job's files are made.
-        clock: Tells when.
+        directories: Where the job directories are made.
+        clock: Tells the time.
         executors: By job type.
-        host: Whose starts these are, for `failpoints`.
+        host: Identifies the manager to `failpoints`.
     """
 
     def __init__(
@@ -90,17 +90,17 @@ class Launch:
         self, row: Row[Any], pipeline: Row[Any] | None, base: Mapping[bytes, bytes] | None
     ) -> Request | None:
         """
-        Prepare the start of a QUEUED job; None: another process is at it.
+        Prepare the start of a QUEUED job; None: another process is doing that.
+
+        If its executor fails, the job does not stay QUEUED: it is claimed, and ended with that
+        failure.
 
         Args:
-            base: The environment that commands inherit; None: it is missing.
-
-        An executor that fails is no reason to stay QUEUED: the job is claimed
-        and ended with that failure.
+            base: The environment that the command inherits; None: it is missing.
 
         Raises:
-            StoreError, OSError: No space, no descriptors, or the row or the directory
-                cannot be read. Nothing is held.
+            StoreError, OSError: There is no space or no descriptor, or the row or the directory
+                cannot be read. Nothing is held then.
         """
         prepared = self._directories.prepare(row.id.hex)
         if prepared is None:
@@ -123,9 +123,9 @@ class Launch:
         pipeline: Row[Any] | None,
         base: Mapping[bytes, bytes] | None,
     ) -> None:
-        """Ask the executor, and make the request of its answer; or note why that cannot be done."""
+        """Make the request from the executor's command, or note why that is impossible."""
         if base is None:
-            # Perhaps it was just started elsewhere; then the claim will fail.
+            # Another process may just have started the job; then the claim will fail.
             request.failure = "the environment of its submitter is not stored"
             return
         job = ClaimedJob.from_rows(row, pipeline, self._directories.path(request.name))
@@ -138,22 +138,22 @@ class Launch:
                 request.timeout_ms = math.ceil(command.timeout * 1000)
             request.calls_function = is_interpreter(command)
             fields = _fields(row, command, request, base, self._directories.database)
-        except BaseException as error:  # noqa: BLE001 - somebody else's code, SystemExit included
+        except BaseException as error:  # noqa: BLE001 - a host's executor may even raise SystemExit
             request.failure = _in_words(error)
             return
         try:
             request.body = encode_request(fields)
         except OSError:
-            raise  # no space, no descriptors: it stays QUEUED
+            raise  # no space or no descriptor: the job stays QUEUED
         except Exception as error:  # noqa: BLE001 - a value that cannot be sent
             request.failure = _in_words(error)
 
     def write_verdict(self, request: Request, reason: Reason, why: str) -> None:
         """
-        Write the exit record of a claimed job that no supervisor has, with a line that says why.
+        Write the exit record of a claimed job without a supervisor, with a line that says why.
 
         Raises:
-            OSError: It could not be written; the lock says later that it never started.
+            OSError: It could not be written; its free lock will show that it never started.
         """
         directory = request.prepared.directory
         now_ns = self._clock.now() * 1000
@@ -182,7 +182,7 @@ class Launch:
 def _in_words(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - an exception that cannot even say what it is
+    except Exception:  # noqa: BLE001 - its `__str__` fails, too
         return type(error).__name__
 
 
@@ -193,7 +193,7 @@ def _fields(
     base: Mapping[bytes, bytes],
     database: str,
 ) -> dict[str, Any]:
-    """Return the request as the supervisor reads it: bytes and numbers, nothing to decide."""
+    """Return the request as the supervisor reads it: bytes and numbers, fully evaluated."""
     stdin: tuple[str, bytes] | None = None
     if isinstance(command.stdin, bytes):
         stdin = ("data", command.stdin)
@@ -222,9 +222,9 @@ def _fields(
 def _environment(
     row: Row[Any], command: Command, cookie: str, base: Mapping[bytes, bytes], database: str
 ) -> dict[bytes, bytes]:
-    """Return the command's whole environment: base, then its own, then what says who it is."""
+    """Return the command's environment: the base, its own variables, then those of the job."""
     environment = dict(base) if command.inherit_env else {}
-    # These two the command may set otherwise.
+    # The command's own `env` can override these two.
     environment[b"JOBCORE_DB"] = os.fsencode(database)
     if command.unbuffered:
         environment[b"PYTHONUNBUFFERED"] = b"1"
@@ -235,7 +235,7 @@ def _environment(
     environment[b"JOBCORE_JOB_ID"] = str(row.id).encode()
     environment[b"JOBCORE_ATTEMPT"] = str(row.attempt).encode()
     environment[b"JOBCORE_WORKSPACE_ID"] = str(row.workspace_id).encode()
-    environment.pop(b"JOBCORE_PIPELINE_ID", None)  # of the job that this host runs in, perhaps
+    environment.pop(b"JOBCORE_PIPELINE_ID", None)  # it may be that of a job this host runs in
     if row.pipeline_id is not None:
         environment[b"JOBCORE_PIPELINE_ID"] = str(row.pipeline_id).encode()
     return environment

@@ -1,12 +1,12 @@
 """
-Processes of a job that its supervisor does not look after any more.
+Finds and ends orphans: processes of a job whose supervisor is dead or does not react.
 
-What a SIGKILLed supervisor leaves is known by the random cookie in its environment.
-A supervisor that was stopped (SIGSTOP, a frozen cgroup) holds its lock for ever. It is
-found by the byte of the lock that is its run's alone, and not by the lock file, which
-may have been replaced. The kernel lists the locks of each descriptor; the files
-themselves, which may be on a file system that does not answer, are not touched. No
-stored pid is trusted: by now it may belong to another process.
+Processes that a SIGKILLed supervisor left running are recognized by a random cookie in their
+environment. A supervisor that was stopped (SIGSTOP, a frozen cgroup) holds its lock for ever. It
+is found by the locked byte, which is unique to its run, and not by the lock file, which may have
+been replaced. The kernel lists the locks of each descriptor, so the files themselves are not
+touched; they may be on a file system that does not respond. Stored pids are never trusted: by
+now they may belong to other processes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from jobcore.supervisor import job_directory, pids
 
 #: The variable that carries the cookie.
 COOKIE = "JOBCORE_RUN"
-#: Seconds to go on killing: a process in an uninterruptible sleep does not die.
+#: Seconds to keep killing: a process in an uninterruptible sleep does not die.
 PATIENCE = 10.0
 #: Seconds between two looks at /proc.
 PAUSE = 0.01
-#: Times that processes are listed anew in one look, as long as there are new ones among them.
+#: How often one look lists the processes again, as long as it finds new ones.
 _LISTS = 20
 
 
 def is_inside(cookie: str) -> bool:
-    """Tell whether this very process runs inside the job: it must not judge itself."""
+    """Tell whether this process itself runs inside the job, which it must not resolve then."""
     return os.environ.get(COOKIE) == cookie
 
 
@@ -40,15 +40,15 @@ def are_visible() -> bool:
 
 def find(cookie: str) -> list[int]:
     """
-    Return the pids of processes with exactly this cookie, ours excepted.
+    Return the pids of all other processes with exactly this cookie.
 
     Raises:
-        OSError: There are no descriptors to look with, so nothing can be said.
+        OSError: No descriptor is left for looking, so the answer is unknown.
     """
     found: list[int] = []
     seen: set[int] = set()
     for _ in range(_LISTS):
-        # A process that was listed may have forked and ended before it was looked at.
+        # List again: a listed process may have forked and ended before it was examined.
         new = [pid for pid in procfs.other_pids() if pid not in seen]
         if not new:
             break
@@ -58,7 +58,7 @@ def find(cookie: str) -> list[int]:
 
 
 def unexamined() -> list[int]:
-    """Return the pids of processes that do not answer whose they are, as of the last look."""
+    """Return the pids of processes whose environment could not be read at the last look."""
     return procfs.unanswered()
 
 
@@ -67,10 +67,10 @@ def kill(cookie: str, patience: float = PATIENCE) -> tuple[int, ...]:
     SIGKILL every process with this cookie until none is left.
 
     Args:
-        patience: Seconds to go on.
+        patience: Seconds to keep killing.
 
     Returns:
-        The pids that were still there after that, or could not be signalled.
+        The pids that still exist after that, or cannot be signalled.
     """
     deadline = time.monotonic() + patience
     empty = 0  # looks in a row that found nothing
@@ -78,7 +78,8 @@ def kill(cookie: str, patience: float = PATIENCE) -> tuple[int, ...]:
     while True:
         found = find(cookie)
         empty = 0 if found else empty + 1
-        # What was killed may have forked in that moment: such a child is easily missed once.
+        # A killed process may have forked at that moment, and one look can miss the child. So
+        # after a kill, require two looks that find nothing.
         if empty > killed:
             return ()
         unkillable = [pid for pid in found if not _kill_one(pid, cookie)]
@@ -89,11 +90,11 @@ def kill(cookie: str, patience: float = PATIENCE) -> tuple[int, ...]:
 
 
 def _kill_one(pid: int, cookie: str) -> bool:
-    """Kill `pid` if it still is the process that was found; False: we may not."""
+    """Kill `pid` if it still is the process that was found; False: permission denied."""
     try:
         with pids.ProcessHandle(pid) as process:
-            # The pid may have been given to another process before the handle was
-            # open; from here on the handle cannot change its meaning.
+            # Check again: the pid may have been reused before the handle was opened. From here
+            # on, the handle refers to one process.
             if procfs.with_variable(f"{COOKIE}={cookie}", [pid]):
                 process.signal(signal.SIGKILL)
     except ProcessLookupError:
@@ -112,8 +113,8 @@ def holds(pid: int, token: str) -> bool:
     """
     Tell whether the process supervises the run `token`.
 
-    That it has the lock file open is not enough: hosts that probe, prepare or
-    resolve have, too. The kernel says of each descriptor what it has locked.
+    An open lock file is not enough: hosts that probe, prepare or resolve the job have it open
+    too. The kernel shows which bytes each descriptor has locked.
     """
     byte = str(job_directory.spans_of(token)[1][0])
     try:
@@ -124,7 +125,7 @@ def holds(pid: int, token: str) -> bool:
 
 
 def _locked(pid: int, descriptor: str) -> list[str]:
-    """Return the first bytes of what a descriptor has locked; it may be closed by now."""
+    """Return the first byte of each range that a descriptor has locked, if it is still open."""
     try:
         with open(f"{procfs.ROOT}/{pid}/fdinfo/{descriptor}", encoding="latin-1") as file:
             # lock:   1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 17 17
@@ -134,11 +135,10 @@ def _locked(pid: int, descriptor: str) -> list[str]:
 
 
 def signal_holder(pid: int, token: str, number: signal.Signals) -> bool:
-    """Send a signal to a process if it supervises the run; False: it does not, or we may not."""
+    """Signal a process if it supervises the run; False: it does not, or permission denied."""
     try:
         with pids.ProcessHandle(pid) as process:
-            # Looked at by a handle that cannot change its meaning: the pid may have
-            # been given to another process since it was found.
+            # Check again with an open handle: the pid may have been reused since it was found.
             if not holds(pid, token):
                 return False
             process.signal(number)
@@ -148,5 +148,5 @@ def signal_holder(pid: int, token: str, number: signal.Signals) -> bool:
 
 
 def signal_all(token: str, number: signal.Signals) -> list[int]:
-    """Send a signal to whatever supervises the run; return the pids."""
+    """Signal every process that supervises the run; return the pids."""
     return [pid for pid in find_holders(token) if signal_holder(pid, token, number)]

@@ -1,11 +1,10 @@
 """
-The kernel lock by which a process shows that it lives.
+Shows that a process is alive, by a kernel lock.
 
-A process that owns jobs holds the lock of one file in the directory of job
-directories, and those jobs name the file. The kernel frees the lock when the
-process ends, however it ends. The name also says which process it is: that
-decides where the lock cannot, because the file was removed, or because C code
-forked a child that inherited the descriptor.
+A process that owns jobs holds the lock on one file in the directory of job directories, and its
+jobs name that file. The kernel frees the lock when the process ends, however it ends. The name
+also identifies the process. That decides when the lock cannot: if the file was removed, or if C
+code forked a child that inherited the descriptor.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from jobcore.engine.job_directories import Directories
 from jobcore.storage import filesystem
 from jobcore.supervisor import job_directory, pids
 
-#: The names of the files begin so.
+#: The prefix of the names of these files.
 PREFIX = ".owner-"
 
 
 class _Process(NamedTuple):
     """
-    A process as the name of its lock file describes it.
+    A process, as the name of its lock file describes it.
 
-    `boot` and `namespace` are where `pid` means something, and `started` tells
-    it from a later process with the same pid; 0 where the system does not say.
-    `device` and `root` are those of the directory of the lock file: a copy on the same
-    file system has another inode, one on another file system may have the same.
+    `pid` is valid in `boot` and `namespace`. `started` distinguishes it from a later process
+    with the same pid; 0 if the system does not provide it. `device` and `root` identify the
+    directory of the lock file: a copy on the same file system has another inode, and a copy on
+    another file system may have the same inode.
     """
 
     boot: str
@@ -54,7 +53,7 @@ class _Process(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> _Process | None:
-        """Return the process of an owner; None where the name does not describe one."""
+        """Return the process that an owner's name describes; None if it describes none."""
         try:
             boot, *numbers, rest = name.split(".")
             int(boot + rest, 16)  # so that no name is a path
@@ -64,13 +63,13 @@ class _Process(NamedTuple):
             return None
 
     def is_in(self, root: int) -> bool:
-        """Tell whether its lock is in this directory."""
+        """Tell whether its lock file is in this directory."""
         here = self.this(root)
-        # Device numbers may change with a boot.
+        # Compare devices only within one boot: their numbers may change after that.
         return self.root == here.root and (self.boot != here.boot or self.device == here.device)
 
     def lives(self, root: int) -> bool | None:
-        """Tell whether it lives; None where this process cannot know."""
+        """Tell whether it is alive; None if this process cannot know that."""
         here = self.this(root)
         if self.boot != here.boot:
             return False
@@ -80,20 +79,20 @@ class _Process(NamedTuple):
 
 
 def _start_of(pid: int) -> int:
-    """Return when a process started, in ticks since the boot; 0: there is none, or no /proc."""
+    """Return when a process started, in ticks since the boot; 0: it or /proc does not exist."""
     if pids.level() != 1:
-        return 0  # what has this number there is another process
+        return 0  # in that /proc, this pid is another process
     try:
         facts = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return 0
-    fields = facts.rpartition(b")")[2].split()  # the name before it may hold anything
+    fields = facts.rpartition(b")")[2].split()  # the command name before it may hold anything
     state, started = fields[0], fields[19]
     return 0 if state in b"ZX" else int(started)
 
 
 class _Lock:
-    """A lock that this process holds, and the parts of the process that rely on it."""
+    """A lock that this process holds, and the `Ownership` objects that rely on it."""
 
     __slots__ = ("descriptor", "identity", "name", "pid", "users")
 
@@ -107,17 +106,17 @@ class _Lock:
 
 
 class _Locks:
-    """The locks of this process, by device and inode of the directory that each lies in."""
+    """The locks of this process, by device and inode of the directory of each."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], _Lock] = {}
 
     def __bool__(self) -> bool:
-        """Tell whether there are any."""
+        """Tell whether there is any lock."""
         return bool(self._held)
 
     def before_fork(self) -> None:
-        """Do nothing: the gate keeps a fork out while a lock is being taken."""
+        """Do nothing: the gate allows no fork while a lock is being taken."""
 
     def after_fork_in_parent(self) -> None:
         """Do nothing."""
@@ -132,28 +131,28 @@ class _Locks:
         return lock if lock is not None and lock.pid == os.getpid() else None
 
     def take(self, root: int) -> _Lock:
-        """Return the lock of this process in a directory, taken now if need be."""
+        """Return the lock of this process in a directory, and take it first if necessary."""
         GATE.watch(self)
         lock = self.find(root)
-        if lock is None:  # a copy of the parent's, after a fork by C code, is not this process's
+        if lock is None:  # also after a fork by C code, which leaves a copy of the parent's lock
             lock = self._held[_identity(root)] = _Lock(root)
         while not _is_in_place(lock, root):
             _close(lock)
             lock.descriptor = job_directory.make_file(PREFIX + lock.name, os.O_RDWR, root)
             GATE.register(lock.descriptor)
             lock.identity = _identity(lock.descriptor)
-            # Not taken only where another process is about to remove the file.
+            # This fails only if another process is about to remove the file; then try again.
             job_directory.try_lock(lock.descriptor, job_directory.WHOLE)
         return lock
 
     def drop(self, lock: _Lock, root: int) -> None:
-        """Remove a lock that nothing relies on any more."""
+        """Remove a lock that is no longer needed, with its file."""
         _remove(lock.name, root)
         self._held.pop(_identity(root), None)
         _close(lock)
 
     def forget_of(self, user: int) -> None:
-        """Free the locks on which no other part of this process relies, and leave their files."""
+        """Free the locks that only `user` relies on, and leave their files."""
         for key, lock in list(self._held.items()):
             if lock.users == {user}:
                 del self._held[key]
@@ -166,7 +165,7 @@ def _identity(root: int) -> tuple[int, int]:
 
 
 def _is_in_place(lock: _Lock, root: int) -> bool:
-    """Tell whether the file of this name is the one that is open, and locked by this process."""
+    """Tell whether the file with this name is the open one, and locked by this process."""
     if lock.descriptor < 0:
         return False
     try:
@@ -178,7 +177,7 @@ def _is_in_place(lock: _Lock, root: int) -> bool:
 
 
 def _is_open(lock: _Lock) -> bool:
-    """Tell whether the descriptor is still that of the lock: a host may close any by number."""
+    """Tell whether the descriptor is still the lock's: a host may close descriptors by number."""
     try:
         return lock.descriptor >= 0 and _identity(lock.descriptor) == lock.identity
     except OSError:
@@ -209,7 +208,7 @@ _LOCKS = _Locks()
 
 class Ownership:
     """
-    Names this process as an owner of jobs, and tells whether other owners live.
+    Names this process as an owner of jobs, and tells whether other owners are alive.
 
     Args:
         directories: Where the lock files are.
@@ -221,7 +220,7 @@ class Ownership:
     @handed_over
     def claim(self) -> str:
         """
-        Return the name of this process, whose lock it holds from now on.
+        Return the name of this process, after taking its lock if necessary.
 
         Raises:
             StoreError: The lock file cannot be made.
@@ -243,7 +242,7 @@ class Ownership:
     @handed_over
     def lives(self, name: str) -> bool:
         """
-        Tell whether an owner lives.
+        Tell whether an owner is alive.
 
         Raises:
             StoreError: The lock file cannot be opened.
@@ -255,12 +254,12 @@ class Ownership:
             return False
         alive = process.lives(self._directories.root)
         if alive is False:
-            return False  # though a child that C code forked may hold a copy of the lock
+            return False  # even if a child that C code forked holds a copy of the lock
         with self._directories.typed(), GATE:
             try:
                 descriptor = _open(name, self._directories.root)
             except FileNotFoundError:
-                return bool(alive)  # a cleaner of old files removed it, perhaps
+                return bool(alive)  # for example, a tool that removes old files has removed it
             try:
                 return job_directory.is_locked(descriptor)
             finally:
@@ -269,7 +268,7 @@ class Ownership:
     @handed_over
     def is_here(self, name: str) -> bool:
         """
-        Tell whether an owner has its lock in this directory, of which there may be copies.
+        Tell whether an owner has its lock in this directory, and not in one it was copied from.
 
         Raises:
             DatabaseGone: The directory is gone.
@@ -283,7 +282,7 @@ class Ownership:
         Remove the files of dead owners.
 
         Args:
-            names: Owners that jobs still name; their files stay.
+            names: Owners that jobs still name; their files are kept.
 
         Raises:
             StoreError: The system refuses.
@@ -313,9 +312,9 @@ class Ownership:
 
     def abandon(self) -> None:
         """
-        Free the lock as the death of this process would, and leave its file: for tests.
+        Free the lock and leave its file, as the death of this process would. For tests.
 
-        Not where another manager of this process relies on it.
+        It does nothing if another manager of this process relies on the lock.
         """
         with GATE:
             _LOCKS.forget_of(id(self))
@@ -323,7 +322,7 @@ class Ownership:
     @handed_over
     def release(self, *, is_used: bool) -> None:
         """
-        Let go of the lock, unless another manager of this process relies on it.
+        Release the lock, unless a job or another manager of this process needs it.
 
         Args:
             is_used: Whether jobs still name this process.

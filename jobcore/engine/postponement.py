@@ -1,9 +1,9 @@
 """
-Retries what fails at growing distance, and reports it now and then.
+Backs off from work that fails, and limits how often it is logged.
 
-A job, a pipeline or a chore that cannot be read or written must not keep the others
-from going on, fill the log, or be tried in a hot loop. Nothing here reads a clock or
-waits: the time is what the caller says it is.
+A job, a pipeline or a chore that cannot be read or written must not hold up the others, fill the
+log, or be retried in a hot loop. This module neither reads a clock nor waits: the caller provides
+the time.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from jobcore.errors import (
     StoreError,
 )
 
-#: Seconds until the next try: at first, and at the most. In between it doubles.
+#: Seconds until the next try: at first, and at most. In between, the pause doubles.
 FIRST, LONGEST = 0.5, 30.0
-#: Seconds after which a failure that goes on is told again.
+#: Seconds after which a continuing failure is logged again.
 TOLD_EVERY = 3600.0
-#: Failures that are told at once.
+#: The most failures that are listed together.
 MOST_TOLD = 20
-#: A failure is persistent after so many in a row, over so many seconds.
+#: A failure is persistent after this many in a row, over at least this many seconds.
 PERSISTENT_FAILURES, PERSISTENT_SECONDS = 3, 10.0
 #: Errors of the machine, not of one job: it ran out of space, descriptors or memory.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-#: What ends by itself, or by what its own message says, for all jobs at once.
+#: Errors of the database that concern all jobs at once.
 _OF_ALL = (DatabaseBusy, DatabaseFull, DatabaseGone)
 
 
 class Failure(NamedTuple):
     """
-    What has failed, again and again, since it last succeeded.
+    A failure, and its repetitions since the last success.
 
     Attributes:
-        error: The last one.
-        times: How often, in a row.
-        since: When it failed first.
-        last: When it failed last.
-        until: Not before then it is tried again.
-        told: When it was told last.
+        error: The last error.
+        times: How many failures there were in a row.
+        since: The time of the first one.
+        last: The time of the last one.
+        until: The earliest time of the next try.
+        told: When it was last logged.
     """
 
     error: Exception
@@ -60,14 +60,14 @@ class Failure(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """Why, in words."""
+        """The type and text of the last error."""
         return in_words(self.error)
 
     def for_waiter(self, what: str) -> JobcoreError:
         """
-        Return a new error for one who waits for `what`, with the cause.
+        Return a new error for a waiter: `what`, and the cause.
 
-        Each waiter gets its own: what raises an error changes its traceback.
+        Each waiter gets an error of its own, because raising an error changes its traceback.
         """
         error = self.error
         words = str(error) if isinstance(error, JobcoreError) else self.cause
@@ -81,12 +81,12 @@ class Failure(NamedTuple):
 
 class Postponement:
     """
-    Remembers what fails, by a key of the caller's: a job, a pipeline, a chore.
+    Remembers failures by a key that the caller chooses: for a job, a pipeline or a chore.
 
-    Any thread may call this: each entry is one value, replaced as a whole.
+    Any thread may use it: each entry is one value that is replaced as a whole.
 
     Args:
-        now: Returns seconds from some fixed moment on.
+        now: Returns seconds since some fixed moment.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -95,13 +95,13 @@ class Postponement:
 
     def fail(self, key: Hashable, error: Exception, event: str, /, **fields: Any) -> float:
         """
-        Note a failure, and tell the log if it is new, has another cause, or an hour is over.
+        Note a failure. Log it if it is new, has another cause, or was logged an hour ago.
 
         Args:
-            key: Of what has failed.
-            error: Why.
+            key: The key of what has failed.
+            error: The error.
             event: The log event.
-            fields: Its facts, beside the error.
+            fields: The fields of that event, in addition to the error.
 
         Returns:
             Seconds until the next try.
@@ -109,7 +109,8 @@ class Postponement:
         now = self._now()
         before = self._failures.get(key)
         since = now if before is None else before.since
-        # As long as it has failed so far: then it does not matter how many ask.
+        # Wait as long as it has failed so far, so that the pause does not depend on how many
+        # callers try.
         longest = FIRST if is_of_all(error) else LONGEST
         delay = min(max(now - since, FIRST), longest)
         tell = before is None or before.cause != in_words(error) or now - before.told >= TOLD_EVERY
@@ -127,11 +128,11 @@ class Postponement:
         return delay
 
     def succeed(self, key: Hashable) -> None:
-        """Note that it works: the next failure is a new one."""
+        """Note a success: the next failure is a new one."""
         self._failures.pop(key, None)
 
     def fails(self, key: Hashable) -> bool:
-        """Tell whether it has failed, and not succeeded since."""
+        """Tell whether it has failed and not succeeded since."""
         return key in self._failures
 
     def is_due(self, key: Hashable) -> bool:
@@ -144,16 +145,16 @@ class Postponement:
         return 0.0 if failure is None else max(failure.until - self._now(), 0.0)
 
     def waiting(self) -> set[Hashable]:
-        """Return the keys of all that is not to be tried now."""
+        """Return the keys of everything that must not be tried yet."""
         now = self._now()
         return {key for key, failure in list(self._failures.items()) if failure.until > now}
 
     def now(self) -> float:
-        """Return the time, as failures are stamped with it."""
+        """Return the current time, by the clock that stamps failures."""
         return self._now()
 
     def hurry(self, key: Hashable) -> None:
-        """Have it tried soon: somebody waits for it, and the reason may be gone."""
+        """Allow an early retry: a caller waits for it, and the cause may be gone."""
         failure = self._failures.get(key)
         if failure is not None:
             until = min(failure.until, failure.last + FIRST)
@@ -161,13 +162,13 @@ class Postponement:
 
     def persistent(self, key: Hashable, begun: float = 0.0) -> Failure | None:
         """
-        Return its failure if waiters are to be told: several in a row, for some time; else None.
+        Return its failure if it is persistent, so that waiters should get an error; else None.
 
-        What cannot pass by itself is told at once. What is the database's trouble, and
-        passes, is never told: it is busy, full, or cannot be written now.
+        It is persistent after several failures in a row over some time, or at once if it cannot
+        pass by itself. A busy, full or read-only database is never persistent.
 
         Args:
-            begun: When the waiter began: it must have failed since, or it is no news.
+            begun: When the waiter began. The last failure must be later.
         """
         failure = self._failures.get(key)
         if failure is None or is_passing(failure.error):
@@ -179,11 +180,11 @@ class Postponement:
         return failure if self._now() - failure.since >= PERSISTENT_SECONDS else None
 
     def failures(self) -> dict[Hashable, Failure]:
-        """Return what fails at the moment, by its key, the newest last."""
+        """Return all current failures by key, the newest last."""
         return dict(self._failures)
 
     def in_words(self) -> list[str]:
-        """Return what fails at the moment, each with how often and why; of very many, the last."""
+        """Return a line for each current failure, with its count and cause; at most the last 20."""
         failures = list(self._failures.items())
         said = [
             f"{_name(key)} failed {failure.times} times in a row: {failure.cause}"
@@ -194,11 +195,11 @@ class Postponement:
         return said
 
     def forget(self) -> None:
-        """Begin anew, in a forked child: what failed there is the parent's affair."""
+        """Begin anew in a forked child: these failures are the parent's."""
         self._failures.clear()
 
     def _forget_old(self, now: float) -> None:
-        """Forget what has not been tried for long: its job is gone, say."""
+        """Forget failures without a retry for long, for example because the job is gone."""
         for key, failure in list(self._failures.items()):
             if now - failure.until > TOLD_EVERY:
                 self._failures.pop(key, None)
@@ -210,17 +211,17 @@ def is_of_all(error: Exception) -> bool:
 
 
 def is_passing(error: Exception) -> bool:
-    """Tell whether an error is one that waiters are never told: a busy, full or read-only disk."""
+    """Tell whether waiters should not get this error: a busy, full or read-only database."""
     return isinstance(error, (DatabaseBusy, DatabaseFull, ReadOnlyDatabase)) or (
         getattr(error, "errno", None) in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
     )
 
 
 def in_words(error: BaseException) -> str:
-    """Return what an error says, with its type; an exception may not even be able to say that."""
+    """Return the type and text of an error, or only the type if its `__str__` fails."""
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - somebody else's `__str__`
+    except Exception:  # noqa: BLE001 - a `__str__` of other code
         return type(error).__name__
 
 

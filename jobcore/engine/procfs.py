@@ -1,9 +1,9 @@
 """
-What the kernel tells of other processes, read without waiting for any of them.
+Reads /proc about other processes, without ever waiting long for one of them.
 
-Reading the environment or the arguments of a process takes a lock of its memory,
-which a process that is stuck in the kernel may keep for ever. So a thread of its own
-reads them, and is left behind where an answer does not come.
+Reading the environment or the arguments of a process takes a lock on its memory, which a
+process that is stuck in the kernel may hold for ever. So a separate thread reads them. If it
+blocks, it is abandoned.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from jobcore.supervisor import pids
 
 ROOT = "/proc"
 CGROUPS = "/sys/fs/cgroup"
-#: Seconds to wait for what one process does not answer.
+#: Seconds to wait for a read about one process.
 PATIENCE = 1.0
 
-#: By pid, the thread that still waits for that process.
+#: By pid: the abandoned thread that still waits for that process.
 _waiting: dict[int, threading.Thread] = {}
 
 
 def other_pids() -> list[int]:
     """
-    Return the entries of all processes, ours excepted; see `supervision.pids`.
+    Return the entries in /proc of all other processes; see `supervisor.pids`.
 
-    None where /proc is of a pid namespace that this process is not in.
+    Empty if /proc belongs to a pid namespace that this process is not in.
 
     Raises:
         OSError: There is no /proc, or no descriptor is left to read it.
@@ -62,10 +62,10 @@ def _is_traced(pid: int) -> bool:
 
 
 def _is_frozen(pid: int) -> bool:
-    """Tell whether the freezer holds a process; where its state cannot be read, it does not."""
+    """Tell whether its cgroup is frozen; False if that cannot be read."""
     for line in os.fsdecode(_read(f"{pid}/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2, perhaps beside version 1
+        if not controllers:  # cgroup version 2, perhaps mounted beside version 1
             events = [_read(f"{CGROUPS}{at}{path}/cgroup.events") for at in ("", "/unified")]
             if any(b"frozen 1" in one for one in events):
                 return True
@@ -77,7 +77,7 @@ def _is_frozen(pid: int) -> bool:
 
 
 def _read(path: str) -> bytes:
-    """Return what the kernel says in a file, relative to /proc; nothing where there is none."""
+    """Return the content of a file, relative to /proc; empty if it cannot be read."""
     try:
         with open(os.path.join(ROOT, path), "rb") as file:
             return file.read()
@@ -89,18 +89,18 @@ def with_variable(entry: str, pids: Sequence[int]) -> list[int]:
     """
     Return those of `pids` whose environment holds exactly this entry.
 
-    A process whose environment cannot be read within `PATIENCE` is not among them;
-    it is logged, and not looked at again while the kernel keeps it.
+    A process whose environment cannot be read within `PATIENCE` is left out and logged. It is
+    not examined again while that read is blocked.
 
     Args:
         entry: `NAME=value`.
-        pids: Processes that may have ended.
+        pids: Processes, some of which may have ended.
 
     Raises:
-        OSError: No descriptor is left to look with.
+        OSError: No descriptor is left for reading.
     """
     found, empty = _with("environ", entry.encode(), pids)
-    # In the middle of an exec a process has no environment for a moment.
+    # Look again at empty ones: during an exec, a process has no environment for a moment.
     return found + _with("environ", entry.encode(), empty)[0]
 
 
@@ -109,7 +109,7 @@ def with_argument(argument: str, pids: Sequence[int]) -> list[int]:
     Return those of `pids` that were started with exactly this argument, as `with_variable` does.
 
     Raises:
-        OSError: No descriptor is left to look with.
+        OSError: No descriptor is left for reading.
     """
     return _with("cmdline", argument.encode(), pids)[0]
 
@@ -131,7 +131,7 @@ def _with(file: str, entry: bytes, pids: Sequence[int]) -> tuple[list[int], list
 
 
 def unanswered() -> list[int]:
-    """Return the pids of processes that threads still wait for."""
+    """Return the pids of processes that abandoned threads still wait for."""
     return [pid for pid in list(_waiting) if _is_waiting(pid)]
 
 
@@ -147,12 +147,12 @@ def _is_waiting(pid: int) -> bool:
 
 class _Search:
     """
-    A look at several processes, in a thread that may have to be left behind.
+    A search through several processes, in a thread that may have to be abandoned.
 
     Attributes:
-        position: How many processes were looked at.
+        position: How many processes have been examined.
         empty: The pids of those whose file was empty.
-        thread: That looks.
+        thread: The searching thread.
     """
 
     def __init__(self, file: str, entry: bytes, pids: list[int]) -> None:
@@ -169,13 +169,13 @@ class _Search:
         self.thread = threading.Thread(target=self._look, name="jobcore-procfs", daemon=True)
 
     def run(self) -> list[int]:
-        """Return the pids that were found before the end, or before one that is stuck."""
+        """Return the pids that were found, up to the end or to a process that is stuck."""
         self.thread.start()
         seen = -1
         while seen != self.position:
             seen = self.position
-            # Not `join`: it would list the calling thread, if that was not started by
-            # `threading`, as one that never ends.
+            # Not `join`: if `threading` did not start the calling thread, it would be listed
+            # as a thread that never ends.
             if self._ended.acquire(timeout=PATIENCE):
                 while self.thread.is_alive():
                     time.sleep(0)

@@ -1,8 +1,8 @@
 """
-Queued jobs, read ahead of the free slots.
+Reads queued jobs ahead of the free slots.
 
-Reading the queue costs as much as claiming a job, so a few more are read than
-are needed now. What has changed since is found by the claim, which is guarded.
+Reading the queue costs as much as claiming a job, so it reads a few more jobs than are needed
+now. If a job has changed since, the guard of its claim notices that.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from jobcore.storage.database import Database
 from jobcore.storage.error_mapping import is_damage, told
 from jobcore.storage.transitions import Run
 
-#: Jobs read beyond those needed now. With more, managers that share a file
-#: would prepare too many that another one has claimed by then.
+#: The read-ahead, in jobs. With more, managers that share a file would prepare too many jobs
+#: that another one claims first.
 AHEAD = 16
-#: Characters of commands in hand after which no further job is read: one may have a mebibyte.
+#: Characters of commands after which no further job is read: one command may have a mebibyte.
 MOST_TEXT = 4 * 2**20
-#: Numbers in one statement; builds of SQLite allow 32,766 values there, or more.
+#: Numbers in one statement; every build of SQLite allows at least 32,766 values.
 OWN_AT_ONCE = 1000
 
 
@@ -35,12 +35,12 @@ class Backlog:
     The QUEUED jobs that a manager could claim, oldest first.
 
     Args:
-        database: Where they are.
+        database: Where they are stored.
         clock: Tells which are due.
-        types: Of these types only.
-        ownership: Names this process, whose reserved jobs are among them.
-        postponed: Jobs that could not be started, by their number: they are passed over.
-        only_own: Only those that `make_own` was called for.
+        types: Only jobs of these types.
+        ownership: Names this process, whose reserved jobs it may claim.
+        postponed: The jobs that could not be started, by number; they are skipped for now.
+        only_own: Only jobs that `make_own` was called for.
     """
 
     def __init__(
@@ -62,24 +62,24 @@ class Backlog:
         self._postponed = postponed
 
     def make_own(self, number: int) -> None:
-        """Make this job one's own. Any thread may call this."""
+        """Note that this manager created the job. Any thread may call this."""
         if self._own is not None:
             self._own.add(number)
 
     def takes(self, run: Run) -> bool:
-        """Tell whether a job is one of those that could be claimed. Any thread may call this."""
+        """Tell whether this manager could claim a job. Any thread may call this."""
         return run.type in self._types and (self._own is None or run.number in self._own)
 
     def first(self) -> list[int]:
-        """Return the numbers of the first that could be claimed. Any thread may call this."""
+        """Return the numbers of the first claimable jobs. Any thread may call this."""
         return [row.number for row in self._read(AHEAD)]
 
     def is_empty(self) -> bool:
-        """Tell whether nothing could be claimed now. Any thread may call this."""
+        """Tell whether no job could be claimed now. Any thread may call this."""
         return not self._read(1)
 
     def next_due(self) -> int | None:
-        """Return when the next of those that may not start yet may. Any thread may call this."""
+        """Return when the next job that is not yet due becomes due. Any thread may call this."""
         with self._database.read() as connection:
             moments = [
                 store.next_not_before(
@@ -90,7 +90,7 @@ class Backlog:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def look(self, wanted: int) -> int:
-        """Have `wanted` jobs in hand if there are so many; return how many there are."""
+        """Read until `wanted` jobs are in hand, if there are as many; return how many are."""
         if len(self._hand) < wanted:
             self._hand = deque(self._read(wanted + AHEAD, without=self._postponed.waiting()))
         return len(self._hand)
@@ -115,7 +115,7 @@ class Backlog:
         self._postponed.fail(number, error, "start postponed", job=f"number {number}")
 
     def forget(self) -> None:
-        """Read anew at the next look: the hand is known to be out of date."""
+        """Drop the jobs in hand, which are known to be out of date; the next look reads anew."""
         self._hand.clear()
 
     def _read(self, limit: int, without: Collection[Hashable] = ()) -> list[Row[Any]]:
@@ -138,13 +138,13 @@ class Backlog:
                     if len(rows) >= limit or text >= MOST_TEXT:
                         return rows
                 if numbers is not None and self._own is not None:
-                    # What has left the queue does not come back, and need not be asked for again.
+                    # A job that has left the queue never comes back, so forget it.
                     queued = store.queued_numbers(connection, numbers)
                     self._own.difference_update(set(numbers) - queued)
         return rows
 
     def _own_numbers(self) -> Iterator[Sequence[int] | None]:
-        """Yield those that are one's own, some at a time, oldest first; or None once, for any."""
+        """Yield this manager's own jobs in groups, oldest first; or None once, for all jobs."""
         if self._own is None:
             yield None
             return

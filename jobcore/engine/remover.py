@@ -23,33 +23,33 @@ from jobcore.storage.tables import pipeline, workspace
 from jobcore.storage.transitions import Damaged
 from jobcore.supervisor import job_directory
 
-#: Jobs whose rows are removed in one transaction: others wait for no more than these.
+#: Jobs whose rows are removed in one transaction, which bounds how long other writers wait.
 REMOVED_AT_ONCE = 100
-#: Segments of logs, too: 25 MiB of lines, for which SQLite needs some 50 ms where
-#: they could not be compressed: it reads every page that it frees.
+#: Log segments removed in one transaction. They hold 25 MiB of lines; if these could not be
+#: compressed, it takes about 50 ms, because SQLite reads every page that it frees.
 SEGMENTS_AT_ONCE = 100
-#: Workspaces or pipelines, and records of skipped runs, likewise.
+#: Workspaces or pipelines, and skips, removed in one transaction.
 OWNERS_AT_ONCE = 100
 SKIPS_AT_ONCE = 1000
 
-#: Seconds until what runs of a damaged job has to be dead, and between two looks.
+#: Seconds within which the processes of a damaged job must end, and between two looks.
 END, END_PAUSE = 30.0, 0.02
 
-#: Before every id.
+#: An id before every other.
 _FIRST = UUID(int=0).hex
-#: Seconds of rest before a step of a long chore at the most: a transaction that itself had
-#: to wait is no reason for more.
+#: The most seconds of rest before a step. The last transaction may have taken long only because
+#: it had to wait itself, which needs no longer rest.
 LONGEST_REST = 0.1
 
 
 class Turns:
     """
-    Rests before each transaction as long as the last one took.
+    Rests before each transaction for as long as the last one took.
 
-    The write lock is not a queue. Other threads, and SQLite's busy handler in
-    other processes, which sleeps for up to 100 ms between two tries, hardly ever
-    meet the gap between two transactions that follow each other at once: without
-    a rest they would wait for the whole chore, not for one of its steps.
+    The write lock is not a queue. Other threads, and SQLite's busy handler in other processes,
+    which sleeps up to 100 ms between two tries, would hardly ever hit the gap between two
+    transactions that follow at once. Without rests they would wait for the whole chore instead
+    of one step.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Turns:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Rest, and then have a turn."""
+        """Rest, then run the block and measure how long it takes."""
         time.sleep(self._rest)
         begun = time.monotonic()
         try:
@@ -68,13 +68,15 @@ class Turns:
 
 class Remover:
     """
-    Removes what was marked deleted; whoever is killed meanwhile leaves the rest to the next one.
+    Removes jobs, pipelines and workspaces that are marked deleted.
+
+    If the process is killed in between, another manager continues.
 
     Args:
-        database: The rows.
-        directories: What is left of jobs outside of it.
-        clock: Tells when.
-        postponed: Remembers the jobs that could not be removed, by their number.
+        database: Where the rows are.
+        directories: The job directories.
+        clock: Tells the time.
+        postponed: Remembers the jobs that could not be removed, by number.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Remover:
         self._database = database
         self._directories = directories
         self._clock = clock
-        self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was looked at
+        self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was examined
 
     def remove_jobs(self, *numbers: int, turns: Turns | None = None) -> None:
         """Remove those of the jobs that are final and marked deleted, with their directories."""
@@ -96,10 +98,10 @@ class Remover:
 
     @handed_over
     def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
-        """Remove what one transaction may; True: nothing of these jobs is left to be removed."""
+        """Remove what fits in one transaction; True: these jobs are removed completely."""
 
         def remove_rows(connection: Connection) -> list[str] | None:
-            # Not left to the cascade: a log may be as large as the disk.
+            # Not by ON DELETE CASCADE, which would remove a log as large as the disk at once.
             if (
                 log_segments.remove_of_deleted(connection, numbers, SEGMENTS_AT_ONCE)
                 == SEGMENTS_AT_ONCE
@@ -122,14 +124,14 @@ class Remover:
         return True
 
     def _remove_directory(self, name: str) -> None:
-        """Remove the directory of a job that is gone; a damaged id is no name of one."""
+        """Remove the directory of a removed job; a damaged id has no directory."""
         if is_name(name):
             self._directories.remove(name)
 
     @handed_over
     def remove_damaged(self, number: int) -> None:
         """
-        Remove a job by what can be read of its row, which no rule allows to be changed.
+        Remove a job with a damaged row, which cannot be settled, using its readable columns.
 
         Its command is stopped first, and killed after its grace.
 
@@ -163,7 +165,7 @@ class Remover:
                 return
 
     def _end(self, number: int, seen: Damaged) -> None:
-        """End what runs of a job, without its row."""
+        """End the processes of a job with a damaged row."""
         if not is_name(seen.name):
             return
         for letter, patience in (
@@ -186,19 +188,19 @@ class Remover:
             orphans.kill(seen.cookie)
 
     def _is_supervised(self, name: str, letter: bytes) -> bool:
-        """Tell whether a job has a supervisor; one that has is told a letter."""
+        """Tell whether a job has a supervisor, and if so, send it `letter`."""
         try:
             with self._directories.open(name) as directory:
                 if not self._directories.is_held(directory):
                     return False
-                with suppress(OSError):  # it ends just now, or is told with the next look
+                with suppress(OSError):  # it is ending, or the next look tries again
                     job_directory.ring(directory, letter)
                 return True
         except FileNotFoundError:
             return False
 
     def remove_owner(self, table: Table, owner_id: UUID, turns: Turns) -> None:
-        """Remove a workspace or pipeline that is marked deleted, if nothing is left of it."""
+        """Remove a workspace or pipeline that is marked deleted, if it is empty."""
         if table is workspace:
             after = _FIRST
             while pipelines := self._marked(pipeline, after, workspace_id=owner_id):
@@ -208,10 +210,10 @@ class Remover:
 
     def go_on(self, *, everything: bool) -> None:
         """
-        Go on with deletions that somebody began: mark, remove what is final, then the owners.
+        Continue unfinished deletions: mark, remove final jobs, then workspaces and pipelines.
 
         Args:
-            everything: Come to an end. Else do a little, so that jobs can start meanwhile.
+            everything: Finish all of them. If false, do a few steps, so that jobs can start.
         """
         turns = Turns()
         pages = {}
@@ -221,12 +223,12 @@ class Remover:
                 while self.mark_some(table, one, turns) and everything:
                     pass
         if self._remove_final(turns, everything=everything):
-            self._remove_stuck()  # which looks at all hidden jobs: few are left
-        for table in (pipeline, workspace):  # the ones belong to the others
+            self._remove_stuck()  # only now: it examines all hidden jobs, of which few are left
+        for table in (pipeline, workspace):  # in this order: pipelines belong to workspaces
             self._remove_owners(table, pages[table], turns)
 
     def _pages(self, table: Table, *, everything: bool) -> list[UUID]:
-        """Return the workspaces or pipelines to go on with; all, or some after the last ones."""
+        """Return the marked workspaces or pipelines: all, or the next few."""
         if not everything:
             found = self._marked(table, self._after[table])
             self._after[table] = found[-1].hex if found else _FIRST
@@ -237,7 +239,7 @@ class Remover:
         return every
 
     def mark_some(self, table: Table, owner_id: UUID, turns: Turns) -> bool:
-        """Mark some of what belongs to a marked workspace or pipeline; False: all is marked."""
+        """Hide some jobs or pipelines of a marked workspace or pipeline; False: all are hidden."""
         with self._database.read() as connection:
             if not store.has_unmarked(connection, table, owner_id):
                 return False
@@ -250,7 +252,7 @@ class Remover:
             return store.marked_ids(connection, table, after, OWNERS_AT_ONCE, workspace_id)
 
     def _remove_final(self, turns: Turns, *, everything: bool) -> bool:
-        """Remove hidden jobs that are final, all or some; tell whether those were all."""
+        """Remove all or some of the hidden final jobs; tell whether these were the last ones."""
         while True:
             waiting = self._postponed.waiting()
             with self._database.read() as connection:
@@ -261,7 +263,7 @@ class Remover:
                 return len(numbers) < REMOVED_AT_ONCE
 
     def _remove_stuck(self) -> None:
-        """Remove hidden jobs that were damaged, and that somebody began to delete."""
+        """Remove damaged jobs whose deletion has begun."""
         with self._database.read() as connection:
             numbers = transitions.stuck(connection, REMOVED_AT_ONCE)
         for number in set(numbers) - self._postponed.waiting():
@@ -275,7 +277,7 @@ class Remover:
                 )
 
     def _remove_each(self, numbers: Sequence[int], turns: Turns) -> None:
-        """Remove jobs; one that cannot be removed is postponed, and keeps no other."""
+        """Remove jobs; postpone those that cannot be removed, and remove the others."""
         try:
             self.remove_jobs(*numbers, turns=turns)
         except Exception as error:

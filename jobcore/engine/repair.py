@@ -1,4 +1,4 @@
-"""Makes a file usable again after its job directories were removed."""
+"""Makes a database usable again after its job directories were removed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jobcore.storage.transitions import Run
 
 def repair(database: Database, directories: Directories, recovery: Recovery) -> list[Run]:
     """
-    Make the directory of job directories anew if it is missing, and settle what ran in it.
+    Make a missing directory of job directories again, and settle the jobs that ran in it.
 
     Returns:
-        The jobs that this settled.
+        The jobs that this call settled.
 
     Raises:
-        StoreMismatch: It belongs to another database.
-        StoreError: It cannot be made.
+        StoreMismatch: The existing directory belongs to another database.
+        StoreError: The directory cannot be made.
     """
     from jobcore.storage import counts  # noqa: PLC0415 - loaded with the first connection, not at import
 

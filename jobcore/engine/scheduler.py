@@ -1,10 +1,10 @@
 """
 Creates the jobs of pipelines whose schedule is due, by a clock that may jump.
 
-Every manager that runs jobs looks; whoever moves the pipeline's next tick on
-has taken the tick, in the transaction that creates the job. So it is taken
-once, whatever number of processes share the file. Ticks and retries that a wrong
-clock has put off are fetched back when it is right again.
+Every manager that runs jobs looks for due pipelines. The transaction that creates the job also
+advances the pipeline's next tick, and so takes the tick. Therefore each tick is taken once, however
+many processes share the file. If a wrong clock has delayed ticks or retries, they are moved
+earlier when the clock is right again.
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ from jobcore.schedule import Schedule
 from jobcore.storage import settlement, store
 from jobcore.storage.database import Database
 
-#: Seconds that a tick may be late and still count, where its pipeline does not say.
+#: The default of `late_after`: seconds after which a tick counts as missed.
 LATE = 60.0
-#: Seconds by which the clock may be set back without a tick being taken twice. By more, it was
-#: wrong before, and the ticks that it had then count no more: as cron does.
+#: Seconds by which the clock may be set back without any tick being taken twice. If it is set
+#: back by more, it was wrong before, and the ticks at the wrong time do not count, as in cron.
 SET_BACK = 3 * 3600.0
-#: The same for retries, of which none is made twice: seconds that one may wait beyond its pause.
+#: Seconds that a retry may wait longer than its pause. If it waits longer, the clock was set
+#: back. This can be short, because a retry is never made twice.
 RETRY_SET_BACK = 60.0
-#: Seconds between two looks for what a wrong clock has put off: perhaps in another process.
+#: Seconds between two looks for what a wrong clock has delayed, perhaps in another process.
 PUT_OFF_PAUSE = 3600.0
-#: Pipelines or retries that are read together, and written in one transaction.
+#: Pipelines or retries that are read together and written in one transaction.
 AT_ONCE = 100
-#: Seconds after which a look at due pipelines leaves the rest to the next one, so that jobs
-#: start meanwhile.
+#: Seconds after which a look at due pipelines leaves the rest to the next one, so that jobs can
+#: start.
 LOOK = 0.25
 
-#: What a damaged row, or a time zone that is unknown here, leads to.
+#: The errors that a damaged row, or a time zone that is unknown here, causes.
 DAMAGE = (ValueError, OverflowError, TypeError, AttributeError)
 
-#: Before everything that has a next tick, or waits for its time.
+#: A place before every pipeline with a next tick.
 _FIRST = (-(2**63), UUID(int=0).hex)
 
 
 class _Seen(NamedTuple):
     """
-    How far a look at the schedules has got.
+    The position of a look through the schedules.
 
     Attributes:
-        place: Of the last one that could be read.
+        place: The place of the last pipeline that could be read.
         skip: How many after it could not be read.
     """
 
@@ -62,14 +63,14 @@ class _Seen(NamedTuple):
 
 class _Taken(NamedTuple):
     """
-    What a due pipeline's next tick leads to.
+    The decision about a due pipeline.
 
     Attributes:
-        due: The tick that runs; None: none does.
-        missed: How many ticks do not run, because nothing was there in time.
+        due: The tick that runs; None: none runs.
+        missed: How many ticks do not run, because no manager was there in time.
         first_missed, last_missed: The first and the last of these.
         upcoming: The next tick.
-        offset: Seconds that local time is ahead of UTC then.
+        offset: Seconds by which local time is ahead of UTC at that tick.
     """
 
     due: int | None
@@ -82,12 +83,12 @@ class _Taken(NamedTuple):
 
 class Scheduler:
     """
-    Takes ticks.
+    Takes the ticks of schedules.
 
     Args:
-        database: Where the pipelines are.
-        clock: Tells when.
-        postponed: Remembers the pipelines whose tick could not be taken; None: anew.
+        database: Where the pipelines are stored.
+        clock: Tells the time.
+        postponed: Remembers the pipelines whose tick could not be taken; None: a new one.
     """
 
     def __init__(
@@ -96,17 +97,17 @@ class Scheduler:
         self._postponed = postponed or Postponement(seconds_of(clock))
         self._database = database
         self._clock = clock
-        self._next_look = 0  # for what was put off, by the wall clock
+        self._next_look = 0  # for what a wrong clock has delayed, by the wall clock
         self._last_tick = 0
-        # How far that look has got; None: it is over.
+        # The position of that look; None: it is over.
         self._schedules_seen: _Seen | None = None
         self._retries_seen: tuple[int, int] | None = None
-        # Those that are not understood, with what they say: each is told once.
+        # By pipeline: the schedule and time zone that were invalid. Each is logged once.
         self._troubled: dict[str, tuple[Any, Any]] = {}
-        self._damaged: set[int] = set()  # the rowids of those that could not be read
+        self._damaged: set[int] = set()  # the rowids of pipelines that could not be read
 
     def tick(self) -> None:
-        """Take every tick that has come; once an hour, fetch back what a wrong clock put off."""
+        """Take all due ticks; once an hour, and if the clock was set back, correct delayed ones."""
         now = self._clock.now()
         if now >= self._next_look or now < self._last_tick:
             self._schedules_seen = _Seen((now, _FIRST[1]))
@@ -117,7 +118,7 @@ class Scheduler:
         self._look_at_retries(now)
         self._take_due(now)
 
-    # --- ticks that have come ---------------------------------------------------
+    # --- due ticks --------------------------------------------------------------
 
     def _take_due(self, now: int) -> None:
         deadline = time.monotonic() + LOOK
@@ -147,7 +148,7 @@ class Scheduler:
     def _read(
         self, seen: _Seen, until: int | None, damaged: dict[int, Exception]
     ) -> tuple[Sequence[Row[Any]], _Seen | None]:
-        """Return the next schedules, and how far that is; None: these are the last."""
+        """Return the next pipelines with a schedule, and the position; None: these are the last."""
         with self._database.read() as connection:
             found = store.scheduled_pipelines(
                 connection,
@@ -166,7 +167,7 @@ class Scheduler:
     def _write(
         self, connection: Connection, taken: list[tuple[Row[Any], _Taken]], now: int
     ) -> list[tuple[Row[Any], Exception]]:
-        """Write what comes of due pipelines; return those that cannot be written, and why."""
+        """Write the decisions; return the pipelines that cannot be written, with the errors."""
         failed: list[tuple[Row[Any], Exception]] = []
         for pipeline, found in taken:
             with self._database.savepoint(connection, partial(_note, failed, pipeline)):
@@ -174,11 +175,11 @@ class Scheduler:
         return failed
 
     def _postpone(self, key: object, error: Exception) -> None:
-        """Leave a pipeline alone for a while; `key` is its id, or its rowid where it is damaged."""
+        """Postpone a pipeline; `key` is its id, or its rowid if it is damaged."""
         self._postponed.fail(("pipeline", key), error, "pipeline postponed", pipeline=str(key))
 
     def _decide(self, pipeline: Row[Any], now: int) -> _Taken | None:
-        """Return what comes of a due pipeline; None: it is postponed, or not understood here."""
+        """Decide about a due pipeline; None: it is postponed, or its schedule is invalid here."""
         if not self._postponed.is_due(("pipeline", pipeline.id)):
             return None
         try:
@@ -200,10 +201,10 @@ class Scheduler:
                 error=repr(error),
             )
 
-    # --- what was put off -------------------------------------------------------
+    # --- what a wrong clock has delayed -----------------------------------------
 
     def _look_at_schedules(self, now: int) -> None:
-        """Have the next tick of some schedules be the one that comes by today's clock and rules."""
+        """Correct the next tick of some schedules, by the current clock and time-zone rules."""
         if self._schedules_seen is None:
             return
         some, self._schedules_seen = self._read(self._schedules_seen, None, {})
@@ -239,9 +240,9 @@ class Scheduler:
                 telemetry.event(logging.WARNING, "schedule moved", **facts)
 
     def _upcoming(self, pipeline: Row[Any], now: int) -> int | None:
-        """Return when the next tick of a pipeline is to come; None where nothing understands it."""
+        """Return the correct next tick of a pipeline; None: its schedule is invalid here."""
         try:
-            # Too late to be the first one behind one that was taken before now?
+            # Is the stored tick too late to be the first one after a tick that was taken by now?
             latest = _tick_after(pipeline, now + int(SET_BACK * 1e6))
             if pipeline.next_tick > latest:
                 return _tick_after(pipeline, now)
@@ -251,7 +252,7 @@ class Scheduler:
             return None
 
     def _look_at_retries(self, now: int) -> None:
-        """Have no retry wait for longer than its pause: it would keep its pipeline all the time."""
+        """Move retries earlier that wait longer than their pause and so block their pipelines."""
         if self._retries_seen is None:
             return
         with self._database.read() as connection:
@@ -299,7 +300,7 @@ def _tick_after(pipeline: Row[Any], moment: int) -> int:
 
 
 def _moved(pipeline: Row[Any]) -> int:
-    """Return the next tick by the time-zone rules of today, which may be others than it had."""
+    """Return the next tick by current time-zone rules, which may have changed since."""
     if pipeline.tick_offset is None:
         return int(pipeline.next_tick)
     tick = to_datetime(pipeline.next_tick)
@@ -310,7 +311,7 @@ def _decide(pipeline: Row[Any], now: int) -> _Taken:
     schedule = _schedule_of(pipeline)
     UUID(hex=pipeline.id)
     tick = _moved(pipeline)
-    if tick > now:  # by the rules of today it is still to come
+    if tick > now:  # by current rules it is not due yet
         return _taken(schedule, None, 0, tick, tick, tick)
     if pipeline.catch_up == "all":
         return _taken(schedule, tick, 0, tick, tick, _tick_after(pipeline, tick))
@@ -319,7 +320,7 @@ def _decide(pipeline: Row[Any], now: int) -> _Taken:
     late = LATE if pipeline.late_after is None else pipeline.late_after
     runs = now - latest <= late * 1e6 or pipeline.catch_up == "last"
     missed, last_missed = passed.count + 1 - runs, latest
-    if runs and missed:  # the last one that does not run is the one before
+    if runs and missed:  # the latest tick runs, so the last missed one is the one before it
         before = schedule.passed(to_datetime(tick), to_datetime(latest - 1)).latest
         last_missed = tick if before is None else from_datetime(before)
     upcoming = _tick_after(pipeline, max(latest, now))
@@ -346,7 +347,7 @@ def _write(connection: Connection, pipeline: Row[Any], taken: _Taken, now: int) 
             why="missed",
             job_id=None,
             count=taken.missed,
-            # One record for an outage, however many looks there were meanwhile.
+            # An outage becomes one record, however many looks there were during it.
             goes_on=lambda last: (
                 schedule.next_after(to_datetime(last)) == to_datetime(taken.first_missed)
             ),
@@ -359,9 +360,9 @@ def _write(connection: Connection, pipeline: Row[Any], taken: _Taken, now: int) 
 
 
 def _waits_too_long(retry: Row[Any], now: int) -> bool:
-    """Whether what it still waits for is more than all of its pause."""
+    """Tell whether a retry has longer to wait than its whole pause."""
     try:
         longest = settlement.pause_behind(retry.attempt - 1) + RETRY_SET_BACK * 1e6
         return bool(retry.not_before - now > longest)
     except TypeError:
-        return False  # damaged: it keeps no other from being looked at
+        return False  # the row is damaged; go on with the others

@@ -1,8 +1,8 @@
 """
-Stores a stop request and carries it to the supervisor.
+Stores a stop request and delivers it to the supervisor.
 
-The row is the wish; the file and the doorbell are how the supervisor hears of
-it, from whatever process. Whoever finds a wish without a file carries it again.
+The row holds the request. The file `stop` and the doorbell (a FIFO) deliver it to the
+supervisor, from any process. A process that finds a request without a file delivers it again.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Stopper:
     Asks jobs to stop.
 
     Args:
-        database: Where wishes are stored.
+        database: Where stop requests are stored.
         directories: Where supervisors look for them.
-        clock: Tells when.
+        clock: Tells the time.
     """
 
     def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
@@ -54,7 +54,7 @@ class Stopper:
 
         Raises:
             JobNotFound, JobNotRunning: It is gone, or not RUNNING.
-            DatabaseFull: The wish could not be stored; the supervisor was told all the same.
+            DatabaseFull: The request could not be stored; the supervisor was told all the same.
         """
         milliseconds = None if grace is None else round(grace * 1000)
         now = self._clock.now()
@@ -83,7 +83,7 @@ class Stopper:
             self._ring(run, job_directory.KILL_NOW if milliseconds == 0 else job_directory.STOP_NOW)
             raise
         if asked.token is None:
-            return asked  # ended here: there is no process to be told
+            return asked  # it had no process, and has been settled above
         failpoints.reach(failpoints.STOP_STORED, self._database)
         self.deliver(asked)
         return asked
@@ -91,10 +91,10 @@ class Stopper:
     @handed_over
     def stop_all(self, running: Iterable[Run]) -> float:
         """
-        Ask each of these to stop; return the longest grace, in seconds, that one has.
+        Ask each of these jobs to stop, and return the longest of their graces in seconds.
 
-        Where a wish cannot be stored the supervisor is told all the same: its verdict
-        says that it was. No more than one wish waits for the write lock.
+        If a request cannot be stored, the supervisor is told all the same; its exit record will
+        say so. After that, further requests do not wait for the write lock.
         """
         longest = 0
         patience: float | None = None
@@ -103,7 +103,7 @@ class Stopper:
             try:
                 self.stop(run, None, "close", patience=patience)
             except (JobNotFound, JobNotRunning):
-                continue  # it has ended, or was deleted, meanwhile
+                continue  # it has ended, or was deleted meanwhile
             except StoreError as error:
                 patience = 0.0
                 telemetry.event(
@@ -116,13 +116,13 @@ class Stopper:
         try:
             self._ring(run, job_directory.KILL_NOW if run.grace_ms == 0 else job_directory.STOP_NOW)
         except StoreError as error:
-            # It lives on; the others are stopped all the same.
+            # This job continues; stop the others all the same.
             telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
 
     @handed_over
     def cancel(self, run: Run, grace: float | None = None) -> Run:
         """
-        Move QUEUED to STOPPED; ask a RUNNING job to stop.
+        Move a QUEUED job to STOPPED; ask a RUNNING job to stop.
 
         Args:
             grace: Seconds until a RUNNING one is killed; None: its command's own.
@@ -155,13 +155,13 @@ class Stopper:
     @handed_over
     def deliver(self, run: Run) -> None:
         """
-        Tell the supervisor of a RUNNING job what its row wishes.
+        Deliver the stop request in the row of a RUNNING job to its supervisor.
 
-        Harmless when told before, and when the job has ended meanwhile.
+        It is harmless to deliver it twice, or after the job has ended.
 
         Raises:
-            StoreError: No file could be written. The supervisor was told to stop
-                all the same, through the FIFO, which needs no space, or by SIGTERM.
+            StoreError: No file could be written. The supervisor was told to stop all the
+                same, through the FIFO, which needs no disk space, or by SIGTERM.
         """
         try:
             with self._directories.open(run.name) as directory:
@@ -170,7 +170,7 @@ class Stopper:
                 try:
                     job_directory.ring(directory)
                 except OSError as error:
-                    # The wish stands. The supervisor looks after its FIFO, and finds it then.
+                    # The file is written. The supervisor checks its FIFO, and then finds it.
                     telemetry.event(
                         logging.WARNING, "stop delayed", job=str(run.id), error=str(error)
                     )
@@ -180,13 +180,13 @@ class Stopper:
 
     def remind(self, run: Run) -> None:
         """
-        Tell the supervisor once more of a wish that it has not fulfilled yet.
+        Deliver a stop request again that the supervisor has not carried out yet.
 
-        Whoever stored the wish may have died before the file was written, or
-        between the file and the doorbell, without which nobody reads it.
+        The process that stored it may have died before it wrote the file, or before it rang the
+        doorbell, without which the supervisor does not read the file.
 
         Raises:
-            StoreError: As `deliver` does.
+            StoreError: As in `deliver`.
         """
         if self._is_written(run):
             self._ring(run, job_directory.DOORBELL)
@@ -194,16 +194,16 @@ class Stopper:
             self.deliver(run)
 
     def _is_written(self, run: Run) -> bool:
-        """Tell whether the wish of the row stands in the job's directory."""
+        """Tell whether the stop request of the row is written in the job directory."""
         try:
             with self._directories.open(run.name) as directory:
                 wish = job_directory.read_record(directory, job_directory.STOP)
         except FileNotFoundError:
-            return True  # nobody is there to be told
+            return True  # the job has ended
         except NewerProtocol:
-            return True  # whatever else it says, it asks to stop
+            return True  # in any version, the file is a request to stop
         except StoreError:
-            return False  # what cannot be read is put aside, or a letter tells the wish
+            return False  # `deliver` replaces an unreadable file, or tells the supervisor directly
         return wish is not None and _asks_no_less(wish, run)
 
     def _ring(self, run: Run, letter: bytes) -> None:
@@ -223,7 +223,7 @@ class Stopper:
             try:
                 job_directory.write_record(directory, job_directory.STOP, wish)
             except FileNotFoundError:
-                return  # the directory was removed under us: it has ended
+                return  # the directory was removed meanwhile: the job has ended
             except OSError as error:
                 letter = (
                     job_directory.KILL_NOW if run.stop_grace_ms == 0 else job_directory.STOP_NOW
@@ -231,8 +231,8 @@ class Stopper:
                 _tell(run, directory, letter)
                 what = f"the wish to stop {run.id} cannot be written"
                 raise filesystem.typed(what, error) from error
-            # Another process may have shortened the grace, and written its file
-            # before ours: what the row says now is what must stand there.
+            # Another process may have shortened the grace and written its file before this one,
+            # so compare with the current row.
             with self._database.read() as connection:
                 fresh = transitions.find(connection, run.number)
             if fresh is None or _asks_no_less(wish, fresh):
@@ -249,15 +249,17 @@ def _not_running(run: Run) -> JobNotRunning:
 
 def _tell(run: Run, directory: int, letter: bytes) -> None:
     """
-    Tell the supervisor by the FIFO; where that is none, tell a wish to stop by SIGTERM.
+    Write a letter to the supervisor's FIFO; if that fails, send SIGTERM instead.
+
+    SIGTERM replaces only a letter that asks to stop, not the doorbell.
 
     Raises:
-        OSError: It was not told.
+        OSError: The supervisor was not told.
     """
     try:
         job_directory.ring(directory, letter)
     except OSError:
-        # At SIGTERM a supervisor ends its job, with the command's own grace.
+        # On SIGTERM a supervisor ends its job, with the command's own grace.
         if letter == job_directory.DOORBELL or not orphans.signal_all(
             run.token or "", signal.SIGTERM
         ):
@@ -265,6 +267,6 @@ def _tell(run: Run, directory: int, letter: bytes) -> None:
 
 
 def _asks_no_less(wish: dict[str, str | int | None], run: Run) -> bool:
-    """Tell whether the file asks for as short a grace as the row."""
+    """Tell whether the grace in the file is as short as the one in the row, or shorter."""
     written, wanted = wish.get("grace_ms"), run.stop_grace_ms
     return wanted is None or (isinstance(written, int) and written <= wanted)

@@ -1,8 +1,8 @@
 """
 The host's end of each supervisor's socket.
 
-A launcher starts them; the pool speaks with them and lets them go. It decides
-nothing about jobs; a supervisor that is let go finishes the one it has.
+A launcher starts supervisors; the pool communicates with them and dismisses them. It makes no
+decision about jobs. A supervisor that is dismissed finishes the job that it has.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = [
     "encode_request",
 ]
 
-# A bare module in place of the package: its `__init__` would import all of
-# jobcore. What is below is imported as usual, from .pyc files.
+# An empty module replaces the package, because its `__init__` would import all of jobcore.
+# Submodules are imported as usual, from .pyc files.
 STUB = """\
 import sys
 package = type(sys)("jobcore")
@@ -50,7 +50,7 @@ from jobcore.supervisor.__main__ import main
 main(int(sys.argv[1]))
 """
 
-# In a frozen program jobcore is in no directory: the interpreter that is named has its own.
+# In a frozen program, jobcore is in no directory. The named interpreter has its own jobcore.
 _STUB_ELSEWHERE = (
     """\
 import sys
@@ -61,7 +61,7 @@ sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
 )
 
 _STANDARD = 2  # the last of the standard streams
-_STARTER_PATIENCE = 1.0  # seconds; it takes some 50 ms
+_STARTER_PATIENCE = 1.0  # seconds; it usually takes about 50 ms
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -77,7 +77,7 @@ def encode_request(fields: dict[str, Any]) -> int:
     """
     Return a descriptor of a file in memory that holds the request.
 
-    It is registered with `forking.GATE`; close it there.
+    It is registered with `forking.GATE`; close it with that.
 
     Raises:
         OSError: No descriptor or no memory is left. Nothing stays open.
@@ -96,40 +96,41 @@ def encode_request(fields: dict[str, Any]) -> int:
 
 class Launcher(Protocol):
     """
-    Starts supervisors: how jobs get their processes, or in tests something else.
+    Starts the supervisors that run jobs; tests can replace it.
 
-    Called by the manager that needs one, in its own thread, and while nobody
-    may fork: return at once. That the supervisor is ready comes as its notice.
+    The manager that needs a supervisor calls it in its own thread, while no other thread may
+    fork: return at once. The supervisor sends a notice when it is ready.
     """
 
     def start(self, descriptor: int) -> int | None:
         """
-        Have a supervisor speak at this end of a socket pair.
+        Start a supervisor that uses this end of a socket pair.
 
-        The other end is the host's; what is said is jobcore's own.
+        The host has the other end. The protocol is internal to jobcore.
 
         Args:
-            descriptor: Of this end. It is closed when this returns: keep a copy, or
-                pass it to a process.
+            descriptor: This end. The caller closes it when this returns: keep a copy, or pass
+                it to a process.
 
         Returns:
-            The pid of a child of this process that only starts the supervisor
-            and ends, to be reaped by the pool; None: there is nothing to reap.
+            The pid of a child of this process that only starts the supervisor and ends, for
+            the pool to reap; None: there is nothing to reap.
 
         Raises:
-            SpawnError, OSError: None could be started, and nothing keeps the descriptor.
+            SpawnError, OSError: No supervisor could be started, and nothing keeps the
+                descriptor.
         """
 
 
 def _socketpair() -> tuple[_socket.socket, _socket.socket]:
     """
-    Return both ends of a channel, under numbers that are no standard streams.
+    Return both ends of a channel, with descriptors other than those of the standard streams.
 
-    A host whose 0, 1 or 2 is closed would get those: where a program is started for
-    them its streams are put there, and what the host prints would go to the supervisor.
+    If the host has closed 0, 1 or 2, a new socket would get that number. A program that is
+    started would get its own streams there instead, and the host would print to the supervisor.
 
-    The class of C, not `socket.socket`: in its place there may be one that refuses, as by
-    pytest-socket, or one that waits for others, as gevent's.
+    This uses the C class, not `socket.socket`, which may have been replaced: by one that refuses,
+    as pytest-socket does, or one that switches to other tasks, as gevent's does.
     """
     pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     if min(one.fileno() for one in pair) > _STANDARD:
@@ -154,7 +155,7 @@ class ProcessLauncher:
     Starts each supervisor as a process of its own, which outlives its host.
 
     Args:
-        python: The interpreter that supervisors run with; None: that of this process.
+        python: The interpreter for supervisors; None: that of this process.
     """
 
     def __init__(self, python: str | None = None) -> None:
@@ -162,10 +163,10 @@ class ProcessLauncher:
 
     def prepare(self) -> interpreter.Question | None:
         """
-        Return the interpreter, being asked whether it is one; None: that is known.
+        Begin to test whether `python` is an interpreter; None: no test is needed.
 
         Raises:
-            SpawnError: It is not, or it cannot be started.
+            SpawnError: It is not an interpreter, or it cannot be started.
         """
         if not self._python:
             raise SpawnError("no Python interpreter is known here: name one with `python=`")
@@ -196,9 +197,9 @@ class ProcessLauncher:
             raise SpawnError(
                 f"no supervisor could be started with {self._python!r}: {error}", error.errno
             ) from error
-        except (RuntimeError, ValueError) as error:  # the interpreter ends, or a NUL in the name
+        except (RuntimeError, ValueError) as error:  # interpreter exit, or a NUL in the name
             raise SpawnError(f"no supervisor could be started: {error}") from error
-        # The pool reaps it; or its destructor would complain, and keep it.
+        # The pool reaps it. Without this, its destructor would warn and keep it.
         process.returncode = 0
         return process.pid
 
@@ -208,10 +209,10 @@ class Supervisor:
     The host's end of one supervisor.
 
     Attributes:
-        pid: Of the supervisor, once it has said `READY`.
-        ready: It waits for a request.
-        token: The run it was given, until that has `ENDED`.
-        gone: Nobody is at the other end any more.
+        pid: The supervisor's pid, once it has sent `READY`; None before.
+        ready: Whether it waits for a request.
+        token: The run that it was sent, until it sends `ENDED`; else None.
+        gone: Whether the other end is closed.
     """
 
     def __init__(self, connection: _socket.socket, starter: int | None) -> None:
@@ -220,29 +221,29 @@ class Supervisor:
         self.token: str | None = None
         self.gone = False
         self._socket = connection
-        # The process that was started, if any, only forks the supervisor, and ends. It is known
-        # by a pidfd: where SIGCHLD is ignored its pid may be another child's a moment later.
+        # The process that was started, if any, only forks the supervisor and ends. Refer to it
+        # by a pidfd: if SIGCHLD is ignored, another child may soon get its pid.
         self._starter = -1
-        self._itself = -1  # a pidfd, too, from `close` on
-        self._unreaped: list[int] = []  # by pid, and never signalled
+        self._itself = -1  # a pidfd of the supervisor, from `close` on
+        self._unreaped: list[int] = []  # pids, which are never signalled
         if starter is not None:
             try:
                 self._starter = _pidfd_of(starter)
             except ProcessLookupError:
-                pass  # it has ended, and nobody keeps its pid for us
+                pass  # it has ended, and was reaped by someone else
             except OSError:
-                self._unreaped.append(starter)  # no descriptor is left, or there are no pidfds
+                self._unreaped.append(starter)  # no descriptor is left, or no pidfds are supported
 
     def fileno(self) -> int:
-        """Return the socket, to be polled for reading; -1 when it was closed."""
+        """Return the socket's descriptor, to poll for reading; -1 if it is closed."""
         return self._socket.fileno()
 
     def receive(self) -> list[Notice]:
         """
-        Return the notices that have come; never blocks.
+        Return the notices that have arrived, without blocking.
 
-        At the end of file the supervisor is `gone`: no further notice will
-        come, and what became of its job is in the job directory.
+        At the end of file the supervisor is `gone`: no further notice will arrive, and the job
+        directory shows how its job ended.
         """
         received: list[Notice] = []
         while not self.gone:
@@ -251,15 +252,15 @@ class Supervisor:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                # It ended with a request unread. Told once; notices may follow.
+                # It ended without reading a request. This is reported once; notices may follow.
                 continue
             except OSError:
                 data = b""
             try:
                 notice = messages.decode(data)
             except NewerProtocol:
-                # jobcore was upgraded on disk below the running host. Whom we
-                # do not understand we do not use.
+                # jobcore was upgraded on disk while this host runs: do not use a supervisor of
+                # another version.
                 notice = None
             if notice is None:
                 self._mark_gone()
@@ -271,13 +272,13 @@ class Supervisor:
 
     def send(self, token: str, lock: int, directory: int, request: int) -> str:
         """
-        Hand over a run: its lock, its directory and what `encode_request` made.
+        Send a run: its lock, its directory and the request made by `encode_request`.
 
-        The descriptors stay the caller's to close, whatever the answer is.
+        The caller must close the descriptors in any case.
 
         Returns:
-            `"sent"`: it is on its way, and the lock with it. `"again"`: not now, for lack of
-            room; nothing was sent. `"gone"`: not to this supervisor; nothing was sent.
+            `"sent"`: it was sent, together with the lock. `"again"`: the socket had no room, and
+            nothing was sent. `"gone"`: the supervisor is gone, and nothing was sent.
         """
         rights = struct.pack("3i", lock, directory, request)
         try:
@@ -289,7 +290,7 @@ class Supervisor:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
                 return "again"
-            # EPIPE, ECONNRESET, or EBADF of a closed one. What it still said can be read.
+            # EPIPE, ECONNRESET, or EBADF if it is closed. Earlier notices can still be read.
             self.ready = False
             return "gone"
         self.ready = False
@@ -306,12 +307,12 @@ class Supervisor:
                 GATE.close(self._socket.detach())
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send a signal to the supervisor; False: it is gone, or this may not be done."""
+        """Send a signal to the supervisor; False: it is gone, or that is not permitted."""
         if self.pid is None or self.gone or self.pid == os.getpid() or pids.level() != 1:
             return False
         try:
             with pids.ProcessHandle(self.pid) as process:
-                # While it is at the other end of the socket the pid is its own.
+                # While it holds the other end of the socket, it is alive and the pid is its own.
                 poll = select.poll()
                 poll.register(self._socket, 0)
                 if poll.poll(0):
@@ -322,7 +323,7 @@ class Supervisor:
         return True
 
     def forget(self) -> None:
-        """Let go of the descriptor without closing it: in a forked child the gate has done that."""
+        """Drop the descriptors, in a forked child, where the gate has closed them already."""
         self.gone = True
         self.ready = False
         self._socket.detach()
@@ -331,24 +332,24 @@ class Supervisor:
 
     @property
     def starting(self) -> bool:
-        """Whether the process that was started, and only forks, has not been reaped."""
+        """Whether the process that forks the supervisor has not been reaped yet."""
         return self._starter >= 0
 
     def kill_starter(self) -> None:
-        """SIGKILL the process that was started, if it has not come to its end by itself."""
+        """SIGKILL the process that forks the supervisor, if it has not ended."""
         self.reap()
         if self.starting:
-            with suppress(ProcessLookupError):  # it has just ended, and was reaped by the host
+            with suppress(ProcessLookupError):  # it has just ended, and the host has reaped it
                 signal.pidfd_send_signal(self._starter, signal.SIGKILL)
 
     def reap(self) -> bool:
-        """Reap those of its processes that were children of ours; return whether none is left."""
+        """Reap its processes that are children of this one; return whether none is left."""
         if self.starting and _has_ended(system_calls.P_PIDFD, self._starter):
             pidfd, self._starter = self._starter, -1
             GATE.close(pidfd)
         self._unreaped = [pid for pid in self._unreaped if not _has_ended(os.P_PID, pid)]
         if self.starting or self._unreaped:
-            return False  # and while its parent lives it is no child of ours
+            return False  # while its parent lives, the supervisor is not a child of this process
         if self._itself >= 0 and _has_ended(system_calls.P_PIDFD, self._itself):
             pidfd, self._itself = self._itself, -1
             GATE.close(pidfd)
@@ -364,23 +365,23 @@ class Supervisor:
             self.ready = notice.number != 0
 
     def _keep_in_sight(self) -> None:
-        """Have it reaped behind its end: it comes to us if we are PID 1 or a subreaper."""
+        """Let it be reaped after its end: it is our child then if we are PID 1 or a subreaper."""
         if not self._is_there() or self.pid is None:
             return
         try:
             pidfd = _pidfd_of(self.pid)
         except system_calls.NoPidfdError:
-            self._unreaped.append(self.pid)  # no longer than it is a child of ours
+            self._unreaped.append(self.pid)  # reaped by pid, only while it is a child of ours
             return
         except OSError:
             return  # it has just ended, or no descriptor is left
         if self._is_there():
             self._itself = pidfd
         else:
-            GATE.close(pidfd)  # its pid may have been another's by then
+            GATE.close(pidfd)  # it ended first, so the pidfd may be of another process
 
     def _is_there(self) -> bool:
-        """Tell whether anybody is at the other end, and note what was said, such as its pid."""
+        """Tell whether the other end is open, after reading notices, which may have its pid."""
         self.receive()
         return not self.gone
 
@@ -388,7 +389,7 @@ class Supervisor:
         self.gone = True
         self.ready = False
         if self.pid is not None:
-            # Its parent has ended, so it is a child of ours if we are PID 1 or a subreaper.
+            # Its parent has ended, so it is our child now if we are PID 1 or a subreaper.
             self._unreaped.append(self.pid)
 
 
@@ -401,14 +402,14 @@ def _pidfd_of(pid: int) -> int:
 
 
 def _has_ended(kind: int, process: int) -> bool:
-    """Reap a process that may be a child of ours; False: it has not ended."""
+    """Reap a process if it is an ended child of ours; False: it is a child that still runs."""
     try:
         return os.waitid(kind, process, os.WEXITED | os.WNOHANG) is not None
     except OSError:
-        return True  # SIGCHLD is ignored, or somebody waits for every child of this process
+        return True  # not our child, SIGCHLD is ignored, or other code has reaped it
 
 
-#: Those that had a job when their pool was closed, each with the process whose child it is.
+#: Supervisors that had a job when their pool was closed, each with the pid of its host.
 _LEFT: list[tuple[int, Supervisor]] = []
 
 
@@ -417,13 +418,13 @@ class SupervisorPool:
     The supervisors of one host.
 
     Attributes:
-        supervisors: All that were started and not let go, in order of their start.
+        supervisors: Those that were started and not dismissed, in order of their start.
     """
 
     def __init__(self, launcher: Launcher | None = None) -> None:
         """
         Args:
-            launcher: Starts them; None: as processes, with the interpreter of this one.
+            launcher: Starts them; None: as processes, with this process's interpreter.
         """
         self.supervisors: list[Supervisor] = []
         self._launcher = launcher or ProcessLauncher()
@@ -432,10 +433,10 @@ class SupervisorPool:
 
     def prepare(self) -> interpreter.Question | None:
         """
-        Return what has to be answered before `spawn`; None: nothing.
+        Return a test that must succeed before `spawn`; None: there is none.
 
         Raises:
-            SpawnError: None can be started.
+            SpawnError: No supervisor can be started.
         """
         prepare = getattr(self._launcher, "prepare", None)
         question: interpreter.Question | None = None if prepare is None else prepare()
@@ -443,19 +444,19 @@ class SupervisorPool:
 
     def spawn(self) -> Supervisor:
         """
-        Start a supervisor and return at once; that it is ready comes as a notice.
+        Start a supervisor and return at once; it sends a notice when it is ready.
 
         Raises:
             SpawnError: None could be started. Nothing stays open.
         """
         self.reap()
-        # Until our end is registered, and the other one closed, no other thread may fork.
+        # No other thread may fork until our end is registered and the other one is closed.
         with GATE:
             try:
                 ours, theirs = _socketpair()
             except OSError as error:
                 raise SpawnError(f"no supervisor: {error}", error.errno) from error
-            # Not theirs: a launcher may fork, and its child is the one that needs it.
+            # Do not register the other end: a launcher may fork, and its child needs it.
             GATE.register(ours.fileno())
             supervisor: Supervisor | None = None
             try:
@@ -465,7 +466,7 @@ class SupervisorPool:
                 raise
             except OSError as error:
                 raise SpawnError(f"no supervisor could be started: {error}", error.errno) from error
-            except Exception as error:  # a launcher is somebody else's code
+            except Exception as error:  # a launcher may be the host's code
                 raise SpawnError(f"no supervisor could be started: {error!r}") from error
             finally:
                 theirs.close()
@@ -475,7 +476,7 @@ class SupervisorPool:
         return supervisor
 
     def discard(self, supervisor: Supervisor) -> None:
-        """Let it go: idle it exits, busy it finishes its job first. Twice is harmless."""
+        """Dismiss a supervisor: it exits, after its job if it has one. Twice is harmless."""
         supervisor.close()
         if supervisor in self.supervisors:
             self.supervisors.remove(supervisor)
@@ -483,15 +484,15 @@ class SupervisorPool:
         self.reap()
 
     def close(self) -> None:
-        """Let all of them go. Running jobs run on."""
-        # One that has not told its pid yet could not be reaped, where it comes to us at its end.
+        """Dismiss all supervisors. Running jobs continue."""
+        # Wait for pids: without one, a supervisor that becomes our child could not be reaped.
         give_up = time.monotonic() + _STARTER_PATIENCE
         while self._any_unknown() and time.monotonic() < give_up:
             time.sleep(0.005)
         for supervisor in list(self.supervisors):
             self.discard(supervisor)
-        # One started a moment ago has not come to its fork, one without a job ends at once:
-        # nobody would reap them later. One with a job is left to the next pool of this process.
+        # Wait for starters that have not forked yet, and for idle supervisors, which end at once:
+        # nothing would reap them later. The next pool of this process reaps those with a job.
         give_up = time.monotonic() + _STARTER_PATIENCE
         while (
             any(each.starting or each.token is None for each in self._leaving)
@@ -504,14 +505,14 @@ class SupervisorPool:
         self._leaving = []
 
     def _any_unknown(self) -> bool:
-        """Listen to those that have said nothing so far; tell whether one still has not."""
+        """Read notices of supervisors without a known pid; tell whether there still are some."""
         for supervisor in self.supervisors:
             if supervisor.pid is None:
                 supervisor.receive()
         return any(one.pid is None and not one.gone for one in self.supervisors)
 
     def before_fork(self) -> None:
-        """Do nothing: what must not be copied half done, the gate guards."""
+        """Do nothing: the gate allows no fork while a supervisor is being started."""
 
     def after_fork_in_parent(self) -> None:
         """Do nothing."""
@@ -524,10 +525,10 @@ class SupervisorPool:
         self._leaving = []
 
     def reap(self) -> None:
-        """Reap those let go; each is asked while it is a child of ours, at most once a call."""
+        """Reap the dismissed supervisors that have ended, without waiting for any."""
         self._leaving = [supervisor for supervisor in self._leaving if not supervisor.reap()]
         if _LEFT:
             with GATE:
-                # Not those of a parent that has forked us: they are no longer known here.
+                # Forget those of the parent that forked this process.
                 mine = [each for each in _LEFT if each[0] == os.getpid()]
                 _LEFT[:] = [each for each in mine if not each[1].reap()]

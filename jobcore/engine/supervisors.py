@@ -1,8 +1,8 @@
 """
-The supervisors of one manager, as many as its jobs need.
+Keeps the supervisors of one manager, as many as its jobs need.
 
-Starting one takes longer than running a short job, so they are kept for the
-next job, and let go when there was none for a while.
+Starting a supervisor takes longer than running a short job, so an idle one is kept for the next
+job, and dismissed if none comes for a while.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from jobcore.supervisor import messages, pids
 
 #: Seconds that an idle supervisor is kept for the next job.
 IDLE = 5.0
-#: Seconds within which one must be ready: what `python` names may be no interpreter.
+#: Seconds within which a new one must be ready: `python` may not be an interpreter.
 READY_PATIENCE = 10.0
-#: Seconds until the next try, at the most, where none could be started.
+#: The most seconds until the next try after one could not be started.
 LONGEST_REST = 5.0
-#: The key of their failures among what is postponed.
+#: The key of their failures in `Postponement`.
 SUPERVISORS = "supervisors"
 
 
 class Crew:
     """
-    Keeps supervisors, and hands them jobs.
+    Starts supervisors, and sends them jobs.
 
-    Everything here belongs to the dispatcher's thread.
+    Only the dispatcher's thread may use it.
 
     Args:
         pool: Starts them.
-        slots: How many there are at most.
-        postponed: Remembers, by `SUPERVISORS`, that none could be started.
-        host: Whose crew it is, for `failpoints`.
+        slots: The most supervisors to keep.
+        postponed: Remembers, by `SUPERVISORS`, that one could not be started.
+        host: Identifies the manager to `failpoints`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Crew:
         self._idle_since: dict[Supervisor, float] = {}
         self._coming_since: dict[Supervisor, float] = {}
         self._question: Question | None = None
-        self.next_start = 0.0  # not before, by the monotonic clock
+        self.next_start = 0.0  # the earliest time of the next start, by the monotonic clock
 
     @property
     def members(self) -> list[Supervisor]:
@@ -62,11 +62,11 @@ class Crew:
 
     @property
     def ready(self) -> int:
-        """How many wait for a job."""
+        """How many of them wait for a job."""
         return sum(supervisor.ready for supervisor in self._pool.supervisors)
 
     def start(self, wanted: int) -> None:
-        """Start supervisors until `wanted` are ready or about to be."""
+        """Start supervisors until `wanted` are ready or starting."""
         coming = sum(
             supervisor.ready or supervisor.pid is None for supervisor in self._pool.supervisors
         )
@@ -82,7 +82,7 @@ class Crew:
                 return
 
     def _may_start(self) -> bool:
-        """Tell whether it is known that the interpreter is one; ask it, without waiting for it."""
+        """Tell whether `python` is known to be an interpreter; if not, test it, without waiting."""
         try:
             if self._question is None:
                 self._question = self._pool.prepare()
@@ -100,7 +100,7 @@ class Crew:
 
     @property
     def asked(self) -> list[int]:
-        """The descriptor through which an interpreter answers, if one is being asked."""
+        """The descriptor through which the tested interpreter answers, if there is one."""
         return (
             []
             if self._question is None or self._question.fileno() < 0
@@ -108,13 +108,13 @@ class Crew:
         )
 
     def hear_answer(self) -> None:
-        """Take in what the interpreter says."""
+        """Read the answer of the tested interpreter."""
         if self._question is not None:
             self._question.listen()
             self.next_start = 0.0
 
     def hear(self, supervisor: Supervisor) -> list[messages.Notice]:
-        """Return what it says, and note whether it is at hand."""
+        """Return the notices of a supervisor, and note whether it is ready or idle."""
         heard = supervisor.receive()
         if any(notice.kind == messages.READY for notice in heard):
             self._postponed.succeed(SUPERVISORS)
@@ -124,7 +124,7 @@ class Crew:
         return heard
 
     def send(self, request: Request) -> Supervisor | None:
-        """Hand the job to one that takes it; None: none does now."""
+        """Send a job to a ready supervisor, and return that; None: no supervisor takes it now."""
         for supervisor in self.members:
             if not supervisor.ready:
                 continue
@@ -134,20 +134,20 @@ class Crew:
             if answer == "sent":
                 self._idle_since.pop(supervisor, None)
                 return supervisor
-            # "again": the next round. "gone": its end of file comes through poll.
+            # "again": the next round tries again. "gone": poll reports its end of file.
         return None
 
     def wake_stopped(self) -> None:
-        """Wake supervisors that were stopped, idle or with a job, so that they can answer."""
+        """Send SIGCONT to supervisors that were stopped, idle or with a job."""
         if pids.level() != 1:
-            return  # /proc would tell of other processes
+            return  # the pids in /proc would be those of other processes
         for supervisor in self._pool.supervisors:
             pid = supervisor.pid
             if pid and procfs.is_stopped(pid) and supervisor.signal(signal.SIGCONT):
                 telemetry.event(logging.WARNING, "stopped supervisor woken", pid=pid)
 
     def press(self, supervisor: Supervisor, number: signal.Signals) -> None:
-        """Send a signal to one that does not take its job, unless something else holds it."""
+        """Signal a supervisor that does not take its job, unless a debugger or freezer holds it."""
         held = supervisor.pid is None or procfs.is_held_back(supervisor.pid)
         if not held and supervisor.signal(number):
             telemetry.event(
@@ -158,7 +158,7 @@ class Crew:
             )
 
     def dismiss(self, supervisor: Supervisor) -> None:
-        """Forget one that has gone."""
+        """Forget a supervisor that has gone."""
         if supervisor.pid is None:
             self._note_failure(
                 SpawnError(
@@ -171,10 +171,10 @@ class Crew:
         self._pool.discard(supervisor)
 
     def release(self) -> None:
-        """Let those go that had nothing to do for a while, and what never gets ready or answers."""
+        """Dismiss supervisors that were idle for a while, or did not get ready in time."""
         now = time.monotonic()
         if self._question is not None and now >= self._question.due:
-            self._may_start()  # nobody may want a supervisor any more
+            self._may_start()  # ends the test even if no supervisor is needed any more
         for supervisor, since in list(self._coming_since.items()):
             if now - since > READY_PATIENCE:
                 supervisor.kill_starter()
@@ -186,7 +186,7 @@ class Crew:
         self._pool.reap()
 
     def close(self) -> None:
-        """Let all go: an idle one exits, a busy one finishes its job."""
+        """Dismiss all of them: an idle one exits, a busy one finishes its job."""
         if self._question is not None:
             self._question.close()
             self._question = None
@@ -197,7 +197,7 @@ class Crew:
         self._pool.close()
 
     def forget(self) -> None:
-        """Begin anew, in a forked child: these are the parent's."""
+        """Begin anew, in a forked child: these supervisors are the parent's."""
         if self._question is not None:
             self._question.forget()
             self._question = None

@@ -1,8 +1,8 @@
 """
-One named daemon thread that sleeps in `poll` until a descriptor, a wake-up or a deadline.
+A named daemon thread that sleeps in `poll` until a descriptor, a wake-up or a deadline.
 
-It begins when it is needed, ends with `close`, and is begun anew in a forked
-child, which has none of its parent's threads.
+It starts when it is needed and ends with `close`. A forked child, which has none of its
+parent's threads, starts its own.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from jobcore.embedding.interrupts import Lock
 from jobcore.embedding.worker import HANDS, begin_own_thread, end_own_thread
 from jobcore.errors import SpawnError
 
-#: Seconds that the interpreter's exit waits for the turn under way.
+#: Seconds that the interpreter's exit waits for the current turn.
 EXIT_PATIENCE = 5.0
-#: Seconds of rest after a turn that raised what it should not.
+#: Seconds of rest after a turn that raised an error, which it should not.
 REST = 1.0
-#: Tries to wake it, where the system refuses to write into a pipe.
+#: How often to try to wake the thread if the write to its pipe fails.
 RINGS = 3
 
 
 class Loop:
     """
-    A thread that calls `turn` again and again.
+    A thread that calls `turn` repeatedly.
 
-    Any thread may call `start`, `ring`, `is_inside` and `close`; `wait` and `rest`
-    are for `turn`.
+    Any thread may call `start`, `ring`, `is_inside` and `close`; only `turn` may call `wait`
+    and `rest`.
 
     Attributes:
-        exiting: The interpreter's exit has closed it: handlers of `atexit` that were
-            registered before it may still come.
+        exiting: Whether the interpreter's exit has closed it. `atexit` handlers that were
+            registered earlier may still run after that.
 
     Args:
-        name: Of the thread.
-        turn: What is done; it sleeps in `wait`, and raises nothing.
-        end: The thread's last act, once it is closed.
+        name: The name of the thread.
+        turn: The work. It sleeps in `wait`, and should raise nothing.
+        end: Called last in the thread, after `close`.
     """
 
     _starting: Lock
@@ -64,7 +64,7 @@ class Loop:
         _close_at_exit(self)
 
     def forget(self) -> None:
-        """Begin anew, in a forked child: the gate has closed the pipe, the thread is not here."""
+        """Begin anew in a forked child, which lacks the thread and whose gate closed the pipe."""
         self._starting = Lock()
         self._thread = None
 
@@ -87,32 +87,32 @@ class Loop:
                         GATE.register(*pipe)
                 except OSError as error:
                     raise SpawnError(f"no thread {self._name}: {error}", error.errno) from error
-                # A daemon: an interpreter that exits does not wait for jobs.
+                # A daemon thread, so that the interpreter's exit does not wait for jobs.
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 try:
                     thread.start()
                 except RuntimeError as error:
                     GATE.close(*pipe)
-                    # Python tells no errno; pthread_create has this one for want of threads.
+                    # Python gives no errno; pthread_create fails with this one for lack of threads.
                     raise SpawnError(f"no thread {self._name}: {error}", errno.EAGAIN) from error
                 self._pid = os.getpid()
                 self._reader, self._writer = pipe
                 self._thread = thread
 
     def ring(self) -> None:
-        """Wake the thread. Raises nothing: what it is woken for is done, and stays done."""
-        with self._starting:  # or the number may belong to another file by now
+        """Wake the thread. Raises nothing, because callers have already done their part."""
+        with self._starting:  # otherwise the descriptor may have been closed and reused
             for _ in range(RINGS if self._thread is not None else 0):
                 try:
                     os.write(self._writer, b"!")
                     return
                 except BlockingIOError:
-                    return  # full: it has been rung already
+                    return  # the pipe is full: a wake-up is pending already
                 except OSError as error:
                     _tell(error)
 
     def is_inside(self) -> bool:
-        """Tell whether it is the thread itself that asks."""
+        """Tell whether the caller is the thread itself."""
         return self._thread is threading.current_thread()
 
     @property
@@ -122,41 +122,41 @@ class Loop:
 
     @property
     def closing(self) -> bool:
-        """Whether the thread is to end: a turn that takes long looks at this between its steps."""
+        """Whether the thread should end; a long turn checks this between its steps."""
         return self._closing
 
     def leave(self) -> None:
-        """End the thread after the turn under way, and wait for nothing."""
+        """End the thread after the current turn, without waiting for it."""
         self._closing = True
         self.ring()
 
     def close(self, timeout: float | None = None) -> None:
         """
-        End the thread after the turn under way; harmless when ended, or never started.
+        End the thread after the current turn; harmless if it has ended or never started.
 
-        Inside the thread this returns at once, and it ends all the same.
+        A call inside the thread returns at once, and the thread ends after the turn.
 
         Args:
-            timeout: Seconds to wait for that; a turn that takes longer still comes to its end.
+            timeout: Seconds to wait for the end; a turn that takes longer is not interrupted.
         """
         self._closing = True
         thread = self._thread
         if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
-            return  # never started; or another process's, forked by code that runs no hooks
+            return  # never started; or C code forked, and the thread is the parent's
         self.ring()
         thread.join(timeout)
         if self._crashed:
             self._finish()
 
     def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
-        """Sleep until one of these is readable, somebody rings, or so long; return who is."""
+        """Sleep until a descriptor is readable, a ring, or the time; return the readable ones."""
         poller = select.poll()
         poller.register(self._reader, select.POLLIN)
         for descriptor in descriptors:
             poller.register(descriptor, select.POLLIN)
         timeout = None  # as long as it takes
         if seconds is not None:
-            # Rounded up: a poll that returns just before the moment would spin.
+            # Round up: a poll that returned just before the deadline would be repeated in a spin.
             timeout = int(seconds * 1000) + 1 if seconds > 0 else 0
         ready = [one for one, _ in poller.poll(timeout)]
         if self._reader in ready:
@@ -165,8 +165,8 @@ class Loop:
         return ready
 
     def rest(self, seconds: float) -> None:
-        """Sleep so long, unless somebody rings."""
-        poller = select.poll()  # not select(), which knows descriptors below 1024 only
+        """Sleep for `seconds`, or until a ring."""
+        poller = select.poll()  # not select(), which only handles descriptors below 1024
         poller.register(self._reader, select.POLLIN)
         poller.poll(seconds * 1000)
 
@@ -186,12 +186,12 @@ class Loop:
 
     def _turn_until_closed(self) -> None:
         with self._starting:
-            pass  # until `_start` has noted thread and pipe
+            pass  # wait until `_start` has stored thread and pipe
         while not self._closing:
             try:
                 self._turn()
             except failpoints.Crashed:
-                self._crashed = True  # what it holds is closed with the rest of its host
+                self._crashed = True  # its descriptors are closed with the rest of its host
                 return
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
                 _tell(error)
@@ -217,7 +217,7 @@ def _tell(error: BaseException) -> None:
 
 
 def _close_at_exit(loop: Loop) -> None:
-    """At the interpreter's exit, let the turn under way come to its end."""
+    """Close the loop at the interpreter's exit, and let the current turn finish."""
     reference = weakref.ref(loop)
 
     def close() -> None:

@@ -1,12 +1,12 @@
 """
-Wakes supervisors that were stopped or do not answer, and at last ends them.
+Wakes supervisors that were stopped or do not answer, and kills them as a last resort.
 
-A stopped supervisor (SIGSTOP, by an operator or by its own job) is woken as soon as
-it is seen. One that does not answer after a stop or time-out is overdue is killed,
-unless a debugger or a frozen cgroup holds it; its job is then resolved like that of
-any dead supervisor. A wish to stop is timed from the moment this process first saw it,
-since the wall clock in the row may have jumped. A supervisor that answers is never
-killed: it may be waiting for room on a full disk.
+A stopped supervisor (SIGSTOP, from an operator or its own job) is woken as soon as it is seen. If
+a stop or time-out is overdue and the supervisor does not answer, it is killed, unless a debugger
+or a frozen cgroup holds it. Its job is then resolved like that of any dead supervisor. A stop
+request is timed from the moment when this process first saw it, because the wall clock in the row
+may have jumped. A supervisor that answers is never killed: it may be waiting for space on a full
+disk.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from jobcore.storage import filesystem
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import NewerProtocol, job_directory, pids, system_calls
 
-#: Unread letters on a FIFO from which on it tells nothing whether more have come.
+#: With this many unread letters or more, a FIFO may be full, and does not show new ones.
 MANY = 4096
-#: Seconds between two letters, within which a supervisor has the time to read one.
+#: Seconds between two letters, so that a supervisor has time to read one.
 ANSWER_PATIENCE = 0.5
-#: Seconds that a supervisor has to take a job before stopped ones are woken.
+#: Seconds that a supervisor has to take a job before all stopped ones are woken.
 RECORD_PATIENCE = 2.0
 
 
 class Unresponsive:
     """
-    Looks after the supervisors of running jobs, whoever started them.
+    Watches the supervisors of running jobs, whichever process started them.
 
     Args:
-        directories: Where they are found, by their locks.
+        directories: Where their records are.
         clock: Tells when they are overdue.
     """
 
@@ -48,13 +48,13 @@ class Unresponsive:
         self._clock = clock
         self._boot_id = filesystem.boot_id()
         self._overdue = Overdue()
-        self._supervisors: dict[int, int] = {}  # by job number, the pid; 0: not to be seen here
-        self._unread: dict[int, int] = {}  # by job number, letters on the FIFO at the last look
-        self._pressed: dict[int, float] = {}  # by job number, when that was
-        self._unrecorded: dict[int, float] = {}  # by job number, since when there is no record
+        self._supervisors: dict[int, int] = {}  # by job number: the pid; 0: not visible here
+        self._unread: dict[int, int] = {}  # by job number: letters on the FIFO at the last look
+        self._pressed: dict[int, float] = {}  # by job number: the time of the last letter
+        self._unrecorded: dict[int, float] = {}  # by job number: since when there is no record
 
     def look(self, run: Run) -> None:
-        """Wake the supervisor of a running job if it was stopped; end it if it has to be."""
+        """Wake the supervisor of a running job if it was stopped; kill it if it is overdue."""
         now = self._clock.monotonic()
         self.wake(run)
         try:
@@ -74,7 +74,7 @@ class Unresponsive:
             elif (
                 pid
                 and procfs.is_stopped(pid)
-                # The pid may be that of another process by now.
+                # `signal_holder` checks the pid, which may belong to another process by now.
                 and orphans.signal_holder(pid, run.token or "", signal.SIGCONT)
             ):
                 _tell(run, signal.SIGCONT, [pid])
@@ -90,10 +90,10 @@ class Unresponsive:
 
     def _wake_before_record(self, run: Run) -> None:
         """
-        Wake supervisors that may have been given the job, and were stopped before they took it.
+        Wake all stopped supervisors: one may have been sent the job, and stopped before it took it.
 
-        Only the host that sent the job knows which one. When that is dead any stopped
-        supervisor may be it, and to wake one that is not does no harm.
+        Only the host that sent the job knows which one it is, and that host may be dead. Waking
+        another supervisor does no harm.
         """
         now = self._clock.monotonic()
         if now - self._unrecorded.setdefault(run.number, now) < RECORD_PATIENCE:
@@ -118,12 +118,12 @@ class Unresponsive:
         return True
 
     def _read_supervisor(self, run: Run) -> int | None:
-        """Return the pid in the record of the run, 0 where it means nothing; None: no record."""
+        """Return the pid in the record of the run; 0: it is not valid here; None: no record."""
         try:
             with self._directories.open(run.name) as directory:
                 record = job_directory.read_record(directory, job_directory.RUN)
         except StoreError:
-            record = None  # something strange has its name
+            record = None  # something other than a record has this name
         if record is None:
             return None
         pid = record.get("supervisor")
@@ -139,7 +139,7 @@ class Unresponsive:
             number = self._overdue.judge(
                 run.number, self._clock.monotonic(), answers=self._answers(run, directory)
             )
-            with suppress(OSError):  # something strange may have the name of the FIFO
+            with suppress(OSError):  # something other than a FIFO may have this name
                 job_directory.ring(directory)
         if number is None:
             return
@@ -153,21 +153,21 @@ class Unresponsive:
             _tell(run, number, reached, held)
 
     def _answers(self, run: Run, directory: int) -> bool:
-        """Tell whether the supervisor has read from its FIFO since the last look, at the latest."""
+        """Tell whether the supervisor has read from its FIFO since the last look."""
         before = self._unread.get(run.number)
         try:
             unread = job_directory.count_unread(directory)
         except OSError:
-            unread = None  # something strange has its name
+            unread = None  # something other than a FIFO has this name
         if unread is None:
             return False  # there is no FIFO
         self._unread[run.number] = unread
-        # One letter more at least was written after the last look.
+        # At least one letter was written after the last look, so as many or fewer means it read.
         return before is None or (before >= unread and unread < MANY)
 
 
 def _pass_over(run: Run, error: Exception) -> None:
-    # What is wrong with the directory the sweep finds out.
+    # The sweep will deal with whatever is wrong with the directory.
     telemetry.event(logging.INFO, "supervisor not examined", job=run.name, error=str(error))
 
 
@@ -182,33 +182,33 @@ def _tell(run: Run, number: signal.Signals, reached: list[int], held: Sequence[i
     )
 
 
-#: Seconds beyond the grace after which a supervisor that does not answer is woken.
+#: Seconds after the end of the grace until a supervisor that does not answer is woken.
 WAKE_AFTER = 30.0
-#: Seconds more, without any answer, after which it is killed and its job resolved.
+#: Further seconds without any answer until it is killed and its job resolved.
 KILL_AFTER = 10.0
 
 
 class Overdue:
-    """Remembers since when each job should have ended; pure, told the time."""
+    """Remembers since when each job is overdue. It reads no clock: callers pass the time."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, float] = {}  # when a wish to stop was seen first
-        self._since: dict[int, float] = {}  # when the job was seen to be overdue
+        self._asked: dict[int, float] = {}  # when a stop request was first seen
+        self._since: dict[int, float] = {}  # when the job was first seen to be overdue
         self._silent: dict[int, float] = {}  # since when its supervisor has not answered
         self._woken: dict[int, float] = {}  # when it was first sent SIGCONT
 
     def is_overdue(self, run: Run, wall: int, now: float) -> bool:
         """
-        Tell whether the job should have ended: by a stop or its time-out, and its grace.
+        Tell whether the job should have ended: a stop or its time-out, and its grace are over.
 
         Args:
-            run: As it is now.
+            run: The job as it is now.
             wall: Wall time in microseconds.
-            now: By the monotonic clock, as for `judge`.
+            now: The time by the monotonic clock, as for `judge`.
         """
         grace = run.effective_grace_ms
         if grace is None:
-            return False  # a jobcore that did not note it has started the job
+            return False  # an old version of jobcore, which did not store it, started the job
         stopped = (
             run.stop_requested is not None
             and now >= self._asked.setdefault(run.number, now) + grace / 1000
@@ -222,11 +222,11 @@ class Overdue:
 
     def judge(self, number: int, now: float, *, answers: bool) -> signal.Signals | None:
         """
-        Return the signal that the supervisor of an overdue job is due, if any.
+        Return the signal to send now to the supervisor of an overdue job, or None.
 
         Args:
-            number: The job.
-            now: By the monotonic clock.
+            number: The number of the job.
+            now: The time by the monotonic clock.
             answers: Whether the supervisor has answered since the last call.
         """
         waited = now - self._since.setdefault(number, now)
@@ -237,8 +237,8 @@ class Overdue:
         silent = now - self._silent.setdefault(number, now)
         if waited < WAKE_AFTER:
             return None
-        # It has time to answer after it was woken, also where this process was stopped
-        # or frozen together with it, and finds all of that time gone.
+        # Give it time to answer after it was woken, even if this process was stopped or frozen
+        # with it, so that all other times have long passed.
         woken = now - self._woken.setdefault(number, now)
         return signal.SIGKILL if min(woken, silent) >= KILL_AFTER else signal.SIGCONT
 

@@ -36,7 +36,7 @@ _Answer = TypeVar("_Answer")
 #: Bytes. A larger write-ahead log shows that checkpoints do not succeed: they are tried from
 #: 4 MiB on.
 LARGE_WAL = 64 * 2**20
-#: The errors that reading raises if a damaged file holds something else than an id, a number
+#: The errors that reading raises if a damaged file holds something other than an id, a number
 #: or a text.
 NONE_OF_OURS = (ValueError, TypeError, AttributeError, OverflowError)
 #: In these versions, SQLite can lose commits if one checkpoint follows another while a third
