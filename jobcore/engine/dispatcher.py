@@ -1,9 +1,9 @@
 """
-The one thread of a manager that starts, watches and ends its jobs.
+The thread of a manager that starts, watches and ends its jobs.
 
-It gives queued jobs to idle supervisors, and brings in what they write. A round
-is one transaction for all that is ready at one moment, then the sends: a
-hundred jobs that end together are not a hundred fsyncs.
+It sends queued jobs to idle supervisors, and imports what these write. A round is one transaction
+for everything that is ready at that moment, followed by the sends. So a hundred jobs that end
+together do not cost a hundred fsyncs.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import job_directory
 
-#: Seconds between two looks at everybody's jobs, and at schedules.
+#: Seconds between two rounds of chores: to look at all running jobs, and at schedules.
 CHORES_PAUSE = 1.0
-#: And while one of these chores is done in steps; jobs start in between.
+#: The same while a chore is done in steps; jobs can start in between.
 STEP_PAUSE = 0.15
 #: Seconds between two looks for jobs that other processes queued.
 QUEUE_PAUSE = 0.1
 #: Seconds to look for a supervisor that takes a claimed job.
 SEND_PATIENCE = 10.0
-#: Seconds that a look whether all is done waits for the round under way.
+#: Seconds that `is_idle` and `waits_only_for` wait for the current round.
 IDLE_PATIENCE = 0.25
 #: Seconds of rest after an error that concerns more than one job.
 BACK_OFF = 0.5
-#: The keys of what fails here and is no job, among what is postponed.
+#: The keys in `Postponement` of failures of the dispatcher itself.
 ROUND, ADOPTION = "round", "adoption"
 
 
 class _Round(NamedTuple):
-    """What one transaction of the dispatcher has written, and what of it failed alone."""
+    """What one transaction of the dispatcher has written, and what was rolled back alone."""
 
     written: list[tuple[Assignment, Harvest, Run | None]]
     claimed: list[tuple[Request, Run | None]]
@@ -71,22 +71,23 @@ class Dispatcher:
     """
     Runs queued jobs in its own thread, in the order of their creation.
 
-    Other threads may call what stands under "for other threads"; everything else
-    belongs to the thread.
+    Other threads may call the methods under "for other threads". Only the dispatcher's own
+    thread may call the others.
 
     Args:
         executors: By job type; jobs of other types are not touched.
-        slots: Jobs at once, those among them that it has adopted.
+        slots: The most jobs at once, including those that it has adopted.
         only_own: Claim only jobs that `make_own` was called for.
         ownership: Names this process, whose reserved jobs it may claim.
         reconcile: Resolves a job whose supervisor is gone; it raises nothing.
-        chores: What is to be done once a second, by name.
-        in_steps: Tells whether one of them was broken off, and is to go on soon.
-        postponed: Remembers what fails: a job, by its number; a chore, by its name; `ROUND`.
+        chores: Functions to call once a second, by name.
+        in_steps: Tells whether a chore was interrupted and should continue soon.
+        postponed: Remembers failures: of a job, by its number; of a chore, by its name; and
+            `ROUND` and `ADOPTION`.
     """
 
-    _claims: Lock  # held over each change of the assignments
-    _seen_queued: int  # the version of the file at which something was seen in the queue
+    _claims: Lock  # held during each change of the assignments
+    _seen_queued: int  # the version of the file at which the queue was last seen not empty
 
     def __init__(
         self,
@@ -119,10 +120,10 @@ class Dispatcher:
         self._directories = directories
         self._launch = Launch(directories, clock, executors, database)
         self._adoption = Adoption(database, directories, enabled=not only_own)
-        self._then: Callable[[], None] | None = None  # to be called when the thread has ended
+        self._then: Callable[[], None] | None = None  # called at the end of the thread
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self._start_afresh()
-        # A clock that is moved says so; one that runs need not.
+        # Only a clock that is moved by hand has `watch`.
         watch = getattr(clock, "watch", None)
         self._unwatch: Callable[[], None] | None = (
             None if watch is None else watch(self._look_about)
@@ -132,16 +133,16 @@ class Dispatcher:
     # --- for other threads ------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, unless it runs; in a forked child it is started anew."""
+        """Start the thread unless it runs; a forked child starts its own."""
         self._loop.start()
 
     def wake(self) -> None:
-        """Have the thread look at the queue now."""
+        """Make the thread look at the queue now."""
         self._look = True
         self._loop.ring()
 
     def _look_about(self) -> None:
-        """Have the thread do its chores now, too: the clock was moved."""
+        """Make the thread do its chores now as well, because the clock was moved."""
         self._moves += 1
         self.wake()
 
@@ -151,15 +152,15 @@ class Dispatcher:
 
     def running(self) -> list[Run]:
         """Return the jobs that this manager has claimed and not settled."""
-        with self._claims:  # a claim is committed a moment before it is noted
+        with self._claims:  # wait for a claim that is committed and not noted yet
             return [*self._left, *(assignment.run for assignment in self._assignments.values())]
 
     def is_idle(self) -> bool:
         """
-        Tell whether nothing is queued that this manager could claim now, and nothing runs.
+        Tell whether this manager runs no job, and could claim none now.
 
-        The queue is read only where nothing runs, and not again before a commit:
-        what has been seen there does not leave it without one.
+        The queue is read only if no job runs. If it was not empty, it is not read again before
+        the next commit, because no job leaves it without one.
         """
         if self._is_busy():
             return False
@@ -172,7 +173,7 @@ class Dispatcher:
         return not self._is_busy()  # it may have been claimed just before the queue was read
 
     def _is_busy(self) -> bool:
-        """Tell whether a claimed job is not settled; a round that takes long is taken for one."""
+        """Tell whether a claimed job is not settled; also True if a round takes long."""
         frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
         if not self._claims.take(frame, IDLE_PATIENCE):
             return True
@@ -183,21 +184,22 @@ class Dispatcher:
 
     def waits_only_for(self, runs: Container[str]) -> bool:
         """
-        Tell whether nothing can happen here until one of these runs goes on, or time does.
+        Tell whether nothing can happen here until one of these runs, or the clock, moves on.
 
         Args:
-            runs: Tokens of runs that wait themselves. All that this manager claimed is among them.
+            runs: Tokens of runs that wait themselves. It returns False if this manager has
+                claimed or adopted any other job.
         """
         if self._moves_seen != self._moves:
-            return False  # where the clock was set, the chores move what is due
+            return False  # the clock was moved, and the chores have yet to look at what is due
         free = self._free_beside(runs)
         if free is None or (free > 0 and not self._backlog.is_empty()):
             return False
-        # Again behind the look at the queue: what has left the one may be in the other by now.
+        # Check again after reading the queue: a job may have moved from there to the claimed ones.
         return self._free_beside(runs) == free
 
     def _free_beside(self, runs: Container[str]) -> int | None:
-        """Return the free slots where all that was claimed is among `runs`, else None."""
+        """Return the free slots if all claimed and adopted jobs are among `runs`, else None."""
         frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
         if not self._claims.take(frame, IDLE_PATIENCE):
             return None
@@ -211,30 +213,36 @@ class Dispatcher:
             self._claims.give_up(frame)
 
     def next_start(self) -> int | None:
-        """Return when, by the clock's wall time, the next job in the queue is due; None: none."""
+        """Return when the next job in the queue is due, in wall time; None: there is none."""
         return self._backlog.next_due()
 
     def begin_wait(self, manager: object) -> Callable[[Run], None]:
         """
-        Return `require` for one who begins to wait now: what failed before is no news.
+        Return `require` for a waiter that begins now; it ignores failures before that.
 
         Args:
-            manager: Is not dropped while somebody waits, though nothing else refers to it.
+            manager: Kept alive by the returned function, so that it is not collected meanwhile.
         """
         return partial(self.require, begun=self._postponed.now(), manager=manager)
 
     def require(self, run: Run, begun: float = 0.0, manager: object = None) -> None:  # noqa: ARG002 - see `begin_wait`
         """
-        Tell one who waits for a job, since `begun`, that it cannot go on here, if that lasts.
+        Raise an error if a job cannot go on here, and that lasts. For a caller that waits for it.
 
-        Nothing is said of a job that has a supervisor, or that only another manager can
-        run, nor of a database that is busy, full or read-only.
+        It raises nothing for a job that has a supervisor, or that only another manager can run,
+        nor because the database is busy, full or read-only.
+
+        Args:
+            run: The job.
+            begun: When the caller began to wait; earlier failures are ignored.
+            manager: See `begin_wait`.
 
         Raises:
-            SpawnError: It is QUEUED, and jobs cannot be started here; or the interpreter
-                exits and has ended the thread.
-            DatabaseGone: It is QUEUED, and the directory of all job directories is gone.
-            StoreError: Its row, its directory or its files cannot be read. The kind says why.
+            SpawnError: The job is QUEUED, and jobs cannot be started here; or the interpreter
+                is exiting and has ended the thread.
+            DatabaseGone: The job is QUEUED, and the directory of all job directories is gone.
+            StoreError: Its row, its directory or its files cannot be read. The subclass says
+                why.
         """
         if run.status == Status.QUEUED:
             if self._loop.exiting:
@@ -245,7 +253,7 @@ class Dispatcher:
                 self._require_readable(run, begun)
         elif (
             run.supervised
-            and self._postponed.fails(run.number)  # first: waiters ask often, and the rest is slow
+            and self._postponed.fails(run.number)  # first, because it is fast and called often
             and not job_directory.is_run_locked(run.token or "")
         ):
             self._require_readable(run, begun)
@@ -268,15 +276,18 @@ class Dispatcher:
             raise failure.for_waiter(
                 f"job {transitions.name_of(run)} is {run.status} and cannot go on"
             )
-        self._postponed.hurry(run.number)  # if it fails: the reason may be gone by now
+        self._postponed.hurry(run.number)  # retry a failure soon: its cause may be gone
 
     def require_progress(self, begun: float = 0.0) -> None:
         """
-        Tell one who waits, since `begun`, until all is done here that it never will be.
+        Raise an error if none of this manager's jobs can go on, for a caller that drains it.
+
+        Args:
+            begun: When the caller began to wait; earlier failures are ignored.
 
         Raises:
-            SpawnError, StoreError: As `require` says, of the jobs that this manager has
-                claimed and could claim: nothing of them can go on.
+            SpawnError, StoreError: As in `require`: none of the jobs that this manager has
+                claimed, or could claim, can go on.
         """
         if self._loop.exiting:
             raise SpawnError("the interpreter exits: nothing is started here any more")
@@ -285,7 +296,7 @@ class Dispatcher:
         stuck = [run for run in claimed if self._postponed.persistent(run.number, begun)]
         if len(stuck) < len(claimed):
             self._hurry(run.number for run in claimed)
-            return  # something runs
+            return  # at least one job can go on
         for run in stuck:
             self.require(run, begun)
         if stuck:
@@ -298,16 +309,16 @@ class Dispatcher:
         self._hurry(queued)
 
     def _hurry(self, numbers: Iterable[int]) -> None:
-        """Have jobs that fail tried soon, as somebody waits for them."""
+        """Retry jobs that fail soon, because a caller waits for them."""
         for number in numbers:
             self._postponed.hurry(number)
 
     def is_drained(self, *, starts: bool) -> Callable[[], bool]:
         """
-        Return what tells one who begins to wait now whether all is done here.
+        Return a function that tells a caller, which begins to wait now, whether all is done.
 
         Args:
-            starts: Start the thread, in a forked child for the first time.
+            starts: Whether it starts the thread if necessary, as in a forked child.
         """
         begun = self._postponed.now()
 
@@ -322,24 +333,24 @@ class Dispatcher:
         return answer
 
     def failures(self) -> list[str]:
-        """Return what fails here at the moment, in words."""
+        """Return a line for each current failure."""
         return self._postponed.in_words()
 
     def stop_claiming(self) -> None:
-        """Leave what is queued to others from now on; running jobs are still cared for."""
-        with self._claims:  # behind a claim under way: what it claims is seen as running
+        """Claim no more jobs; continue to manage the running ones."""
+        with self._claims:  # wait for a claim that is being written: its jobs count as running
             self._claiming = False
 
     @property
     def exiting(self) -> bool:
-        """Whether the interpreter's exit has ended the thread, which settles nothing any more."""
+        """Whether the interpreter's exit has ended the thread, which then settles no more jobs."""
         return self._loop.exiting
 
     def wait_until_settled(self, numbers: Collection[int], timeout: float) -> None:
         """
-        Return when none of these jobs is in this manager's hands, or after `timeout` seconds.
+        Return when this manager has settled all of these jobs, or after `timeout` seconds.
 
-        At once where the database is gone: nothing can be settled in it.
+        Return at once if the database is gone, because nothing can be settled then.
         """
         deadline = time.monotonic() + timeout
         try:
@@ -353,9 +364,9 @@ class Dispatcher:
 
     def close(self) -> None:
         """
-        Claim nothing more, end the round under way, and let the supervisors go.
+        Claim no more jobs, finish the current round, and dismiss the supervisors.
 
-        Running jobs live on in their supervisors. Harmless when closed already.
+        Running jobs continue under their supervisors. A second call is harmless.
         """
         self._claiming = False
         unwatch, self._unwatch = self._unwatch, None
@@ -369,7 +380,7 @@ class Dispatcher:
         return self._loop.runs
 
     def leave(self, then: Callable[[], None]) -> None:
-        """Close without waiting for the round under way, for a finalizer; then call `then`."""
+        """Close without waiting for the current round, for a finalizer; then call `then`."""
         self._claiming = False
         self._then = then
         self._loop.leave()
@@ -380,7 +391,7 @@ class Dispatcher:
         finally:
             then, self._then = self._then, None
             if then is not None:
-                self.close()  # the clock's watch is left to be ended
+                self.close()  # ends the watch of the clock
                 then()
 
     def _let_go_of_jobs(self) -> None:
@@ -396,27 +407,27 @@ class Dispatcher:
     # --- the fork of the host ---------------------------------------------------
 
     def before_fork(self) -> None:
-        """Do nothing: the gate and the database keep a fork out while something is half done."""
+        """Do nothing: the gate and the database allow no fork during their operations."""
 
     def after_fork_in_parent(self) -> None:
         """Do nothing: nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
-        """Leave thread and jobs to the parent; the child starts its own when it needs one."""
+        """Leave thread and jobs to the parent; the child starts its own thread when needed."""
         self._loop.forget()
         self._crew.forget()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._claiming = True
-        self._look = True  # at the queue, in the next round
-        self._moves = 0  # of the clock, and how many of them the last chores have seen
+        self._look = True  # whether the next round looks at the queue
+        self._moves = 0  # moves of the clock; below, how many of them the last chores have seen
         self._moves_seen = 0
         self._backlog.forget()
         self._postponed.forget()
         self._claims = Lock()
         self._assignments: dict[str, Assignment] = {}  # by token
-        self._left: list[Run] = []  # claimed here, when the interpreter's exit ended the thread
+        self._left: list[Run] = []  # unsettled when the interpreter's exit ended the thread
         self._overdue = Overdue()
         self._adoption.forget()
         self._next_adoption = 0.0
@@ -432,7 +443,7 @@ class Dispatcher:
         try:
             self._listen()
             self._round()
-        except Exception as error:  # noqa: BLE001 - whatever it is, running jobs do not depend on it
+        except Exception as error:  # noqa: BLE001 - rest, and retry: running jobs do not need this thread
             self._rest(error)
         else:
             self._postponed.succeed(ROUND)
@@ -443,15 +454,15 @@ class Dispatcher:
         known = isinstance(error, (StoreError, OSError))  # such as a busy or a full database
         self._postponed.fail(ROUND, error, "dispatcher waits" if known else "dispatcher failed")
         self._look = True
-        # Not `rest`: what has been rung for is in the attributes, and would end it at once.
+        # `wait`, not `rest`: it empties the pipe. Otherwise old rings would end each rest at once.
         self._loop.wait((), BACK_OFF)
 
     def _do_chores(self) -> None:
-        """Do each of them, whatever becomes of the others, unless the manager is being closed."""
-        moves = self._moves  # before the chores: it may be moved again meanwhile
+        """Do each chore, even if others fail, until the manager is being closed."""
+        moves = self._moves  # before the chores, because the clock may be moved meanwhile
         for name, chore in self._chores.items():
             if self._loop.closing:
-                return  # each may wait for locks of the database, and `close` waits for all
+                return  # a chore may wait for database locks, and `close` would wait with it
             try:
                 chore()
             except Exception as error:  # noqa: BLE001 - it is tried again in a second
@@ -460,11 +471,11 @@ class Dispatcher:
                 self._postponed.succeed(name)
         pause = min(STEP_PAUSE, CHORES_PAUSE) if self._in_steps() else CHORES_PAUSE
         self._next_chores = time.monotonic() + pause
-        self._look = True  # a delayed job gets due without any commit
-        self._moves_seen = moves  # last: what they have found is to be looked for by now
+        self._look = True  # a delayed job becomes due without any commit
+        self._moves_seen = moves  # last: `waits_only_for` then knows that the chores are done
 
     def _listen(self) -> None:
-        """Wait for a notice, a call from another thread, or the next thing that is due."""
+        """Wait for a notice, a call from another thread, or the next due time."""
         members = {supervisor.fileno(): supervisor for supervisor in self._crew.members}
         asked = self._crew.asked
         pause = self._next_moment() - time.monotonic()
@@ -481,7 +492,7 @@ class Dispatcher:
             start = max(self._next_start, self._crew.next_start)
             moments.append(start if self._look else self._next_look)
         elif self._adoption:
-            moments.append(self._next_look)  # whoever settles an adopted job frees its slot
+            moments.append(self._next_look)  # another process may settle an adopted job
         return min(moments)
 
     def _hear(self, supervisor: Supervisor) -> None:
@@ -494,11 +505,11 @@ class Dispatcher:
                 if assignment.supervisor is supervisor:
                     assignment.end()
             self._crew.dismiss(supervisor)
-        # It can take a job, or another one has to be started in its place.
+        # It can take a job, or another supervisor must replace it.
         self._look = self._look or supervisor.ready or supervisor.gone
 
     def _look_after_starts(self) -> None:
-        """Wake supervisors that were stopped, and end those that never take an overdue job."""
+        """Wake stopped supervisors, and end those that never take a job that is overdue."""
         self._crew.wake_stopped()
         starting = [
             one
@@ -524,7 +535,7 @@ class Dispatcher:
         except FileNotFoundError:
             assignment.accepted = True  # it has ended
         except (StoreError, OSError):
-            return True  # it cannot be read now, and is postponed when it is to be imported
+            return True  # unreadable: its import will postpone it
         return assignment.accepted
 
     # --- a round ----------------------------------------------------------------
@@ -539,7 +550,7 @@ class Dispatcher:
         self._crew.release()
 
     def _gather(self, now: float) -> list[tuple[Assignment, Harvest]]:
-        """Read what ended and what is due; what takes more than one transaction goes by itself."""
+        """Read what the due jobs have written; reconcile those that ended without a record."""
         harvests = []
         for assignment in list(self._assignments.values()):
             if assignment.due > now or assignment.request is not None:
@@ -547,9 +558,9 @@ class Dispatcher:
             assignment.begin_import(now)
             try:
                 harvest = self._importer.harvest(assignment.run)
-            except Exception as error:  # noqa: BLE001 - one job's trouble, not the others'
+            except Exception as error:  # noqa: BLE001 - it concerns this job only
                 if assignment.ended:
-                    # Its supervisor may have died: what that has left is ended all the same.
+                    # Its supervisor may have died: kill the orphans all the same.
                     self._reconcile_ended(assignment)
                 else:
                     self._postpone(assignment, error, "import")
@@ -572,18 +583,18 @@ class Dispatcher:
         assignment.wait(delay)
 
     def _prepare(self, now: float) -> list[Request]:
-        """Prepare as many queued jobs as there are idle supervisors, and start more of these."""
+        """Prepare as many queued jobs as there are idle supervisors; start more supervisors."""
         self._note_commits()
         self._next_look = now + QUEUE_PAUSE
         self._adopt(now)
         if now < self._crew.next_start:
             return []
         unsent = sum(one.needs_supervisor for one in self._assignments.values())
-        self._crew.start(unsent)  # whose supervisor may have died before it took them
+        self._crew.start(unsent)  # supervisors may have died before they took these jobs
         free = self._free_slots()
         if not (self._look and self._claiming) or free <= 0 or now < self._next_start:
             return []
-        # A slot that gets free, and a supervisor that gets ready, make another look.
+        # A free slot, or a supervisor that gets ready, will cause another look.
         self._look = False
         waiting = min(self._backlog.look(free), free)
         self._start_supervisors(waiting + unsent, now)
@@ -595,7 +606,7 @@ class Dispatcher:
                 try:
                     self._require_nothing_left(row)
                     request = self._launch.prepare(row, pipeline, self._environment(row, bases))
-                except Exception as error:  # noqa: BLE001 - it stays QUEUED, the others need not
+                except Exception as error:  # noqa: BLE001 - this job stays QUEUED, others may start
                     self._postpone_start(row.number, row.id, error)
                     if postponement.is_of_all(error):
                         self._next_start = now + BACK_OFF
@@ -604,7 +615,7 @@ class Dispatcher:
                 if request is not None:
                     requests.append(request)
         except BaseException:
-            # Nobody will know of them: their locks would keep these jobs QUEUED for ever.
+            # Release their locks, which would otherwise keep these jobs QUEUED for ever.
             for request in requests:
                 request.close()
             raise
@@ -612,7 +623,7 @@ class Dispatcher:
 
     def _require_nothing_left(self, row: Row[Any]) -> None:
         """
-        Refuse to start a retry beside processes of the attempt before it.
+        Refuse to start a retry while processes of the previous attempt run.
 
         Raises:
             StoreError: They still run.
@@ -637,11 +648,11 @@ class Dispatcher:
     def _environment(
         self, row: Row[Any], found: dict[str | None, Mapping[bytes, bytes] | None]
     ) -> Mapping[bytes, bytes] | None:
-        """Return the environment that a job starts with, once read for all jobs of a round."""
+        """Return the base environment of a job; each is read once per round."""
         name = row.environment
         if name not in found:
             if name is None:
-                found[None] = dict(os.environb)  # a copy a round: it is slow, and may change
+                found[None] = dict(os.environb)  # one copy per round: it is slow, and may change
             else:
                 with self._database.read() as connection:
                     found[name] = environments.find(connection, name)
@@ -656,25 +667,25 @@ class Dispatcher:
                 self._next_adoption = 0.0  # an adopted job may have been settled
 
     def _adopt(self, now: float) -> None:
-        """Have running jobs without a manager take slots before queued ones do."""
+        """Adopt running jobs without a manager, before queued jobs take the slots."""
         if now >= self._next_adoption or (self._adoption.remaining and self._free_slots() > 0):
             self._next_adoption = now + CHORES_PAUSE
             try:
                 self._adoption.update(self._assignments.keys(), self._slots - self._unended())
-            except Exception as error:  # noqa: BLE001 - queued jobs are to start all the same
+            except Exception as error:  # noqa: BLE001 - queued jobs must start all the same
                 self._postponed.fail(ADOPTION, error, "chore postponed", chore=ADOPTION)
             else:
                 self._postponed.succeed(ADOPTION)
 
     def _postpone_start(self, number: int, job_id: object, error: Exception) -> None:
-        """Pass over a job for a while, so that it does not keep those after it waiting."""
+        """Skip a job for a while, so that it does not hold up the jobs after it."""
         self._postponed.fail(number, error, "start postponed", job=str(job_id))
         self._backlog.forget()
         self._look = True
 
     def _commit(self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]) -> None:
         with self._claims:
-            if not self._claiming:  # since a moment ago
+            if not self._claiming:  # `stop_claiming` or `close` was called meanwhile
                 for request in requests:
                     request.close()
                 requests = []
@@ -698,7 +709,7 @@ class Dispatcher:
     def _write(
         self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]
     ) -> list[tuple[Assignment, Harvest, Run | None]]:
-        """Write a round in one transaction; return what then stands of each job it imported."""
+        """Write a round in one transaction; return each imported job as it is then."""
         durable = bool(requests) or any(
             self._importer.must_be_durable(harvest) for _, harvest in harvests
         )
@@ -723,7 +734,7 @@ class Dispatcher:
             if requests:
                 failpoints.reach(failpoints.CLAIMED, self._database)
         except BaseException:
-            # Even a failed COMMIT may have been one: the rows say.
+            # A COMMIT that failed may still have committed: read the rows.
             self._read_again(requests)
             raise
         for request, run in round_.claimed:
@@ -733,7 +744,7 @@ class Dispatcher:
         return round_.written
 
     def _postpone_written(self, of: Assignment | Request, error: Exception) -> None:
-        """Note what was rolled back alone."""
+        """Postpone a job whose savepoint was rolled back."""
         if isinstance(of, Request):
             of.close()
             self._postpone_start(of.number, of.job_id, error)
@@ -761,8 +772,8 @@ class Dispatcher:
                 with self._database.read() as connection:
                     run = transitions.find(connection, request.number)
             except BaseException:  # noqa: BLE001 - the caller raises what came first
-                # Unknown, so it must not be sent. If it was claimed after all, its
-                # free lock says that it never started, which is then the truth.
+                # It is unknown whether the job is claimed, so do not send it. If it is, its free
+                # lock shows that it never started, which is true.
                 request.close()
                 continue
             self._take(request, run if run is not None and run.token == request.token else None)
@@ -770,8 +781,8 @@ class Dispatcher:
     def _take(self, request: Request, run: Run | None) -> None:
         """Note a claimed job; None: it was cancelled, deleted or started by its host."""
         if run is None:
-            # The directory stays: another manager may have claimed the job, run it
-            # and not imported it yet. The sweep removes it once the row is final.
+            # Keep the directory: another manager may have claimed and run the job, and not
+            # imported it yet. The sweep removes the directory once the row is final.
             request.close()
             self._backlog.forget()
             self._look = True
@@ -787,14 +798,14 @@ class Dispatcher:
             assignment.run = run
 
     def _send(self) -> None:
-        """Send every claimed job to an idle supervisor; one that cannot be sent is ended here."""
+        """Send claimed jobs to idle supervisors; end those here that can never be sent."""
         for assignment in self._assignments.values():
             request = assignment.request
             if request is None or not self._postponed.is_due(assignment.run.number):
                 continue
             try:
                 self._send_one(assignment, request)
-            except Exception as error:  # noqa: BLE001 - those after it are to be sent all the same
+            except Exception as error:  # noqa: BLE001 - the jobs after it must be sent all the same
                 self._postpone(assignment, error, "start")
 
     def _send_one(self, assignment: Assignment, request: Request) -> None:
@@ -812,7 +823,7 @@ class Dispatcher:
         elif self._is_stopped(assignment.run):
             self._end_here(assignment, request, Reason.STOPPED, "stopped before its start")
         else:
-            # A full socket does not say when it has room again.
+            # Poll, because nothing reports when a full socket has room again.
             assignment.due = time.monotonic() + RETRY
             self._look = True
 
@@ -822,7 +833,7 @@ class Dispatcher:
         return fresh is not None and fresh.stop_requested is not None
 
     def _end_here(self, assignment: Assignment, request: Request, reason: Reason, why: str) -> None:
-        """Write the verdict as the holder of the lock; the next round settles it."""
+        """Write the exit record, as the holder of the lock; the next round settles the job."""
         self._launch.write_verdict(request, reason, why)
         assignment.request = None
         request.close()
@@ -832,7 +843,7 @@ class Dispatcher:
         return self._slots - self._unended() - len(self._adoption)
 
     def _unended(self) -> int:
-        """Return how many claimed jobs use a slot; one that waits to be ended here uses none."""
+        """Return how many claimed jobs use a slot; those that are to be ended here do not."""
         return sum(
             not one.ended and (one.request is None or one.needs_supervisor)
             for one in self._assignments.values()
@@ -844,5 +855,5 @@ def _note(round_: _Round, of: Assignment | Request, error: Exception) -> None:
 
 
 def usable_processors() -> int:
-    """Return how many processors this process may use: a container's, not the machine's."""
+    """Return how many CPUs this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0))

@@ -1,10 +1,10 @@
 """
 Copies a job directory into the database, every line exactly once.
 
-Import is a copy. Frame headers say which lines follow, so the output itself is
-never looked at; whole frames are sliced, compressed and inserted, and the
-offset moves by compare-and-set in the same transaction. Any process may import
-any job at any time: one of them wins, the others find nothing left to do.
+Frame headers tell which lines follow, so an import does not examine the output itself. Whole
+frames are grouped, compressed and inserted, and the same transaction moves the offset by
+compare-and-set. Any process may import any job at any time: one of them wins, and the others
+find nothing to do.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import NewerProtocol, frames, job_directory, progress
 
-#: Bytes of frames in one transaction: bounds memory, and how long others wait for the lock.
+#: Bytes of frames per transaction. This bounds memory, and how long others wait for the lock.
 BATCH_BYTES = 2**20
-#: What opening a file says that was replaced by something else; see `job_directory.open_file`.
+#: The errors of opening a file that something else has replaced; see `job_directory.open_file`.
 _STRANGE = (errno.EINVAL, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EACCES)
-#: Hole lines in one frame: a damaged gap can be of any size.
+#: The most replacement lines in one frame, because a damaged gap can have any size.
 _HOLE_LINES = 2**20
 
 
 class Harvest:
     """
-    What was found in a job's directory and is not in the database yet.
+    The new content of a job directory, which is not in the database yet.
 
     Attributes:
-        run: The job as it was read before; its offset is the one to move on from.
-        offset, next_sequence: Where the database will stand.
-        slices: The frames in between, but those without lines.
-        report: The last one among these that says how far the job is, else None.
-        exit: The verdict, if there is one and all before it is in this harvest.
-        result: What its function returned, encoded, if the verdict is that it has.
-        goal: The end of the spool when it was read: there may be more than fits in one transaction.
-        renewed: Whether a spool file has been imported to its end, so that it can go.
+        run: The job as it was read before; the import begins at its offset.
+        offset, next_sequence: The values of the row after this import.
+        slices: The frames in between, without those that have no lines.
+        report: The last progress report in between, or None.
+        exit: The exit record, if there is one and this import reaches the end of the spool.
+        result: The encoded return value of its function, if it has returned.
+        goal: The end of the spool when it was read, which may be beyond this one transaction.
+        renewed: Whether a whole spool file has been imported, so that it can be removed.
     """
 
     __slots__ = (
@@ -60,7 +60,7 @@ class Harvest:
         self.run = run
         self.offset: int = run.spool_offset
         self.next_sequence: int = run.next_sequence
-        self._sound: int = run.spool_offset  # behind the last frame that was whole
+        self._sound: int = run.spool_offset  # the end of the last intact frame
         self.slices: list[log_segments.Slice] = []
         self.report: Report | None = None
         self.exit: job_directory.ExitRecord | None = None
@@ -74,12 +74,12 @@ class Harvest:
         return self.exit is None and self.offset == self.run.spool_offset and not self.slices
 
     def add(self, buffer: bytes, frame: frames.Frame) -> None:
-        """Add a frame that follows on what is there."""
-        if frame.count:  # else there is nothing to read, and its number is the next frame's
+        """Add the next frame."""
+        if frame.count:  # otherwise it has no lines, and the next frame has the same number
             self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
         elif frame.stream == frames.PROGRESS:
             said = progress.parse(buffer[frame.start : frame.end])
-            if said is not None:  # of a form that a later jobcore knows, perhaps
+            if said is not None:  # None: perhaps the format of a later jobcore
                 self.report = Report(*said, at=frame.time_ns // 1000)
         self.offset += frame.end - frame.begin
         self._sound = self.offset
@@ -87,16 +87,16 @@ class Harvest:
 
     def can_be_followed_by(self, frame: frames.Frame) -> bool:
         """
-        Tell whether a frame found behind damage can be one of the supervisor's.
+        Tell whether a frame that was found after damage can be the supervisor's.
 
-        A job may print what looks like a frame, and damage may uncover it. A
-        line takes a byte at least, so no more can be missing than bytes are.
+        A job may print bytes that look like a frame, and damage may uncover them. Each line takes
+        at least one byte, so no more lines than bytes can be missing.
         """
         missing = frame.first - self.next_sequence
         return 0 <= missing <= self.offset + frame.begin - self._sound
 
     def fill_hole(self, sequence: int, time_ns: int) -> None:
-        """Put `system` lines where lines up to `sequence` are missing: nothing is renumbered."""
+        """Insert `system` lines for the missing ones up to `sequence`: no line is renumbered."""
         while self.next_sequence < sequence:
             count = min(sequence - self.next_sequence, _HOLE_LINES)
             note = b"%d lines are lost from here: the spool is damaged\n" % (
@@ -105,7 +105,7 @@ class Harvest:
             self._add_system(note + b"\n" * (count - 1), count, time_ns)
 
     def add_note(self, note: str, time_ns: int) -> None:
-        """Add a `system` line that is in no spool."""
+        """Add a `system` line that is not in the spool."""
         self._add_system(note.encode() + b"\n", 1, time_ns)
 
     def _add_system(self, payload: bytes, count: int, time_ns: int) -> None:
@@ -124,26 +124,26 @@ def _unfinished_in(directory: int) -> list[tuple[frames.Frame, bytes]]:
     except OSError as error:
         if error.errno not in _STRANGE:
             raise
-        return []  # no supervisor has made it, and it is no reason for having no verdict
+        return []  # not a supervisor's file; it must not keep the job from being settled
 
 
 def _may_return(run: Run) -> bool:
     """
-    Tell whether a `result` file in the job's directory is what a function returned.
+    Tell whether to trust a `result` file in the job directory: only if the job calls a function.
 
-    Any other command may have put it there, and a result is unpickled by the host that asks.
+    Any other command could have written it, and a host that asks for the result unpickles it.
     """
     return run.calls_function != 0
 
 
 class Importer:
     """
-    Reads job directories and moves what they say into the database.
+    Imports job directories into the database.
 
     Args:
-        database: Where to.
-        directories: Where from.
-        clock: Tells when.
+        database: The destination.
+        directories: The source.
+        clock: Tells the time.
     """
 
     def __init__(self, database: Database, directories: Directories, clock: Clock) -> None:
@@ -160,18 +160,18 @@ class Importer:
         until: float = math.inf,
     ) -> Run | None:
         """
-        Import, and settle if it has ended, all that the job's directory holds now.
+        Import the current content of a job directory, and settle the job if it has ended.
 
         Args:
             patience: Seconds to wait for each write transaction; None: the busy timeout.
-            verdict: What holds where the directory has no exit record, or is not there.
-            until: By the monotonic clock, when to leave the rest to a later call.
+            verdict: The exit record to use if the directory has none, or is missing.
+            until: When to leave the rest to a later call, by the monotonic clock.
 
         Returns:
-            The run as it then is; None when it has been removed.
+            The run as it is then; None if it has been removed.
 
         Raises:
-            StoreError: The database could not take it; the directory still has it.
+            StoreError: The database failed; the directory still has everything.
         """
         goal: int | None = None
         while True:
@@ -179,7 +179,7 @@ class Importer:
             if harvest is None or harvest.empty:
                 return run
             if goal is None:
-                goal = harvest.goal  # no further: a command may write for ever
+                goal = harvest.goal  # stop there: a command may write for ever
             fresh = self._database.write(
                 partial(self.apply, harvest=harvest),
                 durable=self.must_be_durable(harvest),
@@ -202,10 +202,10 @@ class Importer:
         see: Callable[[frames.Frame], object] = lambda _frame: None,
     ) -> int:
         """
-        Return the number that the next line would have had, by the spool as it is there.
+        Return the number that the next line would have, after all lines in the spool.
 
         Args:
-            see: Called with each frame of lines that is not imported.
+            see: Called with each frame of lines that is not imported yet.
         """
         end = job_directory.ExitRecord(token=run.token or "", reason="", spool_end=spool_end)
         harvest = Harvest(run)
@@ -221,16 +221,16 @@ class Importer:
         """
         Append the unfinished lines of a dead supervisor to its spool. The caller holds the lock.
 
-        Again is harmless: then they are there.
+        A second call is harmless: it finds them in the spool.
 
         Raises:
-            OSError: There is no space, for example.
+            OSError: It cannot be written, for lack of space for example.
         """
         found = _unfinished_in(directory)
         if not found:
             return
         first = found[0][0].first
-        later: set[int] = set()  # the streams that have a line which it does not know
+        later: set[int] = set()  # the streams with lines later than the unfinished ones
 
         def see(frame: frames.Frame) -> None:
             if frame.first + frame.count > first:
@@ -241,7 +241,8 @@ class Importer:
                 log_segments.see_frames(connection, run.number, first, see)
         end = max(run.spool_offset, job_directory.spool_end(directory))
         sequence = self.count_lines(run, directory, end, see)
-        # Before a line of jobcore's own all text was written; behind lost lines none has a place.
+        # A later `system` line means that all text before it was written. And if lines are
+        # lost, the unfinished ones have no place after the gap.
         if frames.SYSTEM in later or first > sequence:
             return
         data = b""
@@ -257,9 +258,9 @@ class Importer:
 
     def harvest(self, run: Run, verdict: job_directory.ExitRecord | None = None) -> Harvest | None:
         """
-        Read up to one transaction's worth of what is new; None: the directory is not there.
+        Read new content, as much as fits in one transaction; None: the directory is missing.
 
-        The exit record is read first: what was written before it is complete then.
+        The exit record is read first, because everything written before it is then complete.
 
         Args:
             verdict: As for `bring_in`.
@@ -303,12 +304,12 @@ class Importer:
             if position:
                 continue
             if end is None:
-                break  # not yet: its supervisor is still writing
+                break  # the next frame is incomplete: its supervisor is still writing
             self._skip_damage(harvest, directory, buffer, end)
         harvest.goal = max(
             harvest.offset, job_directory.spool_end(directory) if end is None else end
         )
-        # Those before it end where it begins; the first one ends no other.
+        # Each spool file ends where the next one begins; so skip the beginning of the first.
         harvest.renewed = any(
             begin <= harvest.offset for begin in job_directory.spool_offsets(directory)[1:]
         )
@@ -316,7 +317,7 @@ class Importer:
             self._conclude(harvest, verdict)
 
     def _conclude(self, harvest: Harvest, verdict: job_directory.ExitRecord) -> None:
-        """Add what comes after the spool: all of that is in the harvest."""
+        """Add the exit record and its note, once the whole spool is in the harvest."""
         now_ns = self._clock.now() * 1000
         harvest.fill_hole(verdict.next_sequence, now_ns)
         if verdict.note is not None:
@@ -324,7 +325,7 @@ class Importer:
         harvest.exit = verdict
 
     def _skip_damage(self, harvest: Harvest, directory: int, buffer: bytes, end: int) -> None:
-        """Go on at the next valid frame before `end`, with `system` lines for what is missing."""
+        """Continue at the next valid frame before `end`, with `system` lines for missing ones."""
         found = frames.find_next(buffer, 0)
         while found >= 0:
             frame = frames.decode(buffer, found)
@@ -336,7 +337,7 @@ class Importer:
         later = [
             begin for begin in job_directory.spool_offsets(directory) if begin > harvest.offset
         ]
-        # Past the damage that was looked at, but not past the last header it may hide.
+        # Skip the damage that was searched, but not a frame that may begin near its end.
         step = max(len(buffer) - frames.HEADER_SIZE - frames.MAX_PAYLOAD, 1) if buffer else 0
         if buffer and len(buffer) == BATCH_BYTES:
             harvest.offset += step
@@ -345,7 +346,7 @@ class Importer:
 
     @staticmethod
     def must_be_durable(harvest: Harvest) -> bool:
-        """Tell whether power may not undo it: a verdict, or the last trace of a spool file."""
+        """Tell whether a power failure must not undo it: it settles, or frees a spool file."""
         return harvest.exit is not None or harvest.renewed
 
     def apply(self, connection: Connection, harvest: Harvest) -> Run | None:
@@ -353,7 +354,7 @@ class Importer:
         Write a harvest in the caller's transaction.
 
         Returns:
-            The run as it is then; None when it has been removed.
+            The run as it is then; None if it has been removed.
         """
         run = harvest.run
         loose = log_segments.loose_behind(run.loose, harvest.slices, harvest.next_sequence)
@@ -366,7 +367,7 @@ class Importer:
                 loose=loose,
                 report=harvest.report,
             ):
-                # Another process was faster: all this is imported already.
+                # Another process has already imported this.
                 return transitions.find(connection, run.number)
             if harvest.slices:
                 log_segments.append_slices(
@@ -391,7 +392,7 @@ class Importer:
         now = self._clock.now()
         stop_requested = run.stop_requested is not None
         if verdict.wait_status is None and not stop_requested:
-            # Nobody saw it end, so a wish to stop decides; it may be younger than the run in hand.
+            # No process saw the end, so a stop request decides; it may be newer than `run`.
             fresh = transitions.find(connection, run.number)
             stop_requested = fresh is not None and fresh.stop_requested is not None
         return settlement.settle(
@@ -416,7 +417,7 @@ class Importer:
         )
 
     def clean_up(self, harvest: Harvest, run: Run | None) -> None:
-        """After the commit: drop spool files that are imported, or the directory of a final job."""
+        """After the commit, remove imported spool files, or the directory of a final job."""
         name = harvest.run.name
         ended = run is None or run.final
         failpoints.reach(failpoints.SETTLED if ended else failpoints.IMPORTED, self._database)

@@ -1,8 +1,8 @@
 """
-Continues jobs whose host died, and decides what became of those whose supervisor died.
+Takes care of jobs whose host died, and resolves jobs whose supervisor died.
 
-Nothing here waits for a timer. A supervisor that lives holds its job's lock, so
-a RUNNING job with a free lock and no exit record is dead, at once and for sure.
+No timer is needed to detect that. A live supervisor holds the lock of its job, so a RUNNING job
+with a free lock and without an exit record is certainly dead.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
-#: Seconds that a sweep imports, or waits for left-over processes to die, at the most: jobs
-#: start in between. The rest is for the next one.
+#: The most seconds that a sweep imports, or waits for orphans to die. The next sweep does the
+#: rest, and jobs can start in between.
 SWEEP = 0.05
 
 
 class _StillThere(Exception):
-    """What a dead supervisor left behind has been sent SIGKILL and is not gone yet."""
+    """The orphans of a dead supervisor were sent SIGKILL and have not ended yet."""
 
 
 class Recovery:
     """
-    Brings rows up to what the job directories say.
+    Brings the rows of jobs up to date with the job directories.
 
     Args:
-        database: The rows.
-        directories: The truth.
-        importer: Carries the one into the other.
-        stopper: Carries wishes the other way.
-        remover: Goes on with begun deletions.
-        clock: Tells when.
-        ownership: Tells which owners live.
-        postponed: Remembers what could not be done: a job, by its number.
+        database: Where the rows are.
+        directories: Where supervisors write what has happened.
+        importer: Copies directories into the database.
+        stopper: Delivers stop requests to supervisors.
+        remover: Continues unfinished deletions.
+        clock: Tells the time.
+        ownership: Tells which owners are alive.
+        postponed: Remembers failures: of a job, by its number.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Recovery:
         self._clock = clock
         self._boot_id = filesystem.boot_id()
         self._unresponsive = Unresponsive(directories, clock)
-        #: By job number, the offset at the last sweep: another manager imports one that moves.
+        #: By job number: the offset at the last sweep. If it moves, another manager imports.
         self._offsets: dict[int, int] = {}
-        #: By job number, since when what is left of it is being killed, by the monotonic clock.
+        #: By job number: since when its orphans are being killed, by the monotonic clock.
         self._killing: dict[int, float] = {}
         self._unfinished = False
-        self._swept = 0  # the number of the job at which the last sweep ran out of time
+        self._swept = 0  # the number of the last job that a sweep has examined
 
     # --- one job ----------------------------------------------------------------
 
@@ -102,13 +102,13 @@ class Recovery:
 
         Args:
             patience: Seconds to wait for each write transaction; None: the busy timeout.
-            kill: Kill what a dead supervisor left behind, and judge a job that was started in
-                another directory. Without it both stay as they are: looking changes nothing.
-            until: By the monotonic clock, when to leave the rest to a later call.
+            kill: Kill the orphans of a dead supervisor, and resolve a job that was started in
+                another directory. If false, both stay as they are.
+            until: When to leave the rest to a later call, by the monotonic clock.
 
         Returns:
-            The row as it then is; the same where there was nothing to do; None
-            when it has been removed.
+            The row as it is then, or `run` itself if there was nothing to do; None if the row
+            has been removed.
 
         Raises:
             StoreError, OSError: It could not be done now. Nothing is lost by that.
@@ -122,7 +122,7 @@ class Recovery:
             return fresh
         if self._is_alive(fresh):
             if fresh.stop_who == transitions.actor():
-                self._unresponsive.look(fresh)  # this process waits for the stop it asked for
+                self._unresponsive.look(fresh)  # this process requested the stop, so it enforces it
             else:
                 self._unresponsive.wake(fresh)
             if fresh.stop_requested is not None:
@@ -131,12 +131,12 @@ class Recovery:
         try:
             return self._resolve(fresh, patience, kill=kill, until=until)
         except (NewerProtocol, _StillThere):
-            # Its own version will know what became of it; or a later sweep, as starts do not
-            # wait for a process to die.
+            # A newer version of jobcore must judge it. Or a later sweep will, because the start
+            # of other jobs must not wait for a process to die.
             return fresh
 
     def _judge_owner(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
-        """End a job whose owner is dead; one of another directory only where `kill` allows it."""
+        """End a job whose owner is dead; one of another directory only if `kill` is true."""
         owner = run.owner or ""
         if not (kill or self._ownership.is_here(owner)) or self._ownership.lives(owner):
             return run
@@ -149,7 +149,7 @@ class Recovery:
     def reconcile_softly(
         self, run: Run, *, kill: bool = False, until: float = math.inf
     ) -> Run | None:
-        """Reconcile inside a read: where it cannot be done now, return the row as stored."""
+        """Reconcile within a read: if it cannot be done now, return the row as stored."""
         softly = partial(
             self._reconcile_softly, run, patience=READ_PATIENCE, kill=kill, until=until
         )
@@ -166,7 +166,7 @@ class Recovery:
             fresh = self.reconcile(run, patience=patience, kill=kill, until=until)
         except Exception as error:
             if patience is None and isinstance(error, DatabaseBusy):
-                raise  # the trouble of all jobs, which the caller has waited out
+                raise  # it concerns all jobs, and the busy timeout is over
             self._postpone(run, error)
             if kill and isinstance(error, (StoreError, OSError)) and not is_of_all(error):
                 self._do_without_files(run)
@@ -176,10 +176,10 @@ class Recovery:
 
     def _do_without_files(self, run: Run) -> None:
         """
-        Do what can be done for a job whose files allow no verdict yet.
+        Do what is possible for a job that cannot be reconciled now because of its files.
 
-        What a dead supervisor has left is killed. A living one is reminded of a stop. The
-        kernel's list of locks says which it is, whatever is in the job's directory.
+        If its supervisor is dead, kill the orphans. If it is alive, remind it of a stop request.
+        The kernel's list of locks tells which, without the job directory.
         """
         try:
             if (
@@ -195,14 +195,14 @@ class Recovery:
             elif orphans.are_visible() and not orphans.is_inside(run.cookie or ""):
                 orphans.kill(run.cookie or "", orphans.PAUSE)
         except (StoreError, OSError):
-            pass  # tried again with the next look
+            pass  # the next look tries again
 
     def reconcile_dead(self, run: Run) -> Run | None:
-        """Reconcile as `reconcile_softly` does, and kill what a dead supervisor has left."""
+        """Reconcile as `reconcile_softly` does, and kill the orphans of a dead supervisor."""
         return self.reconcile_softly(run, kill=True)
 
     def _postpone(self, run: Run, error: Exception) -> None:
-        if isinstance(error, DatabaseBusy):  # the database's trouble, which ends by itself
+        if isinstance(error, DatabaseBusy):  # no failure of the job, and it ends by itself
             telemetry.event(logging.INFO, "reconcile postponed", job=name_of(run), error=str(error))
         else:
             self._postponed.fail(
@@ -211,10 +211,10 @@ class Recovery:
 
     def is_here(self, run: Run) -> bool:
         """
-        Tell whether a supervised job was started in this directory, of which there may be copies.
+        Tell whether a supervised job was started in this directory, not in one it was copied from.
 
         Raises:
-            DatabaseGone: The directory of the job directories is gone.
+            DatabaseGone: The directory of all job directories is gone.
         """
         return self._directories.is_root_of(run.directory_id, same_boot=self._is_of_this_boot(run))
 
@@ -223,10 +223,10 @@ class Recovery:
 
     def require_root(self) -> bool:
         """
-        Tell whether the directory of the job directories is in place, and refuse to wait long.
+        Tell whether the directory of all job directories is in place; raise if it stays missing.
 
         Raises:
-            DatabaseGone: The directory of the job directories has been gone for some seconds.
+            DatabaseGone: The directory has been gone for some seconds.
         """
         return self._directories.require_root()
 
@@ -241,7 +241,7 @@ class Recovery:
         try:
             return self.is_here(run)
         except DatabaseGone:
-            return False  # the file alone was copied
+            return False  # only the database file was copied
 
     @handed_over
     def is_dead(self, run: Run) -> bool:
@@ -249,38 +249,37 @@ class Recovery:
         try:
             return run.supervised and self.is_here(run) and not self._is_alive(run)
         except (StoreError, OSError):
-            return False  # it cannot be told now
+            return False  # not known now
 
     @handed_over
     def has_news(self, run: Run) -> bool:
         """
-        Tell whether the files of a job say more than `run` does. No table is touched.
+        Tell whether the files of a job show more than `run` does, without reading any table.
 
-        Of a job with an owner that is the owner's free lock. Of a supervised one it is an
-        exit record, output behind what is imported, or a free lock; a wish to stop that is
-        not fulfilled counts as well.
+        For an owned job, that is a free lock of the owner. For a supervised job, it is an exit
+        record, output that is not imported, or a free lock. A pending stop request counts, too.
         """
         try:
             if run.owned:
                 return not self._ownership.lives(run.owner or "")
             more = self._says_more(run, output=True)
         except NewerProtocol:
-            return False  # its own version cares for it
+            return False  # left to the newer version of jobcore
         if not more:
-            self._unresponsive.wake(run)  # whoever waits may be the only one to see it
+            self._unresponsive.wake(run)  # no other process may be there to do it
         return more
 
     @handed_over
     def look(self, run: Run) -> tuple[log_segments.Unfinished | None, bool]:
-        """Return what `unfinished` does, and then what `has_news` does."""
+        """Return the results of `unfinished` and then of `has_news`."""
         return self.unfinished(run), self.has_news(run)
 
     @handed_over
     def unfinished(self, run: Run) -> log_segments.Unfinished | None:
-        """Return the unfinished lines in the directory of a job; None: none can be seen."""
+        """Return the unfinished lines in the job directory; None: none can be read."""
         try:
             if not run.supervised or not self.is_here(run):
-                return None  # those of a copy are not those of the job
+                return None  # a copied directory does not show the job's current lines
             with self._directories.open(run.name) as directory:
                 return log_segments.unfinished(job_directory.read_tail(directory))
         except (StoreError, OSError, NewerProtocol):
@@ -295,14 +294,14 @@ class Recovery:
                     or not self._directories.is_held(directory)
                 ):
                     return True
-            return run.stop_requested is not None  # of which its supervisor is to be reminded
+            return run.stop_requested is not None  # reconciling reminds the supervisor
         except NewerProtocol:
             raise
-        except Exception:  # noqa: BLE001 - it is gone, or cannot be read: reconciling tells which
+        except Exception:  # noqa: BLE001 - gone or unreadable: reconciling finds out which
             return True
 
     def _is_alive(self, run: Run) -> bool:
-        """Tell whether the job has a supervisor, by its lock: also by one that was unlinked."""
+        """Tell whether the job has a supervisor, by its lock, even if the lock file was removed."""
         has_lock = False
         try:
             with self._directories.open(run.name) as directory:
@@ -318,34 +317,34 @@ class Recovery:
         )
 
     def _resolve(self, run: Run, patience: float | None, *, kill: bool, until: float) -> Run | None:
-        """Give the verdict on a job that has no supervisor, once nothing of it runs any more."""
+        """Settle a job without a supervisor, after its orphans have ended."""
         if orphans.is_inside(run.cookie or ""):
             return run
         if not kill and self._is_of_this_boot(run) and self._may_be_left(run):
-            return run  # left to a manager, which may kill them
+            return run  # left to a manager, which is allowed to kill them
         try:
             with self._directories.taken(run.name) as directory:
                 if directory is None:
-                    return run  # somebody else does, or it lives after all
+                    return run  # another process resolves it, or it is alive after all
                 current, verdict = self._judge(run, directory, until)
                 if verdict is not None:
                     job_directory.write_exit(directory, verdict)
                     self._tell(run, verdict)
         except FileNotFoundError:
-            # No directory is made for it, and so none is found later that proves nothing. The
-            # row is the guard: whoever settles it first is the one who did.
+            # Do not make a directory for the exit record: a later look could not trust it. The
+            # row is the guard: only the first process settles it.
             current, verdict = self._judge(run, None, until)
             if current is not None and verdict is not None:
                 self._tell(run, verdict)
                 return self._importer.bring_in(current, patience=patience, verdict=verdict)
         if current is None or not current.supervised:
-            # Settled meanwhile, and its directory was removed: the one here is nobody's.
+            # It was settled meanwhile and its directory removed, so the one here is stale.
             self._directories.remove(run.name)
             return current
         return self._importer.bring_in(current, patience=patience)
 
     def _may_be_left(self, run: Run) -> bool:
-        """Tell whether processes of a job are left, or may be in a pid namespace out of sight."""
+        """Tell whether a job has orphans, or may have some in an invisible pid namespace."""
         if orphans.find(run.cookie or ""):
             return True
         try:
@@ -358,10 +357,10 @@ class Recovery:
         self, run: Run, directory: int | None, until: float
     ) -> tuple[Run | None, job_directory.ExitRecord | None]:
         """
-        Return the row as it is now, and the exit record to be written for it, if any.
+        Return the row as it is now, and the exit record to write for it, or None.
 
         Args:
-            directory: Of which the whole lock is ours; None: there is none.
+            directory: The job directory, whose whole lock the caller holds; None: it is gone.
             until: As for `reconcile`.
 
         Raises:
@@ -378,7 +377,7 @@ class Recovery:
         return current, self._verdict(current, directory, until)
 
     def _verdict(self, run: Run, directory: int | None, until: float) -> job_directory.ExitRecord:
-        """End what is left of a job whose supervisor is dead, and return its exit record."""
+        """Kill the orphans of a job whose supervisor is dead, and return its exit record."""
         never = directory is not None and self._never_started(run, directory)
         notes = []
         unreaped: tuple[int, ...] = ()
@@ -397,7 +396,7 @@ class Recovery:
         sequence = run.next_sequence
         if directory is not None:
             self._importer.number_unfinished(run, directory)
-            # What is imported is no longer in a directory that was restored or truncated.
+            # A restored or truncated directory may lack output that is already imported.
             end = max(end, job_directory.spool_end(directory))
             sequence = self._importer.count_lines(run, directory, end)
         return job_directory.ExitRecord(
@@ -410,9 +409,9 @@ class Recovery:
         )
 
     def _never_started(self, run: Run, directory: int) -> bool:
-        """Tell whether it is proven that the command was not started; no proof is none."""
+        """Tell whether it is proven that the command was not started."""
         return (
-            self._boot_id is not None  # else a power failure may have taken the files
+            self._boot_id is not None  # otherwise a power failure may have removed the files
             and self._is_of_this_boot(run)
             and self._directories.is_directory_of(directory, run.directory_id)
             and job_directory.is_unstarted(directory, run.token or "")
@@ -423,7 +422,7 @@ class Recovery:
     def _end_leftovers(
         self, run: Run, directory: int | None, until: float
     ) -> tuple[tuple[int, ...], str]:
-        """Kill what is left of a job of this directory; return the pids still there, and a note."""
+        """Kill the orphans of a job of this directory; return the surviving pids, and a note."""
         if not orphans.are_visible():
             where = (
                 "without /proc"
@@ -433,18 +432,18 @@ class Recovery:
             return (), f"its processes cannot be seen {where}"
         is_elsewhere = directory is not None and _is_of_other_namespace(directory)
         if is_elsewhere and not orphans.find(run.cookie or ""):
-            # Those of a namespace inside of this one would have been found.
+            # Processes in a namespace inside this one would have been found.
             return (), "its processes cannot be seen from this pid namespace"
         if self.is_here(run):
             unreaped = self._kill_leftovers(run, until)
             unexamined = ", ".join(map(str, orphans.unexamined()))
             return unreaped, f"could not be examined: {unexamined}" if unexamined else ""
-        # They may be those of the files that these were copied from, where they are cared for.
+        # This may be a copy, and the processes may belong to the original: leave them alone.
         left = tuple(orphans.find(run.cookie or ""))
         return left, f"still running, and left alone: {', '.join(map(str, left))}" if left else ""
 
     def _kill_leftovers(self, run: Run, until: float) -> tuple[int, ...]:
-        """Kill them; return the pids of those that could not be killed."""
+        """Kill the orphans of a job; return the pids of those that could not be killed."""
         began = self._killing.setdefault(run.number, time.monotonic())
         patience = orphans.PATIENCE - (time.monotonic() - began)
         left = orphans.kill(
@@ -468,25 +467,25 @@ class Recovery:
     # --- all jobs ---------------------------------------------------------------
 
     def is_unfinished(self) -> bool:
-        """Tell whether the last sweep ran out of time, so that the next one is due soon."""
+        """Tell whether the last sweep ran out of time, so that the next one should come soon."""
         return self._unfinished
 
     @handed_over
     def sweep(self, *, everything: bool = False) -> list[Run]:
         """
-        Look at every RUNNING job, at begun deletions and at leftover directories.
+        Look at every RUNNING job, at unfinished deletions and at stale directories.
 
         Args:
-            everything: Import also for those that another manager cares for, and wait for
-                each write as long as the busy timeout.
+            everything: Also import jobs that another manager is importing, and wait up to the
+                busy timeout for each write.
 
         Returns:
-            The jobs that this settled.
+            The jobs that this call settled.
 
         Raises:
-            DatabaseBusy: With `everything`: another process kept the write lock too long.
+            DatabaseBusy: With `everything`: another process held the write lock too long.
         """
-        names = self._directories.names()  # before the rows: one made in between has a row
+        names = self._directories.names()  # before the rows, so that each new directory has a row
         with self._database.read() as connection:
             running = transitions.supervised(connection, self._postpone_damaged)
             owned = transitions.owned(connection, self._postpone_damaged)
@@ -495,7 +494,7 @@ class Recovery:
         offsets = {run.number: run.spool_offset for run in running}
         until = math.inf if everything else time.monotonic() + SWEEP
         patience = None if everything else READ_PATIENCE
-        # From behind the last one of the sweep before, so that all have their turn.
+        # Begin after the last job of the previous sweep, so that every job gets its turn.
         for run in sorted(running, key=lambda run: (run.number <= self._swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
                 continue
@@ -510,7 +509,7 @@ class Recovery:
             self._swept = run.number
             if time.monotonic() >= until:
                 self._unfinished = True
-                break  # jobs start meanwhile; the next sweep goes on
+                break  # so that jobs can start; the next sweep continues
         self._killing = {
             number: since for number, since in self._killing.items() if number in offsets
         }
@@ -524,7 +523,7 @@ class Recovery:
 
     @handed_over
     def refresh(self) -> None:
-        """Bring in what the running jobs of this directory have written, and settle the ended."""
+        """Import the output of this directory's running jobs, and settle those that have ended."""
         with self._database.read() as connection:
             running = transitions.supervised(connection)
             owned = transitions.owned(connection)
@@ -544,7 +543,7 @@ class Recovery:
             return None
 
     def _sweep_owned(self, owned: list[Run], patience: float | None) -> list[Run]:
-        """End what dead owners have left, and remove their locks; return what was ended."""
+        """End the jobs of dead owners and remove their locks; return the jobs that it ended."""
         owners = {run.owner or "" for run in owned}
         dead = {owner for owner in owners if not self._seems_alive(owner)}
         ended = [
@@ -556,7 +555,7 @@ class Recovery:
         return [run for run in ended if run is not None and run.final]
 
     def _remove_environments(self) -> None:
-        """Remove what no job that may still start needs: its last one was deleted, perhaps."""
+        """Remove environments that no job needs any more, for example after deletions."""
         with self._database.read() as connection:
             found = environments.has_unused(connection)
         if found:
@@ -566,7 +565,7 @@ class Recovery:
         try:
             return self._ownership.lives(owner)
         except StoreError as error:
-            # The others are looked at all the same; its own jobs wait.
+            # Its jobs wait; examine the other owners all the same.
             telemetry.event(logging.WARNING, "owner not examined", owner=owner, error=str(error))
             return True
 
@@ -590,7 +589,7 @@ class Recovery:
             self._remove_softly(leftover, self._directories.remove_leftover, everything)
 
     def _remove_softly(self, name: str, remove: Callable[[str], object], everything: bool) -> None:
-        """Remove a directory; one that cannot be removed now stays for a later sweep."""
+        """Remove a directory; if that fails, leave it to a later sweep."""
         if not everything and not self._postponed.is_due(name):
             return
         try:
@@ -603,17 +602,17 @@ class Recovery:
 
 def _is_supervised(run: Run) -> bool:
     """
-    Tell whether a run of this boot has a supervisor, whatever has become of its lock file.
+    Tell whether a run of this boot has a supervisor, even if its lock file is gone.
 
-    The kernel's list of locks has those of all pid namespaces, but may miss one. What it
-    says of each process is certain, of those that can be seen.
+    The kernel's list of all locks covers every pid namespace, but may miss a lock. Its lists per
+    process are certain, but only cover visible processes. So use both.
     """
     token = run.token or ""
     return job_directory.is_run_locked(token) or bool(orphans.find_holders(token))
 
 
 def _is_of_other_namespace(directory: int) -> bool:
-    """Tell whether a job was started in another pid namespace; False: its record does not say."""
+    """Tell whether a job's record names another pid namespace; False if it names none."""
     record = job_directory.read_record(directory, job_directory.RUN)
     namespace = None if record is None else record.get("pid_namespace")
     return namespace not in (None, system_calls.pid_namespace())
