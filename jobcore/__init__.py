@@ -1,17 +1,16 @@
 """
 jobcore: job state that never lies.
 
-Embeddable jobs for Python programs: status, exit code and numbered log lines in
-one SQLite file, true whatever dies in between. `JobManager` is where to begin.
+Embeddable jobs for Python programs. One SQLite file stores status, exit code and numbered log
+lines, and stays correct whatever process dies. Start with `JobManager`.
 
 Attributes:
-    FINAL: The statuses that nothing leaves: COMPLETE, ERROR and STOPPED.
-    STARTED: "Running or completed", as Matatika's Jobs API lists jobs: RUNNING
+    FINAL: The final statuses, which never change: COMPLETE, ERROR and STOPPED.
+    STARTED: The statuses that Matatika's Jobs API lists as "running or completed": RUNNING
         and the final ones.
     __version__: The version, such as `0.1.0`.
 
-Importing the package loads none of its modules. Each name is loaded from its
-module at its first use.
+Importing the package loads none of its modules. Each name is loaded at its first use.
 """
 
 import importlib
@@ -139,9 +138,9 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-if not TYPE_CHECKING:  # checkers must not take a name that is not there for Any
-    #: The modules of public names; those that are not here are errors. The imports above are
-    #: for type checkers.
+if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name as Any
+    #: The modules of public names. Names that are missing here are in `errors`. The imports
+    #: above are for type checkers.
     _MODULES = {
         "clock": ("Clock", "MovableClock", "SystemClock"),
         "command": ("Command",),
@@ -160,7 +159,7 @@ if not TYPE_CHECKING:  # checkers must not take a name that is not there for Any
     _HOMES |= {name: module for module, names in _MODULES.items() for name in names}
 
     def __getattr__(name: str) -> Any:
-        """Load a public name, or a module of the package, at its first use."""
+        """Load a public name or a module of the package at its first use."""
         if name in _HOMES:
             value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         else:
@@ -171,15 +170,15 @@ if not TYPE_CHECKING:  # checkers must not take a name that is not there for Any
         return value
 
     def __dir__() -> list[str]:
-        """Return the public names, loaded or not."""
+        """Return the public names, whether loaded or not."""
         return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def _module(name: str) -> Any:
-    """Return the module of this name, or None if it does not exist."""
+    """Return the module with this name; None: it does not exist."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:
         if missing.name != name:
-            raise  # the module is there; what it needs is not
+            raise  # the module exists, but a module that it imports does not
         return None

@@ -1,8 +1,8 @@
 """
 The pytest plugin of jobcore: fixtures `jobs`, `job_clock` and `job_scripts`.
 
-pytest loads it at every start where jobcore is installed, by `libjobcore_pytest`.
-The rest of jobcore is loaded by the first test that asks for a fixture.
+Where jobcore is installed, pytest loads this module at every start, by `libjobcore_pytest`.
+The rest of jobcore is loaded with the first test that uses one of the fixtures.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from jobcore.manager import JobManager
     from jobcore.testing import ManualClock, ScriptedExecutor
 
-# Its asserts are for people to read: `ExecutorContract` has tests, `assert_job` is one.
+# For readable assertion errors: `ExecutorContract` contains tests, and `assert_job` asserts.
 pytest.register_assert_rewrite("jobcore.testing")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker `job_scripts`."""
     config.addinivalue_line(
         "markers", "job_scripts(*scripts): the scripts of the fixture `job_scripts`, in their order"
     )
@@ -33,16 +33,16 @@ def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobManager]
     """
     Return a `JobManager` with two slots on `tmp_path / "jobs.db"`.
 
-    It goes by what else the test asks for: with `job_clock` that is its clock,
-    with `job_scripts` no process is started. Variables `JOBCORE_*` of the
-    environment that the tests run in are hidden from the test and its jobs.
+    It uses the other fixtures of the test: `job_clock` as its clock, and `job_scripts` to
+    run scripts instead of processes. Environment variables `JOBCORE_*` are hidden from the
+    test and its jobs.
 
-    When the test is over it waits until all that can be run has ended, and is
-    closed. The test fails where anything is left then, and says what: a job that
-    runs on, a process, thread, job directory or descriptor, a manager that was
-    not closed. Whatever it was, it is gone afterwards.
+    After the test, the fixture waits until all jobs that can run have ended, and closes the
+    manager. The test fails if anything is left: a running job, a process, a thread, a job
+    directory, a descriptor, or a manager that was not closed. The failure names it, and it
+    is removed.
     """
-    from jobcore.testing.fixtures import lend  # noqa: PLC0415 - see above
+    from jobcore.testing.fixtures import lend  # noqa: PLC0415 - not at pytest's start
 
     wanted = request.fixturenames
     with lend(
@@ -55,8 +55,8 @@ def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobManager]
 
 @pytest.fixture
 def job_clock() -> ManualClock:
-    """Return a `ManualClock`: time stands still until the test moves it."""
-    from jobcore.testing import ManualClock  # noqa: PLC0415 - see above
+    """Return a `ManualClock`, which stands still until the test moves it."""
+    from jobcore.testing import ManualClock  # noqa: PLC0415 - not at pytest's start
 
     return ManualClock()
 
@@ -64,12 +64,12 @@ def job_clock() -> ManualClock:
 @pytest.fixture
 def job_scripts(request: pytest.FixtureRequest) -> Iterator[ScriptedExecutor]:
     """
-    Return a `ScriptedExecutor`: jobs do what scripts say, without processes.
+    Return a `ScriptedExecutor`, which runs jobs by scripts instead of processes.
 
-    The scripts are those of `@pytest.mark.job_scripts(Script(...), ...)`; without
-    it every job exits with 0 at once. With `job_clock` they go by that clock.
+    The scripts come from `@pytest.mark.job_scripts(Script(...), ...)`. Without this mark
+    every job exits with 0 at once. If the test uses `job_clock`, the scripts use that clock.
     """
-    from jobcore.testing import ScriptedExecutor  # noqa: PLC0415 - see above
+    from jobcore.testing import ScriptedExecutor  # noqa: PLC0415 - not at pytest's start
 
     marker = request.node.get_closest_marker("job_scripts")
     clock = request.getfixturevalue("job_clock") if "job_clock" in request.fixturenames else None

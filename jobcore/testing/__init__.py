@@ -1,7 +1,7 @@
 """
-Testing: what a host's tests need to try it against everything that can happen to its jobs.
+Testing: tools with which a host tests how it handles everything that can happen to its jobs.
 
-Never imported by `import jobcore`.
+`import jobcore` does not import it.
 """
 
 from jobcore.embedding import failpoints

@@ -1,4 +1,4 @@
-"""Asserts how a job ended, and shows all that is known of it where it ended otherwise."""
+"""Asserts facts about a job; a failure shows everything that is known about it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jobcore.manager import OPEN, JobManager
 from jobcore.models import Job, LogLine, Transition
 from jobcore.operations.lookup import Id
 
-#: Lines of the log that a failure shows.
+#: Number of log lines that a failure shows.
 SHOWN = 20
 
 
 class Unchecked(Enum):
-    """The argument that was not given: None is something to expect."""
+    """The default of an argument that is not checked, because None is a possible value."""
 
     UNCHECKED = "unchecked"
 
@@ -35,31 +35,30 @@ def assert_job(
     jobs: JobManager | None = None,
 ) -> Job:
     """
-    Assert what a job is like now; what is not named is not checked.
+    Assert facts about a job as it is now; arguments that are not given are not checked.
 
         assert_job(job, status="ERROR", exit_code=3, log=["extract", "load"])
 
-    It is read anew, and not waited for. A failure says what differs, and tells
-    the job's status, exit code, reason and signal, its history and the end of
-    its log.
+    It reads the job again, and does not wait for it. A failure shows the differences, the
+    job's status, exit code, reason and signal, its history, and the end of its log.
 
     Args:
-        job: A job, however old, or its id.
-        status: Where it stands.
-        exit_code: None: it has none.
-        reason: Why it is final. None: it is not.
-        log: A list of texts: exactly these lines were written by the job, without
-            their terminators; jobcore's own `system` lines are not counted. One
-            text, or a pattern: it is found in at least one line, of any stream.
-        jobs: The manager to ask. None: the one of this process that has the job.
+        job: A job, however outdated, or its id.
+        status: The expected status.
+        exit_code: The expected exit code; None: the job has none.
+        reason: Why the job is final; None: it is not final.
+        log: A list of texts: exactly the lines that the job wrote, without their
+            terminators and without jobcore's own `system` lines. Or one text or pattern,
+            which must occur in at least one line of any stream.
+        jobs: The manager to ask. None: the manager of this process that has the job.
 
     Returns:
         The job as it was read.
 
     Raises:
-        AssertionError: It is not so, or there is no such job.
+        AssertionError: A fact differs, or the job does not exist.
     """
-    __tracebackhide__ = True  # pytest then shows the line that asserts, not this one
+    __tracebackhide__ = True  # pytest then shows the line of the test
     manager, found = _find(job.id if isinstance(job, Job) else job, jobs)
     differences = [
         f"{name} is {actual}, not {expected}"
@@ -88,7 +87,7 @@ def _find(job_id: Id, jobs: JobManager | None) -> tuple[JobManager, Job]:
         try:
             return manager, manager.get_job(job_id)
         except (JobNotFound, StoreError):
-            continue  # it has another file, or cannot say
+            continue  # it has another file, or cannot read it
     raise AssertionError(f"no open manager of this process has a job {job_id}")
 
 
@@ -117,14 +116,14 @@ def _log_difference(
 
 
 def _left_out(manager: JobManager, job: Job) -> str:
-    """Tell how many lines a list leaves out: jobcore's own."""
+    """Return, as text, how many lines of jobcore's own a list leaves out."""
     said = sum(line.stream == "system" for line in manager.logs(job.id))
     lines = "line of jobcore's own is" if said == 1 else "lines of jobcore's own are"
     return f" ({said} {lines} left out)" if said else ""
 
 
 def _story(manager: JobManager, job: Job) -> list[str]:
-    """Tell what is known of the job."""
+    """Return everything that is known about the job, as lines of text."""
     said = [
         f"It is {job.status}: exit code {job.exit_code}, reason {job.reason}, signal {job.signal}.",
         "History:",

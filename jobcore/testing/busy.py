@@ -1,4 +1,4 @@
-"""Holds the write lock of a database for as long as a block lasts."""
+"""Holds the write lock of a database during a `with` block."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from jobcore.storage.database import Database
 @contextmanager
 def busy(jobs: JobManager | str | os.PathLike[str], *, timeout: float = 30.0) -> Iterator[None]:
     """
-    Hold the write lock of a database while the block lasts, as another process would.
+    Hold the write lock of a database during the `with` block, as another process would.
 
         with busy(jobs), pytest.raises(DatabaseBusy):
             jobs.submit(["true"])
 
-    The lock is SQLite's own, on a connection of its own. The managers of this
-    process that have the file open give up at once, instead of waiting for their
-    `busy_timeout`; so no test has to wait. Managers of other processes wait as
-    they always do.
+    It is SQLite's own lock, taken on a separate connection. Managers of this process that
+    have the file open fail at once instead of waiting for their `busy_timeout`, so the test
+    does not wait. Managers of other processes wait as usual.
 
-    Inside the block what writes raises `DatabaseBusy`, what reads works and tells
-    what is stored, and running commands do not notice. What managers do in the
-    background is tried again, and comes true soon after the block.
+    Inside the block, methods that write raise `DatabaseBusy`, methods that read work and
+    return what is stored, and running commands are not affected. Managers repeat their
+    background work, and complete it soon after the block.
 
     Do not fork inside the block: the child could not use the file.
 
@@ -37,27 +36,27 @@ def busy(jobs: JobManager | str | os.PathLike[str], *, timeout: float = 30.0) ->
         timeout: Seconds to wait for the lock.
 
     Raises:
-        DatabaseBusy: It could not be had within that time; somebody else holds it.
-        FileNotFoundError: There is no such file.
+        DatabaseBusy: The lock was not available within that time.
+        FileNotFoundError: The file does not exist.
     """
     path = os.path.realpath(
         jobs._database.path if isinstance(jobs, JobManager) else os.fspath(jobs)  # noqa: SLF001
     )
-    os.stat(path)  # opening it would make one that is not there
-    Database(path, busy_timeout=timeout).close()  # which says what is wrong with another file
+    os.stat(path)  # raises if it is missing; opening it would create it
+    Database(path, busy_timeout=timeout).close()  # raises if it is not a database of jobcore
     impatient = [
-        manager._database  # noqa: SLF001 - it knows how long to wait
+        manager._database  # noqa: SLF001 - it has the `busy_timeout`
         for manager in list(OPEN)
         if manager._database.path == path  # noqa: SLF001
     ]
     patience = [database.busy_timeout for database in impatient]
-    # No `Database`: whatever a thread holds of one is let go of when a call of a host fails.
+    # Not a `Database`, which releases the lock when a call of the host fails.
     holder = sqlite3.connect(uri_of(path, "rw"), timeout=timeout, uri=True, isolation_level=None)
     try:
-        # Before the lock is taken: who begins to wait now would wait for long.
+        # Before the lock is taken, or a call that begins now would wait for long.
         for database in impatient:
             database.busy_timeout = 0.0
-        holder.execute("PRAGMA wal_autocheckpoint = 0")  # as on all connections: see `connections`
+        holder.execute("PRAGMA wal_autocheckpoint = 0")  # as on every connection; see `connections`
         try:
             holder.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:

@@ -1,8 +1,8 @@
 """
-Drops a manager in this process as if its host had been SIGKILLed.
+Crashes a manager in this process as if its host had been SIGKILLed.
 
-The process lives on, so a test sees in one place what died, what the job did
-meanwhile, and what the next manager makes of it.
+The process continues, so one test can check what died, what the job did meanwhile, and how
+the next manager handles it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jobcore.storage.database import Database
 
 __all__ = ["Crashed", "crash"]
 
-#: The hosts that are dead. A dead one gets past no point any more, whichever thread it is.
+#: The crashed hosts. No thread of a crashed host passes another failpoint.
 _DEAD: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
@@ -42,44 +42,42 @@ def crash(
     manager: JobManager, at: str | None = None, *, timeout: float = 30.0
 ) -> AbstractContextManager[None] | None:
     """
-    Drop a manager as if its process had been SIGKILLed, now or at a named point.
+    Crash a manager as if its process had been SIGKILLed, now or at a failpoint.
 
-    Without `at` this happens now. With it this is a context manager, and it
-    happens when any thread of that manager comes to the point:
+    Without `at` it crashes now. With `at` this returns a context manager, and the manager
+    crashes when any of its threads reaches the failpoint:
 
         with crash(jobs, at=failpoints.CLAIMED):
             job = jobs.submit(["true"])
 
-    The thread that comes there gets `Crashed`, which nothing in jobcore swallows
-    and the block does: where that is your own thread, the block ends there.
-    Leaving the block waits until the point was reached.
+    The thread that reaches the failpoint gets `Crashed`. Nothing in jobcore catches it; the
+    `with` block does. So if it is your own thread, the block ends there. Leaving the block
+    waits until the failpoint was reached.
 
-    When this returns, nothing of that manager writes, sends, removes or settles
-    anything any more: transactions under way were rolled back, descriptors were
-    closed and nothing was unlocked (which is what the kernel does), its threads
-    have ended, and its subscribers hear nothing more. Every further call on it raises
-    `Crashed`, but for `close()` and the end of its `with` block, which do nothing.
-    Its supervisors see the end of their sockets, as they do when a host dies, and
-    go on with their jobs. Tasks that it started are lost, unless another manager of
-    this process has tasks in the same file.
+    When this returns, the manager writes, sends, removes and settles nothing any more. Open
+    transactions were rolled back; descriptors were closed without unlocking, as the kernel
+    does; its threads have ended; and its subscribers get no more events. Every further call
+    on it raises `Crashed`, except `close()` and the end of its `with` block, which are
+    no-ops. Its supervisors see the end of their sockets, as when a host dies, and continue
+    their jobs. Tasks that it started are lost, unless another manager of this process has
+    tasks in the same file.
 
-    Three things differ from a SIGKILL. Another thread of the manager that was in
-    the middle of something comes to its next point first, as it may do before a
-    signal arrives. SQLite's connections are closed, so the last one folds the
-    write-ahead log into the file. And this process is still there: what watches
-    it by its pid sees no death.
+    Three things differ from a SIGKILL. Other threads of the manager continue until their
+    next failpoint, as they may before a signal arrives. SQLite's connections are closed, so
+    the last one moves the write-ahead log into the file. And this process still exists, so
+    a program that watches its pid sees no death.
 
     Args:
-        manager: Any that is open in this process; others stay as they are.
+        manager: Any open manager of this process. Other managers are not affected.
         at: One of `jobcore.embedding.failpoints.HOST`. None: now.
-        timeout: Seconds to wait for the point, and for the manager's threads to end.
+        timeout: Seconds to wait for the failpoint, and for the manager's threads to end.
 
     Raises:
-        ValueError: There is no such point of a host, or the manager is closed.
-        AssertionError: The point was not reached in time, or a thread did not end;
-            the message names it. In the latter case the manager is dead, and what it
-            held is open: call `crash` or `close()` again once the thread has ended.
-        RuntimeError: It was called by the manager itself, from an executor, say.
+        ValueError: Hosts have no such failpoint, or the manager is closed.
+        AssertionError: The failpoint was not reached in time, or a thread did not end; the
+            message names it. If a thread did not end, the manager has crashed but its
+            descriptors are open: call `crash` or `close()` again when it has ended.
+        RuntimeError: The manager itself made the call, for example in an executor.
     """
     if at is not None and at not in failpoints.HOST:
         raise ValueError(f"{at!r} is no point of a host: see jobcore.embedding.failpoints.HOST")
@@ -87,7 +85,7 @@ def crash(
         raise ValueError("the manager is closed, or has crashed")
     if at is not None:
         return _crash_at(manager, at, timeout)
-    if _stands_in(manager, sys._getframe()):  # noqa: SLF001 - CPython alone has the rest, too
+    if _stands_in(manager, sys._getframe()):  # noqa: SLF001 - only CPython is supported anyway
         raise RuntimeError("a manager cannot be dropped from within: name a point with `at=`")
     _kill(manager)
     _bury(manager, timeout)
@@ -96,7 +94,7 @@ def crash(
 
 @contextmanager
 def _crash_at(manager: JobManager, point: str, timeout: float) -> Iterator[None]:
-    host = manager._database  # noqa: SLF001 - its points carry it
+    host = manager._database  # noqa: SLF001 - failpoints get it as `host`
     reached = threading.Event()
 
     def strike(where: str, whose: object) -> None:
@@ -121,11 +119,11 @@ def _crash_at(manager: JobManager, point: str, timeout: float) -> Iterator[None]
 
 
 def _kill(manager: JobManager) -> None:
-    """Let no thread of the manager past any point from now on."""
-    failpoints.arm(_stop_the_dead)  # for good: the dead stay dead
+    """Stop every thread of the manager at its next failpoint."""
+    failpoints.arm(_stop_the_dead)  # never disarmed
     _DEAD.add(manager._database)  # noqa: SLF001 - see `_crash_at`
-    OPEN.discard(manager)  # so that `close` only closes: it would use the database first
-    manager._notifier.mute()  # noqa: SLF001 - closing it would tell them the rest
+    OPEN.discard(manager)  # so that `close` does not use the database first
+    manager._notifier.mute()  # noqa: SLF001 - closing it would deliver the remaining events
 
 
 def _stop_the_dead(_: str, host: object) -> None:
@@ -134,19 +132,19 @@ def _stop_the_dead(_: str, host: object) -> None:
 
 
 def _bury(manager: JobManager, timeout: float) -> None:
-    """Wait until no thread is inside a dead manager, and close what it held."""
+    """Wait until no thread is inside a crashed manager, then close its descriptors."""
     deadline = time.monotonic() + timeout
     while inside := _threads_in(manager):
         if time.monotonic() > deadline:
             raise AssertionError(f"still in a crashed manager after {timeout:g} s: {inside}")
         time.sleep(0.001)
-    # All of it only closes. Done under a thread, a number could be another file's by then.
-    manager._ownership.abandon()  # noqa: SLF001 - its tasks are lost, as with its process
+    # This only closes. With a thread still inside, that could use a reused descriptor number.
+    manager._ownership.abandon()  # noqa: SLF001 - its tasks are lost, as if its process had died
     manager._let_go()  # noqa: SLF001 - `close` would stop jobs first
 
 
 def _threads_in(manager: JobManager) -> list[str]:
-    """Return the names of other threads that run code of the manager, each with the place."""
+    """Return the names of other threads that run code of the manager, each with its location."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     found = []
     for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way to them
@@ -156,13 +154,13 @@ def _threads_in(manager: JobManager) -> list[str]:
 
 
 def _stands_in(manager: JobManager, frame: FrameType | None) -> str | None:
-    """Return where the manager's code is on a stack; None: nowhere, or asleep in its poll."""
-    host = manager._database  # noqa: SLF001 - all its parts have it
+    """Return where a stack runs the manager's code; None: nowhere, or only waiting in its poll."""
+    host = manager._database  # noqa: SLF001 - all parts of a manager reference it
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("jobcore."):
             part = frame.f_locals.get("self")
             if isinstance(part, Loop) and frame.f_code.co_name in ("wait", "rest"):
-                return None  # whatever wakes it, it comes to a point before it does anything
+                return None  # when it wakes, it reaches a failpoint before it does anything
             if part is host or getattr(part, "_database", None) is host:
                 return f"{type(part).__name__}.{frame.f_code.co_name}"
         frame = frame.f_back

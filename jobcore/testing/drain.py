@@ -1,4 +1,4 @@
-"""Lets time pass as fast as a manager can follow, until its queue is empty."""
+"""Moves a manual clock as fast as a manager can follow, until its queue is empty."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jobcore.manager import JobManager
 from jobcore.testing.manual_clock import ManualClock, checked_seconds
 from jobcore.testing.outlook import Outlook
 
-#: Seconds of real time between two looks whether the manager has come to rest.
+#: Seconds of real time between two checks whether the manager waits only for the clock.
 PAUSE = 0.002
 
 
 class NeverEnds(AssertionError):
     """
-    A job would run for ever, however far the clock is moved.
+    A job would never end, however far the clock is moved.
 
     Attributes:
         job_ids: The jobs that run and wait for nothing.
@@ -30,25 +30,25 @@ class NeverEnds(AssertionError):
 
 def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float = 30.0) -> None:
     """
-    Run all that is queued to its end, without a sleep.
+    Run all queued jobs to their end, without sleeping.
 
-    The manager acts until all of it waits for the clock; then the clock is moved
-    to the next moment at which something is due (a script goes on, a grace or a
-    time-out is over, a retry or a job with `not_before` may start), and so on. When
-    this returns, nothing runs and nothing is queued that this manager could ever claim;
-    follow-ups are among what was run. Schedules alone do not keep it going:
-    a tick that comes while there is work is taken, later ones are left to `elapse`.
+    It lets the manager act until it waits only for the clock. Then it moves the clock to the
+    next time at which something is due (a script continues, a grace or a timeout ends, a
+    retry or a job with `not_before` may start), and repeats this. When this returns, no job
+    runs and no job is queued that this manager could ever claim, including follow-ups.
+    Schedules do not keep it running: a tick that is due while there is work is taken; for
+    later ticks use `elapse`.
 
     Args:
         jobs: A manager with slots, whose clock is a `ManualClock`.
-        clock: That clock; None: it is found there.
-        patience: Seconds of real time for all of it.
+        clock: That clock; None: take it from the manager.
+        patience: Seconds of real time for the whole call.
 
     Raises:
-        NeverEnds: A job hangs: its script has no end, and neither a time-out nor a stop
-            brings one.
-        WaitTimeout: It took more than `patience` seconds.
-        SpawnError: Supervisors fail to start again and again.
+        NeverEnds: A job hangs: its script has no end, and neither a timeout nor a stop
+            request will end it.
+        WaitTimeout: The call took more than `patience` seconds.
+        SpawnError: Supervisors repeatedly fail to start.
         ValueError: The manager has no slots, or another clock.
     """
     outlook = Outlook(jobs, clock)
@@ -77,25 +77,25 @@ def elapse(
     patience: float = 30.0,
 ) -> None:
     """
-    Let `seconds` go by with the manager taking part: what is due is done when it is due.
+    Move the clock on by `seconds`, while the manager does everything when it is due.
 
-    `ManualClock.advance` alone does not wait for the manager: a retry that gets due on the way
-    is started late, and of several ticks of a schedule it sees the last. This goes from one
-    moment to the next, as `drain` does, and takes ticks for such moments, too. When it
-    returns, all is done that was due by then. With 0 seconds it only waits until the
-    manager has done what it can do now: until a job has been started, say.
+    `ManualClock.advance` alone does not wait for the manager: a retry that becomes due on
+    the way starts late, and of several ticks of a schedule the manager sees only the last.
+    This function moves the clock from one due time to the next, as `drain` does, and also
+    stops at ticks. When it returns, everything that was due by then is done. With 0 seconds
+    it only waits until the manager has done what it can do now, such as starting a job.
 
     Args:
         jobs: A manager with slots, whose clock is a `ManualClock`.
-        seconds: The seconds that go by, 0 or more; jobs need not have ended then.
-        clock: That clock; None: it is found there.
-        patience: Seconds of real time for all of it.
+        seconds: The time to let pass, 0 or more seconds. Jobs need not have ended then.
+        clock: That clock; None: take it from the manager.
+        patience: Seconds of real time for the whole call.
 
     Raises:
-        WaitTimeout: It took more than `patience` seconds.
-        SpawnError: Supervisors fail to start again and again.
-        ValueError: The manager has no slots, or another clock; or `seconds` is negative or no
-            finite number.
+        WaitTimeout: The call took more than `patience` seconds.
+        SpawnError: Supervisors repeatedly fail to start.
+        ValueError: The manager has no slots, or another clock; or `seconds` is negative or
+            not a finite number.
     """
     outlook = Outlook(jobs, clock)
     deadline = time.monotonic() + patience
@@ -109,7 +109,7 @@ def elapse(
 
 
 def _come_to_rest(outlook: Outlook, jobs: JobManager, deadline: float, patience: float) -> None:
-    """Let the manager act until nothing but the clock moves anything on."""
+    """Let the manager act until it waits only for the clock."""
     while not outlook.is_at_rest():
         outlook.require_progress()
         if time.monotonic() > deadline:

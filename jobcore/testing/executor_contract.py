@@ -1,4 +1,4 @@
-"""What jobcore relies on in an executor, as tests to run against your own."""
+"""The requirements of jobcore on an executor, as tests to run against your own."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from jobcore.models import ClaimedJob, Job
 from jobcore.storage import store
 from jobcore.testing.assert_job import assert_job
 
-#: Seconds after which a test gives up. Never the time that something takes.
+#: Seconds after which a test fails. Far more than anything should take.
 PATIENCE = 60.0
-#: Seconds that `command` may take: it is called in the one thread that starts all jobs.
+#: Seconds that `command` may take. It is short, because one thread starts all jobs.
 QUICK = 1.0
-#: Seconds after which the time-out test has a job stopped.
+#: The timeout of the job in the timeout test, in seconds.
 TIMEOUT = 0.2
 
 
 class ExecutorContract:
     """
-    The tests that an executor has to pass, in a class to derive one from that pytest collects.
+    The tests that an executor must pass. Derive a test class from it, which pytest collects.
 
         class TestDbtExecutor(ExecutorContract):
             job_type = "DBT"
@@ -44,36 +44,36 @@ class ExecutorContract:
             def create_job(self, jobs):
                 return jobs.create_job("DBT", data={"select": "orders"})
 
-    Each test has a database of its own, and runs the job under a real supervisor.
+    Each test uses its own database, and runs the job under a real supervisor.
 
     Attributes:
-        job_type: The type of the jobs; the executor is registered for it.
-        exit_code: What the job of `create_job` ends with.
-        lines: The lines that it writes. None: whatever it likes.
+        job_type: The type of the jobs, for which the executor is registered.
+        exit_code: The expected exit code of the job of `create_job`.
+        lines: The lines that this job is expected to write. None: any.
     """
 
     job_type: str = "COMMAND"
     exit_code: int = 0
     lines: Sequence[str] | None = None
 
-    # --- what a derived class says ------------------------------------------------
+    # --- to override in a derived class -------------------------------------------
 
     def make_executor(self) -> Executor:
-        """Return a new executor, as a host would make one."""
+        """Return a new executor, as a host would create it."""
         raise NotImplementedError("say how the executor is made: override make_executor")
 
     def create_job(self, jobs: JobManager) -> Job:
         """
-        Return a new job that the executor has something to run for, and that ends by itself.
+        Return a new job for which the executor has a command, and which ends by itself.
 
         Args:
             jobs: The manager to create it with.
         """
         return jobs.create_job(self.job_type)
 
-    def create_long_job(self, jobs: JobManager) -> Job:  # noqa: ARG002 - for who overrides it
+    def create_long_job(self, jobs: JobManager) -> Job:  # noqa: ARG002 - for derived classes
         """
-        Return a new job that runs until it is stopped; without one two tests are skipped.
+        Return a new job that runs until it is stopped. Without it, two tests are skipped.
 
         Args:
             jobs: The manager to create it with.
@@ -82,7 +82,7 @@ class ExecutorContract:
 
     def create_empty_job(self, jobs: JobManager) -> Job:
         """
-        Return a new job without anything to run.
+        Return a new job for which the executor has nothing to run.
 
         Args:
             jobs: The manager to create it with.
@@ -91,32 +91,32 @@ class ExecutorContract:
 
     def open_manager(self, database: Path, *, executor: Executor, slots: int) -> JobManager:
         """
-        Return a manager that runs jobs of the type by `executor`.
+        Return a manager that runs jobs of the type `job_type` with `executor`.
 
         Args:
-            database: Its file.
-            executor: What `make_executor` returned.
-            slots: Jobs at once; 0: it runs none.
+            database: The path of its file.
+            executor: The executor, from `make_executor`.
+            slots: Maximum number of jobs at once; 0: it runs none.
         """
         return JobManager(
             database, slots=slots, executors={self.job_type: executor}, on_exit="stop"
         )
 
-    # --- the tests: what it says ----------------------------------------------------
+    # --- the tests: what the executor returns ---------------------------------------
 
     def test_it_returns_a_command(self, tmp_path: Path) -> None:
-        """For a job that it has something to run for, an executor returns a Command."""
+        """For a job with something to run, an executor returns a Command."""
         with self._manager(tmp_path) as jobs:
             command = self.make_executor().command(_claimed(jobs, self.create_job(jobs)))
 
         assert isinstance(command, Command)
 
     def test_it_is_quick(self, tmp_path: Path) -> None:
-        """It is called in the thread that starts all jobs, which wait for it."""
+        """It is called in the thread that starts all jobs, so other jobs wait for it."""
         with self._manager(tmp_path) as jobs:
             job, executor = _claimed(jobs, self.create_job(jobs)), self.make_executor()
             took = []
-            for _ in range(3):  # the best of them: this machine may be busy
+            for _ in range(3):  # the fastest counts: this machine may be busy
                 begun = time.monotonic()
                 executor.command(job)
                 took.append(time.monotonic() - begun)
@@ -124,7 +124,7 @@ class ExecutorContract:
         assert min(took) < QUICK
 
     def test_asked_twice_it_says_the_same(self, tmp_path: Path) -> None:
-        """A start may be given up and prepared again, by another executor of the kind, too."""
+        """A start may be abandoned and prepared again, even by another executor of the class."""
         with self._manager(tmp_path) as jobs:
             job, executor = _claimed(jobs, self.create_job(jobs)), self.make_executor()
             first, second = executor.command(job), executor.command(job)
@@ -134,11 +134,11 @@ class ExecutorContract:
         assert first == other
 
     def test_it_changes_nothing(self, tmp_path: Path) -> None:
-        """Asked what to run it runs nothing: process and job are as before."""
+        """Returning a command has no side effects: process and job are unchanged."""
         with self._manager(tmp_path) as jobs:
             made = self.create_job(jobs)
             job, executor = _claimed(jobs, made), self.make_executor()
-            executor.command(job)  # what it keeps open for good, it has open now
+            executor.command(job)  # resources that it keeps open permanently are open now
             before = _facts()
             executor.command(job)
 
@@ -146,33 +146,33 @@ class ExecutorContract:
             assert jobs.get_job(made.id) == made
 
     def test_without_anything_to_run_it_says_so(self, tmp_path: Path) -> None:
-        """It raises CommandError then, with words for the log, or has a command all the same."""
+        """For such a job it raises CommandError with a text for the log, or returns a command."""
         with self._manager(tmp_path) as jobs:
             answer = _ask(self.make_executor(), _claimed(jobs, self.create_empty_job(jobs)))
 
         assert isinstance(answer, (Command, CommandError))
         assert str(answer)
 
-    # --- the tests: what comes of it --------------------------------------------------
+    # --- the tests: how its command runs -----------------------------------------------
 
     def test_it_runs(self, tmp_path: Path) -> None:
-        """Exit code and lines of its command are those of the job."""
+        """The job has the exit code and the lines of the command."""
         with self._manager(tmp_path, slots=1) as jobs:
             self._assert_ran(jobs, self.create_job(jobs))
 
     def test_it_is_stopped(self, tmp_path: Path) -> None:
-        """Its command ends when somebody asks it to stop, by itself or after its grace."""
+        """Its command ends after a stop request, by itself or when its grace is over."""
         with self._manager(tmp_path, slots=1) as jobs:
             job = self.create_long_job(jobs)
             _wait_for_start(jobs, job)
-            with suppress(JobNotRunning):  # then it has ended by itself: told below
+            with suppress(JobNotRunning):  # it has ended by itself: the assert below fails
                 jobs.stop_job(job.id)
             jobs.wait(job.id, timeout=PATIENCE)
 
             assert_job(job, status=Status.STOPPED, reason=Reason.STOPPED, jobs=jobs)
 
     def test_it_is_timed_out(self, tmp_path: Path) -> None:
-        """Its command ends when its time is over."""
+        """Its command ends after its timeout."""
         limited = _Limited(self.make_executor())
         with self._manager(tmp_path, slots=1, executor=limited) as jobs:
             job = jobs.wait(self.create_long_job(jobs).id, timeout=PATIENCE)
@@ -186,7 +186,7 @@ class ExecutorContract:
             )
 
     def test_its_failure_is_one_jobs(self, tmp_path: Path) -> None:
-        """Where it raises, that job ends ERROR with the reason in its log; the next one runs."""
+        """If it raises, only that job ends in ERROR, with the reason in its log."""
         with self._manager(tmp_path, slots=1) as jobs:
             empty = self.create_empty_job(jobs)
             answer = _ask(self.make_executor(), _claimed(jobs, empty))
@@ -208,7 +208,7 @@ class ExecutorContract:
             self._assert_ran(jobs, after)
 
     def test_it_runs_a_retry(self, tmp_path: Path) -> None:
-        """A job that repeats another one has all that the executor needs."""
+        """A retry contains everything that the executor needs."""
         with self._manager(tmp_path) as jobs:
             first = self.create_job(jobs)
             jobs.cancel_job(first.id)
@@ -219,7 +219,7 @@ class ExecutorContract:
         assert (again.attempt, again.retry_of) == (first.attempt + 1, first.id)
 
     def test_it_runs_the_job_of_another_process(self, tmp_path: Path) -> None:
-        """What it needs is in the job, not in the memory of the process that created it."""
+        """Everything it needs is in the job, not in the memory of the process that created it."""
 
         def create() -> str:
             with self._manager(tmp_path) as jobs:
@@ -229,7 +229,7 @@ class ExecutorContract:
         with self._manager(tmp_path, slots=1) as jobs:
             self._assert_ran(jobs, jobs.get_job(job_id))
 
-    # --- what they share --------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------
 
     def _manager(
         self, tmp_path: Path, *, slots: int = 0, executor: Executor | None = None
@@ -247,19 +247,19 @@ class ExecutorContract:
 
 
 class _Limited:
-    """Says what another executor says, within a time-out."""
+    """Wraps an executor, and adds a timeout to its commands."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
     def command(self, job: ClaimedJob) -> Command:
-        """Return the other one's command, with the time-out."""
+        """Return the executor's command with the timeout."""
         return replace(self._executor.command(job), timeout=TIMEOUT)
 
 
 def _claimed(jobs: JobManager, job: Job) -> ClaimedJob:
-    """Return what an executor is given for a job."""
-    with jobs._database.read() as connection:  # noqa: SLF001 - no public form has the command
+    """Return a job in the form that executors get."""
+    with jobs._database.read() as connection:  # noqa: SLF001 - the command is not public
         row = store.get_job(connection, job.number)
         assert row is not None
         pipeline = (
@@ -269,7 +269,7 @@ def _claimed(jobs: JobManager, job: Job) -> ClaimedJob:
 
 
 def _ask(executor: Executor, job: ClaimedJob) -> object:
-    """Return the executor's answer: what it returned, or the CommandError that it raised."""
+    """Return the executor's command, or the CommandError that it raised."""
     try:
         return executor.command(job)
     except CommandError as error:
@@ -277,7 +277,7 @@ def _ask(executor: Executor, job: ClaimedJob) -> object:
 
 
 def _facts() -> dict[str, object]:
-    """Return what of this process must not change."""
+    """Return the facts about this process that an executor must not change."""
     umask = os.umask(0o022)
     os.umask(umask)
     return {
@@ -298,16 +298,16 @@ def _wait_for_start(jobs: JobManager, job: Job) -> None:
 
 
 def _in_another_process(work: Callable[[], str]) -> str:
-    """Return what `work` returns in a process of its own."""
+    """Call `work` in a forked process, and return its result."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        # The test runner may have threads. The child needs none of them, and ends by itself.
+        # Python warns about forks with threads. The child does not need them, and exits itself.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         try:
             os.write(writer, work().encode())
-        except BaseException:  # noqa: BLE001 - told to whoever reads the test's output
+        except BaseException:  # noqa: BLE001 - shown in the output of the test
             traceback.print_exc()
         finally:
             os._exit(0)

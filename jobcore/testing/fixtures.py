@@ -1,7 +1,7 @@
 """
-A manager that a test gets from a fixture and must return with nothing left over.
+Lends a manager to a test and checks that the test leaves nothing behind.
 
-The fixtures of `jobcore.pytest_plugin` are made of it.
+The fixtures of `jobcore.pytest_plugin` use it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from jobcore.testing.leak_check import Remains
 if TYPE_CHECKING:
     from jobcore.testing.scripted_executor import ScriptedExecutor
 
-#: Jobs at once under the manager of a test: more than one, on whatever machine.
+#: Slots of a test's manager: more than one on every machine.
 SLOTS = 2
-#: Seconds without any commit after which what still runs is taken to run for ever.
+#: Seconds without any commit after which a running job is assumed to run for ever.
 QUIET = 5.0
-#: Seconds that the end of a test waits for its jobs, however busy they are.
+#: Seconds that the end of a test waits for its jobs at most.
 PATIENCE = 30.0
 
 
@@ -38,23 +38,23 @@ def lend(
     path: Path, *, clock: Clock | None = None, scripts: ScriptedExecutor | None = None
 ) -> Iterator[JobManager]:
     """
-    Give a manager to a test, and see to it that the test leaves nothing.
+    Give a manager to a test, then close it and check that the test left nothing behind.
 
     Args:
-        path: Of its database.
-        clock: Its clock. None: the machine's.
-        scripts: What stands in for processes; it is closed at the end. None: nothing,
-            jobs are processes.
+        path: The path of its database.
+        clock: The manager's clock; None: the machine's.
+        scripts: The executor that replaces processes; it is closed at the end. None: jobs
+            are processes.
 
     Raises:
-        pytest.fail.Exception: Something was left; the message has a line for each thing.
+        pytest.fail.Exception: Something was left. The message has a line for each thing.
     """
     remains = Remains()
     options: dict[str, Any] = {"slots": SLOTS, "clock": clock}
     if scripts is not None:
         options.update(executors=dict.fromkeys(default_executors(), scripts), launcher=scripts)
     with pytest.MonkeyPatch.context() as environment:
-        # Of a job that the tests run in, or of a developer's shell.
+        # They come from a developer's shell, or from a job in which the tests run.
         for name in [name for name in os.environ if name.startswith("JOBCORE_")]:
             environment.delenv(name)
         manager = JobManager(path, **options)
@@ -64,7 +64,7 @@ def lend(
             waited = scripts is None and _let_end(manager)
             manager.close()
             if scripts is not None:
-                scripts.close()  # what it plays ends with the test, and leaves no process
+                scripts.close()  # running scripts end with the test
             left = remains.clear(
                 path, patience=0 if waited else QUIET, silently=scripts is not None
             )
@@ -74,12 +74,13 @@ def lend(
 
 def _let_end(manager: JobManager) -> bool:
     """
-    Wait until the manager has run all that it could, and no longer than anything comes of it.
+    Wait until the manager has run all jobs that it can, or until there is no progress.
 
-    False: it can do nothing any more.
+    Without this wait, it would depend on chance whether the last queued job still runs when
+    the test is over.
 
-    Else it were a matter of chance whether a job that was queued last runs on
-    when the test is over.
+    Returns:
+        False: the manager cannot run jobs any more.
     """
     deadline = time.monotonic() + PATIENCE
     seen: int | None = None
@@ -88,9 +89,9 @@ def _let_end(manager: JobManager) -> bool:
             manager.drain(QUIET)
             return True
         except WaitTimeout:
-            before, seen = seen, manager._database.version()  # noqa: SLF001 - of any commit
+            before, seen = seen, manager._database.version()  # noqa: SLF001 - to notice any commit
             if before == seen:
                 break
         except (Crashed, JobcoreError):
-            return False  # the test closed it, dropped it, or took its file away
+            return False  # the test closed it, crashed it, or removed its file
     return True

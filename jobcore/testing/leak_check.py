@@ -1,4 +1,4 @@
-"""Finds what a test left of jobcore in its process and on its machine, and removes it."""
+"""Finds what a test has left of jobcore, in the process and on the machine, and removes it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from jobcore.storage.transitions import Run
 
 #: Seconds that running jobs have to end by themselves.
 PATIENCE = 5.0
-#: Seconds that a job takes at most to be killed with all its descendants.
+#: Seconds within which a job is killed with all its descendants.
 KILLING = 15.0
 
 
-#: The parts of a manager that hold something open, in the order in which they are closed.
+#: The parts of a manager that hold resources, in the order in which they are closed.
 PARTS = (Dispatcher, Notifier, Directories, Database)
 
 
 class Remains:
     """
-    What came into being since this was made, and should be gone.
+    Everything that was created after this object and should be gone.
 
-    What was there before is left alone, and so is what others may need that were
-    open before and still are.
+    Things that existed before are left alone, and so are things that managers from before
+    may need.
     """
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class Remains:
         silently: bool = False,
     ) -> list[str]:
         """
-        Clear all of it away, and return a line for each thing that there was.
+        Remove everything, and return a line of text for each thing.
 
         Args:
-            path: The database whose jobs are looked at. No manager needs it any more.
+            path: The database whose jobs are checked. No manager needs it any more.
             patience: Seconds that its jobs have to end by themselves.
-            silently: Running jobs are to be ended, and are no fault: they are no processes.
+            silently: End running jobs without reporting them, because they are scripts.
         """
         unclosed = self._close_managers()
         said = [f"a manager of {one} was not closed" for one in unclosed]
@@ -68,19 +68,19 @@ class Remains:
             said += _of_jobs(one, 0 if silently else patience, silently=silently)
         threads = [one for one in _threads() if one not in self._threads]
         said += [f"thread {one.name} runs on" for one in threads]
-        if not _unclosed(GATE.owners()):  # else they may be another manager's
+        if not _unclosed(GATE.owners()):  # else they may belong to another manager
             said += _descriptors(GATE.descriptors() - self._descriptors, close=not threads)
         return said
 
     def _close_managers(self) -> list[str]:
-        """Close those that came since, and return their databases."""
+        """Close managers created since then, and return the paths of their databases."""
         new = [one for one in GATE.owners() if one not in self._owners]
         paths = [one.path for one in _unclosed(new)]
         for manager in list(OPEN):
-            if manager._database in new:  # noqa: SLF001 - a part of it stands for all
-                with suppress(JobcoreError):  # its file may be gone, which nobody needs any more
+            if manager._database in new:  # noqa: SLF001 - a new manager has a new database
+                with suppress(JobcoreError):  # its file may be gone, which does not matter here
                     manager.close()
-        # One that nobody refers to any more may have a thread that runs jobs all the same.
+        # An unreferenced manager may still have a thread that runs jobs.
         for kind in PARTS:
             for part in new:
                 if isinstance(part, kind):
@@ -103,14 +103,14 @@ def _descriptors(numbers: set[int], *, close: bool) -> Iterator[str]:
         except FileNotFoundError:
             yield f"descriptor {number} was closed by somebody whose it was not"
             continue
-        if close:  # else a thread may use it
+        if close:  # if threads are left, one may use it
             GATE.close(number)
 
 
 def _of_jobs(path: str | os.PathLike[str], patience: float, *, silently: bool) -> list[str]:
-    """Bring all jobs of a database to their ends, and say what that took."""
+    """End all jobs of a database, and return a line for each thing that was left."""
     if not os.path.exists(path):
-        return []  # with it went all that could be known of its jobs
+        return []  # without the file nothing is known about its jobs
     try:
         with JobManager(path, slots=0) as jobs:
             jobs.recover()
@@ -125,8 +125,8 @@ def _of_jobs(path: str | os.PathLike[str], patience: float, *, silently: bool) -
 
 
 def _running(jobs: JobManager) -> list[Run]:
-    """Return the jobs that have a process, also those that are being deleted."""
-    with jobs._database.read() as connection:  # noqa: SLF001 - no public form has the latter
+    """Return the jobs that have a process, including those being deleted."""
+    with jobs._database.read() as connection:  # noqa: SLF001 - no public method returns the latter
         return transitions.supervised(connection)
 
 
@@ -140,7 +140,7 @@ def _wait_for_all(jobs: JobManager, seconds: float) -> None:
 
 
 def _end_all(jobs: JobManager) -> list[Run]:
-    """Kill what runs, and return it."""
+    """Kill all running jobs, and return them."""
     running = _running(jobs)
     for run in running:
         try:
@@ -160,7 +160,7 @@ def _in_words(jobs: JobManager, run: Run) -> str:
 
 
 def _processes(jobs: JobManager) -> list[str]:
-    with jobs._database.read() as connection:  # noqa: SLF001 - no public form has the cookie
+    with jobs._database.read() as connection:  # noqa: SLF001 - the cookie is not public
         found = connection.execute(
             select(jobs_table.c.id, jobs_table.c.cookie).where(jobs_table.c.cookie.is_not(None))
         ).all()
@@ -172,7 +172,7 @@ def _processes(jobs: JobManager) -> list[str]:
 
 
 def _directories(jobs: JobManager) -> list[str]:
-    names = jobs._directories.names()  # noqa: SLF001 - they are no one else's business
+    names = jobs._directories.names()  # noqa: SLF001 - job directories are not public
     with jobs._database.read() as connection:  # noqa: SLF001
         active = store.active_ids(connection, {UUID(hex=name) for name in names})
     return [

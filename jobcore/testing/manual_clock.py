@@ -1,4 +1,4 @@
-"""Time that stands still until a test moves it, past everything that waits for it."""
+"""A clock that stands still until a test moves it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from jobcore.clock import from_datetime
 from jobcore.embedding.forking import GATE
 
-#: Where a clock begins unless it is told: this moment, and this many seconds of monotonic time.
+#: The default start of a clock: wall time, and monotonic time in seconds.
 START = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
 START_MONOTONIC = 1000.0
 
@@ -21,51 +21,51 @@ _T = TypeVar("_T")
 
 class Attendant(Protocol):
     """
-    What waits for a `ManualClock`, and is moved on by it.
+    An object that waits for a `ManualClock`, which calls it.
 
-    All of it may be called by any thread that moves the clock, one at a time.
+    Any thread that moves the clock may call these methods, one thread at a time.
     """
 
     def due(self) -> float | None:
-        """Return when, by the monotonic clock, there is something to do next; None: not ever."""
+        """Return the monotonic time at which something is due next; None: nothing is."""
 
     def step(self) -> None:
-        """Do all that is due now. Behind it, `due` is later than now."""
+        """Do everything that is due now. Afterwards `due` is later than now."""
 
     def runs(self) -> frozenset[str]:
-        """Return the tokens of the runs that it has in hand, all of which wait for the clock."""
+        """Return the tokens of its runs, all of which wait for the clock."""
 
 
 class ManualClock:
     """
     A clock that a test moves: `JobManager(path, clock=ManualClock())`.
 
-    It is a small simulation. What waits for it (a `ScriptedExecutor`) has moments
-    at which something is due, and `advance` goes from one to the next, so that
-    each thing happens at its own time and in its order: however far the clock is
-    moved, a line at 5 s, a time-out at 60 s and an exit at 80 s are stamped with
-    these. When `advance` returns, all of that has happened and is in the job's
-    directory; the manager, in its own thread, was woken at each of the moments.
+    It works as a small simulation. An object that waits for it, such as a
+    `ScriptedExecutor`, has times at which something is due, and `advance` moves from one to
+    the next. So everything happens at its own time and in order: however far the clock is
+    moved, a line at 5 s, a timeout at 60 s and an exit at 80 s get these times. When
+    `advance` returns, all of it has happened and is in the job directory. The manager, in
+    its own thread, was woken at each of these times.
 
-    Other code sees a `jobcore.MovableClock`. All methods may be called by any
-    thread; moves come one behind the other.
+    For other code it is a `jobcore.MovableClock`. Any thread can call all methods; moves are
+    serialised.
 
     Args:
-        start: The wall time to begin at; None: `START`, 2023-11-14 22:13:20 UTC.
-            The monotonic time begins at `START_MONOTONIC`, 1000 seconds.
+        start: The wall time at which it starts; None: `START`, 2023-11-14 22:13:20 UTC.
+            Monotonic time starts at `START_MONOTONIC`, 1000 seconds.
 
     Raises:
-        ValueError: `start` has no time zone, so it is no moment.
+        ValueError: `start` has no time zone.
     """
 
     def __init__(self, start: datetime | None = None) -> None:
         self._monotonic = START_MONOTONIC
-        # Wall time is never added up: many small moves would gather errors.
+        # Wall time is offset plus monotonic time; adding up many small moves would add up errors.
         self._offset = from_datetime(start or START) - round(START_MONOTONIC * 1e6)
-        # By a key of their own: one may be there twice, and end once.
+        # Keyed by unique objects, because a member can be registered twice and removed once.
         self._attendants: dict[object, Attendant] = {}
         self._callbacks: dict[object, Callable[[], None]] = {}
-        self._moving = threading.RLock()  # a callback may move it on
+        self._moving = threading.RLock()  # re-entrant, because a callback may move the clock
         GATE.watch(self)
 
     # --- as any clock -----------------------------------------------------------
@@ -75,36 +75,37 @@ class ManualClock:
         return self._offset + round(self._monotonic * 1e6)
 
     def monotonic(self) -> float:
-        """Return seconds from some fixed moment on; `jump` and `set_wall` do not change it."""
+        """Return seconds since a fixed moment; `jump` and `set_wall` do not change it."""
         return self._monotonic
 
     # --- moving it --------------------------------------------------------------
 
     def advance(self, seconds: float) -> None:
         """
-        Let `seconds` go by, from one moment at which something is due to the next.
+        Move time on by `seconds`, stopping at each time at which something is due.
 
-        What had arrived before, such as a wish to stop, is acted on first, at the
-        time at which it came. A manager acts in its own thread, and is not waited
-        for: where it has to take part (a job is to be started or settled before
-        time goes on), use `jobcore.testing.elapse`.
+        Anything that has arrived before, such as a stop request, is handled first, at the
+        current time. This does not wait for managers, which act in their own threads. If a
+        manager must act on the way, such as start or settle a job, use
+        `jobcore.testing.elapse`.
 
         Args:
-            seconds: The seconds that go by, 0 or more.
+            seconds: The time to let pass, 0 or more seconds.
 
         Raises:
-            ValueError: It is negative, or no finite number: for wall time that goes back
-                there is `jump`.
+            ValueError: `seconds` is negative or not a finite number. To set wall time back,
+                use `jump`.
         """
         with self._moving:
             self.advance_to(self._monotonic + checked_seconds(seconds))
 
     def advance_to(self, moment: float) -> None:
         """
-        Let time go by until a moment, as `advance` does.
+        Move time on to a given time, as `advance` does.
 
         Args:
-            moment: In seconds, as `monotonic` tells them; one that has passed is now.
+            moment: Seconds of monotonic time, as `monotonic` returns them. A time in the
+                past counts as now.
         """
         with self._moving:
             self.step()
@@ -114,20 +115,20 @@ class ManualClock:
                 self._go_to(moment)
 
     def step(self) -> None:
-        """Have all that waits act on what has arrived by now; no time goes by."""
+        """Let all waiting objects handle what has arrived by now, without moving time."""
         with self._moving:
             for attendant in list(self._attendants.values()):
                 attendant.step()
 
     def jump(self, seconds: float) -> None:
         """
-        Set the wall clock on or back, as an operator does: no time goes by.
+        Set the wall clock forward or back, as an operator does. Monotonic time does not change.
 
         Args:
             seconds: By how many seconds; negative: back.
 
         Raises:
-            ValueError: It is no finite number.
+            ValueError: `seconds` is not a finite number.
         """
         if not _is_number(seconds) or not math.isfinite(seconds):
             raise ValueError(f"a clock is set by a number of seconds, not {seconds!r}")
@@ -137,10 +138,10 @@ class ManualClock:
 
     def set_wall(self, moment: datetime | int) -> None:
         """
-        Set the wall clock to a moment, as an operator does: no time goes by.
+        Set the wall clock to a time, as an operator does. Monotonic time does not change.
 
         Args:
-            moment: With a time zone; or so many microseconds since 1970, UTC.
+            moment: A datetime with a time zone, or microseconds since 1970, UTC.
 
         Raises:
             ValueError: `moment` has no time zone.
@@ -163,30 +164,30 @@ class ManualClock:
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """
-        Have `callback` called after each move, and at each moment that a move goes through.
+        Call `callback` after each move, and at each due time that a move stops at.
 
         Args:
-            callback: Called by whoever moves the clock; it may move it on.
+            callback: Called in the thread that moves the clock; it may move the clock.
 
         Returns:
-            What ends that; to call it twice is harmless.
+            A function that ends this. It is idempotent.
         """
         return _enter(self._callbacks, callback)
 
     def attend(self, attendant: Attendant) -> Callable[[], None]:
         """
-        Have something moved on with the clock, as `ScriptedExecutor` is.
+        Register an object that waits for the clock, such as a `ScriptedExecutor`.
 
         Args:
-            attendant: What waits; see `jobcore.testing.manual_clock.Attendant`.
+            attendant: The object; see `jobcore.testing.manual_clock.Attendant`.
 
         Returns:
-            What ends that; to call it twice is harmless.
+            A function that ends this. It is idempotent.
         """
         return _enter(self._attendants, attendant)
 
     def next_due(self) -> float | None:
-        """Return when, by the monotonic clock, the next thing is due that waits; None: nothing."""
+        """Return the monotonic time at which something is due next; None: nothing is."""
         moments = [one.due() for one in list(self._attendants.values())]
         return min((moment for moment in moments if moment is not None), default=None)
 
@@ -197,13 +198,13 @@ class ManualClock:
     # --- the fork of the host ---------------------------------------------------
 
     def before_fork(self) -> None:
-        """Do nothing: each change is one assignment, so none is copied half done."""
+        """Do nothing: each change is one assignment, so a fork cannot copy a partial change."""
 
     def after_fork_in_parent(self) -> None:
         """Do nothing."""
 
     def after_fork_in_child(self) -> None:
-        """Begin with a lock of its own: the thread that held it may not be here."""
+        """Create a new lock, because the thread that held it may not exist here."""
         self._moving = threading.RLock()
 
 
@@ -219,10 +220,10 @@ def _enter(register: dict[object, _T], member: _T) -> Callable[[], None]:
 
 def checked_seconds(seconds: object) -> float:
     """
-    Return how much time is to go by.
+    Return a number of seconds, checked.
 
     Raises:
-        ValueError: It is negative, or no finite number.
+        ValueError: `seconds` is negative or not a finite number.
     """
     if (
         not isinstance(seconds, (int, float))

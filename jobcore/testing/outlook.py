@@ -1,7 +1,7 @@
-"""What a manager is waiting for: only for the clock, or for more."""
+"""Tells what a manager waits for: whether only for the clock, and until when."""
 
-# ruff: noqa: SLF001 - it looks inside, so that nothing of this is on JobManager
-# ruff: noqa: TRY004 - one kind of error for every wrong argument, as everywhere in jobcore
+# ruff: noqa: SLF001 - it uses internals, so that JobManager needs no methods for this
+# ruff: noqa: TRY004 - one error class for every wrong argument, as everywhere in jobcore
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jobcore.testing.manual_clock import ManualClock
 
 class Outlook:
     """
-    The view of one manager, its database and its clock.
+    What one manager, its database and its clock wait for.
 
     Args:
         jobs: A manager that runs jobs.
-        clock: The clock that it goes by; None: find it there.
+        clock: The manager's clock; None: take it from the manager.
 
     Raises:
-        ValueError: It runs no jobs, or its clock cannot be moved.
+        ValueError: The manager runs no jobs, or its clock is not a `ManualClock`.
     """
 
     def __init__(self, jobs: JobManager, clock: ManualClock | None = None) -> None:
@@ -43,21 +43,21 @@ class Outlook:
 
     def is_at_rest(self) -> bool:
         """
-        Tell whether nothing happens any more until the clock is moved.
+        Tell whether nothing more happens until the clock is moved.
 
-        What other threads, managers and processes may do to the jobs is not foreseen.
+        It does not know what other threads, managers and processes will do.
         """
         self.clock.step()
         waiting = self.clock.runs()
         dispatcher = self._jobs._dispatcher
         moving = {run.token for run in self.running()} - waiting
         if moving:
-            # Its supervisor is a process, or it has ended and is not settled yet: by this
-            # manager soon, but where another one had claimed it, by whoever looks.
+            # Either the supervisor is a process, or the job has ended and is not settled yet.
+            # This manager soon settles its own jobs; `recover` settles those of others.
             if moving - {run.token for run in dispatcher.running()}:
                 self._jobs.recover()
             return False
-        # In this order: a tick that is taken in between has become a job in the queue.
+        # In this order, because a tick that is taken in between becomes a queued job.
         return not self._has_due_tick() and dispatcher.waits_only_for(waiting)
 
     def _has_due_tick(self) -> bool:
@@ -66,12 +66,12 @@ class Outlook:
         return tick is not None and tick <= self.clock.now()
 
     def running(self) -> list[Run]:
-        """Return the jobs that a supervisor has in hand, or had."""
+        """Return the RUNNING jobs that have, or had, a supervisor."""
         with self._jobs._database.read() as connection:
             return transitions.supervised(connection)
 
     def names(self) -> list[str]:
-        """Return the same jobs in words: id, and name where they have one."""
+        """Return the same jobs as text: the id, and the name if there is one."""
         with self._jobs._database.read() as connection:
             rows = [(run, store.get_job(connection, run.number)) for run in self.running()]
         return [
@@ -80,7 +80,7 @@ class Outlook:
         ]
 
     def has_work(self) -> bool:
-        """Tell whether anything runs, or could be claimed by this manager, now or later."""
+        """Tell whether a job runs, or can be claimed by this manager now or later."""
         dispatcher = self._jobs._dispatcher
         return bool(
             self.running() or not dispatcher.is_idle() or dispatcher.next_start() is not None
@@ -88,27 +88,27 @@ class Outlook:
 
     def require_progress(self) -> None:
         """
-        Tell one who waits that nothing will ever go on.
+        Raise if waiting is pointless, because the manager cannot make progress.
 
         Raises:
-            SpawnError, StoreError: As `JobManager.drain` says.
+            SpawnError, StoreError: As for `JobManager.drain`.
         """
         self._jobs._dispatcher.require_progress()
 
     def wait_for_change(self, seconds: float) -> None:
-        """Sleep until somebody commits, or so long."""
+        """Wait for a commit of any process, for at most `seconds`."""
         database = self._jobs._database
         database.wait_for_change(database.version(), seconds)
 
     # --- later ------------------------------------------------------------------
 
     def next_moment(self) -> float | None:
-        """Return when, by the monotonic clock, a script goes on or a queued job gets due."""
+        """Return the monotonic time at which a script continues or a queued job is due, or None."""
         moments = [self.clock.next_due(), self._monotonic(self._jobs._dispatcher.next_start())]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def next_tick(self) -> float | None:
-        """Return when, by the monotonic clock, a pipeline is to run by its schedule."""
+        """Return the monotonic time of the next scheduled tick, or None."""
         with self._jobs._database.read() as connection:
             return self._monotonic(store.next_tick(connection))
 

@@ -1,6 +1,6 @@
-"""What a scripted command does: its lines, its pauses and its end."""
+"""Scripts: what a scripted command does, as lines, pauses and an end."""
 
-# ruff: noqa: TRY004 - one kind of error for every wrong argument, as everywhere in jobcore
+# ruff: noqa: TRY004 - one error class for every wrong argument, as everywhere in jobcore
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
-#: A line, a line of one of the two streams, text without a newline, a report of progress, or
-#: a pause in seconds.
+#: A line, a line of a given stream, text without a newline, a progress report, or a pause in
+#: seconds.
 Part = (
     str | bytes | float | tuple[Literal["stdout", "stderr", "unfinished", "progress"], str | bytes]
 )
 
-#: Signals that no process ends by: they are ignored, stop it, or have it go on.
+#: Signals that never end a process: by default they are ignored, stop it or continue it.
 _HARMLESS = frozenset(
     (
         signals.SIGCHLD,
@@ -35,36 +35,36 @@ _HARMLESS = frozenset(
 @dataclass(frozen=True)
 class Script:
     """
-    What one command does, in order: nothing but values, checked at once.
+    What a scripted command does, in order. A value object; its arguments are checked at once.
 
         Script(["extract", 5, "load", ("stderr", "no such table")], exit_code=1)
 
-    writes `extract`, writes the other two lines 5 seconds later, and exits with 1.
+    This writes `extract`, 5 seconds later the other two lines, and exits with 1.
 
     Args:
-        lines: A `str` or `bytes` is a line, and gets its newline if it has none at its
-            end; a number is a pause, in seconds; `("stderr", line)` goes to that stream,
-            which makes a difference only with `Command(separate_streams=True)`;
-            `("unfinished", "Continue? [y/N] ")` is written to stdout as it is, without a
-            newline, as a prompt or a progress bar is; `("progress", "3/10 loading")` is a
-            report, on the descriptor that there is for it.
-        exit_code: What it exits with behind the last of them, 0 to 255.
-        signal: The signal that ends it there instead, sent by nobody here.
-        hangs: It never ends by itself: only a stop, a time-out or a kill ends it.
-        ignores_term: SIGTERM does nothing to it, nor to what it leaves behind, and neither does
-            another signal of a stop: it ends by itself, or is killed when its grace is over.
-        cannot_start: The errno with which it cannot even be started: with
-            `errno.ENOENT` the exit code is 127, with any other 126.
-        leaves_grandchild: It leaves a process behind that would run for ever: a second after
-            the command's end it gets SIGTERM, and is killed `Command.linger` seconds later if
-            it ignores that.
-        floods: So many lines, `flood 0` and on, written at once behind `lines`.
-        dies: Its supervisor dies there, as by SIGKILL, and the command with it: the job
-            becomes `lost`, with the lines that it had written.
+        lines: The steps. A `str` or `bytes` is a line; a missing newline is added. A number
+            is a pause, in seconds. `("stderr", line)` goes to that stream, which differs
+            from stdout only with `Command(separate_streams=True)`.
+            `("unfinished", "Continue? [y/N] ")` is written to stdout unchanged, without a
+            newline, like a prompt or a progress bar. `("progress", "3/10 loading")` is a
+            progress report, written to the descriptor for reports.
+        exit_code: The exit code after the last step, 0 to 255.
+        signal: The number of the signal that ends the command after the last step, instead.
+        hangs: The command never ends by itself; only a stop, a timeout or a kill ends it.
+        ignores_term: The command, and the process that it leaves, ignore SIGTERM and any other
+            signal of a stop. They end by themselves, or are killed after the grace.
+        cannot_start: The errno with which the command fails to start. The exit code is 127
+            for `errno.ENOENT`, else 126.
+        leaves_grandchild: The command leaves a process behind that would run for ever. A
+            second after the command's end it gets SIGTERM, and if it ignores that, SIGKILL
+            `Command.linger` seconds later.
+        floods: Number of lines, `flood 0` and so on, to write at once after `lines`.
+        dies: After the last step the supervisor dies as by SIGKILL, and the command with it.
+            The job becomes `lost`, with the lines written before.
         open_end: The last line has no newline.
 
     Raises:
-        ValueError: It could not be played; the message says why.
+        ValueError: The script is not possible; the message says why.
     """
 
     lines: Sequence[Part] = ()
@@ -80,12 +80,12 @@ class Script:
     open_end: bool = False
 
     def __post_init__(self) -> None:
-        """Check all of it, and keep a copy of `lines`."""
+        """Check the arguments, and copy `lines`."""
         if isinstance(self.lines, (str, bytes)) or not isinstance(self.lines, Sequence):
             raise ValueError(f"lines is a list of lines and pauses, not {self.lines!r}")
         object.__setattr__(self, "lines", tuple(_checked_part(part) for part in self.lines))
         _require_whole("exit_code", self.exit_code, 0, 255)
-        # What a list can number; in a log it would be 300 MB.
+        # An upper limit: so many lines are a log of 300 MB.
         _require_whole("floods", self.floods, 0, 10_000_000)
         if self.signal is not None:
             _require_signal(self.signal)
@@ -115,12 +115,12 @@ class Script:
 
     @property
     def duration(self) -> float:
-        """The seconds until its end, if nobody ends it before: all pauses."""
+        """The seconds until the script's end, if it is not stopped before: the sum of pauses."""
         pauses = (part for part in self.lines if isinstance(part, (int, float)))
         return math.inf if self.hangs else float(sum(pauses))
 
     def parts(self) -> Iterator[float | tuple[str, bytes]]:
-        """Yield the pauses, and what is written: the stream and the bytes, newline included."""
+        """Yield pauses in seconds, and writes as stream and bytes, including the newline."""
         last = self._last_line()
         for number, part in enumerate(self.lines):
             if isinstance(part, (int, float)):
@@ -139,13 +139,13 @@ class Script:
             yield "stdout", data[:-1] if self.open_end and end == self.floods else data
 
     def _last_line(self) -> int | None:
-        """Return which of the parts has no newline, if any."""
+        """Return the index of the line without a newline, or None."""
         if not self.open_end or self.floods:
             return None
         return max(number for number, part in enumerate(self.lines) if _is_line(part))
 
 
-_FLOOD_AT_ONCE = 4096  # lines: some 50 KB, about what a pipe holds
+_FLOOD_AT_ONCE = 4096  # lines; some 50 KB, which is about the capacity of a pipe
 
 
 def _is_line(part: Part) -> bool:
@@ -155,7 +155,7 @@ def _is_line(part: Part) -> bool:
 
 def _checked_part(part: object) -> Part:
     """
-    Return a part of a script.
+    Return a step of a script, checked.
 
     Raises:
         ValueError: It is neither a line nor a pause.

@@ -1,6 +1,6 @@
 """An executor and a launcher whose jobs follow scripts, without processes."""
 
-# ruff: noqa: TRY004 - one kind of error for every wrong argument, as everywhere in jobcore
+# ruff: noqa: TRY004 - one error class for every wrong argument, as everywhere in jobcore
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-#: Seconds that the thread sleeps at most: poll cannot sleep for more than 24 days.
+#: Maximum seconds that the thread sleeps. `poll` cannot sleep for more than 24 days.
 LONGEST_SLEEP = 3600.0
 
 
 class ScriptedExecutor:
     """
-    Runs jobs by scripts: no process is started, and no time passes but by the clock.
+    Runs jobs by scripts, without processes; time passes only by the clock.
 
         clock = ManualClock()
         with (
@@ -47,30 +47,29 @@ class ScriptedExecutor:
             drain(jobs)
             assert_job(job, status="STOPPED", reason="timeout", log=["extract"])
 
-    It stands in for the supervisors, at the other end of the very sockets, and
-    only the command is made up: the request with its locks, the job directory,
-    the FIFO, how a job is stopped and when it is killed, how lines are cut,
-    numbered, masked and limited, the verdict, its import and all that follows from
-    it are the product's own code. Stand-ins are in this process, in one thread named
-    `jobcore-scripted`, which `close` ends, and outlive the managers that they
-    work for, as supervisors do: close or crash one manager, open the next, and
-    it settles the job.
+    It replaces the supervisor processes by stand-ins at the other end of the same sockets.
+    Only the command is simulated. Everything else is the real code: the request with its
+    locks, the job directory, the FIFO, stopping and killing, cutting, numbering, masking and
+    limiting lines, the exit record, its import, and all consequences. Stand-ins run in this
+    process, in one thread named `jobcore-scripted`, which `close` ends. They outlive the
+    managers that they work for, as supervisors do: close or crash a manager, open the next
+    one, and it settles the job.
 
-    All methods may be called by any thread. A forked child has none of the
-    stand-ins, and gets its own if it runs jobs.
+    Any thread can call all methods. A forked child has none of the stand-ins, and gets its
+    own if it runs jobs.
 
     Args:
-        scripts: The first job that is started gets the first one, and so on; the last one
-            is for all that come behind. None: every job exits with 0 at once. Or one
-            callable, which is given each job and returns its script; what it raises makes
-            the job ERROR, reason `spawn_failed`.
-        clock: The manager's. None: the machine's, so pauses take their time.
+        scripts: The scripts, in the order in which jobs start; all further jobs get the last
+            one. No script: every job exits with 0 at once. Or one callable, which is called
+            with each job and returns its script; if it raises, the job ends in ERROR with
+            reason `spawn_failed`.
+        clock: The manager's clock. None: the machine's, so that pauses take real time.
 
     Attributes:
-        commands: What each job was to run, by the job's id, in the order of their start.
+        commands: The command of each job, by the job's id, in the order of their starts.
 
     Raises:
-        ValueError: What was given is no script.
+        ValueError: An argument is not a script.
     """
 
     _casting: threading.Lock
@@ -94,7 +93,7 @@ class ScriptedExecutor:
         self._start_afresh()
         attend = getattr(self._clock, "attend", None)
         watch = getattr(self._clock, "watch", None)
-        # A clock that goes from one due moment to the next moves us on itself.
+        # A clock with `attend` calls `step` itself at each due time.
         self._attends = attend is not None
         self._end_attendance: Callable[[], None] | None = (
             attend(self) if attend is not None else None if watch is None else watch(self.step)
@@ -105,15 +104,15 @@ class ScriptedExecutor:
 
     def command(self, job: ClaimedJob) -> Command:
         """
-        Return what `PipelineExecutor` would, or `scripted` for a job that says nothing.
+        Return the command of `PipelineExecutor`, or `scripted` for a job without a command.
 
-        So time-out, grace, output limit and all else that a command says are the job's.
+        So the job has the timeout, grace, output limit and other settings of its command.
 
         Args:
             job: The job that is about to be started.
 
         Raises:
-            ValueError: What the callable returned is no script.
+            ValueError: The callable did not return a script.
         """
         if self._choose is not None and job.id not in self._scripts:
             script = self._choose(job)
@@ -129,7 +128,7 @@ class ScriptedExecutor:
         return command
 
     def _script_of(self, job_id: UUID) -> Script | None:
-        """Return the script of a job; None: that is chosen, and another executor was asked."""
+        """Return a job's script; None: the callable that chooses scripts was not asked for it."""
         with self._casting:
             if job_id not in self._scripts and self._sequence:
                 number = min(len(self._scripts), len(self._sequence) - 1)
@@ -140,31 +139,31 @@ class ScriptedExecutor:
 
     def start(self, descriptor: int) -> None:
         """
-        Have a stand-in speak at one end of a socket pair, as `jobcore.Launcher` says.
+        Start a stand-in at one end of a socket pair, as `jobcore.Launcher` specifies.
 
         Args:
-            descriptor: That end; a copy of it is kept.
+            descriptor: That end. The stand-in uses a copy of it.
 
         Raises:
-            SpawnError: It was closed.
+            SpawnError: This executor is closed.
         """
-        # Called with the gate held, so that no lock may be waited for here under which
-        # somebody waits for the gate: the thread takes what has arrived.
+        # The caller holds the fork gate. Waiting here for a lock under which another thread
+        # waits for the gate would be a deadlock. So the thread creates the stand-in later.
         if self._closed:
             raise SpawnError("the scripted executor is closed")
         self._arrived.append(os.dup(descriptor))
         self._ring(begin=True)
 
-    # --- what a test may do to it -----------------------------------------------
+    # --- for tests --------------------------------------------------------------
 
     def die(self, job_id: UUID | str | None = None) -> None:
         """
         End a supervisor as by SIGKILL.
 
-        Their locks are free when this returns. The manager finds each job `lost`.
+        When this returns, its locks are released. The manager settles its job as `lost`.
 
         Args:
-            job_id: The job; None: all supervisors, the idle ones, too.
+            job_id: The job; None: all supervisors, including idle ones.
 
         Raises:
             LookupError: No stand-in runs this job now.
@@ -177,12 +176,12 @@ class ScriptedExecutor:
 
     def shut_down(self, job_id: UUID | str | None = None) -> None:
         """
-        Ask a supervisor to go, as its SIGTERM does.
+        Ask a supervisor to shut down, as SIGTERM does.
 
-        A job is ended as by a stop, with its own grace and with reason `shutdown`.
+        Its job is ended as by a stop, with the job's own grace and with reason `shutdown`.
 
         Args:
-            job_id: The job; None: all supervisors, the idle ones, too.
+            job_id: The job; None: all supervisors, including idle ones.
 
         Raises:
             LookupError: No stand-in runs this job now.
@@ -200,9 +199,9 @@ class ScriptedExecutor:
 
     def close(self) -> None:
         """
-        End the thread; stand-ins that still run a job die, and the job is `lost`.
+        End the thread. Stand-ins that still run a job die, and their jobs are `lost`.
 
-        Close the managers first. Twice is harmless.
+        Close the managers first. Idempotent.
         """
         self._closed = True
         end, self._end_attendance = self._end_attendance, None
@@ -216,7 +215,7 @@ class ScriptedExecutor:
             self._drop_all()
 
     def __enter__(self) -> Self:
-        """Return the executor itself."""
+        """Return this executor."""
         return self
 
     def __exit__(
@@ -235,16 +234,16 @@ class ScriptedExecutor:
             raise LookupError(f"no stand-in runs job {job_id}")
         return found
 
-    # --- as what waits for a clock ----------------------------------------------
+    # --- as an attendant of a clock ---------------------------------------------
 
     def due(self) -> float | None:
-        """Return when, by the monotonic clock, there is something to do next; None: not ever."""
+        """Return the monotonic time at which something is due next; None: nothing is."""
         with self._lock:
             moments = [one.due for one in self._cast]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def step(self) -> None:
-        """Do all that has come or is due now, of all stand-ins, until each of them waits."""
+        """Do everything that has arrived or is due, until every stand-in waits."""
         with self._lock:
             while self._arrived:
                 self._take_on(self._arrived.popleft())
@@ -252,7 +251,7 @@ class ScriptedExecutor:
                 pass
             self._cast = [one for one in self._cast if not one.gone]
         if threading.current_thread() is not self._thread:
-            self._ring()  # it may wait for what is no more, and not for what is new
+            self._ring()  # so that the thread polls the current descriptors
 
     def _step_each(self) -> bool:
         acted = False
@@ -261,7 +260,7 @@ class ScriptedExecutor:
         return acted
 
     def runs(self) -> frozenset[str]:
-        """Return the tokens of the runs that stand-ins have in hand."""
+        """Return the tokens of the runs of all stand-ins."""
         with self._lock:
             return frozenset(one.token for one in self._cast if one.token is not None)
 
@@ -269,13 +268,13 @@ class ScriptedExecutor:
         try:
             stand_in = StandIn(descriptor, self._clock, self._identity, self._script_of)
         except OSError:
-            return  # no descriptors: its host sees that it does not get ready
+            return  # no descriptors are free: the host notices that it does not get ready
         self._cast.append(stand_in)
 
     # --- the thread -------------------------------------------------------------
 
     def _ring(self, *, begin: bool = False) -> None:
-        """Wake the thread; `begin` it where there is none yet."""
+        """Wake the thread; with `begin`, start it if there is none yet."""
         with self._ringing:
             if self._thread is None:
                 if not begin:
@@ -289,7 +288,7 @@ class ScriptedExecutor:
                 try:
                     os.write(self._writer, b"!")
                 except BlockingIOError:
-                    pass  # full: it has been rung already
+                    pass  # the pipe is full, so it wakes anyway
 
     def _run(self) -> None:
         while not self._closed:
@@ -306,7 +305,7 @@ class ScriptedExecutor:
                 self.step()
 
     def _patience(self) -> float | None:
-        """Return the seconds until something is due, by a clock that runs by itself."""
+        """Return the seconds until something is due; None: a clock with `attend` calls `step`."""
         due = None if self._attends else self.due()
         return None if due is None else min(max(due - self._clock.monotonic(), 0), LONGEST_SLEEP)
 
@@ -318,7 +317,7 @@ class ScriptedExecutor:
             pass
 
     def _drop_all(self) -> None:
-        """Close all there is."""
+        """Close all stand-ins and descriptors."""
         for one in self._cast:
             one.die()
         self._cast.clear()
@@ -333,25 +332,25 @@ class ScriptedExecutor:
     # --- the fork of the host ---------------------------------------------------
 
     def before_fork(self) -> None:
-        """Come to rest: no stand-in may be copied in the middle of a step."""
-        if not self._rests:  # it is called more than once for one fork
+        """Quiesce: no stand-in may be in the middle of a step during the fork."""
+        if not self._rests:  # this may be called more than once per fork
             self._lock.acquire()
             self._rests = True
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
-        if self._rests:  # and was not interrupted while it waited for that
+        """Resume."""
+        if self._rests:  # False if `before_fork` was interrupted while it waited for the lock
             self._rests = False
             self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Close the copies, which unlocks nothing of the parent's, and begin anew."""
+        """Close the copied descriptors, which unlocks nothing of the parent, and reset."""
         self._ringing = threading.Lock()
         self._drop_all()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        # Held for a step. Never waited for with the gate held, for a fork takes both.
+        # Held during a step. Never wait for it while holding the gate: a fork takes both.
         self._lock = threading.RLock()
         self._casting = threading.Lock()
         self._ringing = threading.Lock()
@@ -365,10 +364,10 @@ class ScriptedExecutor:
 
 def _checked_scripts(scripts: tuple[object, ...]) -> list[Script]:
     """
-    Return the scripts; none of them where there is a callable instead.
+    Return the scripts; an empty list if there is a callable instead.
 
     Raises:
-        ValueError: One is neither.
+        ValueError: An argument is neither a script nor a single callable.
     """
     if len(scripts) == 1 and callable(scripts[0]):
         return []

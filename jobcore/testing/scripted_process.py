@@ -1,4 +1,4 @@
-"""One script as it plays: its pipes, and the processes that may be signalled."""
+"""Plays a script in place of a command: its pipes, and processes that can be signalled."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from jobcore.supervisor.process_tree import ProcessTree
 from jobcore.supervisor.spawn import Child, Command
 from jobcore.testing.script import Script
 
-#: Pids of commands that are no processes: beyond the highest that Linux gives to one.
+#: Base of the pids of scripted commands: above the highest pid of Linux.
 _NO_PID = 2**22
 _numbers = itertools.count(1)
 
 
 class Play(ProcessTree):
     """
-    The processes of a script, which are none.
+    The simulated processes of a script.
 
-    It writes into real pipes, so what does not fit waits until it is read, as
-    a command would.
+    It writes into real pipes. If a pipe is full it waits until the pipe is read, as a command
+    would.
 
     Attributes:
-        child: What a supervisor gets of a command that it has spawned.
-        fatal: The script has come to where the supervisor dies.
-        orphaned: What was left behind has ended, and was not reaped yet. No descriptor tells of
-            it: a supervisor looks again soon, but by a clock that is moved nothing is soon.
+        child: The child, as a supervisor gets it when it spawns a command.
+        fatal: Whether the script has reached the point at which the supervisor dies.
+        orphaned: Whether the process that was left has ended and is not reaped yet. No
+            descriptor reports this. A real supervisor polls for it, but with a manual clock
+            no time passes.
     """
 
     def __init__(self, script: Script, clock: Clock, *, separate: bool) -> None:
         """
         Args:
-            script: What is played.
-            clock: Tells when.
-            separate: Whether stdout and stderr are a pipe each.
+            script: The script.
+            clock: The clock for its pauses.
+            separate: Whether stdout and stderr are separate pipes.
 
         Raises:
-            OSError: There are not as many descriptors.
+            OSError: Too few file descriptors are free.
         """
-        super().__init__(_NO_PID + 2 * next(_numbers))  # and one for what it leaves
+        super().__init__(_NO_PID + 2 * next(_numbers))  # the next pid is the grandchild's
         self.fatal = False
         self.orphaned = False
         self._script = script
@@ -55,7 +56,7 @@ class Play(ProcessTree):
         self._unwritten_to = -1
         self._grandchild = script.leaves_grandchild
         self._rest_is_told = False
-        self._ended: int | None = None  # the wait status of the main process, before it is reaped
+        self._ended: int | None = None  # the main process's wait status, set before it is reaped
         self._open: set[int] = set()
         try:
             self.child = self._begin(separate=separate)
@@ -78,19 +79,19 @@ class Play(ProcessTree):
             os.write(report_writer, spawn.encode_report(spawn.EXEC, number))
             self._end_main(spawn.exit_code_of(spawn.EXEC, number) << 8)
         self._close(report_writer)  # as the exec does
-        # From here on these are the supervisor's to close.
+        # From here on, the supervisor owns these descriptors.
         self._open -= {report, reports, *(descriptor for descriptor, _ in outputs)}
         return Child(self.main, report, outputs, reports)
 
     # --- the script -------------------------------------------------------------
 
     def due(self) -> float | None:
-        """Return when it goes on; None: not by the clock."""
+        """Return the monotonic time at which the script continues; None: not by the clock."""
         waits = self._ended is not None or self.fatal or self._unwritten or self._next == math.inf
         return None if waits else self._next
 
     def act(self) -> bool:
-        """Do what is due and what there is room for; tell whether there was anything."""
+        """Do everything that is due and fits into the pipes; tell whether there was anything."""
         acted = False
         while self._ended is None and not self.fatal:
             if self._unwritten:
@@ -120,7 +121,7 @@ class Play(ProcessTree):
         return True
 
     def _finish(self) -> None:
-        """Come to the end of the script."""
+        """Do what the script says about its end."""
         script = self._script
         if script.hangs:
             self._next = math.inf
@@ -146,7 +147,7 @@ class Play(ProcessTree):
         return self._life
 
     def reap(self) -> bool:
-        """Take note of what has ended; return whether the main process was in it."""
+        """Note the processes that have ended; return whether the main one is among them."""
         main_ended = self.status is None and self._ended is not None
         if main_ended:
             self.status = self._ended
@@ -155,7 +156,7 @@ class Play(ProcessTree):
         return main_ended
 
     def stop(self, number: int, *, group: bool) -> None:
-        """Take the first signal of a stop, as the script says."""
+        """React to the first signal of a stop as the script says."""
         if self._script.ignores_term:
             return
         if group:
@@ -163,7 +164,7 @@ class Play(ProcessTree):
         self._end_main(number)
 
     def end_rest(self, *, everyone: bool) -> list[str]:
-        """Have what is left take a SIGTERM; all of it has lost its parent."""
+        """React to SIGTERM for the process that was left, whose parent is gone."""
         del everyone
         asked = [] if self._rest_is_told else self.survivors()
         self._rest_is_told = True
@@ -172,15 +173,15 @@ class Play(ProcessTree):
         return asked
 
     def shares_cgroup(self) -> bool:
-        """Tell that it is in no service."""
+        """Return False: it is not in a service."""
         return False
 
     def survivors(self) -> list[str]:
-        """Return what is left behind and lives."""
+        """Return the living process that was left, as pid and name."""
         return [f"{self.main + 1} (grandchild)"] if self._grandchild else []
 
     def kill(self) -> list[str]:
-        """Take a SIGKILL."""
+        """React to SIGKILL."""
         killed = [] if self._ended is not None else [f"{self.main} (command)"]
         killed += self.survivors()
         self._end_grandchild()
@@ -190,7 +191,7 @@ class Play(ProcessTree):
     # --- its descriptors --------------------------------------------------------
 
     def close(self) -> None:
-        """Close what is not the supervisor's; twice is harmless."""
+        """Close the descriptors that the supervisor does not own. Idempotent."""
         for descriptor in list(self._open):
             self._close(descriptor)
 
@@ -206,14 +207,14 @@ class Play(ProcessTree):
 
 class Stage(Machine):
     """
-    The machine that a script is played on: its time is a clock's, its processes are a `Play`.
+    The machine on which a script is played, with a given clock and simulated processes.
 
     Args:
-        clock: Tells the time.
-        script: What the command does; None: nobody knows, and it cannot start.
+        clock: The clock for all times.
+        script: What the command does; None: it is unknown, and the command cannot start.
     """
 
-    longest_round = blind_round = math.inf  # all that happens here tells so
+    longest_round = blind_round = math.inf  # no polling: descriptors report every event here
 
     def __init__(self, clock: Clock, script: Script | None) -> None:
         self.play: Play | None = None
@@ -225,17 +226,17 @@ class Stage(Machine):
         return self._clock.now() * 1000
 
     def monotonic(self) -> float:
-        """Return seconds from some fixed moment on."""
+        """Return seconds since an arbitrary fixed moment."""
         return self._clock.monotonic()
 
     def spawn(self, command: Command, *, directory: int, oom_score: bytes | None) -> Child:
         """
-        Begin to play the script in the command's place.
+        Begin to play the script in place of the command.
 
         Raises:
-            StartError: There is no script, or there are no descriptors.
+            StartError: There is no script, or too few file descriptors are free.
         """
-        del directory, oom_score  # no process, none to set it for
+        del directory, oom_score  # there is no process that needs them
         if self._script is None:
             raise spawn.StartError("script", errno.ENOENT)
         try:
@@ -245,6 +246,6 @@ class Stage(Machine):
         return self.play.child
 
     def tree(self, child: Child) -> Play:
-        """Return what is played."""
+        """Return the play that `spawn` has begun."""
         assert self.play is not None and self.play.child is child  # noqa: S101, PT018 - spawned
         return self.play

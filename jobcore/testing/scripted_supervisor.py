@@ -1,4 +1,4 @@
-"""A supervisor without a process, at the other end of a host's socket."""
+"""A supervisor without a process, at the other end of a host's socket pair."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from jobcore.testing.scripted_process import Stage
 
 class StandIn:
     """
-    One supervisor: it takes requests and runs them, one at a time, a step at a time.
+    One supervisor, which takes requests and runs them one at a time, step by step.
 
-    All that it does is done by the modules of the real one, but for the command,
-    which is a script. Whoever has it calls `step` when one of `events` has
-    come, or `due` has.
+    It uses the modules of the real supervisor for everything except the command, which is a
+    script. Its owner calls `step` when one of `events` occurs, or when `due` is reached.
 
     Attributes:
-        job_id: The job that it runs, else None.
-        token: That run, else None.
+        job_id: The job that it runs, or None.
+        token: The run of that job, or None.
     """
 
     def __init__(
@@ -43,13 +42,13 @@ class StandIn:
     ) -> None:
         """
         Args:
-            descriptor: Its end of the socket; it is closed with it.
-            clock: Tells the time.
-            identity: What it tells of itself.
-            script_of: Tells what the command of a job does.
+            descriptor: Its end of the socket pair. This object closes it.
+            clock: The clock for all times.
+            identity: The facts that it records about itself.
+            script_of: Returns the script for a job.
 
         Raises:
-            OSError: There are not as many descriptors. `descriptor` is closed.
+            OSError: Too few file descriptors are free. `descriptor` is closed.
         """
         self.job_id: UUID | None = None
         self.token: str | None = None
@@ -72,12 +71,12 @@ class StandIn:
 
     @property
     def gone(self) -> bool:
-        """Whether it has left, or died."""
+        """Whether the supervisor has exited or died."""
         return self._closed
 
     @property
     def events(self) -> dict[int, int]:
-        """What it waits for beside the clock: descriptors, and the events of poll."""
+        """The descriptors that it waits for, each with its poll events."""
         if self._closed:
             return {}
         if self._execution is not None:
@@ -86,7 +85,7 @@ class StandIn:
 
     @property
     def due(self) -> float | None:
-        """When it goes on by the clock, monotonic; None: by that it never does."""
+        """The monotonic time at which it continues; None: it does not wait for the clock."""
         if self._rounds is None:
             return None
         play = None if self._stage is None else self._stage.play
@@ -95,12 +94,12 @@ class StandIn:
         return None if due == math.inf else due
 
     def step(self) -> bool:
-        """Do one thing that is due or has come; tell whether there was any."""
+        """Do one thing that is due or has arrived; tell whether there was one."""
         if self._closed:
             return False
         try:
             return self._wait_for_request() if self._rounds is None else self._go_on()
-        except (Exception, Crashed) as error:  # noqa: BLE001 - it dies of it, as its process would
+        except (Exception, Crashed) as error:  # noqa: BLE001 - it dies, as a process would
             telemetry.event(
                 logging.ERROR, "scripted supervisor died", job=str(self.job_id), error=repr(error)
             )
@@ -111,12 +110,12 @@ class StandIn:
             raise
 
     def shut_down(self) -> None:
-        """Take a SIGTERM: the job is ended with reason `shutdown`, and no other one is taken."""
+        """Act as after SIGTERM: end the job with reason `shutdown`, and take no other job."""
         if not self._closed:
             self._shutdown.request()
 
     def die(self) -> None:
-        """Be gone at once, as by SIGKILL: its locks are free, there is no verdict."""
+        """End at once, as by SIGKILL: locks are released, and there is no exit record."""
         if self._closed:
             return
         self._closed = True
@@ -138,14 +137,14 @@ class StandIn:
             self._begin(request)
             return True
         if self._leaving or self._channel.dead:
-            self.die()  # idle: nothing is lost by it
+            self.die()  # it is idle, so nothing is lost
             return True
         return False
 
     def _begin(self, request: Request) -> None:
         order = accept(request)
         if order is None:
-            self.die()  # somebody else runs it: nothing to say about it, but a reason to go
+            self.die()  # another process runs the job: report nothing and exit
             return
         try:
             self.token, self.job_id = order.token, _job_of(order)
@@ -166,7 +165,7 @@ class StandIn:
         assert self._execution is not None  # noqa: S101 - for the type checker alone
         play = None if self._stage is None else self._stage.play
         acted = play is not None and play.act()
-        # Behind the act, so that what it wrote is read before anything else happens.
+        # After `act`, so that its output is read before anything else happens.
         called = self._execution.watch.wait(0) or (play is not None and play.orphaned)
         if called or self._clock.monotonic() >= self._due:
             self._next_round()
@@ -202,5 +201,5 @@ class StandIn:
 
 
 def _job_of(order: Order) -> UUID:
-    """Return whose run it is: as the command would be told."""
+    """Return the job's id, from the environment of its command."""
     return UUID(order.command.env[b"JOBCORE_JOB_ID"].decode())
