@@ -1,10 +1,10 @@
 """
-Wire: the forms in which a host sends jobs, logs and errors over a network.
+Wire: jobs, logs and errors in the forms in which a host sends them over a network.
 
-There is no network in here: what these return, any web framework can send.
+It does no I/O; any web framework can send what these functions return.
 
 Attributes:
-    HAL_TYPE: The media type of what the functions `*_to_hal` return.
+    HAL_TYPE: The media type of the results of the functions `*_to_hal`.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ __all__ = [
 
 def stop_to_object(job: Job) -> dict[str, Any]:
     """
-    Return the message for 202: a stop was accepted.
+    Return the body of a response with status 202: a stop request was accepted.
 
     Args:
-        job: What `JobManager.stop_job` returned.
+        job: The job, as `JobManager.stop_job` returned it.
     """
     message = (
         f"job {job.id} has been asked to stop"
         if job.status is Status.RUNNING
-        else f"job {job.id} is {job.status}"  # it had no process
+        else f"job {job.id} is {job.status}"  # it had no process, and has ended
     )
     return {"timestamp": _now(), "status": HTTPStatus.ACCEPTED.value, "message": message}
 
@@ -74,13 +74,13 @@ def error_to_object(error: BaseException, path: str | None = None) -> dict[str, 
     """
     Return an error as an object with `timestamp`, `status`, `error` and `message`.
 
-    `status` is that of a `JobcoreError`, and 500 for all others; `error` is its
-    name in HTTP. From 500 on the message has no details: they speak of files
-    and processes, to the operator and not to the client, so log the error.
+    `status` is the status of a `JobcoreError`, and 500 for any other exception; `error` is
+    its HTTP reason phrase. If the status is 500 or more, the message contains no details,
+    because they are about files and processes and not for clients. Log the error yourself.
 
     Args:
-        error: Anything that was raised.
-        path: The path of the request; it is a field where it is given.
+        error: Any exception.
+        path: The path of the request. If given, the object has a field `path`.
     """
     status = error.status if isinstance(error, JobcoreError) else 500
     known = status in {member.value for member in HTTPStatus}

@@ -1,4 +1,4 @@
-"""Which media type of a log an Accept header asks for (RFC 9110, 12.5.1)."""
+"""Chooses the media type of a log by an Accept header (RFC 9110, 12.5.1)."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ TEXT = "text/plain"
 NDJSON = "application/x-ndjson"
 STREAM_JSON = "application/stream+json"
 EVENT_STREAM = "text/event-stream"
-#: What a log can be sent as; the first is what a client gets that names none.
+#: The media types of a log. The first is the default.
 LOG_TYPES = (TEXT, NDJSON, STREAM_JSON, EVENT_STREAM)
 
-#: A quoted parameter may hold commas and semicolons that separate nothing. One
-#: that is not closed goes on to the end: to look for the next quote instead
-#: would take time with the square of the header's length.
+#: A quoted parameter, in which commas and semicolons separate nothing. An unclosed quote
+#: extends to the end. Searching for the next quote instead would take time quadratic in the
+#: length of the header.
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
-#: More than the grammar has: `.2` and `1.0000` are sent, and clear.
+#: More than the grammar allows, because clients send `.2` and `1.0000`, and they are clear.
 _WEIGHT = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
 
 def log_type(accept: str | None) -> str:
     """
-    Return the one of `LOG_TYPES` that an Accept header prefers.
+    Return the type of `LOG_TYPES` that an Accept header prefers.
 
-    The range that names a type most closely gives it its weight; 0 excludes it.
-    Of equal weights the closer name wins, then the earlier place in the header,
-    then the order of `LOG_TYPES`. Parameters other than `q` are not looked at.
-    A weight that is no number counts as none was given: as 1.
+    The most specific range that matches a type gives its weight; 0 excludes the type. With
+    equal weights the more specific range wins, then the earlier one in the header, then the
+    order of `LOG_TYPES`. Parameters other than `q` are ignored. A weight that is not a
+    number counts as 1.
 
     Args:
-        accept: The header's value, several headers joined by commas; None or
-            empty: anything will do.
+        accept: The value of the header; several headers are joined by commas. None or
+            empty: any type is acceptable.
 
     Raises:
-        NotAcceptable: It asks for nothing that there is.
+        NotAcceptable: The header accepts none of these types.
     """
     ranges = _ranges(accept or "")
     if not ranges:
@@ -52,8 +52,8 @@ def log_type(accept: str | None) -> str:
 
 
 def _rank(offered: str, ranges: list[tuple[str, float]]) -> tuple[float, int, int] | None:
-    """Return weight, closeness and place of the closest range, or None where it is excluded."""
-    names = ("*/*", offered.partition("/")[0] + "/*", offered)  # from far to close
+    """Return weight, specificity and place of the most specific range; None: type excluded."""
+    names = ("*/*", offered.partition("/")[0] + "/*", offered)  # increasingly specific
     found = [
         (names.index(name), -place, weight)
         for place, (name, weight) in enumerate(ranges)
@@ -66,12 +66,12 @@ def _rank(offered: str, ranges: list[tuple[str, float]]) -> tuple[float, int, in
 
 
 def _ranges(accept: str) -> list[tuple[str, float]]:
-    """Return the media ranges of a header with their weights, in its order."""
+    """Return the media ranges of a header with their weights, in order."""
     found = []
     for element in _QUOTED.sub('""', accept).split(","):
         name, *parameters = (part.strip() for part in element.split(";"))
         if name:
-            # Some clients say "*" for "*/*".
+            # Some clients send "*" for "*/*".
             found.append(("*/*" if name == "*" else name.lower(), _weight(parameters)))
     return found
 

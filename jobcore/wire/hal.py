@@ -1,8 +1,8 @@
 """
-Jobs, pipelines and workspaces as JSON objects that link to each other.
+Jobs, pipelines and workspaces as HAL objects, JSON objects with links to each other.
 
-A link says what a client may do now. One that is an action has its method in
-`type`, as Matatika's Jobs API has it.
+The links show what a client can do now. A link that is an action has its HTTP method in
+`type`, as in Matatika's Jobs API.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from urllib.parse import parse_qsl, urlencode
 from jobcore.lifecycle import Status
 from jobcore.models import Job, Pipeline, Workspace
 
-#: The media type of these forms.
+#: The media type of these objects.
 HAL_TYPE = "application/hal+json"
 
 
 def job_to_hal(job: Job, base_url: str, *, pipeline: Pipeline | None = None) -> dict[str, Any]:
     """
-    Return a job as Matatika's Jobs API shows it, with links.
+    Return a job as in Matatika's Jobs API, with links.
 
-    It has the fields of the job's JSON, the API's seven first; what is not
-    known is null, never absent. `stop job` is there only while it is RUNNING,
-    `pipeline` only where it has one.
+    It has the fields of the job's JSON, with the API's seven first; an unknown value is
+    null, never absent. The link `stop job` exists only while the job is RUNNING, and
+    `pipeline` only if the job has one.
 
     Args:
         job: The job.
-        base_url: Where the paths begin, such as `https://example.org/api`.
-        pipeline: Its pipeline, to be embedded; None: it is only linked to.
+        base_url: The URL to which paths are appended, such as `https://example.org/api`.
+        pipeline: The job's pipeline, to embed it; None: only link to it.
     """
     base = base_url.rstrip("/")
     own = f"{base}/jobs/{job.id}"
@@ -53,14 +53,13 @@ def jobs_to_hal(
     """
     Return a page of jobs as a HAL collection.
 
-    It links to the page after it, `next`, if it is full; where it was full by
-    chance, that one is empty and the last.
+    A full page has a link `next` to the page after it, which may be empty.
 
     Args:
-        jobs: As `JobManager.list_jobs` returned them.
-        base_url: Where the paths begin.
+        jobs: The jobs, as `JobManager.list_jobs` returned them.
+        base_url: The URL to which paths are appended.
         self_path: The path of this listing under `base_url`, with its query if it has one.
-        limit: How many jobs were asked for; None: these are all.
+        limit: The number of jobs that was requested; None: these are all.
     """
     base = base_url.rstrip("/")
     path, _, query = self_path.strip("/").partition("?")
@@ -75,13 +74,13 @@ def jobs_to_hal(
 
 def pipeline_to_hal(pipeline: Pipeline, base_url: str) -> dict[str, Any]:
     """
-    Return a pipeline with links to itself, its workspace and its jobs, and to make one.
+    Return a pipeline with links to itself, its workspace and its jobs, and `new job`.
 
     `new job` is refused with 409 while the pipeline has a QUEUED or RUNNING job.
 
     Args:
         pipeline: The pipeline.
-        base_url: Where the paths begin.
+        base_url: The URL to which paths are appended.
     """
     base = base_url.rstrip("/")
     own = f"{base}/pipelines/{pipeline.id}"
@@ -100,7 +99,7 @@ def workspace_to_hal(workspace: Workspace, base_url: str) -> dict[str, Any]:
 
     Args:
         workspace: The workspace.
-        base_url: Where the paths begin.
+        base_url: The URL to which paths are appended.
     """
     own = f"{base_url.rstrip('/')}/workspaces/{workspace.id}"
     links = {"self": {"href": own}, "jobs": {"href": f"{own}/jobs"}}

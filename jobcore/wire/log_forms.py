@@ -1,4 +1,4 @@
-"""The lines of a log as bytes to send: text, NDJSON or server-sent events."""
+"""Encodes the lines of a log as text, NDJSON or server-sent events."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from jobcore.clock import iso_utc
 from jobcore.models import LogLine, line_object
 from jobcore.wire.accept import EVENT_STREAM, TEXT
 
-#: `json.dumps` would make one for each line, a sixth of the time.
+#: One encoder for all lines. `json.dumps` would create one per line, a sixth of the time.
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
     """
-    Yield every numbered line as it was written, with its terminator; no unfinished ones.
+    Yield every numbered line as it was written, with its terminator; no unfinished lines.
 
-    A piece of a longer line has none, so that the pieces join up again; the last
-    line of a stream without one gets none either. So the text is byte for byte what
-    was written, and where two streams are kept apart, or jobcore says something
-    itself, a line may begin in the middle of another: `ndjson` tells them apart.
+    A piece of a longer line has no terminator, so the pieces join up again. The last line
+    of a stream gets none if it was written without one. So the text is byte for byte what
+    was written. With separate streams, or where jobcore adds lines of its own, a line may
+    therefore begin in the middle of another one; `ndjson` distinguishes them.
 
     Args:
-        lines: As `JobManager.logs` or `follow` returns them; what these raise is
-            raised here.
+        lines: The lines, from `JobManager.logs` or `follow`. Their exceptions are raised
+            here.
     """
     return map(TextForm().encode, _wanted(lines, unfinished=False))
 
 
 def ndjson(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes]:
     r"""
-    Yield one JSON object a line, each ended by `\n`.
+    Yield one JSON object per line, each followed by `\n`.
 
     Its fields: `sequence` (number), `timestamp` (ISO 8601 UTC), `stream`
     (`output`, `stdout`, `stderr` or `system`), `message` (text without its
-    terminator), `fields` (object), only where the message is a JSON object (see
-    `LogLine.fields`), and `partial`, only where it is true.
+    terminator), `fields` (object), only if the message is a JSON object (see
+    `LogLine.fields`), and `partial`, only if it is true.
 
     An unfinished line has `"unfinished": true` and no `sequence`; the next object of its
     `stream` replaces it.
 
     Args:
-        lines: As `JobManager.logs` or `follow` returns them; what these raise is
-            raised here.
-        unfinished: Yield unfinished lines, too.
+        lines: The lines, from `JobManager.logs` or `follow`. Their exceptions are raised
+            here.
+        unfinished: Whether to yield unfinished lines, too.
     """
     return map(NdjsonForm().encode, _wanted(lines, unfinished=unfinished))
 
@@ -54,16 +54,16 @@ def sse(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes
     """
     Yield each line as a server-sent event, for `EventSource` in a browser.
 
-    Its `id` is the number of the line, and its `data` the object of `ndjson`. A client
-    that reconnects sends the last `id` as the header `Last-Event-ID`.
+    The event's `id` is the number of the line, and its `data` is the object of `ndjson`. A
+    client that reconnects sends the last `id` in the header `Last-Event-ID`.
 
-    An unfinished line is an event of the type `unfinished` and has no `id`; the next line
-    of its `stream`, of either type, replaces it.
+    An unfinished line is an event of the type `unfinished` without `id`; the next event with
+    the same `stream`, of either type, replaces it.
 
     Args:
-        lines: As `JobManager.logs` or `follow` returns them; what these raise is
-            raised here.
-        unfinished: Yield unfinished lines, too.
+        lines: The lines, from `JobManager.logs` or `follow`. Their exceptions are raised
+            here.
+        unfinished: Whether to yield unfinished lines, too.
     """
     return map(EventForm().encode, _wanted(lines, unfinished=unfinished))
 
@@ -77,24 +77,24 @@ class TextForm:
     Plain text.
 
     Attributes:
-        beginning: What a body begins with before there is a line.
-        heartbeat: What is sent while no line comes. Every byte would be one of the text,
-            so it is none: the server gets its turn, and the client gets nothing.
+        beginning: Bytes at the beginning of a body, sent before there is a line.
+        heartbeat: Bytes sent while no line comes. They are empty, because every byte would
+            be part of the text. So the server gets control, and the client gets nothing.
     """
 
     beginning = b""
     heartbeat = b""
 
     def encode(self, line: LogLine) -> bytes:
-        """Return a line as it is sent."""
+        """Return a line as bytes."""
         return line.raw
 
 
 class NdjsonForm:
     """
-    An object a line; `beginning` and `heartbeat` are as in `TextForm`.
+    One JSON object per line; `beginning` and `heartbeat` are as in `TextForm`.
 
-    A heartbeat is an empty line, which readers of NDJSON pass over.
+    A heartbeat is an empty line, which readers of NDJSON ignore.
     """
 
     beginning = b""
@@ -104,12 +104,12 @@ class NdjsonForm:
         self._stamped: tuple[datetime | None, str] = (None, "")
 
     def encode(self, line: LogLine) -> bytes:
-        """Return a line as it is sent."""
+        """Return a line as bytes."""
         return self._object(line) + b"\n"
 
     def _object(self, line: LogLine) -> bytes:
         timestamp = line.timestamp
-        if timestamp != self._stamped[0]:  # all lines of a frame share one
+        if timestamp != self._stamped[0]:  # all lines of a frame have the same timestamp
             self._stamped = (timestamp, iso_utc(timestamp))
         return _ENCODER.encode(line_object(line, self._stamped[1])).encode("utf-8")
 
@@ -120,7 +120,7 @@ class EventForm(NdjsonForm):
     beginning = heartbeat = b":\n\n"
 
     def encode(self, line: LogLine) -> bytes:
-        """Return a line as it is sent."""
+        """Return a line as bytes."""
         if line.sequence is None:
             return b"event: unfinished\ndata: %s\n\n" % self._object(line)
         return b"id: %d\ndata: %s\n\n" % (line.sequence, self._object(line))
@@ -130,7 +130,7 @@ Form = TextForm | NdjsonForm
 
 
 def form_of(media_type: str) -> Form:
-    """Return the form of one of `accept.LOG_TYPES`."""
+    """Return a new encoder for one of `accept.LOG_TYPES`."""
     if media_type == TEXT:
         return TextForm()
     return EventForm() if media_type == EVENT_STREAM else NdjsonForm()

@@ -1,9 +1,9 @@
 """
-The answer to a request for a log, also while the log grows.
+The response to a request for a log, also while the log grows.
 
-A quiet job must not hold a server up. So a body that follows a job gives control back every
-few seconds, and the server then sees whether its client is still there. In an event loop a
-follower holds no thread; in a server with a thread per request `Followers` limits them.
+A quiet job must not block a server. So a body that follows a job returns control every few
+seconds, and the server can check whether its client is still connected. In an event loop a
+follower occupies no thread. In a server with one thread per request, `Followers` limits them.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from jobcore.wire.accept import TEXT, log_type
 from jobcore.wire.log_forms import form_of
 from jobcore.wire.parameters import unsigned
 
-#: Seconds without a line after which a follower's body gives control back. Proxies close a
+#: Seconds without a line after which a follower's body returns control. Proxies close a
 #: silent connection after 60 seconds, some after 30.
 HEARTBEAT = 15.0
-#: Bytes that are sent at once of what is stored already. A guess between a
-#: system call for each line and a client that waits for the first one.
+#: Bytes of stored lines that are sent at once. An estimated compromise between a system call
+#: per line and a client that waits for the first line.
 CHUNK_BYTES = 64 * 1024
-#: For a body that grows: no cache may keep it, and nginx is not to gather it.
+#: Headers for a body that grows: caches must not store it, and nginx must not buffer it.
 LIVE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class LogResponse(NamedTuple):
     """
-    What a request for a log is answered with.
+    The response to a request for a log.
 
     Attributes:
-        content_type: The media type that was asked for; text says it is UTF-8,
-            which most of it is: it is sent as the job wrote it.
-        body: The bytes, read from the database as they are taken; every item
-            ends at the end of a line or of a piece of one, or is a heartbeat. It has a
-            method `close`, which WSGI servers call when they are done with it.
-        headers: Other headers to send: those that keep caches and proxies from holding a
-            body back that grows.
+        content_type: The media type that was chosen. Text is declared as UTF-8, but is sent
+            as the job wrote it.
+        body: The bytes, read from the database on demand. Every item ends at the end of a
+            line or of a piece of one, or is a heartbeat. It has a method `close`, which
+            WSGI servers call at the end.
+        headers: Further headers to send. They keep caches and proxies from holding back a
+            body that grows.
     """
 
     content_type: str
@@ -54,11 +54,11 @@ class LogResponse(NamedTuple):
 
 class AsyncLogResponse(NamedTuple):
     """
-    What a request for a log is answered with in an event loop; see `LogResponse`.
+    The response to a request for a log in an event loop; see `LogResponse`.
 
     Attributes:
         content_type: As in `LogResponse`.
-        body: An asynchronous iterator of the same items. There is nothing to close.
+        body: An asynchronous iterator of the same items. It need not be closed.
         headers: As in `LogResponse`.
     """
 
@@ -69,35 +69,35 @@ class AsyncLogResponse(NamedTuple):
 
 class Followers:
     """
-    A limit on the followers of a server that gives each request a thread.
+    A limit on the number of followers, for a server with one thread per request.
 
-    Give it to `log_response`, and keep one for all requests of a process. With fewer
-    followers than threads the others answer all other requests, however quiet the jobs are.
+    Create one for all requests of a process, and pass it to `log_response`. If the limit is
+    below the number of threads, the remaining threads can always answer other requests.
 
     Args:
-        most: Followers at once in this process.
+        most: Maximum number of followers at once in this process.
 
     Raises:
-        ArgumentError: `most` is no whole number, 0 or more.
+        ArgumentError: `most` is not a whole number, 0 or more.
     """
 
     def __init__(self, most: int) -> None:
         self.most = checked_most(most)
         self._pid = os.getpid()
-        #: The followers by their place. Who gets one is decided by one operation.
+        #: The followers by their place. `setdefault` assigns a place atomically.
         self._places: dict[int, object] = {}
 
     def enter(self) -> Callable[[], None]:
         """
-        Count one more follower.
+        Register one more follower.
 
         Returns:
-            What ends that; to call it again is harmless.
+            A function that unregisters it. It is idempotent.
 
         Raises:
-            TooManyFollowers: There are as many as there may be.
+            TooManyFollowers: The limit is reached.
         """
-        if self._pid != os.getpid():  # those of the parent are not here
+        if self._pid != os.getpid():  # after a fork, the followers are the parent's
             self._pid, self._places = os.getpid(), {}
         me = object()
         for place in range(self.most):
@@ -111,12 +111,12 @@ class Followers:
             del places[place]
 
     def __len__(self) -> int:
-        """Return how many there are now."""
+        """Return the current number of followers."""
         return len(self._places) if self._pid == os.getpid() else 0
 
 
 class _Jobs(Protocol):
-    """What is needed of a `JobManager`."""
+    """The methods of a `JobManager` that are used here."""
 
     def get_job(self, job_id: UUID | str) -> Job: ...
 
@@ -135,7 +135,7 @@ class _Jobs(Protocol):
 
 
 class _AsyncJobs(_Jobs, Protocol):
-    """What is needed of a `JobManager` in an event loop."""
+    """The methods of a `JobManager` that are used here in an event loop."""
 
     def follow_async(
         self,
@@ -149,10 +149,10 @@ class _AsyncJobs(_Jobs, Protocol):
 
 class _Request:
     """
-    What a request asks for, checked.
+    The parameters of a request, checked.
 
     Attributes:
-        form: How lines are sent.
+        form: The encoder for lines.
         first: The number of the first line.
         timeout, heartbeat: Seconds.
     """
@@ -176,11 +176,11 @@ class _Request:
 
     @property
     def content_type(self) -> str:
-        """The value of the header."""
+        """The value of the header Content-Type."""
         return f"{TEXT}; charset=utf-8" if self._media_type == TEXT else self._media_type
 
     def beginning(self, job: Job) -> bytes | None:
-        """Return what is sent at once, so that the client sees the headers; None: lines follow."""
+        """Return the first item, so that headers are sent at once; None: lines come at once."""
         return self.form.beginning or (None if job.line_count > self.first else b"")
 
 
@@ -198,43 +198,42 @@ def log_response(
     is_gone: Callable[[], bool] | None = None,
 ) -> LogResponse | None:
     r"""
-    Return a job's log from the line `sequence` on, as a request asks for it.
+    Return a job's log from the line `sequence` on, in the form that a request asks for.
 
-    None stands for 204: there is no such line, and with `follow` none can come
-    any more. So a client that follows in turns of `timeout`, each from the line
-    behind the last it got, has the whole log when it gets a 204; and an `EventSource`
-    stops reconnecting.
+    None means status 204: there is no such line, and with `follow` there never will be. So
+    a client that follows in turns of `timeout`, each from the line after the last one it
+    got, has the whole log when it gets a 204. An `EventSource` stops reconnecting then.
 
-    The body ends when the job is deleted meanwhile, after a whole line.
+    If the job is deleted in the meantime, the body ends after a whole line.
 
-    A body that follows holds its thread until the client has left, or `timeout` is over.
-    Each `heartbeat` seconds without a line it yields an item: an empty line (`\n`) of
-    NDJSON, a comment of server-sent events, or nothing (`b""`) of text. When that cannot
-    be sent, the server closes the body. Nothing can be sent within a text: there
-    `is_gone` tells.
+    A body that follows occupies its thread until the client has left, or until `timeout` is
+    over. After each `heartbeat` seconds without a line it yields an item: an empty line
+    (`\n`) for NDJSON, a comment for server-sent events, or `b""` for text. If that cannot be
+    sent, the server closes the body. For text nothing is sent, so a client that has left is
+    noticed only through `is_gone`.
 
     Args:
         jobs: The manager.
         job_id: The job.
         sequence: The number of the first line, as text or as a number.
         accept: The Accept header; None: there was none.
-        last_event_id: The header Last-Event-ID of a client of server-sent events that
-            reconnects: it has seen the line with this number. None: there was none.
-        follow: If the job is not final, go on with lines as they come until it
-            is. Else the log is what has been written by now.
-        timeout: Seconds for which it follows; then the body ends like one that
-            is complete. None: as long as it takes.
+        last_event_id: The header Last-Event-ID, from a client of server-sent events that
+            reconnects: the number of the last line it has seen. None: there was none.
+        follow: Whether to continue with new lines until the job is final. False: return
+            what has been written so far.
+        timeout: Seconds for which to follow; then the body ends as if it were complete.
+            None: no limit.
         heartbeat: Seconds without a line until a heartbeat.
-        followers: Counts those who follow, and refuses more than it allows. None: no limit.
-        is_gone: Called at each heartbeat; tells whether the client has left, and the body
-            ends. None: nothing tells.
+        followers: Counts the followers, and refuses those beyond its limit. None: no limit.
+        is_gone: Called at each heartbeat; if it returns True, the client has left and the
+            body ends. None: do not check.
 
     Raises:
-        NotAcceptable: A log has no form that the header names.
-        InvalidParameter: `sequence` or `last_event_id` is no unsigned integer.
+        NotAcceptable: The header accepts none of the media types of a log.
+        InvalidParameter: `sequence` or `last_event_id` is not an unsigned integer.
         JobNotFound: No job has this id.
-        TooManyFollowers: There are as many followers as there may be.
-        ArgumentError: `timeout` or `heartbeat` is no number of seconds.
+        TooManyFollowers: The limit of `followers` is reached.
+        ArgumentError: `timeout` or `heartbeat` is not a valid number of seconds.
     """
     request = _Request(
         sequence=sequence,
@@ -270,18 +269,18 @@ async def log_response_async(
     """
     Await what `log_response` returns, in an event loop (asyncio, trio or anyio).
 
-    None and the items of the body are those of `log_response`. A follower holds no thread,
-    so they need no limit; the server ends the body when its client has left, and there is
-    nothing to close.
+    None and the items of the body are as in `log_response`. A follower occupies no thread,
+    so the number of followers needs no limit. The server ends the body when its client has
+    left; it need not be closed.
 
     Args:
         jobs: The manager.
         job_id, sequence, accept, last_event_id, follow: As in `log_response`.
-        timeout: Seconds for which it follows; None: as long as it takes.
+        timeout: Seconds for which to follow; None: no limit.
         heartbeat: Seconds without a line until a heartbeat.
 
     Raises:
-        NotAcceptable, InvalidParameter, JobNotFound, ArgumentError: As `log_response` does.
+        NotAcceptable, InvalidParameter, JobNotFound, ArgumentError: As in `log_response`.
     """
     request = _Request(
         sequence=sequence,
@@ -302,7 +301,7 @@ async def log_response_async(
 
 
 class _Body(Iterator[bytes]):
-    """Items that can be closed before the first of them was taken, as a generator cannot be."""
+    """A body whose `close` works even before the first item, unlike that of a generator."""
 
     def __init__(self, items: Iterator[bytes], leave: Callable[[], None] | None = None) -> None:
         self._items = items
@@ -316,7 +315,7 @@ class _Body(Iterator[bytes]):
             raise
 
     def close(self) -> None:
-        """End it; again is harmless."""
+        """End the body. Idempotent."""
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
@@ -325,7 +324,7 @@ class _Body(Iterator[bytes]):
             close()
 
     def __del__(self) -> None:
-        """Leave where no server closed it, as for the answer to a HEAD."""
+        """Unregister the follower if no server closed the body, as after a HEAD request."""
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
@@ -337,7 +336,7 @@ def _followed(
     beginning = request.beginning(job)
     if beginning is not None:
         yield beginning
-    quiet = time.monotonic()  # since when nothing was sent
+    quiet = time.monotonic()  # time of the last item
     deadline = quiet + request.timeout
     sequence = request.first
     while True:
@@ -348,8 +347,8 @@ def _followed(
                 sequence, quiet = _behind(line, sequence), time.monotonic()
             return
         except JobDeleted:
-            # The status line has long been sent. What the client has are whole
-            # lines; that there are no more, the next request tells it.
+            # The status line was sent long ago. The client has whole lines only, and its
+            # next request will fail with 404.
             return
         except WaitTimeout:
             now = time.monotonic()
@@ -361,12 +360,12 @@ def _followed(
 
 
 def _behind(line: LogLine, sequence: int) -> int:
-    """Return the number behind a line, or `sequence` where it has none."""
+    """Return the number after a line's, or `sequence` if the line has none."""
     return sequence if line.sequence is None else line.sequence + 1
 
 
 def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the same bytes in fewer items."""
+    """Yield the same bytes in fewer, larger items."""
     held: list[bytes] = []
     size = 0
     for line in lines:
@@ -380,23 +379,23 @@ def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _until_deleted(begin: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield `begin` and the rest, up to the end of the job or of its being."""
+    """Yield `begin` and the rest; end early if the job is deleted."""
     yield begin
     try:
         yield from rest
     except JobDeleted:
-        return  # as above
+        return  # as in `_followed`
 
 
 class _Followed(AsyncIterator[bytes]):
-    """The body of a follower in an event loop: an object, for a generator would be to be closed."""
+    """The body of a follower in an event loop. Unlike a generator it need not be closed."""
 
     def __init__(self, jobs: _AsyncJobs, job: Job, request: _Request) -> None:
         self._jobs = jobs
         self._job = job
         self._request = request
         self._beginning = request.beginning(job)
-        self._quiet = time.monotonic()  # since when nothing was sent
+        self._quiet = time.monotonic()  # time of the last item
         self._deadline = self._quiet + request.timeout
         self._sequence = request.first
         self._lines: AsyncIterator[LogLine] | None = None
@@ -429,7 +428,7 @@ class _Followed(AsyncIterator[bytes]):
 
 
 class _Stored(AsyncIterator[bytes]):
-    """A body that is stored already, read in threads."""
+    """A body of stored lines, which are read in threads."""
 
     def __init__(self, items: Iterator[bytes]) -> None:
         self._items = items

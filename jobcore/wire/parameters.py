@@ -1,4 +1,4 @@
-"""A request's parameters, as numbers that can be relied on."""
+"""Converts and checks the numeric parameters of a request."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TypedDict
 
 from jobcore.errors import InvalidParameter
 
-#: No line and no job has a larger number: it is the largest that SQLite knows.
+#: The largest number of a line or a job, which is SQLite's largest integer.
 LARGEST = 2**63 - 1
-#: Jobs in a page where the request does not say, and where it asks for more.
+#: Jobs in a page: the default, and the maximum.
 PAGE_JOBS = 100
 MOST_JOBS = 1000
 
 
 class Page(TypedDict):
-    """Which page of a listing: these arguments of `JobManager.list_jobs`."""
+    """A page of a listing, as arguments of `JobManager.list_jobs`."""
 
     limit: int
     before: int | None
@@ -23,22 +23,22 @@ class Page(TypedDict):
 
 def unsigned(value: str | int, name: str) -> int:
     """
-    Return an unsigned integer as a request gives it: ASCII digits and nothing else.
+    Return the unsigned integer in a parameter of a request, which must be ASCII digits only.
 
-    A number beyond the largest that a line or a job can have becomes that one,
-    so that it is as true as any other that nothing lies behind it.
+    A number above the largest possible number of a line or a job is reduced to that one. The
+    result is the same: nothing comes after it.
 
     Args:
-        value: The text, or a number that has been read already.
-        name: What the request calls it.
+        value: The text, or a number if the framework has converted it.
+        name: The name of the parameter, for the error text.
 
     Raises:
-        InvalidParameter: It is none.
+        InvalidParameter: The value is not an unsigned integer.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return min(value, LARGEST)
-    # isdigit alone would take the digits of other scripts, and int() a sign,
-    # blanks and underscores; it refuses more than some 4,000 digits.
+    # `isdigit` alone accepts digits of other scripts. `int` accepts signs, blanks and
+    # underscores, and refuses more than some 4,000 digits.
     if not (isinstance(value, str) and value.isascii() and value.isdigit()):
         raise InvalidParameter(name, value)
     digits = value.lstrip("0")
@@ -47,14 +47,14 @@ def unsigned(value: str | int, name: str) -> int:
 
 def page(query: Mapping[str, str], *, most: int = MOST_JOBS) -> Page:
     """
-    Return the page that a query string with `limit` and `before` asks for.
+    Return the page that the query parameters `limit` and `before` select.
 
     Args:
-        query: The parameters of the request; others are not looked at.
-        most: Jobs in a page, however many the request asks for.
+        query: The parameters of the request; all others are ignored.
+        most: Maximum number of jobs in a page, whatever the request asks for.
 
     Raises:
-        InvalidParameter: One of the two is no unsigned integer.
+        InvalidParameter: One of the two is not an unsigned integer.
     """
     before = query.get("before")
     return {

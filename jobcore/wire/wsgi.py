@@ -1,4 +1,4 @@
-"""Whether the client of a request has left, in servers that give away their socket."""
+"""Tells whether the client of a WSGI request has left, in servers that expose the connection."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-#: Where servers keep the connection of a request.
+#: Keys of the environ under which servers provide the connection of a request.
 SOCKETS = ("gunicorn.socket", "werkzeug.socket")
-#: Where waitress keeps a function that tells it.
+#: Key of the environ under which waitress provides a function that tells it.
 WAITRESS = "waitress.client_disconnected"
 
 
@@ -17,14 +17,14 @@ def watch_client(environ: Mapping[str, Any]) -> Callable[[], bool] | None:
     """
     Return a function that tells whether the client of a WSGI request has left.
 
-    Give it to `log_response` as `is_gone`: a quiet text has no byte that could be sent to
-    find out. It looks at the connection and takes nothing from it.
+    Pass it to `log_response` as `is_gone`. It is needed for text, because no byte can be
+    sent to find out. The function peeks at the connection and reads nothing from it.
 
     Args:
-        environ: The request's, such as `flask.request.environ`.
+        environ: The WSGI environ of the request, such as `flask.request.environ`.
 
     Returns:
-        The function; None: the server is not gunicorn, waitress or werkzeug's own.
+        The function; None: the server is not gunicorn, waitress or werkzeug's own server.
     """
     told: Callable[[], bool] | None = environ.get(WAITRESS)
     if told is not None:
@@ -37,10 +37,10 @@ def watch_client(environ: Mapping[str, Any]) -> Callable[[], bool] | None:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Tell whether the other end is closed; what it may have sent stays to be read."""
+    """Tell whether the other end is closed, without reading what it may have sent."""
     try:
-        # Not the method of an SSL socket, which knows no flags: it is about the end of the
-        # connection, not about what was sent.
+        # The method of the base class, because that of an SSL socket accepts no flags. Only the
+        # end of the connection matters here, not the data.
         return not socket.socket.recv(connection, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
