@@ -45,7 +45,7 @@ def shown(value: object, most: int = 200) -> str:
     """Return the `repr` of a value for the text of an error, cut if it is long."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - nested too deeply, of too many digits, or with a repr that fails
+    except Exception:  # noqa: BLE001 - nested too deeply, too many digits, or a `repr` that fails
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= most else f"{text[:most]}..."
 

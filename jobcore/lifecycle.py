@@ -145,7 +145,7 @@ class Ending:
 
     @classmethod
     def by_host(cls, exit_code: int) -> Ending:
-        """Return the ending of a job without a process, as its host reports it."""
+        """Return the ending of a job without a process, from the exit code that its host gives."""
         return cls(Reason.EXITED, exit_code << 8)
 
     @property

@@ -240,7 +240,8 @@ class JobManager:
         """Create the parts that do the work, without starting any of them."""
         self._listings = Listings(self._database, self._clock)
         self._feed = Feed(self._database, self._listings.leave_out("event"))
-        # Before the dispatcher: at exit, the interpreter ends the notifier after it.
+        # Before the dispatcher: `atexit` runs handlers in reverse order, so that the notifier
+        # ends after the dispatcher.
         self._notifier = Notifier(self._database)
         self._directories = directories = Directories(self._database.path, self._database)
         self._ownership = ownership = Ownership(directories)
@@ -321,8 +322,8 @@ class JobManager:
                 job that may still start needs it; it is never shown. These variables are
                 left out: `JOBCORE_*`, `NOTIFY_SOCKET`, `LISTEN_*`, `INVOCATION_ID`,
                 `SSH_AUTH_SOCK`, `DISPLAY`, `PWD`, `SHLVL` and `_`.
-            reserved: Only this process may start the job, which so gets its environment.
-                If this process ends first, the job is cancelled.
+            reserved: Only this process may start the job, so the command gets this process's
+                environment. If this process ends first, the job is cancelled.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
 
         Returns:
@@ -1100,7 +1101,7 @@ class JobManager:
             ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
         first = checked_sequence(sequence)
-        checked_patience(timeout)  # not only at the first next()
+        checked_patience(timeout)  # now, not at the first next()
         run = self._run(job_id)
         check = self._dispatcher.begin_wait(self)
         return self._follower.follow(run, first, timeout, check, unfinished=unfinished)
@@ -1179,8 +1180,8 @@ class JobManager:
         it could claim now.
 
         A manager with `slots=0` claims nothing. It waits for the others: until no job is
-        queued that could start now, and no job's command runs. If no other manager is
-        open, it waits until the time is over.
+        queued that could start now, and no job's command runs. If there is no manager
+        that claims jobs, it waits until the time is over.
 
         Args:
             timeout: Seconds to wait; None: as long as it takes.
@@ -1434,7 +1435,7 @@ class JobManager:
             StoreError: The database can no longer be read; at `next()`.
         """
         known, most = checked_after(after), None if limit is None else checked_limit(limit)
-        checked_patience(timeout)  # not only at the first next()
+        checked_patience(timeout)  # now, not at the first next()
         filters = _kinds(status, type)
         with self._database.read() as connection:
             filters |= _places(connection, workspace_id, pipeline_id)
@@ -1800,7 +1801,7 @@ class JobManager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the manager."""
         self.close()
 
     def _release_ownership(self) -> None:

@@ -649,7 +649,7 @@ class LogLine(_Facts):
         return line_object(self, iso_utc(self.timestamp))
 
     def __repr__(self) -> str:
-        """Show number, stream and the beginning of the text."""
+        """Return a text with number, stream and the beginning of the line."""
         return f"LogLine({self.sequence}, {self.stream}, {self.text[:80]!r})"
 
     @classmethod

@@ -170,7 +170,7 @@ class Dispatcher:
         if not self._backlog.is_empty():
             self._seen_queued = version
             return False
-        return not self._is_busy()  # it may have been claimed just before the queue was read
+        return not self._is_busy()  # again: a job may have been claimed before the queue was read
 
     def _is_busy(self) -> bool:
         """Tell whether a claimed job is not settled; also True if a round takes long."""
@@ -528,7 +528,7 @@ class Dispatcher:
                 self._crew.press(assignment.supervisor, number)
 
     def _is_accepted(self, assignment: Assignment) -> bool:
-        """Tell whether the supervisor has taken the job; then `Recovery.sweep` looks after it."""
+        """Tell whether the supervisor has taken the job; then `Recovery.sweep` watches it."""
         try:
             with self._directories.open(assignment.run.name) as directory:
                 assignment.accepted = self._directories.is_held(directory, job_directory.RUNNING)
@@ -771,7 +771,7 @@ class Dispatcher:
             try:
                 with self._database.read() as connection:
                     run = transitions.find(connection, request.number)
-            except BaseException:  # noqa: BLE001 - the caller raises what came first
+            except BaseException:  # noqa: BLE001 - the caller raises the first error
                 # It is unknown whether the job is claimed, so do not send it. If it is, its free
                 # lock shows that it never started, which is true.
                 request.close()

@@ -84,7 +84,7 @@ def require_host(python: str | None, *, own_launcher: bool) -> None:
 
 
 def _has_ctypes() -> bool:
-    """Tell whether this process can import ctypes, without doing so."""
+    """Tell whether this process can import ctypes, without importing it."""
     try:
         return importlib.util.find_spec("_ctypes") is not None
     except ValueError:  # the host prevents its import

@@ -151,7 +151,7 @@ class Directories:
 
     @property
     def _remedy(self) -> str:
-        if not os.path.exists(self._database):  # as by `git clean`
+        if not os.path.exists(self._database):  # `git clean`, for example, removes both
             return "so was the database: put both back"
         return f"put it back, or run `{repair_command(self._database)}` and open it again"
 

@@ -34,7 +34,7 @@ def is_inside(cookie: str) -> bool:
 
 
 def are_visible() -> bool:
-    """Tell whether processes of this pid namespace can be found in /proc."""
+    """Tell whether /proc shows the processes of this pid namespace."""
     return pids.level() > 0
 
 

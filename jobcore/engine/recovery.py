@@ -572,7 +572,7 @@ class Recovery:
     def _look_at_supervisor(self, run: Run) -> None:
         try:
             self._unresponsive.look(run)
-        except Exception as error:  # noqa: BLE001 - the others are to be looked at all the same
+        except Exception as error:  # noqa: BLE001 - the other jobs must be examined all the same
             self._postpone(run, error)
 
     def _postpone_damaged(self, number: int, error: Exception) -> None:

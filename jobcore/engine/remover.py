@@ -89,7 +89,7 @@ class Remover:
         self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was examined
 
     def remove_jobs(self, *numbers: int, turns: Turns | None = None) -> None:
-        """Remove those of the jobs that are final and marked deleted, with their directories."""
+        """Remove these jobs and their directories, except jobs that are not final or not hidden."""
         turns = turns or Turns()
         for first in range(0, len(numbers), REMOVED_AT_ONCE):
             some = numbers[first : first + REMOVED_AT_ONCE]
@@ -288,7 +288,7 @@ class Remover:
         for number in numbers:
             try:
                 self.remove_jobs(number, turns=turns)
-            except Exception as error:  # noqa: BLE001 - the others are to be removed all the same
+            except Exception as error:  # noqa: BLE001 - the other jobs must be removed all the same
                 self._postponed.fail(
                     number, error, "job postponed", job=f"number {number}", step="delete"
                 )

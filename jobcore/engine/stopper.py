@@ -79,7 +79,7 @@ class Stopper:
         try:
             asked = self._database.write(ask, patience=patience, about=f"job {run.id}")
         except DatabaseFull:
-            # The doorbell needs no space.
+            # Tell the supervisor through its FIFO, which needs no disk space.
             self._ring(run, job_directory.KILL_NOW if milliseconds == 0 else job_directory.STOP_NOW)
             raise
         if asked.token is None:

@@ -60,7 +60,7 @@ sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
     + STUB
 )
 
-_STANDARD = 2  # the last of the standard streams
+_STANDARD = 2  # the descriptor of the last standard stream
 _STARTER_PATIENCE = 1.0  # seconds; it usually takes about 50 ms
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -57,7 +57,7 @@ class Loop:
         self._name = name
         self._turn = turn
         self._end = end
-        self.exiting = False  # closed by the interpreter's exit
+        self.exiting = False
         self._closing = False
         self._crashed = False
         self.forget()
@@ -201,7 +201,7 @@ class Loop:
     def _finish(self) -> None:
         try:
             self._end()
-        except BaseException as error:  # noqa: BLE001 - the descriptors are still to be closed
+        except BaseException as error:  # noqa: BLE001 - the descriptors must still be closed
             _tell(error)
         with self._starting:
             if self._thread is not None:
@@ -212,7 +212,7 @@ class Loop:
 def _tell(error: BaseException) -> None:
     try:
         telemetry.event(logging.ERROR, "background step failed", error=repr(error))
-    except Exception:  # noqa: BLE001, S110 - the host's log is what fails
+    except Exception:  # noqa: BLE001, S110 - the host's logging itself fails
         pass
 
 

@@ -342,7 +342,7 @@ def _changed(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     if isinstance(changes.get("command"), Command):  # it has its own directory and environment
         said = {name: said[name] for name in said if name not in ("cwd", "env")}
         return {**said, **changes}
-    unsaid = {"cwd": os.curdir, "env": {}}  # what None means, not "as before"
+    unsaid = {"cwd": os.curdir, "env": {}}  # None means "the default", not "unchanged"
     return {
         **said,
         **changes,

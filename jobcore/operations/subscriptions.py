@@ -46,7 +46,7 @@ class Subscription:
             return
         try:
             self._callback(event)
-        except BaseException as error:  # noqa: BLE001 - SystemExit too: the others are still to be told
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: the other subscribers must get the event
             telemetry.event(
                 logging.ERROR,
                 "subscriber failed",
@@ -72,7 +72,7 @@ class Notifier(Observer):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._then: Callable[[], None] | None = None  # to be called when the thread has ended
+        self._then: Callable[[], None] | None = None  # called at the end of the thread
         self._loop = Loop("jobcore-notifier", self._turn, self._end)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._deadline: float | None = None  # by the monotonic clock; set by `drain`
@@ -171,7 +171,7 @@ class Notifier(Observer):
             # If Ctrl-C makes this run twice, entries are queued twice; their ids tell them apart.
             self._queue.extend([(entry, subscriptions) for entry in self._entries])
             try:
-                self._loop.start()  # in a forked child for the first time
+                self._loop.start()  # a forked child has no thread yet
             except SpawnError as error:
                 # The commit stands. The events are delivered together with later ones.
                 telemetry.event(logging.ERROR, "events delayed", error=str(error))

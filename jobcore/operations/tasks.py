@@ -63,7 +63,7 @@ class _Block:
     async def __aenter__(self) -> Self:
         """Start the job, and watch for a stop."""
         _, cancelled = await in_thread_to_its_end(self._start)
-        if cancelled is not None:  # the body does not begin
+        if cancelled is not None:  # the body will not run
             await in_thread_to_its_end(self._end, cancelled)
             raise cancelled
         self._interruption = Interruption()
