@@ -181,10 +181,11 @@ def nursery():
 
 
 @pytest.fixture
-def running_jobs(database):
+def running_jobs(database, nursery):
     """Return a manager with two slots; nothing of it may be left behind."""
     before = descriptors()
-    with JobManager(database, slots=2, on_exit="stop") as manager:
+    launcher = nursery.launcher()
+    with JobManager(database, slots=2, on_exit="stop", launcher=launcher) as manager:
         yield manager
         connection = sqlite3.connect(database)
         cookies = [cookie for (cookie,) in connection.execute("SELECT cookie FROM job") if cookie]

@@ -13,6 +13,8 @@ import pytest
 from jobcore import Command, JobManager, Status
 from tests.processes import PATIENCE, ROOT, open_gate
 
+pytestmark = pytest.mark.cold_supervisors
+
 MODULE = """
 import os, time
 

@@ -9,6 +9,8 @@ import pytest
 from jobcore import JobManager, Status, StoreError
 from tests.processes import own_threads, run_python
 
+pytestmark = pytest.mark.cold_supervisors
+
 FORKS_AND_LINGERS = ["sh", "-c", "sleep 1000 & sleep 1000 & echo started; exit 3"]
 SLEEPS = ["sh", "-c", "echo started; exec sleep 1000"]
 

@@ -15,6 +15,8 @@ from jobcore.embedding.forking import GATE
 from jobcore.engine.supervisor_pool import Supervisor
 from tests.processes import PATIENCE, descriptors, in_child, left_open, state, until
 
+pytestmark = pytest.mark.cold_supervisors
+
 _LIBC = ctypes.CDLL(None)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")

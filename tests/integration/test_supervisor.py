@@ -23,6 +23,8 @@ from tests import programs
 from tests.integration.supervision_harness import Host, is_alive, processes_of
 from tests.processes import in_child, state, until
 
+pytestmark = pytest.mark.cold_supervisors
+
 
 def open_descriptors():
     return sorted(os.listdir("/proc/self/fd"), key=int)

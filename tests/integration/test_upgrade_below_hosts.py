@@ -9,6 +9,8 @@ from jobcore.engine import supervisor_pool
 from jobcore.functions import call
 from tests import functions
 
+pytestmark = pytest.mark.cold_supervisors
+
 
 @pytest.fixture
 def running(tmp_path):
