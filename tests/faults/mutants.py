@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "the clock is ahead of what has passed",
         "supervisor/execution.py",
-        "        # After the wait, or a grace would seem to have passed that has not.\n"
+        "        # Read the clock after the wait, or a grace would be measured wrongly.\n"
         "        now = self._machine.monotonic()\n",
         "        now = self._machine.monotonic() + 1.0\n",
         (SUPERVISOR,),
