@@ -1,8 +1,8 @@
 """
-CLI: the entry of the command line.
+CLI: the entry point of the command line.
 
-The verbs need the extra `cli`; this module does not, so that without it there
-is one clear line instead of a traceback.
+The commands need the extra `cli`. This module does not, so that without the extra the user
+gets one clear line instead of a traceback.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line, and exit."""
+    """Run the command line and exit."""
     _open_closed_streams()
     try:
         for package in ("typer", "rich"):
             if find_spec(package) is None:
                 raise ModuleNotFoundError(name=package)
-        from jobcore.cli import (  # noqa: PLC0415 - see above
+        from jobcore.cli import (  # noqa: PLC0415 - they need the extra `cli`
             guides,  # noqa: F401
             job_commands,  # noqa: F401
             maintenance,  # noqa: F401
             output,
             run_and_work,  # noqa: F401
         )
-        from jobcore.cli.app import app  # noqa: PLC0415 - the others add themselves to it
+        from jobcore.cli.app import app  # noqa: PLC0415 - the modules above register with it
     except ModuleNotFoundError as missing:
         package = (missing.name or "").split(".")[0]
         if package not in ("typer", "rich", "click"):
             raise
         sys.stderr.write(f"jobcore: the command line needs {package}: pip install typer rich\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:  # while all of this was being loaded
+    except KeyboardInterrupt:  # during the imports
         raise SystemExit(130) from None
     output.replace_what_cannot_be_shown()
     app(prog_name="jobcore")
 
 
 def _open_closed_streams() -> None:
-    """Put /dev/null where a shell's `>&-` left nothing: a file opened later must not be stdout."""
+    """Open /dev/null for streams that `>&-` has closed, or a later file would become stdout."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

@@ -1,4 +1,4 @@
-"""The command line as a whole: its errors, its common options, what its commands share."""
+"""The command-line application: errors, common options, and what its commands share."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from jobcore.errors import CommandError, JobcoreError, StoreError, WaitTimeout
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
 
-#: The framework's own kind of error for a wrong use, which it brings in a copy of its own or not.
+#: The framework's class for usage errors. By version, it is click's or typer's own copy of it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
-#: In help: what may be chosen.
+#: For help texts: the possible statuses.
 STATUSES = "QUEUED, RUNNING, COMPLETE, ERROR or STOPPED, in any case; may be given again"
-#: Ids that are shown where a short form is not enough.
+#: Number of ids that are shown if a short form is ambiguous.
 TOLD = 5
-#: Exit codes beside the job's own, 1 for an error and 2 for a wrong use: those
-#: that `timeout` and shells give.
+#: Exit codes besides the job's own, 1 for errors and 2 for wrong use. They are the same as
+#: those of `timeout` and of shells.
 TIMED_OUT, INTERRUPTED, UNREAD = 124, 130, 141
 
 
 class PlainHelp(TyperCommand):
-    """Help in our own words: names, placeholders and what they mean, and no types or ranges."""
+    """A command whose help shows names, placeholders and meanings, and no types or ranges."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Return what follows the command's name in the first line."""
+        """Return the words after the command's name in the usage line."""
         arguments = (one for one in self.get_params(ctx) if one.param_type_name == "argument")
         return ["[OPTIONS]", *(one.metavar or "" for one in arguments)]
 
@@ -47,26 +47,26 @@ class PlainHelp(TyperCommand):
 
 
 class _Verbs(TyperGroup):
-    """Makes one line and an exit code of an error, for every verb."""
+    """Turns every error of a command into one line and an exit code."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a line for each option, and one for each verb."""
+        """Write a line for each option and for each command."""
         _write_options(self, ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what comes before the verb."""
+        """Parse the words before the command."""
         given = bool(args)
         try:
             return super().parse_args(ctx, args)
         except _UsageError as error:
             if not given:
-                raise  # it is the help
+                raise  # without arguments, the error prints the help
             output.say(_misused(error, ctx))
             raise typer.Exit(2) from None
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except _UsageError as error:
@@ -78,7 +78,7 @@ class _Verbs(TyperGroup):
             output.give_up_stdout()
             raise typer.Exit(UNREAD) from None
         except OSError as error:
-            # WaitTimeout is an OSError, too: a TimeoutError.
+            # WaitTimeout is a TimeoutError, and so an OSError, too.
             output.say(str(error))
             if isinstance(error, WaitTimeout):
                 raise typer.Exit(TIMED_OUT) from None
@@ -90,7 +90,7 @@ class _Verbs(TyperGroup):
         except JobcoreError as error:
             output.say(str(error))
             raise typer.Exit(2 if isinstance(error, CommandError) else 1) from None
-        except ValueError as error:  # an argument that no job can have, such as `--db ""`
+        except ValueError as error:  # an impossible argument, such as `--db ""`
             output.say(str(error))
             raise typer.Exit(2) from None
 
@@ -108,8 +108,8 @@ def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
 
 
 def _misused(error: Any, ctx: Any) -> str:
-    """Return what is wrong with the words that were given, in one line."""
-    # Some versions name an environment variable where there is none.
+    """Return the text of a usage error in one line."""
+    # Some versions of the framework mention an environment variable that does not exist.
     message = error.format_message().replace(" (env var: 'None')", "")
     words = " ".join(message.split()).rstrip(".")
     return f"{words}; see {(error.ctx or ctx).command_path} --help"
@@ -117,10 +117,10 @@ def _misused(error: Any, ctx: Any) -> str:
 
 def time_limit(text: Any) -> float:
     """
-    Return the seconds after which something is given up.
+    Return a timeout in seconds.
 
     Raises:
-        BadParameter: It is no finite number above 0.
+        BadParameter: The text is not a finite number above 0.
     """
     seconds = _number(text)
     if not 0 < seconds < math.inf:
@@ -130,10 +130,10 @@ def time_limit(text: Any) -> float:
 
 def delay(text: Any) -> float:
     """
-    Return the seconds that something is given.
+    Return a number of seconds, 0 or more.
 
     Raises:
-        BadParameter: It is no finite number, or below 0.
+        BadParameter: The text is not a finite number, or is below 0.
     """
     seconds = _number(text)
     if not 0 <= seconds < math.inf:
@@ -150,20 +150,20 @@ def _number(text: Any) -> float:
 
 def count(text: Any) -> int:
     """
-    Return a number of jobs or lines.
+    Return a whole number, 0 or more.
 
     Raises:
-        BadParameter: It is no whole number, or below 0.
+        BadParameter: The text is not a whole number, or is below 0.
     """
     return _whole(text, 0)
 
 
 def count_from_1(text: Any) -> int:
     """
-    Return a number of jobs, or the number of one.
+    Return a whole number, 1 or more.
 
     Raises:
-        BadParameter: It is no whole number, or below 1.
+        BadParameter: The text is not a whole number, or is below 1.
     """
     return _whole(text, 1)
 
@@ -179,7 +179,7 @@ def _whole(text: Any, least: int) -> int:
 
 
 def _not_encoded(error: UnicodeEncodeError) -> str:
-    """Return what is wrong with a text that came from the command line or goes to the system."""
+    """Return the error text for an argument or path that cannot be encoded."""
     if error.encoding.replace("-", "").lower() == "utf8":
         return "an argument is not UTF-8 text"
     return (
@@ -189,12 +189,12 @@ def _not_encoded(error: UnicodeEncodeError) -> str:
 
 
 class _App(typer.Typer):
-    """An application whose verbs take the program's options, too, and have plain help."""
+    """An application whose commands accept the program's options, too, and have plain help."""
 
-    def command(  # type: ignore[override]  # the class is not for its callers to choose
+    def command(  # type: ignore[override]  # callers do not choose the class
         self, name: str | None = None, **settings: Any
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Register a function as a verb."""
+        """Return a decorator that registers a function as a command."""
         register = super().command(name, **{"cls": PlainHelp, **settings})
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,7 +205,7 @@ class _App(typer.Typer):
 
 
 def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a verb that takes the options of `options`, too, where they were not given before."""
+    """Return a command that also accepts the options of `options`, which override earlier ones."""
 
     @functools.wraps(function)
     def verb(
@@ -262,7 +262,7 @@ _Trust = Annotated[
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    import sqlite3  # noqa: PLC0415 - it may be missing, and then the rest says so
+    import sqlite3  # noqa: PLC0415 - it may be missing, which other code reports
 
     python = platform.python_version()
     output.print_lines(
@@ -302,21 +302,21 @@ def options(
 
 
 class Store(NamedTuple):
-    """The database that a command is about, as `ctx.obj`."""
+    """The database of a command, stored as `ctx.obj`."""
 
     path: str
     trust_directory: bool
 
     def open(self, **options: Any) -> JobManager:
-        """Return a manager of it; the options are those of `JobManager`."""
-        from jobcore.manager import JobManager  # noqa: PLC0415 - help does without it
+        """Return a manager for it, with these further options of `JobManager`."""
+        from jobcore.manager import JobManager  # noqa: PLC0415 - not needed for --help
 
         return JobManager(self.path, trust_directory=self.trust_directory, **options)
 
 
 @contextmanager
 def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
-    """Give a manager that runs nothing. It makes no database: there is nothing to see in one."""
+    """Give a manager that runs no jobs. It does not create a database, which would be empty."""
     if not os.path.exists(ctx.obj.path):
         raise StoreError(f"there is no database {ctx.obj.path}: see --db; run and work make one")
     with ctx.obj.open(slots=0) as jobs:
@@ -325,15 +325,15 @@ def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
 
 def full_id(jobs: JobManager, text: str) -> UUID | str:
     """
-    Return the id of the one job that begins so, else `text` itself.
+    Return the id of the only job whose id begins with `text`; `text` itself if there is none.
 
     Raises:
-        CommandError: Several jobs do.
+        CommandError: The ids of several jobs begin with it.
     """
     try:
         found = [str(job.id) for job in jobs.find_jobs(text, limit=TOLD + 1)]
     except ValueError:
-        return text  # the id of no job, or one in a form of its own, such as {...}
+        return text  # not an id, or an id in another form, such as {...}
     if len(found) > 1:
         told = ", ".join(found[:TOLD]) + (", ..." if len(found) > TOLD else "")
         raise CommandError(f"several jobs have an id that begins with {text!r}: {told}")

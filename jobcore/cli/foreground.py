@@ -1,9 +1,8 @@
 """
-One job that runs while its caller watches, and what Ctrl-C and SIGTERM do to it.
+Shows a job in the foreground, and handles Ctrl-C and SIGTERM for it.
 
-The signals are blocked in every thread, and one thread waits for them. So no
-handler ever runs in the middle of a transaction, and that thread may call the
-manager like any other.
+The signals are blocked in every thread, and one thread waits for them. So no handler runs in
+the middle of a transaction, and that thread can call the manager like any other thread.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ if TYPE_CHECKING:
     from jobcore.manager import JobManager
     from jobcore.models import Job
 
-#: Seconds between two looks at a job that is to start at once.
+#: Seconds between two checks whether a job has started.
 PAUSE = 0.05
-#: What asks a foreground process to end. SIGHUP is not among them: a closed
-#: terminal ends this process, and the job lives on.
+#: Signals that ask a foreground process to end. SIGHUP is not included: closing the terminal
+#: ends this process, and the job keeps running.
 _ENDING = (signal.SIGINT, signal.SIGTERM)
-#: Seconds within which two signals are one: `timeout` and service managers send theirs to the
-#: process and to its group.
+#: Seconds within which two signals count as one, because `timeout` and service managers signal
+#: both the process and its group.
 ONE_SIGNAL = 1.0
 
 
 def block_signals() -> set[signal.Signals]:
     """
-    Keep SIGINT and SIGTERM waiting, here and in threads started from now on.
+    Block SIGINT and SIGTERM in this thread and in threads that are started from now on.
 
     Returns:
-        Those to be waited for: not the ones that were ignored, as `nohup` and a
-        shell's `&` do.
+        The signals to wait for. Ignored ones are not included; `nohup` and a shell's `&`
+        ignore some.
     """
     blocked = {one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
@@ -52,11 +51,11 @@ def block_signals() -> set[signal.Signals]:
 
 class Interrupts:
     """
-    Calls one step of ending a signal, each in a thread of its own; two within a second are one.
+    Calls the next step of ending at each signal; two signals within a second count as one.
 
-    Make it before the manager, whose threads inherit what is blocked. Until
-    `arm` a signal ends this process at once: there is nothing to lose yet.
-    From then on a step waits for `expect`, and for the step before.
+    Create it before the manager, whose threads inherit the blocked signals. Until `arm`, a
+    signal ends this process at once, because there is nothing to lose yet. Afterwards each
+    step runs in its own thread, and waits for `expect` and for the step before.
     """
 
     def __init__(self) -> None:
@@ -70,11 +69,11 @@ class Interrupts:
             threading.Thread(target=self._serve, name="jobcore-interrupts", daemon=True).start()
 
     def arm(self) -> None:
-        """Have signals wait for `expect` from now on."""
+        """From now on, let signals wait for `expect`."""
         self._armed = True
 
     def expect(self, *steps: Callable[[], None]) -> None:
-        """Call the first step at the first signal, and so on; one beyond the last ends us."""
+        """Call one step per signal, in order. A signal after the last step ends this process."""
         self._steps.extend(steps)
         self._count = len(steps)
         self._known.set()
@@ -83,7 +82,7 @@ class Interrupts:
         for taken, number in enumerate(_distinct(self._signals)):
             if not self._armed or (self._known.is_set() and taken >= self._count):
                 os._exit(128 + number)
-            # A step may wait for the database, and the next signal is to be timed all the same.
+            # In a thread: a step may wait for the database, and later signals must not wait.
             threading.Thread(
                 target=self._take_step, args=(number,), name="jobcore-interrupt", daemon=True
             ).start()
@@ -95,12 +94,12 @@ class Interrupts:
                 os._exit(128 + number)
             try:
                 self._steps.pop(0)()
-            except Exception as error:  # noqa: BLE001 - the next signal must be served, too
+            except Exception as error:  # noqa: BLE001 - the next signal must still be handled
                 output.say(str(error))
 
 
 def _distinct(signals: set[signal.Signals]) -> Iterator[int]:
-    """Wait for these signals, which are blocked, and yield each; two within a second are one."""
+    """Wait for these blocked signals and yield each; two within a second count as one."""
     last = -math.inf
     while True:
         number = signal.sigwait(signals)
@@ -111,7 +110,7 @@ def _distinct(signals: set[signal.Signals]) -> Iterator[int]:
 
 
 def end_at_next(signals: set[signal.Signals]) -> None:
-    """Have the next of these signals end this process, unless it belongs to one that just came."""
+    """Let the next of these signals end this process, except those within the next second."""
 
     def serve() -> None:
         until = time.monotonic() + ONE_SIGNAL
@@ -123,7 +122,7 @@ def end_at_next(signals: set[signal.Signals]) -> None:
 
 
 def stop(jobs: JobManager, job_id: UUID) -> None:
-    """Stop the job, QUEUED or RUNNING; say so. Harmless when it is over."""
+    """Stop a QUEUED or RUNNING job, with a message. No-op if the job has ended."""
     output.say(f"stopping job {job_id}; once more kills it")
     try:
         jobs.cancel_job(job_id)
@@ -132,7 +131,7 @@ def stop(jobs: JobManager, job_id: UUID) -> None:
 
 
 def kill(jobs: JobManager, job_id: UUID) -> None:
-    """Kill the job; say so. Harmless when it is over."""
+    """Kill a job, with a message. No-op if the job has ended."""
     output.say(f"killing job {job_id}; once more leaves it to itself")
     try:
         jobs.stop_job(job_id, grace=0)
@@ -141,7 +140,7 @@ def kill(jobs: JobManager, job_id: UUID) -> None:
 
 
 def hint(argv: Sequence[str]) -> None:
-    """Say what may have been meant by a command that could not be started."""
+    """Print a hint at a likely mistake in a command that could not be started."""
     program = argv[0]
     if re.fullmatch(r"[A-Za-z_]\w*=.*", program, re.DOTALL):
         output.say(
@@ -153,19 +152,19 @@ def hint(argv: Sequence[str]) -> None:
 
 def wait_for_start(jobs: JobManager, job_id: UUID) -> None:
     """
-    Return when the job is no longer QUEUED.
+    Wait until the job is no longer QUEUED.
 
     Raises:
-        SpawnError: Supervisors cannot be started here for it.
+        SpawnError: This process cannot start a supervisor for it.
     """
     while jobs.get_job(job_id).status is Status.QUEUED:
         _pause(jobs, job_id)
 
 
 class _Delays(logging.Handler):
-    """Says on stderr, once each, what keeps a job waiting."""
+    """Prints on stderr what keeps a job waiting, each text once."""
 
-    #: The events that it tells of, in jobcore's log.
+    #: The events in jobcore's log that it prints.
     NAMES = ("output held back", "dispatcher waits")
 
     def __init__(self) -> None:
@@ -173,7 +172,7 @@ class _Delays(logging.Handler):
         self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
+        """Print the record if it is about a delay."""
         text = record.getMessage()
         is_delay = any(f"event={name!r}" in text for name in self.NAMES)
         if is_delay and "DatabaseGone" not in text and text not in self._said:
@@ -182,12 +181,12 @@ class _Delays(logging.Handler):
 
 
 def tell_delays() -> None:
-    """Say on stderr from now on what keeps jobs of this process waiting, such as a full disk."""
+    """From now on, print on stderr what keeps jobs of this process waiting, e.g. a full disk."""
     logging.getLogger("jobcore").addHandler(_Delays())
 
 
 def take_leave(jobs: JobManager, job_id: UUID) -> None:
-    """Say what is true of a job that is not watched any more; nothing where that is not known."""
+    """Print the state of a job that is not shown any more; nothing if it cannot be read."""
     try:
         job = jobs.get_job(job_id)
     except (OSError, JobcoreError):
@@ -200,44 +199,44 @@ def take_leave(jobs: JobManager, job_id: UUID) -> None:
 
 def watch(jobs: JobManager, job_id: UUID, printer: output.LogPrinter) -> Job:
     """
-    Print the job's lines from the printer's next one on as they come, and return the final job.
+    Print the job's lines as they come, from the printer's next one on; return the final job.
 
-    What is there is printed in one go and flushed before any waiting; what a
-    follower waits for is only when to look again.
+    Existing lines are printed together and flushed before each wait. `follow` is used only to
+    wait for more.
 
     Raises:
-        JobDeleted: It was deleted meanwhile.
+        JobDeleted: The job was deleted in the meantime.
     """
     while True:
-        job = jobs.get_job(job_id)  # before the lines: if it is final, these are all
+        job = jobs.get_job(job_id)  # before the lines: if it is final, these are all lines
         printer.print(jobs.logs(job_id, printer.next_sequence))
         if job.status.final:
             return job
         for line in jobs.follow(job_id, printer.next_sequence):
             if line not in printer.unfinished:
-                break  # a line more, or more of one; without any the job has ended
+                break  # there is a new line, or more of an unfinished one
 
 
 def _pause(jobs: JobManager, job_id: UUID) -> None:
     try:
         jobs.wait(job_id, PAUSE)
     except WaitTimeout:
-        pass  # the usual case: time for another look
+        pass  # the usual case: check again
 
 
 def exit_code(job: Job) -> int:
-    """Return the exit code of a process that stands for the job: its own, 1 where that lies."""
+    """Return 0 for a COMPLETE job; else the job's exit code, or 1 if that is None or 0."""
     return 0 if job.status is Status.COMPLETE else job.exit_code or 1
 
 
 def ending(job: Job) -> str:
-    """Return how the job ended, in words."""
+    """Return how the job ended, as text."""
     by = "" if job.signal is None else f", {_signal_name(job.signal)}"
     return f"job {job.id} is {job.status}: {job.reason}{by}"
 
 
 def _signal_name(number: int) -> str:
-    """Return the name of a signal; most real-time signals have none."""
+    """Return the name of a signal, or its number: most real-time signals have no name."""
     try:
         return signal.Signals(number).name
     except ValueError:

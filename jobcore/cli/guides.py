@@ -37,5 +37,5 @@ def docs(
     if name not in guides:
         raise CommandError(f"there is no guide {name!r}: choose one of {', '.join(sorted(guides))}")
     text = guides[name].read_text("utf-8")
-    # The marks around examples are for the tests that run these.
+    # Remove the marks around examples, which only the tests need.
     output.print_lines(re.sub(r"<!-- .*? -->\n", "", text).splitlines())

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from jobcore.manager import JobManager
     from jobcore.models import Job
 
-#: Jobs that a terminal is shown unless it is asked for another number, and jobs that are
-#: read at once for a pipe, which gets all of them.
+#: The default number of jobs on a terminal; and the number of jobs read at once for a pipe,
+#: which gets all jobs.
 SCREENFUL, PAGE = 100, 1000
 
 StopGrace = Annotated[
@@ -46,7 +46,7 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Return without waiting 
 
 
 class LogFormat(str, Enum):
-    """The forms of a log."""
+    """The formats of a log."""
 
     TEXT = "text"
     NDJSON = "ndjson"
@@ -94,7 +94,7 @@ def list_(
     """  # noqa: D301
     with open_manager(ctx) as jobs:
         try:
-            jobs.refresh()  # so that what is listed is true
+            jobs.refresh()  # import the current state of running jobs
         except (StoreError, OSError) as error:
             output.say(f"listed as stored: {error}")
         copied = {job.id: job for job in jobs.list_copied_jobs()}
@@ -117,7 +117,7 @@ def list_(
 def _all_jobs(
     jobs: JobManager, before: int | None, copied: dict[Any, Job], filters: dict[str, Any]
 ) -> Iterator[Job]:
-    """Yield all jobs there are, newest first, a page at a time."""
+    """Yield all jobs, newest first, reading a page at a time."""
     while page := jobs.list_jobs(limit=PAGE, before=before, **filters):
         output.note_copies(copied[job.id] for job in page if job.id in copied)
         yield from page
@@ -194,7 +194,7 @@ def logs(
 
 
 def _print_tail(jobs: JobManager, job_id: UUID, count: int, printer: output.LogPrinter) -> None:
-    """Print the last lines, and leave the printer at the number behind them."""
+    """Print the last `count` lines, and set the printer to the number after them."""
     while True:
         printer.next_sequence = jobs.get_job(job_id).line_count
         lines = jobs.tail(job_id, count)
@@ -202,7 +202,7 @@ def _print_tail(jobs: JobManager, job_id: UUID, count: int, printer: output.LogP
         if first is not None and not first.unfinished:
             printer.print(itertools.chain([first], lines))
             return
-        # None of them says the number behind it, so the log must have stood still.
+        # No numbered line shows the number after it, so the log must not have grown.
         if jobs.get_job(job_id).line_count == printer.next_sequence:
             printer.print([] if first is None else [first, *lines])
             return
@@ -256,7 +256,7 @@ def stop(
         except JobNotRunning as error:
             if error.job_status != Status.QUEUED:
                 raise
-            job = jobs.cancel_job(found, grace=grace)  # RUNNING, if it has started meanwhile
+            job = jobs.cancel_job(found, grace=grace)  # works for QUEUED and RUNNING jobs
         if not no_wait:
             job = jobs.wait(job.id)
     _report(job, as_json=as_json)
@@ -332,7 +332,7 @@ def delete(ctx: typer.Context, job_id: JobId) -> None:
 
 
 def _report(job: Job, *, as_json: bool) -> None:
-    """Say how it ended, to who asks or looks; scripts have the exit code."""
+    """Print how the job ended, as JSON or on a terminal; scripts use the exit code."""
     if as_json:
         output.print_json(job)
     elif output.on_terminal():

@@ -1,4 +1,4 @@
-"""Commands that look after a database file."""
+"""Commands that maintain and examine a database file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jobcore.manager import JobManager
     from jobcore.models import Job
 
-#: Seconds between two looks at the queue that is watched.
+#: Seconds between two updates of `watch`.
 PAUSE = 0.5
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
@@ -26,10 +26,10 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # secon
 
 def age(text: str) -> float:
     """
-    Return the seconds of an age such as `30d`, `12h` or `90`.
+    Return an age such as `30d`, `12h` or `90` in seconds.
 
     Raises:
-        BadParameter: It is none.
+        BadParameter: The text is not an age.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
     if found is None:
@@ -116,7 +116,7 @@ def doctor(
       jobcore doctor
       jobcore --db /srv/app/jobs.db doctor --repair
     """  # noqa: D301
-    from jobcore.operations import doctor as examiner  # noqa: PLC0415 - help does without it
+    from jobcore.operations import doctor as examiner  # noqa: PLC0415 - not needed for --help
 
     if repair:
         with open_manager(ctx) as jobs:
@@ -153,9 +153,9 @@ def watch(ctx: typer.Context) -> None:
 
 def _refresh(jobs: JobManager) -> None:
     try:
-        jobs.refresh()  # so that what is shown is true
+        jobs.refresh()  # import the current state of running jobs
     except (StoreError, OSError):
-        pass  # shown as stored; the next look tries again
+        pass  # show the stored state; the next update tries again
 
 
 def _of_interest(jobs: JobManager, lines: int) -> list[Job]:

@@ -1,8 +1,8 @@
 """
-What a terminal shows, and what a pipe gets.
+Output for terminals and for pipes.
 
-A terminal gets tables and colours, and nothing that a job wrote can move its
-cursor. A pipe or a file gets tab-separated fields, and log lines byte for byte.
+A terminal gets tables and colours, and control characters from jobs are removed. A pipe or
+a file gets tab-separated fields, and log lines byte for byte.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
     from jobcore.models import Finding, Job, LogLine, Progress, Transition
 
-#: Escape sequences first, as a whole, then whatever control is left: C0 without
-#: the tab, DEL, and C1, of which some terminals take U+009B for an escape. Then
-#: what turns the order of the text behind it, so that it reads as it is not.
+#: Whole escape sequences first, then the remaining control characters: C0 except the tab,
+#: DEL, and C1, because some terminals treat U+009B as an escape. Finally the characters that
+#: reverse the order of text, which can make it look like another text.
 _CONTROLS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
     r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
-#: Those of them that JSON has as they are: it escapes C0 alone.
+#: The control characters that JSON does not escape. It escapes only C0.
 _LEFT_BY_JSON = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-#: What erases the row behind the cursor.
+#: Escape sequences that erase the row from the cursor on.
 _ERASES_REST = re.compile(r"\x1b\[[02]?K")
-#: Characters from which a row is drawn again; more than any terminal is wide.
+#: Number of characters kept for drawing a row again; more than the width of any terminal.
 _LONGEST_ROW = 4096
 
 _COLOURS = {
@@ -60,30 +60,30 @@ _COLOURS = {
 
 
 def on_terminal() -> bool:
-    """Tell whether people look at stdout."""
+    """Tell whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def _encoding(stream: TextIO) -> str:
-    """Return the encoding of what is written: that of a terminal, else UTF-8."""
+    """Return the encoding for a stream: the terminal's own, else UTF-8."""
     name = getattr(stream, "encoding", None) if stream.isatty() else None
     return codecs.lookup(name or "utf-8").name
 
 
 def _shown(text: str) -> str:
-    """Return `text` with escapes for what stdout, a terminal, cannot show."""
+    """Return `text` with escapes for characters that stdout, a terminal, cannot show."""
     encoding = _encoding(sys.stdout)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def without_controls(text: str) -> str:
-    """Return `text` without escape sequences and control characters, but with tabs."""
+    """Return `text` without escape sequences and control characters, except tabs."""
     shown = _CONTROLS.sub("", text)
-    return shown.encode("utf-8", "replace").decode("utf-8")  # bytes that are no text become "?"
+    return shown.encode("utf-8", "replace").decode("utf-8")  # invalid bytes become "?"
 
 
 def say(message: str) -> None:
-    """Print a line of our own on stderr."""
+    """Print a message on stderr, with the prefix `jobcore: `."""
     sys.stderr.write(f"jobcore: {without_controls(message)}\n")
     sys.stderr.flush()
 
@@ -92,7 +92,7 @@ def say(message: str) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines of data: in UTF-8, or to a terminal in what it reads."""
+    """Print lines of data, in UTF-8 or in the terminal's encoding."""
     encoding = _encoding(sys.stdout)
     with _binary(sys.stdout) as out:
         out.writelines(line.encode(encoding, "backslashreplace") + b"\n" for line in lines)
@@ -100,10 +100,9 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
     """
-    Print one JSON document, an array of several models as they come.
+    Print a model as a JSON document, or several as an array, which is written as they come.
 
-    A terminal gets the same document, with every control character escaped, and what it cannot
-    show.
+    On a terminal, control characters and characters that it cannot show are escaped.
     """
     if hasattr(value, "model_dump_json"):
         print_lines([_json_shown(value.model_dump_json(by_alias=True))])
@@ -119,29 +118,29 @@ def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
 
 
 def _json_shown(document: str) -> str:
-    """Return JSON for stdout: on a terminal nothing of it has an effect, or cannot be shown."""
+    """Return JSON for stdout; for a terminal, escape characters that it cannot show safely."""
     if not on_terminal():
         return document
     if _encoding(sys.stdout) != "utf-8":
-        return json.dumps(json.loads(document))  # all in ASCII
+        return json.dumps(json.loads(document))  # ASCII only
     return _LEFT_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def note_copies(jobs: Iterable[Job]) -> None:
-    """Say of which jobs nothing new can be known: they were not started in this directory."""
+    """Print a note for each job that cannot be updated: it was not started in this directory."""
     for job in jobs:
         say(f"job {job.id} is shown as stored: its directory was removed, or this is a copy")
 
 
 def note_damage(left_out: Sequence[str]) -> None:
-    """Say in a line what is missing in a list, since it cannot be read."""
+    """Print a line about rows that are missing in a list because they are damaged."""
     if left_out:
         more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         say(f"left out: {left_out[0]}{more}; `jobcore doctor` lists what is damaged")
 
 
 def print_jobs(jobs: Iterable[Job]) -> None:
-    """Print a line for each job: the short form on a terminal, all fields in a pipe."""
+    """Print a line for each job: a short form on a terminal, all fields in a pipe."""
     if on_terminal():
         _print_table(_SHORT_TITLES, map(_short_form, jobs))
     else:
@@ -165,7 +164,7 @@ def _short_form(job: Job) -> tuple[Any, ...]:
 
 
 def _report(progress: Progress | None) -> str | None:
-    """Return progress in the form in which a job reports it."""
+    """Return progress in the format in which jobs report it."""
     if progress is None:
         return None
     numbers = [f"{number:.15g}" for number in (progress.done, progress.total) if number is not None]
@@ -173,20 +172,20 @@ def _report(progress: Progress | None) -> str | None:
 
 
 def _share(progress: Progress | None) -> str | None:
-    """Return what is done in percent, or as it is where nobody knows of how much."""
+    """Return progress in percent, or the number that is done if the total is unknown."""
     if progress is None:
         return None
     if not progress.total:
         return f"{progress.done:.15g}"
-    # Rounded down: what is not done does not show as 100 %. No host's numbers fill the line.
+    # Round down, so that unfinished work never shows as 100 %. Limit it, to keep the column narrow.
     return f"{math.floor(min(100 * (progress.done / progress.total), 999))}%"
 
 
 def print_job(job: Job) -> None:
     """
-    Print all that is known of a job, a name as in its JSON and a value a line.
+    Print all facts about a job, one per line: the name as in its JSON, and the value.
 
-    A terminal gets local times, as in its tables, and how long a job has been running.
+    On a terminal, times are local, and a running job shows how long it has been running.
     """
     facts = {
         name: json.dumps(value) if isinstance(value, (dict, list)) else value
@@ -234,7 +233,7 @@ def _print_table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console  # noqa: PLC0415 - pipes do without it
+    from rich.console import Console  # noqa: PLC0415 - not needed for pipes
 
     console = Console(highlight=False)
     if console.width < 1:  # COLUMNS=0
@@ -243,26 +242,26 @@ def _console() -> Console:
 
 
 def _table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
-    from rich.table import Table  # noqa: PLC0415 - the same
+    from rich.table import Table  # noqa: PLC0415 - not needed for pipes
 
     table = Table(box=None, pad_edge=False, show_header=any(titles))
     for title in titles[:-1]:
         table.add_column(title, no_wrap=True)
-    table.add_column(titles[-1], overflow="fold")  # whatever does not fit the width is in the last
+    table.add_column(titles[-1], overflow="fold")  # only the last column is wrapped
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     return table
 
 
 def _field(value: Any) -> str:
-    """Return a value that breaks neither line nor column; `-` where a shell would skip nothing."""
+    """Return a value without tabs and line ends; `-` if empty, because shells skip empty fields."""
     if isinstance(value, datetime):
         return iso_utc(value)
     return "-" if value is None or value == "" else re.sub(r"[\t\r\n]+", " ", str(value))
 
 
 def _cell(value: Any) -> Text:
-    from rich.text import Text  # noqa: PLC0415 - pipes do without it
+    from rich.text import Text  # noqa: PLC0415 - not needed for pipes
 
     if isinstance(value, datetime):
         return Text(_local(value))
@@ -271,12 +270,12 @@ def _cell(value: Any) -> Text:
 
 
 def _local(moment: datetime) -> str:
-    """Return a time as a terminal shows it: the user's own."""
+    """Return a time in the user's time zone, for a terminal."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _seconds(job: Job) -> str | None:
-    """Return how long the job ran, or how long it has been running by now."""
+    """Return the seconds for which the job ran or has been running, as text; None: not started."""
     if job.start_time is None or (job.end_time is None and job.status is not Status.RUNNING):
         return None
     end = job.end_time or datetime.now(timezone.utc)
@@ -285,16 +284,16 @@ def _seconds(job: Job) -> str | None:
 
 class Screen:
     """
-    The whole terminal, drawn anew each time; what was on it before comes back at the end.
+    Uses the whole terminal; the previous content is restored at the end.
 
     Attributes:
-        lines: How many jobs there is room for.
+        lines: The number of jobs that fit.
     """
 
     def __init__(self) -> None:
-        from rich.live import Live  # noqa: PLC0415 - pipes do without it
+        from rich.live import Live  # noqa: PLC0415 - not needed for pipes
 
-        # No thread of its own redraws it, and what others print is not caught.
+        # No refresh thread, and no redirection of other output.
         self._live = Live(
             console=_console(),
             screen=True,
@@ -305,22 +304,22 @@ class Screen:
 
     @property
     def lines(self) -> int:
-        """The height of the terminal without the counts and the titles."""
+        """The height of the terminal without the lines for counts and titles."""
         return max(self._live.console.height - 3, 0)
 
     def __enter__(self) -> Self:
-        """Take the terminal."""
+        """Switch to the terminal's alternate screen."""
         self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give it back."""
+        """Restore the terminal's previous content."""
         self._live.stop()
 
     def draw(self, counts: Mapping[Status, int], jobs: Sequence[Job]) -> None:
-        """Show how many jobs there are of each status, and a line for each of `jobs`."""
-        from rich.console import Group  # noqa: PLC0415 - pipes do without it
-        from rich.text import Text  # noqa: PLC0415 - the same
+        """Show the number of jobs of each status, and a line for each of `jobs`."""
+        from rich.console import Group  # noqa: PLC0415 - not needed for pipes
+        from rich.text import Text  # noqa: PLC0415 - not needed for pipes
 
         summary = Text("  ").join(
             Text(f"{status} {count}", style=_COLOURS[status]) for status, count in counts.items()
@@ -336,15 +335,16 @@ class LogPrinter:
     """
     Prints log lines: byte for byte, cleaned for a terminal, or as JSON.
 
-    An unfinished line is printed as far as it goes, and then only what is new of it. On a
-    terminal a carriage return begins the line anew. In JSON unfinished lines are left out.
+    An unfinished line is printed as far as it exists; later only its new part is printed. On a
+    terminal a carriage return restarts the line. JSON output omits unfinished lines.
 
     Args:
-        apart: Send `stderr` and `system` lines to stderr; else all go to stdout.
-        ndjson: Print an object a line; on a terminal no control character is left as it is.
+        sequence: The number of the first line.
+        apart: Print `stderr` and `system` lines on stderr; False: print all on stdout.
+        ndjson: Print one JSON object per line; on a terminal, escape control characters.
 
     Attributes:
-        next_sequence: The number behind the last numbered line that was printed.
+        next_sequence: The number after the last numbered line that was printed.
         unfinished: The unfinished lines that were printed last.
     """
 
@@ -353,21 +353,21 @@ class LogPrinter:
         self.unfinished: list[LogLine] = []
         self._apart = apart
         self._ndjson = ndjson
-        # Not sys.stdout.buffer: with PYTHONUNBUFFERED, which every job has, that
-        # is unbuffered, and a write to it may be a short one.
+        # Not sys.stdout.buffer: with PYTHONUNBUFFERED, which every job has by default, it is
+        # unbuffered, and writes to it may be short.
         self._out = _binary(sys.stdout)
         self._err = _binary(sys.stderr)
-        # If both are a terminal, it is the same one.
+        # If both are terminals, they are the same one, so they share a row.
         row = _Row(_encoding(sys.stdout if self._out.isatty() else sys.stderr))
         self._writers = {
             out: row.write if out.isatty() else _Pipe().write for out in (self._out, self._err)
         }
 
     def print(self, lines: Iterable[LogLine]) -> None:
-        """Print lines; all of them are seen when this returns."""
+        """Print lines, and flush them before returning."""
         self.unfinished = []
         if self._ndjson:
-            from jobcore import wire  # noqa: PLC0415 - what prints no JSON does without it
+            from jobcore import wire  # noqa: PLC0415 - only needed for JSON
 
             objects = wire.ndjson(self._noted(lines))
             if self._out.isatty():
@@ -377,7 +377,7 @@ class LogPrinter:
             for line in self._noted(lines):
                 out = self._out
                 if self._apart and line.stream in ("stderr", "system"):
-                    out.flush()  # what came before is seen before
+                    out.flush()  # keep the order of lines on stdout and stderr
                     out = self._err
                 self._writers[out](line, out)
                 if out is self._err:
@@ -394,13 +394,13 @@ class LogPrinter:
 
 
 class _Pipe:
-    """Prints each byte once, though an unfinished line comes again with more of it."""
+    """Prints each byte once, although an unfinished line comes again when it has grown."""
 
     def __init__(self) -> None:
-        self._printed: dict[str, bytes] = {}  # by stream, what has no number yet
+        self._printed: dict[str, bytes] = {}  # by stream, printed text without a number
 
     def write(self, line: LogLine, out: BinaryIO) -> None:
-        """Print what is new of a line."""
+        """Print the new part of a line."""
         if not self._printed and not line.unfinished:
             out.write(line.raw)
             return
@@ -421,33 +421,33 @@ class _Pipe:
 
 class _Row:
     """
-    The row of a terminal in which the cursor is.
+    The row of a terminal that contains the cursor.
 
     Args:
-        encoding: That of the terminal; what it lacks is shown as an escape.
+        encoding: The terminal's encoding; other characters are shown as escapes.
 
     Attributes:
-        text: What is in it.
-        stream: Whose text that is.
+        text: The text in the row.
+        stream: The stream of that text.
     """
 
     def __init__(self, encoding: str = "utf-8") -> None:
         self.text = ""
         self.stream = ""
         self._encoding = encoding
-        self._pieces = ""  # the numbered pieces in it; what follows them may be replaced
+        self._pieces = ""  # numbered pieces in the row; text after them may be replaced
 
     def write(self, line: LogLine, out: BinaryIO) -> None:
-        """Print a line in place of what it replaces."""
+        """Print a line in place of the unfinished text that it replaces."""
         if self.text and line.stream != self.stream:
-            # Unfinished text comes again behind this line, and pieces stay where they are.
+            # Erase unfinished text, which comes again after this line; keep numbered pieces.
             out.write(b"\n" if self._pieces else b"\r\x1b[K")
             self.text = self._pieces = ""
         self.stream = line.stream
         whole = self._pieces + self._bytes(line.text).decode(self._encoding)
         text = row_of(whole)
         if line.unfinished and "\r" in whole:
-            # A row that wraps could not be drawn again.
+            # Cut it to the width, because a row that has wrapped cannot be drawn again.
             text = text[: (os.get_terminal_size(out.fileno()).columns or 80) - 1]
         if text.startswith(self.text):
             out.write(self._bytes(text[len(self.text) :]))
@@ -460,7 +460,7 @@ class _Row:
         elif not line.unfinished:
             self._pieces = whole[-_LONGEST_ROW:]
             if len(whole) > _LONGEST_ROW and "\r" not in self._pieces:
-                self.text = self._pieces = ""  # it has wrapped, so the rest just follows
+                self.text = self._pieces = ""  # the row has wrapped: just append the rest
 
     def _bytes(self, text: str) -> bytes:
         return text.encode(self._encoding, "backslashreplace")
@@ -468,9 +468,9 @@ class _Row:
 
 def row_of(text: str) -> str:
     """
-    Return what a terminal shows of a line, without escape sequences and other controls.
+    Return the text that a terminal shows for a line, without control characters.
 
-    A carriage return begins the line anew, over what is there.
+    After a carriage return, text overwrites the row from its beginning.
     """
     *begun, last = text.split("\r")
     shown = without_controls(last)
@@ -485,13 +485,13 @@ def _binary(stream: TextIO) -> BinaryIO:
 
 
 def replace_what_cannot_be_shown() -> None:
-    """Let no character fail on a terminal that cannot show it, such as that of a cut column."""
+    """Replace characters that the terminal cannot show, such as the ellipsis of a cut column."""
     if on_terminal() and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def give_up_stdout() -> None:
-    """Let nothing more fail on a stdout that nobody reads, not even the interpreter's exit."""
+    """Redirect stdout to /dev/null, so that a broken pipe fails no later write or the exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

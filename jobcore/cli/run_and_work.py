@@ -1,4 +1,4 @@
-"""Commands that run jobs: one in the foreground, or the whole queue."""
+"""Commands that run jobs: one job in the foreground, or the whole queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class StopScope(str, Enum):
-    """Who gets the first signal of a stop."""
+    """The processes that get the first signal of a stop."""
 
     MAIN = "main"
     GROUP = "group"
@@ -32,10 +32,10 @@ class StopScope(str, Enum):
 
 def _signal(text: str) -> str:
     """
-    Return the name of a signal that a program can handle.
+    Return the name of a signal that a program can handle, checked.
 
     Raises:
-        BadParameter: It is none.
+        BadParameter: The text is not such a name.
     """
     try:
         Command(["true"], stop_signal=text)
@@ -45,14 +45,14 @@ def _signal(text: str) -> str:
 
 
 class _Run(PlainHelp):
-    """Gives `--stdin` the value `-` where it is given none."""
+    """Adds the value `-` to a `--stdin` without a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments."""
         flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
         args = list(args)
         place = 0
-        # Those of the command begin at the first that is no option.
+        # The command begins at the first word that is not an option.
         while place < len(args) and args[place] not in ("-", "--") and args[place][:1] == "-":
             value = args[place + 1] if place + 1 < len(args) else "--"
             if args[place] == "--stdin" and value != "-" and value[:1] == "-":
@@ -185,7 +185,7 @@ def run(
     with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
         foreground.tell_delays()
-        # Reserved: a worker beside it would give the command its own environment.
+        # Reserved, because a worker would run the command with the worker's environment.
         job = jobs.submit(wanted, name=name, reserved=True)
         if print_id:
             output.say(f"job {job.id}")
@@ -201,7 +201,7 @@ def run(
                 return
             ended = foreground.watch(jobs, job.id, output.LogPrinter(apart=True))
         except SpawnError:
-            jobs.cancel_job(job.id)  # it must not run some day, when nobody watches
+            jobs.cancel_job(job.id)  # it must not run later, unattended
             raise
         except DatabaseGone:
             output.say(
@@ -210,7 +210,7 @@ def run(
             )
             raise
         except (OSError, StoreError):
-            if started:  # else the next look at it cancels it
+            if started:  # otherwise recovery cancels it, because it is reserved by this process
                 foreground.take_leave(jobs, job.id)
             raise
     if ended.reason is Reason.SPAWN_FAILED and not shell:
@@ -221,7 +221,7 @@ def run(
 
 
 def _input(source: str | None) -> bytes | str | None:
-    """Return what the command reads; with `-` all that our own standard input holds."""
+    """Return the command's stdin; for `-`, read all of this process's stdin."""
     if source != "-":
         if source is None and _has_data(0):
             output.say("standard input is not read: --stdin gives it to the command")
@@ -236,7 +236,7 @@ def _input(source: str | None) -> bytes | str | None:
 
 
 def _has_data(descriptor: int) -> bool:
-    """Tell whether a descriptor is a pipe with something in it."""
+    """Tell whether a descriptor is a pipe that contains data."""
     try:
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             return False
@@ -258,7 +258,7 @@ def _environment(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise CommandError("--env needs KEY=VALUE")  # not shown: it may be a secret
+            raise CommandError("--env needs KEY=VALUE")  # without the word, which may be a secret
         environment[name] = value
     return environment
 
