@@ -111,7 +111,7 @@ class Database:
             with Use(self._readers), self.typed_errors():
                 self._prepare()
         except OSError as error:
-            # SQLite raises no OSError, so this is about the job directories.
+            # An OSError here is about the job directories, beside the file.
             raise filesystem.typed(f"{self.path}.jobs", error) from error
 
     # --- transactions ---------------------------------------------------------
@@ -431,7 +431,7 @@ class Database:
         It leaves another program's file, and the files beside it, unchanged. This needs
         care, because even a read-only connection creates files beside a database in WAL mode.
         """
-        if os.stat(self.path).st_size == 1:  # SQLite would treat it as empty and overwrite it
+        if os.stat(self.path).st_size == 1:  # SQLite treats it as empty, like one of 0 bytes
             raise NotAJobcoreDatabase(f"{self.path}: file is not a database")
         try:
             # As immutable: SQLite reads only the file itself, and takes no lock.
