@@ -40,12 +40,18 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+#: The functions that `repr` calls in Python; the second is that of a dataclass.
+_REPRS = {"__repr__", "wrapper"}
+
 
 def shown(value: object, most: int = 200) -> str:
     """Return the `repr` of a value for the text of an error, cut if it is long."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - nested too deeply, too many digits, or a `repr` that fails
+    except Exception as error:  # nested too deeply, too many digits, or a `repr` that fails
+        inner = error.__traceback__ and error.__traceback__.tb_next
+        if inner and inner.tb_frame.f_code.co_name not in _REPRS:
+            raise  # a signal handler of the host raised it, such as a time-out by SIGALRM
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= most else f"{text[:most]}..."
 

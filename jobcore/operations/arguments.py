@@ -91,7 +91,7 @@ def checked_executors(executors: object) -> dict[str, Any]:
         raise ArgumentError(f"executors is a mapping by job type, not {shown(executors)}")
     for kind, executor in executors.items():
         _checked_text(kind, "a job type in executors")
-        require_methods(executor, f"in executors, that for {shown(kind)}", "command")
+        require_methods(executor, f"in executors, that for {kind!r}", "command")
     return dict(executors)
 
 
