@@ -90,8 +90,11 @@ class Wreck:
             tail = chance.randbytes(len(data) - cut)
         elif self.spool == "nothing":
             cut = self.safe
-        self._file("spool.0", data[:cut] + tail)
-        return max([lines for end, lines in zip(ends, after, strict=True) if end <= cut], default=0)
+        left = data[:cut] + tail
+        self._file("spool.0", left)
+        # Garbage, and zeros, may be what was there.
+        whole = [lines for end, lines in zip(ends, after, strict=True) if data[:end] == left[:end]]
+        return max(whole, default=0)
 
     def _file(self, name, data=None):
         path = os.path.join(self.script.path, name)
