@@ -13,6 +13,7 @@ import pytest
 
 from jobcore import JobManager, Status, StoreError
 from jobcore.clock import from_datetime
+from jobcore.engine.recovery import Recovery
 from jobcore.supervisor import job_directory
 from tests.faults.test_supervisor_killed import supervisor_of
 from tests.jobfiles import UNDECODABLE, cookie_of, damage_rows, row_of, sql
@@ -117,6 +118,21 @@ def an_ended_one(scripted):
 @pytest.fixture
 def adopted(scripted):
     return an_ended_one(scripted)
+
+
+def test_unforeseen_error_concerns_its_own_job(database, clock, jobs, scripted, due, monkeypatch):
+    """Even a defect of jobcore that one job brings to light keeps no other job from its end."""
+    bad, adopted, reconcile = an_ended_one(scripted), an_ended_one(scripted), Recovery.reconcile
+
+    def fail(self, run, **options):
+        if run.name == bad.id.hex:
+            raise RuntimeError("a defect")
+        return reconcile(self, run, **options)
+
+    monkeypatch.setattr(Recovery, "reconcile", fail)
+    all_goes_on(database, clock, jobs, adopted, due)
+
+    assert not ends(jobs, bad)
 
 
 def test_directory_with_another_mode_concerns_its_own_job(
