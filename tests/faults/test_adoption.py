@@ -13,6 +13,8 @@ from tests.faults.hosts import host, serve
 from tests.processes import Child, until
 from tests.programs import SLEEPS
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 
 @pytest.fixture
 def scripted(clock):

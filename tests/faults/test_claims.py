@@ -6,6 +6,8 @@ import os
 import threading
 from contextlib import ExitStack
 
+import pytest
+
 from jobcore import JobManager, PipelineAlreadyRunning, Status
 from jobcore.storage import schema
 from tests.faults import invariants
@@ -14,6 +16,8 @@ from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, at_once, hear, join, until
 from tests.unit.test_schema_migration import make_old, shape, version_of
+
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
 
 #: Appends its job's id to one file, and its run to a file of the job's own.
 TELLS = 'echo "$JOBCORE_JOB_ID" >>"$1/all"; echo "$JOBCORE_RUN" >>"$1/$JOBCORE_JOB_ID"'

@@ -20,6 +20,8 @@ from tests.jobfiles import sql
 from tests.processes import PATIENCE, until
 from tests.programs import PRINTS_UNTIL
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 PAGE = 4096  # bytes
 BUSY = 0.2  # seconds
 SECRET = "canary-of-a-secret"

@@ -19,6 +19,8 @@ from tests.processes import PATIENCE, carrying, until
 from tests.programs import PRINTS_UNTIL
 from tests.transactions import transaction
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 PAGE = 4096  # bytes: of memory, of a tmpfs and of a database
 BUSY = 1.0  # seconds
 LONG = 10 * PATIENCE  # seconds: for many rounds in one child

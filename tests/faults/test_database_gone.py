@@ -20,6 +20,8 @@ from tests.jobfiles import cookie_of, sql
 from tests.processes import PATIENCE, carrying, until
 from tests.programs import PRINTS_UNTIL, SLEEPS
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 BUSY = 0.5  # seconds
 
 

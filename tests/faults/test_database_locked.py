@@ -20,6 +20,8 @@ from tests.jobfiles import sql
 from tests.processes import PATIENCE, until
 from tests.programs import SLEEPS, python
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 BUSY = 0.2  # seconds that callers wait here
 
 #: Seconds for which the full rounds keep the lock, and by which each read has returned meanwhile:

@@ -15,6 +15,8 @@ from tests.mounts import in_own_mounts, mount_tmpfs, remount
 from tests.processes import PATIENCE, until
 from tests.programs import python
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 BUSY = 0.5  # seconds
 SIZE = 8 * 2**20  # bytes of the file systems here
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobcore import JobManager, Reason, Status
 from tests.faults.escapes import NAMES, escape, marked
 from tests.faults.invariants import check
 from tests.faults.plans import place
 from tests.faults.rounds import in_rounds
+
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
 
 GRACE = 0.3  # seconds
 

@@ -19,6 +19,8 @@ from tests.faults.test_supervisor_killed import supervisor_of
 from tests.jobfiles import UNDECODABLE, cookie_of, damage_rows, row_of, sql
 from tests.processes import PATIENCE, carrying, until
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 NAMES = ("lock", "exit", "run", "spool.0", "ctl", "stop", "result")
 #: Times that are long over, for schedules that are due.
 LONG_AGO = from_datetime(datetime(2023, 11, 14, tzinfo=timezone.utc))

@@ -17,6 +17,8 @@ from tests.faults.hostile import HOSTILE, cut, stream, wrong_pieces
 from tests.faults.rounds import in_rounds
 from tests.processes import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 MERGED = (frames.OUTPUT,)
 SEPARATE = (frames.STDOUT, frames.STDERR)
 STREAMS = pytest.mark.parametrize("streams", [MERGED, SEPARATE], ids=["merged", "separate"])

@@ -36,6 +36,8 @@ from tests.integration.http_adapter import create_app
 from tests.jobfiles import row_of, sql
 from tests.processes import PATIENCE, ROOT, in_child, until
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 for module in (
     "run_and_work",
     "maintenance",

@@ -10,11 +10,15 @@ import subprocess
 from contextlib import closing
 from uuid import uuid4
 
+import pytest
+
 from jobcore import JobManager, Reason, Status
 from jobcore.supervisor import frames
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import Scripted, log_of
+
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
 
 #: What the disk has of the spool: all of it, or what was synced and then what was not.
 SPOOL = ("whole", "cut in a frame", "zeros", "garbage", "nothing")

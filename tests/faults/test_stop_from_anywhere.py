@@ -12,6 +12,8 @@ from tests.jobfiles import cookie_of
 from tests.processes import at_once, carrying, in_child
 from tests.programs import EXITS_0_ON_SIGTERM, SLEEPS, STOPS_ITSELF, TREE_THAT_IGNORES_SIGTERM
 
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
+
 GRACE = 0.5  # seconds
 
 

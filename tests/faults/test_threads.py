@@ -7,11 +7,15 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from jobcore import InvalidTransition, JobManager, JobNotFound, JobNotRunning
 from tests.faults.invariants import check
 from tests.faults.plans import draw, place, settle_all, submit
 from tests.faults.rounds import in_rounds
 from tests.faults.witness import expected
+
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
 
 THREADS = 8
 #: Calls of each of them.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
 from jobcore import InvalidTransition, JobManager, PipelineAlreadyRunning, Status
 from jobcore.engine.scheduler import Scheduler
 from tests.faults.hosts import host, serve
 from tests.processes import at_once, in_child, join
+
+pytestmark = pytest.mark.usefixtures("warm_supervisors")
 
 
 def test_four_processes_start_each_job_once(database):
