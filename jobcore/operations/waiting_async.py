@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 
 from jobcore.errors import JobDeleted
+from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.operations.async_backend import Answer, in_thread, sleep
 from jobcore.operations.deadline import Patience
@@ -27,6 +28,8 @@ from jobcore.storage.transitions import Run
 BREATH = 256
 #: Seconds that a refresh may take before another task starts one as well.
 LOOK_PATIENCE = 0.25
+#: Seconds between two checks whether a QUEUED job can still be started here.
+CHECK_PAUSE = 1.0
 
 
 class Awaiter:
@@ -65,8 +68,9 @@ class Awaiter:
         """
         patience = Patience.of(timeout)
         cursor = self._follower.waiting(await in_thread(begin))
+        checked = 0.0
         while not (cursor := await self.look(cursor)).run.final:
-            check(cursor.run)
+            checked = await _check(check, cursor.run, checked)
             await _rest(cursor, patience)
         return await in_thread(end, cursor.run)
 
@@ -198,6 +202,7 @@ class Lines(AsyncIterator[LogLine]):
         check: Callable[[Run], None],
     ) -> None:
         self._check = check
+        self._checked = 0.0
         self._awaiter = awaiter
         self._follower = follower
         self._begin = begin
@@ -267,7 +272,7 @@ class Lines(AsyncIterator[LogLine]):
             lines, self._cursor = cursor.unfinished()
             if lines:
                 return iter(lines)
-            self._check(cursor.run)
+            self._checked = await _check(self._check, cursor.run, self._checked)
             await _rest(cursor, patience)
 
 
@@ -277,6 +282,24 @@ def _itself(run: Run) -> Run:
 
 def _let_be(_run: Run) -> None:
     """Do nothing: a `check` that never ends the wait, and an `end` without a result."""
+
+
+async def _check(check: Callable[[Run], None], run: Run, checked: float) -> float:
+    """
+    Call `check`; return when a QUEUED job was last checked, by the monotonic clock.
+
+    The check of a QUEUED job looks at a directory, which may take long: it is made in a thread,
+    and once a second, as a loop may have a thousand waiters. That of a RUNNING job uses
+    facts in memory and /proc.
+    """
+    if run.status != Status.QUEUED:
+        check(run)
+        return checked
+    now = time.monotonic()
+    if now < checked + CHECK_PAUSE:
+        return checked
+    await in_thread(check, run)
+    return now
 
 
 async def _rest(cursor: Cursor, patience: Patience) -> None:

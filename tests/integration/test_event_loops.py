@@ -29,6 +29,7 @@ from jobcore import (
     WorkspaceNotFound,
 )
 from jobcore.embedding import worker
+from jobcore.engine.job_directories import Directories
 from jobcore.engine.recovery import Recovery
 from jobcore.operations import waiting_async
 from jobcore.storage.database import Database
@@ -236,9 +237,21 @@ async def test_nothing_is_touched_in_the_loops_own_thread(database, monkeypatch)
         return open_directory(name, **options)
 
     monkeypatch.setattr(Database, "_connect", traced)
+    require_root = Directories.require_root
+
+    def required(self):
+        touched.append((threading.get_ident(), "the root of all directories"))
+        return require_root(self)
+
     monkeypatch.setattr(job_directory, "open_directory", opened)
+    monkeypatch.setattr(Directories, "require_root", required)
     jobs = await make(JobManager, database, slots=1)
     try:
+        queued = await make(
+            jobs.create_job, "REVIEW"
+        )  # whose wait opens the root of the directories
+        with pytest.raises(WaitTimeout):
+            await jobs.wait_async(queued.id, timeout=0.1)
         job = await make(jobs.submit, NUMBERS)
         assert len(await read(jobs.follow_async(job.id, unfinished=False))) == 8000
         job = await make(jobs.submit, EXIT_3)
