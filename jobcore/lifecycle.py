@@ -27,8 +27,8 @@ class Status(_Word):
     The status of a job, a text.
 
     Attributes:
-        QUEUED: It waits for a manager's slot, for its host (`start_job`), or to be
-            cancelled.
+        QUEUED: It waits for a free slot of a manager, or for its host to call `start_job`;
+            it can be cancelled.
         RUNNING: A manager has claimed it, or its host has started it. Any manager that sees
             its end makes it final.
         COMPLETE: It ended by itself with exit code 0. Final.

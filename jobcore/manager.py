@@ -553,7 +553,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not QUEUED, or another process has reserved it.
-            ArgumentError: `owner` is none of these.
+            ArgumentError: `owner` is not one of these values.
         """
         return public(Job, self._bookkeeper.start(job_id, checked_owner(owner)))
 
@@ -661,7 +661,7 @@ class JobManager:
 
     def adopt_task(self, job_id: Id) -> Job:
         """
-        Make this process the owner of a task that another process, or none, owned before.
+        Make this process the owner of a task, whether another process owned it before or none.
 
         When this returns, the change is durable: if this process ends before the job is
         final, the job is `lost`. The end of the previous owner no longer matters.
@@ -704,9 +704,9 @@ class JobManager:
         last few seconds; `finish_job` makes all of them durable.
 
         Args:
-            lines: Texts, or bytes, which are stored unchanged. One without a final line end
-                is given one. Surrogate escapes, as `os.fsdecode` makes them, become the
-                original bytes; any other lone surrogate becomes `?`.
+            lines: Texts, or bytes, which are stored unchanged. A missing final line end is
+                added. Surrogate escapes, as `os.fsdecode` makes them, become the original
+                bytes; any other lone surrogate becomes `?`.
 
         Returns:
             How many lines the log then has.
@@ -872,9 +872,9 @@ class JobManager:
             dry_run: Change nothing.
 
         Returns:
-            How many jobs this call removed. In a dry run, the jobs that it would remove,
-            oldest first, without those that cannot be read: they would be removed too,
-            and `list_damaged_rows` names them.
+            How many jobs this call removed. In a dry run, the jobs that it would remove, oldest
+            first. Jobs whose rows cannot be read would be removed too, but are not returned;
+            `list_damaged_rows` names them.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
@@ -1097,7 +1097,7 @@ class JobManager:
             JobNotFound: No job has this id; at this call.
             JobDeleted: The job was deleted during iteration; at `next()`.
             WaitTimeout: The time is over; at `next()`.
-            SpawnError, StoreError: The job cannot go on here, see `wait`; at `next()`.
+            SpawnError, StoreError: This manager cannot start or read it, see `wait`; at `next()`.
             ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
         first = checked_sequence(sequence)
@@ -1142,8 +1142,8 @@ class JobManager:
             JobNotFound: No job has this id.
             JobDeleted: The job was deleted meanwhile.
             WaitTimeout: The job is not final after `timeout` seconds; it continues.
-            SpawnError: The job is QUEUED, and this manager, which would run it, can never
-                start jobs or has failed to for 10 seconds; or the interpreter is exiting.
+            SpawnError: The job is QUEUED, and this manager, which would run it, can never start
+                jobs, or has failed to start any for 10 seconds. Or the interpreter is exiting.
             StoreError: Its row, its directory or its files could not be read for 10 seconds.
             ArgumentError: `timeout` is not a number.
         """
@@ -1176,19 +1176,19 @@ class JobManager:
 
     def drain(self, timeout: float | None = None) -> None:
         """
-        Block until this manager has settled all jobs that it claimed, and none is queued that
-        it could claim now.
+        Block until this manager has settled all jobs that it claimed, and no queued job is left
+        that it could claim now.
 
-        A manager with `slots=0` claims nothing. It waits for the others: until no job is
-        queued that could start now, and no job's command runs. If there is no manager
-        that claims jobs, it waits until the time is over.
+        A manager with `slots=0` claims nothing. It waits for the other managers: until no
+        queued job could start now and no job's command runs. If no manager claims jobs, it
+        waits until `timeout`.
 
         Args:
             timeout: Seconds to wait; None: as long as it takes.
 
         Raises:
             WaitTimeout: There is still work after `timeout` seconds.
-            SpawnError, StoreError: None of the jobs can go on here; see `wait`.
+            SpawnError, StoreError: This manager can start or read none of the jobs; see `wait`.
             ArgumentError: `timeout` is not a number.
         """
         self._follower.drain(self._drained(), self._running_elsewhere, timeout)
@@ -1207,7 +1207,7 @@ class JobManager:
             JobNotFound: No job has this id.
             JobDeleted: The job was deleted meanwhile.
             WaitTimeout: The job is not final after `timeout` seconds; it continues.
-            SpawnError, StoreError: The job cannot go on here; see `wait`.
+            SpawnError, StoreError: This manager cannot start or read it; see `wait`.
             ArgumentError: `timeout` is not a number; at this call, not when awaited.
         """
         checked_patience(timeout)
@@ -1267,7 +1267,7 @@ class JobManager:
             JobNotFound: No job has this id; at the first `anext()`.
             JobDeleted: The job was deleted during iteration; at `anext()`.
             WaitTimeout: The time is over; at `anext()`.
-            SpawnError, StoreError: The job cannot go on here, see `wait`; at `anext()`.
+            SpawnError, StoreError: This manager cannot start or read it, see `wait`; at `anext()`.
             ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
         first = checked_sequence(sequence)
@@ -1286,7 +1286,7 @@ class JobManager:
 
         Raises:
             WaitTimeout: There is still work after `timeout` seconds.
-            SpawnError, StoreError: None of the jobs can go on here; see `wait`.
+            SpawnError, StoreError: This manager can start or read none of the jobs; see `wait`.
             ArgumentError: `timeout` is not a number; at this call, not when awaited.
         """
         checked_patience(timeout)
@@ -1322,7 +1322,7 @@ class JobManager:
 
     def list_copied_jobs(self) -> list[Job]:
         """
-        Return the RUNNING jobs that were not started in this directory: this file is a copy.
+        Return the RUNNING jobs that were started in another directory: this file is a copy.
 
         The file shows them as they were when it was copied. `recover`, and any manager
         that runs jobs, settles them as lost without touching their processes.
@@ -1360,7 +1360,7 @@ class JobManager:
         write meanwhile. `jobcore doctor` does the same without opening a manager.
 
         Returns:
-            What each check found. Someone must act on each whose `verdict` is `wrong`.
+            What each check found. A finding whose `verdict` is `wrong` needs your action.
         """
         from jobcore.operations import doctor  # noqa: PLC0415 - loaded by those who need it, not at import
 
@@ -1499,8 +1499,8 @@ class JobManager:
 
         Each transition is delivered once, after its commit, in commit order, beginning with
         the first commit after this returns. Transitions that are rolled back are never
-        delivered. Those of a job that has since been deleted are, including the one that
-        its deletion caused; `get_job` then raises `JobNotFound`.
+        delivered. Transitions of a job that has since been deleted are still delivered,
+        including the one that the deletion caused; `get_job` then raises `JobNotFound`.
 
         A thread of the manager calls the callbacks one after the other, so a slow callback
         delays the others, but no job; waiting events are kept in memory. A callback may use
@@ -1644,14 +1644,14 @@ class JobManager:
                 `cwd`, `env`, `timeout` (seconds for each job; None: no limit),
                 `max_retries` (of a job that ended ERROR), `schedule` (cron with five
                 fields, with six, seconds first, or a name such as `@hourly`),
-                `time_zone` (of the schedule; UTC by default), `catch_up` (how missed
-                ticks are handled, which came while no manager with slots ran: `"skip"`,
-                the default, records them in `skips`; `"last"` runs the last of them;
-                `"all"` runs each, one after the other), `late_after` (seconds after
-                which a tick counts as missed; 60 by default), `triggered_by` (names of
-                pipelines in the same workspace: it runs each time one of them is
-                COMPLETE, and renaming them changes nothing; or `deploy`, a task of
-                your own), `properties` (your own small JSON object).
+                `time_zone` (of the schedule; UTC by default), `catch_up` (what happens to
+                missed ticks, those that came while no manager with slots ran: `"skip"`, the
+                default, records them in `skips`; `"last"` runs the last of them; `"all"` runs
+                each, one after the other), `late_after` (seconds after which a tick counts as
+                missed; 60 by default), `triggered_by` (names of pipelines in the same
+                workspace: it runs each time one of them is COMPLETE, and renaming them changes
+                nothing; or `deploy`, a task of your own), `properties` (your own small JSON
+                object).
 
         Returns:
             The pipeline.

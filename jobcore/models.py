@@ -193,9 +193,9 @@ class Pipeline(_Public):
             40 seconds and so on, up to an hour.
         schedule: The cron expression by which it runs; None: it runs only on demand.
         time_zone: The IANA name of the schedule's time zone; None: UTC.
-        catch_up: How missed ticks are handled, which came while no manager with slots ran.
-            `skip`: they are recorded and do not run. `last`: the last of them runs. `all`:
-            each runs, one after the other, and so do ticks that come while it is running.
+        catch_up: What happens to missed ticks, those that came while no manager with slots ran.
+            `skip`: they are recorded and do not run. `last`: the last of them runs. `all`: each
+            runs, one after the other, and so do ticks that come while it is running.
         late_after: Seconds after which a tick that has not run counts as missed.
         next_tick: When the schedule's next run is due, UTC; None: there is none.
         triggered_by: The current names of its sources: each time one of these pipelines is
@@ -260,8 +260,8 @@ class Progress(_Public):
 
     Attributes:
         done: How much is done, in the job's own unit; not negative.
-        total: How much there is to do, if the job said so, else None; it may be 0 or less
-            than `done`.
+        total: How much there is to do, if the job said so, else None. It may be 0, and
+            it may be smaller than `done`.
         message: One line for people, or None.
         at: When its supervisor read the report, or its host wrote it, UTC.
     """
@@ -460,7 +460,7 @@ class Finding(_Public):
     Attributes:
         check: What was checked, in a word or two.
         verdict: `ok`. `note`: worth knowing, or the next manager will put it right.
-            `wrong`: someone must act.
+            `wrong`: you must act.
         detail: What was found, in one line.
     """
 
@@ -551,8 +551,8 @@ class LogLine(_Facts):
     Attributes:
         sequence: The line's number, from 0 and without gaps within the job; None: the line
             is unfinished.
-        time_ns: When its supervisor read it, nanoseconds since 1970; see `timestamp`. If the
-            line took longer than a quarter of a second, when its beginning was read.
+        time_ns: When its supervisor read it, nanoseconds since 1970; see `timestamp`. For a
+            line that took longer than a quarter of a second: when its beginning was read.
         stream: `output` (stdout and stderr in the order of writing), `stdout`, `stderr`, or
             `system` for jobcore's own messages, which no job can fake.
         raw: The bytes, including the line end.

@@ -17,7 +17,7 @@ from jobcore.errors import CommandError
 def docs(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The guide; if missing, list all guides.")
+        str | None, typer.Argument(metavar="[NAME]", help="The guide; without it, list all guides.")
     ] = None,
 ) -> None:
     """

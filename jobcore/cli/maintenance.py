@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobcore.cli import foreground, output
-from jobcore.cli.app import STATUSES, AsJson, app, count, open_manager
+from jobcore.cli.app import AsJson, app, count, open_manager
 from jobcore.errors import CommandError, StoreError
 from jobcore.lifecycle import FINAL, Status
 
@@ -54,11 +54,14 @@ def prune(
     status: Annotated[
         list[Status] | None,
         typer.Option(
-            case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}. [all final ones]"
+            case_sensitive=False,
+            metavar="STATUS",
+            help="Only COMPLETE, ERROR or STOPPED, in any case; may be given again. [all three]",
         ),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(parser=count, metavar="N", help="Keep the newest N of these.")
+        int | None,
+        typer.Option(parser=count, metavar="N", help="Keep the newest N of them, however old."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Remove nothing; list the jobs that would be removed.")
@@ -103,13 +106,13 @@ def doctor(
     """
     Examine the database and its directories. Changes nothing without --repair.
 
-    Prints a line for each check: what was examined; ok, note or wrong; and what
-    was found. The exit code is 1 if something is wrong. A note is something that
-    the next manager corrects, or that is good to know. Reads the whole file.
+    Prints a line for each check: its subject, the verdict (ok, note or wrong),
+    and what was found. The exit code is 1 if something is wrong. A note is something
+    that the next manager corrects, or that is good to know. Reads the whole file.
 
-    With --repair a database can be used again after its .jobs directory was
-    removed, as by git clean. Jobs that ran there end as lost; their commands may
-    keep running. Retries no longer wait for processes of the attempt before.
+    --repair makes a database usable again after its .jobs directory was removed,
+    for example by git clean. Jobs that were running end as lost, but their commands
+    may keep running. Retries no longer wait for processes of earlier attempts.
 
     \b
     Examples:

@@ -96,7 +96,8 @@ def run(
         StopScope,
         typer.Option(
             metavar="SCOPE",
-            help="main: the command's own process gets it; group: all processes. [main]",
+            help="Who gets that signal: main, the command's own process; or group, all "
+            "processes of the job. [main]",
         ),
     ] = StopScope.MAIN,
     linger: Annotated[
@@ -104,7 +105,7 @@ def run(
         typer.Option(
             parser=delay,
             metavar="SECONDS",
-            help="Time from SIGTERM to SIGKILL for processes that it leaves. [2]",
+            help="Time from SIGTERM to SIGKILL for processes that the command leaves running. [2]",
         ),
     ] = DEFAULT_LINGER,
     cwd: Annotated[
@@ -118,14 +119,16 @@ def run(
         str | None,
         typer.Option(
             metavar="[FILE]",
-            help="Standard input of the command: FILE, or if missing that of run, read now.",
+            help="Standard input of the command: FILE; without FILE, that of run, read before "
+            "the job starts.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="TEXT", help="Name of the job.")] = None,
     separate_streams: Annotated[
         bool,
         typer.Option(
-            "--separate-streams", help="Print its stderr on stderr; the order of the two is lost."
+            "--separate-streams",
+            help="Print the command's stderr on stderr; its order relative to stdout is lost.",
         ),
     ] = False,
     buffered: Annotated[
@@ -147,13 +150,13 @@ def run(
     Shows its log as it is written, and exits with its exit code.
 
     The output goes to stdout byte for byte, jobcore's own lines to stderr. The
-    exit code is 1 if the job has none, or has 0 but is not COMPLETE. The command's
-    stdin is empty without --stdin.
+    exit code is 1 if the job has none, or has 0 but is not COMPLETE. Without
+    --stdin the command's standard input is empty.
 
     The first Ctrl-C or SIGTERM stops the job, and its log is still shown to the
-    end. The second kills the job, and the third leaves it running. Two within a
-    second count as one. If the terminal is closed, or the reader of stdout goes
-    away (exit code 141), the job keeps running.
+    end. The second kills the job. The third ends only this command, and the job
+    keeps running. Two signals within a second count as one. If the terminal is
+    closed, or the reader of stdout goes away (exit code 141), the job keeps running.
     Ctrl-Z pauses only the display: the job keeps running, and fg shows the rest.
 
     \b
@@ -276,7 +279,7 @@ def work(
     drain: Annotated[
         bool,
         typer.Option(
-            "--drain", help="Exit when nothing runs here and no queued job may start yet."
+            "--drain", help="Exit once this process runs no job and no queued job is due."
         ),
     ] = False,
 ) -> None:

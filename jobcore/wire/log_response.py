@@ -201,7 +201,7 @@ def log_response(
     Return a job's log from the line `sequence` on, in the form that a request asks for.
 
     None means status 204: there is no such line, and with `follow` there never will be. So
-    a client that follows in turns of `timeout`, each from the line after the last one it
+    a client that follows again after each `timeout`, from the line after the last one it
     got, has the whole log when it gets a 204. An `EventSource` stops reconnecting then.
 
     If the job is deleted in the meantime, the body ends after a whole line.
