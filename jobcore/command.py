@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -266,7 +267,7 @@ def _checked_signal(value: int | str) -> int:
         number = found if isinstance(found, signal.Signals) else None
     if isinstance(number, bool) or not isinstance(number, int):
         raise CommandError(f"stop_signal is a signal, its number or its name, not {value!r}")
-    if number not in signal.valid_signals():
+    if number not in _valid_signals():
         raise CommandError(f"stop_signal is a signal of this system, not {value!r}")
     if number in _PAUSING:
         raise CommandError(
@@ -275,6 +276,12 @@ def _checked_signal(value: int | str) -> int:
     if number in _UNHANDLED:
         raise CommandError(f"no program can handle {value!r}: use grace=0 to kill it at once")
     return int(number)
+
+
+@functools.cache
+def _valid_signals() -> frozenset[int]:
+    """Return the signals of this system; `signal` makes 62 enum members of them at each call."""
+    return frozenset(signal.valid_signals())
 
 
 def _current_umask() -> int:
