@@ -101,6 +101,10 @@ class Slot:
         self.connection: Connection | None = None
         self.holder: dict[str, object] = {"": holder}
 
+    def is_lent_to(self, reader: object) -> bool:
+        """Tell whether this reader has the slot. If so, only that reader can give it back."""
+        return self.holder.get("") is reader
+
     def drop(self) -> None:
         """Close the connection, whatever state it is in, then free the slot."""
         if self.connection is not None:
@@ -165,7 +169,7 @@ class Spares:
                 holder = slot.holder.get("")
                 if holder is None or is_present(holder):
                     continue
-                if slot.holder.get("") is holder:  # it has not left in the meantime
+                if slot.is_lent_to(holder):  # it has not left in the meantime
                     slot.drop()
 
     def close(self) -> None:

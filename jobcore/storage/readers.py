@@ -131,7 +131,8 @@ class Reading:
             raise error
 
     def _give_up(self) -> None:
-        if self._slot is not None and self._readers.is_present(self._use):
+        # An interrupt may come after the slot was given back, when another reader may have it.
+        if self._slot is not None and self._slot.is_lent_to(self._use):
             self._slot.drop()
         self._readers.leave(self._use)
 

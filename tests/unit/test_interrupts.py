@@ -21,6 +21,7 @@ from jobcore.embedding.worker import HANDS
 from jobcore.engine.importer import Importer
 from jobcore.engine.recovery import Recovery
 from jobcore.operations.lookup import require_job
+from jobcore.storage.connections import Spares
 from jobcore.storage.database import Database
 from tests.opcodes import every_bytecode, handler_at_every_bytecode
 from tests.processes import PATIENCE, descriptors, in_child, until
@@ -243,6 +244,29 @@ def test_read_that_is_interrupted_before_any_bytecode_leaves_nothing_open(databa
 
 class HostsTimeout(Exception):
     """What a host's own handler of signals raises; no error that a library would expect."""
+
+
+def test_interrupted_read_closes_no_connection_of_the_next_one(database, monkeypatch):
+    """An interrupt after a connection was given back does not close it under who has it then."""
+    with JobManager(database, slots=0) as jobs:
+        job = jobs.create_job()
+        take_back, lent = Spares.take_back, []
+
+        def interrupted(self, slot):
+            take_back(self, slot)
+            lent.append((self.lend(lent), slot))  # as another thread does at this moment
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Spares, "take_back", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                jobs.get_job(job.id)
+        ((now, before),) = lent
+
+        assert now is before
+        assert now.is_lent_to(lent)
+        assert now.connection.exec_driver_sql("SELECT 1").scalar() == 1
+        now.drop()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, HostsTimeout])
