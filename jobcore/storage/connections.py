@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobcore.embedding import telemetry
 from jobcore.embedding.interrupts import Lock
@@ -218,6 +219,19 @@ def connect(
     return connection
 
 
+#: What SQLAlchemy raises of a connection that was interrupted in any state. Not `Exception`: a
+#: signal handler of the host may raise its own one here, such as a time-out by SIGALRM.
+_STATES = (
+    SQLAlchemyError,
+    sqlite3.Error,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
 def throw_away(connection: Connection) -> None:
     """
     Close a connection whose state is unknown. SQLite rolls back its transaction.
@@ -230,7 +244,7 @@ def throw_away(connection: Connection) -> None:
         if not connection.closed:
             connection.invalidate()
             connection.close()
-    except Exception as error:  # noqa: BLE001 - SQLAlchemy's own state may be anything
+    except _STATES as error:
         telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
 
 
