@@ -274,7 +274,7 @@ def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
         thread.join(PATIENCE)
 
     assert len(set(looked)) <= 2  # two that begin at the same moment both look
-    assert 0 < visited <= len(looked)
+    assert 0 < visited <= len(looked) + 1  # the first visit may belong to the look before
     assert [answers for _, answers in started] == [[[(0, b"a\n"), (1, b"b\n")]]] * 50
 
 
