@@ -87,6 +87,7 @@ class Remover:
         self._directories = directories
         self._clock = clock
         self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was examined
+        self._ending: dict[int, float] = {}  # stuck jobs, and since when sweeps end them
 
     def remove_jobs(self, *numbers: int, turns: Turns | None = None) -> None:
         """Remove these jobs and their directories, except jobs that are not final or not hidden."""
@@ -138,54 +139,64 @@ class Remover:
         Raises:
             StoreError: The file cannot be read, or the command does not end.
         """
-        while True:
-            with self._database.read() as connection:
-                seen = transitions.find_damaged(connection, number)
-            if seen is None:
-                return
-            self._end(number, seen)
-            turns = Turns()
-            removed = SEGMENTS_AT_ONCE
-            while removed == SEGMENTS_AT_ONCE:
-                with turns.take():
-                    removed = self._database.write(
-                        partial(log_segments.remove_some, number=number, limit=SEGMENTS_AT_ONCE)
-                    )
+        since = time.monotonic()
+        while not self._removes_damaged(number, since, orphans.PATIENCE):
+            time.sleep(END_PAUSE)
 
-            def remove_row(connection: Connection, seen: Damaged = seen) -> bool:
-                removed = transitions.remove_damaged_if(connection, number, seen)
-                if removed:
-                    environments.remove_unused(connection)
-                return removed
+    def _removes_damaged(self, number: int, since: float, patience: float) -> bool:
+        """
+        Remove a job with a damaged row; False: not yet, call again a little later.
 
+        Args:
+            since: When the first call was, by the monotonic clock.
+            patience: Seconds that this call may take to kill orphans.
+
+        Raises:
+            StoreError: As in `remove_damaged`.
+        """
+        with self._database.read() as connection:
+            seen = transitions.find_damaged(connection, number)
+        if seen is None:
+            return True
+        if is_name(seen.name) and not self._has_ended(number, seen, since, patience):
+            return False
+        turns = Turns()
+        removed = SEGMENTS_AT_ONCE
+        while removed == SEGMENTS_AT_ONCE:
             with turns.take():
-                gone = self._database.write(remove_row)
-            if gone:
-                self._remove_directory(seen.name)
-                return
+                removed = self._database.write(
+                    partial(log_segments.remove_some, number=number, limit=SEGMENTS_AT_ONCE)
+                )
 
-    def _end(self, number: int, seen: Damaged) -> None:
-        """End the processes of a job with a damaged row."""
-        if not is_name(seen.name):
-            return
-        for letter, patience in (
-            (job_directory.STOP_NOW, max(seen.grace_ms, 0) / 1000),
-            (job_directory.KILL_NOW, END),
-        ):
-            deadline = time.monotonic() + patience
-            while self._is_supervised(seen.name, letter):
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(END_PAUSE)
-            else:
-                break
-        else:
-            raise StoreError(
-                f"job number {number} is damaged, and its command has not ended within {END:g} s: "
-                "delete it again"
-            )
-        if seen.cookie and not orphans.is_inside(seen.cookie):
-            orphans.kill(seen.cookie)
+        def remove_row(connection: Connection) -> bool:
+            removed = transitions.remove_damaged_if(connection, number, seen)
+            if removed:
+                environments.remove_unused(connection)
+            return removed
+
+        with turns.take():
+            gone = self._database.write(remove_row)
+        if gone:
+            self._remove_directory(seen.name)
+        return gone  # if the row has changed in the meantime, read it again
+
+    def _has_ended(self, number: int, seen: Damaged, since: float, patience: float) -> bool:
+        """Tell whether no process of a job with a damaged row is left; else end them."""
+        kill_at = since + max(seen.grace_ms, 0) / 1000
+        now = time.monotonic()
+        letter = job_directory.STOP_NOW if now <= kill_at else job_directory.KILL_NOW
+        if self._is_supervised(seen.name, letter):
+            if now > kill_at + END:
+                raise StoreError(
+                    f"job number {number} is damaged, and its command has not ended within "
+                    f"{END:g} s: delete it again"
+                )
+            return False
+        if not seen.cookie or orphans.is_inside(seen.cookie):
+            return True
+        left = orphans.kill(seen.cookie, patience)
+        # A process that no SIGKILL ends must not keep the row for ever.
+        return not left or time.monotonic() >= kill_at + orphans.PATIENCE
 
     def _is_supervised(self, name: str, letter: bytes) -> bool:
         """Tell whether a job has a supervisor, and if so, send it `letter`."""
@@ -263,12 +274,14 @@ class Remover:
                 return len(numbers) < REMOVED_AT_ONCE
 
     def _remove_stuck(self) -> None:
-        """Remove damaged jobs whose deletion has begun."""
+        """Remove damaged jobs whose deletion has begun, without waiting for their processes."""
         with self._database.read() as connection:
             numbers = transitions.stuck(connection, REMOVED_AT_ONCE)
+        now = time.monotonic()
+        self._ending = {number: self._ending.get(number, now) for number in numbers}
         for number in set(numbers) - self._postponed.waiting():
             try:
-                self.remove_damaged(number)
+                self._removes_damaged(number, self._ending[number], orphans.PAUSE)
             except Exception as error:
                 if is_of_all(error):
                     raise

@@ -12,9 +12,11 @@ import pytest
 
 from jobcore import DatabaseCorrupt, JobManager, Status
 from jobcore.clock import seconds_of
+from jobcore.engine import remover
 from jobcore.engine.postponement import MOST_TOLD, Postponement
 from jobcore.engine.scheduler import Scheduler
 from jobcore.operations import doctor
+from jobcore.supervisor import job_directory
 from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import UNDECODABLE, damage, sql
 from tests.processes import until
@@ -423,6 +425,34 @@ def test_deletion_of_a_damaged_job_is_finished_by_a_sweep(database, jobs):
     jobs.recover()
 
     assert sql(database, "SELECT number FROM job") == []
+
+
+def test_sweep_does_not_wait_for_the_end_of_a_damaged_job(
+    database, jobs, scripted, monkeypatch, caplog
+):
+    """It asks the supervisor to stop, looks at the other jobs, and removes the row later."""
+    monkeypatch.setattr(remover, "END_PAUSE", None)  # which no wait could sleep for
+    run, other = scripted(), scripted()
+    run.update(grace_ms=60_000)
+    damage(database, "job", run.id, start_time="x", deleted_at=5)
+    with run.open() as directory:
+        control = job_directory.open_control(directory)
+    other.started()
+    other.exit()
+    other.die()
+
+    jobs.recover()
+    asked = os.read(control, 100)
+    os.close(control)
+    left = sql(database, "SELECT number FROM job WHERE id = ?", run.id.hex)
+    run.die()
+    jobs.recover()
+
+    assert "job postponed" not in caplog.text
+    assert set(asked) == set(job_directory.STOP_NOW)
+    assert len(left) == 1
+    assert jobs.get_job(other.id).status is Status.COMPLETE
+    assert sql(database, "SELECT number FROM job WHERE id = ?", run.id.hex) == []
 
 
 @pytest.mark.parametrize("what", GARBAGE)
