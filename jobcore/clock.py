@@ -82,7 +82,7 @@ def from_datetime(moment: datetime) -> int:
         ValueError: `moment` has no time zone.
     """
     if moment.tzinfo is None:
-        raise ValueError("a time without a time zone is no moment")
+        raise ValueError("a time needs a time zone")
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 

@@ -194,7 +194,7 @@ class Command:
                 (stored["argv"],) = stored["argv"]
             return cls(**stored)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            why = f"a stored command makes no sense: {type(error).__name__}"
+            why = f"a stored command is invalid: {type(error).__name__}"
         # Outside the handler: a cause or a context would hold the text and its secrets.
         raise DatabaseCorrupt(why)
 

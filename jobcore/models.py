@@ -54,7 +54,7 @@ def _stored_moment(microseconds: Any, column: str) -> datetime:
     try:
         return to_datetime(microseconds)
     except (TypeError, ValueError, OverflowError) as error:
-        raise DatabaseCorrupt(f"a stored time makes no sense: {column}") from error
+        raise DatabaseCorrupt(f"a stored time is invalid: {column}") from error
 
 
 #: The model classes of which one instance was made and serialized.
@@ -116,7 +116,7 @@ class _Public(BaseModel):
         except ValidationError as error:
             # The columns were checked when they were written, so the file is damaged.
             wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
-            raise DatabaseCorrupt(f"a stored {cls.__name__} makes no sense: {wrong}") from error
+            raise DatabaseCorrupt(f"a stored {cls.__name__} is invalid: {wrong}") from error
 
     @classmethod
     @handed_over

@@ -102,7 +102,7 @@ class Schedule:
             OverflowError: The tick is beyond the last year of a datetime.
         """
         if moment.tzinfo is None:
-            raise ValueError("a time without a time zone is no moment")
+            raise ValueError("a time needs a time zone")
         moment = moment.astimezone(_UTC).replace(microsecond=0)  # ticks are on whole seconds
         return self._fixed_after(moment) if self._fixed else self._real_after(moment)
 
@@ -300,7 +300,7 @@ def _cronsim(fields: str, local: datetime) -> CronSim:
     try:
         return cronsim.CronSim(fields, local)
     except (cronsim.CronSimError, ValueError) as error:  # ValueError: thousands of digits
-        raise ScheduleError(f"{fields[:200]!r} is no cron expression: {error}") from error
+        raise ScheduleError(f"{fields[:200]!r} is not a cron expression: {error}") from error
 
 
 def _as_cronsim_has_it(expression: str) -> str:

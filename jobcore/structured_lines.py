@@ -52,7 +52,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 #: Stricter than json.loads, which accepts NaN and 1e999, and of two equal keys keeps the last.

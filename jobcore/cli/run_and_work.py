@@ -208,8 +208,8 @@ def run(
             raise
         except DatabaseGone:
             output.say(
-                f"job {job.id} is not watched any more: a command that has started goes on; its "
-                "output and its end can be read here only if the files are put back"
+                f"job {job.id} is no longer watched: a command that has started runs on; "
+                "its output and its end can be read here only if the files are put back"
             )
             raise
         except (OSError, StoreError):

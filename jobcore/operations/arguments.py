@@ -311,7 +311,7 @@ def checked_heartbeat(seconds: Any) -> float:
         ArgumentError: It is not a finite number of seconds above 0.
     """
     if not _is_number(seconds) or not 0 < seconds <= OLDEST:
-        raise ArgumentError(f"a heartbeat comes every so many seconds, not {shown(seconds)}")
+        raise ArgumentError(f"a heartbeat is a number of seconds above 0, not {shown(seconds)}")
     return float(seconds)
 
 
@@ -414,7 +414,7 @@ def _checked_text(value: object, what: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ArgumentError(f"{what} is no text that can be stored: {shown(value)}") from error
+        raise ArgumentError(f"{what} cannot be stored as text: {shown(value)}") from error
     return value
 
 

@@ -288,7 +288,9 @@ class _Examination:
             return
         wrong = self._ask(counts.wrong)
         if wrong:
-            yield _wrong(check, f"not those of the jobs: {_some(wrong)}; --repair counts anew")
+            yield _wrong(
+                check, f"they do not match the jobs: {_some(wrong)}; --repair counts them again"
+            )
         else:
             yield _ok(check, "as many jobs as `count_jobs` says")
 
@@ -297,7 +299,7 @@ class _Examination:
         try:
             root = filesystem.open_root(self._path, create=False)
         except FileNotFoundError:
-            yield _note(check, f"there is no {self._path}.jobs, as behind a backup")
+            yield _note(check, f"{self._path}.jobs is missing, as in a backup")
             return
         try:
             found = filesystem.read_store_id(root)
@@ -416,7 +418,9 @@ class _Examination:
     def _deletions(self, check: str) -> Iterator[Finding]:
         ((begun,),) = self._ask(_rows("SELECT count(*) FROM job WHERE deleted_at IS NOT NULL"))
         if begun:
-            yield _note(check, f"{begun} begun and not finished: a manager with slots goes on")
+            yield _note(
+                check, f"{begun} begun and not finished: a manager with slots will finish them"
+            )
         else:
             yield _ok(check, "none begun and not finished")
 

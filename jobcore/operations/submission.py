@@ -208,11 +208,11 @@ def checked_moment(moment: datetime | None) -> int | None:
     if not isinstance(said, datetime):
         raise CommandError(f"not_before is a datetime, not {type(said).__name__}")
     if moment.utcoffset() is None:
-        raise CommandError("not_before has no time zone, so it is no moment")
+        raise CommandError("not_before needs a time zone")
     try:
         return from_datetime(moment.astimezone(timezone.utc))
     except OverflowError as error:
-        raise CommandError("not_before is no moment of the years 1 to 9999 in UTC") from error
+        raise CommandError("not_before is outside the years 1 to 9999 in UTC") from error
 
 
 def checked_text(text: object, what: str) -> str:
@@ -227,7 +227,7 @@ def checked_text(text: object, what: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise CommandError(f"{what} is no text that can be stored: {error}") from error
+        raise CommandError(f"{what} cannot be stored as text: {error}") from error
     return text
 
 
@@ -247,7 +247,7 @@ def checked_data(data: Any) -> Any:
             "["
         ) > structured_lines.DEEPEST and structured_lines.is_deep(json.loads(text))
     except (TypeError, ValueError, RecursionError) as error:
-        raise CommandError(f"data is no JSON: {error}") from error
+        raise CommandError(f"data is not JSON: {error}") from error
     if len(text) > DATA_BYTES:
         raise CommandError(f"data is larger than {DATA_BYTES} bytes of JSON")
     if deep:

@@ -582,7 +582,9 @@ class Database:
             raise found from error
         except UnicodeDecodeError as error:
             # Only damage puts invalid UTF-8 into names, texts or SQLite's own messages.
-            raise DatabaseCorrupt(f"{self.path}: text in it is no UTF-8: {error}") from error
+            raise DatabaseCorrupt(
+                f"{self.path}: it holds text that is not UTF-8: {error}"
+            ) from error
 
     def _is_gone(self) -> bool:
         """Tell whether the file was removed or replaced; False also if that cannot be checked."""

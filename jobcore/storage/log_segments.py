@@ -230,7 +230,7 @@ def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
             if number >= sequence:
                 yield LogLine(number, frame.time_ns, stream, raw, partial=frame.partial)
     if end != len(data):
-        raise DatabaseCorrupt(f"{_in_words(row)} is damaged behind byte {end}")
+        raise DatabaseCorrupt(f"{_in_words(row)} is damaged after byte {end}")
 
 
 def frames_of(row: Row[Any]) -> list[frames.Frame]:

@@ -146,7 +146,9 @@ def require_counters(run: Run) -> None:
     for column in _COUNTERS:
         count = getattr(run, column)
         if not isinstance(count, int) or count < 0:
-            raise DatabaseCorrupt(f"the stored {column} of job number {run.number} is no count")
+            raise DatabaseCorrupt(
+                f"the stored {column} of job number {run.number} is not a valid count"
+            )
 
 
 def _allows(trigger: Trigger) -> Any:

@@ -150,7 +150,7 @@ class Meter:
         if not self._told and line.strip():
             self._told = True
             words = line.strip()[:100].decode("utf-8", "replace")
-            self._say(f"what it reports is no progress, and is dropped: {words!r}")
+            self._say(f"a malformed progress report is dropped: {words!r}")
 
     def _write(self) -> None:
         if self._latest is not None:

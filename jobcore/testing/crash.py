@@ -80,7 +80,9 @@ def crash(
         RuntimeError: The manager itself made the call, for example in an executor.
     """
     if at is not None and at not in failpoints.HOST:
-        raise ValueError(f"{at!r} is no point of a host: see jobcore.embedding.failpoints.HOST")
+        raise ValueError(
+            f"{at!r} is not a failpoint of a host: see jobcore.embedding.failpoints.HOST"
+        )
     if manager._database.closed:  # noqa: SLF001 - see `_crash_at`
         raise ValueError("the manager is closed, or has crashed")
     if at is not None:

@@ -230,7 +230,7 @@ def checked_seconds(seconds: object) -> float:
         or not _is_number(seconds)
         or not (0 <= seconds < math.inf)
     ):
-        raise ValueError(f"time goes on by 0 or more seconds, not {seconds!r}: see `jump`")
+        raise ValueError(f"time moves on by 0 or more seconds, not {seconds!r}: see `jump`")
     return float(seconds)
 
 

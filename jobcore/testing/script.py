@@ -111,7 +111,7 @@ class Script:
         ):
             raise ValueError("a command that cannot be started does nothing else")
         if self.open_end and self.floods == 0 and not any(map(_is_line, self.lines)):
-            raise ValueError("without a line there is no last one to leave open")
+            raise ValueError("a script needs a line to leave it unfinished")
 
     @property
     def duration(self) -> float:

@@ -466,7 +466,7 @@ def test_what_is_no_crash_is_refused(world):
     executors = {"BAD": Crashes()}
     with JobManager(world.database, slots=1, executors=executors) as jobs:
         for point in ("somewhere", failpoints.UNLOCKED):
-            with pytest.raises(ValueError, match="no point of a host"):
+            with pytest.raises(ValueError, match="not a failpoint of a host"):
                 crash(jobs, at=point)
         job = jobs.wait(jobs.create_job("BAD").id, timeout=60)
         said += [line.text for line in jobs.logs(job.id)]

@@ -491,7 +491,7 @@ def test_a_command_that_removes_the_database_goes_on(cli):
     open_gate(cli.gate)
     until(survived.exists, "the end of the command")
 
-    assert "is not watched any more" in err
+    assert "is no longer watched" in err
     assert "keeps running" not in err
     assert not before
 

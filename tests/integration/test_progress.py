@@ -301,7 +301,7 @@ def test_what_is_no_report_is_said_once(host):
     )
 
     assert reports(run) == ["1/2"]
-    assert run.system == "what it reports is no progress, and is dropped: 'half'\n"
+    assert run.system == "a malformed progress report is dropped: 'half'\n"
 
 
 def test_beyond_the_output_limit(host):

@@ -261,7 +261,7 @@ def test_a_report_that_is_none(running_jobs):
     job = run(running_jobs, [(8, b"nonsense with " + SECRET[:4]), (8, SECRET[4:] + b"\n")])
 
     system = said(running_jobs, job, "system").decode()
-    assert system == "what it reports is no progress, and is dropped: 'nonsense with ***'\n"
+    assert system == "a malformed progress report is dropped: 'nonsense with ***'\n"
 
 
 @pytest.mark.parametrize(

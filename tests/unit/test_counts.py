@@ -270,7 +270,7 @@ def test_counts_that_somebody_has_changed_are_found_and_mended(database, stateme
         sql(database, statement)
         found = {one.check: one for one in examine(database)}["counts"]
         assert found.verdict == "wrong"
-        assert "--repair counts anew" in found.detail
+        assert "--repair counts them again" in found.detail
 
         jobs.repair()
         assert {one.check: one for one in doctor.examine(database)}["counts"].verdict == "ok"

@@ -232,7 +232,7 @@ def test_the_last_of_many_counts_and_damage_does_not(bench):
     one.write(b"3/9\nmore nonsense\n" * 3)
 
     assert (first, one.latest) == (b"2/9", b"3/9")
-    assert one.said == ["what it reports is no progress, and is dropped: 'nonsense'"]
+    assert one.said == ["a malformed progress report is dropped: 'nonsense'"]
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=20))
@@ -291,7 +291,7 @@ def test_a_secret_in_a_message_is_masked_in_any_pieces(bench, cut):
     other.meter.end()
 
     assert one.latest == b"1/2 with *** in"
-    assert other.said == ["what it reports is no progress, and is dropped: '***'"]
+    assert other.said == ["a malformed progress report is dropped: '***'"]
     assert other.spool.written == [b"9 S3cret-val"]  # the beginning of a value is none
 
 

@@ -147,8 +147,8 @@ def test_a_script_is_a_value():
         ({"cannot_start": errno.ENOENT, "floods": 1}, "does nothing else"),
         ({"cannot_start": errno.ENOENT, "leaves_grandchild": True}, "does nothing else"),
         ({"cannot_start": errno.ENOENT, "ignores_term": True}, "does nothing else"),
-        ({"open_end": True}, "no last one"),
-        ({"open_end": True, "lines": [5, ("progress", "1")]}, "no last one"),
+        ({"open_end": True}, "needs a line"),
+        ({"open_end": True, "lines": [5, ("progress", "1")]}, "needs a line"),
     ],
 )
 def test_what_cannot_be_played_is_refused_with_the_reason(fields, why):
