@@ -141,6 +141,24 @@ def delay(text: Any) -> float:
     return seconds
 
 
+def stored_text(text: Any) -> str:
+    """
+    Return an argument as text that can be stored: its bytes are UTF-8 in every locale.
+
+    Raises:
+        BadParameter: The bytes are not UTF-8.
+    """
+    words = str(text)
+    try:
+        words.encode()
+    except UnicodeEncodeError:  # the interpreter could not decode it in this locale
+        try:
+            return os.fsencode(words).decode()
+        except UnicodeDecodeError:
+            raise typer.BadParameter(f"it must be UTF-8 text, not {os.fsencode(words)!r}") from None
+    return words
+
+
 def _number(text: Any) -> float:
     try:
         return float(text)

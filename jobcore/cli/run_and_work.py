@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobcore.cli import foreground, output
-from jobcore.cli.app import PlainHelp, app, count_from_1, delay, time_limit
+from jobcore.cli.app import PlainHelp, app, count_from_1, delay, stored_text, time_limit
 from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, LARGEST, Command
 from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
@@ -123,7 +123,9 @@ def run(
             "the job starts.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="TEXT", help="Name of the job.")] = None,
+    name: Annotated[
+        str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
+    ] = None,
     separate_streams: Annotated[
         bool,
         typer.Option(

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 import typer.main
@@ -314,6 +315,26 @@ def test_run_hints_at_what_was_meant(database, words, hint):
         assert "taken as" not in err
     else:
         assert hint in err
+
+
+def test_name_is_utf_8_in_every_locale(database):
+    """Its bytes are stored as they were typed; those that are not UTF-8 are refused by name."""
+
+    def named(name):
+        return subprocess.run(
+            [sys.executable, "-m", "jobcore", "run", "--name", name, "--", "true"],
+            capture_output=True,
+            env=environment(database, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+            timeout=2 * PATIENCE,
+            check=False,
+        )
+
+    stored, refused = named("Müll €".encode()), named("Müll".encode("latin-1"))
+
+    assert (stored.returncode, refused.returncode) == (0, 2)
+    assert b"'--name': it must be UTF-8 text, not b'M\\xfcll'" in refused.stderr
+    with JobManager(database, slots=0) as jobs:
+        assert [job.name for job in jobs.list_jobs()] == ["Müll €"]
 
 
 def test_program_with_spaces_in_its_name_runs(database, tmp_path):
