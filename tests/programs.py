@@ -11,11 +11,15 @@ KILLS_ITSELF = ["sh", "-c", "kill -KILL $$"]
 TERMINATES_ITSELF = ["sh", "-c", "kill -TERM $$"]
 SAYS_HELLO = ["sh", "-c", "echo hello; echo world >&2"]
 SLEEPS = ["sh", "-c", "echo ready; exec sleep 300"]
-STOPS_ITSELF = ["sh", "-c", "echo ready; kill -STOP $$; sleep 300"]
+# A child of it says that it is stopped; `$$` is the shell's own pid there, too.
+_SAYS_READY_ONCE_STOPPED = "until grep -q '^State:.T' /proc/$$/status; do :; done; echo ready"
+STOPS_ITSELF = ["sh", "-c", f"({_SAYS_READY_ONCE_STOPPED}) & kill -STOP $$; sleep 300"]
 EXITS_0_ON_SIGTERM = ["sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"]
-LEAVES_A_SLEEPER = ["sh", "-c", "sleep 300 & echo ready; exit 4"]
-LEAVES_A_SLEEPER_AND_EXITS_0 = ["sh", "-c", "sleep 300 & exit 0"]
-LEAVES_TWO_THAT_IGNORE_SIGTERM = ["sh", "-c", "trap '' TERM; sleep 300 & sleep 300 & exit 4"]
+# For `sh -c`: begins one who is called `sleep` when the next command runs, and not still `sh`.
+_SLEEPER = 'sleep 300 & until read -r name </proc/$!/comm && [ "$name" = sleep ]; do :; done; '
+LEAVES_A_SLEEPER = ["sh", "-c", f"{_SLEEPER} echo ready; exit 4"]
+LEAVES_A_SLEEPER_AND_EXITS_0 = ["sh", "-c", f"{_SLEEPER} exit 0"]
+LEAVES_TWO_THAT_IGNORE_SIGTERM = ["sh", "-c", f"trap '' TERM; {_SLEEPER} {_SLEEPER} exit 4"]
 LEAVES_A_LATE_SPEAKER = ["sh", "-c", "(sleep 0.3; echo late) & exit 5"]
 CLOSES_ITS_OUTPUT = ["sh", "-c", "echo before; exec >&- 2>&-; sleep 0.2; exit 7"]
 WAITS_FOR_A_FILE = [
@@ -59,12 +63,13 @@ if os.fork() == 0:
             sleeper()
         os._exit(0)
     os._exit(0)
-if os.fork() == 0:
+stopped = os.fork()
+if stopped == 0:
     os.setsid()
-    os.write(writer, b".")
     os.kill(os.getpid(), signal.SIGSTOP)
     sleeper()
-for _ in range(4):
+os.waitpid(stopped, os.WUNTRACED)
+for _ in range(3):
     os.read(reader, 1)
 print("ready", flush=True)
 time.sleep(300)

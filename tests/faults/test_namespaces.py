@@ -32,7 +32,7 @@ assert os.getpid() == 1
 jobs = JobManager(sys.argv[1], slots=1)
 for _ in range(3):  # nobody but us can reap here
     assert jobs.wait(jobs.submit(["sh", "-c", "sleep 0 & exit 3"]).id).exit_code == 3
-job = jobs.submit(["sh", "-c", "echo ready; trap '' TERM; while :; do sleep 1; done"])
+job = jobs.submit(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"])
 assert next(jobs.follow(job.id)).text == "ready"
 zombies = [
     name
@@ -307,7 +307,7 @@ def test_orphans_of_a_job_are_ended_with_an_outer_proc(database):
     def run():
         with JobManager(database, slots=1) as jobs:
             job = jobs.submit(
-                ["sh", "-c", "setsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' & exit 3"]
+                ["sh", "-c", "trap '' TERM; setsid sh -c 'while :; do sleep 1; done' & exit 3"]
             )
             ended = jobs.wait(job.id)
             return ended.exit_code, [line.text for line in jobs.logs(job.id)]

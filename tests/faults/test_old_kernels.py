@@ -183,7 +183,7 @@ def test_a_host_that_dies_is_missed_without_pidfds(database):
 
 def test_what_a_killed_supervisor_leaves_is_killed_without_pidfds(database):
     """A descendant with a session of its own is found by its cookie, and signalled by its pid."""
-    leaves = "setsid sh -c 'trap : TERM; while :; do sleep 0.1; done' & echo ready; wait"
+    leaves = "setsid sh -c 'trap : TERM; echo ready; while :; do sleep 0.1; done' & wait"
 
     def host():
         forbid("pidfd_open")

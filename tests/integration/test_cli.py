@@ -287,7 +287,11 @@ def test_run_stops_at_the_time_out(cli):
 
 def test_run_never_exits_0_for_a_job_that_is_not_complete(cli):
     """A stopped job whose command ends with 0 makes `run` and `wait` exit with 1."""
-    cli("run", "--timeout", "0.2", "--", "sh", "-c", "trap 'exit 0' TERM; sleep 60 & wait", code=1)
+    script = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"
+    process = cli.fork("run", "--", "sh", "-c", script)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    finish(process, 1)
     job = cli.only_job()
 
     assert (job.status, job.exit_code) == ("STOPPED", 0)

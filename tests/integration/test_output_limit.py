@@ -106,7 +106,7 @@ def test_a_stop_beyond_the_limit_is_a_stop(running_jobs):
 
     running_jobs.stop_job(job_id)
     stopped = running_jobs.wait(job_id, PATIENCE)
-    over, _, system = run(running_jobs, talks, output_limit=100, timeout=0.3)
+    over, _, system = run(running_jobs, talks, output_limit=100, timeout=2)
 
     assert (stopped.status, stopped.reason) == (Status.STOPPED, Reason.STOPPED)
     assert stopped.dropped > 0

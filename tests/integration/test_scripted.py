@@ -647,13 +647,13 @@ BEHAVIOURS = [
         "time-out",
         ["sh", "-c", "echo a; exec sleep 300"],
         Script(["a"], hangs=True),
-        {"timeout": 0.3},
+        {"timeout": 2},  # the line comes before it
     ),
     Behaviour(
         "time-out, TERM ignored",
         ["sh", "-c", TRAPS],
         Script(["ready"], hangs=True, ignores_term=True),
-        {"timeout": 0.3, "grace": 0.5},
+        {"timeout": 2, "grace": 0.5},
     ),
     Behaviour(
         "stop",

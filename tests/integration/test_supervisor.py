@@ -489,7 +489,9 @@ def test_wrapper_that_does_not_pass_a_signal_on_is_no_loss(host):
 
 def test_what_waits_for_its_child_gets_a_last_call(host):
     """A shell with a trap waits for its child, which is ended before the grace is over."""
-    script = "trap 'echo cleaned; exit 3' TERM; echo ready; sleep 300; echo never"
+    # The child says that it is there: without one, the shell would run its trap at once.
+    child = "echo ready; exec sleep 300"
+    script = f"trap 'echo cleaned; exit 3' TERM; sh -c '{child}'; echo never"
     run = host.start(["bash", "-c", script], linger=1000.0)
     run.wait_for_output()
 
@@ -726,18 +728,19 @@ def test_what_ends_right_behind_the_command_is_not_left(host):
 
 def test_time_out_of_leftovers_is_told_as_that(host):
     """Where a time-out ends what a command that exited with 0 has left, the log says so."""
-    run = host.run(programs.LEAVES_A_SLEEPER_AND_EXITS_0, timeout=0.3, linger=1000.0)
+    # What is left has a second to end by itself: the time-out is between the two.
+    run = host.run(programs.LEAVES_A_SLEEPER_AND_EXITS_0, timeout=0.9, linger=1000.0)
 
     assert (run.exit.reason, run.exit.wait_status, run.exit.left) == ("exited", 0, 1)
     assert re.fullmatch(
-        r"time-out after 0.3 s: the command exited with 0 and left \d+ \(sleep\): SIGTERM\n",
+        r"time-out after 0.9 s: the command exited with 0 and left \d+ \(sleep\): SIGTERM\n",
         run.system,
     )
 
 
 def test_time_out_during_the_linger_is_told_as_that(host):
     """A time-out shortens a linger, and says that the command had exited before."""
-    script = "sh -c 'trap \"\" TERM; sleep 300; sleep 300' & exit 0"
+    script = "trap '' TERM; sh -c 'sleep 300; sleep 300' & exit 0"
     run = host.run(["sh", "-c", script], timeout=2, linger=1000.0, grace=0.1)
 
     assert (run.exit.reason, run.exit.wait_status) == ("exited", 0)
