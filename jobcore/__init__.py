@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         FunctionExecutor,
         PipelineExecutor,
     )
-    from jobcore.engine.supervisor_pool import Launcher
+    from jobcore.engine.launcher import Launcher
     from jobcore.errors import (
         ArgumentError,
         CommandError,
@@ -152,7 +152,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
             *("ClaimedJob", "Event", "Finding", "Job", "LogLine"),
             *("Pipeline", "Progress", "Skip", "Transition", "Workspace"),
         ),
-        "engine.supervisor_pool": ("Launcher",),
+        "engine.launcher": ("Launcher",),
         "operations.tasks": ("Task",),
     }
     _HOMES = dict.fromkeys(__all__, "errors")

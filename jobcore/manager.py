@@ -23,15 +23,15 @@ from jobcore.embedding.worker import handed_over
 from jobcore.engine.dispatcher import Dispatcher, usable_processors
 from jobcore.engine.executors import Executor, default_executors
 from jobcore.engine.importer import Importer
-from jobcore.engine.interpreter import require_host
 from jobcore.engine.job_directories import Directories
+from jobcore.engine.launcher import Launcher, ProcessLauncher, require_host
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
 from jobcore.engine.recovery import Recovery
 from jobcore.engine.remover import Remover
 from jobcore.engine.scheduler import Scheduler
 from jobcore.engine.stopper import Stopper
-from jobcore.engine.supervisor_pool import Launcher, ProcessLauncher, SupervisorPool
+from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.errors import (
     ArgumentError,
     DatabaseCorrupt,
@@ -271,7 +271,9 @@ class JobManager:
             database=self._database,
             directories=directories,
             importer=importer,
-            pool=SupervisorPool(launcher),
+            pool=SupervisorPool(
+                launcher, slots=self._slots, postponed=postponed, host=self._database
+            ),
             clock=self._clock,
             executors=self._executors,
             slots=self._slots,

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 
 import jobcore
 from jobcore import JobManager
-from jobcore.engine.supervisor_pool import ProcessLauncher
+from jobcore.engine.launcher import ProcessLauncher
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 from tests import opens

@@ -19,7 +19,7 @@ from pathlib import Path
 import jobcore
 from jobcore import JobManager
 from jobcore.embedding import worker
-from jobcore.engine import supervisor_pool
+from jobcore.engine import launcher
 
 PACKAGE = str(Path(jobcore.__file__).parent) + os.sep
 
@@ -82,7 +82,7 @@ def travel(database: str) -> dict[str, Journey]:
 
     threading.setprofile(note)
     worker.Worker._run = run_in_worker  # which `threading` does not start
-    supervisor_pool.STUB = NOTES.replace("PATH", repr(path)) + supervisor_pool.STUB
+    launcher.STUB = NOTES.replace("PATH", repr(path)) + launcher.STUB
     with JobManager(database, slots=1) as jobs:
         jobs.wait(jobs.submit(["true"]).id)  # all is loaded, and threads and a supervisor are there
         sys.setprofile(note)

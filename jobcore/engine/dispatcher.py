@@ -32,8 +32,7 @@ from jobcore.engine.launch import Launch, Request
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
 from jobcore.engine.queue_reader import Backlog
-from jobcore.engine.supervisor_pool import Supervisor, SupervisorPool
-from jobcore.engine.supervisors import SUPERVISORS, Crew
+from jobcore.engine.supervisor_pool import SUPERVISORS, Supervisor, SupervisorPool
 from jobcore.engine.thread_loop import Loop
 from jobcore.engine.unresponsive import Overdue
 from jobcore.errors import SpawnError, StoreError
@@ -108,7 +107,7 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._importer = importer
-        self._crew = Crew(pool, slots, postponed, database)
+        self._pool = pool
         self._clock = clock
         self._ownership = ownership
         self._postponed = postponed
@@ -402,7 +401,7 @@ class Dispatcher:
                 self._left += [assignment.run for assignment in self._assignments.values()]
             self._assignments.clear()
         self._adoption.close()
-        self._crew.close()
+        self._pool.close()
 
     # --- the fork of the host ---------------------------------------------------
 
@@ -415,7 +414,6 @@ class Dispatcher:
     def after_fork_in_child(self) -> None:
         """Leave thread and jobs to the parent; the child starts its own thread when needed."""
         self._loop.forget()
-        self._crew.forget()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -476,27 +474,27 @@ class Dispatcher:
 
     def _listen(self) -> None:
         """Wait for a notice, a call from another thread, or the next due time."""
-        members = {supervisor.fileno(): supervisor for supervisor in self._crew.members}
-        asked = self._crew.asked
+        sources = self._pool.sources()
         pause = self._next_moment() - time.monotonic()
-        for descriptor in self._loop.wait([*members, *asked], pause):
-            if descriptor in asked:
-                self._crew.hear_answer()
+        for descriptor in self._loop.wait(sources, pause):
+            supervisor = sources[descriptor]
+            if supervisor is None:
+                self._pool.read_check()
                 self._look = True
             else:
-                self._hear(members[descriptor])
+                self._hear(supervisor)
 
     def _next_moment(self) -> float:
         moments = [self._next_chores, *(one.due for one in self._assignments.values())]
         if self._claiming and self._free_slots() > 0:
-            start = max(self._next_start, self._crew.next_start)
+            start = max(self._next_start, self._pool.next_start)
             moments.append(start if self._look else self._next_look)
         elif self._adoption:
             moments.append(self._next_look)  # another process may settle an adopted job
         return min(moments)
 
     def _hear(self, supervisor: Supervisor) -> None:
-        for notice in self._crew.hear(supervisor):
+        for notice in self._pool.receive(supervisor):
             assignment = self._assignments.get(notice.token)
             if assignment is not None:
                 assignment.hear(notice)
@@ -504,13 +502,13 @@ class Dispatcher:
             for assignment in self._assignments.values():
                 if assignment.supervisor is supervisor:
                     assignment.end()
-            self._crew.dismiss(supervisor)
+            self._pool.remove_gone(supervisor)
         # It can take a job, or another supervisor must replace it.
         self._look = self._look or supervisor.ready or supervisor.gone
 
     def _look_after_starts(self) -> None:
         """Wake stopped supervisors, and end those that never take a job that is overdue."""
-        self._crew.wake_stopped()
+        self._pool.wake_stopped()
         starting = [
             one
             for one in self._assignments.values()
@@ -525,7 +523,7 @@ class Dispatcher:
                 continue
             number = self._overdue.judge(run.number, now, answers=False)
             if number is not None and assignment.supervisor is not None:
-                self._crew.press(assignment.supervisor, number)
+                assignment.supervisor.signal_unresponsive(number)
 
     def _is_accepted(self, assignment: Assignment) -> bool:
         """Tell whether the supervisor has taken the job; then `Recovery.sweep` watches it."""
@@ -547,7 +545,7 @@ class Dispatcher:
         if harvests or requests:
             self._commit(harvests, requests)
         self._send()
-        self._crew.release()
+        self._pool.remove_idle()
 
     def _gather(self, now: float) -> list[tuple[Assignment, Harvest]]:
         """Read what the due jobs have written; reconcile those that ended without a record."""
@@ -587,10 +585,10 @@ class Dispatcher:
         self._note_commits()
         self._next_look = now + QUEUE_PAUSE
         self._adopt(now)
-        if now < self._crew.next_start:
+        if now < self._pool.next_start:
             return []
         unsent = sum(one.needs_supervisor for one in self._assignments.values())
-        self._crew.start(unsent)  # supervisors may have died before they took these jobs
+        self._pool.start(unsent)  # supervisors may have died before they took these jobs
         free = self._free_slots()
         if not (self._look and self._claiming) or free <= 0 or now < self._next_start:
             return []
@@ -598,7 +596,7 @@ class Dispatcher:
         self._look = False
         waiting = min(self._backlog.look(free), free)
         self._start_supervisors(waiting + unsent, now)
-        taken = self._backlog.take(min(waiting, max(self._crew.ready - unsent, 0)))
+        taken = self._backlog.take(min(waiting, max(self._pool.ready - unsent, 0)))
         bases: dict[str | None, Mapping[bytes, bytes] | None] = {}
         requests: list[Request] = []
         try:
@@ -641,8 +639,8 @@ class Dispatcher:
             )
 
     def _start_supervisors(self, wanted: int, now: float) -> None:
-        self._crew.start(wanted)
-        if now < self._crew.next_start:  # one could not be started
+        self._pool.start(wanted)
+        if now < self._pool.next_start:  # one could not be started
             self._look = True  # never set to False here: another thread may have asked for a look
 
     def _environment(
@@ -813,7 +811,7 @@ class Dispatcher:
             self._end_here(assignment, request, Reason.SPAWN_FAILED, request.failure)
             return
         failpoints.reach(failpoints.BEFORE_SEND, self._database)
-        assignment.supervisor = self._crew.send(request)
+        assignment.supervisor = self._pool.send(request)
         if assignment.supervisor is not None:
             failpoints.reach(failpoints.SENT, self._database)
             assignment.request = None

@@ -7,6 +7,7 @@ while the job is still QUEUED, and it stays QUEUED.
 
 from __future__ import annotations
 
+import marshal
 import math
 import os
 from collections.abc import Mapping
@@ -22,12 +23,11 @@ from jobcore.embedding.forking import GATE
 from jobcore.engine import orphans
 from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
-from jobcore.engine.supervisor_pool import encode_request
 from jobcore.functions.call import is_interpreter
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
 from jobcore.storage import filesystem
-from jobcore.supervisor import PROTOCOL_VERSION, frames, job_directory
+from jobcore.supervisor import PROTOCOL_VERSION, frames, job_directory, system_calls
 
 
 class Request:
@@ -239,3 +239,24 @@ def _environment(
     if row.pipeline_id is not None:
         environment[b"JOBCORE_PIPELINE_ID"] = str(row.pipeline_id).encode()
     return environment
+
+
+def encode_request(fields: dict[str, Any]) -> int:
+    """
+    Return a descriptor of a file in memory that holds the request.
+
+    It is registered with `forking.GATE`; close it with that.
+
+    Raises:
+        OSError: No descriptor or no memory is left. Nothing stays open.
+    """
+    data = marshal.dumps(fields, 2)
+    with GATE:
+        descriptor = system_calls.make_memory_file("jobcore-request")
+        GATE.register(descriptor)
+    try:
+        job_directory.write_all(descriptor, data)
+    except BaseException:
+        GATE.close(descriptor)
+        raise
+    return descriptor

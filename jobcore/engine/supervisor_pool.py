@@ -1,8 +1,8 @@
 """
-The host's end of each supervisor's socket.
+The supervisors of one manager: how many there are, and the host's end of their sockets.
 
-A launcher starts supervisors; the pool communicates with them and dismisses them. It makes no
-decision about jobs. A supervisor that is dismissed finishes the job that it has.
+Starting a supervisor takes longer than running a short job, so an idle one is kept for the next
+job, and dismissed if none comes for a while. A supervisor that is dismissed finishes its job.
 """
 
 from __future__ import annotations
@@ -10,116 +10,36 @@ from __future__ import annotations
 import _socket
 import errno
 import fcntl
-import marshal
+import logging
 import os
 import select
 import signal
 import struct
-import sys
 import time
 from contextlib import suppress
-from typing import Any, Protocol
 
+from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
-from jobcore.engine import interpreter
+from jobcore.engine import procfs
+from jobcore.engine.launch import Request
+from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
+from jobcore.engine.postponement import Postponement
 from jobcore.errors import SpawnError
-from jobcore.supervisor import NewerProtocol, job_directory, messages, pids, system_calls
-from jobcore.supervisor.messages import ENDED, OUTPUT, READY, STARTED, Notice
+from jobcore.supervisor import NewerProtocol, messages, pids, system_calls
+from jobcore.supervisor.messages import ENDED, READY, Notice
 
-__all__ = [
-    "ENDED",
-    "OUTPUT",
-    "READY",
-    "STARTED",
-    "Launcher",
-    "Notice",
-    "ProcessLauncher",
-    "Supervisor",
-    "SupervisorPool",
-    "encode_request",
-]
-
-# An empty module replaces the package, because its `__init__` would import all of jobcore.
-# Submodules are imported as usual, from .pyc files.
-STUB = """\
-import sys
-package = type(sys)("jobcore")
-package.__path__ = [sys.argv[2]]
-sys.modules["jobcore"] = package
-from jobcore.supervisor.__main__ import main
-main(int(sys.argv[1]))
-"""
-
-# In a frozen program, jobcore is in no directory. The named interpreter has its own jobcore.
-_STUB_ELSEWHERE = (
-    """\
-import sys
-from importlib.util import find_spec
-sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
-"""
-    + STUB
-)
+#: Seconds that an idle supervisor is kept for the next job.
+IDLE = 5.0
+#: Seconds within which a new one must be ready: `python` may not be an interpreter.
+READY_PATIENCE = 10.0
+#: The most seconds until the next try after one could not be started.
+LONGEST_REST = 5.0
+#: Seconds that a close waits for the starters of supervisors; one usually takes about 50 ms.
+STARTER_PATIENCE = 1.0
+#: The key of their failures in `Postponement`.
+SUPERVISORS = "supervisors"
 
 _STANDARD = 2  # the descriptor of the last standard stream
-_STARTER_PATIENCE = 1.0  # seconds; it usually takes about 50 ms
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def _command(python: str, descriptor: int) -> list[str]:
-    """Return the command line of a supervisor."""
-    is_there = os.path.isdir(os.path.join(_PACKAGE, "supervisor"))
-    stub = ("-S", "-c", STUB) if is_there else ("-c", _STUB_ELSEWHERE)
-    return [python, "-I", *stub, str(descriptor), _PACKAGE]
-
-
-def encode_request(fields: dict[str, Any]) -> int:
-    """
-    Return a descriptor of a file in memory that holds the request.
-
-    It is registered with `forking.GATE`; close it with that.
-
-    Raises:
-        OSError: No descriptor or no memory is left. Nothing stays open.
-    """
-    data = marshal.dumps(fields, 2)
-    with GATE:
-        descriptor = system_calls.make_memory_file("jobcore-request")
-        GATE.register(descriptor)
-    try:
-        job_directory.write_all(descriptor, data)
-    except BaseException:
-        GATE.close(descriptor)
-        raise
-    return descriptor
-
-
-class Launcher(Protocol):
-    """
-    Starts the supervisors that run jobs; tests can replace it.
-
-    The manager that needs a supervisor calls it in its own thread, while no other thread may
-    fork: return at once. The supervisor sends a notice when it is ready.
-    """
-
-    def start(self, descriptor: int) -> int | None:
-        """
-        Start a supervisor that uses this end of a socket pair.
-
-        The host has the other end. The protocol is internal to jobcore.
-
-        Args:
-            descriptor: This end. The caller closes it when this returns: keep a copy, or pass
-                it to a process.
-
-        Returns:
-            The pid of a child of this process that only starts the supervisor and ends, for
-            the pool to reap; None: there is nothing to reap.
-
-        Raises:
-            SpawnError, OSError: No supervisor could be started, and nothing keeps the
-                descriptor.
-        """
 
 
 def _socketpair() -> tuple[_socket.socket, _socket.socket]:
@@ -150,60 +70,6 @@ def _socketpair() -> tuple[_socket.socket, _socket.socket]:
     return moved[0], moved[1]
 
 
-class ProcessLauncher:
-    """
-    Starts each supervisor as a process of its own, which outlives its host.
-
-    Args:
-        python: The interpreter for supervisors; None: that of this process.
-    """
-
-    def __init__(self, python: str | None = None) -> None:
-        self._python = python or sys.executable
-
-    def prepare(self) -> interpreter.Question | None:
-        """
-        Begin to test whether `python` is an interpreter; None: no test is needed.
-
-        Raises:
-            SpawnError: It is not an interpreter, or it cannot be started.
-        """
-        if not self._python:
-            raise SpawnError("no Python interpreter is known here: name one with `python=`")
-        return interpreter.ask(self._python)
-
-    def start(self, descriptor: int) -> int:
-        """
-        Start a supervisor, and return the pid of the process that forks it and ends.
-
-        Raises:
-            SpawnError: No process could be started.
-        """
-        import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
-
-        try:
-            with interpreter.unhooked():
-                process = subprocess.Popen(
-                    _command(self._python, descriptor),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    cwd="/",
-                    env=interpreter.marked(),
-                    close_fds=True,
-                    pass_fds=(descriptor,),
-                )
-        except OSError as error:
-            raise SpawnError(
-                f"no supervisor could be started with {self._python!r}: {error}", error.errno
-            ) from error
-        except (RuntimeError, ValueError) as error:  # interpreter exit, or a NUL in the name
-            raise SpawnError(f"no supervisor could be started: {error}") from error
-        # The pool reaps it. Without this, its destructor would warn and keep it.
-        process.returncode = 0
-        return process.pid
-
-
 class Supervisor:
     """
     The host's end of one supervisor.
@@ -211,6 +77,8 @@ class Supervisor:
     Attributes:
         pid: The supervisor's pid, once it has sent `READY`; None before.
         ready: Whether it waits for a request.
+        since: When it was started or, once it has been ready, became ready, by the monotonic
+            clock.
         token: The run that it was sent, until it sends `ENDED`; else None.
         gone: Whether the other end is closed.
     """
@@ -218,6 +86,7 @@ class Supervisor:
     def __init__(self, connection: _socket.socket, starter: int | None) -> None:
         self.pid: int | None = None
         self.ready = False
+        self.since = time.monotonic()
         self.token: str | None = None
         self.gone = False
         self._socket = connection
@@ -306,6 +175,14 @@ class Supervisor:
             if self._socket.fileno() >= 0:
                 GATE.close(self._socket.detach())
 
+    def signal_unresponsive(self, number: signal.Signals) -> None:
+        """Signal one that does not take its job, unless a debugger or a freezer holds it."""
+        held = self.pid is None or procfs.is_held_back(self.pid)
+        if not held and self.signal(number):
+            telemetry.event(
+                logging.WARNING, "supervisor does not react", pid=self.pid, signal=number.name
+            )
+
     def signal(self, number: signal.Signals) -> bool:
         """Send a signal to the supervisor; False: it is gone, or that is not permitted."""
         if self.pid is None or self.gone or self.pid == os.getpid() or pids.level() != 1:
@@ -363,6 +240,8 @@ class Supervisor:
             if notice.token == self.token:
                 self.token = None
             self.ready = notice.number != 0
+        if self.ready:
+            self.since = time.monotonic()
 
     def _keep_in_sight(self) -> None:
         """Let it be reaped after its end: it is our child then if we are PID 1 or a subreaper."""
@@ -415,32 +294,75 @@ _LEFT: list[tuple[int, Supervisor]] = []
 
 class SupervisorPool:
     """
-    The supervisors of one host.
+    Starts supervisors, sends them jobs, and dismisses them.
+
+    Only the dispatcher's thread may use it. It makes no decision about jobs.
+
+    Args:
+        launcher: Starts them; None: as processes, with this process's interpreter.
+        slots: The most supervisors to keep.
+        postponed: Remembers, by `SUPERVISORS`, that one could not be started; None: a new one.
+        host: Identifies the manager to `failpoints`.
 
     Attributes:
         supervisors: Those that were started and not dismissed, in order of their start.
+        next_start: The earliest time of the next start, by the monotonic clock.
     """
 
-    def __init__(self, launcher: Launcher | None = None) -> None:
-        """
-        Args:
-            launcher: Starts them; None: as processes, with this process's interpreter.
-        """
+    def __init__(
+        self,
+        launcher: Launcher | None = None,
+        *,
+        slots: int = 0,
+        postponed: Postponement | None = None,
+        host: object = None,
+    ) -> None:
         self.supervisors: list[Supervisor] = []
+        self.next_start = 0.0
         self._launcher = launcher or ProcessLauncher()
+        self._slots = slots
+        self._postponed = postponed or Postponement(time.monotonic)
+        self._host = host
+        self._check: InterpreterCheck | None = None
         self._leaving: list[Supervisor] = []
         GATE.watch(self)
 
-    def prepare(self) -> interpreter.Question | None:
-        """
-        Return a test that must succeed before `spawn`; None: there is none.
+    @property
+    def ready(self) -> int:
+        """How many supervisors wait for a job."""
+        return sum(supervisor.ready for supervisor in self.supervisors)
 
-        Raises:
-            SpawnError: No supervisor can be started.
-        """
-        prepare = getattr(self._launcher, "prepare", None)
-        question: interpreter.Question | None = None if prepare is None else prepare()
-        return question
+    def start(self, wanted: int) -> None:
+        """Start supervisors until `wanted` are ready or starting."""
+        coming = sum(supervisor.ready or supervisor.pid is None for supervisor in self.supervisors)
+        wanted = min(wanted - coming, self._slots - len(self.supervisors))
+        if wanted <= 0 or not self._may_start():
+            return
+        for _ in range(wanted):
+            try:
+                self.spawn()
+                failpoints.reach(failpoints.SUPERVISOR_STARTED, self._host)
+            except SpawnError as error:
+                self._note_failure(error)
+                return
+
+    def _may_start(self) -> bool:
+        """Tell whether `python` is known to be an interpreter; if not, check, without waiting."""
+        try:
+            if self._check is None:
+                # A launcher of the host may have no `prepare`.
+                self._check = getattr(self._launcher, "prepare", lambda: None)()
+            if self._check is None:
+                return True
+            if self._check.has_answered():
+                self._check = None
+                return True
+        except SpawnError as error:
+            self._check = None
+            self._note_failure(error)
+        else:
+            self.next_start = self._check.due
+        return False
 
     def spawn(self) -> Supervisor:
         """
@@ -475,6 +397,76 @@ class SupervisorPool:
         self.supervisors.append(supervisor)
         return supervisor
 
+    def _note_failure(self, error: SpawnError) -> None:
+        delay = self._postponed.fail(SUPERVISORS, error, "supervisor not started")
+        self.next_start = time.monotonic() + min(delay, LONGEST_REST)
+
+    def sources(self) -> dict[int, Supervisor | None]:
+        """Return the descriptors to poll, each with its supervisor; None: the interpreter check."""
+        found: dict[int, Supervisor | None] = {one.fileno(): one for one in self.supervisors}
+        if self._check is not None and self._check.fileno() >= 0:
+            found[self._check.fileno()] = None
+        return found
+
+    def read_check(self) -> None:
+        """Read the answer of the interpreter that is checked."""
+        if self._check is not None:
+            self._check.listen()
+            self.next_start = 0.0
+
+    def receive(self, supervisor: Supervisor) -> list[Notice]:
+        """Return the notices of a supervisor, and forget past failures once it is ready."""
+        notices = supervisor.receive()
+        if any(notice.kind == READY for notice in notices):
+            self._postponed.succeed(SUPERVISORS)
+        return notices
+
+    def send(self, request: Request) -> Supervisor | None:
+        """Send a job to a ready supervisor, and return that; None: no supervisor takes it now."""
+        for supervisor in self.supervisors:
+            if supervisor.ready:
+                answer = supervisor.send(
+                    request.token, request.prepared.lock, request.prepared.directory, request.body
+                )
+                if answer == "sent":
+                    return supervisor
+                # "again": the next round tries again. "gone": poll reports its end of file.
+        return None
+
+    def wake_stopped(self) -> None:
+        """Send SIGCONT to supervisors that were stopped, idle or with a job."""
+        if pids.level() != 1:
+            return  # the pids in /proc would be those of other processes
+        for supervisor in self.supervisors:
+            pid = supervisor.pid
+            if pid and procfs.is_stopped(pid) and supervisor.signal(signal.SIGCONT):
+                telemetry.event(logging.WARNING, "stopped supervisor woken", pid=pid)
+
+    def remove_gone(self, supervisor: Supervisor) -> None:
+        """Dismiss a supervisor that has gone; that is a failure if it never got ready."""
+        if supervisor.pid is None:
+            self._note_failure(
+                SpawnError(
+                    "a supervisor did not get ready: it ended, or does not answer; what is "
+                    "named by `python=`, or else `sys.executable`, must be a Python interpreter"
+                )
+            )
+        self.discard(supervisor)
+
+    def remove_idle(self) -> None:
+        """Dismiss supervisors that were idle for a while, or did not get ready in time."""
+        now = time.monotonic()
+        if self._check is not None and now >= self._check.due:
+            self._may_start()  # ends the check even if no supervisor is needed any more
+        for supervisor in list(self.supervisors):
+            waited = now - supervisor.since
+            if supervisor.pid is None and waited > READY_PATIENCE:
+                supervisor.kill_starter()
+                self.remove_gone(supervisor)
+            elif supervisor.ready and waited > IDLE:
+                self.discard(supervisor)
+        self.reap()
+
     def discard(self, supervisor: Supervisor) -> None:
         """Dismiss a supervisor: it exits, after its job if it has one. Twice is harmless."""
         supervisor.close()
@@ -484,16 +476,22 @@ class SupervisorPool:
         self.reap()
 
     def close(self) -> None:
-        """Dismiss all supervisors. Running jobs continue."""
+        """Dismiss all supervisors: an idle one exits, a busy one finishes its job."""
+        if self._check is not None:
+            self._check.close()
+            self._check = None
+        for supervisor in self.supervisors:
+            if supervisor.pid is None:
+                supervisor.kill_starter()
         # Wait for pids: without one, a supervisor that becomes our child could not be reaped.
-        give_up = time.monotonic() + _STARTER_PATIENCE
+        give_up = time.monotonic() + STARTER_PATIENCE
         while self._any_unknown() and time.monotonic() < give_up:
             time.sleep(0.005)
         for supervisor in list(self.supervisors):
             self.discard(supervisor)
         # Wait for starters that have not forked yet, and for idle supervisors, which end at once:
         # nothing would reap them later. The next pool of this process reaps those with a job.
-        give_up = time.monotonic() + _STARTER_PATIENCE
+        give_up = time.monotonic() + STARTER_PATIENCE
         while (
             any(each.starting or each.token is None for each in self._leaving)
             and time.monotonic() < give_up
@@ -519,10 +517,14 @@ class SupervisorPool:
 
     def after_fork_in_child(self) -> None:
         """Forget them: they are the parent's, and the gate has closed the descriptors."""
+        if self._check is not None:
+            self._check.forget()
+            self._check = None
         for supervisor in self.supervisors:
             supervisor.forget()
         self.supervisors = []
         self._leaving = []
+        self.next_start = 0.0
 
     def reap(self) -> None:
         """Reap the dismissed supervisors that have ended, without waiting for any."""

@@ -20,7 +20,7 @@ from jobcore.clock import Clock
 from jobcore.embedding import telemetry
 from jobcore.engine import orphans, procfs
 from jobcore.engine.job_directories import Directories
-from jobcore.engine.supervisor_pool import STUB
+from jobcore.engine.launcher import STUB
 from jobcore.errors import StoreError
 from jobcore.storage import filesystem
 from jobcore.storage.transitions import Run

@@ -13,7 +13,7 @@ import pytest
 
 from jobcore import Command, JobManager, Reason, SpawnError, Status
 from jobcore.embedding import failpoints
-from jobcore.engine import dispatcher, interpreter, orphans, supervisors
+from jobcore.engine import dispatcher, launcher, orphans, supervisor_pool
 from jobcore.engine.executors import CommandExecutor
 from jobcore.engine.postponement import PERSISTENT_SECONDS
 from jobcore.engine.recovery import Recovery
@@ -61,7 +61,7 @@ def test_a_round_that_fails_holds_no_job_back(database):
     with JobManager(database, slots=2) as jobs:
         jobs.submit_many([["true"]] * 2)
         jobs.drain(60)
-        until(lambda: jobs._dispatcher._crew.ready == 2, "two supervisors that wait for a job")
+        until(lambda: jobs._dispatcher._pool.ready == 2, "two supervisors that wait for a job")
         failpoints.arm(fail_once)
         try:
             made = jobs.submit_many([["true"]] * 2)
@@ -125,7 +125,7 @@ def test_a_supervisor_that_died_idle_costs_no_job(database):
     """With its only supervisor SIGKILLed between two jobs, a manager starts another one."""
     with JobManager(database, slots=1) as jobs:
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
-        (idle,) = jobs._dispatcher._crew.members
+        (idle,) = jobs._dispatcher._pool.supervisors
         os.kill(idle.pid, signal.SIGKILL)
         # Until then it may be given the next one.
         until(lambda: state(idle.pid) in "ZX", "its death")
@@ -349,8 +349,8 @@ ANSWERS = f'case $4 in print*) exec {sys.executable} "$@";; esac'
 )
 def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, monkeypatch, does):
     """What `python` names but never gets ready is a failure, and leaves no process."""
-    monkeypatch.setattr(supervisors, "READY_PATIENCE", 0.1)
-    monkeypatch.setattr(interpreter, "PATIENCE", 0.5)
+    monkeypatch.setattr(supervisor_pool, "READY_PATIENCE", 0.1)
+    monkeypatch.setattr(launcher, "PATIENCE", 0.5)
     monkeypatch.setenv("JOBCORE_TEST_HANGS", str(tmp_path))
     hangs = python_that(tmp_path, does)
     with JobManager(database, slots=1, python=hangs, clock=clock) as jobs:
@@ -369,7 +369,7 @@ def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, 
 
 def test_a_manager_goes_on_while_an_interpreter_hangs(database, clock, tmp_path, monkeypatch):
     """Meanwhile it adopts jobs, imports and settles them, and takes ticks; `close` ends it."""
-    monkeypatch.setattr(interpreter, "PATIENCE", 2 * PATIENCE)
+    monkeypatch.setattr(launcher, "PATIENCE", 2 * PATIENCE)
     hangs = python_that(tmp_path, "exec sleep 300")
     with JobManager(database, slots=1, clock=clock) as before:
         running = before.submit(SLEEPS)

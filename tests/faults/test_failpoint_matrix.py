@@ -96,7 +96,7 @@ class KillsSupervisors(Trap):
         super().__init__(point, self._kill, nth, mark)
 
     def _kill(self):
-        for supervisor in self.jobs._dispatcher._crew.members:
+        for supervisor in self.jobs._dispatcher._pool.supervisors:
             if supervisor.pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(supervisor.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from jobcore import JobManager, Reason, SpawnError, Status, StoreError
-from jobcore.engine import supervisor_pool
+from jobcore.engine import launcher
 from jobcore.operations import doctor
 from jobcore.storage import schema
 from jobcore.storage.database import Database
@@ -120,7 +120,7 @@ def test_jobs_run_on_a_python_with_an_old_c_library(database):
         system_calls._has_pidfds.clear()  # what an earlier test found out
         exec(WITHOUT)
         del signal.pidfd_send_signal
-        supervisor_pool.STUB = WITHOUT + supervisor_pool.STUB
+        launcher.STUB = WITHOUT + launcher.STUB
         return use_and_reap(database)
 
     assert in_child(host) == AS_EVER
@@ -165,7 +165,7 @@ def test_a_host_that_dies_is_missed_without_pidfds(database):
         forbid("pidfd_open")
         jobs = JobManager(database, slots=1)
         assert jobs.wait(jobs.submit(["true"]).id, PATIENCE).status is Status.COMPLETE
-        (supervisor,) = jobs._dispatcher._crew.members
+        (supervisor,) = jobs._dispatcher._pool.supervisors
         kept = os.dup(supervisor.fileno())  # which no fork hook knows
         if os.fork() == 0:
             system_calls.close_all_but((gate, kept))

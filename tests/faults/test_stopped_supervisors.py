@@ -9,7 +9,7 @@ import pytest
 
 from jobcore import JobManager, Reason, Status
 from jobcore.engine import procfs, unresponsive
-from jobcore.engine.supervisors import Crew
+from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.test_supervisor_killed import supervisor_of
@@ -28,8 +28,8 @@ def stop(pid):
 def idle_supervisor(jobs):
     """Return the pid of a supervisor that has run a job, and waits for the next one."""
     jobs.wait(jobs.submit(["true"]).id, 30)
-    crew = jobs._dispatcher._crew
-    return until(lambda: [one.pid for one in crew.members if one.ready], "it is idle")[0]
+    pool = jobs._dispatcher._pool
+    return until(lambda: [one.pid for one in pool.supervisors if one.ready], "it is idle")[0]
 
 
 def test_job_that_stops_its_supervisor_is_timed_out(running_jobs):
@@ -126,12 +126,12 @@ def test_supervisor_stopped_while_idle_whose_host_died_is_woken(database, monkey
 
 def send_to_a_stopped_supervisor(say, database):
     """Have a job on its way to a supervisor that does not read."""
-    Crew.wake_stopped = lambda _: None
+    SupervisorPool.wake_stopped = lambda _: None
     with JobManager(database, slots=1) as jobs:
         stop(idle_supervisor(jobs))
         job = jobs.submit(["true"])
         until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "it is claimed")
-        until(lambda: not jobs._dispatcher._crew.ready, "it is sent")
+        until(lambda: not jobs._dispatcher._pool.ready, "it is sent")
         say(str(job.id))
         signal.pause()
 
@@ -171,7 +171,7 @@ def test_supervisor_in_a_debugger_is_left_alone(database):
 )
 def test_supervisor_that_never_takes_its_job_is_replaced(database, monkeypatch, options, status):
     """Not before half a minute after it should have ended; the next job runs."""
-    monkeypatch.setattr(Crew, "wake_stopped", lambda _: None)
+    monkeypatch.setattr(SupervisorPool, "wake_stopped", lambda _: None)
     monkeypatch.setattr(procfs, "is_stopped", lambda _: False)
     clock = ManualClock()
     with JobManager(database, slots=1, clock=clock) as jobs:

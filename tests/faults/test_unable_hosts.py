@@ -22,7 +22,7 @@ from jobcore import (
     StoreMismatch,
     WaitTimeout,
 )
-from jobcore.engine import interpreter
+from jobcore.engine import launcher
 from jobcore.engine.postponement import PERSISTENT_SECONDS
 from jobcore.supervisor.__main__ import main as supervise
 from jobcore.testing import ManualClock
@@ -266,7 +266,7 @@ def test_what_is_not_an_interpreter_is_told_at_once(database, clock, program):
 
 def test_ordinary_interpreter_is_not_asked(database, monkeypatch):
     """The interpreter of this process itself is known to be one: no time is spent."""
-    monkeypatch.setattr(interpreter, "Question", pytest.fail)
+    monkeypatch.setattr(launcher, "InterpreterCheck", pytest.fail)
     with JobManager(database, slots=1) as jobs:
         assert jobs.wait(jobs.submit(["true"]).id, PATIENCE).status is Status.COMPLETE
 

@@ -9,15 +9,11 @@ import signal
 import time
 
 from jobcore.embedding.forking import GATE
-from jobcore.engine.supervisor_pool import (
-    ENDED,
-    READY,
-    STARTED,
-    ProcessLauncher,
-    SupervisorPool,
-    encode_request,
-)
+from jobcore.engine.launch import encode_request
+from jobcore.engine.launcher import ProcessLauncher
+from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.supervisor import frames, job_directory
+from jobcore.supervisor.messages import ENDED, READY, STARTED
 from tests.processes import PATIENCE, until
 
 

@@ -16,9 +16,11 @@ import pytest
 
 from jobcore.embedding.forking import GATE
 from jobcore.engine import supervisor_pool
-from jobcore.engine.supervisor_pool import ENDED, OUTPUT, STARTED, ProcessLauncher, SupervisorPool
+from jobcore.engine.launcher import ProcessLauncher
+from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.errors import SpawnError
 from jobcore.supervisor import frames, job_directory, process_tree, spawn
+from jobcore.supervisor.messages import ENDED, OUTPUT, STARTED
 from tests import programs
 from tests.integration.supervision_harness import Host, is_alive, processes_of
 from tests.processes import in_child, state, until

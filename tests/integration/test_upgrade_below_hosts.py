@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobcore import JobManager, Status
-from jobcore.engine import supervisor_pool
+from jobcore.engine import launcher
 from jobcore.functions import call
 from tests import functions
 
@@ -21,11 +21,9 @@ def running(tmp_path):
 
 def test_supervisor_of_the_former_name_runs_a_job(running, monkeypatch):
     """A host of before starts its supervisors as `jobcore.supervision.supervisor`."""
-    former = supervisor_pool.STUB.replace(
-        "jobcore.supervisor.__main__", "jobcore.supervision.supervisor"
-    )
-    assert former != supervisor_pool.STUB
-    monkeypatch.setattr(supervisor_pool, "STUB", former)
+    former = launcher.STUB.replace("jobcore.supervisor.__main__", "jobcore.supervision.supervisor")
+    assert former != launcher.STUB
+    monkeypatch.setattr(launcher, "STUB", former)
 
     job = running.submit(["echo", "hello"])
 

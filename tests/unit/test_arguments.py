@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobcore import ArgumentError, CommandError, JobManager
-from jobcore.engine.supervisor_pool import ProcessLauncher
+from jobcore.engine.launcher import ProcessLauncher
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**30
 #: More digits than a float has room for.

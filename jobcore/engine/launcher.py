@@ -1,5 +1,5 @@
 """
-Checks whether this process can run jobs, and whether `python=` is a Python interpreter.
+Starts supervisors, after a check that `python=` names a Python interpreter.
 
 In a frozen program, and in one that embeds Python, `sys.executable` is the program itself. If
 that were started as a supervisor, it would start itself again and again.
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.worker import threads_run
@@ -22,19 +22,19 @@ from jobcore.errors import SpawnError
 #: The variable that holds the pid of the host, in every process that is started as an
 #: interpreter.
 MARK = "JOBCORE_STARTED_AS_PYTHON_BY"
-#: Seconds within which a tested interpreter has to answer.
+#: Seconds within which a checked interpreter has to answer.
 PATIENCE = 10.0
 
 _REMEDY = "name a Python interpreter with `python=`, or run the jobs by `jobcore work`"
 #: A program that only an interpreter can run, and its output. It imports ctypes, which
 #: supervisors need.
-_QUESTION, _ANSWER = "print(6007 * 9001, end='', flush=True); import ctypes", b"54069007"
+_PROGRAM, _ANSWER = "print(6007 * 9001, end='', flush=True); import ctypes", b"54069007"
 #: Seconds between two looks for the end of a process that has closed its output.
 _END_PAUSE = 0.01
 
 #: The identity of a file: path, device, inode and time of change.
 _File = tuple[str, int, int, int]
-#: The files that were tested, and whether each is an interpreter.
+#: The files that were checked, and whether each is an interpreter.
 _KNOWN: dict[_File, bool] = {}
 _MOST_KNOWN = 16
 
@@ -113,11 +113,11 @@ def _replaced_threads() -> str | None:
     return None
 
 
-def ask(python: str) -> Question | None:
+def check_interpreter(python: str) -> InterpreterCheck | None:
     """
-    Begin to test whether this is a Python interpreter; None: no test is needed.
+    Begin to check whether this is a Python interpreter; None: no check is needed.
 
-    Each file is tested once in a process. The one that this process itself runs is never tested.
+    Each file is checked once in a process. The one that this process itself runs is never checked.
 
     Raises:
         SpawnError: It is known not to be an interpreter, or cannot be started.
@@ -131,7 +131,7 @@ def ask(python: str) -> Question | None:
     file = path, facts.st_dev, facts.st_ino, facts.st_mtime_ns
     known = _KNOWN.get(file)
     if known is None:
-        return Question(file)
+        return InterpreterCheck(file)
     if not known:
         raise _no_interpreter(path)
     return None
@@ -160,13 +160,13 @@ def _is_own(facts: os.stat_result) -> bool:
         name = os.path.basename(os.readlink("/proc/self/exe"))
         own = os.stat("/proc/self/exe")
     except OSError:
-        return False  # without /proc, test it
+        return False  # without /proc, check it
     return name.startswith(("python", "pypy")) and os.path.samestat(facts, own)
 
 
-class Question:
+class InterpreterCheck:
     """
-    A test whether a file is an interpreter; the process may never answer.
+    A check whether a file is an interpreter; its process may never answer.
 
     Args:
         file: Its path, device, inode and time of change.
@@ -186,17 +186,17 @@ class Question:
         self._reader = -1
         self._deadline = self.due = time.monotonic() + PATIENCE
         try:
-            with GATE, unhooked():
+            with GATE, _undebugged():
                 self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 GATE.register(self._reader)
                 try:
                     self._process = subprocess.Popen(
-                        [file[0], "-I", "-S", "-c", _QUESTION],
+                        [file[0], "-I", "-S", "-c", _PROGRAM],
                         stdin=subprocess.DEVNULL,
                         stdout=writer,
                         stderr=subprocess.DEVNULL,
                         cwd="/",
-                        env=marked(),
+                        env=_marked_environment(),
                     )
                 finally:
                     os.close(writer)
@@ -255,7 +255,7 @@ class Question:
         return True
 
     def close(self) -> None:
-        """End the test, and kill the process if it still runs. A second call is harmless."""
+        """End the check, and kill the process if it still runs. A second call is harmless."""
         self._close_reader()
         if self._process.poll() is None:
             self._process.kill()
@@ -272,13 +272,13 @@ class Question:
             GATE.close(reader)
 
 
-def marked() -> dict[str, str]:
+def _marked_environment() -> dict[str, str]:
     """Return the environment for a process that is started as an interpreter, with `MARK`."""
     return {**os.environ, MARK: str(os.getpid())}
 
 
 @contextmanager
-def unhooked() -> Iterator[None]:
+def _undebugged() -> Iterator[None]:
     """
     Keep a debugger out of the processes that this thread starts.
 
@@ -292,3 +292,116 @@ def unhooked() -> Iterator[None]:
         return
     with skip():
         yield
+
+
+# An empty module replaces the package, because its `__init__` would import all of jobcore.
+# Submodules are imported as usual, from .pyc files.
+STUB = """\
+import sys
+package = type(sys)("jobcore")
+package.__path__ = [sys.argv[2]]
+sys.modules["jobcore"] = package
+from jobcore.supervisor.__main__ import main
+main(int(sys.argv[1]))
+"""
+
+# In a frozen program, jobcore is in no directory. The named interpreter has its own jobcore.
+_STUB_ELSEWHERE = (
+    """\
+import sys
+from importlib.util import find_spec
+sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
+"""
+    + STUB
+)
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _command(python: str, descriptor: int) -> list[str]:
+    """Return the command line of a supervisor."""
+    is_there = os.path.isdir(os.path.join(_PACKAGE, "supervisor"))
+    stub = ("-S", "-c", STUB) if is_there else ("-c", _STUB_ELSEWHERE)
+    return [python, "-I", *stub, str(descriptor), _PACKAGE]
+
+
+class Launcher(Protocol):
+    """
+    Starts the supervisors that run jobs; tests can replace it.
+
+    The manager that needs a supervisor calls it in its own thread, while no other thread may
+    fork: return at once. The supervisor sends a notice when it is ready.
+    """
+
+    def start(self, descriptor: int) -> int | None:
+        """
+        Start a supervisor that uses this end of a socket pair.
+
+        The host has the other end. The protocol is internal to jobcore.
+
+        Args:
+            descriptor: This end. The caller closes it when this returns: keep a copy, or pass
+                it to a process.
+
+        Returns:
+            The pid of a child of this process that only starts the supervisor and ends, for
+            the pool to reap; None: there is nothing to reap.
+
+        Raises:
+            SpawnError, OSError: No supervisor could be started, and nothing keeps the
+                descriptor.
+        """
+
+
+class ProcessLauncher:
+    """
+    Starts each supervisor as a process of its own, which outlives its host.
+
+    Args:
+        python: The interpreter for supervisors; None: that of this process.
+    """
+
+    def __init__(self, python: str | None = None) -> None:
+        self._python = python or sys.executable
+
+    def prepare(self) -> InterpreterCheck | None:
+        """
+        Begin to check whether `python` is an interpreter; None: no check is needed.
+
+        Raises:
+            SpawnError: It is not an interpreter, or it cannot be started.
+        """
+        if not self._python:
+            raise SpawnError("no Python interpreter is known here: name one with `python=`")
+        return check_interpreter(self._python)
+
+    def start(self, descriptor: int) -> int:
+        """
+        Start a supervisor, and return the pid of the process that forks it and ends.
+
+        Raises:
+            SpawnError: No process could be started.
+        """
+        import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
+
+        try:
+            with _undebugged():
+                process = subprocess.Popen(
+                    _command(self._python, descriptor),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=_marked_environment(),
+                    close_fds=True,
+                    pass_fds=(descriptor,),
+                )
+        except OSError as error:
+            raise SpawnError(
+                f"no supervisor could be started with {self._python!r}: {error}", error.errno
+            ) from error
+        except (RuntimeError, ValueError) as error:  # interpreter exit, or a NUL in the name
+            raise SpawnError(f"no supervisor could be started: {error}") from error
+        # The pool reaps it. Without this, its destructor would warn and keep it.
+        process.returncode = 0
+        return process.pid
