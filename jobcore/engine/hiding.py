@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Table
 
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason
-from jobcore.storage import error_mapping, settlement, store, transitions
+from jobcore.storage import damage, deletion, settlement, transitions
 from jobcore.storage.tables import pipeline, workspace
 from jobcore.storage.transitions import Run
 
@@ -52,23 +52,23 @@ def begin_some(connection: Connection, table: Table, owner_id: UUID, *, now: int
         Whether there may be more of them.
     """
     if table is workspace:
-        pipelines = store.unmarked_pipelines_of(connection, owner_id, PIPELINES_AT_ONCE)
+        pipelines = deletion.unmarked_pipelines_of(connection, owner_id, PIPELINES_AT_ONCE)
         for one in pipelines:
-            store.mark_row_deleted(connection, pipeline, one, now=now)
+            deletion.mark_row_deleted(connection, pipeline, one, now=now)
         if len(pipelines) == PIPELINES_AT_ONCE:
             return True
-    active = store.active_unmarked_of(connection, table, owner_id, ACTIVE_AT_ONCE)
+    active = deletion.active_unmarked_of(connection, table, owner_id, ACTIVE_AT_ONCE)
     for number in active:
         try:
             with connection.begin_nested():
                 begin(connection, number, now=now)
         except Exception as error:
-            if not error_mapping.is_damage(error):
+            if not damage.is_damage(error):
                 raise
             transitions.mark_deleted(connection, number, now=now)  # `remove_damaged` ends it later
     if len(active) == ACTIVE_AT_ONCE:
         return True
-    marked = store.mark_final_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    marked = deletion.mark_final_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
     if marked < FINAL_AT_ONCE:  # the remaining jobs are damaged: their status is unknown
-        marked = store.mark_rest_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+        marked = deletion.mark_rest_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
     return marked == FINAL_AT_ONCE

@@ -16,9 +16,9 @@ from sqlalchemy import Row
 from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
-from jobcore.storage import store
+from jobcore.storage import pipelines, store
+from jobcore.storage.damage import is_damage, without_text
 from jobcore.storage.database import Database
-from jobcore.storage.error_mapping import is_damage, told
 from jobcore.storage.transitions import Run
 
 #: The read-ahead, in jobs. With more, managers that share a file would prepare too many jobs
@@ -104,11 +104,11 @@ class Backlog:
         with self._database.read() as connection:
             for row in rows:
                 try:
-                    taken.append((row, store.find_pipeline(connection, row.pipeline_id)))
+                    taken.append((row, pipelines.find_pipeline(connection, row.pipeline_id)))
                 except Exception as error:
                     if not is_damage(error):
                         raise
-                    self._postpone(row.number, told(error))
+                    self._postpone(row.number, without_text(error))
         return taken
 
     def _postpone(self, number: int, error: Exception) -> None:

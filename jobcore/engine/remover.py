@@ -17,7 +17,7 @@ from jobcore.engine import hiding, orphans
 from jobcore.engine.job_directories import Directories, is_name
 from jobcore.engine.postponement import Postponement, is_of_all
 from jobcore.errors import StoreError
-from jobcore.storage import environments, log_segments, store, transitions
+from jobcore.storage import deletion, environments, log_segments, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
 from jobcore.storage.transitions import Damaged
@@ -252,7 +252,7 @@ class Remover:
     def mark_some(self, table: Table, owner_id: UUID, turns: Turns) -> bool:
         """Hide some jobs or pipelines of a marked workspace or pipeline; False: all are hidden."""
         with self._database.read() as connection:
-            if not store.has_unmarked(connection, table, owner_id):
+            if not deletion.has_unmarked(connection, table, owner_id):
                 return False
         begin = partial(hiding.begin_some, table=table, owner_id=owner_id, now=self._clock.now())
         with turns.take():
@@ -260,7 +260,7 @@ class Remover:
 
     def _marked(self, table: Table, after: str, workspace_id: UUID | None = None) -> list[UUID]:
         with self._database.read() as connection:
-            return store.marked_ids(connection, table, after, OWNERS_AT_ONCE, workspace_id)
+            return deletion.marked_ids(connection, table, after, OWNERS_AT_ONCE, workspace_id)
 
     def _remove_final(self, turns: Turns, *, everything: bool) -> bool:
         """Remove all or some of the hidden final jobs; tell whether these were the last ones."""
@@ -310,7 +310,7 @@ class Remover:
         for first in range(0, len(ids), OWNERS_AT_ONCE):
             some = ids[first : first + OWNERS_AT_ONCE]
             with self._database.read() as connection:
-                empty = store.empty_of(connection, table, some)
+                empty = deletion.empty_of(connection, table, some)
             if empty:
                 self._remove_empty(table, empty, turns)
 
@@ -319,7 +319,7 @@ class Remover:
         while table is pipeline and removed == SKIPS_AT_ONCE:
             with turns.take():
                 removed = self._database.write(
-                    partial(store.remove_skips_of, pipeline_ids=ids, limit=SKIPS_AT_ONCE)
+                    partial(deletion.remove_skips_of, pipeline_ids=ids, limit=SKIPS_AT_ONCE)
                 )
         with turns.take():
-            self._database.write(partial(store.remove_if_empty, table=table, ids=ids))
+            self._database.write(partial(deletion.remove_if_empty, table=table, ids=ids))

@@ -22,7 +22,7 @@ from jobcore.clock import Clock, from_datetime, seconds_of, to_datetime
 from jobcore.embedding import failpoints, telemetry
 from jobcore.engine.postponement import Postponement
 from jobcore.schedule import Schedule
-from jobcore.storage import settlement, store
+from jobcore.storage import schedules, settlement
 from jobcore.storage.database import Database
 
 #: The default of `late_after`: seconds after which a tick counts as missed.
@@ -57,7 +57,7 @@ class _Seen(NamedTuple):
         skip: How many after it could not be read.
     """
 
-    place: store.Place
+    place: schedules.Place
     skip: int = 0
 
 
@@ -150,7 +150,7 @@ class Scheduler:
     ) -> tuple[Sequence[Row[Any]], _Seen | None]:
         """Return the next pipelines with a schedule, and the position; None: these are the last."""
         with self._database.read() as connection:
-            found = store.scheduled_pipelines(
+            found = schedules.scheduled_pipelines(
                 connection,
                 after=seen.place,
                 until=until,
@@ -220,7 +220,7 @@ class Scheduler:
             return [
                 (one, upcoming)
                 for one, upcoming in moved
-                if store.advance_tick_if_at(
+                if schedules.advance_tick_if_at(
                     connection,
                     one,
                     upcoming,
@@ -256,7 +256,7 @@ class Scheduler:
         if self._retries_seen is None:
             return
         with self._database.read() as connection:
-            waiting = store.waiting_retries(connection, after=self._retries_seen, limit=AT_ONCE)
+            waiting = schedules.waiting_retries(connection, after=self._retries_seen, limit=AT_ONCE)
         self._retries_seen = (
             (waiting[-1].not_before, waiting[-1].number) if len(waiting) == AT_ONCE else None
         )
@@ -268,7 +268,7 @@ class Scheduler:
             fetched = []
             for one in put_off:
                 start = now + settlement.pause_behind(one.attempt - 1)
-                if store.fetch_back_if_queued(connection, one.number, one.not_before, start):
+                if schedules.fetch_back_if_queued(connection, one.number, one.not_before, start):
                     fetched.append((one, start))
             return fetched
 
@@ -334,12 +334,12 @@ def _taken(
 
 
 def _write(connection: Connection, pipeline: Row[Any], taken: _Taken, now: int) -> None:
-    if not store.advance_tick_if_at(connection, pipeline, taken.upcoming, taken.offset):
+    if not schedules.advance_tick_if_at(connection, pipeline, taken.upcoming, taken.offset):
         return  # another process took it, or the schedule was changed
     pipeline_id = UUID(hex=pipeline.id)
     if taken.missed:
         schedule = _schedule_of(pipeline)
-        store.record_skip(
+        schedules.record_skip(
             connection,
             pipeline_id,
             due=taken.last_missed,

@@ -15,7 +15,7 @@ from jobcore.engine.stopper import Stopper
 from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.operations.lookup import Id, parse_id
 from jobcore.operations.waiting import Follower
-from jobcore.storage import error_mapping, store, transitions
+from jobcore.storage import damage, deletion, store, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
 from jobcore.storage.transitions import Run
@@ -78,7 +78,7 @@ class Deleter:
             try:
                 run = None if number is None else transitions.find(connection, number)
             except Exception as error:
-                if not error_mapping.is_damage(error):
+                if not damage.is_damage(error):
                     raise
                 run = None
         if number is None:
@@ -126,7 +126,7 @@ class Deleter:
         while self._remover.mark_some(table, owner_id, turns):
             pass
         with self._database.read() as connection:
-            active, damaged = store.marked_active_of(connection, table, owner_id)
+            active, damaged = deletion.marked_active_of(connection, table, owner_id)
         for run in active:
             self._stopper.deliver(run)  # stop all before waiting for any: the graces overlap
         for number in damaged:
@@ -140,7 +140,7 @@ class Deleter:
                 self._remover.remove_damaged(run.number)
         while True:
             with self._database.read() as connection:
-                final = store.marked_final_of(connection, table, owner_id, REMOVED_AT_ONCE)
+                final = deletion.marked_final_of(connection, table, owner_id, REMOVED_AT_ONCE)
             self._remover.remove_jobs(*(run.number for run in final), turns=turns)
             if len(final) < REMOVED_AT_ONCE:
                 break

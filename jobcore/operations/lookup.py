@@ -24,7 +24,7 @@ from jobcore.errors import (
     shown,
 )
 from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
-from jobcore.storage import error_mapping, store
+from jobcore.storage import damage, history, pipelines, schedules, store, workspaces
 from jobcore.storage.database import Database
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ def require_workspace(connection: Connection, workspace_id: Id) -> Row[Any]:
     Raises:
         WorkspaceNotFound: No workspace has this id.
     """
-    return _require(store.find_workspace, connection, workspace_id, WorkspaceNotFound)
+    return _require(workspaces.find_workspace, connection, workspace_id, WorkspaceNotFound)
 
 
 def require_pipeline(connection: Connection, pipeline_id: Id) -> Row[Any]:
@@ -77,7 +77,7 @@ def require_pipeline(connection: Connection, pipeline_id: Id) -> Row[Any]:
     Raises:
         PipelineNotFound: No pipeline has this id.
     """
-    return _require(store.find_pipeline, connection, pipeline_id, PipelineNotFound)
+    return _require(pipelines.find_pipeline, connection, pipeline_id, PipelineNotFound)
 
 
 def _require(
@@ -90,10 +90,10 @@ def _require(
     try:
         row = None if parsed is None else find(connection, parsed)
     except Exception as failure:
-        if parsed is None or not error_mapping.is_damage(failure):
+        if parsed is None or not damage.is_damage(failure):
             raise
         kind = _KINDS[error]
-        columns = store.damaged_columns(connection, kind, parsed)
+        columns = damage.damaged_columns(connection, kind, parsed)
         raise _unreadable(kind, parsed, ", ".join(columns) or "its row") from failure
     if row is None:
         raise error(some_id)
@@ -117,7 +117,7 @@ def public(kind: type[T], row: Any) -> T:
 
 
 def _unreadable(kind: str, row_id: object, what: str) -> DatabaseCorrupt:
-    return DatabaseCorrupt(f"{kind} {row_id} cannot be read: {what}; {error_mapping.REMEDY}")
+    return DatabaseCorrupt(f"{kind} {row_id} cannot be read: {what}; {damage.REMEDY}")
 
 
 class Listings:
@@ -205,7 +205,7 @@ class Listings:
         """
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
-            found = store.list_workspaces(
+            found = workspaces.list_workspaces(
                 connection,
                 Workspace.from_row,
                 failed.__setitem__,
@@ -236,7 +236,7 @@ class Listings:
             place = None
             if workspace_id is not None:
                 place = require_workspace(connection, workspace_id).id
-            found = store.list_pipelines(
+            found = pipelines.list_pipelines(
                 connection,
                 place,
                 Pipeline.from_row,
@@ -258,7 +258,9 @@ class Listings:
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
             place = require_pipeline(connection, pipeline_id).id
-            found = store.list_skips(connection, place, limit, Skip.from_row, failed.__setitem__)
+            found = schedules.list_skips(
+                connection, place, limit, Skip.from_row, failed.__setitem__
+            )
         self._note("skip", failed)
         return found
 
@@ -272,7 +274,7 @@ class Listings:
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
             number = require_job(connection, job_id).number
-            found = store.history(connection, number, Transition.from_row, failed.__setitem__)
+            found = history.of_job(connection, number, Transition.from_row, failed.__setitem__)
         self._note("transition", failed)
         return found
 
@@ -305,8 +307,8 @@ class Listings:
         if kind not in _KINDS.values():
             return f"{kind} number {rowid}", error
         with self._database.read() as connection:
-            name = store.name_of_row(connection, kind, rowid)
-            columns = store.damaged_columns(connection, kind, rowid)
+            name = damage.name_of_row(connection, kind, rowid)
+            columns = damage.damaged_columns(connection, kind, rowid)
         return f"{kind} {name}", DatabaseCorrupt(", ".join(columns)) if columns else error
 
     def _readable(self, kind: str, found: Sequence[Any]) -> None:

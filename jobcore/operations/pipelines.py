@@ -35,11 +35,10 @@ from jobcore.operations.submission import (
     place_in_workspace,
 )
 from jobcore.schedule import Schedule
-from jobcore.storage import settlement, store
+from jobcore.storage import deletion, pipelines, settlement, store, workspaces
 from jobcore.storage.chain_migration import DEPLOY
 from jobcore.storage.database import Database
-from jobcore.storage.tables import pipeline as pipelines
-from jobcore.storage.tables import workspace as workspaces
+from jobcore.storage.tables import pipeline, workspace
 
 WORKSPACE_INIT = "WORKSPACE_INIT"
 #: The most retries that make sense: with the doubling back-off they take more than a month.
@@ -83,7 +82,7 @@ class Curator:
         text, checked = checked_text(name, "name"), _checked_object(properties)
 
         def create(connection: Connection) -> Row[Any]:
-            row = store.insert_workspace(connection, name=text, properties=checked, now=now)
+            row = workspaces.insert_workspace(connection, name=text, properties=checked, now=now)
             if WORKSPACE_INIT in self._executors:
                 store.insert_job(connection, now=now, workspace_id=row.id, type=WORKSPACE_INIT)
             return row
@@ -93,13 +92,13 @@ class Curator:
     def default_workspace(self) -> Row[Any]:
         """Return the default workspace, which is created on first use."""
         with self._database.read() as connection:
-            found = store.find_default_workspace(connection)
+            found = workspaces.find_default_workspace(connection)
             if found is not None:
                 return require_workspace(connection, found)
         now = self._clock.now()
 
         def make(connection: Connection) -> Row[Any]:
-            return require_workspace(connection, store.default_workspace(connection, now))
+            return require_workspace(connection, workspaces.default_workspace(connection, now))
 
         return self._database.write(make)
 
@@ -121,7 +120,7 @@ class Curator:
 
         def update(connection: Connection) -> Row[Any]:
             row = require_workspace(connection, workspace_id)
-            store.update_row(connection, workspaces, row.id, now=now, **checked)
+            workspaces.update_row(connection, workspace, row.id, now=now, **checked)
             return require_workspace(connection, row.id)
 
         return self._database.write(update)
@@ -138,9 +137,9 @@ class Curator:
         def mark(connection: Connection) -> UUID:
             row = require_workspace(connection, workspace_id)
             # Otherwise it would still be found as the default one and get new jobs.
-            store.update_row(connection, workspaces, row.id, now=now, is_default=False)
-            store.mark_row_deleted(connection, workspaces, row.id, now=now)
-            hiding.begin_some(connection, workspaces, row.id, now=now)
+            workspaces.update_row(connection, workspace, row.id, now=now, is_default=False)
+            deletion.mark_row_deleted(connection, workspace, row.id, now=now)
+            hiding.begin_some(connection, workspace, row.id, now=now)
             return UUID(str(row.id))
 
         return self._database.write(mark)
@@ -167,8 +166,8 @@ class Curator:
             place = place_in_workspace(connection, workspace_id, now)
             _refuse_taken(connection, place, values["name"], None)
             links = _links(connection, place, values["name"], sources, None)
-            made = store.insert_pipeline(connection, now=now, workspace_id=place, **values)
-            store.replace_links(connection, made, links)
+            made = pipelines.insert_pipeline(connection, now=now, workspace_id=place, **values)
+            pipelines.replace_links(connection, made, links)
             return self._configure(connection, require_pipeline(connection, made), now)
 
         return self._database.write(create)
@@ -200,13 +199,13 @@ class Curator:
                 values |= _next_tick_behind(row, fields, now)
             if "name" in changes:
                 _refuse_taken(connection, row.workspace_id, values["name"], row)
-                store.remove_notes(connection, row.id, "name")
+                pipelines.remove_notes(connection, row.id, "name")
             if "triggered_by" in changes:
                 sources = _checked_sources(changes)
                 links = _links(connection, row.workspace_id, values["name"], sources, row)
-                store.replace_links(connection, row.id, links)
-                store.remove_notes(connection, row.id, "chain")
-            store.update_row(connection, pipelines, row.id, now=now, **values)
+                pipelines.replace_links(connection, row.id, links)
+                pipelines.remove_notes(connection, row.id, "chain")
+            workspaces.update_row(connection, pipeline, row.id, now=now, **values)
             changed = require_pipeline(connection, row.id)
             if row.status != "FAILED":
                 return changed
@@ -227,17 +226,17 @@ class Curator:
 
         def mark(connection: Connection) -> tuple[Row[Any], Sequence[Row[Any]]]:
             row = require_pipeline(connection, pipeline_id)
-            triggered = store.pipelines_triggered_by(connection, row.id)
+            triggered = pipelines.pipelines_triggered_by(connection, row.id)
             for one in triggered:
-                store.note(
+                pipelines.note(
                     connection,
                     one.id,
                     "chain",
                     f"it ran after the pipeline {row.name!r}, which was deleted",
                 )
-            store.remove_links_to(connection, row.id)
-            store.mark_row_deleted(connection, pipelines, row.id, now=now)
-            hiding.begin_some(connection, pipelines, row.id, now=now)
+            pipelines.remove_links_to(connection, row.id)
+            deletion.mark_row_deleted(connection, pipeline, row.id, now=now)
+            hiding.begin_some(connection, pipeline, row.id, now=now)
             return row, triggered
 
         row, triggered = self._database.write(mark)
@@ -268,7 +267,7 @@ class Curator:
                 pipeline_id=row.id,
                 type=settlement.PIPELINE_CONFIG,
             )
-        store.set_pipeline_status(connection, row.id, status, now=now)
+        pipelines.set_pipeline_status(connection, row.id, status, now=now)
         return require_pipeline(connection, row.id)
 
 
@@ -276,7 +275,7 @@ def _refuse_taken(
     connection: Connection, workspace_id: Any, name: str, row: Row[Any] | None
 ) -> None:
     """Refuse a name that another pipeline of the workspace already has."""
-    other = store.find_pipeline_called(connection, workspace_id, name)
+    other = pipelines.find_pipeline_called(connection, workspace_id, name)
     if other is not None and (row is None or other != row.id):
         raise PipelineExists(name, other)
 
@@ -300,11 +299,11 @@ def _links(
     """
     kept = {DEPLOY}
     if row is not None:
-        stored = store.links_of(connection, row.id)
+        stored = pipelines.links_of(connection, row.id)
         kept |= {one.name.casefold() for one in stored if one.name is not None}
     links: dict[str, tuple[UUID | None, str | None]] = {}  # in order, without duplicates
     for source in sources:
-        found = store.find_pipeline_called(connection, workspace_id, source)
+        found = pipelines.find_pipeline_called(connection, workspace_id, source)
         if source.casefold() == name.casefold():
             raise PipelineCycle(name)
         if found is None and source.casefold() not in kept:
@@ -314,7 +313,7 @@ def _links(
             )
         links[source.casefold()] = (found, source if found is None else None)
     ids = [found for found, _ in links.values() if found is not None]
-    if row is not None and store.runs_before(connection, row.id, ids):
+    if row is not None and pipelines.runs_before(connection, row.id, ids):
         raise PipelineCycle(name)
     return list(links.values())
 

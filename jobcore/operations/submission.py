@@ -19,7 +19,7 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_workspace
 from jobcore.operations.staging import Staging
-from jobcore.storage import environments, store, transitions
+from jobcore.storage import environments, store, transitions, workspaces
 from jobcore.storage.database import Database
 
 #: What callers pass as a command: a `Command`, or a list of words.
@@ -149,7 +149,7 @@ def place_in_workspace(connection: Connection, workspace_id: Id | None, now: int
         WorkspaceNotFound: No workspace has this id.
     """
     if workspace_id is None:
-        return store.default_workspace(connection, now)
+        return workspaces.default_workspace(connection, now)
     return UUID(str(require_workspace(connection, workspace_id).id))
 
 

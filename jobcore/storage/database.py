@@ -35,7 +35,8 @@ from jobcore.storage import filesystem, permissions, schema
 from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST, Commits
 from jobcore.storage.checkpointer import Checkpointer
 from jobcore.storage.connections import Spares, SqliteConnection, connect, keep_for_ever, uri_of
-from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose, unchangeable
+from jobcore.storage.damage import unchangeable
+from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
 from jobcore.storage.readers import Readers, Reading, Use
 from jobcore.storage.statement import driver_of
 from jobcore.storage.writer import NOBODY, Observer, Writer

@@ -9,15 +9,17 @@ after the last id it handled misses nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, String, bindparam, case, select
+from sqlalchemy import Connection, Row, String, bindparam, case, select
 
 from jobcore.lifecycle import Status, Trigger
-from jobcore.storage import error_mapping
+from jobcore.storage import damage
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import job, sequence, transition
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -123,7 +125,7 @@ def entries_after(
     after: int,
     most: int,
     pipeline_id: str | None = None,
-    failed: Callable[[int, Exception], None] = error_mapping.leave_out,
+    failed: Callable[[int, Exception], None] = damage.leave_out,
 ) -> list[Entry]:
     """
     Return up to `most` entries after the id `after`, in order, including hidden jobs.
@@ -137,10 +139,26 @@ def entries_after(
     if pipeline_id is not None:
         values["pipeline"] = pipeline_id
         statement, ids = _AFTER_OF_PIPELINE, _IDS_OF_PIPELINE
-    rows = error_mapping.readable(
+    rows = damage.readable(
         lambda: statement(connection, **values),
         lambda: [number for (number,) in ids(connection, **values)],
         lambda number: _AFTER(connection, after=number - 1, most=1),
         failed,
     )
     return [Entry._make(row) for row in rows]
+
+
+def of_job(
+    connection: Connection,
+    number: int,
+    form: Callable[[Row[Any]], T],
+    failed: Callable[[int, Exception], None],
+) -> list[T]:
+    """
+    Return the history of a job, oldest first.
+
+    Args:
+        form, failed: As for `list_workspaces`.
+    """
+    statement = select(transition).where(transition.c.job == number).order_by(transition.c.id)
+    return damage.read_rows(connection, statement, transition.c.id, failed, form)

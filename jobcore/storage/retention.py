@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
 from jobcore.lifecycle import FINAL, Status
-from jobcore.storage import error_mapping
+from jobcore.storage import damage
 from jobcore.storage.tables import SHOWN, job, pipeline, skip
 
 
@@ -114,7 +114,7 @@ def find(
         failed: Called with the number of each job that cannot be read, and the reason.
     """
     statement = select(*SHOWN).order_by(job.c.number)
-    return error_mapping.readable(
+    return damage.readable(
         lambda: connection.execute(
             statement.where(job.c.number > after, job.c.number <= up_to, expired.guard())
         ).all(),

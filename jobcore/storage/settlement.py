@@ -19,7 +19,7 @@ from jobcore import lifecycle
 from jobcore.embedding import telemetry
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, Reason, Status
-from jobcore.storage import environments, log_segments, store, transitions
+from jobcore.storage import environments, log_segments, pipelines, schedules, store, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import result
 from jobcore.storage.transitions import Run
@@ -93,12 +93,14 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
     if not final.of_pipeline:
         return
     row = store.get_job(connection, final.number)
-    pipeline = None if row is None else store.find_retries(connection, row.pipeline_id)
+    pipeline = None if row is None else pipelines.find_retries(connection, row.pipeline_id)
     if row is None or pipeline is None:
         return  # the pipeline is being deleted
     status = Status(row.status)
     if row.type == PIPELINE_CONFIG:
-        store.set_pipeline_status(connection, pipeline.id, lifecycle.configured_as(status), now=now)
+        pipelines.set_pipeline_status(
+            connection, pipeline.id, lifecycle.configured_as(status), now=now
+        )
     elif row.type != PIPELINE_VERIFY and final.deleted_at is None:
         if lifecycle.is_retried(
             status,
@@ -117,7 +119,7 @@ def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
     def failed(rowid: int, error: Exception) -> None:
         _tell_damaged(f"row {rowid}", error)
 
-    for triggered in store.pipelines_triggered_by(connection, source_id, failed):
+    for triggered in pipelines.pipelines_triggered_by(connection, source_id, failed):
         try:
             run_now(connection, triggered.id, triggered.workspace_id, now, why="triggered")
         except DatabaseCorrupt as error:
@@ -176,7 +178,7 @@ def run_now(
             type=PIPELINE_RUN,
         )
     except PipelineAlreadyRunning as conflict:
-        store.record_skip(
+        schedules.record_skip(
             connection,
             pipeline_id,
             due=now if due is None else due,

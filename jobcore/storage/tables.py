@@ -513,11 +513,18 @@ def has_status(*statuses: lifecycle.Status) -> ColumnElement[bool]:
     return job.c.status == words[0] if len(words) == 1 else job.c.status.in_(words)
 
 
+#: The conditions that a job is QUEUED or RUNNING, and that it is final.
+IS_ACTIVE = has_status(*sorted(lifecycle.ACTIVE))
+IS_FINAL = has_status(*sorted(lifecycle.FINAL))
+
 #: The condition that reads show a job: it is not being deleted and belongs to no open batch.
 IS_VISIBLE: ColumnElement[bool] = and_(
     job.c.deleted_at.is_(None),
     ~exists().where(between(job.c.number, batch.c.first, batch.c.last)).correlate(job),
 )
+
+#: The job is in the queue.
+IS_QUEUED = and_(has_status(lifecycle.Status.QUEUED), IS_VISIBLE)
 
 #: SQLite's own table with the largest number that AUTOINCREMENT has assigned, per table.
 sequence = lightweight("sqlite_sequence", column("name"), column("seq"))

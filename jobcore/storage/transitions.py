@@ -19,7 +19,7 @@ from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, 
 from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
-from jobcore.storage import error_mapping
+from jobcore.storage import damage
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import has_status, job, transition
 
@@ -233,7 +233,7 @@ def find(connection: Connection, number: int) -> Run | None:
 
 
 def supervised(
-    connection: Connection, failed: Callable[[int, Exception], None] = error_mapping.leave_out
+    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
 ) -> list[Run]:
     """
     Return the RUNNING jobs that have a process, of all hosts.
@@ -260,7 +260,7 @@ def _readable(
     numbers: Statement,
     failed: Callable[[int, Exception], None],
 ) -> list[Run]:
-    found = error_mapping.readable(
+    found = damage.readable(
         lambda: rows(connection),
         lambda: [number for (number,) in numbers(connection)],
         lambda number: _FIND(connection, of=number),
@@ -270,7 +270,7 @@ def _readable(
 
 
 def owned(
-    connection: Connection, failed: Callable[[int, Exception], None] = error_mapping.leave_out
+    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
 ) -> list[Run]:
     """Return the QUEUED and RUNNING jobs that depend on the process that owns them."""
     return _readable(connection, *_OWNED, failed)

@@ -19,7 +19,7 @@ from jobcore.errors import CommandError, InvalidTransition, JobNotRunning
 from jobcore.lifecycle import Reason, Status
 from jobcore.manager import JobManager
 from jobcore.models import ClaimedJob, Job
-from jobcore.storage import store
+from jobcore.storage import pipelines, store
 from jobcore.testing.assert_job import assert_job
 
 #: Seconds after which a test fails. Far more than anything should take.
@@ -263,7 +263,9 @@ def _claimed(jobs: JobManager, job: Job) -> ClaimedJob:
         row = store.get_job(connection, job.number)
         assert row is not None
         pipeline = (
-            None if row.pipeline_id is None else store.find_pipeline(connection, row.pipeline_id)
+            None
+            if row.pipeline_id is None
+            else pipelines.find_pipeline(connection, row.pipeline_id)
         )
     return ClaimedJob.from_rows(row, pipeline)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from jobcore.clock import Clock
 from jobcore.manager import JobManager
-from jobcore.storage import store, transitions
+from jobcore.storage import schedules, store, transitions
 from jobcore.storage.transitions import Run
 from jobcore.testing.manual_clock import ManualClock
 
@@ -62,7 +62,7 @@ class Outlook:
 
     def _has_due_tick(self) -> bool:
         with self._jobs._database.read() as connection:
-            tick = store.next_tick(connection)
+            tick = schedules.next_tick(connection)
         return tick is not None and tick <= self.clock.now()
 
     def running(self) -> list[Run]:
@@ -110,7 +110,7 @@ class Outlook:
     def next_tick(self) -> float | None:
         """Return the monotonic time of the next scheduled tick, or None."""
         with self._jobs._database.read() as connection:
-            return self._monotonic(store.next_tick(connection))
+            return self._monotonic(schedules.next_tick(connection))
 
     def _monotonic(self, wall: int | None) -> float | None:
         if wall is None:

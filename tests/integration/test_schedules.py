@@ -11,7 +11,7 @@ from jobcore.clock import to_datetime
 from jobcore.engine import scheduler
 from jobcore.engine.scheduler import Scheduler
 from jobcore.schedule import Schedule
-from jobcore.storage import store
+from jobcore.storage import schedules
 from tests.jobfiles import sql
 from tests.processes import at_once, until
 from tests.programs import EXIT_0
@@ -367,7 +367,7 @@ def test_pipeline_that_waits_for_its_own_run_keeps_no_other_from_its_ticks(jobs,
     end(jobs, job)
     clock.advance(300)
     with jobs._database.read() as connection:
-        due = store.next_tick(connection)
+        due = schedules.next_tick(connection)
     tick(jobs)
 
     assert due == clock.now()
@@ -485,7 +485,7 @@ def test_tick_of_a_schedule_that_is_changed_meanwhile_is_taken_by_the_new_one(
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/5 * * * *")
     clock.advance(100)
     changed = []
-    read = store.scheduled_pipelines
+    read = schedules.scheduled_pipelines
 
     def look(connection, **which):
         found = read(connection, **which)
@@ -494,7 +494,7 @@ def test_tick_of_a_schedule_that_is_changed_meanwhile_is_taken_by_the_new_one(
             sql(jobs._database.path, "UPDATE pipeline SET schedule = '15 * * * *'")
         return found
 
-    monkeypatch.setattr(store, "scheduled_pipelines", look)
+    monkeypatch.setattr(schedules, "scheduled_pipelines", look)
     tick(jobs)
     before = jobs.list_jobs()
     tick(jobs)

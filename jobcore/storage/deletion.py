@@ -1,0 +1,204 @@
+"""
+The statements that hide what is deleted, and find what is left of it to remove.
+
+Every function takes a connection in a transaction. `transitions` removes a single job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    String,
+    Table,
+    bindparam,
+    delete,
+    select,
+    update,
+)
+
+from jobcore.storage import transitions
+from jobcore.storage.damage import leave_out, readable
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import (
+    IS_ACTIVE,
+    IS_FINAL,
+    IS_VISIBLE,
+    job,
+    pipeline,
+    skip,
+    workspace,
+)
+
+
+def mark_row_deleted(connection: Connection, table: Table, row_id: UUID, *, now: int) -> bool:
+    """Hide a workspace or pipeline from every read, for good; False: hidden already, or missing."""
+    done = connection.execute(
+        update(table)
+        .where(table.c.id == row_id, table.c.deleted_at.is_(None))
+        .values(deleted_at=now)
+    )
+    return done.rowcount == 1
+
+
+def marked_ids(
+    connection: Connection, table: Table, after: str, limit: int, workspace_id: UUID | None = None
+) -> list[UUID]:
+    """Return ids above `after`, in order, of workspaces or pipelines being deleted."""
+    statement = select(table.c.id).where(
+        table.c.deleted_at.is_not(None), table.c.id > UUID(hex=after)
+    )
+    if workspace_id is not None:
+        statement = statement.where(pipeline.c.workspace_id == workspace_id)
+    return list(connection.execute(statement.order_by(table.c.id).limit(limit)).scalars())
+
+
+def has_unmarked(connection: Connection, table: Table, owner_id: UUID) -> bool:
+    """Tell whether a workspace or pipeline has a job or pipeline that is not being deleted."""
+    things = [select(job.c.number).where(_OF[table] == owner_id, IS_VISIBLE)]
+    if table is workspace:
+        things.append(
+            select(pipeline.c.created).where(
+                pipeline.c.workspace_id == owner_id, pipeline.c.deleted_at.is_(None)
+            )
+        )
+    return any(connection.execute(one.limit(1)).all() for one in things)
+
+
+def unmarked_pipelines_of(connection: Connection, workspace_id: UUID, limit: int) -> list[UUID]:
+    """Return the ids of pipelines of a workspace that are not being deleted themselves."""
+    return list(
+        connection.execute(
+            select(pipeline.c.id)
+            .where(pipeline.c.workspace_id == workspace_id, pipeline.c.deleted_at.is_(None))
+            .limit(limit)
+        ).scalars()
+    )
+
+
+#: The column of `job` that refers to a row of each table.
+_OF = {pipeline: job.c.pipeline_id, workspace: job.c.workspace_id}
+
+
+def active_unmarked_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int
+) -> list[int]:
+    """Return numbers of QUEUED and RUNNING jobs of the owner that are not being deleted."""
+    return list(
+        connection.execute(
+            select(job.c.number).where(_OF[table] == owner_id, IS_VISIBLE, IS_ACTIVE).limit(limit)
+        ).scalars()
+    )
+
+
+def mark_final_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
+) -> int:
+    """Hide up to `limit` final jobs of a workspace or pipeline, for good; return how many."""
+    some = (
+        select(job.c.number)
+        .where(_OF[table] == owner_id, job.c.deleted_at.is_(None), IS_FINAL)
+        .limit(limit)
+    )
+    return connection.execute(
+        update(job).where(job.c.number.in_(some)).values(deleted_at=now)
+    ).rowcount
+
+
+def mark_rest_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
+) -> int:
+    """Hide up to `limit` jobs of a workspace or pipeline, of any status; return how many."""
+    some = select(job.c.number).where(_OF[table] == owner_id, job.c.deleted_at.is_(None))
+    return connection.execute(
+        update(job).where(job.c.number.in_(some.limit(limit))).values(deleted_at=now)
+    ).rowcount
+
+
+_MARKED = {
+    table: select(*transitions.COLUMNS)
+    .where(of == bindparam("owner_id", type_=String), job.c.deleted_at.is_not(None))
+    .limit(bindparam("most", type_=Integer))
+    for table, of in _OF.items()
+}
+
+
+_MARKED_ACTIVE = {table: Statement(some.where(IS_ACTIVE)) for table, some in _MARKED.items()}
+
+
+_MARKED_NUMBERS = {
+    table: Statement(
+        select(job.c.number).where(
+            of == bindparam("owner_id", type_=String), job.c.deleted_at.is_not(None), ~IS_FINAL
+        )
+    )
+    for table, of in _OF.items()
+}
+
+
+_MARKED_FINAL = {table: Statement(some.where(IS_FINAL)) for table, some in _MARKED.items()}
+
+
+def marked_active_of(
+    connection: Connection, table: Table, owner_id: UUID
+) -> tuple[list[transitions.Run], list[int]]:
+    """
+    Return the jobs of a workspace or pipeline that are being deleted and have not ended.
+
+    Returns:
+        The jobs that will end, because they were asked to stop; and the numbers of those that
+        will not, because their rows are damaged.
+    """
+    numbers = [number for (number,) in _MARKED_NUMBERS[table](connection, owner_id=owner_id.hex)]
+
+    def read_all() -> list[transitions.Run]:
+        rows = _MARKED_ACTIVE[table](connection, owner_id=owner_id.hex, most=-1)
+        return [transitions.Run._make(row) for row in rows]
+
+    def read(number: int) -> list[transitions.Run]:
+        run = transitions.find(connection, number)
+        return [] if run is None else [run]
+
+    found = readable(read_all, lambda: numbers, read, leave_out)
+    ends = [run for run in found if run.stop_requested is not None and transitions.is_sound(run)]
+    known = {run.number for run in ends}
+    return ends, [number for number in numbers if number not in known]
+
+
+def marked_final_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int
+) -> list[transitions.Run]:
+    """Return up to `limit` jobs of a workspace or pipeline that have ended and are deleted."""
+    rows = _MARKED_FINAL[table](connection, owner_id=owner_id.hex, most=limit)
+    return [transitions.Run._make(row) for row in rows]
+
+
+def remove_skips_of(connection: Connection, pipeline_ids: Collection[UUID], limit: int) -> int:
+    """Remove up to `limit` skips of pipelines; return how many."""
+    some = select(skip.c.id).where(skip.c.pipeline_id.in_(pipeline_ids)).limit(limit)
+    return connection.execute(delete(skip).where(skip.c.id.in_(some))).rowcount
+
+
+def _is_empty(table: Table) -> list[ColumnElement[bool]]:
+    left = [~select(job.c.number).where(_OF[table] == table.c.id).exists()]
+    if table is workspace:
+        left.append(~select(pipeline.c.id).where(pipeline.c.workspace_id == table.c.id).exists())
+    return [table.c.deleted_at.is_not(None), *left]
+
+
+def empty_of(connection: Connection, table: Table, ids: Collection[UUID]) -> list[UUID]:
+    """Return those of `ids` that are being deleted and have no jobs or pipelines left."""
+    return list(
+        connection.execute(
+            select(table.c.id).where(table.c.id.in_(ids), *_is_empty(table))
+        ).scalars()
+    )
+
+
+def remove_if_empty(connection: Connection, table: Table, ids: Collection[UUID]) -> None:
+    """Remove those of `ids` that are being deleted and have no jobs or pipelines left."""
+    connection.execute(delete(table).where(table.c.id.in_(ids), *_is_empty(table)))

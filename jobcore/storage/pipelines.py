@@ -1,0 +1,199 @@
+"""
+The statements about pipelines, and about which pipeline triggers which.
+
+Every function takes a connection in a transaction. Times are microseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Row,
+    delete,
+    func,
+    insert,
+    select,
+    type_coerce,
+)
+
+from jobcore.lifecycle import PipelineStatus
+from jobcore.storage.damage import leave_out, read_rows, rowid, unconverted
+from jobcore.storage.tables import (
+    link,
+    pipeline,
+    pipeline_note,
+)
+from jobcore.storage.workspaces import page_of, update_row
+
+T = TypeVar("T")
+
+
+_SOURCE = pipeline.alias("source")
+
+
+_NAMES = (
+    select(func.coalesce(_SOURCE.c.name, link.c.name).label("name"))
+    .select_from(link.outerjoin(_SOURCE, _SOURCE.c.id == link.c.source_id))
+    .where(link.c.pipeline_id == pipeline.c.id)
+    .order_by(link.c.position)
+    .correlate(pipeline)
+    .subquery()
+)
+
+
+#: Selects pipelines as they are shown: with the current names of their sources, as JSON.
+_PIPELINE = select(
+    pipeline,
+    type_coerce(select(func.json_group_array(_NAMES.c.name)).scalar_subquery(), JSON).label(
+        "triggered_by"
+    ),
+).where(pipeline.c.deleted_at.is_(None))
+
+
+def insert_pipeline(connection: Connection, *, now: int, **fields: Any) -> UUID:
+    """Create a pipeline and return its id."""
+    made = uuid4()
+    connection.execute(
+        insert(pipeline).values(
+            id=made, status=str(PipelineStatus.READY), created=now, last_modified=now, **fields
+        )
+    )
+    return made
+
+
+def find_pipeline(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
+    """Return the pipeline; None: there is none, or it is being deleted."""
+    return connection.execute(_PIPELINE.where(pipeline.c.id == pipeline_id)).one_or_none()
+
+
+def find_pipeline_called(connection: Connection, workspace_id: UUID, name: str) -> UUID | None:
+    """Return the id of the pipeline with this name, ignoring case, or None."""
+    found: UUID | None = connection.execute(
+        select(pipeline.c.id).where(
+            pipeline.c.workspace_id == workspace_id,
+            pipeline.c.folded_name == name.casefold(),
+            pipeline.c.deleted_at.is_(None),
+        )
+    ).scalar_one_or_none()
+    return found
+
+
+def find_retries(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
+    """Return id and `max_retries` of the pipeline; None: there is none, or it is being deleted."""
+    # Not the whole row, so that damage in another column does not keep jobs from being settled.
+    columns: tuple[Any, ...] = (pipeline.c.id, pipeline.c.max_retries)
+    return connection.execute(
+        select(*columns).where(pipeline.c.id == pipeline_id, pipeline.c.deleted_at.is_(None))
+    ).one_or_none()
+
+
+def list_pipelines(
+    connection: Connection,
+    workspace_id: UUID | None,
+    form: Callable[[Row[Any]], T],
+    failed: Callable[[int, Exception], None],
+    *,
+    limit: int | None = None,
+    after: tuple[int, UUID] | None = None,
+) -> list[T]:
+    """
+    Return a page of all pipelines, or of those of a workspace, in order of creation.
+
+    Args:
+        form, failed, limit, after: As for `list_workspaces`.
+    """
+    statement = _PIPELINE
+    if workspace_id is not None:
+        statement = statement.where(pipeline.c.workspace_id == workspace_id)
+    statement = page_of(statement, pipeline, limit, after)
+    return read_rows(connection, statement, rowid(pipeline), failed, form)
+
+
+def set_pipeline_status(
+    connection: Connection, pipeline_id: UUID, status: str, *, now: int
+) -> None:
+    """Set the status of a pipeline, which tells whether its configuration was processed."""
+    update_row(connection, pipeline, pipeline_id, now=now, status=status)
+
+
+# --- triggers -------------------------------------------------------------
+
+
+def links_of(connection: Connection, pipeline_id: UUID) -> Sequence[Row[Any]]:
+    """Return the links of a pipeline, in order: ids of its sources, or names without a pipeline."""
+    return connection.execute(
+        select(link).where(link.c.pipeline_id == pipeline_id).order_by(link.c.position)
+    ).all()
+
+
+def replace_links(
+    connection: Connection, pipeline_id: UUID, links: Sequence[tuple[UUID | None, str | None]]
+) -> None:
+    """Replace the sources of a pipeline. Each link is the id of a pipeline, or only a name."""
+    connection.execute(delete(link).where(link.c.pipeline_id == pipeline_id))
+    if links:
+        connection.execute(
+            insert(link),
+            [
+                {"pipeline_id": pipeline_id, "position": n, "source_id": source, "name": name}
+                for n, (source, name) in enumerate(links)
+            ],
+        )
+
+
+def pipelines_triggered_by(
+    connection: Connection,
+    source_id: UUID,
+    failed: Callable[[int, Exception], None] = leave_out,
+) -> list[Row[Any]]:
+    """
+    Return id and workspace of the pipelines that run after this one, in order of creation.
+
+    Args:
+        failed: Called with the rowid of each pipeline that cannot be read, and the reason.
+    """
+    triggered = (
+        select(pipeline.c.id, pipeline.c.workspace_id)
+        .join_from(link, pipeline, link.c.pipeline_id == pipeline.c.id)
+        .where(link.c.source_id == source_id, pipeline.c.deleted_at.is_(None))
+        .order_by(pipeline.c.created, pipeline.c.id)
+    )
+    return read_rows(connection, triggered, rowid(pipeline), failed, unconverted)
+
+
+def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UUID]) -> bool:
+    """Tell whether the pipeline is one of `others` or triggers one of them, even indirectly."""
+    before = select(pipeline.c.id).where(pipeline.c.id.in_(others)).cte("before", recursive=True)
+    before = before.union(
+        select(link.c.source_id).where(
+            link.c.pipeline_id == before.c.id, link.c.source_id.is_not(None)
+        )
+    )
+    found = connection.execute(select(before.c.id).where(before.c.id == pipeline_id)).first()
+    return found is not None
+
+
+def remove_links_to(connection: Connection, source_id: UUID) -> None:
+    """Remove all links to a pipeline, so that it triggers nothing any more."""
+    connection.execute(delete(link).where(link.c.source_id == source_id))
+
+
+def note(connection: Connection, pipeline_id: UUID, topic: str, detail: str) -> None:
+    """Record a note about a pipeline, which `doctor` lists."""
+    connection.execute(
+        insert(pipeline_note).values(pipeline_id=pipeline_id, topic=topic, detail=detail)
+    )
+
+
+def remove_notes(connection: Connection, pipeline_id: UUID, topic: str) -> None:
+    """Remove the notes on a pipeline's `name` or `chain`, after the user has changed it."""
+    connection.execute(
+        delete(pipeline_note).where(
+            pipeline_note.c.pipeline_id == pipeline_id, pipeline_note.c.topic == topic
+        )
+    )
