@@ -288,6 +288,7 @@ class JobManager:
             in_steps=self._recovery.is_unfinished,
             postponed=postponed,
         )
+        self._liveness = self._dispatcher.liveness
 
     # --- creating -----------------------------------------------------------------
 
@@ -1105,7 +1106,7 @@ class JobManager:
         first = checked_sequence(sequence)
         checked_patience(timeout)  # now, not at the first next()
         run = self._run(job_id)
-        check = self._dispatcher.begin_wait(self)
+        check = self._liveness.begin_wait(self)
         return self._follower.follow(run, first, timeout, check, unfinished=unfinished)
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
@@ -1151,7 +1152,7 @@ class JobManager:
         """
         checked_patience(timeout)
         run = self._run(checked_one(job_id))
-        self._follower.wait(run, timeout, self._dispatcher.begin_wait(self))
+        self._follower.wait(run, timeout, self._liveness.begin_wait(self))
         return self._job(run)
 
     def wait_all(self, job_ids: Iterable[Id], timeout: float | None = None) -> list[Job]:
@@ -1173,7 +1174,7 @@ class JobManager:
         """
         patience = Patience(timeout)
         waited = [self._run(one) for one in checked_ids(job_ids)]
-        check = self._dispatcher.begin_wait(self)
+        check = self._liveness.begin_wait(self)
         return [self._job(self._follower.wait(run, patience, check)) for run in waited]
 
     def drain(self, timeout: float | None = None) -> None:
@@ -1215,7 +1216,10 @@ class JobManager:
         checked_patience(timeout)
         checked_one(job_id)
         return self._awaiter.wait(
-            lambda: self._run(job_id), timeout, self._dispatcher.begin_wait(self), self._job
+            lambda: self._run(job_id),
+            timeout,
+            self._liveness.begin_wait(self),
+            self._job,
         )
 
     def wait_all_async(
@@ -1240,7 +1244,7 @@ class JobManager:
         return self._awaiter.wait_all(
             lambda: [self._run(one) for one in ids],
             timeout,
-            self._dispatcher.begin_wait(self),
+            self._liveness.begin_wait(self),
             self._job,
         )
 
@@ -1274,7 +1278,7 @@ class JobManager:
         """
         first = checked_sequence(sequence)
         checked_patience(timeout)
-        check = self._dispatcher.begin_wait(self)
+        check = self._liveness.begin_wait(self)
         return self._awaiter.follow(
             lambda: self._run(job_id), first, timeout, check, unfinished=unfinished
         )
@@ -1368,7 +1372,7 @@ class JobManager:
 
         examine = handed_over(doctor.examine)
         findings = examine(self._database.path, trust_directory=self._trust_directory)
-        return findings + doctor.findings_of(self._dispatcher.failures() + self.list_damaged_rows())
+        return findings + doctor.findings_of(self._liveness.failures() + self.list_damaged_rows())
 
     def list_damaged_rows(self) -> list[str]:
         """
@@ -1867,7 +1871,7 @@ class JobManager:
             return list(transitions.supervised(connection))
 
     def _drained(self) -> Callable[[], bool]:
-        return self._dispatcher.is_drained(starts=self._slots > 0)
+        return self._liveness.is_drained(starts=self._slots > 0)
 
     def _jobs(self, found: Iterable[Run]) -> list[Job]:
         return self._listings.of(run.number for run in found)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,14 +29,15 @@ from jobcore.engine.executors import Executor
 from jobcore.engine.importer import Harvest, Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.launch import Launch, Request
+from jobcore.engine.liveness import ROUND, Liveness
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
 from jobcore.engine.queue_reader import Backlog
-from jobcore.engine.supervisor_pool import SUPERVISORS, Supervisor, SupervisorPool
+from jobcore.engine.supervisor_pool import Supervisor, SupervisorPool
 from jobcore.engine.thread_loop import Loop
 from jobcore.engine.unresponsive import Overdue
-from jobcore.errors import SpawnError, StoreError
-from jobcore.lifecycle import Reason, Status
+from jobcore.errors import StoreError
+from jobcore.lifecycle import Reason
 from jobcore.storage import environments, filesystem, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
@@ -54,8 +55,8 @@ SEND_PATIENCE = 10.0
 IDLE_PATIENCE = 0.25
 #: Seconds of rest after an error that concerns more than one job.
 BACK_OFF = 0.5
-#: The keys in `Postponement` of failures of the dispatcher itself.
-ROUND, ADOPTION = "round", "adoption"
+#: The key in `Postponement` of failures to adopt jobs.
+ADOPTION = "adoption"
 
 
 class _Round(NamedTuple):
@@ -83,6 +84,9 @@ class Dispatcher:
         in_steps: Tells whether a chore was interrupted and should continue soon.
         postponed: Remembers failures: of a job, by its number; of a chore, by its name; and
             `ROUND` and `ADOPTION`.
+
+    Attributes:
+        liveness: Tells callers that wait for jobs whether these can go on.
     """
 
     _claims: Lock  # held during each change of the assignments
@@ -121,6 +125,7 @@ class Dispatcher:
         self._adoption = Adoption(database, directories, enabled=not only_own)
         self._then: Callable[[], None] | None = None  # called at the end of the thread
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
+        self.liveness = Liveness(self, directories, ownership, self._backlog, postponed)
         self._start_afresh()
         # Only a clock that is moved by hand has `watch`.
         watch = getattr(clock, "watch", None)
@@ -214,126 +219,6 @@ class Dispatcher:
     def next_start(self) -> int | None:
         """Return when the next job in the queue is due, in wall time; None: there is none."""
         return self._backlog.next_due()
-
-    def begin_wait(self, manager: object) -> Callable[[Run], None]:
-        """
-        Return `require` for a waiter that begins now; it ignores failures before that.
-
-        Args:
-            manager: Kept alive by the returned function, so that it is not collected meanwhile.
-        """
-        return partial(self.require, begun=self._postponed.now(), manager=manager)
-
-    def require(self, run: Run, begun: float = 0.0, manager: object = None) -> None:  # noqa: ARG002 - see `begin_wait`
-        """
-        Raise an error if a job cannot go on here, and that lasts. For a caller that waits for it.
-
-        It raises nothing for a job that has a supervisor, or that only another manager can run,
-        nor because the database is busy, full or read-only.
-
-        Args:
-            run: The job.
-            begun: When the caller began to wait; earlier failures are ignored.
-            manager: See `begin_wait`.
-
-        Raises:
-            SpawnError: The job is QUEUED, and jobs cannot be started here; or the interpreter
-                is exiting and has ended the thread.
-            DatabaseGone: The job is QUEUED, and the directory of all job directories is gone.
-            StoreError: Its row, its directory or its files cannot be read. The subclass says
-                why.
-        """
-        if run.status == Status.QUEUED:
-            if self._loop.exiting:
-                raise SpawnError("the interpreter exits: nothing is started here any more")
-            self._directories.require_root()
-            if self._can_run(run):
-                self._require_starts(begun)
-                self._require_readable(run, begun)
-        elif (
-            run.supervised
-            and self._postponed.fails(run.number)  # first, because it is fast and called often
-            and not job_directory.is_run_locked(run.token or "")
-        ):
-            self._require_readable(run, begun)
-
-    def _can_run(self, run: Run) -> bool:
-        return run.owner in (None, self._ownership.current) and self._backlog.takes(run)
-
-    def _require_starts(self, begun: float) -> None:
-        for key, what in (
-            (SUPERVISORS, "supervisors cannot be started"),
-            (ROUND, "this manager cannot start jobs, as each try fails"),
-        ):
-            failure = self._postponed.persistent(key, begun)
-            if failure is not None:
-                raise failure.for_waiter(what)
-
-    def _require_readable(self, run: Run, begun: float) -> None:
-        failure = self._postponed.persistent(run.number, begun)
-        if failure is not None:
-            raise failure.for_waiter(
-                f"job {transitions.name_of(run)} is {run.status} and cannot go on"
-            )
-        self._postponed.hurry(run.number)  # retry a failure soon: its cause may be gone
-
-    def require_progress(self, begun: float = 0.0) -> None:
-        """
-        Raise an error if none of this manager's jobs can go on, for a caller that drains it.
-
-        Args:
-            begun: When the caller began to wait; earlier failures are ignored.
-
-        Raises:
-            SpawnError, StoreError: As in `require`: none of the jobs that this manager has
-                claimed, or could claim, can go on.
-        """
-        if self._loop.exiting:
-            raise SpawnError("the interpreter exits: nothing is started here any more")
-        with self._claims:
-            claimed = [one.run for one in self._assignments.values()]
-        stuck = [run for run in claimed if self._postponed.persistent(run.number, begun)]
-        if len(stuck) < len(claimed):
-            self._hurry(run.number for run in claimed)
-            return  # at least one job can go on
-        for run in stuck:
-            self.require(run, begun)
-        if stuck:
-            return
-        self._require_starts(begun)
-        queued = self._backlog.first()
-        failures = [self._postponed.persistent(number, begun) for number in queued]
-        if failures and failures[0] is not None and None not in failures:
-            raise failures[0].for_waiter(f"job number {queued[0]} cannot be started")
-        self._hurry(queued)
-
-    def _hurry(self, numbers: Iterable[int]) -> None:
-        """Retry jobs that fail soon, because a caller waits for them."""
-        for number in numbers:
-            self._postponed.hurry(number)
-
-    def is_drained(self, *, starts: bool) -> Callable[[], bool]:
-        """
-        Return a function that tells a caller, which begins to wait now, whether all is done.
-
-        Args:
-            starts: Whether it starts the thread if necessary, as in a forked child.
-        """
-        begun = self._postponed.now()
-
-        def answer() -> bool:
-            if starts:
-                self.start()
-            if self.is_idle():
-                return True
-            self.require_progress(begun)
-            return False
-
-        return answer
-
-    def failures(self) -> list[str]:
-        """Return a line for each current failure."""
-        return self._postponed.in_words()
 
     def stop_claiming(self) -> None:
         """Claim no more jobs; continue to manage the running ones."""

@@ -93,7 +93,7 @@ class Outlook:
         Raises:
             SpawnError, StoreError: As for `JobManager.drain`.
         """
-        self._jobs._dispatcher.require_progress()
+        self._jobs._dispatcher.liveness.require_progress()
 
     def wait_for_change(self, seconds: float) -> None:
         """Wait for a commit of any process, for at most `seconds`."""

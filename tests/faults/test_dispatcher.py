@@ -384,7 +384,7 @@ def test_a_manager_goes_on_while_an_interpreter_hangs(database, clock, tmp_path,
         until(lambda: jobs._dispatcher._adoption.tokens, "the adoption")
         jobs.stop_job(running.id)
         until(lambda: jobs.list_jobs(status=Status.STOPPED), "the stop")
-        assert jobs._dispatcher.failures() == []
+        assert jobs._dispatcher.liveness.failures() == []
 
     until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")
 
