@@ -39,7 +39,7 @@ class ForkAware(Protocol):
         """Forget inherited connections, threads and locks; unlock nothing."""
 
 
-class _Gate:
+class _Gate(Lock):
     """
     Keeps forks out while a descriptor is open but not registered.
 
@@ -48,7 +48,7 @@ class _Gate:
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        super().__init__()
         self._forks = Lock()  # two threads may fork at once; their hooks run one after the other
         self._descriptors: set[int] = set()
         self._owners: list[weakref.ref[ForkAware]] = []
@@ -56,15 +56,9 @@ class _Gate:
         self._going_on = False  # the outermost fork is over, and the owners resume
         self._interrupted = False  # KeyboardInterrupt came during the hooks; raised after the fork
 
-    def __enter__(self) -> None:
-        self._lock.take(sys._getframe(1))  # noqa: SLF001 - the call that holds the gate
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.give_up(sys._getframe(1))  # noqa: SLF001 - as above
-
     def watch(self, owner: ForkAware) -> None:
         """Call the methods of `owner` before and after every fork; keep only a weak reference."""
-        with self._lock:
+        with self:
             self._owners = [one for one in self._owners if one() is not None]
             if not any(one() is owner for one in self._owners):
                 self._owners.append(weakref.ref(owner))
@@ -93,17 +87,17 @@ class _Gate:
 
     def descriptors(self) -> set[int]:
         """Return all registered descriptors."""
-        with self._lock:
+        with self:
             return set(self._descriptors)
 
     def unregister(self, *descriptors: int) -> None:
         """Do not close these in forked children, because the host has reused the numbers."""
-        with self._lock:
+        with self:
             self._descriptors.difference_update(descriptors)
 
     def close(self, *descriptors: int) -> None:
         """Unregister these descriptors and close them."""
-        with self._lock:
+        with self:
             self._descriptors.difference_update(descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -126,14 +120,14 @@ class _Gate:
                 # If it were raised on, Python would print it and fork, and the hooks after the
                 # fork would undo steps that were never done.
                 self._interrupted = self._interrupted or isinstance(error, KeyboardInterrupt)
-        self._lock.take(call)
+        self.take(call)
 
     def _after_in_parent(self) -> None:
         call = sys._getframe().f_back  # noqa: SLF001 - as above
         if not self._forks.is_mine:
             return  # the first hook did everything; another thread may be forking by now
         is_outermost = self._forks.is_taken_by(call)
-        self._lock.give_up(call)
+        self.give_up(call)
         if is_outermost:
             self._going_on = True
         elif not self._going_on:
@@ -154,12 +148,12 @@ class _Gate:
             except OSError:
                 pass  # the host has closed it by its number
         self._descriptors.clear()
-        # New locks: an outer fork, or a launcher that forks, may hold the old ones, and its
-        # call continues only after the signal handler that forked has returned.
-        self._lock = Lock()
+        # An outer fork, or a launcher that forks, may hold the gate, and its call continues only
+        # after the signal handler that forked has returned.
+        self.reset()
         for owner in self.owners():
             owner.after_fork_in_child()
-        self._forks = Lock()
+        self._forks.reset()
 
 
 GATE = _Gate()

@@ -85,6 +85,10 @@ class Lock:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Free the lock, whoever has it; a call that still holds it then releases nothing."""
         self._known = _Turn(None)  # some turn; the newest is found from it
         self._known.end()
 

@@ -31,6 +31,7 @@ class Adoption:
         enabled: False: adopt nothing, for a manager that runs only its own jobs.
 
     Attributes:
+        slots: The descriptors that hold the slots, by token.
         remaining: Whether the last update left jobs without a manager, for lack of slots.
     """
 
@@ -38,17 +39,13 @@ class Adoption:
         self._database = database
         self._directories = directories
         self._enabled = enabled
-        self._slots: dict[str, int] = {}  # by token: the descriptor that holds the slot
+        self.slots: dict[str, int] = {}
         self.remaining = False
 
     @property
     def tokens(self) -> frozenset[str]:
         """The adopted jobs that had not ended at the last `update`. Any thread may read this."""
-        return frozenset(self._slots)
-
-    def __len__(self) -> int:
-        """Return the number of `tokens`."""
-        return len(self._slots)
+        return frozenset(self.slots)
 
     def update(self, claimed: Container[str], room: int) -> None:
         """
@@ -65,17 +62,17 @@ class Adoption:
             return
         with self._database.read() as connection:
             running = transitions.supervised_names(connection)
-        for token in self._slots.keys() - running.keys():
-            GATE.close(self._slots.pop(token))
+        for token in self.slots.keys() - running.keys():
+            GATE.close(self.slots.pop(token))
         self.remaining = False
         for token, (name, cookie) in running.items():
-            if token in claimed or token in self._slots or orphans.is_inside(cookie or ""):
+            if token in claimed or token in self.slots or orphans.is_inside(cookie or ""):
                 continue  # this process runs inside that job, which may wait for queued jobs
             slot = self._adopt(name)
             if slot is None:
                 continue
-            if len(self._slots) < room:
-                self._slots[token] = slot
+            if len(self.slots) < room:
+                self.slots[token] = slot
             else:
                 # Leave it to a manager with free slots: this one may be about to be restarted.
                 self.remaining = True
@@ -83,12 +80,12 @@ class Adoption:
 
     def close(self) -> None:
         """Leave the jobs to other managers. A second call is harmless."""
-        while self._slots:
-            GATE.close(self._slots.popitem()[1])
+        while self.slots:
+            GATE.close(self.slots.popitem()[1])
 
     def forget(self) -> None:
         """Begin anew, in a forked child: the gate has closed the descriptors."""
-        self._slots.clear()
+        self.slots.clear()
         self.remaining = False
 
     def _adopt(self, name: str) -> int | None:

@@ -22,23 +22,22 @@ from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.interrupts import Lock
-from jobcore.engine import orphans, postponement
+from jobcore.engine import postponement
 from jobcore.engine.adoption import Adoption
-from jobcore.engine.claimed_job import RETRY, Assignment
 from jobcore.engine.executors import Executor
 from jobcore.engine.importer import Harvest, Importer
 from jobcore.engine.job_directories import Directories
-from jobcore.engine.launch import Launch, Request
+from jobcore.engine.launch import RETRY, Claim, Environments, Launch, Request
 from jobcore.engine.liveness import ROUND, Liveness
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
-from jobcore.engine.queue_reader import Backlog
+from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.supervisor_pool import Supervisor, SupervisorPool
 from jobcore.engine.thread_loop import Loop
 from jobcore.engine.unresponsive import Overdue
 from jobcore.errors import StoreError
 from jobcore.lifecycle import Reason
-from jobcore.storage import environments, filesystem, transitions
+from jobcore.storage import environments, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import job_directory
@@ -62,9 +61,9 @@ ADOPTION = "adoption"
 class _Round(NamedTuple):
     """What one transaction of the dispatcher has written, and what was rolled back alone."""
 
-    written: list[tuple[Assignment, Harvest, Run | None]]
+    written: list[tuple[Claim, Harvest, Run | None]]
     claimed: list[tuple[Request, Run | None]]
-    failed: list[tuple[Assignment | Request, Exception]]
+    failed: list[tuple[Claim | Request, Exception]]
 
 
 class Dispatcher:
@@ -89,7 +88,7 @@ class Dispatcher:
         liveness: Tells callers that wait for jobs whether these can go on.
     """
 
-    _claims: Lock  # held during each change of the assignments
+    _lock: Lock  # held during each change of the claims
     _seen_queued: int  # the version of the file at which the queue was last seen not empty
 
     def __init__(
@@ -115,17 +114,19 @@ class Dispatcher:
         self._clock = clock
         self._ownership = ownership
         self._postponed = postponed
-        self._backlog = Backlog(database, clock, executors, ownership, postponed, only_own=only_own)
+        self._queue = QueueReader(
+            database, clock, executors, ownership, postponed, only_own=only_own
+        )
         self._slots = slots
         self._reconcile = reconcile
         self._chores = {**chores, "starts": self._look_after_starts}
         self._in_steps = in_steps
         self._directories = directories
-        self._launch = Launch(directories, clock, executors, database)
+        self._launch = Launch(database, directories, clock, executors)
         self._adoption = Adoption(database, directories, enabled=not only_own)
         self._then: Callable[[], None] | None = None  # called at the end of the thread
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
-        self.liveness = Liveness(self, directories, ownership, self._backlog, postponed)
+        self.liveness = Liveness(self, directories, ownership, self._queue, postponed)
         self._start_afresh()
         # Only a clock that is moved by hand has `watch`.
         watch = getattr(clock, "watch", None)
@@ -152,12 +153,12 @@ class Dispatcher:
 
     def make_own(self, number: int) -> None:
         """Let a manager that claims only its own jobs claim this one."""
-        self._backlog.make_own(number)
+        self._queue.make_own(number)
 
     def running(self) -> list[Run]:
         """Return the jobs that this manager has claimed and not settled."""
-        with self._claims:  # wait for a claim that is committed and not noted yet
-            return [*self._left, *(assignment.run for assignment in self._assignments.values())]
+        with self._lock:  # wait for a claim that is committed and not noted yet
+            return [*self._left, *(claim.run for claim in self._claims.values())]
 
     def is_idle(self) -> bool:
         """
@@ -171,7 +172,7 @@ class Dispatcher:
         version = self._database.version()
         if version == self._seen_queued:
             return False
-        if not self._backlog.is_empty():
+        if not self._queue.is_empty():
             self._seen_queued = version
             return False
         return not self._is_busy()  # again: a job may have been claimed before the queue was read
@@ -179,12 +180,12 @@ class Dispatcher:
     def _is_busy(self) -> bool:
         """Tell whether a claimed job is not settled; also True if a round takes long."""
         frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
-        if not self._claims.take(frame, IDLE_PATIENCE):
+        if not self._lock.take(frame, IDLE_PATIENCE):
             return True
         try:
-            return bool(self._assignments or self._left)
+            return bool(self._claims or self._left)
         finally:
-            self._claims.give_up(frame)
+            self._lock.give_up(frame)
 
     def waits_only_for(self, runs: Container[str]) -> bool:
         """
@@ -197,7 +198,7 @@ class Dispatcher:
         if self._moves_seen != self._moves:
             return False  # the clock was moved, and the chores have yet to look at what is due
         free = self._free_beside(runs)
-        if free is None or (free > 0 and not self._backlog.is_empty()):
+        if free is None or (free > 0 and not self._queue.is_empty()):
             return False
         # Check again after reading the queue: a job may have moved from there to the claimed ones.
         return self._free_beside(runs) == free
@@ -205,24 +206,24 @@ class Dispatcher:
     def _free_beside(self, runs: Container[str]) -> int | None:
         """Return the free slots if all claimed and adopted jobs are among `runs`, else None."""
         frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
-        if not self._claims.take(frame, IDLE_PATIENCE):
+        if not self._lock.take(frame, IDLE_PATIENCE):
             return None
         try:
             waiting = all(token in runs for token in self._adoption.tokens) and all(
                 token in runs and one.request is None and not one.ended
-                for token, one in self._assignments.items()
+                for token, one in self._claims.items()
             )
             return self._free_slots() if waiting else None
         finally:
-            self._claims.give_up(frame)
+            self._lock.give_up(frame)
 
     def next_start(self) -> int | None:
         """Return when the next job in the queue is due, in wall time; None: there is none."""
-        return self._backlog.next_due()
+        return self._queue.next_due()
 
     def stop_claiming(self) -> None:
         """Claim no more jobs; continue to manage the running ones."""
-        with self._claims:  # wait for a claim that is being written: its jobs count as running
+        with self._lock:  # wait for a claim that is being written: its jobs count as running
             self._claiming = False
 
     @property
@@ -279,12 +280,12 @@ class Dispatcher:
                 then()
 
     def _let_go_of_jobs(self) -> None:
-        for assignment in self._assignments.values():
-            assignment.let_go()
-        with self._claims:
+        for claim in self._claims.values():
+            claim.let_go()
+        with self._lock:
             if self._loop.exiting:
-                self._left += [assignment.run for assignment in self._assignments.values()]
-            self._assignments.clear()
+                self._left += [claim.run for claim in self._claims.values()]
+            self._claims.clear()
         self._adoption.close()
         self._pool.close()
 
@@ -303,13 +304,14 @@ class Dispatcher:
 
     def _start_afresh(self) -> None:
         self._claiming = True
+        self._resting = False  # whether the last round failed
         self._look = True  # whether the next round looks at the queue
         self._moves = 0  # moves of the clock; below, how many of them the last chores have seen
         self._moves_seen = 0
-        self._backlog.forget()
+        self._queue.forget()
         self._postponed.forget()
-        self._claims = Lock()
-        self._assignments: dict[str, Assignment] = {}  # by token
+        self._lock = Lock()
+        self._claims: dict[str, Claim] = {}  # by token
         self._left: list[Run] = []  # unsettled when the interpreter's exit ended the thread
         self._overdue = Overdue()
         self._adoption.forget()
@@ -329,14 +331,16 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - rest, and retry: running jobs do not need this thread
             self._rest(error)
         else:
-            self._postponed.succeed(ROUND)
+            if self._resting:
+                self._resting = False
+                self._postponed.succeed(ROUND)
         if self._moves != self._moves_seen or time.monotonic() >= self._next_chores:
             self._do_chores()
 
     def _rest(self, error: Exception) -> None:
         known = isinstance(error, (StoreError, OSError))  # such as a busy or a full database
         self._postponed.fail(ROUND, error, "dispatcher waits" if known else "dispatcher failed")
-        self._look = True
+        self._resting = self._look = True
         # `wait`, not `rest`: it empties the pipe. Otherwise old rings would end each rest at once.
         self._loop.wait((), BACK_OFF)
 
@@ -370,56 +374,57 @@ class Dispatcher:
                 self._hear(supervisor)
 
     def _next_moment(self) -> float:
-        moments = [self._next_chores, *(one.due for one in self._assignments.values())]
+        moments = [self._next_chores, *(one.due for one in self._claims.values())]
         if self._claiming and self._free_slots() > 0:
             start = max(self._next_start, self._pool.next_start)
             moments.append(start if self._look else self._next_look)
-        elif self._adoption:
+        elif self._adoption.slots:
             moments.append(self._next_look)  # another process may settle an adopted job
         return min(moments)
 
     def _hear(self, supervisor: Supervisor) -> None:
         for notice in self._pool.receive(supervisor):
-            assignment = self._assignments.get(notice.token)
-            if assignment is not None:
-                assignment.hear(notice)
+            claim = self._claims.get(notice.token)
+            if claim is not None:
+                claim.note(notice)
         if supervisor.gone:
-            for assignment in self._assignments.values():
-                if assignment.supervisor is supervisor:
-                    assignment.end()
+            for claim in self._claims.values():
+                if claim.supervisor is supervisor:
+                    claim.end()
             self._pool.remove_gone(supervisor)
         # It can take a job, or another supervisor must replace it.
         self._look = self._look or supervisor.ready or supervisor.gone
 
     def _look_after_starts(self) -> None:
-        """Wake stopped supervisors, and end those that never take a job that is overdue."""
+        """Wake stopped supervisors, and dismiss or end those that are idle or do not react."""
+        self._pool.remove_idle()
         self._pool.wake_stopped()
         starting = [
             one
-            for one in self._assignments.values()
+            for one in self._claims.values()
             if one.supervisor is not None and not one.accepted and not self._is_accepted(one)
         ]
         self._overdue.keep({one.run.number for one in starting})
-        for assignment in starting:
+        for claim in starting:
             with self._database.read() as connection:
-                run = transitions.find(connection, assignment.run.number)
+                run = transitions.find(connection, claim.run.number)
             now = self._clock.monotonic()
             if run is None or not self._overdue.is_overdue(run, self._clock.now(), now):
                 continue
             number = self._overdue.judge(run.number, now, answers=False)
-            if number is not None and assignment.supervisor is not None:
-                assignment.supervisor.signal_unresponsive(number)
+            if number is not None and claim.supervisor is not None:
+                claim.supervisor.signal_unresponsive(number)
 
-    def _is_accepted(self, assignment: Assignment) -> bool:
+    def _is_accepted(self, claim: Claim) -> bool:
         """Tell whether the supervisor has taken the job; then `Recovery.sweep` watches it."""
         try:
-            with self._directories.open(assignment.run.name) as directory:
-                assignment.accepted = self._directories.is_held(directory, job_directory.RUNNING)
+            with self._directories.open(claim.run.name) as directory:
+                claim.accepted = self._directories.is_held(directory, job_directory.RUNNING)
         except FileNotFoundError:
-            assignment.accepted = True  # it has ended
+            claim.accepted = True  # it has ended
         except (StoreError, OSError):
             return True  # unreadable: its import will postpone it
-        return assignment.accepted
+        return claim.accepted
 
     # --- a round ----------------------------------------------------------------
 
@@ -430,65 +435,73 @@ class Dispatcher:
         if harvests or requests:
             self._commit(harvests, requests)
         self._send()
-        self._pool.remove_idle()
 
-    def _gather(self, now: float) -> list[tuple[Assignment, Harvest]]:
+    def _gather(self, now: float) -> list[tuple[Claim, Harvest]]:
         """Read what the due jobs have written; reconcile those that ended without a record."""
         harvests = []
-        for assignment in list(self._assignments.values()):
-            if assignment.due > now or assignment.request is not None:
+        for claim in list(self._claims.values()):
+            if claim.due > now or claim.request is not None:
                 continue
-            assignment.begin_import(now)
+            claim.begin_import(now)
             try:
-                harvest = self._importer.harvest(assignment.run)
+                harvest = self._importer.harvest(claim.run)
             except Exception as error:  # noqa: BLE001 - it concerns this job only
-                if assignment.ended:
+                if claim.ended:
                     # Its supervisor may have died: kill the orphans all the same.
-                    self._reconcile_ended(assignment)
+                    self._reconcile_ended(claim)
                 else:
-                    self._postpone(assignment, error, "import")
+                    self._postpone(claim, error, "import")
                 continue
-            if assignment.ended and (harvest is None or harvest.exit is None):
-                self._reconcile_ended(assignment)
+            if claim.ended and (harvest is None or harvest.exit is None):
+                self._reconcile_ended(claim)
             elif harvest is not None and not harvest.empty:
-                harvests.append((assignment, harvest))
+                harvests.append((claim, harvest))
         return harvests
 
-    def _reconcile_ended(self, assignment: Assignment) -> None:
-        self._update(assignment, self._reconcile(assignment.run))
-        assignment.wait(self._postponed.delay(assignment.run.number))
+    def _reconcile_ended(self, claim: Claim) -> None:
+        self._update(claim, self._reconcile(claim.run))
+        claim.postpone(self._postponed.delay(claim.run.number))
 
-    def _postpone(self, assignment: Assignment, error: Exception, step: str) -> None:
-        run = assignment.run
+    def _postpone(self, claim: Claim, error: Exception, step: str) -> None:
+        run = claim.run
         delay = self._postponed.fail(
             run.number, error, "job postponed", job=transitions.name_of(run), step=step
         )
-        assignment.wait(delay)
+        claim.postpone(delay)
 
     def _prepare(self, now: float) -> list[Request]:
         """Prepare as many queued jobs as there are idle supervisors; start more supervisors."""
-        self._note_commits()
-        self._next_look = now + QUEUE_PAUSE
+        if now >= self._next_look:  # `wake` and `_update` tell of this manager's own commits
+            self._note_commits()
+            self._next_look = now + QUEUE_PAUSE
         self._adopt(now)
         if now < self._pool.next_start:
             return []
-        unsent = sum(one.needs_supervisor for one in self._assignments.values())
-        self._pool.start(unsent)  # supervisors may have died before they took these jobs
+        unsent = sum(one.needs_supervisor for one in self._claims.values())
+        if unsent:
+            self._pool.start(unsent)  # supervisors may have died before they took these jobs
         free = self._free_slots()
         if not (self._look and self._claiming) or free <= 0 or now < self._next_start:
             return []
         # A free slot, or a supervisor that gets ready, will cause another look.
         self._look = False
-        waiting = min(self._backlog.look(free), free)
-        self._start_supervisors(waiting + unsent, now)
-        taken = self._backlog.take(min(waiting, max(self._pool.ready - unsent, 0)))
-        bases: dict[str | None, Mapping[bytes, bytes] | None] = {}
+        waiting = min(self._queue.look(free), free)
+        if not waiting:
+            return []
+        ready = self._pool.start(waiting + unsent)
+        if now < self._pool.next_start:  # one could not be started
+            self._look = True  # never set to False here: another thread may have asked for a look
+        return self._prepare_each(self._queue.take(min(waiting, max(ready - unsent, 0))), now)
+
+    def _prepare_each(
+        self, jobs: list[tuple[Row[Any], Row[Any] | None]], now: float
+    ) -> list[Request]:
+        found: Environments = {}
         requests: list[Request] = []
         try:
-            for row, pipeline in taken:
+            for row, pipeline in jobs:
                 try:
-                    self._require_nothing_left(row)
-                    request = self._launch.prepare(row, pipeline, self._environment(row, bases))
+                    request = self._launch.prepare(row, pipeline, found)
                 except Exception as error:  # noqa: BLE001 - this job stays QUEUED, others may start
                     self._postpone_start(row.number, row.id, error)
                     if postponement.is_of_all(error):
@@ -504,49 +517,12 @@ class Dispatcher:
             raise
         return requests
 
-    def _require_nothing_left(self, row: Row[Any]) -> None:
-        """
-        Refuse to start a retry while processes of the previous attempt run.
-
-        Raises:
-            StoreError: They still run.
-        """
-        if row.retry_of is None:
-            return
-        with self._database.read() as connection:
-            cookie = transitions.cookie_of_left(connection, row.retry_of, filesystem.boot_id())
-        left = orphans.find(cookie) if cookie else []
-        if left:
-            raise StoreError(
-                f"processes {', '.join(map(str, left))} of job {row.retry_of}, which this job "
-                "repeats, still run: end them, or have them ignored by "
-                f"`{filesystem.repair_command(self._database.path)}`"
-            )
-
-    def _start_supervisors(self, wanted: int, now: float) -> None:
-        self._pool.start(wanted)
-        if now < self._pool.next_start:  # one could not be started
-            self._look = True  # never set to False here: another thread may have asked for a look
-
-    def _environment(
-        self, row: Row[Any], found: dict[str | None, Mapping[bytes, bytes] | None]
-    ) -> Mapping[bytes, bytes] | None:
-        """Return the base environment of a job; each is read once per round."""
-        name = row.environment
-        if name not in found:
-            if name is None:
-                found[None] = dict(os.environb)  # one copy per round: it is slow, and may change
-            else:
-                with self._database.read() as connection:
-                    found[name] = environments.find(connection, name)
-        return found[name]
-
     def _note_commits(self) -> None:
         version = self._database.version()
         if version != self._seen:
             self._seen = version
             self._look = True
-            if self._adoption:
+            if self._adoption.slots:
                 self._next_adoption = 0.0  # an adopted job may have been settled
 
     def _adopt(self, now: float) -> None:
@@ -554,7 +530,7 @@ class Dispatcher:
         if now >= self._next_adoption or (self._adoption.remaining and self._free_slots() > 0):
             self._next_adoption = now + CHORES_PAUSE
             try:
-                self._adoption.update(self._assignments.keys(), self._slots - self._unended())
+                self._adoption.update(self._claims.keys(), self._slots - self._unended())
             except Exception as error:  # noqa: BLE001 - queued jobs must start all the same
                 self._postponed.fail(ADOPTION, error, "chore postponed", chore=ADOPTION)
             else:
@@ -563,46 +539,44 @@ class Dispatcher:
     def _postpone_start(self, number: int, job_id: object, error: Exception) -> None:
         """Skip a job for a while, so that it does not hold up the jobs after it."""
         self._postponed.fail(number, error, "start postponed", job=str(job_id))
-        self._backlog.forget()
+        self._queue.forget()
         self._look = True
 
-    def _commit(self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]) -> None:
-        with self._claims:
+    def _commit(self, harvests: list[tuple[Claim, Harvest]], requests: list[Request]) -> None:
+        with self._lock:
             if not self._claiming:  # `stop_claiming` or `close` was called meanwhile
                 for request in requests:
                     request.close()
                 requests = []
             written = self._write(harvests, requests)
-        for assignment, harvest, after in written:
-            self._postponed.succeed(assignment.run.number)
-            self._clean_up(assignment, harvest, after)
-            self._update(assignment, after)
+        for claim, harvest, after in written:
+            self._postponed.succeed(claim.run.number)
+            self._clean_up(claim, harvest, after)
+            self._update(claim, after)
 
-    def _clean_up(self, assignment: Assignment, harvest: Harvest, after: Run | None) -> None:
+    def _clean_up(self, claim: Claim, harvest: Harvest, after: Run | None) -> None:
         try:
             self._importer.clean_up(harvest, after)
         except Exception as error:  # noqa: BLE001 - a later import, or the sweep, tries again
             telemetry.event(
                 logging.WARNING,
                 "directory not removed",
-                job=transitions.name_of(assignment.run),
+                job=transitions.name_of(claim.run),
                 error=postponement.in_words(error),
             )
 
     def _write(
-        self, harvests: list[tuple[Assignment, Harvest]], requests: list[Request]
-    ) -> list[tuple[Assignment, Harvest, Run | None]]:
+        self, harvests: list[tuple[Claim, Harvest]], requests: list[Request]
+    ) -> list[tuple[Claim, Harvest, Run | None]]:
         """Write a round in one transaction; return each imported job as it is then."""
-        durable = bool(requests) or any(
-            self._importer.must_be_durable(harvest) for _, harvest in harvests
-        )
+        durable = bool(requests) or any(harvest.durable for _, harvest in harvests)
 
         def write(connection: Connection) -> _Round:
             round_ = _Round([], [], [])
-            for assignment, harvest in harvests:
-                with self._database.savepoint(connection, partial(_note, round_, assignment)):
+            for claim, harvest in harvests:
+                with self._database.savepoint(connection, partial(_note, round_, claim)):
                     after = self._importer.apply(connection, harvest)
-                    round_.written.append((assignment, harvest, after))
+                    round_.written.append((claim, harvest, after))
             for request in requests:
                 with self._database.savepoint(connection, partial(_note, round_, request)):
                     round_.claimed.append((request, self._claim(connection, request)))
@@ -626,7 +600,7 @@ class Dispatcher:
             self._postpone_written(of, error)
         return round_.written
 
-    def _postpone_written(self, of: Assignment | Request, error: Exception) -> None:
+    def _postpone_written(self, of: Claim | Request, error: Exception) -> None:
         """Postpone a job whose savepoint was rolled back."""
         if isinstance(of, Request):
             of.close()
@@ -667,47 +641,49 @@ class Dispatcher:
             # Keep the directory: another manager may have claimed and run the job, and not
             # imported it yet. The sweep removes the directory once the row is final.
             request.close()
-            self._backlog.forget()
+            self._queue.forget()
             self._look = True
         else:
-            self._assignments[request.token] = Assignment(run, request)
+            self._claims[request.token] = Claim(run, request)
 
-    def _update(self, assignment: Assignment, run: Run | None) -> None:
+    def _update(self, claim: Claim, run: Run | None) -> None:
         if run is None or run.final:
-            with self._claims:
-                del self._assignments[assignment.run.token or ""]
-            assignment.let_go()
+            with self._lock:
+                del self._claims[claim.run.token or ""]
+            claim.let_go()
+            if run is not None and run.of_pipeline:
+                self._look = True  # the same transaction may have created the job that follows
         else:
-            assignment.run = run
+            claim.run = run
 
     def _send(self) -> None:
         """Send claimed jobs to idle supervisors; end those here that can never be sent."""
-        for assignment in self._assignments.values():
-            request = assignment.request
-            if request is None or not self._postponed.is_due(assignment.run.number):
+        for claim in self._claims.values():
+            request = claim.request
+            if request is None or not self._postponed.is_due(claim.run.number):
                 continue
             try:
-                self._send_one(assignment, request)
+                self._send_one(claim, request)
             except Exception as error:  # noqa: BLE001 - the jobs after it must be sent all the same
-                self._postpone(assignment, error, "start")
+                self._postpone(claim, error, "start")
 
-    def _send_one(self, assignment: Assignment, request: Request) -> None:
+    def _send_one(self, claim: Claim, request: Request) -> None:
         if request.failure is not None:
-            self._end_here(assignment, request, Reason.SPAWN_FAILED, request.failure)
+            self._end_here(claim, request, Reason.SPAWN_FAILED, request.failure)
             return
         failpoints.reach(failpoints.BEFORE_SEND, self._database)
-        assignment.supervisor = self._pool.send(request)
-        if assignment.supervisor is not None:
+        claim.supervisor = self._pool.send(request)
+        if claim.supervisor is not None:
             failpoints.reach(failpoints.SENT, self._database)
-            assignment.request = None
+            claim.request = None
             request.close()
-        elif time.monotonic() - assignment.claimed > SEND_PATIENCE:
-            self._end_here(assignment, request, Reason.SPAWN_FAILED, "no supervisor took it")
-        elif self._is_stopped(assignment.run):
-            self._end_here(assignment, request, Reason.STOPPED, "stopped before its start")
+        elif time.monotonic() - claim.claimed > SEND_PATIENCE:
+            self._end_here(claim, request, Reason.SPAWN_FAILED, "no supervisor took it")
+        elif self._is_stopped(claim.run):
+            self._end_here(claim, request, Reason.STOPPED, "stopped before its start")
         else:
             # Poll, because nothing reports when a full socket has room again.
-            assignment.due = time.monotonic() + RETRY
+            claim.due = time.monotonic() + RETRY
             self._look = True
 
     def _is_stopped(self, run: Run) -> bool:
@@ -715,25 +691,25 @@ class Dispatcher:
             fresh = transitions.find(connection, run.number)
         return fresh is not None and fresh.stop_requested is not None
 
-    def _end_here(self, assignment: Assignment, request: Request, reason: Reason, why: str) -> None:
+    def _end_here(self, claim: Claim, request: Request, reason: Reason, why: str) -> None:
         """Write the exit record, as the holder of the lock; the next round settles the job."""
         self._launch.write_verdict(request, reason, why)
-        assignment.request = None
+        claim.request = None
         request.close()
-        assignment.end()
+        claim.end()
 
     def _free_slots(self) -> int:
-        return self._slots - self._unended() - len(self._adoption)
+        return self._slots - self._unended() - len(self._adoption.slots)
 
     def _unended(self) -> int:
         """Return how many claimed jobs use a slot; those that are to be ended here do not."""
         return sum(
             not one.ended and (one.request is None or one.needs_supervisor)
-            for one in self._assignments.values()
+            for one in self._claims.values()
         )
 
 
-def _note(round_: _Round, of: Assignment | Request, error: Exception) -> None:
+def _note(round_: _Round, of: Claim | Request, error: Exception) -> None:
     round_.failed.append((of, error))
 
 

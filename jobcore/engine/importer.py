@@ -69,6 +69,11 @@ class Harvest:
         self.renewed = False
 
     @property
+    def durable(self) -> bool:
+        """Whether a power failure must not undo it: it settles, or frees a spool file."""
+        return self.exit is not None or self.renewed
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
         return self.exit is None and self.offset == self.run.spool_offset and not self.slices
@@ -182,7 +187,7 @@ class Importer:
                 goal = harvest.goal  # stop there: a command may write for ever
             fresh = self._database.write(
                 partial(self.apply, harvest=harvest),
-                durable=self.must_be_durable(harvest),
+                durable=harvest.durable,
                 patience=patience,
             )
             self.clean_up(harvest, fresh)
@@ -343,11 +348,6 @@ class Importer:
             harvest.offset += step
         else:
             harvest.offset = min([end, *later])
-
-    @staticmethod
-    def must_be_durable(harvest: Harvest) -> bool:
-        """Tell whether a power failure must not undo it: it settles, or frees a spool file."""
-        return harvest.exit is not None or harvest.renewed
 
     def apply(self, connection: Connection, harvest: Harvest) -> Run | None:
         """

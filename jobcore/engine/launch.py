@@ -1,5 +1,5 @@
 """
-Prepares everything that a job needs before it is claimed.
+Prepares everything that a job needs before it is claimed, and follows it after the claim.
 
 Directory, lock and request are made first. If space or descriptors are lacking, that fails
 while the job is still QUEUED, and it stays QUEUED.
@@ -7,27 +7,46 @@ while the job is still QUEUED, and it stays QUEUED.
 
 from __future__ import annotations
 
+import logging
 import marshal
 import math
 import os
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from sqlalchemy import Row
 
 from jobcore.clock import Clock
 from jobcore.command import Command, encode
-from jobcore.embedding import failpoints
+from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
 from jobcore.engine import orphans
 from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
+from jobcore.errors import StoreError
 from jobcore.functions.call import is_interpreter
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
-from jobcore.storage import filesystem
-from jobcore.supervisor import PROTOCOL_VERSION, frames, job_directory, system_calls
+from jobcore.storage import environments, filesystem, transitions
+from jobcore.storage.database import Database
+from jobcore.storage.transitions import Run
+from jobcore.supervisor import PROTOCOL_VERSION, frames, job_directory, messages, system_calls
+
+if TYPE_CHECKING:
+    from jobcore.engine.supervisor_pool import Supervisor
+
+#: The environments that submitters stored, by name; of a job without one, this process's.
+Environments = dict[str | None, Mapping[bytes, bytes] | None]
+
+
+#: Seconds between two imports of one job, unless it has much output or has ended.
+IMPORT_PAUSE = 0.25
+#: Bytes of new output that trigger an import earlier.
+IMPORT_BYTES = 256 * 1024
+#: Seconds until a failed send or settlement is tried again.
+RETRY = 0.05
 
 
 class Request:
@@ -62,32 +81,113 @@ class Request:
             GATE.close(self.body)
 
 
+class Claim:
+    """
+    A job that this manager has claimed and not settled, and what to do about it next.
+
+    Attributes:
+        run: The job as it was last read from the database.
+        request: Its request, until that is sent; then None.
+        claimed: When it was claimed, by the monotonic clock.
+        supervisor: Its supervisor; None before the request is sent, and after it has ended.
+        accepted: Whether its supervisor has taken it.
+        ended: Whether it has ended, so that its directory should hold an exit record.
+        due: When to look into its directory, by the monotonic clock.
+    """
+
+    __slots__ = (
+        "_imported", "_slot", "accepted", "claimed", "due", "ended", "request", "run", "supervisor",
+    )  # fmt: skip
+
+    def __init__(self, run: Run, request: Request) -> None:
+        self.run = run
+        self.request: Request | None = request
+        self.claimed = time.monotonic()
+        self.supervisor: Supervisor | None = None
+        self.accepted = False
+        self.ended = False
+        self.due = float("inf")
+        self._imported = 0.0
+        self._slot = request.prepared.take_slot()
+
+    @property
+    def needs_supervisor(self) -> bool:
+        """Whether it must still be sent; the host itself ends one that cannot be started."""
+        return self.request is not None and self.request.failure is None
+
+    def note(self, notice: messages.Notice) -> None:
+        """Note what a notice of its supervisor reports."""
+        self.accepted = True
+        if notice.kind == messages.ENDED:
+            self.end()
+        elif notice.kind == messages.HELD:
+            _log_held(self.run, notice.number)
+        elif notice.kind == messages.OUTPUT:
+            much = notice.number - self.run.spool_offset >= IMPORT_BYTES
+            self.due = min(self.due, 0.0 if much else self._imported + IMPORT_PAUSE)
+
+    def begin_import(self, now: float) -> None:
+        """Note that an import begins; the next one is due only when there is a reason."""
+        self._imported = now
+        self.due = now + RETRY if self.ended else float("inf")
+
+    def postpone(self, seconds: float) -> None:
+        """Postpone it for `seconds`, because it could not be read, written or sent."""
+        if seconds > 0:
+            self.due = time.monotonic() + seconds
+
+    def end(self) -> None:
+        """Mark it as ended, so that the next round settles it."""
+        self.ended = True
+        self.supervisor = None
+        self.due = 0.0
+
+    def let_go(self) -> None:
+        """Close its descriptors; if it was not sent, its free lock shows that it never started."""
+        if self.request is not None:
+            self.request.close()
+            self.request = None
+        if self._slot is not None:
+            slot, self._slot = self._slot, None
+            GATE.close(slot)
+
+
+def _log_held(run: Run, number: int) -> None:
+    """Log that the command must wait until its output can be written, or that it continues."""
+    if number:
+        telemetry.event(
+            logging.WARNING, "output held back", job=str(run.id), why=os.strerror(number)
+        )
+    else:
+        telemetry.event(logging.INFO, "output written again", job=str(run.id))
+
+
 class Launch:
     """
     Prepares starts.
 
     Args:
+        database: Where the jobs are stored.
         directories: Where the job directories are made.
         clock: Tells the time.
         executors: By job type.
-        host: Identifies the manager to `failpoints`.
     """
 
     def __init__(
         self,
+        database: Database,
         directories: Directories,
         clock: Clock,
         executors: Mapping[str, Executor],
-        host: object = None,
     ) -> None:
+        self._database = database
         self._directories = directories
         self._clock = clock
         self._executors = executors
-        self._host = host
         self._boot_id = filesystem.boot_id()
 
     def prepare(
-        self, row: Row[Any], pipeline: Row[Any] | None, base: Mapping[bytes, bytes] | None
+        self, row: Row[Any], pipeline: Row[Any] | None, found: Environments
     ) -> Request | None:
         """
         Prepare the start of a QUEUED job; None: another process is doing that.
@@ -96,25 +196,51 @@ class Launch:
         failure.
 
         Args:
-            base: The environment that the command inherits; None: it is missing.
+            found: The environments that were read in this round, to which this adds.
 
         Raises:
-            StoreError, OSError: There is no space or no descriptor, or the row or the directory
-                cannot be read. Nothing is held then.
+            StoreError, OSError: There is no space or no descriptor, the row or the directory
+                cannot be read, or processes of the attempt that it repeats still run. Nothing is
+                held then.
         """
+        if row.retry_of is not None:
+            self._require_nothing_left(row)
+        base = self._environment(row.environment, found)
         prepared = self._directories.prepare(row.id.hex)
         if prepared is None:
             return None
         request = Request(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
         try:
-            failpoints.reach(failpoints.DIRECTORY_PREPARED, self._host)
+            failpoints.reach(failpoints.DIRECTORY_PREPARED, self._database)
             job_directory.mark_unstarted(prepared.lock, request.token)
             self._fill(request, row, pipeline, base)
-            failpoints.reach(failpoints.REQUEST_PREPARED, self._host)
+            failpoints.reach(failpoints.REQUEST_PREPARED, self._database)
         except BaseException:
             request.close()
             raise
         return request
+
+    def _require_nothing_left(self, row: Row[Any]) -> None:
+        """Refuse to start a retry while processes of the attempt that it repeats run."""
+        with self._database.read() as connection:
+            cookie = transitions.cookie_of_left(connection, row.retry_of, self._boot_id)
+        left = orphans.find(cookie) if cookie else []
+        if left:
+            raise StoreError(
+                f"processes {', '.join(map(str, left))} of job {row.retry_of}, which this job "
+                "repeats, still run: end them, or have them ignored by "
+                f"`{filesystem.repair_command(self._database.path)}`"
+            )
+
+    def _environment(self, name: str | None, found: Environments) -> Mapping[bytes, bytes] | None:
+        """Return the environment that a job inherits; None: it is missing."""
+        if name not in found:
+            if name is None:
+                found[None] = dict(os.environb)  # one copy per round: it is slow, and may change
+            else:
+                with self._database.read() as connection:
+                    found[name] = environments.find(connection, name)
+        return found[name]
 
     def _fill(
         self,
@@ -176,7 +302,7 @@ class Launch:
                 ended_ns=now_ns,
             ),
         )
-        failpoints.reach(failpoints.ENDED_HERE, self._host)
+        failpoints.reach(failpoints.ENDED_HERE, self._database)
 
 
 def _in_words(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
-from jobcore.engine.queue_reader import Backlog
+from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.supervisor_pool import SUPERVISORS
 from jobcore.errors import SpawnError
 from jobcore.lifecycle import Status
@@ -47,7 +47,7 @@ class Liveness:
         dispatcher: Dispatcher,
         directories: Directories,
         ownership: Ownership,
-        queue: Backlog,
+        queue: QueueReader,
         postponed: Postponement,
     ) -> None:
         self._dispatcher = dispatcher

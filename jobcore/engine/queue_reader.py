@@ -30,7 +30,7 @@ MOST_TEXT = 4 * 2**20
 OWN_AT_ONCE = 1000
 
 
-class Backlog:
+class QueueReader:
     """
     The QUEUED jobs that a manager could claim, oldest first.
 
@@ -58,7 +58,7 @@ class Backlog:
         self._clock = clock
         self._types = tuple(types)
         self._own: set[int] | None = set() if only_own else None
-        self._hand: deque[Row[Any]] = deque()
+        self._ahead: deque[Row[Any]] = deque()
         self._postponed = postponed
 
     def make_own(self, number: int) -> None:
@@ -90,14 +90,14 @@ class Backlog:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def look(self, wanted: int) -> int:
-        """Read until `wanted` jobs are in hand, if there are as many; return how many are."""
-        if len(self._hand) < wanted:
-            self._hand = deque(self._read(wanted + AHEAD, without=self._postponed.waiting()))
-        return len(self._hand)
+        """Read until `wanted` jobs are read ahead, if there are as many; return how many are."""
+        if len(self._ahead) < wanted:
+            self._ahead = deque(self._read(wanted + AHEAD, without=self._postponed.waiting()))
+        return len(self._ahead)
 
     def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
         """Take up to `limit` jobs out of the hand, each with its pipeline."""
-        rows = [self._hand.popleft() for _ in range(min(limit, len(self._hand)))]
+        rows = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
         if all(row.pipeline_id is None for row in rows):
             return [(row, None) for row in rows]
         taken: list[tuple[Row[Any], Row[Any] | None]] = []
@@ -115,8 +115,8 @@ class Backlog:
         self._postponed.fail(number, error, "start postponed", job=f"number {number}")
 
     def forget(self) -> None:
-        """Drop the jobs in hand, which are known to be out of date; the next look reads anew."""
-        self._hand.clear()
+        """Drop the jobs read ahead, which are known to be out of date; the next look reads anew."""
+        self._ahead.clear()
 
     def _read(self, limit: int, without: Collection[Hashable] = ()) -> list[Row[Any]]:
         rows: list[Row[Any]] = []

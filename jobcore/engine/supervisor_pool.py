@@ -332,19 +332,19 @@ class SupervisorPool:
         """How many supervisors wait for a job."""
         return sum(supervisor.ready for supervisor in self.supervisors)
 
-    def start(self, wanted: int) -> None:
-        """Start supervisors until `wanted` are ready or starting."""
-        coming = sum(supervisor.ready or supervisor.pid is None for supervisor in self.supervisors)
+    def start(self, wanted: int) -> int:
+        """Start supervisors until `wanted` are ready or starting; return how many are ready."""
+        ready = self.ready
+        coming = ready + sum(supervisor.pid is None for supervisor in self.supervisors)
         wanted = min(wanted - coming, self._slots - len(self.supervisors))
-        if wanted <= 0 or not self._may_start():
-            return
-        for _ in range(wanted):
+        if wanted > 0 and self._may_start():
             try:
-                self.spawn()
-                failpoints.reach(failpoints.SUPERVISOR_STARTED, self._host)
+                for _ in range(wanted):
+                    self.spawn()
+                    failpoints.reach(failpoints.SUPERVISOR_STARTED, self._host)
             except SpawnError as error:
                 self._note_failure(error)
-                return
+        return ready
 
     def _may_start(self) -> bool:
         """Tell whether `python` is known to be an interpreter; if not, check, without waiting."""

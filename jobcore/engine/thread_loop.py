@@ -38,6 +38,7 @@ class Loop:
     and `rest`.
 
     Attributes:
+        closing: Whether the thread should end; a long turn checks this between its steps.
         exiting: Whether the interpreter's exit has closed it. `atexit` handlers that were
             registered earlier may still run after that.
 
@@ -58,7 +59,7 @@ class Loop:
         self._turn = turn
         self._end = end
         self.exiting = False
-        self._closing = False
+        self.closing = False
         self._crashed = False
         self.forget()
         _close_at_exit(self)
@@ -75,12 +76,12 @@ class Loop:
         Raises:
             SpawnError: The system has no thread or no descriptors left. Nothing stays open.
         """
-        if self._thread is None and not self._closing:
+        if self._thread is None and not self.closing:
             HANDS.call(self._start)
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is None and not self._closing:
+            if self._thread is None and not self.closing:
                 try:
                     with GATE:
                         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,14 +121,9 @@ class Loop:
         """Whether the thread runs in this process."""
         return self._thread is not None and self._pid == os.getpid()
 
-    @property
-    def closing(self) -> bool:
-        """Whether the thread should end; a long turn checks this between its steps."""
-        return self._closing
-
     def leave(self) -> None:
         """End the thread after the current turn, without waiting for it."""
-        self._closing = True
+        self.closing = True
         self.ring()
 
     def close(self, timeout: float | None = None) -> None:
@@ -139,7 +135,7 @@ class Loop:
         Args:
             timeout: Seconds to wait for the end; a turn that takes longer is not interrupted.
         """
-        self._closing = True
+        self.closing = True
         thread = self._thread
         if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
             return  # never started; or C code forked, and the thread is the parent's
@@ -187,7 +183,7 @@ class Loop:
     def _turn_until_closed(self) -> None:
         with self._starting:
             pass  # wait until `_start` has stored thread and pipe
-        while not self._closing:
+        while not self.closing:
             try:
                 self._turn()
             except failpoints.Crashed:

@@ -47,7 +47,7 @@ def most_at_once(jobs):
 
 
 def adopted(manager):
-    return len(manager._dispatcher._adoption)
+    return len(manager._dispatcher._adoption.slots)
 
 
 def run(manager, number):

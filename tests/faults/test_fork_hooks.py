@@ -18,7 +18,7 @@ def hook():
 
 def last():
     if asked:
-        told.append(GATE._lock.is_mine and GATE.is_forking())
+        told.append(GATE.is_mine and GATE.is_forking())
 
 os.register_at_fork(before=last)
 os.register_at_fork(before=hook)
@@ -52,8 +52,8 @@ for call in (
     print(*told, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     held = []
     def enter():
-        held.append(GATE._lock.hold(PATIENCE))
-        GATE._lock.release()
+        held.append(GATE.hold(PATIENCE))
+        GATE.release()
     other = threading.Thread(target=enter)
     other.start()
     other.join()
@@ -118,7 +118,7 @@ def interrupt(place):
         signal.raise_signal(signal.SIGUSR1)
 
 def last():
-    told.append(GATE._lock.is_mine and GATE.is_forking() and jobs._database._fork_pending)
+    told.append(GATE.is_mine and GATE.is_forking() and jobs._database._fork_pending)
 
 class Owner:
     def before_fork(self):
@@ -142,7 +142,7 @@ for places in (["before"], ["after"], ["owner before"], ["owner after"], ["befor
     told[:], nested[:] = [], places
     fork()
     jobs.create_job("TASK")
-    print(*told, nested, GATE._lock.is_mine, GATE._forks.is_mine)
+    print(*told, nested, GATE.is_mine, GATE._forks.is_mine)
 print(sum(jobs.count_jobs().values()))
 jobs.close()
 """,

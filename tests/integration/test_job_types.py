@@ -357,7 +357,7 @@ def test_a_manager_of_its_own_jobs_forgets_those_that_are_over(database):
     with JobManager(database, slots=0) as others:
         left = others.submit(EXIT_0)
     with JobManager(database, slots=2, only_own=True) as jobs:
-        own = jobs._dispatcher._backlog._own
+        own = jobs._dispatcher._queue._own
         made = [jobs.submit(EXIT_0) for _ in range(40)]
         jobs.drain(30)
         ended = {jobs.get_job(job.id).status for job in made}

@@ -140,9 +140,9 @@ def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, databas
         dispatcher = stuck._dispatcher
         until(lambda: not dispatcher.is_idle(), "the look at the queue")
         until(lambda: dispatcher._seen_queued == stuck._database.version(), "the last commit")
-        dispatcher._backlog.is_empty = lambda: pytest.fail("the queue was read again")
+        dispatcher._queue.is_empty = lambda: pytest.fail("the queue was read again")
         again = [dispatcher.is_idle() for _ in range(5)]
-        del dispatcher._backlog.is_empty
+        del dispatcher._queue.is_empty
         jobs.cancel_job(job.id)
 
         assert again == [False] * 5

@@ -19,7 +19,7 @@ from contextlib import closing
 import pytest
 
 from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status
-from jobcore.engine.queue_reader import Backlog
+from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.scheduler import Scheduler
 from jobcore.storage import counts
 from jobcore.storage.database import Database
@@ -206,7 +206,9 @@ def run_to(jobs, job, exit_code):
 def backlog(jobs, *types):
     """Return what a manager with executors for these types would claim from."""
     postponed = jobs._dispatcher._postponed
-    return Backlog(jobs._database, jobs._clock, types, jobs._ownership, postponed, only_own=False)
+    return QueueReader(
+        jobs._database, jobs._clock, types, jobs._ownership, postponed, only_own=False
+    )
 
 
 def retry(jobs):
