@@ -477,7 +477,7 @@ class Dispatcher:
         self._adopt(now)
         if now < self._pool.next_start:
             return []
-        unsent = sum(one.needs_supervisor for one in self._claims.values())
+        unsent = sum(_needs_supervisor(one) for one in self._claims.values())
         if unsent:
             self._pool.start(unsent)  # supervisors may have died before they took these jobs
         free = self._free_slots()
@@ -704,9 +704,14 @@ class Dispatcher:
     def _unended(self) -> int:
         """Return how many claimed jobs use a slot; those that are to be ended here do not."""
         return sum(
-            not one.ended and (one.request is None or one.needs_supervisor)
+            not one.ended and (one.request is None or _needs_supervisor(one))
             for one in self._claims.values()
         )
+
+
+def _needs_supervisor(claim: Claim) -> bool:
+    """Tell whether a job must still be sent; the host itself ends one that cannot be started."""
+    return claim.request is not None and claim.request.failure is None
 
 
 def _note(round_: _Round, of: Claim | Request, error: Exception) -> None:

@@ -8,6 +8,7 @@ copy: a copy of a lock would make a dead job look alive.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from jobcore.storage import filesystem
 from jobcore.storage.filesystem import repair_command
 from jobcore.supervisor import job_directory
 
+_NAME = re.compile("[0-9a-f]{32}")
 #: Seconds for which the directory of all job directories may be missing: someone may move it
 #: away and back.
 MOVED_PATIENCE = 2.0
@@ -69,27 +71,27 @@ class Prepared:
 
     __slots__ = ("directory", "directory_id", "lock", "name", "slot")
 
-    def __init__(self, name: str, directory: int, lock: int) -> None:
+    def __init__(self, name: str, directory: int) -> None:
         self.name = name
         self.directory = directory
-        self.lock = lock
+        self.lock = -1
         self.directory_id = ""
-        self.slot: int | None = None
+        self.slot = -1
 
-    def take_slot(self) -> int | None:
+    def take_slot(self) -> int:
         """Return the descriptor that holds the slot; the caller closes it, in the gate."""
-        slot, self.slot = self.slot, None
+        slot, self.slot = self.slot, -1
         return slot
 
-    def close(self) -> None:
+    def close(self, *others: int) -> None:
         """
-        Close the descriptors without unlocking.
+        Close the descriptors without unlocking, and `others`.
 
         If they were sent to a supervisor, its copies keep the lock. Otherwise closing the last
         copy frees it.
         """
-        slot = self.take_slot()
-        GATE.close(self.directory, self.lock, *(() if slot is None else (slot,)))
+        own = self.directory, self.lock, self.take_slot()
+        GATE.close(*(one for one in (*own, *others) if one >= 0))
 
 
 class Directories:
@@ -111,35 +113,34 @@ class Directories:
         GATE.watch(self)
 
     @property
-    def database(self) -> str:
-        """The absolute path of the database."""
-        return self._database
-
-    @property
     def root(self) -> int:
         """The descriptor of the directory of all job directories; kept open for frequent use."""
-        failpoints.reach(failpoints.ENTERED, self._host)
         with GATE:
-            if self._closed:
-                raise StoreError(f"{self._database} is closed")
-            if self._root is not None and not self._is_in_place():
-                # A manager that opens the database now would use another directory, and take
-                # our jobs for dead.
-                raise DatabaseGone(
-                    f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
-                )
-            if self._root is None:
-                try:
-                    self._root = filesystem.open_root(self._database, create=False)
-                except FileNotFoundError as error:
-                    raise DatabaseGone(f"{self._database}.jobs is gone; {self._remedy}") from error
-                except OSError as error:
-                    raise filesystem.typed(f"{self._database}.jobs", error) from error
-                GATE.register(self._root)
-                job_directory.share(self._root)
-                facts = os.fstat(self._root)
-                self._identity = facts.st_dev, facts.st_ino
-            return self._root
+            return self._held_root()
+
+    def _held_root(self) -> int:
+        """Return `root` to a caller that holds the gate."""
+        failpoints.reach(failpoints.ENTERED, self._host)
+        if self._closed:
+            raise StoreError(f"{self._database} is closed")
+        if self._root is not None and not self._is_in_place():
+            # A manager that opens the database now would use another directory, and take our
+            # jobs for dead.
+            raise DatabaseGone(
+                f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
+            )
+        if self._root is None:
+            try:
+                self._root = filesystem.open_root(self._database, create=False)
+            except FileNotFoundError as error:
+                raise DatabaseGone(f"{self._database}.jobs is gone; {self._remedy}") from error
+            except OSError as error:
+                raise filesystem.typed(f"{self._database}.jobs", error) from error
+            GATE.register(self._root)
+            job_directory.share(self._root)
+            facts = os.fstat(self._root)
+            self._identity = facts.st_dev, facts.st_ino
+        return self._root
 
     def reopen(self) -> None:
         """Use the directory that now has the name, after the old one was removed or moved."""
@@ -245,7 +246,7 @@ class Directories:
     def _open(self, name: str) -> Iterator[int]:
         with self.typed(name):
             with GATE:
-                directory = job_directory.open_directory(name, parent=self.root)
+                directory = job_directory.open_directory(name, parent=self._held_root())
                 GATE.register(directory)
             try:
                 yield directory
@@ -275,26 +276,20 @@ class Directories:
         """
         _require_name(name)
         with self.typed(name), GATE:
-            root = self.root
+            root = self._held_root()
             directory = job_directory.open_directory(name, parent=root, create=True)
-            GATE.register(directory)
+            prepared = Prepared(name, directory)
             try:
-                lock = job_directory.open_lock(directory, create=True)
-            except BaseException:
-                GATE.close(directory)
-                raise
-            GATE.register(lock)
-            prepared = Prepared(name, directory, lock)
-            try:
+                prepared.lock = lock = job_directory.open_lock(directory, create=True)
                 if job_directory.try_lock(
                     lock, job_directory.PREPARING
                 ) and job_directory.is_current(name, directory, lock, parent=root):
                     job_directory.make_control(directory)
                     prepared.slot = job_directory.open_lock(directory)
-                    GATE.register(prepared.slot)
                     # This fails only if C code of an earlier host has forked a copy of the lock.
                     job_directory.try_lock(prepared.slot, job_directory.SLOT)
                     prepared.directory_id = str(DirectoryId.of(root, directory))
+                    GATE.register(directory, lock, prepared.slot)
                     return prepared
             except BaseException:
                 prepared.close()
@@ -363,16 +358,15 @@ class Directories:
     @contextmanager
     def _taken(self, name: str) -> Iterator[int | None]:
         with GATE:
-            directory = job_directory.open_directory(name, parent=self.root)
-            GATE.register(directory)
+            directory = job_directory.open_directory(name, parent=self._held_root())
             try:
                 # If the lock file is missing, the host that prepared the directory died between
                 # two steps: create it, as that host would have.
                 lock = job_directory.open_lock(directory, create=True)
             except BaseException:
-                GATE.close(directory)
+                os.close(directory)
                 raise
-            GATE.register(lock)
+            GATE.register(directory, lock)
         try:
             mine = job_directory.try_lock(lock, job_directory.WHOLE) and job_directory.is_current(
                 name, directory, lock, parent=self.root
@@ -409,7 +403,7 @@ class Directories:
         with self.typed():
             with GATE:
                 directory = os.open(
-                    ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.root
+                    ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._held_root()
                 )
                 GATE.register(directory)
             try:
@@ -457,6 +451,5 @@ def _require_name(name: str) -> None:
 
 def is_name(name: object) -> bool:
     """Tell whether this is the hex form of a UUID; nothing else is ever opened."""
-    if not isinstance(name, str):
-        return False  # a damaged file may hold a number or bytes
-    return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)
+    # A damaged file may hold a number or bytes.
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None

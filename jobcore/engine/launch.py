@@ -76,9 +76,7 @@ class Request:
 
     def close(self) -> None:
         """Close the descriptors; a supervisor that they were sent to has its own copies."""
-        self.prepared.close()
-        if self.body >= 0:
-            GATE.close(self.body)
+        self.prepared.close(self.body)
 
 
 class Claim:
@@ -109,11 +107,6 @@ class Claim:
         self.due = float("inf")
         self._imported = 0.0
         self._slot = request.prepared.take_slot()
-
-    @property
-    def needs_supervisor(self) -> bool:
-        """Whether it must still be sent; the host itself ends one that cannot be started."""
-        return self.request is not None and self.request.failure is None
 
     def note(self, notice: messages.Notice) -> None:
         """Note what a notice of its supervisor reports."""
@@ -147,8 +140,8 @@ class Claim:
         if self.request is not None:
             self.request.close()
             self.request = None
-        if self._slot is not None:
-            slot, self._slot = self._slot, None
+        if self._slot >= 0:
+            slot, self._slot = self._slot, -1
             GATE.close(slot)
 
 
@@ -263,7 +256,7 @@ class Launch:
             if command.timeout is not None:
                 request.timeout_ms = math.ceil(command.timeout * 1000)
             request.calls_function = is_interpreter(command)
-            fields = _fields(row, command, request, base, self._directories.database)
+            fields = _fields(row, command, request, base, self._database.path)
         except BaseException as error:  # noqa: BLE001 - a host's executor may even raise SystemExit
             request.failure = _in_words(error)
             return

@@ -146,6 +146,8 @@ class Postponement:
 
     def waiting(self) -> set[Hashable]:
         """Return the keys of everything that must not be tried yet."""
+        if not self._failures:
+            return set()
         now = self._now()
         return {key for key, failure in list(self._failures.items()) if failure.until > now}
 

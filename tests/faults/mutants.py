@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant(
         "a verdict that could be undone by a power failure is taken for durable",
         "engine/importer.py",
-        "        return harvest.exit is not None or harvest.renewed\n",
+        "        return self.exit is not None or self.renewed\n",
         "        return False\n",
         (IMPORTER, DATABASE),
     ),
@@ -287,7 +287,7 @@ MUTANTS = (
     Mutant(
         "adopted jobs take no slots",
         "engine/dispatcher.py",
-        "        return self._slots - self._unended() - len(self._adoption)\n",
+        "        return self._slots - self._unended() - len(self._adoption.slots)\n",
         "        return self._slots - self._unended()\n",
         (ADOPTION,),
     ),
