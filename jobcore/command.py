@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from jobcore import checks
 from jobcore.errors import CommandError, DatabaseCorrupt
 
 #: Seconds between the first signal of a stop and SIGKILL; Kubernetes allows three times as many.
@@ -21,8 +21,6 @@ DEFAULT_LINGER = 2.0
 _UNHANDLED = (signal.SIGKILL, signal.SIGSTOP)
 #: Signals that only pause a process: SIGCONT discards them while they are pending.
 _PAUSING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-#: Seconds, about 30 years: more is a mistake, and would overflow the timers of some systems.
-LONGEST = 1e9
 #: Bytes of a stored command: far more than the kernel accepts (usually 2 MiB), and harmless.
 LARGEST = 16 * 2**20
 
@@ -97,7 +95,7 @@ class Command:
         """Check every part, and convert it to the form in which it is stored."""
         for name in ("inherit_env", "separate_streams", "shell", "unbuffered"):
             if not isinstance(getattr(self, name), bool):
-                raise CommandError(f"{name} is True or False, not {getattr(self, name)!r}")
+                raise CommandError(f"{name} must be True or False, not {getattr(self, name)!r}")
         put = object.__setattr__  # a frozen dataclass can set its own fields only like this
         put(self, "argv", _checked_argv(self.argv, shell=self.shell))
         put(self, "cwd", _checked_cwd(self.cwd))
@@ -106,16 +104,15 @@ class Command:
         put(self, "timeout", checked_timeout(self.timeout))
         put(self, "grace", checked_grace(self.grace))
         put(self, "stop_signal", _checked_signal(self.stop_signal))
-        put(self, "linger", _checked_seconds(self.linger, "a linger"))
+        put(self, "linger", checks.seconds(self.linger, "linger", error=CommandError))
         put(self, "redact", _checked_redact(self.redact))
-        if self.output_limit is not None and not _is_whole(self.output_limit, 0, 2**63 - 1):
-            raise CommandError(f"output_limit must be a number of bytes, not {self.output_limit!r}")
-        if self.stop_scope not in ("main", "group"):
-            raise CommandError(f'stop_scope is "main" or "group", not {self.stop_scope!r}')
+        if self.output_limit is not None:
+            limit, most = self.output_limit, checks.LARGEST_INTEGER
+            checks.integer(limit, "output_limit", 0, most, CommandError)
+        checks.one_of(self.stop_scope, "stop_scope", ("main", "group"), CommandError)
         if self.umask is None:
             put(self, "umask", _current_umask())
-        if not _is_whole(self.umask, 0, 0o777):
-            raise CommandError(f"umask must be between 0 and 0o777, not {self.umask!r}")
+        checks.integer(self.umask, "umask", 0, 0o777, CommandError)
         if len(self.to_json()) > LARGEST:
             raise CommandError(
                 f"the command is larger than {LARGEST} bytes: put its input into a file, and name "
@@ -227,35 +224,20 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def checked_timeout(timeout: float | None) -> float | None:
+def checked_timeout(timeout: Any) -> float | None:
     """
-    Return `timeout` in seconds.
+    Return `timeout` in seconds; None: no limit.
 
-    Raises:
-        CommandError: It is neither None nor a finite number above 0. 0 is refused because
-            other programs use it for "at once", "never" or "the default".
+    0 is refused because other programs use it for "at once", "never" or "the default".
     """
-    if timeout is None:
-        return None
-    if not _is_number(timeout) or not 0 < timeout <= LONGEST:
-        raise CommandError(f"a time-out is seconds above 0, or None for no limit, not {timeout!r}")
-    return float(timeout)
+    return (
+        None if timeout is None else checks.positive_seconds(timeout, "timeout", error=CommandError)
+    )
 
 
-def checked_grace(grace: float) -> float:
-    """
-    Return `grace` in seconds; 0 kills at once.
-
-    Raises:
-        CommandError: It is not a finite number, 0 or more.
-    """
-    return _checked_seconds(grace, "a grace")
-
-
-def _checked_seconds(value: float, what: str) -> float:
-    if not _is_number(value) or not 0 <= value <= LONGEST:
-        raise CommandError(f"{what} is 0 or more seconds, not {value!r}")
-    return float(value)
+def checked_grace(grace: Any) -> float:
+    """Return `grace` in seconds; 0 kills at once."""
+    return checks.seconds(grace, "grace", error=CommandError)
 
 
 def _checked_signal(value: int | str) -> int:
@@ -266,12 +248,12 @@ def _checked_signal(value: int | str) -> int:
         found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
         number = found if isinstance(found, signal.Signals) else None
     if isinstance(number, bool) or not isinstance(number, int):
-        raise CommandError(f"stop_signal is a signal, its number or its name, not {value!r}")
+        raise CommandError(f"stop_signal must be a signal, its number or its name, not {value!r}")
     if number not in _valid_signals():
-        raise CommandError(f"stop_signal is a signal of this system, not {value!r}")
+        raise CommandError(f"stop_signal must be a signal of this system, not {value!r}")
     if number in _PAUSING:
         raise CommandError(
-            f"{value!r} pauses a program, and the SIGCONT that follows each stop takes it back"
+            f"stop_signal {value!r} pauses a program, and the SIGCONT after it would discard it"
         )
     if number in _UNHANDLED:
         raise CommandError(f"no program can handle {value!r}: use grace=0 to kill it at once")
@@ -299,16 +281,6 @@ def _current_umask() -> int:
     return mask
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)  # isfinite overflows
-
-
-def _is_whole(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
 def _checked_text(value: object, what: str) -> str:
     """Return the text from which `encode` makes the word's bytes: surrogates for invalid UTF-8."""
     if not isinstance(value, (str, bytes, os.PathLike)):
@@ -329,7 +301,9 @@ def _absolute(path: str, what: str) -> str:
     try:
         return os.path.abspath(encode(path)).decode("utf-8", "surrogateescape")
     except FileNotFoundError as error:
-        raise CommandError(f"{what} has no place: the current directory is gone") from error
+        raise CommandError(
+            f"{what} cannot be made absolute: the current directory was removed"
+        ) from error
 
 
 def _checked_argv(argv: object, *, shell: bool) -> tuple[str, ...]:
@@ -337,7 +311,7 @@ def _checked_argv(argv: object, *, shell: bool) -> tuple[str, ...]:
         if isinstance(argv, tuple) and len(argv) == 1:
             (argv,) = argv  # the stored form, which `dataclasses.replace` passes again
         if not isinstance(argv, str) or not argv.strip():
-            raise CommandError("with shell=True, argv is one string that is not empty")
+            raise CommandError("with shell=True, argv must be one string, not empty")
         return (_checked_text(argv, "the shell command"),)
     if isinstance(argv, (str, bytes, os.PathLike)):
         raise CommandError(
@@ -372,9 +346,7 @@ def _checked_env(env: object) -> dict[str, str]:
         if not name_text or "=" in name_text:
             # If the name is given as KEY=VALUE, do not show the value.
             shown = name_text.partition("=")[0]
-            raise CommandError(
-                f"what is empty or has a '=' cannot be the name of a variable in env: {shown!r}"
-            )
+            raise CommandError(f"a name in env must not be empty or contain '=': {shown!r}")
         checked[name_text] = _checked_text(value, f"env[{name_text!r}]")
     return checked
 

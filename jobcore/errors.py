@@ -165,7 +165,7 @@ class Stopped(JobcoreError):
 
     def __init__(self, job_id: object, job_status: object | None) -> None:
         what = "was deleted" if job_status is None else f"is {job_status}"
-        super().__init__(f"job {job_id} {what}: its task is to end")
+        super().__init__(f"job {job_id} {what}: end its task")
         self.job_id = job_id
         self.job_status = job_status
 
@@ -199,7 +199,7 @@ class PipelineExists(JobcoreError):
     status = 409
 
     def __init__(self, name: str, pipeline_id: UUID) -> None:
-        super().__init__(f"pipeline {pipeline_id} of this workspace is called {name!r} already")
+        super().__init__(f"pipeline {pipeline_id} of this workspace already has the name {name!r}")
         self.name = name
         self.pipeline_id = pipeline_id
 
@@ -246,7 +246,7 @@ class InvalidParameter(JobcoreError, ValueError):
     status = 400
 
     def __init__(self, name: str, value: object) -> None:
-        super().__init__(f"{name} is an unsigned integer, not {shown(value, 80)}")
+        super().__init__(f"{name} must be an unsigned integer, not {shown(value, 80)}")
         self.name = name
         self.value = value
 
@@ -285,7 +285,7 @@ class PipelineCycle(JobcoreError, ValueError):
     status = 400
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"pipeline {name!r} would trigger itself in the end")
+        super().__init__(f"pipeline {name!r} would trigger itself, directly or through others")
         self.name = name
 
 
@@ -318,7 +318,7 @@ class TooManyFollowers(JobcoreError):
     status = 503
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"{most} clients follow logs already, and no more may at once")
+        super().__init__(f"{most} clients are following logs, which is the limit")
         self.most = most
 
 

@@ -16,7 +16,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import lifecycle
+from jobcore import checks, lifecycle
 from jobcore.clock import Clock, SystemClock, seconds_of
 from jobcore.command import checked_grace
 from jobcore.embedding.worker import handed_over
@@ -41,7 +41,6 @@ from jobcore.errors import (
     NoResult,
     PipelineAlreadyRunning,
     StoreError,
-    shown,
 )
 from jobcore.functions import encoding
 from jobcore.functions.call import describe, function_command
@@ -49,27 +48,28 @@ from jobcore.lifecycle import FINAL, Status
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.operations import dropped
 from jobcore.operations.arguments import (
+    LONGEST_BUSY,
+    Runnable,
     checked_after,
-    checked_age,
     checked_before,
-    checked_busy_timeout,
     checked_callback,
+    checked_command,
+    checked_commands,
+    checked_data,
     checked_database,
+    checked_env_from,
     checked_executors,
     checked_final,
     checked_ids,
-    checked_keep,
-    checked_limit,
     checked_lines,
+    checked_moment,
     checked_one,
-    checked_owner,
-    checked_patience,
     checked_prefix,
     checked_progress,
     checked_python,
-    checked_sequence,
     checked_slots,
     checked_statuses,
+    checked_timeout,
     checked_types,
     require_methods,
     required_types,
@@ -91,12 +91,6 @@ from jobcore.operations.prune import Pruner
 from jobcore.operations.staging import Staging
 from jobcore.operations.submission import (
     Creator,
-    Runnable,
-    checked_command,
-    checked_commands,
-    checked_data,
-    checked_env_from,
-    checked_moment,
 )
 from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
@@ -193,15 +187,15 @@ class JobManager:
         only_own: bool = False,
         trust_directory: bool = False,
     ) -> None:
-        if on_exit not in ("detach", "stop"):
-            raise ArgumentError(f'on_exit is "detach" or "stop", not {shown(on_exit)}')
+        checks.one_of(on_exit, "on_exit", ("detach", "stop"))
         if clock is not None:
             require_methods(clock, "clock", "now", "monotonic")
         if launcher is not None:
             require_methods(launcher, "launcher", "start")
             if python is not None:
-                raise ArgumentError("python is for jobcore's own launcher: give one of both")
-        path, patience = checked_database(database), checked_busy_timeout(busy_timeout)
+                raise ArgumentError("python is for jobcore's own launcher: give launcher or python")
+        path = checked_database(database)
+        patience = checks.seconds(busy_timeout, "busy_timeout", LONGEST_BUSY)
         count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
         self._slots = usable_processors() if count is None else count
@@ -558,7 +552,12 @@ class JobManager:
             InvalidTransition: It is not QUEUED, or another process has reserved it.
             ArgumentError: `owner` is not one of these values.
         """
-        return public(Job, self._bookkeeper.start(job_id, checked_owner(owner)))
+        return public(
+            Job,
+            self._bookkeeper.start(
+                job_id, checks.one_of(owner, "owner", ("auto", "process", None))
+            ),
+        )
 
     def task(
         self,
@@ -633,7 +632,7 @@ class JobManager:
             ArgumentError: A type or `timeout` is invalid.
         """
         types = required_types(type)
-        checked_patience(timeout)
+        checked_timeout(timeout)
         row = self._claimer().claim(types, timeout)
         return None if row is None else Job.from_row(row)
 
@@ -654,7 +653,7 @@ class JobManager:
             The job, RUNNING; None if there was none in time.
         """
         types = required_types(type)
-        checked_patience(timeout)
+        checked_timeout(timeout)
         return self._claimer().claim_async(types, timeout)
 
     def _claimer(self) -> Claimer:
@@ -884,11 +883,11 @@ class JobManager:
             ArgumentError: A number is negative or invalid, or a status is unknown or not final.
         """
         expired = self._pruner.choose(
-            checked_age(older_than),
+            checks.seconds(older_than, "older_than", checks.OLDEST),
             checked_final(status),
             workspace_id=workspace_id,
             pipeline_id=pipeline_id,
-            keep=checked_keep(keep),
+            keep=checks.optional_count(keep, "keep"),
         )
         if dry_run:
             damaged: dict[int, Exception] = {}
@@ -963,7 +962,7 @@ class JobManager:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: `limit` is negative, or `before`, a status or a type is invalid.
         """
-        most, older_than = checked_limit(limit), checked_before(before)
+        most, older_than = checks.count(limit, "limit"), checked_before(before)
         filters = _kinds(status, type)
         with self._database.read() as connection:
             filters |= _places(connection, workspace_id, pipeline_id)
@@ -982,7 +981,7 @@ class JobManager:
             ArgumentError: `id_prefix` is not the beginning of an id, or `limit` is negative.
         """
         first, last = checked_prefix(id_prefix)
-        most = checked_limit(limit)
+        most = checks.count(limit, "limit")
         with self._database.read() as connection:
             numbers = store.find_jobs(connection, first, last, limit=most)
         return sorted(self._listings.of(numbers), key=lambda job: job.id)
@@ -1054,7 +1053,8 @@ class JobManager:
     def _lines(
         self, job_id: Id, sequence: int, limit: int | None = None, *, unfinished: bool = False
     ) -> Iterator[LogLine]:
-        first, most = checked_sequence(sequence), None if limit is None else checked_limit(limit)
+        first = checks.count(sequence, "sequence")
+        most = checks.optional_count(limit, "limit")
         run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
         return self._follower.lines(run, first, most, end)
 
@@ -1069,7 +1069,7 @@ class JobManager:
             n: Most lines to return.
             unfinished: Whether to include unfinished lines; see `LogLine`.
         """
-        most = checked_limit(n)
+        most = checks.count(n, "n")
         run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
         return self._follower.last_lines(run, most, end)
 
@@ -1103,8 +1103,8 @@ class JobManager:
             SpawnError, StoreError: This manager cannot start or read it, see `wait`; at `next()`.
             ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
-        first = checked_sequence(sequence)
-        checked_patience(timeout)  # now, not at the first next()
+        first = checks.count(sequence, "sequence")
+        checked_timeout(timeout)  # now, not at the first next()
         run = self._run(job_id)
         check = self._liveness.begin_wait(self)
         return self._follower.follow(run, first, timeout, check, unfinished=unfinished)
@@ -1150,7 +1150,7 @@ class JobManager:
             StoreError: Its row, its directory or its files could not be read for 10 seconds.
             ArgumentError: `timeout` is not a number.
         """
-        checked_patience(timeout)
+        checked_timeout(timeout)
         run = self._run(checked_one(job_id))
         self._follower.wait(run, timeout, self._liveness.begin_wait(self))
         return self._job(run)
@@ -1213,7 +1213,7 @@ class JobManager:
             SpawnError, StoreError: This manager cannot start or read it; see `wait`.
             ArgumentError: `timeout` is not a number; at this call, not when awaited.
         """
-        checked_patience(timeout)
+        checked_timeout(timeout)
         checked_one(job_id)
         return self._awaiter.wait(
             lambda: self._run(job_id),
@@ -1239,7 +1239,7 @@ class JobManager:
             ArgumentError: `job_ids` is a single id or not a collection of ids, or `timeout`
                 is not a number; at this call, not when awaited.
         """
-        checked_patience(timeout)
+        checked_timeout(timeout)
         ids = checked_ids(job_ids)
         return self._awaiter.wait_all(
             lambda: [self._run(one) for one in ids],
@@ -1276,8 +1276,8 @@ class JobManager:
             SpawnError, StoreError: This manager cannot start or read it, see `wait`; at `anext()`.
             ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
         """
-        first = checked_sequence(sequence)
-        checked_patience(timeout)
+        first = checks.count(sequence, "sequence")
+        checked_timeout(timeout)
         check = self._liveness.begin_wait(self)
         return self._awaiter.follow(
             lambda: self._run(job_id), first, timeout, check, unfinished=unfinished
@@ -1295,7 +1295,7 @@ class JobManager:
             SpawnError, StoreError: This manager can start or read none of the jobs; see `wait`.
             ArgumentError: `timeout` is not a number; at this call, not when awaited.
         """
-        checked_patience(timeout)
+        checked_timeout(timeout)
         return self._awaiter.drain(self._drained(), self._running_elsewhere, timeout)
 
     def recover(self) -> list[Job]:
@@ -1440,8 +1440,8 @@ class JobManager:
                 file has used; at this call.
             StoreError: The database can no longer be read; at `next()`.
         """
-        known, most = checked_after(after), None if limit is None else checked_limit(limit)
-        checked_patience(timeout)  # now, not at the first next()
+        known, most = checked_after(after), checks.optional_count(limit, "limit")
+        checked_timeout(timeout)  # now, not at the first next()
         filters = _kinds(status, type)
         with self._database.read() as connection:
             filters |= _places(connection, workspace_id, pipeline_id)
@@ -1481,8 +1481,8 @@ class JobManager:
                 that this file has used; at the first `anext()`.
             StoreError: The database can no longer be read; at `anext()`.
         """
-        known, most = checked_after(after), None if limit is None else checked_limit(limit)
-        checked_patience(timeout)
+        known, most = checked_after(after), checks.optional_count(limit, "limit")
+        checked_timeout(timeout)
         kinds = _kinds(status, type)
 
         def begin() -> Filter:
@@ -1591,7 +1591,7 @@ class JobManager:
             WorkspaceNotFound: No workspace has the id `after`.
             ArgumentError: `limit` is negative or not a number.
         """
-        most = None if limit is None else checked_limit(limit)
+        most = checks.optional_count(limit, "limit")
         return self._listings.workspaces(limit=most, after=after)
 
     def update_workspace(self, workspace_id: Id, **changes: Any) -> Workspace:
@@ -1706,7 +1706,7 @@ class JobManager:
                 the id `after`.
             ArgumentError: `limit` is negative or not a number.
         """
-        most = None if limit is None else checked_limit(limit)
+        most = checks.optional_count(limit, "limit")
         return self._listings.pipelines(workspace_id, limit=most, after=after)
 
     def update_pipeline(self, pipeline_id: Id, **changes: Any) -> Pipeline:
@@ -1759,7 +1759,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
             ArgumentError: `limit` is negative or not a number.
         """
-        return self._listings.skips(pipeline_id, checked_limit(limit))
+        return self._listings.skips(pipeline_id, checks.count(limit, "limit"))
 
     # --- closing ------------------------------------------------------------------
 

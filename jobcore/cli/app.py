@@ -124,7 +124,7 @@ def time_limit(text: Any) -> float:
     """
     seconds = _number(text)
     if not 0 < seconds < math.inf:
-        raise typer.BadParameter(f"a time-out is a number of seconds above 0, not {text!r}")
+        raise typer.BadParameter(f"a time-out must be a number of seconds above 0, not {text!r}")
     return seconds
 
 
@@ -137,7 +137,7 @@ def delay(text: Any) -> float:
     """
     seconds = _number(text)
     if not 0 <= seconds < math.inf:
-        raise typer.BadParameter(f"it is a number of seconds, 0 or more, not {text!r}")
+        raise typer.BadParameter(f"it must be a number of seconds, 0 or more, not {text!r}")
     return seconds
 
 
@@ -192,7 +192,7 @@ def _whole(text: Any, least: int) -> int:
     except ValueError:
         number = least - 1
     if number < least:
-        raise typer.BadParameter(f"it is a whole number, {least} or more, not {text!r}")
+        raise typer.BadParameter(f"it must be an integer, {least} or more, not {text!r}")
     return number
 
 

@@ -34,7 +34,7 @@ def age(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
     if found is None:
         raise typer.BadParameter(
-            f"an age is a number and s, m, h, d or w, such as 30d, not {text!r}"
+            f"an age must be a number and s, m, h, d or w, such as 30d, not {text!r}"
         )
     return float(found[1]) * _UNITS[found[2]]
 

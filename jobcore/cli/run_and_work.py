@@ -171,7 +171,10 @@ def run(
       generate | jobcore run --stdin -- python load.py
     """  # noqa: D301
     if stdin not in (None, "-") and not command:
-        raise CommandError(f"there is no command: --stdin has taken {stdin!r} for a file; write --")
+        raise CommandError(
+            f"there is no command: {stdin!r} was taken as the file of --stdin; write -- before "
+            "the command"
+        )
     wanted = Command(
         _argv(command or [], shell=shell),
         cwd=cwd,

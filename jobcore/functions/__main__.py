@@ -276,17 +276,17 @@ def _store(name: str, value: Any, directory: str, identity: tuple[int, int]) -> 
     try:
         form, data = encoding.encode(value)
     except encoding.Unstorable as error:
-        raise TypeError(f"{name} returned what cannot be stored: {error}") from None
+        raise TypeError(f"{name} returned a value that cannot be stored: {error}") from None
     if len(data) > result_file.LARGEST:
         raise ValueError(
-            f"{name} returned what takes {len(data)} bytes, and at most {result_file.LARGEST} are "
-            "stored: write it to a file, and return the path"
+            f"{name} returned a value that takes {len(data)} bytes, and at most "
+            f"{result_file.LARGEST} are stored: write it to a file, and return the path"
         )
     try:
         result_file.write(directory, identity, form, data)
     except OSError as error:
         raise OSError(
-            error.errno, f"what {name} returned could not be stored: {error.strerror}"
+            error.errno, f"the return value of {name} could not be stored: {error.strerror}"
         ) from None
 
 

@@ -148,7 +148,9 @@ def _checked_target(target: object) -> tuple[str, Any]:
         module, _, path = target.partition(":")
         parts = [*module.split("."), *path.split(".")]
         if not all(part.isidentifier() for part in parts) or module == "__main__":
-            raise CommandError(f'a function is named "package.module:function", not {target!r}')
+            raise CommandError(
+                f'a function must be named "package.module:function", not {target!r}'
+            )
         return target, None
     if not callable(target):
         raise CommandError(f"an object of type {names.kind_of(target)} cannot be called")
@@ -163,11 +165,11 @@ def _checked_target(target: object) -> tuple[str, Any]:
 
 def _checked_arguments(args: object, kwargs: object) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
-        raise CommandError(f"args is a list of arguments, not one {type(args).__name__}")
+        raise CommandError(f"args must be a list of arguments, not {type(args).__name__}")
     if kwargs is None:
         kwargs = {}
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-        raise CommandError("kwargs is a mapping of names to arguments")
+        raise CommandError("kwargs must be a mapping of names to arguments")
     return list(args), {str(key): value for key, value in kwargs.items()}
 
 

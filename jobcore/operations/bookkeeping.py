@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
+from jobcore import checks
 from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
-from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, shown
+from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.operations.lookup import Id, require_job
 from jobcore.storage import environments, log_segments, settlement, store, transitions
@@ -156,9 +157,7 @@ class Bookkeeper:
                 supervisor runs it.
             ArgumentError: The exit code is not between 0 and 255.
         """
-        is_number = isinstance(exit_code, int) and not isinstance(exit_code, bool)
-        if not is_number or not 0 <= exit_code <= 255:
-            raise ArgumentError(f"an exit code is between 0 and 255, not {shown(exit_code)}")
+        checks.integer(exit_code, "exit_code", 0, 255)
         now = self._clock.now()
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
 

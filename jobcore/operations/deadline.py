@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from jobcore.errors import WaitTimeout
-from jobcore.operations.arguments import checked_patience
+from jobcore.operations.arguments import checked_timeout
 
 
 class Patience:
@@ -23,7 +23,7 @@ class Patience:
 
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
-        self._deadline = time.monotonic() + checked_patience(timeout)
+        self._deadline = time.monotonic() + checked_timeout(timeout)
 
     @property
     def left(self) -> float:

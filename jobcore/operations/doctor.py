@@ -127,7 +127,7 @@ class _Examination:
             yield _note(
                 "SQLite",
                 f"{sqlite3.sqlite_version} has the WAL-reset bug: jobcore checkpoints around it, "
-                "other programs that write to the file may not; 3.51.3 has not",
+                "other programs that write to the file may not; 3.51.3 has the fix",
             )
         else:
             yield _ok("SQLite", sqlite3.sqlite_version)
@@ -182,9 +182,9 @@ class _Examination:
         if open_to_others:
             yield _wrong(check, f"others may read or enter {_some(open_to_others)}")
         if foreign:
-            yield _wrong(check, f"of another user: {_some(foreign)}")
+            yield _wrong(check, f"owned by another user: {_some(foreign)}")
         if not open_to_others and not foreign:
-            yield _ok(check, "for this user alone")
+            yield _ok(check, "private to this user")
 
     def _other_users(self, check: str) -> Iterator[Finding]:
         directory = os.path.dirname(self._path)
@@ -197,7 +197,7 @@ class _Examination:
         except FileNotFoundError:
             size = 0
         if size > LARGE_WAL:
-            yield _note(check, f"{size} bytes: a reader that stays keeps it from being emptied")
+            yield _note(check, f"{size} bytes: a long read keeps it from being truncated")
         else:
             yield _ok(check, f"{size} bytes")
 
@@ -247,10 +247,10 @@ class _Examination:
             yield _ok(check, f"version {version}")
         elif version:
             yield _note(
-                check, f"version {version}: a manager makes {schema.VERSION} of it when it opens it"
+                check, f"version {version}: the next manager migrates it to {schema.VERSION}"
             )
         else:
-            yield _wrong(check, "empty: a manager makes a database of it when it opens it")
+            yield _wrong(check, "empty: the next manager creates the schema")
 
     def _refuse_half_restored(self, connection: sqlite3.Connection) -> None:
         schema.refuse_half_restored(connection, self._path, schema.read_identity(connection))
@@ -269,7 +269,7 @@ class _Examination:
         if said != [("ok",)]:
             yield _wrong(check, "; ".join(text for (text,) in said))
         if orphans:
-            yield _wrong(check, f"{len(orphans)} rows that belong to no row, in {orphans[0][0]}")
+            yield _wrong(check, f"{len(orphans)} rows refer to a missing row, in {orphans[0][0]}")
         if said == [("ok",)] and not orphans:
             yield _ok(check, "every page and every reference is in order")
 
@@ -289,10 +289,11 @@ class _Examination:
         wrong = self._ask(counts.wrong)
         if wrong:
             yield _wrong(
-                check, f"they do not match the jobs: {_some(wrong)}; --repair counts them again"
+                check,
+                f"the counts do not match the jobs: {_some(wrong)}; --repair counts them again",
             )
         else:
-            yield _ok(check, "as many jobs as `count_jobs` says")
+            yield _ok(check, "the counts match the jobs")
 
     def _store(self, check: str) -> Iterator[Finding]:
         ((stored,),) = self._ask(_rows("SELECT id FROM store"))
@@ -322,7 +323,9 @@ class _Examination:
         }
         stale = sorted(set(names) - active)
         if stale:
-            yield _note(check, f"of jobs that are over, to be removed by a manager: {_some(stale)}")
+            yield _note(
+                check, f"of jobs that have ended, to be removed by a manager: {_some(stale)}"
+            )
         else:
             yield _ok(check, f"{len(names)}, each of a queued or running job")
 
@@ -353,9 +356,11 @@ class _Examination:
         finally:
             directories.close()
         if dead:
-            yield _note(check, f"the process of {_some(dead)} is dead: the next look ends them")
+            yield _note(
+                check, f"their process is dead, and the next sweep ends them: {_some(dead)}"
+            )
         else:
-            yield _ok(check, f"{len(rows)}, each of a process that lives")
+            yield _ok(check, f"{len(rows)}, each of a live process")
 
     def _running(self) -> list[_Running]:
         column = "directory_id" if self._is_current() else "NULL"
@@ -436,7 +441,7 @@ class _Examination:
         for name, detail in notes:
             yield _note(check, f"pipeline {name!r}: {detail}")
         if not notes:
-            yield _ok(check, "every pipeline is triggered as it was said")
+            yield _ok(check, "no pipeline has lost a trigger")
 
     def _schedules(self, check: str) -> Iterator[Finding]:
         scheduled: dict[tuple[str, str], list[str]] = {}
@@ -455,7 +460,7 @@ class _Examination:
                 wrong = True
                 yield _wrong(check, f"never run here: {_some(names)}: {_short(error)}")
         if not wrong:
-            yield _ok(check, "every schedule and time zone is understood here")
+            yield _ok(check, "every schedule and time zone is valid here")
 
     def _is_current(self) -> bool:
         return self._ask(schema.read_identity)[1] == schema.VERSION

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from jobcore.errors import ArgumentError, DatabaseCorrupt
 from jobcore.models import Event
-from jobcore.operations.arguments import checked_patience
+from jobcore.operations.arguments import checked_timeout
 from jobcore.operations.async_backend import in_thread, sleep
 from jobcore.storage import history
 from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
@@ -100,13 +100,15 @@ class Feed:
             return newest, newest
         if after > newest:
             # The events of this file up to this id would be skipped without notice.
-            raise ArgumentError(f"no event has had the id {after} yet: the last one is {newest}")
+            raise ArgumentError(
+                f"after is {after}, and the last event is {newest}: the id is from another file"
+            )
         return after, newest
 
     def _events(
         self, after: int, wanted: Filter, *, last: int | None, timeout: float | None
     ) -> Iterator[Event]:
-        deadline = time.monotonic() + checked_patience(timeout)
+        deadline = time.monotonic() + checked_timeout(timeout)
         while True:
             page = self.look(after, wanted, last)
             after = page.after
@@ -223,7 +225,7 @@ class Events(AsyncIterator[Event]):
             StopAsyncIteration: There will be no more.
         """
         if self._deadline is None:
-            self._deadline = time.monotonic() + checked_patience(self._timeout)
+            self._deadline = time.monotonic() + checked_timeout(self._timeout)
         if self._wanted is None:
             wanted, (after, newest) = await in_thread(self._start)
             self._wanted, self._after = wanted, after

@@ -43,7 +43,7 @@ def parse_id(some_id: Id) -> UUID | None:
     if isinstance(some_id, UUID):
         return some_id
     if isinstance(some_id, Collection) and not isinstance(some_id, (str, bytes)):
-        raise ArgumentError(f"one id was wanted, a UUID or its text, not {shown(some_id)}")
+        raise ArgumentError(f"an id must be one UUID or its text, not {shown(some_id)}")
     try:
         return UUID(some_id)
     except (ValueError, AttributeError, TypeError):

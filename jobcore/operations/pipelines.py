@@ -16,6 +16,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
+from jobcore import checks
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.command import Command, checked_timeout
 from jobcore.embedding import telemetry
@@ -27,13 +28,9 @@ from jobcore.errors import (
     PipelineCycle,
     PipelineExists,
 )
+from jobcore.operations.arguments import checked_command, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
-from jobcore.operations.submission import (
-    checked_command,
-    checked_data,
-    checked_text,
-    place_in_workspace,
-)
+from jobcore.operations.submission import place_in_workspace
 from jobcore.schedule import Schedule
 from jobcore.storage import deletion, pipelines, settlement, store, workspaces
 from jobcore.storage.chain_migration import DEPLOY
@@ -44,7 +41,7 @@ WORKSPACE_INIT = "WORKSPACE_INIT"
 #: The most retries that make sense: with the doubling back-off they take more than a month.
 MOST_RETRIES = 1000
 
-NOWHERE = "cwd and env need a command or a script to apply to"
+NOWHERE = "cwd and env need a command or a script"
 
 #: The fields of a pipeline that callers can set and change.
 FIELDS = (
@@ -79,7 +76,7 @@ class Curator:
     def create_workspace(self, name: str, properties: Mapping[str, Any] | None) -> Row[Any]:
         """Create a workspace, with a WORKSPACE_INIT job if there is an executor for it."""
         now = self._clock.now()
-        text, checked = checked_text(name, "name"), _checked_object(properties)
+        text, checked = checks.text(name, "name", CommandError), checked_object(properties)
 
         def create(connection: Connection) -> Row[Any]:
             row = workspaces.insert_workspace(connection, name=text, properties=checked, now=now)
@@ -113,9 +110,9 @@ class Curator:
         _refuse_unknown("workspace", changes, ("name", "properties"))
         checked: dict[str, Any] = {}
         if "name" in changes:
-            checked["name"] = checked_text(changes["name"], "name")
+            checked["name"] = checks.text(changes["name"], "name", CommandError)
         if "properties" in changes:
-            checked["properties"] = _checked_object(changes["properties"])
+            checked["properties"] = checked_object(changes["properties"])
         now = self._clock.now()
 
         def update(connection: Connection) -> Row[Any]:
@@ -363,27 +360,28 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Check the fields of a pipeline, and return its columns."""
     _refuse_unknown("pipeline", fields, FIELDS)
     retries = fields.get("max_retries", 0)
-    whole = isinstance(retries, int) and not isinstance(retries, bool)
-    if not whole or not 0 <= retries <= MOST_RETRIES:
-        raise CommandError(f"max_retries is a number from 0 to {MOST_RETRIES}, not {retries!r}")
     command = _checked_command(fields)
-    catch_up = fields.get("catch_up")
-    if catch_up not in (None, *CATCH_UP):
-        raise CommandError(f"catch_up is one of {', '.join(CATCH_UP)}, not {catch_up!r:.200}")
+    late_after = fields.get("late_after")
     _checked_sources(fields)
-    name = checked_text(fields["name"], "name")
+    name = checks.text(fields["name"], "name", CommandError)
     return {
         "name": name,
         "folded_name": name.casefold(),
         "command": None if command is None else command.to_json(),
         "script": fields.get("script"),
         "timeout": checked_timeout(fields.get("timeout")),
-        "max_retries": retries,
+        "max_retries": checks.integer(retries, "max_retries", 0, MOST_RETRIES, CommandError),
         "schedule": fields.get("schedule"),
         "time_zone": fields.get("time_zone"),
-        "catch_up": catch_up,
-        "late_after": _checked_late(fields.get("late_after")),
-        "properties": _checked_object(fields.get("properties")),
+        "catch_up": checks.one_of(
+            fields.get("catch_up"), "catch_up", (*CATCH_UP, None), CommandError
+        ),
+        "late_after": (
+            None
+            if late_after is None
+            else checks.seconds(late_after, "late_after", LONGEST_LATE, CommandError)
+        ),
+        "properties": checked_object(fields.get("properties")),
     }
 
 
@@ -391,8 +389,8 @@ def _checked_sources(fields: Mapping[str, Any]) -> list[str]:
     """Check `triggered_by`, and return the names in it."""
     names = fields.get("triggered_by") or ()
     if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
-        raise CommandError("triggered_by is a list of names of pipelines")
-    return [checked_text(one, "triggered_by") for one in names]
+        raise CommandError("triggered_by must be a list of names of pipelines")
+    return [checks.text(one, "triggered_by", CommandError) for one in names]
 
 
 def _checked_command(fields: Mapping[str, Any]) -> Command | None:
@@ -407,7 +405,9 @@ def _checked_command(fields: Mapping[str, Any]) -> Command | None:
         made = None if script is None else Command(script, shell=True, **options)
     if made is not None and script is not None:
         replace(made, argv=script, shell=True)  # check it now in the form that will run
-        checked_text(script, "script")  # it is stored as text, not in JSON like a command
+        checks.text(
+            script, "script", CommandError
+        )  # it is stored as text, not in JSON like a command
     return made
 
 
@@ -438,25 +438,3 @@ def _next_tick_behind(row: Row[Any], fields: Mapping[str, Any], now: int) -> dic
         return found
     # The schedule is unchanged: keep the stored tick, or one that is already due would be lost.
     return {}
-
-
-def _checked_late(seconds: Any) -> float | None:
-    """Check `late_after`, and return it in seconds; None: the default."""
-    if seconds is None:
-        return None
-    try:
-        late = float(seconds)
-    except (TypeError, ValueError, OverflowError):
-        late = -1.0
-    if isinstance(seconds, (bool, str)) or not 0 <= late <= LONGEST_LATE:
-        raise CommandError(f"late_after is 0 to {LONGEST_LATE:.0f} seconds, not {seconds!r:.200}")
-    return late
-
-
-def _checked_object(properties: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if properties is None:
-        return None
-    if not isinstance(properties, Mapping):
-        raise CommandError(f"properties are an object, not {type(properties).__name__}")
-    checked: dict[str, Any] = checked_data(dict(properties))
-    return checked

@@ -1,19 +1,15 @@
-"""Checks what callers submit, and creates the jobs."""
+"""Creates jobs."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
-from typing import Any, Union
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Row
 
-from jobcore import structured_lines
-from jobcore.clock import Clock, from_datetime
-from jobcore.command import Command
+from jobcore import checks
+from jobcore.clock import Clock
 from jobcore.embedding import failpoints
 from jobcore.engine.ownership import Ownership
 from jobcore.errors import CommandError, PipelineNotFound
@@ -21,12 +17,6 @@ from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_wo
 from jobcore.operations.staging import Staging
 from jobcore.storage import environments, store, transitions, workspaces
 from jobcore.storage.database import Database
-
-#: What callers pass as a command: a `Command`, or a list of words.
-Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
-
-#: The most bytes of a caller's own JSON: it is for facts about a job, not for payload.
-DATA_BYTES = 64 * 1024
 
 #: The most jobs of one call that are written in one transaction; more are staged.
 STAGED_FROM = 1000
@@ -77,9 +67,9 @@ class Creator:
             CommandError: A type or a name is not text that can be stored.
         """
         for job in jobs:
-            checked_text(job["type"], "type")
+            checks.text(job["type"], "type", CommandError)
             if job.get("name") is not None:
-                checked_text(job["name"], "name")
+                checks.text(job["name"], "name", CommandError)
         now = self._clock.now()
         # Choose the ids here, so that an exception that interrupts the call can name the job.
         identified = [{"id": uuid4(), **job} for job in jobs]
@@ -151,105 +141,3 @@ def place_in_workspace(connection: Connection, workspace_id: Id | None, now: int
     if workspace_id is None:
         return workspaces.default_workspace(connection, now)
     return UUID(str(require_workspace(connection, workspace_id).id))
-
-
-def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
-    """
-    Return a `Command`, made from a list of words and `options` if necessary.
-
-    Raises:
-        CommandError: It could never run, or `options` are given with a `Command`.
-    """
-    if isinstance(command, Command):
-        if options:
-            raise CommandError(f"a Command already says its {', '.join(sorted(options))}")
-        return command
-    try:
-        return Command(command, **options)
-    except TypeError as error:
-        raise CommandError(str(error)) from error
-
-
-def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -> list[Command]:
-    """
-    Return each of `commands`, checked.
-
-    Raises:
-        CommandError: `commands` is not a list, or one of them could never run.
-    """
-    several: object = commands  # callers may pass anything
-    if not isinstance(several, Iterable):
-        raise CommandError(f"commands is a list of commands, not {type(several).__name__}")
-    return [checked_command(command, options) for command in commands]
-
-
-def checked_env_from(env_from: str) -> str:
-    """
-    Check `env_from`, and return it.
-
-    Raises:
-        CommandError: It is neither "submitter" nor "worker".
-    """
-    if env_from not in (environments.SUBMITTER, environments.WORKER):
-        raise CommandError(f'env_from is "submitter" or "worker", not {env_from!r}')
-    return env_from
-
-
-def checked_moment(moment: datetime | None) -> int | None:
-    """
-    Return `not_before` as it is stored, in microseconds since 1970.
-
-    Raises:
-        CommandError: It is not a datetime, or has no time zone.
-    """
-    if moment is None:
-        return None
-    said: object = moment  # callers may pass anything
-    if not isinstance(said, datetime):
-        raise CommandError(f"not_before is a datetime, not {type(said).__name__}")
-    if moment.utcoffset() is None:
-        raise CommandError("not_before needs a time zone")
-    try:
-        return from_datetime(moment.astimezone(timezone.utc))
-    except OverflowError as error:
-        raise CommandError("not_before is outside the years 1 to 9999 in UTC") from error
-
-
-def checked_text(text: object, what: str) -> str:
-    """
-    Return `text` if it can be stored.
-
-    Raises:
-        CommandError: It is not text, or contains a lone surrogate.
-    """
-    if not isinstance(text, str):
-        raise CommandError(f"{what} must be text, not {type(text).__name__}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CommandError(f"{what} cannot be stored as text: {error}") from error
-    return text
-
-
-def checked_data(data: Any) -> Any:
-    """
-    Return `data` if it is JSON of up to `DATA_BYTES` that any service can send on.
-
-    A job with data that cannot be encoded again would break every list that contains it.
-
-    Raises:
-        CommandError: It is not.
-    """
-    try:
-        text = json.dumps(data, allow_nan=False)
-        json.dumps(data, ensure_ascii=False).encode()  # fails for a lone surrogate
-        deep = text.count("{") + text.count(
-            "["
-        ) > structured_lines.DEEPEST and structured_lines.is_deep(json.loads(text))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CommandError(f"data is not JSON: {error}") from error
-    if len(text) > DATA_BYTES:
-        raise CommandError(f"data is larger than {DATA_BYTES} bytes of JSON")
-    if deep:
-        raise CommandError(f"data is nested deeper than {structured_lines.DEEPEST} levels")
-    return data

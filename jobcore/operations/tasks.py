@@ -99,7 +99,7 @@ class _Block:
 
     def _start(self) -> None:
         if self._job is not None:
-            raise RuntimeError("a task is for one with block")
+            raise RuntimeError("a task can be used for one with block only")
         self._pid = os.getpid()
         self._job = self._begin()
 
@@ -139,7 +139,7 @@ class _Block:
     @property
     def _running(self) -> Job:
         if self._job is None:
-            raise RuntimeError("a task has a job in its with block")
+            raise RuntimeError("a task has a job only inside its with block")
         return self._job
 
 

@@ -584,7 +584,7 @@ class Database:
         except UnicodeDecodeError as error:
             # Only damage puts invalid UTF-8 into names, texts or SQLite's own messages.
             raise DatabaseCorrupt(
-                f"{self.path}: it holds text that is not UTF-8: {error}"
+                f"{self.path}: it contains text that is not UTF-8: {error}"
             ) from error
 
     def _is_gone(self) -> bool:

@@ -193,13 +193,15 @@ def read_store_id(root: int) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise typed(f"the file {STORE!r} among the job directories", error) from error
+        raise typed(f"the file {STORE!r} in the directory of job directories", error) from error
     try:
         found = os.read(descriptor, 64)
     finally:
         os.close(descriptor)
     if not re.fullmatch(rb"[0-9a-f]{32}\s*", found):
-        raise StoreMismatch(f"the file {STORE!r} among the job directories holds no id")
+        raise StoreMismatch(
+            f"the file {STORE!r} in the directory of job directories contains no store id"
+        )
     return found.decode("ascii").strip()
 
 
@@ -229,7 +231,7 @@ def make_store_id(root: int, parent: str) -> str:
         os.close(directory)
     store_id = read_store_id(root)
     if store_id is None:
-        raise StoreMismatch("the store's id was removed while it was being made")
+        raise StoreMismatch("the store id was removed while it was being created")
     return store_id
 
 

@@ -152,7 +152,7 @@ def unpack(row: Row[Any]) -> bytes:
 
 
 def _in_words(row: Row[Any]) -> str:
-    return f"the log from line {row.first_sequence} on, of job number {row.job},"
+    return f"the log of job number {row.job}, from line {row.first_sequence} on,"
 
 
 _AT = (

@@ -204,12 +204,12 @@ def require_private_files(database: str) -> None:
         if not _is_trusted(facts.st_uid):
             # Do not suggest chown first: if root only looks, that would lock its user out.
             raise StoreError(
-                f"{name} belongs to another user, who could say what is run: be user "
-                f"{facts.st_uid}, or give user {os.geteuid()} the database with all that is "
-                "beside it"
+                f"{name} belongs to another user, who could decide what is run: work as user "
+                f"{facts.st_uid}, or make user {os.geteuid()} the owner of the database and of "
+                "the files beside it"
             )
         if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise StoreError(f"others may write to {name}, and so say what is run: chmod it to 600")
+            raise StoreError(f"others can write to {name}, and so decide what is run: chmod 600 it")
 
 
 def require_single_names(database: str) -> None:

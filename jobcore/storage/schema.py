@@ -266,7 +266,7 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
             f"{path} has schema version {version}; this jobcore knows up to {VERSION}"
         )
     if version < 1:
-        raise DatabaseCorrupt(f"{path} has schema version {version}, which there never was")
+        raise DatabaseCorrupt(f"{path} has schema version {version}, which no jobcore has written")
     return version == VERSION
 
 

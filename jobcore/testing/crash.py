@@ -88,7 +88,7 @@ def crash(
     if at is not None:
         return _crash_at(manager, at, timeout)
     if _stands_in(manager, sys._getframe()):  # noqa: SLF001 - only CPython is supported anyway
-        raise RuntimeError("a manager cannot be dropped from within: name a point with `at=`")
+        raise RuntimeError("a manager cannot crash itself: name a failpoint with `at=`")
     _kill(manager)
     _bury(manager, timeout)
     return None

@@ -62,7 +62,7 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
             names = ", ".join(outlook.names())
             raise NeverEnds(
                 f"this would run for ever: {names}: its script hangs, it has no time-out, and "
-                "nobody has asked it to stop",
+                "no stop was requested",
                 tuple(run.id for run in outlook.running()),
             )
         else:

@@ -101,7 +101,7 @@ def _descriptors(numbers: set[int], *, close: bool) -> Iterator[str]:
         try:
             yield f"descriptor {number} is open: {os.readlink(f'/proc/self/fd/{number}')}"
         except FileNotFoundError:
-            yield f"descriptor {number} was closed by somebody whose it was not"
+            yield f"descriptor {number} was closed by other code"
             continue
         if close:  # if threads are left, one may use it
             GATE.close(number)
@@ -121,7 +121,7 @@ def _of_jobs(path: str | os.PathLike[str], patience: float, *, silently: bool) -
             jobs.recover()
             return said + _directories(jobs)
     except JobcoreError as error:
-        return [f"nobody can say what became of the jobs: {type(error).__name__}: {error}"]
+        return [f"the jobs cannot be examined: {type(error).__name__}: {error}"]
 
 
 def _running(jobs: JobManager) -> list[Run]:
@@ -176,7 +176,7 @@ def _directories(jobs: JobManager) -> list[str]:
     with jobs._database.read() as connection:  # noqa: SLF001
         active = store.active_ids(connection, {UUID(hex=name) for name in names})
     return [
-        f"the directory of job {UUID(hex=name)} cannot be removed: somebody holds its lock"
+        f"the directory of job {UUID(hex=name)} cannot be removed: its lock is held"
         for name in names
         if UUID(hex=name) not in active
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from jobcore import checks
 from jobcore.clock import from_datetime
 from jobcore.embedding.forking import GATE
 
@@ -130,8 +130,8 @@ class ManualClock:
         Raises:
             ValueError: `seconds` is not a finite number.
         """
-        if not _is_number(seconds) or not math.isfinite(seconds):
-            raise ValueError(f"a clock is set by a number of seconds, not {seconds!r}")
+        if not checks.is_number(seconds):
+            raise ValueError(f"seconds must be a finite number, not {seconds!r}")
         with self._moving:
             self._offset += round(seconds * 1e6)
             self._tell()
@@ -218,21 +218,13 @@ def _enter(register: dict[object, _T], member: _T) -> Callable[[], None]:
     return end
 
 
-def checked_seconds(seconds: object) -> float:
+def checked_seconds(seconds: Any) -> float:
     """
     Return a number of seconds, checked.
 
     Raises:
         ValueError: `seconds` is negative or not a finite number.
     """
-    if (
-        not isinstance(seconds, (int, float))
-        or not _is_number(seconds)
-        or not (0 <= seconds < math.inf)
-    ):
-        raise ValueError(f"time moves on by 0 or more seconds, not {seconds!r}: see `jump`")
+    if not checks.is_number(seconds) or float(seconds) < 0:
+        raise ValueError(f"seconds must be a number, 0 or more, not {seconds!r}: see `jump`")
     return float(seconds)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -27,7 +27,7 @@ class Outlook:
     def __init__(self, jobs: JobManager, clock: ManualClock | None = None) -> None:
         own: Clock = jobs._clock
         if clock is not None and clock is not own:
-            raise ValueError("the manager goes by another clock: open it with this one")
+            raise ValueError("the manager uses another clock: open it with this one")
         if not isinstance(own, ManualClock):
             raise ValueError(
                 "the manager's clock runs by itself: ask for the fixture job_clock, too, or open "

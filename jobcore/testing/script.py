@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
+from jobcore import checks
+
 #: A line, a line of a given stream, text without a newline, a progress report, or a pause in
 #: seconds.
 Part = (
@@ -82,17 +84,17 @@ class Script:
     def __post_init__(self) -> None:
         """Check the arguments, and copy `lines`."""
         if isinstance(self.lines, (str, bytes)) or not isinstance(self.lines, Sequence):
-            raise ValueError(f"lines is a list of lines and pauses, not {self.lines!r}")
+            raise ValueError(f"lines must be a list of lines and pauses, not {self.lines!r}")
         object.__setattr__(self, "lines", tuple(_checked_part(part) for part in self.lines))
-        _require_whole("exit_code", self.exit_code, 0, 255)
+        checks.integer(self.exit_code, "exit_code", 0, 255, ValueError)
         # An upper limit: so many lines are a log of 300 MB.
-        _require_whole("floods", self.floods, 0, 10_000_000)
+        checks.integer(self.floods, "floods", 0, 10_000_000, ValueError)
         if self.signal is not None:
             _require_signal(self.signal)
         if self.cannot_start is not None and (
             isinstance(self.cannot_start, bool) or self.cannot_start not in errno.errorcode
         ):
-            raise ValueError(f"cannot_start is an errno, not {self.cannot_start!r}")
+            raise ValueError(f"cannot_start must be an errno, not {self.cannot_start!r}")
         self._require_one_end()
 
     def _require_one_end(self) -> None:
@@ -105,7 +107,7 @@ class Script:
         }
         said = [name for name, is_said in ends.items() if is_said]
         if len(said) > 1:
-            raise ValueError(f"a script has one end, not {' and '.join(said)}")
+            raise ValueError(f"a script can have one end, not {' and '.join(said)}")
         if self.cannot_start is not None and (
             self.lines or self.floods or self.leaves_grandchild or self.ignores_term
         ):
@@ -161,10 +163,10 @@ def _checked_part(part: object) -> Part:
         ValueError: It is neither a line nor a pause.
     """
     if isinstance(part, bool):
-        raise ValueError(f"a part of a script is a line or a pause, not {part!r}")
+        raise ValueError(f"a part of a script must be a line or a pause, not {part!r}")
     if isinstance(part, (int, float)):
         if not 0 <= part < math.inf:
-            raise ValueError(f"a pause is a number of seconds, 0 or more, not {part!r}")
+            raise ValueError(f"a pause must be a number of seconds, 0 or more, not {part!r}")
         return part
     if isinstance(part, (str, bytes)):
         return _checked_line(part)
@@ -172,30 +174,25 @@ def _checked_part(part: object) -> Part:
         stream, line = part
         if stream not in ("stdout", "stderr", "unfinished", "progress"):
             raise ValueError(
-                f'a text is for "stdout", "stderr", "unfinished" or "progress", not for {stream!r}'
+                f'a stream must be "stdout", "stderr", "unfinished" or "progress", not {stream!r}'
             )
         return stream, _checked_line(line)
-    raise ValueError(f"a part of a script is a line or a pause, not {part!r}")
+    raise ValueError(f"a part of a script must be a line or a pause, not {part!r}")
 
 
 def _checked_line(line: object) -> str | bytes:
     if not isinstance(line, (str, bytes)):
-        raise ValueError(f"a line is text or bytes, not {line!r}")
+        raise ValueError(f"a line must be str or bytes, not {line!r}")
     if isinstance(line, str):
         try:
             line.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"a line that cannot be encoded: {line!r}; give bytes") from error
+            raise ValueError(f"a line cannot be encoded: {line!r}; pass bytes") from error
     return line
-
-
-def _require_whole(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} is a whole number from {least} to {most}, not {value!r}")
 
 
 def _require_signal(number: object) -> None:
     if isinstance(number, bool) or number not in signals.valid_signals():
-        raise ValueError(f"signal is the number of a signal, not {number!r}")
+        raise ValueError(f"signal must be the number of a signal, not {number!r}")
     if number in _HARMLESS:
         raise ValueError(f"no process ends by {signals.Signals(int(number)).name}")  # type: ignore[call-overload]

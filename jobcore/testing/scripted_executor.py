@@ -117,7 +117,7 @@ class ScriptedExecutor:
         if self._choose is not None and job.id not in self._scripts:
             script = self._choose(job)
             if not isinstance(script, Script):
-                raise ValueError(f"a script was wanted, not {script!r}")
+                raise ValueError(f"the callable must return a Script, not {script!r}")
             self._scripts[job.id] = script
         self._script_of(job.id)
         try:
@@ -231,7 +231,7 @@ class ScriptedExecutor:
         wanted = None if job_id is None else UUID(str(job_id))
         found = [one for one in self._cast if wanted is None or one.job_id == wanted]
         if job_id is not None and not found:
-            raise LookupError(f"no stand-in runs job {job_id}")
+            raise LookupError(f"no scripted supervisor runs job {job_id}")
         return found
 
     # --- as an attendant of a clock ---------------------------------------------
@@ -373,5 +373,5 @@ def _checked_scripts(scripts: tuple[object, ...]) -> list[Script]:
         return []
     for script in scripts:
         if not isinstance(script, Script):
-            raise ValueError(f"scripts, or one callable, not {script!r}")
+            raise ValueError(f"a ScriptedExecutor takes scripts or one callable, not {script!r}")
     return [script for script in scripts if isinstance(script, Script)] or [Script()]

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
+from jobcore import checks
 from jobcore.errors import JobDeleted, TooManyFollowers, WaitTimeout
 from jobcore.models import Job, LogLine
-from jobcore.operations.arguments import checked_heartbeat, checked_most, checked_patience
+from jobcore.operations.arguments import checked_most, checked_timeout
 from jobcore.operations.async_backend import in_thread
 from jobcore.wire.accept import TEXT, log_type
 from jobcore.wire.log_forms import form_of
@@ -171,8 +172,8 @@ class _Request:
         self.first = unsigned(sequence, "sequence")
         if last_event_id:
             self.first = unsigned(last_event_id, "Last-Event-ID") + 1
-        self.timeout = checked_patience(timeout)
-        self.heartbeat = checked_heartbeat(heartbeat)
+        self.timeout = checked_timeout(timeout)
+        self.heartbeat = checks.positive_seconds(heartbeat, "heartbeat", checks.OLDEST)
 
     @property
     def content_type(self) -> str:

@@ -474,7 +474,7 @@ def test_what_is_no_crash_is_refused(world):
         crash(jobs)
 
     assert job.reason is Reason.SPAWN_FAILED
-    assert "cannot be dropped from within" in said[0]
+    assert "cannot crash itself" in said[0]
 
 
 def test_a_point_that_is_not_reached_is_named(world):

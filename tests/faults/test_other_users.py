@@ -122,7 +122,9 @@ def test_a_planted_journal_is_not_replayed(planted, shared, tmp_path):
     before = snapshot(shared)
     with pytest.raises(StoreError, match="any user can create files in"):
         JobManager(database, slots=1)
-    with pytest.raises(StoreError, match=f"-journal belongs to another user.* be user {STRANGER}"):
+    with pytest.raises(
+        StoreError, match=f"-journal belongs to another user.* work as user {STRANGER}"
+    ):
         JobManager(database, slots=1, trust_directory=True)
 
     assert snapshot(shared) == before

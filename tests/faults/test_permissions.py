@@ -339,7 +339,7 @@ def test_what_others_could_write_is_refused(closed, tmp_path, mode, end):
     os.chmod(closed + end, mode)
     before = everything(tmp_path)
 
-    with pytest.raises(StoreError, match=r"others may write to .*chmod it to 600"):
+    with pytest.raises(StoreError, match=r"others can write to .*chmod 600 it"):
         JobManager(closed, slots=1)
     assert everything(tmp_path) == before
 
@@ -350,7 +350,7 @@ def test_a_database_of_another_user_is_refused(closed, tmp_path):
     os.chown(closed, STRANGER, -1)
     before = everything(tmp_path)
 
-    with pytest.raises(StoreError, match=f"another user.* be user {STRANGER}, or give"):
+    with pytest.raises(StoreError, match=f"another user.* work as user {STRANGER}, or make"):
         JobManager(closed, slots=1)
     assert everything(tmp_path) == before
 

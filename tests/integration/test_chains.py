@@ -260,7 +260,7 @@ def test_deleted_source_is_reported(jobs, caplog):
     assert reported[0] == "note"
     assert "pipeline 'report'" in reported[1]
     assert "'load', which was deleted" in reported[1]
-    assert finding(jobs) == ("ok", "every pipeline is triggered as it was said")
+    assert finding(jobs) == ("ok", "no pipeline has lost a trigger")
     assert [text for text in caplog.messages if text.startswith("event='trigger deleted'")] != []
 
 

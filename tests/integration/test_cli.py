@@ -386,7 +386,7 @@ def test_run_without_a_command_names_what_stdin_took(cli):
     """The file that an optional value has taken is named, and the remedy."""
     _, err = cli("run", "--stdin", "cat", code=2)
 
-    assert "--stdin has taken 'cat' for a file; write --" in err
+    assert "'cat' was taken as the file of --stdin; write --" in err
 
 
 def test_run_stops_by_the_signal_it_is_told(cli):
@@ -929,18 +929,18 @@ def test_a_wrong_use_is_one_line_and_makes_nothing(cli, words, said):
         (["run", "--stop-signal", "FOO", "true"], "a signal, its number or its name"),
         (["run", "--stop-signal", "SIGKILL", "true"], "no program can handle"),
         (["run", "--stop-scope", "all", "true"], "'main', 'group'"),
-        (["work", "--slots", "0"], "whole number, 1 or more"),
-        (["work", "--slots", "two"], "whole number, 1 or more"),
-        (["list", "--limit", "1.5"], "whole number, 1 or more"),
-        (["list", "--before", "0"], "whole number, 1 or more"),
+        (["work", "--slots", "0"], "integer, 1 or more"),
+        (["work", "--slots", "two"], "integer, 1 or more"),
+        (["list", "--limit", "1.5"], "integer, 1 or more"),
+        (["list", "--before", "0"], "integer, 1 or more"),
         (["list", "--status", "FOO"], "stopped"),
-        (["logs", "1234", "--tail", "-1"], "whole number, 0 or more"),
-        (["logs", "1234", "--sequence", "x"], "whole number, 0 or more"),
+        (["logs", "1234", "--tail", "-1"], "integer, 0 or more"),
+        (["logs", "1234", "--sequence", "x"], "integer, 0 or more"),
         (["logs", "1234", "--format", "xml"], "'text', 'ndjson'"),
         (["stop", "1234", "--grace", "nan"], "seconds, 0 or more"),
         (["cancel", "1234", "--grace", "-0.5"], "seconds, 0 or more"),
         (["wait", "1234", "--timeout", "0"], "seconds above 0"),
-        (["prune", "--older-than", "1d", "--keep", "-1"], "whole number, 0 or more"),
+        (["prune", "--older-than", "1d", "--keep", "-1"], "integer, 0 or more"),
         (["prune", "--older-than", "1d", "--status", "GONE"], "stopped"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",

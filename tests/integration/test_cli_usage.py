@@ -83,7 +83,7 @@ def test_find_jobs_walks_the_ids_in_order(jobs):
 @pytest.mark.parametrize("prefix", ["", "-", "xyz", "0" * 33, None, 7, b"3f", "3f%", "٣"])
 def test_find_jobs_refuses_what_begins_no_id(jobs, prefix):
     """No empty beginning, and no pattern: only digits of an id."""
-    with pytest.raises(ValueError, match="an id begins with 1 to 32 hexadecimal digits"):
+    with pytest.raises(ValueError, match="id_prefix must be 1 to 32 hexadecimal digits"):
         jobs.find_jobs(prefix)
 
 

@@ -142,7 +142,7 @@ def test_what_another_user_owns_is_wrong(closed):
     os.chown(closed + ".jobs", 12345, -1)
     found = examine(closed)
 
-    assert found["modes"].detail == f"of another user: {closed}.jobs"
+    assert found["modes"].detail == f"owned by another user: {closed}.jobs"
     assert "not a private directory" in found["store"].detail
 
 
@@ -159,7 +159,7 @@ def test_a_large_write_ahead_log_is_noted(closed, monkeypatch):
 @pytest.mark.parametrize(
     ("statement", "verdict", "detail"),
     [
-        ("PRAGMA user_version = 1", "note", "version 1: a manager makes"),
+        ("PRAGMA user_version = 1", "note", "version 1: the next manager migrates"),
         ("PRAGMA user_version = 999", "wrong", "has schema version 999"),
         ("PRAGMA application_id = 1", "wrong", "another program's database"),
     ],
@@ -206,7 +206,7 @@ def test_a_row_without_its_owner_is_found(closed):
     """References that lead nowhere are told by the table that has them."""
     sql(closed, "DELETE FROM workspace")
 
-    assert examine(closed)["integrity"].detail == "1 rows that belong to no row, in job"
+    assert examine(closed)["integrity"].detail == "1 rows refer to a missing row, in job"
 
 
 @pytest.mark.parametrize(

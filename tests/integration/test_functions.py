@@ -459,24 +459,25 @@ def test_a_time_out_ends_it(running_jobs):
     [
         (
             functions.returns_a_lock, [],
-            ("TypeError: tests.functions:returns_a_lock returned what cannot be stored: "
+            ("TypeError: tests.functions:returns_a_lock returned a value that cannot be stored: "
             "an object of type _thread.lock cannot be pickled"),
         ),
         (
             functions.makes_a_local, [],
-            ("TypeError: tests.functions:makes_a_local returned what cannot be stored: "
+            ("TypeError: tests.functions:makes_a_local returned a value that cannot be stored: "
             "tests.functions:makes_a_local.<locals>.local is defined inside a function: "
             "move it to the top of its module"),
         ),
         (
             functions.returns_many_bytes, [result_file.LARGEST - 1],
-            ("ValueError: tests.functions:returns_many_bytes returned what takes 4194305 bytes, "
-            "and at most 4194304 are stored: write it to a file, and return the path"),
+            ("ValueError: tests.functions:returns_many_bytes returned a value that takes "
+            "4194305 bytes, and at most 4194304 are stored: write it to a file, and return the "
+            "path"),
         ),
         (
             functions.returns_on_a_full_disk, [],
-            ("OSError: [Errno 27] what tests.functions:returns_on_a_full_disk returned "
-            "could not be stored: File too large"),
+            ("OSError: [Errno 27] the return value of "
+            "tests.functions:returns_on_a_full_disk could not be stored: File too large"),
         ),
     ],
 )  # fmt: skip

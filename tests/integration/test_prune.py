@@ -92,7 +92,7 @@ def test_what_is_not_final_stays(jobs, scripted, clock):
 def test_to_prune_what_is_not_final_is_refused(jobs, status):
     """A status that is not final is a mistake, and is told before anything goes."""
     job = ended(jobs)
-    with pytest.raises(ValueError, match="only jobs that are final"):
+    with pytest.raises(ValueError, match="COMPLETE, ERROR and STOPPED jobs only"):
         jobs.prune(0, status=status)
 
     assert ids(jobs.list_jobs()) == [job.id]
@@ -154,13 +154,13 @@ def test_a_dry_run_changes_nothing(jobs, database):
 @pytest.mark.parametrize("age", [-1, float("nan"), float("inf"), True, "30d", None, 1e300, 10**400])
 def test_an_age_is_a_number_of_seconds(jobs, age):
     """What is no age is refused."""
-    with pytest.raises(ValueError, match="an age is 0 or more seconds"):
+    with pytest.raises(ValueError, match="older_than must be 0 to"):
         jobs.prune(age)
 
 
 def test_other_arguments_are_checked(jobs):
     """A negative `keep`, an unknown status and unknown owners are refused."""
-    with pytest.raises(ValueError, match="keep is"):
+    with pytest.raises(ValueError, match="keep must be"):
         jobs.prune(0, keep=-1)
     with pytest.raises(ValueError, match="LATE"):
         jobs.prune(0, status="LATE")

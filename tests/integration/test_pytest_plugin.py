@@ -162,7 +162,7 @@ LEFT = {
     ),
     "a_directory": (
         "keep.append(jobs._directories.prepare(uuid.uuid4().hex))",
-        r"the directory of job [-0-9a-f]{36} cannot be removed: somebody holds its lock",
+        r"the directory of job [-0-9a-f]{36} cannot be removed: its lock is held",
     ),
 }
 

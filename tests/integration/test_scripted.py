@@ -564,7 +564,7 @@ def test_a_callable_chooses_by_the_job(theatre):
     assert verdict(jobs.get_job(bad.id)) == (Status.ERROR, None, Reason.SPAWN_FAILED, None)
     assert [text for _, _, text in lines(jobs, bad)] == ["cannot start: RuntimeError: no such name"]
     assert verdict(jobs.get_job(odd.id))[2] is Reason.SPAWN_FAILED
-    assert "a script was wanted, not 'script'" in lines(jobs, odd)[0][2]
+    assert "the callable must return a Script, not 'script'" in lines(jobs, odd)[0][2]
 
 
 def test_the_command_is_what_the_job_or_its_pipeline_says(theatre):

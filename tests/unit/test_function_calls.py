@@ -168,7 +168,7 @@ MAIN = (
     "is defined in __main__, the program itself, "
     "which a fresh interpreter does not run: move it into a module"
 )
-NAMED = 'a function is named "package.module:function", not'
+NAMED = 'a function must be named "package.module:function", not'
 HERE = "tests.functions"
 
 
@@ -192,8 +192,8 @@ HERE = "tests.functions"
             functions.was_replaced,
             [],
             (
-                f"{REFUSED}{HERE}:replaced leads to something else: "
-                "what was given has been replaced there"
+                f"{REFUSED}{HERE}:replaced is another object by now: "
+                "the given one was replaced there"
             ),
         ),
         (hand_made(), [], f"{REFUSED}the module hand_made was not imported from anywhere"),
@@ -251,8 +251,8 @@ HERE = "tests.functions"
         (17, [], "an object of type int cannot be called"),
         (None, [], "an object of type NoneType cannot be called"),
         *((name, [], f"{NAMED} {name!r}") for name in NO_NAMES),
-        ("a:f", SECRET, "args is a list of arguments, not one str"),
-        ("a:f", {"a": SECRET}, "args is a list of arguments, not one dict"),
+        ("a:f", SECRET, "args must be a list of arguments, not str"),
+        ("a:f", {"a": SECRET}, "args must be a list of arguments, not dict"),
     ],
     ids=lambda value: value[-40:] if isinstance(value, str) else type(value).__name__,
 )
@@ -308,12 +308,12 @@ def test_what_the_program_itself_defines_is_refused(database):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"kwargs": {1: SECRET}}, "kwargs is a mapping of names to arguments"),
-        ({"kwargs": [SECRET]}, "kwargs is a mapping of names to arguments"),
+        ({"kwargs": {1: SECRET}}, "kwargs must be a mapping of names to arguments"),
+        ({"kwargs": [SECRET]}, "kwargs must be a mapping of names to arguments"),
         ({"kwargs": {"x": open}}, "got an unexpected keyword argument 'x'"),
         ({"stdin": SECRET, "shell": True}, "a function has no shell, stdin"),
         ({"argv": [SECRET]}, "a function has no argv"),
-        ({"timeout": 0}, "a time-out is seconds above 0"),
+        ({"timeout": 0}, "timeout must be a number of seconds above 0"),
         ({"surprise": SECRET}, "unexpected keyword argument 'surprise'"),
     ],
 )
