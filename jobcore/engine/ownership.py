@@ -3,12 +3,13 @@ Shows that a process is alive, by a kernel lock.
 
 A process that owns jobs holds the lock on one file in the directory of job directories, and its
 jobs name that file. The kernel frees the lock when the process ends, however it ends. The name
-also identifies the process. That decides when the lock cannot: if the file was removed, or if C
-code forked a child that inherited the descriptor.
+also identifies the process. That decides when the lock cannot: if the file was removed or
+replaced, or if C code forked a child that inherited the descriptor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -141,6 +142,7 @@ class _Locks:
             lock.descriptor = job_directory.make_file(PREFIX + lock.name, os.O_RDWR, root)
             GATE.register(lock.descriptor)
             lock.identity = _identity(lock.descriptor)
+            _sign(lock.descriptor)
             # This fails only if another process is about to remove the file; then try again.
             job_directory.try_lock(lock.descriptor, job_directory.WHOLE)
         return lock
@@ -162,6 +164,26 @@ class _Locks:
 def _identity(root: int) -> tuple[int, int]:
     facts = os.fstat(root)
     return facts.st_dev, facts.st_ino
+
+
+def _signature(descriptor: int) -> bytes:
+    return b"%d\n" % os.fstat(descriptor).st_ino
+
+
+def _sign(descriptor: int) -> None:
+    """Write the inode of a lock file into it, which distinguishes the file from a copy."""
+    # On a full disk the file stays empty. Then the process decides, as if it were a copy.
+    with contextlib.suppress(OSError):
+        os.pwrite(descriptor, _signature(descriptor), 0)
+
+
+def _is_signed(descriptor: int) -> bool:
+    """Tell whether a lock file is the one that its owner made."""
+    expected = _signature(descriptor)
+    try:
+        return os.pread(descriptor, len(expected) + 1, 0) == expected
+    except OSError:
+        return False  # for example, it is a FIFO
 
 
 def _is_in_place(lock: _Lock, root: int) -> bool:
@@ -261,6 +283,8 @@ class Ownership:
             except FileNotFoundError:
                 return bool(alive)  # for example, a tool that removes old files has removed it
             try:
+                if alive and process.is_in(self._directories.root) and not _is_signed(descriptor):
+                    return True  # a tool has replaced the file, so nobody locks the new one
                 return job_directory.is_locked(descriptor)
             finally:
                 os.close(descriptor)

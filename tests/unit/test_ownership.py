@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -95,6 +97,47 @@ def test_owner_lives_though_a_cleaner_removed_its_file(ownership):
         assert in_child(ownership.lives, own)
         assert ownership.claim() == own
         assert files(ownership) == [PREFIX + own]
+    finally:
+        child.kill()
+    assert not ownership.lives(name)
+
+
+def _copy(path):
+    """Replace a file by a copy of it, as rsync and editors do."""
+    copy = path.with_name("copy")
+    shutil.copy2(path, copy)
+    copy.rename(path)
+
+
+def _fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("replace", [_copy, _fifo])
+def test_owner_lives_though_its_file_was_replaced(ownership, replace):
+    """Nobody holds the lock of a file that a tool puts in the place; the process decides."""
+    child, name = owner_in_child(ownership)
+    try:
+        replace(Path(ownership._directories.path(PREFIX + name)))
+        assert ownership.lives(name)
+    finally:
+        child.kill()
+    assert not ownership.lives(name)
+
+
+def test_owner_lives_though_a_full_disk_left_its_file_empty(ownership, monkeypatch):
+    """A process can be an owner while nothing can be written."""
+
+    def refuse(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        child, name = owner_in_child(ownership)
+    try:
+        assert Path(ownership._directories.path(PREFIX + name)).stat().st_size == 0
+        assert ownership.lives(name)
     finally:
         child.kill()
     assert not ownership.lives(name)
