@@ -73,6 +73,18 @@ class PipelineStatus(_Word):
     FAILED = "FAILED"
 
 
+class JobType:
+    """The job types that jobcore gives a meaning; hosts may use any others."""
+
+    COMMAND = "COMMAND"  # runs its own command
+    FUNCTION = "FUNCTION"  # calls a function in a fresh interpreter
+    PIPELINE_RUN = "PIPELINE_RUN"  # runs its pipeline; retried, and triggers other pipelines
+    PIPELINE_CONFIG = "PIPELINE_CONFIG"  # processes a change; its end sets the pipeline's status
+    PIPELINE_VERIFY = "PIPELINE_VERIFY"  # is neither retried nor triggers anything
+    WORKSPACE_INIT = "WORKSPACE_INIT"  # prepares a new workspace
+    TASK = "TASK"  # the host does it itself
+
+
 class Trigger(_Word):
     """
     What can happen to a job, a text.
@@ -278,7 +290,8 @@ def configured_as(status: Status) -> str:
 # --- the same rules, for the database ---------------------------------------
 
 
-def _quoted(words: Any) -> str:
+def quoted(words: Any) -> str:
+    """Return words as a list of SQL literals."""
     return ", ".join(f"'{word}'" for word in words)
 
 
@@ -288,10 +301,10 @@ def constraints() -> dict[str, str]:
 
     SQLite enforces them for every program that writes the file, not only for jobcore.
     """
-    final = _quoted(status for status in Status if status.final)
+    final = quoted(status for status in Status if status.final)
     return {
-        "status_is_known": f"status IN ({_quoted(Status)})",
-        "reason_is_known": f"reason IN ({_quoted(Reason)})",
+        "status_is_known": f"status IN ({quoted(Status)})",
+        "reason_is_known": f"reason IN ({quoted(Reason)})",
         # A job has a reason if and only if it is final.
         "final_has_reason": f"(status IN ({final})) = (reason IS NOT NULL)",
         "final_has_end": f"(status IN ({final})) = (end_time IS NOT NULL)",
@@ -303,14 +316,14 @@ def constraints() -> dict[str, str]:
         "exit_code_needs_end": f"exit_code IS NULL OR status IN ({final})",
         "exit_code_is_a_byte": "exit_code BETWEEN 0 AND 255",
         "halted_is_stopped": (
-            f"status = 'STOPPED' OR coalesce(reason, '') NOT IN ({_quoted(sorted(_HALTED))})"
+            f"status = 'STOPPED' OR coalesce(reason, '') NOT IN ({quoted(sorted(_HALTED))})"
         ),
         "stopped_was_halted": (
-            f"status <> 'STOPPED' OR reason IN ({_quoted(sorted(_HALTED | _UNSEEN))})"
+            f"status <> 'STOPPED' OR reason IN ({quoted(sorted(_HALTED | _UNSEEN))})"
         ),
         # If no process saw the end, or the job never began, no exit code is known.
         "unseen_has_no_exit_code": (
-            f"exit_code IS NULL OR reason NOT IN ({_quoted(sorted({Reason.CANCELLED} | _UNSEEN))})"
+            f"exit_code IS NULL OR reason NOT IN ({quoted(sorted({Reason.CANCELLED} | _UNSEEN))})"
         ),
         "queued_has_not_started": "status <> 'QUEUED' OR start_time IS NULL",
         "running_has_started": "status <> 'RUNNING' OR start_time IS NOT NULL",
@@ -329,8 +342,8 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
         fact_columns: The columns that record how a job went. They are frozen once the job
             is final; the other columns, such as the deletion mark, are not.
     """
-    final = _quoted(status for status in Status if status.final)
-    active = _quoted(status for status in Status if status in ACTIVE)
+    final = quoted(status for status in Status if status.final)
+    active = quoted(status for status in Status if status in ACTIVE)
     legal = " OR ".join(
         f"(OLD.status = '{source}' AND NEW.status = '{dest}')" for source, dest in arrows()
     )

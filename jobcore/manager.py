@@ -44,7 +44,7 @@ from jobcore.errors import (
 )
 from jobcore.functions import encoding
 from jobcore.functions.call import describe, function_command
-from jobcore.lifecycle import FINAL, Status
+from jobcore.lifecycle import FINAL, JobType, Status
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.operations import dropped
 from jobcore.operations.arguments import (
@@ -294,7 +294,7 @@ class JobManager:
         data: Any = None,
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
-        type: str = "COMMAND",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        type: str = JobType.COMMAND,  # noqa: A002 - the name of the field in Matatika's Jobs API
         not_before: datetime | None = None,
         env_from: Literal["submitter", "worker"] = "worker",
         reserved: bool = False,
@@ -351,7 +351,7 @@ class JobManager:
         name: str | None = None,
         data: Any = None,
         workspace_id: Id | None = None,
-        type: str = "COMMAND",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        type: str = JobType.COMMAND,  # noqa: A002 - the name of the field in Matatika's Jobs API
         env_from: Literal["submitter", "worker"] = "worker",
         **options: Any,
     ) -> list[Job]:
@@ -412,12 +412,12 @@ class JobManager:
                 created. The message says why, without showing any argument.
         """
         return self.submit(
-            function_command(target, args, kwargs), name=describe(target), type="FUNCTION"
+            function_command(target, args, kwargs), name=describe(target), type=JobType.FUNCTION
         )
 
     def create_job(
         self,
-        type: str = "PIPELINE_RUN",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        type: str = JobType.PIPELINE_RUN,  # noqa: A002 - the name of the field in Matatika's Jobs API
         *,
         pipeline_id: Id | None = None,
         workspace_id: Id | None = None,
@@ -561,7 +561,7 @@ class JobManager:
 
     def task(
         self,
-        type: str = "TASK",  # noqa: A002 - the name of the field in Matatika's Jobs API
+        type: str = JobType.TASK,  # noqa: A002 - the name of the field in Matatika's Jobs API
         *,
         job_id: Id | None = None,
         pipeline_id: Id | None = None,

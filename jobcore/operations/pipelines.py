@@ -28,16 +28,16 @@ from jobcore.errors import (
     PipelineCycle,
     PipelineExists,
 )
+from jobcore.lifecycle import JobType, PipelineStatus
 from jobcore.operations.arguments import checked_command, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
 from jobcore.schedule import Schedule
-from jobcore.storage import deletion, pipelines, settlement, store, workspaces
+from jobcore.storage import deletion, pipelines, store, workspaces
 from jobcore.storage.chain_migration import DEPLOY
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
 
-WORKSPACE_INIT = "WORKSPACE_INIT"
 #: The most retries that make sense: with the doubling back-off they take more than a month.
 MOST_RETRIES = 1000
 
@@ -80,8 +80,10 @@ class Curator:
 
         def create(connection: Connection) -> Row[Any]:
             row = workspaces.insert_workspace(connection, name=text, properties=checked, now=now)
-            if WORKSPACE_INIT in self._executors:
-                store.insert_job(connection, now=now, workspace_id=row.id, type=WORKSPACE_INIT)
+            if JobType.WORKSPACE_INIT in self._executors:
+                store.insert_job(
+                    connection, now=now, workspace_id=row.id, type=JobType.WORKSPACE_INIT
+                )
             return row
 
         return self._database.write(create)
@@ -183,7 +185,11 @@ class Curator:
 
         def update(connection: Connection) -> Row[Any]:
             row = require_pipeline(connection, pipeline_id)
-            blocker = store.active_job_of(connection, row.id) if row.status == "FAILED" else None
+            blocker = (
+                store.active_job_of(connection, row.id)
+                if row.status == PipelineStatus.FAILED
+                else None
+            )
             if blocker is not None:
                 raise PipelineAlreadyRunning(row.id, blocker.id)
             fields = _changed(_as_said(row), changes)
@@ -204,7 +210,7 @@ class Curator:
                 pipelines.remove_notes(connection, row.id, "chain")
             workspaces.update_row(connection, pipeline, row.id, now=now, **values)
             changed = require_pipeline(connection, row.id)
-            if row.status != "FAILED":
+            if row.status != PipelineStatus.FAILED:
                 return changed
             return self._configure(connection, changed, now)
 
@@ -245,7 +251,7 @@ class Curator:
 
     def _refuse_idle(self, values: Mapping[str, Any]) -> None:
         """Refuse a pipeline without command and script, unless the host has its own executor."""
-        executor = self._executors.get(settlement.PIPELINE_RUN)
+        executor = self._executors.get(JobType.PIPELINE_RUN)
         if type(executor) is PipelineExecutor and not (values["command"] or values["script"]):
             raise CommandError(
                 f"pipeline {values['name']!r:.200} has neither command nor script, so no job of "
@@ -254,15 +260,15 @@ class Curator:
 
     def _configure(self, connection: Connection, row: Row[Any], now: int) -> Row[Any]:
         """Create a PIPELINE_CONFIG job if there is an executor for it; else set it READY."""
-        status = "READY"
-        if settlement.PIPELINE_CONFIG in self._executors:
-            status = "PROVISIONING"
+        status = PipelineStatus.READY
+        if JobType.PIPELINE_CONFIG in self._executors:
+            status = PipelineStatus.PROVISIONING
             store.insert_job(
                 connection,
                 now=now,
                 workspace_id=row.workspace_id,
                 pipeline_id=row.id,
-                type=settlement.PIPELINE_CONFIG,
+                type=JobType.PIPELINE_CONFIG,
             )
         pipelines.set_pipeline_status(connection, row.id, status, now=now)
         return require_pipeline(connection, row.id)

@@ -18,17 +18,12 @@ from sqlalchemy import Connection, Row, bindparam, insert, select
 from jobcore import lifecycle
 from jobcore.embedding import telemetry
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
-from jobcore.lifecycle import Ending, Reason, Status
+from jobcore.lifecycle import Ending, JobType, Reason, Status
 from jobcore.storage import environments, log_segments, pipelines, schedules, store, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import result
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import frames
-
-#: The job types that settling treats specially.
-PIPELINE_CONFIG = "PIPELINE_CONFIG"
-PIPELINE_VERIFY = "PIPELINE_VERIFY"
-PIPELINE_RUN = "PIPELINE_RUN"
 
 
 def settle(
@@ -97,11 +92,11 @@ def _follow_up(connection: Connection, final: Run, now: int) -> None:
     if row is None or pipeline is None:
         return  # the pipeline is being deleted
     status = Status(row.status)
-    if row.type == PIPELINE_CONFIG:
+    if row.type == JobType.PIPELINE_CONFIG:
         pipelines.set_pipeline_status(
             connection, pipeline.id, lifecycle.configured_as(status), now=now
         )
-    elif row.type != PIPELINE_VERIFY and final.deleted_at is None:
+    elif row.type != JobType.PIPELINE_VERIFY and final.deleted_at is None:
         if lifecycle.is_retried(
             status,
             attempt=row.attempt,
@@ -175,7 +170,7 @@ def run_now(
             now=now,
             workspace_id=workspace_id,
             pipeline_id=pipeline_id,
-            type=PIPELINE_RUN,
+            type=JobType.PIPELINE_RUN,
         )
     except PipelineAlreadyRunning as conflict:
         schedules.record_skip(

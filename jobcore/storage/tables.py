@@ -18,8 +18,10 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
+    String,
     Table,
     Text,
     UniqueConstraint,
@@ -104,7 +106,9 @@ class PipelineRow(_Row, table=True):
 
     __tablename__ = "pipeline"
     __table_args__ = (
-        CheckConstraint("status IN ('READY', 'PROVISIONING', 'FAILED')", name="status_is_known"),
+        CheckConstraint(
+            f"status IN ({lifecycle.quoted(lifecycle.PipelineStatus)})", name="status_is_known"
+        ),
         # Names are unique within a workspace, regardless of case.
         Index(
             "one_pipeline_per_name",
@@ -439,39 +443,6 @@ class TransitionRow(_Row, table=True):
     pipeline_id: UUID | None = Field(default=None, sa_column=Column(Id()))
 
 
-class _CountRow(_Row):
-    """The number of jobs of a type, maintained by the triggers in `counts`."""
-
-    # The batch of these jobs, which is not published yet; 0: jobs that reads show.
-    batch: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
-
-
-class WorkspaceCountRow(_CountRow, table=True):
-    """The number of jobs of a type in a workspace, by status."""
-
-    __tablename__ = "workspace_count"
-    workspace_id: str = Field(primary_key=True)
-    type: str = Field(primary_key=True)
-    queued: int
-    running: int
-    complete: int
-    error: int
-    stopped: int
-
-
-class PipelineCountRow(_CountRow, table=True):
-    """The number of jobs of a type in a pipeline, by status."""
-
-    __tablename__ = "pipeline_count"
-    pipeline_id: str = Field(primary_key=True)
-    type: str = Field(primary_key=True)
-    queued: int
-    running: int
-    complete: int
-    error: int
-    stopped: int
-
-
 class BatchRow(_Row, table=True):
     """Jobs that are being written in steps. No read shows them while this row exists."""
 
@@ -482,8 +453,6 @@ class BatchRow(_Row, table=True):
     owner: str  # the process that writes the jobs
 
 
-workspace_count: Table = WorkspaceCountRow.__table__
-pipeline_count: Table = PipelineCountRow.__table__
 store: Table = StoreRow.__table__
 workspace: Table = WorkspaceRow.__table__
 pipeline: Table = PipelineRow.__table__
@@ -497,6 +466,23 @@ log_segment: Table = SegmentRow.__table__
 result: Table = ResultRow.__table__
 transition: Table = TransitionRow.__table__
 METADATA: MetaData = job.metadata
+
+
+def _count_table(name: str, owner: str) -> Table:
+    """Return a table with the number of jobs of a type and owner, which triggers maintain."""
+    return Table(
+        name,
+        METADATA,
+        # The batch of these jobs, which is not published yet; 0: jobs that reads show.
+        Column("batch", Integer, primary_key=True, autoincrement=False),
+        Column(owner, String, primary_key=True),
+        Column("type", String, primary_key=True),
+        *(Column(str(one).lower(), Integer, nullable=False) for one in lifecycle.Status),
+    )
+
+
+workspace_count = _count_table("workspace_count", "workspace_id")
+pipeline_count = _count_table("pipeline_count", "pipeline_id")
 
 #: The columns that listings read: all but the command, which may be a mebibyte and is not shown.
 SHOWN = tuple(column for column in job.c if column is not job.c.command)
