@@ -81,6 +81,7 @@ from jobcore.operations.events import Events, Feed
 from jobcore.operations.lookup import (
     Id,
     Listings,
+    job_filter,
     public,
     require_job,
     require_pipeline,
@@ -99,7 +100,7 @@ from jobcore.operations.waiting_async import Awaiter
 from jobcore.storage import settlement, store, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
-from jobcore.storage.history import Filter
+from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
 
@@ -108,7 +109,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Row
     from typing_extensions import Self
 
     from jobcore.operations.claiming import Claimer
@@ -882,13 +883,10 @@ class JobManager:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: A number is negative or invalid, or a status is unknown or not final.
         """
-        expired = self._pruner.choose(
-            checks.seconds(older_than, "older_than", checks.OLDEST),
-            checked_final(status),
-            workspace_id=workspace_id,
-            pipeline_id=pipeline_id,
-            keep=checks.optional_count(keep, "keep"),
-        )
+        age = checks.seconds(older_than, "older_than", checks.OLDEST)
+        statuses, newest = checked_final(status), checks.optional_count(keep, "keep")
+        wanted = self._filter(workspace_id, pipeline_id, statuses)
+        expired = self._pruner.choose(age, wanted, newest)
         if dry_run:
             damaged: dict[int, Exception] = {}
             return self._listings.formed(
@@ -963,10 +961,9 @@ class JobManager:
             ArgumentError: `limit` is negative, or `before`, a status or a type is invalid.
         """
         most, older_than = checks.count(limit, "limit"), checked_before(before)
-        filters = _kinds(status, type)
-        with self._database.read() as connection:
-            filters |= _places(connection, workspace_id, pipeline_id)
-        return self._listings.jobs(most, older_than, **filters)
+        statuses, types = checked_statuses(status), checked_types(type)
+        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
+        return self._listings.jobs(wanted, most, older_than)
 
     def find_jobs(self, id_prefix: str, *, limit: int = 100) -> list[Job]:
         """
@@ -1013,10 +1010,9 @@ class JobManager:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: A status is unknown, or a type is not text.
         """
-        filters = _kinds(status, type)
-        with self._database.read() as connection:
-            filters |= _places(connection, workspace_id, pipeline_id)
-        return self._listings.count(**filters)
+        statuses, types = checked_statuses(status), checked_types(type)
+        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
+        return self._listings.count(wanted)
 
     def history(self, job_id: Id) -> list[Transition]:
         """
@@ -1442,12 +1438,9 @@ class JobManager:
         """
         known, most = checked_after(after), checks.optional_count(limit, "limit")
         checked_timeout(timeout)  # now, not at the first next()
-        filters = _kinds(status, type)
-        with self._database.read() as connection:
-            filters |= _places(connection, workspace_id, pipeline_id)
-        return self._feed.read(
-            known, Filter.of(**filters), limit=most, follow=follow, timeout=timeout
-        )
+        statuses, types = checked_statuses(status), checked_types(type)
+        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
+        return self._feed.read(known, wanted, limit=most, follow=follow, timeout=timeout)
 
     def events_async(
         self,
@@ -1483,11 +1476,10 @@ class JobManager:
         """
         known, most = checked_after(after), checks.optional_count(limit, "limit")
         checked_timeout(timeout)
-        kinds = _kinds(status, type)
+        statuses, types = checked_statuses(status), checked_types(type)
 
-        def begin() -> Filter:
-            with self._database.read() as connection:
-                return Filter.of(**kinds, **_places(connection, workspace_id, pipeline_id))
+        def begin() -> JobFilter:
+            return self._filter(workspace_id, pipeline_id, statuses, types)
 
         return Events(self._feed, begin, known, limit=most, follow=follow, timeout=timeout)
 
@@ -1532,10 +1524,9 @@ class JobManager:
             StoreError: The manager is closed.
         """
         checked = checked_callback(callback)
-        filters = _kinds(status, type)
-        with self._database.read() as connection:
-            filters |= _places(connection, workspace_id, pipeline_id)
-        return self._notifier.subscribe(checked, Filter.of(**filters))
+        statuses, types = checked_statuses(status), checked_types(type)
+        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
+        return self._notifier.subscribe(checked, wanted)
 
     # --- workspaces and pipelines ---------------------------------------------------
 
@@ -1883,21 +1874,12 @@ class JobManager:
             raise JobDeleted(run.id)
         return public(Job, row)
 
-
-def _kinds(
-    status: Status | Collection[Status] | None, kind: str | Collection[str] | None
-) -> dict[str, Any]:
-    """Return the filters that need no database, so that a mistake in them opens no connection."""
-    return {"statuses": checked_statuses(status), "types": checked_types(kind)}
-
-
-def _places(
-    connection: Connection, workspace_id: Id | None, pipeline_id: Id | None
-) -> dict[str, Any]:
-    """Return the filters whose workspace and pipeline must exist."""
-    places: dict[str, Any] = {"workspace_id": None, "pipeline_id": None}
-    if workspace_id is not None:
-        places["workspace_id"] = require_workspace(connection, workspace_id).id
-    if pipeline_id is not None:
-        places["pipeline_id"] = require_pipeline(connection, pipeline_id).id
-    return places
+    def _filter(
+        self,
+        workspace_id: Id | None,
+        pipeline_id: Id | None,
+        statuses: list[Status] | None,
+        types: list[str] | None = None,
+    ) -> JobFilter:
+        with self._database.read() as connection:
+            return job_filter(connection, workspace_id, pipeline_id, statuses, types)

@@ -20,7 +20,8 @@ from jobcore.operations.async_backend import in_thread, sleep
 from jobcore.storage import history
 from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
 from jobcore.storage.database import Database
-from jobcore.storage.history import Entry, Filter
+from jobcore.storage.history import Entry
+from jobcore.storage.job_filter import JobFilter
 
 #: Entries read in one transaction, which takes about 6 ms on a busy machine.
 PAGE = 500
@@ -66,7 +67,7 @@ class Feed:
     def read(
         self,
         after: int | None,
-        wanted: Filter,
+        wanted: JobFilter,
         *,
         limit: int | None,
         follow: bool,
@@ -106,7 +107,7 @@ class Feed:
         return after, newest
 
     def _events(
-        self, after: int, wanted: Filter, *, last: int | None, timeout: float | None
+        self, after: int, wanted: JobFilter, *, last: int | None, timeout: float | None
     ) -> Iterator[Event]:
         deadline = time.monotonic() + checked_timeout(timeout)
         while True:
@@ -120,7 +121,7 @@ class Feed:
                 self._database.wait_for_change(page.seen, deadline - now)
                 time.sleep(LOOK_PAUSE)
 
-    def _event(self, entry: Entry, wanted: Filter) -> Event | None:
+    def _event(self, entry: Entry, wanted: JobFilter) -> Event | None:
         if entry.hidden or not wanted.takes(entry):
             return None
         try:
@@ -129,7 +130,7 @@ class Feed:
             self._failed(entry.id, error)
             return None
 
-    def look(self, after: int, wanted: Filter, last: int | None) -> Page:
+    def look(self, after: int, wanted: JobFilter, last: int | None) -> Page:
         """Return the next events after the id `after`, up to the id `last` if it is given."""
         seen = self._database.version()
         damaged: dict[int, Exception] = {}
@@ -174,7 +175,7 @@ class Events(AsyncIterator[Event]):
     def __init__(
         self,
         feed: Feed,
-        begin: Callable[[], Filter],
+        begin: Callable[[], JobFilter],
         after: int | None,
         *,
         limit: int | None,
@@ -188,7 +189,7 @@ class Events(AsyncIterator[Event]):
         self._follow = follow
         self._timeout = timeout
         self._deadline: float | None = None
-        self._wanted: Filter | None = None
+        self._wanted: JobFilter | None = None
         self._after = 0
         self._last: int | None = None
         self._ready: deque[Event] = deque()
@@ -237,7 +238,7 @@ class Events(AsyncIterator[Event]):
         self._after = page.after
         self._ready.extend(page.events)
 
-    def _start(self) -> tuple[Filter, tuple[int, int]]:
+    def _start(self) -> tuple[JobFilter, tuple[int, int]]:
         return self._begin(), self._feed.begin(self._from)
 
     async def _rest(self, page: Page) -> None:

@@ -23,9 +23,11 @@ from jobcore.errors import (
     WorkspaceNotFound,
     shown,
 )
+from jobcore.lifecycle import Status
 from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
 from jobcore.storage import damage, history, pipelines, schedules, store, workspaces
 from jobcore.storage.database import Database
+from jobcore.storage.job_filter import JobFilter, members
 
 T = TypeVar("T")
 
@@ -120,6 +122,30 @@ def _unreadable(kind: str, row_id: object, what: str) -> DatabaseCorrupt:
     return DatabaseCorrupt(f"{kind} {row_id} cannot be read: {what}; {damage.REMEDY}")
 
 
+def job_filter(
+    connection: Connection,
+    workspace_id: Id | None,
+    pipeline_id: Id | None,
+    statuses: Iterable[Status] | None,
+    types: Iterable[str] | None,
+) -> JobFilter:
+    """
+    Return the filter for jobs; the workspace and the pipeline must exist.
+
+    Raises:
+        WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
+    """
+    wanted = JobFilter(None, None, members(statuses), members(types))
+    if workspace_id is not None:
+        wanted = wanted._replace(workspace_id=require_workspace(connection, workspace_id).id)
+    if pipeline_id is None:
+        return wanted
+    pipeline = require_pipeline(connection, pipeline_id)
+    if wanted.workspace_id not in (None, pipeline.workspace_id):
+        return wanted._replace(statuses=frozenset())  # the pipeline has no job in this workspace
+    return wanted._replace(workspace_id=None, pipeline_id=pipeline.id)
+
+
 class Listings:
     """
     Reads lists of rows, and leaves out those that cannot be read.
@@ -134,7 +160,7 @@ class Listings:
         self._damaged = Postponement(seconds_of(clock))
         self._named: dict[tuple[str, int, str], tuple[str, Exception]] = {}
 
-    def jobs(self, limit: int, before: int | None, **filters: Any) -> list[Job]:
+    def jobs(self, wanted: JobFilter, limit: int, before: int | None) -> list[Job]:
         """Return up to `limit` jobs that can be read, newest first; see `store.list_jobs`."""
         found: list[Job] = []
         while True:
@@ -142,21 +168,21 @@ class Listings:
             most = limit - len(found)
             with self._database.read() as connection:
                 rows = store.list_jobs(
-                    connection, limit=most, before=before, failed=failed.__setitem__, **filters
+                    connection, wanted, limit=most, before=before, failed=failed.__setitem__
                 )
             last = min([*(row.number for row in rows), *failed], default=None)
             found += self.formed(rows, failed)
             if not failed or len(rows) + len(failed) < most or last is None:
                 break
             before = last  # fill the page with older jobs, in place of the damaged ones
-        if filters.get("statuses") is None:
+        if wanted.statuses is None:
             self._look_for_no_status()
         return found
 
-    def count(self, **filters: Any) -> dict[Any, int]:
+    def count(self, wanted: JobFilter) -> dict[Status, int]:
         """Return how many jobs there are of each status; see `store.count_jobs`."""
         with self._database.read() as connection:
-            counted = store.count_jobs(connection, **filters)
+            counted = store.count_jobs(connection, wanted)
         self._look_for_no_status()
         return counted
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,10 @@ from sqlalchemy import Row
 from jobcore.clock import Clock
 from jobcore.embedding import telemetry
 from jobcore.engine.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Turns
-from jobcore.lifecycle import FINAL, Status
-from jobcore.operations.lookup import Id, require_pipeline, require_workspace
+from jobcore.lifecycle import FINAL
 from jobcore.storage import retention
 from jobcore.storage.database import Database
+from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.retention import Expired
 
 #: Jobs examined in one read transaction. It is limited because most of them may stay, and a
@@ -38,37 +38,20 @@ class Pruner:
         self._remover = remover
         self._clock = clock
 
-    def choose(
-        self,
-        age: float,
-        statuses: Collection[Status],
-        *,
-        workspace_id: Id | None,
-        pipeline_id: Id | None,
-        keep: int | None,
-    ) -> Expired:
+    def choose(self, age: float, wanted: JobFilter, keep: int | None) -> Expired:
         """
         Return the condition for expired jobs; jobs that end after this call do not meet it.
 
         Args:
             age: The least seconds since their end.
-            statuses: Final statuses.
-            workspace_id: Only jobs of this workspace.
-            pipeline_id: Only jobs of this pipeline.
+            wanted: Further conditions.
             keep: Keep this many of the newest matching jobs; None: keep none.
-
-        Raises:
-            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
         """
-        ended_by = self._clock.now() - round(age * 1e6)
+        expired = Expired(self._clock.now() - round(age * 1e6), wanted)
+        if keep is None:
+            return expired
         with self._database.read() as connection:
-            place = line = None
-            if workspace_id is not None:
-                place = require_workspace(connection, workspace_id).id
-            if pipeline_id is not None:
-                line = require_pipeline(connection, pipeline_id).id
-            expired = Expired(ended_by, statuses, place, line)
-            return expired if keep is None else expired.keep(connection, keep)
+            return expired.keep(connection, keep)
 
     def prune(self, expired: Expired) -> int:
         """
@@ -94,7 +77,8 @@ class Pruner:
                     marked = self._database.write(mark)
                 count += len(marked)
                 self._remover.remove_jobs(*marked, turns=turns)
-        if FINAL.issubset(expired.statuses):  # a skip has no status, so no filter can select it
+        statuses = expired.wanted.statuses
+        if statuses is None or statuses >= FINAL:  # a skip has no status that could match
             self._remove_skips(expired, turns)
         if count:
             telemetry.event(logging.INFO, "jobs pruned", count=count)

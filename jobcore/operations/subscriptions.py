@@ -23,7 +23,8 @@ from jobcore.errors import DatabaseCorrupt, SpawnError
 from jobcore.models import Event
 from jobcore.storage import history
 from jobcore.storage.database import Database
-from jobcore.storage.history import Entry, Filter
+from jobcore.storage.history import Entry
+from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.writer import Observer
 
 #: Seconds that `close` waits in all for the delivery of committed events.
@@ -35,7 +36,7 @@ ALL = 2**31
 class Subscription:
     """A callback, and the filter of its events."""
 
-    def __init__(self, callback: Callable[[Event], object], wanted: Filter) -> None:
+    def __init__(self, callback: Callable[[Event], object], wanted: JobFilter) -> None:
         self.wanted = wanted
         self.ended = False
         self._callback = callback
@@ -90,7 +91,9 @@ class Notifier(Observer):
 
     # --- for other threads --------------------------------------------------------
 
-    def subscribe(self, callback: Callable[[Event], object], wanted: Filter) -> Callable[[], None]:
+    def subscribe(
+        self, callback: Callable[[Event], object], wanted: JobFilter
+    ) -> Callable[[], None]:
         """
         Call `callback` for every transition that is committed after this returns.
 

@@ -8,13 +8,13 @@ after the last id it handled misses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, String, bindparam, case, select
 
-from jobcore.lifecycle import Status, Trigger
+from jobcore.lifecycle import Trigger
 from jobcore.storage import damage
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import job, sequence, transition
@@ -45,41 +45,6 @@ class Entry(NamedTuple):
     signal: int | None
     actor: str | None
     hidden: int
-
-
-class Filter(NamedTuple):
-    """Selects entries; None in a field matches all. Ids are in hex, as stored."""
-
-    workspace_id: str | None = None
-    pipeline_id: str | None = None
-    statuses: frozenset[str] | None = None
-    types: frozenset[str] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        workspace_id: UUID | None,
-        pipeline_id: UUID | None,
-        statuses: Collection[Status] | None,
-        types: Collection[str] | None,
-    ) -> Filter:
-        """Return the filter; `statuses` are compared with the status an entry led to."""
-        return cls(
-            None if workspace_id is None else workspace_id.hex,
-            None if pipeline_id is None else pipeline_id.hex,
-            None if statuses is None else frozenset(str(status) for status in statuses),
-            None if types is None else frozenset(types),
-        )
-
-    def takes(self, entry: Entry) -> bool:
-        """Tell whether the entry matches."""
-        return (
-            (self.workspace_id is None or self.workspace_id == entry.workspace_id)
-            and (self.pipeline_id is None or self.pipeline_id == entry.pipeline_id)
-            and (self.statuses is None or entry.to_status in self.statuses)
-            and (self.types is None or entry.type in self.types)
-        )
 
 
 _NEWEST = Statement(select(sequence.c.seq).where(sequence.c.name == transition.name))
@@ -124,20 +89,20 @@ def entries_after(
     connection: Connection,
     after: int,
     most: int,
-    pipeline_id: str | None = None,
+    pipeline_id: UUID | None = None,
     failed: Callable[[int, Exception], None] = damage.leave_out,
 ) -> list[Entry]:
     """
     Return up to `most` entries after the id `after`, in order, including hidden jobs.
 
     Args:
-        pipeline_id: Only entries of this pipeline's jobs; its id in hex. None: all entries.
+        pipeline_id: Only entries of this pipeline's jobs; None: all entries.
         failed: Called with the id of each entry that cannot be read, and the reason.
     """
     values: dict[str, int | str] = {"after": after, "most": most}
     statement, ids = _AFTER, _IDS
     if pipeline_id is not None:
-        values["pipeline"] = pipeline_id
+        values["pipeline"] = pipeline_id.hex
         statement, ids = _AFTER_OF_PIPELINE, _IDS_OF_PIPELINE
     rows = damage.readable(
         lambda: statement(connection, **values),

@@ -9,14 +9,14 @@ prune at once, each job is deleted by one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
-from jobcore.lifecycle import FINAL, Status
+from jobcore.lifecycle import FINAL
 from jobcore.storage import damage
+from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.tables import SHOWN, job, pipeline, skip
 
 
@@ -26,20 +26,16 @@ class Expired(NamedTuple):
 
     Attributes:
         ended_by: The latest end, in microseconds since 1970, inclusive.
-        statuses: Final statuses that match; other statuses match nothing.
-        workspace_id: Only jobs of this workspace; None: of any.
-        pipeline_id: Only jobs of this pipeline; None: of any pipeline, or of none.
+        wanted: Further conditions; of its statuses, those that are not final match nothing.
         up_to: The highest job number that matches; None: no limit.
     """
 
     ended_by: int
-    statuses: Collection[Status] = FINAL
-    workspace_id: UUID | None = None
-    pipeline_id: UUID | None = None
+    wanted: JobFilter
     up_to: int | None = None
 
     def guard(self) -> ColumnElement[bool]:
-        """Return the SQL condition. It matches final jobs only, whatever `statuses` contains."""
+        """Return the SQL condition. It matches final jobs only, whatever `wanted` contains."""
         return and_(self._kind(), job.c.end_time <= self.ended_by)
 
     def keep(self, connection: Connection, newest: int) -> Expired:
@@ -50,15 +46,12 @@ class Expired(NamedTuple):
         return self._replace(up_to=0 if found is None else found)
 
     def _kind(self) -> ColumnElement[bool]:
-        words = sorted(str(status) for status in FINAL.intersection(self.statuses))
+        statuses = FINAL if self.wanted.statuses is None else FINAL & self.wanted.statuses
         conditions: list[ColumnElement[bool]] = [
-            job.c.status.in_(words),
+            job.c.status.in_(sorted(map(str, statuses))),
             job.c.deleted_at.is_(None),
+            *self.wanted.of_owner(),
         ]
-        if self.workspace_id is not None:
-            conditions.append(job.c.workspace_id == self.workspace_id)
-        if self.pipeline_id is not None:
-            conditions.append(job.c.pipeline_id == self.pipeline_id)
         if self.up_to is not None:
             conditions.append(job.c.number <= self.up_to)
         return and_(*conditions)
@@ -66,16 +59,16 @@ class Expired(NamedTuple):
 
 def find_skips(connection: Connection, expired: Expired, limit: int) -> Sequence[int]:
     """Return the ids of up to `limit` skip records that are as old as the expired jobs."""
-    old = select(skip.c.id)
-    if expired.pipeline_id is None and expired.workspace_id is None:
+    wanted, old = expired.wanted, select(skip.c.id)
+    if wanted.pipeline_id is None and wanted.workspace_id is None:
         old = old.where(skip.c.recorded <= expired.ended_by)
     else:
         # The sum keeps SQLite from the index by time, which covers all pipelines.
         old = old.where(skip.c.recorded + 0 <= expired.ended_by)
-    if expired.pipeline_id is not None:
-        old = old.where(skip.c.pipeline_id == expired.pipeline_id)
-    if expired.workspace_id is not None:
-        of_workspace = select(pipeline.c.id).where(pipeline.c.workspace_id == expired.workspace_id)
+    if wanted.pipeline_id is not None:
+        old = old.where(skip.c.pipeline_id == wanted.pipeline_id)
+    if wanted.workspace_id is not None:
+        of_workspace = select(pipeline.c.id).where(pipeline.c.workspace_id == wanted.workspace_id)
         old = old.where(skip.c.pipeline_id.in_(of_workspace))
     return connection.execute(old.limit(limit)).scalars().all()
 

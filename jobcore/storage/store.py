@@ -20,7 +20,6 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
-    false,
     func,
     insert,
     literal_column,
@@ -36,6 +35,7 @@ from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
 from jobcore.storage import transitions
 from jobcore.storage.damage import is_damage, leave_out, read_rows, unconverted, without_text
+from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import (
     IS_ACTIVE,
@@ -44,7 +44,6 @@ from jobcore.storage.tables import (
     SHOWN,
     has_status,
     job,
-    pipeline,
     pipeline_count,
     workspace_count,
 )
@@ -185,13 +184,10 @@ def active_job_of(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
 
 def list_jobs(
     connection: Connection,
+    wanted: JobFilter,
     *,
     limit: int,
     before: int | None,
-    workspace_id: UUID | None,
-    pipeline_id: UUID | None,
-    statuses: Collection[Status] | None,
-    types: Collection[str] | None,
     failed: Callable[[int, Exception], None] = leave_out,
 ) -> list[Row[Any]]:
     """
@@ -204,17 +200,16 @@ def list_jobs(
         failed: Called with the number of each job of the page that cannot be read, and the
             reason.
     """
-    of_owner = _of_owner(connection, workspace_id, pipeline_id)
     kinds: list[ColumnElement[bool]] = [true()]
-    if types is not None:
-        kinds = [job.c.type == one for one in sorted(set(types))]
+    if wanted.types is not None:
+        kinds = [job.c.type == one for one in sorted(wanted.types)]
     parts = [
         select(job.c.number)
-        .where(IS_VISIBLE, has_status(status), kind, *of_owner)
+        .where(IS_VISIBLE, has_status(status), kind, *wanted.of_owner())
         .where(true() if before is None else job.c.number < before)
         .order_by(job.c.number.desc())
         .limit(limit)
-        for status in sorted(Status if statuses is None else set(statuses))
+        for status in sorted(Status if wanted.statuses is None else wanted.statuses)
         for kind in kinds
     ]
     if not parts:
@@ -257,25 +252,6 @@ def jobs_of_no_status(connection: Connection) -> list[int]:
     return [number for (number,) in _ODD(connection)]
 
 
-def _of_owner(
-    connection: Connection, workspace_id: UUID | None, pipeline_id: UUID | None
-) -> list[ColumnElement[bool]]:
-    if pipeline_id is None:
-        return [] if workspace_id is None else [job.c.workspace_id == workspace_id]
-    # A job is in the workspace of its pipeline, so the pipeline alone decides. With both
-    # conditions SQLite might scan all jobs of the workspace, or of the pipeline for nothing.
-    if workspace_id is not None and not _is_in(connection, pipeline_id, workspace_id):
-        return [false()]
-    return [job.c.pipeline_id == pipeline_id]
-
-
-def _is_in(connection: Connection, pipeline_id: UUID, workspace_id: UUID) -> bool:
-    statement = select(pipeline.c.id).where(
-        pipeline.c.id == pipeline_id, pipeline.c.workspace_id == workspace_id
-    )
-    return connection.execute(statement).first() is not None
-
-
 #: Safely below SQLite's limit of 500 SELECTs in a compound SELECT.
 _MOST_TOGETHER = 250
 
@@ -295,28 +271,19 @@ def _together(parts: Sequence[Select[Any]]) -> Select[Any] | CompoundSelect[Any]
     return subqueries[0] if len(subqueries) == 1 else union_all(*subqueries)
 
 
-def count_jobs(
-    connection: Connection,
-    *,
-    workspace_id: UUID | None,
-    pipeline_id: UUID | None,
-    statuses: Collection[Status] | None,
-    types: Collection[str] | None,
-) -> dict[Status, int]:
+def count_jobs(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
     """Return the number of visible jobs of each status, including 0; see `counts`."""
-    table = workspace_count if pipeline_id is None else pipeline_count
+    table = workspace_count if wanted.pipeline_id is None else pipeline_count
     # Read only these columns, so that damage in others does not matter.
-    asked = sorted(Status if statuses is None else set(statuses))
+    asked = sorted(Status if wanted.statuses is None else wanted.statuses)
     columns = [func.coalesce(func.sum(table.c[str(one).lower()]), 0) for one in asked]
     statement = select(*columns).where(table.c.batch == 0)
-    if pipeline_id is not None:
-        statement = statement.where(table.c.pipeline_id == pipeline_id.hex)
-        if workspace_id is not None and not _is_in(connection, pipeline_id, workspace_id):
-            asked = []
-    elif workspace_id is not None:
-        statement = statement.where(table.c.workspace_id == workspace_id.hex)
-    if types is not None:
-        statement = statement.where(table.c.type.in_(sorted(types)))
+    if wanted.pipeline_id is not None:
+        statement = statement.where(table.c.pipeline_id == wanted.pipeline_id.hex)
+    elif wanted.workspace_id is not None:
+        statement = statement.where(table.c.workspace_id == wanted.workspace_id.hex)
+    if wanted.types is not None:
+        statement = statement.where(table.c.type.in_(sorted(wanted.types)))
     counted = connection.execute(statement).one() if asked else ()
     return dict.fromkeys(Status, 0) | dict(zip(asked, counted, strict=True))
 

@@ -12,6 +12,7 @@ from jobcore import JobDeleted, JobManager, JobNotFound, PipelineNotFound, Statu
 from jobcore.engine import remover
 from jobcore.operations import prune
 from jobcore.storage import log_segments, settlement
+from jobcore.storage.job_filter import JobFilter
 from tests.jobfiles import sql
 from tests.processes import Child, at_once
 from tests.transactions import transaction
@@ -101,7 +102,7 @@ def test_to_prune_what_is_not_final_is_refused(jobs, status):
 def test_the_guard_is_in_the_statement(jobs, scripted, clock):
     """Numbers of jobs that are not final are not marked, whoever hands them in."""
     queued, running, final = jobs.create_job("TASK"), scripted().job, ended(jobs)
-    expired = jobs._pruner.choose(0, list(Status), workspace_id=None, pipeline_id=None, keep=None)
+    expired = jobs._pruner.choose(0, JobFilter(statuses=frozenset(Status)), None)
     numbers = [queued.number, running.number, final.number]
     with transaction(jobs._database) as connection:
         marked = prune.retention.mark_deleted_if_expired(

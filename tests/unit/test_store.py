@@ -354,7 +354,7 @@ def test_filters_are_values(jobs, database, hostile):
 
     assert [job.id for job in jobs.list_jobs(type=hostile)] == [made.id]
     assert jobs.get_job(made.id).name == hostile
-    with pytest.raises(ValueError, match="Status"):
+    with pytest.raises(ValueError, match="is not a status"):
         jobs.list_jobs(status=hostile)
     assert [tuple(row) for row in sql(database, "SELECT sql FROM sqlite_master")] == schema
 
