@@ -25,7 +25,7 @@ from jobcore.command import DEFAULT_LINGER
 from jobcore.functions import call, result_file
 from jobcore.operations import doctor
 from jobcore.operations.pipelines import FIELDS
-from jobcore.supervisor import progress, progress_reader, termination
+from jobcore.supervisor import capture, progress, termination
 from tests.faults.rounds import campaign
 from tests.integration.verbs_harness import fork
 from tests.processes import PATIENCE, ROOT, forked
@@ -246,7 +246,7 @@ def test_the_numbers_are_those_of_the_code():
     """What README says in numbers is what the code does, whatever other tests take from there."""
     said = {
         "up to 1,000 characters of text": progress.MAX_MESSAGE == 1000,
-        "at most four a second are passed on": progress_reader.EVERY == 1 / 4,
+        "at most four a second are passed on": capture.REPORT_EVERY == 1 / 4,
         "The descriptor is number 8": progress.DESCRIPTOR == 8,
         "up to 1 MiB of arguments": call.LARGEST == 2**20,
         "returns up to 4 MiB": result_file.LARGEST == 4 * 2**20,

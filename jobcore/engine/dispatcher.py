@@ -27,7 +27,7 @@ from jobcore.engine.adoption import Adoption
 from jobcore.engine.executors import Executor
 from jobcore.engine.importer import Harvest, Importer
 from jobcore.engine.job_directories import Directories
-from jobcore.engine.launch import RETRY, Claim, Environments, Launch, Request
+from jobcore.engine.launch import RETRY, Claim, Environments, Launch, Start
 from jobcore.engine.liveness import ROUND, Liveness
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
@@ -62,8 +62,8 @@ class _Round(NamedTuple):
     """What one transaction of the dispatcher has written, and what was rolled back alone."""
 
     written: list[tuple[Claim, Harvest, Run | None]]
-    claimed: list[tuple[Request, Run | None]]
-    failed: list[tuple[Claim | Request, Exception]]
+    claimed: list[tuple[Start, Run | None]]
+    failed: list[tuple[Claim | Start, Exception]]
 
 
 class Dispatcher:
@@ -210,7 +210,7 @@ class Dispatcher:
             return None
         try:
             waiting = all(token in runs for token in self._adoption.tokens) and all(
-                token in runs and one.request is None and not one.ended
+                token in runs and one.start is None and not one.ended
                 for token, one in self._claims.items()
             )
             return self._free_slots() if waiting else None
@@ -431,16 +431,16 @@ class Dispatcher:
     def _round(self) -> None:
         now = time.monotonic()
         harvests = self._gather(now)
-        requests = [] if self._loop.closing else self._prepare(now)
-        if harvests or requests:
-            self._commit(harvests, requests)
+        starts = [] if self._loop.closing else self._prepare(now)
+        if harvests or starts:
+            self._commit(harvests, starts)
         self._send()
 
     def _gather(self, now: float) -> list[tuple[Claim, Harvest]]:
         """Read what the due jobs have written; reconcile those that ended without a record."""
         harvests = []
         for claim in list(self._claims.values()):
-            if claim.due > now or claim.request is not None:
+            if claim.due > now or claim.start is not None:
                 continue
             claim.begin_import(now)
             try:
@@ -469,7 +469,7 @@ class Dispatcher:
         )
         claim.postpone(delay)
 
-    def _prepare(self, now: float) -> list[Request]:
+    def _prepare(self, now: float) -> list[Start]:
         """Prepare as many queued jobs as there are idle supervisors; start more supervisors."""
         if now >= self._next_look:  # `wake` and `_update` tell of this manager's own commits
             self._note_commits()
@@ -495,27 +495,27 @@ class Dispatcher:
 
     def _prepare_each(
         self, jobs: list[tuple[Row[Any], Row[Any] | None]], now: float
-    ) -> list[Request]:
+    ) -> list[Start]:
         found: Environments = {}
-        requests: list[Request] = []
+        starts: list[Start] = []
         try:
             for row, pipeline in jobs:
                 try:
-                    request = self._launch.prepare(row, pipeline, found)
+                    start = self._launch.prepare(row, pipeline, found)
                 except Exception as error:  # noqa: BLE001 - this job stays QUEUED, others may start
                     self._postpone_start(row.number, row.id, error)
                     if postponement.is_of_all(error):
                         self._next_start = now + BACK_OFF
                         break
                     continue
-                if request is not None:
-                    requests.append(request)
+                if start is not None:
+                    starts.append(start)
         except BaseException:
             # Release their locks, which would otherwise keep these jobs QUEUED for ever.
-            for request in requests:
-                request.close()
+            for start in starts:
+                start.close()
             raise
-        return requests
+        return starts
 
     def _note_commits(self) -> None:
         version = self._database.version()
@@ -542,13 +542,13 @@ class Dispatcher:
         self._queue.forget()
         self._look = True
 
-    def _commit(self, harvests: list[tuple[Claim, Harvest]], requests: list[Request]) -> None:
+    def _commit(self, harvests: list[tuple[Claim, Harvest]], starts: list[Start]) -> None:
         with self._lock:
             if not self._claiming:  # `stop_claiming` or `close` was called meanwhile
-                for request in requests:
-                    request.close()
-                requests = []
-            written = self._write(harvests, requests)
+                for start in starts:
+                    start.close()
+                starts = []
+            written = self._write(harvests, starts)
         for claim, harvest, after in written:
             self._postponed.succeed(claim.run.number)
             self._clean_up(claim, harvest, after)
@@ -566,10 +566,10 @@ class Dispatcher:
             )
 
     def _write(
-        self, harvests: list[tuple[Claim, Harvest]], requests: list[Request]
+        self, harvests: list[tuple[Claim, Harvest]], starts: list[Start]
     ) -> list[tuple[Claim, Harvest, Run | None]]:
         """Write a round in one transaction; return each imported job as it is then."""
-        durable = bool(requests) or any(harvest.durable for _, harvest in harvests)
+        durable = bool(starts) or any(harvest.durable for _, harvest in harvests)
 
         def write(connection: Connection) -> _Round:
             round_ = _Round([], [], [])
@@ -577,74 +577,74 @@ class Dispatcher:
                 with self._database.savepoint(connection, partial(_note, round_, claim)):
                     after = self._importer.apply(connection, harvest)
                     round_.written.append((claim, harvest, after))
-            for request in requests:
-                with self._database.savepoint(connection, partial(_note, round_, request)):
-                    round_.claimed.append((request, self._claim(connection, request)))
-            if any(request.has_environment for request in requests):
+            for start in starts:
+                with self._database.savepoint(connection, partial(_note, round_, start)):
+                    round_.claimed.append((start, self._claim(connection, start)))
+            if any(start.has_environment for start in starts):
                 environments.remove_unused(connection)
-            if requests:
+            if starts:
                 failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
             return round_
 
         try:
             round_ = self._database.write(write, durable=durable)
-            if requests:
+            if starts:
                 failpoints.reach(failpoints.CLAIMED, self._database)
         except BaseException:
             # A COMMIT that failed may still have committed: read the rows.
-            self._read_again(requests)
+            self._read_again(starts)
             raise
-        for request, run in round_.claimed:
-            self._take(request, run)
+        for start, run in round_.claimed:
+            self._take(start, run)
         for of, error in round_.failed:
             self._postpone_written(of, error)
         return round_.written
 
-    def _postpone_written(self, of: Claim | Request, error: Exception) -> None:
+    def _postpone_written(self, of: Claim | Start, error: Exception) -> None:
         """Postpone a job whose savepoint was rolled back."""
-        if isinstance(of, Request):
+        if isinstance(of, Start):
             of.close()
             self._postpone_start(of.number, of.job_id, error)
         else:
             self._postpone(of, error, "settle")
 
-    def _claim(self, connection: Connection, request: Request) -> Run | None:
+    def _claim(self, connection: Connection, start: Start) -> Run | None:
         return transitions.start_if_queued(
             connection,
-            request.number,
+            start.number,
             now=self._clock.now(),
-            token=request.token,
-            cookie=request.cookie,
-            boot_id=request.boot_id,
-            grace_ms=request.grace_ms,
-            timeout_ms=request.timeout_ms,
-            calls_function=request.calls_function,
+            token=start.token,
+            cookie=start.cookie,
+            boot_id=start.boot_id,
+            grace_ms=start.grace_ms,
+            timeout_ms=start.timeout_ms,
+            calls_function=start.calls_function,
             claimant=self._ownership.current,
-            directory_id=request.prepared.directory_id,
+            directory_id=start.prepared.directory_id,
         )
 
-    def _read_again(self, requests: list[Request]) -> None:
-        for request in requests:
+    def _read_again(self, starts: list[Start]) -> None:
+        for start in starts:
             try:
                 with self._database.read() as connection:
-                    run = transitions.find(connection, request.number)
+                    run = transitions.find(connection, start.number)
             except BaseException:  # noqa: BLE001 - the caller raises the first error
                 # It is unknown whether the job is claimed, so do not send it. If it is, its free
                 # lock shows that it never started, which is true.
-                request.close()
+                start.close()
                 continue
-            self._take(request, run if run is not None and run.token == request.token else None)
+            self._take(start, run if run is not None and run.token == start.token else None)
 
-    def _take(self, request: Request, run: Run | None) -> None:
+    def _take(self, start: Start, run: Run | None) -> None:
         """Note a claimed job; None: it was cancelled, deleted or started by its host."""
         if run is None:
             # Keep the directory: another manager may have claimed and run the job, and not
             # imported it yet. The sweep removes the directory once the row is final.
-            request.close()
+            start.close()
             self._queue.forget()
             self._look = True
         else:
-            self._claims[request.token] = Claim(run, request)
+            self._claims[start.token] = Claim(run, start)
 
     def _update(self, claim: Claim, run: Run | None) -> None:
         if run is None or run.final:
@@ -659,28 +659,28 @@ class Dispatcher:
     def _send(self) -> None:
         """Send claimed jobs to idle supervisors; end those here that can never be sent."""
         for claim in self._claims.values():
-            request = claim.request
-            if request is None or not self._postponed.is_due(claim.run.number):
+            start = claim.start
+            if start is None or not self._postponed.is_due(claim.run.number):
                 continue
             try:
-                self._send_one(claim, request)
+                self._send_one(claim, start)
             except Exception as error:  # noqa: BLE001 - the jobs after it must be sent all the same
                 self._postpone(claim, error, "start")
 
-    def _send_one(self, claim: Claim, request: Request) -> None:
-        if request.failure is not None:
-            self._end_here(claim, request, Reason.SPAWN_FAILED, request.failure)
+    def _send_one(self, claim: Claim, start: Start) -> None:
+        if start.failure is not None:
+            self._end_here(claim, start, Reason.SPAWN_FAILED, start.failure)
             return
         failpoints.reach(failpoints.BEFORE_SEND, self._database)
-        claim.supervisor = self._pool.send(request)
+        claim.supervisor = self._pool.send(start)
         if claim.supervisor is not None:
             failpoints.reach(failpoints.SENT, self._database)
-            claim.request = None
-            request.close()
+            claim.start = None
+            start.close()
         elif time.monotonic() - claim.claimed > SEND_PATIENCE:
-            self._end_here(claim, request, Reason.SPAWN_FAILED, "no supervisor took it")
+            self._end_here(claim, start, Reason.SPAWN_FAILED, "no supervisor took it")
         elif self._is_stopped(claim.run):
-            self._end_here(claim, request, Reason.STOPPED, "stopped before its start")
+            self._end_here(claim, start, Reason.STOPPED, "stopped before its start")
         else:
             # Poll, because nothing reports when a full socket has room again.
             claim.due = time.monotonic() + RETRY
@@ -691,11 +691,11 @@ class Dispatcher:
             fresh = transitions.find(connection, run.number)
         return fresh is not None and fresh.stop_requested is not None
 
-    def _end_here(self, claim: Claim, request: Request, reason: Reason, why: str) -> None:
+    def _end_here(self, claim: Claim, start: Start, reason: Reason, why: str) -> None:
         """Write the exit record, as the holder of the lock; the next round settles the job."""
-        self._launch.write_verdict(request, reason, why)
-        claim.request = None
-        request.close()
+        self._launch.write_verdict(start, reason, why)
+        claim.start = None
+        start.close()
         claim.end()
 
     def _free_slots(self) -> int:
@@ -704,17 +704,17 @@ class Dispatcher:
     def _unended(self) -> int:
         """Return how many claimed jobs use a slot; those that are to be ended here do not."""
         return sum(
-            not one.ended and (one.request is None or _needs_supervisor(one))
+            not one.ended and (one.start is None or _needs_supervisor(one))
             for one in self._claims.values()
         )
 
 
 def _needs_supervisor(claim: Claim) -> bool:
     """Tell whether a job must still be sent; the host itself ends one that cannot be started."""
-    return claim.request is not None and claim.request.failure is None
+    return claim.start is not None and claim.start.failure is None
 
 
-def _note(round_: _Round, of: Claim | Request, error: Exception) -> None:
+def _note(round_: _Round, of: Claim | Start, error: Exception) -> None:
     round_.failed.append((of, error))
 
 

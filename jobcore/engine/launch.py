@@ -49,7 +49,7 @@ IMPORT_BYTES = 256 * 1024
 RETRY = 0.05
 
 
-class Request:
+class Start:
     """A prepared start: everything that the supervisor needs, and the values for the claim."""
 
     __slots__ = (
@@ -85,28 +85,28 @@ class Claim:
 
     Attributes:
         run: The job as it was last read from the database.
-        request: Its request, until that is sent; then None.
+        start: Its prepared start, until that is sent; then None.
         claimed: When it was claimed, by the monotonic clock.
-        supervisor: Its supervisor; None before the request is sent, and after it has ended.
+        supervisor: Its supervisor; None before the start is sent, and after it has ended.
         accepted: Whether its supervisor has taken it.
         ended: Whether it has ended, so that its directory should hold an exit record.
         due: When to look into its directory, by the monotonic clock.
     """
 
     __slots__ = (
-        "_imported", "_slot", "accepted", "claimed", "due", "ended", "request", "run", "supervisor",
+        "_imported", "_slot", "accepted", "claimed", "due", "ended", "run", "start", "supervisor",
     )  # fmt: skip
 
-    def __init__(self, run: Run, request: Request) -> None:
+    def __init__(self, run: Run, start: Start) -> None:
         self.run = run
-        self.request: Request | None = request
+        self.start: Start | None = start
         self.claimed = time.monotonic()
         self.supervisor: Supervisor | None = None
         self.accepted = False
         self.ended = False
         self.due = float("inf")
         self._imported = 0.0
-        self._slot = request.prepared.take_slot()
+        self._slot = start.prepared.take_slot()
 
     def note(self, notice: messages.Notice) -> None:
         """Note what a notice of its supervisor reports."""
@@ -137,9 +137,9 @@ class Claim:
 
     def let_go(self) -> None:
         """Close its descriptors; if it was not sent, its free lock shows that it never started."""
-        if self.request is not None:
-            self.request.close()
-            self.request = None
+        if self.start is not None:
+            self.start.close()
+            self.start = None
         if self._slot >= 0:
             slot, self._slot = self._slot, -1
             GATE.close(slot)
@@ -181,7 +181,7 @@ class Launch:
 
     def prepare(
         self, row: Row[Any], pipeline: Row[Any] | None, found: Environments
-    ) -> Request | None:
+    ) -> Start | None:
         """
         Prepare the start of a QUEUED job; None: another process is doing that.
 
@@ -202,16 +202,16 @@ class Launch:
         prepared = self._directories.prepare(row.id.hex)
         if prepared is None:
             return None
-        request = Request(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
+        start = Start(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
         try:
             failpoints.reach(failpoints.DIRECTORY_PREPARED, self._database)
-            job_directory.mark_unstarted(prepared.lock, request.token)
-            self._fill(request, row, pipeline, base)
+            job_directory.mark_unstarted(prepared.lock, start.token)
+            self._fill(start, row, pipeline, base)
             failpoints.reach(failpoints.REQUEST_PREPARED, self._database)
         except BaseException:
-            request.close()
+            start.close()
             raise
-        return request
+        return start
 
     def _require_nothing_left(self, row: Row[Any]) -> None:
         """Refuse to start a retry while processes of the attempt that it repeats run."""
@@ -237,7 +237,7 @@ class Launch:
 
     def _fill(
         self,
-        request: Request,
+        start: Start,
         row: Row[Any],
         pipeline: Row[Any] | None,
         base: Mapping[bytes, bytes] | None,
@@ -245,36 +245,36 @@ class Launch:
         """Make the request from the executor's command, or note why that is impossible."""
         if base is None:
             # Another process may just have started the job; then the claim will fail.
-            request.failure = "the environment of its submitter is not stored"
+            start.failure = "the environment of its submitter is not stored"
             return
-        job = ClaimedJob.from_rows(row, pipeline, self._directories.path(request.name))
+        job = ClaimedJob.from_rows(row, pipeline, self._directories.path(start.name))
         try:
             command = self._executors[row.type].command(job)
             if not isinstance(command, Command):
                 raise TypeError(f"the executor returned {type(command).__name__}, no Command")
-            request.grace_ms = round(command.grace * 1000)
+            start.grace_ms = round(command.grace * 1000)
             if command.timeout is not None:
-                request.timeout_ms = math.ceil(command.timeout * 1000)
-            request.calls_function = is_interpreter(command)
-            fields = _fields(row, command, request, base, self._database.path)
+                start.timeout_ms = math.ceil(command.timeout * 1000)
+            start.calls_function = is_interpreter(command)
+            fields = _fields(row, command, start, base, self._database.path)
         except BaseException as error:  # noqa: BLE001 - a host's executor may even raise SystemExit
-            request.failure = _in_words(error)
+            start.failure = _in_words(error)
             return
         try:
-            request.body = encode_request(fields)
+            start.body = encode_request(fields)
         except OSError:
             raise  # no space or no descriptor: the job stays QUEUED
         except Exception as error:  # noqa: BLE001 - a value that cannot be sent
-            request.failure = _in_words(error)
+            start.failure = _in_words(error)
 
-    def write_verdict(self, request: Request, reason: Reason, why: str) -> None:
+    def write_verdict(self, start: Start, reason: Reason, why: str) -> None:
         """
         Write the exit record of a claimed job without a supervisor, with a line that says why.
 
         Raises:
             OSError: It could not be written; its free lock will show that it never started.
         """
-        directory = request.prepared.directory
+        directory = start.prepared.directory
         now_ns = self._clock.now() * 1000
         payload = f"cannot start: {why}\n".encode("utf-8", "replace")
         data = frames.encode_header(frames.SYSTEM, 0, 0, payload.count(b"\n"), now_ns, payload)
@@ -288,7 +288,7 @@ class Launch:
         job_directory.write_exit(
             directory,
             job_directory.ExitRecord(
-                token=request.token,
+                token=start.token,
                 reason=str(reason),
                 spool_end=len(data) + len(payload),
                 next_sequence=payload.count(b"\n"),
@@ -308,7 +308,7 @@ def _in_words(error: BaseException) -> str:
 def _fields(
     row: Row[Any],
     command: Command,
-    request: Request,
+    start: Start,
     base: Mapping[bytes, bytes],
     database: str,
 ) -> dict[str, Any]:
@@ -320,10 +320,10 @@ def _fields(
         stdin = ("file", encode(str(command.stdin)))
     return {
         "version": PROTOCOL_VERSION,
-        "token": request.token,
+        "token": start.token,
         "job": row.id.hex,
         "argv": [encode(word) for word in command.words],
-        "env": _environment(row, command, request.cookie, base, database),
+        "env": _environment(row, command, start.cookie, base, database),
         "cwd": encode(str(command.cwd or "/")),
         "stdin": stdin,
         "timeout": command.timeout,

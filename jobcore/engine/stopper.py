@@ -197,14 +197,14 @@ class Stopper:
         """Tell whether the stop request of the row is written in the job directory."""
         try:
             with self._directories.open(run.name) as directory:
-                wish = job_directory.read_record(directory, job_directory.STOP)
+                written = job_directory.read_record(directory, job_directory.STOP)
         except FileNotFoundError:
             return True  # the job has ended
         except NewerProtocol:
             return True  # in any version, the file is a request to stop
         except StoreError:
             return False  # `deliver` replaces an unreadable file, or tells the supervisor directly
-        return wish is not None and _asks_no_less(wish, run)
+        return written is not None and _asks_no_less(written, run)
 
     def _ring(self, run: Run, letter: bytes) -> None:
         try:
@@ -215,13 +215,13 @@ class Stopper:
 
     def _write_until_true(self, run: Run, directory: int) -> None:
         while True:
-            wish: dict[str, str | int | None] = {
+            request: dict[str, str | int | None] = {
                 "grace_ms": run.stop_grace_ms,
                 "who": run.stop_who,
                 "why": run.stop_why,
             }
             try:
-                job_directory.write_record(directory, job_directory.STOP, wish)
+                job_directory.write_record(directory, job_directory.STOP, request)
             except FileNotFoundError:
                 return  # the directory was removed meanwhile: the job has ended
             except OSError as error:
@@ -229,13 +229,13 @@ class Stopper:
                     job_directory.KILL_NOW if run.stop_grace_ms == 0 else job_directory.STOP_NOW
                 )
                 _tell(run, directory, letter)
-                what = f"the wish to stop {run.id} cannot be written"
+                what = f"the stop request for job {run.id} cannot be written"
                 raise filesystem.typed(what, error) from error
             # Another process may have shortened the grace and written its file before this one,
             # so compare with the current row.
             with self._database.read() as connection:
                 fresh = transitions.find(connection, run.number)
-            if fresh is None or _asks_no_less(wish, fresh):
+            if fresh is None or _asks_no_less(request, fresh):
                 return
             run = fresh
 
@@ -266,7 +266,7 @@ def _tell(run: Run, directory: int, letter: bytes) -> None:
             raise
 
 
-def _asks_no_less(wish: dict[str, str | int | None], run: Run) -> bool:
+def _asks_no_less(request: dict[str, str | int | None], run: Run) -> bool:
     """Tell whether the grace in the file is as short as the one in the row, or shorter."""
-    written, wanted = wish.get("grace_ms"), run.stop_grace_ms
+    written, wanted = request.get("grace_ms"), run.stop_grace_ms
     return wanted is None or (isinstance(written, int) and written <= wanted)

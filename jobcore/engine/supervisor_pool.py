@@ -21,7 +21,7 @@ from contextlib import suppress
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
 from jobcore.engine import procfs
-from jobcore.engine.launch import Request
+from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
 from jobcore.engine.postponement import Postponement
 from jobcore.errors import SpawnError
@@ -421,12 +421,12 @@ class SupervisorPool:
             self._postponed.succeed(SUPERVISORS)
         return notices
 
-    def send(self, request: Request) -> Supervisor | None:
+    def send(self, start: Start) -> Supervisor | None:
         """Send a job to a ready supervisor, and return that; None: no supervisor takes it now."""
         for supervisor in self.supervisors:
             if supervisor.ready:
                 answer = supervisor.send(
-                    request.token, request.prepared.lock, request.prepared.directory, request.body
+                    start.token, start.prepared.lock, start.prepared.directory, start.body
                 )
                 if answer == "sent":
                     return supervisor

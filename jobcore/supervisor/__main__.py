@@ -16,14 +16,14 @@ from jobcore.supervisor import messages, spawn, system_calls
 from jobcore.supervisor.execution import Execution, Identity
 from jobcore.supervisor.host_channel import HostChannel
 from jobcore.supervisor.request import accept
-from jobcore.supervisor.shutdown import Shutdown
+from jobcore.supervisor.stop_requests import Shutdown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from typing import NoReturn
 
-    from jobcore.supervisor.host_channel import Request
+    from jobcore.supervisor.host_channel import ReceivedRequest
 else:
     import _signal
 
@@ -102,11 +102,11 @@ def _serve(channel: HostChannel, shutdown: Shutdown, identity: Identity) -> None
     if channel.pidfd is not None:
         poll.register(channel.pidfd, select.POLLIN)
 
-    def run(request: Request) -> bool:
+    def run(received: ReceivedRequest) -> bool:
         failpoints.reach(failpoints.REQUEST_RECEIVED)
-        order = accept(request)
+        request = accept(received)
         # If another process runs the job, report nothing and exit.
-        return order is not None and Execution(order, channel, shutdown, identity).run()
+        return request is not None and Execution(request, channel, shutdown, identity).run()
 
     while not shutdown.requested:
         poll.modify(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.pending else 0))

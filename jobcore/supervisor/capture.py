@@ -1,25 +1,183 @@
-"""Captures the command's output: splits it into lines, masks, limits and spools it."""
+"""
+Captures the command's output: splits it into lines, masks, limits and spools it.
+
+Progress reports are taken out of the output, or come through a pipe of their own. Only the latest
+is written, a few times per second, however many arrive. Reports do not use up line numbers.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 
-from jobcore.supervisor import frames, progress
-from jobcore.supervisor.pipes import READ_SIZE, read_now
-from jobcore.supervisor.progress_reader import Meter
+from jobcore.supervisor import frames, job_directory, progress
 from jobcore.supervisor.redaction import Values
-from jobcore.supervisor.spool import Spool
-from jobcore.supervisor.unfinished_line import Tail
+from jobcore.supervisor.spool import Spool, UnfinishedLines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+READ_SIZE = 65536  # bytes; the default capacity of a pipe
+
+#: Seconds between two frames with a report. Hosts do not import a job more often.
+REPORT_EVERY = 0.25
+#: Maximum bytes of a report with its newline. A longer line is not a report; in the output it
+#: would be cut.
+MAX_REPORT = frames.MAX_PAYLOAD
+_NEVER = float("inf")
 _REPORT_BEGINS = b"\n" + progress.PREFIX
 #: Nanoseconds. A line that took less time gets the time of its end, so that it can share a frame
 #: with the lines that were read with its end.
 _AT_ONCE_NS = 250_000_000
+
+
+def read_now(descriptor: int) -> Iterator[bytes]:
+    """
+    Yield what a non-blocking pipe contains now, in pieces.
+
+    It does not read until the end of the pipe: a process outside the job may hold the pipe
+    open and write for ever. What arrives later does not belong to the job.
+    """
+    left = job_directory.count_bytes(descriptor)
+    while left > 0:
+        try:
+            data = os.read(descriptor, min(left, READ_SIZE))
+        except BlockingIOError:
+            return
+        if not data:
+            return
+        left -= len(data)
+        yield data
+
+
+class ProgressReader:
+    """
+    The latest report of one run, from its output or from the pipe for reports.
+
+    Attributes:
+        descriptor: The read end of that pipe; negative: there is no pipe, or it has ended.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        say: Callable[[str], None],
+        values: Values | None,
+        time_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """
+        Args:
+            spool: The spool that the frames are appended to.
+            say: Adds a line to the log.
+            values: The values to mask in reports from the pipe. Reports from the output are
+                masked already.
+            time_ns: Returns the wall time, in nanoseconds, for the time of a report.
+        """
+        self.descriptor = -1
+        self._spool = spool
+        self._say = say
+        self._redactor = values.redactor() if values is not None else None
+        self._time_ns = time_ns
+        self._carry = b""  # the beginning of an unfinished line
+        self._skipping = False  # inside a line that is too long
+        self._told = False  # whether an invalid report was logged
+        self._latest: tuple[bytes, int] | None = None  # not written yet, with its time
+        self._next = 0.0  # monotonic time from which it may be written
+
+    def note(self, report: bytes, time_ns: int) -> None:
+        """Set the latest report, as `progress.normalize` returns it."""
+        self._latest = (report, time_ns)
+
+    def add(self, descriptor: int) -> None:
+        """Take over the non-blocking read end of the pipe, and close it at the end of the pipe."""
+        self.descriptor = descriptor
+
+    def read(self) -> bool:
+        """Read once; False: this was the end of the pipe, which is closed now."""
+        try:
+            data = os.read(self.descriptor, READ_SIZE)
+        except BlockingIOError:
+            return True
+        if data:
+            self._take(data)
+            return True
+        self._end_pipe()
+        return False
+
+    def due(self) -> float:
+        """Return the monotonic time at which `advance` has something to write."""
+        return _NEVER if self._latest is None or self._spool.held else self._next
+
+    def advance(self, now: float) -> None:
+        """Write the latest report if it is new and due; after a pause it is due at once."""
+        if now >= self.due():
+            self._write()
+            self._next = now + REPORT_EVERY
+
+    def end(self) -> None:
+        """Read what the pipe contains now, close it, and write the latest report."""
+        if self.descriptor >= 0:
+            for data in read_now(self.descriptor):
+                self._take(data)
+            self._end_pipe()
+        if self._latest is not None:
+            self._write()
+
+    def close(self) -> None:
+        """Close the pipe without reading it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _end_pipe(self) -> None:
+        if self._redactor is not None:
+            self._split(self._redactor.feed(b"", final=True))
+        self._split(b"\n")  # the last line may have no newline
+        self.close()
+
+    def _take(self, data: bytes) -> None:
+        self._split(data if self._redactor is None else self._redactor.feed(data))
+
+    def _split(self, data: bytes) -> None:
+        """Note the last report among the whole lines so far, and keep the unfinished line."""
+        buffer = self._carry + data
+        begin = 0
+        if self._skipping:
+            begin = buffer.find(b"\n") + 1
+            self._skipping = begin == 0
+        end = buffer.rfind(b"\n") + 1
+        self._carry = buffer[end:]
+        if self._skipping or len(self._carry) > MAX_REPORT:
+            self._skipping = True
+            self._refuse(self._carry)
+            self._carry = b""
+        self._note_last(buffer, begin, end)
+
+    def _note_last(self, buffer: bytes, begin: int, end: int) -> None:
+        # Backwards: of a thousand reports read at once, only the last is parsed.
+        while end > begin:
+            start = buffer.rfind(b"\n", begin, end - 1) + 1 or begin
+            line = buffer[start:end]
+            report = None if len(line) > MAX_REPORT else progress.normalize(line)
+            if report is not None:
+                self.note(report, self._time_ns())
+                return
+            self._refuse(line)
+            end = start
+
+    def _refuse(self, line: bytes) -> None:
+        """Log the first invalid report, for the author of the command."""
+        if not self._told and line.strip():
+            self._told = True
+            words = line.strip()[:100].decode("utf-8", "replace")
+            self._say(f"a malformed progress report is dropped: {words!r}")
+
+    def _write(self) -> None:
+        if self._latest is not None:
+            report, time_ns = self._latest
+            self._latest = None
+            self._spool.append(frames.PROGRESS, 0, 0, report, time_ns)
 
 
 class _Stream:
@@ -54,8 +212,8 @@ class Capture:
 
     Attributes:
         spool: Receives the frames.
-        meter: Receives progress reports, which are not lines.
-        tail: Publishes the text of unfinished lines.
+        progress: Receives progress reports, which are not lines.
+        unfinished: Publishes the text of unfinished lines.
         dropped: Number of lines beyond the output limit.
     """
 
@@ -76,8 +234,8 @@ class Capture:
         """
         self.spool = Spool(directory)
         self._values = Values(redact) if redact else None
-        self.meter = Meter(self.spool, self.write_system, self._values, time_ns)
-        self.tail = Tail(directory, self._unfinished)
+        self.progress = ProgressReader(self.spool, self.write_system, self._values, time_ns)
+        self.unfinished = UnfinishedLines(directory, self._unfinished_frames)
         self.dropped = 0
         self._streams: dict[int, _Stream] = {}
         self._limit = limit
@@ -141,11 +299,11 @@ class Capture:
         for descriptor in self._streams:
             os.close(descriptor)
         self._streams.clear()
-        self.meter.close()
-        self.tail.close()
+        self.progress.close()
+        self.unfinished.close()
         self.spool.close()
 
-    def _unfinished(self) -> bytes:
+    def _unfinished_frames(self) -> bytes:
         """Return the unfinished lines as the frames that they would become if they ended now."""
         found: list[bytes] = []
         room = self._room
@@ -207,13 +365,13 @@ class Capture:
             first_ns = stream.since = time_ns
         stream.carry = buffer[position:]
         # Lines of one stream also change the place of another stream's unfinished line.
-        self.tail.changed = bool(stream.carry) or any(
+        self.unfinished.changed = bool(stream.carry) or any(
             other.carry for other in self._streams.values()
         )
 
     def _without_reports(self, buffer: bytes, time_ns: int, *, begun: bool) -> bytes:
         """
-        Hand progress reports to the meter, and return the other text.
+        Hand progress reports to `progress`, and return the other text.
 
         Args:
             begun: Whether the first line is the rest of a longer one.
@@ -235,10 +393,10 @@ class Capture:
         return rest if begun else rest[1:]
 
     def _note(self, line: bytes, time_ns: int) -> bool:
-        """Hand a line with the prefix of reports to the meter; False: it is not a valid report."""
+        """Hand a line with the prefix of reports to `progress`; False: it is not a valid report."""
         report = progress.normalize(line[len(progress.PREFIX) :])
         if report is not None:
-            self.meter.note(report, time_ns)
+            self.progress.note(report, time_ns)
         return report is not None
 
     def _end(self, stream: _Stream) -> None:

@@ -9,33 +9,142 @@ of its next step, so that one thread can run several of them.
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from jobcore.embedding import failpoints
 from jobcore.supervisor import job_directory, messages, spawn
 from jobcore.supervisor.capture import Capture
-from jobcore.supervisor.file_upkeep import Upkeep
-from jobcore.supervisor.notifications import Reporter
-from jobcore.supervisor.platform import Machine, read_clocks
-from jobcore.supervisor.poll_set import Watch
+from jobcore.supervisor.file_upkeep import FileUpkeep
+from jobcore.supervisor.host_channel import Notices
+from jobcore.supervisor.process_tree import ProcessTree
 from jobcore.supervisor.spool import GONE, NO_SPACE
-from jobcore.supervisor.stop_requests import Wishes
-from jobcore.supervisor.termination import Ending
+from jobcore.supervisor.stop_requests import StopRequests
+from jobcore.supervisor.termination import Termination
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from jobcore.supervisor.host_channel import HostChannel
-    from jobcore.supervisor.process_tree import ProcessTree
-    from jobcore.supervisor.request import Order
-    from jobcore.supervisor.shutdown import Shutdown
+    from jobcore.supervisor.request import Request
+    from jobcore.supervisor.spawn import Child, Program
+    from jobcore.supervisor.stop_requests import Shutdown
 
 # All in seconds.
 _RETRY = 1.0  # between two attempts on a full disk
 _RECORD_FOR = 60.0  # attempts to write the exit record, after errors other than a full disk
 _RECORD_GONE_FOR = 5.0  # the same, if the directory is gone
 _ABANDON_FOR = 10.0  # killing the processes of a job that cannot be recorded
+
+
+_MOMENT = 0.0001  # seconds; without preemption, reading two clocks takes a microsecond
+_READINGS = 10  # attempts; on a machine so busy that all are preempted, the last one counts
+
+
+class PollSet:
+    """The descriptors that the only thread of a supervisor waits for."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._events: dict[int, int] = {}
+
+    @property
+    def events(self) -> dict[int, int]:
+        """The events that are waited for, by descriptor, to poll several sets at once."""
+        return dict(self._events)
+
+    def add(
+        self, descriptor: int, handler: Callable[[], None], events: int = select.POLLIN
+    ) -> None:
+        """Call `handler` when one of `events` occurs or the other end is closed."""
+        self._handlers[descriptor] = handler
+        self._events[descriptor] = events
+        self._poll.register(descriptor, events)
+
+    def change(self, descriptor: int, events: int) -> None:
+        """Change the events of a descriptor, if it is watched."""
+        if descriptor in self._handlers:
+            self._events[descriptor] = events
+            self._poll.modify(descriptor, events)
+
+    def forget(self, descriptor: int) -> None:
+        """Stop watching a descriptor, if it is watched."""
+        if self._handlers.pop(descriptor, None) is not None:
+            del self._events[descriptor]
+            self._poll.unregister(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Stop watching a descriptor and close it; a negative one is ignored."""
+        self.forget(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def wait(self, milliseconds: int) -> bool:
+        """Wait for events, call their handlers, and tell whether there were any."""
+        ready = self._poll.poll(milliseconds)
+        for descriptor, _ in ready:
+            handler = self._handlers.get(descriptor)
+            if handler is not None:  # an earlier handler of this round may have removed it
+                handler()
+        return bool(ready)
+
+
+class Machine:
+    """
+    The machine that a job runs on. Tests replace it by one with a manual clock and no processes.
+
+    Attributes:
+        longest_round: Seconds after which an execution checks its processes even if nothing
+            has woken it. An orphan that ends while the command runs is reaped within this
+            time.
+        blind_round: The same, when no descriptor reports the end that is waited for.
+    """
+
+    longest_round = 5.0
+    blind_round = 0.05
+
+    def time_ns(self) -> int:
+        """Return wall time in nanoseconds."""
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        """Return seconds since an arbitrary fixed moment."""
+        return time.monotonic()
+
+    def spawn(self, program: Program, *, directory: int, oom_score: bytes | None) -> Child:
+        """
+        Start the command, as `spawn.spawn` does.
+
+        Raises:
+            StartError: No process could be created.
+        """
+        return spawn.spawn(program, directory=directory, oom_score=oom_score)
+
+    def tree(self, child: Child) -> ProcessTree:
+        """Return the process tree of the child that was spawned last."""
+        return ProcessTree(child.pid)
+
+
+def read_clocks(machine: Machine) -> tuple[float, int]:
+    """
+    Return the monotonic clock in seconds, and the wall time of the same moment in nanoseconds.
+
+    If the thread is preempted between the two readings, they are of different moments, and
+    times that are computed from them are wrong by the length of the pause. A job would seem to
+    have ended before its last line was written, or before its grace was over.
+    """
+    before = machine.monotonic()
+    for reading in range(1, _READINGS + 1):
+        wall = machine.time_ns()
+        after = machine.monotonic()
+        # The monotonic clock is read first, so a remaining pause makes an end too late, never
+        # earlier than what happened before it.
+        if after - before <= _MOMENT or reading == _READINGS:
+            break
+        before = after
+    return before, wall
 
 
 class Identity:
@@ -69,29 +178,33 @@ class Execution:
 
     def __init__(
         self,
-        order: Order,
+        request: Request,
         channel: HostChannel,
         shutdown: Shutdown,
         identity: Identity,
         machine: Machine | None = None,
     ) -> None:
         self.clean = False
-        self.watch = Watch()
+        self.watch = PollSet()
         self._machine = machine or Machine()
-        self._order = order
+        self._request = request
         self._channel = channel
         self._shutdown = shutdown
         self._identity = identity
-        self._reporter = Reporter(channel, self.watch, order.token)
-        self._wishes = Wishes(order.directory, order.grace)
+        self._notices = Notices(channel, self.watch, request.token)
+        self._stop_requests = StopRequests(request.directory, request.grace)
         self._capture = Capture(
-            order.directory,
-            limit=order.output_limit,
-            redact=order.redact,
+            request.directory,
+            limit=request.output_limit,
+            redact=request.redact,
             time_ns=self._machine.time_ns,
         )
-        self._upkeep = Upkeep(
-            order, self._capture.spool, self._capture.tail, self._wishes, self._run_record()
+        self._upkeep = FileUpkeep(
+            request,
+            self._capture.spool,
+            self._capture.unfinished,
+            self._stop_requests,
+            self._run_record(),
         )
         self._tree: ProcessTree | None = None
         self._pidfd = -1
@@ -101,7 +214,7 @@ class Execution:
 
         self._unstarted: str | None = None  # why the command was not started
         self._failure: spawn.StartError | None = None
-        self._ending: Ending | None = None
+        self._termination: Termination | None = None
 
         self._begun = 0.0
         self._spawned_ns: int | None = None
@@ -152,27 +265,27 @@ class Execution:
             raise
         finally:
             self._close()
-        self.clean = self._ending is None or not self._ending.killed
+        self.clean = self._termination is None or not self._termination.killed
         stays = self.clean and not self._shutdown.requested and not self._channel.dead
-        self._channel.post(messages.ENDED, self._order.token, self._identity.pid if stays else 0)
+        self._channel.post(messages.ENDED, self._request.token, self._identity.pid if stays else 0)
         failpoints.reach(failpoints.ENDED_TOLD)
 
     # --- before the command ---
 
     def _listen(self) -> None:
-        self.watch.add(self._wishes.fileno(), self._wishes.listen)
+        self.watch.add(self._stop_requests.fileno(), self._stop_requests.listen)
         self.watch.add(self._shutdown.fileno(), self._shutdown.drain)
 
     def _record_start(self) -> Generator[float, None, bool]:
         """Record that the command may have started from now on; False: it must not start."""
-        order, record = self._order, self._run_record()
+        request, record = self._request, self._run_record()
         flags = os.O_WRONLY | os.O_EXCL
         opened: list[int] = []
 
         def write() -> None:
-            job_directory.mark_started(order.lock)
+            job_directory.mark_started(request.lock)
             if not opened:
-                opened.append(job_directory.make_file(job_directory.RUN, flags, order.directory))
+                opened.append(job_directory.make_file(job_directory.RUN, flags, request.directory))
             job_directory.write_all(opened[0], record)
 
         def rewrite() -> None:
@@ -198,7 +311,7 @@ class Execution:
         identity = self._identity
         return job_directory.encode_record(
             {
-                "token": self._order.token,
+                "token": self._request.token,
                 "supervisor": identity.pid,
                 "boot_id": identity.boot_id,
                 "pid_namespace": identity.pid_namespace,
@@ -207,10 +320,10 @@ class Execution:
 
     def _stopped_unstarted(self) -> bool:
         """Check for a stop or shutdown before the start; True: the command must not start."""
-        wish = self._wishes.take()
-        if wish is not None:
+        stop = self._stop_requests.take()
+        if stop is not None:
             self._unstarted = "stopped"
-            self._capture.write_system(wish.words)
+            self._capture.write_system(stop.words)
         elif self._shutdown.requested:
             self._unstarted = "shutdown"
             self._capture.write_system("not started: the supervisor was asked to go")
@@ -220,8 +333,8 @@ class Execution:
         self._begun, self._spawned_ns = read_clocks(self._machine)
         try:
             child = self._machine.spawn(
-                self._order.command,
-                directory=self._order.directory,
+                self._request.program,
+                directory=self._request.directory,
                 oom_score=self._identity.oom_score,
             )
         except spawn.StartError as error:
@@ -229,18 +342,18 @@ class Execution:
             return
         failpoints.reach(failpoints.FORKED)
         self._tree = self._machine.tree(child)
-        self._ending = Ending(
+        self._termination = Termination(
             self._tree,
-            self._wishes,
+            self._stop_requests,
             self._shutdown,
             self._capture.write_system,
-            grace=self._order.grace,
-            linger=self._order.linger,
-            stop_signal=self._order.stop_signal,
-            stop_group=self._order.stop_group,
+            grace=self._request.grace,
+            linger=self._request.linger,
+            stop_signal=self._request.stop_signal,
+            stop_group=self._request.stop_group,
         )
-        if self._order.timeout is not None:
-            self._ending.set_timeout(self._begun, self._order.timeout)
+        if self._request.timeout is not None:
+            self._termination.set_timeout(self._begun, self._request.timeout)
         try:
             self._pidfd = self._tree.watch_main()
         except OSError:
@@ -249,7 +362,7 @@ class Execution:
             self.watch.add(self._pidfd, _nothing)  # it only wakes the loop, and every round reaps
         self._report = child.report
         self.watch.add(child.report, self._hear_report)
-        self._capture.meter.add(child.reports)
+        self._capture.progress.add(child.reports)
         self.watch.add(child.reports, self._read_progress)
         for descriptor, stream in child.outputs:
             self._capture.add(descriptor, stream)
@@ -262,21 +375,21 @@ class Execution:
         # Read the clock after the wait, or a grace would be measured wrongly.
         now = self._machine.monotonic()
         self._channel.look_for_host()
-        tree, ending = self._tree, self._ending
+        tree, termination = self._tree, self._termination
         complete = True
-        if tree is not None and ending is not None and not ending.complete:
+        if tree is not None and termination is not None and not termination.complete:
             if tree.reap():
                 failpoints.reach(failpoints.MAIN_REAPED)
-                self._note_main_end(ending, now)
+                self._note_main_end(termination, now)
             if tree.left:
-                ending.advance(now)
-            complete = ending.complete
+                termination.advance(now)
+            complete = termination.complete
         self._tend_spool(now)
         self._upkeep.advance(now)
-        self._capture.meter.advance(now)
-        self._capture.tail.advance(now)
+        self._capture.progress.advance(now)
+        self._capture.unfinished.advance(now)
         if not complete:
-            self._reporter.announce(self._capture.spool.end, now)
+            self._notices.announce(self._capture.spool.end, now)
             return False
         if not self._capture.held:
             self._pause_reading(now)
@@ -290,26 +403,26 @@ class Execution:
         # The pidfd reports only the main process, not orphans; and there may be none.
         longest = machine.longest_round if self._pidfd >= 0 else machine.blind_round
         due = now
-        if self._ending is not None and not self._ending.complete:
-            due = self._ending.due(now, longest)
+        if self._termination is not None and not self._termination.complete:
+            due = self._termination.due(now, longest)
             if self._capture.held:
                 due = min(due, self._next_flush)
-            untold = self._reporter.due(self._capture.spool.end)
+            untold = self._notices.due(self._capture.spool.end)
             if untold is not None:
                 due = min(due, untold)
-            due = min(due, self._capture.meter.due(), self._capture.tail.due())
+            due = min(due, self._capture.progress.due(), self._capture.unfinished.due())
         elif self._capture.held:
             due = self._next_flush
         return due
 
-    def _note_main_end(self, ending: Ending, now: float) -> None:
+    def _note_main_end(self, termination: Termination, now: float) -> None:
         self.watch.close(self._pidfd)
         self._pidfd = -1
         if self._report >= 0:
             self._hear_report()
         if self._failure is not None:
             self._fail(self._failure)
-        ending.note_main_end(now, "spawn_failed" if self._failure is not None else None)
+        termination.note_main_end(now, "spawn_failed" if self._failure is not None else None)
 
     # --- output ---
 
@@ -320,8 +433,8 @@ class Execution:
 
     def _read_progress(self) -> None:
         # Even while output is held: only the latest report is kept, in memory.
-        descriptor = self._capture.meter.descriptor
-        if not self._capture.meter.read():
+        descriptor = self._capture.progress.descriptor
+        if not self._capture.progress.read():
             self.watch.forget(descriptor)
 
     def _read_on(self) -> None:
@@ -339,7 +452,7 @@ class Execution:
     def _tend_spool(self, now: float) -> None:
         """Stop reading while the disk is full, and retry every `_RETRY` seconds."""
         if not self._capture.held:
-            self._reporter.held(0)
+            self._notices.held(0)
         elif self._reading:
             self._pause_reading(now)
         elif now >= self._next_flush:
@@ -347,16 +460,16 @@ class Execution:
             if self._capture.spool.flush():
                 self._read_on()
             else:  # only now, so that a short lack of space is not reported
-                self._reporter.held(self._capture.spool.errno)
+                self._notices.held(self._capture.spool.errno)
 
     # --- the end ---
 
     def _conclude(self) -> Generator[float, None, None]:
         """Write the exit record, then release the lock."""
-        if self._ending is not None:
-            self._ending.conclude()
-        self.watch.forget(self._capture.meter.descriptor)
-        self._capture.meter.end()
+        if self._termination is not None:
+            self._termination.conclude()
+        self.watch.forget(self._capture.progress.descriptor)
+        self._capture.progress.end()
         begun = self._machine.monotonic()
         while self._capture.held:
             yield self._machine.monotonic() + _RETRY
@@ -370,18 +483,18 @@ class Execution:
             # host, sync the files.
             if self._channel.dead:
                 self._capture.spool.sync()
-            job_directory.write_exit(self._order.directory, record, sync=self._channel.dead)
+            job_directory.write_exit(self._request.directory, record, sync=self._channel.dead)
 
         if (yield from self._record_end(write)):
             failpoints.reach(failpoints.EXIT_WRITTEN)
         # Unlock, not just close: a child may still have a copy of the descriptor.
-        job_directory.unlock(self._order.lock, job_directory.ALL)
+        job_directory.unlock(self._request.lock, job_directory.ALL)
         failpoints.reach(failpoints.UNLOCKED)
 
     def _verdict(self) -> job_directory.ExitRecord:
         spool = self._capture.spool
         record = job_directory.ExitRecord(
-            token=self._order.token,
+            token=self._request.token,
             reason=self._unstarted or "spawn_failed",
             spool_end=spool.end,
             next_sequence=spool.next_sequence,
@@ -396,10 +509,10 @@ class Execution:
             record.spawned_ns = self._spawned_ns
             record.duration_ns = round((self._machine.monotonic() - self._begun) * 1_000_000_000)
             record.ended_ns = self._spawned_ns + record.duration_ns
-        if self._tree is not None and self._ending is not None:
-            record.reason = self._ending.reason or "stopped"
-            record.unreaped = self._ending.unreaped
-            record.left = self._ending.left if self._order.tells_left else None
+        if self._tree is not None and self._termination is not None:
+            record.reason = self._termination.reason or "stopped"
+            record.unreaped = self._termination.unreaped
+            record.left = self._termination.left if self._request.tells_left else None
             record.wait_status = self._tree.status
             record.cpu_us = self._tree.cpu_us
             record.max_rss = self._tree.max_rss
@@ -407,8 +520,8 @@ class Execution:
 
     def _fail(self, error: spawn.StartError) -> None:
         self._failure = error
-        order, capture = self._order, self._capture
-        capture.write_system(spawn.explain(order.command, error.stage, error.errno, capture.mask))
+        request, capture = self._request, self._capture
+        capture.write_system(spawn.explain(request.program, error.stage, error.errno, capture.mask))
 
     def _with_space(
         self,
@@ -456,13 +569,13 @@ class Execution:
 
     def _close(self) -> None:
         self._capture.close()
-        self._wishes.close()
+        self._stop_requests.close()
         self._upkeep.close()
-        for descriptor in (self._pidfd, self._report, self._order.lock, self._order.directory):
+        for descriptor in (self._pidfd, self._report, self._request.lock, self._request.directory):
             if descriptor >= 0:
                 os.close(descriptor)
         # Break reference cycles, so that this object is freed without the garbage collector.
-        del self.watch, self._reporter
+        del self.watch, self._notices
 
     def _hear_report(self) -> None:
         """Read the report of the start. The pipe ends when the command has started."""
@@ -473,7 +586,7 @@ class Execution:
         self.watch.close(self._report)
         self._report = -1
         if self._failure is None and self._tree is not None:
-            self._reporter.started(self._tree.main)
+            self._notices.started(self._tree.main)
             failpoints.reach(failpoints.STARTED_TOLD)
 
 

@@ -14,10 +14,9 @@ from jobcore.supervisor import job_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from jobcore.supervisor.request import Order
-    from jobcore.supervisor.spool import Spool
-    from jobcore.supervisor.stop_requests import Wishes
-    from jobcore.supervisor.unfinished_line import Tail
+    from jobcore.supervisor.request import Request
+    from jobcore.supervisor.spool import Spool, UnfinishedLines
+    from jobcore.supervisor.stop_requests import StopRequests
 
 # All in seconds.
 _CHECK_EVERY = 5.0  # short, because stop requests do not arrive while the FIFO is missing
@@ -26,35 +25,40 @@ _TOUCH_EVERY = 600.0  # cleaners remove files that are hours or days old
 _SUFFIX = ".jobs"
 
 
-class Upkeep:
+class FileUpkeep:
     """
     Maintains the directory and the files of one run.
 
     Args:
-        order: The run. After a repair, its descriptors of lock and directory have the same
+        request: The run. After a repair, its descriptors of lock and directory have the same
             numbers, but refer to the new files.
         spool: The spool files.
-        tail: The `tail` file.
-        wishes: The FIFO and the `stop` file.
+        unfinished: The `tail` file.
+        stop_requests: The FIFO and the `stop` file.
         record: The content of the `run` file.
     """
 
     def __init__(
-        self, order: Order, spool: Spool, tail: Tail, wishes: Wishes, record: bytes
+        self,
+        request: Request,
+        spool: Spool,
+        unfinished: UnfinishedLines,
+        stop_requests: StopRequests,
+        record: bytes,
     ) -> None:
-        self._order = order
+        self._request = request
         self._spool = spool
-        self._tail = tail
-        self._wishes = wishes
+        self._unfinished = unfinished
+        self._stop_requests = stop_requests
         self._record = record
         self._next_check: float | None = None
         self._next_touch = 0.0
         self._root = -1
         try:
-            self._root = job_directory.open_parent(order.directory)
+            self._root = job_directory.open_parent(request.directory)
         except OSError:
             pass  # moved to a place that this user cannot open: it cannot be restored there
-        for directory in (self._root, order.directory):
+        for directory in (self._root, request.directory):
             job_directory.share(directory)
 
     def advance(self, now: float) -> None:
@@ -80,24 +84,24 @@ class Upkeep:
         Raises:
             OSError: They cannot be restored; ENOENT: the root of the job directories is missing.
         """
-        if os.fstat(self._order.directory).st_nlink == 0:
+        if os.fstat(self._request.directory).st_nlink == 0:
             self._repair_directory()
         self._spool.repair()
-        self._tail.repair()
+        self._unfinished.repair()
 
     def _repair(self) -> None:
         self.repair_output()
-        order = self._order
+        request = self._request
         # The FIFO first, so that stop requests arrive even if other files cannot be restored.
-        job_directory.clear_control(order.directory)
-        job_directory.make_control(order.directory)
-        if not _is_named(job_directory.CONTROL, self._wishes.fileno(), order.directory):
-            self._wishes.reopen()
-        if not _is_named(job_directory.LOCK, order.lock, order.directory):
+        job_directory.clear_control(request.directory)
+        job_directory.make_control(request.directory)
+        if not _is_named(job_directory.CONTROL, self._stop_requests.fileno(), request.directory):
+            self._stop_requests.reopen()
+        if not _is_named(job_directory.LOCK, request.lock, request.directory):
             self._repair_lock()
-        if job_directory.RUN not in os.listdir(order.directory):
+        if job_directory.RUN not in os.listdir(request.directory):
             run = job_directory.make_file(
-                job_directory.RUN, os.O_WRONLY | os.O_EXCL, order.directory
+                job_directory.RUN, os.O_WRONLY | os.O_EXCL, request.directory
             )
             try:
                 job_directory.write_all(run, self._record)
@@ -105,28 +109,28 @@ class Upkeep:
                 os.close(run)
 
     def _repair_directory(self) -> None:
-        new = job_directory.open_directory(self._order.name, parent=self._root, create=True)
-        os.dup2(new, self._order.directory, inheritable=False)
+        new = job_directory.open_directory(self._request.name, parent=self._root, create=True)
+        os.dup2(new, self._request.directory, inheritable=False)
         os.close(new)
-        job_directory.share(self._order.directory)
+        job_directory.share(self._request.directory)
 
     def _repair_lock(self) -> None:
-        new = job_directory.open_lock(self._order.directory, create=True)
+        new = job_directory.open_lock(self._request.directory, create=True)
         try:
-            spans = (job_directory.RUNNING, job_directory.spans_of(self._order.token)[1])
+            spans = (job_directory.RUNNING, job_directory.spans_of(self._request.token)[1])
             if all(
                 job_directory.try_lock(new, span) for span in spans
             ):  # else another process checks the lock right now: retry soon
                 # Only once the new file is locked, because a run without a lock counts as dead.
-                os.dup2(new, self._order.lock, inheritable=False)
+                os.dup2(new, self._request.lock, inheritable=False)
         finally:
             os.close(new)
 
     def _touch(self) -> None:
-        order = self._order
-        for name in os.listdir(order.directory):
-            os.utime(name, dir_fd=order.directory, follow_symlinks=False)
-        os.utime(order.directory)
+        request = self._request
+        for name in os.listdir(request.directory):
+            os.utime(name, dir_fd=request.directory, follow_symlinks=False)
+        os.utime(request.directory)
         if self._root >= 0:
             os.utime(self._root)
             os.utime(job_directory.STORE, dir_fd=self._root, follow_symlinks=False)

@@ -1,5 +1,5 @@
 """
-The supervisor's end of the socket to its host, and whether the host is alive.
+The supervisor's end of the socket to its host: requests come in, notices of a job go out.
 
 Sending never blocks: a message that the socket does not take stays pending until poll
 reports space. The death of the host is not an error: the job continues.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import select
 import struct
 
 from jobcore.supervisor import NewerProtocol, messages, system_calls
@@ -17,12 +18,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket as Socket  # noqa: N812 - the type of both; `_socket` is cheap to import
 
+    from jobcore.supervisor.execution import PollSet
+
+_EVERY = 0.05  # seconds between two notices of output,
+_BYTES = 256 * 1024  # unless there are so many new bytes
+
 
 class BadRequestError(Exception):
     """A request that is incomplete, lacks descriptors, or comes from a newer jobcore."""
 
 
-class Request:
+class ReceivedRequest:
     """A request as received: the token of its message, and three descriptors that we own now."""
 
     __slots__ = ("body", "directory", "lock", "token")
@@ -106,7 +112,7 @@ class HostChannel:
         if self.must_look and not self.dead and not system_calls.is_alive(self._host):
             self.mark_dead()
 
-    def receive(self) -> Request | None:
+    def receive(self) -> ReceivedRequest | None:
         """
         Return the next request; None: none is queued. End of file marks the host as dead.
 
@@ -150,7 +156,7 @@ class HostChannel:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise BadRequestError from error
-        return Request(message.token, *descriptors)
+        return ReceivedRequest(message.token, *descriptors)
 
     def refuse(self) -> None:
         """Refuse new requests: sending one raises BrokenPipeError. Queued requests stay."""
@@ -166,3 +172,67 @@ class HostChannel:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
+
+
+class Notices:
+    """Sends the notices of one run, as long as the host exists."""
+
+    def __init__(self, channel: HostChannel, watch: PollSet, token: str) -> None:
+        self._channel = channel
+        self._watch = watch
+        self._token = token
+        self._announced = 0
+        self._held = 0
+        self._next = 0.0
+        if not channel.dead:
+            # Not POLLIN: the request of a later job would wake every poll.
+            watch.add(channel.fileno(), self._serve, 0)
+            if channel.pidfd is not None:
+                watch.add(channel.pidfd, self._lose_host)
+
+    def started(self, pid: int) -> None:
+        """Report that the command runs."""
+        self._post(messages.STARTED, pid)
+
+    def announce(self, spool_end: int, now: float) -> None:
+        """Report new output: at once after a pause, otherwise every `_EVERY` seconds."""
+        gathered = spool_end - self._announced
+        if gathered and not self._channel.dead and (now >= self._next or gathered >= _BYTES):
+            self._announced = spool_end
+            self._next = now + _EVERY
+            self._post(messages.OUTPUT, spool_end)
+
+    def held(self, number: int) -> None:
+        """Report the errno that keeps output from being written, if changed; 0: it is written."""
+        if number != self._held and not self._channel.dead:
+            self._held = number
+            self._post(messages.HELD, number)
+
+    def due(self, spool_end: int) -> float | None:
+        """Return the monotonic time by which new output must be reported; None: there is none."""
+        return self._next if spool_end > self._announced and not self._channel.dead else None
+
+    def _post(self, kind: int, number: int) -> None:
+        self._channel.post(kind, self._token, number)
+        self._await()
+
+    def _serve(self) -> None:
+        """Send pending messages. If there are none, the other end was closed, which wakes, too."""
+        if self._channel.pending:
+            self._channel.flush()
+        else:
+            self._channel.mark_dead()
+        self._await()
+
+    def _await(self) -> None:
+        if self._channel.dead:
+            self._lose_host()
+        else:
+            events = select.POLLOUT if self._channel.pending else 0
+            self._watch.change(self._channel.fileno(), events)
+
+    def _lose_host(self) -> None:
+        self._channel.mark_dead()
+        self._watch.forget(self._channel.fileno())
+        if self._channel.pidfd is not None:
+            self._watch.forget(self._channel.pidfd)

@@ -59,7 +59,7 @@ _LOCKS_READ = 65536  # bytes requested at once; the kernel returns at most a pag
 _LOCKS_AT_ONCE = 3072  # a list this short is surely one read: pages have 4096, lines under 200
 _LOOKS_AT_LOCKS = 8
 
-_FIONREAD = 0x541B  # from <asm-generic/ioctls.h>; see `pipes`
+_FIONREAD = 0x541B  # from <asm-generic/ioctls.h>, which saves importing `termios`
 
 # struct flock: type, whence, start, length, pid, padding to 32 bytes. This is the layout of
 # Linux with 64-bit offsets, with which CPython is always built.
@@ -381,9 +381,14 @@ def count_unread(directory: int) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        return int.from_bytes(fcntl.ioctl(control, _FIONREAD, b"\0\0\0\0"), "little")
+        return count_bytes(control)
     finally:
         os.close(control)
+
+
+def count_bytes(pipe: int) -> int:
+    """Return the number of bytes that a pipe or FIFO contains now."""
+    return int.from_bytes(fcntl.ioctl(pipe, _FIONREAD, b"\0\0\0\0"), "little")
 
 
 def remove(name: str, directory: int, *, parent: int, host: object = None) -> None:

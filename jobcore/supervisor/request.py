@@ -7,21 +7,21 @@ import os
 
 from jobcore.embedding import failpoints
 from jobcore.supervisor import PROTOCOL_VERSION, NewerProtocol, job_directory
-from jobcore.supervisor.spawn import Command
+from jobcore.supervisor.spawn import Program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from typing import Any
 
-    from jobcore.supervisor.host_channel import Request
+    from jobcore.supervisor.host_channel import ReceivedRequest
 else:
     import _signal
 
 
-class Order:
+class Request:
     """
-    An accepted request.
+    A request that this supervisor has accepted.
 
     Attributes:
         token: Identifies the run.
@@ -29,7 +29,7 @@ class Order:
             a running job.
         directory: A descriptor of the job directory.
         name: The name of the job directory in the root.
-        command: The command to run.
+        program: The program to run.
         timeout: Seconds from the start, or None.
         grace: Seconds between the first signal of a stop and SIGKILL.
         linger: Seconds between SIGTERM and SIGKILL for processes that the command has left.
@@ -41,13 +41,13 @@ class Order:
     """
 
     __slots__ = (
-        "command",
         "directory",
         "grace",
         "linger",
         "lock",
         "name",
         "output_limit",
+        "program",
         "redact",
         "stop_group",
         "stop_signal",
@@ -61,7 +61,7 @@ class Order:
         self.lock = lock
         self.directory = directory
         self.name: str = fields["job"]
-        self.command = Command(
+        self.program = Program(
             fields["argv"],
             fields["env"],
             fields["cwd"],
@@ -80,13 +80,13 @@ class Order:
         self.redact: list[bytes] = fields["redact"]
 
 
-def accept(request: Request) -> Order | None:
+def accept(received: ReceivedRequest) -> Request | None:
     """
     Take over a job; None: another process has its lock.
 
     The lock moves from the byte of the host, which prepared it, to the byte of the
     supervisor, and is never free in between. The descriptors of the request are closed,
-    except the directory, which belongs to the order; on failure it is closed, too.
+    except the directory, which belongs to the result; on failure it is closed, too.
 
     Raises:
         NewerProtocol: The request is from a newer jobcore.
@@ -94,26 +94,26 @@ def accept(request: Request) -> Order | None:
     """
     lock = -1
     try:
-        lock = job_directory.open_lock(request.directory)
+        lock = job_directory.open_lock(received.directory)
         if job_directory.try_lock(lock, job_directory.RUNNING):
             failpoints.reach(failpoints.LOCK_TAKEN)
-            preparing, running = job_directory.spans_of(request.token)
+            preparing, running = job_directory.spans_of(received.token)
             job_directory.try_lock(lock, running)
             # Unlock, not just close: forks of the host may have copies of the descriptor.
-            job_directory.unlock(request.lock, job_directory.PREPARING)
-            job_directory.unlock(request.lock, preparing)
+            job_directory.unlock(received.lock, job_directory.PREPARING)
+            job_directory.unlock(received.lock, preparing)
             failpoints.reach(failpoints.BYTE_0_RELEASED)
-            fields = _read(request.body)
+            fields = _read(received.body)
             if fields["version"] > PROTOCOL_VERSION:
                 raise NewerProtocol(fields["version"])
-            if fields["token"] != request.token:
+            if fields["token"] != received.token:
                 raise ValueError("the request is of another run than its message")
-            order = Order(request.token, lock, request.directory, fields)
-            lock = request.directory = -1
-            return order
+            request = Request(received.token, lock, received.directory, fields)
+            lock = received.directory = -1
+            return request
         return None
     finally:
-        for descriptor in (lock, request.lock, request.body, request.directory):
+        for descriptor in (lock, received.lock, received.body, received.directory):
             if descriptor >= 0:
                 os.close(descriptor)
 

@@ -72,8 +72,8 @@ class StartError(Exception):
         self.errno = number
 
 
-class Command:
-    """The command to run: the part of a request that the new process needs."""
+class Program:
+    """The program to run: the part of a request that the new process needs."""
 
     __slots__ = ("argv", "cwd", "env", "separate_streams", "stdin", "umask")
 
@@ -122,7 +122,7 @@ def make_subreaper() -> None:
 
 
 def spawn(
-    command: Command, *, directory: int | None = None, oom_score: bytes | None = None
+    program: Program, *, directory: int | None = None, oom_score: bytes | None = None
 ) -> Child:
     """
     Start the command. When this returns, the process may not have reached its exec yet.
@@ -143,7 +143,7 @@ def spawn(
         opened += (reader, writer)
         os.set_blocking(reader, False)
         outputs = [(reader, frames.STDOUT)]
-        if command.separate_streams:
+        if program.separate_streams:
             reader, error_writer = os.pipe2(os.O_CLOEXEC)
             opened += (reader, error_writer)
             os.set_blocking(reader, False)
@@ -154,11 +154,11 @@ def spawn(
         reports, reports_writer = os.pipe2(os.O_CLOEXEC)
         opened += (reports, reports_writer)
         os.set_blocking(reports, False)
-        command.env[progress.VARIABLE] = b"%d" % progress.DESCRIPTOR
+        program.env[progress.VARIABLE] = b"%d" % progress.DESCRIPTOR
         stdin = -1
-        if command.stdin is not None and command.stdin[0] == "data":
+        if program.stdin is not None and program.stdin[0] == "data":
             stage = STDIN
-            stdin = _hold(command.stdin[1], opened)
+            stdin = _hold(program.stdin[1], opened)
         stage = FORK
         given = {0: stdin, 1: writer, 2: error_writer, progress.DESCRIPTOR: reports_writer}
         start = _Start(given, report_writer, oom_score)
@@ -167,7 +167,7 @@ def spawn(
         try:
             pid = os.fork()
             if pid == 0:
-                _become(command, start)
+                _become(program, start)
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     except OSError as error:
@@ -242,10 +242,10 @@ def exit_code_of(stage: str, number: int) -> int:
     return _NOT_FOUND if stage == EXEC and number == errno.ENOENT else _NOT_STARTED
 
 
-def explain(command: Command, stage: str, number: int, mask: Callable[[bytes], bytes]) -> str:
+def explain(program: Program, stage: str, number: int, mask: Callable[[bytes], bytes]) -> str:
     """Return the log line for a failed start; `mask` masks secret values in it."""
     # Mask before quoting, which may escape characters of a value.
-    name, directory = (repr(os.fsdecode(mask(one))) for one in (command.argv[0], command.cwd))
+    name, directory = (repr(os.fsdecode(mask(one))) for one in (program.argv[0], program.cwd))
     code = errno.errorcode.get(number, str(number))
     words = os.strerror(number).lower()
     if stage == CHDIR:
@@ -294,21 +294,21 @@ class _Start:
         self.parent = os.getpid()
 
 
-def _become(command: Command, start: _Start) -> NoReturn:
+def _become(program: Program, start: _Start) -> NoReturn:
     """Run the command in the child. It never returns, so the child runs no other code."""
     stage = EXEC
     number = 0
     try:
         _come_clean(start)
-        os.umask(command.umask)
+        os.umask(program.umask)
         stage = CHDIR
-        os.chdir(command.cwd)
-        if command.stdin is not None and command.stdin[0] == "file":
+        os.chdir(program.cwd)
+        if program.stdin is not None and program.stdin[0] == "file":
             stage = STDIN
-            descriptor = os.open(command.stdin[1], os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+            descriptor = os.open(program.stdin[1], os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
             os.dup2(descriptor, 0)
         stage = EXEC
-        stage, number = _exec(command)
+        stage, number = _exec(program)
     except OSError as error:
         number = error.errno or 0
     except BaseException:  # noqa: BLE001 - such as a NUL byte in an argument, or MemoryError
@@ -363,31 +363,31 @@ def _set_oom_score(score: bytes) -> None:
         pass  # then the OOM killer spares the command like its supervisor
 
 
-def _candidates(command: Command) -> list[bytes]:
+def _candidates(program: Program) -> list[bytes]:
     """Return the paths to try, by PATH of the command's own environment, in order."""
-    name = command.argv[0]
+    name = program.argv[0]
     if b"/" in name:
         return [name]
-    path = command.env.get(b"PATH", b"/bin:/usr/bin")
+    path = program.env.get(b"PATH", b"/bin:/usr/bin")
     return [os.path.join(part, name) for part in path.split(b":")]
 
 
-def _exec(command: Command) -> tuple[str, int]:
+def _exec(program: Program) -> tuple[str, int]:
     """
     Execute the first candidate that works; return stage and errno if none does.
 
     The search runs in the child. If a file system hangs, it blocks a process that can be
     killed, and not the supervisor.
     """
-    searched = b"/" not in command.argv[0]
+    searched = b"/" not in program.argv[0]
     stage, number = EXEC, errno.ENOENT
-    for candidate in _candidates(command):
+    for candidate in _candidates(program):
         # As in a shell, skip files that `stat` does not find. A failed exec would cost more,
         # because it builds arguments and environment each time.
         if searched and not _is_file(candidate):
             continue
         try:
-            os.execve(candidate, command.argv, command.env)  # noqa: S606
+            os.execve(candidate, program.argv, program.env)  # noqa: S606
         except FileNotFoundError:
             # If the file exists, the interpreter in its first line does not.
             if number == errno.ENOENT and _is_file(candidate):

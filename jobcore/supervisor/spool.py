@@ -1,9 +1,15 @@
 """
-Appends frames to the spool files of a job directory, and holds them while the disk is full.
+Writes output into a job directory: frames to the spool, unfinished lines to the file `tail`.
 
 A full or read-only disk loses no output. A frame that could not be written, or the rest of
 it, waits in memory, and the pipes must not be read until `flush` has written it. If the
 directory is gone, lines are dropped and counted.
+
+An unfinished line has no number. It gets one when the line ends, when a line of jobcore
+follows it, or when its supervisor dies. Until then its text is in the file `tail`, as the frames
+that would be appended to the spool now. The file has two slots, which are overwritten in turn.
+So while one slot is being written, or if SIGKILL interrupts the write, the previous text is
+intact in the other slot.
 """
 
 from __future__ import annotations
@@ -13,6 +19,10 @@ import os
 
 from jobcore.embedding import failpoints
 from jobcore.supervisor import frames, job_directory, system_calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: After so many bytes a new file is started, so that imported files can be deleted while the
 #: job runs.
@@ -26,6 +36,11 @@ GONE = (errno.ENOENT, errno.ESTALE)
 _NOWHERE = -1  # the result of a write in that case
 #: Bytes copied at once when a removed file is restored.
 _COPIED_AT_ONCE = 1024 * 1024
+
+#: Seconds between a change of unfinished lines and its write, and between two writes.
+TAIL_EVERY = 0.25
+_TAIL_RETRY = 1.0  # seconds until the next attempt after an error such as a full disk
+_NEVER = float("inf")
 
 _LARGEST_FRAME = frames.HEADER_SIZE + frames.MAX_PAYLOAD
 
@@ -193,3 +208,71 @@ class Spool:
     def _make(self, name: str) -> int:
         # O_RDWR, because `repair` reads it.
         return job_directory.make_file(name, os.O_RDWR | os.O_APPEND | os.O_EXCL, self._directory)
+
+
+class UnfinishedLines:
+    """
+    Writes the unfinished lines of one run.
+
+    Attributes:
+        changed: Whether there may be text that is not written yet.
+    """
+
+    def __init__(self, directory: int, frames_now: Callable[[], bytes]) -> None:
+        """
+        Args:
+            directory: The job directory.
+            frames_now: Returns the unfinished lines as frames; b"": there are none.
+        """
+        self.changed = False
+        self._directory = directory
+        self._frames_now = frames_now
+        self._file = -1  # created with the first text, because most jobs need none
+        self._slot = 0
+        self._written = b""
+        self._next = _NEVER
+
+    def due(self) -> float:
+        """Return the monotonic time at which `advance` has something to write."""
+        return self._next
+
+    def advance(self, now: float) -> None:
+        """Write changed text, `TAIL_EVERY` seconds after the change."""
+        if not self.changed:
+            self._next = _NEVER
+        elif self._next == _NEVER:
+            self._next = now + TAIL_EVERY
+        elif now >= self._next:
+            self.changed = False
+            self._next = _NEVER
+            try:
+                self._write(self._frames_now())
+            except OSError:
+                # Retry later: the text is in memory, and the job does not need the file.
+                self.changed = True
+                self._next = now + _TAIL_RETRY
+
+    def repair(self) -> None:
+        """If the file was removed, write the text again into a new one."""
+        if self._file >= 0 and os.fstat(self._file).st_nlink == 0:
+            self.close()
+            self._written = b""
+            self.changed = True
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _write(self, data: bytes) -> None:
+        if not data or data == self._written:
+            return
+        if self._file < 0:
+            self._file = job_directory.make_file(job_directory.TAIL, os.O_WRONLY, self._directory)
+        # After a short write the slot is invalid, and is written again; the other one is intact.
+        slot = 1 - self._slot
+        if os.pwrite(self._file, data, slot * job_directory.TAIL_SLOT) < len(data):
+            raise OSError(errno.ENOSPC, "a short write")
+        self._slot = slot
+        self._written = data

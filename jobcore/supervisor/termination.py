@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable
 
-    from jobcore.supervisor.shutdown import Shutdown
-    from jobcore.supervisor.stop_requests import Wishes
+    from jobcore.supervisor.stop_requests import Shutdown, StopRequests
 else:
     import _signal
 
@@ -29,7 +28,7 @@ _MOST_NAMES = 1000  # a process that keeps forking can create any number
 _BY_SHELL = 128  # a shell reports the end by signal N as exit code 128 + N
 
 
-class Ending:
+class Termination:
     """
     Ends one job: its command and all processes that descend from it.
 
@@ -44,7 +43,7 @@ class Ending:
     def __init__(
         self,
         tree: ProcessTree,
-        wishes: Wishes,
+        stop_requests: StopRequests,
         shutdown: Shutdown,
         say: Callable[[str], None],
         *,
@@ -56,7 +55,7 @@ class Ending:
         """
         Args:
             tree: The processes of the job.
-            wishes: The stop requests of hosts.
+            stop_requests: The stop requests of hosts.
             shutdown: The request to shut this supervisor down.
             say: Adds a line to the log. Every action here is logged.
             grace: Seconds from the first signal of a stop to SIGKILL.
@@ -68,7 +67,7 @@ class Ending:
         self.left = 0
         self.unreaped: tuple[int, ...] = ()
         self._tree = tree
-        self._wishes = wishes
+        self._stop_requests = stop_requests
         self._shutdown = shutdown
         self._say = say
         self._grace = grace
@@ -150,9 +149,9 @@ class Ending:
 
         Call it after reaping, so that a command that has ended is not stopped.
         """
-        wish = self._wishes.take()
-        if wish is not None:
-            self._terminate("stopped", wish.grace, wish.words, now)
+        stop = self._stop_requests.take()
+        if stop is not None:
+            self._terminate("stopped", stop.grace, stop.words, now)
         if self._term_at is None and self._shutdown.requested:
             words = "stopping: the supervisor was asked to go"
             if self._shutdown.by_service_manager and self._tree.shares_cgroup():

@@ -10,9 +10,9 @@ import signal
 
 from jobcore.clock import Clock
 from jobcore.supervisor import frames, spawn
-from jobcore.supervisor.platform import Machine
+from jobcore.supervisor.execution import Machine
 from jobcore.supervisor.process_tree import ProcessTree
-from jobcore.supervisor.spawn import Child, Command
+from jobcore.supervisor.spawn import Child, Program
 from jobcore.testing.script import Script
 
 #: Base of the pids of scripted commands: above the highest pid of Linux.
@@ -229,7 +229,7 @@ class Stage(Machine):
         """Return seconds since an arbitrary fixed moment."""
         return self._clock.monotonic()
 
-    def spawn(self, command: Command, *, directory: int, oom_score: bytes | None) -> Child:
+    def spawn(self, program: Program, *, directory: int, oom_score: bytes | None) -> Child:
         """
         Begin to play the script in place of the command.
 
@@ -240,7 +240,7 @@ class Stage(Machine):
         if self._script is None:
             raise spawn.StartError("script", errno.ENOENT)
         try:
-            self.play = Play(self._script, self._clock, separate=command.separate_streams)
+            self.play = Play(self._script, self._clock, separate=program.separate_streams)
         except OSError as error:
             raise spawn.StartError(spawn.PIPE, error.errno or 0) from error
         return self.play.child

@@ -14,9 +14,9 @@ from jobcore.embedding import telemetry
 from jobcore.embedding.failpoints import Crashed
 from jobcore.supervisor import messages
 from jobcore.supervisor.execution import Execution, Identity
-from jobcore.supervisor.host_channel import HostChannel, Request
-from jobcore.supervisor.request import Order, accept
-from jobcore.supervisor.shutdown import Shutdown
+from jobcore.supervisor.host_channel import HostChannel, ReceivedRequest
+from jobcore.supervisor.request import Request, accept
+from jobcore.supervisor.stop_requests import Shutdown
 from jobcore.testing.script import Script
 from jobcore.testing.scripted_process import Stage
 
@@ -141,20 +141,20 @@ class StandIn:
             return True
         return False
 
-    def _begin(self, request: Request) -> None:
-        order = accept(request)
-        if order is None:
+    def _begin(self, received: ReceivedRequest) -> None:
+        request = accept(received)
+        if request is None:
             self.die()  # another process runs the job: report nothing and exit
             return
         try:
-            self.token, self.job_id = order.token, _job_of(order)
+            self.token, self.job_id = request.token, _job_of(request)
             self._stage = Stage(self._clock, self._script_of(self.job_id))
             self._execution = Execution(
-                order, self._channel, self._shutdown, self._identity, self._stage
+                request, self._channel, self._shutdown, self._identity, self._stage
             )
         except BaseException:
-            os.close(order.lock)
-            os.close(order.directory)
+            os.close(request.lock)
+            os.close(request.directory)
             raise
         self._rounds = self._execution.rounds()
         self._next_round()
@@ -200,6 +200,6 @@ class StandIn:
                 stage.play.close()
 
 
-def _job_of(order: Order) -> UUID:
+def _job_of(request: Request) -> UUID:
     """Return the job's id, from the environment of its command."""
-    return UUID(order.command.env[b"JOBCORE_JOB_ID"].decode())
+    return UUID(request.program.env[b"JOBCORE_JOB_ID"].decode())

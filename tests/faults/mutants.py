@@ -154,20 +154,20 @@ MUTANTS = (
         (SUPERVISOR,),
     ),
     Mutant(
-        "wishes are served before what has ended is reaped",
+        "stop requests are served before what has ended is reaped",
         "supervisor/execution.py",
         "            if tree.reap():\n                failpoints.reach(failpoints.MAIN_REAPED)\n"
-        "                self._note_main_end(ending, now)\n"
-        "            if tree.left:\n                ending.advance(now)\n",
-        "            ending.advance(now)\n            if tree.reap():\n"
-        "                self._note_main_end(ending, now)\n",
+        "                self._note_main_end(termination, now)\n"
+        "            if tree.left:\n                termination.advance(now)\n",
+        "            termination.advance(now)\n            if tree.reap():\n"
+        "                self._note_main_end(termination, now)\n",
         (SUPERVISOR,),
     ),
     Mutant(
         "the end of the output is taken for the end of the command",
         "supervisor/execution.py",
-        "            complete = ending.complete\n",
-        "            complete = ending.complete or not self._capture.descriptors\n",
+        "            complete = termination.complete\n",
+        "            complete = termination.complete or not self._capture.descriptors\n",
         (SUPERVISOR,),
     ),
     Mutant(
@@ -187,7 +187,7 @@ MUTANTS = (
     Mutant(
         "a supervisor is used again though something had to be killed",
         "supervisor/execution.py",
-        "        self.clean = self._ending is None or not self._ending.killed\n",
+        "        self.clean = self._termination is None or not self._termination.killed\n",
         "        self.clean = True\n",
         (SUPERVISOR,),
     ),

@@ -11,7 +11,7 @@ import pytest
 
 from jobcore import JobManager, Status
 from jobcore.supervisor import frames, job_directory
-from jobcore.supervisor.progress_reader import EVERY
+from jobcore.supervisor.capture import REPORT_EVERY
 from tests import programs
 from tests.integration.supervision_harness import processes_of
 from tests.processes import Child, carrying, in_child, run_python, until
@@ -198,7 +198,7 @@ for done in range(1, 100_001):
 
     assert run.exit.wait_status == 0
     assert found[-1] == "100000/100000 counted"
-    assert len(found) <= run.exit.duration_ns / 1e9 / EVERY + 2
+    assert len(found) <= run.exit.duration_ns / 1e9 / REPORT_EVERY + 2
     assert (run.output(), run.exit.next_sequence) == (b"", 0)
     times = [frame.time_ns for frame, _ in run.frames]
     assert [run.exit.spawned_ns, *times, run.exit.ended_ns] == sorted(
@@ -361,7 +361,7 @@ def read(descriptor):
         data += chunk
 
 def run(argv, **how):
-    command = spawn.Command(
+    command = spawn.Program(
         argv, {b"PATH": os.environb[b"PATH"]}, b"/", how.get("stdin"), 0o22,
         separate_streams=how.get("separate", False))
     child = spawn.spawn(command)

@@ -124,7 +124,7 @@ def test_without_proc_and_directory_a_command_starts_all_the_same(tmp_path):
         (tmp_path / "gone").mkdir()
         directory = os.open(tmp_path / "gone", os.O_RDONLY)
         os.rmdir(tmp_path / "gone")
-        command = spawn.Command(
+        command = spawn.Program(
             [os.fsencode(word) for word in [*SETS_NONBLOCK, "2"]],
             {b"PATH": os.environb[b"PATH"]}, b"/", None, 0o022, separate_streams=False,
         )  # fmt: skip

@@ -188,7 +188,7 @@ def status_as_another_user(program, path):
     """Return the wait status of a command; root, who may search any directory, is nobody."""
     if os.geteuid() == 0:
         os.setuid(65534)
-    command = spawn.Command(
+    command = spawn.Program(
         [os.fsencode(program)], {b"PATH": path.encode()}, b"/", None, 0o022, separate_streams=False
     )
     return os.waitpid(spawn.spawn(command).pid, 0)[1]
@@ -299,7 +299,7 @@ def test_a_memory_score_is_set_back():
 def spawn_with_score(score):
     """Return the score that a command finds; any process may raise its own."""
     env = {b"PATH": os.fsencode(os.environ["PATH"])}
-    command = spawn.Command(
+    command = spawn.Program(
         [b"cat", b"/proc/self/oom_score_adj"], env, b"/", None, 0o022, separate_streams=False
     )
     child = spawn.spawn(command, oom_score=score)
@@ -317,7 +317,7 @@ def spawn_as_an_orphan(monkeypatch):
     """Return the wait status of a command that finds another parent, and what it said."""
     monkeypatch.setattr(os, "getppid", lambda: 1)
     env = {b"PATH": os.fsencode(os.environ["PATH"])}
-    command = spawn.Command([b"echo", b"ran"], env, b"/", None, 0o022, separate_streams=False)
+    command = spawn.Program([b"echo", b"ran"], env, b"/", None, 0o022, separate_streams=False)
     child = spawn.spawn(command)
     ((output, _),) = child.outputs
     _, status = os.waitpid(child.pid, 0)

@@ -57,7 +57,7 @@ class Recorder:
     @property
     def reported(self):
         """Return what the job last said of its progress."""
-        latest = self.capture.meter._latest
+        latest = self.capture.progress._latest
         return latest and latest[0]
 
     def output(self, stream=frames.OUTPUT):
@@ -455,7 +455,7 @@ def test_a_secret_in_a_report_is_masked_in_any_pieces(record, limit):
         recorder.feed(data[:cut_at])
         recorder.feed(data[cut_at:])
         recorder.finish()
-        recorder.capture.meter.end()
+        recorder.capture.progress.end()
 
         assert recorder.output() == (b"a\nb\n" if limit is None else b"")
         assert recorder.output(frames.PROGRESS) == b"1/2 with *** in"

@@ -1,4 +1,4 @@
-"""Upkeep: the files of a running job are kept fresh, and made again where they are missing."""
+"""FileUpkeep: files of a running job are kept fresh, and made again where they are missing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from jobcore.supervisor import job_directory
-from jobcore.supervisor.file_upkeep import Upkeep
-from jobcore.supervisor.spool import Spool
-from jobcore.supervisor.stop_requests import Wishes
-from jobcore.supervisor.unfinished_line import Tail
+from jobcore.supervisor.file_upkeep import FileUpkeep
+from jobcore.supervisor.spool import Spool, UnfinishedLines
+from jobcore.supervisor.stop_requests import StopRequests
 
 NAME, TOKEN = "a" * 32, "b" * 32
 RECORD = b"record"
@@ -34,13 +33,15 @@ def upkeep(root):
     directory = os.open(root / NAME, os.O_RDONLY | os.O_DIRECTORY)
     lock = job_directory.open_lock(directory, create=True)
     order = SimpleNamespace(directory=directory, lock=lock, name=NAME, token=TOKEN)
-    wishes = Wishes(directory, 10.0)
-    one = Upkeep(order, Spool(directory), Tail(directory, lambda: b""), wishes, RECORD)
+    stop_requests = StopRequests(directory, 10.0)
+    one = FileUpkeep(
+        order, Spool(directory), UnfinishedLines(directory, lambda: b""), stop_requests, RECORD
+    )
     one.advance(0.0)
     one.advance(10.0)
     yield one
     one.close()
-    wishes.close()
+    stop_requests.close()
     os.close(lock)
     os.close(directory)
 

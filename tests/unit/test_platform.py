@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobcore.supervisor.platform import Machine, read_clocks
+from jobcore.supervisor.execution import Machine, read_clocks
 
 BEGUN, WALL = 1000.0, 1_700_000_000 * 10**9
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcore.supervisor import frames, progress
-from jobcore.supervisor.progress_reader import EVERY, MAX_LINE, Meter
+from jobcore.supervisor.capture import MAX_REPORT, REPORT_EVERY, ProgressReader
 from jobcore.supervisor.redaction import Values
 
 REPORTS = {
@@ -117,7 +117,9 @@ class Bench:
     def __init__(self, redact=()):
         self.spool = Spool()
         self.said = []
-        self.meter = Meter(self.spool, self.said.append, Values(list(redact)) if redact else None)
+        self.meter = ProgressReader(
+            self.spool, self.said.append, Values(list(redact)) if redact else None
+        )
         reader, self.writer = os.pipe()
         os.set_blocking(reader, False)
         self.meter.add(reader)
@@ -157,14 +159,14 @@ def test_written_at_once_after_quiet_then_not_too_often(bench):
     one.meter.advance(100.0)
     for done in range(2, 6):
         one.write(b"%d/9\n" % done)
-        one.meter.advance(100.0 + EVERY * 0.9)
+        one.meter.advance(100.0 + REPORT_EVERY * 0.9)
     early = list(one.spool.written)
     due = one.meter.due()
     one.meter.advance(due)
     one.meter.advance(due + 10)
 
     assert early == [b"1/9"]
-    assert due == 100.0 + EVERY
+    assert due == 100.0 + REPORT_EVERY
     assert one.spool.written == [b"1/9", b"5/9"]
     assert one.meter.due() == float("inf")
 
@@ -257,7 +259,7 @@ def test_a_line_without_end_takes_no_memory(bench, piece):
     one = bench()
     for _ in range(200_000 // piece):
         one.write(b"7" * piece)
-        assert len(one.meter._carry) <= MAX_LINE
+        assert len(one.meter._carry) <= MAX_REPORT
     one.write(b"8\n5/6\n")
 
     assert one.latest == b"5/6"
@@ -267,12 +269,12 @@ def test_a_line_without_end_takes_no_memory(bench, piece):
 @pytest.mark.parametrize("first", [1, 30_000, 65_530])
 def test_too_long_is_too_long_in_any_pieces(bench, first):
     """Where a long line ends does not depend on how it is read."""
-    for size, expected in ((MAX_LINE - 1, True), (MAX_LINE, False)):
+    for size, expected in ((MAX_REPORT - 1, True), (MAX_REPORT, False)):
         one = bench()
         line = b"1 " + b"x" * (size - 2)
         one.write(line[:first])
-        one.write(line[first:] + b"\n" if size - first < MAX_LINE else line[first:])
-        if size - first >= MAX_LINE:
+        one.write(line[first:] + b"\n" if size - first < MAX_REPORT else line[first:])
+        if size - first >= MAX_REPORT:
             one.write(b"\n")
 
         assert (one.latest is not None) == expected

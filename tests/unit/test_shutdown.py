@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from jobcore.supervisor import system_calls
-from jobcore.supervisor.shutdown import Shutdown
+from jobcore.supervisor.stop_requests import Shutdown
 from tests.processes import in_child
 
 

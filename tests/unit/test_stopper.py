@@ -1,4 +1,4 @@
-"""Stopper: a wish to stop reaches its supervisor, whatever cannot be stored or written."""
+"""Stopper: a stop request reaches its supervisor, whatever cannot be stored or written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobcore import (
 )
 from jobcore.storage import transitions
 from jobcore.supervisor import job_directory
-from jobcore.supervisor.stop_requests import Wishes
+from jobcore.supervisor.stop_requests import StopRequests
 from tests.jobfiles import stored_run
 
 #: The grace that is asked for, and what says so without a file.
@@ -61,9 +61,9 @@ def refuse(error):
 
 def wish_of(run):
     """Return what the stop file asks of a supervisor that has heard a letter."""
-    with run.open() as directory, closing(Wishes(directory, OWN_GRACE)) as wishes:
-        wish = wishes.take()  # what came before it listened counts as well
-    return None if wish is None else (wish.grace, wish.words)
+    with run.open() as directory, closing(StopRequests(directory, OWN_GRACE)) as stop_requests:
+        stop = stop_requests.take()  # what came before it listened counts as well
+    return None if stop is None else (stop.grace, stop.words)
 
 
 @GRACES
@@ -92,7 +92,7 @@ def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
     run, letters = asked
     monkeypatch.setattr(job_directory, "write_record", refuse(OSError(errno.ENOSPC, "no space")))
 
-    with pytest.raises(DatabaseFull, match=f"the wish to stop {run.id} cannot be written"):
+    with pytest.raises(DatabaseFull, match=f"the stop request for job {run.id} cannot be written"):
         jobs.stop_job(run.id, grace=grace)
 
     assert letters() == letter
@@ -102,14 +102,14 @@ def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
     jobs.recover()
     assert set(letters()) == set(
         job_directory.DOORBELL
-    )  # once for the wish, and where it is overdue
+    )  # once for the request, and where it is overdue
     said, words = wish_of(run)
     assert said == (OWN_GRACE if grace is None else grace)
     assert words == f"stopping: asked by pid {os.getpid()}: stop"
 
 
 def test_a_wish_for_a_job_that_just_goes_is_stored(jobs, asked, monkeypatch):
-    """The directory of a job that has ended meanwhile takes no wish, and nobody minds."""
+    """The directory of a job that has ended meanwhile takes no request, and nobody minds."""
     run, letters = asked
     monkeypatch.setattr(job_directory, "write_record", refuse(FileNotFoundError()))
     job = jobs.stop_job(run.id)
@@ -166,17 +166,17 @@ def test_the_shortest_of_all_graces_that_were_asked_for_counts(asked, letters, w
         b"K": job_directory.KILL_NOW,
         b"D": job_directory.DOORBELL,
     }
-    with run.open() as directory, closing(Wishes(directory, OWN_GRACE)) as wishes:
-        assert wishes.take() is None
+    with run.open() as directory, closing(StopRequests(directory, OWN_GRACE)) as stop_requests:
+        assert stop_requests.take() is None
         if written is not None:
             job_directory.write_record(directory, job_directory.STOP, {"grace_ms": written})
         for letter in letters:
             job_directory.ring(directory, names[bytes([letter])])
-        wishes.listen()
-        wish = wishes.take()
-        assert wishes.take() is None
+        stop_requests.listen()
+        stop = stop_requests.take()
+        assert stop_requests.take() is None
 
-    assert wish.grace == grace
+    assert stop.grace == grace
 
 
 def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatch, caplog):

@@ -9,9 +9,9 @@ import pytest
 
 from jobcore.storage import log_segments
 from jobcore.supervisor import frames, job_directory
-from jobcore.supervisor import unfinished_line as tails
+from jobcore.supervisor import spool as tails
 from jobcore.supervisor.capture import Capture
-from jobcore.supervisor.unfinished_line import Tail
+from jobcore.supervisor.spool import UnfinishedLines
 
 SECOND = 10**9
 BEGIN = 1_700_000_000 * SECOND
@@ -40,14 +40,14 @@ class Recorder:
         reader, writer = self.pipes[stream]
         os.write(writer, data)
         self.capture.read(reader)
-        self.capture.tail.advance(self.now)
+        self.capture.unfinished.advance(self.now)
 
     def wait(self, seconds):
         """Let time go by, from one due moment to the next."""
         end = self.now + seconds
-        while (due := self.capture.tail.due()) <= end:
+        while (due := self.capture.unfinished.due()) <= end:
             self.now = max(self.now, due)
-            self.capture.tail.advance(self.now)
+            self.capture.unfinished.advance(self.now)
         self.now = end
 
     def end(self):
@@ -128,7 +128,7 @@ def test_line_that_ends_at_once_makes_no_file(record):
         recorder.write(b"half ")
         recorder.wait(0.2)
         recorder.write(b"whole\n")
-    assert recorder.capture.tail.due() == float("inf")
+    assert recorder.capture.unfinished.due() == float("inf")
     recorder.wait(10)
 
     assert job_directory.TAIL not in os.listdir(recorder.directory)
@@ -323,8 +323,8 @@ def test_removed_file_is_made_again(record):
     recorder.write(b"Continue? ")
     recorder.wait(1)
     os.unlink(job_directory.TAIL, dir_fd=recorder.directory)
-    recorder.capture.tail.repair()
-    recorder.capture.tail.advance(recorder.now)
+    recorder.capture.unfinished.repair()
+    recorder.capture.unfinished.advance(recorder.now)
     recorder.wait(1)
 
     assert recorder.shown == {"output": b"Continue? "}
@@ -341,7 +341,7 @@ def test_torn_write_leaves_the_text_before_it(tmp_path):
     try:
         for size in (0, 1, 30, 40, 1000, 5035):
             said = []
-            tail = Tail(directory, lambda said=said: said[-1])
+            tail = UnfinishedLines(directory, lambda said=said: said[-1])
             for first, text in enumerate(texts):
                 said.append(framed(first, text))
                 tail._write(said[-1])
