@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -27,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = float(os.environ.get("JOBCORE_TEST_PATIENCE", "30"))
 
 _PTRACE_ATTACH = 16  # of <sys/ptrace.h>
+
+_forked = []  # by the test that runs
 
 
 def until(condition, what="the condition", patience=PATIENCE):
@@ -171,7 +174,26 @@ def forked(function, env, **options):
     with warnings.catch_warnings():
         # A host with threads may fork; a child of ours needs none of them.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return subprocess.Popen(["python"], env=env, **options)
+        process = subprocess.Popen(["python"], env=env, **options)
+    _forked.append(process)
+    return process
+
+
+def end_forked():
+    """End what `forked` has returned since the last call, as a test that fails leaves it."""
+    end(*_forked)
+    _forked.clear()
+
+
+def end(*processes):
+    """SIGKILL processes of `Popen` that still run, and close their pipes."""
+    for process in processes:
+        process.kill()  # no-op for one that has been waited for
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with suppress(OSError):  # what was not written is of no interest
+                    pipe.close()
 
 
 def hear_a_terminal():
@@ -292,6 +314,52 @@ def state(pid):
         return _stat(pid)[0]
     except (FileNotFoundError, ProcessLookupError):
         return "X"
+
+
+def stop(pid):
+    """Stop a process by SIGSTOP, and wait until each of its threads is stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    until(
+        lambda: all(state(f"{pid}/task/{thread.name}") == "T" for thread in tasks.iterdir()),
+        f"the stop of process {pid}",
+    )
+
+
+def stop_host(pid, database):
+    """
+    Stop a process by SIGSTOP, at a moment when others need not wait for it.
+
+    In the middle of a write it would keep SQLite's lock, and nobody else could write.
+    """
+
+    def is_stopped():
+        stop(pid)
+        if not _holds_locks_of_a_moment(pid, database):
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    until(is_stopped, f"a moment without locks of process {pid}")
+
+
+def _holds_locks_of_a_moment(pid, database):
+    """Tell whether a process writes to a database, or looks after a job's directory."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        to = os.readlink(entry)
+        locks = re.findall(
+            r"^lock:.* WRITE .* (\d+) \S+$",
+            Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text("ascii"),
+            re.MULTILINE,
+        )
+        if to.startswith(f"{database}.jobs/"):
+            # Its own mark and the slot of a running job, the third byte on, last as long as these.
+            locks = [first for first in locks if int(first) < 2 and "/.owner-" not in to]
+        elif not to.startswith(database):
+            continue
+        if locks:
+            return True
+    return False
 
 
 def children():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -13,16 +12,10 @@ from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.test_supervisor_killed import supervisor_of
-from tests.processes import Child, debug, open_gate, state, until
+from tests.processes import Child, debug, open_gate, state, stop, until
 from tests.programs import HELD, SLEEPS
 
 STOPS_ITS_SUPERVISOR = "kill -STOP $PPID; "
-
-
-def stop(pid):
-    """Stop a process, and wait until it is."""
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: state(pid) == "T", "the process is stopped")
 
 
 def idle_supervisor(jobs):

@@ -17,7 +17,7 @@ from jobcore import JobManager, Status
 from jobcore.cli import guides, job_commands, maintenance, run_and_work
 from jobcore.cli.app import app
 from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
-from tests.processes import PATIENCE, ROOT, open_gate, run_python, until
+from tests.processes import PATIENCE, ROOT, open_gate, run_python, stop_host, until
 from tests.texts import GUIDES
 
 assert app.registered_commands, (
@@ -349,7 +349,7 @@ def test_stopping_run_itself_leaves_the_job_running(database, gate):
     """As Ctrl-Z does: the job ends meanwhile, and what it said is shown afterwards."""
     process = start(database, "run", "--", "sh", "-c", f"echo ready; read x <'{gate}'; echo done")
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGSTOP)
+    stop_host(process.pid, database)
     open_gate(gate)
     with JobManager(database, slots=0) as jobs:
         (job,) = jobs.list_jobs()

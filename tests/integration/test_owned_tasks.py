@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
-from tests.processes import PATIENCE, ROOT, Child, at_once, forked, hear, in_child, until
+from tests.processes import PATIENCE, ROOT, Child, at_once, forked, hear, in_child, stop_host, until
 
 LOST = "lost: the process that did this task ended without finishing it"
 
@@ -387,7 +386,7 @@ time.sleep(300)
 def test_stopped_program_still_owns_its_task(database):
     """A SIGSTOP is no death."""
     with program(database, "print(job.id, flush=True); time.sleep(300)") as (process, (job_id,)):
-        os.kill(process.pid, signal.SIGSTOP)
+        stop_host(process.pid, database)
         with JobManager(database, slots=0) as jobs:
             assert jobs.recover() == []
             assert jobs.get_job(job_id).status is Status.RUNNING

@@ -23,7 +23,7 @@ from jobcore.supervisor import frames, job_directory, process_tree, spawn
 from jobcore.supervisor.messages import ENDED, OUTPUT, STARTED
 from tests import programs
 from tests.integration.supervision_harness import Host, is_alive, processes_of
-from tests.processes import in_child, state, until
+from tests.processes import in_child, state, stop, until
 
 pytestmark = pytest.mark.cold_supervisors
 
@@ -386,8 +386,7 @@ def test_an_end_before_the_wish_is_seen_is_no_stop(host, tmp_path):
     run.wait_for_output()
     command = host.wait_for_start(run)
     (supervisor,) = host.pids
-    os.kill(supervisor, signal.SIGSTOP)
-    until(lambda: state(supervisor) == "T", "the supervisor to be stopped")
+    stop(supervisor)
     go.touch()
     until(lambda: state(command) == "Z", "the end of the command")
     run.stop(30)
@@ -665,7 +664,7 @@ def test_idle_supervisor_leaves_on_sigterm(host):
 def test_queued_request_of_a_leaving_supervisor_is_answered(host):
     """A request queued when SIGTERM comes gets an exit record that says so."""
     supervisor = host.supervisor()
-    os.kill(supervisor.pid, signal.SIGSTOP)
+    stop(supervisor.pid)
     run = host.prepare(programs.EXIT_0)
     run.supervisor = supervisor
     assert run.send(supervisor) == "sent"
@@ -933,7 +932,7 @@ def test_supervisor_killed(host):
 def test_queued_request_dies_with_its_supervisor(host):
     """A request that a dead supervisor never read frees the lock, and nothing has started."""
     supervisor = host.supervisor()
-    os.kill(supervisor.pid, signal.SIGSTOP)
+    stop(supervisor.pid)
     run = host.prepare(programs.EXIT_0)
     assert run.send(supervisor) == "sent"
     assert run.locked

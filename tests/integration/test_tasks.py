@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 
 import pytest
@@ -18,7 +17,7 @@ from jobcore import (
     Status,
     Stopped,
 )
-from tests.processes import Child, hear, in_child
+from tests.processes import Child, hear, in_child, stop_host
 
 
 def texts(jobs, job):
@@ -203,7 +202,7 @@ def test_task_of_a_host_that_is_killed_in_the_body_is_lost(jobs, database):
     os.close(ours)
     os.close(theirs)
     assert jobs.get_job(job_id).status is Status.RUNNING
-    os.kill(child.pid, signal.SIGSTOP)
+    stop_host(child.pid, database)
     assert jobs.get_job(job_id).status is Status.RUNNING
     child.kill()
 
