@@ -21,7 +21,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.report import pytest_terminal_summary  # noqa: F401 - a hook
 from tests.faults.rounds import SEED, SOAK, Rounds, campaign, spread
 from tests.jobfiles import Scripted
-from tests.processes import carrying, descriptors, left_open, own_threads, until
+from tests.processes import carrying, descriptors, end_forked, left_open, own_threads, until
 from tests.tasks import task
 
 # Hundreds of subprocesses import jobcore, and each worker rewrites every test module. Where the
@@ -83,6 +83,13 @@ def _only_harmless_opens():
     opens.refused.clear()
     yield
     assert opens.refused == []
+
+
+@pytest.fixture(autouse=True)
+def _no_forked_process():
+    """End what a test that fails has left: its warnings would fail another test."""
+    yield
+    end_forked()
 
 
 @pytest.fixture(autouse=True)

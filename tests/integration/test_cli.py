@@ -29,6 +29,7 @@ from tests.processes import (
     Child,
     carrying,
     debug,
+    end,
     end_of_python,
     hear_a_terminal,
     join,
@@ -168,7 +169,10 @@ def cli(tmp_path, gate):
     yield cli
     watchdog.cancel()
     join(watchdog)
-    until(lambda: not carrying(cli.mark), "the end of all that the test started")
+    try:
+        until(lambda: not carrying(cli.mark), "the end of all that the test started")
+    finally:
+        end(*cli.started)
 
 
 @pytest.fixture

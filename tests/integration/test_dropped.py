@@ -16,6 +16,7 @@ from tests.processes import PATIENCE, ROOT, descriptors, own_threads, until
 
 def dropped(database, use=lambda _jobs: None, **options):
     """Make a manager, use it, drop it; return the warnings of that."""
+    gc.collect()  # what earlier tests have left, with warnings of its own
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         jobs = JobManager(database, **options)
