@@ -116,12 +116,7 @@ def _misused(error: Any, ctx: Any) -> str:
 
 
 def time_limit(text: Any) -> float:
-    """
-    Return a timeout in seconds.
-
-    Raises:
-        BadParameter: The text is not a finite number above 0.
-    """
+    """Return a timeout in seconds."""
     seconds = _number(text)
     if not 0 < seconds < math.inf:
         raise typer.BadParameter(f"a time-out must be a number of seconds above 0, not {text!r}")
@@ -129,12 +124,7 @@ def time_limit(text: Any) -> float:
 
 
 def delay(text: Any) -> float:
-    """
-    Return a number of seconds, 0 or more.
-
-    Raises:
-        BadParameter: The text is not a finite number, or is below 0.
-    """
+    """Return a number of seconds, 0 or more."""
     seconds = _number(text)
     if not 0 <= seconds < math.inf:
         raise typer.BadParameter(f"it must be a number of seconds, 0 or more, not {text!r}")
@@ -142,12 +132,7 @@ def delay(text: Any) -> float:
 
 
 def stored_text(text: Any) -> str:
-    """
-    Return an argument as text that can be stored: its bytes are UTF-8 in every locale.
-
-    Raises:
-        BadParameter: The bytes are not UTF-8.
-    """
+    """Return an argument as text that can be stored: its bytes are UTF-8 in every locale."""
     words = str(text)
     try:
         words.encode()
@@ -167,22 +152,12 @@ def _number(text: Any) -> float:
 
 
 def count(text: Any) -> int:
-    """
-    Return a whole number, 0 or more.
-
-    Raises:
-        BadParameter: The text is not a whole number, or is below 0.
-    """
+    """Return a whole number, 0 or more."""
     return _whole(text, 0)
 
 
 def count_from_1(text: Any) -> int:
-    """
-    Return a whole number, 1 or more.
-
-    Raises:
-        BadParameter: The text is not a whole number, or is below 1.
-    """
+    """Return a whole number, 1 or more."""
     return _whole(text, 1)
 
 
@@ -342,12 +317,7 @@ def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
 
 
 def full_id(jobs: JobManager, text: str) -> UUID | str:
-    """
-    Return the id of the only job whose id begins with `text`; `text` itself if there is none.
-
-    Raises:
-        CommandError: The ids of several jobs begin with it.
-    """
+    """Return the id of the only job whose id begins with `text`; `text` itself if there is none."""
     try:
         found = [str(job.id) for job in jobs.find_jobs(text, limit=TOLD + 1)]
     except ValueError:

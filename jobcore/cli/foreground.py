@@ -151,12 +151,7 @@ def hint(argv: Sequence[str]) -> None:
 
 
 def wait_for_start(jobs: JobManager, job_id: UUID) -> None:
-    """
-    Wait until the job is no longer QUEUED.
-
-    Raises:
-        SpawnError: This process cannot start a supervisor for it.
-    """
+    """Wait until the job is no longer QUEUED."""
     while jobs.get_job(job_id).status is Status.QUEUED:
         _pause(jobs, job_id)
 
@@ -203,9 +198,6 @@ def watch(jobs: JobManager, job_id: UUID, printer: output.LogPrinter) -> Job:
 
     Existing lines are printed together and flushed before each wait. `follow` is used only to
     wait for more.
-
-    Raises:
-        JobDeleted: The job was deleted in the meantime.
     """
     while True:
         job = jobs.get_job(job_id)  # before the lines: if it is final, these are all lines

@@ -25,12 +25,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # secon
 
 
 def age(text: str) -> float:
-    """
-    Return an age such as `30d`, `12h` or `90` in seconds.
-
-    Raises:
-        BadParameter: The text is not an age.
-    """
+    """Return an age such as `30d`, `12h` or `90` in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
     if found is None:
         raise typer.BadParameter(

@@ -31,12 +31,7 @@ class StopScope(str, Enum):
 
 
 def _signal(text: str) -> str:
-    """
-    Return the name of a signal that a program can handle, checked.
-
-    Raises:
-        BadParameter: The text is not such a name.
-    """
+    """Return the name of a signal that a program can handle, checked."""
     try:
         Command(["true"], stop_signal=text)
     except CommandError as error:

@@ -26,14 +26,7 @@ _PAST_DAMAGED = 1000
 
 
 class Bookkeeper:
-    """
-    Changes jobs that have no process.
-
-    Args:
-        database: Where they are stored.
-        clock: Tells the time.
-        ownership: Names this process as the owner of its tasks.
-    """
+    """Changes jobs that have no process."""
 
     def __init__(self, database: Database, clock: Clock, ownership: Ownership) -> None:
         self._database = database
@@ -46,9 +39,6 @@ class Bookkeeper:
 
         Args:
             owner: `"process"`: this process; None: no process; `"auto"`: depends on the type.
-
-        Raises:
-            JobNotFound, InvalidTransition: No job has this ID, or it is not QUEUED.
         """
         now = self._clock.now()
 
@@ -63,12 +53,7 @@ class Bookkeeper:
         return self._database.write(begin, about=f"job {job_id}")
 
     def take_up(self, job_id: Id) -> Row[Any]:
-        """
-        Start a QUEUED job as a task of this process, or return one that it already owns.
-
-        Raises:
-            JobNotFound, InvalidTransition: No job has this ID, or it is neither.
-        """
+        """Start a QUEUED job as a task of this process, or return one that it already owns."""
         now = self._clock.now()
 
         def take(connection: Connection) -> Row[Any]:
@@ -122,13 +107,7 @@ class Bookkeeper:
         return None
 
     def adopt(self, job_id: Id) -> Row[Any]:
-        """
-        Make this process the owner of a task.
-
-        Raises:
-            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
-                supervisor runs it.
-        """
+        """Make this process the owner of a task."""
 
         def change(connection: Connection) -> Row[Any]:
             run = self._require_own(connection, job_id, "adopt")
@@ -151,11 +130,6 @@ class Bookkeeper:
         Args:
             lines: Lines to append to its log before.
             result: Encoding and bytes of its result, stored if it is COMPLETE.
-
-        Raises:
-            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
-                supervisor runs it.
-            ArgumentError: The exit code is not between 0 and 255.
         """
         checks.integer(exit_code, "exit_code", 0, 255)
         now = self._clock.now()
@@ -176,13 +150,7 @@ class Bookkeeper:
         return self._database.write(finish, about=f"job {job_id}")
 
     def append(self, job_id: Id, lines: tuple[str | bytes, ...]) -> int:
-        """
-        Append lines to the log, and return how many lines it then has.
-
-        Raises:
-            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
-                supervisor writes its log.
-        """
+        """Append lines to the log, and return how many lines it then has."""
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
 
         def append(connection: Connection) -> int:
@@ -194,23 +162,12 @@ class Bookkeeper:
         return self._database.write(append, durable=False, about=f"job {job_id}")
 
     def find_running(self, job_id: Id) -> Run:
-        """
-        Return a task that is RUNNING.
-
-        Raises:
-            JobNotFound, InvalidTransition: No job has this ID, or it has ended.
-        """
+        """Return a task that is RUNNING."""
         with self._database.read() as connection:
             return self._require_own(connection, job_id, "go on with")
 
     def report(self, job_id: Id, done: float, total: float | None, message: str | None) -> Row[Any]:
-        """
-        Store the progress of a job, and return the job.
-
-        Raises:
-            JobNotFound, InvalidTransition: No job has this ID, it is not RUNNING, or a
-                supervisor runs it.
-        """
+        """Store the progress of a job, and return the job."""
         text = None if message is None else progress.shorten(message) or None
         report = Report(done, total, text, self._clock.now())
 
@@ -237,9 +194,6 @@ def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int)
 
     Args:
         owner: The name of this process; None: no process owns it.
-
-    Raises:
-        InvalidTransition: It is not QUEUED, or another process has reserved it.
     """
     moved = transitions.start_if_queued(
         connection, row.number, now=now, claimant=owner, owner=owner

@@ -20,14 +20,7 @@ BUSY_PATIENCE = 0.25
 
 
 class Claimer:
-    """
-    Starts queued jobs for this process, one at a time.
-
-    Args:
-        bookkeeper: Starts them.
-        follower: Waits in threads.
-        awaiter: Waits in event loops.
-    """
+    """Starts queued jobs for this process, one at a time."""
 
     def __init__(self, bookkeeper: Bookkeeper, follower: Follower, awaiter: Awaiter) -> None:
         self._bookkeeper = bookkeeper

@@ -22,16 +22,7 @@ from jobcore.storage.transitions import Run
 
 
 class Deleter:
-    """
-    Deletes a job: hides it, stops it, and then removes it.
-
-    Args:
-        database: Where the jobs are stored.
-        stopper: Stops a running job.
-        follower: Waits for its end.
-        remover: Removes rows and directories.
-        clock: Tells the time.
-    """
+    """Deletes a job: hides it, stops it, and then removes it."""
 
     def __init__(
         self,
@@ -53,9 +44,6 @@ class Deleter:
 
         If the row is so damaged that the job cannot be ended by the rules, it is removed
         without that.
-
-        Raises:
-            JobNotFound: Another caller is already deleting it.
         """
         if not transitions.is_sound(run):
             self._remover.remove_damaged(run.number)
@@ -66,12 +54,7 @@ class Deleter:
             self._remover.remove_damaged(run.number)
 
     def delete_damaged(self, job_id: Id) -> None:
-        """
-        Remove a job whose row cannot be read completely.
-
-        Raises:
-            JobNotFound: It is gone, or being deleted.
-        """
+        """Remove a job whose row cannot be read completely."""
         parsed = parse_id(job_id)
         with self._database.read() as connection:
             number = None if parsed is None else store.number_of(connection, parsed)
@@ -103,21 +86,11 @@ class Deleter:
         self._remover.remove_jobs(marked.number)
 
     def delete_workspace(self, workspace_id: UUID) -> None:
-        """
-        Remove a workspace that is marked as deleted, with its pipelines and jobs.
-
-        Raises:
-            StoreError: As in `delete_pipeline`.
-        """
+        """Remove a workspace that is marked as deleted, with its pipelines and jobs."""
         self._delete_all(workspace, workspace_id)
 
     def delete_pipeline(self, pipeline_id: UUID) -> None:
-        """
-        Remove a pipeline that is marked as deleted, with its jobs.
-
-        Raises:
-            StoreError: The processes of a damaged job do not end.
-        """
+        """Remove a pipeline that is marked as deleted, with its jobs."""
         self._delete_all(pipeline, pipeline_id)
 
     def _delete_all(self, table: Table, owner_id: UUID) -> None:

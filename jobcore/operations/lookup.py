@@ -36,12 +36,7 @@ Id = UUID | str
 
 
 def parse_id(some_id: Id) -> UUID | None:
-    """
-    Return the id as a UUID, or None if it is not one.
-
-    Raises:
-        ArgumentError: It is a list or another collection.
-    """
+    """Return the id as a UUID, or None if it is not one."""
     if isinstance(some_id, UUID):
         return some_id
     if isinstance(some_id, Collection) and not isinstance(some_id, (str, bytes)):
@@ -53,32 +48,17 @@ def parse_id(some_id: Id) -> UUID | None:
 
 
 def require_job(connection: Connection, job_id: Id) -> Row[Any]:
-    """
-    Return the row of a job that is not being deleted.
-
-    Raises:
-        JobNotFound: No job has this id.
-    """
+    """Return the row of a job that is not being deleted."""
     return _require(store.find_job, connection, job_id, JobNotFound)
 
 
 def require_workspace(connection: Connection, workspace_id: Id) -> Row[Any]:
-    """
-    Return the row of a workspace.
-
-    Raises:
-        WorkspaceNotFound: No workspace has this id.
-    """
+    """Return the row of a workspace."""
     return _require(workspaces.find_workspace, connection, workspace_id, WorkspaceNotFound)
 
 
 def require_pipeline(connection: Connection, pipeline_id: Id) -> Row[Any]:
-    """
-    Return the row of a pipeline.
-
-    Raises:
-        PipelineNotFound: No pipeline has this id.
-    """
+    """Return the row of a pipeline."""
     return _require(pipelines.find_pipeline, connection, pipeline_id, PipelineNotFound)
 
 
@@ -129,12 +109,7 @@ def job_filter(
     statuses: Iterable[Status] | None,
     types: Iterable[str] | None,
 ) -> JobFilter:
-    """
-    Return the filter for jobs; the workspace and the pipeline must exist.
-
-    Raises:
-        WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
-    """
+    """Return the filter for jobs; the workspace and the pipeline must exist."""
     wanted = JobFilter(None, None, members(statuses), members(types))
     if workspace_id is not None:
         wanted = wanted._replace(workspace_id=require_workspace(connection, workspace_id).id)
@@ -147,13 +122,7 @@ def job_filter(
 
 
 class Listings:
-    """
-    Reads lists of rows, and leaves out those that cannot be read.
-
-    Args:
-        database: Where they are stored.
-        clock: Measures when a damaged row was last logged.
-    """
+    """Reads lists of rows, and leaves out those that cannot be read."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -225,9 +194,6 @@ class Listings:
         Args:
             limit: Most workspaces in the page; None: all.
             after: The last workspace of the previous page, or its id.
-
-        Raises:
-            WorkspaceNotFound: No workspace has the id `after`.
         """
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
@@ -252,10 +218,6 @@ class Listings:
             workspace_id: Only pipelines of this workspace.
             limit: Most pipelines in the page; None: all.
             after: The last pipeline of the previous page, or its id.
-
-        Raises:
-            WorkspaceNotFound, PipelineNotFound: No workspace has this id, or no pipeline has
-                the id `after`.
         """
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
@@ -275,12 +237,7 @@ class Listings:
         return found
 
     def skips(self, pipeline_id: Id, limit: int) -> list[Skip]:
-        """
-        Return the newest skips of a pipeline.
-
-        Raises:
-            PipelineNotFound: No pipeline has this id.
-        """
+        """Return the newest skips of a pipeline."""
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
             place = require_pipeline(connection, pipeline_id).id
@@ -291,12 +248,7 @@ class Listings:
         return found
 
     def history(self, job_id: Id) -> list[Transition]:
-        """
-        Return the transitions of a job.
-
-        Raises:
-            JobNotFound: No job has this id.
-        """
+        """Return the transitions of a job."""
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
             number = require_job(connection, job_id).number
@@ -350,12 +302,7 @@ def _place(
     model: type[Workspace | Pipeline],
     require: Callable[[Connection, Any], Row[Any]],
 ) -> tuple[int, UUID] | None:
-    """
-    Return the last row before a page, as its time of creation and its id; None: the first page.
-
-    Raises:
-        WorkspaceNotFound, PipelineNotFound: No row has the id; raised by `require`.
-    """
+    """Return time of creation and id of the last row before a page; None: the first page."""
     if after is None:
         return None
     if isinstance(after, model):

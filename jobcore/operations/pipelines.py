@@ -102,13 +102,7 @@ class Curator:
         return self._database.write(make)
 
     def update_workspace(self, workspace_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
-        """
-        Change the name or the properties of a workspace.
-
-        Raises:
-            CommandError: A value is invalid, or a field is unknown.
-            WorkspaceNotFound: No workspace has this id.
-        """
+        """Change the name or the properties of a workspace."""
         _refuse_unknown("workspace", changes, ("name", "properties"))
         checked: dict[str, Any] = {}
         if "name" in changes:
@@ -125,12 +119,7 @@ class Curator:
         return self._database.write(update)
 
     def mark_workspace_deleted(self, workspace_id: Id) -> UUID:
-        """
-        Hide a workspace for good, with some of its pipelines and jobs; return its id.
-
-        Raises:
-            WorkspaceNotFound: No workspace has this id.
-        """
+        """Hide a workspace for good, with some of its pipelines and jobs; return its id."""
         now = self._clock.now()
 
         def mark(connection: Connection) -> UUID:
@@ -146,14 +135,7 @@ class Curator:
     # --- pipelines ------------------------------------------------------------------
 
     def create_pipeline(self, fields: Mapping[str, Any], *, workspace_id: Id | None) -> Row[Any]:
-        """
-        Create a pipeline, with a PIPELINE_CONFIG job if there is an executor for it.
-
-        Raises:
-            CommandError, ScheduleError, PipelineCycle: With these fields it could never run.
-            PipelineExists: Another pipeline of the workspace has this name.
-            WorkspaceNotFound: No workspace has this id.
-        """
+        """Create a pipeline, with a PIPELINE_CONFIG job if there is an executor for it."""
         now = self._clock.now()
         values = {**_checked(fields), **_next_tick(fields, now)}
         self._refuse_idle(values)
@@ -172,15 +154,7 @@ class Curator:
         return self._database.write(create)
 
     def update_pipeline(self, pipeline_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
-        """
-        Change a pipeline; a FAILED one is configured again.
-
-        Raises:
-            CommandError, ScheduleError, PipelineCycle: With these fields it could never run.
-            PipelineExists: Another pipeline of the workspace has this name.
-            PipelineNotFound: No pipeline has this id.
-            PipelineAlreadyRunning: It is FAILED and has an active job.
-        """
+        """Change a pipeline; a FAILED one is configured again."""
         now = self._clock.now()
 
         def update(connection: Connection) -> Row[Any]:
@@ -221,9 +195,6 @@ class Curator:
         Hide a pipeline for good, with its active job and some of its other jobs; return its id.
 
         Each pipeline that it triggered gets a note, which `check` shows.
-
-        Raises:
-            PipelineNotFound: No pipeline has this id.
         """
         now = self._clock.now()
 
@@ -295,10 +266,6 @@ def _links(
 
     Args:
         row: The pipeline to change; None: it is new.
-
-    Raises:
-        PipelineCycle: Pipelines would trigger each other for ever.
-        CommandError: A name belongs to no pipeline of the workspace.
     """
     kept = {DEPLOY}
     if row is not None:

@@ -24,14 +24,7 @@ LOOKED_AT = 20_000
 
 
 class Pruner:
-    """
-    Removes expired jobs.
-
-    Args:
-        database: Where the jobs are stored.
-        remover: Removes jobs that are marked as deleted.
-        clock: Tells the time.
-    """
+    """Removes expired jobs."""
 
     def __init__(self, database: Database, remover: Remover, clock: Clock) -> None:
         self._database = database

@@ -63,9 +63,6 @@ class Notifier(Observer):
 
     Any thread may call `subscribe`, `drain`, `close`, and the function that `subscribe`
     returned. The notifier's thread calls the callbacks, one after the other.
-
-    Args:
-        database: The database whose transactions to observe.
     """
 
     _changing: Lock  # held during each change of the subscriptions

@@ -121,8 +121,13 @@ def wrong(connection: sqlite3.Connection) -> list[str]:
     return found
 
 
+def fill(table: str) -> str:
+    """Return the statement that counts all jobs into an empty table."""
+    return f"INSERT INTO {table} (batch, {TABLES[table]}, type, {_COLUMNS}) {TRUE[table]}"
+
+
 def count_anew(connection: sqlite3.Connection) -> None:
     """Count all jobs again and replace the stored counts. Needs a write transaction."""
-    for table, of in TABLES.items():
+    for table in TABLES:
         connection.execute(f"DELETE FROM {table}")
-        connection.execute(f"INSERT INTO {table} (batch, {of}, type, {_COLUMNS}) {TRUE[table]}")
+        connection.execute(fill(table))

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
 from jobcore.errors import DatabaseCorrupt
-from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.storage import transitions
 from jobcore.storage.statement import Statement
-from jobcore.storage.tables import job, log_segment
+from jobcore.storage.tables import IS_FINAL, job, log_segment
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import frames
 
@@ -124,9 +123,8 @@ def merge(connection: Connection, number: int, sequence: int) -> None:
 
 def remove_of_deleted(connection: Connection, numbers: Sequence[int], limit: int) -> int:
     """Remove up to `limit` segments of jobs that are final and being deleted; return how many."""
-    final = [str(status) for status in Status if status.final]
     jobs = select(job.c.number).where(
-        job.c.number.in_(numbers), job.c.deleted_at.is_not(None), job.c.status.in_(final)
+        job.c.number.in_(numbers), job.c.deleted_at.is_not(None), IS_FINAL
     )
     some = select(log_segment.c.id).where(log_segment.c.job.in_(jobs)).limit(limit)
     return connection.execute(delete(log_segment).where(log_segment.c.id.in_(some))).rowcount

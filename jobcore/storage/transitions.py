@@ -21,7 +21,7 @@ from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.storage import damage
 from jobcore.storage.statement import Statement
-from jobcore.storage.tables import has_status, job, transition
+from jobcore.storage.tables import IS_FINAL, has_status, job, transition
 
 
 class Run(NamedTuple):
@@ -189,7 +189,7 @@ def record(
     now: int,
     trigger: Trigger,
     source: Status | None,
-    target: Status,
+    target: str,
     reason: Reason | None = None,
 ) -> None:
     """Append to the history of a job."""
@@ -203,6 +203,19 @@ def record(
         reason=None if reason is None else str(reason),
         actor=actor(),
     )
+
+
+def _record(
+    connection: Connection,
+    run: Run,
+    trigger: Trigger,
+    source: Status,
+    now: int,
+    reason: Reason | None = None,
+) -> None:
+    """Record that `trigger` has moved a job from `source` to its present status."""
+    moved: dict[str, Any] = {"trigger": trigger, "source": source, "target": run.status}
+    record(connection, run.number, now=now, reason=reason, **moved)
 
 
 # --- reading --------------------------------------------------------------------
@@ -221,7 +234,7 @@ _NAMES = Statement(
 )
 _DELETED = Statement(
     select(job.c.number)
-    .where(job.c.deleted_at.is_not(None), has_status(*(one for one in Status if one.final)))
+    .where(job.c.deleted_at.is_not(None), IS_FINAL)
     .order_by(job.c.number)
     .limit(bindparam("most"))
 )
@@ -349,14 +362,7 @@ def start_if_queued(
         )
     )
     if run is not None:
-        record(
-            connection,
-            number,
-            now=now,
-            trigger=Trigger.START,
-            source=Status.QUEUED,
-            target=Status.RUNNING,
-        )
+        _record(connection, run, Trigger.START, Status.QUEUED, now)
     return run
 
 
@@ -380,15 +386,7 @@ def cancel_if_queued(connection: Connection, number: int, *, now: int) -> Run | 
     """Cancel a QUEUED job; None: it is not QUEUED."""
     run = _one(_CANCEL(connection, of=number, now=now))
     if run is not None:
-        record(
-            connection,
-            number,
-            now=now,
-            trigger=Trigger.CANCEL,
-            source=Status.QUEUED,
-            target=Status.STOPPED,
-            reason=Reason.CANCELLED,
-        )
+        _record(connection, run, Trigger.CANCEL, Status.QUEUED, now, Reason.CANCELLED)
     return run
 
 
@@ -428,14 +426,7 @@ def ask_stop_if_running(
     before = find(connection, number)
     run = _one(_ASK_STOP(connection, of=number, asked_ms=grace_ms, who=actor(), why=why, now=now))
     if run is not None and before is not None and _asks_more(before, run):
-        record(
-            connection,
-            number,
-            now=now,
-            trigger=Trigger.STOP,
-            source=Status.RUNNING,
-            target=Status.RUNNING,
-        )
+        _record(connection, run, Trigger.STOP, Status.RUNNING, now)
     return run
 
 
@@ -631,15 +622,7 @@ def settle_if_running(
         )
     )
     if final is not None:
-        record(
-            connection,
-            run.number,
-            now=now,
-            trigger=Trigger.FINISH,
-            source=Status.RUNNING,
-            target=status,
-            reason=ending.reason,
-        )
+        _record(connection, final, Trigger.FINISH, Status.RUNNING, now, ending.reason)
     return final
 
 
@@ -680,7 +663,7 @@ _REMOVE = Statement(
     delete(job).where(
         _THIS,
         job.c.deleted_at.is_not(None),
-        or_(*(job.c.status == str(status) for status in Status if status.final)),
+        IS_FINAL,
     )
 )
 
@@ -690,7 +673,7 @@ _STUCK = Statement(
     select(job.c.number)
     .where(
         job.c.deleted_at.is_not(None),
-        ~has_status(*(status for status in Status if status.final)),
+        ~IS_FINAL,
         or_(job.c.status != str(Status.RUNNING), job.c.stop_requested.is_(None)),
     )
     .limit(bindparam("most"))

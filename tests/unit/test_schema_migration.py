@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 from contextlib import closing
@@ -10,7 +11,7 @@ import pytest
 
 from jobcore import JobManager, PipelineExists, Reason, SchemaTooNew, Status
 from jobcore.operations import doctor
-from jobcore.storage import schema
+from jobcore.storage import count_migration, schema
 from jobcore.storage.database import Database
 from tests.processes import ROOT, Child, at_once
 
@@ -69,6 +70,15 @@ def old(request, database):
 def test_there_is_a_step_and_a_file_for_every_earlier_version():
     """No version is left behind, and each is tested with a file that it made."""
     assert sorted(schema.MIGRATIONS) == list(range(1, schema.VERSION))
+
+
+def test_generated_migration_has_not_changed():
+    """The statements that lead to schema 7 are those that files in use were migrated with."""
+    text = "\n".join(count_migration.STATEMENTS).encode()
+
+    assert hashlib.sha256(text).hexdigest() == (
+        "15c5ef453e6317aef5ff89683bdca86d647def12fad2c123697e4cd796e94814"
+    )
 
 
 def test_a_migrated_file_is_like_a_new_one(old, tmp_path):
