@@ -125,7 +125,7 @@ def test_claim_without_a_type_is_refused(jobs, kind):
 def test_time_out_that_is_no_number_is_refused(jobs, timeout):
     """It is told before anything is claimed."""
     jobs.create_job("ELT")
-    with pytest.raises(ValueError, match="time-out"):
+    with pytest.raises(ValueError, match="timeout must be"):
         jobs.claim_job("ELT", timeout=timeout)
     assert jobs.claim_job("ELT") is not None
 

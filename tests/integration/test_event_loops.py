@@ -534,11 +534,11 @@ async def test_wrong_arguments_are_told_at_the_call(jobs, own, nonsense):
         jobs.follow_async(own.id, nonsense)
     if nonsense != -1.5:  # a time that is over
         for call in (partial(jobs.wait_async, own.id), partial(jobs.follow_async, own.id, 0)):
-            with pytest.raises(ValueError, match="time-out"):
+            with pytest.raises(ValueError, match="timeout must be"):
                 call(nonsense)
-        with pytest.raises(ValueError, match="time-out"):
+        with pytest.raises(ValueError, match="timeout must be"):
             jobs.drain_async(nonsense)
-        with pytest.raises(ValueError, match="time-out"):
+        with pytest.raises(ValueError, match="timeout must be"):
             jobs.wait_all_async([own.id], nonsense)
 
 

@@ -170,7 +170,7 @@ def start_one(jobs, kind, options):
 def test_unknown_owner_is_refused(jobs, owner):
     """It is this process, none, or what the type says."""
     job = jobs.create_job("ELT")
-    with pytest.raises(ValueError, match="owner is"):
+    with pytest.raises(ValueError, match="owner must be"):
         jobs.start_job(job.id, owner=owner)
     assert jobs.get_job(job.id).status is Status.QUEUED
 

@@ -447,7 +447,7 @@ def test_an_async_callback_is_refused(jobs):
     async def callback(_):
         """Be awaited by nobody."""
 
-    with pytest.raises(ValueError, match="await"):
+    with pytest.raises(ValueError, match="coroutine function"):
         jobs.subscribe(callback)
 
 

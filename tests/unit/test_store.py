@@ -393,7 +393,7 @@ def test_verb_in_every_status(jobs, status, verb):
 def test_exit_code_of_a_host_is_a_byte(jobs, code):
     """What is no exit code is refused, and the job is RUNNING still."""
     job = move_to(jobs, Status.RUNNING)
-    with pytest.raises(ValueError, match="exit code"):
+    with pytest.raises(ValueError, match="exit_code must be"):
         jobs.finish_job(job.id, code)
 
     assert jobs.get_job(job.id).status is Status.RUNNING
