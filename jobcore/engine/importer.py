@@ -181,7 +181,11 @@ class Importer:
         goal: int | None = None
         while True:
             harvest = self.harvest(run, verdict)
-            if harvest is None or harvest.empty:
+            if harvest is None:
+                # Another process may have settled the job and removed its directory.
+                with self._database.read() as connection:
+                    return transitions.find(connection, run.number)
+            if harvest.empty:
                 return run
             if goal is None:
                 goal = harvest.goal  # stop there: a command may write for ever

@@ -358,7 +358,8 @@ class Directories:
     @contextmanager
     def _taken(self, name: str) -> Iterator[int | None]:
         with GATE:
-            directory = job_directory.open_directory(name, parent=self._held_root())
+            root = self._held_root()
+            directory = job_directory.open_directory(name, parent=root)
             try:
                 # If the lock file is missing, the host that prepared the directory died between
                 # two steps: create it, as that host would have.
@@ -367,10 +368,14 @@ class Directories:
                 os.close(directory)
                 raise
             GATE.register(directory, lock)
+            try:
+                mine = job_directory.try_lock(lock, job_directory.WHOLE) and (
+                    job_directory.is_current(name, directory, lock, parent=root)
+                )
+            except BaseException:
+                GATE.close(directory, lock)
+                raise
         try:
-            mine = job_directory.try_lock(lock, job_directory.WHOLE) and job_directory.is_current(
-                name, directory, lock, parent=self.root
-            )
             if mine:
                 failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
             yield directory if mine else None

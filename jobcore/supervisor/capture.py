@@ -244,11 +244,6 @@ class Capture:
         self._time_ns = time_ns
 
     @property
-    def held(self) -> bool:
-        """Whether there is no space. Then do not read until `spool.flush` has succeeded."""
-        return self.spool.held
-
-    @property
     def descriptors(self) -> list[int]:
         """The pipes that have not reached their end."""
         return list(self._streams)
@@ -275,9 +270,19 @@ class Capture:
         for stream in list(self._streams.values()):
             for data in read_now(stream.descriptor):
                 self._take(stream, data)
-                if self.held:
+                if self.spool.held:
                     return
             self._end(stream)
+
+    def due(self) -> float:
+        """Return the monotonic time at which `advance` has something to write."""
+        return min(self.progress.due(), self.unfinished.due)
+
+    def advance(self, now: float) -> None:
+        """Write a progress report and unfinished lines, if they are due."""
+        self.progress.advance(now)
+        if self.unfinished.changed or self.unfinished.due != _NEVER:
+            self.unfinished.advance(now)
 
     def write_system(self, text: str) -> None:
         """Add a line of jobcore, masked and numbered, after all output read so far."""

@@ -199,9 +199,10 @@ class Execution:
             redact=request.redact,
             time_ns=self._machine.time_ns,
         )
+        self._spool = self._capture.spool
         self._upkeep = FileUpkeep(
             request,
-            self._capture.spool,
+            self._spool,
             self._capture.unfinished,
             self._stop_requests,
             self._run_record(),
@@ -374,7 +375,8 @@ class Execution:
         """Handle what has happened; True: the job is complete."""
         # Read the clock after the wait, or a grace would be measured wrongly.
         now = self._machine.monotonic()
-        self._channel.look_for_host()
+        if self._channel.must_look:
+            self._channel.look_for_host()
         tree, termination = self._tree, self._termination
         complete = True
         if tree is not None and termination is not None and not termination.complete:
@@ -385,16 +387,17 @@ class Execution:
                 termination.advance(now)
             complete = termination.complete
         self._tend_spool(now)
-        self._upkeep.advance(now)
-        self._capture.progress.advance(now)
-        self._capture.unfinished.advance(now)
+        if now >= self._upkeep.due:
+            self._upkeep.advance(now)
+        self._capture.advance(now)
         if not complete:
-            self._notices.announce(self._capture.spool.end, now)
+            if self._spool.end > self._notices.announced:
+                self._notices.announce(self._spool.end, now)
             return False
-        if not self._capture.held:
+        if not self._spool.held:
             self._pause_reading(now)
             self._capture.drain()
-        return not self._capture.held
+        return not self._spool.held
 
     def _due(self) -> float:
         """Return the monotonic time by which the next round is due."""
@@ -405,13 +408,13 @@ class Execution:
         due = now
         if self._termination is not None and not self._termination.complete:
             due = self._termination.due(now, longest)
-            if self._capture.held:
+            if self._spool.held:
                 due = min(due, self._next_flush)
-            untold = self._notices.due(self._capture.spool.end)
-            if untold is not None:
-                due = min(due, untold)
-            due = min(due, self._capture.progress.due(), self._capture.unfinished.due())
-        elif self._capture.held:
+            if self._spool.end > self._notices.announced:
+                untold = self._notices.due()
+                due = due if untold is None else min(due, untold)
+            due = min(due, self._capture.due())
+        elif self._spool.held:
             due = self._next_flush
         return due
 
@@ -428,7 +431,7 @@ class Execution:
 
     def _read(self, descriptor: int) -> None:
         # The output may be held: an earlier pipe of this round may have filled the disk.
-        if not self._capture.held and not self._capture.read(descriptor):
+        if not self._spool.held and not self._capture.read(descriptor):
             self.watch.forget(descriptor)
 
     def _read_progress(self) -> None:
@@ -451,16 +454,17 @@ class Execution:
 
     def _tend_spool(self, now: float) -> None:
         """Stop reading while the disk is full, and retry every `_RETRY` seconds."""
-        if not self._capture.held:
-            self._notices.held(0)
+        if not self._spool.held:
+            if self._notices.errno:
+                self._notices.held(0)
         elif self._reading:
             self._pause_reading(now)
         elif now >= self._next_flush:
             self._next_flush = now + _RETRY
-            if self._capture.spool.flush():
+            if self._spool.flush():
                 self._read_on()
             else:  # only now, so that a short lack of space is not reported
-                self._notices.held(self._capture.spool.errno)
+                self._notices.held(self._spool.errno)
 
     # --- the end ---
 
@@ -471,10 +475,10 @@ class Execution:
         self.watch.forget(self._capture.progress.descriptor)
         self._capture.progress.end()
         begun = self._machine.monotonic()
-        while self._capture.held:
+        while self._spool.held:
             yield self._machine.monotonic() + _RETRY
-            if not self._capture.spool.flush() and self._machine.monotonic() - begun > _RECORD_FOR:
-                self._capture.spool.drop_unwritable()
+            if not self._spool.flush() and self._machine.monotonic() - begun > _RECORD_FOR:
+                self._spool.drop_unwritable()
         record = self._verdict()
         failpoints.reach(failpoints.BEFORE_EXIT)
 
@@ -482,7 +486,7 @@ class Execution:
             # A living host soon commits all of it to the database, which is durable. Without a
             # host, sync the files.
             if self._channel.dead:
-                self._capture.spool.sync()
+                self._spool.sync()
             job_directory.write_exit(self._request.directory, record, sync=self._channel.dead)
 
         if (yield from self._record_end(write)):
@@ -492,7 +496,7 @@ class Execution:
         failpoints.reach(failpoints.UNLOCKED)
 
     def _verdict(self) -> job_directory.ExitRecord:
-        spool = self._capture.spool
+        spool = self._spool
         record = job_directory.ExitRecord(
             token=self._request.token,
             reason=self._unstarted or "spawn_failed",

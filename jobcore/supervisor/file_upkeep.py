@@ -36,6 +36,9 @@ class FileUpkeep:
         unfinished: The `tail` file.
         stop_requests: The FIFO and the `stop` file.
         record: The content of the `run` file.
+
+    Attributes:
+        due: The monotonic time at which `advance` has something to do.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class FileUpkeep:
         self._unfinished = unfinished
         self._stop_requests = stop_requests
         self._record = record
-        self._next_check: float | None = None
+        self.due = 0.0
         self._next_touch = 0.0
         self._root = -1
         try:
@@ -63,12 +66,12 @@ class FileUpkeep:
 
     def advance(self, now: float) -> None:
         """Do the checks that are due. A check that fails is repeated later."""
-        if self._next_check is None:  # first call: the files were just created
-            self._next_check = now + _CHECK_EVERY
+        if not self._next_touch:  # first call: the files were just created
+            self.due = now + _CHECK_EVERY
             self._next_touch = now + _TOUCH_EVERY
-        if now < self._next_check:
+        if now < self.due:
             return
-        self._next_check = now + _CHECK_EVERY
+        self.due = now + _CHECK_EVERY
         try:
             self._repair()
             if now >= self._next_touch:

@@ -175,14 +175,20 @@ class HostChannel:
 
 
 class Notices:
-    """Sends the notices of one run, as long as the host exists."""
+    """
+    Sends the notices of one run, as long as the host exists.
+
+    Attributes:
+        announced: The end of the spool in the last notice of output.
+        errno: The errno that keeps output from being written, as in the last notice of that.
+    """
 
     def __init__(self, channel: HostChannel, watch: PollSet, token: str) -> None:
         self._channel = channel
         self._watch = watch
         self._token = token
-        self._announced = 0
-        self._held = 0
+        self.announced = 0
+        self.errno = 0
         self._next = 0.0
         if not channel.dead:
             # Not POLLIN: the request of a later job would wake every poll.
@@ -196,21 +202,21 @@ class Notices:
 
     def announce(self, spool_end: int, now: float) -> None:
         """Report new output: at once after a pause, otherwise every `_EVERY` seconds."""
-        gathered = spool_end - self._announced
+        gathered = spool_end - self.announced
         if gathered and not self._channel.dead and (now >= self._next or gathered >= _BYTES):
-            self._announced = spool_end
+            self.announced = spool_end
             self._next = now + _EVERY
             self._post(messages.OUTPUT, spool_end)
 
     def held(self, number: int) -> None:
         """Report the errno that keeps output from being written, if changed; 0: it is written."""
-        if number != self._held and not self._channel.dead:
-            self._held = number
+        if number != self.errno and not self._channel.dead:
+            self.errno = number
             self._post(messages.HELD, number)
 
-    def due(self, spool_end: int) -> float | None:
-        """Return the monotonic time by which new output must be reported; None: there is none."""
-        return self._next if spool_end > self._announced and not self._channel.dead else None
+    def due(self) -> float | None:
+        """Return the monotonic time by which new output must be reported; None: never."""
+        return None if self._channel.dead else self._next
 
     def _post(self, kind: int, number: int) -> None:
         self._channel.post(kind, self._token, number)

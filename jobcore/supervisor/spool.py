@@ -63,6 +63,8 @@ class Spool:
     Attributes:
         end: Bytes written so far, in all files.
         next_sequence: The number of the next line, of any stream.
+        held: Whether frames wait to be written, because there is no space. Then the pipes must
+            not be read.
         gone: Whether the directory is gone, so that lines are dropped.
         dropped: Number of lines dropped for that reason.
         errno: The errno of the last write that failed; 0: none has failed.
@@ -71,6 +73,7 @@ class Spool:
     def __init__(self, directory: int) -> None:
         self.end = 0
         self.next_sequence = 0
+        self.held = False
         self.gone = False
         self.dropped = 0
         self._directory = directory
@@ -80,11 +83,6 @@ class Spool:
         self._queue: list[bytes] = []
         self.errno = 0
         self._torn = False  # whether the first item of the queue is the rest of a frame
-
-    @property
-    def held(self) -> bool:
-        """Whether frames wait to be written."""
-        return bool(self._queue)
 
     def append(self, stream: int, flags: int, count: int, payload: bytes, time_ns: int) -> None:
         """Write `count` lines, numbered, as one frame; without space, queue the frame."""
@@ -108,6 +106,7 @@ class Spool:
     def flush(self) -> bool:
         """Write queued frames, as far as there is space; False: some still wait."""
         while self._queue:
+            self.held = True
             waiting = self._queue[0]
             written = self._write([waiting])
             if written == len(waiting):
@@ -119,6 +118,7 @@ class Spool:
                 self._torn = True
             else:
                 return written == _NOWHERE
+        self.held = False
         return True
 
     def drop_unwritable(self) -> None:
@@ -129,7 +129,7 @@ class Spool:
     def _drop(self) -> None:
         self.gone = True
         self._queue.clear()
-        self._torn = False
+        self.held = self._torn = False
 
     def repair(self) -> None:
         """
@@ -216,6 +216,7 @@ class UnfinishedLines:
 
     Attributes:
         changed: Whether there may be text that is not written yet.
+        due: The monotonic time at which `advance` has something to write.
     """
 
     def __init__(self, directory: int, frames_now: Callable[[], bytes]) -> None:
@@ -230,27 +231,23 @@ class UnfinishedLines:
         self._file = -1  # created with the first text, because most jobs need none
         self._slot = 0
         self._written = b""
-        self._next = _NEVER
-
-    def due(self) -> float:
-        """Return the monotonic time at which `advance` has something to write."""
-        return self._next
+        self.due = _NEVER
 
     def advance(self, now: float) -> None:
         """Write changed text, `TAIL_EVERY` seconds after the change."""
         if not self.changed:
-            self._next = _NEVER
-        elif self._next == _NEVER:
-            self._next = now + TAIL_EVERY
-        elif now >= self._next:
+            self.due = _NEVER
+        elif self.due == _NEVER:
+            self.due = now + TAIL_EVERY
+        elif now >= self.due:
             self.changed = False
-            self._next = _NEVER
+            self.due = _NEVER
             try:
                 self._write(self._frames_now())
             except OSError:
                 # Retry later: the text is in memory, and the job does not need the file.
                 self.changed = True
-                self._next = now + _TAIL_RETRY
+                self.due = now + _TAIL_RETRY
 
     def repair(self) -> None:
         """If the file was removed, write the text again into a new one."""

@@ -514,7 +514,7 @@ def test_full_disk_loses_nothing(record, monkeypatch, seed, number):
     rng = random.Random(seed)
     data = b"".join(b"%d\n" % i for i in range(2000))
     for piece in cut(rng, data):
-        while recorder.capture.held:
+        while recorder.capture.spool.held:
             recorder.capture.spool.flush()
         recorder.feed(piece)
     recorder.finish()
@@ -523,7 +523,7 @@ def test_full_disk_loses_nothing(record, monkeypatch, seed, number):
 
     assert recorder.output() == data
     assert check_numbers(recorder.found) == 2000
-    assert not recorder.capture.held
+    assert not recorder.capture.spool.held
 
 
 def test_output_is_held_whatever_the_error(record, monkeypatch):
@@ -536,7 +536,7 @@ def test_output_is_held_whatever_the_error(record, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(os, "writev", fail)
         recorder.feed(b"line\n")
-        assert recorder.capture.held
+        assert recorder.capture.spool.held
     assert recorder.capture.spool.flush()
     recorder.finish()
 

@@ -45,7 +45,7 @@ class Recorder:
     def wait(self, seconds):
         """Let time go by, from one due moment to the next."""
         end = self.now + seconds
-        while (due := self.capture.unfinished.due()) <= end:
+        while (due := self.capture.unfinished.due) <= end:
             self.now = max(self.now, due)
             self.capture.unfinished.advance(self.now)
         self.now = end
@@ -128,7 +128,7 @@ def test_line_that_ends_at_once_makes_no_file(record):
         recorder.write(b"half ")
         recorder.wait(0.2)
         recorder.write(b"whole\n")
-    assert recorder.capture.unfinished.due() == float("inf")
+    assert recorder.capture.unfinished.due == float("inf")
     recorder.wait(10)
 
     assert job_directory.TAIL not in os.listdir(recorder.directory)
