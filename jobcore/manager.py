@@ -1350,9 +1350,7 @@ class JobManager:
             StoreMismatch: The directory belongs to another database: move it away first.
             StoreError: The directory cannot be made.
         """
-        from jobcore.engine import repair  # noqa: PLC0415 - loaded by those who need it, not at import
-
-        return self._jobs(repair.repair(self._database, self._directories, self._recovery))
+        return self._jobs(self._recovery.repair())
 
     def check(self) -> list[Finding]:
         """

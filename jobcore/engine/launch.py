@@ -25,6 +25,7 @@ from jobcore.embedding.forking import GATE
 from jobcore.engine import orphans
 from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
+from jobcore.engine.postponement import in_words
 from jobcore.errors import StoreError
 from jobcore.functions.call import is_interpreter
 from jobcore.lifecycle import Reason
@@ -258,14 +259,14 @@ class Launch:
             start.calls_function = is_interpreter(command)
             fields = _fields(row, command, start, base, self._database.path)
         except BaseException as error:  # noqa: BLE001 - a host's executor may even raise SystemExit
-            start.failure = _in_words(error)
+            start.failure = in_words(error)
             return
         try:
             start.body = encode_request(fields)
         except OSError:
             raise  # no space or no descriptor: the job stays QUEUED
         except Exception as error:  # noqa: BLE001 - a value that cannot be sent
-            start.failure = _in_words(error)
+            start.failure = in_words(error)
 
     def write_verdict(self, start: Start, reason: Reason, why: str) -> None:
         """
@@ -296,13 +297,6 @@ class Launch:
             ),
         )
         failpoints.reach(failpoints.ENDED_HERE, self._database)
-
-
-def _in_words(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - its `__str__` fails, too
-        return type(error).__name__
 
 
 def _fields(

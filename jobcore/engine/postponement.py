@@ -27,9 +27,9 @@ from jobcore.errors import (
 #: Seconds until the next try: at first, and at most. In between, the pause doubles.
 FIRST, LONGEST = 0.5, 30.0
 #: Seconds after which a continuing failure is logged again.
-TOLD_EVERY = 3600.0
+LOG_EVERY = 3600.0
 #: The most failures that are listed together.
-MOST_TOLD = 20
+MOST_LISTED = 20
 #: A failure is persistent after this many in a row, over at least this many seconds.
 PERSISTENT_FAILURES, PERSISTENT_SECONDS = 3, 10.0
 #: Errors of the machine, not of one job: it ran out of space, descriptors or memory.
@@ -48,7 +48,7 @@ class Failure(NamedTuple):
         since: The time of the first one.
         last: The time of the last one.
         until: The earliest time of the next try.
-        told: When it was last logged.
+        logged: When it was last logged.
     """
 
     error: Exception
@@ -56,7 +56,7 @@ class Failure(NamedTuple):
     since: float
     last: float
     until: float
-    told: float
+    logged: float
 
     @property
     def cause(self) -> str:
@@ -72,11 +72,11 @@ class Failure(NamedTuple):
         error = self.error
         words = str(error) if isinstance(error, JobcoreError) else self.cause
         kind = type(error) if isinstance(error, StoreError) else SpawnError
-        told = kind(f"{what}: {words}", getattr(error, "errno", None))
-        if isinstance(error, SpawnError) and isinstance(told, SpawnError):
-            told.lasting = error.lasting
-        told.__cause__ = error
-        return told
+        raised = kind(f"{what}: {words}", getattr(error, "errno", None))
+        if isinstance(error, SpawnError) and isinstance(raised, SpawnError):
+            raised.lasting = error.lasting
+        raised.__cause__ = error
+        return raised
 
 
 class Postponement:
@@ -113,16 +113,16 @@ class Postponement:
         # callers try.
         longest = FIRST if is_of_all(error) else LONGEST
         delay = min(max(now - since, FIRST), longest)
-        tell = before is None or before.cause != in_words(error) or now - before.told >= TOLD_EVERY
+        log = before is None or before.cause != in_words(error) or now - before.logged >= LOG_EVERY
         self._failures[key] = Failure(
             error=error,
             times=1 if before is None else before.times + 1,
             since=since,
             last=now,
             until=now + delay,
-            told=now if before is None or tell else before.told,
+            logged=now if before is None or log else before.logged,
         )
-        if tell:
+        if log:
             self._forget_old(now)
             telemetry.event(_level_of(error), event, **fields, error=in_words(error))
         return delay
@@ -188,13 +188,13 @@ class Postponement:
     def in_words(self) -> list[str]:
         """Return a line for each current failure, with its count and cause; at most the last 20."""
         failures = list(self._failures.items())
-        said = [
+        lines = [
             f"{_name(key)} failed {failure.times} times in a row: {failure.cause}"
-            for key, failure in failures[-MOST_TOLD:]
+            for key, failure in failures[-MOST_LISTED:]
         ]
-        if len(failures) > MOST_TOLD:
-            said.append(f"and {len(failures) - MOST_TOLD} more")
-        return said
+        if len(failures) > MOST_LISTED:
+            lines.append(f"and {len(failures) - MOST_LISTED} more")
+        return lines
 
     def forget(self) -> None:
         """Begin anew in a forked child: these failures are the parent's."""
@@ -203,7 +203,7 @@ class Postponement:
     def _forget_old(self, now: float) -> None:
         """Forget failures without a retry for long, for example because the job is gone."""
         for key, failure in list(self._failures.items()):
-            if now - failure.until > TOLD_EVERY:
+            if now - failure.until > LOG_EVERY:
                 self._failures.pop(key, None)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
+from sqlalchemy import Connection
+
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import HANDS, handed_over
@@ -28,8 +30,17 @@ from jobcore.engine.stopper import Stopper
 from jobcore.engine.unresponsive import Unresponsive
 from jobcore.errors import DatabaseBusy, DatabaseGone, StoreError
 from jobcore.lifecycle import Reason
-from jobcore.storage import environments, filesystem, log_segments, settlement, store, transitions
+from jobcore.storage import (
+    environments,
+    filesystem,
+    log_segments,
+    schema,
+    settlement,
+    store,
+    transitions,
+)
 from jobcore.storage.database import Database
+from jobcore.storage.statement import driver_of
 from jobcore.storage.transitions import Run, name_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 
@@ -520,6 +531,31 @@ class Recovery:
         self._remover.go_on(everything=everything)
         self._remove_stale(names, everything)
         return settled
+
+    def repair(self) -> list[Run]:
+        """
+        Make a missing directory of job directories again, and settle the jobs that ran in it.
+
+        Returns:
+            The jobs that this call settled.
+
+        Raises:
+            StoreMismatch: The existing directory belongs to another database.
+            StoreError: The directory cannot be made.
+        """
+        from jobcore.storage import counts  # noqa: PLC0415 - loaded with the first connection, not at import
+
+        def change(connection: Connection) -> None:
+            schema.renew_root(driver_of(connection), self._database.path)
+            transitions.ignore_left(connection)
+            counts.count_anew(driver_of(connection))
+
+        try:
+            self._database.write(change)
+        except OSError as error:
+            raise filesystem.typed(f"{self._database.path}.jobs", error) from error
+        self._directories.reopen()
+        return self.sweep(everything=True)
 
     @handed_over
     def refresh(self) -> None:

@@ -1,4 +1,8 @@
-"""Removes the rows and directories of deleted jobs, a little at a time."""
+"""
+Removes deleted jobs: hides them at once, then removes rows and directories a little at a time.
+
+A hidden job is seen by no caller any more. Whatever happens after that, it is removed.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,28 @@ from sqlalchemy import Connection, Table
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints
 from jobcore.embedding.worker import handed_over
-from jobcore.engine import hiding, orphans
+from jobcore.engine import orphans
 from jobcore.engine.job_directories import Directories, is_name
 from jobcore.engine.postponement import Postponement, is_of_all
-from jobcore.errors import StoreError
-from jobcore.storage import deletion, environments, log_segments, transitions
+from jobcore.errors import DatabaseCorrupt, StoreError
+from jobcore.lifecycle import Ending, Reason
+from jobcore.storage import (
+    damage,
+    deletion,
+    environments,
+    log_segments,
+    settlement,
+    transitions,
+)
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
-from jobcore.storage.transitions import Damaged
+from jobcore.storage.transitions import Damaged, Run
 from jobcore.supervisor import job_directory
+
+#: Rows to mark in one transaction, chosen so that each takes about 50 ms.
+PIPELINES_AT_ONCE = 500
+ACTIVE_AT_ONCE = 100
+FINAL_AT_ONCE = 1000
 
 #: Jobs whose rows are removed in one transaction, which bounds how long other writers wait.
 REMOVED_AT_ONCE = 100
@@ -42,7 +59,63 @@ _FIRST = UUID(int=0).hex
 LONGEST_REST = 0.1
 
 
-class Turns:
+def hide(connection: Connection, number: int, *, now: int) -> Run | None:
+    """
+    Hide a job and end it, or ask it to stop, in one transaction, so that no crash can separate
+    the two.
+
+    Returns:
+        The job; None if its deletion had already begun, or it is gone.
+
+    Raises:
+        DatabaseCorrupt: Its row cannot be changed; see `Remover.remove_damaged`.
+    """
+    if not transitions.mark_deleted(connection, number, now=now):
+        return None
+    settlement.cancel(connection, number, now=now)
+    asked = transitions.ask_stop_if_running(
+        connection, number, grace_ms=None, why="delete", now=now
+    )
+    if asked is not None and asked.token is None:
+        ended = settlement.settle_own(connection, asked, Ending(Reason.STOPPED), now=now)
+        if ended is None:  # otherwise the deletion would wait for its end for ever
+            raise DatabaseCorrupt(f"job number {number} cannot be settled")
+    return transitions.find(connection, number)
+
+
+def hide_some(connection: Connection, table: Table, owner_id: UUID, *, now: int) -> bool:
+    """
+    Hide some of the pipelines and jobs of a workspace or pipeline that is marked deleted.
+
+    Pipelines come first, so that the end of a job no longer triggers anything.
+
+    Returns:
+        Whether there may be more of them.
+    """
+    if table is workspace:
+        pipelines = deletion.unmarked_pipelines_of(connection, owner_id, PIPELINES_AT_ONCE)
+        for one in pipelines:
+            deletion.mark_row_deleted(connection, pipeline, one, now=now)
+        if len(pipelines) == PIPELINES_AT_ONCE:
+            return True
+    active = deletion.active_unmarked_of(connection, table, owner_id, ACTIVE_AT_ONCE)
+    for number in active:
+        try:
+            with connection.begin_nested():
+                hide(connection, number, now=now)
+        except Exception as error:
+            if not damage.is_damage(error):
+                raise
+            transitions.mark_deleted(connection, number, now=now)  # `remove_damaged` ends it later
+    if len(active) == ACTIVE_AT_ONCE:
+        return True
+    marked = deletion.mark_final_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    if marked < FINAL_AT_ONCE:  # the remaining jobs are damaged: their status is unknown
+        marked = deletion.mark_rest_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    return marked == FINAL_AT_ONCE
+
+
+class Throttle:
     """
     Rests before each transaction for as long as the last one took.
 
@@ -56,7 +129,7 @@ class Turns:
         self._rest = 0.0
 
     @contextmanager
-    def take(self) -> Iterator[None]:
+    def step(self) -> Iterator[None]:
         """Rest, then run the block and measure how long it takes."""
         time.sleep(self._rest)
         begun = time.monotonic()
@@ -89,16 +162,16 @@ class Remover:
         self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was examined
         self._ending: dict[int, float] = {}  # stuck jobs, and since when sweeps end them
 
-    def remove_jobs(self, *numbers: int, turns: Turns | None = None) -> None:
+    def remove_jobs(self, *numbers: int, throttle: Throttle | None = None) -> None:
         """Remove these jobs and their directories, except jobs that are not final or not hidden."""
-        turns = turns or Turns()
+        throttle = throttle or Throttle()
         for first in range(0, len(numbers), REMOVED_AT_ONCE):
             some = numbers[first : first + REMOVED_AT_ONCE]
-            while not self._remove(some, turns):
+            while not self._remove(some, throttle):
                 pass
 
     @handed_over
-    def _remove(self, numbers: Sequence[int], turns: Turns) -> bool:
+    def _remove(self, numbers: Sequence[int], throttle: Throttle) -> bool:
         """Remove what fits in one transaction; True: these jobs are removed completely."""
 
         def remove_rows(connection: Connection) -> list[str] | None:
@@ -115,7 +188,7 @@ class Remover:
                 if one is not None and transitions.remove_if_final(connection, number)
             ]
 
-        with turns.take():
+        with throttle.step():
             removed = self._database.write(remove_rows)
         if removed is None:
             return False
@@ -160,10 +233,10 @@ class Remover:
             return True
         if is_name(seen.name) and not self._has_ended(number, seen, since, patience):
             return False
-        turns = Turns()
+        throttle = Throttle()
         removed = SEGMENTS_AT_ONCE
         while removed == SEGMENTS_AT_ONCE:
-            with turns.take():
+            with throttle.step():
                 removed = self._database.write(
                     partial(log_segments.remove_some, number=number, limit=SEGMENTS_AT_ONCE)
                 )
@@ -174,7 +247,7 @@ class Remover:
                 environments.remove_unused(connection)
             return removed
 
-        with turns.take():
+        with throttle.step():
             gone = self._database.write(remove_row)
         if gone:
             self._remove_directory(seen.name)
@@ -210,14 +283,14 @@ class Remover:
         except FileNotFoundError:
             return False
 
-    def remove_owner(self, table: Table, owner_id: UUID, turns: Turns) -> None:
+    def remove_owner(self, table: Table, owner_id: UUID, throttle: Throttle) -> None:
         """Remove a workspace or pipeline that is marked deleted, if it is empty."""
         if table is workspace:
             after = _FIRST
             while pipelines := self._marked(pipeline, after, workspace_id=owner_id):
                 after = pipelines[-1].hex
-                self._remove_owners(pipeline, pipelines, turns)
-        self._remove_owners(table, [owner_id], turns)
+                self._remove_owners(pipeline, pipelines, throttle)
+        self._remove_owners(table, [owner_id], throttle)
 
     def go_on(self, *, everything: bool) -> None:
         """
@@ -226,17 +299,17 @@ class Remover:
         Args:
             everything: Finish all of them. If false, do a few steps, so that jobs can start.
         """
-        turns = Turns()
+        throttle = Throttle()
         pages = {}
         for table in (workspace, pipeline):
             pages[table] = self._pages(table, everything=everything)
             for one in pages[table]:
-                while self.mark_some(table, one, turns) and everything:
+                while self.mark_some(table, one, throttle) and everything:
                     pass
-        if self._remove_final(turns, everything=everything):
+        if self._remove_final(throttle, everything=everything):
             self._remove_stuck()  # only now: it examines all hidden jobs, of which few are left
         for table in (pipeline, workspace):  # in this order: pipelines belong to workspaces
-            self._remove_owners(table, pages[table], turns)
+            self._remove_owners(table, pages[table], throttle)
 
     def _pages(self, table: Table, *, everything: bool) -> list[UUID]:
         """Return the marked workspaces or pipelines: all, or the next few."""
@@ -249,27 +322,27 @@ class Remover:
             every += some
         return every
 
-    def mark_some(self, table: Table, owner_id: UUID, turns: Turns) -> bool:
+    def mark_some(self, table: Table, owner_id: UUID, throttle: Throttle) -> bool:
         """Hide some jobs or pipelines of a marked workspace or pipeline; False: all are hidden."""
         with self._database.read() as connection:
             if not deletion.has_unmarked(connection, table, owner_id):
                 return False
-        begin = partial(hiding.begin_some, table=table, owner_id=owner_id, now=self._clock.now())
-        with turns.take():
-            return self._database.write(begin)
+        hide = partial(hide_some, table=table, owner_id=owner_id, now=self._clock.now())
+        with throttle.step():
+            return self._database.write(hide)
 
     def _marked(self, table: Table, after: str, workspace_id: UUID | None = None) -> list[UUID]:
         with self._database.read() as connection:
             return deletion.marked_ids(connection, table, after, OWNERS_AT_ONCE, workspace_id)
 
-    def _remove_final(self, turns: Turns, *, everything: bool) -> bool:
+    def _remove_final(self, throttle: Throttle, *, everything: bool) -> bool:
         """Remove all or some of the hidden final jobs; tell whether these were the last ones."""
         while True:
             waiting = self._postponed.waiting()
             with self._database.read() as connection:
                 marked = transitions.deleted_final(connection, REMOVED_AT_ONCE + len(waiting))
             numbers = [number for number in marked if number not in waiting]
-            self._remove_each(numbers, turns)
+            self._remove_each(numbers, throttle)
             if not everything or len(numbers) < REMOVED_AT_ONCE:
                 return len(numbers) < REMOVED_AT_ONCE
 
@@ -289,10 +362,10 @@ class Remover:
                     number, error, "job postponed", job=f"number {number}", step="delete"
                 )
 
-    def _remove_each(self, numbers: Sequence[int], turns: Turns) -> None:
+    def _remove_each(self, numbers: Sequence[int], throttle: Throttle) -> None:
         """Remove jobs; postpone those that cannot be removed, and remove the others."""
         try:
-            self.remove_jobs(*numbers, turns=turns)
+            self.remove_jobs(*numbers, throttle=throttle)
         except Exception as error:
             if is_of_all(error):
                 raise
@@ -300,26 +373,26 @@ class Remover:
             return
         for number in numbers:
             try:
-                self.remove_jobs(number, turns=turns)
+                self.remove_jobs(number, throttle=throttle)
             except Exception as error:  # noqa: BLE001 - the other jobs must be removed all the same
                 self._postponed.fail(
                     number, error, "job postponed", job=f"number {number}", step="delete"
                 )
 
-    def _remove_owners(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
+    def _remove_owners(self, table: Table, ids: Sequence[UUID], throttle: Throttle) -> None:
         for first in range(0, len(ids), OWNERS_AT_ONCE):
             some = ids[first : first + OWNERS_AT_ONCE]
             with self._database.read() as connection:
                 empty = deletion.empty_of(connection, table, some)
             if empty:
-                self._remove_empty(table, empty, turns)
+                self._remove_empty(table, empty, throttle)
 
-    def _remove_empty(self, table: Table, ids: Sequence[UUID], turns: Turns) -> None:
+    def _remove_empty(self, table: Table, ids: Sequence[UUID], throttle: Throttle) -> None:
         removed = SKIPS_AT_ONCE
         while table is pipeline and removed == SKIPS_AT_ONCE:
-            with turns.take():
+            with throttle.step():
                 removed = self._database.write(
                     partial(deletion.remove_skips_of, pipeline_ids=ids, limit=SKIPS_AT_ONCE)
                 )
-        with turns.take():
+        with throttle.step():
             self._database.write(partial(deletion.remove_if_empty, table=table, ids=ids))

@@ -56,36 +56,11 @@ def write(path: str, identity: tuple[int, int], encoding: str, data: bytes) -> N
             raise FileNotFoundError(errno.ENOENT, "the job's directory was replaced", path)
         kind = _ENCODINGS.index(encoding)
         header = _HEADER.pack(_MAGIC, _VERSION, kind, _crc(kind, data), len(data))
-        _replace(directory, header, data)
+        # Synced, because the exit record comes later in the same directory, and would vouch for an
+        # incomplete result.
+        job_directory.replace_file(directory, RESULT, header, data, sync=True)
     finally:
         os.close(directory)
-
-
-def _replace(directory: int, header: bytes, data: bytes) -> None:
-    temporary = f"{RESULT}.{os.urandom(4).hex()}"
-    descriptor = os.open(
-        temporary,
-        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
-        0o600,
-        dir_fd=directory,
-    )
-    try:
-        try:
-            os.fchmod(descriptor, 0o600)  # a umask of the command may even exclude the owner
-            job_directory.write_all(descriptor, header)
-            job_directory.write_all(descriptor, data)
-            # Without it, a power failure could keep the name but lose the bytes. The exit record
-            # comes later in the same directory, so it would vouch for an incomplete result.
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, RESULT, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        try:
-            os.unlink(temporary, dir_fd=directory)
-        except OSError:
-            pass  # raise the first error
-        raise
 
 
 def read(directory: int) -> tuple[str, bytes] | None:

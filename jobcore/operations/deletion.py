@@ -9,8 +9,8 @@ from sqlalchemy import Table
 
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints
-from jobcore.engine import hiding
-from jobcore.engine.remover import REMOVED_AT_ONCE, Remover, Turns
+from jobcore.engine import remover
+from jobcore.engine.remover import REMOVED_AT_ONCE, Remover, Throttle
 from jobcore.engine.stopper import Stopper
 from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.operations.lookup import Id, parse_id
@@ -72,7 +72,7 @@ class Deleter:
             self.delete(run)
 
     def _delete(self, run: Run) -> None:
-        mark = partial(hiding.begin, number=run.number, now=self._clock.now())
+        mark = partial(remover.hide, number=run.number, now=self._clock.now())
         marked = self._database.write(mark, about=f"job {run.id}")
         if marked is None:
             raise JobNotFound(run.id)
@@ -95,8 +95,8 @@ class Deleter:
 
     def _delete_all(self, table: Table, owner_id: UUID) -> None:
         failpoints.reach(failpoints.MARKED_DELETED, self._database)
-        turns = Turns()
-        while self._remover.mark_some(table, owner_id, turns):
+        throttle = Throttle()
+        while self._remover.mark_some(table, owner_id, throttle):
             pass
         with self._database.read() as connection:
             active, damaged = deletion.marked_active_of(connection, table, owner_id)
@@ -114,7 +114,7 @@ class Deleter:
         while True:
             with self._database.read() as connection:
                 final = deletion.marked_final_of(connection, table, owner_id, REMOVED_AT_ONCE)
-            self._remover.remove_jobs(*(run.number for run in final), turns=turns)
+            self._remover.remove_jobs(*(run.number for run in final), throttle=throttle)
             if len(final) < REMOVED_AT_ONCE:
                 break
-        self._remover.remove_owner(table, owner_id, turns)
+        self._remover.remove_owner(table, owner_id, throttle)

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from jobcore.clock import Clock, from_datetime, seconds_of
-from jobcore.engine.postponement import MOST_TOLD, Postponement
+from jobcore.engine.postponement import MOST_LISTED, Postponement
 from jobcore.errors import (
     ArgumentError,
     DatabaseCorrupt,
@@ -269,8 +269,8 @@ class Listings:
     def left_out(self) -> list[str]:
         """Return a line for each damaged row that has not been read since, with the cause."""
         failures = list(self._damaged.failures().items())
-        said = [f"{key} cannot be read: {one.error}" for key, one in failures[:MOST_TOLD]]
-        return said + [f"and {len(failures) - MOST_TOLD} more"] * (len(failures) > MOST_TOLD)
+        said = [f"{key} cannot be read: {one.error}" for key, one in failures[:MOST_LISTED]]
+        return said + [f"and {len(failures) - MOST_LISTED} more"] * (len(failures) > MOST_LISTED)
 
     def _note(self, kind: str, failed: dict[int, Exception]) -> None:
         for rowid, error in failed.items():

@@ -20,7 +20,7 @@ from jobcore import checks
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.command import Command, checked_timeout
 from jobcore.embedding import telemetry
-from jobcore.engine import hiding
+from jobcore.engine import remover
 from jobcore.engine.executors import Executor, PipelineExecutor
 from jobcore.errors import (
     CommandError,
@@ -127,7 +127,7 @@ class Curator:
             # Otherwise it would still be found as the default one and get new jobs.
             workspaces.update_row(connection, workspace, row.id, now=now, is_default=False)
             deletion.mark_row_deleted(connection, workspace, row.id, now=now)
-            hiding.begin_some(connection, workspace, row.id, now=now)
+            remover.hide_some(connection, workspace, row.id, now=now)
             return UUID(str(row.id))
 
         return self._database.write(mark)
@@ -210,7 +210,7 @@ class Curator:
                 )
             pipelines.remove_links_to(connection, row.id)
             deletion.mark_row_deleted(connection, pipeline, row.id, now=now)
-            hiding.begin_some(connection, pipeline, row.id, now=now)
+            remover.hide_some(connection, pipeline, row.id, now=now)
             return row, triggered
 
         row, triggered = self._database.write(mark)

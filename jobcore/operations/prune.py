@@ -11,7 +11,7 @@ from sqlalchemy import Row
 
 from jobcore.clock import Clock
 from jobcore.embedding import telemetry
-from jobcore.engine.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Turns
+from jobcore.engine.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Throttle
 from jobcore.lifecycle import FINAL
 from jobcore.storage import retention
 from jobcore.storage.database import Database
@@ -53,7 +53,7 @@ class Pruner:
         Each job is first marked as deleted, which hides it, and then removed. If this process
         dies in between, a sweep finishes the removal.
         """
-        turns = Turns()
+        throttle = Throttle()
         count = 0
         for after, up_to in self._windows():
             with self._database.read() as connection:
@@ -66,24 +66,24 @@ class Pruner:
                     numbers=some,
                     now=self._clock.now(),
                 )
-                with turns.take():
+                with throttle.step():
                     marked = self._database.write(mark)
                 count += len(marked)
-                self._remover.remove_jobs(*marked, turns=turns)
+                self._remover.remove_jobs(*marked, throttle=throttle)
         statuses = expired.wanted.statuses
         if statuses is None or statuses >= FINAL:  # a skip has no status that could match
-            self._remove_skips(expired, turns)
+            self._remove_skips(expired, throttle)
         if count:
             telemetry.event(logging.INFO, "jobs pruned", count=count)
         return count
 
-    def _remove_skips(self, expired: Expired, turns: Turns) -> None:
+    def _remove_skips(self, expired: Expired, throttle: Throttle) -> None:
         while True:
             with self._database.read() as connection:
                 ids = retention.find_skips(connection, expired, SKIPS_AT_ONCE)
             if not ids:
                 return
-            with turns.take():
+            with throttle.step():
                 self._database.write(partial(retention.remove_skips, ids=ids))
 
     def preview(self, expired: Expired, failed: Callable[[int, Exception], None]) -> list[Row[Any]]:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row
 
 from jobcore.embedding import telemetry
 from jobcore.engine.ownership import Ownership
-from jobcore.engine.remover import Turns
+from jobcore.engine.remover import Throttle
 from jobcore.errors import StoreError
 from jobcore.operations.lookup import require_workspace
 from jobcore.storage import batches, store
@@ -71,7 +71,7 @@ class Staging:
         """
         owner = self._ownership.claim()
         self._remove_left(owner)
-        turns = Turns()
+        throttle = Throttle()
         begun: list[batches.Batch] = []
 
         def begin(connection: Connection) -> tuple[batches.Batch, dict[str, Any]]:
@@ -90,7 +90,7 @@ class Staging:
                 for number, job in enumerate(jobs[1:], batch.first + 1)
             ]
             for start, end in _steps(rows):
-                with turns.take():
+                with throttle.step():
                     self._database.write(
                         partial(_stage_some, batch=batch, rows=rows[start:end]),
                         # The last step makes all of them durable, so that the transaction
@@ -152,10 +152,10 @@ class Staging:
 
     def _remove(self, batch: batches.Batch, *, everything: bool = True) -> None:
         """Remove a batch, unless it has been published."""
-        turns = Turns()
+        throttle = Throttle()
         remove = partial(batches.remove_some, of=batch, limit=STAGED_AT_ONCE)
         while True:
-            with turns.take():
+            with throttle.step():
                 more = self._database.write(remove)
             if not more or not everything:
                 return

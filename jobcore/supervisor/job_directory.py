@@ -491,19 +491,32 @@ def write_record(
     directory: int, name: str, record: dict[str, str | int | None], *, sync: bool = False
 ) -> None:
     """
-    Write the record under `name` atomically: readers see the old one or the complete new one.
+    Write the record under `name`, as `replace_file` does.
+
+    Args:
+        sync: Also fsync file and directory, so that it survives a power failure.
+    """
+    replace_file(directory, name, encode_record(record), sync=sync)
+    if sync:
+        os.fsync(directory)
+
+
+def replace_file(directory: int, name: str, *parts: bytes, sync: bool) -> None:
+    """
+    Write a file atomically: readers see the old one or the complete new one.
 
     A directory with that name is renamed.
 
     Args:
-        sync: Also fsync it, so that it survives a power failure.
+        sync: Also fsync the file, so that no power failure keeps the name and loses the bytes.
     """
     # A random name, because two hosts may write the same stop request at once.
     temporary = f"{name}.{os.urandom(4).hex()}"
     descriptor = make_file(temporary, os.O_WRONLY | os.O_EXCL, directory)
     try:
         try:
-            write_all(descriptor, encode_record(record))
+            for part in parts:
+                write_all(descriptor, part)
             if sync:
                 os.fsync(descriptor)
         finally:
@@ -513,14 +526,12 @@ def write_record(
         except IsADirectoryError:  # any other file is replaced
             _put_aside(name, directory)
             os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError:
+    except BaseException:
         try:
             os.unlink(temporary, dir_fd=directory)
         except OSError:
             pass  # raise the first error
         raise
-    if sync:
-        os.fsync(directory)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

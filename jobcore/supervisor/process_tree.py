@@ -265,14 +265,8 @@ def _entries_below(entry: int) -> list[int]:
 
 
 def _read_entries(path: str) -> list[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = b""
-        while chunk := os.read(descriptor, 65536):
-            data += chunk
-    finally:
-        os.close(descriptor)
-    return [int(entry) for entry in data.split()]
+    with open(path, "rb", buffering=0) as file:
+        return [int(entry) for entry in file.read().split()]
 
 
 def _by_parent() -> dict[int, list[int]]:

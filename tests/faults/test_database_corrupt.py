@@ -13,7 +13,7 @@ from contextlib import closing
 import pytest
 
 from jobcore import DatabaseCorrupt, JobcoreError, JobManager, Status, StoreError
-from jobcore.engine import hiding
+from jobcore.engine import remover
 from jobcore.operations import doctor
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
@@ -311,7 +311,7 @@ def test_a_deletion_waits_for_no_job_that_damage_hides(tmp_path, monkeypatch):
     with JobManager(tmp_path / "jobs.db", slots=0, busy_timeout=BUSY) as jobs:
         pipeline = jobs.create_pipeline("x", command=["true"])
         jobs.create_job(pipeline_id=pipeline.id)
-        monkeypatch.setattr(hiding, "begin", hide)
+        monkeypatch.setattr(remover, "hide", hide)
 
         jobs.delete_pipeline(pipeline.id)
 

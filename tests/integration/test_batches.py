@@ -117,7 +117,7 @@ def _found(jobs, job_id):
 
 def test_others_write_between_the_steps(jobs, database, monkeypatch):
     """A job that is submitted meanwhile has a number behind those of the batch, and stays."""
-    real, made = staging.Turns.take, []
+    real, made = staging.Throttle.step, []
 
     def take(self):
         if len(made) < 3:
@@ -125,7 +125,7 @@ def test_others_write_between_the_steps(jobs, database, monkeypatch):
                 made.append(other.submit(["between"]))
         return real(self)
 
-    monkeypatch.setattr(staging.Turns, "take", take)
+    monkeypatch.setattr(staging.Throttle, "step", take)
     batch = many(jobs)
 
     assert [job.number for job in batch] == list(range(1, 11))
@@ -171,13 +171,13 @@ def test_batch_of_a_living_process_is_not_swept(jobs, database, monkeypatch):
             Child(partial(sweep, database)).result()
             swept.append(1)
 
-        real = staging.Turns.take
+        real = staging.Throttle.step
 
         def take(self):
             look()
             return real(self)
 
-        monkeypatch.setattr(staging.Turns, "take", take)
+        monkeypatch.setattr(staging.Throttle, "step", take)
         made = many(other)
 
     assert swept != []
@@ -279,7 +279,7 @@ def test_error_in_the_middle_leaves_nothing(jobs, database, monkeypatch):
 def test_batch_for_a_workspace_that_is_deleted_meanwhile(jobs, database, monkeypatch):
     """The deletion wins: none of the jobs is created, and the workspace goes."""
     place = jobs.create_workspace("w")
-    real = staging.Turns.take
+    real = staging.Throttle.step
 
     def take(self):
         monkeypatch.undo()
@@ -287,7 +287,7 @@ def test_batch_for_a_workspace_that_is_deleted_meanwhile(jobs, database, monkeyp
             other._curator.mark_workspace_deleted(place.id)
         return real(self)
 
-    monkeypatch.setattr(staging.Turns, "take", take)
+    monkeypatch.setattr(staging.Throttle, "step", take)
     monkeypatch.setattr(submission, "STAGED_FROM", 9)
     with pytest.raises(WorkspaceNotFound):
         many(jobs, workspace_id=place.id)

@@ -13,7 +13,7 @@ import pytest
 from jobcore import DatabaseCorrupt, JobManager, Status
 from jobcore.clock import seconds_of
 from jobcore.engine import remover
-from jobcore.engine.postponement import MOST_TOLD, Postponement
+from jobcore.engine.postponement import MOST_LISTED, Postponement
 from jobcore.engine.scheduler import Scheduler
 from jobcore.operations import doctor
 from jobcore.supervisor import job_directory
@@ -234,7 +234,7 @@ def test_pipeline_that_was_repaired_fails_no_more(database, jobs, clock):
         damage(database, "pipeline", one.id, schedule="@daily")
     scheduler.tick()
 
-    assert len(said) == MOST_TOLD + 1
+    assert len(said) == MOST_LISTED + 1
     assert said[0].startswith("pipeline number ")
     assert said[-1] == "and 10 more"
     assert postponed.in_words() == []

@@ -22,7 +22,7 @@ from jobcore import (
     Status,
     WorkspaceNotFound,
 )
-from jobcore.engine import hiding
+from jobcore.engine import remover
 from jobcore.storage.database import Database
 from tests.faults.hosts import host
 from tests.jobfiles import cookie_of, row_of, sql, stored_pipelines
@@ -743,7 +743,7 @@ def test_a_deletion_waits_for_a_job_that_somebody_else_deletes(running_jobs, dat
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
     row = row_of(database, job.id)
     with closing(Database(database)) as other, transaction(other) as connection:
-        hiding.begin(connection, row["number"], now=row["start_time"])
+        remover.hide(connection, row["number"], now=row["start_time"])
 
     running_jobs.delete_pipeline(made.id)
 
@@ -769,21 +769,21 @@ def test_a_deletion_waits_for_no_other_pipeline(running_jobs, database):
 def test_a_large_workspace_is_deleted_in_steps(jobs, database, monkeypatch):
     """Each transaction marks and removes a few, and others write in between."""
     for name, count in (("PIPELINES_AT_ONCE", 2), ("ACTIVE_AT_ONCE", 2), ("FINAL_AT_ONCE", 2)):
-        monkeypatch.setattr(hiding, name, count)
+        monkeypatch.setattr(remover, name, count)
     workspace = jobs.create_workspace("w")
     for number in range(7):
         pipeline = jobs.create_pipeline(str(number), ["true"], workspace_id=workspace.id)
         jobs.create_job(pipeline_id=pipeline.id)
         jobs.cancel_job(jobs.submit(["true"], workspace_id=workspace.id).id)
     changed = []
-    begin = hiding.begin_some
+    begin = remover.hide_some
 
     def counted(*args, **options):
         more = begin(*args, **options)
         changed.append(more)
         return more
 
-    monkeypatch.setattr(hiding, "begin_some", counted)
+    monkeypatch.setattr(remover, "hide_some", counted)
     jobs.delete_workspace(workspace.id)
 
     assert len(changed) > 8
@@ -794,7 +794,7 @@ def test_a_large_workspace_is_deleted_in_steps(jobs, database, monkeypatch):
 def test_a_deletion_that_stopped_between_its_steps_is_finished(jobs, database, monkeypatch):
     """Where a deleter dies with pipelines and jobs still unmarked, `recover()` goes on."""
     for name, count in (("PIPELINES_AT_ONCE", 2), ("ACTIVE_AT_ONCE", 2), ("FINAL_AT_ONCE", 2)):
-        monkeypatch.setattr(hiding, name, count)
+        monkeypatch.setattr(remover, name, count)
     workspace = jobs.create_workspace("w")
     for number in range(7):
         pipeline = jobs.create_pipeline(str(number), ["true"], workspace_id=workspace.id)

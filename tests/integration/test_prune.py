@@ -275,9 +275,9 @@ def test_between_two_transactions_others_have_as_long_as_one_took(monkeypatch):
     monkeypatch.setattr(
         remover, "time", SimpleNamespace(sleep=rests.append, monotonic=time.monotonic)
     )
-    pace = remover.Turns()
+    pace = remover.Throttle()
     for took in (0.02, 5.0, 0.0):
-        with pace.take():
+        with pace.step():
             now[0] += took
 
     assert rests == [0.0, 0.02, remover.LONGEST_REST]

@@ -9,7 +9,7 @@ import pytest
 
 from jobcore import DatabaseBusy, StoreError
 from jobcore.clock import SystemClock, seconds_of
-from jobcore.engine.postponement import FIRST, LONGEST, TOLD_EVERY, Postponement
+from jobcore.engine.postponement import FIRST, LOG_EVERY, LONGEST, Postponement
 from jobcore.testing import ManualClock
 
 
@@ -83,7 +83,7 @@ def test_failure_is_told_at_first_when_its_cause_changes_and_once_an_hour(postpo
     postponed.fail(7, StoreError("a FIFO"), "job postponed", job="7")
     assert told() == ["event='job postponed' job='7' error='StoreError: a FIFO'"]
 
-    seconds.now += TOLD_EVERY - 1
+    seconds.now += LOG_EVERY - 1
     postponed.fail(7, StoreError("a FIFO"), "job postponed", job="7")
     assert told() == []
 
@@ -129,7 +129,7 @@ def test_keys_do_not_touch_each_other(postponed):
 def test_what_was_not_tried_for_long_is_forgotten(postponed, seconds):
     """A job that was deleted leaves nothing: memory does not grow with the history."""
     postponed.fail(1, StoreError("no"), "e")
-    seconds.now += 2 * TOLD_EVERY
+    seconds.now += 2 * LOG_EVERY
     postponed.fail(2, StoreError("no"), "e")
 
     assert list(postponed._failures) == [2]
