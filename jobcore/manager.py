@@ -516,9 +516,9 @@ class JobManager:
             rows = self._creator.create_jobs(**wanted)
         if self._only_own:
             for row in rows:
-                self._dispatcher.make_own(row.number)
+                self._dispatcher.make_own(row["number"])
         self._dispatcher.wake()
-        return [Job.from_row(row) for row in rows]
+        return [Job.from_columns(row) for row in rows]
 
     def _has_ended(self, job_id: UUID) -> bool:
         try:

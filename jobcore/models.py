@@ -7,7 +7,7 @@ They are frozen: each shows what was stored when it was read, and never changes.
 import inspect
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, final
 from uuid import UUID
@@ -146,11 +146,11 @@ class _Public(BaseModel):
         Raises:
             DatabaseCorrupt: The row holds an invalid value.
         """
-        return cls._checked(cls._read(row))
+        return cls._checked(cls._read(row._mapping))  # noqa: SLF001 - SQLAlchemy's public name for it
 
     @classmethod
-    def _read(cls, row: Any) -> dict[str, Any]:
-        fields = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    def _read(cls, columns: Mapping[str, Any]) -> dict[str, Any]:
+        fields = dict(columns)
         for name in cls._moments:
             if fields.get(name) is not None:
                 fields[name] = _stored_moment(fields[name], name)
@@ -243,7 +243,7 @@ class Pipeline(_Public):
         Raises:
             DatabaseCorrupt: The row holds an invalid value.
         """
-        fields = cls._read(row)
+        fields = cls._read(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         fields["triggered_by"] = fields["triggered_by"] or None
         for name in ("catch_up", "late_after"):
             if fields[name] is None:
@@ -353,7 +353,12 @@ class Job(_Public):
         Raises:
             DatabaseCorrupt: The row holds an invalid value.
         """
-        fields = cls._read(row)
+        return cls.from_columns(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> "Self":
+        """Return the public form of a stored job, given the columns of its row by name."""
+        fields = cls._read(columns)
         if fields["progress_at"] is not None:
             said = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
             fields["progress"] = {**said, "at": _stored_moment(said["at"], "progress_at")}

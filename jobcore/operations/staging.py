@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from jobcore.embedding import telemetry
 from jobcore.engine.ownership import Ownership
@@ -56,7 +56,7 @@ class Staging:
         *,
         now: int,
         about: str,
-    ) -> list[Row[Any]]:
+    ) -> list[dict[str, Any]]:
         """
         Create QUEUED jobs durably: all of them, or none.
 
@@ -66,6 +66,9 @@ class Staging:
             now: The time of their creation.
             about: Words for these jobs, for an exception that interrupts the call.
 
+        Returns:
+            All columns of each job.
+
         Raises:
             WorkspaceNotFound: The workspace does not exist, or was deleted meanwhile.
         """
@@ -74,17 +77,19 @@ class Staging:
         throttle = Throttle()
         begun: list[batches.Batch] = []
 
-        def begin(connection: Connection) -> tuple[batches.Batch, dict[str, Any]]:
+        def begin(
+            connection: Connection,
+        ) -> tuple[batches.Batch, dict[str, Any], dict[str, Any]]:
             # Write the first job too, so that the environment is referenced from the start.
             same = common(connection)
             batch = batches.begin(connection, len(jobs), owner)
             first = store.new_job(now=now, number=batch.first, **{**jobs[0], **same})
             batches.stage(connection, [first])
             begun.append(batch)  # not after the write: an interrupt may keep it from returning
-            return batch, same
+            return batch, first, same
 
         try:
-            batch, same = self._database.write(begin, durable=False)
+            batch, first, same = self._database.write(begin, durable=False)
             rows = [
                 store.new_job(now=now, number=number, **{**job, **same})
                 for number, job in enumerate(jobs[1:], batch.first + 1)
@@ -108,7 +113,7 @@ class Staging:
             except StoreError as error:  # the next call or the next manager tries again
                 telemetry.event(logging.WARNING, "batch not removed", error=str(error))
             raise
-        return self._read(batch)
+        return [store.as_read(row) for row in [first, *rows]]
 
     def remove_of_dead(self, *, everything: bool = False) -> None:
         """
@@ -125,18 +130,6 @@ class Staging:
                     self._remove(batch, everything=everything)
             except StoreError as error:
                 telemetry.event(logging.WARNING, "batch not removed", error=str(error))
-
-    def _read(self, batch: batches.Batch) -> list[Row[Any]]:
-        found: list[Row[Any]] = []
-        after = batch.first - 1
-        while after < batch.last:
-            with self._database.read() as connection:
-                some = batches.jobs_of(connection, batch, after, STAGED_AT_ONCE)
-            if not some:
-                break  # the rest has been deleted already
-            found += some
-            after = some[-1].number
-        return found
 
     def _remove_left(self, owner: str) -> None:
         """Remove the failed batches of this process that could not be removed before."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from jobcore import checks
 from jobcore.clock import Clock
@@ -50,7 +50,7 @@ class Creator:
         environment: bytes | None = None,
         reserved: bool = False,
         started: bool = False,
-    ) -> list[Row[Any]]:
+    ) -> list[dict[str, Any]]:
         """
         Create QUEUED jobs durably: all of them, or none.
 
@@ -60,6 +60,9 @@ class Creator:
                 returned it; None: that of the worker.
             reserved: Whether only this process may start them.
             started: Whether this process does them itself: they are RUNNING at once.
+
+        Returns:
+            All columns of each job.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
@@ -85,13 +88,13 @@ class Creator:
                 found["owner"] = self._ownership.claim()
             return found
 
-        def create(connection: Connection) -> list[Row[Any]]:
+        def create(connection: Connection) -> list[dict[str, Any]]:
             same = common(connection)
             rows = [store.insert_job(connection, now=now, **{**job, **same}) for job in identified]
             if not started:
                 return rows
             owner = self._ownership.claim()
-            return [_start(connection, row, owner, now) for row in rows]
+            return [_start(connection, row["number"], owner, now) for row in rows]
 
         about = _named([job["id"] for job in identified])
         if len(jobs) > STAGED_FROM:
@@ -102,11 +105,11 @@ class Creator:
         return rows
 
 
-def _start(connection: Connection, row: Row[Any], owner: str, now: int) -> Row[Any]:
-    transitions.start_if_queued(connection, row.number, now=now, owner=owner)
-    started = store.get_job(connection, row.number)
+def _start(connection: Connection, number: int, owner: str, now: int) -> dict[str, Any]:
+    transitions.start_if_queued(connection, number, now=now, owner=owner)
+    started = store.get_job(connection, number)
     assert started is not None  # noqa: S101 - this transaction has made it
-    return started
+    return dict(started._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
 def _named(ids: Sequence[UUID]) -> str:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
-    Row,
     between,
     bindparam,
     delete,
@@ -29,7 +28,7 @@ from sqlalchemy import (
 
 from jobcore import lifecycle
 from jobcore.lifecycle import Trigger
-from jobcore.storage import environments, transitions
+from jobcore.storage import environments, store, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import batch, job, sequence, transition
 
@@ -82,9 +81,9 @@ def find_open(connection: Connection) -> list[Batch]:
     return [Batch._make(row) for row in _OPEN(connection)]
 
 
-def stage(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+def stage(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
     """Insert some jobs of a batch. No read shows them yet."""
-    connection.execute(insert(job), rows)
+    store.insert_jobs(connection, jobs)
 
 
 def publish(connection: Connection, of: Batch, *, now: int) -> None:
@@ -104,13 +103,6 @@ def publish(connection: Connection, of: Batch, *, now: int) -> None:
         )
     )
     connection.execute(delete(batch).where(batch.c.id == of.id))
-
-
-def jobs_of(connection: Connection, of: Batch, after: int, limit: int) -> Sequence[Row[Any]]:
-    """Return up to `limit` jobs of a batch with a number above `after`, in order."""
-    return connection.execute(
-        select(job).where(_is_of(of), job.c.number > after).order_by(job.c.number).limit(limit)
-    ).all()
 
 
 def remove_some(connection: Connection, of: Batch, limit: int) -> bool:

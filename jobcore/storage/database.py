@@ -8,7 +8,6 @@ uses (`connections`, `checkpointer`, `change_counter`, `error_mapping`, `schema`
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sqlite3
@@ -17,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -38,7 +37,7 @@ from jobcore.storage.connections import Spares, SqliteConnection, connect, keep_
 from jobcore.storage.damage import unchangeable
 from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
 from jobcore.storage.readers import Readers, Reading, Use
-from jobcore.storage.statement import driver_of
+from jobcore.storage.statement import driver_of, read_json, write_json
 from jobcore.storage.writer import NOBODY, Observer, Writer
 
 #: Seconds that a fork waits for the reads of other threads if its own thread is in a read.
@@ -399,8 +398,8 @@ class Database:
 
         return dialect.make_engine(
             partial(_connect_for, weakref.ref(self)),
-            json_serializer=_write_json,
-            json_deserializer=_read_json,
+            json_serializer=write_json,
+            json_deserializer=read_json,
         )
 
     def _connect(self) -> SqliteConnection:
@@ -609,22 +608,3 @@ def _connect_for(reference: weakref.ref[Database]) -> SqliteConnection:
     if database is None:
         raise StoreError("the database was dropped")
     return database._connect()  # noqa: SLF001 - a part of it
-
-
-def _write_json(value: Any) -> str | bytes:
-    """
-    Return the stored form of a JSON value: text, or bytes if the value is a number.
-
-    A column of type JSON has SQLite's numeric affinity. It would turn the text `1.0` into 1,
-    and an integer beyond 64 bits into a float. Bytes are stored unchanged.
-    """
-    text = json.dumps(value)
-    return text.encode("ascii") if isinstance(value, int | float) else text
-
-
-def _read_json(stored: str | bytes) -> Any:
-    """Return the value of a stored JSON text. Jobcore writes only valid JSON; else it is damage."""
-    try:
-        return json.loads(stored)
-    except (ValueError, RecursionError) as error:
-        raise DatabaseCorrupt(f"a stored JSON value is not valid: {error}") from error

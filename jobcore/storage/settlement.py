@@ -153,19 +153,16 @@ def run_now(
     *,
     why: str,
     due: int | None = None,
-) -> Row[Any] | None:
+) -> None:
     """
     Queue a job of the pipeline; if it has an active job already, record a skip.
 
     Args:
         why: The cause of the run: `schedule` or `triggered`.
         due: When the run was due, in microseconds since 1970; None: now.
-
-    Returns:
-        The new job; None: the run was skipped.
     """
     try:
-        return store.insert_job(
+        store.insert_job(
             connection,
             now=now,
             workspace_id=workspace_id,
@@ -181,7 +178,6 @@ def run_now(
             why=why,
             job_id=conflict.job_id,
         )
-        return None
 
 
 _STORE_RESULT = Statement(

@@ -8,12 +8,15 @@ statements that every job needs, this overhead would be most of the host's work.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.sql import ClauseElement
+
+from jobcore.errors import DatabaseCorrupt
 
 
 class Statement:
@@ -37,6 +40,11 @@ class Statement:
     def count(self, connection: Connection, **values: Any) -> int:
         """Execute the statement and return the number of rows it changed."""
         return int(self._execute(connection, values).rowcount)
+
+    def insert(self, connection: Connection, **values: Any) -> int:
+        """Execute the statement, which inserts one row, and return the rowid of that row."""
+        rowid: int = self._execute(connection, values).lastrowid  # type: ignore[assignment]
+        return rowid
 
     def many(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Execute the statement once for each of `rows`."""
@@ -63,3 +71,22 @@ class Statement:
 def driver_of(connection: Connection) -> Any:
     """Return the `sqlite3` connection under an SQLAlchemy connection."""
     return connection.connection.driver_connection
+
+
+def write_json(value: Any) -> str | bytes:
+    """
+    Return the stored form of a JSON value: text, or bytes if the value is a number.
+
+    A column of type JSON has SQLite's numeric affinity. It would turn the text `1.0` into 1,
+    and an integer beyond 64 bits into a float. Bytes are stored unchanged.
+    """
+    text = json.dumps(value)
+    return text.encode("ascii") if isinstance(value, int | float) else text
+
+
+def read_json(stored: str | bytes) -> Any:
+    """Return the value of a stored JSON text. Jobcore writes only valid JSON; else it is damage."""
+    try:
+        return json.loads(stored)
+    except (ValueError, RecursionError) as error:
+        raise DatabaseCorrupt(f"a stored JSON value is not valid: {error}") from error

@@ -6,6 +6,7 @@ Every function takes a connection in a transaction. Times are microseconds since
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -28,7 +29,6 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.exc import IntegrityError
 
 from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
@@ -36,7 +36,7 @@ from jobcore.lifecycle import Status, Trigger
 from jobcore.storage import transitions
 from jobcore.storage.damage import is_damage, leave_out, read_rows, unconverted, without_text
 from jobcore.storage.job_filter import JobFilter
-from jobcore.storage.statement import Statement
+from jobcore.storage.statement import Statement, read_json, write_json
 from jobcore.storage.tables import (
     IS_ACTIVE,
     IS_QUEUED,
@@ -51,54 +51,9 @@ from jobcore.storage.tables import (
 T = TypeVar("T")
 
 
-_INSERT_JOB = insert(job).returning(job)
-
-
-def insert_job(connection: Connection, *, now: int, **fields: Any) -> Row[Any]:
-    """
-    Create a QUEUED job with its first history entry, and return its row.
-
-    Raises:
-        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was created,
-            and the transaction can continue.
-    """
-    values = new_job(now=now, **fields)
-    try:
-        row = connection.execute(_INSERT_JOB, values).one()
-    except IntegrityError as error:
-        # The unique index has refused the row; this only finds the job in the way.
-        pipeline_id = values["pipeline_id"]
-        blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
-        if "FOREIGN KEY" in str(error.orig):  # the workspace exists, but its stored id is damaged
-            raise DatabaseCorrupt(f"a job cannot be stored: {error.orig}") from error
-        if blocker is None:
-            raise
-        raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
-    transitions.record(
-        connection,
-        row.number,
-        now=now,
-        trigger=Trigger.CREATE,
-        source=None,
-        target=lifecycle.INITIAL,
-    )
-    return row
-
-
-def next_attempt(row: Row[Any]) -> dict[str, Any]:
-    """Return the columns of the job that retries the job of `row`."""
-    kept = ("type", "name", "data", "command", "env_from", "environment")
-    again = {name: getattr(row, name) for name in kept}
-    return {**again, "attempt": row.attempt + 1, "retry_of": row.id}
-
-
-def new_job(*, now: int, **fields: Any) -> dict[str, Any]:
-    """Return all columns of a new QUEUED job."""
-    return {"id": uuid4(), "status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
-
-
-#: Defaults for optional columns. Every insert has the same columns, so it is compiled once.
+#: The columns of a new job and their defaults.
 _BLANK: dict[str, Any] = {
+    "number": None,  # assigned by SQLite
     "pipeline_id": None,
     "name": None,
     "data": None,
@@ -115,6 +70,82 @@ _BLANK: dict[str, Any] = {
     "loose_bytes": 0,
     "dropped": 0,
 }
+_INSERT_JOB = Statement(
+    insert(job).values(
+        {
+            name: bindparam(name)
+            for name in ("id", "workspace_id", "type", "status", "created", *_BLANK)
+        }
+    )
+)
+#: The columns that a new job does not set.
+_UNSET: dict[str, Any] = dict.fromkeys(job.c.keys())
+
+
+def insert_job(connection: Connection, *, now: int, **fields: Any) -> dict[str, Any]:
+    """
+    Create a QUEUED job with its first history entry, and return its columns as a read would.
+
+    Raises:
+        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was created,
+            and the transaction can continue.
+    """
+    values = new_job(now=now, **fields)
+    try:
+        number = _INSERT_JOB.insert(connection, **_stored(values))
+    except sqlite3.IntegrityError as error:
+        # The unique index has refused the row; this only finds the job in the way.
+        pipeline_id = values["pipeline_id"]
+        blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
+        if "FOREIGN KEY" in str(error):  # the workspace exists, but its stored id is damaged
+            raise DatabaseCorrupt(f"a job cannot be stored: {error}") from error
+        if blocker is None:
+            raise
+        raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
+    transitions.record(
+        connection, number, now=now, trigger=Trigger.CREATE, source=None, target=lifecycle.INITIAL
+    )
+    return as_read({**values, "number": number})
+
+
+def insert_jobs(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
+    """Insert jobs that `new_job` returned, without history."""
+    _INSERT_JOB.many(connection, [_stored(values) for values in jobs])
+
+
+def next_attempt(row: Row[Any]) -> dict[str, Any]:
+    """Return the columns of the job that retries the job of `row`."""
+    kept = ("type", "name", "data", "command", "env_from", "environment")
+    again = {name: getattr(row, name) for name in kept}
+    return {**again, "attempt": row.attempt + 1, "retry_of": row.id}
+
+
+def new_job(*, now: int, **fields: Any) -> dict[str, Any]:
+    """Return the columns that a new QUEUED job sets."""
+    values = {"status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
+    if "id" not in values:
+        values["id"] = uuid4()
+    return values
+
+
+def as_read(values: dict[str, Any]) -> dict[str, Any]:
+    """Return all columns of a job that `new_job` returned, as a read would return them."""
+    data = values["data"]
+    return {**_UNSET, **values, "data": None if data is None else read_json(write_json(data))}
+
+
+def _stored(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of a new job in the form in which the file stores them."""
+    data, pipeline_id, retry_of = values["data"], values["pipeline_id"], values["retry_of"]
+    return {
+        **values,
+        "id": values["id"].hex,
+        "workspace_id": values["workspace_id"].hex,
+        "pipeline_id": None if pipeline_id is None else pipeline_id.hex,
+        "retry_of": None if retry_of is None else retry_of.hex,
+        "data": None if data is None else write_json(data),
+    }
+
 
 _FIND_JOB = select(job).where(job.c.id == bindparam("id"), IS_VISIBLE)
 _GET_JOB = select(job).where(job.c.number == bindparam("number"))
