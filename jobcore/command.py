@@ -111,7 +111,7 @@ class Command:
             checks.integer(limit, "output_limit", 0, most, CommandError)
         checks.one_of(self.stop_scope, "stop_scope", ("main", "group"), CommandError)
         if self.umask is None:
-            put(self, "umask", _current_umask())
+            put(self, "umask", current_umask())
         checks.integer(self.umask, "umask", 0, 0o777, CommandError)
         if len(self.to_json()) > LARGEST:
             raise CommandError(
@@ -266,11 +266,12 @@ def _valid_signals() -> frozenset[int]:
     return frozenset(signal.valid_signals())
 
 
-def _current_umask() -> int:
+def current_umask() -> int:
     """Return the umask of this process."""
     try:
-        with open("/proc/self/status", "rb") as file:
-            for line in file:
+        # Its second line. Unbuffered, because Python asks a buffered file for more than it reads.
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            for line in file.read(256).splitlines():
                 if line.startswith(b"Umask:"):
                     return int(line.split()[1], 8)
     except OSError:

@@ -20,7 +20,7 @@ from uuid import UUID
 from jobcore import checks, structured_lines
 from jobcore.checks import LARGEST_INTEGER
 from jobcore.clock import from_datetime
-from jobcore.command import Command
+from jobcore.command import Command, current_umask
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.lifecycle import Status
 from jobcore.storage import environments
@@ -249,7 +249,8 @@ def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -
     several: object = commands  # callers may pass anything
     if not isinstance(several, Iterable):
         raise CommandError(f"commands must be a list of commands, not {type(several).__name__}")
-    return [checked_command(command, options) for command in commands]
+    own = {"umask": current_umask(), **options}  # read it once
+    return [checked_command(one, options if isinstance(one, Command) else own) for one in commands]
 
 
 def checked_env_from(env_from: str) -> str:

@@ -314,7 +314,7 @@ def test_a_shell_command_can_be_replaced():
 def test_umask_is_that_of_its_maker(monkeypatch, proc):
     """It is the one that the process has then, with /proc or without, and stays what it was."""
 
-    def open_nothing(*_arguments):
+    def open_nothing(*_arguments, **_options):
         raise FileNotFoundError
 
     if not proc:
