@@ -102,6 +102,8 @@ class Loop:
 
     def ring(self) -> None:
         """Wake the thread. Raises nothing, because callers have already done their part."""
+        if self._thread is None:
+            return  # its first turn, if it is just being started, is still to come
         with self._starting:  # otherwise the descriptor may have been closed and reused
             for _ in range(RINGS if self._thread is not None else 0):
                 try:

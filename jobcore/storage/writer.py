@@ -1,10 +1,10 @@
 """
 The writer: the only thread of an open database that writes, and its transactions.
 
-Changes that several threads hand over at about the same time are committed together.
-Each has its own savepoint, so a change that fails is rolled back alone. The thread never
-sleeps in SQLite's busy handler. While another process has the write lock it retries, and
-each caller's timeout expires independently.
+Changes that several threads hand over at about the same time are committed together. If
+one fails, they are repeated with a savepoint each, so that it is rolled back alone. The
+thread never sleeps in SQLite's busy handler. While another process has the write lock it
+retries, and each caller's timeout expires independently.
 """
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ class Writer:
 
     def _make_together(self, changes: list[Change[Any]]) -> bool:
         """
-        Make several changes, each in a savepoint, and commit.
+        Make several changes and commit. If one fails, repeat them, each in a savepoint.
 
         Returns:
             Whether every change has an outcome. False: the whole transaction was rolled
@@ -376,6 +376,22 @@ class Writer:
             change.fail(reason)
         return True
 
+    def _make_all(self, changes: list[Change[Any]]) -> bool:
+        """Make changes without savepoints, which cost more than some changes; False: one failed."""
+        for change in changes:
+            try:
+                with self._target.typed_errors():
+                    change.make(self._required)
+            except Exception as error:
+                if driver_of(self._required).in_transaction:
+                    return False
+                change.fail(error)
+                raise
+            except BaseException as error:
+                change.fail(error)
+                raise
+        return True
+
     def _make_each(
         self,
         changes: list[Change[Any]],
@@ -383,6 +399,11 @@ class Writer:
         failed: list[tuple[Change[Any], Exception]],
     ) -> None:
         driver = driver_of(self._required)
+        driver.execute("SAVEPOINT all_changes")
+        if self._make_all(changes):
+            made += changes
+            return
+        driver.execute("ROLLBACK TO all_changes")
         for change in changes:
             driver.execute("SAVEPOINT one_change")
             try:
