@@ -280,6 +280,8 @@ def checked_data(data: Any) -> Any:
 
     A job with data that cannot be encoded again would break every list that contains it.
     """
+    if data is None:
+        return None
     deepest = structured_lines.DEEPEST
     try:
         text = json.dumps(data, allow_nan=False)
