@@ -26,6 +26,7 @@ from jobcore.errors import (
 from jobcore.lifecycle import Status
 from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
 from jobcore.storage import damage, history, pipelines, schedules, store, workspaces
+from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
 from jobcore.storage.job_filter import JobFilter, members
 
@@ -258,7 +259,7 @@ class Listings:
 
     # --- damaged rows ---------------------------------------------------------------
 
-    def leave_out(self, kind: str) -> Callable[[int, Exception], None]:
+    def leave_out(self, kind: str) -> Failed:
         """Return a function to call with the number and error of each row that cannot be read."""
 
         def leave_out(number: int, error: Exception) -> None:

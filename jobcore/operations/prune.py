@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from jobcore.embedding import telemetry
 from jobcore.engine.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Throttle
 from jobcore.lifecycle import FINAL
 from jobcore.storage import retention
+from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.retention import Expired
@@ -86,13 +87,8 @@ class Pruner:
             with throttle.step():
                 self._database.write(partial(retention.remove_skips, ids=ids))
 
-    def preview(self, expired: Expired, failed: Callable[[int, Exception], None]) -> list[Row[Any]]:
-        """
-        Return the jobs that `prune` would remove now, oldest first, without changing anything.
-
-        Args:
-            failed: Called with the number of each job that cannot be read, and the error.
-        """
+    def preview(self, expired: Expired, failed: Failed) -> list[Row[Any]]:
+        """Return the jobs that `prune` would remove now, oldest first; change nothing."""
         found: list[Row[Any]] = []
         for after, up_to in self._windows():
             with self._database.read() as connection:

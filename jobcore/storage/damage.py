@@ -25,6 +25,9 @@ from jobcore.storage.tables import job, pipeline, workspace
 
 T = TypeVar("T")
 
+#: Called with the key of each row that cannot be read, its number or its rowid, and the reason.
+Failed = Callable[[int, Exception], None]
+
 #: The remedy that error texts name when a row cannot be read or changed.
 REMEDY = "`jobcore doctor` lists what is damaged; restore it from a backup"
 
@@ -33,7 +36,7 @@ def readable(
     whole: Callable[[], Sequence[T]],
     keys: Callable[[], Iterable[int]],
     one: Callable[[int], Sequence[T]],
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
 ) -> list[T]:
     """
     Return the rows that can be read, and report the others.
@@ -42,7 +45,6 @@ def readable(
         whole: Reads all rows with one statement. Usually this is the only one called.
         keys: Reads the keys of the rows, if `whole` meets damage.
         one: Reads the row with a key, if `whole` meets damage.
-        failed: Called with the key of each row that cannot be read, and the reason.
     """
     try:
         return list(whole())
@@ -95,7 +97,7 @@ def read_rows(
     connection: Connection,
     statement: Select[Any],
     key: Any,
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
     form: Callable[[Row[Any]], T],
 ) -> list[T]:
     """Return the rows, converted by `form`; call `failed` with the keys of unreadable ones."""

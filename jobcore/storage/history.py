@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, String, bindparam, case, select
 
 from jobcore.lifecycle import Trigger
 from jobcore.storage import damage
+from jobcore.storage.damage import Failed
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import job, sequence, transition
 
@@ -90,14 +91,13 @@ def entries_after(
     after: int,
     most: int,
     pipeline_id: UUID | None = None,
-    failed: Callable[[int, Exception], None] = damage.leave_out,
+    failed: Failed = damage.leave_out,
 ) -> list[Entry]:
     """
     Return up to `most` entries after the id `after`, in order, including hidden jobs.
 
     Args:
         pipeline_id: Only entries of this pipeline's jobs; None: all entries.
-        failed: Called with the id of each entry that cannot be read, and the reason.
     """
     values: dict[str, int | str] = {"after": after, "most": most}
     statement, ids = _AFTER, _IDS
@@ -117,13 +117,8 @@ def of_job(
     connection: Connection,
     number: int,
     form: Callable[[Row[Any]], T],
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
 ) -> list[T]:
-    """
-    Return the history of a job, oldest first.
-
-    Args:
-        form, failed: As for `list_workspaces`.
-    """
+    """Return the history of a job, oldest first."""
     statement = select(transition).where(transition.c.job == number).order_by(transition.c.id)
     return damage.read_rows(connection, statement, transition.c.id, failed, form)

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from jobcore.lifecycle import PipelineStatus
-from jobcore.storage.damage import leave_out, read_rows, rowid, unconverted
+from jobcore.storage.damage import Failed, leave_out, read_rows, rowid, unconverted
 from jobcore.storage.tables import (
     link,
     pipeline,
@@ -96,7 +96,7 @@ def list_pipelines(
     connection: Connection,
     workspace_id: UUID | None,
     form: Callable[[Row[Any]], T],
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
     *,
     limit: int | None = None,
     after: tuple[int, UUID] | None = None,
@@ -105,7 +105,7 @@ def list_pipelines(
     Return a page of all pipelines, or of those of a workspace, in order of creation.
 
     Args:
-        form, failed, limit, after: As for `list_workspaces`.
+        limit, after: As for `list_workspaces`.
     """
     statement = _PIPELINE
     if workspace_id is not None:
@@ -149,14 +149,9 @@ def replace_links(
 def pipelines_triggered_by(
     connection: Connection,
     source_id: UUID,
-    failed: Callable[[int, Exception], None] = leave_out,
+    failed: Failed = leave_out,
 ) -> list[Row[Any]]:
-    """
-    Return id and workspace of the pipelines that run after this one, in order of creation.
-
-    Args:
-        failed: Called with the rowid of each pipeline that cannot be read, and the reason.
-    """
+    """Return id and workspace of the pipelines that run after this one, in order of creation."""
     triggered = (
         select(pipeline.c.id, pipeline.c.workspace_id)
         .join_from(link, pipeline, link.c.pipeline_id == pipeline.c.id)

@@ -9,13 +9,14 @@ prune at once, each job is deleted by one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
 from jobcore.lifecycle import FINAL
 from jobcore.storage import damage
+from jobcore.storage.damage import Failed
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.tables import SHOWN, job, pipeline, skip
 
@@ -98,14 +99,9 @@ def find(
     *,
     after: int,
     up_to: int,
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
 ) -> Sequence[Row[Any]]:
-    """
-    Return the expired jobs with numbers above `after` up to `up_to`, oldest first.
-
-    Args:
-        failed: Called with the number of each job that cannot be read, and the reason.
-    """
+    """Return the expired jobs with numbers above `after` up to `up_to`, oldest first."""
     statement = select(*SHOWN).order_by(job.c.number)
     return damage.readable(
         lambda: connection.execute(

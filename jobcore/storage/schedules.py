@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from jobcore.lifecycle import Status
-from jobcore.storage.damage import leave_out, read_rows, rowid, unconverted
+from jobcore.storage.damage import Failed, leave_out, read_rows, rowid, unconverted
 from jobcore.storage.tables import (
     IS_ACTIVE,
     IS_QUEUED,
@@ -76,7 +76,7 @@ def scheduled_pipelines(
     until: int | None,
     limit: int,
     skip: int = 0,
-    failed: Callable[[int, Exception], None] = leave_out,
+    failed: Failed = leave_out,
 ) -> Sequence[Row[Any]]:
     """
     Return the pipelines that have a next tick, ordered by it, without their commands.
@@ -87,7 +87,6 @@ def scheduled_pipelines(
             unknown.
         until: Only pipelines whose tick is due by then; None: all.
         limit: Maximum number of pipelines.
-        failed: Called with the rowid of each pipeline that cannot be read, and the reason.
     """
     statement = (
         select(*_SCHEDULE)
@@ -225,14 +224,9 @@ def list_skips(
     pipeline_id: UUID,
     limit: int,
     form: Callable[[Row[Any]], T],
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
 ) -> list[T]:
-    """
-    Return the newest skips of a pipeline, newest first.
-
-    Args:
-        form, failed: As for `list_workspaces`.
-    """
+    """Return the newest skips of a pipeline, newest first."""
     statement = (
         select(skip)
         .where(skip.c.pipeline_id == pipeline_id)

@@ -7,7 +7,7 @@ Every function takes a connection in a transaction. Times are microseconds since
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -34,7 +34,14 @@ from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
 from jobcore.storage import transitions
-from jobcore.storage.damage import is_damage, leave_out, read_rows, unconverted, without_text
+from jobcore.storage.damage import (
+    Failed,
+    is_damage,
+    leave_out,
+    read_rows,
+    unconverted,
+    without_text,
+)
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.statement import Statement, read_json, write_json
 from jobcore.storage.tables import (
@@ -177,9 +184,7 @@ def get_job(connection: Connection, number: int) -> Row[Any] | None:
     return connection.execute(_GET_JOB, {"number": number}).one_or_none()
 
 
-def visible_jobs(
-    connection: Connection, numbers: Iterable[int], failed: Callable[[int, Exception], None]
-) -> list[Row[Any]]:
+def visible_jobs(connection: Connection, numbers: Iterable[int], failed: Failed) -> list[Row[Any]]:
     """Return the visible jobs with these numbers, in the order of `numbers`."""
     found: list[Row[Any]] = []
     for number in numbers:
@@ -219,17 +224,13 @@ def list_jobs(
     *,
     limit: int,
     before: int | None,
-    failed: Callable[[int, Exception], None] = leave_out,
+    failed: Failed = leave_out,
 ) -> list[Row[Any]]:
     """
     Return a page of jobs with numbers below `before`, newest first.
 
     Each combination of status and type is read from an index that has its jobs in order. So
     the cost depends on the size of the page, not on the length of the history.
-
-    Args:
-        failed: Called with the number of each job of the page that cannot be read, and the
-            reason.
     """
     kinds: list[ColumnElement[bool]] = [true()]
     if wanted.types is not None:
@@ -352,7 +353,7 @@ def queued_jobs(
     limit: int,
     numbers: Collection[int] | None = None,
     claimant: str | None = None,
-    failed: Callable[[int, Exception], None] = leave_out,
+    failed: Failed = leave_out,
 ) -> Generator[Row[Any], None, None]:
     """
     Yield up to `limit` jobs that can be claimed now, oldest first.
@@ -362,7 +363,6 @@ def queued_jobs(
     Args:
         numbers: Only jobs with these numbers; None: all.
         claimant: The owner whose reserved jobs are included.
-        failed: Called with the number of each job that cannot be read, and the reason.
     """
     if not types:
         return
@@ -404,7 +404,7 @@ def _queued_one_by_one(
     numbers: Select[Any],
     values: dict[str, Any],
     seen: Collection[int],
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
 ) -> Iterator[Row[Any]]:
     """Yield the jobs not in `seen`, reading row by row, after one could not be read."""
     for number in connection.execute(numbers, values).scalars().all():

@@ -10,7 +10,7 @@ then nothing was changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.storage import damage
+from jobcore.storage.damage import Failed
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import IS_FINAL, has_status, job, transition
 
@@ -245,15 +246,8 @@ def find(connection: Connection, number: int) -> Run | None:
     return _one(_FIND(connection, of=number))
 
 
-def supervised(
-    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
-) -> list[Run]:
-    """
-    Return the RUNNING jobs that have a process, of all hosts.
-
-    Args:
-        failed: Called with the number of each job that cannot be read, and the reason.
-    """
+def supervised(connection: Connection, failed: Failed = damage.leave_out) -> list[Run]:
+    """Return the RUNNING jobs that have a process, of all hosts."""
     return _readable(connection, *_SUPERVISED, failed)
 
 
@@ -271,7 +265,7 @@ def _readable(
     connection: Connection,
     rows: Statement,
     numbers: Statement,
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
 ) -> list[Run]:
     found = damage.readable(
         lambda: rows(connection),
@@ -282,9 +276,7 @@ def _readable(
     return [Run._make(row) for row in found]
 
 
-def owned(
-    connection: Connection, failed: Callable[[int, Exception], None] = damage.leave_out
-) -> list[Run]:
+def owned(connection: Connection, failed: Failed = damage.leave_out) -> list[Run]:
     """Return the QUEUED and RUNNING jobs that depend on the process that owns them."""
     return _readable(connection, *_OWNED, failed)
 

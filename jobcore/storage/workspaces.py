@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from jobcore.errors import DatabaseCorrupt
-from jobcore.storage.damage import read_rows, rowid
+from jobcore.storage.damage import Failed, read_rows, rowid
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import (
     workspace,
@@ -79,7 +79,7 @@ def default_workspace(connection: Connection, now: int) -> UUID:
 def list_workspaces(
     connection: Connection,
     form: Callable[[Row[Any]], T],
-    failed: Callable[[int, Exception], None],
+    failed: Failed,
     *,
     limit: int | None = None,
     after: tuple[int, UUID] | None = None,
@@ -89,7 +89,6 @@ def list_workspaces(
 
     Args:
         form: Converts a row to the returned object.
-        failed: Called with the rowid of each row that cannot be read, and the reason.
         limit: Maximum number in the page; None: all.
         after: Creation time and id of the last one of the page before; None: the first page.
     """
