@@ -97,6 +97,6 @@ def one_of(
     """Return one of the choices."""
     known = list(choices)
     if value not in known:
-        said = ", ".join("None" if one is None else f'"{one}"' for one in known)
-        raise error(f"{what} must be one of {said}, not {shown(value)}")
+        listed = ", ".join("None" if one is None else f'"{one}"' for one in known)
+        raise error(f"{what} must be one of {listed}, not {shown(value)}")
     return value

@@ -74,10 +74,10 @@ from jobcore.operations.arguments import (
     require_methods,
     required_types,
 )
-from jobcore.operations.bookkeeping import Bookkeeper
-from jobcore.operations.deadline import Patience
+from jobcore.operations.bookkeeping import TaskOperations
+from jobcore.operations.deadline import Deadline
 from jobcore.operations.deletion import Deleter
-from jobcore.operations.events import Events, Feed
+from jobcore.operations.events import EventReader, Events
 from jobcore.operations.lookup import (
     Id,
     Listings,
@@ -87,16 +87,16 @@ from jobcore.operations.lookup import (
     require_pipeline,
     require_workspace,
 )
-from jobcore.operations.pipelines import Curator
+from jobcore.operations.pipelines import PipelineOperations
 from jobcore.operations.prune import Pruner
-from jobcore.operations.staging import Staging
+from jobcore.operations.staging import BatchCreator
 from jobcore.operations.submission import (
-    Creator,
+    JobCreator,
 )
 from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
-from jobcore.operations.waiting import Follower
-from jobcore.operations.waiting_async import Awaiter
+from jobcore.operations.waiting import Waiter
+from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage import settlement, store, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
@@ -234,7 +234,7 @@ class JobManager:
     def _assemble(self, launcher: Launcher) -> None:
         """Create the parts that do the work, without starting any of them."""
         self._listings = Listings(self._database, self._clock)
-        self._feed = Feed(self._database, self._listings.leave_out("event"))
+        self._event_reader = EventReader(self._database, self._listings.leave_out("event"))
         # Before the dispatcher: `atexit` runs handlers in reverse order, so that the notifier
         # ends after the dispatcher.
         self._notifier = Notifier(self._database)
@@ -242,10 +242,10 @@ class JobManager:
         self._ownership = ownership = Ownership(directories)
         importer = Importer(self._database, directories, self._clock)
         postponed = Postponement(seconds_of(self._clock))
-        self._staging = staging = Staging(self._database, ownership)
-        self._creator = Creator(self._database, staging, self._clock, ownership)
-        self._curator = Curator(self._database, self._clock, self._executors)
-        self._bookkeeper = Bookkeeper(self._database, self._clock, ownership)
+        self._staging = staging = BatchCreator(self._database, ownership)
+        self._creator = JobCreator(self._database, staging, self._clock, ownership)
+        self._pipelines = PipelineOperations(self._database, self._clock, self._executors)
+        self._tasks = TaskOperations(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
         remover = Remover(self._database, directories, self._clock, postponed)
         self._recovery = Recovery(
@@ -258,9 +258,9 @@ class JobManager:
             ownership,
             postponed,
         )
-        self._follower = Follower(self._database, self._recovery)
-        self._awaiter = Awaiter(self._follower)
-        self._deleter = Deleter(self._database, self._stopper, self._follower, remover, self._clock)
+        self._waiter = Waiter(self._database, self._recovery)
+        self._async_waiter = AsyncWaiter(self._waiter)
+        self._deleter = Deleter(self._database, self._stopper, self._waiter, remover, self._clock)
         self._pruner = Pruner(self._database, remover, self._clock)
         self._dispatcher = Dispatcher(
             database=self._database,
@@ -555,9 +555,7 @@ class JobManager:
         """
         return public(
             Job,
-            self._bookkeeper.start(
-                job_id, checks.one_of(owner, "owner", ("auto", "process", None))
-            ),
+            self._tasks.start(job_id, checks.one_of(owner, "owner", ("auto", "process", None))),
         )
 
     def task(
@@ -601,12 +599,12 @@ class JobManager:
         def begin() -> Job:
             if job_id is not None:
                 self._reconciled(job_id)
-                return public(Job, self._bookkeeper.take_up(job_id))
+                return public(Job, self._tasks.take_up(job_id))
             return self._create([fields], workspace_id, pipeline_id, env_from=WORKER, started=True)[
                 0
             ]
 
-        return Task(begin, self._bookkeeper, self._awaiter)
+        return Task(begin, self._tasks, self._async_waiter)
 
     def claim_job(
         self,
@@ -660,7 +658,7 @@ class JobManager:
     def _claimer(self) -> Claimer:
         from jobcore.operations.claiming import Claimer  # noqa: PLC0415 - loaded by those who need it
 
-        return Claimer(self._bookkeeper, self._follower, self._awaiter)
+        return Claimer(self._tasks, self._waiter, self._async_waiter)
 
     def adopt_task(self, job_id: Id) -> Job:
         """
@@ -678,7 +676,7 @@ class JobManager:
                 owner is dead is already ERROR.
         """
         self._reconciled(job_id)
-        return public(Job, self._bookkeeper.adopt(job_id))
+        return public(Job, self._tasks.adopt(job_id))
 
     def finish_job(self, job_id: Id, exit_code: int = 0) -> Job:
         """
@@ -697,7 +695,7 @@ class JobManager:
             InvalidTransition: It is not RUNNING, or it has a process, whose end decides.
             ArgumentError: `exit_code` is not between 0 and 255.
         """
-        return public(Job, self._bookkeeper.finish(job_id, exit_code))
+        return public(Job, self._tasks.finish(job_id, exit_code))
 
     def append_log(self, job_id: Id, *lines: str | bytes) -> int:
         """
@@ -719,7 +717,7 @@ class JobManager:
             InvalidTransition: It is not RUNNING, or a process writes its log.
             ArgumentError: A line is neither text nor bytes.
         """
-        return self._bookkeeper.append(job_id, checked_lines(lines))
+        return self._tasks.append(job_id, checked_lines(lines))
 
     def report_progress(
         self, job_id: Id, done: float, total: float | None = None, message: str | None = None
@@ -743,8 +741,8 @@ class JobManager:
             InvalidTransition: It is not RUNNING, or a process runs it.
             ArgumentError: A number is negative or not finite, or `message` is not text.
         """
-        said = checked_progress(done, total, message)
-        return public(Job, self._bookkeeper.report(job_id, *said))
+        given = checked_progress(done, total, message)
+        return public(Job, self._tasks.report(job_id, *given))
 
     # --- stopping, cancelling, deleting ---------------------------------------------
 
@@ -1052,7 +1050,7 @@ class JobManager:
         first = checks.count(sequence, "sequence")
         most = checks.optional_count(limit, "limit")
         run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
-        return self._follower.lines(run, first, most, end)
+        return self._waiter.lines(run, first, most, end)
 
     def tail(self, job_id: Id, n: int, *, unfinished: bool = True) -> Iterator[LogLine]:
         """
@@ -1067,7 +1065,7 @@ class JobManager:
         """
         most = checks.count(n, "n")
         run, end = self._run_and_unfinished(job_id) if unfinished else (self._run(job_id), None)
-        return self._follower.last_lines(run, most, end)
+        return self._waiter.last_lines(run, most, end)
 
     def follow(
         self,
@@ -1103,7 +1101,7 @@ class JobManager:
         checked_timeout(timeout)  # now, not at the first next()
         run = self._run(job_id)
         check = self._liveness.begin_wait(self)
-        return self._follower.follow(run, first, timeout, check, unfinished=unfinished)
+        return self._waiter.follow(run, first, timeout, check, unfinished=unfinished)
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """
@@ -1148,7 +1146,7 @@ class JobManager:
         """
         checked_timeout(timeout)
         run = self._run(checked_one(job_id))
-        self._follower.wait(run, timeout, self._liveness.begin_wait(self))
+        self._waiter.wait(run, timeout, self._liveness.begin_wait(self))
         return self._job(run)
 
     def wait_all(self, job_ids: Iterable[Id], timeout: float | None = None) -> list[Job]:
@@ -1168,10 +1166,10 @@ class JobManager:
             ArgumentError: `job_ids` is a single id or not a collection of ids, or `timeout`
                 is not a number.
         """
-        patience = Patience(timeout)
+        deadline = Deadline(timeout)
         waited = [self._run(one) for one in checked_ids(job_ids)]
         check = self._liveness.begin_wait(self)
-        return [self._job(self._follower.wait(run, patience, check)) for run in waited]
+        return [self._job(self._waiter.wait(run, deadline, check)) for run in waited]
 
     def drain(self, timeout: float | None = None) -> None:
         """
@@ -1190,7 +1188,7 @@ class JobManager:
             SpawnError, StoreError: This manager can start or read none of the jobs; see `wait`.
             ArgumentError: `timeout` is not a number.
         """
-        self._follower.drain(self._drained(), self._running_elsewhere, timeout)
+        self._waiter.drain(self._drained(), self._running_elsewhere, timeout)
 
     def wait_async(self, job_id: Id, timeout: float | None = None) -> Coroutine[Any, Any, Job]:
         """
@@ -1211,7 +1209,7 @@ class JobManager:
         """
         checked_timeout(timeout)
         checked_one(job_id)
-        return self._awaiter.wait(
+        return self._async_waiter.wait(
             lambda: self._run(job_id),
             timeout,
             self._liveness.begin_wait(self),
@@ -1237,7 +1235,7 @@ class JobManager:
         """
         checked_timeout(timeout)
         ids = checked_ids(job_ids)
-        return self._awaiter.wait_all(
+        return self._async_waiter.wait_all(
             lambda: [self._run(one) for one in ids],
             timeout,
             self._liveness.begin_wait(self),
@@ -1275,7 +1273,7 @@ class JobManager:
         first = checks.count(sequence, "sequence")
         checked_timeout(timeout)
         check = self._liveness.begin_wait(self)
-        return self._awaiter.follow(
+        return self._async_waiter.follow(
             lambda: self._run(job_id), first, timeout, check, unfinished=unfinished
         )
 
@@ -1292,7 +1290,7 @@ class JobManager:
             ArgumentError: `timeout` is not a number; at this call, not when awaited.
         """
         checked_timeout(timeout)
-        return self._awaiter.drain(self._drained(), self._running_elsewhere, timeout)
+        return self._async_waiter.drain(self._drained(), self._running_elsewhere, timeout)
 
     def recover(self) -> list[Job]:
         """
@@ -1438,7 +1436,7 @@ class JobManager:
         checked_timeout(timeout)  # now, not at the first next()
         statuses, types = checked_statuses(status), checked_types(type)
         wanted = self._filter(workspace_id, pipeline_id, statuses, types)
-        return self._feed.read(known, wanted, limit=most, follow=follow, timeout=timeout)
+        return self._event_reader.read(known, wanted, limit=most, follow=follow, timeout=timeout)
 
     def events_async(
         self,
@@ -1479,7 +1477,7 @@ class JobManager:
         def begin() -> JobFilter:
             return self._filter(workspace_id, pipeline_id, statuses, types)
 
-        return Events(self._feed, begin, known, limit=most, follow=follow, timeout=timeout)
+        return Events(self._event_reader, begin, known, limit=most, follow=follow, timeout=timeout)
 
     def subscribe(
         self,
@@ -1548,7 +1546,7 @@ class JobManager:
             CommandError: The name is not text, or the properties are not a JSON object.
         """
         self._start()
-        made = Workspace.from_row(self._curator.create_workspace(name, properties))
+        made = Workspace.from_row(self._pipelines.create_workspace(name, properties))
         self._dispatcher.wake()
         return made
 
@@ -1560,7 +1558,7 @@ class JobManager:
             WorkspaceNotFound: No workspace has this id.
         """
         if workspace_id is None:
-            return Workspace.from_row(self._curator.default_workspace())
+            return Workspace.from_row(self._pipelines.default_workspace())
         with self._database.read() as connection:
             return public(Workspace, require_workspace(connection, workspace_id))
 
@@ -1599,7 +1597,7 @@ class JobManager:
             WorkspaceNotFound: No workspace has this id.
             CommandError: The name is not text, or the properties are not a JSON object.
         """
-        return Workspace.from_row(self._curator.update_workspace(workspace_id, changes))
+        return Workspace.from_row(self._pipelines.update_workspace(workspace_id, changes))
 
     def delete_workspace(self, workspace_id: Id) -> None:
         """
@@ -1613,7 +1611,7 @@ class JobManager:
             WorkspaceNotFound: No workspace has this id.
         """
         self._start()
-        self._deleter.delete_workspace(self._curator.mark_workspace_deleted(workspace_id))
+        self._deleter.delete_workspace(self._pipelines.mark_workspace_deleted(workspace_id))
 
     def create_pipeline(
         self,
@@ -1658,8 +1656,8 @@ class JobManager:
             WorkspaceNotFound: No workspace has this id.
         """
         self._start()
-        said = {"name": name, "command": command, **fields}
-        made = Pipeline.from_row(self._curator.create_pipeline(said, workspace_id=workspace_id))
+        given = {"name": name, "command": command, **fields}
+        made = Pipeline.from_row(self._pipelines.create_pipeline(given, workspace_id=workspace_id))
         self._dispatcher.wake()
         return made
 
@@ -1718,7 +1716,7 @@ class JobManager:
             PipelineExists: Another pipeline of the workspace has this name.
         """
         self._start()
-        changed = Pipeline.from_row(self._curator.update_pipeline(pipeline_id, changes))
+        changed = Pipeline.from_row(self._pipelines.update_pipeline(pipeline_id, changes))
         self._dispatcher.wake()
         return changed
 
@@ -1735,7 +1733,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
         """
         self._start()
-        self._deleter.delete_pipeline(self._curator.mark_pipeline_deleted(pipeline_id))
+        self._deleter.delete_pipeline(self._pipelines.mark_pipeline_deleted(pipeline_id))
 
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
         """
@@ -1817,7 +1815,7 @@ class JobManager:
             return  # always so when `close` is called again
         seconds = self._stopper.stop_all(running) + STOP_PATIENCE
         if self._dispatcher.exiting:
-            self._follower.wait_softly(running, seconds)
+            self._waiter.wait_softly(running, seconds)
         else:
             self._dispatcher.wait_until_settled({run.number for run in running}, seconds)
 

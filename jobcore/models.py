@@ -360,8 +360,8 @@ class Job(_Public):
         """Return the public form of a stored job, given the columns of its row by name."""
         fields = cls._read(columns)
         if fields["progress_at"] is not None:
-            said = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
-            fields["progress"] = {**said, "at": _stored_moment(said["at"], "progress_at")}
+            progress = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
+            fields["progress"] = {**progress, "at": _stored_moment(progress["at"], "progress_at")}
         else:
             fields["progress"] = None
         fields["line_count"] = fields["next_sequence"]

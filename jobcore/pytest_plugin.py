@@ -42,10 +42,10 @@ def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobManager]
     directory, a descriptor, or a manager that was not closed. The failure names it, and it
     is removed.
     """
-    from jobcore.testing.fixtures import lend  # noqa: PLC0415 - not at pytest's start
+    from jobcore.testing.fixtures import isolated_manager  # noqa: PLC0415 - not at pytest's start
 
     wanted = request.fixturenames
-    with lend(
+    with isolated_manager(
         tmp_path / "jobs.db",
         clock=request.getfixturevalue("job_clock") if "job_clock" in wanted else None,
         scripts=request.getfixturevalue("job_scripts") if "job_scripts" in wanted else None,

@@ -27,7 +27,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 #: For help texts: the possible statuses.
 STATUSES = "QUEUED, RUNNING, COMPLETE, ERROR or STOPPED, in any case; may be given again"
 #: Number of ids that are shown if a short form is ambiguous.
-TOLD = 5
+MOST_IDS = 5
 #: Exit codes besides the job's own, 1 for errors and 2 for wrong use. They are the same as
 #: those of `timeout` and of shells.
 TIMED_OUT, INTERRUPTED, UNREAD = 124, 130, 141
@@ -46,7 +46,7 @@ class PlainHelp(TyperCommand):
         _write_options(self, ctx, formatter)
 
 
-class _Verbs(TyperGroup):
+class _CommandGroup(TyperGroup):
     """Turns every error of a command into one line and an exit code."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -224,7 +224,7 @@ def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 app = _App(
-    cls=_Verbs,
+    cls=_CommandGroup,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -319,10 +319,10 @@ def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
 def full_id(jobs: JobManager, text: str) -> UUID | str:
     """Return the id of the only job whose id begins with `text`; `text` itself if there is none."""
     try:
-        found = [str(job.id) for job in jobs.find_jobs(text, limit=TOLD + 1)]
+        found = [str(job.id) for job in jobs.find_jobs(text, limit=MOST_IDS + 1)]
     except ValueError:
         return text  # not an id, or an id in another form, such as {...}
     if len(found) > 1:
-        told = ", ".join(found[:TOLD]) + (", ..." if len(found) > TOLD else "")
-        raise CommandError(f"several jobs have an id that begins with {text!r}: {told}")
+        shown = ", ".join(found[:MOST_IDS]) + (", ..." if len(found) > MOST_IDS else "")
+        raise CommandError(f"several jobs have an id that begins with {text!r}: {shown}")
     return found[0] if found else text

@@ -180,7 +180,7 @@ def tell_delays() -> None:
     logging.getLogger("jobcore").addHandler(_Delays())
 
 
-def take_leave(jobs: JobManager, job_id: UUID) -> None:
+def say_state(jobs: JobManager, job_id: UUID) -> None:
     """Print the state of a job that is not shown any more; nothing if it cannot be read."""
     try:
         job = jobs.get_job(job_id)

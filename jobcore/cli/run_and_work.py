@@ -214,7 +214,7 @@ def run(
             raise
         except (OSError, StoreError):
             if started:  # otherwise recovery cancels it, because it is reserved by this process
-                foreground.take_leave(jobs, job.id)
+                foreground.say_state(jobs, job.id)
             raise
     if ended.reason is Reason.SPAWN_FAILED and not shell:
         foreground.hint(command or [])

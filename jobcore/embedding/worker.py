@@ -42,7 +42,7 @@ except ImportError:  # pragma: no cover - a Python without its C modules
 #: Seconds that a caller waits for a free thread by default.
 PATIENCE = 30.0
 #: Maximum number of threads for directory work. Several, because a file system may hang.
-HANDS_MOST = 32
+MOST_DIRECTORY_THREADS = 32
 #: Seconds without a call after which a thread ends.
 IDLE = 1.0
 #: Seconds that an interrupted caller waits for a call that has begun.
@@ -194,7 +194,7 @@ class Call(Generic[T]):
                 self.error = None  # breaks the reference cycle through the traceback
         return cast("T", self._result)
 
-    def tell(self, interrupt: BaseException) -> None:
+    def add_note(self, interrupt: BaseException) -> None:
         """Add a note on the call's outcome to the exception that interrupted the caller."""
         what = f" ({self.about})" if self.about else ""
         if not self.done:
@@ -210,7 +210,7 @@ class Call(Generic[T]):
             interrupt.__notes__ = [*notes, note]  # type: ignore[attr-defined]
 
 
-class _Seat:
+class _WorkerThread:
     """
     The place of one thread of a worker.
 
@@ -291,7 +291,7 @@ class Worker:
         """Reset all state in a forked child, which has no threads and no waiting calls."""
         self._queue: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._returned: deque[Call[Any]] = deque()
-        self._seats: dict[int, _Seat] = {}
+        self._threads: dict[int, _WorkerThread] = {}
         self._inline: dict[str, tuple[int, FrameType]] = {}
         self._parked = False
 
@@ -338,7 +338,7 @@ class Worker:
                     break
                 call.answered.acquire(True, min(left, LOOK) if left > 0 else LOOK)
                 if not call.done:
-                    self._look_after(call, queue)
+                    self._check_progress(call, queue)
         except BaseException as interrupt:
             until = time.monotonic() + GRACE
             tries = 0
@@ -349,7 +349,7 @@ class Worker:
                         break
                     while not call.done and (left := until - time.monotonic()) > 0:
                         call.answered.acquire(True, left)
-                    call.tell(interrupt)
+                    call.add_note(interrupt)
                     break
                 except BaseException:  # noqa: BLE001, S112 - another Ctrl-C: raise the first one
                     continue
@@ -362,7 +362,7 @@ class Worker:
         """Tell whether the calling thread is making a call of this worker."""
         me = _thread.get_ident()
         holder = self._inline.get("")
-        return any(seat.ident == me for seat in list(self._seats.values())) or (
+        return any(thread.ident == me for thread in list(self._threads.values())) or (
             holder is not None and holder[0] == me and not is_over(holder[1])
         )
 
@@ -375,18 +375,18 @@ class Worker:
             if self._shared:  # a fork waits for this caller, so the caller must not wait for it
                 self._make_waiting_calls_here()
             return
-        if sys.is_finalizing() and any(not one.idle for one in list(self._seats.values())):
+        if sys.is_finalizing() and any(not one.idle for one in list(self._threads.values())):
             # The interpreter has stopped the thread in the middle of its work, for good.
             raise DatabaseBusy(f"{self._name}: the interpreter exits")
         if sys.is_finalizing() or not threads_run():
             self._make_waiting_calls_here()
             return
         for number in range(self._most):
-            seat = self._seats.get(number)
-            if seat is None:
+            thread = self._threads.get(number)
+            if thread is None:
                 self._start(number)
                 return
-            if seat.idle:
+            if thread.idle:
                 return
 
     def _start(self, number: int) -> None:
@@ -395,23 +395,23 @@ class Worker:
             _rest_at_exit(self)
             if self._shared:
                 GATE.watch(self)
-        seat = _Seat()
-        if self._seats.setdefault(number, seat) is not seat:
+        thread = _WorkerThread()
+        if self._threads.setdefault(number, thread) is not thread:
             return  # another caller is starting it
         try:
-            _thread.start_new_thread(self._run, (number, seat))
+            _thread.start_new_thread(self._run, (number, thread))
         except RuntimeError:
             # The system allows no more threads, or the interpreter is about to exit. If no
             # earlier thread runs, make the calls in the caller's thread.
-            self._vacate(number, seat)
-            if not any(seat.running for seat in list(self._seats.values())):
+            self._vacate(number, thread)
+            if not any(thread.running for thread in list(self._threads.values())):
                 self._make_waiting_calls_here()
 
-    def _vacate(self, number: int, seat: _Seat) -> None:
-        if self._seats.get(number) is seat:
-            self._seats.pop(number, None)
+    def _vacate(self, number: int, thread: _WorkerThread) -> None:
+        if self._threads.get(number) is thread:
+            self._threads.pop(number, None)
 
-    def _look_after(self, call: Call[Any], queue: SimpleQueue[Call[Any] | None]) -> None:
+    def _check_progress(self, call: Call[Any], queue: SimpleQueue[Call[Any] | None]) -> None:
         """Check why a call has no outcome yet. Usually it just takes long."""
         if queue is not self._queue:
             # This is a forked child, and the call belongs to its parent.
@@ -419,19 +419,19 @@ class Worker:
             call.fail(StoreError(f"{self._name}: this process was forked in the middle of a call"))
             return
         now = time.monotonic()
-        for number, seat in list(self._seats.items()):
-            if seat.pid != os.getpid() or seat.is_dead:
+        for number, thread in list(self._threads.items()):
+            if thread.pid != os.getpid() or thread.is_dead:
                 # C code forked without running hooks, or an exception from outside ended it.
-                _OWN.discard(seat.ident)
-                self._vacate(number, seat)
-            elif now - seat.started > self._start_patience and seat.give_up():
+                _OWN.discard(thread.ident)
+                self._vacate(number, thread)
+            elif now - thread.started > self._start_patience and thread.give_up():
                 # The thread that started it was interrupted, or threads do not run here.
-                self._vacate(number, seat)
+                self._vacate(number, thread)
                 if self._start_patience >= START_LAST:
                     self._make_waiting_calls_here()
                     return
                 self._start_patience *= 2
-        if call.has_begun and not call.done and not self._seats and not self._inline:
+        if call.has_begun and not call.done and not self._threads and not self._inline:
             call.fail(StoreError(f"{self._name}: the thread was ended; outcome unknown"))
             return
         self._require_thread()
@@ -463,44 +463,44 @@ class Worker:
 
     # --- the thread --------------------------------------------------------------------
 
-    def _run(self, number: int, seat: _Seat) -> None:
+    def _run(self, number: int, thread: _WorkerThread) -> None:
         try:
-            seat.ident, seat.native = _thread.get_ident(), _thread.get_native_id()
-            if not seat.take():
+            thread.ident, thread.native = _thread.get_ident(), _thread.get_native_id()
+            if not thread.take():
                 return  # it began too late: another thread has its place
             self._start_patience = START_FIRST
             begin_own_thread()
-            while self._seats.get(number) is seat:
+            while self._threads.get(number) is thread:
                 try:
-                    if not self._step(seat):
+                    if not self._step(thread):
                         return
                 except BaseException as error:  # noqa: BLE001 - injected into this thread
                     telemetry.event(logging.ERROR, "thread interrupted", error=repr(error))
-                    if seat.call is not None:
-                        self.break_off([seat.call], error)
+                    if thread.call is not None:
+                        self.break_off([thread.call], error)
         finally:
             for _ in range(100):
                 try:
-                    self._leave(number, seat)
+                    self._leave(number, thread)
                     break
-                except BaseException:  # noqa: BLE001, S112 - injected: the seat must be freed
+                except BaseException:  # noqa: BLE001, S112 - injected: the thread must be freed
                     continue
 
-    def _leave(self, number: int, seat: _Seat) -> None:
-        """Free the seat of this thread. Idempotent."""
+    def _leave(self, number: int, thread: _WorkerThread) -> None:
+        """Free the thread of this thread. Idempotent."""
         try:
             self._at_end()
         finally:
             end_own_thread()
-            self._vacate(number, seat)
+            self._vacate(number, thread)
         if not (self._parked or (self._queue.empty() and not self._returned)):
             self._require_thread()  # a call came while the thread was ending
 
-    def _step(self, seat: _Seat) -> bool:
+    def _step(self, thread: _WorkerThread) -> bool:
         """Make one call; False: there was none for `IDLE` seconds, or the thread must end."""
-        seat.idle = True
-        seat.call = call = None if self._parked else self.take(IDLE)
-        seat.idle = False
+        thread.idle = True
+        thread.call = call = None if self._parked else self.take(IDLE)
+        thread.idle = False
         if call is None:
             return False
         if self._parked:
@@ -509,7 +509,7 @@ class Worker:
         if self._most > 1 and not self._queue.empty():
             self._require_thread()
         self._serve(call)
-        seat.call = None
+        thread.call = None
         return True
 
     def break_off(self, calls: list[Call[Any]], error: BaseException) -> None:
@@ -556,17 +556,17 @@ class Worker:
         deadline = time.monotonic() + patience
         me = _thread.get_ident()
         ended: list[int] = []
-        while seats := self._own_seats():
+        while threads := self._own_threads():
             if sys.is_finalizing():
                 break  # the interpreter has stopped the threads
             self._give_up_late_ones()
-            for seat in seats:
-                if seat.native not in ended:
-                    ended.append(seat.native)
+            for thread in threads:
+                if thread.native not in ended:
+                    ended.append(thread.native)
                     self._queue.put(None)
-            if me in _OWN and all(seat.native == _thread.get_native_id() for seat in seats):
+            if me in _OWN and all(thread.native == _thread.get_native_id() for thread in threads):
                 break
-            if idle_only and not any(seat.idle or not seat.running for seat in seats):
+            if idle_only and not any(thread.idle or not thread.running for thread in threads):
                 break
             if time.monotonic() > deadline:
                 break
@@ -574,17 +574,17 @@ class Worker:
         for native in ended:
             if native != _thread.get_native_id():
                 _wait_for_end(native)
-        return not self._own_seats()
+        return not self._own_threads()
 
     def _give_up_late_ones(self) -> None:
-        """Free the seats of threads that never began, as after an interrupt before their start."""
-        for number, seat in list(self._seats.items()):
-            if time.monotonic() - seat.started > START_FIRST and seat.give_up():
-                self._vacate(number, seat)
+        """Free the places of threads that never began, as after an interrupt before their start."""
+        for number, thread in list(self._threads.items()):
+            if time.monotonic() - thread.started > START_FIRST and thread.give_up():
+                self._vacate(number, thread)
 
-    def _own_seats(self) -> list[_Seat]:
-        """Return the seats of this process; in a child that C code has forked there are none."""
-        return [seat for seat in list(self._seats.values()) if seat.pid == os.getpid()]
+    def _own_threads(self) -> list[_WorkerThread]:
+        """Return the threads of this process; in a child that C code has forked there are none."""
+        return [thread for thread in list(self._threads.values()) if thread.pid == os.getpid()]
 
     def close(self, reason: str, patience: float = END) -> bool:
         """Refuse every further call with this reason, and end the threads as `park` does."""
@@ -645,7 +645,7 @@ def handed_over(function: Callable[P, T]) -> Callable[P, T]:
     def hand_over(*args: P.args, **options: P.kwargs) -> T:
         if is_own_thread():
             return function(*args, **options)
-        return HANDS.call(functools.partial(function, *args, **options))
+        return DIRECTORY_WORKER.call(functools.partial(function, *args, **options))
 
     return hand_over
 
@@ -686,4 +686,4 @@ def _wait_for_end(native: int) -> None:
 
 #: Does the directory work of all callers in this process. It belongs to no manager, so it is
 #: never closed.
-HANDS = Worker("jobcore-hands", most=HANDS_MOST, shared=True)
+DIRECTORY_WORKER = Worker("jobcore-directories", most=MOST_DIRECTORY_THREADS, shared=True)

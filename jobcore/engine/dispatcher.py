@@ -127,7 +127,7 @@ class Dispatcher:
         self._then: Callable[[], None] | None = None  # called at the end of the thread
         self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
         self.liveness = Liveness(self, directories, ownership, self._queue, postponed)
-        self._start_afresh()
+        self._reset()
         # Only a clock that is moved by hand has `watch`.
         watch = getattr(clock, "watch", None)
         self._unwatch: Callable[[], None] | None = (
@@ -300,9 +300,9 @@ class Dispatcher:
     def after_fork_in_child(self) -> None:
         """Leave thread and jobs to the parent; the child starts its own thread when needed."""
         self._loop.forget()
-        self._start_afresh()
+        self._reset()
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         self._claiming = True
         self._resting = False  # whether the last round failed
         self._look = True  # whether the next round looks at the queue

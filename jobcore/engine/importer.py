@@ -361,21 +361,21 @@ class Importer:
             The run as it is then; None if it has been removed.
         """
         run = harvest.run
-        loose = log_segments.loose_behind(run.loose, harvest.slices, harvest.next_sequence)
+        unmerged = log_segments.unmerged_after(run.unmerged, harvest.slices, harvest.next_sequence)
         if harvest.slices or harvest.offset != run.spool_offset:
             if not transitions.advance_if_at(
                 connection,
                 run,
                 offset=harvest.offset,
                 next_sequence=harvest.next_sequence,
-                loose=loose,
+                unmerged=unmerged,
                 report=harvest.report,
             ):
                 # Another process has already imported this.
                 return transitions.find(connection, run.number)
             if harvest.slices:
                 log_segments.append_slices(
-                    connection, run.number, harvest.slices, before=run.loose, behind=loose
+                    connection, run.number, harvest.slices, before=run.unmerged, after=unmerged
                 )
             failpoints.reach(failpoints.IMPORT_WRITTEN, self._database)
         if harvest.exit is not None:
@@ -383,7 +383,7 @@ class Importer:
             if final is not None:
                 if harvest.result is not None and final.status == Status.COMPLETE:
                     settlement.store_result(connection, run.number, *harvest.result)
-                if run.loose_bytes and loose[0] == run.loose_sequence:
+                if run.loose_bytes and unmerged[0] == run.loose_sequence:
                     log_segments.merge(connection, run.number, run.loose_sequence)
                 failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)
                 return final

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.worker import HANDS, handed_over
+from jobcore.embedding.worker import DIRECTORY_WORKER, handed_over
 from jobcore.engine import orphans
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
@@ -165,7 +165,7 @@ class Recovery:
             self._reconcile_softly, run, patience=READ_PATIENCE, kill=kill, until=until
         )
         try:
-            return HANDS.call(softly, patience=READ_PATIENCE)
+            return DIRECTORY_WORKER.call(softly, patience=READ_PATIENCE)
         except DatabaseBusy as error:
             self._postpone(run, error)
             return run

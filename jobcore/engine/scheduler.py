@@ -267,7 +267,7 @@ class Scheduler:
         def fetch(connection: Connection) -> list[tuple[Row[Any], int]]:
             fetched = []
             for one in put_off:
-                start = now + settlement.pause_behind(one.attempt - 1)
+                start = now + settlement.pause_after(one.attempt - 1)
                 if schedules.fetch_back_if_queued(connection, one.number, one.not_before, start):
                     fetched.append((one, start))
             return fetched
@@ -362,7 +362,7 @@ def _write(connection: Connection, pipeline: Row[Any], taken: _Taken, now: int) 
 def _waits_too_long(retry: Row[Any], now: int) -> bool:
     """Tell whether a retry has longer to wait than its whole pause."""
     try:
-        longest = settlement.pause_behind(retry.attempt - 1) + RETRY_SET_BACK * 1e6
+        longest = settlement.pause_after(retry.attempt - 1) + RETRY_SET_BACK * 1e6
         return bool(retry.not_before - now > longest)
     except TypeError:
         return False  # the row is damaged; go on with the others

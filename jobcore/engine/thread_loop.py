@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.interrupts import Lock
-from jobcore.embedding.worker import HANDS, begin_own_thread, end_own_thread
+from jobcore.embedding.worker import DIRECTORY_WORKER, begin_own_thread, end_own_thread
 from jobcore.errors import SpawnError
 
 #: Seconds that the interpreter's exit waits for the current turn.
@@ -77,7 +77,7 @@ class Loop:
             SpawnError: The system has no thread or no descriptors left. Nothing stays open.
         """
         if self._thread is None and not self.closing:
-            HANDS.call(self._start)
+            DIRECTORY_WORKER.call(self._start)
 
     def _start(self) -> None:
         with self._starting:

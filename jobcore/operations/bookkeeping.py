@@ -25,7 +25,7 @@ FOR_PEOPLE = ("PROFILE_",)
 _PAST_DAMAGED = 1000
 
 
-class Bookkeeper:
+class TaskOperations:
     """Changes jobs that have no process."""
 
     def __init__(self, database: Database, clock: Clock, ownership: Ownership) -> None:

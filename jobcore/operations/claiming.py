@@ -9,10 +9,10 @@ from sqlalchemy import Row
 from jobcore.errors import DatabaseBusy, WaitTimeout
 from jobcore.models import Job
 from jobcore.operations.async_backend import cancel_again, in_thread_to_its_end
-from jobcore.operations.bookkeeping import Bookkeeper
-from jobcore.operations.deadline import Patience
-from jobcore.operations.waiting import Follower
-from jobcore.operations.waiting_async import Awaiter
+from jobcore.operations.bookkeeping import TaskOperations
+from jobcore.operations.deadline import Deadline
+from jobcore.operations.waiting import Waiter
+from jobcore.operations.waiting_async import AsyncWaiter
 
 #: Seconds that a claim in an event loop waits for the write lock before it tries again. It is
 #: short because the claim cannot be cancelled meanwhile.
@@ -22,35 +22,35 @@ BUSY_PATIENCE = 0.25
 class Claimer:
     """Starts queued jobs for this process, one at a time."""
 
-    def __init__(self, bookkeeper: Bookkeeper, follower: Follower, awaiter: Awaiter) -> None:
-        self._bookkeeper = bookkeeper
-        self._follower = follower
-        self._awaiter = awaiter
+    def __init__(self, tasks: TaskOperations, waiter: Waiter, async_waiter: AsyncWaiter) -> None:
+        self._tasks = tasks
+        self._waiter = waiter
+        self._async_waiter = async_waiter
 
     def claim(self, types: tuple[str, ...], timeout: float | None) -> Row[Any] | None:
         """Return a job, RUNNING now; None if there was none within `timeout` seconds."""
         claimed: list[Row[Any]] = []
 
         def attempt() -> bool:
-            row = self._bookkeeper.claim_next(types)
+            row = self._tasks.claim_next(types)
             if row is not None:
                 claimed.append(row)
             return row is not None
 
         try:
-            self._follower.wait_for(attempt, timeout, "no job is queued")
+            self._waiter.wait_for(attempt, timeout, "no job is queued")
         except WaitTimeout:
             return None
         return claimed[0]
 
     async def claim_async(self, types: tuple[str, ...], timeout: float | None) -> Job | None:
         """Do what `claim` does, in an event loop; a caller that is cancelled has no job."""
-        patience = Patience(timeout)
+        deadline = Deadline(timeout)
         while True:
-            left = None if timeout is None else patience.left
+            left = None if timeout is None else deadline.left
             try:
-                await self._awaiter.wait_for(
-                    lambda: self._bookkeeper.has_next(types), left, "no job is queued"
+                await self._async_waiter.wait_for(
+                    lambda: self._tasks.has_next(types), left, "no job is queued"
                 )
             except WaitTimeout:
                 return None
@@ -65,6 +65,6 @@ class Claimer:
 
     def _claim_soon(self, types: tuple[str, ...]) -> Row[Any] | None:
         try:
-            return self._bookkeeper.claim_next(types, patience=BUSY_PATIENCE)
+            return self._tasks.claim_next(types, patience=BUSY_PATIENCE)
         except DatabaseBusy:
             return None

@@ -8,7 +8,7 @@ from jobcore.errors import WaitTimeout
 from jobcore.operations.arguments import checked_timeout
 
 
-class Patience:
+class Deadline:
     """
     A deadline, `timeout` seconds from now.
 
@@ -36,9 +36,9 @@ class Patience:
         return time.monotonic() > self._deadline
 
     @classmethod
-    def of(cls, timeout: float | Patience | None) -> Patience:
+    def of(cls, timeout: float | Deadline | None) -> Deadline:
         """Return a new deadline, or `timeout` itself if it is one that several waits share."""
-        return timeout if isinstance(timeout, Patience) else cls(timeout)
+        return timeout if isinstance(timeout, Deadline) else cls(timeout)
 
     def error(self, what: object) -> WaitTimeout:
         """Return a `WaitTimeout` that says what was still the case at the deadline."""

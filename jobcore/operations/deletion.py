@@ -14,7 +14,7 @@ from jobcore.engine.remover import REMOVED_AT_ONCE, Remover, Throttle
 from jobcore.engine.stopper import Stopper
 from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.operations.lookup import Id, parse_id
-from jobcore.operations.waiting import Follower
+from jobcore.operations.waiting import Waiter
 from jobcore.storage import damage, deletion, store, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
@@ -28,13 +28,13 @@ class Deleter:
         self,
         database: Database,
         stopper: Stopper,
-        follower: Follower,
+        waiter: Waiter,
         remover: Remover,
         clock: Clock,
     ) -> None:
         self._database = database
         self._stopper = stopper
-        self._follower = follower
+        self._waiter = waiter
         self._remover = remover
         self._clock = clock
 
@@ -80,7 +80,7 @@ class Deleter:
         if not marked.final:
             self._stopper.deliver(marked)
         try:
-            self._follower.wait(marked)
+            self._waiter.wait(marked)
         except JobDeleted:
             return  # another manager's sweep has finished it
         self._remover.remove_jobs(marked.number)
@@ -106,7 +106,7 @@ class Deleter:
             self._remover.remove_damaged(number)  # nothing else can end it
         for run in active:
             try:
-                self._follower.wait(run)
+                self._waiter.wait(run)
             except JobDeleted:
                 continue  # another manager's sweep has finished it
             except DatabaseCorrupt:

@@ -264,13 +264,13 @@ class _Examination:
             yield _ok(check, "every table, index and trigger is as jobcore made it")
 
     def _integrity(self, check: str) -> Iterator[Finding]:
-        said = self._ask(_rows("PRAGMA integrity_check(5)"))
+        answer = self._ask(_rows("PRAGMA integrity_check(5)"))
         orphans = self._ask(_rows("PRAGMA foreign_key_check"))
-        if said != [("ok",)]:
-            yield _wrong(check, "; ".join(text for (text,) in said))
+        if answer != [("ok",)]:
+            yield _wrong(check, "; ".join(text for (text,) in answer))
         if orphans:
             yield _wrong(check, f"{len(orphans)} rows refer to a missing row, in {orphans[0][0]}")
-        if said == [("ok",)] and not orphans:
+        if answer == [("ok",)] and not orphans:
             yield _ok(check, "every page and every reference is in order")
 
     def _rows(self, check: str) -> Iterator[Finding]:
@@ -445,20 +445,20 @@ class _Examination:
 
     def _schedules(self, check: str) -> Iterator[Finding]:
         scheduled: dict[tuple[str, str], list[str]] = {}
-        for name, *said in self._ask(
+        for name, *schedule in self._ask(
             _rows(
                 "SELECT name, schedule, coalesce(time_zone, 'UTC') FROM pipeline "
                 "WHERE schedule IS NOT NULL AND deleted_at IS NULL ORDER BY name"
             )
         ):
-            scheduled.setdefault((str(said[0]), str(said[1])), []).append(repr(name))
+            scheduled.setdefault((str(schedule[0]), str(schedule[1])), []).append(repr(name))
         wrong = False
         for (expression, zone), names in scheduled.items():
             try:
                 Schedule(expression, zone)
             except ScheduleError as error:
                 wrong = True
-                yield _wrong(check, f"never run here: {_some(names)}: {_short(error)}")
+                yield _wrong(check, f"do not run here: {_some(names)}: {_short(error)}")
         if not wrong:
             yield _ok(check, "every schedule and time zone is valid here")
 
@@ -574,8 +574,8 @@ def _as_text(raw: bytes) -> str:
 
 def _short(error: Exception) -> str:
     """Return the text of an error, cut, because it may quote a long damaged value."""
-    said = ascii(str(error))[1:-1]
-    return said if len(said) <= 200 else f"{said[:200]}..."
+    text = ascii(str(error))[1:-1]
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _rows(statement: str) -> Callable[[sqlite3.Connection], list[tuple[Any, ...]]]:

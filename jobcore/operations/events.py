@@ -50,7 +50,7 @@ class Page(NamedTuple):
     seen: int
 
 
-class Feed:
+class EventReader:
     """
     Reads events.
 
@@ -169,12 +169,12 @@ class Events(AsyncIterator[Event]):
     Args:
         feed: Reads events, in threads.
         begin: Returns the filter, after looking up its ids in the database; called in a thread.
-        after, limit, follow, timeout: As for `Feed.read`.
+        after, limit, follow, timeout: As for `EventReader.read`.
     """
 
     def __init__(
         self,
-        feed: Feed,
+        feed: EventReader,
         begin: Callable[[], JobFilter],
         after: int | None,
         *,
@@ -182,7 +182,7 @@ class Events(AsyncIterator[Event]):
         follow: bool,
         timeout: float | None,
     ) -> None:
-        self._feed = feed
+        self._event_reader = feed
         self._begin = begin
         self._from = after
         self._left = limit
@@ -234,12 +234,14 @@ class Events(AsyncIterator[Event]):
         page = self._page
         if page is not None and not page.more:
             await self._rest(page)
-        self._page = page = await in_thread(self._feed.look, self._after, self._wanted, self._last)
+        self._page = page = await in_thread(
+            self._event_reader.look, self._after, self._wanted, self._last
+        )
         self._after = page.after
         self._ready.extend(page.events)
 
     def _start(self) -> tuple[JobFilter, tuple[int, int]]:
-        return self._begin(), self._feed.begin(self._from)
+        return self._begin(), self._event_reader.begin(self._from)
 
     async def _rest(self, page: Page) -> None:
         """
@@ -256,7 +258,7 @@ class Events(AsyncIterator[Event]):
                 raise StopAsyncIteration
             await sleep(min(pause, left))
             pause = min(pause * 2, LOOK_LONGEST)
-            if self._feed.is_stale(page.seen):
-                version = await in_thread(self._feed.version)
+            if self._event_reader.is_stale(page.seen):
+                version = await in_thread(self._event_reader.version)
                 if version != page.seen:
                     return

@@ -270,8 +270,8 @@ class Listings:
     def left_out(self) -> list[str]:
         """Return a line for each damaged row that has not been read since, with the cause."""
         failures = list(self._damaged.failures().items())
-        said = [f"{key} cannot be read: {one.error}" for key, one in failures[:MOST_LISTED]]
-        return said + [f"and {len(failures) - MOST_LISTED} more"] * (len(failures) > MOST_LISTED)
+        lines = [f"{key} cannot be read: {one.error}" for key, one in failures[:MOST_LISTED]]
+        return lines + [f"and {len(failures) - MOST_LISTED} more"] * (len(failures) > MOST_LISTED)
 
     def _note(self, kind: str, failed: dict[int, Exception]) -> None:
         for rowid, error in failed.items():

@@ -55,7 +55,7 @@ CATCH_UP = ("skip", "last", "all")
 LONGEST_LATE = 366 * 86400.0
 
 
-class Curator:
+class PipelineOperations:
     """
     Creates, changes and hides workspaces and pipelines.
 
@@ -166,14 +166,14 @@ class Curator:
             )
             if blocker is not None:
                 raise PipelineAlreadyRunning(row.id, blocker.id)
-            fields = _changed(_as_said(row), changes)
+            fields = _changed(_stored_fields(row), changes)
             values = _checked(fields)
             if {"command", "script"} & set(changes):
                 self._refuse_idle(values)
             if values["command"] is None and _names_place(changes):
                 raise CommandError(NOWHERE)
             if {"schedule", "time_zone"} & set(changes):
-                values |= _next_tick_behind(row, fields, now)
+                values |= _next_tick_after(row, fields, now)
             if "name" in changes:
                 _refuse_taken(connection, row.workspace_id, values["name"], row)
                 pipelines.remove_notes(connection, row.id, "name")
@@ -288,34 +288,34 @@ def _links(
     return list(links.values())
 
 
-def _as_said(row: Row[Any]) -> dict[str, Any]:
+def _stored_fields(row: Row[Any]) -> dict[str, Any]:
     """Return the arguments that describe a stored pipeline."""
-    said = {name: getattr(row, name) for name in FIELDS if name not in ("command", "cwd", "env")}
+    stored = {name: getattr(row, name) for name in FIELDS if name not in ("command", "cwd", "env")}
     if row.command is None:
-        return {**said, "command": None}
+        return {**stored, "command": None}
     command = Command.from_json(row.command)
     # If the command was made from the script, the caller gave only directory and environment.
     of_script = row.script is not None and command == Command(
         row.script, shell=True, cwd=command.cwd, env=command.env
     )
     return {
-        **said,
+        **stored,
         "command": None if of_script else command,
         "cwd": command.cwd,
         "env": command.env,
     }
 
 
-def _changed(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that describe a pipeline after changes; other fields stay."""
     if isinstance(changes.get("command"), Command):  # it has its own directory and environment
-        said = {name: said[name] for name in said if name not in ("cwd", "env")}
-        return {**said, **changes}
-    unsaid = {"cwd": os.curdir, "env": {}}  # None means "the default", not "unchanged"
+        stored = {name: stored[name] for name in stored if name not in ("cwd", "env")}
+        return {**stored, **changes}
+    defaults = {"cwd": os.curdir, "env": {}}  # None means "the default", not "unchanged"
     return {
-        **said,
+        **stored,
         **changes,
-        **{name: unsaid[name] for name in unsaid if name in changes and changes[name] is None},
+        **{name: defaults[name] for name in defaults if name in changes and changes[name] is None},
     }
 
 
@@ -400,7 +400,7 @@ def _next_tick(fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
     return {"next_tick": from_datetime(tick), "tick_offset": schedule.offset_at(tick)}
 
 
-def _next_tick_behind(row: Row[Any], fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
+def _next_tick_after(row: Row[Any], fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
     """Return the columns for the next tick of a stored pipeline after its fields changed."""
     found = _next_tick(fields, now)
     tick = found["next_tick"]

@@ -36,7 +36,7 @@ ABANDONED = (
 _LEFT: set[tuple[str, int]] = set()
 
 
-class Staging:
+class BatchCreator:
     """
     Creates batches of jobs.
 

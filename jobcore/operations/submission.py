@@ -14,7 +14,7 @@ from jobcore.embedding import failpoints
 from jobcore.engine.ownership import Ownership
 from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_workspace
-from jobcore.operations.staging import Staging
+from jobcore.operations.staging import BatchCreator
 from jobcore.storage import environments, store, transitions, workspaces
 from jobcore.storage.database import Database
 
@@ -22,7 +22,7 @@ from jobcore.storage.database import Database
 STAGED_FROM = 1000
 
 
-class Creator:
+class JobCreator:
     """
     Creates jobs: each call in one transaction, unless there are very many.
 
@@ -34,7 +34,7 @@ class Creator:
     """
 
     def __init__(
-        self, database: Database, staging: Staging, clock: Clock, ownership: Ownership
+        self, database: Database, staging: BatchCreator, clock: Clock, ownership: Ownership
     ) -> None:
         self._database = database
         self._staging = staging

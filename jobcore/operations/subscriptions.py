@@ -41,7 +41,7 @@ class Subscription:
         self.ended = False
         self._callback = callback
 
-    def tell(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
         """Call the callback unless the subscription has ended; log what it raises."""
         if self.ended:
             return
@@ -66,7 +66,7 @@ class Notifier(Observer):
     """
 
     _changing: Lock  # held during each change of the subscriptions
-    _told: Bell  # rung when the queue becomes empty
+    _delivered: Bell  # rung when the queue becomes empty
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -74,12 +74,12 @@ class Notifier(Observer):
         self._loop = Loop("jobcore-notifier", self._turn, self._end)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._deadline: float | None = None  # by the monotonic clock; set by `drain`
-        self._start_afresh()
+        self._reset()
         GATE.watch(self)
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         self._changing = Lock()
-        self._told = Bell()
+        self._delivered = Bell()
         #: Each entry with the subscriptions at the time of its commit.
         self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
         self._mark: int | None = None
@@ -104,7 +104,7 @@ class Notifier(Observer):
             with self._changing:
                 self._subscriptions = tuple(one for one in self._subscriptions if not one.ended)
                 if not self._subscriptions:
-                    self._database.look_away()
+                    self._database.stop_observing()
 
         with self._changing:
             self._subscriptions += (subscription,)
@@ -122,7 +122,7 @@ class Notifier(Observer):
             self._deadline = time.monotonic() + CLOSE_PATIENCE
         if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
             while self._queue and (left := self._deadline - time.monotonic()) > 0:
-                self._told.wait(lambda: not self._queue, left)
+                self._delivered.wait(lambda: not self._queue, left)
 
     @property
     def has_thread(self) -> bool:
@@ -168,7 +168,7 @@ class Notifier(Observer):
         """Queue the entries for the thread."""
         if self._entries:
             subscriptions = self._subscriptions
-            # If Ctrl-C makes this run twice, entries are queued twice; their ids tell them apart.
+            # If Ctrl-C makes this run twice, entries are queued twice; their ids distinguish them.
             self._queue.extend([(entry, subscriptions) for entry in self._entries])
             try:
                 self._loop.start()  # a forked child has no thread yet
@@ -204,38 +204,38 @@ class Notifier(Observer):
     def after_fork_in_child(self) -> None:
         """Leave the thread and its queue to the parent; keep the subscriptions."""
         self._loop.forget()
-        self._start_afresh()
+        self._reset()
 
     # --- the thread ---------------------------------------------------------------
 
     def _turn(self) -> None:
         self._loop.wait((), None)
-        self._tell_all()
+        self._deliver_all()
 
     def _end(self) -> None:
         try:
-            self._tell_all()
+            self._deliver_all()
         finally:
             then, self._then = self._then, None
             if then is not None:
                 then()
 
-    def _tell_all(self) -> None:
+    def _deliver_all(self) -> None:
         queue = self._queue
         while queue and not self._is_late():
             entry, subscriptions = queue[0]
             try:
                 if entry.id > self._newest:
                     self._newest = entry.id
-                    self._tell(entry, subscriptions)
+                    self._deliver(entry, subscriptions)
             finally:
                 queue.popleft()  # only now, so that an empty queue means that all are delivered
         if queue:
             telemetry.event(logging.WARNING, "events not told", events=len(queue))
             queue.clear()
-        self._told.ring()
+        self._delivered.ring()
 
-    def _tell(self, entry: Entry, subscriptions: tuple[Subscription, ...]) -> None:
+    def _deliver(self, entry: Entry, subscriptions: tuple[Subscription, ...]) -> None:
         wanting = [one for one in subscriptions if one.wanted.takes(entry)]
         if wanting:
             try:
@@ -245,7 +245,7 @@ class Notifier(Observer):
                 return
             for subscription in wanting:
                 if not self._is_late():
-                    subscription.tell(event)
+                    subscription.deliver(event)
 
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline

@@ -14,8 +14,8 @@ from jobcore.functions import encoding, result_file
 from jobcore.models import Job
 from jobcore.operations.arguments import checked_lines, checked_progress
 from jobcore.operations.async_backend import Interruption, in_thread, in_thread_to_its_end
-from jobcore.operations.bookkeeping import Bookkeeper
-from jobcore.operations.waiting_async import Awaiter
+from jobcore.operations.bookkeeping import TaskOperations
+from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage.transitions import Run
 
 if TYPE_CHECKING:
@@ -32,14 +32,16 @@ class _Block:
 
     Args:
         begin: Starts the job, and returns it.
-        bookkeeper: Writes log lines, progress and the end.
-        awaiter: Waits for a stop, in an event loop.
+        operations: Writes log lines, progress and the end.
+        waiter: Waits for a stop, in an event loop.
     """
 
-    def __init__(self, begin: Callable[[], Job], bookkeeper: Bookkeeper, awaiter: Awaiter) -> None:
+    def __init__(
+        self, begin: Callable[[], Job], operations: TaskOperations, waiter: AsyncWaiter
+    ) -> None:
         self._begin = begin
-        self._bookkeeper = bookkeeper
-        self._awaiter = awaiter
+        self._operations = operations
+        self._waiter = waiter
         self._job: Job | None = None
         self._pid = 0  # of the process that entered the block
         self._result: Any = None
@@ -86,10 +88,10 @@ class _Block:
 
     async def _wait_for_stop(self) -> bool:
         def begin() -> Run:
-            return self._bookkeeper.find_running(self._running.id)
+            return self._operations.find_running(self._running.id)
 
         try:
-            await self._awaiter.wait(begin, None, lambda _run: None, lambda _run: None)
+            await self._waiter.wait(begin, None, lambda _run: None, lambda _run: None)
         except StoreError as error:
             telemetry.event(logging.WARNING, "stop not awaited", error=str(error))
             return False
@@ -121,7 +123,7 @@ class _Block:
                 )  # fmt: skip
 
     def _finish(self, job_id: Any, exit_code: int, lines: tuple[str, ...] = ()) -> None:
-        self._bookkeeper.finish(job_id, exit_code, lines=lines, result=self._encoded)
+        self._operations.finish(job_id, exit_code, lines=lines, result=self._encoded)
 
     def _while_running(self, step: Callable[..., Answer], *arguments: Any) -> Answer:
         job = self._running
@@ -134,7 +136,7 @@ class _Block:
         raise Stopped(job.id, status)
 
     def _check(self) -> None:
-        self._while_running(self._bookkeeper.find_running)
+        self._while_running(self._operations.find_running)
 
     @property
     def _running(self) -> Job:
@@ -207,7 +209,7 @@ class Task(_Block):
             Stopped: The job is over.
             ArgumentError: A line is neither text nor bytes.
         """
-        return self._while_running(self._bookkeeper.append, checked_lines(lines))
+        return self._while_running(self._operations.append, checked_lines(lines))
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """
@@ -222,7 +224,7 @@ class Task(_Block):
             Stopped: The job is over.
             ArgumentError: A number is negative or not finite, or `message` is not text.
         """
-        self._while_running(self._bookkeeper.report, *checked_progress(done, total, message))
+        self._while_running(self._operations.report, *checked_progress(done, total, message))
 
     def check(self) -> None:
         """

@@ -22,7 +22,7 @@ from jobcore.embedding.interrupts import Bell
 from jobcore.engine.recovery import Recovery
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
 from jobcore.models import LogLine
-from jobcore.operations.deadline import Patience
+from jobcore.operations.deadline import Deadline
 from jobcore.storage import log_segments, transitions
 from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
 from jobcore.storage.database import Database
@@ -196,7 +196,7 @@ class Cursor(NamedTuple):
         return f"job {self.run.id} is {self.run.status}"
 
 
-class Follower:
+class Waiter:
     """
     Waits for jobs and reads their logs.
 
@@ -437,7 +437,7 @@ class Follower:
             JobDeleted: The job was deleted meanwhile.
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience(timeout)
+        deadline = Deadline(timeout)
         cursor = self.following(run, sequence, unfinished=unfinished)
         me = object()
         try:
@@ -451,8 +451,8 @@ class Follower:
                     for segment in segments:
                         for line in log_segments.lines(segment, first):
                             yield line
-                            if patience.over:
-                                raise patience.error(cursor.in_words())
+                            if deadline.over:
+                                raise deadline.error(cursor.in_words())
                 if cursor.run.final:
                     return
                 lines, cursor = cursor.unfinished()
@@ -460,14 +460,14 @@ class Follower:
                     self._leave(cursor, me)
                 yield from lines
                 check(cursor.run)
-                self._rest(cursor, patience, check, me)
+                self._rest(cursor, deadline, check, me)
         finally:
             self._leave(cursor, me)
 
     def wait(
         self,
         run: Run,
-        timeout: float | Patience | None = None,
+        timeout: float | Deadline | None = None,
         check: Callable[[Run], None] = lambda _run: None,
     ) -> Run:
         """
@@ -481,23 +481,23 @@ class Follower:
             JobDeleted: The job was deleted meanwhile.
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience.of(timeout)
+        deadline = Deadline.of(timeout)
         cursor = self.waiting(run)
         me = object()
         try:
             while not (cursor := self._look(cursor)).run.final:
                 check(cursor.run)
-                self._rest(cursor, patience, check, me)
+                self._rest(cursor, deadline, check, me)
         finally:
             self._leave(cursor, me)
         return cursor.run
 
     def wait_softly(self, waited: Sequence[Run], seconds: float) -> None:
         """Wait up to `seconds` until all of these are final; log errors instead of raising."""
-        patience = Patience(seconds)
+        deadline = Deadline(seconds)
         for run in waited:
             try:
-                self.wait(run, patience.left)
+                self.wait(run, deadline.left)
             except (JobDeleted, WaitTimeout):
                 continue
             except StoreError as error:
@@ -516,20 +516,20 @@ class Follower:
         Raises:
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience(timeout)
+        deadline = Deadline(timeout)
         while True:
-            self.wait_for(is_empty, patience, NOT_DRAINED)
+            self.wait_for(is_empty, deadline, NOT_DRAINED)
             found = running()
             if not found:
                 return
             for run in found:
                 try:
-                    self.wait(run, patience)
+                    self.wait(run, deadline)
                 except JobDeleted:
                     continue
 
     def wait_for(
-        self, condition: Callable[[], bool], timeout: float | Patience | None, what: str
+        self, condition: Callable[[], bool], timeout: float | Deadline | None, what: str
     ) -> None:
         """
         Block until `condition` is true. It is called again after every commit, and repeatedly.
@@ -537,15 +537,15 @@ class Follower:
         Raises:
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience.of(timeout)
+        deadline = Deadline.of(timeout)
         pause = LOOK_FIRST
         while True:
             seen = self._database.version(LOOK_FIRST)
             if condition():
                 return
-            if patience.over:
-                raise patience.error(what)
-            self._database.wait_for_change(seen, min(pause, patience.left), pause)
+            if deadline.over:
+                raise deadline.error(what)
+            self._database.wait_for_change(seen, min(pause, deadline.left), pause)
             time.sleep(LOOK_FIRST)  # limits the calls while there are many commits a second
             pause = min(pause * 2, LOOK_LONGEST)
 
@@ -555,7 +555,7 @@ class Follower:
         return self.visit(cursor) if cursor.due else cursor
 
     def _rest(
-        self, cursor: Cursor, patience: Patience, check: Callable[[Run], None], me: object
+        self, cursor: Cursor, deadline: Deadline, check: Callable[[Run], None], me: object
     ) -> None:
         """
         Sleep until the next look; while another thread looks for all, sleep until it has news.
@@ -566,21 +566,21 @@ class Follower:
         Raises:
             WaitTimeout: The time is over.
         """
-        if patience.over:
-            raise patience.error(cursor.in_words())
+        if deadline.over:
+            raise deadline.error(cursor.in_words())
         if cursor.vain:
             time.sleep(LOOK_FIRST)  # limits the looks while others commit often
         while (seconds := cursor.sight.look_for_all(cursor.what, me)) > 0:
-            self._news.wait(lambda: cursor.has_news, min(seconds, patience.left))
+            self._news.wait(lambda: cursor.has_news, min(seconds, deadline.left))
             if cursor.has_news:
                 return
-            if patience.over:
-                raise patience.error(cursor.in_words())
+            if deadline.over:
+                raise deadline.error(cursor.in_words())
             check(cursor.run)
         pause = cursor.pause
         if self._news.is_waited_for:
             pause = min(pause, TRUST)  # they see a commit only after this thread does
-        self._database.wait_for_change(cursor.seen, min(pause, patience.left), pause)
+        self._database.wait_for_change(cursor.seen, min(pause, deadline.left), pause)
 
     def _leave(self, cursor: Cursor, me: object) -> None:
         """If this thread has the lease, release it and wake the others, so that one takes over."""

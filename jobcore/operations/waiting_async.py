@@ -1,7 +1,7 @@
 """
 Waits for jobs and reads their logs in an event loop.
 
-It uses the steps of `waiting.Follower`. Each step runs in a worker thread, and only when
+It uses the steps of `waiting.Waiter`. Each step runs in a worker thread, and only when
 something may have changed. In between, the task sleeps in the event loop, so a waiting task
 holds no thread.
 """
@@ -17,8 +17,8 @@ from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.operations.async_backend import Answer, in_thread, sleep
-from jobcore.operations.deadline import Patience
-from jobcore.operations.waiting import NOT_DRAINED, Cursor, Follower
+from jobcore.operations.deadline import Deadline
+from jobcore.operations.waiting import NOT_DRAINED, Cursor, Waiter
 from jobcore.storage import log_segments
 from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
 from jobcore.storage.transitions import Run
@@ -32,16 +32,16 @@ LOOK_PATIENCE = 0.25
 CHECK_PAUSE = 1.0
 
 
-class Awaiter:
+class AsyncWaiter:
     """
     Waits for jobs in event loops.
 
     Args:
-        follower: Provides the steps.
+        waiter: Provides the steps.
     """
 
-    def __init__(self, follower: Follower) -> None:
-        self._follower = follower
+    def __init__(self, waiter: Waiter) -> None:
+        self._waiter = waiter
         #: The end of a lease, by the monotonic clock, during which one task refreshes for all.
         #: It expires by itself, because the loop may block during a refresh, and a child may
         #: be forked then.
@@ -50,7 +50,7 @@ class Awaiter:
     async def wait(
         self,
         begin: Callable[[], Run],
-        timeout: float | Patience | None,
+        timeout: float | Deadline | None,
         check: Callable[[Run], None],
         end: Callable[[Run], Answer],
     ) -> Answer:
@@ -66,12 +66,12 @@ class Awaiter:
             JobDeleted: The job was deleted meanwhile.
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience.of(timeout)
-        cursor = self._follower.waiting(await in_thread(begin))
+        deadline = Deadline.of(timeout)
+        cursor = self._waiter.waiting(await in_thread(begin))
         checked = 0.0
         while not (cursor := await self.look(cursor)).run.final:
             checked = await _check(check, cursor.run, checked)
-            await _rest(cursor, patience)
+            await _rest(cursor, deadline)
         return await in_thread(end, cursor.run)
 
     async def wait_all(
@@ -88,9 +88,9 @@ class Awaiter:
             JobDeleted: One of them was deleted meanwhile.
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience(timeout)
+        deadline = Deadline(timeout)
         found = await in_thread(begin)
-        return [await self.wait(partial(_itself, run), patience, check, end) for run in found]
+        return [await self.wait(partial(_itself, run), deadline, check, end) for run in found]
 
     def follow(
         self,
@@ -107,10 +107,10 @@ class Awaiter:
         Args:
             begin: Finds the job; it is called in a thread, at the first `anext()`.
             check: As for `wait`.
-            unfinished: As for `Follower.follow`.
+            unfinished: As for `Waiter.follow`.
         """
-        cursor = partial(self._follower.following, sequence=sequence, unfinished=unfinished)
-        return Lines(self, self._follower, begin, cursor, timeout, check)
+        cursor = partial(self._waiter.following, sequence=sequence, unfinished=unfinished)
+        return Lines(self, self._waiter, begin, cursor, timeout, check)
 
     async def drain(
         self,
@@ -124,20 +124,20 @@ class Awaiter:
         Raises:
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience(timeout)
+        deadline = Deadline(timeout)
         while True:
-            await self.wait_for(is_empty, patience, NOT_DRAINED)
+            await self.wait_for(is_empty, deadline, NOT_DRAINED)
             found = await in_thread(running)
             if not found:
                 return
             for run in found:
                 try:
-                    await self.wait(partial(_itself, run), patience, _let_be, _let_be)
+                    await self.wait(partial(_itself, run), deadline, _let_be, _let_be)
                 except JobDeleted:
                     continue
 
     async def wait_for(
-        self, condition: Callable[[], bool], timeout: float | Patience | None, what: str
+        self, condition: Callable[[], bool], timeout: float | Deadline | None, what: str
     ) -> None:
         """
         Return when `condition` is true. It is called repeatedly, in a thread.
@@ -145,12 +145,12 @@ class Awaiter:
         Raises:
             WaitTimeout: `timeout` seconds are over.
         """
-        patience = Patience.of(timeout)
+        deadline = Deadline.of(timeout)
         pause = LOOK_FIRST
         while not await in_thread(condition):
-            if patience.over:
-                raise patience.error(what)
-            await sleep(min(pause, patience.left))
+            if deadline.over:
+                raise deadline.error(what)
+            await sleep(min(pause, deadline.left))
             pause = min(pause * 2, LOOK_LONGEST)
 
     async def look(self, cursor: Cursor) -> Cursor:
@@ -160,10 +160,10 @@ class Awaiter:
         Raises:
             JobDeleted: The job was deleted meanwhile.
         """
-        if time.monotonic() >= self._refreshing and self._follower.is_stale(cursor):
+        if time.monotonic() >= self._refreshing and self._waiter.is_stale(cursor):
             self._refreshing = mine = time.monotonic() + LOOK_PATIENCE
             try:
-                await in_thread(self._follower.refresh, cursor)
+                await in_thread(self._waiter.refresh, cursor)
             finally:
                 if self._refreshing == mine:
                     self._refreshing = 0.0
@@ -171,7 +171,7 @@ class Awaiter:
         if not cursor.due:
             return cursor
         cursor.sight.visited = time.monotonic()  # so that other tasks do not visit it as well
-        return await in_thread(self._follower.visit, cursor)
+        return await in_thread(self._waiter.visit, cursor)
 
 
 class Lines(AsyncIterator[LogLine]):
@@ -184,7 +184,7 @@ class Lines(AsyncIterator[LogLine]):
 
     Args:
         awaiter: Waits for changes.
-        follower: Reads lines.
+        waiter: Reads lines.
         begin: Finds the job; it is called in a thread, at the first `anext()`.
         at: Returns the cursor of a reader of that job.
         timeout: Seconds for the whole iteration, from the first `anext()` on.
@@ -194,8 +194,8 @@ class Lines(AsyncIterator[LogLine]):
 
     def __init__(
         self,
-        awaiter: Awaiter,
-        follower: Follower,
+        awaiter: AsyncWaiter,
+        waiter: Waiter,
         begin: Callable[[], Run],
         at: Callable[[Run], Cursor],
         timeout: float | None,
@@ -203,12 +203,12 @@ class Lines(AsyncIterator[LogLine]):
     ) -> None:
         self._check = check
         self._checked = 0.0
-        self._awaiter = awaiter
-        self._follower = follower
+        self._async_waiter = awaiter
+        self._waiter = waiter
         self._begin = begin
         self._at = at
         self._timeout = timeout
-        self._patience: Patience | None = None
+        self._patience: Deadline | None = None
         self._cursor: Cursor | None = None
         self._ready: Iterator[LogLine] = iter(())
         self._taken = 0
@@ -236,7 +236,7 @@ class Lines(AsyncIterator[LogLine]):
 
     async def _next(self) -> LogLine:
         if self._patience is None:
-            self._patience = Patience(self._timeout)
+            self._patience = Deadline(self._timeout)
         if self._taken % BREATH == BREATH - 1:
             await sleep(0)
         if self._cursor is not None and self._taken and self._patience.over:
@@ -246,7 +246,7 @@ class Lines(AsyncIterator[LogLine]):
         self._taken += 1
         return line
 
-    async def _more(self, patience: Patience) -> Iterator[LogLine]:
+    async def _more(self, deadline: Deadline) -> Iterator[LogLine]:
         """
         Return the next lines as soon as there are some.
 
@@ -260,9 +260,9 @@ class Lines(AsyncIterator[LogLine]):
             cursor = self._at(await in_thread(self._begin))
         while True:
             if not cursor.behind:
-                cursor = await self._awaiter.look(cursor)
+                cursor = await self._async_waiter.look(cursor)
             if cursor.behind:
-                segments, self._cursor = await in_thread(self._follower.read, cursor)
+                segments, self._cursor = await in_thread(self._waiter.read, cursor)
                 return itertools.chain.from_iterable(
                     log_segments.lines(segment, cursor.sequence) for segment in segments
                 )
@@ -273,7 +273,7 @@ class Lines(AsyncIterator[LogLine]):
             if lines:
                 return iter(lines)
             self._checked = await _check(self._check, cursor.run, self._checked)
-            await _rest(cursor, patience)
+            await _rest(cursor, deadline)
 
 
 def _itself(run: Run) -> Run:
@@ -302,13 +302,13 @@ async def _check(check: Callable[[Run], None], run: Run, checked: float) -> floa
     return now
 
 
-async def _rest(cursor: Cursor, patience: Patience) -> None:
+async def _rest(cursor: Cursor, deadline: Deadline) -> None:
     """
     Sleep until the next look.
 
     Raises:
         WaitTimeout: The time is over.
     """
-    if patience.over:
-        raise patience.error(cursor.in_words())
-    await sleep(min(cursor.pause, patience.left))
+    if deadline.over:
+        raise deadline.error(cursor.in_words())
+    await sleep(min(cursor.pause, deadline.left))

@@ -13,7 +13,7 @@ from jobcore.storage.connections import SqliteConnection
 LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
 
 
-class Commits:
+class ChangeCounter:
     """
     The commits to one file, as all threads of a process see them.
 
@@ -24,12 +24,12 @@ class Commits:
     def __init__(self, connect: Callable[[], SqliteConnection]) -> None:
         self._connect = connect
         self._version = 0
-        self.start_afresh()
+        self.reset()
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Reset all state, as in a forked child: no thread polls and no thread waits."""
         self._looking = Lock()
-        self._told = Bell()
+        self._committed = Bell()
         self.count = 0  # commits of this process
         self._last = 0.0  # monotonic time of the last of them
         self._looked = (0.0, 0)  # monotonic time of the last poll, and the version it saw
@@ -71,11 +71,11 @@ class Commits:
         """Record a commit of this process, and wake the waiting threads."""
         self._last = time.monotonic()
         self.count += 1
-        self._told.ring()
+        self._committed.ring()
 
     def wait(self, count: int, seconds: float) -> None:
         """Wait until `self.count` differs from `count`, for at most `seconds`."""
-        self._told.wait(lambda: self.count != count, seconds)
+        self._committed.wait(lambda: self.count != count, seconds)
 
     def close(self) -> None:
         """Close the polling connection; the next poll opens a new one."""

@@ -114,7 +114,7 @@ class Slot:
         self.holder.clear()
 
 
-class Spares:
+class SpareConnections:
     """
     Connections for readers.
 

@@ -31,14 +31,20 @@ from jobcore.errors import (
     StoreError,
 )
 from jobcore.storage import filesystem, permissions, schema
-from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST, Commits
+from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST, ChangeCounter
 from jobcore.storage.checkpointer import Checkpointer
-from jobcore.storage.connections import Spares, SqliteConnection, connect, keep_for_ever, uri_of
+from jobcore.storage.connections import (
+    SpareConnections,
+    SqliteConnection,
+    connect,
+    keep_for_ever,
+    uri_of,
+)
 from jobcore.storage.damage import unchangeable
 from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
 from jobcore.storage.readers import Readers, Reading, Use
 from jobcore.storage.statement import driver_of, read_json, write_json
-from jobcore.storage.writer import NOBODY, Observer, Writer
+from jobcore.storage.writer import NO_OBSERVER, Observer, Writer
 
 #: Seconds that a fork waits for the reads of other threads if its own thread is in a read.
 INSIDE = 0.1
@@ -70,7 +76,7 @@ class Database:
     """
 
     _engine: Engine
-    _spares: Spares
+    _spares: SpareConnections
     _closes_inside: bool
 
     def __init__(
@@ -100,12 +106,12 @@ class Database:
         self._identity = self._identify()
         self._closed = False
         self._runs_jobs = runs_jobs
-        self.observer = NOBODY
+        self.observer = NO_OBSERVER
         self.late_events: list[telemetry.Event] = []
         self._writer = Writer(self)
-        self._commits = Commits(self._connect)
+        self._commits = ChangeCounter(self._connect)
         self._checkpointer = Checkpointer(self.path, self._connect)
-        self._start_afresh()
+        self._reset()
         forking.GATE.watch(self)
         try:
             with Use(self._readers), self.typed_errors():
@@ -128,7 +134,7 @@ class Database:
         """
         return Reading(self._readers, self._lend, self.typed_errors)
 
-    def _lend(self) -> Spares:
+    def _lend(self) -> SpareConnections:
         self.require_same_file()
         return self._spares
 
@@ -208,9 +214,9 @@ class Database:
 
         self._writer.between(begin, patience=self.busy_timeout)
 
-    def look_away(self) -> None:
+    def stop_observing(self) -> None:
         """Remove the observer."""
-        self.observer = NOBODY
+        self.observer = NO_OBSERVER
 
     # --- called by the writer ---------------------------------------------------
 
@@ -376,12 +382,12 @@ class Database:
         self._writer.close_connection()
         self._spares.close()
         # Connections in use are closed when they are given back.
-        self._spares = Spares(self._engine)
+        self._spares = SpareConnections(self._engine)
         if not self._readers.present():
             for connection in list(self._opened):
                 connection.abandon()  # an interrupted reader did not give it back
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         self._readers = Readers(self._may_enter, self._left)
         self._closes_behind = False  # the last reader to leave closes the connections
         self._closes_inside = False  # `close` was called in the middle of a transaction
@@ -391,7 +397,7 @@ class Database:
         self._writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()
-        self._spares = Spares(self._engine)
+        self._spares = SpareConnections(self._engine)
 
     def _make_engine(self) -> Engine:
         from jobcore.storage import dialect  # noqa: PLC0415 - loaded with the first connection, not at import
@@ -553,8 +559,8 @@ class Database:
         if left_open:
             _UNSAFE.add(self._identity)
             keep_for_ever(left_open)
-        self._commits.start_afresh()
-        self._start_afresh()
+        self._commits.reset()
+        self._reset()
 
     # --- errors ---------------------------------------------------------------
 

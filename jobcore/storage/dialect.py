@@ -51,7 +51,7 @@ class Dialect(_Alone, SQLiteDialect_pysqlite):
 
 
 class _Pool(_Alone, NullPool):
-    """A pool that keeps no connections; `connections.Spares` does that."""
+    """A pool that keeps no connections; `connections.SpareConnections` does that."""
 
 
 class _Connection(_Alone, Connection):

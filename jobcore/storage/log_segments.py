@@ -68,16 +68,16 @@ def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) 
     )
 
 
-def loose_behind(
+def unmerged_after(
     before: tuple[int, int], slices: Sequence[Slice], next_sequence: int
 ) -> tuple[int, int]:
     """
-    Return the loose part of a log, which is to be merged later, after slices are stored.
+    Return the unmerged part of a log, which is to be merged later, after slices are stored.
 
     Args:
-        before: First sequence and raw bytes of the loose part before.
+        before: First sequence and raw bytes of the unmerged part before.
         next_sequence: The number of the line after the slices. If the slices fill a segment,
-            the new loose part is empty and begins there.
+            the new unmerged part is empty and begins there.
     """
     gathered = before[1] + sum(len(one.data) for one in slices)
     return (next_sequence, 0) if gathered >= SEGMENT_BYTES else (before[0], gathered)
@@ -89,16 +89,16 @@ def append_slices(
     slices: Sequence[Slice],
     *,
     before: tuple[int, int],
-    behind: tuple[int, int],
+    after: tuple[int, int],
 ) -> None:
     """
-    Store slices, and merge the loose part of the log once it fills a segment.
+    Store slices, and merge the unmerged part of the log once it fills a segment.
 
     Args:
-        before, behind: The loose part before and after, as of `loose_behind`.
+        before, after: The unmerged part before and after, as of `unmerged_after`.
     """
     insert_slices(connection, number, slices)
-    if before[1] and behind[0] != before[0]:
+    if before[1] and after[0] != before[0]:
         merge(connection, number, before[0])
 
 
@@ -418,7 +418,7 @@ def append_task_lines(
     transitions.require_counters(run)
     count = run.next_sequence + len(lines)
     slices = encode_lines(run.next_sequence, lines, now * 1000, stream)
-    loose = loose_behind(run.loose, slices, count)
-    transitions.count_lines_if_own(connection, run, next_sequence=count, loose=loose)
-    append_slices(connection, run.number, slices, before=run.loose, behind=loose)
-    return run._replace(next_sequence=count, loose_sequence=loose[0], loose_bytes=loose[1])
+    unmerged = unmerged_after(run.unmerged, slices, count)
+    transitions.count_lines_if_own(connection, run, next_sequence=count, unmerged=unmerged)
+    append_slices(connection, run.number, slices, before=run.unmerged, after=unmerged)
+    return run._replace(next_sequence=count, loose_sequence=unmerged[0], loose_bytes=unmerged[1])

@@ -251,7 +251,7 @@ def make_private(database: str) -> None:
         except FileNotFoundError:
             continue
         except OSError as error:  # such as a read-only disk; the file can still be used
-            told = error.strerror
+            outcome = error.strerror
         else:
-            told = "made private"
-        telemetry.event(logging.WARNING, "file readable by others", path=name, outcome=told)
+            outcome = "made private"
+        telemetry.event(logging.WARNING, "file readable by others", path=name, outcome=outcome)

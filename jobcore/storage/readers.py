@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from jobcore.embedding.interrupts import is_over
 from jobcore.errors import JobcoreError, StoreError
-from jobcore.storage.connections import Slot, Spares
+from jobcore.storage.connections import Slot, SpareConnections
 
 #: Errors after which a connection can be used again. After any other exception, such as
 #: KeyboardInterrupt, a statement may be half done.
@@ -68,14 +68,14 @@ class Reading:
     def __init__(
         self,
         readers: Readers,
-        lend: Callable[[], Spares],
+        lend: Callable[[], SpareConnections],
         typed: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._readers = readers
         self._lend = lend
         self._typed = typed
         self._use = Use(readers)
-        self._spares: Spares | None = None
+        self._spares: SpareConnections | None = None
         self._slot: Slot | None = None
         self._transaction: RootTransaction | None = None
 

@@ -125,7 +125,7 @@ def _tell_damaged(pipeline: str, error: Exception) -> None:
     telemetry.event(logging.ERROR, "pipeline not triggered", pipeline=pipeline, error=str(error))
 
 
-def pause_behind(attempt: int) -> int:
+def pause_after(attempt: int) -> int:
     """Return the back-off between an attempt and the next one, in microseconds."""
     return round(lifecycle.retry_delay(attempt) * 1e6)
 
@@ -138,7 +138,7 @@ def _retry(connection: Connection, row: Row[Any], now: int) -> None:
             now=now,
             workspace_id=row.workspace_id,
             pipeline_id=row.pipeline_id,
-            not_before=now + pause_behind(row.attempt),
+            not_before=now + pause_after(row.attempt),
             **store.next_attempt(row),
         )
     except PipelineAlreadyRunning:

@@ -78,7 +78,7 @@ class Run(NamedTuple):
         return self.grace_ms if self.stop_grace_ms is None else self.stop_grace_ms
 
     @property
-    def loose(self) -> tuple[int, int]:
+    def unmerged(self) -> tuple[int, int]:
         """First sequence and raw bytes of the log segments that are not merged yet."""
         return self.loose_sequence, self.loose_bytes
 
@@ -477,14 +477,14 @@ def advance_if_at(
     *,
     offset: int,
     next_sequence: int,
-    loose: tuple[int, int],
+    unmerged: tuple[int, int],
     report: Report | None = None,
 ) -> bool:
     """
     Move the import position of a job on, if it still is where `run` says.
 
     Args:
-        loose: First sequence and raw bytes of the segments that are not merged yet.
+        unmerged: First sequence and raw bytes of the segments that are not merged yet.
         report: The last progress report in the imported part; None: there is none.
 
     Returns:
@@ -499,8 +499,8 @@ def advance_if_at(
             old_offset=run.spool_offset,
             new_offset=offset,
             new_sequence=next_sequence,
-            new_loose_sequence=loose[0],
-            new_loose_bytes=loose[1],
+            new_loose_sequence=unmerged[0],
+            new_loose_bytes=unmerged[1],
             **({} if report is None else _reported(report)),
         )
         == 1
@@ -521,7 +521,7 @@ _REPORT = Statement(update(job).where(*_OWN).values(**_REPORTED))
 
 
 def count_lines_if_own(
-    connection: Connection, run: Run, *, next_sequence: int, loose: tuple[int, int]
+    connection: Connection, run: Run, *, next_sequence: int, unmerged: tuple[int, int]
 ) -> bool:
     """Move on the line counters of a RUNNING job without a process, whose host appends lines."""
     return (
@@ -530,8 +530,8 @@ def count_lines_if_own(
             of=run.number,
             old_sequence=run.next_sequence,
             new_sequence=next_sequence,
-            new_loose_sequence=loose[0],
-            new_loose_bytes=loose[1],
+            new_loose_sequence=unmerged[0],
+            new_loose_bytes=unmerged[1],
         )
         == 1
     )

@@ -63,7 +63,7 @@ class Observer:
         """After a commit that raised: find out whether it succeeded, and if so act on it."""
 
 
-NOBODY = Observer()
+NO_OBSERVER = Observer()
 
 
 class Target(Protocol):
@@ -132,7 +132,7 @@ class Writer:
         self._connection: Connection | None = None
         self._settings: dict[str, str] = {}  # pragmas that may change between transactions
         self._transaction: RootTransaction | None = None
-        self._observer: Observer = NOBODY
+        self._observer: Observer = NO_OBSERVER
         self._taken: list[Call[Any]] = []  # from the queue, for the current round
         self._owed = 0.0  # seconds of rest that are due
         self._ended = 0.0  # monotonic time at which the last transaction ended

@@ -69,10 +69,12 @@ def assert_job(
         )
         if expected is not _UNCHECKED and actual != expected
     ]
-    if not isinstance(log, Unchecked) and (said := _log_difference(manager, found, log)):
-        differences.append(said)
+    if not isinstance(log, Unchecked) and (difference := _log_difference(manager, found, log)):
+        differences.append(difference)
     if differences:
-        raise AssertionError("\n".join([f"job {found.id}:", *differences, *_story(manager, found)]))
+        raise AssertionError(
+            "\n".join([f"job {found.id}:", *differences, *_report(manager, found)])
+        )
     return found
 
 
@@ -117,23 +119,23 @@ def _log_difference(
 
 def _left_out(manager: JobManager, job: Job) -> str:
     """Return, as text, how many lines of jobcore's own a list leaves out."""
-    said = sum(line.stream == "system" for line in manager.logs(job.id))
-    lines = "line of jobcore's own is" if said == 1 else "lines of jobcore's own are"
-    return f" ({said} {lines} left out)" if said else ""
+    count = sum(line.stream == "system" for line in manager.logs(job.id))
+    lines = "line of jobcore's own is" if count == 1 else "lines of jobcore's own are"
+    return f" ({count} {lines} left out)" if count else ""
 
 
-def _story(manager: JobManager, job: Job) -> list[str]:
+def _report(manager: JobManager, job: Job) -> list[str]:
     """Return everything that is known about the job, as lines of text."""
-    said = [
+    report = [
         f"It is {job.status}: exit code {job.exit_code}, reason {job.reason}, signal {job.signal}.",
         "History:",
         *(f"  {_entry(entry)}" for entry in manager.history(job.id)),
     ]
     lines = list(manager.tail(job.id, SHOWN))
     if not lines:
-        return [*said, "Its log is empty."]
+        return [*report, "Its log is empty."]
     before = f", the last {len(lines)} of {job.line_count} lines" if lines[0].sequence else ""
-    return [*said, f"Log{before}:", *(f"  {_line(line)}" for line in lines)]
+    return [*report, f"Log{before}:", *(f"  {_line(line)}" for line in lines)]
 
 
 def _entry(entry: Transition) -> str:

@@ -87,10 +87,10 @@ def crash(
         raise ValueError("the manager is closed, or has crashed")
     if at is not None:
         return _crash_at(manager, at, timeout)
-    if _stands_in(manager, sys._getframe()):  # noqa: SLF001 - only CPython is supported anyway
+    if _method_in(manager, sys._getframe()):  # noqa: SLF001 - only CPython is supported anyway
         raise RuntimeError("a manager cannot crash itself: name a failpoint with `at=`")
-    _kill(manager)
-    _bury(manager, timeout)
+    _stop_threads(manager)
+    _close_descriptors(manager, timeout)
     return None
 
 
@@ -101,7 +101,7 @@ def _crash_at(manager: JobManager, point: str, timeout: float) -> Iterator[None]
 
     def strike(where: str, whose: object) -> None:
         if where == point and whose is host:
-            _kill(manager)
+            _stop_threads(manager)
             reached.set()
             raise Crashed(f"the manager of {host.path} crashed at {point!r}", host)
 
@@ -117,10 +117,10 @@ def _crash_at(manager: JobManager, point: str, timeout: float) -> Iterator[None]
     finally:
         failpoints.disarm(strike)
         if reached.is_set():
-            _bury(manager, timeout)
+            _close_descriptors(manager, timeout)
 
 
-def _kill(manager: JobManager) -> None:
+def _stop_threads(manager: JobManager) -> None:
     """Stop every thread of the manager at its next failpoint."""
     failpoints.arm(_stop_the_dead)  # never disarmed
     _DEAD.add(manager._database)  # noqa: SLF001 - see `_crash_at`
@@ -133,7 +133,7 @@ def _stop_the_dead(_: str, host: object) -> None:
         raise Crashed(f"the manager of {host.path} has crashed", host)
 
 
-def _bury(manager: JobManager, timeout: float) -> None:
+def _close_descriptors(manager: JobManager, timeout: float) -> None:
     """Wait until no thread is inside a crashed manager, then close its descriptors."""
     deadline = time.monotonic() + timeout
     while inside := _threads_in(manager):
@@ -150,12 +150,12 @@ def _threads_in(manager: JobManager) -> list[str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     found = []
     for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way to them
-        if ident != threading.get_ident() and (place := _stands_in(manager, frame)):
+        if ident != threading.get_ident() and (place := _method_in(manager, frame)):
             found.append(f"{names.get(ident, ident)} in {place}")
     return found
 
 
-def _stands_in(manager: JobManager, frame: FrameType | None) -> str | None:
+def _method_in(manager: JobManager, frame: FrameType | None) -> str | None:
     """Return where a stack runs the manager's code; None: nowhere, or only waiting in its poll."""
     host = manager._database  # noqa: SLF001 - all parts of a manager reference it
     while frame is not None:

@@ -9,7 +9,7 @@ from jobcore.errors import WaitTimeout
 from jobcore.lifecycle import Status
 from jobcore.manager import JobManager
 from jobcore.testing.manual_clock import ManualClock, checked_seconds
-from jobcore.testing.outlook import Outlook
+from jobcore.testing.pending_work import PendingWork
 
 #: Seconds of real time between two checks whether the manager waits only for the clock.
 PAUSE = 0.002
@@ -51,19 +51,19 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
         SpawnError: Supervisors repeatedly fail to start.
         ValueError: The manager has no slots, or another clock.
     """
-    outlook = Outlook(jobs, clock)
+    work = PendingWork(jobs, clock)
     deadline = time.monotonic() + patience
     while True:
-        _come_to_rest(outlook, jobs, deadline, patience)
-        moment = outlook.next_moment()
+        _come_to_rest(work, jobs, deadline, patience)
+        moment = work.next_moment()
         if moment is not None:
-            outlook.clock.advance_to(moment)
-        elif outlook.has_work():
-            names = ", ".join(outlook.names())
+            work.clock.advance_to(moment)
+        elif work.has_work():
+            names = ", ".join(work.names())
             raise NeverEnds(
                 f"this would run for ever: {names}: its script hangs, it has no time-out, and "
                 "no stop was requested",
-                tuple(run.id for run in outlook.running()),
+                tuple(run.id for run in work.running()),
             )
         else:
             return
@@ -97,26 +97,26 @@ def elapse(
         ValueError: The manager has no slots, or another clock; or `seconds` is negative or
             not a finite number.
     """
-    outlook = Outlook(jobs, clock)
+    work = PendingWork(jobs, clock)
     deadline = time.monotonic() + patience
-    end = outlook.clock.monotonic() + checked_seconds(seconds)
+    end = work.clock.monotonic() + checked_seconds(seconds)
     while True:
-        _come_to_rest(outlook, jobs, deadline, patience)
-        if outlook.clock.monotonic() >= end:
+        _come_to_rest(work, jobs, deadline, patience)
+        if work.clock.monotonic() >= end:
             return
-        moments = (end, outlook.next_moment(), outlook.next_tick())
-        outlook.clock.advance_to(min(moment for moment in moments if moment is not None))
+        moments = (end, work.next_moment(), work.next_tick())
+        work.clock.advance_to(min(moment for moment in moments if moment is not None))
 
 
-def _come_to_rest(outlook: Outlook, jobs: JobManager, deadline: float, patience: float) -> None:
+def _come_to_rest(work: PendingWork, jobs: JobManager, deadline: float, patience: float) -> None:
     """Let the manager act until it waits only for the clock."""
-    while not outlook.is_at_rest():
-        outlook.require_progress()
+    while not work.is_at_rest():
+        work.require_progress()
         if time.monotonic() > deadline:
-            running = ", ".join(outlook.names()) or "none"
+            running = ", ".join(work.names()) or "none"
             queued = jobs.count_jobs()[Status.QUEUED]
             raise WaitTimeout(
                 f"the manager did not come to rest within {patience:g} s of real time: "
                 f"{queued} queued; running: {running}"
             )
-        outlook.wait_for_change(PAUSE)
+        work.wait_for_change(PAUSE)

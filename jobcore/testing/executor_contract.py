@@ -315,7 +315,7 @@ def _in_another_process(work: Callable[[], str]) -> str:
             os._exit(0)
     os.close(writer)
     with closing(os.fdopen(reader)) as answer:
-        said = answer.read()
+        text = answer.read()
     os.waitpid(pid, 0)
-    assert said, "the other process could not create a job"
-    return said
+    assert text, "the other process could not create a job"
+    return text

@@ -20,7 +20,7 @@ from jobcore.engine.executors import default_executors
 from jobcore.errors import JobcoreError, WaitTimeout
 from jobcore.manager import JobManager
 from jobcore.testing.crash import Crashed
-from jobcore.testing.leak_check import Remains
+from jobcore.testing.leak_check import LeakCheck
 
 if TYPE_CHECKING:
     from jobcore.testing.scripted_executor import ScriptedExecutor
@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 @contextmanager
-def lend(
+def isolated_manager(
     path: Path, *, clock: Clock | None = None, scripts: ScriptedExecutor | None = None
 ) -> Iterator[JobManager]:
     """
@@ -49,7 +49,7 @@ def lend(
     Raises:
         pytest.fail.Exception: Something was left. The message has a line for each thing.
     """
-    remains = Remains()
+    leaks = LeakCheck()
     options: dict[str, Any] = {"slots": SLOTS, "clock": clock}
     if scripts is not None:
         options.update(executors=dict.fromkeys(default_executors(), scripts), launcher=scripts)
@@ -65,9 +65,7 @@ def lend(
             manager.close()
             if scripts is not None:
                 scripts.close()  # running scripts end with the test
-            left = remains.clear(
-                path, patience=0 if waited else QUIET, silently=scripts is not None
-            )
+            left = leaks.clear(path, patience=0 if waited else QUIET, silently=scripts is not None)
     if left:
         pytest.fail("\n  ".join(["the test left something behind:", *left]), pytrace=False)
 

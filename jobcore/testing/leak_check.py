@@ -34,7 +34,7 @@ KILLING = 15.0
 PARTS = (Dispatcher, Notifier, Directories, Database)
 
 
-class Remains:
+class LeakCheck:
     """
     Everything that was created after this object and should be gone.
 
@@ -63,14 +63,14 @@ class Remains:
             silently: End running jobs without reporting them, because they are scripts.
         """
         unclosed = self._close_managers()
-        said = [f"a manager of {one} was not closed" for one in unclosed]
+        found = [f"a manager of {one} was not closed" for one in unclosed]
         for one in dict.fromkeys([os.path.realpath(path), *unclosed]):
-            said += _of_jobs(one, 0 if silently else patience, silently=silently)
+            found += _of_jobs(one, 0 if silently else patience, silently=silently)
         threads = [one for one in _threads() if one not in self._threads]
-        said += [f"thread {one.name} runs on" for one in threads]
+        found += [f"thread {one.name} runs on" for one in threads]
         if not _unclosed(GATE.owners()):  # else they may belong to another manager
-            said += _descriptors(GATE.descriptors() - self._descriptors, close=not threads)
-        return said
+            found += _descriptors(GATE.descriptors() - self._descriptors, close=not threads)
+        return found
 
     def _close_managers(self) -> list[str]:
         """Close managers created since then, and return the paths of their databases."""
@@ -116,10 +116,10 @@ def _of_jobs(path: str | os.PathLike[str], patience: float, *, silently: bool) -
             jobs.recover()
             _wait_for_all(jobs, patience)
             ended = _end_all(jobs)
-            said = [] if silently else [_in_words(jobs, run) for run in ended]
-            said += _processes(jobs)
+            found = [] if silently else [_in_words(jobs, run) for run in ended]
+            found += _processes(jobs)
             jobs.recover()
-            return said + _directories(jobs)
+            return found + _directories(jobs)
     except JobcoreError as error:
         return [f"the jobs cannot be examined: {type(error).__name__}: {error}"]
 
@@ -134,7 +134,7 @@ def _wait_for_all(jobs: JobManager, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for run in _running(jobs):
         try:
-            jobs._follower.wait(run, max(deadline - time.monotonic(), 0))  # noqa: SLF001 - see above
+            jobs._waiter.wait(run, max(deadline - time.monotonic(), 0))  # noqa: SLF001 - see above
         except (JobDeleted, WaitTimeout):
             continue
 
@@ -161,14 +161,14 @@ def _in_words(jobs: JobManager, run: Run) -> str:
 
 def _processes(jobs: JobManager) -> list[str]:
     with jobs._database.read() as connection:  # noqa: SLF001 - the cookie is not public
-        found = connection.execute(
+        rows = connection.execute(
             select(jobs_table.c.id, jobs_table.c.cookie).where(jobs_table.c.cookie.is_not(None))
         ).all()
-    said = []
-    for job_id, cookie in found:
-        said += [f"process {pid} of job {job_id} is still there" for pid in orphans.find(cookie)]
+    found: list[str] = []
+    for job_id, cookie in rows:
+        found += [f"process {pid} of job {job_id} is still there" for pid in orphans.find(cookie)]
         orphans.kill(cookie)
-    return said
+    return found
 
 
 def _directories(jobs: JobManager) -> list[str]:

@@ -134,7 +134,7 @@ class ManualClock:
             raise ValueError(f"seconds must be a finite number, not {seconds!r}")
         with self._moving:
             self._offset += round(seconds * 1e6)
-            self._tell()
+            self._notify()
 
     def set_wall(self, moment: datetime | int) -> None:
         """
@@ -149,14 +149,14 @@ class ManualClock:
         target = from_datetime(moment) if isinstance(moment, datetime) else moment
         with self._moving:
             self._offset += target - self.now()
-            self._tell()
+            self._notify()
 
     def _go_to(self, moment: float) -> None:
         self._monotonic = max(moment, self._monotonic)
         self.step()
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for callback in list(self._callbacks.values()):
             callback()
 

@@ -105,9 +105,9 @@ class Script:
             "cannot_start": self.cannot_start is not None,
             "dies": self.dies,
         }
-        said = [name for name, is_said in ends.items() if is_said]
-        if len(said) > 1:
-            raise ValueError(f"a script can have one end, not {' and '.join(said)}")
+        given = [name for name, is_given in ends.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(f"a script can have one end, not {' and '.join(given)}")
         if self.cannot_start is not None and (
             self.lines or self.floods or self.leaves_grandchild or self.ignores_term
         ):

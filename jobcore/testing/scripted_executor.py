@@ -23,7 +23,7 @@ from jobcore.storage import filesystem
 from jobcore.supervisor import system_calls
 from jobcore.supervisor.execution import Identity
 from jobcore.testing.script import Script
-from jobcore.testing.scripted_supervisor import StandIn
+from jobcore.testing.scripted_supervisor import ScriptedSupervisor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,16 +47,16 @@ class ScriptedExecutor:
             drain(jobs)
             assert_job(job, status="STOPPED", reason="timeout", log=["extract"])
 
-    It replaces the supervisor processes by stand-ins at the other end of the same sockets.
+    It replaces the supervisor processes by scripted ones at the other end of the same sockets.
     Only the command is simulated. Everything else is the real code: the request with its
     locks, the job directory, the FIFO, stopping and killing, cutting, numbering, masking and
-    limiting lines, the exit record, its import, and all consequences. Stand-ins run in this
+    limiting lines, the exit record, its import, and all consequences. They run in this
     process, in one thread named `jobcore-scripted`, which `close` ends. They outlive the
     managers that they work for, as supervisors do: close or crash a manager, open the next
     one, and it settles the job.
 
-    Any thread can call all methods. A forked child has none of the stand-ins, and gets its
-    own if it runs jobs.
+    Any thread can call all methods. A forked child has none of the scripted supervisors, and
+    gets its own if it runs jobs.
 
     Args:
         scripts: The scripts, in the order in which jobs start; all further jobs get the last
@@ -72,9 +72,9 @@ class ScriptedExecutor:
         ValueError: An argument is not a script.
     """
 
-    _casting: threading.Lock
+    _choosing: threading.Lock
     _ringing: threading.Lock
-    _cast: list[StandIn]
+    _supervisors: list[ScriptedSupervisor]
     _arrived: deque[int]
     _rests: bool
     _thread: threading.Thread | None
@@ -90,7 +90,7 @@ class ScriptedExecutor:
         self._scripts: dict[UUID, Script] = {}
         self._clock = clock or SystemClock()
         self._closed = False
-        self._start_afresh()
+        self._reset()
         attend = getattr(self._clock, "attend", None)
         watch = getattr(self._clock, "watch", None)
         # A clock with `attend` calls `step` itself at each due time.
@@ -129,7 +129,7 @@ class ScriptedExecutor:
 
     def _script_of(self, job_id: UUID) -> Script | None:
         """Return a job's script; None: the callable that chooses scripts was not asked for it."""
-        with self._casting:
+        with self._choosing:
             if job_id not in self._scripts and self._sequence:
                 number = min(len(self._scripts), len(self._sequence) - 1)
                 self._scripts[job_id] = self._sequence[number]
@@ -139,16 +139,16 @@ class ScriptedExecutor:
 
     def start(self, descriptor: int) -> None:
         """
-        Start a stand-in at one end of a socket pair, as `jobcore.Launcher` specifies.
+        Start a scripted supervisor at one end of a socket pair, as `jobcore.Launcher` specifies.
 
         Args:
-            descriptor: That end. The stand-in uses a copy of it.
+            descriptor: That end. The scripted supervisor uses a copy of it.
 
         Raises:
             SpawnError: This executor is closed.
         """
         # The caller holds the fork gate. Waiting here for a lock under which another thread
-        # waits for the gate would be a deadlock. So the thread creates the stand-in later.
+        # waits for the gate would be a deadlock. So the thread creates it later.
         if self._closed:
             raise SpawnError("the scripted executor is closed")
         self._arrived.append(os.dup(descriptor))
@@ -166,7 +166,7 @@ class ScriptedExecutor:
             job_id: The job; None: all supervisors, including idle ones.
 
         Raises:
-            LookupError: No stand-in runs this job now.
+            LookupError: No scripted supervisor runs this job now.
         """
         with self._lock:
             self.step()
@@ -184,7 +184,7 @@ class ScriptedExecutor:
             job_id: The job; None: all supervisors, including idle ones.
 
         Raises:
-            LookupError: No stand-in runs this job now.
+            LookupError: No scripted supervisor runs this job now.
         """
         with self._lock:
             self.step()
@@ -193,13 +193,13 @@ class ScriptedExecutor:
             self.step()
 
     def running(self) -> list[UUID]:
-        """Return the jobs that stand-ins run now, in the order of their supervisors' starts."""
+        """Return the jobs that run now, in the order of their supervisors' starts."""
         with self._lock:
-            return [one.job_id for one in self._cast if one.job_id is not None]
+            return [one.job_id for one in self._supervisors if one.job_id is not None]
 
     def close(self) -> None:
         """
-        End the thread. Stand-ins that still run a job die, and their jobs are `lost`.
+        End the thread. Supervisors that still run a job die, and their jobs are `lost`.
 
         Close the managers first. Idempotent.
         """
@@ -227,9 +227,9 @@ class ScriptedExecutor:
         """Close it."""
         self.close()
 
-    def _find(self, job_id: UUID | str | None) -> list[StandIn]:
+    def _find(self, job_id: UUID | str | None) -> list[ScriptedSupervisor]:
         wanted = None if job_id is None else UUID(str(job_id))
-        found = [one for one in self._cast if wanted is None or one.job_id == wanted]
+        found = [one for one in self._supervisors if wanted is None or one.job_id == wanted]
         if job_id is not None and not found:
             raise LookupError(f"no scripted supervisor runs job {job_id}")
         return found
@@ -239,37 +239,39 @@ class ScriptedExecutor:
     def due(self) -> float | None:
         """Return the monotonic time at which something is due next; None: nothing is."""
         with self._lock:
-            moments = [one.due for one in self._cast]
+            moments = [one.due for one in self._supervisors]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def step(self) -> None:
-        """Do everything that has arrived or is due, until every stand-in waits."""
+        """Do everything that has arrived or is due, until every scripted supervisor waits."""
         with self._lock:
             while self._arrived:
                 self._take_on(self._arrived.popleft())
             while self._step_each():
                 pass
-            self._cast = [one for one in self._cast if not one.gone]
+            self._supervisors = [one for one in self._supervisors if not one.gone]
         if threading.current_thread() is not self._thread:
             self._ring()  # so that the thread polls the current descriptors
 
     def _step_each(self) -> bool:
         acted = False
-        for one in self._cast:
+        for one in self._supervisors:
             acted = one.step() or acted
         return acted
 
     def runs(self) -> frozenset[str]:
-        """Return the tokens of the runs of all stand-ins."""
+        """Return the tokens of the runs of all scripted supervisors."""
         with self._lock:
-            return frozenset(one.token for one in self._cast if one.token is not None)
+            return frozenset(one.token for one in self._supervisors if one.token is not None)
 
     def _take_on(self, descriptor: int) -> None:
         try:
-            stand_in = StandIn(descriptor, self._clock, self._identity, self._script_of)
+            supervisor = ScriptedSupervisor(
+                descriptor, self._clock, self._identity, self._script_of
+            )
         except OSError:
             return  # no descriptors are free: the host notices that it does not get ready
-        self._cast.append(stand_in)
+        self._supervisors.append(supervisor)
 
     # --- the thread -------------------------------------------------------------
 
@@ -295,7 +297,7 @@ class ScriptedExecutor:
             poller = select.poll()
             poller.register(self._reader, select.POLLIN)
             with self._lock:
-                for one in self._cast:
+                for one in self._supervisors:
                     for descriptor, events in one.events.items():
                         poller.register(descriptor, events)
                 seconds = self._patience()
@@ -317,10 +319,10 @@ class ScriptedExecutor:
             pass
 
     def _drop_all(self) -> None:
-        """Close all stand-ins and descriptors."""
-        for one in self._cast:
+        """Close all scripted supervisors and descriptors."""
+        for one in self._supervisors:
             one.die()
-        self._cast.clear()
+        self._supervisors.clear()
         while self._arrived:
             os.close(self._arrived.popleft())
         with self._ringing:
@@ -332,7 +334,7 @@ class ScriptedExecutor:
     # --- the fork of the host ---------------------------------------------------
 
     def before_fork(self) -> None:
-        """Quiesce: no stand-in may be in the middle of a step during the fork."""
+        """Quiesce: no scripted supervisor may be in the middle of a step during the fork."""
         if not self._rests:  # this may be called more than once per fork
             self._lock.acquire()
             self._rests = True
@@ -347,15 +349,15 @@ class ScriptedExecutor:
         """Close the copied descriptors, which unlocks nothing of the parent, and reset."""
         self._ringing = threading.Lock()
         self._drop_all()
-        self._start_afresh()
+        self._reset()
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         # Held during a step. Never wait for it while holding the gate: a fork takes both.
         self._lock = threading.RLock()
-        self._casting = threading.Lock()
+        self._choosing = threading.Lock()
         self._ringing = threading.Lock()
         self._rests = False
-        self._cast = []
+        self._supervisors = []
         self._arrived = deque()
         self._thread = None
         self._reader = self._writer = -1

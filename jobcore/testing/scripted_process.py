@@ -20,7 +20,7 @@ _NO_PID = 2**22
 _numbers = itertools.count(1)
 
 
-class Play(ProcessTree):
+class ScriptedProcesses(ProcessTree):
     """
     The simulated processes of a script.
 
@@ -55,7 +55,7 @@ class Play(ProcessTree):
         self._unwritten = b""
         self._unwritten_to = -1
         self._grandchild = script.leaves_grandchild
-        self._rest_is_told = False
+        self._rest_is_signalled = False
         self._ended: int | None = None  # the main process's wait status, set before it is reaped
         self._open: set[int] = set()
         try:
@@ -166,8 +166,8 @@ class Play(ProcessTree):
     def end_rest(self, *, everyone: bool) -> list[str]:
         """React to SIGTERM for the process that was left, whose parent is gone."""
         del everyone
-        asked = [] if self._rest_is_told else self.survivors()
-        self._rest_is_told = True
+        asked = [] if self._rest_is_signalled else self.survivors()
+        self._rest_is_signalled = True
         if not self._script.ignores_term:
             self._end_grandchild()
         return asked
@@ -205,7 +205,7 @@ class Play(ProcessTree):
         os.close(descriptor)
 
 
-class Stage(Machine):
+class ScriptedMachine(Machine):
     """
     The machine on which a script is played, with a given clock and simulated processes.
 
@@ -217,7 +217,7 @@ class Stage(Machine):
     longest_round = blind_round = math.inf  # no polling: descriptors report every event here
 
     def __init__(self, clock: Clock, script: Script | None) -> None:
-        self.play: Play | None = None
+        self.processes: ScriptedProcesses | None = None
         self._clock = clock
         self._script = script
 
@@ -231,7 +231,7 @@ class Stage(Machine):
 
     def spawn(self, program: Program, *, directory: int, oom_score: bytes | None) -> Child:
         """
-        Begin to play the script in place of the command.
+        Begin to processes the script in place of the command.
 
         Raises:
             StartError: There is no script, or too few file descriptors are free.
@@ -240,12 +240,14 @@ class Stage(Machine):
         if self._script is None:
             raise spawn.StartError("script", errno.ENOENT)
         try:
-            self.play = Play(self._script, self._clock, separate=program.separate_streams)
+            self.processes = ScriptedProcesses(
+                self._script, self._clock, separate=program.separate_streams
+            )
         except OSError as error:
             raise spawn.StartError(spawn.PIPE, error.errno or 0) from error
-        return self.play.child
+        return self.processes.child
 
-    def tree(self, child: Child) -> Play:
-        """Return the play that `spawn` has begun."""
-        assert self.play is not None and self.play.child is child  # noqa: S101, PT018 - spawned
-        return self.play
+    def tree(self, child: Child) -> ScriptedProcesses:
+        """Return the processes that `spawn` has begun."""
+        assert self.processes is not None and self.processes.child is child  # noqa: S101, PT018 - spawned
+        return self.processes

@@ -18,10 +18,10 @@ from jobcore.supervisor.host_channel import HostChannel, ReceivedRequest
 from jobcore.supervisor.request import Request, accept
 from jobcore.supervisor.stop_requests import Shutdown
 from jobcore.testing.script import Script
-from jobcore.testing.scripted_process import Stage
+from jobcore.testing.scripted_process import ScriptedMachine
 
 
-class StandIn:
+class ScriptedSupervisor:
     """
     One supervisor, which takes requests and runs them one at a time, step by step.
 
@@ -55,7 +55,7 @@ class StandIn:
         self._clock = clock
         self._identity = identity
         self._script_of = script_of
-        self._stage: Stage | None = None
+        self._machine: ScriptedMachine | None = None
         self._execution: Execution | None = None
         self._rounds: Generator[float, None, None] | None = None
         self._due = math.inf
@@ -88,8 +88,8 @@ class StandIn:
         """The monotonic time at which it continues; None: it does not wait for the clock."""
         if self._rounds is None:
             return None
-        play = None if self._stage is None else self._stage.play
-        played = None if play is None else play.due()
+        processes = None if self._machine is None else self._machine.processes
+        played = None if processes is None else processes.due()
         due = self._due if played is None else min(self._due, played)
         return None if due == math.inf else due
 
@@ -148,9 +148,9 @@ class StandIn:
             return
         try:
             self.token, self.job_id = request.token, _job_of(request)
-            self._stage = Stage(self._clock, self._script_of(self.job_id))
+            self._machine = ScriptedMachine(self._clock, self._script_of(self.job_id))
             self._execution = Execution(
-                request, self._channel, self._shutdown, self._identity, self._stage
+                request, self._channel, self._shutdown, self._identity, self._machine
             )
         except BaseException:
             os.close(request.lock)
@@ -163,14 +163,14 @@ class StandIn:
 
     def _go_on(self) -> bool:
         assert self._execution is not None  # noqa: S101 - for the type checker alone
-        play = None if self._stage is None else self._stage.play
-        acted = play is not None and play.act()
+        processes = None if self._machine is None else self._machine.processes
+        acted = processes is not None and processes.act()
         # After `act`, so that its output is read before anything else happens.
-        called = self._execution.watch.wait(0) or (play is not None and play.orphaned)
+        called = self._execution.watch.wait(0) or (processes is not None and processes.orphaned)
         if called or self._clock.monotonic() >= self._due:
             self._next_round()
             return True
-        if play is not None and play.fatal and not acted:
+        if processes is not None and processes.fatal and not acted:
             self.die()
             return True
         return acted
@@ -188,16 +188,16 @@ class StandIn:
             self.die()
 
     def _drop_run(self) -> None:
-        rounds, stage = self._rounds, self._stage
-        self._rounds = self._execution = self._stage = None
+        rounds, machine = self._rounds, self._machine
+        self._rounds = self._execution = self._machine = None
         self._due = math.inf
         self.token = self.job_id = None
         try:
             if rounds is not None:
                 rounds.close()
         finally:
-            if stage is not None and stage.play is not None:
-                stage.play.close()
+            if machine is not None and machine.processes is not None:
+                machine.processes.close()
 
 
 def _job_of(request: Request) -> UUID:

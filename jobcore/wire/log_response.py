@@ -345,7 +345,7 @@ def _followed(
         try:
             for line in jobs.follow(job.id, sequence, turn, unfinished=False):
                 yield request.form.encode(line)
-                sequence, quiet = _behind(line, sequence), time.monotonic()
+                sequence, quiet = _number_after(line, sequence), time.monotonic()
             return
         except JobDeleted:
             # The status line was sent long ago. The client has whole lines only, and its
@@ -360,7 +360,7 @@ def _followed(
             quiet = time.monotonic()
 
 
-def _behind(line: LogLine, sequence: int) -> int:
+def _number_after(line: LogLine, sequence: int) -> int:
     """Return the number after a line's, or `sequence` if the line has none."""
     return sequence if line.sequence is None else line.sequence + 1
 
@@ -424,7 +424,7 @@ class _Followed(AsyncIterator[bytes]):
                     self._quiet = now
                     return self._request.form.heartbeat
             else:
-                self._sequence, self._quiet = _behind(line, self._sequence), time.monotonic()
+                self._sequence, self._quiet = _number_after(line, self._sequence), time.monotonic()
                 return self._request.form.encode(line)
 
 

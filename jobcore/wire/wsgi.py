@@ -26,9 +26,9 @@ def watch_client(environ: Mapping[str, Any]) -> Callable[[], bool] | None:
     Returns:
         The function; None: the server is not gunicorn, waitress or werkzeug's own server.
     """
-    told: Callable[[], bool] | None = environ.get(WAITRESS)
-    if told is not None:
-        return told
+    is_disconnected: Callable[[], bool] | None = environ.get(WAITRESS)
+    if is_disconnected is not None:
+        return is_disconnected
     for name in SOCKETS:
         connection = environ.get(name)
         if isinstance(connection, socket.socket):

@@ -205,12 +205,12 @@ def test_fork_in_the_middle_of_a_read_does_not_wait_for_those_who_wait_for_it(da
         """
 import os, sys, threading
 from jobcore import JobManager
-from jobcore.storage.change_counter import Commits
+from jobcore.storage.change_counter import ChangeCounter
 from tests.processes import until
 
 jobs = JobManager(sys.argv[1], slots=0, busy_timeout=1000)
 database = jobs._database
-look = Commits.look
+look = ChangeCounter.look
 other = threading.Thread(target=lambda: database.version(0))
 
 def look_and_be_interrupted(self):
@@ -225,7 +225,7 @@ def look_and_be_interrupted(self):
         print(os.waitpid(pid, 0)[1])
     return look(self)
 
-Commits.look = look_and_be_interrupted
+ChangeCounter.look = look_and_be_interrupted
 database.version(0)
 other.join()
 jobs.close()

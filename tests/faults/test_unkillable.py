@@ -11,7 +11,7 @@ from jobcore import JobManager, Reason, Status
 from jobcore.engine import orphans
 from jobcore.supervisor import process_tree, system_calls, termination
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, drain
-from jobcore.testing.scripted_process import Play
+from jobcore.testing.scripted_process import ScriptedProcesses
 from tests.processes import until
 
 
@@ -29,7 +29,7 @@ def end(process):
 
 def test_a_command_that_cannot_be_killed_is_given_up_and_named(database, monkeypatch):
     """No SIGKILL ends an uninterruptible sleep: the job ends all the same, and says who stayed."""
-    monkeypatch.setattr(Play, "kill", lambda _: [])
+    monkeypatch.setattr(ScriptedProcesses, "kill", lambda _: [])
     monkeypatch.setattr(termination, "children", lambda: [4242])
     monkeypatch.setattr(
         termination, "_KILL_ROUND", 0.5

@@ -284,7 +284,7 @@ def test_batch_for_a_workspace_that_is_deleted_meanwhile(jobs, database, monkeyp
     def take(self):
         monkeypatch.undo()
         with JobManager(database, slots=0) as other:
-            other._curator.mark_workspace_deleted(place.id)
+            other._pipelines.mark_workspace_deleted(place.id)
         return real(self)
 
     monkeypatch.setattr(staging.Throttle, "step", take)

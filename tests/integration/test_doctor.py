@@ -392,7 +392,7 @@ def test_schedule_of_an_unknown_time_zone_is_found(jobs, database):
     found = examine(database)["schedules"]
 
     assert found.verdict == "wrong"
-    assert found.detail.startswith("never run here: 'a', 'b': no time zone 'Mars/Olympus' here")
+    assert found.detail.startswith("do not run here: 'a', 'b': no time zone 'Mars/Olympus' here")
 
 
 def start_task(database):

@@ -279,7 +279,7 @@ def held(jobs, scripted, monkeypatch):
 
     async def end():
         """Let the job end behind the back of a waiter that has begun."""
-        await until_true(lambda: jobs._follower._sights)
+        await until_true(lambda: jobs._waiter._sights)
         monkeypatch.setattr(Recovery, "reconcile", block)
         run.exit()
         run.die()
@@ -431,7 +431,7 @@ async def test_cancelling_leaves_nothing(database, form):
                 await waits()
             assert scope.cancelled_caught
         # The framework itself holds the last cancellation for a moment.
-        await until_true(lambda: gc.collect() >= 0 and list(jobs._follower._sights) == [])
+        await until_true(lambda: gc.collect() >= 0 and list(jobs._waiter._sights) == [])
         assert (await make(jobs.get_job, job.id)).status is Status.RUNNING
 
 
@@ -477,7 +477,7 @@ async def test_leaving_a_loop_early_leaves_nothing(jobs, own):
 
     assert rest == [(2, "c")]
     assert again == []
-    assert list(jobs._follower._sights) == []
+    assert list(jobs._waiter._sights) == []
 
 
 async def test_two_tasks_cannot_share_an_iterator(jobs, own):
@@ -552,8 +552,8 @@ async def test_unknown_and_deleted_jobs_are_told(jobs, own):
     lines = jobs.follow_async(own.id)
     await lines.__anext__()
     begun, raised = [], []
-    waiting = jobs._follower.waiting
-    jobs._follower.waiting = lambda run: begun.append(run) or waiting(run)
+    waiting = jobs._waiter.waiting
+    jobs._waiter.waiting = lambda run: begun.append(run) or waiting(run)
 
     async def wait():
         with pytest.raises(JobDeleted) as error:
@@ -595,7 +595,7 @@ async def test_a_closed_manager_says_so(database):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await until_true(lambda: len(jobs._follower._sights) == 1)
+        await until_true(lambda: len(jobs._waiter._sights) == 1)
         await make(jobs.close)
 
     assert raised == [True]

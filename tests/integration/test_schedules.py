@@ -564,7 +564,7 @@ def test_a_schedule_that_comes_back_misses_nothing(jobs, clock):
 
 def test_a_deleted_pipeline_is_not_ticked(jobs, clock, database):
     """A tick that comes after the first step of a deletion makes neither job nor record."""
-    for mark in (jobs.delete_pipeline, jobs._curator.mark_pipeline_deleted):
+    for mark in (jobs.delete_pipeline, jobs._pipelines.mark_pipeline_deleted):
         mark(jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *").id)
     clock.advance(100)
     tick(jobs)

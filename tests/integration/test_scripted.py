@@ -41,7 +41,7 @@ from jobcore.testing import (
     drain,
     elapse,
 )
-from jobcore.testing.scripted_process import Stage
+from jobcore.testing.scripted_process import ScriptedMachine
 from tests.processes import descriptors, in_child, join, left_open, own_threads, until
 
 #: What a host comes to that runs one job to its end.
@@ -180,7 +180,7 @@ def test_a_supervisor_that_is_paused_between_two_clocks_tells_the_true_end(theat
     """Preempted between the wall clock and the other one, it ends no job before its last line."""
     jobs, _ = theatre.play(Script([10, "last"]))
     paused = 0  # seconds; what both clocks of the supervisor are ahead since then
-    time_ns, monotonic = Stage.time_ns, Stage.monotonic
+    time_ns, monotonic = ScriptedMachine.time_ns, ScriptedMachine.monotonic
 
     def time_and_pause(stage):
         nonlocal paused
@@ -188,8 +188,8 @@ def test_a_supervisor_that_is_paused_between_two_clocks_tells_the_true_end(theat
         paused = 5
         return wall
 
-    monkeypatch.setattr(Stage, "time_ns", time_and_pause)
-    monkeypatch.setattr(Stage, "monotonic", lambda stage: monotonic(stage) + paused)
+    monkeypatch.setattr(ScriptedMachine, "time_ns", time_and_pause)
+    monkeypatch.setattr(ScriptedMachine, "monotonic", lambda stage: monotonic(stage) + paused)
     job = jobs.submit(["etl"])
     drain(jobs)
     job = jobs.get_job(job.id)
@@ -1214,7 +1214,7 @@ def test_an_execution_that_is_closed_leaves_no_verdict(theatre):
     elapse(jobs, 0)
     path = os.path.join(theatre.database + ".jobs", job.id.hex)
     held = execution.Execution  # that it is the product's own is the point
-    assert type(scripted._cast[0]._execution) is held
+    assert type(scripted._supervisors[0]._execution) is held
     jobs.close()
     scripted.die(job.id)
 

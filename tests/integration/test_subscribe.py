@@ -22,7 +22,7 @@ from jobcore import (
 from jobcore.operations import subscriptions
 from jobcore.storage import store
 from jobcore.storage.connections import SqliteConnection
-from jobcore.storage.writer import NOBODY
+from jobcore.storage.writer import NO_OBSERVER
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, descriptors, in_child, own_threads, run_python, until
 from tests.programs import EXIT_3, SLEEPS
@@ -398,7 +398,7 @@ def test_nothing_is_told_behind_the_end(jobs):
     all_told(jobs)
 
     assert [event.id for event in got] == [1, 1, 2]
-    assert jobs._database.observer is NOBODY
+    assert jobs._database.observer is NO_OBSERVER
 
 
 def test_the_same_callback_may_subscribe_twice(jobs):

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from jobcore import JobManager, Reason, Status, Stopped
-from jobcore.operations.bookkeeping import Bookkeeper
+from jobcore.operations.bookkeeping import TaskOperations
 from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -215,14 +215,14 @@ async def test_claim_that_is_cancelled_while_it_waits_has_claimed_nothing(jobs):
 async def test_claim_that_is_cancelled_in_the_middle_loses_no_job(jobs, monkeypatch):
     """The job that is just being claimed is returned, and then the cancellation comes."""
     inside, go_on = threading.Event(), threading.Event()
-    real = Bookkeeper.claim_next
+    real = TaskOperations.claim_next
 
     def held(self, types, **options):
         inside.set()
         assert go_on.wait(PATIENCE)
         return real(self, types, **options)
 
-    monkeypatch.setattr(Bookkeeper, "claim_next", held)
+    monkeypatch.setattr(TaskOperations, "claim_next", held)
     made = await call(jobs.create_job, "ELT")
     got = []
 

@@ -23,7 +23,7 @@ from jobcore import (
 from jobcore.engine.dispatcher import Dispatcher
 from jobcore.engine.recovery import Recovery
 from jobcore.operations import waiting
-from jobcore.operations.waiting import Follower
+from jobcore.operations.waiting import Waiter
 from jobcore.storage import change_counter
 from jobcore.storage.database import Database
 from tests.faults.hosts import host, serve
@@ -41,13 +41,13 @@ LOOKS = "PRAGMA data_version"
 def looks(monkeypatch):
     """Return the looks at anything that waiters took; `until` it has grown."""
     taken = []
-    look = Follower.refresh
+    look = Waiter.refresh
 
     def counted(self, cursor):
         taken.append(cursor)
         return look(self, cursor)
 
-    monkeypatch.setattr(Follower, "refresh", counted)
+    monkeypatch.setattr(Waiter, "refresh", counted)
     return taken
 
 
@@ -242,12 +242,12 @@ def test_a_job_that_is_queued_is_not_stopped_but_what_does_is_named(jobs):
 def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
     """In one process one of many followers looks at the file, and into the directory."""
     lookers, visits = [], []
-    has_news, refresh = Recovery.has_news, Follower.refresh
+    has_news, refresh = Recovery.has_news, Waiter.refresh
     monkeypatch.setattr(
         Recovery, "has_news", lambda self, run: visits.append(run) or has_news(self, run)
     )
     monkeypatch.setattr(
-        Follower,
+        Waiter,
         "refresh",
         lambda self, cursor: lookers.append(threading.get_ident()) or refresh(self, cursor),
     )
@@ -286,7 +286,7 @@ def test_when_the_one_that_looks_leaves_another_one_looks(jobs, scripted, leaves
     first = jobs.follow(run.id, unfinished=False, timeout=0.5 if leaves == "times out" else None)
     assert next(first).raw == b"a\n"
     thread, answers = in_thread(lambda: list(first) if leaves == "times out" else next(first))
-    sight = jobs._follower._sights[jobs.get_job(run.id).number]
+    sight = jobs._waiter._sights[jobs.get_job(run.id).number]
     until(lambda: sight._lookers, "its look")
     others = [in_thread(partial(follow, jobs, run.id)) for _ in range(3)]
     if leaves == "takes its time":
@@ -442,7 +442,7 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
 
     run = scripted()
     thread, answers = in_thread(partial(follow, jobs, run.id))
-    until(lambda: jobs._follower._sights, "the follower")
+    until(lambda: jobs._waiter._sights, "the follower")
     monkeypatch.setattr(waiting, "BACK_OFF", 0.001)
     monkeypatch.setattr(Recovery, "reconcile", fail_twice)
     run.write(b"a\n")
@@ -471,10 +471,10 @@ def test_nothing_is_kept_of_who_waited(jobs, scripted):
     lines = jobs.follow(run.id)
     run.write(b"a\n")
     next(lines)
-    shared = len(jobs._follower._sights)
+    shared = len(jobs._waiter._sights)
     lines.close()
 
-    assert (shared, len(jobs._follower._sights)) == (1, 0)
+    assert (shared, len(jobs._waiter._sights)) == (1, 0)
 
 
 # --- deletion -----------------------------------------------------------------------

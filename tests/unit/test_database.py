@@ -1303,7 +1303,7 @@ def test_close_inside_a_write_leaves_it_to_its_end(database, opened):
 
     # Nobody closes it once more.
     until(lambda: os.fspath(database) not in descriptors().values(), "the end of the writer")
-    until(lambda: not opened._writer._worker._seats, "the end of its thread")
+    until(lambda: not opened._writer._worker._threads, "the end of its thread")
     again = Database(database)
     assert notes(again) == {"at its end"}
     again.close()

@@ -17,11 +17,11 @@ from sqlalchemy import RootTransaction
 from jobcore import JobManager, Progress, Status, models
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.interrupts import Bell, Lock, is_over
-from jobcore.embedding.worker import HANDS
+from jobcore.embedding.worker import DIRECTORY_WORKER
 from jobcore.engine.importer import Importer
 from jobcore.engine.recovery import Recovery
 from jobcore.operations.lookup import require_job
-from jobcore.storage.connections import Spares
+from jobcore.storage.connections import SpareConnections
 from jobcore.storage.database import Database
 from tests.opcodes import every_bytecode, handler_at_every_bytecode
 from tests.processes import PATIENCE, descriptors, in_child, until
@@ -250,7 +250,7 @@ def test_interrupted_read_closes_no_connection_of_the_next_one(database, monkeyp
     """An interrupt after a connection was given back does not close it under who has it then."""
     with JobManager(database, slots=0) as jobs:
         job = jobs.create_job()
-        take_back, lent = Spares.take_back, []
+        take_back, lent = SpareConnections.take_back, []
 
         def interrupted(self, slot):
             take_back(self, slot)
@@ -258,7 +258,7 @@ def test_interrupted_read_closes_no_connection_of_the_next_one(database, monkeyp
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Spares, "take_back", interrupted)
+            patch.setattr(SpareConnections, "take_back", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 jobs.get_job(job.id)
         ((now, before),) = lent
@@ -452,7 +452,7 @@ def hold_gate():
         GATE._lock.release()
         return True
 
-    return HANDS.call(hold)
+    return DIRECTORY_WORKER.call(hold)
 
 
 def fork():

@@ -414,7 +414,7 @@ def test_what_is_deleted_behind_a_call_is_named_by_its_id(
     owner, name, call = {
         "stop": (jobs._stopper, "stop", jobs.stop_job),
         "cancel": (jobs._stopper, "cancel", jobs.cancel_job),
-        "wait": (jobs._follower, "wait", jobs.wait),
+        "wait": (jobs._waiter, "wait", jobs.wait),
     }[verb]
 
     def delete_behind(found, *_, **__):
@@ -432,7 +432,7 @@ def test_a_deletion_that_somebody_else_finishes_is_done(jobs, scripted, database
     """While one waits for the end of what it deletes, another manager's look may remove it."""
     run = scripted()
     run.started()
-    wait = jobs._follower.wait
+    wait = jobs._waiter.wait
 
     def wait_behind(found, *rest):
         run.exit(9, "stopped")
@@ -443,7 +443,7 @@ def test_a_deletion_that_somebody_else_finishes_is_done(jobs, scripted, database
             assert sql(database, "SELECT id FROM job") == []
         return wait(found, *rest)
 
-    monkeypatch.setattr(jobs._follower, "wait", wait_behind)
+    monkeypatch.setattr(jobs._waiter, "wait", wait_behind)
     jobs.delete_job(run.id)
 
     assert run.gone()

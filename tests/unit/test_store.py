@@ -526,7 +526,7 @@ def test_offset_moves_by_compare_and_set(jobs, scripted, database):
         with transaction(opened) as connection:
             moves.append(
                 transitions.advance_if_at(
-                    connection, one, offset=offset, next_sequence=offset // 10, loose=(0, 0)
+                    connection, one, offset=offset, next_sequence=offset // 10, unmerged=(0, 0)
                 )
             )
     opened.close()

@@ -1,4 +1,4 @@
-"""Follower: a waiter hears of every commit, whatever other threads read at the same moment."""
+"""Waiter: a waiter hears of every commit, whatever other threads read at the same moment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def at_bytecode(number, between, step):
 @pytest.fixture
 def follower(jobs):
     """Return the follower of a manager that runs nothing."""
-    return jobs._follower
+    return jobs._waiter
 
 
 def test_row_read_at_any_bytecode_of_moved_is_not_missed(jobs, follower):

@@ -123,7 +123,7 @@ def test_exception_while_the_thread_is_started_leaves_no_call_waiting(monkeypatc
         made.append(fresh)
         if not first:
             fresh.call(str)
-            while fresh._seats:
+            while fresh._threads:
                 time.sleep(0)
         fresh.call(str)
 
@@ -190,7 +190,7 @@ def test_idle_thread_ends_and_is_started_again(crew, monkeypatch):
     """Without calls there is no thread."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
     first = crew.call(threading.get_native_id)
-    until(lambda: not crew._seats, "the end of the thread")
+    until(lambda: not crew._threads, "the end of the thread")
 
     assert crew.call(lambda: "again") == "again"
     assert first != threading.get_native_id()
@@ -226,7 +226,7 @@ def test_thread_that_is_struck_while_it_ends_gives_up_its_place(crew, monkeypatc
 
     monkeypatch.setattr(crew, "_at_end", strike)
     crew.call(lambda: None)
-    until(lambda: struck and not crew._seats, "the end of the thread")
+    until(lambda: struck and not crew._threads, "the end of the thread")
 
     assert crew.call(lambda: 1, patience=SOON) == 1
 
@@ -238,7 +238,7 @@ def test_place_of_a_dead_thread_is_taken_anew(crew, monkeypatch):
     ends = []
     monkeypatch.setattr(crew, "_leave", lambda *_: ends.append(1))
     crew.call(lambda: None)
-    until(lambda: ends and all(seat.is_dead for seat in crew._seats.values()), "its end")
+    until(lambda: ends and all(thread.is_dead for thread in crew._threads.values()), "its end")
     monkeypatch.undo()
     monkeypatch.setattr(worker, "LOOK", 0.01)
 
@@ -260,7 +260,7 @@ def test_place_of_a_thread_that_never_began_keeps_no_fork_waiting(monkeypatch):
     crew._start(1)
 
     assert crew.park(PATIENCE)
-    assert crew._seats == {}
+    assert crew._threads == {}
     crew.close("over")
 
 
@@ -276,7 +276,7 @@ def test_thread_that_begins_too_late_makes_no_call(crew, monkeypatch):
     until(lambda: len(began) > 1, "the second thread")
     run, (number, late) = began[0]
     run(number, late)
-    current = crew._seats.get(number)
+    current = crew._threads.get(number)
     run, arguments = began[-1]
     start(run, arguments)
     caller.join()

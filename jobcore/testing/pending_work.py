@@ -12,7 +12,7 @@ from jobcore.storage.transitions import Run
 from jobcore.testing.manual_clock import ManualClock
 
 
-class Outlook:
+class PendingWork:
     """
     What one manager, its database and its clock wait for.
 
