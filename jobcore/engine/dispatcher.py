@@ -25,7 +25,7 @@ from jobcore.embedding.interrupts import Lock
 from jobcore.engine import postponement
 from jobcore.engine.adoption import Adoption
 from jobcore.engine.executors import Executor
-from jobcore.engine.importer import Harvest, Importer
+from jobcore.engine.importer import Importer, NewContent
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.launch import RETRY, Claim, Environments, Launch, Start
 from jobcore.engine.liveness import ROUND, Liveness
@@ -61,7 +61,7 @@ ADOPTION = "adoption"
 class _Round(NamedTuple):
     """What one transaction of the dispatcher has written, and what was rolled back alone."""
 
-    written: list[tuple[Claim, Harvest, Run | None]]
+    written: list[tuple[Claim, NewContent, Run | None]]
     claimed: list[tuple[Start, Run | None]]
     failed: list[tuple[Claim | Start, Exception]]
 
@@ -430,21 +430,21 @@ class Dispatcher:
 
     def _round(self) -> None:
         now = time.monotonic()
-        harvests = self._gather(now)
+        contents = self._gather(now)
         starts = [] if self._loop.closing else self._prepare(now)
-        if harvests or starts:
-            self._commit(harvests, starts)
+        if contents or starts:
+            self._commit(contents, starts)
         self._send()
 
-    def _gather(self, now: float) -> list[tuple[Claim, Harvest]]:
+    def _gather(self, now: float) -> list[tuple[Claim, NewContent]]:
         """Read what the due jobs have written; reconcile those that ended without a record."""
-        harvests = []
+        contents = []
         for claim in list(self._claims.values()):
             if claim.due > now or claim.start is not None:
                 continue
             claim.begin_import(now)
             try:
-                harvest = self._importer.harvest(claim.run)
+                content = self._importer.read(claim.run)
             except Exception as error:  # noqa: BLE001 - it concerns this job only
                 if claim.ended:
                     # Its supervisor may have died: kill the orphans all the same.
@@ -452,11 +452,11 @@ class Dispatcher:
                 else:
                     self._postpone(claim, error, "import")
                 continue
-            if claim.ended and (harvest is None or harvest.exit is None):
+            if claim.ended and (content is None or content.exit is None):
                 self._reconcile_ended(claim)
-            elif harvest is not None and not harvest.empty:
-                harvests.append((claim, harvest))
-        return harvests
+            elif content is not None and not content.empty:
+                contents.append((claim, content))
+        return contents
 
     def _reconcile_ended(self, claim: Claim) -> None:
         self._update(claim, self._reconcile(claim.run))
@@ -542,21 +542,21 @@ class Dispatcher:
         self._queue.forget()
         self._look = True
 
-    def _commit(self, harvests: list[tuple[Claim, Harvest]], starts: list[Start]) -> None:
+    def _commit(self, contents: list[tuple[Claim, NewContent]], starts: list[Start]) -> None:
         with self._lock:
             if not self._claiming:  # `stop_claiming` or `close` was called meanwhile
                 for start in starts:
                     start.close()
                 starts = []
-            written = self._write(harvests, starts)
-        for claim, harvest, after in written:
+            written = self._write(contents, starts)
+        for claim, content, after in written:
             self._postponed.succeed(claim.run.number)
-            self._clean_up(claim, harvest, after)
+            self._clean_up(claim, content, after)
             self._update(claim, after)
 
-    def _clean_up(self, claim: Claim, harvest: Harvest, after: Run | None) -> None:
+    def _clean_up(self, claim: Claim, content: NewContent, after: Run | None) -> None:
         try:
-            self._importer.clean_up(harvest, after)
+            self._importer.clean_up(content, after)
         except Exception as error:  # noqa: BLE001 - a later import, or the sweep, tries again
             telemetry.event(
                 logging.WARNING,
@@ -566,17 +566,17 @@ class Dispatcher:
             )
 
     def _write(
-        self, harvests: list[tuple[Claim, Harvest]], starts: list[Start]
-    ) -> list[tuple[Claim, Harvest, Run | None]]:
+        self, contents: list[tuple[Claim, NewContent]], starts: list[Start]
+    ) -> list[tuple[Claim, NewContent, Run | None]]:
         """Write a round in one transaction; return each imported job as it is then."""
-        durable = bool(starts) or any(harvest.durable for _, harvest in harvests)
+        durable = bool(starts) or any(content.durable for _, content in contents)
 
         def write(connection: Connection) -> _Round:
             round_ = _Round([], [], [])
-            for claim, harvest in harvests:
+            for claim, content in contents:
                 with self._database.savepoint(connection, partial(_note, round_, claim)):
-                    after = self._importer.apply(connection, harvest)
-                    round_.written.append((claim, harvest, after))
+                    after = self._importer.apply(connection, content)
+                    round_.written.append((claim, content, after))
             for start in starts:
                 with self._database.savepoint(connection, partial(_note, round_, start)):
                     round_.claimed.append((start, self._claim(connection, start)))

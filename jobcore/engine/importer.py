@@ -36,7 +36,7 @@ _STRANGE = (errno.EINVAL, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EACCES)
 _HOLE_LINES = 2**20
 
 
-class Harvest:
+class NewContent:
     """
     The new content of a job directory, which is not in the database yet.
 
@@ -156,7 +156,7 @@ class Importer:
         self._directories = directories
         self._clock = clock
 
-    def bring_in(
+    def import_all(
         self,
         run: Run,
         *,
@@ -180,24 +180,24 @@ class Importer:
         """
         goal: int | None = None
         while True:
-            harvest = self.harvest(run, verdict)
-            if harvest is None:
+            content = self.read(run, verdict)
+            if content is None:
                 # Another process may have settled the job and removed its directory.
                 with self._database.read() as connection:
                     return transitions.find(connection, run.number)
-            if harvest.empty:
+            if content.empty:
                 return run
             if goal is None:
-                goal = harvest.goal  # stop there: a command may write for ever
+                goal = content.goal  # stop there: a command may write for ever
             fresh = self._database.write(
-                partial(self.apply, harvest=harvest),
-                durable=harvest.durable,
+                partial(self.apply, content=content),
+                durable=content.durable,
                 patience=patience,
             )
-            self.clean_up(harvest, fresh)
+            self.clean_up(content, fresh)
             if fresh is None or fresh.final:
                 return fresh
-            if harvest.exit is None and fresh.spool_offset >= goal:
+            if content.exit is None and fresh.spool_offset >= goal:
                 return fresh
             if time.monotonic() >= until:
                 return fresh
@@ -217,14 +217,14 @@ class Importer:
             see: Called with each frame of lines that is not imported yet.
         """
         end = job_directory.ExitRecord(token=run.token or "", reason="", spool_end=spool_end)
-        harvest = Harvest(run)
-        while harvest.offset < end.spool_end:
-            self._read_frames(harvest, directory, end)
-            for piece in harvest.slices:
+        content = NewContent(run)
+        while content.offset < end.spool_end:
+            self._read_frames(content, directory, end)
+            for piece in content.slices:
                 for frame in frames.scan(piece.data):
                     see(frame)
-            harvest.slices = []
-        return harvest.next_sequence
+            content.slices = []
+        return content.next_sequence
 
     def number_unfinished(self, run: Run, directory: int) -> None:
         """
@@ -265,30 +265,30 @@ class Importer:
         if data:
             job_directory.append_spool(directory, end, data)
 
-    def harvest(self, run: Run, verdict: job_directory.ExitRecord | None = None) -> Harvest | None:
+    def read(self, run: Run, verdict: job_directory.ExitRecord | None = None) -> NewContent | None:
         """
         Read new content, as much as fits in one transaction; None: the directory is missing.
 
         The exit record is read first, because everything written before it is then complete.
 
         Args:
-            verdict: As for `bring_in`.
+            verdict: As for `import_all`.
         """
         try:
             with self._directories.open(run.name) as directory:
                 verdict = job_directory.read_exit(directory, run.token or "") or verdict
-                harvest = Harvest(run)
-                self._read_frames(harvest, directory, verdict)
-                if harvest.exit is not None and harvest.exit.wait_status == 0 and _may_return(run):
-                    harvest.result = result_file.read(directory)
+                content = NewContent(run)
+                self._read_frames(content, directory, verdict)
+                if content.exit is not None and content.exit.wait_status == 0 and _may_return(run):
+                    content.result = result_file.read(directory)
                 failpoints.reach(failpoints.IMPORT_READ, self._database)
-                return harvest
+                return content
         except FileNotFoundError:
             if verdict is None:
                 return None
-            harvest = Harvest(run)
-            self._conclude(harvest, verdict)
-            return harvest
+            content = NewContent(run)
+            self._conclude(content, verdict)
+            return content
         except NewerProtocol as newer:
             telemetry.event(
                 logging.WARNING, "left to a newer jobcore", job=str(run.id), protocol=newer.args[0]
@@ -296,93 +296,93 @@ class Importer:
             return None
 
     def _read_frames(
-        self, harvest: Harvest, directory: int, verdict: job_directory.ExitRecord | None
+        self, content: NewContent, directory: int, verdict: job_directory.ExitRecord | None
     ) -> None:
         end = None if verdict is None else verdict.spool_end
         taken = 0
-        while taken < BATCH_BYTES and (end is None or harvest.offset < end):
-            size = BATCH_BYTES if end is None else min(BATCH_BYTES, end - harvest.offset)
-            buffer = job_directory.read_spool(directory, harvest.offset, size)
+        while taken < BATCH_BYTES and (end is None or content.offset < end):
+            size = BATCH_BYTES if end is None else min(BATCH_BYTES, end - content.offset)
+            buffer = job_directory.read_spool(directory, content.offset, size)
             position = 0
             for frame in frames.scan(buffer):
-                if frame.first != harvest.next_sequence:
+                if frame.first != content.next_sequence:
                     break  # valid, but not the next one: something before it is missing
-                harvest.add(buffer, frame)
+                content.add(buffer, frame)
                 position = frame.end
             taken += position
             if position:
                 continue
             if end is None:
                 break  # the next frame is incomplete: its supervisor is still writing
-            self._skip_damage(harvest, directory, buffer, end)
-        harvest.goal = max(
-            harvest.offset, job_directory.spool_end(directory) if end is None else end
+            self._skip_damage(content, directory, buffer, end)
+        content.goal = max(
+            content.offset, job_directory.spool_end(directory) if end is None else end
         )
         # Each spool file ends where the next one begins; so skip the beginning of the first.
-        harvest.renewed = any(
-            begin <= harvest.offset for begin in job_directory.spool_offsets(directory)[1:]
+        content.renewed = any(
+            begin <= content.offset for begin in job_directory.spool_offsets(directory)[1:]
         )
-        if verdict is not None and end is not None and harvest.offset >= end:
-            self._conclude(harvest, verdict)
+        if verdict is not None and end is not None and content.offset >= end:
+            self._conclude(content, verdict)
 
-    def _conclude(self, harvest: Harvest, verdict: job_directory.ExitRecord) -> None:
-        """Add the exit record and its note, once the whole spool is in the harvest."""
+    def _conclude(self, content: NewContent, verdict: job_directory.ExitRecord) -> None:
+        """Add the exit record and its note, once all of the spool is in it."""
         now_ns = self._clock.now() * 1000
-        harvest.fill_hole(verdict.next_sequence, now_ns)
+        content.fill_hole(verdict.next_sequence, now_ns)
         if verdict.note is not None:
-            harvest.add_note(verdict.note, now_ns)
-        harvest.exit = verdict
+            content.add_note(verdict.note, now_ns)
+        content.exit = verdict
 
-    def _skip_damage(self, harvest: Harvest, directory: int, buffer: bytes, end: int) -> None:
+    def _skip_damage(self, content: NewContent, directory: int, buffer: bytes, end: int) -> None:
         """Continue at the next valid frame before `end`, with `system` lines for missing ones."""
         found = frames.find_next(buffer, 0)
         while found >= 0:
             frame = frames.decode(buffer, found)
-            if frame is not None and harvest.can_be_followed_by(frame):
-                harvest.offset += found
-                harvest.fill_hole(frame.first, frame.time_ns)
+            if frame is not None and content.can_be_followed_by(frame):
+                content.offset += found
+                content.fill_hole(frame.first, frame.time_ns)
                 return
             found = frames.find_next(buffer, found + 1)
         later = [
-            begin for begin in job_directory.spool_offsets(directory) if begin > harvest.offset
+            begin for begin in job_directory.spool_offsets(directory) if begin > content.offset
         ]
         # Skip the damage that was searched, but not a frame that may begin near its end.
         step = max(len(buffer) - frames.HEADER_SIZE - frames.MAX_PAYLOAD, 1) if buffer else 0
         if buffer and len(buffer) == BATCH_BYTES:
-            harvest.offset += step
+            content.offset += step
         else:
-            harvest.offset = min([end, *later])
+            content.offset = min([end, *later])
 
-    def apply(self, connection: Connection, harvest: Harvest) -> Run | None:
+    def apply(self, connection: Connection, content: NewContent) -> Run | None:
         """
-        Write a harvest in the caller's transaction.
+        Write the new content in the caller's transaction.
 
         Returns:
             The run as it is then; None if it has been removed.
         """
-        run = harvest.run
-        unmerged = log_segments.unmerged_after(run.unmerged, harvest.slices, harvest.next_sequence)
-        if harvest.slices or harvest.offset != run.spool_offset:
+        run = content.run
+        unmerged = log_segments.unmerged_after(run.unmerged, content.slices, content.next_sequence)
+        if content.slices or content.offset != run.spool_offset:
             if not transitions.advance_if_at(
                 connection,
                 run,
-                offset=harvest.offset,
-                next_sequence=harvest.next_sequence,
+                offset=content.offset,
+                next_sequence=content.next_sequence,
                 unmerged=unmerged,
-                report=harvest.report,
+                report=content.report,
             ):
                 # Another process has already imported this.
                 return transitions.find(connection, run.number)
-            if harvest.slices:
+            if content.slices:
                 log_segments.append_slices(
-                    connection, run.number, harvest.slices, before=run.unmerged, after=unmerged
+                    connection, run.number, content.slices, before=run.unmerged, after=unmerged
                 )
             failpoints.reach(failpoints.IMPORT_WRITTEN, self._database)
-        if harvest.exit is not None:
-            final = self._settle(connection, harvest, harvest.exit)
+        if content.exit is not None:
+            final = self._settle(connection, content, content.exit)
             if final is not None:
-                if harvest.result is not None and final.status == Status.COMPLETE:
-                    settlement.store_result(connection, run.number, *harvest.result)
+                if content.result is not None and final.status == Status.COMPLETE:
+                    settlement.store_result(connection, run.number, *content.result)
                 if run.loose_bytes and unmerged[0] == run.loose_sequence:
                     log_segments.merge(connection, run.number, run.loose_sequence)
                 failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)
@@ -390,9 +390,9 @@ class Importer:
         return transitions.find(connection, run.number)
 
     def _settle(
-        self, connection: Connection, harvest: Harvest, verdict: job_directory.ExitRecord
+        self, connection: Connection, content: NewContent, verdict: job_directory.ExitRecord
     ) -> Run | None:
-        run = harvest.run
+        run = content.run
         now = self._clock.now()
         stop_requested = run.stop_requested is not None
         if verdict.wait_status is None and not stop_requested:
@@ -402,7 +402,7 @@ class Importer:
         return settlement.settle(
             connection,
             run,
-            offset=harvest.offset,
+            offset=content.offset,
             ending=Ending(
                 Reason(verdict.reason),
                 verdict.wait_status,
@@ -420,14 +420,14 @@ class Importer:
             },
         )
 
-    def clean_up(self, harvest: Harvest, run: Run | None) -> None:
+    def clean_up(self, content: NewContent, run: Run | None) -> None:
         """After the commit, remove imported spool files, or the directory of a final job."""
-        name = harvest.run.name
+        name = content.run.name
         ended = run is None or run.final
         failpoints.reach(failpoints.SETTLED if ended else failpoints.IMPORTED, self._database)
         if run is None or run.final:
             self._directories.remove(name)
-        elif harvest.renewed:
+        elif content.renewed:
             try:
                 with self._directories.open(name) as directory:
                     job_directory.drop_imported(directory, run.spool_offset)

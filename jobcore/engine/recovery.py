@@ -128,7 +128,7 @@ class Recovery:
             return self._judge_owner(run, patience, kill=kill)
         if not run.supervised or not (kill or self.is_here(run)):
             return run
-        fresh = self._importer.bring_in(run, patience=patience, until=until)
+        fresh = self._importer.import_all(run, patience=patience, until=until)
         if fresh is None or not fresh.supervised or time.monotonic() >= until:
             return fresh
         if self._is_alive(fresh):
@@ -347,12 +347,12 @@ class Recovery:
             current, verdict = self._judge(run, None, until)
             if current is not None and verdict is not None:
                 self._tell(run, verdict)
-                return self._importer.bring_in(current, patience=patience, verdict=verdict)
+                return self._importer.import_all(current, patience=patience, verdict=verdict)
         if current is None or not current.supervised:
             # It was settled meanwhile and its directory removed, so the one here is stale.
             self._directories.remove(run.name)
             return current
-        return self._importer.bring_in(current, patience=patience)
+        return self._importer.import_all(current, patience=patience)
 
     def _may_be_left(self, run: Run) -> bool:
         """Tell whether a job has orphans, or may have some in an invisible pid namespace."""

@@ -64,10 +64,10 @@ MUTANTS = (
     Mutant(
         "the offset is committed before the lines",
         "engine/importer.py",
-        "            if harvest.slices:\n                log_segments.append_slices(",
+        "            if content.slices:\n                log_segments.append_slices(",
         "            connection.exec_driver_sql('COMMIT')\n"
         "            connection.exec_driver_sql('BEGIN IMMEDIATE')\n"
-        "            if harvest.slices:\n                log_segments.append_slices(",
+        "            if content.slices:\n                log_segments.append_slices(",
         (IMPORTER, "tests/faults"),
     ),
     Mutant(
@@ -80,8 +80,8 @@ MUTANTS = (
     Mutant(
         "the directory is removed before the verdict is committed",
         "engine/importer.py",
-        "        if harvest.exit is not None:\n            final = self._settle(",
-        "        if harvest.exit is not None:\n            self._directories.remove(run.name)\n"
+        "        if content.exit is not None:\n            final = self._settle(",
+        "        if content.exit is not None:\n            self._directories.remove(run.name)\n"
         "            final = self._settle(",
         (RECOVERY, IMPORTER),
     ),
@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant(
         "a hole in the numbers is closed by renumbering",
         "engine/importer.py",
-        "                if frame.first != harvest.next_sequence:\n"
+        "                if frame.first != content.next_sequence:\n"
         "                    break  # valid, but not the next one: something before it is missing\n",
         "",
         (IMPORTER,),

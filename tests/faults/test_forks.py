@@ -161,10 +161,10 @@ def test_no_fork_comes_while_a_model_is_made_ready(monkeypatch, step, use):
     builder = threading.Thread(target=use)
     builder.start()
     assert begun.wait(PATIENCE)
-    kept_out = not GATE._lock.hold(0)  # which every fork waits for
+    kept_out = not GATE.hold(0)  # which every fork waits for
     go_on.set()
     builder.join(PATIENCE)
 
     assert kept_out
-    assert GATE._lock.hold(0)
-    GATE._lock.release()
+    assert GATE.hold(0)
+    GATE.release()

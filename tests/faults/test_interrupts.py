@@ -234,7 +234,7 @@ def require_free(database):
 
 def held_by_others():
     """Return what another thread holds for longer than a moment."""
-    return [lock for lock in (GATE._forks, GATE._lock) if not is_free(lock)]
+    return [lock for lock in (GATE._forks, GATE) if not is_free(lock)]
 
 
 def is_free(lock):

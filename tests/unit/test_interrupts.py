@@ -352,13 +352,13 @@ def test_files_of_jobs_are_opened_in_threads_of_jobcores_own(jobs, scripted, mon
     run.started()
     run.write(b"line\n")
     here, places = threading.get_ident(), []
-    harvest = Importer.harvest
+    read = Importer.read
 
     def noted(self, *args, **options):
         places.append(threading.get_ident())
-        return harvest(self, *args, **options)
+        return read(self, *args, **options)
 
-    monkeypatch.setattr(Importer, "harvest", noted)
+    monkeypatch.setattr(Importer, "read", noted)
     jobs.get_job(run.id)
     list(jobs.logs(run.id))
     jobs.history(run.id)
@@ -447,9 +447,9 @@ def hold_gate():
     """Have a thread of jobcore's own hold the gate, as every directory work does."""
 
     def hold():
-        if not GATE._lock.hold(1):
+        if not GATE.hold(1):
             return False
-        GATE._lock.release()
+        GATE.release()
         return True
 
     return DIRECTORY_WORKER.call(hold)

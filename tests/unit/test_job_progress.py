@@ -81,7 +81,7 @@ def test_a_late_importer_changes_nothing(jobs, scripted):
     with jobs._database.read() as connection:
         early = transitions.find(connection, jobs.get_job(run.id).number)
     report(run, b"2/9")
-    stale = importer.harvest(early)
+    stale = importer.read(early)
     report(run, b"8/9")
     running = said(jobs, run.id)
     with transaction(jobs._database) as connection:

@@ -777,7 +777,7 @@ def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
     jobs.get_job(run.id)
     final = stored_run(jobs, run)
     monkeypatch.setattr(
-        jobs._recovery._importer, "bring_in", lambda *_, **__: pytest.fail("looked at")
+        jobs._recovery._importer, "import_all", lambda *_, **__: pytest.fail("looked at")
     )
 
     assert jobs._recovery.reconcile(final) == final
