@@ -48,7 +48,6 @@ from jobcore.lifecycle import FINAL, JobType, Status
 from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
 from jobcore.operations import dropped
 from jobcore.operations.arguments import (
-    LONGEST_BUSY,
     Runnable,
     checked_after,
     checked_before,
@@ -95,6 +94,7 @@ from jobcore.operations.submission import (
 )
 from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
+from jobcore.operations.tuning import LONGEST_BUSY
 from jobcore.operations.waiting import Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage import settlement, store, transitions

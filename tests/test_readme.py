@@ -257,7 +257,7 @@ def test_the_numbers_are_those_of_the_code():
         "10, 20, 40 seconds and so on, up to an hour": (
             [lifecycle.retry_delay(attempt) for attempt in (1, 2, 3, 99)] == [10, 20, 40, 3600]
         ),
-        "it stays above 64 MiB": doctor.LARGE_WAL == 64 * 2**20,
+        "it stays above 64 MiB": doctor.LARGE_LOG == 64 * 2**20,
     }
 
     assert [words for words in said if words not in TEXT] == []

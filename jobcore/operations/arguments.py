@@ -23,19 +23,13 @@ from jobcore.clock import from_datetime
 from jobcore.command import Command, current_umask
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.lifecycle import Status
+from jobcore.operations.tuning import DATA_BYTES, MOST_SLOTS
 from jobcore.storage import environments
 
 T = TypeVar("T")
 
 #: What callers pass as a command: a `Command`, or a list of words.
 Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
-
-#: The most slots: Linux cannot have more processes.
-MOST_SLOTS = 2**22
-#: Seconds, 24 days: the most that SQLite's busy timer can hold, in milliseconds of 31 bits.
-LONGEST_BUSY = 2_147_483
-#: The most bytes of a caller's own JSON: it is for facts about a job, not for payload.
-DATA_BYTES = 64 * 1024
 
 
 # --- of a manager -------------------------------------------------------------------

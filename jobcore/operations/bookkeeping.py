@@ -13,6 +13,7 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.operations.lookup import Id, require_job
+from jobcore.operations.tuning import JOBS_PAST_DAMAGED
 from jobcore.storage import environments, log_segments, settlement, store, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
@@ -20,9 +21,6 @@ from jobcore.supervisor import progress
 
 #: Prefixes of the types of tasks that people do; no process owns these tasks.
 FOR_PEOPLE = ("PROFILE_",)
-
-#: If the first queued job is damaged, how many jobs a claim searches for one that is not.
-_PAST_DAMAGED = 1000
 
 
 class TaskOperations:
@@ -98,7 +96,7 @@ class TaskOperations:
         def failed(number: int, _error: Exception) -> None:
             damaged.append(number)
 
-        for most in (1, _PAST_DAMAGED):
+        for most in (1, JOBS_PAST_DAMAGED):
             rows = store.queued_jobs(connection, types=types, now=now, limit=most, failed=failed)
             with closing(rows):
                 row = next(rows, None)

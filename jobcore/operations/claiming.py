@@ -11,12 +11,9 @@ from jobcore.models import Job
 from jobcore.operations.async_backend import cancel_again, in_thread_to_its_end
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.deadline import Deadline
+from jobcore.operations.tuning import CLAIM_PATIENCE
 from jobcore.operations.waiting import Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
-
-#: Seconds that a claim in an event loop waits for the write lock before it tries again. It is
-#: short because the claim cannot be cancelled meanwhile.
-BUSY_PATIENCE = 0.25
 
 
 class Claimer:
@@ -65,6 +62,6 @@ class Claimer:
 
     def _claim_soon(self, types: tuple[str, ...]) -> Row[Any] | None:
         try:
-            return self._tasks.claim_next(types, patience=BUSY_PATIENCE)
+            return self._tasks.claim_next(types, patience=CLAIM_PATIENCE)
         except DatabaseBusy:
             return None

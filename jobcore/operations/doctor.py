@@ -26,6 +26,7 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, JobcoreError, ScheduleError
 from jobcore.lifecycle import Reason, Status, Trigger
 from jobcore.models import Finding
+from jobcore.operations.tuning import LARGE_LOG
 from jobcore.schedule import Schedule
 from jobcore.storage import counts, filesystem, permissions, schema, tables
 from jobcore.storage.connections import uri_of
@@ -33,9 +34,6 @@ from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 
 _Answer = TypeVar("_Answer")
 
-#: Bytes. A larger write-ahead log shows that checkpoints do not succeed: they are tried from
-#: 4 MiB on.
-LARGE_WAL = 64 * 2**20
 #: The errors that reading raises if a damaged file holds something other than an id, a number
 #: or a text.
 NONE_OF_OURS = (ValueError, TypeError, AttributeError, OverflowError)
@@ -196,7 +194,7 @@ class _Examination:
             size = os.stat(self._path + "-wal").st_size
         except FileNotFoundError:
             size = 0
-        if size > LARGE_WAL:
+        if size > LARGE_LOG:
             yield _note(check, f"{size} bytes: a long read keeps it from being truncated")
         else:
             yield _ok(check, f"{size} bytes")

@@ -18,10 +18,10 @@ from jobcore.models import Event
 from jobcore.operations.arguments import checked_timeout
 from jobcore.operations.async_backend import in_thread, sleep
 from jobcore.storage import history
-from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry
 from jobcore.storage.job_filter import JobFilter
+from jobcore.storage.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Entries read in one transaction, which takes about 6 ms on a busy machine.
 PAGE = 500

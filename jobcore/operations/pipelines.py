@@ -32,14 +32,12 @@ from jobcore.lifecycle import JobType, PipelineStatus
 from jobcore.operations.arguments import checked_command, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
+from jobcore.operations.tuning import LONGEST_LATE, MOST_RETRIES
 from jobcore.schedule import Schedule
 from jobcore.storage import deletion, pipelines, store, workspaces
 from jobcore.storage.chain_migration import DEPLOY
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
-
-#: The most retries that make sense: with the doubling back-off they take more than a month.
-MOST_RETRIES = 1000
 
 NOWHERE = "cwd and env need a command or a script"
 
@@ -51,8 +49,6 @@ FIELDS = (
 
 #: How missed ticks are handled: none of them runs, the last one, or each.
 CATCH_UP = ("skip", "last", "all")
-#: The largest `late_after`, in seconds: a year.
-LONGEST_LATE = 366 * 86400.0
 
 
 class PipelineOperations:

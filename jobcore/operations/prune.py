@@ -13,15 +13,12 @@ from jobcore.clock import Clock
 from jobcore.embedding import telemetry
 from jobcore.engine.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Throttle
 from jobcore.lifecycle import FINAL
+from jobcore.operations.tuning import PRUNED_FROM_AT_ONCE
 from jobcore.storage import retention
 from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.retention import Expired
-
-#: Jobs examined in one read transaction. It is limited because most of them may stay, and a
-#: long read transaction keeps the write-ahead log from being truncated.
-LOOKED_AT = 20_000
 
 
 class Pruner:
@@ -107,6 +104,6 @@ class Pruner:
                 oldest = retention.oldest_after(connection, after)
             if oldest is None or not after < oldest <= newest:
                 return
-            up_to = min(oldest - 1 + LOOKED_AT, newest)
+            up_to = min(oldest - 1 + PRUNED_FROM_AT_ONCE, newest)
             yield oldest - 1, up_to
             after = up_to

@@ -20,12 +20,9 @@ from jobcore.engine.ownership import Ownership
 from jobcore.engine.remover import Throttle
 from jobcore.errors import StoreError
 from jobcore.operations.lookup import require_workspace
+from jobcore.operations.tuning import STAGED_AT_ONCE, STAGED_TEXT
 from jobcore.storage import batches, store
 from jobcore.storage.database import Database
-
-#: The most jobs, and characters of their commands, per transaction; it takes about 50 ms.
-STAGED_AT_ONCE = 1000
-STAGED_TEXT = 2**20
 
 ABANDONED = (
     "the jobs were removed before they were published, as this process seemed to be dead; "

@@ -15,11 +15,9 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_workspace
 from jobcore.operations.staging import BatchCreator
+from jobcore.operations.tuning import STAGED_FROM
 from jobcore.storage import environments, store, transitions, workspaces
 from jobcore.storage.database import Database
-
-#: The most jobs of one call that are written in one transaction; more are staged.
-STAGED_FROM = 1000
 
 
 class JobCreator:

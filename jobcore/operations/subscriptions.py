@@ -21,14 +21,13 @@ from jobcore.embedding.interrupts import Bell, Lock
 from jobcore.engine.thread_loop import Loop
 from jobcore.errors import DatabaseCorrupt, SpawnError
 from jobcore.models import Event
+from jobcore.operations.tuning import CLOSE_PATIENCE
 from jobcore.storage import history
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.writer import Observer
 
-#: Seconds that `close` waits in all for the delivery of committed events.
-CLOSE_PATIENCE = 5.0
 #: A limit larger than the number of transitions in any transaction.
 ALL = 2**31
 

@@ -24,10 +24,10 @@ from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatc
 from jobcore.models import LogLine
 from jobcore.operations.deadline import Deadline
 from jobcore.storage import log_segments, transitions
-from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST
 from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
+from jobcore.storage.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Seconds between two looks into a job directory: to follow lines, and to wait for the end.
 FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25

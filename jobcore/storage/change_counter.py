@@ -9,9 +9,6 @@ from jobcore.embedding.interrupts import Bell, Lock
 from jobcore.embedding.worker import handed_over
 from jobcore.storage.connections import SqliteConnection
 
-#: Seconds between two checks for commits of other processes: the first and the longest pause.
-LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
-
 
 class ChangeCounter:
     """

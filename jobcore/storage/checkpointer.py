@@ -12,14 +12,8 @@ from collections.abc import Callable
 
 from jobcore.embedding import telemetry
 from jobcore.storage import filesystem
+from jobcore.storage.tuning import CHECKPOINT_BYTES, CHECKPOINT_PATIENCE, CHECKPOINT_PAUSE
 from jobcore.supervisor import job_directory
-
-#: Size of the write-ahead log, in bytes, from which a checkpoint is worth its fsyncs.
-WORTH_BYTES = 4 * 2**20
-#: Seconds between two attempts.
-PAUSE = 1.0
-#: Milliseconds to wait for readers. With 3 s, one open reader blocked a writer for 2.8 s.
-PATIENCE = 100
 
 #: The file in the root of the job directories that the checkpointer locks.
 LOCK = "checkpoint"
@@ -45,13 +39,13 @@ class Checkpointer:
         self._next = 0.0  # monotonic time of the next check
 
     def is_due(self) -> bool:
-        """Tell whether the log is large; without `ulimit -f`, look once per `PAUSE` at most."""
+        """Tell whether the log is large; without `ulimit -f`, look once a second at most."""
         now = time.monotonic()
         if now < self._next:
             return False
-        worth = WORTH_BYTES
+        worth = CHECKPOINT_BYTES
         if self._limit is None:
-            self._next = now + PAUSE
+            self._next = now + CHECKPOINT_PAUSE
         else:
             worth = min(worth, self._limit // 4)
         try:
@@ -82,7 +76,7 @@ class Checkpointer:
         """Return whether a reader or writer was in the way, and the number of pages in the log."""
         connection = self._connect()
         try:
-            connection.execute(f"PRAGMA busy_timeout = {PATIENCE}")
+            connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE}")
             busy, pages, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
             connection.close()

@@ -15,6 +15,7 @@ from jobcore.embedding import telemetry
 from jobcore.embedding.interrupts import Lock
 from jobcore.embedding.worker import handed_over
 from jobcore.storage.statement import driver_of
+from jobcore.storage.tuning import RECORDED_CURSORS, SPARE_CONNECTIONS
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
@@ -29,11 +30,6 @@ PRAGMAS = (
     "PRAGMA trusted_schema = OFF",  # the schema of a file is data, not a program
 )
 
-#: Cursors that a connection records before it drops the entries of those that are gone.
-CURSORS = 64
-#: Connections kept for the next reader. More are opened while more threads read at once.
-SPARES = 8
-
 
 class SqliteConnection(sqlite3.Connection):
     """A connection that supports weak references, so that a fork can find it and its cursors."""
@@ -45,7 +41,7 @@ class SqliteConnection(sqlite3.Connection):
     def cursor(self, *args: Any, **options: Any) -> Any:
         """Return a new cursor and record it. `execute` calls this, too."""
         made = super().cursor(*args, **options)
-        if len(self._cursors) >= CURSORS:
+        if len(self._cursors) >= RECORDED_CURSORS:
             self._cursors = [one for one in self._cursors if one() is not None]
         self._cursors.append(weakref.ref(made))
         return made
@@ -152,7 +148,7 @@ class SpareConnections:
         connection = slot.connection
         if (
             self._closed
-            or slot.number >= SPARES
+            or slot.number >= SPARE_CONNECTIONS
             or connection is None
             or connection.closed
             or connection.invalidated

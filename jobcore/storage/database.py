@@ -31,7 +31,7 @@ from jobcore.errors import (
     StoreError,
 )
 from jobcore.storage import filesystem, permissions, schema
-from jobcore.storage.change_counter import LOOK_FIRST, LOOK_LONGEST, ChangeCounter
+from jobcore.storage.change_counter import ChangeCounter
 from jobcore.storage.checkpointer import Checkpointer
 from jobcore.storage.connections import (
     SpareConnections,
@@ -44,13 +44,9 @@ from jobcore.storage.damage import unchangeable
 from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
 from jobcore.storage.readers import Readers, Reading, Use
 from jobcore.storage.statement import driver_of, read_json, write_json
+from jobcore.storage.tuning import FORK_IN_READ_PATIENCE, LOOK_FIRST, LOOK_LONGEST, RENEW_PATIENCE
 from jobcore.storage.writer import NO_OBSERVER, Observer, Writer
 
-#: Seconds that a fork waits for the reads of other threads if its own thread is in a read.
-INSIDE = 0.1
-#: Seconds that reopening all connections waits for reads and for the writer. It is longer
-#: than the ten seconds for which SQLite tries to begin a read.
-RENEW_PATIENCE = 15.0
 #: Files, by device and inode, that this process must not touch any more, because it was
 #: forked while a connection to them was busy. See `Database.before_fork`.
 _UNSAFE: set[tuple[int, int]] = set()
@@ -543,7 +539,7 @@ class Database:
         rests = self._writer.park(patience)
         # A signal handler may fork in the middle of a read of this thread. That read cannot
         # end before the fork, and other reads may wait for what it holds: so do not wait long.
-        self._readers.wait(INSIDE if self._readers.is_inside() else patience)
+        self._readers.wait(FORK_IN_READ_PATIENCE if self._readers.is_inside() else patience)
         if rests and not self._readers.present():
             self._close_connections()
 

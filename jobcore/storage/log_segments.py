@@ -14,20 +14,13 @@ from jobcore.storage import transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import IS_FINAL, job, log_segment
 from jobcore.storage.transitions import Run
+from jobcore.storage.tuning import (
+    COMPRESSION_LEVEL,
+    LINES_OF_FRAME,
+    SEGMENT_BYTES,
+    SEGMENTS_READ_AT_ONCE,
+)
 from jobcore.supervisor import frames
-
-#: Maximum raw bytes of a segment. A reader decompresses a whole segment to find a line, so
-#: this is an estimated compromise between many rows and much work for one line.
-SEGMENT_BYTES = 256 * 1024
-#: Maximum lines in a frame that a host appends. Readers skip a frame by its header.
-LINES_OF_FRAME = 1024
-#: zlib's fastest level. It stores 3.6 million lines/s; without compression, which writes
-#: more, it is 1.8.
-LEVEL = 1
-#: Segments read in one transaction. It must be short: an open read transaction keeps the
-#: write-ahead log from being truncated.
-BATCH = 8
-
 
 _STREAMS_APART = ("stdout", "stderr")
 
@@ -61,7 +54,7 @@ def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) 
                 "line_count": one.count,
                 "raw_bytes": len(one.data),
                 "compressed": True,
-                "data": zlib.compress(one.data, LEVEL),
+                "data": zlib.compress(one.data, COMPRESSION_LEVEL),
             }
             for one in slices
         ],
@@ -165,12 +158,12 @@ _SEGMENTS = (
     select(log_segment)
     .where(log_segment.c.job == bindparam("number"), log_segment.c.first_sequence >= _AT)
     .order_by(log_segment.c.first_sequence)
-    .limit(BATCH)
+    .limit(SEGMENTS_READ_AT_ONCE)
 )
 
 
 def segments_from(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
-    """Return up to `BATCH` segments in order, beginning with the one that holds a line."""
+    """Return some segments in order, beginning with the one that holds a line."""
     return connection.execute(_SEGMENTS, {"number": number, "sequence": sequence}).all()
 
 
@@ -181,12 +174,12 @@ _BEFORE = (
         log_segment.c.first_sequence < bindparam("sequence"),
     )
     .order_by(log_segment.c.first_sequence.desc())
-    .limit(BATCH)
+    .limit(SEGMENTS_READ_AT_ONCE)
 )
 
 
 def segments_before(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
-    """Return up to `BATCH` segments that begin before the line `sequence`, last one first."""
+    """Return some segments that begin before the line `sequence`, last one first."""
     return connection.execute(_BEFORE, {"number": number, "sequence": sequence}).all()
 
 
@@ -200,7 +193,7 @@ def see_frames(
                 sequence = end_of(row)
                 for frame in frames_of(row):
                     see(frame)
-        if len(segments) < BATCH:
+        if len(segments) < SEGMENTS_READ_AT_ONCE:
             return
 
 

@@ -22,12 +22,11 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from jobcore.embedding.interrupts import is_over
 from jobcore.errors import JobcoreError, StoreError
 from jobcore.storage.connections import Slot, SpareConnections
+from jobcore.storage.tuning import READ_PAUSE
 
 #: Errors after which a connection can be used again. After any other exception, such as
 #: KeyboardInterrupt, a statement may be half done.
 EXPECTED = (JobcoreError, DBAPIError)
-#: Seconds between two checks whether reads may begin, or whether all have ended.
-PAUSE = 0.001
 
 
 class Use:
@@ -177,7 +176,7 @@ class Readers:
                 self.leave(use)  # not only pop: a close may rely on the last reader to finish it
                 raise
             self._uses.pop(use, None)
-            time.sleep(PAUSE)
+            time.sleep(READ_PAUSE)
 
     def leave(self, use: Use) -> None:
         """Remove a call."""
@@ -212,4 +211,4 @@ class Readers:
         """Wait until no other thread reads, for at most `patience` seconds."""
         deadline = time.monotonic() + patience
         while self.others() and time.monotonic() < deadline:
-            time.sleep(PAUSE)
+            time.sleep(READ_PAUSE)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import struct
 
-#: Only the first so many bytes of a log are searched.
-LARGEST = 16 * 2**20
+from jobcore.storage.tuning import LARGEST_LOG_SEARCHED
 
 _HEADER = struct.Struct(">8I")  # magic, version, page size, sequence, two salts, two sums
 _FRAME = struct.Struct(">6I")  # page number, pages after a commit or 0, two salts, two sums
@@ -29,7 +28,7 @@ def first_page(log: str) -> bytes | None:
         OSError: The log cannot be read.
     """
     with open(log, "rb") as file:
-        data = file.read(LARGEST)
+        data = file.read(LARGEST_LOG_SEARCHED)
     if len(data) < _HEADER.size:
         return None
     magic, _, page_size, _, *salts, first_sum, second_sum = _HEADER.unpack_from(data)

@@ -28,7 +28,7 @@ from contextlib import ExitStack, closing, suppress
 import pytest
 
 from jobcore import JobcoreError, JobManager, Status, WaitTimeout
-from jobcore.storage.connections import SPARES
+from jobcore.storage.tuning import SPARE_CONNECTIONS
 from jobcore.supervisor import job_directory
 from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
@@ -273,7 +273,9 @@ def opened(database):
 def left_open(database, before):
     """Return what is open and was not before, once other threads have had time to close it."""
     # Connections wait for threads that read at once; SQLite keeps the descriptor of a file.
-    allowed = before + Counter({"": SPARES, "-wal": SPARES, "-shm": SPARES})
+    allowed = before + Counter(
+        {"": SPARE_CONNECTIONS, "-wal": SPARE_CONNECTIONS, "-shm": SPARE_CONNECTIONS}
+    )
     give_up = time.monotonic() + PATIENCE
     while (left := opened(database) - allowed) and time.monotonic() < give_up:
         time.sleep(0.01)

@@ -9,7 +9,7 @@ from contextlib import closing
 from itertools import pairwise
 
 from jobcore import JobManager
-from jobcore.storage.checkpointer import WORTH_BYTES
+from jobcore.storage.tuning import CHECKPOINT_BYTES
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
@@ -36,8 +36,8 @@ def write(database, batches):
 def test_eight_writers_and_every_checkpoint_lose_nothing(database, rounds, monkeypatch):
     """Checkpoints follow one another as fast as they can while eight processes write."""
     # The bug of SQLite before 3.51.3 needs two of them in quick succession.
-    monkeypatch.setattr("jobcore.storage.checkpointer.PAUSE", 0.0)
-    monkeypatch.setattr("jobcore.storage.checkpointer.WORTH_BYTES", 1)
+    monkeypatch.setattr("jobcore.storage.checkpointer.CHECKPOINT_PAUSE", 0.0)
+    monkeypatch.setattr("jobcore.storage.checkpointer.CHECKPOINT_BYTES", 1)
     with JobManager(database, slots=0) as jobs:
         for _ in rounds:
             children = [Child(write, database, 12, held=True) for _ in range(8)]
@@ -57,7 +57,7 @@ def test_eight_writers_and_every_checkpoint_lose_nothing(database, rounds, monke
 def test_the_log_stays_small_beside_a_follower(database, rounds, monkeypatch):
     """Readers come and go batch by batch, so a checkpoint gets through again and again."""
     # How much is written in a second is nothing to this test.
-    monkeypatch.setattr("jobcore.storage.checkpointer.PAUSE", 0.0)
+    monkeypatch.setattr("jobcore.storage.checkpointer.CHECKPOINT_PAUSE", 0.0)
     sizes, read = [], []
     with JobManager(database, slots=0) as jobs:
         job = jobs.create_job("IMPORT")
@@ -80,4 +80,4 @@ def test_the_log_stays_small_beside_a_follower(database, rounds, monkeypatch):
         # It was emptied in between, as often as there was enough in it.
         emptied = sum(later < earlier for earlier, later in pairwise(sizes))
         written = rounds.total * sum(map(len, LINES)) // 2
-        assert emptied > written // (4 * WORTH_BYTES)
+        assert emptied > written // (4 * CHECKPOINT_BYTES)

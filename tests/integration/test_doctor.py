@@ -148,7 +148,7 @@ def test_what_another_user_owns_is_wrong(closed):
 
 def test_a_large_write_ahead_log_is_noted(closed, monkeypatch):
     """It says that checkpoints do not get through."""
-    monkeypatch.setattr(doctor, "LARGE_WAL", 1000)
+    monkeypatch.setattr(doctor, "LARGE_LOG", 1000)
     with JobManager(closed, slots=0) as jobs:
         jobs.create_job("TASK")
         found = examine(closed)["write-ahead log"]

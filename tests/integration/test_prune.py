@@ -182,7 +182,11 @@ def test_a_clock_that_was_set_back_keeps_jobs(jobs, clock):
 def test_a_reader_of_a_pruned_job_is_told(jobs):
     """An iterator that has begun raises JobDeleted; it never ends as if that were all."""
     # More than is read at once: what is in hand by then is still given.
-    job = ended(jobs, 0, *([b"x" * 300] * log_segments.LINES_OF_FRAME * 2 * log_segments.BATCH))
+    job = ended(
+        jobs,
+        0,
+        *([b"x" * 300] * log_segments.LINES_OF_FRAME * 2 * log_segments.SEGMENTS_READ_AT_ONCE),
+    )
     lines = jobs.follow(job.id)
     next(lines)
     jobs.prune(0)
@@ -195,7 +199,7 @@ def test_many_go_a_few_at_a_time(jobs, monkeypatch):
     monkeypatch.setattr(prune, "REMOVED_AT_ONCE", 3)
     monkeypatch.setattr(remover, "REMOVED_AT_ONCE", 3)
     monkeypatch.setattr(remover, "SEGMENTS_AT_ONCE", 2)
-    monkeypatch.setattr(prune, "LOOKED_AT", 5)
+    monkeypatch.setattr(prune, "PRUNED_FROM_AT_ONCE", 5)
     for number in range(16):
         ended(jobs, 0, *([os.urandom(log_segments.SEGMENT_BYTES)] * (number % 4)))
     database, most = jobs._database, {"job": 0, "log_segment": 0}

@@ -34,9 +34,9 @@ from jobcore import (
     StoreMismatch,
 )
 from jobcore.storage import schema
-from jobcore.storage.checkpointer import WORTH_BYTES
 from jobcore.storage.connections import SqliteConnection, keep_for_ever
 from jobcore.storage.database import Database
+from jobcore.storage.tuning import CHECKPOINT_BYTES
 from tests.processes import (
     PATIENCE,
     Child,
@@ -915,7 +915,7 @@ def test_large_log_is_checkpointed_by_itself(database, opened):
     assert wal_size(database) > 0
 
     opened._checkpointer._next = 0.0
-    note(opened, "x" * (WORTH_BYTES + 100_000))
+    note(opened, "x" * (CHECKPOINT_BYTES + 100_000))
     until(lambda: wal_size(database) == 0, "the checkpoint")
 
 
@@ -959,7 +959,7 @@ def test_failed_checkpoint_does_not_fail_the_commit(database, opened):
     """A commit stands though the checkpoint after it cannot be made."""
     opened._checkpointer._next = 0.0
     os.rename(database + ".jobs", database + ".moved")
-    note(opened, "x" * (WORTH_BYTES + 100_000))
+    note(opened, "x" * (CHECKPOINT_BYTES + 100_000))
     os.rename(database + ".moved", database + ".jobs")
 
     assert len(notes(opened)) == 1
