@@ -164,10 +164,14 @@ class Dispatcher:
         """
         Tell whether this manager runs no job, and could claim none now.
 
+        A manager with slots is not idle before its first look at schedules and at what dead
+        processes have left, because both may put jobs into the queue.
+
         The queue is read only if no job runs. If it was not empty, it is not read again before
         the next commit, because no job leaves it without one.
         """
-        if self._is_busy():
+        looks = self._slots > 0 and not self._loop.closing
+        if self._is_busy() or (looks and not self._has_looked):
             return False
         version = self._database.version()
         if version == self._seen_queued:
@@ -318,6 +322,7 @@ class Dispatcher:
         self._next_adoption = 0.0
         self._next_look = 0.0
         self._next_chores = 0.0
+        self._has_looked = False  # whether each chore has been done once
         self._next_start = 0.0
         self._seen = -1
         self._seen_queued = -1
@@ -359,6 +364,7 @@ class Dispatcher:
         pause = min(STEP_PAUSE, CHORES_PAUSE) if self._in_steps() else CHORES_PAUSE
         self._next_chores = time.monotonic() + pause
         self._look = True  # a delayed job becomes due without any commit
+        self._has_looked = True
         self._moves_seen = moves  # last: `waits_only_for` then knows that the chores are done
 
     def _listen(self) -> None:

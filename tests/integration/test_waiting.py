@@ -29,6 +29,7 @@ from jobcore.storage.database import Database
 from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
+from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, until
 from tests.programs import EXIT_3, SLEEPS, WAITS_FOR_A_FILE, python
 from tests.tasks import task
@@ -138,8 +139,12 @@ def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, databas
     with JobManager(database, slots=1, python="/nonexistent") as stuck:
         job = stuck.submit(["true"])
         dispatcher = stuck._dispatcher
-        until(lambda: not dispatcher.is_idle(), "the look at the queue")
-        until(lambda: dispatcher._seen_queued == stuck._database.version(), "the last commit")
+        until(
+            lambda: (
+                not dispatcher.is_idle() and dispatcher._seen_queued == stuck._database.version()
+            ),
+            "the look at the queue behind the last commit",
+        )
         dispatcher._queue.is_empty = lambda: pytest.fail("the queue was read again")
         again = [dispatcher.is_idle() for _ in range(5)]
         del dispatcher._queue.is_empty
@@ -147,6 +152,18 @@ def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, databas
 
         assert again == [False] * 5
         until(dispatcher.is_idle, "an empty queue")
+
+
+def test_a_drain_runs_what_is_due_when_it_begins(database):
+    """A worker that only drains, as from cron, takes schedules and the jobs of dead processes."""
+    with JobManager(database, slots=0) as jobs:
+        due = jobs.create_pipeline("due", ["true"], schedule="0 0 1 1 *", catch_up="last")
+        sql(database, "UPDATE pipeline SET next_tick = ?", jobs._clock.now() - 1_000_000)
+        with JobManager(database, slots=1) as cron:
+            cron.drain(PATIENCE)
+            (job,) = jobs.list_jobs(pipeline_id=due.id)
+
+    assert job.status == Status.COMPLETE
 
 
 @pytest.mark.parametrize("form", ["drain", "drain_async"])
