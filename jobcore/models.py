@@ -367,7 +367,9 @@ class Job(_Public):
         fields["line_count"] = fields["next_sequence"]
         fields["env_from"] = fields["env_from"] or "worker"
         spent = fields["cpu_us"]
-        fields["cpu_seconds"] = spent / 1e6 if isinstance(spent, int) else spent
+        if not isinstance(spent, int | None):
+            raise DatabaseCorrupt("a stored Job is invalid: cpu_us")
+        fields["cpu_seconds"] = None if spent is None else spent / 1e6
         return cls._checked(fields)
 
 

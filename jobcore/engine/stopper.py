@@ -215,10 +215,14 @@ class Stopper:
 
     def _write_until_true(self, run: Run, directory: int) -> None:
         while True:
+            # What is damaged is left out: who asked, and why, is only logged.
+            who, why = (
+                text if isinstance(text, str) else None for text in (run.stop_who, run.stop_why)
+            )
             request: dict[str, str | int | None] = {
                 "grace_ms": run.stop_grace_ms,
-                "who": run.stop_who,
-                "why": run.stop_why,
+                "who": who,
+                "why": why,
             }
             try:
                 job_directory.write_record(directory, job_directory.STOP, request)
