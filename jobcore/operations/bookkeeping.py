@@ -181,6 +181,7 @@ class TaskOperations:
         run = store.run_of(require_job(connection, job_id))
         if run.status != Status.RUNNING:
             raise InvalidTransition(run.id, run.status, trigger)
+        transitions.require_one_host(run)
         if run.supervised:
             raise InvalidTransition(run.id, run.status, trigger, "a process runs it")
         return run

@@ -137,7 +137,8 @@ def _one(rows: list[Any]) -> Run | None:
     run = Run._make(rows[0])
     if run.status not in _STATUSES:
         # An error, because no transition leaves an unknown status: a waiter would never return.
-        raise DatabaseCorrupt(f"the stored status of job number {run.number} is unknown")
+        raise _unreadable(run, "status is unknown")
+    require_one_host(run)
     require_counters(run)
     return run
 
@@ -147,9 +148,20 @@ def require_counters(run: Run) -> None:
     for column in _COUNTERS:
         count = getattr(run, column)
         if not isinstance(count, int) or count < 0:
-            raise DatabaseCorrupt(
-                f"the stored {column} of job number {run.number} is not a valid count"
-            )
+            raise _unreadable(run, f"{column} is not a valid count")
+
+
+def require_one_host(run: Run) -> None:
+    """Raise `DatabaseCorrupt` if a job has both an owner and the token of a supervisor's run."""
+    if run.owned and run.token is not None:
+        # It would look like a job that a supervisor runs in another directory.
+        raise _unreadable(run, "owner or token is not valid: one of them has to be NULL")
+
+
+def _unreadable(run: Run, why: str) -> DatabaseCorrupt:
+    return DatabaseCorrupt(
+        f"job {name_of(run)} cannot be read: {why}; {damage.REMEDY}, or delete the job"
+    )
 
 
 def _allows(trigger: Trigger) -> Any:

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import DatabaseCorrupt, JobManager, Status
+from jobcore import DatabaseCorrupt, InvalidTransition, JobManager, Status
 from jobcore.clock import seconds_of
 from jobcore.engine import remover
 from jobcore.engine.postponement import MOST_LISTED, Postponement
@@ -331,6 +331,95 @@ def test_change_that_breaks_a_rule_names_job_columns_and_remedy(
         getattr(jobs, call)(job.id)
 
 
+def queued(jobs):
+    """Return a job that has not started."""
+    return jobs.submit(["true"], env={"A": "b"})
+
+
+def running(jobs):
+    """Return a task that is under way."""
+    return jobs.start_job(jobs.create_job("TASK").id)
+
+
+def supervised(jobs):
+    """Stand for the fixture `scripted`, whose jobs have supervisors."""
+
+
+def ended(jobs):
+    """Return a task that is over."""
+    return jobs.finish_job(running(jobs).id, 0)
+
+
+#: Its row is found by these, or hidden.
+FINDS = ("number", "id", "deleted_at")
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_task_with_a_token_is_told_as_damage(database, jobs, what):
+    """A token says that a supervisor runs the job, which it does not: nothing waits for that."""
+    job = running(jobs)
+    damage(database, "job", job.id, token=GARBAGE[what])
+    for call in (
+        lambda: jobs.wait(job.id, 60),
+        lambda: list(jobs.follow(job.id, timeout=60)),
+        lambda: jobs.append_log(job.id, "line"),
+        lambda: jobs.finish_job(job.id, 0),
+        lambda: jobs.adopt_task(job.id),
+        lambda: jobs.stop_job(job.id),
+        lambda: jobs.cancel_job(job.id),
+    ):
+        with pytest.raises(DatabaseCorrupt, match=rf"job {job.id} cannot .*token.*; `jobcore doc"):
+            call()
+    jobs.delete_job(job.id)
+
+    assert sql(database, "SELECT number FROM job") == []
+
+
+@pytest.mark.parametrize(
+    ("make", "call"),
+    [(queued, "cancel_job"), (running, "stop_job"), (supervised, "stop_job")],
+)
+@pytest.mark.parametrize("what", GARBAGE)
+def test_stop_of_a_damaged_job_works_or_names_job_column_and_remedy(
+    database, jobs, scripted, make, what, call
+):
+    """Garbage in any column of a job: it is stopped, or found not to run, or told as damaged."""
+    made, refused, told = {}, [], {}
+    for column in columns_of(database, "job"):
+        if column in (*FINDS, "pipeline_id"):
+            continue
+        job = scripted() if make is supervised else make(jobs)
+        made[column] = job.id
+        damage(database, "job", job.id, **{column: GARBAGE[what]})
+        try:
+            getattr(jobs, call)(job.id)
+        except InvalidTransition:
+            refused.append(column)
+        except DatabaseCorrupt as error:
+            told[column] = str(error)
+
+    assert refused in ([], ["owner"])  # garbage owns nothing: its job ends before
+    for column, said in told.items():
+        assert f"job {made[column]} cannot be " in said
+        assert column in said
+        assert "`jobcore doctor`" in said
+
+
+@pytest.mark.parametrize("column", ["stop_who", "stop_why"])
+def test_stop_reaches_the_supervisor_whatever_is_damaged_of_its_words(
+    database, jobs, scripted, column
+):
+    """They are only logged: what is no text is left out."""
+    run = scripted()
+    damage(database, "job", run.id, **{column: b"\x00\xff"})
+    jobs.stop_job(run.id, grace=1)
+    with run.open() as directory:
+        asked = job_directory.read_record(directory, job_directory.STOP)
+
+    assert asked.pop(column.removeprefix("stop_")) is None
+    assert asked["grace_ms"] == 1000
+
+
 def test_rule_that_is_damaged_is_told_as_damage(database, jobs):
     """A bit that flips in the text of a CHECK lets no job in, and no raw error out."""
     jobs.create_job("TASK")
@@ -346,25 +435,6 @@ def test_rule_that_is_damaged_is_told_as_damage(database, jobs):
         pytest.raises(DatabaseCorrupt, match=r"jobs\.db: .*running_has_started.*`jobc"),
     ):
         others.submit(["true"])
-
-
-def queued(jobs):
-    """Return a job that has not started."""
-    return jobs.submit(["true"], env={"A": "b"})
-
-
-def running(jobs):
-    """Return a task that is under way."""
-    return jobs.start_job(jobs.create_job("TASK").id)
-
-
-def ended(jobs):
-    """Return a task that is over."""
-    return jobs.finish_job(running(jobs).id, 0)
-
-
-#: Its row is found by these, or hidden; a token names a process that another directory has.
-FINDS = ("number", "id", "deleted_at", "token")
 
 
 @pytest.mark.parametrize("what", GARBAGE)
