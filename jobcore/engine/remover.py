@@ -109,9 +109,10 @@ def hide_some(connection: Connection, table: Table, owner_id: UUID, *, now: int)
             transitions.mark_deleted(connection, number, now=now)  # `remove_damaged` ends it later
     if len(active) == ACTIVE_AT_ONCE:
         return True
-    marked = deletion.mark_final_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    mark = partial(deletion.mark_jobs_of, connection, table, owner_id, FINAL_AT_ONCE, now=now)
+    marked = mark(final=True)
     if marked < FINAL_AT_ONCE:  # the remaining jobs are damaged: their status is unknown
-        marked = deletion.mark_rest_of(connection, table, owner_id, FINAL_AT_ONCE, now=now)
+        marked = mark(final=False)
     return marked == FINAL_AT_ONCE
 
 

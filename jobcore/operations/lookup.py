@@ -189,72 +189,56 @@ class Listings:
         return found
 
     def workspaces(self, *, limit: int | None, after: Workspace | Id | None) -> list[Workspace]:
-        """
-        Return a page of all workspaces.
+        """Return a page of all workspaces: those that follow `after`, or its id."""
 
-        Args:
-            limit: Most workspaces in the page; None: all.
-            after: The last workspace of the previous page, or its id.
-        """
-        failed: dict[int, Exception] = {}
-        with self._database.read() as connection:
-            found = workspaces.list_workspaces(
-                connection,
-                Workspace.from_row,
-                failed.__setitem__,
-                limit=limit,
-                after=_place(connection, after, Workspace, require_workspace),
+        def read(connection: Connection, failed: Failed) -> list[Workspace]:
+            place = _place(connection, after, Workspace, require_workspace)
+            return workspaces.list_workspaces(
+                connection, Workspace.from_row, failed, limit=limit, after=place
             )
-        self._note("workspace", failed)
-        self._readable("workspace", found)
-        return found
+
+        return self._listed("workspace", read)
 
     def pipelines(
         self, workspace_id: Id | None, *, limit: int | None, after: Pipeline | Id | None
     ) -> list[Pipeline]:
-        """
-        Return a page of all pipelines, or of those of a workspace.
+        """Return a page of all pipelines, or of those of a workspace, that follow `after`."""
 
-        Args:
-            workspace_id: Only pipelines of this workspace.
-            limit: Most pipelines in the page; None: all.
-            after: The last pipeline of the previous page, or its id.
-        """
-        failed: dict[int, Exception] = {}
-        with self._database.read() as connection:
-            place = None
-            if workspace_id is not None:
-                place = require_workspace(connection, workspace_id).id
-            found = pipelines.list_pipelines(
-                connection,
-                place,
-                Pipeline.from_row,
-                failed.__setitem__,
-                limit=limit,
-                after=_place(connection, after, Pipeline, require_pipeline),
+        def read(connection: Connection, failed: Failed) -> list[Pipeline]:
+            place = _place(connection, after, Pipeline, require_pipeline)
+            owner = None if workspace_id is None else require_workspace(connection, workspace_id).id
+            return pipelines.list_pipelines(
+                connection, owner, Pipeline.from_row, failed, limit=limit, after=place
             )
-        self._note("pipeline", failed)
-        self._readable("pipeline", found)
-        return found
+
+        return self._listed("pipeline", read)
 
     def skips(self, pipeline_id: Id, limit: int) -> list[Skip]:
         """Return the newest skips of a pipeline."""
-        failed: dict[int, Exception] = {}
-        with self._database.read() as connection:
-            place = require_pipeline(connection, pipeline_id).id
-            found = schedules.list_skips(
-                connection, place, limit, Skip.from_row, failed.__setitem__
-            )
-        self._note("skip", failed)
-        return found
+
+        def read(connection: Connection, failed: Failed) -> list[Skip]:
+            owner = require_pipeline(connection, pipeline_id).id
+            return schedules.list_skips(connection, owner, limit, Skip.from_row, failed)
+
+        return self._listed("skip", read)
 
     def history(self, job_id: Id) -> list[Transition]:
         """Return the transitions of a job."""
+
+        def read(connection: Connection, failed: Failed) -> list[Transition]:
+            number = require_job(connection, job_id).number
+            return history.of_job(connection, number, Transition.from_row, failed)
+
+        return self._listed("transition", read)
+
+    def _listed(self, kind: str, read: Callable[[Connection, Failed], list[T]]) -> list[T]:
+        """Return what `read` finds, and note the rows that it leaves out."""
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
-            number = require_job(connection, job_id).number
-            found = history.of_job(connection, number, Transition.from_row, failed.__setitem__)
-        self._note("transition", failed)
+            found = read(connection, failed.__setitem__)
+        self._note(kind, failed)
+        if kind in _KINDS.values():  # the others have no ids
+            self._readable(kind, found)
         return found
 
     # --- damaged rows ---------------------------------------------------------------

@@ -43,7 +43,7 @@ from jobcore.storage.connections import (
 from jobcore.storage.damage import unchangeable
 from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
 from jobcore.storage.readers import Readers, Reading, Use
-from jobcore.storage.statement import driver_of, read_json, write_json
+from jobcore.storage.statement import driver_of
 from jobcore.storage.tuning import FORK_IN_READ_PATIENCE, LOOK_FIRST, LOOK_LONGEST, RENEW_PATIENCE
 from jobcore.storage.writer import NO_OBSERVER, Observer, Writer
 
@@ -398,11 +398,7 @@ class Database:
     def _make_engine(self) -> Engine:
         from jobcore.storage import dialect  # noqa: PLC0415 - loaded with the first connection, not at import
 
-        return dialect.make_engine(
-            partial(_connect_for, weakref.ref(self)),
-            json_serializer=write_json,
-            json_deserializer=read_json,
-        )
+        return dialect.make_engine(partial(_connect_for, weakref.ref(self)))
 
     def _connect(self) -> SqliteConnection:
         if self._identity in _UNSAFE:

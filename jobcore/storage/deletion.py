@@ -95,25 +95,13 @@ def active_unmarked_of(
     )
 
 
-def mark_final_of(
-    connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
+def mark_jobs_of(
+    connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int, final: bool
 ) -> int:
-    """Hide up to `limit` final jobs of a workspace or pipeline, for good; return how many."""
-    some = (
-        select(job.c.number)
-        .where(_OF[table] == owner_id, job.c.deleted_at.is_(None), IS_FINAL)
-        .limit(limit)
-    )
-    return connection.execute(
-        update(job).where(job.c.number.in_(some)).values(deleted_at=now)
-    ).rowcount
-
-
-def mark_rest_of(
-    connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int
-) -> int:
-    """Hide up to `limit` jobs of a workspace or pipeline, of any status; return how many."""
+    """Hide up to `limit` jobs of a workspace or pipeline, for good, or only final ones; count."""
     some = select(job.c.number).where(_OF[table] == owner_id, job.c.deleted_at.is_(None))
+    if final:
+        some = some.where(IS_FINAL)
     return connection.execute(
         update(job).where(job.c.number.in_(some.limit(limit))).values(deleted_at=now)
     ).rowcount

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.pool import NullPool
+
+from jobcore.storage.statement import read_json, write_json
 
 
 class _Alone:
@@ -25,13 +28,7 @@ class _Alone:
 
 
 class Dialect(_Alone, SQLiteDialect_pysqlite):
-    """
-    A dialect that is equal to every other instance of its class.
-
-    SQLAlchemy caches compiled statements per dialect, and each engine has its own
-    dialect instance. Compiling a statement takes longer than executing it. Equal
-    dialects share one cache, so tests that each open a manager compile only once.
-    """
+    """SQLAlchemy's dialect, for transactions that the writer begins itself."""
 
     supports_statement_cache = True  # SQLAlchemy requires it on each class: it is not inherited
 
@@ -40,14 +37,6 @@ class Dialect(_Alone, SQLiteDialect_pysqlite):
         driver = dbapi_connection.driver_connection
         if not driver.in_transaction:
             driver.execute("BEGIN")
-
-    def __eq__(self, other: object) -> bool:
-        """Tell whether the two can share compiled statements."""
-        return type(other) is type(self)
-
-    def __hash__(self) -> int:
-        """Return the same hash for equal dialects."""
-        return hash(type(self))
 
 
 class _Pool(_Alone, NullPool):
@@ -73,30 +62,30 @@ _SILENT.disabled = True
 COMPILED: dict[Any, Any] = {}
 
 
-def make_engine(
-    creator: Callable[[], Any],
-    *,
-    json_serializer: Callable[[Any], Any],
-    json_deserializer: Callable[[Any], Any],
-) -> Engine:
+@cache
+def _dialect() -> Dialect:
+    """Return the one instance: SQLAlchemy caches compiled statements per dialect."""
+    writes: Any = write_json  # it may return bytes, which its type in SQLAlchemy does not allow
+    return Dialect(
+        dbapi=SQLiteDialect_pysqlite.import_dbapi(),
+        json_serializer=writes,
+        json_deserializer=read_json,
+    )
+
+
+def make_engine(creator: Callable[[], Any]) -> Engine:
     """
     Return an engine. It does not use `create_engine`, which a tracer may have replaced.
 
     Args:
         creator: Returns a new connection of the driver.
-        json_serializer, json_deserializer: Convert JSON values to their stored form and back.
     """
-    dialect = Dialect(
-        dbapi=SQLiteDialect_pysqlite.import_dbapi(),
-        json_serializer=json_serializer,
-        json_deserializer=json_deserializer,
-    )
     # The code that begins a transaction ends it, so the pool resets nothing.
-    pool = _Pool(creator, reset_on_return=None, dialect=dialect)
+    pool = _Pool(creator, reset_on_return=None, dialect=_dialect())
     pool.logger = _SILENT
     engine = _Engine(
         pool,
-        dialect,
+        _dialect(),
         URL.create("sqlite"),
         execution_options={"compiled_cache": COMPILED},
         hide_parameters=True,  # in the texts of errors

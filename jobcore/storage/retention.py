@@ -102,15 +102,12 @@ def find(
     failed: Failed,
 ) -> Sequence[Row[Any]]:
     """Return the expired jobs with numbers above `after` up to `up_to`, oldest first."""
-    statement = select(*SHOWN).order_by(job.c.number)
-    return damage.readable(
-        lambda: connection.execute(
-            statement.where(job.c.number > after, job.c.number <= up_to, expired.guard())
-        ).all(),
-        lambda: find_numbers(connection, expired, after=after, up_to=up_to),
-        lambda number: connection.execute(statement.where(job.c.number == number)).all(),
-        failed,
+    statement = (
+        select(*SHOWN)
+        .where(job.c.number > after, job.c.number <= up_to, expired.guard())
+        .order_by(job.c.number)
     )
+    return damage.read_rows(connection, statement, job.c.number, failed, damage.unconverted)
 
 
 def find_numbers(
