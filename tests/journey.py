@@ -20,7 +20,7 @@ from pathlib import Path
 import jobcore
 from jobcore import JobManager
 from jobcore.embedding import worker
-from jobcore.engine import dispatcher, launcher
+from jobcore.engine import launcher, tuning
 
 PACKAGE = str(Path(jobcore.__file__).parent) + os.sep
 
@@ -81,7 +81,7 @@ def travel(database: str) -> dict[str, Journey]:
         sys.setprofile(note)
         run(self, *given)
 
-    dispatcher.CHORES_PAUSE = 3600.0  # after the first ones, which come before any job
+    tuning.CHORES_PAUSE = 3600.0  # after the first ones, which come before any job
     threading.setprofile(note)
     worker.Worker._run = run_in_worker  # which `threading` does not start
     launcher.STUB = NOTES.replace("PATH", repr(path)) + launcher.STUB

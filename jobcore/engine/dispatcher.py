@@ -22,7 +22,7 @@ from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.interrupts import Lock
-from jobcore.engine import postponement
+from jobcore.engine import postponement, tuning
 from jobcore.engine.adoption import Adoption
 from jobcore.engine.executors import Executor
 from jobcore.engine.importer import Importer, NewContent
@@ -42,18 +42,8 @@ from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import job_directory
 
-#: Seconds between two rounds of chores: to look at all running jobs, and at schedules.
-CHORES_PAUSE = 1.0
-#: The same while a chore is done in steps; jobs can start in between.
-STEP_PAUSE = 0.15
-#: Seconds between two looks for jobs that other processes queued.
-QUEUE_PAUSE = 0.1
-#: Seconds to look for a supervisor that takes a claimed job.
-SEND_PATIENCE = 10.0
 #: Seconds that `is_idle` and `waits_only_for` wait for the current round.
 IDLE_PATIENCE = 0.25
-#: Seconds of rest after an error that concerns more than one job.
-BACK_OFF = 0.5
 #: The key in `Postponement` of failures to adopt jobs.
 ADOPTION = "adoption"
 
@@ -347,7 +337,7 @@ class Dispatcher:
         self._postponed.fail(ROUND, error, "dispatcher waits" if known else "dispatcher failed")
         self._resting = self._look = True
         # `wait`, not `rest`: it empties the pipe. Otherwise old rings would end each rest at once.
-        self._loop.wait((), BACK_OFF)
+        self._loop.wait((), tuning.BACK_OFF)
 
     def _do_chores(self) -> None:
         """Do each chore, even if others fail, until the manager is being closed."""
@@ -361,7 +351,9 @@ class Dispatcher:
                 self._postponed.fail(name, error, "chore postponed", chore=name)
             else:
                 self._postponed.succeed(name)
-        pause = min(STEP_PAUSE, CHORES_PAUSE) if self._in_steps() else CHORES_PAUSE
+        pause = (
+            min(tuning.STEP_PAUSE, tuning.CHORES_PAUSE) if self._in_steps() else tuning.CHORES_PAUSE
+        )
         self._next_chores = time.monotonic() + pause
         self._look = True  # a delayed job becomes due without any commit
         self._has_looked = True
@@ -479,7 +471,7 @@ class Dispatcher:
         """Prepare as many queued jobs as there are idle supervisors; start more supervisors."""
         if now >= self._next_look:  # `wake` and `_update` tell of this manager's own commits
             self._note_commits()
-            self._next_look = now + QUEUE_PAUSE
+            self._next_look = now + tuning.QUEUE_PAUSE
         self._adopt(now)
         if now < self._pool.next_start:
             return []
@@ -511,7 +503,7 @@ class Dispatcher:
                 except Exception as error:  # noqa: BLE001 - this job stays QUEUED, others may start
                     self._postpone_start(row.number, row.id, error)
                     if postponement.is_of_all(error):
-                        self._next_start = now + BACK_OFF
+                        self._next_start = now + tuning.BACK_OFF
                         break
                     continue
                 if start is not None:
@@ -534,7 +526,7 @@ class Dispatcher:
     def _adopt(self, now: float) -> None:
         """Adopt running jobs without a manager, before queued jobs take the slots."""
         if now >= self._next_adoption or (self._adoption.remaining and self._free_slots() > 0):
-            self._next_adoption = now + CHORES_PAUSE
+            self._next_adoption = now + tuning.CHORES_PAUSE
             try:
                 self._adoption.update(self._claims.keys(), self._slots - self._unended())
             except Exception as error:  # noqa: BLE001 - queued jobs must start all the same
@@ -683,7 +675,7 @@ class Dispatcher:
             failpoints.reach(failpoints.SENT, self._database)
             claim.start = None
             start.close()
-        elif time.monotonic() - claim.claimed > SEND_PATIENCE:
+        elif time.monotonic() - claim.claimed > tuning.SEND_PATIENCE:
             self._end_here(claim, start, Reason.SPAWN_FAILED, "no supervisor took it")
         elif self._is_stopped(claim.run):
             self._end_here(claim, start, Reason.STOPPED, "stopped before its start")

@@ -17,15 +17,13 @@ from typing import NamedTuple
 from jobcore.embedding import failpoints
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.worker import handed_over
+from jobcore.engine import tuning
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.storage import filesystem
 from jobcore.storage.filesystem import repair_command
 from jobcore.supervisor import job_directory
 
 _NAME = re.compile("[0-9a-f]{32}")
-#: Seconds for which the directory of all job directories may be missing: someone may move it
-#: away and back.
-MOVED_PATIENCE = 2.0
 
 
 class DirectoryId(NamedTuple):
@@ -161,7 +159,7 @@ class Directories:
         Tell whether the directory of all job directories is in place; raise if it stays missing.
 
         Raises:
-            DatabaseGone: It has been gone for `MOVED_PATIENCE`.
+            DatabaseGone: It has been gone for `tuning.MOVED_PATIENCE`.
             StoreError: It cannot be opened.
         """
         try:
@@ -170,7 +168,7 @@ class Directories:
             now = time.monotonic()
             if self._gone_since is None:
                 self._gone_since = now
-            if now - self._gone_since >= MOVED_PATIENCE:
+            if now - self._gone_since >= tuning.MOVED_PATIENCE:
                 raise
             return False
         self._gone_since = None

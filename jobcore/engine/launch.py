@@ -22,7 +22,7 @@ from jobcore.clock import Clock
 from jobcore.command import Command, encode
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
-from jobcore.engine import orphans
+from jobcore.engine import orphans, tuning
 from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
 from jobcore.engine.postponement import in_words
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 Environments = dict[str | None, Mapping[bytes, bytes] | None]
 
 
-#: Seconds between two imports of one job, unless it has much output or has ended.
-IMPORT_PAUSE = 0.25
-#: Bytes of new output that trigger an import earlier.
-IMPORT_BYTES = 256 * 1024
 #: Seconds until a failed send or settlement is tried again.
 RETRY = 0.05
 
@@ -117,8 +113,8 @@ class Claim:
         elif notice.kind == messages.HELD:
             _log_held(self.run, notice.number)
         elif notice.kind == messages.OUTPUT:
-            much = notice.number - self.run.spool_offset >= IMPORT_BYTES
-            self.due = min(self.due, 0.0 if much else self._imported + IMPORT_PAUSE)
+            much = notice.number - self.run.spool_offset >= tuning.IMPORT_BYTES
+            self.due = min(self.due, 0.0 if much else self._imported + tuning.IMPORT_PAUSE)
 
     def begin_import(self, now: float) -> None:
         """Note that an import begins; the next one is due only when there is a reason."""

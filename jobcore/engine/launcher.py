@@ -17,13 +17,12 @@ from typing import Any, Protocol
 
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.worker import threads_run
+from jobcore.engine import tuning
 from jobcore.errors import SpawnError
 
 #: The variable that holds the pid of the host, in every process that is started as an
 #: interpreter.
 MARK = "JOBCORE_STARTED_AS_PYTHON_BY"
-#: Seconds within which a checked interpreter has to answer.
-PATIENCE = 10.0
 
 _REMEDY = "name a Python interpreter with `python=`, or run the jobs by `jobcore work`"
 #: A program that only an interpreter can run, and its output. It imports ctypes, which
@@ -184,7 +183,7 @@ class InterpreterCheck:
         self._file = file
         self._said = b""
         self._reader = -1
-        self._deadline = self.due = time.monotonic() + PATIENCE
+        self._deadline = self.due = time.monotonic() + tuning.INTERPRETER_PATIENCE
         try:
             with GATE, _undebugged():
                 self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -243,7 +242,8 @@ class InterpreterCheck:
         path = self._file[0]
         if code is None:
             raise SpawnError(
-                f"{path!r} does not answer as a Python interpreter within {PATIENCE:g} s: {_REMEDY}"
+                f"{path!r} does not answer as a Python interpreter within "
+                f"{tuning.INTERPRETER_PATIENCE:g} s: {_REMEDY}"
             )
         if self._said == _ANSWER and code != 0:
             raise _without_ctypes(path)

@@ -15,13 +15,11 @@ import os
 import signal
 import time
 
-from jobcore.engine import procfs
+from jobcore.engine import procfs, tuning
 from jobcore.supervisor import job_directory, pids
 
 #: The variable that carries the cookie.
 COOKIE = "JOBCORE_RUN"
-#: Seconds to keep killing: a process in an uninterruptible sleep does not die.
-PATIENCE = 10.0
 #: Seconds between two looks at /proc.
 PAUSE = 0.01
 #: How often one look lists the processes again, as long as it finds new ones.
@@ -62,7 +60,7 @@ def unexamined() -> list[int]:
     return procfs.unanswered()
 
 
-def kill(cookie: str, patience: float = PATIENCE) -> tuple[int, ...]:
+def kill(cookie: str, patience: float = tuning.ORPHAN_PATIENCE) -> tuple[int, ...]:
     """
     SIGKILL every process with this cookie until none is left.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from jobcore.embedding import telemetry
+from jobcore.engine import tuning
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseFull,
@@ -24,14 +25,8 @@ from jobcore.errors import (
     StoreError,
 )
 
-#: Seconds until the next try: at first, and at most. In between, the pause doubles.
-FIRST, LONGEST = 0.5, 30.0
-#: Seconds after which a continuing failure is logged again.
-LOG_EVERY = 3600.0
 #: The most failures that are listed together.
 MOST_LISTED = 20
-#: A failure is persistent after this many in a row, over at least this many seconds.
-PERSISTENT_FAILURES, PERSISTENT_SECONDS = 3, 10.0
 #: Errors of the machine, not of one job: it ran out of space, descriptors or memory.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Errors of the database that concern all jobs at once.
@@ -111,9 +106,13 @@ class Postponement:
         since = now if before is None else before.since
         # Wait as long as it has failed so far, so that the pause does not depend on how many
         # callers try.
-        longest = FIRST if is_of_all(error) else LONGEST
-        delay = min(max(now - since, FIRST), longest)
-        log = before is None or before.cause != in_words(error) or now - before.logged >= LOG_EVERY
+        longest = tuning.FIRST_PAUSE if is_of_all(error) else tuning.LONGEST_PAUSE
+        delay = min(max(now - since, tuning.FIRST_PAUSE), longest)
+        log = (
+            before is None
+            or before.cause != in_words(error)
+            or now - before.logged >= tuning.LOG_EVERY
+        )
         self._failures[key] = Failure(
             error=error,
             times=1 if before is None else before.times + 1,
@@ -159,7 +158,7 @@ class Postponement:
         """Allow an early retry: a caller waits for it, and the cause may be gone."""
         failure = self._failures.get(key)
         if failure is not None:
-            until = min(failure.until, failure.last + FIRST)
+            until = min(failure.until, failure.last + tuning.FIRST_PAUSE)
             self._failures[key] = failure._replace(until=until)
 
     def persistent(self, key: Hashable, begun: float = 0.0) -> Failure | None:
@@ -177,9 +176,9 @@ class Postponement:
             return None
         if isinstance(failure.error, SpawnError) and failure.error.lasting:
             return failure
-        if failure.times < PERSISTENT_FAILURES or failure.last < begun:
+        if failure.times < tuning.PERSISTENT_FAILURES or failure.last < begun:
             return None
-        return failure if self._now() - failure.since >= PERSISTENT_SECONDS else None
+        return failure if self._now() - failure.since >= tuning.PERSISTENT_SECONDS else None
 
     def failures(self) -> dict[Hashable, Failure]:
         """Return all current failures by key, the newest last."""
@@ -203,7 +202,7 @@ class Postponement:
     def _forget_old(self, now: float) -> None:
         """Forget failures without a retry for long, for example because the job is gone."""
         for key, failure in list(self._failures.items()):
-            if now - failure.until > LOG_EVERY:
+            if now - failure.until > tuning.LOG_EVERY:
                 self._failures.pop(key, None)
 
 

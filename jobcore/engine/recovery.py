@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import DIRECTORY_WORKER, handed_over
-from jobcore.engine import orphans
+from jobcore.engine import orphans, tuning
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership
@@ -43,12 +43,6 @@ from jobcore.storage.database import Database
 from jobcore.storage.statement import driver_of
 from jobcore.storage.transitions import Run, name_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
-
-#: Seconds that a read waits for locks before it returns the row as stored.
-READ_PATIENCE = 0.25
-#: The most seconds that a sweep imports, or waits for orphans to die. The next sweep does the
-#: rest, and jobs can start in between.
-SWEEP = 0.05
 
 
 class _StillThere(Exception):
@@ -162,10 +156,10 @@ class Recovery:
     ) -> Run | None:
         """Reconcile within a read: if it cannot be done now, return the row as stored."""
         softly = partial(
-            self._reconcile_softly, run, patience=READ_PATIENCE, kill=kill, until=until
+            self._reconcile_softly, run, patience=tuning.READ_PATIENCE, kill=kill, until=until
         )
         try:
-            return DIRECTORY_WORKER.call(softly, patience=READ_PATIENCE)
+            return DIRECTORY_WORKER.call(softly, patience=tuning.READ_PATIENCE)
         except DatabaseBusy as error:
             self._postpone(run, error)
             return run
@@ -456,11 +450,11 @@ class Recovery:
     def _kill_leftovers(self, run: Run, until: float) -> tuple[int, ...]:
         """Kill the orphans of a job; return the pids of those that could not be killed."""
         began = self._killing.setdefault(run.number, time.monotonic())
-        patience = orphans.PATIENCE - (time.monotonic() - began)
+        patience = tuning.ORPHAN_PATIENCE - (time.monotonic() - began)
         left = orphans.kill(
             run.cookie or "", max(min(patience, until - time.monotonic()), orphans.PAUSE)
         )
-        if left and time.monotonic() - began < orphans.PATIENCE and until != math.inf:
+        if left and time.monotonic() - began < tuning.ORPHAN_PATIENCE and until != math.inf:
             raise _StillThere
         self._killing.pop(run.number, None)
         return left
@@ -503,8 +497,8 @@ class Recovery:
         settled = []
         self._unfinished = False
         offsets = {run.number: run.spool_offset for run in running}
-        until = math.inf if everything else time.monotonic() + SWEEP
-        patience = None if everything else READ_PATIENCE
+        until = math.inf if everything else time.monotonic() + tuning.SWEEP
+        patience = None if everything else tuning.READ_PATIENCE
         # Begin after the last job of the previous sweep, so that every job gets its turn.
         for run in sorted(running, key=lambda run: (run.number <= self._swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
@@ -564,7 +558,7 @@ class Recovery:
             running = transitions.supervised(connection)
             owned = transitions.owned(connection)
         for run in running:
-            self._sweep_one(run, READ_PATIENCE, resting=True, kill=False, until=math.inf)
+            self._sweep_one(run, tuning.READ_PATIENCE, resting=True, kill=False, until=math.inf)
         for run in owned:
             self.reconcile_softly(run)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Table
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints
 from jobcore.embedding.worker import handed_over
-from jobcore.engine import orphans
+from jobcore.engine import orphans, tuning
 from jobcore.engine.job_directories import Directories, is_name
 from jobcore.engine.postponement import Postponement, is_of_all
 from jobcore.errors import DatabaseCorrupt, StoreError
@@ -214,7 +214,7 @@ class Remover:
             StoreError: The file cannot be read, or the command does not end.
         """
         since = time.monotonic()
-        while not self._removes_damaged(number, since, orphans.PATIENCE):
+        while not self._removes_damaged(number, since, tuning.ORPHAN_PATIENCE):
             time.sleep(END_PAUSE)
 
     def _removes_damaged(self, number: int, since: float, patience: float) -> bool:
@@ -270,7 +270,7 @@ class Remover:
             return True
         left = orphans.kill(seen.cookie, patience)
         # A process that no SIGKILL ends must not keep the row for ever.
-        return not left or time.monotonic() >= kill_at + orphans.PATIENCE
+        return not left or time.monotonic() >= kill_at + tuning.ORPHAN_PATIENCE
 
     def _is_supervised(self, name: str, letter: bytes) -> bool:
         """Tell whether a job has a supervisor, and if so, send it `letter`."""

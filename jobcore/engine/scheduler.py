@@ -20,21 +20,12 @@ from sqlalchemy import Connection, Row
 
 from jobcore.clock import Clock, from_datetime, seconds_of, to_datetime
 from jobcore.embedding import failpoints, telemetry
+from jobcore.engine import tuning
 from jobcore.engine.postponement import Postponement
 from jobcore.schedule import Schedule
 from jobcore.storage import schedules, settlement
 from jobcore.storage.database import Database
 
-#: The default of `late_after`: seconds after which a tick counts as missed.
-LATE = 60.0
-#: Seconds by which the clock may be set back without any tick being taken twice. If it is set
-#: back by more, it was wrong before, and the ticks at the wrong time do not count, as in cron.
-SET_BACK = 3 * 3600.0
-#: Seconds that a retry may wait longer than its pause. If it waits longer, the clock was set
-#: back. This can be short, because a retry is never made twice.
-RETRY_SET_BACK = 60.0
-#: Seconds between two looks for what a wrong clock has delayed, perhaps in another process.
-PUT_OFF_PAUSE = 3600.0
 #: Pipelines or retries that are read together and written in one transaction.
 AT_ONCE = 100
 #: Seconds after which a look at due pipelines leaves the rest to the next one, so that jobs can
@@ -112,7 +103,7 @@ class Scheduler:
         if now >= self._next_look or now < self._last_tick:
             self._schedules_seen = _Seen((now, _FIRST[1]))
             self._retries_seen = now, 0
-            self._next_look = now + int(PUT_OFF_PAUSE * 1e6)
+            self._next_look = now + int(tuning.PUT_OFF_PAUSE * 1e6)
         self._last_tick = now
         self._look_at_schedules(now)
         self._look_at_retries(now)
@@ -234,7 +225,7 @@ class Scheduler:
                 "from_tick": to_datetime(one.next_tick).isoformat(),
                 "to_tick": to_datetime(upcoming).isoformat(),
             }
-            if one.next_tick - upcoming > SET_BACK * 1e6:
+            if one.next_tick - upcoming > tuning.SET_BACK * 1e6:
                 telemetry.event(logging.WARNING, "tick moved earlier", **facts)
             else:
                 telemetry.event(logging.WARNING, "schedule moved", **facts)
@@ -243,7 +234,7 @@ class Scheduler:
         """Return the correct next tick of a pipeline; None: its schedule is invalid here."""
         try:
             # Is the stored tick too late to be the first one after a tick that was taken by now?
-            latest = _tick_after(pipeline, now + int(SET_BACK * 1e6))
+            latest = _tick_after(pipeline, now + int(tuning.SET_BACK * 1e6))
             if pipeline.next_tick > latest:
                 return _tick_after(pipeline, now)
             return _moved(pipeline)
@@ -317,7 +308,7 @@ def _decide(pipeline: Row[Any], now: int) -> _Taken:
         return _taken(schedule, tick, 0, tick, tick, _tick_after(pipeline, tick))
     passed = schedule.passed(to_datetime(tick), to_datetime(now))
     latest = tick if passed.latest is None else from_datetime(passed.latest)
-    late = LATE if pipeline.late_after is None else pipeline.late_after
+    late = tuning.LATE_AFTER if pipeline.late_after is None else pipeline.late_after
     runs = now - latest <= late * 1e6 or pipeline.catch_up == "last"
     missed, last_missed = passed.count + 1 - runs, latest
     if runs and missed:  # the latest tick runs, so the last missed one is the one before it
@@ -362,7 +353,7 @@ def _write(connection: Connection, pipeline: Row[Any], taken: _Taken, now: int) 
 def _waits_too_long(retry: Row[Any], now: int) -> bool:
     """Tell whether a retry has longer to wait than its whole pause."""
     try:
-        longest = settlement.pause_after(retry.attempt - 1) + RETRY_SET_BACK * 1e6
+        longest = settlement.pause_after(retry.attempt - 1) + tuning.RETRY_SET_BACK * 1e6
         return bool(retry.not_before - now > longest)
     except TypeError:
         return False  # the row is damaged; go on with the others

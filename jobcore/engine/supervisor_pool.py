@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
-from jobcore.engine import procfs
+from jobcore.engine import procfs, tuning
 from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
 from jobcore.engine.postponement import Postponement
@@ -28,12 +28,6 @@ from jobcore.errors import SpawnError
 from jobcore.supervisor import NewerProtocol, messages, pids, system_calls
 from jobcore.supervisor.messages import ENDED, READY, Notice
 
-#: Seconds that an idle supervisor is kept for the next job.
-IDLE = 5.0
-#: Seconds within which a new one must be ready: `python` may not be an interpreter.
-READY_PATIENCE = 10.0
-#: The most seconds until the next try after one could not be started.
-LONGEST_REST = 5.0
 #: Seconds that a close waits for the starters of supervisors; one usually takes about 50 ms.
 STARTER_PATIENCE = 1.0
 #: The key of their failures in `Postponement`.
@@ -399,7 +393,7 @@ class SupervisorPool:
 
     def _note_failure(self, error: SpawnError) -> None:
         delay = self._postponed.fail(SUPERVISORS, error, "supervisor not started")
-        self.next_start = time.monotonic() + min(delay, LONGEST_REST)
+        self.next_start = time.monotonic() + min(delay, tuning.LONGEST_START_PAUSE)
 
     def sources(self) -> dict[int, Supervisor | None]:
         """Return the descriptors to poll, each with its supervisor; None: the interpreter check."""
@@ -460,10 +454,10 @@ class SupervisorPool:
             self._may_start()  # ends the check even if no supervisor is needed any more
         for supervisor in list(self.supervisors):
             waited = now - supervisor.since
-            if supervisor.pid is None and waited > READY_PATIENCE:
+            if supervisor.pid is None and waited > tuning.READY_PATIENCE:
                 supervisor.kill_starter()
                 self.remove_gone(supervisor)
-            elif supervisor.ready and waited > IDLE:
+            elif supervisor.ready and waited > tuning.IDLE_SUPERVISOR:
                 self.discard(supervisor)
         self.reap()
 

@@ -20,10 +20,9 @@ from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.interrupts import Lock
 from jobcore.embedding.worker import DIRECTORY_WORKER, begin_own_thread, end_own_thread
+from jobcore.engine import tuning
 from jobcore.errors import SpawnError
 
-#: Seconds that the interpreter's exit waits for the current turn.
-EXIT_PATIENCE = 5.0
 #: Seconds of rest after a turn that raised an error, which it should not.
 REST = 1.0
 #: How often to try to wake the thread if the write to its pipe fails.
@@ -222,7 +221,7 @@ def _close_at_exit(loop: Loop) -> None:
         alive = reference()
         if alive is not None:
             alive.exiting = True
-            alive.close(EXIT_PATIENCE)
+            alive.close(tuning.EXIT_PATIENCE)
 
     atexit.register(close)
     weakref.finalize(loop, atexit.unregister, close).atexit = False

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from jobcore.clock import Clock
 from jobcore.embedding import telemetry
-from jobcore.engine import orphans, procfs
+from jobcore.engine import orphans, procfs, tuning
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.launcher import STUB
 from jobcore.errors import StoreError
@@ -28,10 +28,6 @@ from jobcore.supervisor import NewerProtocol, job_directory, pids, system_calls
 
 #: With this many unread letters or more, a FIFO may be full, and does not show new ones.
 MANY = 4096
-#: Seconds between two letters, so that a supervisor has time to read one.
-ANSWER_PATIENCE = 0.5
-#: Seconds that a supervisor has to take a job before all stopped ones are woken.
-RECORD_PATIENCE = 2.0
 
 
 class Unresponsive:
@@ -96,7 +92,7 @@ class Unresponsive:
         another supervisor does no harm.
         """
         now = self._clock.monotonic()
-        if now - self._unrecorded.setdefault(run.number, now) < RECORD_PATIENCE:
+        if now - self._unrecorded.setdefault(run.number, now) < tuning.RECORD_PATIENCE:
             return
         stopped = [pid for pid in procfs.other_pids() if procfs.is_stopped(pid)]
         for pid in procfs.with_argument(STUB, stopped):
@@ -112,7 +108,7 @@ class Unresponsive:
         """Tell whether the supervisor has had time to answer since the last letter."""
         now = self._clock.monotonic()
         before = self._pressed.get(run.number)
-        if before is not None and now - before < ANSWER_PATIENCE:
+        if before is not None and now - before < tuning.ANSWER_PATIENCE:
             return False
         self._pressed[run.number] = now
         return True
@@ -182,12 +178,6 @@ def _tell(run: Run, number: signal.Signals, reached: list[int], held: Sequence[i
     )
 
 
-#: Seconds after the end of the grace until a supervisor that does not answer is woken.
-WAKE_AFTER = 30.0
-#: Further seconds without any answer until it is killed and its job resolved.
-KILL_AFTER = 10.0
-
-
 class Overdue:
     """Remembers since when each job is overdue. It reads no clock: callers pass the time."""
 
@@ -235,12 +225,12 @@ class Overdue:
             self._woken.pop(number, None)
             return None
         silent = now - self._silent.setdefault(number, now)
-        if waited < WAKE_AFTER:
+        if waited < tuning.WAKE_AFTER:
             return None
         # Give it time to answer after it was woken, even if this process was stopped or frozen
         # with it, so that all other times have long passed.
         woken = now - self._woken.setdefault(number, now)
-        return signal.SIGKILL if min(woken, silent) >= KILL_AFTER else signal.SIGCONT
+        return signal.SIGKILL if min(woken, silent) >= tuning.KILL_AFTER else signal.SIGCONT
 
     def keep(self, numbers: set[int]) -> None:
         """Forget all jobs but these."""

@@ -13,13 +13,13 @@ import pytest
 
 from jobcore import Command, JobManager, Reason, SpawnError, Status
 from jobcore.embedding import failpoints
-from jobcore.engine import dispatcher, launcher, orphans, supervisor_pool
+from jobcore.engine import orphans, tuning
 from jobcore.engine.executors import CommandExecutor
-from jobcore.engine.postponement import PERSISTENT_SECONDS
 from jobcore.engine.recovery import Recovery
 from jobcore.engine.scheduler import Scheduler
 from jobcore.engine.supervisor_pool import Supervisor
 from jobcore.engine.thread_loop import Loop
+from jobcore.engine.tuning import PERSISTENT_SECONDS
 from jobcore.storage.statement import driver_of
 from jobcore.supervisor import job_directory
 from tests.processes import PATIENCE, Child, carrying, state, until
@@ -147,7 +147,7 @@ def no_room(monkeypatch, times):
 
 def test_a_job_that_no_supervisor_has_room_for_is_sent_later(database, monkeypatch):
     """Between claim and send it waits, and is started once."""
-    monkeypatch.setattr(dispatcher, "CHORES_PAUSE", 10 * PATIENCE)  # whose thread wakes up, too
+    monkeypatch.setattr(tuning, "CHORES_PAUSE", 10 * PATIENCE)  # whose thread wakes up, too
     tried = no_room(monkeypatch, 3)
     with JobManager(database, slots=1) as jobs:
         job = jobs.wait(jobs.submit(["echo", "once"]).id, PATIENCE)
@@ -161,7 +161,7 @@ def test_a_job_that_no_supervisor_has_room_for_is_sent_later(database, monkeypat
 def test_a_job_that_no_supervisor_ever_takes_is_an_error(database, monkeypatch):
     """It is not RUNNING for ever, and says why."""
     no_room(monkeypatch, math.inf)
-    monkeypatch.setattr(dispatcher, "SEND_PATIENCE", 0)
+    monkeypatch.setattr(tuning, "SEND_PATIENCE", 0)
     with JobManager(database, slots=1) as jobs:
         job = jobs.wait(jobs.submit(["true"]).id, PATIENCE)
         lines = [(line.stream, line.text) for line in jobs.logs(job.id)]
@@ -174,8 +174,8 @@ def test_a_job_that_is_stopped_before_a_supervisor_takes_it_never_starts(
     database, monkeypatch, tmp_path
 ):
     """Claimed, and not yet sent: a stop ends it without a process."""
-    monkeypatch.setattr(dispatcher, "SEND_PATIENCE", math.inf)
-    monkeypatch.setattr(dispatcher, "CHORES_PAUSE", 10 * PATIENCE)
+    monkeypatch.setattr(tuning, "SEND_PATIENCE", math.inf)
+    monkeypatch.setattr(tuning, "CHORES_PAUSE", 10 * PATIENCE)
     tried = no_room(monkeypatch, math.inf)
     with JobManager(database, slots=1) as jobs:
         job = jobs.submit(["touch", str(tmp_path / "begun")])
@@ -349,8 +349,8 @@ ANSWERS = f'case $4 in print*) exec {sys.executable} "$@";; esac'
 )
 def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, monkeypatch, does):
     """What `python` names but never gets ready is a failure, and leaves no process."""
-    monkeypatch.setattr(supervisor_pool, "READY_PATIENCE", 0.1)
-    monkeypatch.setattr(launcher, "PATIENCE", 0.5)
+    monkeypatch.setattr(tuning, "READY_PATIENCE", 0.1)
+    monkeypatch.setattr(tuning, "INTERPRETER_PATIENCE", 0.5)
     monkeypatch.setenv("JOBCORE_TEST_HANGS", str(tmp_path))
     hangs = python_that(tmp_path, does)
     with JobManager(database, slots=1, python=hangs, clock=clock) as jobs:
@@ -369,7 +369,7 @@ def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, 
 
 def test_a_manager_goes_on_while_an_interpreter_hangs(database, clock, tmp_path, monkeypatch):
     """Meanwhile it adopts jobs, imports and settles them, and takes ticks; `close` ends it."""
-    monkeypatch.setattr(launcher, "PATIENCE", 2 * PATIENCE)
+    monkeypatch.setattr(tuning, "INTERPRETER_PATIENCE", 2 * PATIENCE)
     hangs = python_that(tmp_path, "exec sleep 300")
     with JobManager(database, slots=1, clock=clock) as before:
         running = before.submit(SLEEPS)

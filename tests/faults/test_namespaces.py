@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from jobcore import JobManager, Reason, Status
-from jobcore.engine import orphans, supervisor_pool
+from jobcore.engine import orphans, tuning
 from jobcore.engine.supervisor_pool import SupervisorPool
 from tests.faults.invariants import check
 from tests.jobfiles import cookie_of
@@ -138,7 +138,7 @@ def lost(jobs):
 
 
 def _idle_is_let_go(database):
-    supervisor_pool.IDLE = 0.1
+    tuning.IDLE_SUPERVISOR = 0.1
     ctypes.CDLL(None).prctl(_ADOPT, 1)
     with JobManager(database, slots=2) as jobs:
         for _ in range(3):

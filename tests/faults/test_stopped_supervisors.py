@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from jobcore import JobManager, Reason, Status
-from jobcore.engine import procfs, unresponsive
+from jobcore.engine import procfs, tuning
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve
@@ -107,7 +107,7 @@ def test_who_waits_wakes_it_where_no_manager_runs_jobs(database, gate, ask):
 
 def test_supervisor_stopped_while_idle_whose_host_died_is_woken(database, monkeypatch):
     """It alone has the job, which nothing but its own wakening can go on with."""
-    monkeypatch.setattr(unresponsive, "RECORD_PATIENCE", 0.2)
+    monkeypatch.setattr(tuning, "RECORD_PATIENCE", 0.2)
     with host(send_to_a_stopped_supervisor, database) as killed:
         job_id = killed.hear()
         killed.kill()

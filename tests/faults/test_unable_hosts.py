@@ -23,7 +23,7 @@ from jobcore import (
     WaitTimeout,
 )
 from jobcore.engine import launcher
-from jobcore.engine.postponement import PERSISTENT_SECONDS
+from jobcore.engine.tuning import PERSISTENT_SECONDS
 from jobcore.supervisor.__main__ import main as supervise
 from jobcore.testing import ManualClock
 from tests.processes import PATIENCE, ROOT, descriptors, until

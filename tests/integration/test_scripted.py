@@ -28,7 +28,7 @@ from jobcore import (
 )
 from jobcore.clock import SystemClock
 from jobcore.embedding import failpoints
-from jobcore.engine import dispatcher
+from jobcore.engine import tuning
 from jobcore.supervisor import execution, job_directory
 from jobcore.supervisor import spool as spools
 from jobcore.testing import (
@@ -809,7 +809,7 @@ def test_old_jobs_are_old_by_the_clock(theatre):
 
 def test_the_clock_wakes_the_chores(theatre, monkeypatch):
     """A tick is taken when the clock was moved, not when chores are due by real time."""
-    monkeypatch.setattr(dispatcher, "CHORES_PAUSE", 3600.0)
+    monkeypatch.setattr(tuning, "CHORES_PAUSE", 3600.0)
     jobs, _ = theatre.play()
     jobs.create_pipeline("p", ["etl"], schedule="*/15 * * * *")
     until(lambda: jobs._dispatcher._next_chores > time.monotonic() + 60, "the first chores")

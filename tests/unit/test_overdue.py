@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore.engine.unresponsive import KILL_AFTER, WAKE_AFTER, Overdue
+from jobcore.engine.tuning import KILL_AFTER, WAKE_AFTER
+from jobcore.engine.unresponsive import Overdue
 
 
 def run(*, stop=None, timeout=None, grace=10):

@@ -9,7 +9,8 @@ import pytest
 
 from jobcore import DatabaseBusy, StoreError
 from jobcore.clock import SystemClock, seconds_of
-from jobcore.engine.postponement import FIRST, LOG_EVERY, LONGEST, Postponement
+from jobcore.engine.postponement import Postponement
+from jobcore.engine.tuning import FIRST_PAUSE, LOG_EVERY, LONGEST_PAUSE
 from jobcore.testing import ManualClock
 
 
@@ -54,12 +55,12 @@ def test_distance_between_tries_doubles_up_to_a_bound(postponed, seconds):
         seconds.now += delays[-1]
         assert postponed.is_due(1)
 
-    assert delays == [FIRST, FIRST, 1, 2, 4, 8, 16, LONGEST, LONGEST, LONGEST, LONGEST, LONGEST]
+    assert delays == [FIRST_PAUSE] * 2 + [1, 2, 4, 8, 16] + [LONGEST_PAUSE] * 5
 
 
 def test_many_who_fail_at_once_do_not_make_it_longer(postponed):
     """The pause depends on the time that it fails, not on how many threads try."""
-    assert {postponed.fail(1, StoreError("no"), "e") for _ in range(100)} == {FIRST}
+    assert {postponed.fail(1, StoreError("no"), "e") for _ in range(100)} == {FIRST_PAUSE}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_trouble_of_the_machine_is_not_put_off_for_long(postponed, seconds, erro
     postponed.fail(1, error, "e")
     seconds.now += 1000
 
-    assert postponed.fail(1, error, "e") == FIRST
+    assert postponed.fail(1, error, "e") == FIRST_PAUSE
 
 
 def test_failure_is_told_at_first_when_its_cause_changes_and_once_an_hour(postponed, seconds, told):
