@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from sqlalchemy import Connection, Row
 
 from jobcore.embedding import telemetry
 from jobcore.embedding.interrupts import Bell
+from jobcore.embedding.worker import handed_over
 from jobcore.engine.recovery import Recovery
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
 from jobcore.models import LogLine
@@ -29,7 +31,9 @@ from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
 from jobcore.storage.tuning import LOOK_FIRST, LOOK_LONGEST
 
-#: Seconds between two looks into a job directory: to follow lines, and to wait for the end.
+#: Seconds between two looks into a job directory: to follow lines, and to wait for the end. The
+#: first grows to the second while there is nothing new. If a manager imports the output, its
+#: commits wake the waiters in any case; only unfinished lines are seen by a look alone.
 FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
 #: Seconds before the next look if an import did not succeed, so that another process can do it.
 BACK_OFF = 0.25
@@ -40,8 +44,8 @@ COPIED_PATIENCE = 5.0
 LEFT_PATIENCE = 5.0
 #: The search for pieces of the last lines ends after this many segments without one.
 FEW_SEGMENTS = 64
-#: Seconds of the lease of a thread that looks for all waiters of a job. If it does not renew
-#: the lease, another thread takes over.
+#: Seconds of the lease of a thread that looks for other threads. If it does not renew the lease,
+#: another thread takes over.
 LEASE = 0.25
 #: Seconds for which an event loop trusts the file version that a thread has seen last, and the
 #: longest pause of a thread that looks for others.
@@ -68,35 +72,12 @@ class Sighting(NamedTuple):
     damage: str | None = None
 
 
-class Sight:
-    """
-    What this process knows of a job that is waited for; all waiters of the job share it.
+class Leases:
+    """Lets one thread look for all others that look for the same."""
 
-    Therefore one waiter looks for all of them: into the directory, and after a commit at the
-    rows of all jobs that are waited for.
+    __slots__ = ("_lookers",)
 
-    Attributes:
-        last: The last row that was read. It is one value, replaced as a whole: a thread that
-            read row and version separately could take the row of one commit for that of the
-            next, and wait for ever.
-        visited: When the job directory was last visited, by the monotonic clock.
-        copied_since: Since when it is known to be a job of another directory, or None.
-        dead_since: Since when its supervisor is known to be dead, or None.
-        unfinished: The unfinished lines in its directory at the last visit.
-    """
-
-    __slots__ = (
-        "__weakref__", "_lookers", "copied_since", "dead_since", "last", "number", "unfinished",
-        "visited",
-    )  # fmt: skip
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.last = Sighting()
-        self.visited = 0.0
-        self.copied_since: float | None = None
-        self.dead_since: float | None = None
-        self.unfinished: Unfinished | None = None
+    def __init__(self) -> None:
         #: By kind of look: the thread that looks for all others, and until when.
         self._lookers: dict[object, tuple[object, float]] = {}
 
@@ -117,6 +98,45 @@ class Sight:
         return looks
 
 
+class Sight(Leases):
+    """
+    What this process knows of a job that is waited for; all waiters of the job share it.
+
+    Therefore one waiter looks into the job directory for all of them.
+
+    Attributes:
+        last: The last row that was read. It is one value, replaced as a whole: a thread that
+            read row and version separately could take the row of one commit for that of the
+            next, and wait for ever.
+        visited: When the job directory was last visited, by the monotonic clock.
+        quiet: The number of visits since there was something new.
+        copied_since: Since when it is known to be a job of another directory, or None.
+        dead_since: Since when its supervisor is known to be dead, or None.
+        unfinished: The unfinished lines in its directory at the last visit.
+    """
+
+    __slots__ = (
+        "__weakref__", "copied_since", "dead_since", "last", "number", "quiet", "unfinished",
+        "visited",
+    )  # fmt: skip
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.last = Sighting()
+        self.visited = 0.0
+        self.quiet = 0
+        self.copied_since: float | None = None
+        self.dead_since: float | None = None
+        self.unfinished: Unfinished | None = None
+
+    def show(self, sighting: Sighting) -> None:
+        """Replace the last row that was read."""
+        if sighting.run != self.last.run:
+            self.quiet = 0
+        self.last = sighting
+
+
 class Cursor(NamedTuple):
     """
     The position of a waiter; each step returns the next one. Immutable.
@@ -126,7 +146,7 @@ class Cursor(NamedTuple):
     Attributes:
         run: The job as the waiter last saw it.
         sight: What this process knows of the job; shared by all its waiters.
-        interval: Seconds between two looks into the job directory.
+        interval: Seconds between two looks into the job directory, as long as there is news.
         sequence: The next line to read.
         seen: The version of the file that `run` is from.
         pause: Seconds until the next look for commits; it grows while nothing happens.
@@ -149,10 +169,17 @@ class Cursor(NamedTuple):
         return self.sequence < self.run.next_sequence
 
     @property
+    def due_at(self) -> float:
+        """When to look at the job's files; never if it has no process and no owner."""
+        if not (self.run.supervised or self.run.owned):
+            return math.inf
+        pause = min(self.interval * 2.0 ** min(self.sight.quiet, 8), WAIT_PAUSE)
+        return self.sight.visited + pause
+
+    @property
     def due(self) -> bool:
-        """Whether to look at the job's files now; a job without process and owner has none."""
-        has_files = self.run.supervised or self.run.owned
-        return has_files and time.monotonic() >= self.sight.visited + self.interval
+        """Whether to look at the job's files now."""
+        return time.monotonic() >= self.due_at
 
     def unfinished(self) -> tuple[tuple[LogLine, ...], Cursor]:
         """Return the unfinished lines that are new, and the cursor with them shown."""
@@ -170,8 +197,10 @@ class Cursor(NamedTuple):
 
     @property
     def has_news(self) -> bool:
-        """Whether `sight` has something that the waiter has not seen."""
-        return self.sight.last.seen != self.seen or bool(self.unfinished()[0])
+        """Whether `sight` has something of the job that the waiter has not seen."""
+        last = self.sight.last
+        is_new = last.seen != self.seen and (last.run != self.run or last.damage is not None)
+        return is_new or bool(self.unfinished()[0])
 
     def moved(self) -> Cursor:
         """
@@ -214,6 +243,7 @@ class Waiter:
         #: By job number; an entry disappears with the last waiter of the job.
         self._sights: weakref.WeakValueDictionary[int, Sight] = weakref.WeakValueDictionary()
         self._news = Bell()  # for threads that let another thread look
+        self._polling = Leases()  # of the thread that looks for commits, for all waiters
 
     # --- the steps ----------------------------------------------------------------
 
@@ -242,7 +272,7 @@ class Waiter:
         with self._database.read() as connection:
             for sight in sights:
                 if sight.last.seen != version:
-                    sight.last = _sighting(connection, sight.number, version)
+                    sight.show(_sighting(connection, sight.number, version))
         self._news.ring()
 
     def visit(self, cursor: Cursor) -> Cursor:
@@ -256,14 +286,9 @@ class Waiter:
         """
         run = cursor.run
         cursor.sight.visited = time.monotonic()
-        if not self._recovery.require_root():
-            return cursor
-        self._require_here(cursor)
-        unfinished = None
-        if cursor.shown is None:
-            has_news = self._recovery.has_news(run)
-        else:  # before the import, which may number these lines: `_standing` then removes them
-            unfinished, has_news = self._recovery.look(run)
+        # Before the import, which may number unfinished lines: `_standing` then removes them.
+        unfinished, has_news = self._look_at_files(cursor)
+        cursor.sight.quiet = 0 if has_news else cursor.sight.quiet + 1
         fresh = run
         if has_news:
             kill = self._is_left(cursor)
@@ -274,9 +299,20 @@ class Waiter:
             before, standing = cursor.sight.unfinished, self._standing(fresh, unfinished)
             cursor.sight.unfinished = standing
             if standing != before:
+                cursor.sight.quiet = 0
                 self._news.ring()
         # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)
+
+    @handed_over  # all of it at once: each hand-over costs as much as a look at a file
+    def _look_at_files(self, cursor: Cursor) -> tuple[Unfinished | None, bool]:
+        """Return the unfinished lines, if the waiter wants them, and whether there is news."""
+        if not self._recovery.require_root():
+            return cursor.sight.unfinished, False
+        self._require_here(cursor)
+        if cursor.shown is None:
+            return None, self._recovery.has_news(cursor.run)
+        return self._recovery.look(cursor.run)
 
     def _is_left(self, cursor: Cursor) -> bool:
         """Tell whether the supervisor is dead, and managers had time to end what it left."""
@@ -560,8 +596,9 @@ class Waiter:
         """
         Sleep until the next look; while another thread looks for all, sleep until it has news.
 
-        If each thread woke by itself about twenty times a second, each would cost as much as
-        the one that looks.
+        One thread looks for commits, and one of those who wait for the same job looks into its
+        directory. If each thread woke by itself about twenty times a second, each would cost as
+        much as the one that looks.
 
         Raises:
             WaitTimeout: The time is over.
@@ -570,9 +607,15 @@ class Waiter:
             raise deadline.error(cursor.in_words())
         if cursor.vain:
             time.sleep(LOOK_FIRST)  # limits the looks while others commit often
-        while (seconds := cursor.sight.look_for_all(cursor.what, me)) > 0:
+        while True:
+            looked_for = cursor.sight.look_for_all(cursor.what, me)
+            seconds = looked_for or self._polling.look_for_all(None, me)
+            if not seconds:
+                break
+            if not looked_for:
+                seconds = min(seconds, max(cursor.due_at - time.monotonic(), 0.0))
             self._news.wait(lambda: cursor.has_news, min(seconds, deadline.left))
-            if cursor.has_news:
+            if cursor.has_news or (not looked_for and cursor.due):
                 return
             if deadline.over:
                 raise deadline.error(cursor.in_words())
@@ -583,8 +626,10 @@ class Waiter:
         self._database.wait_for_change(cursor.seen, min(pause, deadline.left), pause)
 
     def _leave(self, cursor: Cursor, me: object) -> None:
-        """If this thread has the lease, release it and wake the others, so that one takes over."""
-        if cursor.sight.is_left_by(cursor.what, me):
+        """If this thread has a lease, release it and wake the others, so that one takes over."""
+        visits = cursor.sight.is_left_by(cursor.what, me)
+        polls = self._polling.is_left_by(None, me)
+        if visits or polls:
             self._news.ring()
 
 
