@@ -768,8 +768,8 @@ class JobManager:
             JobNotRunning: It is not RUNNING. `cancel_job` also accepts a QUEUED job.
             CommandError: `grace` is not a number of seconds, 0 or more.
             StoreError: The stop request could not be stored, or not be passed to the
-                supervisor. If only disk space is lacking, the supervisor gets it all
-                the same, and the job ends as STOPPED.
+                supervisor. If only disk space is lacking, or the database is locked, the
+                supervisor gets it all the same, and the job ends as STOPPED.
         """
         checked = None if grace is None else checked_grace(grace)
         run = self._stopper.stop(self._run(job_id, kill=True), checked, "stop")

@@ -18,7 +18,14 @@ from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import handed_over
 from jobcore.engine import orphans
 from jobcore.engine.job_directories import Directories
-from jobcore.errors import DatabaseFull, InvalidTransition, JobNotFound, JobNotRunning, StoreError
+from jobcore.errors import (
+    DatabaseBusy,
+    DatabaseFull,
+    InvalidTransition,
+    JobNotFound,
+    JobNotRunning,
+    StoreError,
+)
 from jobcore.lifecycle import Ending, Reason, Status, Trigger
 from jobcore.storage import filesystem, settlement, transitions
 from jobcore.storage.database import Database
@@ -42,20 +49,28 @@ class Stopper:
         self._clock = clock
 
     @handed_over
-    def stop(
-        self, run: Run, grace: float | None, why: str, *, patience: float | None = None
-    ) -> Run:
+    def stop(self, run: Run, grace: float | None, why: str) -> Run:
         """
         Ask a RUNNING job to stop, durably; one without a process is STOPPED at once.
 
         Args:
             grace: Seconds until it is killed; None: its command's own.
-            patience: Seconds to wait for the write lock; None: the busy timeout.
 
         Raises:
             JobNotFound, JobNotRunning: It is gone, or not RUNNING.
-            DatabaseFull: The request could not be stored; the supervisor was told all the same.
+            DatabaseFull, DatabaseBusy: The request could not be stored; the supervisor was told
+                all the same.
         """
+        try:
+            asked = self._store(run, grace, why, None)
+        except (DatabaseFull, DatabaseBusy):
+            # Tell the supervisor through its FIFO, which needs neither disk space nor a lock.
+            self._ring(run, job_directory.KILL_NOW if grace == 0 else job_directory.STOP_NOW)
+            raise
+        return self._pass_on(asked)
+
+    def _store(self, run: Run, grace: float | None, why: str, patience: float | None) -> Run:
+        """Store the request; `patience`: seconds to wait for the write lock."""
         milliseconds = None if grace is None else round(grace * 1000)
         now = self._clock.now()
 
@@ -76,14 +91,12 @@ class Stopper:
                 return self._end_bookkeeping(connection, asked, now)
             return asked
 
-        try:
-            asked = self._database.write(ask, patience=patience, about=f"job {run.id}")
-        except DatabaseFull:
-            # Tell the supervisor through its FIFO, which needs no disk space.
-            self._ring(run, job_directory.KILL_NOW if milliseconds == 0 else job_directory.STOP_NOW)
-            raise
+        return self._database.write(ask, patience=patience, about=f"job {run.id}")
+
+    def _pass_on(self, asked: Run) -> Run:
+        """Deliver a request that has just been stored."""
         if asked.token is None:
-            return asked  # it had no process, and has been settled above
+            return asked  # it had no process, and is settled
         failpoints.reach(failpoints.STOP_STORED, self._database)
         self.deliver(asked)
         return asked
@@ -101,7 +114,7 @@ class Stopper:
         for run in running:
             longest = max(longest, run.effective_grace_ms or 0)
             try:
-                self.stop(run, None, "close", patience=patience)
+                self._pass_on(self._store(run, None, "close", patience))
             except (JobNotFound, JobNotRunning):
                 continue  # it has ended, or was deleted meanwhile
             except StoreError as error:
