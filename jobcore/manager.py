@@ -1195,17 +1195,8 @@ class JobManager:
         Await the end of the job, and return it: `wait` for an event loop.
 
         A waiting call holds no thread, so thousands can wait at once. If it is cancelled, the
-        job continues.
-
-        Args:
-            timeout: Seconds to wait; None: as long as it takes.
-
-        Raises:
-            JobNotFound: No job has this id.
-            JobDeleted: The job was deleted meanwhile.
-            WaitTimeout: The job is not final after `timeout` seconds; it continues.
-            SpawnError, StoreError: This manager cannot start or read it; see `wait`.
-            ArgumentError: `timeout` is not a number; at this call, not when awaited.
+        job continues. Args and errors are those of `wait`; a wrong argument is refused at this
+        call, not when awaited.
         """
         checked_timeout(timeout)
         checked_one(job_id)
@@ -1222,16 +1213,8 @@ class JobManager:
         """
         Await the end of all of these jobs, and return them: `wait_all` for an event loop.
 
-        Args:
-            job_ids: The ids; they may repeat.
-            timeout: Seconds to wait for all of them together; None: as long as it takes.
-
-        Raises:
-            JobNotFound: One of the ids is unknown.
-            JobDeleted, WaitTimeout, SpawnError, StoreError: As in `wait_async`, for one of
-                the jobs.
-            ArgumentError: `job_ids` is a single id or not a collection of ids, or `timeout`
-                is not a number; at this call, not when awaited.
+        Args and errors are those of `wait_all`; a wrong argument is refused at this call, not
+        when awaited.
         """
         checked_timeout(timeout)
         ids = checked_ids(job_ids)
@@ -1255,20 +1238,8 @@ class JobManager:
 
         You can stop iterating at any point: there is nothing to close. A cancelled
         `anext()` has consumed no line, so the next one continues without a gap. An error
-        ends the iterator, as in `follow`.
-
-        Args:
-            sequence: The number of the first line, from 0.
-            timeout: Seconds for the whole iteration, from the first `anext()` on; None:
-                until the job ends.
-            unfinished: As for `follow`.
-
-        Raises:
-            JobNotFound: No job has this id; at the first `anext()`.
-            JobDeleted: The job was deleted during iteration; at `anext()`.
-            WaitTimeout: The time is over; at `anext()`.
-            SpawnError, StoreError: This manager cannot start or read it, see `wait`; at `anext()`.
-            ArgumentError: `sequence` is negative, or an argument is not a number; at this call.
+        ends the iterator, as in `follow`. The time counts from the first `anext()` on. Args and
+        errors are those of `follow`; they come at `anext()`, and a wrong argument at this call.
         """
         first = checks.count(sequence, "sequence")
         checked_timeout(timeout)
@@ -1281,13 +1252,8 @@ class JobManager:
         """
         Await what `drain` waits for, in an event loop.
 
-        Args:
-            timeout: Seconds to wait; None: as long as it takes.
-
-        Raises:
-            WaitTimeout: There is still work after `timeout` seconds.
-            SpawnError, StoreError: This manager can start or read none of the jobs; see `wait`.
-            ArgumentError: `timeout` is not a number; at this call, not when awaited.
+        Args and errors are those of `drain`; a wrong argument is refused at this call, not when
+        awaited.
         """
         checked_timeout(timeout)
         return self._async_waiter.drain(self._drained(), self._running_elsewhere, timeout)
