@@ -97,7 +97,7 @@ from jobcore.operations.tasks import Task
 from jobcore.operations.tuning import LONGEST_BUSY
 from jobcore.operations.waiting import Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
-from jobcore.storage import settlement, store, transitions
+from jobcore.storage import job_rows, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
 from jobcore.storage.job_filter import JobFilter
@@ -482,7 +482,7 @@ class JobManager:
         row = self._reconciled(job_id, kill=True)
         if row.status not in lifecycle.RETRIABLE:
             raise InvalidTransition(row.id, row.status, "retry")
-        again = store.next_attempt(row)
+        again = job_rows.next_attempt(row)
         source = again.pop("env_from") or WORKER
         return self._create([again], row.workspace_id, row.pipeline_id, env_from=source)[0]
 
@@ -978,7 +978,7 @@ class JobManager:
         first, last = checked_prefix(id_prefix)
         most = checks.count(limit, "limit")
         with self._database.read() as connection:
-            numbers = store.find_jobs(connection, first, last, limit=most)
+            numbers = job_rows.find_jobs(connection, first, last, limit=most)
         return sorted(self._listings.of(numbers), key=lambda job: job.id)
 
     def count_jobs(
@@ -1796,7 +1796,7 @@ class JobManager:
         self._start()
         with self._database.read() as connection:
             row = require_job(connection, job_id)
-        run = store.run_of(row)
+        run = job_rows.run_of(row)
         if not run.supervised and not run.owned:
             return row
         fresh = self._recovery.reconcile_softly(run, kill=kill)
@@ -1806,13 +1806,13 @@ class JobManager:
             return require_job(connection, job_id)
 
     def _run(self, job_id: Id, *, kill: bool = False) -> Run:
-        return store.run_of(self._reconciled(job_id, kill=kill))
+        return job_rows.run_of(self._reconciled(job_id, kill=kill))
 
     def _run_and_unfinished(self, job_id: Id) -> tuple[Run, Unfinished | None]:
         """Return the job, and its unfinished lines as of just before it was brought up to date."""
         self._start()
         with self._database.read() as connection:
-            run = store.run_of(require_job(connection, job_id))
+            run = job_rows.run_of(require_job(connection, job_id))
         unfinished = self._recovery.unfinished(run) if run.supervised else None
         return self._run(job_id), unfinished
 
@@ -1831,7 +1831,7 @@ class JobManager:
 
     def _job(self, run: Run) -> Job:
         with self._database.read() as connection:
-            row = store.get_job(connection, run.number)
+            row = job_rows.get_job(connection, run.number)
         if row is None or row.deleted_at is not None:
             raise JobDeleted(run.id)
         return public(Job, row)

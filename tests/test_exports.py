@@ -111,7 +111,7 @@ FRESH = {
                     self.armed = False
                     raise KeyboardInterrupt
         for AT in (
-            "jobcore.manager", "jobcore.storage.tables", "jobcore.storage.store",
+            "jobcore.manager", "jobcore.storage.tables", "jobcore.storage.job_rows",
             "jobcore.operations.tasks",
         ):
             sys.meta_path.insert(0, Interrupts())

@@ -16,7 +16,7 @@ from sqlalchemy import Row
 from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
-from jobcore.storage import pipelines, store
+from jobcore.storage import job_rows, pipelines
 from jobcore.storage.damage import is_damage, without_text
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
@@ -82,7 +82,7 @@ class QueueReader:
         """Return when the next job that is not yet due becomes due. Any thread may call this."""
         with self._database.read() as connection:
             moments = [
-                store.next_not_before(
+                job_rows.next_not_before(
                     connection, types=self._types, now=self._clock.now(), numbers=numbers
                 )
                 for numbers in self._own_numbers()
@@ -123,7 +123,7 @@ class QueueReader:
         text = 0
         with self._database.read() as connection:
             for numbers in self._own_numbers():
-                for row in store.queued_jobs(
+                for row in job_rows.queued_jobs(
                     connection,
                     types=self._types,
                     now=self._clock.now(),
@@ -139,7 +139,7 @@ class QueueReader:
                         return rows
                 if numbers is not None and self._own is not None:
                     # A job that has left the queue never comes back, so forget it.
-                    queued = store.queued_numbers(connection, numbers)
+                    queued = job_rows.queued_numbers(connection, numbers)
                     self._own.difference_update(set(numbers) - queued)
         return rows
 

@@ -33,10 +33,10 @@ from jobcore.lifecycle import Reason
 from jobcore.storage import (
     environments,
     filesystem,
+    job_rows,
     log_segments,
     schema,
     settlement,
-    store,
     transitions,
 )
 from jobcore.storage.database import Database
@@ -612,7 +612,7 @@ class Recovery:
         ids = {UUID(hex=name) for name in names}
         if ids:
             with self._database.read() as connection:
-                active = store.active_ids(connection, ids)
+                active = job_rows.active_ids(connection, ids)
             for stale in ids - active:
                 self._remove_softly(stale.hex, self._directories.remove, everything)
         for leftover in self._directories.leftovers():

@@ -14,7 +14,7 @@ from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.operations.lookup import Id, require_job
 from jobcore.operations.tuning import JOBS_PAST_DAMAGED
-from jobcore.storage import environments, log_segments, settlement, store, transitions
+from jobcore.storage import environments, job_rows, log_segments, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import progress
@@ -97,7 +97,7 @@ class TaskOperations:
             damaged.append(number)
 
         for most in (1, JOBS_PAST_DAMAGED):
-            rows = store.queued_jobs(connection, types=types, now=now, limit=most, failed=failed)
+            rows = job_rows.queued_jobs(connection, types=types, now=now, limit=most, failed=failed)
             with closing(rows):
                 row = next(rows, None)
             if row is not None or not damaged:
@@ -178,7 +178,7 @@ class TaskOperations:
 
     @staticmethod
     def _require_own(connection: Connection, job_id: Id, trigger: str) -> Run:
-        run = store.run_of(require_job(connection, job_id))
+        run = job_rows.run_of(require_job(connection, job_id))
         if run.status != Status.RUNNING:
             raise InvalidTransition(run.id, run.status, trigger)
         transitions.require_one_host(run)
@@ -206,7 +206,7 @@ def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int)
 
 
 def _get(connection: Connection, run: Run) -> Row[Any]:
-    row = store.get_job(connection, run.number)
+    row = job_rows.get_job(connection, run.number)
     if row is None:
         raise JobNotFound(run.id)
     return row

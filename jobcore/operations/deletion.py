@@ -15,7 +15,7 @@ from jobcore.engine.stopper import Stopper
 from jobcore.errors import DatabaseCorrupt, JobDeleted, JobNotFound
 from jobcore.operations.lookup import Id, parse_id
 from jobcore.operations.waiting import Waiter
-from jobcore.storage import damage, deletion, store, transitions
+from jobcore.storage import damage, deletion, job_rows, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
 from jobcore.storage.transitions import Run
@@ -57,7 +57,7 @@ class Deleter:
         """Remove a job whose row cannot be read completely."""
         parsed = parse_id(job_id)
         with self._database.read() as connection:
-            number = None if parsed is None else store.number_of(connection, parsed)
+            number = None if parsed is None else job_rows.number_of(connection, parsed)
             try:
                 run = None if number is None else transitions.find(connection, number)
             except Exception as error:

@@ -25,7 +25,7 @@ from jobcore.errors import (
 )
 from jobcore.lifecycle import Status
 from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
-from jobcore.storage import damage, history, pipelines, schedules, store, workspaces
+from jobcore.storage import damage, history, job_rows, pipelines, schedules, workspaces
 from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
 from jobcore.storage.job_filter import JobFilter, members
@@ -50,7 +50,7 @@ def parse_id(some_id: Id) -> UUID | None:
 
 def require_job(connection: Connection, job_id: Id) -> Row[Any]:
     """Return the row of a job that is not being deleted."""
-    return _require(store.find_job, connection, job_id, JobNotFound)
+    return _require(job_rows.find_job, connection, job_id, JobNotFound)
 
 
 def require_workspace(connection: Connection, workspace_id: Id) -> Row[Any]:
@@ -131,13 +131,13 @@ class Listings:
         self._named: dict[tuple[str, int, str], tuple[str, Exception]] = {}
 
     def jobs(self, wanted: JobFilter, limit: int, before: int | None) -> list[Job]:
-        """Return up to `limit` jobs that can be read, newest first; see `store.list_jobs`."""
+        """Return up to `limit` jobs that can be read, newest first; see `job_rows.list_jobs`."""
         found: list[Job] = []
         while True:
             failed: dict[int, Exception] = {}
             most = limit - len(found)
             with self._database.read() as connection:
-                rows = store.list_jobs(
+                rows = job_rows.list_jobs(
                     connection, wanted, limit=most, before=before, failed=failed.__setitem__
                 )
             last = min([*(row.number for row in rows), *failed], default=None)
@@ -150,15 +150,15 @@ class Listings:
         return found
 
     def count(self, wanted: JobFilter) -> dict[Status, int]:
-        """Return how many jobs there are of each status; see `store.count_jobs`."""
+        """Return how many jobs there are of each status; see `job_rows.count_jobs`."""
         with self._database.read() as connection:
-            counted = store.count_jobs(connection, wanted)
+            counted = job_rows.count_jobs(connection, wanted)
         self._look_for_no_status()
         return counted
 
     def _look_for_no_status(self) -> None:
         with self._database.read() as connection:
-            numbers = store.jobs_of_no_status(connection)
+            numbers = job_rows.jobs_of_no_status(connection)
         if numbers:
             error = DatabaseCorrupt("a stored status is unknown")
             self._note("job", dict.fromkeys(numbers, error))
@@ -167,7 +167,7 @@ class Listings:
         """Return the jobs with these numbers, without deleted and damaged ones."""
         failed: dict[int, Exception] = {}
         with self._database.read() as connection:
-            rows = store.visible_jobs(connection, numbers, failed.__setitem__)
+            rows = job_rows.visible_jobs(connection, numbers, failed.__setitem__)
         return self.formed(rows, failed)
 
     def formed(self, rows: Sequence[Any], failed: dict[int, Exception] | None = None) -> list[Job]:

@@ -34,7 +34,7 @@ from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
 from jobcore.operations.tuning import LONGEST_LATE, MOST_RETRIES
 from jobcore.schedule import Schedule
-from jobcore.storage import deletion, pipelines, store, workspaces
+from jobcore.storage import deletion, job_rows, pipelines, workspaces
 from jobcore.storage.chain_migration import DEPLOY
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
@@ -77,7 +77,7 @@ class PipelineOperations:
         def create(connection: Connection) -> Row[Any]:
             row = workspaces.insert_workspace(connection, name=text, properties=checked, now=now)
             if JobType.WORKSPACE_INIT in self._executors:
-                store.insert_job(
+                job_rows.insert_job(
                     connection, now=now, workspace_id=row.id, type=JobType.WORKSPACE_INIT
                 )
             return row
@@ -156,7 +156,7 @@ class PipelineOperations:
         def update(connection: Connection) -> Row[Any]:
             row = require_pipeline(connection, pipeline_id)
             blocker = (
-                store.active_job_of(connection, row.id)
+                job_rows.active_job_of(connection, row.id)
                 if row.status == PipelineStatus.FAILED
                 else None
             )
@@ -230,7 +230,7 @@ class PipelineOperations:
         status = PipelineStatus.READY
         if JobType.PIPELINE_CONFIG in self._executors:
             status = PipelineStatus.PROVISIONING
-            store.insert_job(
+            job_rows.insert_job(
                 connection,
                 now=now,
                 workspace_id=row.workspace_id,

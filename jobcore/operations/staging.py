@@ -21,7 +21,7 @@ from jobcore.engine.remover import Throttle
 from jobcore.errors import StoreError
 from jobcore.operations.lookup import require_workspace
 from jobcore.operations.tuning import STAGED_AT_ONCE, STAGED_TEXT
-from jobcore.storage import batches, store
+from jobcore.storage import batches, job_rows
 from jobcore.storage.database import Database
 
 ABANDONED = (
@@ -80,7 +80,7 @@ class BatchCreator:
             # Write the first job too, so that the environment is referenced from the start.
             same = common(connection)
             batch = batches.begin(connection, len(jobs), owner)
-            first = store.new_job(now=now, number=batch.first, **{**jobs[0], **same})
+            first = job_rows.new_job(now=now, number=batch.first, **{**jobs[0], **same})
             batches.stage(connection, [first])
             begun.append(batch)  # not after the write: an interrupt may keep it from returning
             return batch, first, same
@@ -88,7 +88,7 @@ class BatchCreator:
         try:
             batch, first, same = self._database.write(begin, durable=False)
             rows = [
-                store.new_job(now=now, number=number, **{**job, **same})
+                job_rows.new_job(now=now, number=number, **{**job, **same})
                 for number, job in enumerate(jobs[1:], batch.first + 1)
             ]
             for start, end in _steps(rows):
@@ -110,7 +110,7 @@ class BatchCreator:
             except StoreError as error:  # the next call or the next manager tries again
                 telemetry.event(logging.WARNING, "batch not removed", error=str(error))
             raise
-        return [store.as_read(row) for row in [first, *rows]]
+        return [job_rows.as_read(row) for row in [first, *rows]]
 
     def remove_of_dead(self, *, everything: bool = False) -> None:
         """

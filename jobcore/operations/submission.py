@@ -16,7 +16,7 @@ from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_workspace
 from jobcore.operations.staging import BatchCreator
 from jobcore.operations.tuning import STAGED_FROM
-from jobcore.storage import environments, store, transitions, workspaces
+from jobcore.storage import environments, job_rows, transitions, workspaces
 from jobcore.storage.database import Database
 
 
@@ -88,7 +88,9 @@ class JobCreator:
 
         def create(connection: Connection) -> list[dict[str, Any]]:
             same = common(connection)
-            rows = [store.insert_job(connection, now=now, **{**job, **same}) for job in identified]
+            rows = [
+                job_rows.insert_job(connection, now=now, **{**job, **same}) for job in identified
+            ]
             if not started:
                 return rows
             owner = self._ownership.claim()
@@ -105,7 +107,7 @@ class JobCreator:
 
 def _start(connection: Connection, number: int, owner: str, now: int) -> dict[str, Any]:
     transitions.start_if_queued(connection, number, now=now, owner=owner)
-    started = store.get_job(connection, number)
+    started = job_rows.get_job(connection, number)
     assert started is not None  # noqa: S101 - this transaction has made it
     return dict(started._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from jobcore import lifecycle
 from jobcore.lifecycle import Trigger
-from jobcore.storage import environments, store, transitions
+from jobcore.storage import environments, job_rows, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import batch, job, sequence, transition
 
@@ -83,7 +83,7 @@ def find_open(connection: Connection) -> list[Batch]:
 
 def stage(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
     """Insert some jobs of a batch. No read shows them yet."""
-    store.insert_jobs(connection, jobs)
+    job_rows.insert_jobs(connection, jobs)
 
 
 def publish(connection: Connection, of: Batch, *, now: int) -> None:

@@ -19,7 +19,7 @@ from jobcore import lifecycle
 from jobcore.embedding import telemetry
 from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, JobType, Reason, Status
-from jobcore.storage import environments, log_segments, pipelines, schedules, store, transitions
+from jobcore.storage import environments, job_rows, log_segments, pipelines, schedules, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import result
 from jobcore.storage.transitions import Run
@@ -87,7 +87,7 @@ def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
 def _follow_up(connection: Connection, final: Run, now: int) -> None:
     if not final.of_pipeline:
         return
-    row = store.get_job(connection, final.number)
+    row = job_rows.get_job(connection, final.number)
     pipeline = None if row is None else pipelines.find_retries(connection, row.pipeline_id)
     if row is None or pipeline is None:
         return  # the pipeline is being deleted
@@ -133,13 +133,13 @@ def pause_after(attempt: int) -> int:
 def _retry(connection: Connection, row: Row[Any], now: int) -> None:
     """Queue the next attempt. While it waits for its back-off, the pipeline starts no other job."""
     try:
-        store.insert_job(
+        job_rows.insert_job(
             connection,
             now=now,
             workspace_id=row.workspace_id,
             pipeline_id=row.pipeline_id,
             not_before=now + pause_after(row.attempt),
-            **store.next_attempt(row),
+            **job_rows.next_attempt(row),
         )
     except PipelineAlreadyRunning:
         telemetry.event(logging.WARNING, "retry not created", job=str(row.id))
@@ -162,7 +162,7 @@ def run_now(
         due: When the run was due, in microseconds since 1970; None: now.
     """
     try:
-        store.insert_job(
+        job_rows.insert_job(
             connection,
             now=now,
             workspace_id=workspace_id,

@@ -19,7 +19,7 @@ from jobcore.errors import CommandError, InvalidTransition, JobNotRunning
 from jobcore.lifecycle import Reason, Status
 from jobcore.manager import JobManager
 from jobcore.models import ClaimedJob, Job
-from jobcore.storage import pipelines, store
+from jobcore.storage import job_rows, pipelines
 from jobcore.testing.assert_job import assert_job
 
 #: Seconds after which a test fails. Far more than anything should take.
@@ -260,7 +260,7 @@ class _Limited:
 def _claimed(jobs: JobManager, job: Job) -> ClaimedJob:
     """Return a job in the form that executors get."""
     with jobs._database.read() as connection:  # noqa: SLF001 - the command is not public
-        row = store.get_job(connection, job.number)
+        row = job_rows.get_job(connection, job.number)
         assert row is not None
         pipeline = (
             None

@@ -19,7 +19,7 @@ from jobcore.engine.job_directories import Directories
 from jobcore.errors import JobcoreError, JobDeleted, JobNotFound, JobNotRunning, WaitTimeout
 from jobcore.manager import OPEN, JobManager
 from jobcore.operations.subscriptions import Notifier
-from jobcore.storage import store, transitions
+from jobcore.storage import job_rows, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.tables import job as jobs_table
 from jobcore.storage.transitions import Run
@@ -153,7 +153,7 @@ def _end_all(jobs: JobManager) -> list[Run]:
 
 def _in_words(jobs: JobManager, run: Run) -> str:
     with jobs._database.read() as connection:  # noqa: SLF001 - see above
-        row = store.get_job(connection, run.number)
+        row = job_rows.get_job(connection, run.number)
     named = "" if row is None or row.name is None else f" {row.name!r}"
     kind = "" if row is None else f", a {row.type},"
     return f"job {run.id}{named}{kind} runs on"
@@ -174,7 +174,7 @@ def _processes(jobs: JobManager) -> list[str]:
 def _directories(jobs: JobManager) -> list[str]:
     names = jobs._directories.names()  # noqa: SLF001 - job directories are not public
     with jobs._database.read() as connection:  # noqa: SLF001
-        active = store.active_ids(connection, {UUID(hex=name) for name in names})
+        active = job_rows.active_ids(connection, {UUID(hex=name) for name in names})
     return [
         f"the directory of job {UUID(hex=name)} cannot be removed: its lock is held"
         for name in names

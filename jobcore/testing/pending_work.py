@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from jobcore.clock import Clock
 from jobcore.manager import JobManager
-from jobcore.storage import schedules, store, transitions
+from jobcore.storage import job_rows, schedules, transitions
 from jobcore.storage.transitions import Run
 from jobcore.testing.manual_clock import ManualClock
 
@@ -73,7 +73,7 @@ class PendingWork:
     def names(self) -> list[str]:
         """Return the same jobs as text: the id, and the name if there is one."""
         with self._jobs._database.read() as connection:
-            rows = [(run, store.get_job(connection, run.number)) for run in self.running()]
+            rows = [(run, job_rows.get_job(connection, run.number)) for run in self.running()]
         return [
             str(run.id) if row is None or row.name is None else f"{run.id} ({row.name})"
             for run, row in rows

@@ -20,7 +20,7 @@ from jobcore import (
     WorkspaceNotFound,
 )
 from jobcore.operations import subscriptions
-from jobcore.storage import store
+from jobcore.storage import job_rows
 from jobcore.storage.connections import SqliteConnection
 from jobcore.storage.writer import NO_OBSERVER
 from tests.jobfiles import sql
@@ -97,7 +97,7 @@ def test_what_was_rolled_back_is_not_told(jobs):
     database = jobs._database
 
     def create(connection):
-        store.insert_job(connection, now=1, workspace_id=place, type="TASK", name="?")
+        job_rows.insert_job(connection, now=1, workspace_id=place, type="TASK", name="?")
 
     with collected(jobs) as got:
         with suppress(ZeroDivisionError), transaction(database) as connection:
@@ -244,7 +244,7 @@ def test_every_commit_behind_a_subscription_is_told(jobs):
 
     def write():
         with transaction(database) as connection:
-            store.insert_job(connection, now=1, workspace_id=place, type="TASK")
+            job_rows.insert_job(connection, now=1, workspace_id=place, type="TASK")
             inside.set()
             until(lambda: not database._writer._worker._queue.empty(), "the subscriber")
             order.append("commits")

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from jobcore import FINAL, JobManager, Status
 from jobcore.operations import doctor
 from jobcore.operations.doctor import examine
-from jobcore.storage import batches, counts, store
+from jobcore.storage import batches, counts, job_rows
 from tests.jobfiles import sql
 from tests.unit.test_schema_rules import CANCELLED, FACTS_OF
 
@@ -220,7 +220,7 @@ def test_a_batch_counts_when_it_is_published(database):
         def stage(connection):
             batch = batches.begin(connection, 2, "nobody")
             rows = [
-                store.new_job(now=1, number=number, type="COMMAND", workspace_id=place)
+                job_rows.new_job(now=1, number=number, type="COMMAND", workspace_id=place)
                 for number in (batch.first, batch.last)
             ]
             batches.stage(connection, rows)
@@ -241,8 +241,8 @@ def test_a_job_that_is_refused_does_not_count(database):
 
         def fail(connection):
             place = UUID(sql(database, "SELECT id FROM workspace")[0][0])
-            store.insert_job(connection, now=1, type="TASK", workspace_id=place)
-            store.insert_job(connection, now=1, type="TASK", workspace_id=uuid4())
+            job_rows.insert_job(connection, now=1, type="TASK", workspace_id=place)
+            job_rows.insert_job(connection, now=1, type="TASK", workspace_id=uuid4())
 
         with pytest.raises(Exception, match="FOREIGN KEY") as caught:
             jobs._database.write(fail)

@@ -401,15 +401,15 @@ def test_what_a_signal_handler_raises_comes_out_as_it_is(jobs, scripted, monkeyp
 
 def test_interrupted_submit_names_its_job(database, monkeypatch):
     """Where the change has begun, the exception says which job it is about."""
-    from jobcore.storage import store  # noqa: PLC0415 - patched here alone
+    from jobcore.storage import job_rows  # noqa: PLC0415 - patched here alone
 
-    insert = store.insert_job
+    insert = job_rows.insert_job
 
     def slow(*args, **options):
         time.sleep(0.4)
         return insert(*args, **options)
 
-    monkeypatch.setattr(store, "insert_job", slow)
+    monkeypatch.setattr(job_rows, "insert_job", slow)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     with JobManager(database, slots=0) as jobs:
         try:
