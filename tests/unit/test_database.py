@@ -1225,11 +1225,16 @@ def test_child_that_c_code_has_forked_is_refused(database, slots, end):
     """Without Python's hooks it has copies of SQLite's connections; the parent goes on."""
     said = run_python(
         """
-import ctypes, os, signal, sys
+import ctypes, os, signal, sys, time
 from jobcore import JobManager, StoreError
 jobs = JobManager(sys.argv[1], slots=int(sys.argv[2]))
 job = jobs.create_job("TASK")
+# A thread that has asked for the GIL is missing in the child, whose main thread would wait for
+# ever until that one has taken it. With a long interval none asks before the main thread waits.
+sys.setswitchinterval(60)
+time.sleep(0.01)  # those who wait by the old interval get it
 pid = ctypes.PyDLL(None).fork()
+sys.setswitchinterval(0.005)
 if pid == 0:
     signal.alarm(8)  # ends it where it hangs
     for call in (lambda: jobs.create_job("TASK"), jobs.list_jobs, lambda: jobs.get_job(job.id)):
