@@ -160,8 +160,7 @@ class Dispatcher:
         The queue is read only if no job runs. If it was not empty, it is not read again before
         the next commit, because no job leaves it without one.
         """
-        looks = self._slots > 0 and not self._loop.closing
-        if self._is_busy() or (looks and not self._has_looked):
+        if self._is_busy() or self._is_yet_to_look():
             return False
         version = self._database.version()
         if version == self._seen_queued:
@@ -170,6 +169,10 @@ class Dispatcher:
             self._seen_queued = version
             return False
         return not self._is_busy()  # again: a job may have been claimed before the queue was read
+
+    def _is_yet_to_look(self) -> bool:
+        """Tell whether its first look at schedules and dead processes is still to come."""
+        return self._slots > 0 and not self._loop.closing and not self._has_looked
 
     def _is_busy(self) -> bool:
         """Tell whether a claimed job is not settled; also True if a round takes long."""
@@ -189,7 +192,7 @@ class Dispatcher:
             runs: Tokens of runs that wait themselves. It returns False if this manager has
                 claimed or adopted any other job.
         """
-        if self._moves_seen != self._moves:
+        if self._is_yet_to_look() or self._moves_seen != self._moves:
             return False  # the clock was moved, and the chores have yet to look at what is due
         free = self._free_beside(runs)
         if free is None or (free > 0 and not self._queue.is_empty()):
