@@ -16,24 +16,23 @@ import _thread
 import os
 import sys
 import weakref
-from typing import Protocol
 
 from jobcore.embedding.interrupts import Lock
 
 
-class ForkAware(Protocol):
+class ForkAware:
     """
-    An object with state that does not survive a fork.
+    An object with state that does not survive a fork; most need nothing but a reset in the child.
 
     Each method may be called more than once per fork, because a signal handler may fork
     while the hooks run.
     """
 
     def before_fork(self) -> None:
-        """Quiesce: no operation may be in progress during the fork."""
+        """Quiesce, unless the gate already keeps the fork out of every operation."""
 
     def after_fork_in_parent(self) -> None:
-        """Resume."""
+        """Resume what `before_fork` has stopped."""
 
     def after_fork_in_child(self) -> None:
         """Forget inherited connections, threads and locks; unlock nothing."""

@@ -30,7 +30,7 @@ from types import BuiltinFunctionType, FrameType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from jobcore.embedding import telemetry
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.embedding.interrupts import is_over
 from jobcore.errors import DatabaseBusy, StoreError
 
@@ -252,7 +252,7 @@ class _WorkerThread:
         return self._fate.get("", False)
 
 
-class Worker:
+class Worker(ForkAware):
     """
     Makes calls in up to `most` threads, which are started when needed.
 

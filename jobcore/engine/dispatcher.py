@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row
 
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.embedding.interrupts import Lock
 from jobcore.engine import postponement, tuning
 from jobcore.engine.adoption import Adoption
@@ -56,7 +56,7 @@ class _Round(NamedTuple):
     failed: list[tuple[Claim | Start, Exception]]
 
 
-class Dispatcher:
+class Dispatcher(ForkAware):
     """
     Runs queued jobs in its own thread, in the order of their creation.
 
@@ -287,12 +287,6 @@ class Dispatcher:
         self._pool.close()
 
     # --- the fork of the host ---------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Do nothing: the gate and the database allow no fork during their operations."""
-
-    def after_fork_in_parent(self) -> None:
-        """Do nothing: nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         """Leave thread and jobs to the parent; the child starts its own thread when needed."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from jobcore.embedding import failpoints
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
 from jobcore.engine import tuning
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
@@ -92,7 +92,7 @@ class Prepared:
         GATE.close(*(one for one in (*own, *others) if one >= 0))
 
 
-class Directories:
+class Directories(ForkAware):
     """
     The job directories of one database.
 
@@ -216,12 +216,6 @@ class Directories:
             if self._root is not None:
                 root, self._root = self._root, None
                 GATE.close(root)
-
-    def before_fork(self) -> None:
-        """Do nothing: the gate allows no fork while a descriptor is being opened."""
-
-    def after_fork_in_parent(self) -> None:
-        """Do nothing."""
 
     def after_fork_in_child(self) -> None:
         """Forget the descriptor: the gate has closed it."""

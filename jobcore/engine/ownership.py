@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.job_directories import Directories
 from jobcore.storage import filesystem
@@ -106,7 +106,7 @@ class _Lock:
         self.users: set[int] = set()
 
 
-class _Locks:
+class _Locks(ForkAware):
     """The locks of this process, by device and inode of the directory of each."""
 
     def __init__(self) -> None:
@@ -115,12 +115,6 @@ class _Locks:
     def __bool__(self) -> bool:
         """Tell whether there is any lock."""
         return bool(self._held)
-
-    def before_fork(self) -> None:
-        """Do nothing: the gate allows no fork while a lock is being taken."""
-
-    def after_fork_in_parent(self) -> None:
-        """Do nothing."""
 
     def after_fork_in_child(self) -> None:
         """Forget all of them: they are the parent's, and the gate has closed the descriptors."""

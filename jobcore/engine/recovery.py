@@ -334,13 +334,13 @@ class Recovery:
                 current, verdict = self._judge(run, directory, until)
                 if verdict is not None:
                     job_directory.write_exit(directory, verdict)
-                    self._tell(run, verdict)
+                    self._log_verdict(run, verdict)
         except FileNotFoundError:
             # Do not make a directory for the exit record: a later look could not trust it. The
             # row is the guard: only the first process settles it.
             current, verdict = self._judge(run, None, until)
             if current is not None and verdict is not None:
-                self._tell(run, verdict)
+                self._log_verdict(run, verdict)
                 return self._importer.import_all(current, patience=patience, verdict=verdict)
         if current is None or not current.supervised:
             # It was settled meanwhile and its directory removed, so the one here is stale.
@@ -459,7 +459,7 @@ class Recovery:
         self._killing.pop(run.number, None)
         return left
 
-    def _tell(self, run: Run, verdict: job_directory.ExitRecord) -> None:
+    def _log_verdict(self, run: Run, verdict: job_directory.ExitRecord) -> None:
         failpoints.reach(failpoints.RESOLVED, self._database)
         telemetry.event(
             logging.WARNING,

@@ -222,7 +222,7 @@ class Stopper:
     def _ring(self, run: Run, letter: bytes) -> None:
         try:
             with self._directories.open(run.name) as directory:
-                _tell(run, directory, letter)
+                _write_letter(run, directory, letter)
         except FileNotFoundError:
             pass  # it has ended
 
@@ -245,7 +245,7 @@ class Stopper:
                 letter = (
                     job_directory.KILL_NOW if run.stop_grace_ms == 0 else job_directory.STOP_NOW
                 )
-                _tell(run, directory, letter)
+                _write_letter(run, directory, letter)
                 what = f"the stop request for job {run.id} cannot be written"
                 raise filesystem.typed(what, error) from error
             # Another process may have shortened the grace and written its file before this one,
@@ -264,7 +264,7 @@ def _not_running(run: Run) -> JobNotRunning:
     )
 
 
-def _tell(run: Run, directory: int, letter: bytes) -> None:
+def _write_letter(run: Run, directory: int, letter: bytes) -> None:
     """
     Write a letter to the supervisor's FIFO; if that fails, send SIGTERM instead.
 

@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.engine import procfs, tuning
 from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
@@ -286,7 +286,7 @@ def _has_ended(kind: int, process: int) -> bool:
 _LEFT: list[tuple[int, Supervisor]] = []
 
 
-class SupervisorPool:
+class SupervisorPool(ForkAware):
     """
     Starts supervisors, sends them jobs, and dismisses them.
 
@@ -502,12 +502,6 @@ class SupervisorPool:
             if supervisor.pid is None:
                 supervisor.receive()
         return any(one.pid is None and not one.gone for one in self.supervisors)
-
-    def before_fork(self) -> None:
-        """Do nothing: the gate allows no fork while a supervisor is being started."""
-
-    def after_fork_in_parent(self) -> None:
-        """Do nothing."""
 
     def after_fork_in_child(self) -> None:
         """Forget them: they are the parent's, and the gate has closed the descriptors."""

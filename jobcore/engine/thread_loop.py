@@ -111,7 +111,7 @@ class Loop:
                 except BlockingIOError:
                     return  # the pipe is full: a wake-up is pending already
                 except OSError as error:
-                    _tell(error)
+                    _log_error(error)
 
     def is_inside(self) -> bool:
         """Tell whether the caller is the thread itself."""
@@ -191,7 +191,7 @@ class Loop:
                 self._crashed = True  # its descriptors are closed with the rest of its host
                 return
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
-                _tell(error)
+                _log_error(error)
                 self.rest(REST)
         self._finish()
 
@@ -199,14 +199,14 @@ class Loop:
         try:
             self._end()
         except BaseException as error:  # noqa: BLE001 - the descriptors must still be closed
-            _tell(error)
+            _log_error(error)
         with self._starting:
             if self._thread is not None:
                 self._thread = None
                 GATE.close(self._reader, self._writer)
 
 
-def _tell(error: BaseException) -> None:
+def _log_error(error: BaseException) -> None:
     try:
         telemetry.event(logging.ERROR, "background step failed", error=repr(error))
     except Exception:  # noqa: BLE001, S110 - the host's logging itself fails

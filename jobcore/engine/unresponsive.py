@@ -55,7 +55,7 @@ class Unresponsive:
         self.wake(run)
         try:
             if self._overdue.is_overdue(run, self._clock.now(), now) and self._has_had_time(run):
-                self._press(run)
+                self._demand_answer(run)
         except (StoreError, OSError) as error:
             _pass_over(run, error)
 
@@ -73,7 +73,7 @@ class Unresponsive:
                 # `signal_holder` checks the pid, which may belong to another process by now.
                 and orphans.signal_holder(pid, run.token or "", signal.SIGCONT)
             ):
-                _tell(run, signal.SIGCONT, [pid])
+                _log_signal(run, signal.SIGCONT, [pid])
         except (StoreError, OSError, NewerProtocol) as error:
             _pass_over(run, error)
 
@@ -102,7 +102,7 @@ class Unresponsive:
                         process.signal(signal.SIGCONT)
             except (ProcessLookupError, PermissionError):
                 continue
-            _tell(run, signal.SIGCONT, [pid])
+            _log_signal(run, signal.SIGCONT, [pid])
 
     def _has_had_time(self, run: Run) -> bool:
         """Tell whether the supervisor has had time to answer since the last letter."""
@@ -130,7 +130,7 @@ class Unresponsive:
         self._supervisors[run.number] = pid if here and isinstance(pid, int) else 0
         return self._supervisors[run.number]
 
-    def _press(self, run: Run) -> None:
+    def _demand_answer(self, run: Run) -> None:
         with self._directories.open(run.name) as directory:
             number = self._overdue.judge(
                 run.number, self._clock.monotonic(), answers=self._answers(run, directory)
@@ -146,7 +146,7 @@ class Unresponsive:
             pid for pid in found if pid not in held and orphans.signal_holder(pid, token, number)
         ]
         if found:
-            _tell(run, number, reached, held)
+            _log_signal(run, number, reached, held)
 
     def _answers(self, run: Run, directory: int) -> bool:
         """Tell whether the supervisor has read from its FIFO since the last look."""
@@ -167,7 +167,9 @@ def _pass_over(run: Run, error: Exception) -> None:
     telemetry.event(logging.INFO, "supervisor not examined", job=run.name, error=str(error))
 
 
-def _tell(run: Run, number: signal.Signals, reached: list[int], held: Sequence[int] = ()) -> None:
+def _log_signal(
+    run: Run, number: signal.Signals, reached: list[int], held: Sequence[int] = ()
+) -> None:
     telemetry.event(
         logging.WARNING,
         "supervisor does not react",

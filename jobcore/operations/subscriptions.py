@@ -16,7 +16,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection
 
 from jobcore.embedding import telemetry
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.embedding.interrupts import Bell, Lock
 from jobcore.engine.thread_loop import Loop
 from jobcore.errors import DatabaseCorrupt, SpawnError
@@ -56,7 +56,7 @@ class Subscription:
             )
 
 
-class Notifier(Observer):
+class Notifier(Observer, ForkAware):
     """
     Delivers each transition that is committed through one database, once and in order.
 
@@ -193,12 +193,6 @@ class Notifier(Observer):
         self._entries = []
 
     # --- the fork of the host -----------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Do nothing: the database allows no fork during a transaction."""
-
-    def after_fork_in_parent(self) -> None:
-        """Do nothing: nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         """Leave the thread and its queue to the parent; keep the subscriptions."""

@@ -55,7 +55,7 @@ _UNSAFE: set[tuple[int, int]] = set()
 T = TypeVar("T")
 
 
-class Database:
+class Database(forking.ForkAware):
     """
     An open jobcore database, shared by all threads of a process.
 

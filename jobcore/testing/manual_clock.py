@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from jobcore import checks
 from jobcore.clock import from_datetime
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 
 #: The default start of a clock: wall time, and monotonic time in seconds.
 START = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
@@ -36,7 +36,7 @@ class Attendant(Protocol):
         """Return the tokens of its runs, all of which wait for the clock."""
 
 
-class ManualClock:
+class ManualClock(ForkAware):
     """
     A clock that a test moves: `JobManager(path, clock=ManualClock())`.
 
@@ -196,12 +196,6 @@ class ManualClock:
         return frozenset().union(*(one.runs() for one in list(self._attendants.values())))
 
     # --- the fork of the host ---------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Do nothing: each change is one assignment, so a fork cannot copy a partial change."""
-
-    def after_fork_in_parent(self) -> None:
-        """Do nothing."""
 
     def after_fork_in_child(self) -> None:
         """Create a new lock, because the thread that held it may not exist here."""

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from jobcore.clock import Clock, SystemClock
 from jobcore.command import Command
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.engine.executors import PipelineExecutor
 from jobcore.errors import CommandError, SpawnError
 from jobcore.models import ClaimedJob
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LONGEST_SLEEP = 3600.0
 
 
-class ScriptedExecutor:
+class ScriptedExecutor(ForkAware):
     """
     Runs jobs by scripts, without processes; time passes only by the clock.
 
