@@ -7,6 +7,10 @@ import sys
 
 _CACHE, _PRECALL, _KW_NAMES = (dis.opmap.get(name) for name in ("CACHE", "PRECALL", "KW_NAMES"))
 
+#: From 3.14 on, it follows a branch and belongs to no `try`. Python looks for signals at calls,
+#: at the start of a function and at the end of a loop's body, never here.
+_NOT_TAKEN = dis.opmap.get("NOT_TAKEN")
+
 #: Python's own locks of modules and handlers: left behind there, they concern no job. And
 #: what Hypothesis has the collector call, where an exception reaches no caller.
 NOT_OURS = ("importlib", "logging", "weakref", "_weakrefset", "hypothesis")
@@ -49,7 +53,7 @@ class Opcodes:
         return self._step
 
     def _step(self, frame, event, _argument):
-        if event == "opcode" and not _has_names_for_a_call(frame):
+        if event == "opcode" and _can_raise(frame):
             self.number += 1
             if self.number == self._last:
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -59,17 +63,20 @@ class Opcodes:
         return self._step
 
 
-def _has_names_for_a_call(frame):
+def _can_raise(frame):
     """
-    Tell whether Python 3.11 or 3.12 has put the names of arguments aside for the next call.
+    Tell whether an exception can come before the bytecode at which the frame stands.
 
-    It never looks for signals there. An exception would leave the names to another
-    call, which then reads what is not there.
+    Not where Python 3.11 or 3.12 has put the names of arguments aside for the next call:
+    it never looks for signals there. An exception would leave the names to another call,
+    which then reads what is not there.
     """
     code, place = frame.f_code.co_code, frame.f_lasti
+    if code[place] == _NOT_TAKEN:
+        return False
     while place >= 2 and code[place - 2] in (_CACHE, _PRECALL):
         place -= 2
-    return place >= 2 and _KW_NAMES is not None and code[place - 2] == _KW_NAMES
+    return not (place >= 2 and _KW_NAMES is not None and code[place - 2] == _KW_NAMES)
 
 
 def every_bytecode(call, *, never=(), error=KeyboardInterrupt):
