@@ -67,6 +67,14 @@ class SqliteConnection(sqlite3.Connection):
             self._end_statements()
             self.close()
 
+    def __del__(self) -> None:
+        """
+        Do not warn of an unclosed connection, as Python does from 3.13 on.
+
+        `JobManager` warns if it is dropped without `close()`; the connections of a program
+        that ends are left to the system.
+        """
+
     def _end_statements(self) -> None:
         """
         End the statements of cursors that are still referenced, e.g. by a traceback.
