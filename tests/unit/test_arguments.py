@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -275,7 +276,8 @@ def test_any_name_of_a_file_will_do(tmp_path, name):
     with JobManager(tmp_path / name, slots=0, busy_timeout=0) as jobs:
         assert jobs.list_jobs() == []
 
-    assert sqlite3.connect(os.fsencode(tmp_path / name)).execute("SELECT 1").fetchone() == (1,)
+    with closing(sqlite3.connect(os.fsencode(tmp_path / name))) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_more_slots_than_sqlite_can_count_are_many(database):
