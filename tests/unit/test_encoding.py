@@ -184,7 +184,7 @@ def in_main():
         (
             functions.was_replaced,
             (
-                "tests.functions:replaced leads to something else: "
+                "tests.functions:replaced is another objing else: "
                 "what was given has been replaced there"
             ),
         ),

@@ -119,7 +119,7 @@ def test_a_script_is_a_value():
         ({"lines": [math.inf]}, "pause"),
         ({"lines": [math.nan]}, "pause"),
         ({"lines": [("stdin", "a")]}, "stdin"),
-        ({"lines": [("stderr", 5)]}, "text or bytes"),
+        ({"lines": [("stderr", 5)]}, "str or bytes"),
         ({"lines": [("stderr", "a", "b")]}, "line or a pause"),
         ({"lines": ["\ud800"]}, "encoded"),
         ({"exit_code": -1}, "exit_code"),
