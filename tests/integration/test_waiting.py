@@ -295,6 +295,34 @@ def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
     assert [answers for _, answers in started] == [[[(0, b"a\n"), (1, b"b\n")]]] * 50
 
 
+def test_of_those_who_wait_for_different_jobs_one_looks_for_commits(jobs, scripted, monkeypatch):
+    """The others sleep until it has news of their own job, and it wakes each of them."""
+    lookers = []
+    wait = Database.wait_for_change
+    monkeypatch.setattr(
+        Database,
+        "wait_for_change",
+        lambda self, *said: lookers.append(threading.get_ident()) or wait(self, *said),
+    )
+    runs = [scripted() for _ in range(10)]
+    started = [in_thread(partial(follow, jobs, run.id)) for run in runs]
+    now = time.monotonic()
+    with monkeypatch.context() as held:  # no lease ends, however slow the machine is
+        still = SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
+        held.setattr(waiting, "time", still)
+        until(lambda: len(lookers) >= 60, "its looks")
+        looked = lookers[40:60]
+    for run in runs:
+        run.write(b"a\n")
+        run.exit()
+        run.die()
+    for thread, _ in started:
+        thread.join(PATIENCE)
+
+    assert len(set(looked)) <= 2  # two that begin at the same moment both look
+    assert [answers for _, answers in started] == [[[(0, b"a\n")]]] * 10
+
+
 @pytest.mark.parametrize("leaves", ["takes its time", "times out"])
 def test_when_the_one_that_looks_leaves_another_one_looks(jobs, scripted, leaves):
     """What comes later is seen by those who left it to that one to look."""
