@@ -113,7 +113,7 @@ class PipelineExecutor:
             return in_interpreter(job.command, self._python, job.directory)
         pipeline = job.pipeline
         if pipeline is None or (pipeline.command is None and pipeline.script is None):
-            raise CommandError("neither the job nor its pipeline says what to run")
+            raise CommandError("neither the job nor its pipeline has a command or a script")
         own = pipeline.command
         if pipeline.script is not None:
             # The script replaces the argv; all other fields of the command apply.

@@ -248,7 +248,9 @@ class Launch:
         try:
             command = self._executors[row.type].command(job)
             if not isinstance(command, Command):
-                raise TypeError(f"the executor returned {type(command).__name__}, no Command")
+                raise TypeError(
+                    f"the executor returned {type(command).__name__} instead of a Command"
+                )
             start.grace_ms = round(command.grace * 1000)
             if command.timeout is not None:
                 start.timeout_ms = math.ceil(command.timeout * 1000)

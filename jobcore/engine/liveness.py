@@ -26,6 +26,8 @@ from jobcore.supervisor import job_directory
 if TYPE_CHECKING:
     from jobcore.engine.dispatcher import Dispatcher
 
+#: The error for a job that waits in a manager whose thread has ended with the interpreter.
+EXITING = "the interpreter is shutting down: this manager starts no more jobs"
 #: The key in `Postponement` of failures of the dispatcher's rounds.
 ROUND = "round"
 
@@ -86,7 +88,7 @@ class Liveness:
         """
         if run.status == Status.QUEUED:
             if self._dispatcher.exiting:
-                raise SpawnError("the interpreter exits: nothing is started here any more")
+                raise SpawnError(EXITING)
             self._directories.require_root()
             if self._can_run(run):
                 self._require_starts(begun)
@@ -130,7 +132,7 @@ class Liveness:
                 claimed, or could claim, can go on.
         """
         if self._dispatcher.exiting:
-            raise SpawnError("the interpreter exits: nothing is started here any more")
+            raise SpawnError(EXITING)
         claimed = self._dispatcher.running()
         stuck = [run for run in claimed if self._postponed.persistent(run.number, begun)]
         if len(stuck) < len(claimed):

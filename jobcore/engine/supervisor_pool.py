@@ -371,7 +371,7 @@ class SupervisorPool(ForkAware):
             try:
                 ours, theirs = _socketpair()
             except OSError as error:
-                raise SpawnError(f"no supervisor: {error}", error.errno) from error
+                raise SpawnError(f"no supervisor could be started: {error}", error.errno) from error
             # Do not register the other end: a launcher may fork, and its child needs it.
             GATE.register(ours.fileno())
             supervisor: Supervisor | None = None

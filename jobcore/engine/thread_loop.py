@@ -86,7 +86,7 @@ class Loop:
                         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
                         GATE.register(*pipe)
                 except OSError as error:
-                    raise SpawnError(f"no thread {self._name}: {error}", error.errno) from error
+                    raise SpawnError(self._cannot_start(error), error.errno) from error
                 # A daemon thread, so that the interpreter's exit does not wait for jobs.
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 try:
@@ -94,10 +94,13 @@ class Loop:
                 except RuntimeError as error:
                     GATE.close(*pipe)
                     # Python gives no errno; pthread_create fails with this one for lack of threads.
-                    raise SpawnError(f"no thread {self._name}: {error}", errno.EAGAIN) from error
+                    raise SpawnError(self._cannot_start(error), errno.EAGAIN) from error
                 self._pid = os.getpid()
                 self._reader, self._writer = pipe
                 self._thread = thread
+
+    def _cannot_start(self, error: Exception) -> str:
+        return f"the thread {self._name} cannot be started: {error}"
 
     def ring(self) -> None:
         """Wake the thread. Raises nothing, because callers have already done their part."""

@@ -42,7 +42,7 @@ def refused(call):
         print(error)
 """
 
-REFUSED = "the interpreter exits: nothing is started here any more"
+REFUSED = "the interpreter is shutting down: this manager starts no more jobs"
 
 
 def _end(database, handler):
