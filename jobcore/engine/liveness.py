@@ -96,7 +96,7 @@ class Liveness:
         elif (
             run.supervised
             and self._postponed.fails(run.number)  # first, because it is fast and called often
-            and not job_directory.is_run_locked(run.token or "")
+            and not _may_be_locked(run)
         ):
             self._require_readable(run, begun)
 
@@ -176,3 +176,11 @@ class Liveness:
     def failures(self) -> list[str]:
         """Return a line for each current failure."""
         return self._postponed.in_words()
+
+
+def _may_be_locked(run: Run) -> bool:
+    """Tell whether the job has a supervisor; True if that is not known now."""
+    try:
+        return job_directory.is_run_locked(run.token or "")
+    except OSError:
+        return True

@@ -22,6 +22,8 @@ from jobcore.supervisor import job_directory, pids
 COOKIE = "JOBCORE_RUN"
 #: Seconds between two looks at /proc.
 PAUSE = 0.01
+#: A process ended, or belongs to another user.
+_UNREADABLE = (FileNotFoundError, ProcessLookupError, PermissionError)
 #: How often one look lists the processes again, as long as it finds new ones.
 _LISTS = 20
 
@@ -103,7 +105,12 @@ def _kill_one(pid: int, cookie: str) -> bool:
 
 
 def find_holders(token: str) -> list[int]:
-    """Return the pids of other processes that supervise the run `token`."""
+    """
+    Return the pids of other processes that supervise the run `token`.
+
+    Raises:
+        OSError: No descriptor is left for looking, so the answer is unknown.
+    """
     return [pid for pid in procfs.other_pids() if holds(pid, token)]
 
 
@@ -113,12 +120,15 @@ def holds(pid: int, token: str) -> bool:
 
     An open lock file is not enough: hosts that probe, prepare or resolve the job have it open
     too. The kernel shows which bytes each descriptor has locked.
+
+    Raises:
+        OSError: No descriptor is left for looking, so the answer is unknown.
     """
     byte = str(job_directory.spans_of(token)[1][0])
     try:
         descriptors = os.listdir(f"{procfs.ROOT}/{pid}/fdinfo")
-    except OSError:
-        return False  # it ended, or belongs to another user
+    except _UNREADABLE:
+        return False
     return any(byte in _locked(pid, descriptor) for descriptor in descriptors)
 
 
@@ -128,7 +138,7 @@ def _locked(pid: int, descriptor: str) -> list[str]:
         with open(f"{procfs.ROOT}/{pid}/fdinfo/{descriptor}", encoding="latin-1") as file:
             # lock:   1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 17 17
             return [line.split()[-2] for line in file if "OFDLCK" in line]
-    except OSError:
+    except _UNREADABLE:
         return []
 
 

@@ -140,10 +140,13 @@ def is_run_locked(token: str) -> bool:
     Tell whether any process of this machine prepares or supervises the run `token`.
 
     It reads the kernel's list of locks, which works even if the lock file was unlinked or its
-    directory was moved. False also if there is no such list.
+    directory was moved. False also if there is no such list, or this user may not read it.
 
     A list longer than a page takes several reads, and a lock that is released between two of
     them may hide another one. So a long list is read several times.
+
+    Raises:
+        OSError: The list cannot be read now, for example because no descriptor is free.
     """
     bytes_ = {str(span[0]).encode() for span in spans_of(token)}
     try:
@@ -158,7 +161,7 @@ def is_run_locked(token: str) -> bool:
                 return True
             if len(reads) <= 1 and sum(map(len, reads)) < _LOCKS_AT_ONCE:
                 break
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     return False
 

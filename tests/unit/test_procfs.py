@@ -138,6 +138,23 @@ def test_no_descriptor_is_an_error(monkeypatch):
         procfs.with_variable("A=1", [os.getpid()])
 
 
+@pytest.mark.parametrize("where", ["list", "locks", "kernel"])
+def test_no_descriptor_to_look_for_locks_is_an_error(monkeypatch, where):
+    """That no supervisor was found would be wrong: nobody has looked."""
+
+    def refuse(*_args, **_options):
+        raise OSError(24, "Too many open files")
+
+    if where == "list":
+        monkeypatch.setattr(os, "listdir", refuse)
+    else:
+        monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        job_directory.is_run_locked(TOKEN) if where == "kernel" else orphans.holds(
+            os.getpid(), TOKEN
+        )
+
+
 def test_holder_is_found_by_its_locks_alone(proc, tmp_path):
     """Open files of a process are not touched: a name of one, which would hang, is enough."""
     byte = job_directory.spans_of(TOKEN)[1][0]
