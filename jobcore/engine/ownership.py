@@ -24,6 +24,8 @@ from jobcore.supervisor import job_directory, pids
 
 #: The prefix of the names of these files.
 PREFIX = ".owner-"
+#: The boot in the name of a process that could not find out its boot.
+_NO_BOOT = "0" * 32
 
 
 class _Process(NamedTuple):
@@ -45,12 +47,12 @@ class _Process(NamedTuple):
 
     @classmethod
     def this(cls, root: int) -> _Process:
-        boot = (filesystem.boot_id() or "0" * 32).replace("-", "")
+        boot = (filesystem.boot_id() or _NO_BOOT).replace("-", "")
         try:
             namespace = os.stat("/proc/self/ns/pid").st_ino
         except OSError:
             namespace = 0
-        return cls(boot, namespace, os.getpid(), _start_of(os.getpid()), *_identity(root))
+        return cls(boot, namespace, os.getpid(), _start_of(os.getpid()) or 0, *_identity(root))
 
     @classmethod
     def of(cls, name: str) -> _Process | None:
@@ -72,24 +74,45 @@ class _Process(NamedTuple):
     def lives(self, root: int) -> bool | None:
         """Tell whether it is alive; None if this process cannot know that."""
         here = self.this(root)
+        if _NO_BOOT in (self.boot, here.boot):
+            return None
         if self.boot != here.boot:
             return False
         if not self.started or not here.started or self.namespace != here.namespace:
             return None
-        return _start_of(self.pid) == self.started
+        started = _start_of(self.pid)
+        return None if started is None else started == self.started
 
 
-def _start_of(pid: int) -> int:
-    """Return when a process started, in ticks since the boot; 0: it or /proc does not exist."""
+def _start_of(pid: int) -> int | None:
+    """
+    Return when a process started, in ticks since the boot.
+
+    0: it does not exist. None: /proc does not tell, for example because it is mounted with
+    `hidepid` and the process belongs to another user.
+    """
     if pids.level() != 1:
-        return 0  # in that /proc, this pid is another process
+        return None  # in that /proc, this pid is another process
     try:
         facts = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return 0
+        return 0 if _is_gone(pid) else None
     fields = facts.rpartition(b")")[2].split()  # the command name before it may hold anything
     state, started = fields[0], fields[19]
     return 0 if state in b"ZX" else int(started)
+
+
+def _is_gone(pid: int) -> bool:
+    """Tell whether no process has this pid. The kernel knows that without /proc."""
+    try:
+        if pid > 0:  # 0 and below are process groups
+            os.kill(pid, 0)
+            return False
+    except PermissionError:
+        return False  # it belongs to another user
+    except (ProcessLookupError, OverflowError):
+        pass
+    return True
 
 
 class _Lock:
@@ -256,9 +279,13 @@ class Ownership:
             return None if lock is None else lock.name
 
     @handed_over
-    def lives(self, name: str) -> bool:
+    def lives(self, name: str) -> bool | None:
         """
         Tell whether an owner is alive.
+
+        Returns:
+            None if this process cannot know that: the lock file is gone or not the owner's, and
+            the process cannot be seen, for example because it is in another pid namespace.
 
         Raises:
             StoreError: The lock file cannot be opened.
@@ -271,15 +298,29 @@ class Ownership:
         alive = process.lives(self._directories.root)
         if alive is False:
             return False  # even if a child that C code forked holds a copy of the lock
+        is_here = process.is_in(self._directories.root)
+        if alive is None and not is_here:
+            alive = False  # this is a copy of its directory: the owner does not know it
+        locked = self._is_locked(name, signed=is_here)
+        return alive if locked is None else locked
+
+    def _is_locked(self, name: str, *, signed: bool) -> bool | None:
+        """
+        Tell whether an owner holds its lock; None: the file there does not tell.
+
+        Args:
+            signed: Whether the file must be the one that the owner made.
+        """
         with self._directories.typed(), GATE:
             try:
                 descriptor = _open(name, self._directories.root)
             except FileNotFoundError:
-                return bool(alive)  # for example, a tool that removes old files has removed it
+                return None  # for example, a tool that removes old files has removed it
             try:
-                if alive and process.is_in(self._directories.root) and not _is_signed(descriptor):
-                    return True  # a tool has replaced the file, so nobody locks the new one
-                return job_directory.is_locked(descriptor)
+                if job_directory.is_locked(descriptor):
+                    return True
+                # A tool may have replaced the file; then no process locks the new one.
+                return None if signed and not _is_signed(descriptor) else False
             finally:
                 os.close(descriptor)
 

@@ -141,9 +141,24 @@ class Recovery:
             return fresh
 
     def _judge_owner(self, run: Run, patience: float | None, *, kill: bool) -> Run | None:
-        """End a job whose owner is dead; one of another directory only if `kill` is true."""
+        """
+        End a job whose owner is dead; one of another directory only if `kill` is true.
+
+        Raises:
+            StoreError: Whether the owner is dead is not known.
+        """
         owner = run.owner or ""
-        if not (kill or self._ownership.is_here(owner)) or self._ownership.lives(owner):
+        if not (kill or self._ownership.is_here(owner)):
+            return run
+        alive = self._ownership.lives(owner)
+        if alive is None:
+            # To guess would be wrong either way, and `lost` would let a retry run beside it.
+            raise StoreError(
+                f"job {name_of(run)}: its process cannot be seen from here (another pid namespace, "
+                "user or /proc) and its lock file was removed, so whether it is alive is unknown; "
+                "if it has ended, end the job with finish_job or stop_job"
+            )
+        if alive:
             return run
         end = partial(settlement.end_abandoned, run=run, now=self._clock.now())
         ended = self._database.write(end, patience=patience)
@@ -266,7 +281,7 @@ class Recovery:
         """
         try:
             if run.owned:
-                return not self._ownership.lives(run.owner or "")
+                return self._ownership.lives(run.owner or "") is False
             more = self._says_more(run, output=True)
         except NewerProtocol:
             return False  # left to the newer version of jobcore
@@ -518,7 +533,7 @@ class Recovery:
         self._killing = {
             number: since for number, since in self._killing.items() if number in offsets
         }
-        settled += self._sweep_owned(owned, patience)
+        settled += self._sweep_owned(owned, patience, everything=everything)
         self._remove_environments()
         self._offsets = offsets
         self._unresponsive.keep({run.number for run in running})
@@ -572,14 +587,16 @@ class Recovery:
         except NewerProtocol:
             return None
 
-    def _sweep_owned(self, owned: list[Run], patience: float | None) -> list[Run]:
+    def _sweep_owned(
+        self, owned: list[Run], patience: float | None, *, everything: bool
+    ) -> list[Run]:
         """End the jobs of dead owners and remove their locks; return the jobs that it ended."""
         owners = {run.owner or "" for run in owned}
-        dead = {owner for owner in owners if not self._seems_alive(owner)}
+        alive = {owner for owner in owners if self._is_surely_alive(owner)}
         ended = [
             self._reconcile_softly(run, patience=patience, kill=True, until=math.inf)
             for run in owned
-            if run.owner in dead
+            if run.owner not in alive and (everything or self._postponed.is_due(run.number))
         ]
         self._ownership.remove_unused(owners)
         return [run for run in ended if run is not None and run.final]
@@ -591,13 +608,11 @@ class Recovery:
         if found:
             self._database.write(environments.remove_unused)
 
-    def _seems_alive(self, owner: str) -> bool:
+    def _is_surely_alive(self, owner: str) -> bool:
         try:
-            return self._ownership.lives(owner)
-        except StoreError as error:
-            # Its jobs wait; examine the other owners all the same.
-            telemetry.event(logging.WARNING, "owner not examined", owner=owner, error=str(error))
-            return True
+            return self._ownership.lives(owner) is True
+        except StoreError:
+            return False  # its jobs are postponed, each with the cause
 
     def _look_at_supervisor(self, run: Run) -> None:
         try:

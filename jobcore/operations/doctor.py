@@ -350,14 +350,22 @@ class _Examination:
         directories = Directories(self._path)
         try:
             ownership = Ownership(directories)
-            dead = [str(UUID(hex=name)) for name, owner in rows if not ownership.lives(owner)]
+            alive = {str(UUID(hex=name)): ownership.lives(owner) for name, owner in rows}
         finally:
             directories.close()
+        dead = [job for job, lives in alive.items() if lives is False]
+        unknown = [job for job, lives in alive.items() if lives is None]
         if dead:
             yield _note(
                 check, f"their process is dead, and the next sweep ends them: {_some(dead)}"
             )
-        else:
+        if unknown:
+            yield _note(
+                check,
+                "their process cannot be seen from here and its lock file was removed, so whether "
+                f"it is alive is not known; end them if it has ended: {_some(unknown)}",
+            )
+        if not (dead or unknown):
             yield _ok(check, f"{len(rows)}, each of a live process")
 
     def _running(self) -> list[_Running]:

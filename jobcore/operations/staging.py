@@ -45,6 +45,7 @@ class BatchCreator:
     def __init__(self, database: Database, ownership: Ownership) -> None:
         self._database = database
         self._ownership = ownership
+        self._unknown: set[int] = set()  # batches whose owner cannot be examined, as logged
 
     def create(
         self,
@@ -123,8 +124,13 @@ class BatchCreator:
             found = batches.find_open(connection)
         for batch in found:
             try:
-                if not self._ownership.lives(batch.owner):
+                alive = self._ownership.lives(batch.owner)
+                if alive is False:
                     self._remove(batch, everything=everything)
+                elif alive is None and batch.id not in self._unknown:
+                    # It is left: its owner may still be about to publish it.
+                    self._unknown.add(batch.id)
+                    telemetry.event(logging.WARNING, "batch left", owner=batch.owner)
             except StoreError as error:
                 telemetry.event(logging.WARNING, "batch not removed", error=str(error))
 

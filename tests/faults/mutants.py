@@ -294,15 +294,15 @@ MUTANTS = (
     Mutant(
         "an owner's lock is not looked at",
         "engine/ownership.py",
-        "                return job_directory.is_locked(descriptor)\n",
-        "                return True\n",
+        "                if job_directory.is_locked(descriptor):\n",
+        "                if True:\n",
         (OWNED_TASKS,),
     ),
     Mutant(
         "a living owner is taken for dead",
         "engine/ownership.py",
-        "                return job_directory.is_locked(descriptor)\n",
-        "                return False\n",
+        "                if job_directory.is_locked(descriptor):\n",
+        "                if False:\n",
         (OWNED_TASKS,),
     ),
     Mutant(

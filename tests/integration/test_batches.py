@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from jobcore import CommandError, JobManager, Status, StoreError, WorkspaceNotFound
+from jobcore.engine.ownership import Ownership
 from jobcore.operations import staging, submission
 from jobcore.storage import batches
 from tests.jobfiles import sql
@@ -182,6 +183,25 @@ def test_batch_of_a_living_process_is_not_swept(jobs, database, monkeypatch):
 
     assert swept != []
     assert len(jobs.list_jobs()) == len(made) == 10
+
+
+def test_batch_of_a_process_that_cannot_be_examined_is_not_swept(
+    jobs, database, monkeypatch, caplog
+):
+    """It is in another pid namespace and its lock file is gone: it may still publish the batch."""
+    with JobManager(database, slots=0) as other:
+        real = staging.Throttle.step
+
+        def take(self):
+            sweep(database)
+            return real(self)
+
+        monkeypatch.setattr(staging.Throttle, "step", take)
+        monkeypatch.setattr(Ownership, "lives", lambda *_: None)
+        made = many(other)
+
+    assert len(jobs.list_jobs()) == len(made) == 10
+    assert any("batch left" in said for said in caplog.messages)
 
 
 def sweep(database):

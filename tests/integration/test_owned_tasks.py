@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -406,3 +407,23 @@ def test_owner_in_another_pid_namespace_is_judged_by_its_lock(database):
         process.kill()
         process.wait()
         assert jobs.wait(job_id, 30).reason is Reason.LOST
+
+
+def test_owner_in_another_pid_namespace_is_unknown_without_its_file(database, caplog):
+    """A cleaner took its lock file: neither its life nor its death is known, so nothing is said."""
+    enter = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make pid namespaces")
+    source = "print(job.id, flush=True); time.sleep(300)"
+    with program(database, source, *enter) as (_, (job_id,)):
+        for file in Path(f"{database}.jobs").glob(".owner-*"):
+            file.unlink()
+        caplog.set_level("WARNING")
+        with JobManager(database, slots=1) as jobs:
+            assert jobs.recover() == []
+            jobs.submit(["true"])
+            jobs.drain()
+            assert jobs.get_job(job_id).status is Status.RUNNING
+            assert any("job postponed" in said and job_id in said for said in caplog.messages)
+            assert [one.detail for one in jobs.check() if job_id in one.detail]
+            assert jobs.stop_job(job_id).status is Status.STOPPED

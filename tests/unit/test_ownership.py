@@ -13,6 +13,7 @@ import pytest
 
 from jobcore import JobManager
 from jobcore.engine.ownership import PREFIX
+from jobcore.storage import filesystem
 from tests.processes import Child, descriptors, hear, in_child, left_open, until
 
 
@@ -209,6 +210,71 @@ def _parent_of(pid):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def _with(name, **changes):
+    """Return an owner's name with other facts."""
+    facts = dict(zip(("boot", "namespace", "pid", "started", "device", "root", "rest"),
+                     name.split("."), strict=True))  # fmt: skip
+    return ".".join({**facts, **changes}.values())
+
+
+def _remove_file(ownership, name):
+    Path(ownership._directories.path(PREFIX + name)).unlink(missing_ok=True)
+
+
+def _copy_file(ownership, name):
+    """Put an unlocked file in the place of an owner's, as tools do that copy and rename."""
+    Path(ownership._directories.path(PREFIX + name)).write_bytes(b"")
+
+
+@pytest.mark.parametrize("lose", [_remove_file, _copy_file])
+@pytest.mark.parametrize(
+    "facts", [{"namespace": "1"}, {"started": "0"}, {"boot": "0" * 32}], ids=str
+)
+def test_owner_that_cannot_be_seen_is_unknown_without_its_file(ownership, facts, lose):
+    """It is in another pid namespace, or knew less about itself: it is not taken for dead."""
+    name = _with(ownership.claim(), **facts)
+    lose(ownership, name)
+
+    assert ownership.lives(name) is None
+
+
+def test_owner_that_cannot_be_seen_is_unknown_to_a_process_without_a_boot_id(
+    ownership, monkeypatch
+):
+    """No /proc/sys: the boot of this process cannot be compared with the owner's."""
+    name = _with(ownership.claim(), rest="1234abcd")
+    monkeypatch.setattr(filesystem, "boot_id", lambda: None)
+
+    assert ownership.lives(name) is None
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EACCES, errno.ENOENT, errno.EIO])
+def test_owner_whose_proc_entry_cannot_be_read_is_not_dead(ownership, monkeypatch, error):
+    """`hidepid` hides the processes of other users, and a read can fail for want of anything."""
+    child, name = owner_in_child(ownership)
+    read = Path.read_bytes
+
+    def fail(path):
+        if str(path) == f"/proc/{child.pid}/stat":
+            raise OSError(error, os.strerror(error))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    try:
+        assert ownership.lives(name) is True  # by its lock
+        _remove_file(ownership, name)
+        assert ownership.lives(name) is None
+    finally:
+        child.kill()
+    assert ownership.lives(name) is False
+
+
+@pytest.mark.parametrize("pid", ["-1", "0", str(2**40)])
+def test_name_with_an_impossible_pid_is_that_of_none(ownership, pid):
+    """A damaged name sends nothing to a process group."""
+    assert ownership.lives(_with(ownership.claim(), pid=pid)) is False
 
 
 @pytest.mark.parametrize("name", ["", "x", "a.b.c.d.e", "../store", "/x/../.1.1.1.1.1.store"])
