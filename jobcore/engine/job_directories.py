@@ -344,35 +344,27 @@ class Directories(ForkAware):
             StoreError: The system refuses to open it, or an operation in the block.
         """
         _require_name(name)
-        with self.typed(name), self._taken(name) as directory:
-            yield directory
-
-    @contextmanager
-    def _taken(self, name: str) -> Iterator[int | None]:
-        with GATE:
-            root = self._held_root()
-            directory = job_directory.open_directory(name, parent=root)
-            try:
-                # If the lock file is missing, the host that prepared the directory died between
-                # two steps: create it, as that host would have.
-                lock = job_directory.open_lock(directory, create=True)
-            except BaseException:
-                os.close(directory)
-                raise
-            GATE.register(directory, lock)
-            try:
-                mine = job_directory.try_lock(lock, job_directory.WHOLE) and (
-                    job_directory.is_current(name, directory, lock, parent=root)
-                )
-            except BaseException:
-                GATE.close(directory, lock)
-                raise
+        opened: list[int] = []
         try:
-            if mine:
-                failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
-            yield directory if mine else None
+            with self.typed(name):
+                with GATE:
+                    root = self._held_root()
+                    directory = job_directory.open_directory(name, parent=root)
+                    opened.append(directory)
+                    GATE.register(directory)
+                    # If the lock file is missing, the host that prepared the directory died
+                    # between two steps: create it, as that host would have.
+                    lock = job_directory.open_lock(directory, create=True)
+                    opened.append(lock)
+                    GATE.register(lock)
+                    mine = job_directory.try_lock(lock, job_directory.WHOLE) and (
+                        job_directory.is_current(name, directory, lock, parent=root)
+                    )
+                if mine:
+                    failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
+                yield directory if mine else None
         finally:
-            GATE.close(directory, lock)
+            GATE.close(*opened)
 
     def remove(self, name: str) -> bool:
         """
