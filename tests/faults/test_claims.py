@@ -33,7 +33,7 @@ def serve_twice(say, database, seed):
         threading.Event().wait()
 
 
-@in_rounds(smoke=80, full=2000)
+@in_rounds(smoke=40, full=2000)
 def test_each_job_is_started_exactly_once(tmp_path, rounds):
     """Two managers in each of several processes take a queue; no job runs twice, none is left."""
     processes = 8 if rounds.facts["full"] else 3
@@ -95,7 +95,7 @@ def contend(database, pipeline_id, rounds, barrier):
     return came
 
 
-@in_rounds(smoke=15, full=500)
+@in_rounds(smoke=8, full=500)
 def test_of_sixteen_contenders_exactly_one_wins_each_time(database, rounds):
     """16 threads in 4 processes create a pipeline's job: one does, the others get its id."""
     with JobManager(database, slots=0) as jobs:

@@ -134,7 +134,7 @@ def calls(jobs, task, function, ended, queued, pipeline):
     }
 
 
-@in_rounds(smoke=30, full=200)
+@in_rounds(smoke=15, full=200)
 def test_damage_is_typed_or_not_noticed(tmp_path, sample, rounds):
     """No call ends with another error than jobcore's, shows a secret, or takes for ever."""
     folder, facts = sample

@@ -141,7 +141,7 @@ def possible(kind, point, deed):
     return ends
 
 
-@in_rounds(smoke=30, full=len(CASES), long=True)
+@in_rounds(smoke=12, full=len(CASES), long=True)
 def test_behind_every_step_anything_may_happen(tmp_path, rounds, nursery):
     """At each step host or supervisor die or wait: what comes of the job is one of few truths."""
     cases = rounds.chance().sample(CASES, len(CASES))

@@ -88,7 +88,7 @@ def test_all_who_read_at_once_have_the_same_value(database, tmp_path):
     assert stored(database) == 1
 
 
-@in_rounds(smoke=15, full=300)
+@in_rounds(smoke=6, full=300)
 def test_a_function_killed_at_a_random_moment_returns_all_or_nothing(rounds, database):
     """SIGKILLed at any instant, writing included: COMPLETE with the whole value, or none."""
     value, killed = "x" * 2**21, 0

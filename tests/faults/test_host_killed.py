@@ -120,7 +120,7 @@ def test_jobs_of_a_killed_host_settle_by_a_mere_read(database):
         assert (job.status, job.exit_code, text) == (Status.ERROR, 5, b"bye\n")
 
 
-@in_rounds(smoke=30, full=1000, long=True)
+@in_rounds(smoke=12, full=1000, long=True)
 def test_hosts_killed_at_any_moment_leave_only_the_truth(tmp_path, rounds, nursery):
     """Hosts SIGKILLed, half of them at failpoints: all lines, codes and statuses are found."""
     life, reached = survey(tmp_path, nursery.launcher(), draw(rounds.chance()))

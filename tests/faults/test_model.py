@@ -326,7 +326,7 @@ class Manager(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-@in_rounds(smoke=4, full=200, long=True)
+@in_rounds(smoke=2, full=200, long=True)
 def test_any_order_of_events_leads_where_the_model_says(rounds):
     """Created, stopped, timed out, deleted, retried, crashed, forked: all as the rules say."""
     run_state_machine_as_test(

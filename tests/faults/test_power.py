@@ -124,7 +124,7 @@ def _flipped(data, at, chance):
     return data[:at] + bytes([data[at] ^ (1 << chance.randrange(8))]) + data[at + 1 :]
 
 
-@in_rounds(smoke=80, full=len(STATES))
+@in_rounds(smoke=40, full=len(STATES))
 def test_every_wreck_of_a_job_directory_resolves_to_what_is_known(jobs, database, rounds):
     """Spool, exit and run record, each whole or not: no state invents a verdict or a line."""
     states = rounds.chance().sample(STATES, len(STATES))
@@ -215,7 +215,7 @@ def keep_books(jobs, chance):
     yield
 
 
-@in_rounds(smoke=25, full=500)
+@in_rounds(smoke=10, full=500)
 def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
     """The write-ahead log cut or damaged anywhere: all commits before that are there, whole."""
     os.mkdir(tmp_path / "before")
@@ -238,7 +238,7 @@ def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
         shutil.rmtree(left)
 
 
-@in_rounds(smoke=25, full=500)
+@in_rounds(smoke=10, full=500)
 def test_lines_whose_import_was_undone_are_imported_again(tmp_path, rounds):
     """Power undoes imports that were not synced: every line is there once all the same."""
     os.mkdir(tmp_path / "before")

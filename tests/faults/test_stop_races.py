@@ -104,7 +104,7 @@ def _sleep_until(moment):
     time.sleep(max(0, moment - time.monotonic()))
 
 
-@in_rounds(smoke=60, full=2000, long=True)
+@in_rounds(smoke=25, full=2000, long=True)
 def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
     tmp_path, rounds, nursery, monkeypatch
 ):

@@ -125,7 +125,7 @@ def test_host_and_supervisor_killed_together_resolve_at_the_next_read(database):
     assert os.listdir(database + ".jobs") == ["store"]
 
 
-@in_rounds(smoke=20, full=300)
+@in_rounds(smoke=8, full=300)
 def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, nursery):
     """Supervisors SIGKILLed, half of them at failpoints: what they had written is kept, no more."""
     lost = 0
@@ -157,7 +157,7 @@ def test_supervisors_killed_at_any_moment_invent_nothing(tmp_path, rounds, nurse
     assert lost
 
 
-@in_rounds(smoke=20, full=300, long=True)
+@in_rounds(smoke=8, full=300, long=True)
 def test_all_killed_at_once_is_resolved_by_the_next_host(tmp_path, rounds, nursery):
     """Host, supervisors and commands SIGKILLed together: every RUNNING job is told the truth of."""
     life, _ = survey(tmp_path, nursery.launcher(), draw(rounds.chance()))

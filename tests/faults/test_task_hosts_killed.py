@@ -184,7 +184,7 @@ def examine(jobs, first, second, second_alive):
             assert jobs.result(job_id) == [job_id]
 
 
-@in_rounds(smoke=4, full=200)
+@in_rounds(smoke=2, full=200)
 def test_tasks_of_killed_hosts_are_lost_and_those_of_others_are_not(tmp_path, rounds):
     """What has ended stays so, pipelines and the queue are free, a forked child keeps its own."""
     for chance in rounds:

@@ -60,7 +60,7 @@ def act(jobs, where, chance, known):
     verb()
 
 
-@in_rounds(smoke=2, full=20)
+@in_rounds(smoke=1, full=20)
 def test_threads_that_do_anything_at_once_leave_only_the_truth(tmp_path, rounds, nursery):
     """Eight threads on one manager: each call works or is told why, and all invariants hold."""
     for chance in rounds:

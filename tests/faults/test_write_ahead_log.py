@@ -32,7 +32,7 @@ def write(database, batches):
         return job.id, batches * len(LINES)
 
 
-@in_rounds(smoke=2, full=40, long=True)
+@in_rounds(smoke=1, full=40, long=True)
 def test_eight_writers_and_every_checkpoint_lose_nothing(database, rounds, monkeypatch):
     """Checkpoints follow one another as fast as they can while eight processes write."""
     # The bug of SQLite before 3.51.3 needs two of them in quick succession.
