@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
@@ -51,6 +52,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("faults"):
             item.add_marker(pytest.mark.timeout(CAMPAIGN_TIMEOUT))
+
+
+def pytest_collection_finish():
+    """
+    Leave what the collection has made to no later look of the garbage collector.
+
+    A look in a forked child would copy the memory of all modules and tests.
+    """
+    gc.freeze()
 
 
 #: A file system in memory, as nearly every Linux has one; and the room that a run may need there.
