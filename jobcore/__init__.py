@@ -73,12 +73,14 @@ if TYPE_CHECKING:
         Transition,
         Workspace,
     )
+    from jobcore.operations.events import AsyncEvents, Events
     from jobcore.operations.tasks import Task
 
 __all__ = [
     "FINAL",
     "STARTED",
     "ArgumentError",
+    "AsyncEvents",
     "ClaimedJob",
     "Clock",
     "Command",
@@ -89,6 +91,7 @@ __all__ = [
     "DatabaseFull",
     "DatabaseGone",
     "Event",
+    "Events",
     "Executor",
     "Finding",
     "FunctionExecutor",
@@ -153,6 +156,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
             *("Pipeline", "Progress", "Skip", "Transition", "Workspace"),
         ),
         "engine.launcher": ("Launcher",),
+        "operations.events": ("AsyncEvents", "Events"),
         "operations.tasks": ("Task",),
     }
     _HOMES = dict.fromkeys(__all__, "errors")

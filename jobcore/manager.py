@@ -76,7 +76,7 @@ from jobcore.operations.arguments import (
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.deadline import Deadline
 from jobcore.operations.deletion import Deleter
-from jobcore.operations.events import EventReader, Events
+from jobcore.operations.events import AsyncEvents, EventReader, Events
 from jobcore.operations.lookup import (
     Id,
     Listings,
@@ -1353,13 +1353,14 @@ class JobManager:
         after: int | Literal["now"] | None = 0,
         *,
         limit: int | None = None,
+        scan_limit: int | None = None,
         follow: bool = False,
         timeout: float | None = None,
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
         status: Status | Collection[Status] | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
-    ) -> Iterator[Event]:
+    ) -> Events:
         """
         Return an iterator of the transitions of all jobs, by any process, in commit order.
 
@@ -1375,13 +1376,17 @@ class JobManager:
         Reading does not update any job: a transition appears once a manager has written it.
 
         A filter by pipeline uses an index. Every other filter examines each event after
-        `after`, at about 3 seconds of CPU time for a million, so pass the last id you saw.
-        No index can help: workspace and type are stored with the job, not with its history.
+        `after`, at about 3 seconds of CPU time for a million: workspace and type are stored
+        with the job, not with its history. To examine each event only once, store the
+        iterator's attribute `after`, which moves on past events that do not match, and
+        continue from there. `scan_limit` bounds the work of one call.
 
         Args:
             after: The id of the last event you saw. 0: return all events. "now" or None:
                 skip the events that exist by now.
             limit: Most events to return.
+            scan_limit: Most events to examine, whether they match or not. The iterator ends
+                then, even if it has returned none; continue from its `after`.
             follow: Continue with new events as they come. If false, the iterator ends with
                 the last event that exists at this call.
             timeout: Seconds to follow, after which the iterator ends; None: for ever.
@@ -1399,23 +1404,33 @@ class JobManager:
             StoreError: The database can no longer be read; at `next()`.
         """
         known, most = checked_after(after), checks.optional_count(limit, "limit")
+        scanned = checks.optional_count(scan_limit, "scan_limit")
         checked_timeout(timeout)  # now, not at the first next()
         statuses, types = checked_statuses(status), checked_types(type)
         wanted = self._filter(workspace_id, pipeline_id, statuses, types)
-        return self._event_reader.read(known, wanted, limit=most, follow=follow, timeout=timeout)
+        return Events(
+            self._event_reader,
+            wanted,
+            known,
+            limit=most,
+            scan_limit=scanned,
+            follow=follow,
+            timeout=timeout,
+        )
 
     def events_async(
         self,
         after: int | Literal["now"] | None = 0,
         *,
         limit: int | None = None,
+        scan_limit: int | None = None,
         follow: bool = False,
         timeout: float | None = None,
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
         status: Status | Collection[Status] | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncEvents:
         """
         Return an asynchronous iterator of the transitions of all jobs: `events` for an event loop.
 
@@ -1425,7 +1440,7 @@ class JobManager:
 
         Args:
             after: As in `events`, but "now" and None mean the time of the first `anext()`.
-            limit, follow: As in `events`.
+            limit, scan_limit, follow: As in `events`.
             timeout: Seconds to follow, from the first `anext()` on; then the iterator ends.
             workspace_id, pipeline_id, status, type: As in `events`.
 
@@ -1437,13 +1452,22 @@ class JobManager:
             StoreError: The database can no longer be read; at `anext()`.
         """
         known, most = checked_after(after), checks.optional_count(limit, "limit")
+        scanned = checks.optional_count(scan_limit, "scan_limit")
         checked_timeout(timeout)
         statuses, types = checked_statuses(status), checked_types(type)
 
         def begin() -> JobFilter:
             return self._filter(workspace_id, pipeline_id, statuses, types)
 
-        return Events(self._event_reader, begin, known, limit=most, follow=follow, timeout=timeout)
+        return AsyncEvents(
+            self._event_reader,
+            begin,
+            known,
+            limit=most,
+            scan_limit=scanned,
+            follow=follow,
+            timeout=timeout,
+        )
 
     def subscribe(
         self,

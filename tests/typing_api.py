@@ -13,11 +13,13 @@ import jobcore
 from jobcore import (
     FINAL,
     STARTED,
+    AsyncEvents,
     ClaimedJob,
     Clock,
     Command,
     CommandExecutor,
     Event,
+    Events,
     Executor,
     Finding,
     FunctionExecutor,
@@ -302,8 +304,9 @@ def watching(jobs: JobManager, seen: list[Event]) -> Iterator[int]:
         print(event.name, event.signal)
         print(event.job_number, event.type, event.workspace_id, event.pipeline_id)
         yield event.id
-    of_one = jobs.events(after=3, type="A", workspace_id=UUID(int=0), pipeline_id="text")
+    of_one: Events = jobs.events(3, scan_limit=1000, type="A", workspace_id=UUID(int=0))
     yield from (event.id for event in of_one)
+    yield from (event.id for event in jobs.events(after=of_one.after, pipeline_id="text"))
     end()
     with_filters()
 
@@ -314,9 +317,10 @@ async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
     async for line in lines:
         text: str = line.text
         print(text, line.to_object())
-    events: AsyncIterator[Event] = jobs.events_async(
+    events: AsyncEvents = jobs.events_async(
         after="now",
         limit=1,
+        scan_limit=1000,
         follow=True,
         timeout=2.5,
         workspace_id="text",
@@ -324,7 +328,7 @@ async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
         status=FINAL,
         type="A",
     )
-    print([event.id async for event in events])
+    print([event.id async for event in events], events.after)
     first: LogLine = await jobs.follow_async(job_id, unfinished=False).__anext__()
     await jobs.drain_async(timeout=first.sequence)
     waiting = asyncio.create_task(jobs.wait_async(job_id, 60))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import islice
 from typing import NamedTuple
 
 from jobcore.errors import ArgumentError, DatabaseCorrupt
@@ -40,12 +39,14 @@ class Page(NamedTuple):
     Attributes:
         events: The events that match the filter and can be read.
         after: The id of the last entry that was examined.
+        examined: How many entries were examined.
         more: Whether there may be further entries now.
         seen: The version of the file before the read.
     """
 
     events: list[Event]
     after: int
+    examined: int
     more: bool
     seen: int
 
@@ -63,30 +64,6 @@ class EventReader:
     def __init__(self, database: Database, failed: Callable[[int, Exception], None]) -> None:
         self._database = database
         self._failed = failed
-
-    def read(
-        self,
-        after: int | None,
-        wanted: JobFilter,
-        *,
-        limit: int | None,
-        follow: bool,
-        timeout: float | None,
-    ) -> Iterator[Event]:
-        """
-        Return an iterator of the events after the id `after`; None: after all existing ones.
-
-        Args:
-            limit: Most events to return.
-            follow: Continue with new events. If false, end with the last one at this call.
-            timeout: Seconds until the iterator ends in any case.
-
-        Raises:
-            ArgumentError: No event has had the id `after` yet: it is from another file.
-        """
-        first, newest = self.begin(after)
-        found = self._events(first, wanted, last=None if follow else newest, timeout=timeout)
-        return islice(found, limit)
 
     def begin(self, after: int | None) -> tuple[int, int]:
         """
@@ -106,21 +83,6 @@ class EventReader:
             )
         return after, newest
 
-    def _events(
-        self, after: int, wanted: JobFilter, *, last: int | None, timeout: float | None
-    ) -> Iterator[Event]:
-        deadline = time.monotonic() + checked_timeout(timeout)
-        while True:
-            page = self.look(after, wanted, last)
-            after = page.after
-            yield from page.events
-            now = time.monotonic()
-            if now > deadline or (last is not None and not page.more):
-                return
-            if not page.more:
-                self._database.wait_for_change(page.seen, deadline - now)
-                time.sleep(LOOK_PAUSE)
-
     def _event(self, entry: Entry, wanted: JobFilter) -> Event | None:
         if entry.hidden or not wanted.takes(entry):
             return None
@@ -130,25 +92,34 @@ class EventReader:
             self._failed(entry.id, error)
             return None
 
-    def look(self, after: int, wanted: JobFilter, last: int | None) -> Page:
+    def look(self, after: int, wanted: JobFilter, last: int | None, scan_limit: int | None) -> Page:
         """Return the next events after the id `after`, up to the id `last` if it is given."""
+        most = PAGE if scan_limit is None else min(PAGE, scan_limit)
         seen = self._database.version()
         damaged: dict[int, Exception] = {}
         with self._database.read() as connection:
             entries = history.entries_after(
-                connection, after, PAGE, wanted.pipeline_id, damaged.__setitem__
+                connection, after, most, wanted.pipeline_id, damaged.__setitem__
             )
         for number, error in damaged.items():
             self._failed(number, error)
         behind = max([after, *damaged, *(entry.id for entry in entries)])
-        more = len(entries) + len(damaged) == PAGE and (last is None or behind < last)
+        if last is not None:
+            behind = min(behind, last)
+        examined = len(entries) + len(damaged)
+        more = examined == most and (last is None or behind < last)
         found = [
             event
             for entry in entries
             if (last is None or entry.id <= last)
             and (event := self._event(entry, wanted)) is not None
         ]
-        return Page(found, behind, more, seen)
+        return Page(found, behind, examined, more, seen)
+
+    def wait_for_change(self, seen: int, seconds: float) -> None:
+        """Wait until the file is no longer of the version `seen`, at most so many seconds."""
+        self._database.wait_for_change(seen, seconds)
+        time.sleep(LOOK_PAUSE)
 
     def version(self) -> int:
         """Return the version of the file: a number that every commit changes."""
@@ -159,91 +130,185 @@ class EventReader:
         return seen != self._database.known_version(TRUST)
 
 
-class Events(AsyncIterator[Event]):
+class _Position:
     """
-    The events as they come, for an event loop.
-
-    A cancelled `anext()` has consumed nothing. An error ends the iterator. Between two calls
-    nothing is held that must be closed.
+    Where an iterator of events is: what it has read, and what it may still return and examine.
 
     Args:
-        feed: Reads events, in threads.
-        begin: Returns the filter, after looking up its ids in the database; called in a thread.
-        after, limit, follow, timeout: As for `EventReader.read`.
+        after: The id after which it reads on.
+        last: The id at which it ends; None: none.
+        limit, scan_limit: As for `Events`.
     """
 
     def __init__(
+        self, after: int, last: int | None, limit: int | None, scan_limit: int | None
+    ) -> None:
+        self.read_to = self._taken = after
+        self.last = last
+        self.left = limit
+        self.to_scan = scan_limit
+        self.page: Page | None = None
+        self.ready: deque[Event] = deque()
+
+    @property
+    def after(self) -> int:
+        """The id up to which everything was returned, or does not match."""
+        return self._taken if self.ready or self.left == 0 else self.read_to
+
+    @property
+    def is_over(self) -> bool:
+        """Whether as many events were returned, or examined, as wanted."""
+        return self.left == 0 or (not self.ready and self.to_scan == 0)
+
+    def add(self, page: Page) -> None:
+        """Go behind this page."""
+        self.page = page
+        self.read_to = page.after
+        if self.to_scan is not None:
+            self.to_scan -= page.examined
+        self.ready.extend(page.events)
+
+    def take(self) -> Event:
+        """Return the next event of what was read."""
+        if self.left is not None:
+            self.left -= 1
+        event = self.ready.popleft()
+        self._taken = event.id
+        return event
+
+
+class _Events(Iterator[Event]):
+    def __init__(
         self,
-        feed: EventReader,
+        reader: EventReader,
+        wanted: JobFilter,
+        after: int | None,
+        *,
+        limit: int | None,
+        scan_limit: int | None,
+        follow: bool,
+        timeout: float | None,
+    ) -> None:
+        self._reader = reader
+        self._wanted = wanted
+        self._timeout = timeout
+        self._deadline: float | None = None
+        first, newest = reader.begin(after)
+        self._position = _Position(first, None if follow else newest, limit, scan_limit)
+
+    def __next__(self) -> Event:
+        """Return the next event."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + checked_timeout(self._timeout)
+        position = self._position
+        while not position.is_over:
+            if position.ready:
+                return position.take()
+            page, now = position.page, time.monotonic()
+            if page is not None:
+                if now > self._deadline or (position.last is not None and not page.more):
+                    break
+                if not page.more:
+                    self._reader.wait_for_change(page.seen, self._deadline - now)
+            position.add(
+                self._reader.look(position.read_to, self._wanted, position.last, position.to_scan)
+            )
+        raise StopIteration
+
+
+class Events(_Events):
+    """The iterator that `JobManager.events` returns: events in commit order."""
+
+    @property
+    def after(self) -> int:
+        """
+        The id up to which nothing is left: with it, the next call of `events` continues.
+
+        It is the id of the last event that was returned. When the iterator has ended, it has
+        moved on past the events that did not match the filter.
+        """
+        return self._position.after
+
+
+class _AsyncEvents(AsyncIterator[Event]):
+    def __init__(
+        self,
+        reader: EventReader,
         begin: Callable[[], JobFilter],
         after: int | None,
         *,
         limit: int | None,
+        scan_limit: int | None,
         follow: bool,
         timeout: float | None,
     ) -> None:
-        self._event_reader = feed
+        self._reader = reader
         self._begin = begin
         self._from = after
-        self._left = limit
+        self._limits = limit, scan_limit
         self._follow = follow
         self._timeout = timeout
         self._deadline: float | None = None
-        self._wanted: JobFilter | None = None
-        self._after = 0
-        self._last: int | None = None
-        self._ready: deque[Event] = deque()
-        self._page: Page | None = None
+        self._wanted = JobFilter()
+        self._position: _Position | None = None
         self._reading = False
-        self._ended = False
+        self._ended = limit == 0
 
     async def __anext__(self) -> Event:
         """Return the next event."""
         if self._reading:
             raise RuntimeError("another task waits for the next event of the same iterator")
-        if self._ended or self._left == 0:
+        if self._ended:
             raise StopAsyncIteration
         self._reading = True
         try:
-            while not self._ready:
-                await self._look()
+            position = await self._begun()
+            while not position.is_over:
+                if position.ready:
+                    return position.take()
+                await self._look(position)
         except Exception:
             self._ended = True
             raise
         finally:
             self._reading = False
-        if self._left is not None:
-            self._left -= 1
-        return self._ready.popleft()
+        raise StopAsyncIteration
 
-    async def _look(self) -> None:
+    async def _begun(self) -> _Position:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + checked_timeout(self._timeout)
+        if self._position is None:
+            self._wanted, (after, newest) = await in_thread(self._start)
+            last = None if self._follow else newest
+            self._position = _Position(after, last, *self._limits)
+        return self._position
+
+    async def _look(self, position: _Position) -> None:
         """
         Wait for a change if the last page was the end, then read a page of events.
 
-        The state changes only by assignment after a step, so a cancelled step changes nothing.
+        The state changes only after the last step, so a cancelled step changes nothing.
 
         Raises:
             StopAsyncIteration: There will be no more.
         """
-        if self._deadline is None:
-            self._deadline = time.monotonic() + checked_timeout(self._timeout)
-        if self._wanted is None:
-            wanted, (after, newest) = await in_thread(self._start)
-            self._wanted, self._after = wanted, after
-            self._last = None if self._follow else newest
-        page = self._page
+        page = position.page
         if page is not None and not page.more:
-            await self._rest(page)
-        self._page = page = await in_thread(
-            self._event_reader.look, self._after, self._wanted, self._last
+            await self._rest(page, position.last)
+        position.add(
+            await in_thread(
+                self._reader.look,
+                position.read_to,
+                self._wanted,
+                position.last,
+                position.to_scan,
+            )
         )
-        self._after = page.after
-        self._ready.extend(page.events)
 
     def _start(self) -> tuple[JobFilter, tuple[int, int]]:
-        return self._begin(), self._event_reader.begin(self._from)
+        return self._begin(), self._reader.begin(self._from)
 
-    async def _rest(self, page: Page) -> None:
+    async def _rest(self, page: Page, last: int | None) -> None:
         """
         Sleep until there may have been a commit since this page.
 
@@ -254,11 +319,25 @@ class Events(AsyncIterator[Event]):
         pause = LOOK_FIRST
         while True:
             left = self._deadline - time.monotonic()
-            if left < 0 or self._last is not None:
+            if left < 0 or last is not None:
                 raise StopAsyncIteration
             await sleep(min(pause, left))
             pause = min(pause * 2, LOOK_LONGEST)
-            if self._event_reader.is_stale(page.seen):
-                version = await in_thread(self._event_reader.version)
+            if self._reader.is_stale(page.seen):
+                version = await in_thread(self._reader.version)
                 if version != page.seen:
                     return
+
+
+class AsyncEvents(_AsyncEvents):
+    """
+    The iterator that `JobManager.events_async` returns: events in commit order.
+
+    A cancelled `anext()` has consumed nothing. An error ends the iterator. Between two calls
+    nothing is held that must be closed.
+    """
+
+    @property
+    def after(self) -> int | None:
+        """The id with which the next call continues, as in `Events`; None: nothing is read yet."""
+        return None if self._position is None else self._position.after

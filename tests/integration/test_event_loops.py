@@ -179,6 +179,9 @@ async def test_events_come_as_from_the_blocking_form(jobs):
 
     assert seen == await make(lambda: list(jobs.events(**options)))
     assert [event.id async for event in jobs.events_async(limit=1)] == [1]
+    some = jobs.events_async(type="B", scan_limit=1)
+    assert some.after is None
+    assert ([event async for event in some], some.after) == ([], 1)
     assert [event.id async for event in jobs.events_async("now")] == []
     assert [event.id async for event in jobs.events_async("now", follow=True, timeout=0)] == []
 

@@ -152,6 +152,51 @@ def test_a_limit_is_kept(jobs, limit):
     assert limit is None or limit > len(expected) or list(followed) == []
 
 
+def test_cursor_moves_on_past_what_does_not_match(jobs):
+    """It is behind what was returned, and behind what was examined once the iterator has ended."""
+    for kind in "ABABB":
+        jobs.create_job(kind)
+    found = jobs.events(type="A")
+
+    assert found.after == 0
+    assert (next(found).id, found.after) == (1, 1)
+    assert ids(found) == [3]
+    assert found.after == 5
+    first = jobs.events(type="A", limit=1)
+    assert (ids(first), first.after) == ([1], 1)
+    jobs.create_job("A")
+    assert ids(jobs.events(found.after, type="A")) == [6]
+
+
+def test_cursor_stays_before_what_came_behind_the_call(jobs):
+    """An event that was committed while the iterator ran belongs to the next call."""
+    jobs.create_job("A")
+    found = jobs.events()
+    jobs.create_job("A")
+
+    assert ids(found) == [1]
+    assert found.after == 1
+    assert ids(jobs.events(found.after)) == [2]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("scan_limit", [1, 2, 3, PAGE, PAGE + 1])
+def test_pages_of_a_scan_limit_have_each_event_once(jobs, scan_limit, follow):
+    """A call returns less than there is, and the next one goes on from its cursor."""
+    jobs.submit_many([["true"]] * (PAGE + 20))
+    wanted = [jobs.create_job("A").id for _ in range(5)]
+    after, seen, calls = 0, [], 0
+    while len(seen) < len(wanted):
+        found = jobs.events(after, type="A", scan_limit=scan_limit, follow=follow, timeout=60)
+        seen += [event.job_id for event in found]
+        assert after < found.after <= after + scan_limit
+        after, calls = found.after, calls + 1
+
+    assert seen == wanted
+    assert calls == -(-(PAGE + 25) // scan_limit)
+    assert ids(jobs.events(scan_limit=0)) == []
+
+
 def test_none_is_from_now_on(jobs):
     """Behind None comes what happens from this call on."""
     task(jobs)

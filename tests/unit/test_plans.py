@@ -150,6 +150,7 @@ class Counter:
 
     def __init__(self):
         self.steps = {}  # by the text of the statement, of its longest execution
+        self.total = 0  # of all statements
         self._current, self._count = "", 0
 
     def watch(self, connection):
@@ -165,6 +166,7 @@ class Counter:
     def _step(self):
         if self._current.startswith("BEGIN"):
             return  # which takes none: from 3.41 on SQLite counts the parsing of the next one, too
+        self.total += GRAIN
         self._count += GRAIN
         self.steps[self._current] = max(self.steps.get(self._current, 0), self._count)
 
@@ -339,6 +341,22 @@ def test_no_statement_grows_with_history_or_with_others(watched, call):
 
     assert counter.steps != {}
     assert counter.excess(MOST) == {}
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"workspace_id": "other"}, {"status": "ERROR"}, {"type": "NONE"}], ids=str
+)
+def test_scan_limit_bounds_a_whole_call_of_events(watched, chosen):
+    """However few of 200,000 events match: the call ends, and its cursor goes on."""
+    jobs, counter = watched
+    if "workspace_id" in chosen:
+        chosen = {"workspace_id": jobs.create_workspace("other by chance").id}
+    found = jobs.events(1000, scan_limit=600, **chosen)
+    counter.total = 0
+
+    assert list(found) == []
+    assert found.after == 1600
+    assert 0 < counter.total < MOST
 
 
 #: What `list_jobs` and `count_jobs` can be narrowed to; each has values that few jobs have.
