@@ -315,6 +315,14 @@ sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
     + STUB
 )
 
+#: The argument by which a supervisor is known that was started by a host of this version, of a
+#: frozen program, or of the version before the package was renamed.
+STUBS = (
+    STUB,
+    _STUB_ELSEWHERE,
+    STUB.replace("jobcore.supervisor.__main__", "jobcore.supervision.supervisor"),
+)
+
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

@@ -20,7 +20,7 @@ from jobcore.clock import Clock
 from jobcore.embedding import telemetry
 from jobcore.engine import orphans, procfs, tuning
 from jobcore.engine.job_directories import Directories
-from jobcore.engine.launcher import STUB
+from jobcore.engine.launcher import STUBS
 from jobcore.errors import StoreError
 from jobcore.storage import filesystem
 from jobcore.storage.transitions import Run
@@ -95,14 +95,15 @@ class Unresponsive:
         if now - self._unrecorded.setdefault(run.number, now) < tuning.RECORD_PATIENCE:
             return
         stopped = [pid for pid in procfs.other_pids() if procfs.is_stopped(pid)]
-        for pid in procfs.with_argument(STUB, stopped):
-            try:
-                with pids.ProcessHandle(pid) as process:
-                    if procfs.with_argument(STUB, [pid]):
-                        process.signal(signal.SIGCONT)
-            except (ProcessLookupError, PermissionError):
-                continue
-            _log_signal(run, signal.SIGCONT, [pid])
+        for stub in STUBS:
+            for pid in procfs.with_argument(stub, stopped):
+                try:
+                    with pids.ProcessHandle(pid) as process:
+                        if procfs.with_argument(stub, [pid]):
+                            process.signal(signal.SIGCONT)
+                except (ProcessLookupError, PermissionError):
+                    continue
+                _log_signal(run, signal.SIGCONT, [pid])
 
     def _has_had_time(self, run: Run) -> bool:
         """Tell whether the supervisor has had time to answer since the last letter."""

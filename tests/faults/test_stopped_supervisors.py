@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from jobcore import JobManager, Reason, Status
-from jobcore.engine import procfs, tuning
+from jobcore.engine import launcher, procfs, tuning
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve
@@ -105,10 +105,11 @@ def test_who_waits_wakes_it_where_no_manager_runs_jobs(database, gate, ask):
     assert job.reason is (Reason.EXITED if ask is JobManager.wait else Reason.STOPPED)
 
 
-def test_supervisor_stopped_while_idle_whose_host_died_is_woken(database, monkeypatch):
+@pytest.mark.parametrize("stub", launcher.STUBS[::2], ids=["present", "former"])
+def test_supervisor_stopped_while_idle_whose_host_died_is_woken(database, monkeypatch, stub):
     """It alone has the job, which nothing but its own wakening can go on with."""
     monkeypatch.setattr(tuning, "RECORD_PATIENCE", 0.2)
-    with host(send_to_a_stopped_supervisor, database) as killed:
+    with host(send_to_a_stopped_supervisor, database, stub) as killed:
         job_id = killed.hear()
         killed.kill()
     with JobManager(database, slots=0) as jobs:
@@ -117,8 +118,9 @@ def test_supervisor_stopped_while_idle_whose_host_died_is_woken(database, monkey
     assert (job.status, job.reason) == (Status.COMPLETE, Reason.EXITED)
 
 
-def send_to_a_stopped_supervisor(say, database):
+def send_to_a_stopped_supervisor(say, database, stub):
     """Have a job on its way to a supervisor that does not read."""
+    launcher.STUB = stub
     SupervisorPool.wake_stopped = lambda _: None
     with JobManager(database, slots=1) as jobs:
         stop(idle_supervisor(jobs))
