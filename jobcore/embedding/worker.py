@@ -56,6 +56,9 @@ START_FIRST, START_LAST = 0.5, 4.0
 #: Seconds that closing and forking wait for an idle thread to end.
 END = 5.0
 
+#: What errors and notes say of a call of which nobody knows whether it took effect.
+OUTCOME_UNKNOWN = "outcome unknown"
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -100,6 +103,11 @@ def end_own_thread() -> None:
 def forget_own_threads() -> None:
     """Unregister all threads, in a forked child, which has none of its parent's threads."""
     _OWN.clear()
+
+
+def outcome_unknown(where: str, why: str) -> StoreError:
+    """Return the error of a call that was broken off, and may have taken effect."""
+    return StoreError(f"{where}: {OUTCOME_UNKNOWN}: {why}")
 
 
 class Call(Generic[T]):
@@ -198,7 +206,7 @@ class Call(Generic[T]):
         """Add a note on the call's outcome to the exception that interrupted the caller."""
         what = f" ({self.about})" if self.about else ""
         if not self.done:
-            note = f"jobcore: outcome unknown: the interrupted call may still take effect{what}"
+            note = f"jobcore: {OUTCOME_UNKNOWN}: the interrupted call may still take effect{what}"
         elif self.error is None:
             note = f"jobcore: the interrupted call was completed{what}"
         else:
@@ -432,7 +440,7 @@ class Worker(ForkAware):
                     return
                 self._start_patience *= 2
         if call.has_begun and not call.done and not self._threads and not self._inline:
-            call.fail(StoreError(f"{self._name}: the thread was ended; outcome unknown"))
+            call.fail(outcome_unknown(self._name, "the thread was ended"))
             return
         self._require_thread()
 
@@ -515,9 +523,13 @@ class Worker(ForkAware):
     def break_off(self, calls: list[Call[Any]], error: BaseException) -> None:
         """Fail the calls that have no outcome, because an exception has ended the work on them."""
         for call in calls:
-            what = "outcome unknown" if call.has_begun else "not made"
+            has_begun = call.has_begun
             if call.begin() and not call.done:
-                call.fail(StoreError(f"{self._name}: {what}: {error!r}"))
+                call.fail(
+                    outcome_unknown(self._name, repr(error))
+                    if has_begun
+                    else StoreError(f"{self._name}: not made: {error!r}")
+                )
 
     def take(self, seconds: float) -> Call[Any] | None:
         """Return the next call; None: none came within `seconds`, or the thread must end."""

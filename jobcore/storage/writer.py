@@ -20,7 +20,7 @@ from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.exc import DBAPIError
 
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.worker import Call, Worker
+from jobcore.embedding.worker import Call, Worker, outcome_unknown
 from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
 from jobcore.storage.connections import throw_away
 from jobcore.storage.statement import driver_of
@@ -343,7 +343,7 @@ class Writer:
             self._end()
         except _OutcomeUnknown as error:
             self._take_back(error)
-            change.fail(StoreError(*error.args))
+            change.fail(StoreError(str(error)))
         except BaseException as error:  # noqa: BLE001 - for the caller
             self._take_back(error)
             change.fail(error)
@@ -366,7 +366,7 @@ class Writer:
         except _OutcomeUnknown as error:
             self._take_back(error)
             for change in made:
-                change.fail(StoreError(*error.args))
+                change.fail(StoreError(str(error)))
         except BaseException as error:  # noqa: BLE001 - its caller gets it, the others are repeated
             self._take_back(error)
             return False
@@ -434,7 +434,7 @@ class Writer:
                 except BaseException as error:
                     # Injected into this thread from outside, before or after the commit.
                     path = self._target.path
-                    raise _OutcomeUnknown(f"{path}: outcome unknown: {error!r}") from error
+                    raise _OutcomeUnknown(outcome_unknown(path, repr(error))) from error
             self._transaction = None
         for _ in range(2):  # repeat it once if an exception from outside interrupts it
             try:
