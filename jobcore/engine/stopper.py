@@ -174,10 +174,13 @@ class Stopper:
 
         Raises:
             StoreError: No file could be written. The supervisor was told to stop all the
-                same, through the FIFO, which needs no disk space, or by SIGTERM.
+                same, through the FIFO, which needs no disk space, or by SIGTERM. If that was
+                impossible, too, the text says so.
         """
+        opened = False
         try:
             with self._directories.open(run.name) as directory:
+                opened = True
                 self._write_until_true(run, directory)
                 failpoints.reach(failpoints.STOP_WRITTEN, self._database)
                 try:
@@ -189,7 +192,13 @@ class Stopper:
                     )
                 failpoints.reach(failpoints.STOP_RUNG, self._database)
         except FileNotFoundError:
-            pass  # it has ended, and its directory is gone
+            if not opened:
+                _signal(run)  # it has ended, or a tool has removed its directory
+        except StoreError as error:
+            if opened:
+                raise
+            # The directory cannot be read. The kernel's list of locks names the supervisor.
+            raise _unreachable(run, error, told=_signal(run), stored=True) from error
 
     def remind(self, run: Run) -> None:
         """
@@ -212,7 +221,7 @@ class Stopper:
             with self._directories.open(run.name) as directory:
                 written = job_directory.read_record(directory, job_directory.STOP)
         except FileNotFoundError:
-            return True  # the job has ended
+            return False  # `deliver` tells the supervisor directly, if the job has not ended
         except NewerProtocol:
             return True  # in any version, the file is a request to stop
         except StoreError:
@@ -220,11 +229,24 @@ class Stopper:
         return written is not None and _asks_no_less(written, run)
 
     def _ring(self, run: Run, letter: bytes) -> None:
+        """
+        Tell the supervisor by a letter alone, or by SIGTERM.
+
+        Raises:
+            StoreError: It was not told.
+        """
+        opened = False
         try:
             with self._directories.open(run.name) as directory:
+                opened = True
                 _write_letter(run, directory, letter)
         except FileNotFoundError:
-            pass  # it has ended
+            if not opened:
+                _signal(run)  # it has ended, or a tool has removed its directory
+        except StoreError as error:
+            if opened or not _signal(run):
+                stored = run.stop_requested is not None
+                raise _unreachable(run, error, told=False, stored=stored) from error
 
     def _write_until_true(self, run: Run, directory: int) -> None:
         while True:
@@ -245,9 +267,13 @@ class Stopper:
                 letter = (
                     job_directory.KILL_NOW if run.stop_grace_ms == 0 else job_directory.STOP_NOW
                 )
-                _write_letter(run, directory, letter)
                 what = f"the stop request for job {run.id} cannot be written"
-                raise filesystem.typed(what, error) from error
+                typed = filesystem.typed(what, error)
+                try:
+                    _write_letter(run, directory, letter)
+                except OSError:
+                    raise _unreachable(run, typed, told=False, stored=True) from error
+                raise typed from error
             # Another process may have shortened the grace and written its file before this one,
             # so compare with the current row.
             with self._database.read() as connection:
@@ -277,10 +303,37 @@ def _write_letter(run: Run, directory: int, letter: bytes) -> None:
         job_directory.ring(directory, letter)
     except OSError:
         # On SIGTERM a supervisor ends its job, with the command's own grace.
-        if letter == job_directory.DOORBELL or not orphans.signal_all(
-            run.token or "", signal.SIGTERM
-        ):
+        if letter == job_directory.DOORBELL or not _signal(run):
             raise
+
+
+def _signal(run: Run) -> bool:
+    """Send SIGTERM to the supervisor, without its directory; tell whether one was reached."""
+    if run.token is None:
+        return False  # no supervisor runs it
+    try:
+        return bool(orphans.signal_all(run.token, signal.SIGTERM))
+    except OSError:
+        return False  # no descriptor is left for looking
+
+
+def _unreachable(run: Run, error: StoreError, *, told: bool, stored: bool) -> StoreError:
+    """Return an error for a stop that could not be delivered through the job directory."""
+    if told:
+        what = (
+            "the stop request is stored, and its supervisor got SIGTERM instead, so it ends "
+            "within the grace of its command"
+        )
+    elif stored:
+        what = (
+            "the stop request is stored; a manager that runs jobs delivers it as soon as the "
+            "directory can be read"
+        )
+    else:
+        what = "the stop request is not stored either, so repeat it"
+    return type(error)(
+        f"job {run.id} cannot be stopped by its files ({error}): {what}", error.errno
+    )
 
 
 def _asks_no_less(request: dict[str, str | int | None], run: Run) -> bool:

@@ -11,8 +11,9 @@ from datetime import datetime, timezone
 
 import pytest
 
-from jobcore import JobManager, Status, StoreError
+from jobcore import JobManager, Reason, Status, StoreError
 from jobcore.clock import from_datetime
+from jobcore.engine import orphans
 from jobcore.engine.recovery import Recovery
 from jobcore.supervisor import job_directory
 from tests.faults.test_supervisor_killed import supervisor_of
@@ -258,11 +259,59 @@ def test_stop_holds_where_no_file_of_it_can_be_written(running_jobs, monkeypatch
     (job,) = start_all(running_jobs, [None]).values()
     monkeypatch.setattr(job_directory, "write_record", refuse)
     monkeypatch.setattr(job_directory, "ring", refuse)
-    with pytest.raises(StoreError, match="wish to stop"):
+    with pytest.raises(StoreError, match="the stop request for job"):
         running_jobs.stop_job(job.id)
     job = running_jobs.wait(job.id, PATIENCE)
 
     assert (job.status, str(job.reason)) == (Status.STOPPED, "shutdown")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("grace", [None, 0.5])
+def test_stop_reaches_its_job_while_its_directory_cannot_be_opened(
+    database, running_jobs, monkeypatch, number, grace
+):
+    """The stop is stored, its supervisor gets SIGTERM, and the error says both."""
+    (job,) = start_all(running_jobs, [None]).values()
+    cookie = cookie_of(database, job.id)
+    real = job_directory.open_directory
+
+    def refuse(name, **options):
+        if name == job.id.hex:
+            raise OSError(number, os.strerror(number))
+        return real(name, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_directory, "open_directory", refuse)
+        if number == errno.ENOENT:  # a tool has removed it, or the job has just ended
+            running_jobs.stop_job(job.id, grace=grace)
+        else:
+            with pytest.raises(StoreError, match="is stored, and its supervisor got SIGTERM"):
+                running_jobs.stop_job(job.id, grace=grace)
+        until(lambda: not carrying(cookie), "the end of the command")
+    job = running_jobs.wait(job.id, PATIENCE)
+
+    assert (job.status, str(job.reason)) == (Status.STOPPED, "shutdown")
+
+
+def test_stop_that_reaches_nobody_says_what_happens_next(running_jobs, monkeypatch):
+    """It is stored, and is delivered once the directory can be read again."""
+    (job,) = start_all(running_jobs, [None]).values()
+    real = job_directory.open_directory
+
+    def refuse(name, **options):
+        if name == job.id.hex:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(name, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_directory, "open_directory", refuse)
+        patch.setattr(orphans, "signal_all", lambda *_: [])
+        with pytest.raises(StoreError, match=r"is stored; a manager .* delivers it as soon as"):
+            running_jobs.stop_job(job.id)
+    job = running_jobs.wait(job.id, PATIENCE)
+
+    assert (job.status, job.reason) == (Status.STOPPED, Reason.STOPPED)
 
 
 def test_time_out_holds_whatever_has_the_name_of_a_file(database):
