@@ -94,7 +94,6 @@ from jobcore.operations.submission import (
 )
 from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
-from jobcore.operations.tuning import LONGEST_BUSY
 from jobcore.operations.waiting import Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage import job_rows, settlement, transitions
@@ -103,6 +102,7 @@ from jobcore.storage.environments import SUBMITTER, WORKER, capture
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
+from jobcore.tuning import LONGEST_BUSY
 
 if TYPE_CHECKING:
     import os

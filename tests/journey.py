@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import jobcore
-from jobcore import JobManager
+from jobcore import JobManager, tuning
 from jobcore.embedding import worker
-from jobcore.engine import launcher, tuning
+from jobcore.engine import launcher
 
 PACKAGE = str(Path(jobcore.__file__).parent) + os.sep
 

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 
+from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.embedding.interrupts import Lock
-from jobcore.engine import postponement, tuning
+from jobcore.engine import postponement
 from jobcore.engine.adoption import Adoption
 from jobcore.engine.executors import Executor
 from jobcore.engine.importer import Importer, NewContent

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from jobcore import tuning
 from jobcore.embedding import failpoints
 from jobcore.embedding.forking import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
-from jobcore.engine import tuning
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.storage import filesystem
 from jobcore.storage.filesystem import repair_command

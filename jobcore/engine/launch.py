@@ -18,11 +18,12 @@ from uuid import uuid4
 
 from sqlalchemy import Row
 
+from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.command import Command, encode
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
-from jobcore.engine import orphans, tuning
+from jobcore.engine import orphans
 from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
 from jobcore.engine.postponement import in_words

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from jobcore import tuning
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.worker import threads_run
-from jobcore.engine import tuning
 from jobcore.errors import SpawnError
 
 #: The variable that holds the pid of the host, in every process that is started as an

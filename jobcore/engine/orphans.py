@@ -15,7 +15,8 @@ import os
 import signal
 import time
 
-from jobcore.engine import procfs, tuning
+from jobcore import tuning
+from jobcore.engine import procfs
 from jobcore.supervisor import job_directory, pids
 
 #: The variable that carries the cookie.

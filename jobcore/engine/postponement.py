@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+from jobcore import tuning
 from jobcore.embedding import telemetry
-from jobcore.engine import tuning
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseFull,

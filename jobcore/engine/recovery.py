@@ -17,10 +17,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import DIRECTORY_WORKER, handed_over
-from jobcore.engine import orphans, tuning
+from jobcore.engine import orphans
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership

@@ -14,10 +14,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Table
 
+from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints
 from jobcore.embedding.worker import handed_over
-from jobcore.engine import orphans, tuning
+from jobcore.engine import orphans
 from jobcore.engine.job_directories import Directories, is_name
 from jobcore.engine.postponement import Postponement, is_of_all
 from jobcore.errors import DatabaseCorrupt, StoreError

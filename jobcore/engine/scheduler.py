@@ -18,9 +18,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
+from jobcore import tuning
 from jobcore.clock import Clock, from_datetime, seconds_of, to_datetime
 from jobcore.embedding import failpoints, telemetry
-from jobcore.engine import tuning
 from jobcore.engine.postponement import Postponement
 from jobcore.schedule import Schedule
 from jobcore.storage import schedules, settlement

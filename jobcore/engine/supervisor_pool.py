@@ -18,9 +18,10 @@ import struct
 import time
 from contextlib import suppress
 
+from jobcore import tuning
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE, ForkAware
-from jobcore.engine import procfs, tuning
+from jobcore.engine import procfs
 from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher
 from jobcore.engine.postponement import Postponement

@@ -16,11 +16,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 
+from jobcore import tuning
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.forking import GATE
 from jobcore.embedding.interrupts import Lock
 from jobcore.embedding.worker import DIRECTORY_WORKER, begin_own_thread, end_own_thread
-from jobcore.engine import tuning
 from jobcore.errors import SpawnError
 
 #: Seconds of rest after a turn that raised an error, which it should not.

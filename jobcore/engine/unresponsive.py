@@ -16,9 +16,10 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
+from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.embedding import telemetry
-from jobcore.engine import orphans, procfs, tuning
+from jobcore.engine import orphans, procfs
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.launcher import STUBS
 from jobcore.errors import StoreError

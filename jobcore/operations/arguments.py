@@ -23,8 +23,8 @@ from jobcore.clock import from_datetime
 from jobcore.command import Command, current_umask
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.lifecycle import Status
-from jobcore.operations.tuning import DATA_BYTES, MOST_SLOTS
 from jobcore.storage import environments
+from jobcore.tuning import DATA_BYTES, MOST_SLOTS
 
 T = TypeVar("T")
 

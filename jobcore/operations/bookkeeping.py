@@ -13,11 +13,11 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.operations.lookup import Id, require_job
-from jobcore.operations.tuning import JOBS_PAST_DAMAGED
 from jobcore.storage import environments, job_rows, log_segments, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import progress
+from jobcore.tuning import JOBS_PAST_DAMAGED
 
 #: Prefixes of the types of tasks that people do; no process owns these tasks.
 FOR_PEOPLE = ("PROFILE_",)

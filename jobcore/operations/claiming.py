@@ -11,9 +11,9 @@ from jobcore.models import Job
 from jobcore.operations.async_backend import cancel_again, in_thread_to_its_end
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.deadline import Deadline
-from jobcore.operations.tuning import CLAIM_PATIENCE
 from jobcore.operations.waiting import Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
+from jobcore.tuning import CLAIM_PATIENCE
 
 
 class Claimer:

@@ -26,11 +26,11 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, JobcoreError, ScheduleError
 from jobcore.lifecycle import Reason, Status, Trigger
 from jobcore.models import Finding
-from jobcore.operations.tuning import LARGE_LOG
 from jobcore.schedule import Schedule
 from jobcore.storage import counts, filesystem, permissions, schema, tables
 from jobcore.storage.connections import uri_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
+from jobcore.tuning import LARGE_LOG
 
 _Answer = TypeVar("_Answer")
 

@@ -20,7 +20,7 @@ from jobcore.storage import history
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry
 from jobcore.storage.job_filter import JobFilter
-from jobcore.storage.tuning import LOOK_FIRST, LOOK_LONGEST
+from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Entries read in one transaction, which takes about 6 ms on a busy machine.
 PAGE = 500

@@ -32,12 +32,12 @@ from jobcore.lifecycle import JobType, PipelineStatus
 from jobcore.operations.arguments import checked_command, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
-from jobcore.operations.tuning import LONGEST_LATE, MOST_RETRIES
 from jobcore.schedule import Schedule
 from jobcore.storage import deletion, job_rows, pipelines, workspaces
 from jobcore.storage.chain_migration import DEPLOY
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
+from jobcore.tuning import LONGEST_LATE, MOST_RETRIES
 
 NOWHERE = "cwd and env need a command or a script"
 

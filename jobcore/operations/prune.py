@@ -13,12 +13,12 @@ from jobcore.clock import Clock
 from jobcore.embedding import telemetry
 from jobcore.engine.remover import REMOVED_AT_ONCE, SKIPS_AT_ONCE, Remover, Throttle
 from jobcore.lifecycle import FINAL
-from jobcore.operations.tuning import PRUNED_FROM_AT_ONCE
 from jobcore.storage import retention
 from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.retention import Expired
+from jobcore.tuning import PRUNED_FROM_AT_ONCE
 
 
 class Pruner:

@@ -20,9 +20,9 @@ from jobcore.engine.ownership import Ownership
 from jobcore.engine.remover import Throttle
 from jobcore.errors import StoreError
 from jobcore.operations.lookup import require_workspace
-from jobcore.operations.tuning import STAGED_AT_ONCE, STAGED_TEXT
 from jobcore.storage import batches, job_rows
 from jobcore.storage.database import Database
+from jobcore.tuning import STAGED_AT_ONCE, STAGED_TEXT
 
 ABANDONED = (
     "the jobs were removed before they were published, as this process seemed to be dead; "

@@ -15,9 +15,9 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import CommandError, PipelineNotFound
 from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_workspace
 from jobcore.operations.staging import BatchCreator
-from jobcore.operations.tuning import STAGED_FROM
 from jobcore.storage import environments, job_rows, transitions, workspaces
 from jobcore.storage.database import Database
+from jobcore.tuning import STAGED_FROM
 
 
 class JobCreator:

@@ -21,12 +21,12 @@ from jobcore.embedding.interrupts import Bell, Lock
 from jobcore.engine.thread_loop import Loop
 from jobcore.errors import DatabaseCorrupt, SpawnError
 from jobcore.models import Event
-from jobcore.operations.tuning import CLOSE_PATIENCE
 from jobcore.storage import history
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry
 from jobcore.storage.job_filter import JobFilter
 from jobcore.storage.writer import Observer
+from jobcore.tuning import CLOSE_PATIENCE
 
 #: A limit larger than the number of transitions in any transaction.
 ALL = 2**31

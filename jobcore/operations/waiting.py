@@ -29,7 +29,7 @@ from jobcore.storage import log_segments, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
-from jobcore.storage.tuning import LOOK_FIRST, LOOK_LONGEST
+from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Seconds between two looks into a job directory: to follow lines, and to wait for the end. The
 #: first grows to the second while there is nothing new. If a manager imports the output, its

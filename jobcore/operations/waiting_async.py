@@ -21,7 +21,7 @@ from jobcore.operations.deadline import Deadline
 from jobcore.operations.waiting import NOT_DRAINED, Cursor, Waiter
 from jobcore.storage import log_segments
 from jobcore.storage.transitions import Run
-from jobcore.storage.tuning import LOOK_FIRST, LOOK_LONGEST
+from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Lines after which a reader lets other tasks of the loop run: they take about a millisecond.
 #: More would block the loop for longer; fewer would cost more switches.

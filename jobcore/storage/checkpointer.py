@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from jobcore.embedding import telemetry
 from jobcore.storage import filesystem
-from jobcore.storage.tuning import CHECKPOINT_BYTES, CHECKPOINT_PATIENCE, CHECKPOINT_PAUSE
 from jobcore.supervisor import job_directory
+from jobcore.tuning import CHECKPOINT_BYTES, CHECKPOINT_PATIENCE, CHECKPOINT_PAUSE
 
 #: The file in the root of the job directories that the checkpointer locks.
 LOCK = "checkpoint"

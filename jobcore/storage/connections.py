@@ -15,7 +15,7 @@ from jobcore.embedding import telemetry
 from jobcore.embedding.interrupts import Lock
 from jobcore.embedding.worker import handed_over
 from jobcore.storage.statement import driver_of
-from jobcore.storage.tuning import RECORDED_CURSORS, SPARE_CONNECTIONS
+from jobcore.tuning import RECORDED_CURSORS, SPARE_CONNECTIONS
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (

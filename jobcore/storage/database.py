@@ -44,8 +44,8 @@ from jobcore.storage.damage import unchangeable
 from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
 from jobcore.storage.readers import Readers, Reading, Use
 from jobcore.storage.statement import driver_of
-from jobcore.storage.tuning import FORK_IN_READ_PATIENCE, LOOK_FIRST, LOOK_LONGEST, RENEW_PATIENCE
 from jobcore.storage.writer import NO_OBSERVER, Observer, Writer
+from jobcore.tuning import FORK_IN_READ_PATIENCE, LOOK_FIRST, LOOK_LONGEST, RENEW_PATIENCE
 
 #: Files, by device and inode, that this process must not touch any more, because it was
 #: forked while a connection to them was busy. See `Database.before_fork`.

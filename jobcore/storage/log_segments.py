@@ -14,13 +14,13 @@ from jobcore.storage import transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import IS_FINAL, job, log_segment
 from jobcore.storage.transitions import Run
-from jobcore.storage.tuning import (
+from jobcore.supervisor import frames
+from jobcore.tuning import (
     COMPRESSION_LEVEL,
     LINES_OF_FRAME,
     SEGMENT_BYTES,
     SEGMENTS_READ_AT_ONCE,
 )
-from jobcore.supervisor import frames
 
 _STREAMS_APART = ("stdout", "stderr")
 

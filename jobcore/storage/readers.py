@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from jobcore.embedding.interrupts import is_over
 from jobcore.errors import JobcoreError, StoreError
 from jobcore.storage.connections import Slot, SpareConnections
-from jobcore.storage.tuning import READ_PAUSE
+from jobcore.tuning import READ_PAUSE
 
 #: Errors after which a connection can be used again. After any other exception, such as
 #: KeyboardInterrupt, a statement may be half done.

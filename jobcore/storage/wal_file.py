@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from jobcore.storage.tuning import LARGEST_LOG_SEARCHED
+from jobcore.tuning import LARGEST_LOG_SEARCHED
 
 _HEADER = struct.Struct(">8I")  # magic, version, page size, sequence, two salts, two sums
 _FRAME = struct.Struct(">6I")  # page number, pages after a commit or 0, two salts, two sums

@@ -28,8 +28,8 @@ from contextlib import ExitStack, closing, suppress
 import pytest
 
 from jobcore import JobcoreError, JobManager, Status, WaitTimeout
-from jobcore.storage.tuning import SPARE_CONNECTIONS
 from jobcore.supervisor import job_directory
+from jobcore.tuning import SPARE_CONNECTIONS
 from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds

@@ -11,17 +11,17 @@ import threading
 
 import pytest
 
-from jobcore import Command, JobManager, Reason, SpawnError, Status
+from jobcore import Command, JobManager, Reason, SpawnError, Status, tuning
 from jobcore.embedding import failpoints
-from jobcore.engine import orphans, tuning
+from jobcore.engine import orphans
 from jobcore.engine.executors import CommandExecutor
 from jobcore.engine.recovery import Recovery
 from jobcore.engine.scheduler import Scheduler
 from jobcore.engine.supervisor_pool import Supervisor
 from jobcore.engine.thread_loop import Loop
-from jobcore.engine.tuning import PERSISTENT_SECONDS
 from jobcore.storage.statement import driver_of
 from jobcore.supervisor import job_directory
+from jobcore.tuning import PERSISTENT_SECONDS
 from tests.processes import PATIENCE, Child, carrying, state, until
 from tests.programs import SLEEPS
 

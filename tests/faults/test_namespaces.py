@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import pytest
 
-from jobcore import JobManager, Reason, Status
-from jobcore.engine import orphans, tuning
+from jobcore import JobManager, Reason, Status, tuning
+from jobcore.engine import orphans
 from jobcore.engine.supervisor_pool import SupervisorPool
 from tests.faults.invariants import check
 from tests.jobfiles import cookie_of

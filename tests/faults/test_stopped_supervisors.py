@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from jobcore import JobManager, Reason, Status
-from jobcore.engine import launcher, procfs, tuning
+from jobcore import JobManager, Reason, Status, tuning
+from jobcore.engine import launcher, procfs
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.testing import ManualClock
 from tests.faults.hosts import host, submit_and_serve

@@ -23,9 +23,9 @@ from jobcore import (
     WaitTimeout,
 )
 from jobcore.engine import launcher
-from jobcore.engine.tuning import PERSISTENT_SECONDS
 from jobcore.supervisor.__main__ import main as supervise
 from jobcore.testing import ManualClock
+from jobcore.tuning import PERSISTENT_SECONDS
 from tests.processes import PATIENCE, ROOT, descriptors, until
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from itertools import pairwise
 
 from jobcore import JobManager
-from jobcore.storage.tuning import CHECKPOINT_BYTES
+from jobcore.tuning import CHECKPOINT_BYTES
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql

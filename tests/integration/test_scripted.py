@@ -25,10 +25,10 @@ from jobcore import (
     Status,
     WaitTimeout,
     lifecycle,
+    tuning,
 )
 from jobcore.clock import SystemClock
 from jobcore.embedding import failpoints
-from jobcore.engine import tuning
 from jobcore.supervisor import execution, job_directory
 from jobcore.supervisor import spool as spools
 from jobcore.testing import (

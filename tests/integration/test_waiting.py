@@ -118,7 +118,7 @@ def test_who_drains_idly_touches_no_table(statements, database, tmp_path, monkey
 
     monkeypatch.setattr(Dispatcher, "is_idle", counted)
     # Others' reads in the same moment would be taken for the drain's.
-    monkeypatch.setattr("jobcore.engine.tuning.CHORES_PAUSE", 3600)
+    monkeypatch.setattr("jobcore.tuning.CHORES_PAUSE", 3600)
     go = tmp_path / "go"
     with JobManager(database, slots=1) as jobs:
         job = jobs.submit(WAITS_FOR_A_FILE, env={"GO": str(go)})

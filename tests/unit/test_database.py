@@ -36,7 +36,7 @@ from jobcore import (
 from jobcore.storage import schema
 from jobcore.storage.connections import SqliteConnection, keep_for_ever
 from jobcore.storage.database import Database
-from jobcore.storage.tuning import CHECKPOINT_BYTES
+from jobcore.tuning import CHECKPOINT_BYTES
 from tests.processes import (
     PATIENCE,
     Child,

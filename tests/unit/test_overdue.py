@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore.engine.tuning import KILL_AFTER, WAKE_AFTER
 from jobcore.engine.unresponsive import Overdue
+from jobcore.tuning import KILL_AFTER, WAKE_AFTER
 
 
 def run(*, stop=None, timeout=None, grace=10):

@@ -10,8 +10,8 @@ import pytest
 from jobcore import DatabaseBusy, StoreError
 from jobcore.clock import SystemClock, seconds_of
 from jobcore.engine.postponement import Postponement
-from jobcore.engine.tuning import FIRST_PAUSE, LOG_EVERY, LONGEST_PAUSE
 from jobcore.testing import ManualClock
+from jobcore.tuning import FIRST_PAUSE, LOG_EVERY, LONGEST_PAUSE
 
 
 class Seconds:

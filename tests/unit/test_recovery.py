@@ -789,7 +789,7 @@ def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
 def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
     """A sweep leaves the rest of what takes long to the next ones, and every job has its turn."""
     monkeypatch.setattr("jobcore.engine.importer.BATCH_BYTES", 400)
-    monkeypatch.setattr("jobcore.engine.tuning.SWEEP", -1.0)  # so that one transaction is all
+    monkeypatch.setattr("jobcore.tuning.SWEEP", -1.0)  # so that one transaction is all
     large, small = scripted(), scripted()
     for run in (large, small):
         run.started()
@@ -801,7 +801,7 @@ def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
         jobs._recovery.sweep()
         counts.append([run.row()["next_sequence"] for run in (large, small)])
     assert jobs._recovery.is_unfinished()  # by this time limit, at every job
-    monkeypatch.setattr("jobcore.engine.tuning.SWEEP", 60.0)
+    monkeypatch.setattr("jobcore.tuning.SWEEP", 60.0)
     jobs._recovery.sweep()
     assert not jobs._recovery.is_unfinished()
 
