@@ -74,7 +74,6 @@ from jobcore.operations.arguments import (
     required_types,
 )
 from jobcore.operations.bookkeeping import TaskOperations
-from jobcore.operations.deadline import Deadline
 from jobcore.operations.deletion import Deleter
 from jobcore.operations.events import AsyncEvents, EventReader, Events
 from jobcore.operations.lookup import (
@@ -94,12 +93,12 @@ from jobcore.operations.submission import (
 )
 from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
-from jobcore.operations.waiting import Waiter
+from jobcore.operations.waiting import Deadline, Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage import job_rows, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
-from jobcore.storage.job_filter import JobFilter
+from jobcore.storage.job_rows import JobFilter
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
 from jobcore.tuning import LONGEST_BUSY

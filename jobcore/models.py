@@ -20,7 +20,6 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
-from pydantic.alias_generators import to_camel
 
 from jobcore.clock import exact_iso_utc, iso_utc, to_datetime
 from jobcore.command import Command
@@ -42,6 +41,12 @@ Moment = Annotated[
     PlainSerializer(exact_iso_utc, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+
+
+def _camel_case(name: str) -> str:
+    """Return the name of a field in JSON: `created_at` becomes `createdAt`."""
+    first, *others = name.split("_")
+    return first + "".join(other.capitalize() for other in others)
 
 
 def _stored_moment(microseconds: Any, column: str) -> datetime:
@@ -76,7 +81,7 @@ class _Public(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True,
-        alias_generator=to_camel,
+        alias_generator=_camel_case,
         populate_by_name=True,
         serialize_by_alias=True,
         extra="ignore",
@@ -91,7 +96,7 @@ class _Public(BaseModel):
         about, _, attributes = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
         shown["description"] = about.strip()
         for name, words in _ATTRIBUTE.findall(attributes):
-            field = shown.get("properties", {}).get(to_camel(name))
+            field = shown.get("properties", {}).get(_camel_case(name))
             if field is not None:
                 field["description"] = " ".join(words.split())
         return shown

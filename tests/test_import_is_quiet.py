@@ -107,7 +107,7 @@ def test_import_of_the_package_alone_loads_no_module_of_it():
     [
         ("Status", {"jobcore", "jobcore.lifecycle"}),
         ("JobNotFound", {"jobcore", "jobcore.errors"}),
-        ("Command", {"jobcore", "jobcore.errors", "jobcore.command"}),
+        ("Command", {"jobcore", "jobcore.checks", "jobcore.errors", "jobcore.command"}),
         ("SystemClock", {"jobcore", "jobcore.clock"}),
     ],
 )

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Coroutine
 
 from jobcore.functions import encoding, names, result_file
+from jobcore.functions.encoding import DIRECTORY, VERSION, this_python
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     from typing import Any
 else:
     import _signal
-
-#: Environment variable with the job directory. It is removed before the function is called.
-DIRECTORY = "JOBCORE_FUNCTION"
-
-#: The version of the payload's format.
-VERSION = 1
 
 #: A shell reports the end by signal N as exit code 128 + N.
 _BY_SIGNAL = 128
@@ -68,11 +63,6 @@ def main() -> None:
             termination.expect_exit()
         _hide_own_frames()
         raise  # Python ends as usual, also for SystemExit and KeyboardInterrupt
-
-
-def this_python() -> list[str]:
-    """Return a value that identifies this installation of Python."""
-    return [str(sys.implementation.cache_tag), sys.prefix, sys.exec_prefix]
 
 
 def merged_path(sent: list[str], python: list[str], own: list[str]) -> list[str]:

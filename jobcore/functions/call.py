@@ -20,7 +20,7 @@ from typing import Any, cast
 from jobcore.command import Command
 from jobcore.errors import CommandError
 from jobcore.functions import encoding, names
-from jobcore.functions.__main__ import DIRECTORY, VERSION, this_python
+from jobcore.functions.encoding import DIRECTORY, VERSION, this_python
 
 #: The stored argument vector of a call. The manager that runs the job chooses the interpreter,
 #: because the submitter's may no longer exist by then.

@@ -18,6 +18,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+#: Environment variable with the job directory. It is removed before the function is called.
+DIRECTORY = "JOBCORE_FUNCTION"
+
+#: The version of the payload's format.
+VERSION = 1
+
 JSON = "json"
 PICKLE = "pickle"
 
@@ -35,6 +41,11 @@ _INFINITY = float("inf")
 
 class Unstorable(Exception):
     """A value cannot be encoded. The text says why, and contains nothing of the value."""
+
+
+def this_python() -> list[str]:
+    """Return a value that identifies this installation of Python."""
+    return [str(sys.implementation.cache_tag), sys.prefix, sys.exec_prefix]
 
 
 def encode(value: Any) -> tuple[str, bytes]:

@@ -10,8 +10,7 @@ from jobcore.errors import DatabaseBusy, WaitTimeout
 from jobcore.models import Job
 from jobcore.operations.async_backend import cancel_again, in_thread_to_its_end
 from jobcore.operations.bookkeeping import TaskOperations
-from jobcore.operations.deadline import Deadline
-from jobcore.operations.waiting import Waiter
+from jobcore.operations.waiting import Deadline, Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.tuning import CLAIM_PATIENCE
 

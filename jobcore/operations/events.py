@@ -19,7 +19,7 @@ from jobcore.operations.async_backend import in_thread, sleep
 from jobcore.storage import history
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry
-from jobcore.storage.job_filter import JobFilter
+from jobcore.storage.job_rows import JobFilter
 from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Entries read in one transaction, which takes about 6 ms on a busy machine.

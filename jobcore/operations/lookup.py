@@ -28,7 +28,7 @@ from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
 from jobcore.storage import damage, history, job_rows, pipelines, schedules, workspaces
 from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
-from jobcore.storage.job_filter import JobFilter, members
+from jobcore.storage.job_rows import JobFilter, members
 
 T = TypeVar("T")
 

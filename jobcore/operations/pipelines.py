@@ -34,7 +34,6 @@ from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
 from jobcore.schedule import Schedule
 from jobcore.storage import deletion, job_rows, pipelines, workspaces
-from jobcore.storage.chain_migration import DEPLOY
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
 from jobcore.tuning import LONGEST_LATE, MOST_RETRIES
@@ -263,7 +262,7 @@ def _links(
     Args:
         row: The pipeline to change; None: it is new.
     """
-    kept = {DEPLOY}
+    kept = {pipelines.DEPLOY}
     if row is not None:
         stored = pipelines.links_of(connection, row.id)
         kept |= {one.name.casefold() for one in stored if one.name is not None}

@@ -16,7 +16,7 @@ from jobcore.lifecycle import FINAL
 from jobcore.storage import retention
 from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
-from jobcore.storage.job_filter import JobFilter
+from jobcore.storage.job_rows import JobFilter
 from jobcore.storage.retention import Expired
 from jobcore.tuning import PRUNED_FROM_AT_ONCE
 

@@ -24,7 +24,7 @@ from jobcore.models import Event
 from jobcore.storage import history
 from jobcore.storage.database import Database
 from jobcore.storage.history import Entry
-from jobcore.storage.job_filter import JobFilter
+from jobcore.storage.job_rows import JobFilter
 from jobcore.storage.writer import Observer
 from jobcore.tuning import CLOSE_PATIENCE
 

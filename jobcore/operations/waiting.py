@@ -24,7 +24,7 @@ from jobcore.embedding.worker import handed_over
 from jobcore.engine.recovery import Recovery
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
 from jobcore.models import LogLine
-from jobcore.operations.deadline import Deadline
+from jobcore.operations.arguments import checked_timeout
 from jobcore.storage import log_segments, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Unfinished
@@ -54,6 +54,43 @@ TRUST = LOOK_LONGEST / 2
 
 #: The text of the WaitTimeout of a drain.
 NOT_DRAINED = "jobs were still queued or running"
+
+
+class Deadline:
+    """
+    A deadline, `timeout` seconds from now.
+
+    Args:
+        timeout: Seconds; None: never.
+
+    Raises:
+        ArgumentError: `timeout` is not a number.
+    """
+
+    __slots__ = ("_deadline", "_timeout")
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._deadline = time.monotonic() + checked_timeout(timeout)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, never below 0."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() > self._deadline
+
+    @classmethod
+    def of(cls, timeout: float | Deadline | None) -> Deadline:
+        """Return a new deadline, or `timeout` itself if it is one that several waits share."""
+        return timeout if isinstance(timeout, Deadline) else cls(timeout)
+
+    def error(self, what: object) -> WaitTimeout:
+        """Return a `WaitTimeout` that says what was still the case at the deadline."""
+        return WaitTimeout(f"{what} after {self._timeout} s")
 
 
 class Sighting(NamedTuple):

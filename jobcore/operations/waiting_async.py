@@ -17,8 +17,7 @@ from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.operations.async_backend import Answer, in_thread, sleep
-from jobcore.operations.deadline import Deadline
-from jobcore.operations.waiting import NOT_DRAINED, Cursor, Waiter
+from jobcore.operations.waiting import NOT_DRAINED, Cursor, Deadline, Waiter
 from jobcore.storage import log_segments
 from jobcore.storage.transitions import Run
 from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST

@@ -12,8 +12,7 @@ import sqlite3
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-#: The platform's workspace task, which pipelines may name though no pipeline has this name.
-DEPLOY = "deploy"
+from jobcore.storage.pipelines import DEPLOY
 
 
 class _Pipeline(NamedTuple):

@@ -32,6 +32,8 @@ from jobcore.storage.workspaces import page_of, update_row
 
 T = TypeVar("T")
 
+#: The platform's workspace task, which pipelines may name though no pipeline has this name.
+DEPLOY = "deploy"
 
 _SOURCE = pipeline.alias("source")
 

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, selec
 from jobcore.lifecycle import FINAL
 from jobcore.storage import damage
 from jobcore.storage.damage import Failed
-from jobcore.storage.job_filter import JobFilter
+from jobcore.storage.job_rows import JobFilter
 from jobcore.storage.tables import SHOWN, job, pipeline, skip
 
 

@@ -12,7 +12,7 @@ from jobcore import JobDeleted, JobManager, JobNotFound, PipelineNotFound, Statu
 from jobcore.engine import remover
 from jobcore.operations import prune
 from jobcore.storage import log_segments, settlement
-from jobcore.storage.job_filter import JobFilter
+from jobcore.storage.job_rows import JobFilter
 from tests.jobfiles import sql
 from tests.processes import Child, at_once
 from tests.transactions import transaction

@@ -31,7 +31,7 @@ from jobcore import (
 )
 from jobcore.engine.executors import default_executors
 from jobcore.functions import call as calls
-from jobcore.functions.__main__ import DIRECTORY, this_python
+from jobcore.functions.encoding import DIRECTORY, this_python
 from jobcore.models import ClaimedJob
 from tests import functions
 from tests.jobfiles import sql

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from jobcore.functions.__main__ import Termination, merged_path, this_python
+from jobcore.functions.__main__ import Termination, merged_path
+from jobcore.functions.encoding import this_python
 from tests.processes import PATIENCE, Child
 
 OTHER = ["cpython-39", "/opt/other", "/opt/other"]
