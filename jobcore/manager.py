@@ -141,11 +141,11 @@ class JobManager:
     transaction. The manager needs and installs no child watcher and no signal handler.
 
     Args:
-        database: Path of the file. A new one is created with mode 0600. A file that other
-            users can read, such as a backup, is made private. A file that they can write
-            is refused, and so is a directory in which they can create files. The directory
-            `<database>.jobs` beside it holds what running jobs wrote and no manager has
-            imported yet.
+        database: Path of the file. A new one is created with mode 0600, and an empty file
+            becomes a database. A file that other users can read, such as a backup, is made
+            private. A file that they can write is refused, and so is a directory in which
+            they can create files. The directory `<database>.jobs` beside it holds what
+            running jobs wrote and no manager has imported yet.
         slots: How many jobs this manager runs at once. A running job whose manager was
             closed or died takes a slot of one other manager. None: one per CPU. 0: run no
             jobs; the manager then has only a thread for its writes, which ends when idle,
@@ -163,8 +163,12 @@ class JobManager:
         trust_directory: Use the database even if another user can create files in its
             directory; that user could then run commands as this one. Setting the
             environment variable JOBCORE_TRUST_DIRECTORY to the directory does the same.
+        create: False: refuse a missing or empty file instead of making it a database, for
+            a program that only looks.
 
     Raises:
+        NotAJobcoreDatabase: The file is no database, or another program's; or it is missing
+            or empty, and `create` is false. It was not touched.
         StoreError: The file cannot be used. The subclass says why.
         SpawnError: The system cannot start another thread, or no job could ever run in this
             process: gevent or eventlet has replaced its threads, or it is a frozen program
@@ -186,6 +190,7 @@ class JobManager:
         launcher: Launcher | None = None,
         only_own: bool = False,
         trust_directory: bool = False,
+        create: bool = True,
     ) -> None:
         checks.one_of(on_exit, "on_exit", ("detach", "stop"))
         if clock is not None:
@@ -213,6 +218,7 @@ class JobManager:
             busy_timeout=patience,
             trust_directory=self._trust_directory,
             runs_jobs=self._slots > 0,
+            create=bool(create),
         )
         try:
             self._assemble(launcher or ProcessLauncher(interpreter))

@@ -648,6 +648,7 @@ def main() -> None:
         python="/usr/bin/python3",
         only_own=True,
         trust_directory=False,
+        create=False,
     ) as jobs:
         governing(jobs)
     manager = JobManager("jobs.db", slots=0, clock=system, launcher=launcher)

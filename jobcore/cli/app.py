@@ -309,10 +309,10 @@ class Store(NamedTuple):
 
 @contextmanager
 def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
-    """Give a manager that runs no jobs. It does not create a database, which would be empty."""
+    """Give a manager that runs no jobs. It creates no database, also not in an empty file."""
     if not os.path.exists(ctx.obj.path):
         raise StoreError(f"there is no database {ctx.obj.path}: see --db; run and work make one")
-    with ctx.obj.open(slots=0) as jobs:
+    with ctx.obj.open(slots=0, create=False) as jobs:
         yield jobs
 
 

@@ -62,10 +62,11 @@ class Database(forking.ForkAware):
     A dedicated thread runs all write transactions; see `writer`.
 
     Args:
-        path: The path of the file. It is created if it does not exist.
+        path: The path of the file.
         busy_timeout: Seconds to wait for locks of other processes.
         trust_directory: Accept a directory in which other users can create files.
         runs_jobs: Refuse a file that has running jobs while its job directories are missing.
+        create: Make a missing or empty file a database. If false, refuse it unchanged.
 
     Raises:
         StoreError: The file cannot be used. A subclass names the reason.
@@ -82,6 +83,7 @@ class Database(forking.ForkAware):
         busy_timeout: float = 30.0,
         trust_directory: bool = False,
         runs_jobs: bool = True,
+        create: bool = True,
     ) -> None:
         if sqlite3.sqlite_version_info < schema.LEAST_SQLITE:
             raise StoreError(f"SQLite {schema.too_old(sqlite3.sqlite_version)}")
@@ -96,7 +98,10 @@ class Database(forking.ForkAware):
             permissions.require_private_files(self.path)
             permissions.require_single_names(self.path)
             filesystem.require_own_root(self.path)
-            filesystem.make_database_file(self.path)
+            if create:
+                filesystem.make_database_file(self.path)
+            elif not os.path.lexists(self.path):
+                raise NotAJobcoreDatabase(f"there is no database {self.path}")
         except OSError as error:
             raise filesystem.typed(self.path, error) from error
         self._identity = self._identify()
@@ -111,7 +116,7 @@ class Database(forking.ForkAware):
         forking.GATE.watch(self)
         try:
             with Use(self._readers), self.typed_errors():
-                self._prepare()
+                self._prepare(create=create)
         except OSError as error:
             # An OSError here is about the job directories, beside the file.
             raise filesystem.typed(f"{self.path}.jobs", error) from error
@@ -413,8 +418,11 @@ class Database(forking.ForkAware):
             raise filesystem.typed(self.path, error) from error
         return connect(self.path, self.busy_timeout, self._opened)
 
-    def _prepare(self) -> None:
-        schema.check(self.path, self._look())
+    def _prepare(self, *, create: bool) -> None:
+        identity = self._look()
+        schema.check(self.path, identity)
+        if identity == schema.EMPTY and not create:
+            raise NotAJobcoreDatabase(f"{self.path} is empty: it is no database yet")
         connection = self._connect()
         try:
             schema.open_or_make(connection, self.path, self.busy_timeout, runs_jobs=self._runs_jobs)

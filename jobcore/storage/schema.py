@@ -37,7 +37,7 @@ _TABLE = re.compile(r"^\s*CREATE TABLE (\w+) \((.*)\)\s*$", re.DOTALL)
 _NAME = re.compile(r"^CREATE (?:UNIQUE )?(?:INDEX|TRIGGER) (\w+)")
 
 _APPLICATION_AT = slice(68, 72)  # the application id in the first page
-_EMPTY = (0, 0, 0)  # application id, user version, objects: an unused file
+EMPTY = (0, 0, 0)  # application id, user version, objects: an unused file
 
 
 def _keep_counts(connection: sqlite3.Connection) -> None:
@@ -257,7 +257,7 @@ def check(path: str, identity: tuple[int, int, int]) -> bool:
         DatabaseCorrupt: The schema version is not a valid one.
     """
     application, version, _ = identity
-    if identity == _EMPTY:
+    if identity == EMPTY:
         return False
     if application != APPLICATION_ID:
         raise NotAJobcoreDatabase(f"{path} is another program's database")
@@ -403,7 +403,7 @@ def bring_up(
     connection.execute("BEGIN IMMEDIATE")
     try:
         identity = read_identity(connection)  # again: another process may have done it meanwhile
-        if identity == _EMPTY:
+        if identity == EMPTY:
             _make(connection, store_id)
         elif not check(path, identity):
             for version in range(identity[1], VERSION):
@@ -524,7 +524,7 @@ def open_or_make(
         if not writable:
             raise ReadOnlyDatabase(f"{path} is empty or out of date, and cannot be written")
         # An older file has an id already; `join_root` handles a missing root.
-        store_id = _new_store_id(path) if identity == _EMPTY else None
+        store_id = _new_store_id(path) if identity == EMPTY else None
         bring_up(connection, path, store_id, patience)
     elif writable:
         use_write_ahead_log(connection, patience)

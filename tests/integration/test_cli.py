@@ -1045,6 +1045,33 @@ def test_looking_makes_no_database(cli):
     assert not (cli.folder / "mistyped.db").exists()
 
 
+@pytest.mark.parametrize(
+    "verb", ["list", "show a", "logs a", "history a", "stop a", "prune --older-than 0", "doctor"]
+)
+def test_looking_leaves_an_empty_file_alone(cli, verb):
+    """It may be another program's file, such as a lock; the modes stay, too."""
+    path = cli.folder / "empty"
+    path.touch(0o644)
+    before = path.stat()
+    out, err = cli("--db", str(path), *verb.split(), code=1)
+
+    assert "empty" in (out if verb == "doctor" else err)
+    after = path.stat()
+    assert (after.st_mode, after.st_size, after.st_mtime_ns) == (
+        before.st_mode, 0, before.st_mtime_ns,
+    )  # fmt: skip
+    assert list(cli.folder.glob("empty*")) == [path]
+
+
+def test_running_makes_an_empty_file_a_database(cli):
+    """As with SQLite, `touch` may come first."""
+    (cli.folder / "touched.db").touch()
+    cli("--db", "touched.db", "run", "true")
+    out, _ = cli("--db", "touched.db", "list")
+
+    assert "COMPLETE" in out
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_directory_is_one_line(cli):
     """Where no database can be made, `run` says so."""

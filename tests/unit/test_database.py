@@ -17,6 +17,7 @@ import time
 import weakref
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import pytest
 import sqlalchemy
@@ -174,6 +175,27 @@ def test_empty_file_becomes_a_database(database):
 
     Database(database).close()
     assert integrity(database) == "ok"
+
+
+@pytest.mark.parametrize("content", ["nothing", "no table", None])
+def test_file_without_a_database_is_left_as_it_is_without_create(database, content):
+    """A program that only looks makes no database: nor a mode, nor a directory."""
+    if content is not None:
+        Path(database).touch(0o644)
+    if content == "no table":
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("CREATE TABLE t (a)")
+            connection.execute("DROP TABLE t")
+        assert Path(database).stat().st_size > 0
+    before = content is not None and (Path(database).stat(), Path(database).read_bytes())
+    with pytest.raises(NotAJobcoreDatabase, match="no database"):
+        Database(database, create=False)
+
+    assert sorted(Path(database).parent.iterdir()) == ([Path(database)] if before else [])
+    if before:
+        assert (Path(database).read_bytes(), Path(database).stat().st_mode) == (
+            before[1], before[0].st_mode,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
