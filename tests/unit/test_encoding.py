@@ -184,8 +184,8 @@ def in_main():
         (
             functions.was_replaced,
             (
-                "tests.functions:replaced is another objing else: "
-                "what was given has been replaced there"
+                "tests.functions:replaced is another object by now: "
+                "the given one was replaced there"
             ),
         ),
         (
