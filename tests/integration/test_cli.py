@@ -759,7 +759,7 @@ def test_prune_refuses_what_is_no_age(cli, queue, ended, age):
 
     assert out == ""
     assert err.startswith(
-        "jobcore: Invalid value for '--older-than': an age is a number and s, m, h"
+        "jobcore: Invalid value for '--older-than': an age must be a number and s, m, h"
     )
     assert f"not {age!r}" in err
     assert len(queue.list_jobs()) == 1
