@@ -86,7 +86,6 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.pipelines import PipelineOperations
-from jobcore.operations.prune import Pruner
 from jobcore.operations.staging import BatchCreator
 from jobcore.operations.submission import (
     JobCreator,
@@ -252,7 +251,7 @@ class JobManager:
         self._pipelines = PipelineOperations(self._database, self._clock, self._executors)
         self._tasks = TaskOperations(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
-        remover = Remover(self._database, directories, self._clock, postponed)
+        self._remover = remover = Remover(self._database, directories, self._clock, postponed)
         self._recovery = Recovery(
             self._database,
             directories,
@@ -266,7 +265,6 @@ class JobManager:
         self._waiter = Waiter(self._database, self._recovery)
         self._async_waiter = AsyncWaiter(self._waiter)
         self._deleter = Deleter(self._database, self._stopper, self._waiter, remover, self._clock)
-        self._pruner = Pruner(self._database, remover, self._clock)
         self._dispatcher = Dispatcher(
             database=self._database,
             directories=directories,
@@ -886,16 +884,17 @@ class JobManager:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             ArgumentError: A number is negative or invalid, or a status is unknown or not final.
         """
+        from jobcore.operations.prune import Pruner  # noqa: PLC0415 - loaded by those who need it
+
         age = checks.seconds(older_than, "older_than", checks.OLDEST)
         statuses, newest = checked_final(status), checks.optional_count(keep, "keep")
         wanted = self._filter(workspace_id, pipeline_id, statuses)
-        expired = self._pruner.choose(age, wanted, newest)
+        pruner = Pruner(self._database, self._remover, self._clock)
+        expired = pruner.choose(age, wanted, newest)
         if dry_run:
             damaged: dict[int, Exception] = {}
-            return self._listings.formed(
-                self._pruner.preview(expired, damaged.__setitem__), damaged
-            )
-        return self._pruner.prune(expired)
+            return self._listings.formed(pruner.preview(expired, damaged.__setitem__), damaged)
+        return pruner.prune(expired)
 
     # --- reading ------------------------------------------------------------------
 

@@ -102,7 +102,9 @@ def test_to_prune_what_is_not_final_is_refused(jobs, status):
 def test_the_guard_is_in_the_statement(jobs, scripted, clock):
     """Numbers of jobs that are not final are not marked, whoever hands them in."""
     queued, running, final = jobs.create_job("TASK"), scripted().job, ended(jobs)
-    expired = jobs._pruner.choose(0, JobFilter(statuses=frozenset(Status)), None)
+    expired = prune.Pruner(jobs._database, jobs._remover, clock).choose(
+        0, JobFilter(statuses=frozenset(Status)), None
+    )
     numbers = [queued.number, running.number, final.number]
     with transaction(jobs._database) as connection:
         marked = prune.retention.mark_deleted_if_expired(
@@ -236,7 +238,7 @@ def test_the_end_of_a_pruning_is_left_to_the_next_manager(database, clock, monke
 
     def prune_and_die():
         with JobManager(database, slots=0, clock=clock) as jobs:
-            monkeypatch.setattr(jobs._pruner._remover, "remove_jobs", die)
+            monkeypatch.setattr(jobs._remover, "remove_jobs", die)
             jobs.prune(0)
 
     with JobManager(database, slots=0, clock=clock) as jobs:

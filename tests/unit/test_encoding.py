@@ -183,10 +183,7 @@ def in_main():
         ),
         (
             functions.was_replaced,
-            (
-                "tests.functions:replaced is another object by now: "
-                "the given one was replaced there"
-            ),
+            ("tests.functions:replaced is another object by now: the given one was replaced there"),
         ),
         (
             in_main()["f"],
