@@ -148,7 +148,7 @@ class _AsyncJobs(_Jobs, Protocol):
     ) -> AsyncIterator[LogLine]: ...
 
 
-class _Request:
+class _LogRequest:
     """
     The parameters of a request, checked.
 
@@ -236,7 +236,7 @@ def log_response(
         TooManyFollowers: The limit of `followers` is reached.
         ArgumentError: `timeout` or `heartbeat` is not a valid number of seconds.
     """
-    request = _Request(
+    request = _LogRequest(
         sequence=sequence,
         accept=accept,
         last_event_id=last_event_id,
@@ -283,7 +283,7 @@ async def log_response_async(
     Raises:
         NotAcceptable, InvalidParameter, JobNotFound, ArgumentError: As in `log_response`.
     """
-    request = _Request(
+    request = _LogRequest(
         sequence=sequence,
         accept=accept,
         last_event_id=last_event_id,
@@ -332,7 +332,7 @@ class _Body(Iterator[bytes]):
 
 
 def _followed(
-    jobs: _Jobs, job: Job, request: _Request, is_gone: Callable[[], bool] | None
+    jobs: _Jobs, job: Job, request: _LogRequest, is_gone: Callable[[], bool] | None
 ) -> Iterator[bytes]:
     beginning = request.beginning(job)
     if beginning is not None:
@@ -391,7 +391,7 @@ def _until_deleted(begin: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 class _Followed(AsyncIterator[bytes]):
     """The body of a follower in an event loop. Unlike a generator it need not be closed."""
 
-    def __init__(self, jobs: _AsyncJobs, job: Job, request: _Request) -> None:
+    def __init__(self, jobs: _AsyncJobs, job: Job, request: _LogRequest) -> None:
         self._jobs = jobs
         self._job = job
         self._request = request
