@@ -39,6 +39,13 @@ _REPORT = struct.Struct("<Bi")
 # comes from the kernel.
 _NOT_FOUND = 127
 _NOT_STARTED = 126
+_LONGEST_NAME = 255  # bytes of a file name, on every file system of Linux
+#: Errors of `stat` by which an entry of PATH lacks the program, as in `execvp`. EACCES is
+#: one of them: it is usual that PATH has a directory that this user may not search.
+_MISSING = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT,
+)  # fmt: skip
 
 #: Signals that a supervisor ignores. A command must not inherit that. SIGTERM is handled.
 IGNORED = (_signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGXFSZ)
@@ -380,28 +387,36 @@ def _exec(program: Program) -> tuple[str, int]:
     killed, and not the supervisor.
     """
     searched = b"/" not in program.argv[0]
+    if searched and len(program.argv[0]) > _LONGEST_NAME:
+        # POSIX has `execvp` fail so. A shell says 127 instead, but only because it never tries to
+        # execute such a name. `env`, `nohup` and `timeout` end with 126, and so does jobcore.
+        return EXEC, errno.ENAMETOOLONG
     stage, number = EXEC, errno.ENOENT
+    unread = 0  # why an entry of PATH could not be searched
     for candidate in _candidates(program):
         # As in a shell, skip files that `stat` does not find. A failed exec would cost more,
         # because it builds arguments and environment each time.
-        if searched and not _is_file(candidate):
+        if searched and (missing := _look(candidate)):
+            unread = unread or (0 if missing in _MISSING else missing)
             continue
         try:
             os.execve(candidate, program.argv, program.env)  # noqa: S606
         except FileNotFoundError:
             # If the file exists, the interpreter in its first line does not.
-            if number == errno.ENOENT and _is_file(candidate):
+            if number == errno.ENOENT and _look(candidate) == 0:
                 stage = INTERPRETER
         except PermissionError as error:
             stage, number = EXEC, error.errno or errno.EACCES
         except OSError as error:
             return EXEC, error.errno or 0
+    if (stage, number) == (EXEC, errno.ENOENT) and unread:
+        return EXEC, unread  # it may be there
     return stage, number
 
 
-def _is_file(path: bytes) -> bool:
-    """Tell whether the path exists and is not a directory."""
+def _look(path: bytes) -> int:
+    """Return 0 if the path exists and is not a directory, or else why not, as an errno."""
     try:
-        return os.stat(path).st_mode & _TYPE != _DIRECTORY
-    except OSError:
-        return False
+        return errno.EISDIR if os.stat(path).st_mode & _TYPE == _DIRECTORY else 0
+    except OSError as error:
+        return error.errno or errno.ENOENT

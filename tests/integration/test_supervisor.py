@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,43 @@ def test_not_found(host):
     assert (run.exit.errno, run.exit.stage) == (errno.ENOENT, "exec")
     assert run.system == "cannot start 'nope-no-such-program': program not found (ENOENT)\n"
     assert STARTED not in [notice.kind for notice in run.notices]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "number"),
+    [
+        ("x" * 255, 127, errno.ENOENT),
+        ("x" * 256, 126, errno.ENAMETOOLONG),
+        ("x" * 5000, 126, errno.ENAMETOOLONG),
+        ("./" + "x" * 5000, 126, errno.ENAMETOOLONG),
+    ],
+    ids=["255", "256", "5000", "path"],
+)
+def test_name_that_no_file_can_have_is_not_missing(host, name, code, number):
+    """As with `execvp`, it is too long, with or without a search through PATH."""
+    run = host.run([name])
+
+    assert (run.exit.wait_status, run.exit.errno) == (code << 8, number)
+    assert f"({errno.errorcode[number]})" in run.system
+
+
+def test_path_entry_that_answers_with_an_error_is_told(tmp_path, monkeypatch):
+    """The program may be there, so it is not missing; one of a later entry runs all the same."""
+    real = os.stat
+
+    def fail(path, **options):
+        if os.fsencode(path).startswith(b"/broken"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, **options)
+
+    (tmp_path / "tool").touch(0o600)
+    monkeypatch.setattr(os, "stat", fail)
+    command = {"argv": [b"tool"], "env": {b"PATH": b"/broken:/no/such:/broken"}}
+    only = spawn._exec(SimpleNamespace(**command))
+    command["env"] = {b"PATH": b"/broken:" + os.fsencode(tmp_path)}
+    other = spawn._exec(SimpleNamespace(**command))
+
+    assert (only, other) == ((spawn.EXEC, errno.EIO), (spawn.EXEC, errno.EACCES))
 
 
 @pytest.mark.parametrize(
