@@ -429,7 +429,8 @@ class Skip(_Public):
     Attributes:
         due: When it was due, UTC.
         why: `schedule` or `triggered`: the pipeline was already running when the schedule or
-            a source would have started it. `missed`: no manager with slots was open.
+            a source would have started it. `missed`: no manager with slots was open,
+            or the schedule was changed before the run could start.
         count: How many runs with the same cause this entry stands for; `due` is the last's.
         job_id: The job that was running, or None.
     """

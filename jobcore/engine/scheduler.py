@@ -329,25 +329,52 @@ def _write(connection: Connection, pipeline: Row[Any], taken: _Taken, now: int) 
         return  # another process took it, or the schedule was changed
     pipeline_id = UUID(hex=pipeline.id)
     if taken.missed:
-        schedule = _schedule_of(pipeline)
-        schedules.record_skip(
-            connection,
-            pipeline_id,
-            due=taken.last_missed,
-            now=now,
-            why="missed",
-            job_id=None,
-            count=taken.missed,
-            # An outage becomes one record, however many looks there were during it.
-            goes_on=lambda last: (
-                schedule.next_after(to_datetime(last)) == to_datetime(taken.first_missed)
-            ),
+        _record_missed(
+            connection, pipeline, taken.first_missed, taken.last_missed, taken.missed, now
         )
     if taken.due is not None:
         workspace_id = UUID(hex=pipeline.workspace_id)
         settlement.run_now(
             connection, pipeline_id, workspace_id, now, why="schedule", due=taken.due
         )
+
+
+def record_dropped(connection: Connection, pipeline: Row[Any], now: int) -> None:
+    """
+    Record as missed what is due of a schedule that is about to be replaced.
+
+    Args:
+        pipeline: The row as stored, with the old schedule.
+        now: The current time.
+    """
+    if pipeline.next_tick is None:
+        return
+    try:
+        tick = _moved(pipeline)
+        if tick > now:
+            return
+        passed = _schedule_of(pipeline).passed(to_datetime(tick), to_datetime(now))
+    except DAMAGE:
+        return  # its ticks cannot be told, and the change may be the repair
+    last = tick if passed.latest is None else from_datetime(passed.latest)
+    _record_missed(connection, pipeline, tick, last, passed.count + 1, now)
+
+
+def _record_missed(
+    connection: Connection, pipeline: Row[Any], first: int, last: int, count: int, now: int
+) -> None:
+    schedule = _schedule_of(pipeline)
+    schedules.record_skip(
+        connection,
+        UUID(str(pipeline.id)),
+        due=last,
+        now=now,
+        why="missed",
+        job_id=None,
+        count=count,
+        # An outage becomes one record, however many looks there were during it.
+        goes_on=lambda before: schedule.next_after(to_datetime(before)) == to_datetime(first),
+    )
 
 
 def _waits_too_long(retry: Row[Any], now: int) -> bool:

@@ -20,7 +20,7 @@ from jobcore import checks
 from jobcore.clock import Clock, from_datetime, to_datetime
 from jobcore.command import Command, checked_timeout
 from jobcore.embedding import telemetry
-from jobcore.engine import remover
+from jobcore.engine import remover, scheduler
 from jobcore.engine.executors import Executor, PipelineExecutor
 from jobcore.errors import (
     CommandError,
@@ -169,6 +169,8 @@ class PipelineOperations:
                 raise CommandError(NOWHERE)
             if {"schedule", "time_zone"} & set(changes):
                 values |= _next_tick_after(row, fields, now)
+                if "next_tick" in values:
+                    scheduler.record_dropped(connection, row, now)
             if "name" in changes:
                 _refuse_taken(connection, row.workspace_id, values["name"], row)
                 pipelines.remove_notes(connection, row.id, "name")

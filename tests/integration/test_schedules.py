@@ -405,6 +405,48 @@ def test_more_due_pipelines_than_one_transaction_takes(jobs, clock):
     assert jobs.count_jobs()[Status.QUEUED] == 250
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"schedule": "*/5 * * * *"}, {"schedule": None}, {"time_zone": "Etc/GMT-1"}],
+    ids=str,
+)
+@pytest.mark.parametrize("catch_up", ["skip", "last", "all"])
+def test_ticks_that_a_change_of_the_schedule_drops_are_recorded(jobs, clock, change, catch_up):
+    """What was due by the old schedule does not run any more, which is told once."""
+    pipeline = jobs.create_pipeline(
+        "p", ["true"], schedule="*/15 * * * *", time_zone="UTC", catch_up=catch_up
+    )
+    clock.advance(100 + 40 * 60)
+    jobs.update_pipeline(pipeline.id, **change)
+    jobs.update_pipeline(pipeline.id, **change)
+    tick(jobs)
+
+    assert skips(jobs, pipeline) == [("missed", QUARTER + 30 * MINUTE, 3, None)]
+    assert jobs.list_jobs() == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"schedule": "*/5 * * * *"}, {"time_zone": None}, {"name": "q"}], ids=str
+)
+def test_change_of_a_pipeline_with_nothing_due_records_no_skip(jobs, clock, change):
+    """The next tick is still to come, or the schedule stays as it is."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *", time_zone="UTC")
+    clock.advance(99 if "name" not in change else 101)
+    jobs.update_pipeline(pipeline.id, **change)
+
+    assert skips(jobs, pipeline) == []
+
+
+def test_damaged_schedule_can_be_replaced(jobs, clock, database):
+    """Its ticks cannot be told, and the change is the repair."""
+    pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
+    clock.advance(1000)
+    sql(database, "UPDATE pipeline SET time_zone = 'Mars/Olympus'")
+    jobs.update_pipeline(pipeline.id, time_zone="UTC")
+
+    assert skips(jobs, pipeline) == []
+
+
 # --- other rules of a time zone -------------------------------------------------------------
 
 
@@ -546,7 +588,7 @@ def test_a_schedule_that_was_removed_runs_no_more(jobs, clock):
 
     assert (changed.schedule, changed.next_tick) == (None, None)
     assert jobs.list_jobs() == []
-    assert skips(jobs, pipeline) == []
+    assert skips(jobs, pipeline) == [("missed", QUARTER, 1, None)]  # it was due before
 
 
 def test_a_schedule_that_comes_back_misses_nothing(jobs, clock):
