@@ -2,7 +2,7 @@
 Failpoints: named points in the protocol at which a test can end a process.
 
 Each failpoint comes directly after one step, so that a test can check the state after a
-crash there. Outside tests none is armed, and `reach` only compares a global with None.
+crash there. Outside tests none is armed, and passing one costs no more than reading a global.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Crashed(BaseException):
         self.host = host
 
 
-_armed: tuple[Callback, ...] | None = None
+#: The callbacks. Code asks for them before it calls `reach`, as outside tests there are none.
+armed: tuple[Callback, ...] = ()
 
 
 def reach(point: str, host: object = None) -> None:
@@ -140,19 +141,18 @@ def reach(point: str, host: object = None) -> None:
         host: The `Database` of the manager that reached the point; None in a supervisor,
             which is a process of its own.
     """
-    if _armed is not None:
-        for callback in _armed:
-            callback(point, host)
+    for callback in armed:
+        callback(point, host)
 
 
 def arm(callback: Callback) -> None:
     """Call `callback(point, host)` at each failpoint, in the thread that reaches it. Idempotent."""
-    global _armed  # noqa: PLW0603 - `reach` must cost no more than reading a global
-    if callback not in (_armed or ()):
-        _armed = (*(_armed or ()), callback)
+    global armed  # noqa: PLW0603 - asking for it must cost no more than reading a global
+    if callback not in armed:
+        armed = (*armed, callback)
 
 
 def disarm(callback: Callback) -> None:
     """Stop calling `callback`. Idempotent."""
-    global _armed  # noqa: PLW0603 - see `arm`
-    _armed = tuple(one for one in _armed or () if one != callback) or None
+    global armed  # noqa: PLW0603 - see `arm`
+    armed = tuple(one for one in armed if one != callback)

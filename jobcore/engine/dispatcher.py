@@ -578,13 +578,13 @@ class Dispatcher(ForkAware):
                     round_.claimed.append((start, self._claim(connection, start)))
             if any(start.has_environment for start in starts):
                 environments.remove_unused(connection)
-            if starts:
+            if starts and failpoints.armed:
                 failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
             return round_
 
         try:
             round_ = self._database.write(write, durable=durable)
-            if starts:
+            if starts and failpoints.armed:
                 failpoints.reach(failpoints.CLAIMED, self._database)
         except BaseException:
             # A COMMIT that failed may still have committed: read the rows.
@@ -667,10 +667,12 @@ class Dispatcher(ForkAware):
         if start.failure is not None:
             self._end_here(claim, start, Reason.SPAWN_FAILED, start.failure)
             return
-        failpoints.reach(failpoints.BEFORE_SEND, self._database)
+        if failpoints.armed:
+            failpoints.reach(failpoints.BEFORE_SEND, self._database)
         claim.supervisor = self._pool.send(start)
         if claim.supervisor is not None:
-            failpoints.reach(failpoints.SENT, self._database)
+            if failpoints.armed:
+                failpoints.reach(failpoints.SENT, self._database)
             claim.start = None
             start.close()
         elif time.monotonic() - claim.claimed > tuning.SEND_PATIENCE:

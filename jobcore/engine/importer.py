@@ -281,7 +281,8 @@ class Importer:
                 self._read_frames(content, directory, verdict)
                 if content.exit is not None and content.exit.wait_status == 0 and _may_return(run):
                     content.result = result_file.read(directory)
-                failpoints.reach(failpoints.IMPORT_READ, self._database)
+                if failpoints.armed:
+                    failpoints.reach(failpoints.IMPORT_READ, self._database)
                 return content
         except FileNotFoundError:
             if verdict is None:
@@ -377,7 +378,8 @@ class Importer:
                 log_segments.append_slices(
                     connection, run.number, content.slices, before=run.unmerged, after=unmerged
                 )
-            failpoints.reach(failpoints.IMPORT_WRITTEN, self._database)
+            if failpoints.armed:
+                failpoints.reach(failpoints.IMPORT_WRITTEN, self._database)
         if content.exit is not None:
             final = self._settle(connection, content, content.exit)
             if final is not None:
@@ -385,7 +387,8 @@ class Importer:
                     settlement.store_result(connection, run.number, *content.result)
                 if run.loose_bytes and unmerged[0] == run.loose_sequence:
                     log_segments.merge(connection, run.number, run.loose_sequence)
-                failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)
+                if failpoints.armed:
+                    failpoints.reach(failpoints.SETTLE_WRITTEN, self._database)
                 return final
         return transitions.find(connection, run.number)
 
@@ -424,7 +427,8 @@ class Importer:
         """After the commit, remove imported spool files, or the directory of a final job."""
         name = content.run.name
         ended = run is None or run.final
-        failpoints.reach(failpoints.SETTLED if ended else failpoints.IMPORTED, self._database)
+        if failpoints.armed:
+            failpoints.reach(failpoints.SETTLED if ended else failpoints.IMPORTED, self._database)
         if run is None or run.final:
             self._directories.remove(name)
         elif content.renewed:

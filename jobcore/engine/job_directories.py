@@ -118,7 +118,8 @@ class Directories(ForkAware):
 
     def _held_root(self) -> int:
         """Return `root` to a caller that holds the gate."""
-        failpoints.reach(failpoints.ENTERED, self._host)
+        if failpoints.armed:
+            failpoints.reach(failpoints.ENTERED, self._host)
         if self._closed:
             raise StoreError(f"{self._database} is closed")
         if self._root is not None and not self._is_in_place():
@@ -360,7 +361,7 @@ class Directories(ForkAware):
                     mine = job_directory.try_lock(lock, job_directory.WHOLE) and (
                         job_directory.is_current(name, directory, lock, parent=root)
                     )
-                if mine:
+                if mine and failpoints.armed:
                     failpoints.reach(failpoints.DIRECTORY_TAKEN, self._host)
                 yield directory if mine else None
         finally:

@@ -202,10 +202,12 @@ class Launch:
             return None
         start = Start(row, prepared, self._boot_id, uuid4().hex, uuid4().hex)
         try:
-            failpoints.reach(failpoints.DIRECTORY_PREPARED, self._database)
+            if failpoints.armed:
+                failpoints.reach(failpoints.DIRECTORY_PREPARED, self._database)
             job_directory.mark_unstarted(prepared.lock, start.token)
             self._fill(start, row, pipeline, base)
-            failpoints.reach(failpoints.REQUEST_PREPARED, self._database)
+            if failpoints.armed:
+                failpoints.reach(failpoints.REQUEST_PREPARED, self._database)
         except BaseException:
             start.close()
             raise
@@ -295,7 +297,8 @@ class Launch:
                 ended_ns=now_ns,
             ),
         )
-        failpoints.reach(failpoints.ENDED_HERE, self._database)
+        if failpoints.armed:
+            failpoints.reach(failpoints.ENDED_HERE, self._database)
 
 
 def _fields(

@@ -476,7 +476,8 @@ class Recovery:
         return left
 
     def _log_verdict(self, run: Run, verdict: job_directory.ExitRecord) -> None:
-        failpoints.reach(failpoints.RESOLVED, self._database)
+        if failpoints.armed:
+            failpoints.reach(failpoints.RESOLVED, self._database)
         telemetry.event(
             logging.WARNING,
             "job resolved",

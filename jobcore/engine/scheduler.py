@@ -129,7 +129,8 @@ class Scheduler:
                     self._postpone(one.id, error)
                 for done in {one.id for one, _ in taken} - {one.id for one, _ in failed}:
                     self._postponed.succeed(("pipeline", done))
-                failpoints.reach(failpoints.TICK_TAKEN, self._database)
+                if failpoints.armed:
+                    failpoints.reach(failpoints.TICK_TAKEN, self._database)
             if seen is not None and time.monotonic() > deadline:
                 return
         for repaired in self._damaged - still:

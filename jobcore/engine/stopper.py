@@ -97,7 +97,8 @@ class Stopper:
         """Deliver a request that has just been stored."""
         if asked.token is None:
             return asked  # it had no process, and is settled
-        failpoints.reach(failpoints.STOP_STORED, self._database)
+        if failpoints.armed:
+            failpoints.reach(failpoints.STOP_STORED, self._database)
         self.deliver(asked)
         return asked
 
@@ -182,7 +183,8 @@ class Stopper:
             with self._directories.open(run.name) as directory:
                 opened = True
                 self._write_until_true(run, directory)
-                failpoints.reach(failpoints.STOP_WRITTEN, self._database)
+                if failpoints.armed:
+                    failpoints.reach(failpoints.STOP_WRITTEN, self._database)
                 try:
                     job_directory.ring(directory)
                 except OSError as error:
@@ -190,7 +192,8 @@ class Stopper:
                     telemetry.event(
                         logging.WARNING, "stop delayed", job=str(run.id), error=str(error)
                     )
-                failpoints.reach(failpoints.STOP_RUNG, self._database)
+                if failpoints.armed:
+                    failpoints.reach(failpoints.STOP_RUNG, self._database)
         except FileNotFoundError:
             if not opened:
                 _signal(run)  # it has ended, or a tool has removed its directory

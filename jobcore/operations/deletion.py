@@ -76,7 +76,8 @@ class Deleter:
         marked = self._database.write(mark, about=f"job {run.id}")
         if marked is None:
             raise JobNotFound(run.id)
-        failpoints.reach(failpoints.MARKED_DELETED, self._database)
+        if failpoints.armed:
+            failpoints.reach(failpoints.MARKED_DELETED, self._database)
         if not marked.final:
             self._stopper.deliver(marked)
         try:
@@ -94,7 +95,8 @@ class Deleter:
         self._delete_all(pipeline, pipeline_id)
 
     def _delete_all(self, table: Table, owner_id: UUID) -> None:
-        failpoints.reach(failpoints.MARKED_DELETED, self._database)
+        if failpoints.armed:
+            failpoints.reach(failpoints.MARKED_DELETED, self._database)
         throttle = Throttle()
         while self._remover.mark_some(table, owner_id, throttle):
             pass

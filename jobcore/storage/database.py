@@ -471,7 +471,8 @@ class Database(forking.ForkAware):
 
     def _require_entrance(self) -> None:
         """Raise `StoreError`, or its subclass `DatabaseBusy`, if no write may begin now."""
-        failpoints.reach(failpoints.ENTERED, self)
+        if failpoints.armed:
+            failpoints.reach(failpoints.ENTERED, self)
         self._require_own_process()
         if self._fork_pending and forking.GATE.is_forking():
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
@@ -492,7 +493,8 @@ class Database(forking.ForkAware):
 
     def _may_enter(self) -> bool:
         """Tell whether a read may begin now; False: wait for a fork, or for reopening."""
-        failpoints.reach(failpoints.ENTERED, self)
+        if failpoints.armed:
+            failpoints.reach(failpoints.ENTERED, self)
         self._require_own_process()
         if self._closed:
             raise StoreError(f"{self.path} is closed")

@@ -316,7 +316,8 @@ class Writer:
                 # Not through SQLAlchemy, which would treat a refusal as a broken connection.
                 driver_of(connection).execute("BEGIN IMMEDIATE")
                 self._transaction = connection.begin()
-                failpoints.reach(failpoints.WRITE_BEGUN, target)
+                if failpoints.armed:
+                    failpoints.reach(failpoints.WRITE_BEGUN, target)
                 target.require_same_schema(connection)
                 self._observer = target.observer
                 self._observer.begun(connection)

@@ -269,7 +269,8 @@ class Execution:
         self.clean = self._termination is None or not self._termination.killed
         stays = self.clean and not self._shutdown.requested and not self._channel.dead
         self._channel.post(messages.ENDED, self._request.token, self._identity.pid if stays else 0)
-        failpoints.reach(failpoints.ENDED_TOLD)
+        if failpoints.armed:
+            failpoints.reach(failpoints.ENDED_TOLD)
 
     # --- before the command ---
 
@@ -296,7 +297,8 @@ class Execution:
             write()
 
         stopped = self._stopped_unstarted()
-        failpoints.reach(failpoints.STOP_READ)
+        if failpoints.armed:
+            failpoints.reach(failpoints.STOP_READ)
         if stopped:
             return False
         try:
@@ -304,7 +306,7 @@ class Execution:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
-        if recorded:
+        if recorded and failpoints.armed:
             failpoints.reach(failpoints.RUN_WRITTEN)
         return recorded
 
@@ -341,7 +343,8 @@ class Execution:
         except spawn.StartError as error:
             self._fail(error)
             return
-        failpoints.reach(failpoints.FORKED)
+        if failpoints.armed:
+            failpoints.reach(failpoints.FORKED)
         self._tree = self._machine.tree(child)
         self._termination = Termination(
             self._tree,
@@ -381,7 +384,8 @@ class Execution:
         complete = True
         if tree is not None and termination is not None and not termination.complete:
             if tree.reap():
-                failpoints.reach(failpoints.MAIN_REAPED)
+                if failpoints.armed:
+                    failpoints.reach(failpoints.MAIN_REAPED)
                 self._note_main_end(termination, now)
             if tree.left:
                 termination.advance(now)
@@ -480,7 +484,8 @@ class Execution:
             if not self._spool.flush() and self._machine.monotonic() - begun > _RECORD_FOR:
                 self._spool.drop_unwritable()
         record = self._verdict()
-        failpoints.reach(failpoints.BEFORE_EXIT)
+        if failpoints.armed:
+            failpoints.reach(failpoints.BEFORE_EXIT)
 
         def write() -> None:
             # A living host soon commits all of it to the database, which is durable. Without a
@@ -489,11 +494,12 @@ class Execution:
                 self._spool.sync()
             job_directory.write_exit(self._request.directory, record, sync=self._channel.dead)
 
-        if (yield from self._record_end(write)):
+        if (yield from self._record_end(write)) and failpoints.armed:
             failpoints.reach(failpoints.EXIT_WRITTEN)
         # Unlock, not just close: a child may still have a copy of the descriptor.
         job_directory.unlock(self._request.lock, job_directory.ALL)
-        failpoints.reach(failpoints.UNLOCKED)
+        if failpoints.armed:
+            failpoints.reach(failpoints.UNLOCKED)
 
     def _verdict(self) -> job_directory.ExitRecord:
         spool = self._spool
@@ -591,7 +597,8 @@ class Execution:
         self._report = -1
         if self._failure is None and self._tree is not None:
             self._notices.started(self._tree.main)
-            failpoints.reach(failpoints.STARTED_TOLD)
+            if failpoints.armed:
+                failpoints.reach(failpoints.STARTED_TOLD)
 
 
 def _nothing() -> None:

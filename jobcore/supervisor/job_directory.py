@@ -406,7 +406,8 @@ def remove(name: str, directory: int, *, parent: int, host: object = None) -> No
     """
     gone = f"{GONE}{name}-{os.urandom(4).hex()}"
     os.rename(name, gone, src_dir_fd=parent, dst_dir_fd=parent)
-    failpoints.reach(failpoints.DIRECTORY_RENAMED, host)
+    if failpoints.armed:
+        failpoints.reach(failpoints.DIRECTORY_RENAMED, host)
     empty(directory)
     os.rmdir(gone, dir_fd=parent)
 

@@ -96,13 +96,15 @@ def accept(received: ReceivedRequest) -> Request | None:
     try:
         lock = job_directory.open_lock(received.directory)
         if job_directory.try_lock(lock, job_directory.RUNNING):
-            failpoints.reach(failpoints.LOCK_TAKEN)
+            if failpoints.armed:
+                failpoints.reach(failpoints.LOCK_TAKEN)
             preparing, running = job_directory.spans_of(received.token)
             job_directory.try_lock(lock, running)
             # Unlock, not just close: forks of the host may have copies of the descriptor.
             job_directory.unlock(received.lock, job_directory.PREPARING)
             job_directory.unlock(received.lock, preparing)
-            failpoints.reach(failpoints.BYTE_0_RELEASED)
+            if failpoints.armed:
+                failpoints.reach(failpoints.BYTE_0_RELEASED)
             fields = _read(received.body)
             if fields["version"] > PROTOCOL_VERSION:
                 raise NewerProtocol(fields["version"])

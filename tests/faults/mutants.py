@@ -156,7 +156,8 @@ MUTANTS = (
     Mutant(
         "stop requests are served before what has ended is reaped",
         "supervisor/execution.py",
-        "            if tree.reap():\n                failpoints.reach(failpoints.MAIN_REAPED)\n"
+        "            if tree.reap():\n                if failpoints.armed:\n"
+        "                    failpoints.reach(failpoints.MAIN_REAPED)\n"
         "                self._note_main_end(termination, now)\n"
         "            if tree.left:\n                termination.advance(now)\n",
         "            termination.advance(now)\n            if tree.reap():\n"
