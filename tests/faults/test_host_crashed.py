@@ -420,7 +420,7 @@ def test_a_thread_that_does_not_end_is_named(world, stays, let_go):
     jobs = world.manager()
     job_id = jobs.create_job("STAYS").id
     assert stays.inside.wait(60)
-    with pytest.raises(AssertionError, match=r"jobcore-dispatcher in Dispatcher\._prepare"):
+    with pytest.raises(AssertionError, match=r"jobcore-dispatcher in Launch\._fill"):
         crash(jobs, timeout=0.01)
     assert not jobs._database.closed
     stays.out.set()
