@@ -1,21 +1,19 @@
-"""Opens connections to the file, keeps spare ones for readers, and discards broken ones."""
+"""Opens connections to the file, and discards broken ones."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobcore.embedding import telemetry
-from jobcore.embedding.interrupts import Lock
-from jobcore.embedding.worker import handed_over
 from jobcore.storage.statement import driver_of
-from jobcore.tuning import RECORDED_CURSORS, SPARE_CONNECTIONS
+from jobcore.tuning import RECORDED_CURSORS
 
 #: Each pragma of a connection, with its reason.
 PRAGMAS = (
@@ -86,103 +84,6 @@ class SqliteConnection(sqlite3.Connection):
             cursor = reference()
             if cursor is not None:
                 cursor.close()
-
-
-class Slot:
-    """
-    A place for a connection, lent to one reader at a time.
-
-    Attributes:
-        number: Its index among all slots.
-        connection: SQLAlchemy's connection; None: there is none now.
-        holder: The reader that has it, under the only key, "". A dict, because its
-            `setdefault` decides in one atomic operation who gets the slot.
-    """
-
-    __slots__ = ("connection", "holder", "number")
-
-    def __init__(self, number: int, holder: object) -> None:
-        self.number = number
-        self.connection: Connection | None = None
-        self.holder: dict[str, object] = {"": holder}
-
-    def is_lent_to(self, reader: object) -> bool:
-        """Tell whether this reader has the slot. If so, only that reader can give it back."""
-        return self.holder.get("") is reader
-
-    def drop(self) -> None:
-        """Close the connection, whatever state it is in, then free the slot."""
-        if self.connection is not None:
-            throw_away(self.connection)
-            self.connection = None
-        self.holder.clear()
-
-
-class SpareConnections:
-    """
-    Connections for readers.
-
-    This does not use SQLAlchemy's pools, for three reasons. Their threads wait in a
-    `Condition`, which a Ctrl-C can leave locked. An exception from a signal handler while
-    a connection is taken back is logged and dropped. And lending a connection costs more
-    than a short read. Here a connection stays in its slot while it is lent, so none is
-    lost when the reader is interrupted.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._slots: list[Slot] = []
-        self._closed = False
-        self._tidying = Lock()
-
-    def lend(self, reader: object) -> Slot:
-        """Return a slot with a connection that is not in a transaction."""
-        for slot in self._slots:
-            if slot.holder.setdefault("", reader) is reader:
-                break
-        else:
-            slot = Slot(len(self._slots), reader)
-            self._slots.append(slot)
-        if slot.connection is None:
-            self._fill(slot)
-        return slot
-
-    @handed_over
-    def _fill(self, slot: Slot) -> None:
-        slot.connection = self._engine.connect()
-
-    def take_back(self, slot: Slot) -> None:
-        """Keep the connection for the next reader if it is intact and the slot is a spare one."""
-        connection = slot.connection
-        if (
-            self._closed
-            or slot.number >= SPARE_CONNECTIONS
-            or connection is None
-            or connection.closed
-            or connection.invalidated
-            or connection.in_transaction()
-            or driver_of(connection).in_transaction
-        ):
-            slot.drop()
-        else:
-            slot.holder.clear()
-
-    def tidy(self, is_present: Callable[[object], bool]) -> None:
-        """Close the connections of readers that are no longer present."""
-        with self._tidying:
-            for slot in self._slots:
-                holder = slot.holder.get("")
-                if holder is None or is_present(holder):
-                    continue
-                if slot.is_lent_to(holder):  # it has not left in the meantime
-                    slot.drop()
-
-    def close(self) -> None:
-        """Close the connections that are not lent; the others are closed when taken back."""
-        self._closed = True
-        for slot in self._slots:
-            if slot.holder.setdefault("", self) is self:
-                slot.drop()
 
 
 def uri_of(path: str, mode: str) -> str:

@@ -2,7 +2,7 @@
 An open database file: its transactions, and how forks, closes and interrupts affect them.
 
 Supporting another SQL engine would need changes only here, in the modules that this one
-uses (`connections`, `checkpointer`, `change_counter`, `error_mapping`, `schema`) and in
+uses (`reading`, `connections`, `checkpointer`, `error_mapping`, `schema`) and in
 `doctor`.
 """
 
@@ -19,30 +19,25 @@ from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from jobcore.embedding import failpoints, forking, telemetry
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
-    DatabaseGone,
     NotAJobcoreDatabase,
     SchemaTooNew,
     StoreError,
 )
 from jobcore.storage import filesystem, permissions, schema
-from jobcore.storage.change_counter import ChangeCounter
 from jobcore.storage.checkpointer import Checkpointer
 from jobcore.storage.connections import (
-    SpareConnections,
     SqliteConnection,
     connect,
     keep_for_ever,
     uri_of,
 )
 from jobcore.storage.damage import unchangeable
-from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
-from jobcore.storage.readers import Readers, Reading, Use
+from jobcore.storage.reading import Readers, Reading, SpareConnections, Use
 from jobcore.storage.statement import driver_of
 from jobcore.storage.writer import NO_OBSERVER, Observer, Writer
 from jobcore.tuning import FORK_IN_READ_PATIENCE, LOOK_FIRST, LOOK_LONGEST, RENEW_PATIENCE
@@ -73,7 +68,6 @@ class Database(forking.ForkAware):
     """
 
     _engine: Engine
-    _spares: SpareConnections
     _closes_inside: bool
 
     def __init__(
@@ -104,13 +98,15 @@ class Database(forking.ForkAware):
                 raise NotAJobcoreDatabase(f"there is no database {self.path}")
         except OSError as error:
             raise filesystem.typed(self.path, error) from error
-        self._identity = self._identify()
-        self._closed = False
+        self._readers = Readers(
+            self.path, self, self._connect, self._renew, self._close_connections
+        )
+        self.typed_errors = self._readers.typed_errors
+        self.require_same_file = self._readers.require_same_file
         self._runs_jobs = runs_jobs
         self.observer = NO_OBSERVER
         self.late_events: list[telemetry.Event] = []
         self._writer = Writer(self)
-        self._commits = ChangeCounter(self._connect)
         self._checkpointer = Checkpointer(self.path, self._connect)
         self._reset()
         forking.GATE.watch(self)
@@ -133,11 +129,7 @@ class Database(forking.ForkAware):
         Raises:
             DatabaseGone: The file was removed or replaced, so its content would be stale.
         """
-        return Reading(self._readers, self._lend, self.typed_errors)
-
-    def _lend(self) -> SpareConnections:
-        self.require_same_file()
-        return self._spares
+        return Reading(self._readers)
 
     def write(
         self,
@@ -237,19 +229,18 @@ class Database(forking.ForkAware):
 
     def committed(self) -> None:
         """Wake the threads that wait for commits."""
-        self._commits.announce()
+        self._readers.commits.announce()
 
     def after_commits(self) -> None:
         """Close connections of interrupted reads, and run a checkpoint if one is due."""
-        self._tidy()
+        self._readers.tidy()
         self._checkpoint_if_due()
 
     def at_rest(self) -> None:
         """Finish a `close` that was called in the middle of a transaction."""
         if self._closes_inside:
             self._closes_inside = False
-            self._closes_behind = True
-            self._left()
+            self._readers.close_behind()
 
     def _log_late_events(self) -> None:
         """Log the events of the writer that belong to no caller."""
@@ -261,25 +252,11 @@ class Database(forking.ForkAware):
 
     # --- whose file it is --------------------------------------------------------
 
-    def require_same_file(self) -> None:
-        """Raise `DatabaseGone` unless the file is still the one that was opened."""
-        if self._identify() != self._identity:
-            raise DatabaseGone(f"{self.path} was replaced while it was open")
-
     def require_same_schema(self, connection: Connection) -> None:
         """Raise `SchemaTooNew` if a newer jobcore has migrated the file."""
         (version,) = driver_of(connection).execute("PRAGMA user_version").fetchone()
         if version != schema.VERSION:
             raise SchemaTooNew(f"{self.path} was migrated to schema version {version} meanwhile")
-
-    def _identify(self) -> tuple[int, int]:
-        try:
-            facts = os.stat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise DatabaseGone(f"{self.path} was removed while it was open") from None
-        except OSError as error:
-            raise filesystem.typed(self.path, error) from error
-        return facts.st_dev, facts.st_ino
 
     # --- waiting for commits --------------------------------------------------
 
@@ -291,23 +268,11 @@ class Database(forking.ForkAware):
             within: Accept a value that another thread read at most so many seconds ago, if
                 this process has committed nothing since. 0: poll the file now.
         """
-        known = self._commits.known_version(within)
-        if known is not None:
-            return known
-        with Use(self._readers), self.typed_errors():
-            self.require_same_file()  # a replaced file would never show another commit
-            found = self._commits.look()
-        self._tidy()
-        return found
-
-    def _tidy(self) -> None:
-        """Close the connections of interrupted reads."""
-        self._readers.present()
-        self._spares.tidy(self._readers.is_present)
+        return self._readers.version(within)
 
     def known_version(self, within: float) -> int | None:
         """Return the version polled in the last `within` seconds, or None; never wait."""
-        return self._commits.known_version(within)
+        return self._readers.commits.known_version(within)
 
     def wait_for_change(self, seen: int, timeout: float, pause: float = LOOK_FIRST) -> int:
         """
@@ -322,12 +287,12 @@ class Database(forking.ForkAware):
         """
         deadline = time.monotonic() + timeout
         while True:
-            count = self._commits.count
+            count = self._readers.commits.count
             now = self.version(LOOK_FIRST)
             remaining = deadline - time.monotonic()
             if now != seen or remaining <= 0:
                 return now
-            self._commits.wait(count, min(pause, remaining))
+            self._readers.commits.wait(count, min(pause, remaining))
             pause = min(pause * 2, LOOK_LONGEST)
 
     # --- checkpoints ----------------------------------------------------------
@@ -360,7 +325,7 @@ class Database(forking.ForkAware):
         If the calling thread is itself in a read or a transaction (a signal handler or a
         finaliser may call this), the connections are closed when that has ended.
         """
-        self._closed = True
+        self._readers.closed = True
         if self._writer.is_inside():
             self._closes_inside = True  # a finaliser inside a transaction; `at_rest` finishes this
             self._writer.close_soon()
@@ -368,37 +333,31 @@ class Database(forking.ForkAware):
         self._writer.close(self.busy_timeout + 5.0)
         self._readers.wait(self.busy_timeout + 5.0)
         if self._readers.present():
-            self._closes_behind = True
-            self._left()  # the last reader may have left before the flag was set
+            self._readers.close_behind()
         else:
             self._close_connections()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._readers.closed
 
     def _close_connections(self) -> None:
-        self._commits.close()
+        self._readers.commits.close()
         self._writer.close_connection()
-        self._spares.close()
+        self._readers.spares.close()
         # Connections in use are closed when they are given back.
-        self._spares = SpareConnections(self._engine)
+        self._readers.spares = SpareConnections(self._engine)
         if not self._readers.present():
             for connection in list(self._opened):
                 connection.abandon()  # an interrupted reader did not give it back
 
     def _reset(self) -> None:
-        self._readers = Readers(self._may_enter, self._left)
-        self._closes_behind = False  # the last reader to leave closes the connections
         self._closes_inside = False  # `close` was called in the middle of a transaction
-        self._fork_pending = False
-        self._renew_by = 0.0  # monotonic time by which to reopen all connections; 0: no need
-        self._pid = os.getpid()
         self._writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()
-        self._spares = SpareConnections(self._engine)
+        self._readers.reset(self._engine)
 
     def _make_engine(self) -> Engine:
         from jobcore.storage import dialect  # noqa: PLC0415 - loaded with the first connection, not at import
@@ -406,7 +365,7 @@ class Database(forking.ForkAware):
         return dialect.make_engine(partial(_connect_for, weakref.ref(self)))
 
     def _connect(self) -> SqliteConnection:
-        if self._identity in _UNSAFE:
+        if self._readers.identity in _UNSAFE:
             raise StoreError(
                 f"{self.path}: this process was forked in the middle of a transaction; "
                 "open the database in a process of its own"
@@ -473,37 +432,15 @@ class Database(forking.ForkAware):
         """Raise `StoreError`, or its subclass `DatabaseBusy`, if no write may begin now."""
         if failpoints.armed:
             failpoints.reach(failpoints.ENTERED, self)
-        self._require_own_process()
-        if self._fork_pending and forking.GATE.is_forking():
+        self._readers.require_own_process()
+        if self._readers.fork_pending and forking.GATE.is_forking():
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
-        if self._closed:
+        if self._readers.closed:
             raise StoreError(f"{self.path} is closed")
 
     def is_of_this_process(self) -> bool:
         """Tell whether this process opened the database, and not a parent that C code forked."""
-        return os.getpid() == self._pid
-
-    def _require_own_process(self) -> None:
-        """Raise in a child forked by C code, which has copies of the parent's connections."""
-        if not self.is_of_this_process():
-            raise StoreError(
-                f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
-                "workers are: open the database after the fork (uWSGI: `lazy-apps = true`)"
-            )
-
-    def _may_enter(self) -> bool:
-        """Tell whether a read may begin now; False: wait for a fork, or for reopening."""
-        if failpoints.armed:
-            failpoints.reach(failpoints.ENTERED, self)
-        self._require_own_process()
-        if self._closed:
-            raise StoreError(f"{self.path} is closed")
-        if self._fork_pending and forking.GATE.is_forking():
-            # A signal handler or another fork hook. The fork waits for it, so it must not wait.
-            raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
-        if self._renew_by and not self._fork_pending:
-            self._renew()
-        return not (self._fork_pending or self._renew_by)
+        return self._readers.is_of_this_process()
 
     def _renew(self) -> None:
         """
@@ -513,7 +450,7 @@ class Database(forking.ForkAware):
         this process holds it, because the system refused to unlock it, SQLite drops the lock
         with the last connection.
         """
-        if self._readers.others() and time.monotonic() < self._renew_by:
+        if self._readers.others() and time.monotonic() < self._readers.renew_by:
             return
         try:
             self._writer.between(self.open_anew, patience=RENEW_PATIENCE)
@@ -522,12 +459,7 @@ class Database(forking.ForkAware):
                 logging.INFO, "connections not renewed", path=self.path, error=str(error)
             )
         finally:
-            self._renew_by = 0.0
-
-    def _left(self) -> None:
-        if self._closes_behind and not self._readers.present():
-            self._closes_behind = False
-            self._close_connections()
+            self._readers.renew_by = 0.0
 
     def before_fork(self) -> None:
         """
@@ -540,7 +472,7 @@ class Database(forking.ForkAware):
         commits of the child are lost. If no connection is open during the fork, the table
         is empty.
         """
-        self._fork_pending = True
+        self._readers.fork_pending = True
         patience = self.busy_timeout + 5.0
         rests = self._writer.park(patience)
         # A signal handler may fork in the middle of a read of this thread. That read cannot
@@ -551,17 +483,17 @@ class Database(forking.ForkAware):
 
     def after_fork_in_parent(self) -> None:
         """Allow transactions again. Connections are opened when needed."""
-        self._fork_pending = False
-        if not self._closed:
+        self._readers.fork_pending = False
+        if not self._readers.closed:
             self._writer.resume()
 
     def after_fork_in_child(self) -> None:
         """Reset all state. Connections that the parent could not close are leaked, not closed."""
         left_open = [connection for connection in self._opened if connection.is_open]
         if left_open:
-            _UNSAFE.add(self._identity)
+            _UNSAFE.add(self._readers.identity)
             keep_for_ever(left_open)
-        self._commits.reset()
+        self._readers.commits.reset()
         self._reset()
 
     # --- errors ---------------------------------------------------------------
@@ -573,36 +505,6 @@ class Database(forking.ForkAware):
                 raise error
         except Exception as typed:  # noqa: BLE001 - it is returned
             return typed
-
-    @contextmanager
-    def typed_errors(self) -> Iterator[None]:
-        """Turn errors of SQLite into jobcore's exceptions."""
-        try:
-            yield
-        except (DBAPIError, sqlite3.Error) as error:
-            reason = getattr(error, "orig", None) or error
-            found = diagnose(reason, self.path)
-            if LOCK_REMAINS in str(reason):
-                self._renew_by = time.monotonic() + RENEW_PATIENCE
-            if type(found) is StoreError and self._is_gone():
-                # It was removed after `require_same_file`, so SQLite could not open it.
-                raise DatabaseGone(f"{found}: it was removed or replaced meanwhile") from error
-            raise found from error
-        except UnicodeDecodeError as error:
-            # Only damage puts invalid UTF-8 into names, texts or SQLite's own messages.
-            raise DatabaseCorrupt(
-                f"{self.path}: it contains text that is not UTF-8: {error}"
-            ) from error
-
-    def _is_gone(self) -> bool:
-        """Tell whether the file was removed or replaced; False also if that cannot be checked."""
-        try:
-            self.require_same_file()
-        except DatabaseGone:
-            return True
-        except StoreError:
-            pass
-        return False
 
 
 def _connect_for(reference: weakref.ref[Database]) -> SqliteConnection:

@@ -40,7 +40,7 @@ class Dialect(_Alone, SQLiteDialect_pysqlite):
 
 
 class _Pool(_Alone, NullPool):
-    """A pool that keeps no connections; `connections.SpareConnections` does that."""
+    """A pool that keeps no connections; `reading.SpareConnections` does that."""
 
 
 class _Connection(_Alone, Connection):

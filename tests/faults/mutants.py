@@ -371,15 +371,15 @@ MUTANTS = (
     ),
     Mutant(
         "the database file is opened and closed beside SQLite",
-        "storage/database.py",
+        "storage/reading.py",
         "            facts = os.stat(self.path)\n",
         "            os.close(os.open(self.path, os.O_RDONLY))\n            facts = os.stat(self.path)\n",
         (DATABASE,),
     ),
     Mutant(
         "a replaced database is written to",
-        "storage/database.py",
-        "        if self._identify() != self._identity:\n",
+        "storage/reading.py",
+        "        if self._identify() != self.identity:\n",
         "        if False:\n",
         (DATABASE,),
     ),

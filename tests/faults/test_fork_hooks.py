@@ -118,7 +118,7 @@ def interrupt(place):
         signal.raise_signal(signal.SIGUSR1)
 
 def last():
-    told.append(GATE.is_mine and GATE.is_forking() and jobs._database._fork_pending)
+    told.append(GATE.is_mine and GATE.is_forking() and jobs._database._readers.fork_pending)
 
 class Owner:
     def before_fork(self):
@@ -205,7 +205,7 @@ def test_fork_in_the_middle_of_a_read_does_not_wait_for_those_who_wait_for_it(da
         """
 import os, sys, threading
 from jobcore import JobManager
-from jobcore.storage.change_counter import ChangeCounter
+from jobcore.storage.reading import ChangeCounter
 from tests.processes import until
 
 jobs = JobManager(sys.argv[1], slots=0, busy_timeout=1000)

@@ -24,7 +24,7 @@ from jobcore.engine.dispatcher import Dispatcher
 from jobcore.engine.recovery import Recovery
 from jobcore.operations import waiting
 from jobcore.operations.waiting import Waiter
-from jobcore.storage import change_counter
+from jobcore.storage import reading
 from jobcore.storage.database import Database
 from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
@@ -273,7 +273,7 @@ def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
     until(lambda: len(set(lookers)) == 50, "the first look of each")
     moments = [time.monotonic()]  # however slow the machine is, as much passes as is said here
     with monkeypatch.context() as held:
-        for module in (waiting, change_counter):
+        for module in (waiting, reading):
             still = SimpleNamespace(monotonic=lambda: moments[-1], sleep=time.sleep)
             held.setattr(module, "time", still)
         begun = None

@@ -1292,7 +1292,7 @@ def test_close_waits_for_transactions(database, opened):
     writer.start()
     inside.wait(PATIENCE)
     closer.start()
-    until(lambda: opened._closed, "the call of close")
+    until(lambda: opened.closed, "the call of close")
     go_on.set()
     join(writer)
     join(closer)
@@ -1401,7 +1401,7 @@ def test_lock_that_sqlite_cannot_get_past_is_dropped_with_all_connections(opened
     def refused():
         raise sqlite3.OperationalError("locking protocol")  # after ten seconds
 
-    monkeypatch.setattr(opened._commits, "look", refused)
+    monkeypatch.setattr(opened._readers.commits, "look", refused)
     with pytest.raises(DatabaseBusy, match="locking protocol"):
         opened.version()
     monkeypatch.undo()

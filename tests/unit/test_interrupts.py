@@ -21,8 +21,8 @@ from jobcore.embedding.worker import DIRECTORY_WORKER
 from jobcore.engine.importer import Importer
 from jobcore.engine.recovery import Recovery
 from jobcore.operations.lookup import require_job
-from jobcore.storage.connections import SpareConnections
 from jobcore.storage.database import Database
+from jobcore.storage.reading import SpareConnections
 from tests.opcodes import every_bytecode, handler_at_every_bytecode
 from tests.processes import PATIENCE, descriptors, in_child, until
 

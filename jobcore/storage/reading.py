@@ -1,0 +1,530 @@
+"""
+The reads of an open database file: which may begin, which run now, and their connections.
+
+A read runs in the calling thread. An unexpected exception discards its connection. Each
+read registers itself with the frame of its caller, by one dictionary operation. So an
+interrupt can leave no lock held; and a read that could not remove itself is recognised,
+because its caller's frame is no longer running.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+from sqlalchemy import Connection, Engine, RootTransaction
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from jobcore.embedding import failpoints
+from jobcore.embedding.forking import GATE
+from jobcore.embedding.interrupts import Bell, Lock, is_over
+from jobcore.embedding.worker import handed_over
+from jobcore.errors import (
+    DatabaseBusy,
+    DatabaseCorrupt,
+    DatabaseGone,
+    JobcoreError,
+    StoreError,
+)
+from jobcore.storage import filesystem
+from jobcore.storage.connections import SqliteConnection, throw_away
+from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
+from jobcore.storage.statement import driver_of
+from jobcore.tuning import READ_PAUSE, RENEW_PATIENCE, SPARE_CONNECTIONS
+
+#: Errors after which a connection can be used again. After any other exception, such as
+#: KeyboardInterrupt, a statement may be half done.
+EXPECTED = (JobcoreError, DBAPIError)
+
+
+class Use:
+    """One registered call inside a database. Forks and closes wait until it has left."""
+
+    __slots__ = ("_readers", "thread")
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+        self.thread = _thread.get_ident()
+
+    def __enter__(self) -> None:
+        """Register the call that contains the `with` statement."""
+        self._readers.enter(self, sys._getframe(1))  # noqa: SLF001 - the frame of that call
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the call from the register."""
+        self._readers.leave(self)
+
+
+class Reading:
+    """
+    A read transaction.
+
+    Args:
+        readers: The register for it.
+    """
+
+    __slots__ = ("_readers", "_slot", "_spares", "_transaction", "_use")
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+        self._use = Use(readers)
+        self._spares: SpareConnections | None = None
+        self._slot: Slot | None = None
+        self._transaction: RootTransaction | None = None
+
+    def __enter__(self) -> Connection:
+        """Begin the transaction."""
+        before = sys.exc_info()[1]
+        self._readers.enter(self._use, sys._getframe(1))  # noqa: SLF001 - as above
+        try:
+            with self._readers.typed_errors():
+                self._readers.require_same_file()
+                self._spares = self._readers.spares
+                self._slot = self._spares.lend(self._use)
+                connection = self._slot.connection
+                if connection is None:
+                    raise StoreError("the connection was closed while it was being lent")
+                # Begin explicitly: statements that bypass SQLAlchemy would not begin it.
+                self._transaction = connection.begin()
+        except BaseException as failure:  # noqa: BLE001 - raised on unchanged
+            self._give_up()
+            raise _first(failure, before)  # noqa: B904 - raised on unchanged
+        return connection
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the transaction. The connection is kept unless an unexpected error occurred."""
+        before = sys.exc_info()[1]
+        try:
+            with self._readers.typed_errors():
+                self._end(error)
+        except BaseException as failure:
+            self._give_up()
+            if failure is error:
+                raise
+            raise _first(failure, before)  # noqa: B904 - raised on as it is
+        self._readers.leave(self._use)
+
+    def _end(self, error: BaseException | None) -> None:
+        transaction = self._transaction
+        if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
+            raise error.orig or error  # raised by a signal handler, wrapped by SQLAlchemy
+        if error is not None and not isinstance(error, EXPECTED):
+            raise error
+        if self._slot is None or transaction is None or self._spares is None:
+            return
+        if transaction.is_active:
+            transaction.rollback() if error is not None else transaction.commit()
+        self._spares.take_back(self._slot)
+        if error is not None:
+            self._readers.leave(self._use)
+            raise error
+
+    def _give_up(self) -> None:
+        # An interrupt may come after the slot was given back, when another reader may have it.
+        if self._slot is not None and self._slot.is_lent_to(self._use):
+            self._slot.drop()
+        self._readers.leave(self._use)
+
+
+def _first(failure: BaseException, before: BaseException | None) -> BaseException:
+    """
+    Return the exception that interrupted SQLAlchemy, which may be masked by an AssertionError.
+
+    SQLAlchemy's `finally` blocks raise that error when they are interrupted. `before` is the
+    exception that was being handled when the call began, so it is not the interruption.
+    """
+    interruption = failure.__context__
+    if not isinstance(failure, AssertionError) or interruption is None or interruption is before:
+        return failure
+    return interruption
+
+
+class Slot:
+    """
+    A place for a connection, lent to one reader at a time.
+
+    Attributes:
+        number: Its index among all slots.
+        connection: SQLAlchemy's connection; None: there is none now.
+        holder: The reader that has it, under the only key, "". A dict, because its
+            `setdefault` decides in one atomic operation who gets the slot.
+    """
+
+    __slots__ = ("connection", "holder", "number")
+
+    def __init__(self, number: int, holder: object) -> None:
+        self.number = number
+        self.connection: Connection | None = None
+        self.holder: dict[str, object] = {"": holder}
+
+    def is_lent_to(self, reader: object) -> bool:
+        """Tell whether this reader has the slot. If so, only that reader can give it back."""
+        return self.holder.get("") is reader
+
+    def holders(self) -> list[object]:
+        """Return the reader that has the slot, in a list that is empty if there is none."""
+        return list(self.holder.values())
+
+    def drop(self) -> None:
+        """Close the connection, whatever state it is in, then free the slot."""
+        if self.connection is not None:
+            throw_away(self.connection)
+            self.connection = None
+        self.holder.clear()
+
+
+class SpareConnections:
+    """
+    Connections for readers.
+
+    This does not use SQLAlchemy's pools, for three reasons. Their threads wait in a
+    `Condition`, which a Ctrl-C can leave locked. An exception from a signal handler while
+    a connection is taken back is logged and dropped. And lending a connection costs more
+    than a short read. Here a connection stays in its slot while it is lent, so none is
+    lost when the reader is interrupted.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._slots: list[Slot] = []
+        self._closed = False
+        self._tidying = Lock()
+
+    def lend(self, reader: object) -> Slot:
+        """Return a slot with a connection that is not in a transaction."""
+        for slot in self._slots:
+            if slot.holder.setdefault("", reader) is reader:
+                break
+        else:
+            slot = Slot(len(self._slots), reader)
+            self._slots.append(slot)
+        if slot.connection is None:
+            self._fill(slot)
+        return slot
+
+    @handed_over
+    def _fill(self, slot: Slot) -> None:
+        slot.connection = self._engine.connect()
+
+    def take_back(self, slot: Slot) -> None:
+        """Keep the connection for the next reader if it is intact and the slot is a spare one."""
+        connection = slot.connection
+        if (
+            self._closed
+            or slot.number >= SPARE_CONNECTIONS
+            or connection is None
+            or connection.closed
+            or connection.invalidated
+            or connection.in_transaction()
+            or driver_of(connection).in_transaction
+        ):
+            slot.drop()
+        else:
+            slot.holder.clear()
+
+    def tidy(self, is_present: Callable[[object], bool]) -> None:
+        """Close the connections of readers that are no longer present."""
+        if any(not is_present(holder) for slot in self._slots for holder in slot.holders()):
+            with self._tidying:
+                for slot in self._slots:
+                    for holder in slot.holders():
+                        # The second question: it has not left in the meantime.
+                        if not is_present(holder) and slot.is_lent_to(holder):
+                            slot.drop()
+
+    def close(self) -> None:
+        """Close the connections that are not lent; the others are closed when taken back."""
+        self._closed = True
+        for slot in self._slots:
+            if slot.holder.setdefault("", self) is self:
+                slot.drop()
+
+
+class ChangeCounter:
+    """
+    The commits to one file, as all threads of a process see them.
+
+    The writer of this process announces its own commits. Commits of other processes are
+    found by polling `PRAGMA data_version` on a separate connection that reads no table.
+    """
+
+    def __init__(self, connect: Callable[[], SqliteConnection]) -> None:
+        self._connect = connect
+        self._version = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset all state, as in a forked child: no thread polls and no thread waits."""
+        self._looking = Lock()
+        self._committed = Bell()
+        self.count = 0  # commits of this process
+        self._last = 0.0  # monotonic time of the last of them
+        self._looked = (0.0, 0)  # monotonic time of the last poll, and the version it saw
+        self._watch: SqliteConnection | None = None
+        self._base = 0  # added to the data_version of the polling connection
+
+    def known_version(self, within: float) -> int | None:
+        """
+        Return the version polled in the last `within` seconds; None: there was no such poll.
+
+        This takes no lock and touches no file. So an event loop can call it, and a
+        hundred waiters share one poll.
+        """
+        looked, version = self._looked
+        fresh = looked > self._last and time.monotonic() - looked < within
+        return version if fresh else None
+
+    def look(self) -> int:
+        """Poll the file and return its version, which differs after every commit."""
+        with self._looking:
+            now = time.monotonic()  # before the poll, so that a later commit makes it stale
+            watch = self._watch or self._open_watch()
+            (number,) = watch.execute("PRAGMA data_version").fetchone()
+            self._version = self._base + number
+            self._looked = now, self._version
+            return self._version
+
+    @handed_over
+    def _open_watch(self) -> SqliteConnection:
+        watch = self._connect()
+        (number,) = watch.execute("PRAGMA data_version").fetchone()
+        # Each connection has its own data_version. After a fork there may have been
+        # commits, so this starts with a version that was never returned before.
+        self._base = self._version + 1 - number
+        self._watch = watch
+        return watch
+
+    def announce(self) -> None:
+        """Record a commit of this process, and wake the waiting threads."""
+        self._last = time.monotonic()
+        self.count += 1
+        self._committed.ring()
+
+    def wait(self, count: int, seconds: float) -> None:
+        """Wait until `self.count` differs from `count`, for at most `seconds`."""
+        self._committed.wait(lambda: self.count != count, seconds)
+
+    def close(self) -> None:
+        """Close the polling connection; the next poll opens a new one."""
+        with self._looking:
+            self._looked = (0.0, 0)  # so that waiters poll again, and notice a close or a fork
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
+
+
+class Readers:
+    """
+    The calls that read an open database file, and what they share.
+
+    Attributes:
+        closed: Whether the database was closed, so that no read may begin.
+        fork_pending: Whether reads must wait for a fork.
+        renew_by: Monotonic time by which to reopen all connections; 0: there is no need.
+        spares: The connections for readers.
+        commits: Finds the commits of all processes.
+
+    Args:
+        path: The path of the file.
+        host: The database, for failpoints.
+        connect: Returns a new connection.
+        renew: Reopens every connection once no other thread reads.
+        close_connections: Closes every connection.
+    """
+
+    spares: SpareConnections
+
+    def __init__(
+        self,
+        path: str,
+        host: object,
+        connect: Callable[[], SqliteConnection],
+        renew: Callable[[], None],
+        close_connections: Callable[[], None],
+    ) -> None:
+        self.path = path
+        self.identity = self._identify()
+        self.closed = False
+        self.commits = ChangeCounter(connect)
+        self._host = host
+        self._renew = renew
+        self._close_connections = close_connections
+
+    def reset(self, engine: Engine) -> None:
+        """Reset all state, at the beginning and in a forked child."""
+        self._closes_behind = False
+        self.fork_pending = False
+        self.renew_by = 0.0
+        self.spares = SpareConnections(engine)
+        self._pid = os.getpid()
+        self._uses: dict[Use, FrameType] = {}
+
+    # --- which reads may begin, and which run now ----------------------------------
+
+    def enter(self, use: Use, frame: FrameType) -> None:
+        """Register a call as soon as reads may begin; `frame` runs for as long as it reads."""
+        while True:
+            # Register first, then ask. A fork or a close does the reverse: it forbids reads
+            # first, then checks the register. So one of the two always sees the other.
+            self._uses[use] = frame
+            try:
+                if self._may_enter():
+                    return
+            except BaseException:
+                self.leave(use)  # not only pop: a close may rely on the last reader to finish it
+                raise
+            self._uses.pop(use, None)
+            time.sleep(READ_PAUSE)
+
+    def leave(self, use: Use) -> None:
+        """Remove a call."""
+        self._uses.pop(use, None)
+        if self._closes_behind:
+            self.close_behind()
+
+    def close_behind(self) -> None:
+        """Close the connections when the last reader has left, which may be now."""
+        self._closes_behind = True  # first: the last reader may leave meanwhile
+        if not self.present():
+            self._closes_behind = False
+            self._close_connections()
+
+    def is_present(self, use: object) -> bool:
+        """Tell whether a call is registered."""
+        return use in self._uses
+
+    def present(self) -> list[Use]:
+        """Return the calls that read now, after removing interrupted ones."""
+        found = []
+        for use, frame in self._uses.copy().items():
+            if is_over(frame):
+                self._uses.pop(use, None)
+            else:
+                found.append(use)
+        return found
+
+    def others(self) -> list[Use]:
+        """Return the calls of other threads. Waiting for one's own would be a deadlock."""
+        me = _thread.get_ident()
+        return [use for use in self.present() if use.thread != me]
+
+    def is_inside(self) -> bool:
+        """Tell whether the calling thread is in the middle of a read."""
+        me = _thread.get_ident()
+        return any(use.thread == me for use in self.present())
+
+    def wait(self, patience: float) -> None:
+        """Wait until no other thread reads, for at most `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while self.others() and time.monotonic() < deadline:
+            time.sleep(READ_PAUSE)
+
+    def _may_enter(self) -> bool:
+        """Tell whether a read may begin now; False: wait for a fork, or for reopening."""
+        if failpoints.armed:
+            failpoints.reach(failpoints.ENTERED, self._host)
+        self.require_own_process()
+        if self.closed:
+            raise StoreError(f"{self.path} is closed")
+        if self.fork_pending and GATE.is_forking():
+            # A signal handler or another fork hook. The fork waits for it, so it must not wait.
+            raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
+        if self.renew_by and not self.fork_pending:
+            self._renew()
+        return not (self.fork_pending or self.renew_by)
+
+    def is_of_this_process(self) -> bool:
+        """Tell whether this process opened the database, and not a parent that C code forked."""
+        return os.getpid() == self._pid
+
+    def require_own_process(self) -> None:
+        """Raise in a child forked by C code, which has copies of the parent's connections."""
+        if not self.is_of_this_process():
+            raise StoreError(
+                f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
+                "workers are: open the database after the fork (uWSGI: `lazy-apps = true`)"
+            )
+
+    # --- the file ------------------------------------------------------------------
+
+    def require_same_file(self) -> None:
+        """Raise `DatabaseGone` unless the file is still the one that was opened."""
+        if self._identify() != self.identity:
+            raise DatabaseGone(f"{self.path} was replaced while it was open")
+
+    def _identify(self) -> tuple[int, int]:
+        try:
+            facts = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DatabaseGone(f"{self.path} was removed while it was open") from None
+        except OSError as error:
+            raise filesystem.typed(self.path, error) from error
+        return facts.st_dev, facts.st_ino
+
+    def version(self, within: float = 0.0) -> int:
+        """
+        Return a number that changes with every commit to the file by any process.
+
+        Args:
+            within: Accept a value that another thread read at most so many seconds ago, if
+                this process has committed nothing since. 0: poll the file now.
+        """
+        known = self.commits.known_version(within)
+        if known is not None:
+            return known
+        with Use(self), self.typed_errors():
+            self.require_same_file()  # a replaced file would never show another commit
+            found = self.commits.look()
+        self.tidy()
+        return found
+
+    def tidy(self) -> None:
+        """Close the connections of interrupted reads."""
+        self.present()
+        self.spares.tidy(self.is_present)
+
+    @contextmanager
+    def typed_errors(self) -> Iterator[None]:
+        """Turn errors of SQLite into jobcore's exceptions."""
+        try:
+            yield
+        except (DBAPIError, sqlite3.Error) as error:
+            reason = getattr(error, "orig", None) or error
+            found = diagnose(reason, self.path)
+            if LOCK_REMAINS in str(reason):
+                self.renew_by = time.monotonic() + RENEW_PATIENCE
+            if type(found) is StoreError and self._is_gone():
+                # It was removed after `require_same_file`, so SQLite could not open it.
+                raise DatabaseGone(f"{found}: it was removed or replaced meanwhile") from error
+            raise found from error
+        except UnicodeDecodeError as error:
+            # Only damage puts invalid UTF-8 into names, texts or SQLite's own messages.
+            raise DatabaseCorrupt(
+                f"{self.path}: it contains text that is not UTF-8: {error}"
+            ) from error
+
+    def _is_gone(self) -> bool:
+        """Tell whether the file was removed or replaced; False also if that cannot be checked."""
+        try:
+            self.require_same_file()
+        except DatabaseGone:
+            return True
+        except StoreError:
+            pass
+        return False
