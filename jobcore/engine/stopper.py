@@ -196,12 +196,12 @@ class Stopper:
                     failpoints.reach(failpoints.STOP_RUNG, self._database)
         except FileNotFoundError:
             if not opened:
-                _signal(run)  # it has ended, or a tool has removed its directory
+                self._signal(run)  # it has ended, or a tool has removed its directory
         except StoreError as error:
             if opened:
                 raise
             # The directory cannot be read. The kernel's list of locks names the supervisor.
-            raise _unreachable(run, error, told=_signal(run), stored=True) from error
+            raise _unreachable(run, error, told=self._signal(run), stored=True) from error
 
     def remind(self, run: Run) -> None:
         """
@@ -242,14 +242,41 @@ class Stopper:
         try:
             with self._directories.open(run.name) as directory:
                 opened = True
-                _write_letter(run, directory, letter)
+                self._write_letter(run, directory, letter)
         except FileNotFoundError:
             if not opened:
-                _signal(run)  # it has ended, or a tool has removed its directory
+                self._signal(run)  # it has ended, or a tool has removed its directory
         except StoreError as error:
-            if opened or not _signal(run):
+            if opened or not self._signal(run):
                 stored = run.stop_requested is not None
                 raise _unreachable(run, error, told=False, stored=stored) from error
+
+    def _write_letter(self, run: Run, directory: int, letter: bytes) -> None:
+        """
+        Write a letter to the supervisor's FIFO; if that fails, send SIGTERM instead.
+
+        SIGTERM replaces only a letter that asks to stop, not the doorbell.
+
+        Raises:
+            OSError: The supervisor was not told.
+        """
+        try:
+            job_directory.ring(directory, letter)
+        except OSError:
+            # On SIGTERM a supervisor ends its job, with the command's own grace.
+            if letter == job_directory.DOORBELL or not self._signal(run):
+                raise
+
+    def _signal(self, run: Run) -> bool:
+        """Send SIGTERM to the supervisor of a job of this directory; tell whether it was sent."""
+        try:
+            # In a copy of the database, the supervisor is the original's.
+            is_here = run.token is not None and self._directories.is_root_of(
+                run.directory_id, same_boot=run.boot_id == filesystem.boot_id()
+            )
+            return is_here and bool(orphans.signal_all(run.token or "", signal.SIGTERM))
+        except (StoreError, OSError):
+            return False  # the directories are gone, or no descriptor is left for looking
 
     def _write_until_true(self, run: Run, directory: int) -> None:
         while True:
@@ -273,7 +300,7 @@ class Stopper:
                 what = f"the stop request for job {run.id} cannot be written"
                 typed = filesystem.typed(what, error)
                 try:
-                    _write_letter(run, directory, letter)
+                    self._write_letter(run, directory, letter)
                 except OSError:
                     raise _unreachable(run, typed, told=False, stored=True) from error
                 raise typed from error
@@ -291,33 +318,6 @@ def _not_running(run: Run) -> JobNotRunning:
     return JobNotRunning(
         run.id, run.status, Trigger.STOP, "cancel_job takes it from the queue" if queued else ""
     )
-
-
-def _write_letter(run: Run, directory: int, letter: bytes) -> None:
-    """
-    Write a letter to the supervisor's FIFO; if that fails, send SIGTERM instead.
-
-    SIGTERM replaces only a letter that asks to stop, not the doorbell.
-
-    Raises:
-        OSError: The supervisor was not told.
-    """
-    try:
-        job_directory.ring(directory, letter)
-    except OSError:
-        # On SIGTERM a supervisor ends its job, with the command's own grace.
-        if letter == job_directory.DOORBELL or not _signal(run):
-            raise
-
-
-def _signal(run: Run) -> bool:
-    """Send SIGTERM to the supervisor, without its directory; tell whether one was reached."""
-    if run.token is None:
-        return False  # no supervisor runs it
-    try:
-        return bool(orphans.signal_all(run.token, signal.SIGTERM))
-    except OSError:
-        return False  # no descriptor is left for looking
 
 
 def _unreachable(run: Run, error: StoreError, *, told: bool, stored: bool) -> StoreError:

@@ -11,9 +11,10 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import JobManager, Reason, Status, StoreMismatch
+from jobcore import DatabaseGone, JobManager, Reason, Status, StoreMismatch
 from jobcore.engine import orphans
 from jobcore.operations import doctor
+from jobcore.storage import transitions
 from jobcore.supervisor import job_directory
 from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import cookie_of, log_of, sql
@@ -69,6 +70,26 @@ def test_looking_at_a_copy_changes_nothing(running, database, tmp_path):
     assert sorted(os.listdir(f"{copy}.jobs/{job.id.hex}")) == files
     assert jobs.get_job(job.id).status is Status.RUNNING
     open_gate(str(tmp_path / "gate"))
+    assert jobs.wait(job.id, 30).exit_code == 3
+
+
+@pytest.mark.parametrize("lacks", ["the directory", "all directories"])
+def test_stop_in_a_copy_does_not_reach_the_original(running, database, tmp_path, lacks):
+    """Without a directory it would go to the holder of the lock, which is the original's."""
+    jobs, job = running
+    copy = copy_all(database, tmp_path)
+    with JobManager(copy, slots=0) as copied:
+        with copied._database.read() as connection:
+            (run,) = transitions.supervised(connection)
+        if lacks == "the directory":
+            shutil.rmtree(f"{copy}.jobs/{job.id.hex}")
+            copied._stopper.deliver(run)
+        else:
+            shutil.rmtree(f"{copy}.jobs")
+            with pytest.raises(DatabaseGone):
+                copied._stopper.deliver(run)
+    open_gate(str(tmp_path / "gate"))
+
     assert jobs.wait(job.id, 30).exit_code == 3
 
 
