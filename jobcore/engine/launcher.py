@@ -7,6 +7,7 @@ that were started as a supervisor, it would start itself again and again.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import sys
@@ -406,10 +407,19 @@ class ProcessLauncher:
                 )
         except OSError as error:
             raise SpawnError(
-                f"no supervisor could be started with {self._python!r}: {error}", error.errno
+                f"no supervisor could be started with {self._python!r}: {error.strerror or error}"
+                f"{_remedy(error)}",
+                error.errno,
             ) from error
         except (RuntimeError, ValueError) as error:  # interpreter exit, or a NUL in the name
             raise SpawnError(f"no supervisor could be started: {error}") from error
         # The pool reaps it. Without this, its destructor would warn and keep it.
         process.returncode = 0
         return process.pid
+
+
+def _remedy(error: OSError) -> str:
+    """Return what to change if the interpreter itself is the cause, else nothing."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC, errno.ELOOP):
+        return "; name an interpreter that can be run, by JobManager(python=...)"
+    return ""

@@ -411,6 +411,8 @@ class Recovery:
             what = "lost: it was not started in this directory, so its end is not known here"
         elif directory is None:
             what = "lost: its directory was removed and its supervisor is gone"
+        elif self._is_replaced(run, directory):
+            what = "lost: its directory was replaced, and does not say how the command ended"
         else:
             what = "lost: its supervisor died before it could record how the command ended"
         end = run.spool_offset
@@ -427,6 +429,14 @@ class Recovery:
             next_sequence=sequence,
             unreaped=unreaped,
             note="; ".join([what, *notes]),
+        )
+
+    def _is_replaced(self, run: Run, directory: int) -> bool:
+        """Tell whether a directory is surely not the one that the job was started in."""
+        return (
+            run.directory_id is not None
+            and self._is_of_this_boot(run)
+            and not self._directories.is_directory_of(directory, run.directory_id)
         )
 
     def _never_started(self, run: Run, directory: int) -> bool:

@@ -144,11 +144,12 @@ class _Examination:
     def _file(self, check: str) -> Iterator[Finding]:
         facts = os.stat(self._path)
         if not stat.S_ISREG(facts.st_mode):
-            yield _wrong(check, f"{self._path} is not a file")
+            yield _wrong(check, permissions.not_a_file(self._path, self._path))
         elif facts.st_nlink > 1:
-            yield _wrong(check, f"{self._path} has a second name (a hard link)")
+            yield _wrong(check, permissions.second_name(self._path))
         elif odd := permissions.odd_side_file(self._path):
-            yield _wrong(check, f"{odd} is not a file")  # SQLite might block on a FIFO for ever
+            # SQLite might block on a FIFO for ever.
+            yield _wrong(check, permissions.not_a_file(odd, self._path))
         else:
             yield _ok(check, f"{self._path}, {facts.st_size} bytes")
 
@@ -301,7 +302,7 @@ class _Examination:
             yield _note(check, f"{self._path}.jobs is missing, as in a backup")
             return
         try:
-            found = filesystem.read_store_id(root)
+            found = filesystem.read_store_id(root, self._path)
         finally:
             os.close(root)
         if found == stored:

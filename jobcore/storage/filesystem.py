@@ -160,7 +160,10 @@ def open_root(database: str, *, create: bool) -> int:
         return job_directory.open_directory(path, create=create)
     except NotADirectoryError as error:  # O_DIRECTORY raises this for a link, too
         what = "a link" if os.path.islink(path) else "not a directory"
-        raise StoreMismatch(f"{path} is {what}", error.errno) from error
+        raise StoreMismatch(
+            f"{path} is {what}: move it away, or put back the directory that was there",
+            error.errno,
+        ) from error
     except PermissionError as error:
         raise StoreMismatch(f"{path}: {error.strerror or error}", error.errno) from error
 
@@ -179,12 +182,12 @@ def require_own_root(database: str) -> None:
     os.close(root)
 
 
-def read_store_id(root: int) -> str | None:
+def read_store_id(root: int, database: str) -> str | None:
     """
     Return the store id in the root; None: there is none yet.
 
     Raises:
-        StoreMismatch: The file for the id is a link, or contains no id.
+        StoreMismatch: The file for the id is not a file, or contains no id.
     """
     # O_NONBLOCK, because an open of a FIFO would block.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -193,19 +196,30 @@ def read_store_id(root: int) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise typed(f"the file {STORE!r} in the directory of job directories", error) from error
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise typed(f"{database}.jobs/{STORE}", error) from error
+        raise _no_store_id(database) from error
     try:
         found = os.read(descriptor, 64)
+    except OSError as error:
+        if error.errno != errno.EISDIR:
+            raise typed(f"{database}.jobs/{STORE}", error) from error
+        raise _no_store_id(database) from error
     finally:
         os.close(descriptor)
     if not re.fullmatch(rb"[0-9a-f]{32}\s*", found):
-        raise StoreMismatch(
-            f"the file {STORE!r} in the directory of job directories contains no store id"
-        )
+        raise _no_store_id(database)
     return found.decode("ascii").strip()
 
 
-def make_store_id(root: int, parent: str) -> str:
+def _no_store_id(database: str) -> StoreMismatch:
+    return StoreMismatch(
+        f"{database}.jobs/{STORE} contains no store id: restore it, or move it away and run "
+        f"`{repair_command(database)}`"
+    )
+
+
+def make_store_id(root: int, database: str) -> str:
     """
     Write a store id into the root, durably, and return the id that is there afterwards.
 
@@ -224,12 +238,13 @@ def make_store_id(root: int, parent: str) -> str:
         pass  # another id is there already, or a sweep removed our temporary file
     _unlink(temporary, root)
     os.fsync(root)
+    parent = os.path.dirname(database)
     directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)  # the root's own name
     finally:
         os.close(directory)
-    store_id = read_store_id(root)
+    store_id = read_store_id(root, database)
     if store_id is None:
         raise StoreMismatch("the store id was removed while it was being created")
     return store_id

@@ -198,9 +198,7 @@ def require_private_files(database: str) -> None:
     """
     for name, facts in _files(database):
         if not stat.S_ISREG(facts.st_mode):
-            raise StoreError(
-                f"{name} is {'a link' if stat.S_ISLNK(facts.st_mode) else 'not a file'}"
-            )
+            raise StoreError(not_a_file(name, database, is_link=stat.S_ISLNK(facts.st_mode)))
         if not _is_trusted(facts.st_uid):
             # Do not suggest chown first: if root only looks, that would lock its user out.
             raise StoreError(
@@ -225,7 +223,21 @@ def require_single_names(database: str) -> None:
     """
     for name, facts in _files(database):
         if facts.st_nlink > 1:
-            raise StoreError(f"{name} has a second name (a hard link)")
+            raise StoreError(second_name(name))
+
+
+def not_a_file(name: str, database: str, *, is_link: bool = False) -> str:
+    """Return the error text for a database or side file that is not a regular file."""
+    remedy = "name the file of a database" if name == database else "move it away"
+    return f"{name} is {'a link' if is_link else 'not a file'}: {remedy}"
+
+
+def second_name(name: str) -> str:
+    """Return the error text for a database or side file with a second name."""
+    return (
+        f"{name} has a second name (a hard link), and each would get a write-ahead log of its own, "
+        "which damages the database: remove the other name, which find -samefile shows"
+    )
 
 
 def _files(database: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -463,7 +463,7 @@ def _found_id(path: str) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        return filesystem.read_store_id(root)
+        return filesystem.read_store_id(root, path)
     finally:
         os.close(root)
 
@@ -578,8 +578,6 @@ def renew_root(connection: sqlite3.Connection, path: str) -> bool:
 def _new_store_id(path: str) -> str:
     root = filesystem.open_root(path, create=True)
     try:
-        return filesystem.read_store_id(root) or filesystem.make_store_id(
-            root, os.path.dirname(path)
-        )
+        return filesystem.read_store_id(root, path) or filesystem.make_store_id(root, path)
     finally:
         os.close(root)

@@ -324,7 +324,7 @@ def test_who_waits_for_another_managers_job_hears_nothing_of_supervisors(databas
     ):
         job = runs.submit(["sh", "-c", "echo ready; read line"], stdin=b"\n")
         stuck = waits.submit(["true"], type="X")
-        with pytest.raises(SpawnError):
+        with pytest.raises(SpawnError, match=r"no-python': No such file.*python="):
             waits.wait(stuck.id, timeout=60)
         assert waits.wait(job.id, timeout=60).status in (Status.COMPLETE, Status.ERROR)
         waits.cancel_job(stuck.id)

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import Finding, JobManager
+from jobcore import Finding, JobManager, StoreMismatch
 from jobcore.operations import doctor
 from jobcore.storage import filesystem
 from tests.jobfiles import sql
@@ -115,8 +115,11 @@ def test_a_directory_and_a_second_name_are_wrong(closed, tmp_path):
     """What is no file, or has a hard link, is not a database to be used."""
     os.link(closed, tmp_path / "other")
 
-    assert examine(closed)["file"].detail.endswith("has a second name (a hard link)")
-    assert examine(str(tmp_path))["file"].detail.endswith("is not a file")
+    assert "has a second name (a hard link)" in examine(closed)["file"].detail
+    assert "remove the other name" in examine(closed)["file"].detail
+    assert examine(str(tmp_path))["file"].detail.endswith(
+        "is not a file: name the file of a database"
+    )
 
 
 def test_a_file_system_of_several_machines_is_wrong(closed, monkeypatch):
@@ -274,7 +277,36 @@ def test_a_root_that_is_a_link_is_told(closed, tmp_path):
     shutil.move(closed + ".jobs", tmp_path / "away")
     os.symlink(tmp_path / "away", closed + ".jobs")
 
-    assert examine(closed)["store"].detail == f"{closed}.jobs is a link"
+    assert examine(closed)["store"].detail.startswith(f"{closed}.jobs is a link: move it away")
+
+
+def _put(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkdir, os.mkfifo, lambda path: os.symlink("x", path), lambda path: _put(path, b"x"),
+     lambda path: _put(path, b"")],
+    ids=["directory", "FIFO", "link", "garbage", "empty"],
+)  # fmt: skip
+def test_what_is_no_store_id_is_named_with_a_way_out(closed, tmp_path, make):
+    """The text names the file, and what it says to do makes the database usable again."""
+    store = f"{closed}.jobs/store"
+    os.unlink(store)
+    make(store)
+    with pytest.raises(StoreMismatch) as refused:
+        JobManager(closed, slots=0)
+    shutil.move(store, tmp_path / "away")
+    with JobManager(closed, slots=0) as jobs:
+        jobs.repair()
+
+    assert str(refused.value) == (
+        f"{store} contains no store id: restore it, or move it away and run "
+        f"`jobcore --db {closed} doctor --repair`"
+    )
+    assert "store" not in examine(closed)
 
 
 def test_directories_without_a_job_are_noted(jobs, database):

@@ -48,6 +48,21 @@ def running(database, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
+def test_last_line_of_a_job_whose_directory_was_replaced_says_no_more_than_is_known(running):
+    """A copy of the directory has no record of the end, which the supervisor may have written."""
+    jobs, job = running
+    os.rename(job.path, job.path + ".moved")
+    shutil.copytree(job.path + ".moved", job.path, ignore=shutil.ignore_patterns("ctl", "slot"))
+    job.go_on()
+    ended = jobs.wait(job.id, 30)
+    shutil.rmtree(job.path + ".moved")
+
+    assert ended.reason == "lost"
+    assert log_of(jobs, job.id)[-1][2] == (
+        b"lost: its directory was replaced, and does not say how the command ended\n"
+    )
+
+
 SWEPT = ("lock", "run", "ctl", "spool", "all")
 
 

@@ -170,7 +170,7 @@ def test_hard_link_is_refused(database):
     os.link(database, database + ".other")
 
     for name in (database, database + ".other"):
-        with pytest.raises(StoreError, match="hard link"):
+        with pytest.raises(StoreError, match=r"hard link.* remove the other name"):
             Database(name)
     os.unlink(database + ".other")
     Database(database).close()
@@ -181,7 +181,7 @@ def test_what_is_no_file_is_refused(database, make):
     """A directory or a FIFO under the name is refused, and not waited for."""
     make(database)
 
-    with pytest.raises(StoreError, match="not a file"):
+    with pytest.raises(StoreError, match="not a file: name the file of a database"):
         Database(database)
 
 
@@ -223,10 +223,10 @@ def test_store_id_is_made_once(tmp_path):
     os.mkdir(tmp_path / "jobs.db.jobs", 0o700)
     root = filesystem.open_root(str(tmp_path / "jobs.db"), create=False)
     try:
-        ids = at_once(filesystem.make_store_id, [(root, str(tmp_path))] * 8)
+        ids = at_once(filesystem.make_store_id, [(root, str(tmp_path / "jobs.db"))] * 8)
 
         assert len(set(ids)) == 1
-        assert filesystem.read_store_id(root) == ids[0]
+        assert filesystem.read_store_id(root, str(tmp_path / "jobs.db")) == ids[0]
         assert os.listdir(root) == ["store"]
     finally:
         os.close(root)
@@ -244,7 +244,7 @@ def test_store_id_survives_a_power_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", noted)
     try:
-        filesystem.make_store_id(root, str(tmp_path))
+        filesystem.make_store_id(root, str(tmp_path / "jobs.db"))
         store = os.stat("store", dir_fd=root).st_ino
         assert synced == [
             (store, False),  # or the name could lead to an empty file
@@ -263,7 +263,7 @@ def test_store_id_is_made_though_a_sweep_is_about(tmp_path, monkeypatch):
 
     def sweep_first(*names, **options):
         monkeypatch.undo()
-        made = filesystem.make_store_id(root, str(tmp_path))
+        made = filesystem.make_store_id(root, str(tmp_path / "jobs.db"))
         filesystem.remove_unused_store_ids(root, os.listdir(root))
         with pytest.raises(FileNotFoundError):
             link(*names, **options)
@@ -271,7 +271,9 @@ def test_store_id_is_made_though_a_sweep_is_about(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", sweep_first)
     try:
-        assert filesystem.make_store_id(root, str(tmp_path)) == filesystem.read_store_id(root)
+        assert filesystem.make_store_id(
+            root, str(tmp_path / "jobs.db")
+        ) == filesystem.read_store_id(root, str(tmp_path / "jobs.db"))
         assert os.listdir(root) == ["store"]
     finally:
         os.close(root)
