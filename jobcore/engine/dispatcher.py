@@ -359,8 +359,8 @@ class Dispatcher(ForkAware):
 
     def _listen(self) -> None:
         """Wait for a notice, a call from another thread, or the next due time."""
-        sources = self._pool.sources()
         pause = self._next_moment() - time.monotonic()
+        sources = self._pool.sources()
         for descriptor in self._loop.wait(sources, pause):
             supervisor = sources[descriptor]
             if supervisor is None:

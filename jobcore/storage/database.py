@@ -432,7 +432,8 @@ class Database(forking.ForkAware):
         """Raise `StoreError`, or its subclass `DatabaseBusy`, if no write may begin now."""
         if failpoints.armed:
             failpoints.reach(failpoints.ENTERED, self)
-        self._readers.require_own_process()
+        if not self.is_of_this_process():
+            self._readers.require_own_process()
         if self._readers.fork_pending and forking.GATE.is_forking():
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
         if self._readers.closed:
@@ -440,7 +441,7 @@ class Database(forking.ForkAware):
 
     def is_of_this_process(self) -> bool:
         """Tell whether this process opened the database, and not a parent that C code forked."""
-        return self._readers.is_of_this_process()
+        return os.getpid() == self._readers.pid
 
     def _renew(self) -> None:
         """

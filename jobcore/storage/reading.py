@@ -336,6 +336,7 @@ class Readers:
     Attributes:
         closed: Whether the database was closed, so that no read may begin.
         fork_pending: Whether reads must wait for a fork.
+        pid: The process that opened the file.
         renew_by: Monotonic time by which to reopen all connections; 0: there is no need.
         spares: The connections for readers.
         commits: Finds the commits of all processes.
@@ -372,7 +373,7 @@ class Readers:
         self.fork_pending = False
         self.renew_by = 0.0
         self.spares = SpareConnections(engine)
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._uses: dict[Use, FrameType] = {}
 
     # --- which reads may begin, and which run now ----------------------------------
@@ -449,13 +450,9 @@ class Readers:
             self._renew()
         return not (self.fork_pending or self.renew_by)
 
-    def is_of_this_process(self) -> bool:
-        """Tell whether this process opened the database, and not a parent that C code forked."""
-        return os.getpid() == self._pid
-
     def require_own_process(self) -> None:
         """Raise in a child forked by C code, which has copies of the parent's connections."""
-        if not self.is_of_this_process():
+        if os.getpid() != self.pid:
             raise StoreError(
                 f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
                 "workers are: open the database after the fork (uWSGI: `lazy-apps = true`)"

@@ -108,11 +108,7 @@ class Change(Call[T]):
 
     __slots__ = ("durable",)
 
-    def __init__(
-        self, function: Callable[[Connection], T], patience: float, *, durable: bool, about: str
-    ) -> None:
-        super().__init__(function, patience, about)
-        self.durable = durable
+    durable: bool
 
 
 class Writer:
@@ -144,7 +140,9 @@ class Writer:
     ) -> T:
         """Call `change` in a write transaction and return its result; see `Database.write`."""
         self._refuse_inside()
-        return self._worker.hand_over(Change(change, patience, durable=durable, about=about))
+        call = Change(change, patience, about)
+        call.durable = durable
+        return self._worker.hand_over(call)
 
     def between(self, action: Callable[[], T], *, patience: float) -> T:
         """Call `action` in the writer's thread between two transactions; return its result."""

@@ -359,8 +359,7 @@ MUTANTS = (
     Mutant(
         "an interrupted call keeps its transaction",
         "storage/writer.py",
-        "        return self._worker.hand_over("
-        "Change(change, patience, durable=durable, about=about))\n",
+        "        return self._worker.hand_over(call)\n",
         "        connection = self._target.open_for_writing()\n"
         '        driver_of(connection).execute("BEGIN IMMEDIATE")\n'
         "        made = change(connection)\n"
