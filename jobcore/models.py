@@ -23,7 +23,7 @@ from pydantic import (
 
 from jobcore.clock import exact_iso_utc, iso_utc, to_datetime
 from jobcore.command import Command
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import PipelineStatus, Reason, Status, Trigger

@@ -30,8 +30,7 @@ from types import BuiltinFunctionType, FrameType
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from jobcore.embedding import telemetry
-from jobcore.embedding.forking import GATE, ForkAware
-from jobcore.embedding.interrupts import is_over
+from jobcore.embedding.locks import GATE, ForkAware, is_over
 from jobcore.errors import DatabaseBusy, StoreError
 
 try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.engine import orphans
 from jobcore.engine.job_directories import Directories
 from jobcore.errors import StoreError

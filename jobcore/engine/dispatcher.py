@@ -21,8 +21,7 @@ from sqlalchemy import Connection, Row
 from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.forking import GATE, ForkAware
-from jobcore.embedding.interrupts import Lock
+from jobcore.embedding.locks import GATE, ForkAware, Lock
 from jobcore.engine import postponement
 from jobcore.engine.adoption import Adoption
 from jobcore.engine.executors import Executor

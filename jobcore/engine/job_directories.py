@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from jobcore import tuning
 from jobcore.embedding import failpoints
-from jobcore.embedding.forking import GATE, ForkAware
+from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import DatabaseCorrupt, DatabaseGone, StoreError
 from jobcore.storage import filesystem
@@ -295,7 +295,7 @@ class Directories(ForkAware):
         Let a running job take a slot of this manager, unless it takes one of another manager.
 
         Returns:
-            A descriptor, registered with `forking.GATE`, that holds the slot until it is
+            A descriptor, registered with `locks.GATE`, that holds the slot until it is
             closed. None: the job has a manager, or no supervisor, so it cannot continue.
 
         Raises:

@@ -22,7 +22,7 @@ from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.command import Command, encode
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.engine import orphans
 from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
@@ -318,7 +318,7 @@ def _fields(
         "version": PROTOCOL_VERSION,
         "token": start.token,
         "job": row.id.hex,
-        "argv": [encode(word) for word in command.words],
+        "argv": list(map(encode, command.words)),
         "env": _environment(row, command, start.cookie, base, database),
         "cwd": encode(str(command.cwd or "/")),
         "stdin": stdin,
@@ -360,7 +360,7 @@ def encode_request(fields: dict[str, Any]) -> int:
     """
     Return a descriptor of a file in memory that holds the request.
 
-    It is registered with `forking.GATE`; close it with that.
+    It is registered with `locks.GATE`; close it with that.
 
     Raises:
         OSError: No descriptor or no memory is left. Nothing stays open.

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from jobcore import tuning
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.embedding.worker import threads_run
 from jobcore.errors import SpawnError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from jobcore.embedding.forking import GATE, ForkAware
+from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.job_directories import Directories
 from jobcore.storage import filesystem

@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from jobcore import tuning
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.forking import GATE, ForkAware
+from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.engine import procfs
 from jobcore.engine.launch import Start
 from jobcore.engine.launcher import InterpreterCheck, Launcher, ProcessLauncher

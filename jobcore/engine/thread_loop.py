@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable
 
 from jobcore import tuning
 from jobcore.embedding import failpoints, telemetry
-from jobcore.embedding.forking import GATE
-from jobcore.embedding.interrupts import Lock
+from jobcore.embedding.locks import GATE, Lock
 from jobcore.embedding.worker import DIRECTORY_WORKER, begin_own_thread, end_own_thread
 from jobcore.errors import SpawnError
 

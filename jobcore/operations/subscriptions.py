@@ -16,8 +16,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection
 
 from jobcore.embedding import telemetry
-from jobcore.embedding.forking import GATE, ForkAware
-from jobcore.embedding.interrupts import Bell, Lock
+from jobcore.embedding.locks import GATE, Bell, ForkAware, Lock
 from jobcore.engine.thread_loop import Loop
 from jobcore.errors import DatabaseCorrupt, SpawnError
 from jobcore.models import Event

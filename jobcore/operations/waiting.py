@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row
 
 from jobcore.embedding import telemetry
-from jobcore.embedding.interrupts import Bell
+from jobcore.embedding.locks import Bell
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.recovery import Recovery
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout

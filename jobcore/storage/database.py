@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from jobcore.embedding import failpoints, forking, telemetry
+from jobcore.embedding import failpoints, locks, telemetry
 from jobcore.errors import (
     DatabaseBusy,
     DatabaseCorrupt,
@@ -50,7 +50,7 @@ _UNSAFE: set[tuple[int, int]] = set()
 T = TypeVar("T")
 
 
-class Database(forking.ForkAware):
+class Database(locks.ForkAware):
     """
     An open jobcore database, shared by all threads of a process.
 
@@ -109,7 +109,7 @@ class Database(forking.ForkAware):
         self._writer = Writer(self)
         self._checkpointer = Checkpointer(self.path, self._connect)
         self._reset()
-        forking.GATE.watch(self)
+        locks.GATE.watch(self)
         try:
             with Use(self._readers), self.typed_errors():
                 self._prepare(create=create)
@@ -434,7 +434,7 @@ class Database(forking.ForkAware):
             failpoints.reach(failpoints.ENTERED, self)
         if not self.is_of_this_process():
             self._readers.require_own_process()
-        if self._readers.fork_pending and forking.GATE.is_forking():
+        if self._readers.fork_pending and locks.GATE.is_forking():
             raise DatabaseBusy(f"{self.path}: this thread is in the middle of a fork")
         if self._readers.closed:
             raise StoreError(f"{self.path} is closed")

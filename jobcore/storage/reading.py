@@ -22,8 +22,7 @@ from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from jobcore.embedding import failpoints
-from jobcore.embedding.forking import GATE
-from jobcore.embedding.interrupts import Bell, Lock, is_over
+from jobcore.embedding.locks import GATE, Bell, Lock, is_over
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import (
     DatabaseBusy,

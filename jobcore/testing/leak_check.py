@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.engine import orphans
 from jobcore.engine.dispatcher import Dispatcher
 from jobcore.engine.job_directories import Directories

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from jobcore import checks
 from jobcore.clock import from_datetime
-from jobcore.embedding.forking import GATE, ForkAware
+from jobcore.embedding.locks import GATE, ForkAware
 
 #: The default start of a clock: wall time, and monotonic time in seconds.
 START = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)

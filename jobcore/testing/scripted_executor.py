@@ -15,7 +15,7 @@ from uuid import UUID
 
 from jobcore.clock import Clock, SystemClock
 from jobcore.command import Command
-from jobcore.embedding.forking import GATE, ForkAware
+from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.engine.executors import PipelineExecutor
 from jobcore.errors import CommandError, SpawnError
 from jobcore.models import ClaimedJob

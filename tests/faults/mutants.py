@@ -391,7 +391,7 @@ MUTANTS = (
     ),
     Mutant(
         "what a Ctrl-C leaves held stays held",
-        "embedding/interrupts.py",
+        "embedding/locks.py",
         "        return self.over or (self.frame is not None and is_over(self.frame))\n",
         "        return self.over\n",
         (INTERRUPTS,),

@@ -23,7 +23,7 @@ def last():
 os.register_at_fork(before=last)
 os.register_at_fork(before=hook)
 from jobcore import DatabaseBusy, JobManager
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 
 PATIENCE = {PATIENCE}
 jobs = JobManager(sys.argv[1], slots=0)
@@ -134,7 +134,7 @@ os.register_at_fork(
     before=lambda: interrupt("before"), after_in_parent=lambda: interrupt("after")
 )
 from jobcore import JobManager
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 jobs = JobManager(sys.argv[1], slots=0)
 owner = Owner()
 GATE.watch(owner)

@@ -19,7 +19,7 @@ import pytest
 from pydantic import BaseModel
 
 from jobcore import Job, JobManager, Progress, models
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from tests.faults.hosts import host
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds

@@ -22,7 +22,7 @@ import pytest
 
 import jobcore
 from jobcore import JobManager
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from tests.faults.hosts import host
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds

@@ -8,7 +8,7 @@ import select
 import signal
 import time
 
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.engine.launch import encode_request
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.engine.supervisor_pool import SupervisorPool

@@ -173,7 +173,7 @@ def test_what_is_left_fails_the_test_and_is_named(run, monkeypatch):
     source = """
 import os, uuid
 from jobcore import JobManager
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.engine.thread_loop import Loop
 
 keep = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.engine.supervisor_pool import Supervisor
 from tests.processes import PATIENCE, descriptors, in_child, left_open, state, until
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobcore.embedding.forking import GATE
+from jobcore.embedding.locks import GATE
 from jobcore.engine import supervisor_pool
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.engine.supervisor_pool import SupervisorPool

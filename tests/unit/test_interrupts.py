@@ -15,8 +15,7 @@ import pytest
 from sqlalchemy import RootTransaction
 
 from jobcore import JobManager, Progress, Status, models
-from jobcore.embedding.forking import GATE
-from jobcore.embedding.interrupts import Bell, Lock, is_over
+from jobcore.embedding.locks import GATE, Bell, Lock, is_over
 from jobcore.embedding.worker import DIRECTORY_WORKER
 from jobcore.engine.importer import Importer
 from jobcore.engine.recovery import Recovery
