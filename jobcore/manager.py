@@ -521,7 +521,7 @@ class JobManager:
             for row in rows:
                 self._dispatcher.make_own(row["number"])
         self._dispatcher.wake()
-        return [Job.from_columns(row) for row in rows]
+        return [Job.from_row(row) for row in rows]
 
     def _has_ended(self, job_id: UUID) -> bool:
         try:

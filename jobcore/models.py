@@ -353,17 +353,13 @@ class Job(_Public):
         Return the public form of a stored job.
 
         Args:
-            row: A row of the table `job`, with at least the columns of `tables.SHOWN`.
+            row: A row of the table `job`, or its values by column, with at least the columns
+                of `tables.SHOWN`.
 
         Raises:
             DatabaseCorrupt: The row holds an invalid value.
         """
-        return cls.from_columns(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
-
-    @classmethod
-    def from_columns(cls, columns: Mapping[str, Any]) -> "Self":
-        """Return the public form of a stored job, given the columns of its row by name."""
-        fields = cls._read(columns)
+        fields = cls._read(getattr(row, "_mapping", row))
         if fields["progress_at"] is not None:
             progress = {name: fields[f"progress_{name}"] for name in Progress.model_fields}
             fields["progress"] = {**progress, "at": _stored_moment(progress["at"], "progress_at")}

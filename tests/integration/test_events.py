@@ -455,6 +455,8 @@ def test_a_killed_reader_goes_on_with_what_it_stored(database, tmp_path):
     def read_on():
         with JobManager(database, slots=0) as jobs:
             after = int(cursor.read_text()) if cursor.exists() else 0
+            if after >= 60:
+                return  # the one before came to the end before it was killed
             for event in jobs.events(after, follow=True, timeout=PATIENCE):
                 with done.open("a") as file:
                     file.write(f"{event.id}\n")
