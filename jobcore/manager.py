@@ -20,7 +20,7 @@ from jobcore import checks, lifecycle
 from jobcore.clock import Clock, SystemClock, seconds_of
 from jobcore.command import checked_grace
 from jobcore.embedding.worker import handed_over
-from jobcore.engine.dispatcher import Dispatcher, usable_processors
+from jobcore.engine.dispatcher import Dispatcher
 from jobcore.engine.executors import Executor, default_executors
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
@@ -72,6 +72,7 @@ from jobcore.operations.arguments import (
     checked_types,
     require_methods,
     required_types,
+    usable_processors,
 )
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.deletion import Deleter

@@ -9,7 +9,6 @@ together do not cost a hundred fsyncs.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Collection, Container, Mapping
@@ -713,8 +712,3 @@ def _needs_supervisor(claim: Claim) -> bool:
 
 def _note(round_: _Round, of: Claim | Start, error: Exception) -> None:
     round_.failed.append((of, error))
-
-
-def usable_processors() -> int:
-    """Return how many CPUs this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0))

@@ -32,8 +32,9 @@ from jobcore.storage import (
     transitions,
 )
 from jobcore.storage.database import Database
+from jobcore.storage.deletion import Damaged
 from jobcore.storage.tables import pipeline, workspace
-from jobcore.storage.transitions import Damaged, Run
+from jobcore.storage.transitions import Run
 from jobcore.supervisor import job_directory
 
 #: Rows to mark in one transaction, chosen so that each takes about 50 ms.
@@ -71,7 +72,7 @@ def hide(connection: Connection, number: int, *, now: int) -> Run | None:
     Raises:
         DatabaseCorrupt: Its row cannot be changed; see `Remover.remove_damaged`.
     """
-    if not transitions.mark_deleted(connection, number, now=now):
+    if not deletion.mark_job_deleted(connection, number, now=now):
         return None
     settlement.cancel(connection, number, now=now)
     asked = transitions.ask_stop_if_running(
@@ -107,7 +108,7 @@ def hide_some(connection: Connection, table: Table, owner_id: UUID, *, now: int)
         except Exception as error:
             if not damage.is_damage(error):
                 raise
-            transitions.mark_deleted(connection, number, now=now)  # `remove_damaged` ends it later
+            deletion.mark_job_deleted(connection, number, now=now)  # `remove_damaged` ends it later
     if len(active) == ACTIVE_AT_ONCE:
         return True
     mark = partial(deletion.mark_jobs_of, connection, table, owner_id, FINAL_AT_ONCE, now=now)
@@ -183,11 +184,11 @@ class Remover:
                 == SEGMENTS_AT_ONCE
             ):
                 return None
-            found = [(transitions.find_damaged(connection, number), number) for number in numbers]
+            found = [(deletion.find_damaged(connection, number), number) for number in numbers]
             return [
                 one.name
                 for one, number in found
-                if one is not None and transitions.remove_if_final(connection, number)
+                if one is not None and deletion.remove_if_final(connection, number)
             ]
 
         with throttle.step():
@@ -231,7 +232,7 @@ class Remover:
             StoreError: As in `remove_damaged`.
         """
         with self._database.read() as connection:
-            seen = transitions.find_damaged(connection, number)
+            seen = deletion.find_damaged(connection, number)
         if seen is None:
             return True
         if is_name(seen.name) and not self._has_ended(number, seen, since, patience):
@@ -245,7 +246,7 @@ class Remover:
                 )
 
         def remove_row(connection: Connection) -> bool:
-            removed = transitions.remove_damaged_if(connection, number, seen)
+            removed = deletion.remove_damaged_if(connection, number, seen)
             if removed:
                 environments.remove_unused(connection)
             return removed
@@ -352,7 +353,7 @@ class Remover:
     def _remove_stuck(self) -> None:
         """Remove damaged jobs whose deletion has begun, without waiting for their processes."""
         with self._database.read() as connection:
-            numbers = transitions.stuck(connection, REMOVED_AT_ONCE)
+            numbers = deletion.stuck(connection, REMOVED_AT_ONCE)
         now = time.monotonic()
         self._ending = {number: self._ending.get(number, now) for number in numbers}
         for number in set(numbers) - self._postponed.waiting():

@@ -300,3 +300,8 @@ def checked_object(properties: Mapping[str, Any] | None) -> dict[str, Any] | Non
         raise CommandError(f"properties must be a mapping, not {type(properties).__name__}")
     checked: dict[str, Any] = checked_data(dict(properties))
     return checked
+
+
+def usable_processors() -> int:
+    """Return how many CPUs this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, or_, select, update
+from sqlalchemy import Connection, bindparam, case, func, insert, null, or_, select, update
 
 from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt
@@ -656,105 +656,3 @@ def cookie_of_left(connection: Connection, job_id: UUID, boot_id: str | None) ->
 def ignore_left(connection: Connection) -> int:
     """Allow retries while processes of earlier attempts still run; return how many jobs changed."""
     return _IGNORE_LEFT.count(connection)
-
-
-# --- deleting ---------------------------------------------------------------------
-
-_MARK = Statement(
-    update(job).where(_THIS, job.c.deleted_at.is_(None)).values(deleted_at=bindparam("now"))
-)
-_REMOVE = Statement(
-    delete(job).where(
-        _THIS,
-        job.c.deleted_at.is_not(None),
-        IS_FINAL,
-    )
-)
-
-
-#: Jobs being deleted that will never end, because their rows are damaged.
-_STUCK = Statement(
-    select(job.c.number)
-    .where(
-        job.c.deleted_at.is_not(None),
-        ~IS_FINAL,
-        or_(job.c.status != str(Status.RUNNING), job.c.stop_requested.is_(None)),
-    )
-    .limit(bindparam("most"))
-)
-#: As hex of the bytes, because damaged texts may not be UTF-8.
-_FACTS_OF_DAMAGED = Statement(
-    select(
-        func.hex(job.c.id), func.hex(job.c.status), func.hex(job.c.token), func.hex(job.c.cookie),
-        case((func.typeof(job.c.grace_ms) == "integer", job.c.grace_ms), else_=0),
-    ).where(_THIS)
-)  # fmt: skip
-_REMOVE_DAMAGED = Statement(
-    delete(job).where(
-        _THIS,
-        func.hex(job.c.status) == bindparam("status_bytes"),
-        func.hex(job.c.token) == bindparam("token_bytes"),
-    )
-)
-
-
-class Damaged(NamedTuple):
-    """
-    The facts needed to remove a job whose row is damaged.
-
-    Attributes:
-        name, cookie: As in a `Run`. If damaged, they can be any text.
-        status, token: The stored bytes, in hex.
-        grace_ms: Of the job's command; 0 if it is damaged.
-    """
-
-    name: str
-    status: str
-    token: str
-    cookie: str
-    grace_ms: int
-
-
-def stuck(connection: Connection, limit: int) -> list[int]:
-    """Return the numbers of jobs being deleted that never end, because their rows are damaged."""
-    return [number for (number,) in _STUCK(connection, most=limit)]
-
-
-def find_damaged(connection: Connection, number: int) -> Damaged | None:
-    """Return the readable facts of a job, whatever its columns contain; None: it is gone."""
-    rows = _FACTS_OF_DAMAGED(connection, of=number)
-    if not rows:
-        return None
-    name, status, token, cookie, grace_ms = rows[0]
-    return Damaged(_text(name), status, token, _text(cookie), grace_ms or 0)
-
-
-def _text(stored: str) -> str:
-    return bytes.fromhex(stored).decode(errors="replace")
-
-
-def remove_damaged_if(connection: Connection, number: int, seen: Damaged) -> bool:
-    """Remove a job whatever its status, unless status or token differ from `seen`."""
-    return (
-        _REMOVE_DAMAGED.count(
-            connection, of=number, status_bytes=seen.status, token_bytes=seen.token
-        )
-        == 1
-    )
-
-
-def mark_deleted(connection: Connection, number: int, *, now: int) -> bool:
-    """
-    Begin the deletion of a job: hide it from every read, for good.
-
-    While it is active, its pipeline can start no other job.
-
-    Returns:
-        False: the deletion has begun already.
-    """
-    return _MARK.count(connection, of=number, now=now) == 1
-
-
-def remove_if_final(connection: Connection, number: int) -> bool:
-    """Remove a job that is final and being deleted, with its log and history; False: it is not."""
-    return _REMOVE.count(connection, of=number) == 1

@@ -25,7 +25,7 @@ from jobcore import (
 )
 from jobcore.clock import to_datetime
 from jobcore.lifecycle import Ending
-from jobcore.storage import transitions
+from jobcore.storage import deletion, transitions
 from jobcore.storage.database import Database
 from tests.jobfiles import sql
 from tests.processes import at_once, join
@@ -569,9 +569,9 @@ def test_only_a_final_job_that_is_hidden_is_removed(jobs, scripted, database):
     removed = []
     with transaction(opened) as connection:
         for number in (run.job.number, final.number):
-            removed.append(transitions.remove_if_final(connection, number))
-            assert transitions.mark_deleted(connection, number, now=0)
-            removed.append(transitions.remove_if_final(connection, number))
+            removed.append(deletion.remove_if_final(connection, number))
+            assert deletion.mark_job_deleted(connection, number, now=0)
+            removed.append(deletion.remove_if_final(connection, number))
     opened.close()
 
     assert removed == [False, False, False, True]
