@@ -19,6 +19,7 @@ first owner installs the hooks.
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 import sys
 import time
@@ -273,7 +274,11 @@ class _Gate(Lock):
         with self:
             self._descriptors.difference_update(descriptors)
             for descriptor in descriptors:
-                os.close(descriptor)
+                try:
+                    os.close(descriptor)
+                except OSError as error:
+                    if error.errno != errno.EBADF:  # the host has closed it by its number
+                        raise
 
     # A fork is identified by the call that makes it, the frame that calls the hooks. A signal
     # handler may fork while the hooks of an outer fork run, ours or those of other libraries.

@@ -122,6 +122,8 @@ class Directories(ForkAware):
             failpoints.reach(failpoints.ENTERED, self._host)
         if self._closed:
             raise StoreError(f"{self._database} is closed")
+        if self._root is not None and not self._is_open():
+            raise self._closed_by_others()
         if self._root is not None and not self._is_in_place():
             # A manager that opens the database now would use another directory, and take our
             # jobs for dead.
@@ -141,13 +143,48 @@ class Directories(ForkAware):
             self._identity = facts.st_dev, facts.st_ino
         return self._root
 
+    def require_open(self) -> None:
+        """
+        Raise if other code of this process has closed the descriptor of the root by its number.
+
+        That code, such as `os.closerange` to become a daemon, has then closed the descriptors of
+        SQLite, too, which would wait for locks that it can never get.
+
+        Raises:
+            StoreError: It has; the number may be another file's by now.
+        """
+        if self._root is None or self._is_open():
+            return
+        with GATE:  # it may just be closed or reopened
+            if self._root is not None and not self._is_open():
+                raise self._closed_by_others()
+
+    def _is_open(self) -> bool:
+        try:
+            facts = os.fstat(-1 if self._root is None else self._root)
+        except OSError:
+            return False
+        return (facts.st_dev, facts.st_ino) == self._identity
+
+    def _closed_by_others(self) -> StoreError:
+        return StoreError(
+            f"{self._database}: other code of this process closed jobcore's file descriptors, as "
+            "os.closerange does; start the process again, and make the manager after that call"
+        )
+
     def reopen(self) -> None:
         """Use the directory that now has the name, after the old one was removed or moved."""
         with GATE:
             self._gone_since = None
             if self._root is not None:
-                root, self._root = self._root, None
-                GATE.close(root)
+                self._close_root()
+
+    def _close_root(self) -> None:
+        """Close the descriptor of the root, unless the number is another file's by now."""
+        is_open = self._is_open()
+        root, self._root = self._root, None
+        if root is not None:
+            GATE.close(root) if is_open else GATE.unregister(root)
 
     @property
     def _remedy(self) -> str:
@@ -215,8 +252,7 @@ class Directories(ForkAware):
         with GATE:
             self._closed = True
             if self._root is not None:
-                root, self._root = self._root, None
-                GATE.close(root)
+                self._close_root()
 
     def after_fork_in_child(self) -> None:
         """Forget the descriptor: the gate has closed it."""

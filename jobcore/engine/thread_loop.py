@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 
@@ -49,6 +50,7 @@ class Loop:
     _starting: Lock
     _thread: threading.Thread | None
     _pid: int  # of the process that started the thread
+    _pipe: tuple[int, int] | None  # device and inode of its pipe
 
     def __init__(
         self, name: str, turn: Callable[[], None], end: Callable[[], None] = lambda: None
@@ -59,6 +61,7 @@ class Loop:
         self.exiting = False
         self.closing = False
         self._crashed = False
+        self._logged = "", 0.0  # the last logged error of a turn, and when
         self.forget()
         _close_at_exit(self)
 
@@ -96,6 +99,7 @@ class Loop:
                     raise SpawnError(self._cannot_start(error), errno.EAGAIN) from error
                 self._pid = os.getpid()
                 self._reader, self._writer = pipe
+                self._pipe = _identity(pipe[0])
                 self._thread = thread
 
     def _cannot_start(self, error: Exception) -> str:
@@ -106,7 +110,7 @@ class Loop:
         if self._thread is None:
             return  # its first turn, if it is just being started, is still to come
         with self._starting:  # otherwise the descriptor may have been closed and reused
-            for _ in range(RINGS if self._thread is not None else 0):
+            for _ in range(RINGS if self._thread is not None and self._has_pipe() else 0):
                 try:
                     os.write(self._writer, b"!")
                     return
@@ -148,7 +152,14 @@ class Loop:
             self._finish()
 
     def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
-        """Sleep until a descriptor is readable, a ring, or the time; return the readable ones."""
+        """
+        Sleep until a descriptor is readable, a ring, or the time; return the readable ones.
+
+        Raises:
+            OSError: Other code of this process has closed the thread's pipe.
+        """
+        if not self._has_pipe():
+            raise OSError(errno.EBADF, "other code closed the pipe of this thread by its number")
         poller = select.poll()
         poller.register(self._reader, select.POLLIN)
         for descriptor in descriptors:
@@ -160,14 +171,26 @@ class Loop:
         ready = [one for one, _ in poller.poll(timeout)]
         if self._reader in ready:
             ready.remove(self._reader)
-            self._empty()
+            if self._has_pipe():
+                self._empty()
         return ready
 
     def rest(self, seconds: float) -> None:
         """Sleep for `seconds`, or until a ring."""
+        if not self._has_pipe():
+            time.sleep(seconds)  # `poll` would return at once
+            return
         poller = select.poll()  # not select(), which only handles descriptors below 1024
         poller.register(self._reader, select.POLLIN)
         poller.poll(seconds * 1000)
+
+    def _has_pipe(self) -> bool:
+        """
+        Tell whether the descriptors are still those of the pipe.
+
+        A host may close any number, as `os.closerange` does, and may have another file there now.
+        """
+        return _identity(self._reader) == _identity(self._writer) == self._pipe
 
     def _empty(self) -> None:
         try:
@@ -193,9 +216,16 @@ class Loop:
                 self._crashed = True  # its descriptors are closed with the rest of its host
                 return
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
-                _log_error(error)
+                self._log_some(error)
                 self.rest(REST)
         self._finish()
+
+    def _log_some(self, error: BaseException) -> None:
+        """Log an error of a turn if it is not that of the last turns, and once an hour."""
+        now = time.monotonic()
+        if repr(error) != self._logged[0] or now - self._logged[1] >= tuning.LOG_EVERY:
+            self._logged = repr(error), now
+            _log_error(error)
 
     def _finish(self) -> None:
         try:
@@ -205,7 +235,18 @@ class Loop:
         with self._starting:
             if self._thread is not None:
                 self._thread = None
-                GATE.close(self._reader, self._writer)
+                if self._has_pipe():
+                    GATE.close(self._reader, self._writer)
+                else:
+                    GATE.unregister(self._reader, self._writer)
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    try:
+        facts = os.fstat(descriptor)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _log_error(error: BaseException) -> None:

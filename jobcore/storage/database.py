@@ -198,6 +198,10 @@ class Database(locks.ForkAware):
             failed(self._typed(error))
         connection.exec_driver_sql("RELEASE one_of_many")
 
+    def guard_descriptors(self, require: Callable[[], None]) -> None:
+        """Call `require` before each use of the file; it raises if descriptors were closed."""
+        self._readers.require_descriptors = require
+
     def observe(self, observer: Observer) -> None:
         """Let `observer` see every write transaction of this database from now on."""
         self._require_entrance()

@@ -359,6 +359,7 @@ class Readers:
         close_connections: Callable[[], None],
     ) -> None:
         self.path = path
+        self.require_descriptors: Callable[[], None] = lambda: None
         self.identity = self._identify()
         self.closed = False
         self.commits = ChangeCounter(connect)
@@ -461,6 +462,7 @@ class Readers:
 
     def require_same_file(self) -> None:
         """Raise `DatabaseGone` unless the file is still the one that was opened."""
+        self.require_descriptors()
         if self._identify() != self.identity:
             raise DatabaseGone(f"{self.path} was replaced while it was open")
 

@@ -386,3 +386,40 @@ def test_however_a_program_ends_its_jobs_are_true(tmp_path, rounds):
             stops = {"stopped"} if on_exit == "stop" else set()
             assert left <= ({"never_started"} if end == "os._exit" else stops), told
             check(jobs)
+
+
+CLOSES_ALL = """
+import logging, os, sys
+from jobcore import JobManager, StoreError
+
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="LOG %(message)s")
+with JobManager(sys.argv[1], slots=1) as jobs:
+    job = jobs.wait(jobs.submit(["true"]).id, 60)
+    os.closerange(3, 4096)
+    for call in (
+        lambda: jobs.submit(["true"]),
+        lambda: jobs.list_jobs(),
+        lambda: jobs.wait(job.id),
+        lambda: jobs.start_job(job.id),
+    ):
+        try:
+            call()
+        except StoreError as error:
+            print(error)
+"""
+
+
+def test_host_that_closes_all_descriptors_is_told_so(database):
+    """As programs do that become daemons: each call says it at once, and no thread spins."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CLOSES_ALL, database],
+        stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    said = [line for line in done.stdout.splitlines() if not line.startswith("LOG")]
+    logged = [line for line in done.stdout.splitlines() if line.startswith("LOG")]
+
+    assert done.returncode == 0
+    assert [line.partition(": ")[2][:61] for line in said] == [
+        "other code of this process closed jobcore's file descriptors,"
+    ] * 4
+    assert len(logged) < 20

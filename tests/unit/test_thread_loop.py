@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from jobcore.engine import thread_loop
 from jobcore.engine.thread_loop import Loop
 from jobcore.errors import SpawnError
-from tests.processes import descriptors, until
+from tests.processes import PATIENCE, descriptors, until
 
 
 class Turns:
@@ -49,3 +53,28 @@ def test_a_thread_that_cannot_be_made_is_made_later(turns, monkeypatch):
     assert descriptors().keys() == before.keys()
     turns.loop.start()
     until(lambda: turns.threads, "a turn")
+
+
+def test_thread_whose_pipe_was_closed_rests_and_logs_it_once(monkeypatch, caplog):
+    """Code that becomes a daemon closes all numbers; another file may have one of them then."""
+    rests = threading.Semaphore(0)
+
+    def sleep(_seconds):
+        rests.release()
+
+    monkeypatch.setattr(thread_loop, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    loop = Loop("test", lambda: loop.wait([], None))
+    loop.start()
+    until(lambda: loop.runs, "the thread")
+    reader, writer = loop._reader, loop._writer
+    with open(os.devnull, "rb") as other:
+        os.dup2(other.fileno(), reader)
+    os.close(writer)
+    for _ in range(3):
+        assert rests.acquire(timeout=PATIENCE)
+    loop.ring()
+    loop.close()
+
+    assert [said.count("closed the pipe") for said in caplog.messages] == [1]
+    os.fstat(reader)  # it is another file's, and was left open
+    os.close(reader)
