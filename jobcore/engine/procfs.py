@@ -9,6 +9,7 @@ blocks, it is abandoned.
 from __future__ import annotations
 
 import _thread
+import errno
 import logging
 import os
 import threading
@@ -49,7 +50,12 @@ def is_stopped(pid: int) -> bool:
 
 
 def is_held_back(pid: int) -> bool:
-    """Tell whether a debugger holds a process, or its cgroup is frozen."""
+    """
+    Tell whether a debugger holds a process, or its cgroup is frozen.
+
+    Raises:
+        OSError: No descriptor is left for looking; then do not kill it.
+    """
     return _is_traced(pid) or _is_frozen(pid)
 
 
@@ -77,11 +83,18 @@ def _is_frozen(pid: int) -> bool:
 
 
 def _read(path: str) -> bytes:
-    """Return the content of a file, relative to /proc; empty if it cannot be read."""
+    """
+    Return the content of a file, relative to /proc; empty if this process may not read it.
+
+    Raises:
+        OSError: No descriptor or memory is left for reading, so the answer is unknown.
+    """
     try:
         with open(os.path.join(ROOT, path), "rb") as file:
             return file.read()
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         return b""
 
 

@@ -138,6 +138,18 @@ def test_no_descriptor_is_an_error(monkeypatch):
         procfs.with_variable("A=1", [os.getpid()])
 
 
+@pytest.mark.parametrize("ask", [procfs.is_stopped, procfs.is_held_back])
+def test_no_descriptor_to_look_at_a_process_is_an_error(monkeypatch, ask):
+    """A supervisor that a debugger holds must not be killed because nobody could look."""
+
+    def refuse(*_args, **_options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        ask(os.getpid())
+
+
 @pytest.mark.parametrize("where", ["list", "locks", "kernel"])
 def test_no_descriptor_to_look_for_locks_is_an_error(monkeypatch, where):
     """That no supervisor was found would be wrong: nobody has looked."""
