@@ -172,7 +172,10 @@ class Supervisor:
 
     def signal_unresponsive(self, number: signal.Signals) -> None:
         """Signal one that does not take its job, unless a debugger or a freezer holds it."""
-        held = self.pid is None or procfs.is_held_back(self.pid)
+        try:
+            held = self.pid is None or procfs.is_held_back(self.pid)
+        except OSError:
+            return  # no descriptor is left for looking; the next round tries again
         if not held and self.signal(number):
             telemetry.event(
                 logging.WARNING, "supervisor does not react", pid=self.pid, signal=number.name
@@ -435,7 +438,11 @@ class SupervisorPool(ForkAware):
             return  # the pids in /proc would be those of other processes
         for supervisor in self.supervisors:
             pid = supervisor.pid
-            if pid and procfs.is_stopped(pid) and supervisor.signal(signal.SIGCONT):
+            try:
+                stopped = pid is not None and procfs.is_stopped(pid)
+            except OSError:
+                return  # no descriptor is left for looking; the next round tries again
+            if stopped and supervisor.signal(signal.SIGCONT):
                 telemetry.event(logging.WARNING, "stopped supervisor woken", pid=pid)
 
     def remove_gone(self, supervisor: Supervisor) -> None:

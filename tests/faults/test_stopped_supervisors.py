@@ -192,3 +192,20 @@ def final(jobs, job):
     """Return the job once it is final."""
     job = jobs.get_job(job.id)
     return job if job.status.final else None
+
+
+def test_manager_without_descriptors_to_look_at_supervisors_runs_its_jobs(
+    running_jobs, monkeypatch
+):
+    """Whether they are stopped is asked again in the next round."""
+
+    def refuse(_pid):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(procfs, "is_stopped", refuse)
+    monkeypatch.setattr(procfs, "is_held_back", refuse)
+
+    for _ in range(2):
+        assert running_jobs.wait(running_jobs.submit(["true"]).id, 60).exit_code == 0
+        for supervisor in running_jobs._dispatcher._pool.supervisors:
+            supervisor.signal_unresponsive(signal.SIGCONT)
