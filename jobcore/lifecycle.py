@@ -378,7 +378,7 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
     keeps_its_id = (
         "CREATE TRIGGER job_keeps_its_id BEFORE UPDATE ON job "
         "WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id "
-        "OR OLD.pipeline_id IS NOT NEW.pipeline_id "
-        "BEGIN SELECT RAISE(ABORT, 'a job keeps its number, its id and its pipeline'); END"
+        "OR OLD.workspace_id IS NOT NEW.workspace_id OR OLD.pipeline_id IS NOT NEW.pipeline_id "
+        "BEGIN SELECT RAISE(ABORT, 'a job keeps its number, id, workspace and pipeline'); END"
     )
     return begins_queued, moves_by_the_rules, final_stays_final, is_not_replaced, keeps_its_id

@@ -1,6 +1,8 @@
 """
 Migration from schema 6 to 7: job counts are stored instead of computed at each call.
 
+The counts of a pipeline serve the counts of its workspace, so a job keeps its workspace, too.
+
 Only `schema` executes the statements, inside the migration's transaction. `counts` generates
 most of them, and a test holds the digest of the whole text: a migration must not change. If
 `counts` changes, write the statements of schema 7 out here.
@@ -35,4 +37,11 @@ STATEMENTS = (
     *(_table(name, owner) for name, owner in reversed(counts.TABLES.items())),
     *(counts.fill(name) for name in counts.TABLES),
     *counts.triggers(),
+    "DROP TRIGGER IF EXISTS job_keeps_its_id",
+    (
+        "CREATE TRIGGER job_keeps_its_id BEFORE UPDATE ON job "
+        "WHEN OLD.number IS NOT NEW.number OR OLD.id IS NOT NEW.id "
+        "OR OLD.workspace_id IS NOT NEW.workspace_id OR OLD.pipeline_id IS NOT NEW.pipeline_id "
+        "BEGIN SELECT RAISE(ABORT, 'a job keeps its number, id, workspace and pipeline'); END"
+    ),
 )

@@ -24,11 +24,9 @@ TABLES = {"workspace_count": "workspace_id", "pipeline_count": "pipeline_id"}
 _COLUMNS = ", ".join(COLUMNS)
 _ADDED = ", ".join(f"{one} = {one} + excluded.{one}" for one in COLUMNS)
 _ZERO = " AND ".join(f"{one} = 0" for one in COLUMNS)
-#: The job moves to another row of counts: its type, its workspace or its deletion mark changes.
-_MOVED = (
-    "OLD.type IS NOT NEW.type OR OLD.workspace_id IS NOT NEW.workspace_id "
-    "OR (OLD.deleted_at IS NULL) <> (NEW.deleted_at IS NULL)"
-)
+#: The job moves to another row of counts: its type or its deletion mark changes. Another trigger
+#: keeps it in its workspace and pipeline.
+_MOVED = "OLD.type IS NOT NEW.type OR (OLD.deleted_at IS NULL) <> (NEW.deleted_at IS NULL)"
 
 
 def _batch_of(row: str) -> str:
@@ -82,7 +80,7 @@ def triggers() -> tuple[str, ...]:
         ),
         (
             "CREATE TRIGGER job_counts_elsewhere "
-            f"AFTER UPDATE OF type, workspace_id, deleted_at ON job WHEN {_MOVED} "
+            f"AFTER UPDATE OF type, deleted_at ON job WHEN {_MOVED} "
             f"BEGIN {_take_away(' AND OLD.deleted_at IS NULL')} "
             f"{_change('NEW', _each('NEW'), ' AND NEW.deleted_at IS NULL')} END"
         ),

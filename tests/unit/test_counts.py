@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
 
@@ -155,6 +155,7 @@ def apply(connection, operation, places, pipelines):
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(operations=OPERATIONS)
+@example([("insert", "", None, 1, True, "COMMAND"), ("workspace_id", "", 1, 0)])
 def test_counts_are_those_of_the_rows(tmp_path_factory, operations):
     """Whatever is written, by whomever, inside a transaction or not: every count is true."""
     path = str(tmp_path_factory.mktemp("counts") / "jobs.db")

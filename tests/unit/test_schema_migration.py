@@ -77,7 +77,7 @@ def test_generated_migration_has_not_changed():
     text = "\n".join(count_migration.STATEMENTS).encode()
 
     assert hashlib.sha256(text).hexdigest() == (
-        "15c5ef453e6317aef5ff89683bdca86d647def12fad2c123697e4cd796e94814"
+        "ffdbd4cfe4d90bbd32ddf9d419f2c4615c7ac60ba796782db97100d78603c74b"
     )
 
 
