@@ -37,12 +37,17 @@ class SqliteConnection(sqlite3.Connection):
         self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
 
     def cursor(self, *args: Any, **options: Any) -> Any:
-        """Return a new cursor and record it. `execute` calls this, too."""
+        """Return a new cursor and record it."""
         made = super().cursor(*args, **options)
         if len(self._cursors) >= RECORDED_CURSORS:
             self._cursors = [one for one in self._cursors if one() is not None]
         self._cursors.append(weakref.ref(made))
         return made
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        """Execute a statement with a recorded cursor. Only Python 3.11 would call `cursor`."""
+        made: sqlite3.Cursor = self.cursor()
+        return made.execute(*args)
 
     @property
     def is_open(self) -> bool:

@@ -1410,3 +1410,16 @@ def test_lock_that_sqlite_cannot_get_past_is_dropped_with_all_connections(opened
     assert before
     assert not any(connection.is_open for connection in before)
     note(opened, "after")
+
+
+@pytest.mark.parametrize("ask", ["execute", "cursor"])
+def test_connection_is_closed_though_a_statement_is_kept(tmp_path, ask):
+    """A cursor that is still referenced, as by a traceback, does not keep the file open."""
+    path = str(tmp_path / "any.db")
+    connection = sqlite3.connect(path, factory=SqliteConnection)
+    connection.execute("CREATE TABLE t AS SELECT 1 AS a UNION ALL SELECT 2")
+    kept = (connection if ask == "execute" else connection.cursor()).execute("SELECT a FROM t")
+    assert kept.fetchone() == (1,)
+    connection.abandon()
+
+    assert path not in descriptors().values()

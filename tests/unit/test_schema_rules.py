@@ -222,7 +222,7 @@ def test_a_job_is_not_replaced_by_an_update(foreign, status, column):
     before = foreign.execute("SELECT * FROM job").fetchall()
 
     for taken, given in (("=", "<>"), ("<>", "=")):
-        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number, its id"):
+        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number, id"):
             foreign.execute(
                 f"UPDATE OR REPLACE job SET {column} = "
                 f"(SELECT {column} FROM job WHERE number {taken} ?) WHERE number {given} ?",
@@ -241,7 +241,7 @@ def test_a_job_keeps_its_number_by_whatever_name(foreign, status, name):
     before = foreign.execute("SELECT * FROM job").fetchall()
 
     for given, taken in ((number, other), (other, number), (number, 99)):
-        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number, its id"):
+        with pytest.raises(sqlite3.IntegrityError, match="a job keeps its number, id"):
             foreign.execute(
                 f"UPDATE OR REPLACE job SET {name} = ? WHERE number = ?", (taken, given)
             )
