@@ -58,17 +58,12 @@ class SqliteConnection(sqlite3.Connection):
             return False
 
     def close(self) -> None:
-        """Roll back an open transaction and close the connection."""
-        if self.is_open and self.in_transaction:
-            self._end_statements()
-            self.rollback()
-        super().close()
-
-    def abandon(self) -> None:
-        """Close the connection, whatever state it is in."""
+        """End its statements, roll back an open transaction and close the connection."""
         if self.is_open:
             self._end_statements()
-            self.close()
+            if self.in_transaction:
+                self.rollback()
+        super().close()
 
     def __del__(self) -> None:
         """
@@ -149,7 +144,7 @@ def throw_away(connection: Connection) -> None:
     It closes the driver's connection first, so an interrupted call can be repeated.
     """
     if not (connection.closed or connection.invalidated):
-        driver_of(connection).abandon()
+        driver_of(connection).close()
     try:
         if not connection.closed:
             connection.invalidate()

@@ -354,7 +354,7 @@ class Database(locks.ForkAware):
         self._readers.spares = SpareConnections(self._engine)
         if not self._readers.present():
             for connection in list(self._opened):
-                connection.abandon()  # an interrupted reader did not give it back
+                connection.close()  # an interrupted reader did not give it back
 
     def _reset(self) -> None:
         self._closes_inside = False  # `close` was called in the middle of a transaction

@@ -1420,6 +1420,6 @@ def test_connection_is_closed_though_a_statement_is_kept(tmp_path, ask):
     connection.execute("CREATE TABLE t AS SELECT 1 AS a UNION ALL SELECT 2")
     kept = (connection if ask == "execute" else connection.cursor()).execute("SELECT a FROM t")
     assert kept.fetchone() == (1,)
-    connection.abandon()
+    connection.close()
 
     assert path not in descriptors().values()
