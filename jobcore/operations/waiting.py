@@ -35,8 +35,6 @@ from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 #: first grows to the second while there is nothing new. If a manager imports the output, its
 #: commits wake the waiters in any case; only unfinished lines are seen by a look alone.
 FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
-#: Seconds after which a follower that has not caught up with its job looks for unfinished lines.
-LOOK_AGAIN = 0.25
 #: Seconds before the next look if an import did not succeed, so that another process can do it.
 BACK_OFF = 0.25
 #: Seconds to wait for a manager to settle a job of another directory as lost.
@@ -224,9 +222,7 @@ class Cursor(NamedTuple):
         """Return the unfinished lines that are new, and the cursor with them shown."""
         there = self.sight.unfinished
         # Not before numbered lines that precede them, nor after those that may contain them.
-        if self.shown is None or there is None or self.run.final:
-            return (), self
-        if not there.first <= self.sequence <= there.behind:
+        if self.shown is None or there is None or not there.first <= self.sequence <= there.behind:
             return (), self
         new = tuple(line for line in there.lines if line not in self.shown)
         return new, self._replace(shown=there.lines) if new else self
@@ -520,12 +516,9 @@ class Waiter:
         try:
             while True:
                 cursor = self._look(cursor)
-                lines, cursor = cursor.unfinished()
-                if lines or cursor.behind:
+                if cursor.behind:
                     self._leave(cursor, me)  # the consumer of the lines may be slow
-                yield from lines
-                look_again = time.monotonic() + LOOK_AGAIN
-                while cursor.behind and (cursor.shown is None or time.monotonic() < look_again):
+                while cursor.behind:
                     first = cursor.sequence
                     segments, cursor = self.read(cursor)
                     for segment in segments:
@@ -533,8 +526,6 @@ class Waiter:
                             yield line
                             if deadline.over:
                                 raise deadline.error(cursor.in_words())
-                if cursor.behind:
-                    continue
                 if cursor.run.final:
                     return
                 lines, cursor = cursor.unfinished()

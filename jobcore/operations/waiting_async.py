@@ -17,7 +17,7 @@ from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.operations.async_backend import Answer, in_thread, sleep
-from jobcore.operations.waiting import LOOK_AGAIN, NOT_DRAINED, Cursor, Deadline, Waiter
+from jobcore.operations.waiting import NOT_DRAINED, Cursor, Deadline, Waiter
 from jobcore.storage import log_segments
 from jobcore.storage.transitions import Run
 from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
@@ -202,7 +202,6 @@ class Lines(AsyncIterator[LogLine]):
     ) -> None:
         self._check = check
         self._checked = 0.0
-        self._looked = 0.0
         self._async_waiter = awaiter
         self._waiter = waiter
         self._begin = begin
@@ -259,20 +258,19 @@ class Lines(AsyncIterator[LogLine]):
         if cursor is None:
             cursor = self._at(await in_thread(self._begin))
         while True:
-            is_overdue = cursor.shown is not None and time.monotonic() > self._looked + LOOK_AGAIN
-            if is_overdue or not cursor.behind:
+            if not cursor.behind:
                 cursor = await self._async_waiter.look(cursor)
-                self._looked = time.monotonic()
-                lines, self._cursor = cursor.unfinished()
-                if lines:
-                    return iter(lines)
             if cursor.behind:
                 segments, self._cursor = await in_thread(self._waiter.read, cursor)
                 return itertools.chain.from_iterable(
                     log_segments.lines(segment, cursor.sequence) for segment in segments
                 )
+            self._cursor = cursor
             if cursor.run.final:
                 raise StopAsyncIteration
+            lines, self._cursor = cursor.unfinished()
+            if lines:
+                return iter(lines)
             self._checked = await _check(self._check, cursor.run, self._checked)
             await _rest(cursor, deadline)
 

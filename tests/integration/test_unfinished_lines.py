@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -142,34 +141,6 @@ def test_prompt_is_seen_while_the_other_stream_is_busy(running_jobs, tmp_path):
     assert (seen.sequence, seen.raw) == (None, b"sure? ")
     (line,) = (line for line in jobs.logs(job.id) if line.stream == "stdout")
     assert (line.raw, line.time_ns) == (b"sure? yes\n", seen.time_ns)
-
-
-@pytest.mark.parametrize("is_async", [False, True])
-def test_follower_that_never_catches_up_sees_a_prompt(running_jobs, is_async):
-    """The other stream always has more lines than the follower has read."""
-    script = 'printf "sure? "; while :; do echo warning >&2; done'
-    job = running_jobs.submit(Command(["sh", "-c", script], separate_streams=True))
-    there = 0
-
-    def is_prompt(line):
-        nonlocal there
-        if line.sequence is not None and line.sequence >= there - 1:
-            there = until(lambda: (n := running_jobs.get_job(job.id).line_count) > there and n)
-        return line.stream == "stdout"
-
-    async def first_prompt():
-        lines = running_jobs.follow_async(job.id, timeout=PATIENCE)
-        while not is_prompt(line := await anext(lines)):
-            pass
-        return line
-
-    if is_async:
-        prompt = asyncio.run(first_prompt())
-    else:
-        prompt = next(filter(is_prompt, running_jobs.follow(job.id, timeout=PATIENCE)))
-    running_jobs.stop_job(job.id, grace=0)
-
-    assert (prompt.sequence, prompt.raw) == (None, b"sure? ")
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "host", "both"])
