@@ -253,7 +253,7 @@ def _checked_signal(value: int | str) -> int:
         raise CommandError(f"stop_signal must be a signal of this system, not {value!r}")
     if number in _PAUSING:
         raise CommandError(
-            f"stop_signal {value!r} pauses a program, and the SIGCONT after it would discard it"
+            f"stop_signal {value!r} pauses a program, and the SIGCONT after it would cancel it"
         )
     if number in _UNHANDLED:
         raise CommandError(f"no program can handle {value!r}: use grace=0 to kill it at once")

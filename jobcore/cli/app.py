@@ -152,12 +152,12 @@ def _number(text: Any) -> float:
 
 
 def count(text: Any) -> int:
-    """Return a whole number, 0 or more."""
+    """Return an integer, 0 or more."""
     return _whole(text, 0)
 
 
 def count_from_1(text: Any) -> int:
-    """Return a whole number, 1 or more."""
+    """Return an integer, 1 or more."""
     return _whole(text, 1)
 
 
@@ -309,7 +309,7 @@ class Store(NamedTuple):
 
 @contextmanager
 def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
-    """Give a manager that runs no jobs. It creates no database, also not in an empty file."""
+    """Open a manager that runs no jobs and leaves a missing or empty file alone."""
     if not os.path.exists(ctx.obj.path):
         raise StoreError(f"there is no database {ctx.obj.path}: see --db; run and work make one")
     with ctx.obj.open(slots=0, create=False) as jobs:
@@ -317,7 +317,7 @@ def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
 
 
 def full_id(jobs: JobManager, text: str) -> UUID | str:
-    """Return the id of the only job whose id begins with `text`; `text` itself if there is none."""
+    """Complete an id from its beginning; return `text` unchanged if no job matches."""
     try:
         found = [str(job.id) for job in jobs.find_jobs(text, limit=MOST_IDS + 1)]
     except ValueError:

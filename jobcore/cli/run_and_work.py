@@ -167,8 +167,7 @@ def run(
     """  # noqa: D301
     if stdin not in (None, "-") and not command:
         raise CommandError(
-            f"there is no command: {stdin!r} was taken as the file of --stdin; write -- before "
-            "the command"
+            f"no command is given: --stdin took {stdin!r} as its file; write -- before the command"
         )
     wanted = Command(
         _argv(command or [], shell=shell),

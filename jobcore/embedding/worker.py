@@ -55,7 +55,7 @@ START_FIRST, START_LAST = 0.5, 4.0
 #: Seconds that closing and forking wait for an idle thread to end.
 END = 5.0
 
-#: What errors and notes say of a call of which nobody knows whether it took effect.
+#: How errors and notes describe a call that may or may not have taken effect.
 OUTCOME_UNKNOWN = "outcome unknown"
 
 P = ParamSpec("P")
@@ -105,7 +105,7 @@ def forget_own_threads() -> None:
 
 
 def outcome_unknown(where: str, why: str) -> StoreError:
-    """Return the error of a call that was broken off, and may have taken effect."""
+    """Return the error for an interrupted call, which may have taken effect."""
     return StoreError(f"{where}: {OUTCOME_UNKNOWN}: {why}")
 
 
@@ -490,11 +490,11 @@ class Worker(ForkAware):
                 try:
                     self._leave(number, thread)
                     break
-                except BaseException:  # noqa: BLE001, S112 - injected: the thread must be freed
+                except BaseException:  # noqa: BLE001, S112 - injected: the place must be freed
                     continue
 
     def _leave(self, number: int, thread: _WorkerThread) -> None:
-        """Free the thread of this thread. Idempotent."""
+        """Unregister this thread and free its place. Idempotent."""
         try:
             self._at_end()
         finally:
@@ -527,7 +527,7 @@ class Worker(ForkAware):
                 call.fail(
                     outcome_unknown(self._name, repr(error))
                     if has_begun
-                    else StoreError(f"{self._name}: not made: {error!r}")
+                    else StoreError(f"{self._name}: the call was not made: {error!r}")
                 )
 
     def take(self, seconds: float) -> Call[Any] | None:
@@ -588,13 +588,13 @@ class Worker(ForkAware):
         return not self._own_threads()
 
     def _give_up_late_ones(self) -> None:
-        """Free the places of threads that never began, as after an interrupt before their start."""
+        """Free the places of threads that never began, such as after an interrupted start."""
         for number, thread in list(self._threads.items()):
             if time.monotonic() - thread.started > START_FIRST and thread.give_up():
                 self._vacate(number, thread)
 
     def _own_threads(self) -> list[_WorkerThread]:
-        """Return the threads of this process; in a child that C code has forked there are none."""
+        """Return the threads of this process. A child forked by C code has none."""
         return [thread for thread in list(self._threads.values()) if thread.pid == os.getpid()]
 
     def close(self, reason: str, patience: float = END) -> bool:

@@ -125,8 +125,8 @@ class Directories(ForkAware):
         if self._root is not None and not self._is_open():
             raise self._closed_by_others()
         if self._root is not None and not self._is_in_place():
-            # A manager that opens the database now would use another directory, and take our
-            # jobs for dead.
+            # A manager that opens the database now would use another directory, where our
+            # jobs look dead.
             raise DatabaseGone(
                 f"{self._database}.jobs was removed or moved while it was open; {self._remedy}"
             )
@@ -147,15 +147,15 @@ class Directories(ForkAware):
         """
         Raise if other code of this process has closed the descriptor of the root by its number.
 
-        That code, such as `os.closerange` to become a daemon, has then closed the descriptors of
-        SQLite, too, which would wait for locks that it can never get.
+        Such code, for example `os.closerange` in a daemon's start, has closed SQLite's
+        descriptors, too. SQLite would then wait for locks that it can never get.
 
         Raises:
-            StoreError: It has; the number may be another file's by now.
+            StoreError: It was closed; its number may now be another file's.
         """
         if self._root is None or self._is_open():
             return
-        with GATE:  # it may just be closed or reopened
+        with GATE:  # another thread may be closing or reopening it
             if self._root is not None and not self._is_open():
                 raise self._closed_by_others()
 
@@ -169,7 +169,7 @@ class Directories(ForkAware):
     def _closed_by_others(self) -> StoreError:
         return StoreError(
             f"{self._database}: other code of this process closed jobcore's file descriptors, as "
-            "os.closerange does; start the process again, and make the manager after that call"
+            "os.closerange does; restart the process, and open the manager after that call"
         )
 
     def reopen(self) -> None:
@@ -180,7 +180,7 @@ class Directories(ForkAware):
                 self._close_root()
 
     def _close_root(self) -> None:
-        """Close the descriptor of the root, unless the number is another file's by now."""
+        """Close the descriptor of the root, unless its number is now another file's."""
         is_open = self._is_open()
         root, self._root = self._root, None
         if root is not None:

@@ -1,9 +1,9 @@
 """
 Tells callers that wait for jobs whether this manager can still make progress.
 
-A caller must not wait for ever for a job that cannot go on. It gets an error if a failure is
-persistent, that is, if it has been repeated for some seconds and is not caused by a busy, full or
-read-only database.
+A caller must not wait for ever for a job that cannot go on. It gets an error if a failure
+persists: it has been repeated for some seconds, and its cause is not a busy, full or read-only
+database.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class Liveness:
 
     def require(self, run: Run, begun: float = 0.0, manager: object = None) -> None:  # noqa: ARG002 - see `begin_wait`
         """
-        Raise an error if a job cannot go on here, and that lasts. For a caller that waits for it.
+        Raise an error if a job cannot go on here and the cause persists, for a caller that waits.
 
-        It raises nothing for a job that has a supervisor, or that only another manager can run,
-        nor because the database is busy, full or read-only.
+        It raises nothing for a job that has a supervisor or that only another manager can run,
+        and nothing because the database is busy, full or read-only.
 
         Args:
             run: The job.
@@ -106,7 +106,7 @@ class Liveness:
     def _require_starts(self, begun: float) -> None:
         for key, what in (
             (SUPERVISORS, "supervisors cannot be started"),
-            (ROUND, "this manager cannot start jobs, as each try fails"),
+            (ROUND, "this manager cannot start jobs: each attempt fails"),
         ):
             failure = self._postponed.persistent(key, begun)
             if failure is not None:
@@ -156,10 +156,10 @@ class Liveness:
 
     def is_drained(self, *, starts: bool) -> Callable[[], bool]:
         """
-        Return a function that tells a caller, which begins to wait now, whether all is done.
+        Return a function that tells a caller that waits from now on whether all jobs are done.
 
         Args:
-            starts: Whether it starts the thread if necessary, as in a forked child.
+            starts: Whether it starts the thread if necessary, for example in a forked child.
         """
         begun = self._postponed.now()
 
@@ -179,7 +179,7 @@ class Liveness:
 
 
 def _may_be_locked(run: Run) -> bool:
-    """Tell whether the job has a supervisor; True if that is not known now."""
+    """Tell whether the job has a supervisor; True if that cannot be checked now."""
     try:
         return job_directory.is_run_locked(run.token or "")
     except OSError:

@@ -58,8 +58,8 @@ class Stopper:
 
         Raises:
             JobNotFound, JobNotRunning: It is gone, or not RUNNING.
-            DatabaseFull, DatabaseBusy: The request could not be stored; the supervisor was told
-                all the same.
+            DatabaseFull, DatabaseBusy: The request could not be stored. The supervisor was still
+                asked to stop.
         """
         try:
             asked = self._store(run, grace, why, None)
@@ -107,7 +107,7 @@ class Stopper:
         """
         Ask each of these jobs to stop, and return the longest of their graces in seconds.
 
-        If a request cannot be stored, the supervisor is told all the same; its exit record will
+        If a request cannot be stored, the supervisor is still asked to stop; its exit record will
         say so. After that, further requests do not wait for the write lock.
         """
         longest = 0
@@ -174,9 +174,9 @@ class Stopper:
         It is harmless to deliver it twice, or after the job has ended.
 
         Raises:
-            StoreError: No file could be written. The supervisor was told to stop all the
-                same, through the FIFO, which needs no disk space, or by SIGTERM. If that was
-                impossible, too, the text says so.
+            StoreError: No file could be written. The supervisor was still asked to stop, through
+                the FIFO, which needs no disk space, or by SIGTERM. If that failed, too, the text
+                says so.
         """
         opened = False
         try:
@@ -233,10 +233,10 @@ class Stopper:
 
     def _ring(self, run: Run, letter: bytes) -> None:
         """
-        Tell the supervisor by a letter alone, or by SIGTERM.
+        Send the supervisor a letter without writing the `stop` file, or SIGTERM instead.
 
         Raises:
-            StoreError: It was not told.
+            StoreError: Neither reached it.
         """
         opened = False
         try:
@@ -258,7 +258,7 @@ class Stopper:
         SIGTERM replaces only a letter that asks to stop, not the doorbell.
 
         Raises:
-            OSError: The supervisor was not told.
+            OSError: Neither could be sent.
         """
         try:
             job_directory.ring(directory, letter)
@@ -276,11 +276,11 @@ class Stopper:
             )
             return is_here and bool(orphans.signal_all(run.token or "", signal.SIGTERM))
         except (StoreError, OSError):
-            return False  # the directories are gone, or no descriptor is left for looking
+            return False  # the directories are gone, or no descriptor is free for the check
 
     def _write_until_true(self, run: Run, directory: int) -> None:
         while True:
-            # What is damaged is left out: who asked, and why, is only logged.
+            # Leave out damaged values: who asked, and why, is only logged.
             who, why = (
                 text if isinstance(text, str) else None for text in (run.stop_who, run.stop_why)
             )
@@ -335,7 +335,7 @@ def _unreachable(run: Run, error: StoreError, *, told: bool, stored: bool) -> St
     else:
         what = "the stop request is not stored either, so repeat it"
     return type(error)(
-        f"job {run.id} cannot be stopped by its files ({error}): {what}", error.errno
+        f"job {run.id} cannot be stopped through its directory ({error}): {what}", error.errno
     )
 
 

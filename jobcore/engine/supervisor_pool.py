@@ -72,7 +72,7 @@ class Supervisor:
     Attributes:
         pid: The supervisor's pid, once it has sent `READY`; None before.
         ready: Whether it waits for a request.
-        since: When it was started or, once it has been ready, became ready, by the monotonic
+        since: When it became ready or, before that, when it was started, by the monotonic
             clock.
         token: The run that it was sent, until it sends `ENDED`; else None.
         gone: Whether the other end is closed.
@@ -171,11 +171,11 @@ class Supervisor:
                 GATE.close(self._socket.detach())
 
     def signal_unresponsive(self, number: signal.Signals) -> None:
-        """Signal one that does not take its job, unless a debugger or a freezer holds it."""
+        """Signal a supervisor that does not take its job, unless a debugger or freezer holds it."""
         try:
             held = self.pid is None or procfs.is_held_back(self.pid)
         except OSError:
-            return  # no descriptor is left for looking; the next round tries again
+            return  # no descriptor is free for the check; the next round tries again
         if not held and self.signal(number):
             telemetry.event(
                 logging.WARNING, "supervisor does not react", pid=self.pid, signal=number.name
@@ -299,7 +299,7 @@ class SupervisorPool(ForkAware):
     Args:
         launcher: Starts them; None: as processes, with this process's interpreter.
         slots: The most supervisors to keep.
-        postponed: Remembers, by `SUPERVISORS`, that one could not be started; None: a new one.
+        postponed: Records failed starts, under `SUPERVISORS`; None: a new one.
         host: Identifies the manager to `failpoints`.
 
     Attributes:
@@ -441,17 +441,17 @@ class SupervisorPool(ForkAware):
             try:
                 stopped = pid is not None and procfs.is_stopped(pid)
             except OSError:
-                return  # no descriptor is left for looking; the next round tries again
+                return  # no descriptor is free for the check; the next round tries again
             if stopped and supervisor.signal(signal.SIGCONT):
                 telemetry.event(logging.WARNING, "stopped supervisor woken", pid=pid)
 
     def remove_gone(self, supervisor: Supervisor) -> None:
-        """Dismiss a supervisor that has gone; that is a failure if it never got ready."""
+        """Dismiss a supervisor that has gone. If it never got ready, that is a failure."""
         if supervisor.pid is None:
             self._note_failure(
                 SpawnError(
-                    "a supervisor did not get ready: it ended, or does not answer; what is "
-                    "named by `python=`, or else `sys.executable`, must be a Python interpreter"
+                    "a supervisor did not get ready: it ended, or does not answer; "
+                    "`python=`, or else `sys.executable`, must name a Python interpreter"
                 )
             )
         self.discard(supervisor)

@@ -63,7 +63,7 @@ def why_unfindable(thing: Any) -> str | None:
         return reason
     # Each access to a bound method of a class creates a new, equal object.
     if found is not thing and not (isinstance(thing, MethodType) and found == thing):
-        return f"{name} is another object by now: the given one was replaced there"
+        return f"{name} now names another object, which has replaced the given one"
     return None
 
 

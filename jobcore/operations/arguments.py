@@ -1,8 +1,8 @@
 """
 Checks the arguments of a manager and its methods.
 
-Each function returns the value in the form that the layers below use. What is no command is
-refused with ArgumentError; what belongs to a job or pipeline, with CommandError.
+Each function returns the value in the form that the layers below use. A wrong value of a job or
+pipeline raises CommandError, and every other wrong value ArgumentError.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def checked_after(after: Any) -> int | None:
 
 
 def checked_callback(callback: Any) -> Any:
-    """Return a function to call; refuse coroutine functions, which nothing would await."""
+    """Return a function to call. Refuse a coroutine function: nothing would await it."""
     if not callable(callback):
         raise ArgumentError(f"callback must be callable, not {shown(callback)}")
     if inspect.iscoroutinefunction(callback):
@@ -158,7 +158,7 @@ def required_types(kind: object) -> tuple[str, ...]:
     """Return the job types to claim, one or several."""
     types = checked_types(kind)
     if not types:
-        raise ArgumentError("type must be a job type or several, not none")
+        raise ArgumentError("type must be one or more job types, not an empty collection")
     return tuple(types)
 
 

@@ -322,9 +322,7 @@ class _Examination:
         }
         stale = sorted(set(names) - active)
         if stale:
-            yield _note(
-                check, f"of jobs that have ended, to be removed by a manager: {_some(stale)}"
-            )
+            yield _note(check, f"of jobs that have ended; a manager removes them: {_some(stale)}")
         else:
             yield _ok(check, f"{len(names)}, each of a queued or running job")
 
@@ -363,8 +361,8 @@ class _Examination:
         if unknown:
             yield _note(
                 check,
-                "their process cannot be seen from here and its lock file was removed, so whether "
-                f"it is alive is not known; end them if it has ended: {_some(unknown)}",
+                "their process cannot be seen from here and its lock file was removed, so it may "
+                f"be alive or dead; if it has ended, end them: {_some(unknown)}",
             )
         if not (dead or unknown):
             yield _ok(check, f"{len(rows)}, each of a live process")
@@ -465,7 +463,7 @@ class _Examination:
                 Schedule(expression, zone)
             except ScheduleError as error:
                 wrong = True
-                yield _wrong(check, f"do not run here: {_some(names)}: {_short(error)}")
+                yield _wrong(check, f"cannot run here: {_some(names)}: {_short(error)}")
         if not wrong:
             yield _ok(check, "every schedule and time zone is valid here")
 

@@ -269,7 +269,7 @@ class Database(locks.ForkAware):
         Return a number that changes with every commit to the file by any process.
 
         Args:
-            within: Accept a value that another thread read at most so many seconds ago, if
+            within: Accept a value that another thread read at most this many seconds ago, if
                 this process has committed nothing since. 0: poll the file now.
         """
         return self._readers.version(within)
@@ -385,7 +385,7 @@ class Database(locks.ForkAware):
         identity = self._look()
         schema.check(self.path, identity)
         if identity == schema.EMPTY and not create:
-            raise NotAJobcoreDatabase(f"{self.path} is empty: it is no database yet")
+            raise NotAJobcoreDatabase(f"{self.path} is empty: it holds no database yet")
         connection = self._connect()
         try:
             schema.open_or_make(connection, self.path, self.busy_timeout, runs_jobs=self._runs_jobs)

@@ -390,7 +390,7 @@ def test_run_without_a_command_names_what_stdin_took(cli):
     """The file that an optional value has taken is named, and the remedy."""
     _, err = cli("run", "--stdin", "cat", code=2)
 
-    assert "'cat' was taken as the file of --stdin; write --" in err
+    assert "no command is given: --stdin took 'cat' as its file; write --" in err
 
 
 def test_run_stops_by_the_signal_it_is_told(cli):
@@ -1049,7 +1049,7 @@ def test_looking_makes_no_database(cli):
     "verb", ["list", "show a", "logs a", "history a", "stop a", "prune --older-than 0", "doctor"]
 )
 def test_looking_leaves_an_empty_file_alone(cli, verb):
-    """It may be another program's file, such as a lock; the modes stay, too."""
+    """It may be another program's file, such as a lock. Its mode stays unchanged, too."""
     path = cli.folder / "empty"
     path.touch(0o644)
     before = path.stat()

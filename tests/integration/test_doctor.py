@@ -292,7 +292,7 @@ def _put(path, content):
     ids=["directory", "FIFO", "link", "garbage", "empty"],
 )  # fmt: skip
 def test_what_is_no_store_id_is_named_with_a_way_out(closed, tmp_path, make):
-    """The text names the file, and what it says to do makes the database usable again."""
+    """The text names the file. Its remedy makes the database usable again."""
     store = f"{closed}.jobs/store"
     os.unlink(store)
     make(store)
@@ -424,7 +424,7 @@ def test_schedule_of_an_unknown_time_zone_is_found(jobs, database):
     found = examine(database)["schedules"]
 
     assert found.verdict == "wrong"
-    assert found.detail.startswith("do not run here: 'a', 'b': no time zone 'Mars/Olympus' here")
+    assert found.detail.startswith("cannot run here: 'a', 'b': no time zone 'Mars/Olympus' here")
 
 
 def start_task(database):

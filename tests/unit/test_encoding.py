@@ -183,7 +183,7 @@ def in_main():
         ),
         (
             functions.was_replaced,
-            ("tests.functions:replaced is another object by now: the given one was replaced there"),
+            ("tests.functions:replaced now names another object, which has replaced the given one"),
         ),
         (
             in_main()["f"],

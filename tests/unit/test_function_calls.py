@@ -192,8 +192,8 @@ HERE = "tests.functions"
             functions.was_replaced,
             [],
             (
-                f"{REFUSED}{HERE}:replaced is another object by now: "
-                "the given one was replaced there"
+                f"{REFUSED}{HERE}:replaced now names another object, "
+                "which has replaced the given one"
             ),
         ),
         (hand_made(), [], f"{REFUSED}the module hand_made was not imported from anywhere"),

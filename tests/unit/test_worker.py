@@ -78,7 +78,7 @@ def test_call_that_was_taken_and_not_begun_fails_at_once():
         call.answer()
 
     made = Worker("test-worker", serve)
-    with pytest.raises(StoreError, match=r"test-worker: not made: SystemExit\(\)"):
+    with pytest.raises(StoreError, match=r"test-worker: the call was not made: SystemExit\(\)"):
         made.call(lambda: None, patience=10 * PATIENCE)
 
     assert made.call(lambda: "made") == "made"
