@@ -128,7 +128,7 @@ class Crashed(BaseException):
         self.host = host
 
 
-#: The callbacks. Code asks for them before it calls `reach`, as outside tests there are none.
+#: The callbacks; empty outside tests. Code checks them before it calls `reach`.
 armed: tuple[Callback, ...] = ()
 
 
@@ -147,7 +147,7 @@ def reach(point: str, host: object = None) -> None:
 
 def arm(callback: Callback) -> None:
     """Call `callback(point, host)` at each failpoint, in the thread that reaches it. Idempotent."""
-    global armed  # noqa: PLW0603 - asking for it must cost no more than reading a global
+    global armed  # noqa: PLW0603 - the check must cost no more than reading a global
     if callback not in armed:
         armed = (*armed, callback)
 

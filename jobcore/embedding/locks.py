@@ -1,5 +1,5 @@
 """
-Locks that survive what a host may do at any moment: raise an exception, or fork.
+Locks that stay usable when the host raises an exception or forks at any moment.
 
 A Ctrl-C raises KeyboardInterrupt in the main thread between any two bytecodes, even right
 after a lock was taken and before the `try` that would release it. Python code cannot close
@@ -10,8 +10,8 @@ lock. This also holds if an exception is stored with its traceback, which keeps 
 
 A host may fork at any time, such as a preloading web server or `multiprocessing`. The child
 then has copies of descriptors whose locks belong to the parent's jobs. Closing the copies
-is harmless, because an OFD lock lives on with the parent's descriptor. Unlocking would free
-the parent's lock, and a live job would be taken for dead. So the child only closes
+is harmless, because the parent's descriptor keeps the OFD lock. Unlocking would free the
+parent's lock, and a live job would look dead. So the child only closes
 descriptors, and every owner resets its state. Importing this module installs nothing. The
 first owner installs the hooks.
 """
@@ -62,7 +62,7 @@ class _Turn:
 
     Attributes:
         thread: The thread that holds it.
-        frame: The call that holds it; None: it is held until it is released.
+        frame: The call that holds it; None: it is held until `release`.
         over: Whether it was released.
         next: The turn after this one, once there is one. A dict with the only key "",
             because `setdefault` is atomic.
@@ -87,7 +87,7 @@ class _Turn:
 
 class Lock:
     """
-    A re-entrant lock that an interrupted call does not keep.
+    A re-entrant lock that becomes free when its call is interrupted.
 
     Each turn records its call, and the next turn can begin when that call is over. So an
     exception at any bytecode leaves the lock free. Hold it only for a short time, because
@@ -98,7 +98,7 @@ class Lock:
         self.reset()
 
     def reset(self) -> None:
-        """Free the lock, whoever has it; a call that still holds it then releases nothing."""
+        """Free the lock, even if a call holds it. When that call ends, it releases nothing."""
         self._known = _Turn(None)  # some turn; the newest is found from it
         self._known.end()
 
@@ -116,7 +116,7 @@ class Lock:
         while True:
             newest = self._newest()
             if newest.has_ended:
-                # `setdefault` is atomic, so one of those who find the lock free gets it.
+                # `setdefault` is atomic: of the threads that see a free lock, one gets it.
                 if newest.next.setdefault("", mine) is mine:
                     self._known = mine
                     return True
@@ -197,7 +197,7 @@ class Bell:
 
 class ForkAware:
     """
-    An object with state that does not survive a fork; most need nothing but a reset in the child.
+    An object with state that does not survive a fork. Most only need a reset in the child.
 
     Each method may be called more than once per fork, because a signal handler may fork
     while the hooks run.
@@ -227,7 +227,7 @@ class _Gate(Lock):
         self._descriptors: set[int] = set()
         self._owners: list[weakref.ref[ForkAware]] = []
         self._installed = False
-        self._going_on = False  # the outermost fork is over, and the owners resume
+        self._going_on = False  # the outermost fork is over, so the owners resume
         self._interrupted = False  # KeyboardInterrupt came during the hooks; raised after the fork
 
     def watch(self, owner: ForkAware) -> None:
@@ -265,7 +265,7 @@ class _Gate(Lock):
             return set(self._descriptors)
 
     def unregister(self, *descriptors: int) -> None:
-        """Do not close these in forked children, because the host has reused the numbers."""
+        """Do not close these in forked children: the host has reused the numbers."""
         with self:
             self._descriptors.difference_update(descriptors)
 
@@ -294,7 +294,7 @@ class _Gate(Lock):
         for owner in self.owners():
             try:
                 owner.before_fork()
-            except BaseException as error:  # noqa: BLE001 - the fork happens all the same
+            except BaseException as error:  # noqa: BLE001 - the fork happens anyway
                 # If it were raised on, Python would print it and fork, and the hooks after the
                 # fork would undo steps that were never done.
                 self._interrupted = self._interrupted or isinstance(error, KeyboardInterrupt)
