@@ -146,15 +146,15 @@ class Dispatcher(ForkAware):
 
     def running(self) -> list[Run]:
         """Return the jobs that this manager has claimed and not settled."""
-        with self._lock:  # wait for a claim that is committed and not noted yet
+        with self._lock:  # wait for a claim that is committed but not recorded yet
             return [*self._left, *(claim.run for claim in self._claims.values())]
 
     def is_idle(self) -> bool:
         """
         Tell whether this manager runs no job, and could claim none now.
 
-        A manager with slots is not idle before its first look at schedules and at what dead
-        processes have left, because both may put jobs into the queue.
+        A manager with slots is not idle before it has first checked schedules and dead
+        processes, because both may add jobs to the queue.
 
         The queue is read only if no job runs. If it was not empty, it is not read again before
         the next commit, because no job leaves it without one.
@@ -170,7 +170,7 @@ class Dispatcher(ForkAware):
         return not self._is_busy()  # again: a job may have been claimed before the queue was read
 
     def _is_yet_to_look(self) -> bool:
-        """Tell whether its first look at schedules and dead processes is still to come."""
+        """Tell whether it has yet to check schedules and dead processes for the first time."""
         return self._slots > 0 and not self._loop.closing and not self._has_looked
 
     def _is_busy(self) -> bool:
@@ -465,7 +465,7 @@ class Dispatcher(ForkAware):
 
     def _prepare(self, now: float) -> list[Start]:
         """Prepare as many queued jobs as there are idle supervisors; start more supervisors."""
-        if now >= self._next_look:  # `wake` and `_update` tell of this manager's own commits
+        if now >= self._next_look:  # `wake` and `_update` report this manager's own commits
             self._note_commits()
             self._next_look = now + tuning.QUEUE_PAUSE
         self._adopt(now)

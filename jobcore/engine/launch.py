@@ -39,7 +39,7 @@ from jobcore.supervisor import PROTOCOL_VERSION, frames, job_directory, messages
 if TYPE_CHECKING:
     from jobcore.engine.supervisor_pool import Supervisor
 
-#: The environments that submitters stored, by name; of a job without one, this process's.
+#: The stored environments of submitters, by name. Under None: this process's environment.
 Environments = dict[str | None, Mapping[bytes, bytes] | None]
 
 
@@ -82,7 +82,7 @@ class Claim:
     A job that this manager has claimed and not settled, and what to do about it next.
 
     Attributes:
-        run: The job as it was last read from the database.
+        run: The job as last read from the database.
         start: Its prepared start, until that is sent; then None.
         claimed: When it was claimed, by the monotonic clock.
         supervisor: Its supervisor; None before the start is sent, and after it has ended.
@@ -107,7 +107,7 @@ class Claim:
         self._slot = start.prepared.take_slot()
 
     def note(self, notice: messages.Notice) -> None:
-        """Note what a notice of its supervisor reports."""
+        """Record what its supervisor reports."""
         self.accepted = True
         if notice.kind == messages.ENDED:
             self.end()
@@ -118,7 +118,7 @@ class Claim:
             self.due = min(self.due, 0.0 if much else self._imported + tuning.IMPORT_PAUSE)
 
     def begin_import(self, now: float) -> None:
-        """Note that an import begins; the next one is due only when there is a reason."""
+        """Record that an import begins. The next one is due only when there is a reason."""
         self._imported = now
         self.due = now + RETRY if self.ended else float("inf")
 
@@ -191,8 +191,8 @@ class Launch:
 
         Raises:
             StoreError, OSError: There is no space or no descriptor, the row or the directory
-                cannot be read, or processes of the attempt that it repeats still run. Nothing is
-                held then.
+                cannot be read, or processes of the attempt that it repeats still run. Nothing
+                stays open.
         """
         if row.retry_of is not None:
             self._require_nothing_left(row)

@@ -117,7 +117,7 @@ def check_interpreter(python: str) -> InterpreterCheck | None:
     """
     Begin to check whether this is a Python interpreter; None: no check is needed.
 
-    Each file is checked once in a process. The one that this process itself runs is never checked.
+    Each process checks a file once. It never checks the interpreter that it runs on itself.
 
     Raises:
         SpawnError: It is known not to be an interpreter, or cannot be started.
@@ -316,8 +316,8 @@ sys.argv[2] = find_spec("jobcore").submodule_search_locations[0]
     + STUB
 )
 
-#: The argument by which a supervisor is known that was started by a host of this version, of a
-#: frozen program, or of the version before the package was renamed.
+#: The arguments that identify a supervisor: of a host of this version, of a frozen program, and
+#: of a version from before the package was renamed.
 STUBS = (
     STUB,
     _STUB_ELSEWHERE,

@@ -23,7 +23,7 @@ from jobcore.supervisor import job_directory, pids
 COOKIE = "JOBCORE_RUN"
 #: Seconds between two looks at /proc.
 PAUSE = 0.01
-#: A process ended, or belongs to another user.
+#: The process has ended, or belongs to another user.
 _UNREADABLE = (FileNotFoundError, ProcessLookupError, PermissionError)
 #: How often one look lists the processes again, as long as it finds new ones.
 _LISTS = 20
@@ -44,7 +44,7 @@ def find(cookie: str) -> list[int]:
     Return the pids of all other processes with exactly this cookie.
 
     Raises:
-        OSError: No descriptor is left for looking, so the answer is unknown.
+        OSError: No descriptor is free for the check, so the answer is unknown.
     """
     found: list[int] = []
     seen: set[int] = set()
@@ -110,7 +110,7 @@ def find_holders(token: str) -> list[int]:
     Return the pids of other processes that supervise the run `token`.
 
     Raises:
-        OSError: No descriptor is left for looking, so the answer is unknown.
+        OSError: No descriptor is free for the check, so the answer is unknown.
     """
     return [pid for pid in procfs.other_pids() if holds(pid, token)]
 
@@ -123,7 +123,7 @@ def holds(pid: int, token: str) -> bool:
     too. The kernel shows which bytes each descriptor has locked.
 
     Raises:
-        OSError: No descriptor is left for looking, so the answer is unknown.
+        OSError: No descriptor is free for the check, so the answer is unknown.
     """
     byte = str(job_directory.spans_of(token)[1][0])
     try:

@@ -24,7 +24,7 @@ from jobcore.supervisor import job_directory, pids
 
 #: The prefix of the names of these files.
 PREFIX = ".owner-"
-#: The boot in the name of a process that could not find out its boot.
+#: Stands for the boot id in the name of a process that could not read it.
 _NO_BOOT = "0" * 32
 
 
@@ -88,11 +88,11 @@ def _start_of(pid: int) -> int | None:
     """
     Return when a process started, in ticks since the boot.
 
-    0: it does not exist. None: /proc does not tell, for example because it is mounted with
-    `hidepid` and the process belongs to another user.
+    0: it does not exist. None: /proc does not show it, for example because /proc is mounted
+    with `hidepid` and the process belongs to another user.
     """
     if pids.level() != 1:
-        return None  # in that /proc, this pid is another process
+        return None  # in that /proc, this pid belongs to another process
     try:
         facts = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -189,7 +189,7 @@ def _signature(descriptor: int) -> bytes:
 
 def _sign(descriptor: int) -> None:
     """Write the inode of a lock file into it, which distinguishes the file from a copy."""
-    # On a full disk the file stays empty. Then the process decides, as if it were a copy.
+    # On a full disk the file stays empty and counts as a copy: the process decides.
     with contextlib.suppress(OSError):
         os.pwrite(descriptor, _signature(descriptor), 0)
 
@@ -284,8 +284,8 @@ class Ownership:
         Tell whether an owner is alive.
 
         Returns:
-            None if this process cannot know that: the lock file is gone or not the owner's, and
-            the process cannot be seen, for example because it is in another pid namespace.
+            None if this process cannot find out: the lock file is gone or not the owner's, and the
+            owner is not visible, for example because it is in another pid namespace.
 
         Raises:
             StoreError: The lock file cannot be opened.
@@ -306,7 +306,7 @@ class Ownership:
 
     def _is_locked(self, name: str, *, signed: bool) -> bool | None:
         """
-        Tell whether an owner holds its lock; None: the file there does not tell.
+        Tell whether an owner holds its lock; None: the lock file cannot show it.
 
         Args:
             signed: Whether the file must be the one that the owner made.
@@ -315,7 +315,7 @@ class Ownership:
             try:
                 descriptor = _open(name, self._directories.root)
             except FileNotFoundError:
-                return None  # for example, a tool that removes old files has removed it
+                return None  # for example, a cleaner of old files has removed it
             try:
                 if job_directory.is_locked(descriptor):
                     return True

@@ -54,7 +54,7 @@ def is_held_back(pid: int) -> bool:
     Tell whether a debugger holds a process, or its cgroup is frozen.
 
     Raises:
-        OSError: No descriptor is left for looking; then do not kill it.
+        OSError: No descriptor is free for the check. Do not kill the process then.
     """
     return _is_traced(pid) or _is_frozen(pid)
 
@@ -87,7 +87,7 @@ def _read(path: str) -> bytes:
     Return the content of a file, relative to /proc; empty if this process may not read it.
 
     Raises:
-        OSError: No descriptor or memory is left for reading, so the answer is unknown.
+        OSError: No descriptor or memory is free for the read, so the answer is unknown.
     """
     try:
         with open(os.path.join(ROOT, path), "rb") as file:

@@ -90,7 +90,7 @@ class QueueReader:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def look(self, wanted: int) -> int:
-        """Read until `wanted` jobs are read ahead, if there are as many; return how many are."""
+        """Read ahead up to `wanted` jobs, and return how many there are."""
         if len(self._ahead) < wanted:
             self._ahead = deque(self._read(wanted + AHEAD, without=self._postponed.waiting()))
         return len(self._ahead)
@@ -115,7 +115,7 @@ class QueueReader:
         self._postponed.fail(number, error, "start postponed", job=f"number {number}")
 
     def forget(self) -> None:
-        """Drop the jobs read ahead, which are known to be out of date; the next look reads anew."""
+        """Drop the jobs read ahead, which are out of date. The next look reads the queue again."""
         self._ahead.clear()
 
     def _read(self, limit: int, without: Collection[Hashable] = ()) -> list[Row[Any]]:

@@ -146,14 +146,14 @@ class Recovery:
         End a job whose owner is dead; one of another directory only if `kill` is true.
 
         Raises:
-            StoreError: Whether the owner is dead is not known.
+            StoreError: It cannot be determined whether the owner is dead.
         """
         owner = run.owner or ""
         if not (kill or self._ownership.is_here(owner)):
             return run
         alive = self._ownership.lives(owner)
         if alive is None:
-            # To guess would be wrong either way, and `lost` would let a retry run beside it.
+            # Either guess could be wrong, and `lost` could let a retry run beside the live process.
             raise StoreError(
                 f"job {name_of(run)}: its process cannot be seen from here (another pid namespace, "
                 "user or /proc) and its lock file was removed, so whether it is alive is unknown; "
@@ -432,7 +432,7 @@ class Recovery:
         )
 
     def _is_replaced(self, run: Run, directory: int) -> bool:
-        """Tell whether a directory is surely not the one that the job was started in."""
+        """Tell whether a directory is certainly not the one in which the job was started."""
         return (
             run.directory_id is not None
             and self._is_of_this_boot(run)

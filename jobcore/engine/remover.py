@@ -1,7 +1,7 @@
 """
 Removes deleted jobs: hides them at once, then removes rows and directories a little at a time.
 
-A hidden job is seen by no caller any more. Whatever happens after that, it is removed.
+No caller sees a hidden job any more. Whatever happens next, it will be removed.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ LONGEST_REST = 0.1
 
 def hide(connection: Connection, number: int, *, now: int) -> Run | None:
     """
-    Hide a job and end it, or ask it to stop, in one transaction, so that no crash can separate
-    the two.
+    Hide a job and end it, or ask it to stop. One transaction does both, so no crash can separate
+    them.
 
     Returns:
         The job; None if its deletion had already begun, or it is gone.

@@ -342,7 +342,7 @@ def _write(connection: Connection, pipeline: Row[Any], taken: _Taken, now: int) 
 
 def record_dropped(connection: Connection, pipeline: Row[Any], now: int) -> None:
     """
-    Record as missed what is due of a schedule that is about to be replaced.
+    Record the due ticks of a schedule as missed, before the schedule is replaced.
 
     Args:
         pipeline: The row as stored, with the old schedule.
@@ -356,7 +356,7 @@ def record_dropped(connection: Connection, pipeline: Row[Any], now: int) -> None
             return
         passed = _schedule_of(pipeline).passed(to_datetime(tick), to_datetime(now))
     except DAMAGE:
-        return  # its ticks cannot be told, and the change may be the repair
+        return  # its ticks cannot be computed, and the change may be the repair
     last = tick if passed.latest is None else from_datetime(passed.latest)
     _record_missed(connection, pipeline, tick, last, passed.count + 1, now)
 
@@ -373,7 +373,7 @@ def _record_missed(
         why="missed",
         job_id=None,
         count=count,
-        # An outage becomes one record, however many looks there were during it.
+        # One record covers an outage, however often the scheduler looked during it.
         goes_on=lambda before: schedule.next_after(to_datetime(before)) == to_datetime(first),
     )
 

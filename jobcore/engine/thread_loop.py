@@ -108,7 +108,7 @@ class Loop:
     def ring(self) -> None:
         """Wake the thread. Raises nothing, because callers have already done their part."""
         if self._thread is None:
-            return  # its first turn, if it is just being started, is still to come
+            return  # if the thread is just starting, its first turn is still to come
         with self._starting:  # otherwise the descriptor may have been closed and reused
             for _ in range(RINGS if self._thread is not None and self._has_pipe() else 0):
                 try:
@@ -153,7 +153,10 @@ class Loop:
 
     def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
         """
-        Sleep until a descriptor is readable, a ring, or the time; return the readable ones.
+        Sleep until a descriptor is readable, `ring` is called, or the time is up.
+
+        Returns:
+            The descriptors that are readable.
 
         Raises:
             OSError: Other code of this process has closed the thread's pipe.
@@ -188,7 +191,7 @@ class Loop:
         """
         Tell whether the descriptors are still those of the pipe.
 
-        A host may close any number, as `os.closerange` does, and may have another file there now.
+        A host may close a descriptor by its number, as `os.closerange` does, and reuse the number.
         """
         return _identity(self._reader) == _identity(self._writer) == self._pipe
 
@@ -221,7 +224,7 @@ class Loop:
         self._finish()
 
     def _log_some(self, error: BaseException) -> None:
-        """Log an error of a turn if it is not that of the last turns, and once an hour."""
+        """Log an error of a turn: a new one at once, a repeated one once an hour."""
         now = time.monotonic()
         if repr(error) != self._logged[0] or now - self._logged[1] >= tuning.LOG_EVERY:
             self._logged = repr(error), now
