@@ -67,10 +67,10 @@ class SqliteConnection(sqlite3.Connection):
 
     def __del__(self) -> None:
         """
-        Do not warn of an unclosed connection, as Python does from 3.13 on.
+        Do not warn of an unclosed connection, which Python does from 3.13 on.
 
-        `JobManager` warns if it is dropped without `close()`; the connections of a program
-        that ends are left to the system.
+        `JobManager` warns if it is dropped without `close()`. When a program ends, the system
+        closes its connections.
         """
 
     def _end_statements(self) -> None:

@@ -1,7 +1,8 @@
 """
 Migration from schema 6 to 7: job counts are stored instead of computed at each call.
 
-The counts of a pipeline serve the counts of its workspace, so a job keeps its workspace, too.
+Triggers now keep a job in its workspace, too, because the counts of a pipeline also make up those
+of its workspace.
 
 Only `schema` executes the statements, inside the migration's transaction. `counts` generates
 most of them, and a test holds the digest of the whole text: a migration must not change. If

@@ -100,7 +100,7 @@ def read_rows(
     failed: Failed,
     form: Callable[[Row[Any]], T],
 ) -> list[T]:
-    """Return the rows, converted by `form`; call `failed` with the keys of unreadable ones."""
+    """Return the rows, converted by `form`. Call `failed` with the key of each unreadable row."""
 
     def read(some: Select[Any]) -> list[T]:
         return [form(row) for row in connection.execute(some).all()]

@@ -1,5 +1,5 @@
 """
-The statements that hide what is deleted, and find what is left of it to remove.
+The statements that hide deleted rows, and find those that are still to be removed.
 
 Every function takes a connection in a transaction.
 """
@@ -103,7 +103,12 @@ def active_unmarked_of(
 def mark_jobs_of(
     connection: Connection, table: Table, owner_id: UUID, limit: int, *, now: int, final: bool
 ) -> int:
-    """Hide up to `limit` jobs of a workspace or pipeline, for good, or only final ones; count."""
+    """
+    Hide up to `limit` jobs of a workspace or pipeline, for good, and return how many.
+
+    Args:
+        final: Whether to hide only jobs that have ended.
+    """
     some = select(job.c.number).where(_OF[table] == owner_id, job.c.deleted_at.is_(None))
     if final:
         some = some.where(IS_FINAL)
@@ -143,8 +148,8 @@ def marked_active_of(
     Return the jobs of a workspace or pipeline that are being deleted and have not ended.
 
     Returns:
-        The jobs that will end, because they were asked to stop; and the numbers of those that
-        will not, because their rows are damaged.
+        The jobs that were asked to stop, so they will end; and the numbers of those that never
+        end, because their rows are damaged.
     """
     numbers = [number for (number,) in _MARKED_NUMBERS[table](connection, owner_id=owner_id.hex)]
 

@@ -60,11 +60,11 @@ T = TypeVar("T")
 
 class JobFilter(NamedTuple):
     """
-    Selects jobs, or their events by the status that these led to.
+    Selects jobs by owner, status and type, or events by the same: an event has the status that it
+    led to.
 
-    None in a field matches all. At most one of the owners is given: a job is in the workspace
-    of its pipeline, and with both conditions SQLite might scan all jobs of the workspace, or of
-    the pipeline for nothing.
+    None in a field matches all. Give at most one owner: a job is always in the workspace of its
+    pipeline. With both conditions, SQLite might scan all jobs of the workspace.
     """
 
     workspace_id: UUID | None = None
@@ -136,7 +136,7 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> dict[str, 
     try:
         number = _INSERT_JOB.insert(connection, **_stored(values))
     except sqlite3.IntegrityError as error:
-        # The unique index has refused the row; this only finds the job in the way.
+        # The unique index has refused the row. This only finds the job that is active.
         pipeline_id = values["pipeline_id"]
         blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
         if "FOREIGN KEY" in str(error):  # the workspace exists, but its stored id is damaged
@@ -291,7 +291,7 @@ def list_jobs(
 
 
 _WORDS = sorted(Status)
-#: Jobs with an unknown status. It searches the ranges between the known ones, for the index.
+#: Jobs with an unknown status. It searches the ranges between the known ones, to use the index.
 _ODD = Statement(
     select(
         union_all(
@@ -327,7 +327,7 @@ def _together(parts: Sequence[Select[Any]]) -> Select[Any] | CompoundSelect[Any]
     """
     Return the union of `parts`.
 
-    Each part becomes a subquery: SQLite allows ORDER BY and LIMIT within a part only so.
+    Each part becomes a subquery, because SQLite allows ORDER BY and LIMIT in a part only there.
     """
     subqueries = [select(part.subquery()) for part in parts]
     while len(subqueries) > _MOST_TOGETHER:
@@ -441,7 +441,7 @@ def _queued_one_by_one(
     seen: Collection[int],
     failed: Failed,
 ) -> Iterator[Row[Any]]:
-    """Yield the jobs not in `seen`, reading row by row, after one could not be read."""
+    """Yield the jobs not in `seen`, row by row, after a row could not be read."""
     for number in connection.execute(numbers, values).scalars().all():
         if number in seen:
             continue

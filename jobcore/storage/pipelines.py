@@ -32,7 +32,7 @@ from jobcore.storage.workspaces import page_of, update_row
 
 T = TypeVar("T")
 
-#: The platform's workspace task, which pipelines may name though no pipeline has this name.
+#: The platform's workspace task. Pipelines may name it, though no pipeline has this name.
 DEPLOY = "deploy"
 
 _SOURCE = pipeline.alias("source")
@@ -87,7 +87,7 @@ def find_pipeline_called(connection: Connection, workspace_id: UUID, name: str) 
 
 def find_retries(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
     """Return id and `max_retries` of the pipeline; None: there is none, or it is being deleted."""
-    # Not the whole row, so that damage in another column does not keep jobs from being settled.
+    # Read only these columns, so that jobs can be settled even if another column is damaged.
     columns: tuple[Any, ...] = (pipeline.c.id, pipeline.c.max_retries)
     return connection.execute(
         select(*columns).where(pipeline.c.id == pipeline_id, pipeline.c.deleted_at.is_(None))

@@ -1,10 +1,10 @@
 """
-The reads of an open database file: which may begin, which run now, and their connections.
+Admits the reads of an open database file, tracks them, and lends them connections.
 
 A read runs in the calling thread. An unexpected exception discards its connection. Each
 read registers itself with the frame of its caller, by one dictionary operation. So an
-interrupt can leave no lock held; and a read that could not remove itself is recognised,
-because its caller's frame is no longer running.
+interrupt leaves no lock held. If a read could not remove itself, it is recognised, because its
+caller's frame no longer runs.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Reading:
             self._give_up()
             if failure is error:
                 raise
-            raise _first(failure, before)  # noqa: B904 - raised on as it is
+            raise _first(failure, before)  # noqa: B904 - raised on unchanged
         self._readers.leave(self._use)
 
     def _end(self, error: BaseException | None) -> None:
@@ -243,7 +243,7 @@ class SpareConnections:
             with self._tidying:
                 for slot in self._slots:
                     for holder in slot.holders():
-                        # The second question: it has not left in the meantime.
+                        # Check again: it may have left in the meantime.
                         if not is_present(holder) and slot.is_lent_to(holder):
                             slot.drop()
 
@@ -388,7 +388,7 @@ class Readers:
                 if self._may_enter():
                     return
             except BaseException:
-                self.leave(use)  # not only pop: a close may rely on the last reader to finish it
+                self.leave(use)  # not only pop: the last reader may have to finish a close
                 raise
             self._uses.pop(use, None)
             time.sleep(READ_PAUSE)
@@ -451,7 +451,7 @@ class Readers:
         return not (self.fork_pending or self.renew_by)
 
     def require_own_process(self) -> None:
-        """Raise in a child forked by C code, which has copies of the parent's connections."""
+        """Raise in a child that C code forked: it has copies of the parent's connections."""
         if os.getpid() != self.pid:
             raise StoreError(
                 f"{self.path}: this process was forked without Python's fork hooks, as uWSGI's "
@@ -480,7 +480,7 @@ class Readers:
         Return a number that changes with every commit to the file by any process.
 
         Args:
-            within: Accept a value that another thread read at most so many seconds ago, if
+            within: Accept a value that another thread read at most this many seconds ago, if
                 this process has committed nothing since. 0: poll the file now.
         """
         known = self.commits.known_version(within)

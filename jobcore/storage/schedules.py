@@ -1,5 +1,5 @@
 """
-The statements about schedules: which pipelines have a tick, who takes it, what was skipped.
+The statements about schedules: find pipelines with a tick, take ticks, and record skips.
 
 Every function takes a connection in a transaction. Times are microseconds since 1970.
 """
@@ -164,7 +164,7 @@ def waiting_retries(connection: Connection, *, after: tuple[int, int], limit: in
 
 
 def fetch_back_if_queued(connection: Connection, number: int, old: int, new: int) -> bool:
-    """Move the start time of a QUEUED job from `old` to `new`; False: it was not `old` any more."""
+    """Move the start time of a QUEUED job from `old` to `new`; False: it has changed meanwhile."""
     done = connection.execute(
         update(job)
         .where(
@@ -192,7 +192,7 @@ def record_skip(
     goes_on: Callable[[int], bool] = lambda _due: True,
 ) -> None:
     """
-    Record that a due run of a pipeline was skipped; extend the newest record if it has the cause.
+    Record a skipped run of a pipeline. If the newest record has the same cause, extend it.
 
     Args:
         due: When the run was due.

@@ -85,7 +85,7 @@ def write_json(value: Any) -> str | bytes:
 
 
 def read_json(stored: str | bytes) -> Any:
-    """Return the value of a stored JSON text. Jobcore writes only valid JSON; else it is damage."""
+    """Return the value of a stored JSON text. Invalid JSON is damage: jobcore writes none."""
     try:
         return json.loads(stored)
     except (ValueError, RecursionError) as error:
