@@ -90,11 +90,11 @@ class ProgressReader:
         self._latest = (report, time_ns)
 
     def add(self, descriptor: int) -> None:
-        """Take over the non-blocking read end of the pipe, and close it at the end of the pipe."""
+        """Take over the non-blocking read end of the pipe, and close it at end of file."""
         self.descriptor = descriptor
 
     def read(self) -> bool:
-        """Read once; False: this was the end of the pipe, which is closed now."""
+        """Read once; False: end of file, and the pipe is now closed."""
         try:
             data = os.read(self.descriptor, READ_SIZE)
         except BlockingIOError:
@@ -155,7 +155,7 @@ class ProgressReader:
         self._note_last(buffer, begin, end)
 
     def _note_last(self, buffer: bytes, begin: int, end: int) -> None:
-        # Backwards: of a thousand reports read at once, only the last is parsed.
+        # Backwards, so that only the last of a thousand reports is parsed.
         while end > begin:
             start = buffer.rfind(b"\n", begin, end - 1) + 1 or begin
             line = buffer[start:end]
@@ -253,7 +253,7 @@ class Capture:
         self._streams[descriptor] = _Stream(descriptor, stream, self._values)
 
     def read(self, descriptor: int) -> bool:
-        """Read once; False: this was the end of the pipe, which is closed now."""
+        """Read once; False: end of file, and the pipe is now closed."""
         stream = self._streams[descriptor]
         try:
             data = os.read(descriptor, READ_SIZE)

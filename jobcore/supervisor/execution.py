@@ -39,7 +39,7 @@ _ABANDON_FOR = 10.0  # killing the processes of a job that cannot be recorded
 
 
 _MOMENT = 0.0001  # seconds; without preemption, reading two clocks takes a microsecond
-_READINGS = 10  # attempts; on a machine so busy that all are preempted, the last one counts
+_READINGS = 10  # attempts; if a busy machine preempts them all, the last one counts
 
 
 class PollSet:
@@ -52,7 +52,7 @@ class PollSet:
 
     @property
     def events(self) -> dict[int, int]:
-        """The events that are waited for, by descriptor, to poll several sets at once."""
+        """The events to wait for, by descriptor, so that several sets can be polled at once."""
         return dict(self._events)
 
     def add(
@@ -99,7 +99,7 @@ class Machine:
         longest_round: Seconds after which an execution checks its processes even if nothing
             has woken it. An orphan that ends while the command runs is reaped within this
             time.
-        blind_round: The same, when no descriptor reports the end that is waited for.
+        blind_round: The same, when no descriptor reports the awaited end.
     """
 
     longest_round = 5.0

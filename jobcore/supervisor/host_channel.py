@@ -180,7 +180,7 @@ class Notices:
 
     Attributes:
         announced: The end of the spool in the last notice of output.
-        errno: The errno that keeps output from being written, as in the last notice of that.
+        errno: The errno in the last notice that output cannot be written.
     """
 
     def __init__(self, channel: HostChannel, watch: PollSet, token: str) -> None:
@@ -223,7 +223,7 @@ class Notices:
         self._await()
 
     def _serve(self) -> None:
-        """Send pending messages. If there are none, the other end was closed, which wakes, too."""
+        """Send pending messages. With none, the poll has woken because the host has gone."""
         if self._channel.pending:
             self._channel.flush()
         else:

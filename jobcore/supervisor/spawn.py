@@ -40,8 +40,8 @@ _REPORT = struct.Struct("<Bi")
 _NOT_FOUND = 127
 _NOT_STARTED = 126
 _LONGEST_NAME = 255  # bytes of a file name, on every file system of Linux
-#: Errors of `stat` by which an entry of PATH lacks the program, as in `execvp`. EACCES is
-#: one of them: it is usual that PATH has a directory that this user may not search.
+#: Errors of `stat` that mean that an entry of PATH lacks the program, as in `execvp`. EACCES is
+#: one of them: PATH often has a directory that this user may not search.
 _MISSING = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG,
     errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT,
@@ -388,8 +388,8 @@ def _exec(program: Program) -> tuple[str, int]:
     """
     searched = b"/" not in program.argv[0]
     if searched and len(program.argv[0]) > _LONGEST_NAME:
-        # POSIX has `execvp` fail so. A shell says 127 instead, but only because it never tries to
-        # execute such a name. `env`, `nohup` and `timeout` end with 126, and so does jobcore.
+        # POSIX requires `execvp` to fail like this. A shell reports 127, but only because it never
+        # tries to execute such a name. `env`, `nohup` and `timeout` end with 126, as jobcore does.
         return EXEC, errno.ENAMETOOLONG
     stage, number = EXEC, errno.ENOENT
     unread = 0  # why an entry of PATH could not be searched
