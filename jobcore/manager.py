@@ -163,12 +163,12 @@ class JobManager:
         trust_directory: Use the database even if another user can create files in its
             directory; that user could then run commands as this one. Setting the
             environment variable JOBCORE_TRUST_DIRECTORY to the directory does the same.
-        create: False: refuse a missing or empty file instead of making it a database, for
-            a program that only looks.
+        create: False: refuse a missing or empty file instead of making it a database. For
+            programs that only read.
 
     Raises:
-        NotAJobcoreDatabase: The file is no database, or another program's; or it is missing
-            or empty, and `create` is false. It was not touched.
+        NotAJobcoreDatabase: The file is not a database, or is another program's; or it is
+            missing or empty, and `create` is false. It is left unchanged.
         StoreError: The file cannot be used. The subclass says why.
         SpawnError: The system cannot start another thread, or no job could ever run in this
             process: gevent or eventlet has replaced its threads, or it is a frozen program
@@ -1391,8 +1391,8 @@ class JobManager:
             after: The id of the last event you saw. 0: return all events. "now" or None:
                 skip the events that exist by now.
             limit: Most events to return.
-            scan_limit: Most events to examine, whether they match or not. The iterator ends
-                then, even if it has returned none; continue from its `after`.
+            scan_limit: The most events to examine, whether they match or not. The iterator then
+                ends, even if it has returned no event; continue from its `after`.
             follow: Continue with new events as they come. If false, the iterator ends with
                 the last event that exists at this call.
             timeout: Seconds to follow, after which the iterator ends; None: for ever.

@@ -1,7 +1,7 @@
 """
 The pauses, patience and limits that an operator may ask about, with their reasons.
 
-The sizes of batches and other details stand in the modules that use them.
+Batch sizes and other details are in the modules that use them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CHECKPOINT_BYTES = 4 * 2**20
 CHECKPOINT_PAUSE = 1.0
 #: Milliseconds to wait for readers. With 3 s, one open reader blocked a writer for 2.8 s.
 CHECKPOINT_PATIENCE = 100
-#: Only the first so many bytes of a log are searched.
+#: A log is searched only up to this many bytes.
 LARGEST_LOG_SEARCHED = 16 * 2**20
 
 # --- commits of other processes -----------------------------------------------
@@ -24,7 +24,7 @@ LOOK_FIRST, LOOK_LONGEST = 0.005, 0.05
 
 # --- connections and reads ----------------------------------------------------
 
-#: Cursors that a connection records before it drops the entries of those that are gone.
+#: Cursors that a connection records before it drops those that no longer exist.
 RECORDED_CURSORS = 64
 #: Connections kept for the next reader. More are opened while more threads read at once.
 SPARE_CONNECTIONS = 8
@@ -44,7 +44,7 @@ SEGMENT_BYTES = 256 * 1024
 #: Maximum lines in a frame that a host appends. Readers skip a frame by its header.
 LINES_OF_FRAME = 1024
 #: zlib's fastest level. It stores 3.6 million lines/s; without compression, which writes
-#: more, it is 1.8.
+#: more, it stores 1.8 million.
 COMPRESSION_LEVEL = 1
 #: Segments read in one transaction. It must be short: an open read transaction keeps the
 #: write-ahead log from being truncated.
@@ -73,9 +73,9 @@ EXIT_PATIENCE = 5.0
 INTERPRETER_PATIENCE = 10.0
 #: Seconds within which a new supervisor must be ready.
 READY_PATIENCE = 10.0
-#: Seconds that an idle supervisor is kept for the next job.
+#: Seconds that an idle supervisor waits for the next job before it is dismissed.
 IDLE_SUPERVISOR = 5.0
-#: The most seconds until the next try after a supervisor could not be started.
+#: After a supervisor could not be started: the longest pause before the next try, in seconds.
 LONGEST_START_PAUSE = 5.0
 #: Seconds to look for a supervisor that takes a claimed job.
 SEND_PATIENCE = 10.0
@@ -90,8 +90,8 @@ KILL_AFTER = 10.0
 
 # --- recovery -----------------------------------------------------------------
 
-#: The most seconds that a sweep imports, or waits for orphans to die. The next sweep does the
-#: rest, and jobs can start in between.
+#: The most seconds that a sweep imports output or waits for orphans to die. The next sweep does
+#: the rest, and jobs can start in between.
 SWEEP = 0.05
 #: Seconds that a read waits for locks before it returns the row as stored.
 READ_PATIENCE = 0.25
@@ -120,7 +120,7 @@ SET_BACK = 3 * 3600.0
 #: Seconds that a retry may wait longer than its pause. If it waits longer, the clock was set
 #: back. This can be short, because a retry is never made twice.
 RETRY_SET_BACK = 60.0
-#: Seconds between two looks for what a wrong clock has delayed, perhaps in another process.
+#: Seconds between two searches for jobs and ticks that a wrong clock has delayed.
 PUT_OFF_PAUSE = 3600.0
 
 # --- limits of arguments ------------------------------------------------------
@@ -129,9 +129,9 @@ PUT_OFF_PAUSE = 3600.0
 MOST_SLOTS = 2**22
 #: Seconds, 24 days: the most that SQLite's busy timer can hold, in milliseconds of 31 bits.
 LONGEST_BUSY = 2_147_483
-#: The most bytes of a caller's own JSON: it is for facts about a job, not for payload.
+#: The most bytes of a job's `data`, which is for facts about the job, not for payload.
 DATA_BYTES = 64 * 1024
-#: The most retries that make sense: with the doubling back-off they take more than a month.
+#: The most retries that make sense: with the doubling back-off, they take more than a month.
 MOST_RETRIES = 1000
 #: The largest `late_after`, in seconds: a year.
 LONGEST_LATE = 366 * 86400.0
@@ -141,7 +141,7 @@ LONGEST_LATE = 366 * 86400.0
 #: Seconds that a claim in an event loop waits for the write lock before it tries again. It is
 #: short because the claim cannot be cancelled meanwhile.
 CLAIM_PATIENCE = 0.25
-#: If the first queued job is damaged, how many jobs a claim searches for one that is not.
+#: How many jobs a claim searches for an intact one, if the first queued job is damaged.
 JOBS_PAST_DAMAGED = 1000
 #: The most jobs of one call that are written in one transaction; more are staged.
 STAGED_FROM = 1000
@@ -162,6 +162,5 @@ CLOSE_PATIENCE = 5.0
 
 # --- what doctor notes --------------------------------------------------------
 
-#: Bytes. A larger write-ahead log shows that checkpoints do not succeed: they are tried from
-#: 4 MiB on.
+#: Bytes. A larger write-ahead log shows that checkpoints fail: they are tried from 4 MiB on.
 LARGE_LOG = 64 * 2**20

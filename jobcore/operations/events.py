@@ -117,7 +117,7 @@ class EventReader:
         return Page(found, behind, examined, more, seen)
 
     def wait_for_change(self, seen: int, seconds: float) -> None:
-        """Wait until the file is no longer of the version `seen`, at most so many seconds."""
+        """Wait until the file has another version than `seen`, for at most `seconds`."""
         self._database.wait_for_change(seen, seconds)
         time.sleep(LOOK_PAUSE)
 
@@ -132,11 +132,11 @@ class EventReader:
 
 class _Position:
     """
-    Where an iterator of events is: what it has read, and what it may still return and examine.
+    The position of an iterator of events, and how many events it may still return and examine.
 
     Args:
         after: The id after which it reads on.
-        last: The id at which it ends; None: none.
+        last: The id at which it ends; None: it does not end there.
         limit, scan_limit: As for `Events`.
     """
 
@@ -152,16 +152,16 @@ class _Position:
 
     @property
     def after(self) -> int:
-        """The id up to which everything was returned, or does not match."""
+        """The id up to which every event was returned or did not match."""
         return self._taken if self.ready or self.left == 0 else self.read_to
 
     @property
     def is_over(self) -> bool:
-        """Whether as many events were returned, or examined, as wanted."""
+        """Whether a limit is reached: of returned or of examined events."""
         return self.left == 0 or (not self.ready and self.to_scan == 0)
 
     def add(self, page: Page) -> None:
-        """Go behind this page."""
+        """Move to the end of this page, and keep its events for `take`."""
         self.page = page
         self.read_to = page.after
         if self.to_scan is not None:
@@ -169,7 +169,7 @@ class _Position:
         self.ready.extend(page.events)
 
     def take(self) -> Event:
-        """Return the next event of what was read."""
+        """Return the next event that was read."""
         if self.left is not None:
             self.left -= 1
         event = self.ready.popleft()
@@ -222,7 +222,7 @@ class Events(_Events):
     @property
     def after(self) -> int:
         """
-        The id up to which nothing is left: with it, the next call of `events` continues.
+        The id from which the next call of `events` continues.
 
         It is the id of the last event that was returned. When the iterator has ended, it has
         moved on past the events that did not match the filter.
@@ -333,11 +333,11 @@ class AsyncEvents(_AsyncEvents):
     """
     The iterator that `JobManager.events_async` returns: events in commit order.
 
-    A cancelled `anext()` has consumed nothing. An error ends the iterator. Between two calls
-    nothing is held that must be closed.
+    A cancelled `anext()` has consumed nothing. An error ends the iterator. It holds nothing that
+    must be closed.
     """
 
     @property
     def after(self) -> int | None:
-        """The id with which the next call continues, as in `Events`; None: nothing is read yet."""
+        """The id from which the next call continues, as in `Events`; None before the first read."""
         return None if self._position is None else self._position.after

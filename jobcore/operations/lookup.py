@@ -237,7 +237,7 @@ class Listings:
         with self._database.read() as connection:
             found = read(connection, failed.__setitem__)
         self._note(kind, failed)
-        if kind in _KINDS.values():  # the others have no ids
+        if kind in _KINDS.values():  # other kinds have no ids
             self._readable(kind, found)
         return found
 

@@ -128,7 +128,7 @@ class BatchCreator:
                 if alive is False:
                     self._remove(batch, everything=everything)
                 elif alive is None and batch.id not in self._unknown:
-                    # It is left: its owner may still be about to publish it.
+                    # Keep it: its owner may still publish it.
                     self._unknown.add(batch.id)
                     telemetry.event(logging.WARNING, "batch left", owner=batch.owner)
             except StoreError as error:

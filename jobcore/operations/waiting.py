@@ -32,8 +32,8 @@ from jobcore.storage.transitions import Run
 from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Seconds between two looks into a job directory: to follow lines, and to wait for the end. The
-#: first grows to the second while there is nothing new. If a manager imports the output, its
-#: commits wake the waiters in any case; only unfinished lines are seen by a look alone.
+#: first grows to the second while there is nothing new. When a manager imports the output, its
+#: commits wake the waiters anyway. Only unfinished lines are found by looking alone.
 FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
 #: Seconds before the next look if an import did not succeed, so that another process can do it.
 BACK_OFF = 0.25
@@ -89,7 +89,7 @@ class Deadline:
         return timeout if isinstance(timeout, Deadline) else cls(timeout)
 
     def error(self, what: object) -> WaitTimeout:
-        """Return a `WaitTimeout` that says what was still the case at the deadline."""
+        """Return a `WaitTimeout` that says what was still true at the deadline."""
         return WaitTimeout(f"{what} after {self._timeout} s")
 
 
@@ -110,16 +110,16 @@ class Sighting(NamedTuple):
 
 
 class Leases:
-    """Lets one thread look for all others that look for the same."""
+    """Lets one thread look on behalf of all that wait for the same thing."""
 
     __slots__ = ("_lookers",)
 
     def __init__(self) -> None:
-        #: By kind of look: the thread that looks for all others, and until when.
+        #: By kind of look: the thread that looks for all, and the time at which its lease ends.
         self._lookers: dict[object, tuple[object, float]] = {}
 
     def look_for_all(self, what: object, who: object) -> float:
-        """Let `who` look for all and return 0; or return for how many seconds another does."""
+        """Return 0 if `who` is to look for all, or the seconds for which another thread does."""
         looker, until = self._lookers.get(what, (None, 0.0))
         now = time.monotonic()
         if looker is not who and now < until:
@@ -234,7 +234,7 @@ class Cursor(NamedTuple):
 
     @property
     def has_news(self) -> bool:
-        """Whether `sight` has something of the job that the waiter has not seen."""
+        """Whether `sight` shows anything of the job that the waiter has not seen."""
         last = self.sight.last
         is_new = last.seen != self.seen and (last.run != self.run or last.damage is not None)
         return is_new or bool(self.unfinished()[0])
@@ -633,7 +633,7 @@ class Waiter:
         """
         Sleep until the next look; while another thread looks for all, sleep until it has news.
 
-        One thread looks for commits, and one of those who wait for the same job looks into its
+        One thread looks for commits. Of the threads that wait for the same job, one looks into its
         directory. If each thread woke by itself about twenty times a second, each would cost as
         much as the one that looks.
 

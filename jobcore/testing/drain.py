@@ -157,7 +157,7 @@ class PendingWork:
 
     def is_at_rest(self) -> bool:
         """
-        Tell whether nothing more happens until the clock is moved.
+        Tell whether nothing more will happen until the clock is moved.
 
         It does not know what other threads, managers and processes will do.
         """

@@ -231,7 +231,7 @@ class ScriptedMachine(Machine):
 
     def spawn(self, program: Program, *, directory: int, oom_score: bytes | None) -> Child:
         """
-        Begin to processes the script in place of the command.
+        Begin to process the script in place of the command.
 
         Raises:
             StartError: There is no script, or too few file descriptors are free.
