@@ -56,23 +56,23 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """
-    Leave what the collection has made to no later look of the garbage collector.
+    Keep the objects of the collection out of later garbage collections.
 
-    A look in a forked child would copy the memory of all modules and tests.
+    A collection in a forked child would copy the memory of all modules and tests.
     """
     gc.freeze()
 
 
-#: A file system in memory, as nearly every Linux has one; and the room that a run may need there.
+#: A file system in memory, which nearly every Linux has, and the space that a run may need there.
 MEMORY, ROOM = "/dev/shm", 2 * 2**30
 
 
-@pytest.hookimpl(trylast=True)  # behind what makes the factory
+@pytest.hookimpl(trylast=True)  # after the hook that makes the factory
 def pytest_configure(config):
     """
-    Have a usual run's databases in memory: what they sync would be a fifth of all CPU time.
+    Put the databases of a usual run in memory: syncing would take a fifth of all CPU time.
 
-    The full campaigns, and a run with `--basetemp`, have them on a disk.
+    The full campaigns, and a run with `--basetemp`, use a disk.
     """
     if config.option.basetemp or config.option.markexpr != "not faults":
         return
@@ -119,7 +119,7 @@ def _only_harmless_opens():
 
 @pytest.fixture(autouse=True)
 def _no_forked_process():
-    """End what a test that fails has left: its warnings would fail another test."""
+    """End processes that a failed test has left: their warnings would fail another test."""
     yield
     end_forked()
 

@@ -7,8 +7,8 @@ import sys
 
 _CACHE, _PRECALL, _KW_NAMES = (dis.opmap.get(name) for name in ("CACHE", "PRECALL", "KW_NAMES"))
 
-#: From 3.14 on, it follows a branch and belongs to no `try`. Python looks for signals at calls,
-#: at the start of a function and at the end of a loop's body, never here.
+#: Since 3.14 this follows a branch and belongs to no `try`. Python checks for signals at calls,
+#: at the start of a function and at the end of a loop's body, but never here.
 _NOT_TAKEN = dis.opmap.get("NOT_TAKEN")
 
 #: Python's own locks of modules and handlers: left behind there, they concern no job. And
@@ -65,11 +65,11 @@ class Opcodes:
 
 def _can_raise(frame):
     """
-    Tell whether an exception can come before the bytecode at which the frame stands.
+    Tell whether an exception can come before the frame's next bytecode.
 
-    Not where Python 3.11 or 3.12 has put the names of arguments aside for the next call:
-    it never looks for signals there. An exception would leave the names to another call,
-    which then reads what is not there.
+    It cannot after Python 3.11 or 3.12 has set the argument names of the next call aside,
+    because Python never checks for signals there. An exception would leave the names to
+    another call, which would then read missing arguments.
     """
     code, place = frame.f_code.co_code, frame.f_lasti
     if code[place] == _NOT_TAKEN:

@@ -29,7 +29,7 @@ PATIENCE = float(os.environ.get("JOBCORE_TEST_PATIENCE", "30"))
 
 _PTRACE_ATTACH = 16  # of <sys/ptrace.h>
 
-_forked = []  # by the test that runs
+_forked = []  # by the current test
 
 
 def until(condition, what="the condition", patience=PATIENCE):
@@ -180,7 +180,7 @@ def forked(function, env, **options):
 
 
 def end_forked():
-    """End what `forked` has returned since the last call, as a test that fails leaves it."""
+    """End the processes that `forked` has returned since the last call, for a failed test."""
     end(*_forked)
     _forked.clear()
 
@@ -188,11 +188,11 @@ def end_forked():
 def end(*processes):
     """SIGKILL processes of `Popen` that still run, and close their pipes."""
     for process in processes:
-        process.kill()  # no-op for one that has been waited for
+        process.kill()  # does nothing if it has been waited for
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
-                with suppress(OSError):  # what was not written is of no interest
+                with suppress(OSError):  # unwritten data does not matter
                     pipe.close()
 
 
@@ -328,9 +328,9 @@ def stop(pid):
 
 def stop_host(pid, database):
     """
-    Stop a process by SIGSTOP, at a moment when others need not wait for it.
+    Stop a process with SIGSTOP, at a moment when no other process waits for it.
 
-    In the middle of a write it would keep SQLite's lock, and nobody else could write.
+    In the middle of a write it would keep SQLite's lock, and no other process could write.
     """
 
     def is_stopped():
@@ -344,7 +344,7 @@ def stop_host(pid, database):
 
 
 def _holds_locks_of_a_moment(pid, database):
-    """Tell whether a process writes to a database, or looks after a job's directory."""
+    """Tell whether a process holds a lock for a short time, such as for a write."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         to = os.readlink(entry)
         locks = re.findall(
@@ -353,7 +353,7 @@ def _holds_locks_of_a_moment(pid, database):
             re.MULTILINE,
         )
         if to.startswith(f"{database}.jobs/"):
-            # Its own mark and the slot of a running job, the third byte on, last as long as these.
+            # The locks of its owner file and of running jobs, from byte 2 on, are held for long.
             locks = [first for first in locks if int(first) < 2 and "/.owner-" not in to]
         elif not to.startswith(database):
             continue

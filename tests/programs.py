@@ -11,11 +11,11 @@ KILLS_ITSELF = ["sh", "-c", "kill -KILL $$"]
 TERMINATES_ITSELF = ["sh", "-c", "kill -TERM $$"]
 SAYS_HELLO = ["sh", "-c", "echo hello; echo world >&2"]
 SLEEPS = ["sh", "-c", "echo ready; exec sleep 300"]
-# A child of it says that it is stopped; `$$` is the shell's own pid there, too.
+# A child reports that the shell is stopped. In the child, `$$` is still the shell's pid.
 _SAYS_READY_ONCE_STOPPED = "until grep -q '^State:.T' /proc/$$/status; do :; done; echo ready"
 STOPS_ITSELF = ["sh", "-c", f"({_SAYS_READY_ONCE_STOPPED}) & kill -STOP $$; sleep 300"]
 EXITS_0_ON_SIGTERM = ["sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"]
-# For `sh -c`: begins one who is called `sleep` when the next command runs, and not still `sh`.
+# For `sh -c`: starts a child, and waits until its name is `sleep` and no longer `sh`.
 _SLEEPER = 'sleep 300 & until read -r name </proc/$!/comm && [ "$name" = sleep ]; do :; done; '
 LEAVES_A_SLEEPER = ["sh", "-c", f"{_SLEEPER} echo ready; exit 4"]
 LEAVES_A_SLEEPER_AND_EXITS_0 = ["sh", "-c", f"{_SLEEPER} exit 0"]

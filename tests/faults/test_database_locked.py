@@ -223,7 +223,7 @@ def test_whoever_writes_is_told_in_time(database, clock):
 
 
 def test_a_time_out_and_a_stop_hold_behind_a_locked_database(database):
-    """A time-out needs no database; a stop that cannot be stored says so, and works at once."""
+    """A time-out needs no database. A stop that cannot be stored raises, and works at once."""
     with JobManager(database, slots=2, busy_timeout=BUSY, on_exit="stop") as jobs:
         late, stopped = jobs.submit(SLEEPS, timeout=0.5), jobs.submit(SLEEPS)
         for job in (late, stopped):

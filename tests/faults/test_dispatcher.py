@@ -147,7 +147,7 @@ def no_room(monkeypatch, times):
 
 def test_a_job_that_no_supervisor_has_room_for_is_sent_later(database, monkeypatch):
     """Between claim and send it waits, and is started once."""
-    monkeypatch.setattr(tuning, "CHORES_PAUSE", 10 * PATIENCE)  # whose thread wakes up, too
+    monkeypatch.setattr(tuning, "CHORES_PAUSE", 10 * PATIENCE)  # the chores wake the thread, too
     tried = no_room(monkeypatch, 3)
     with JobManager(database, slots=1) as jobs:
         job = jobs.wait(jobs.submit(["echo", "once"]).id, PATIENCE)

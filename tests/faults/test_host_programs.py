@@ -409,8 +409,8 @@ with JobManager(sys.argv[1], slots=1) as jobs:
 """
 
 
-def test_host_that_closes_all_descriptors_is_told_so(database):
-    """As programs do that become daemons: each call says it at once, and no thread spins."""
+def test_host_that_closes_all_descriptors_gets_errors(database):
+    """Daemons close all descriptors: each later call raises at once, and no thread spins."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CLOSES_ALL, database],
         stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE,

@@ -197,7 +197,7 @@ def final(jobs, job):
 def test_manager_without_descriptors_to_look_at_supervisors_runs_its_jobs(
     running_jobs, monkeypatch
 ):
-    """Whether they are stopped is asked again in the next round."""
+    """The next round checks again whether they are stopped."""
 
     def refuse(_pid):
         raise OSError(24, "Too many open files")

@@ -188,7 +188,7 @@ def test_batch_of_a_living_process_is_not_swept(jobs, database, monkeypatch):
 def test_batch_of_a_process_that_cannot_be_examined_is_not_swept(
     jobs, database, monkeypatch, caplog
 ):
-    """It is in another pid namespace and its lock file is gone: it may still publish the batch."""
+    """A hidden owner without a lock file may still publish its batch, so the batch is kept."""
     with JobManager(database, slots=0) as other:
         real = staging.Throttle.step
 

@@ -318,7 +318,7 @@ def test_run_hints_at_what_was_meant(database, words, hint):
 
 
 def test_name_is_utf_8_in_every_locale(database):
-    """Its bytes are stored as they were typed; those that are not UTF-8 are refused by name."""
+    """Its bytes are stored as typed. If they are not UTF-8, the error names the argument."""
 
     def named(name):
         return subprocess.run(

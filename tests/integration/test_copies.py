@@ -75,7 +75,7 @@ def test_looking_at_a_copy_changes_nothing(running, database, tmp_path):
 
 @pytest.mark.parametrize("lacks", ["the directory", "all directories"])
 def test_stop_in_a_copy_does_not_reach_the_original(running, database, tmp_path, lacks):
-    """Without a directory it would go to the holder of the lock, which is the original's."""
+    """Without a directory it would signal the lock's holder: the original's supervisor."""
     jobs, job = running
     copy = copy_all(database, tmp_path)
     with JobManager(copy, slots=0) as copied:

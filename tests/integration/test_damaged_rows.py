@@ -342,7 +342,7 @@ def running(jobs):
 
 
 def supervised(jobs):
-    """Stand for the fixture `scripted`, whose jobs have supervisors."""
+    """Replace the fixture `scripted`, whose jobs have supervisors."""
 
 
 def ended(jobs):
@@ -350,13 +350,13 @@ def ended(jobs):
     return jobs.finish_job(running(jobs).id, 0)
 
 
-#: Its row is found by these, or hidden.
+#: Reads find the row by these columns, or hide it.
 FINDS = ("number", "id", "deleted_at")
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-def test_task_with_a_token_is_told_as_damage(database, jobs, what):
-    """A token says that a supervisor runs the job, which it does not: nothing waits for that."""
+def test_task_with_a_token_is_reported_as_damaged(database, jobs, what):
+    """A garbage token claims that a supervisor runs the job. Nothing waits for that one."""
     job = running(jobs)
     damage(database, "job", job.id, token=GARBAGE[what])
     for call in (
@@ -383,7 +383,7 @@ def test_task_with_a_token_is_told_as_damage(database, jobs, what):
 def test_stop_of_a_damaged_job_works_or_names_job_column_and_remedy(
     database, jobs, scripted, make, what, call
 ):
-    """Garbage in any column of a job: it is stopped, or found not to run, or told as damaged."""
+    """Garbage in a column of a job: it is stopped, found not to run, or reported as damaged."""
     made, refused, told = {}, [], {}
     for column in columns_of(database, "job"):
         if column in (*FINDS, "pipeline_id"):
@@ -409,7 +409,7 @@ def test_stop_of_a_damaged_job_works_or_names_job_column_and_remedy(
 def test_stop_reaches_the_supervisor_whatever_is_damaged_of_its_words(
     database, jobs, scripted, column
 ):
-    """They are only logged: what is no text is left out."""
+    """They are only logged: a value that is not text is left out."""
     run = scripted()
     damage(database, "job", run.id, **{column: b"\x00\xff"})
     jobs.stop_job(run.id, grace=1)
@@ -420,8 +420,8 @@ def test_stop_reaches_the_supervisor_whatever_is_damaged_of_its_words(
     assert asked["grace_ms"] == 1000
 
 
-def test_rule_that_is_damaged_is_told_as_damage(database, jobs):
-    """A bit that flips in the text of a CHECK lets no job in, and no raw error out."""
+def test_damaged_rule_is_reported_as_damage(database, jobs):
+    """A flipped bit in the text of a CHECK admits no job, and leaks no raw error."""
     jobs.create_job("TASK")
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("PRAGMA writable_schema = ON")

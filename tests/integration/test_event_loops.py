@@ -480,7 +480,7 @@ async def test_leaving_a_loop_early_leaves_nothing(jobs, own):
 
     assert rest == [(2, "c")]
     assert again == []
-    # A thread that has looked may still hold what it looked for.
+    # A thread that has looked may still hold the result.
     until(lambda: list(jobs._waiter._sights) == [], "the end of what was known of the job")
 
 

@@ -153,7 +153,7 @@ def test_a_limit_is_kept(jobs, limit):
 
 
 def test_cursor_moves_on_past_what_does_not_match(jobs):
-    """It is behind what was returned, and behind what was examined once the iterator has ended."""
+    """It follows the returned events and, once the iterator has ended, the examined ones."""
     for kind in "ABABB":
         jobs.create_job(kind)
     found = jobs.events(type="A")
@@ -168,7 +168,7 @@ def test_cursor_moves_on_past_what_does_not_match(jobs):
     assert ids(jobs.events(found.after, type="A")) == [6]
 
 
-def test_cursor_stays_before_what_came_behind_the_call(jobs):
+def test_cursor_stays_before_events_committed_after_the_call(jobs):
     """An event that was committed while the iterator ran belongs to the next call."""
     jobs.create_job("A")
     found = jobs.events()
@@ -182,7 +182,7 @@ def test_cursor_stays_before_what_came_behind_the_call(jobs):
 @pytest.mark.parametrize("follow", [False, True])
 @pytest.mark.parametrize("scan_limit", [1, 2, 3, PAGE, PAGE + 1])
 def test_pages_of_a_scan_limit_have_each_event_once(jobs, scan_limit, follow):
-    """A call returns less than there is, and the next one goes on from its cursor."""
+    """A call returns some of the events, and the next one continues from its cursor."""
     jobs.submit_many([["true"]] * (PAGE + 20))
     wanted = [jobs.create_job("A").id for _ in range(5)]
     if rest := -(PAGE + 25) % scan_limit:

@@ -410,7 +410,7 @@ def test_owner_in_another_pid_namespace_is_judged_by_its_lock(database):
 
 
 def test_owner_in_another_pid_namespace_is_unknown_without_its_file(database, caplog):
-    """A cleaner took its lock file: neither its life nor its death is known, so nothing is said."""
+    """A cleaner has removed the lock file, so the owner may be alive: the task stays."""
     enter = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not make pid namespaces")

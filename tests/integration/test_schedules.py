@@ -412,7 +412,7 @@ def test_more_due_pipelines_than_one_transaction_takes(jobs, clock):
 )
 @pytest.mark.parametrize("catch_up", ["skip", "last", "all"])
 def test_ticks_that_a_change_of_the_schedule_drops_are_recorded(jobs, clock, change, catch_up):
-    """What was due by the old schedule does not run any more, which is told once."""
+    """Ticks of the old schedule that were due do not run, and are recorded once as missed."""
     pipeline = jobs.create_pipeline(
         "p", ["true"], schedule="*/15 * * * *", time_zone="UTC", catch_up=catch_up
     )
@@ -438,7 +438,7 @@ def test_change_of_a_pipeline_with_nothing_due_records_no_skip(jobs, clock, chan
 
 
 def test_damaged_schedule_can_be_replaced(jobs, clock, database):
-    """Its ticks cannot be told, and the change is the repair."""
+    """Its ticks cannot be computed, and the change is the repair."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     clock.advance(1000)
     sql(database, "UPDATE pipeline SET time_zone = 'Mars/Olympus'")

@@ -110,15 +110,15 @@ def test_not_found(host):
     ids=["255", "256", "5000", "path"],
 )
 def test_name_that_no_file_can_have_is_not_missing(host, name, code, number):
-    """As with `execvp`, it is too long, with or without a search through PATH."""
+    """It fails as with `execvp`, with or without a search through PATH."""
     run = host.run([name])
 
     assert (run.exit.wait_status, run.exit.errno) == (code << 8, number)
     assert f"({errno.errorcode[number]})" in run.system
 
 
-def test_path_entry_that_answers_with_an_error_is_told(tmp_path, monkeypatch):
-    """The program may be there, so it is not missing; one of a later entry runs all the same."""
+def test_path_entry_that_answers_with_an_error_is_reported(tmp_path, monkeypatch):
+    """The program may be there, so it is not missing. One in a later entry runs anyway."""
     real = os.stat
 
     def fail(path, **options):
@@ -769,7 +769,7 @@ def test_what_ends_right_behind_the_command_is_not_left(host):
 
 def test_time_out_of_leftovers_is_told_as_that(host):
     """Where a time-out ends what a command that exited with 0 has left, the log says so."""
-    # What is left has a second to end by itself: the time-out is between the two.
+    # Leftovers get one second to end by themselves. The time-out comes before that.
     run = host.run(programs.LEAVES_A_SLEEPER_AND_EXITS_0, timeout=0.9, linger=1000.0)
 
     assert (run.exit.reason, run.exit.wait_status, run.exit.left) == ("exited", 0, 1)

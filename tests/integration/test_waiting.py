@@ -143,7 +143,7 @@ def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, databas
             lambda: (
                 not dispatcher.is_idle() and dispatcher._seen_queued == stuck._database.version()
             ),
-            "the look at the queue behind the last commit",
+            "the look at the queue after the last commit",
         )
         dispatcher._queue.is_empty = lambda: pytest.fail("the queue was read again")
         again = [dispatcher.is_idle() for _ in range(5)]
@@ -296,7 +296,7 @@ def test_fifty_who_wait_for_one_job_look_as_one(jobs, scripted, monkeypatch):
 
 
 def test_of_those_who_wait_for_different_jobs_one_looks_for_commits(jobs, scripted, monkeypatch):
-    """The others sleep until it has news of their own job, and it wakes each of them."""
+    """The others sleep. It wakes each of them when it has news of its job."""
     lookers = []
     wait = Database.wait_for_change
     monkeypatch.setattr(

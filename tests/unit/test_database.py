@@ -179,7 +179,7 @@ def test_empty_file_becomes_a_database(database):
 
 @pytest.mark.parametrize("content", ["nothing", "no table", None])
 def test_file_without_a_database_is_left_as_it_is_without_create(database, content):
-    """A program that only looks makes no database: nor a mode, nor a directory."""
+    """A program that only reads creates no database and no directory, and changes no mode."""
     if content is not None:
         Path(database).touch(0o644)
     if content == "no table":
@@ -1251,10 +1251,10 @@ import ctypes, os, signal, sys, time
 from jobcore import JobManager, StoreError
 jobs = JobManager(sys.argv[1], slots=int(sys.argv[2]))
 job = jobs.create_job("TASK")
-# A thread that has asked for the GIL is missing in the child, whose main thread would wait for
-# ever until that one has taken it. With a long interval none asks before the main thread waits.
+# A thread that has requested the GIL does not exist in the child, whose main thread would wait for
+# it for ever. With a long interval, no thread requests the GIL before the main thread waits.
 sys.setswitchinterval(60)
-time.sleep(0.01)  # those who wait by the old interval get it
+time.sleep(0.01)  # threads that wait by the old interval get the GIL
 pid = ctypes.PyDLL(None).fork()
 sys.setswitchinterval(0.005)
 if pid == 0:

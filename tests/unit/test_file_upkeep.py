@@ -1,4 +1,4 @@
-"""FileUpkeep: files of a running job are kept fresh, and made again where they are missing."""
+"""FileUpkeep: files of a running job are kept fresh, and missing ones are made again."""
 
 from __future__ import annotations
 

@@ -431,7 +431,7 @@ def test_a_directory_that_somebody_else_has_removed_needs_no_cleaning(jobs, scri
     found = stored_run(jobs, run)
     failpoints.arm(settle_behind)
     try:
-        after = jobs._recovery._importer.import_all(found)  # whose errors nobody postpones
+        after = jobs._recovery._importer.import_all(found)  # its errors are not postponed
     finally:
         failpoints.disarm(settle_behind)
 

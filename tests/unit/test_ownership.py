@@ -117,7 +117,7 @@ def _fifo(path):
 
 @pytest.mark.parametrize("replace", [_copy, _fifo])
 def test_owner_lives_though_its_file_was_replaced(ownership, replace):
-    """Nobody holds the lock of a file that a tool puts in the place; the process decides."""
+    """A file that a tool puts in its place is not locked, so the process decides."""
     child, name = owner_in_child(ownership)
     try:
         replace(Path(ownership._directories.path(PREFIX + name)))
@@ -128,7 +128,7 @@ def test_owner_lives_though_its_file_was_replaced(ownership, replace):
 
 
 def test_owner_lives_though_a_full_disk_left_its_file_empty(ownership, monkeypatch):
-    """A process can be an owner while nothing can be written."""
+    """A process can be an owner even if nothing can be written."""
 
     def refuse(*_args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -233,7 +233,7 @@ def _copy_file(ownership, name):
     "facts", [{"namespace": "1"}, {"started": "0"}, {"boot": "0" * 32}], ids=str
 )
 def test_owner_that_cannot_be_seen_is_unknown_without_its_file(ownership, facts, lose):
-    """It is in another pid namespace, or knew less about itself: it is not taken for dead."""
+    """An owner in another pid namespace, or with an incomplete name, is not considered dead."""
     name = _with(ownership.claim(), **facts)
     lose(ownership, name)
 
@@ -252,7 +252,7 @@ def test_owner_that_cannot_be_seen_is_unknown_to_a_process_without_a_boot_id(
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.EACCES, errno.ENOENT, errno.EIO])
 def test_owner_whose_proc_entry_cannot_be_read_is_not_dead(ownership, monkeypatch, error):
-    """`hidepid` hides the processes of other users, and a read can fail for want of anything."""
+    """`hidepid` hides processes of other users, and a read can fail for lack of resources."""
     child, name = owner_in_child(ownership)
     read = Path.read_bytes
 

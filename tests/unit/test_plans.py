@@ -165,7 +165,7 @@ class Counter:
 
     def _step(self):
         if self._current.startswith("BEGIN"):
-            return  # which takes none: from 3.41 on SQLite counts the parsing of the next one, too
+            return  # BEGIN takes no step, but SQLite 3.41 and later count the next parsing here
         self.total += GRAIN
         self._count += GRAIN
         self.steps[self._current] = max(self.steps.get(self._current, 0), self._count)
@@ -347,7 +347,7 @@ def test_no_statement_grows_with_history_or_with_others(watched, call):
     "chosen", [{"workspace_id": "other"}, {"status": "ERROR"}, {"type": "NONE"}], ids=str
 )
 def test_scan_limit_bounds_a_whole_call_of_events(watched, chosen):
-    """However few of 200,000 events match: the call ends, and its cursor goes on."""
+    """However few of 200,000 events match, the call ends, and its cursor moves on."""
     jobs, counter = watched
     if "workspace_id" in chosen:
         chosen = {"workspace_id": jobs.create_workspace("other by chance").id}

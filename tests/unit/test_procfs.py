@@ -140,7 +140,7 @@ def test_no_descriptor_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("ask", [procfs.is_stopped, procfs.is_held_back])
 def test_no_descriptor_to_look_at_a_process_is_an_error(monkeypatch, ask):
-    """A supervisor that a debugger holds must not be killed because nobody could look."""
+    """A supervisor in a debugger must not be killed because the check failed."""
 
     def refuse(*_args, **_options):
         raise OSError(24, "Too many open files")
@@ -152,7 +152,7 @@ def test_no_descriptor_to_look_at_a_process_is_an_error(monkeypatch, ask):
 
 @pytest.mark.parametrize("where", ["list", "locks", "kernel"])
 def test_no_descriptor_to_look_for_locks_is_an_error(monkeypatch, where):
-    """That no supervisor was found would be wrong: nobody has looked."""
+    """A failed search must not report that there is no supervisor."""
 
     def refuse(*_args, **_options):
         raise OSError(24, "Too many open files")

@@ -73,7 +73,7 @@ def test_there_is_a_step_and_a_file_for_every_earlier_version():
 
 
 def test_generated_migration_has_not_changed():
-    """The statements that lead to schema 7 are those that files in use were migrated with."""
+    """The statements that lead to schema 7 are those that migrated the files in use."""
     text = "\n".join(count_migration.STATEMENTS).encode()
 
     assert hashlib.sha256(text).hexdigest() == (

@@ -1,4 +1,4 @@
-"""Stopper: a stop request reaches its supervisor, whatever cannot be stored or written."""
+"""Stopper: a stop request reaches its supervisor even if it cannot be stored or written."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refuse(error):
 def wish_of(run):
     """Return what the stop file asks of a supervisor that has heard a letter."""
     with run.open() as directory, closing(StopRequests(directory, OWN_GRACE)) as stop_requests:
-        stop = stop_requests.take()  # what came before it listened counts as well
+        stop = stop_requests.take()  # a request from before it listened counts, too
     return None if stop is None else (stop.grace, stop.words)
 
 
@@ -102,14 +102,14 @@ def test_a_wish_that_is_stored_and_cannot_be_written_is_told(
     jobs.recover()
     assert set(letters()) == set(
         job_directory.DOORBELL
-    )  # once for the request, and where it is overdue
+    )  # once for the request, and once when it is overdue
     said, words = wish_of(run)
     assert said == (OWN_GRACE if grace is None else grace)
     assert words == f"stopping: asked by pid {os.getpid()}: stop"
 
 
 def test_a_wish_for_a_job_that_just_goes_is_stored(jobs, asked, monkeypatch):
-    """The directory of a job that has ended meanwhile takes no request, and nobody minds."""
+    """A job that has ended meanwhile takes no request, and that is not an error."""
     run, letters = asked
     monkeypatch.setattr(job_directory, "write_record", refuse(FileNotFoundError()))
     job = jobs.stop_job(run.id)

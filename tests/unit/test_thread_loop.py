@@ -56,7 +56,7 @@ def test_a_thread_that_cannot_be_made_is_made_later(turns, monkeypatch):
 
 
 def test_thread_whose_pipe_was_closed_rests_and_logs_it_once(monkeypatch, caplog):
-    """Code that becomes a daemon closes all numbers; another file may have one of them then."""
+    """A program that becomes a daemon closes all descriptors, and may reuse their numbers."""
     rests = threading.Semaphore(0)
 
     def sleep(_seconds):
