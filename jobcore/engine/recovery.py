@@ -32,6 +32,7 @@ from jobcore.engine.unresponsive import Unresponsive
 from jobcore.errors import DatabaseBusy, DatabaseGone, StoreError
 from jobcore.lifecycle import Reason
 from jobcore.storage import (
+    batches,
     environments,
     filesystem,
     job_rows,
@@ -521,6 +522,7 @@ class Recovery:
         with self._database.read() as connection:
             running = transitions.supervised(connection, self._postpone_damaged)
             owned = transitions.owned(connection, self._postpone_damaged)
+            staging = {batch.owner for batch in batches.find_open(connection)}
         settled = []
         self._unfinished = False
         offsets = {run.number: run.spool_offset for run in running}
@@ -545,7 +547,7 @@ class Recovery:
         self._killing = {
             number: since for number, since in self._killing.items() if number in offsets
         }
-        settled += self._sweep_owned(owned, patience, everything=everything)
+        settled += self._sweep_owned(owned, staging, patience, everything=everything)
         self._remove_environments()
         self._offsets = offsets
         self._unresponsive.keep({run.number for run in running})
@@ -600,9 +602,14 @@ class Recovery:
             return None
 
     def _sweep_owned(
-        self, owned: list[Run], patience: float | None, *, everything: bool
+        self, owned: list[Run], staging: set[str], patience: float | None, *, everything: bool
     ) -> list[Run]:
-        """End the jobs of dead owners and remove their locks; return the jobs that it ended."""
+        """
+        End the jobs of dead owners and remove their locks; return the jobs that it ended.
+
+        Args:
+            staging: The owners of unpublished batches, who are judged by their locks later.
+        """
         owners = {run.owner or "" for run in owned}
         alive = {owner for owner in owners if self._is_surely_alive(owner)}
         ended = [
@@ -610,7 +617,7 @@ class Recovery:
             for run in owned
             if run.owner not in alive and (everything or self._postponed.is_due(run.number))
         ]
-        self._ownership.remove_unused(owners)
+        self._ownership.remove_unused(owners | staging)
         return [run for run in ended if run is not None and run.final]
 
     def _remove_environments(self) -> None:

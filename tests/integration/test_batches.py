@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from jobcore import CommandError, JobManager, Status, StoreError, WorkspaceNotFound
+from jobcore.engine import ownership
 from jobcore.engine.ownership import Ownership
 from jobcore.operations import staging, submission
 from jobcore.storage import batches
@@ -202,6 +203,25 @@ def test_batch_of_a_process_that_cannot_be_examined_is_not_swept(
 
     assert len(jobs.list_jobs()) == len(made) == 10
     assert any("batch left" in said for said in caplog.messages)
+
+
+def test_batch_of_a_dead_process_of_another_namespace_is_removed(database):
+    """Its lock file shows that it is dead, so the file is kept until the batch is removed."""
+    jobs_root = f"{database}.jobs"
+    with JobManager(database, slots=0) as jobs:
+        many(jobs)
+        root = os.open(jobs_root, os.O_RDONLY)
+        dead = ownership._Process.this(root)._replace(namespace=1)
+        os.close(root)
+        owner = ".".join([*map(str, dead), "0" * 8])
+        with open(f"{jobs_root}/{ownership.PREFIX}{owner}", "wb") as lock:
+            lock.write(b"%d\n" % os.fstat(lock.fileno()).st_ino)
+        sql(database, "INSERT INTO batch (first, last, owner) VALUES (100, 110, ?)", owner)
+        jobs.recover()
+
+        assert rows(database)["batch"] == 0
+        jobs.recover()
+        assert not [name for name in os.listdir(jobs_root) if name.endswith(owner)]
 
 
 def sweep(database):
