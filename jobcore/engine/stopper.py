@@ -115,7 +115,7 @@ class Stopper:
         for run in running:
             longest = max(longest, run.effective_grace_ms or 0)
             try:
-                self._pass_on(self._store(run, None, "close", patience))
+                asked = self._store(run, None, "close", patience)
             except (JobNotFound, JobNotRunning):
                 continue  # it has ended, or was deleted meanwhile
             except StoreError as error:
@@ -124,6 +124,12 @@ class Stopper:
                     logging.WARNING, "stop not stored", job=str(run.id), error=str(error)
                 )
                 self._ring_softly(run)
+                continue
+            try:
+                self._pass_on(asked)
+            except StoreError as error:
+                # The supervisor was told in another way, or the text says that it was not.
+                telemetry.event(logging.WARNING, "stop delayed", job=str(run.id), error=str(error))
         return longest / 1000
 
     def _ring_softly(self, run: Run) -> None:
@@ -144,6 +150,8 @@ class Stopper:
         Raises:
             JobNotFound, InvalidTransition: It is gone, or final.
         """
+        if run.status == Status.RUNNING:  # no job returns to QUEUED
+            return self.stop(run, grace, "cancel")
         now = self._clock.now()
 
         def cancel(connection: Connection) -> tuple[Run | None, Run | None]:

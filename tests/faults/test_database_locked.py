@@ -224,20 +224,20 @@ def test_whoever_writes_is_told_in_time(database, clock):
 
 def test_a_time_out_and_a_stop_hold_behind_a_locked_database(database):
     """A time-out needs no database. A stop that cannot be stored raises, and works at once."""
-    with JobManager(database, slots=2, busy_timeout=BUSY, on_exit="stop") as jobs:
-        late, stopped = jobs.submit(SLEEPS, timeout=0.5), jobs.submit(SLEEPS)
-        for job in (late, stopped):
+    with JobManager(database, slots=3, busy_timeout=BUSY, on_exit="stop") as jobs:
+        late, stopped, cancelled = jobs.submit(SLEEPS, timeout=0.5), *jobs.submit_many([SLEEPS] * 2)
+        for job in (late, stopped, cancelled):
             assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
         with locked(database):
-            with pytest.raises(DatabaseBusy):
-                jobs.stop_job(stopped.id)
-            until_ended(database, late.id)
-            until_ended(database, stopped.id)
-        late = jobs.wait(late.id, PATIENCE)
-        stopped = jobs.wait(stopped.id, PATIENCE)
+            for end, job in ((jobs.stop_job, stopped), (jobs.cancel_job, cancelled)):
+                with pytest.raises(DatabaseBusy):
+                    end(job.id)
+            for job in (late, stopped, cancelled):
+                until_ended(database, job.id)
+        ended = [jobs.wait(job.id, PATIENCE) for job in (late, stopped, cancelled)]
 
-    assert (late.status, late.reason) == (Status.STOPPED, Reason.TIMEOUT)
-    assert (stopped.status, stopped.reason) == (Status.STOPPED, Reason.STOPPED)
+    assert [job.status for job in ended] == [Status.STOPPED] * 3
+    assert [job.reason for job in ended] == [Reason.TIMEOUT, Reason.STOPPED, Reason.STOPPED]
 
 
 def test_a_closing_manager_stops_jobs_behind_a_locked_database(database, monkeypatch):

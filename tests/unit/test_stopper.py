@@ -208,6 +208,33 @@ def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatc
     ]
 
 
+def test_closing_waits_for_the_lock_though_a_directory_is_broken(
+    jobs, scripted, monkeypatch, caplog
+):
+    """A stop that was stored and cannot be delivered does not hurry the next ones."""
+    broken, _ = made = [scripted() for _ in range(2)]
+    for run in made:
+        run.started()
+    running = [stored_run(jobs, run) for run in made]
+    shutil.rmtree(broken.path)
+    os.symlink("/nowhere", broken.path)
+    tried = []
+    store = jobs._stopper._store
+    monkeypatch.setattr(
+        jobs._stopper, "_store", lambda *args: (tried.append(args[-1]), store(*args))[1]
+    )
+
+    with caplog.at_level(logging.WARNING, "jobcore"):
+        jobs._stopper.stop_all(running)
+    os.unlink(broken.path)
+
+    assert tried == [None, None]
+    logged = [record.getMessage() for record in caplog.records]
+    words = ("stop delayed", "stop not stored", "not stopped")
+    assert [sum(one in message for message in logged) for one in words] == [1, 0, 0]
+    assert all(stored_run(jobs, run).stop_requested for run in made)
+
+
 def test_what_is_gone_is_not_stopped(jobs, scripted, database):
     """Who stops or cancels what another manager has just deleted is told that it is not there."""
     run = scripted()
