@@ -293,6 +293,8 @@ class _AsyncEvents(AsyncIterator[Event]):
             StopAsyncIteration: There will be no more.
         """
         page = position.page
+        if page is not None and self._deadline is not None and time.monotonic() > self._deadline:
+            raise StopAsyncIteration
         if page is not None and not page.more:
             await self._rest(page, position.last)
         position.add(

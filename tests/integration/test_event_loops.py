@@ -32,6 +32,7 @@ from jobcore.embedding import worker
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.recovery import Recovery
 from jobcore.operations import waiting_async
+from jobcore.operations.events import PAGE
 from jobcore.storage.database import Database
 from jobcore.supervisor import job_directory
 from tests.processes import PATIENCE, descriptors, left_open, open_gate, run_python, until
@@ -184,6 +185,15 @@ async def test_events_come_as_from_the_blocking_form(jobs):
     assert ([event async for event in some], some.after) == ([], 1)
     assert [event.id async for event in jobs.events_async("now")] == []
     assert [event.id async for event in jobs.events_async("now", follow=True, timeout=0)] == []
+
+
+async def test_a_time_out_ends_a_search_for_rare_events(jobs):
+    """It counts while a reader catches up, too: after the first page the time is over."""
+    await make(jobs.submit_many, [["true"]] * (PAGE + 1))
+    blocking, awaited = jobs.events(type="B", timeout=-1), jobs.events_async(type="B", timeout=-1)
+
+    assert list(blocking) == [event async for event in awaited] == []
+    assert (blocking.after, awaited.after) == (PAGE, PAGE)
 
 
 async def test_a_reader_of_events_is_told_of_each_commit(jobs):
