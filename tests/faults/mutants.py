@@ -406,7 +406,7 @@ MUTANTS = (
     Mutant(
         "one bad job rolls back all of its round",
         "storage/database.py",
-        '            connection.exec_driver_sql("ROLLBACK TO one_of_many")\n',
+        '            driver.execute("ROLLBACK TO one_of_many")\n',
         "            raise\n",
         (DATABASE, DISPATCHER),
     ),
