@@ -65,15 +65,13 @@ class _Process(NamedTuple):
         except ValueError:
             return None
 
-    def is_in(self, root: int) -> bool:
-        """Tell whether its lock file is in this directory."""
-        here = self.this(root)
+    def is_in(self, here: _Process) -> bool:
+        """Tell whether its lock file is in the directory of `here`, which is this process."""
         # Compare devices only within one boot: their numbers may change after that.
         return self.root == here.root and (self.boot != here.boot or self.device == here.device)
 
-    def lives(self, root: int) -> bool | None:
-        """Tell whether it is alive; None if this process cannot know that."""
-        here = self.this(root)
+    def lives(self, here: _Process) -> bool | None:
+        """Tell whether it is alive; None if this process, `here`, cannot know that."""
         if _NO_BOOT in (self.boot, here.boot):
             return None
         if self.boot != here.boot:
@@ -295,10 +293,11 @@ class Ownership:
         process = _Process.of(name)
         if process is None:
             return False
-        alive = process.lives(self._directories.root)
+        here = _Process.this(self._directories.root)
+        alive = process.lives(here)
         if alive is False:
             return False  # even if a child that C code forked holds a copy of the lock
-        is_here = process.is_in(self._directories.root)
+        is_here = process.is_in(here)
         if alive is None and not is_here:
             alive = False  # this is a copy of its directory: the owner does not know it
         locked = self._is_locked(name, signed=is_here)
@@ -333,7 +332,7 @@ class Ownership:
             DatabaseGone: The directory is gone.
         """
         process = _Process.of(name)
-        return process is not None and process.is_in(self._directories.root)
+        return process is not None and process.is_in(_Process.this(self._directories.root))
 
     @handed_over
     def remove_unused(self, names: Collection[str]) -> None:
