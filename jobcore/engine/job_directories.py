@@ -221,6 +221,15 @@ class Directories(ForkAware):
             raise filesystem.typed(f"{self._database}.jobs", error) from error
         return (facts.st_dev, facts.st_ino) == self._identity
 
+    def is_home_of(self, directory_id: str | None, boot_id: str | None) -> bool:
+        """
+        Tell whether a run was started here, given the texts of its row; see `is_root_of`.
+
+        Raises:
+            DatabaseGone: The directory of all job directories is gone.
+        """
+        return self.is_root_of(directory_id, same_boot=boot_id == filesystem.boot_id())
+
     def is_root_of(self, directory_id: str | None, *, same_boot: bool) -> bool:
         """
         Tell whether a run was started here; see `DirectoryId`.

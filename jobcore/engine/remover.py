@@ -271,6 +271,8 @@ class Remover:
             return False
         if not seen.cookie or orphans.is_inside(seen.cookie):
             return True
+        if not self._directories.is_home_of(seen.directory_id, seen.boot_id):
+            return True  # in a copy of the database, the processes are the original's
         left = orphans.kill(seen.cookie, patience)
         # A process that no SIGKILL ends must not keep the row for ever.
         return not left or time.monotonic() >= kill_at + tuning.ORPHAN_PATIENCE

@@ -279,8 +279,8 @@ class Stopper:
         """Send SIGTERM to the supervisor of a job of this directory; tell whether it was sent."""
         try:
             # In a copy of the database, the supervisor is the original's.
-            is_here = run.token is not None and self._directories.is_root_of(
-                run.directory_id, same_boot=run.boot_id == filesystem.boot_id()
+            is_here = run.token is not None and self._directories.is_home_of(
+                run.directory_id, run.boot_id
             )
             return is_here and bool(orphans.signal_all(run.token or "", signal.SIGTERM))
         except (StoreError, OSError):

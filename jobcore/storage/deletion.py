@@ -231,6 +231,7 @@ _STUCK = Statement(
 _FACTS_OF_DAMAGED = Statement(
     select(
         func.hex(job.c.id), func.hex(job.c.status), func.hex(job.c.token), func.hex(job.c.cookie),
+        func.hex(job.c.directory_id), func.hex(job.c.boot_id),
         case((func.typeof(job.c.grace_ms) == "integer", job.c.grace_ms), else_=0),
     ).where(_THIS)
 )  # fmt: skip
@@ -248,7 +249,8 @@ class Damaged(NamedTuple):
     The facts needed to remove a job whose row is damaged.
 
     Attributes:
-        name, cookie: As in a `Run`. If damaged, they can be any text.
+        name, cookie, directory_id, boot_id: As in a `Run`, or empty. If damaged, they can be any
+            text.
         status, token: The stored bytes, in hex.
         grace_ms: Of the job's command; 0 if it is damaged.
     """
@@ -257,6 +259,8 @@ class Damaged(NamedTuple):
     status: str
     token: str
     cookie: str
+    directory_id: str
+    boot_id: str
     grace_ms: int
 
 
@@ -270,8 +274,16 @@ def find_damaged(connection: Connection, number: int) -> Damaged | None:
     rows = _FACTS_OF_DAMAGED(connection, of=number)
     if not rows:
         return None
-    name, status, token, cookie, grace_ms = rows[0]
-    return Damaged(_text(name), status, token, _text(cookie), grace_ms or 0)
+    name, status, token, cookie, directory_id, boot_id, grace_ms = rows[0]
+    return Damaged(
+        _text(name),
+        status,
+        token,
+        _text(cookie),
+        _text(directory_id),
+        _text(boot_id),
+        grace_ms or 0,
+    )
 
 
 def _text(stored: str) -> str:

@@ -11,13 +11,13 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import DatabaseGone, JobManager, Reason, Status, StoreMismatch
+from jobcore import DatabaseGone, JobManager, JobNotFound, Reason, Status, StoreMismatch
 from jobcore.engine import orphans
 from jobcore.operations import doctor
 from jobcore.storage import transitions
 from jobcore.supervisor import job_directory
 from tests.integration.verbs_harness import in_a_pipe
-from tests.jobfiles import cookie_of, log_of, sql
+from tests.jobfiles import cookie_of, damage, log_of, sql
 from tests.mounts import in_own_mounts, mount_tmpfs
 from tests.processes import carrying, open_gate, until
 
@@ -88,6 +88,20 @@ def test_stop_in_a_copy_does_not_reach_the_original(running, database, tmp_path,
             shutil.rmtree(f"{copy}.jobs")
             with pytest.raises(DatabaseGone):
                 copied._stopper.deliver(run)
+    open_gate(str(tmp_path / "gate"))
+
+    assert jobs.wait(job.id, 30).exit_code == 3
+
+
+def test_deleting_a_damaged_job_of_a_copy_lets_the_original_be(running, database, tmp_path):
+    """Its processes carry the same cookie, and have no supervisor in the copy."""
+    jobs, job = running
+    copy = copy_all(database, tmp_path)
+    damage(copy, "job", job.id, status="odd")
+    with JobManager(copy, slots=0) as copied:
+        copied.delete_job(job.id)
+        with pytest.raises(JobNotFound):
+            copied.get_job(job.id)
     open_gate(str(tmp_path / "gate"))
 
     assert jobs.wait(job.id, 30).exit_code == 3
