@@ -65,13 +65,10 @@ class SqliteConnection(sqlite3.Connection):
                 self.rollback()
         super().close()
 
-    def __del__(self) -> None:
-        """
-        Do not warn of an unclosed connection, which Python does from 3.13 on.
-
-        `JobManager` warns if it is dropped without `close()`. When a program ends, the system
-        closes its connections.
-        """
+    # From 3.13 on, Python would warn of an unclosed connection here. `JobManager` itself warns if
+    # it is dropped without `close()`, and the connections of a program that ends are left to the
+    # system. A C function: a Python function would swallow an exception of a signal handler.
+    __del__ = object.__sizeof__
 
     def _end_statements(self) -> None:
         """

@@ -381,12 +381,9 @@ class Writer:
             try:
                 with self._target.typed_errors():
                     change.make(self._required)
-            except Exception as error:
-                if driver_of(self._required).in_transaction:
-                    return False
-                change.fail(error)
-                raise
             except BaseException as error:
+                if isinstance(error, Exception) and driver_of(self._required).in_transaction:
+                    return False
                 change.fail(error)
                 raise
         return True

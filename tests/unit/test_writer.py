@@ -113,6 +113,18 @@ def test_change_that_fails_is_rolled_back_alone(opened, together):
     assert notes(opened) == {"a", "c"}
 
 
+def test_change_that_is_repeated_logs_its_event_once(together, caplog):
+    """It is repeated because another change of its transaction failed."""
+
+    def logs(connection):
+        telemetry.event(logging.WARNING, "once")
+        inserts("a")(connection)
+
+    together(logs, inserts("b", ValueError("mine")))
+
+    assert [one.getMessage() for one in caplog.records] == ["event='once'"]
+
+
 def test_each_change_that_breaks_a_rule_has_an_error_of_its_own(opened, together):
     """No two callers get the same exception object."""
     note(opened, "there")
