@@ -114,6 +114,9 @@ class Reason(_Word):
         TIMEOUT: It ran longer than its time-out.
         STOPPED: It ended after it had been asked to stop.
         CANCELLED: It was removed from the queue.
+        UPSTREAM: It was removed from the queue because a job that it depends on did not end as
+            asked.
+        EXPIRED: It was removed from the queue because it had not started by `expires`.
         SHUTDOWN: Its supervisor was asked to end, as systemd does when it stops a service.
         SPAWN_FAILED: The command could not be started.
         LOST: Its supervisor died before it could record how the command ended, or the
@@ -126,14 +129,18 @@ class Reason(_Word):
     TIMEOUT = "timeout"
     STOPPED = "stopped"
     CANCELLED = "cancelled"
+    UPSTREAM = "upstream"
+    EXPIRED = "expired"
     SHUTDOWN = "shutdown"
     SPAWN_FAILED = "spawn_failed"
     LOST = "lost"
     NEVER_STARTED = "never_started"
 
 
-#: The job ended after a stop, a time-out, a shutdown or a cancellation.
-_HALTED = frozenset({Reason.STOPPED, Reason.TIMEOUT, Reason.SHUTDOWN, Reason.CANCELLED})
+#: The job left the queue without being started.
+UNSTARTED = frozenset({Reason.CANCELLED, Reason.UPSTREAM, Reason.EXPIRED})
+#: The job ended after a stop, a time-out or a shutdown, or left the queue.
+_HALTED = frozenset({Reason.STOPPED, Reason.TIMEOUT, Reason.SHUTDOWN}) | UNSTARTED
 #: No process saw how the job ended.
 _UNSEEN = frozenset({Reason.LOST, Reason.NEVER_STARTED})
 
@@ -323,12 +330,13 @@ def constraints() -> dict[str, str]:
         ),
         # If no process saw the end, or the job never began, no exit code is known.
         "unseen_has_no_exit_code": (
-            f"exit_code IS NULL OR reason NOT IN ({quoted(sorted({Reason.CANCELLED} | _UNSEEN))})"
+            f"exit_code IS NULL OR reason NOT IN ({quoted(sorted(UNSTARTED | _UNSEEN))})"
         ),
         "queued_has_not_started": "status <> 'QUEUED' OR start_time IS NULL",
         "running_has_started": "status <> 'RUNNING' OR start_time IS NOT NULL",
         "only_cancelled_never_starts": (
-            f"status NOT IN ({final}) OR (start_time IS NULL) = (reason = 'cancelled')"
+            f"status NOT IN ({final}) OR (start_time IS NULL) = "
+            f"(reason IN ({quoted(sorted(UNSTARTED))}))"
         ),
         "ends_after_start": "end_time >= start_time",
     }
@@ -367,7 +375,8 @@ def triggers(fact_columns: tuple[str, ...]) -> tuple[str, ...]:
     # INSERT OR REPLACE removes a conflicting row without running any other trigger.
     in_its_way = (
         "number = NEW.number OR id = NEW.id "
-        f"OR (pipeline_id = NEW.pipeline_id AND status IN ({active}))"
+        f"OR (pipeline_id = NEW.pipeline_id AND status IN ({active})) "
+        "OR (workspace_id = NEW.workspace_id AND held_key = NEW.held_key)"
     )
     is_not_replaced = (
         "CREATE TRIGGER job_is_not_replaced BEFORE INSERT ON job "  # noqa: S608 - our own words

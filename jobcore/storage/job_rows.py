@@ -106,6 +106,18 @@ _BLANK: dict[str, Any] = {
     "owner": None,
     "env_from": None,
     "environment": None,
+    "priority": 0,
+    "group_name": None,
+    "expires": None,
+    "retries": None,
+    "hooks": None,
+    "hook_of": None,
+    "parameters": None,
+    "key": None,
+    "held_key": None,
+    "unique_until": None,
+    "run_if": None,
+    "unmet": 0,
     "spool_offset": 0,
     "next_sequence": 0,
     "loose_sequence": 0,
@@ -157,7 +169,10 @@ def insert_jobs(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
 
 def next_attempt(row: Row[Any]) -> dict[str, Any]:
     """Return the columns of the job that retries the job of `row`."""
-    kept = ("type", "name", "data", "command", "env_from", "environment")
+    kept = (
+        "type", "name", "data", "command", "env_from", "environment", "priority", "group_name",
+        "retries", "hooks", "hook_of", "parameters", "key",
+    )  # fmt: skip
     again = {name: getattr(row, name) for name in kept}
     return {**again, "attempt": row.attempt + 1, "retry_of": row.id}
 
@@ -185,6 +200,7 @@ def _stored(values: dict[str, Any]) -> dict[str, Any]:
         "workspace_id": values["workspace_id"].hex,
         "pipeline_id": None if pipeline_id is None else pipeline_id.hex,
         "retry_of": None if retry_of is None else retry_of.hex,
+        "hook_of": None if values["hook_of"] is None else values["hook_of"].hex,
         "data": None if data is None else write_json(data),
     }
 

@@ -27,7 +27,7 @@ APPLICATION_ID = 0x4A4F4243  # "JOBC"
 _OURS = {"store", "workspace", "pipeline", "job"}
 #: Size in bytes of a write-ahead log without pages.
 _LOG_HEADER = 32
-VERSION = 7
+VERSION = 8
 #: The oldest SQLite that was tested. RETURNING needs 3.35.
 LEAST_SQLITE = (3, 37, 0)
 
@@ -45,6 +45,12 @@ def _keep_counts(connection: sqlite3.Connection) -> None:
 
     for statement in count_migration.STATEMENTS:
         connection.execute(statement)
+
+
+def _extend_queue(connection: sqlite3.Connection) -> None:
+    from jobcore.storage import queue_migration  # noqa: PLC0415 - loaded for older files alone
+
+    queue_migration.extend(connection)
 
 
 def _link_pipelines(connection: sqlite3.Connection) -> None:
@@ -191,6 +197,8 @@ CREATE INDEX jobs_by_environment ON job (environment) WHERE environment IS NOT N
     5: ("ALTER TABLE job ADD COLUMN left_processes INTEGER",),
     # Stored job counts, and pages of one type in a workspace or pipeline.
     6: (_keep_counts,),
+    # Keys, priorities, groups, dependencies, retries and hooks.
+    7: (_extend_queue,),
 }
 
 

@@ -150,6 +150,27 @@ class PipelineRow(_Row, table=True):
     tick_offset: int | None = None
     catch_up: str | None = None  # skip, last or all; None: skip
     late_after: float | None = None  # seconds; None: the default
+    retries: str | None = Field(default=None, sa_column=Column(Text))  # as Retries.to_json
+    group_name: str | None = None  # the group of its jobs
+    hooks: str | None = Field(default=None, sa_column=Column(Text))  # as Hooks.to_json
+    # What its last run handed to the next one, as JSON.
+    state: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class RequirementRow(_Row, table=True):
+    """A pipeline runs once after each complete set of runs of these sources."""
+
+    __tablename__ = "requirement"
+    __table_args__ = (Index("requirements_of_source", "source_id"),)
+    pipeline_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), primary_key=True)
+    )
+    position: int = Field(primary_key=True)
+    source_id: UUID = Field(
+        sa_column=Column(Id(), ForeignKey("pipeline.id", ondelete="CASCADE"), nullable=False)
+    )
+    # When the source was COMPLETE since the pipeline's last run for a set; None: not yet.
+    met: int | None = Field(default=None, sa_column=_moment())
 
 
 class LinkRow(_Row, table=True):
@@ -204,7 +225,7 @@ class SkipRow(_Row, table=True):
 FACTS = (
     "number", "id", "workspace_id", "pipeline_id", "type", "status", "attempt", "retry_of",
     "created", "start_time", "end_time", "exit_code", "signal", "reason", "wait_status", "errno",
-    "cpu_us", "max_rss", "spool_offset", "next_sequence", "dropped", "token", "cookie",
+    "cpu_us", "max_rss", "spool_offset", "next_sequence", "dropped", "token", "cookie", "key",
 )  # fmt: skip
 
 
@@ -270,17 +291,54 @@ class JobRow(_Row, table=True):
             "number",
             info={"sqlite_where": text("deleted_at IS NULL")},
         ),
-        # The queue: for each type, the jobs that may start, in order, and those that wait for
-        # their time. The status is constant here. It is included because SQLite prefers the
-        # index with more columns to compare, and another index begins with type and status.
+        # The queue: for each type and group, the jobs that may start, in order, and those that
+        # wait for their time. The status is constant here. It is included because SQLite
+        # prefers the index with more columns to compare, and another index begins with type
+        # and status.
         Index(
             "queue",
             "type",
             "status",
+            "group_name",
+            text("priority DESC"),
             "not_before",
             "number",
-            info={"sqlite_where": text("status = 'QUEUED' AND deleted_at IS NULL")},
+            info={"sqlite_where": text("status = 'QUEUED' AND unmet = 0 AND deleted_at IS NULL")},
         ),
+        Index(
+            "delayed_jobs",
+            "type",
+            "status",
+            "not_before",
+            info={
+                "sqlite_where": text(
+                    "status = 'QUEUED' AND not_before IS NOT NULL AND deleted_at IS NULL"
+                )
+            },
+        ),
+        # At most one job of a workspace holds a key, over all processes.
+        Index(
+            "one_job_per_key",
+            "workspace_id",
+            "held_key",
+            unique=True,
+            info={"sqlite_where": text("held_key IS NOT NULL")},
+        ),
+        Index("jobs_by_key", "key", "number", info={"sqlite_where": text("key IS NOT NULL")}),
+        Index("jobs_by_name", "name", "number", info={"sqlite_where": text("name IS NOT NULL")}),
+        Index(
+            "jobs_of_group",
+            "group_name",
+            "status",
+            "number",
+            info={"sqlite_where": text("group_name IS NOT NULL")},
+        ),
+        Index(
+            "expiring_jobs",
+            "expires",
+            info={"sqlite_where": text("status = 'QUEUED' AND expires IS NOT NULL")},
+        ),
+        Index("jobs_by_end", "end_time", info={"sqlite_where": text("end_time IS NOT NULL")}),
         Index(
             "delayed_retries",
             "status",
@@ -373,6 +431,64 @@ class JobRow(_Row, table=True):
     # The stored environment, while this job may still start.
     environment: str | None = None
 
+    # Written at create; those that matter only until the start can be changed before it.
+    priority: int = Field(
+        default=0, sa_column=Column(Integer, nullable=False, server_default=text("0"))
+    )
+    group_name: str | None = None
+    expires: int | None = Field(default=None, sa_column=_moment())
+    retries: str | None = Field(default=None, sa_column=Column(Text))  # as Retries.to_json
+    hooks: str | None = Field(default=None, sa_column=Column(Text))  # as Hooks.to_json
+    hook_of: UUID | None = Field(default=None, sa_column=Column(Id()))  # the job it reports
+    # Arguments, environment and time-out of this run of the pipeline, as JSON.
+    parameters: str | None = Field(default=None, sa_column=Column(Text))
+
+    # The key, and the same text while the job holds it: until it is final, and not before
+    # `unique_until`. A retry takes it over.
+    key: str | None = None
+    held_key: str | None = None
+    unique_until: int | None = Field(default=None, sa_column=_moment())
+
+    # How the jobs that it depends on have to end, and how many of them have not ended yet.
+    run_if: str | None = None  # complete, ended or failed
+    unmet: int = Field(
+        default=0, sa_column=Column(Integer, nullable=False, server_default=text("0"))
+    )
+
+
+class DependencyRow(_Row, table=True):
+    """A job starts only after another one. The other may be deleted, so it is no foreign key."""
+
+    __tablename__ = "dependency"
+    __table_args__ = (
+        Index("dependents", "upstream_id", info={"sqlite_where": text("met IS NULL")}),
+    )
+    job: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("job.number", ondelete="CASCADE"), primary_key=True)
+    )
+    position: int = Field(primary_key=True)
+    # The last attempt of the job that was named.
+    upstream_id: UUID = Field(sa_column=Column(Id(), nullable=False))
+    met: bool | None = None  # whether it has ended as asked; None: it has not ended
+
+
+class LimitRow(_Row, table=True):
+    """How many jobs of the file, of a group or of a type may run, and whether they are paused."""
+
+    __tablename__ = "job_limit"
+    scope: str = Field(primary_key=True)  # file, group or type
+    name: str = Field(primary_key=True)  # empty for the file
+    slots: int | None = None  # None: no limit
+    paused: int | None = Field(default=None, sa_column=_moment())  # since when; None: it is not
+
+
+class SettingRow(_Row, table=True):
+    """A setting of the file, such as its retention."""
+
+    __tablename__ = "setting"
+    name: str = Field(primary_key=True)
+    value: str = Field(sa_column=Column(Text, nullable=False))  # JSON
+
 
 class EnvironmentRow(_Row, table=True):
     """An environment with which queued jobs will start."""
@@ -459,6 +575,10 @@ pipeline: Table = PipelineRow.__table__
 batch: Table = BatchRow.__table__
 job: Table = JobRow.__table__
 link: Table = LinkRow.__table__
+requirement: Table = RequirementRow.__table__
+dependency: Table = DependencyRow.__table__
+job_limit: Table = LimitRow.__table__
+setting: Table = SettingRow.__table__
 pipeline_note: Table = NoteRow.__table__
 skip: Table = SkipRow.__table__
 environment: Table = EnvironmentRow.__table__
@@ -509,8 +629,10 @@ IS_VISIBLE: ColumnElement[bool] = and_(
     ~exists().where(between(job.c.number, batch.c.first, batch.c.last)).correlate(job),
 )
 
-#: The job is in the queue.
-IS_QUEUED = and_(has_status(lifecycle.Status.QUEUED), IS_VISIBLE)
+#: The job is in the queue, and waits for no other job.
+IS_QUEUED = and_(
+    has_status(lifecycle.Status.QUEUED), job.c.unmet == literal_column("0"), IS_VISIBLE
+)
 
 #: SQLite's own table with the largest number that AUTOINCREMENT has assigned, per table.
 sequence = lightweight("sqlite_sequence", column("name"), column("seq"))

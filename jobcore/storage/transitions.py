@@ -301,6 +301,7 @@ _START = Statement(
         _THIS,
         _allows(Trigger.START),
         job.c.deleted_at.is_(None),
+        job.c.unmet == 0,
         or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant")),
     )
     .values(
@@ -338,7 +339,8 @@ def start_if_queued(
     directory_id: str | None = None,
 ) -> Run | None:
     """
-    Claim a job that is QUEUED, not being deleted, and not reserved by another owner.
+    Claim a job that is QUEUED and not being deleted, waits for no other job, and is not reserved
+    by another owner.
 
     Args:
         now: Microseconds since 1970.
@@ -377,7 +379,7 @@ _CANCEL = Statement(
     .where(_THIS, _allows(Trigger.CANCEL))
     .values(
         status=str(Status.STOPPED),
-        reason=str(Reason.CANCELLED),
+        reason=bindparam("why"),
         end_time=func.max(job.c.created, bindparam("now")),
         owner=null(),
         environment=null(),
@@ -386,11 +388,18 @@ _CANCEL = Statement(
 )
 
 
-def cancel_if_queued(connection: Connection, number: int, *, now: int) -> Run | None:
-    """Cancel a QUEUED job; None: it is not QUEUED."""
-    run = _one(_CANCEL(connection, of=number, now=now))
+def cancel_if_queued(
+    connection: Connection, number: int, *, now: int, reason: Reason = Reason.CANCELLED
+) -> Run | None:
+    """
+    Remove a QUEUED job from the queue; None: it is not QUEUED.
+
+    Args:
+        reason: One of `lifecycle.UNSTARTED`.
+    """
+    run = _one(_CANCEL(connection, of=number, now=now, why=str(reason)))
     if run is not None:
-        _record(connection, run, Trigger.CANCEL, Status.QUEUED, now, Reason.CANCELLED)
+        _record(connection, run, Trigger.CANCEL, Status.QUEUED, now, reason)
     return run
 
 

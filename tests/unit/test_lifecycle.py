@@ -48,8 +48,10 @@ TRUTH = [
     (Reason.LOST, None, True, Status.STOPPED, None, None),
     (Reason.NEVER_STARTED, None, False, Status.ERROR, None, None),
     (Reason.NEVER_STARTED, None, True, Status.STOPPED, None, None),
-    # Cancelled while QUEUED.
+    # Left the queue without being started.
     (Reason.CANCELLED, None, False, Status.STOPPED, None, None),
+    (Reason.UPSTREAM, None, False, Status.STOPPED, None, None),
+    (Reason.EXPIRED, None, False, Status.STOPPED, None, None),
 ]
 
 #: Every status and trigger: where it leads. What is not here leads nowhere.
@@ -74,7 +76,7 @@ def test_truth_table_has_every_reason():
     """There is no reason whose meaning is not in the table, and no others."""
     expected = {
         "exited", "signaled", "timeout", "stopped", "cancelled", "shutdown", "spawn_failed",
-        "lost", "never_started",
+        "lost", "never_started", "upstream", "expired",
     }  # fmt: skip
 
     assert {str(reason) for reason in Reason} == expected

@@ -182,6 +182,7 @@ def test_tables_are_not_in_the_hosts_metadata():
     ours = {
         "store", "batch", "workspace", "pipeline", "link", "pipeline_note", "skip", "job",
         "environment", "log_segment", "result", "transition", "workspace_count", "pipeline_count",
+        "requirement", "dependency", "job_limit", "setting",
     }  # fmt: skip
 
     assert set(tables.METADATA.tables) == ours

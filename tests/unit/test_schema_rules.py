@@ -169,6 +169,11 @@ def test_facts_are_all_that_was_true_at_the_end():
         "env_from", "environment",
         # where it was started
         "directory_id",
+        # how it waited in the queue, and what follows its end
+        "priority", "group_name", "expires", "retries", "hooks", "hook_of", "parameters",
+        "run_if", "unmet",
+        # a key is held until its time is over
+        "held_key", "unique_until",
     }  # fmt: skip
 
     assert {column.name for column in tables.job.columns} - set(tables.FACTS) == may_change
