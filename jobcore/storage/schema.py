@@ -21,6 +21,7 @@ from jobcore.errors import (
     StoreMismatch,
 )
 from jobcore.storage import filesystem, tables
+from jobcore.supervisor import system_calls
 
 APPLICATION_ID = 0x4A4F4243  # "JOBC"
 #: Tables that identify a file of jobcore that has lost its application id.
@@ -321,11 +322,16 @@ def _header(path: str) -> bytes:
 
     This reads through a descriptor of SQLite. Closing one of our own would drop the locks
     that this process has on the file.
+
+    Raises:
+        StoreError: No file descriptor or memory is free to find it.
     """
     try:
         facts = os.stat(path)
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
+    except OSError as error:
+        if error.errno in system_calls.SHORTAGE:
+            raise filesystem.typed(path, error) from error
         return b""
     for number in numbers:
         try:
@@ -349,7 +355,9 @@ def check_log(path: str) -> None:
 
     try:
         page = wal_file.first_page(path + "-wal")
-    except OSError:
+    except OSError as error:
+        if error.errno in system_calls.SHORTAGE:
+            raise filesystem.typed(f"{path}-wal", error) from error
         return  # there is no log, or SQLite will report what is wrong with it
     if page is not None and int.from_bytes(page[_APPLICATION_AT], "big") != APPLICATION_ID:
         raise NotAJobcoreDatabase(f"{path} is another program's database")
