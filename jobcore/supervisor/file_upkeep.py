@@ -57,12 +57,8 @@ class FileUpkeep:
         self.due = 0.0
         self._next_touch = 0.0
         self._root = -1
-        try:
-            self._root = job_directory.open_parent(request.directory)
-        except OSError:
-            pass  # moved to a place that this user cannot open: it cannot be restored there
-        for directory in (self._root, request.directory):
-            job_directory.share(directory)
+        job_directory.share(request.directory)
+        self._open_root()
 
     def advance(self, now: float) -> None:
         """Do the checks that are due. A check that fails is repeated later."""
@@ -72,6 +68,8 @@ class FileUpkeep:
         if now < self.due:
             return
         self.due = now + _CHECK_EVERY
+        if self._root < 0:
+            self._open_root()
         try:
             self._repair()
             if now >= self._next_touch:
@@ -79,6 +77,13 @@ class FileUpkeep:
                 self._touch()
         except OSError:
             pass
+
+    def _open_root(self) -> None:
+        try:
+            self._root = job_directory.open_parent(self._request.directory)
+        except OSError:
+            return  # no descriptor is free, or it was moved to where this user cannot open it
+        job_directory.share(self._root)
 
     def repair_output(self) -> None:
         """
