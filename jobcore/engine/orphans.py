@@ -35,7 +35,12 @@ def is_inside(cookie: str) -> bool:
 
 
 def are_visible() -> bool:
-    """Tell whether /proc shows the processes of this pid namespace."""
+    """
+    Tell whether /proc shows the processes of this pid namespace.
+
+    Raises:
+        OSError: No descriptor is free for the check, so the answer is unknown.
+    """
     return pids.level() > 0
 
 
@@ -72,6 +77,9 @@ def kill(cookie: str, patience: float = tuning.ORPHAN_PATIENCE) -> tuple[int, ..
 
     Returns:
         The pids that still exist after that, or cannot be signalled.
+
+    Raises:
+        OSError: No descriptor is free to find or to signal them.
     """
     deadline = time.monotonic() + patience
     empty = 0  # looks in a row that found nothing
@@ -144,7 +152,12 @@ def _locked(pid: int, descriptor: str) -> list[str]:
 
 
 def signal_holder(pid: int, token: str, number: signal.Signals) -> bool:
-    """Signal a process if it supervises the run; False: it does not, or permission denied."""
+    """
+    Signal a process if it supervises the run; False: it does not, or permission denied.
+
+    Raises:
+        OSError: No descriptor is free for the check.
+    """
     try:
         with pids.ProcessHandle(pid) as process:
             # Check again with an open handle: the pid may have been reused since it was found.

@@ -20,7 +20,7 @@ from jobcore.embedding.locks import GATE, ForkAware
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.job_directories import Directories
 from jobcore.storage import filesystem
-from jobcore.supervisor import job_directory, pids
+from jobcore.supervisor import job_directory, pids, system_calls
 
 #: The prefix of the names of these files.
 PREFIX = ".owner-"
@@ -47,11 +47,14 @@ class _Process(NamedTuple):
 
     @classmethod
     def this(cls, root: int) -> _Process:
+        """
+        Return this process, for lock files in the open directory `root`.
+
+        Raises:
+            StoreError, OSError: /proc cannot be read now, because no descriptor is free.
+        """
         boot = (filesystem.boot_id() or _NO_BOOT).replace("-", "")
-        try:
-            namespace = os.stat("/proc/self/ns/pid").st_ino
-        except OSError:
-            namespace = 0
+        namespace = system_calls.pid_namespace() or 0
         return cls(boot, namespace, os.getpid(), _start_of(os.getpid()) or 0, *_identity(root))
 
     @classmethod
@@ -88,13 +91,20 @@ def _start_of(pid: int) -> int | None:
 
     0: it does not exist. None: /proc does not show it, for example because /proc is mounted
     with `hidepid` and the process belongs to another user.
+
+    Raises:
+        OSError: No descriptor is free to read it.
     """
     if pids.level() != 1:
         return None  # in that /proc, this pid belongs to another process
     try:
         facts = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return 0 if _is_gone(pid) else None
+    except OSError as error:
+        if _is_gone(pid):
+            return 0
+        if error.errno in system_calls.SHORTAGE:
+            raise
+        return None
     fields = facts.rpartition(b")")[2].split()  # the command name before it may hold anything
     state, started = fields[0], fields[19]
     return 0 if state in b"ZX" else int(started)
@@ -286,15 +296,16 @@ class Ownership:
             owner is not visible, for example because it is in another pid namespace.
 
         Raises:
-            StoreError: The lock file cannot be opened.
+            StoreError: The lock file cannot be opened, or /proc cannot be read now.
         """
         if name == self.current:
             return True
         process = _Process.of(name)
         if process is None:
             return False
-        here = _Process.this(self._directories.root)
-        alive = process.lives(here)
+        with self._directories.typed():
+            here = _Process.this(self._directories.root)
+            alive = process.lives(here)
         if alive is False:
             return False  # even if a child that C code forked holds a copy of the lock
         is_here = process.is_in(here)
@@ -330,9 +341,11 @@ class Ownership:
 
         Raises:
             DatabaseGone: The directory is gone.
+            StoreError: /proc cannot be read now.
         """
         process = _Process.of(name)
-        return process is not None and process.is_in(_Process.this(self._directories.root))
+        with self._directories.typed():
+            return process is not None and process.is_in(_Process.this(self._directories.root))
 
     @handed_over
     def remove_unused(self, names: Collection[str]) -> None:

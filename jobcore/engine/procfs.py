@@ -9,7 +9,6 @@ blocks, it is abandoned.
 from __future__ import annotations
 
 import _thread
-import errno
 import logging
 import os
 import threading
@@ -17,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from jobcore.embedding import telemetry
-from jobcore.supervisor import pids
+from jobcore.supervisor import pids, system_calls
 
 ROOT = "/proc"
 CGROUPS = "/sys/fs/cgroup"
@@ -93,7 +92,7 @@ def _read(path: str) -> bytes:
         with open(os.path.join(ROOT, path), "rb") as file:
             return file.read()
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        if error.errno in system_calls.SHORTAGE:
             raise
         return b""
 

@@ -281,9 +281,14 @@ class Recovery:
         For an owned job, that is a free lock of the owner. For a supervised job, it is an exit
         record, output that is not imported, or a free lock. A pending stop request counts, too.
         """
-        try:
-            if run.owned:
+        if run.owned:
+            try:
                 return self._ownership.lives(run.owner or "") is False
+            except StoreError as error:
+                if error.errno in system_calls.SHORTAGE:
+                    return True  # reconciling postpones it
+                raise
+        try:
             more = self._says_more(run, output=True)
         except NewerProtocol:
             return False  # left to the newer version of jobcore

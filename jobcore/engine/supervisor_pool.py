@@ -118,7 +118,9 @@ class Supervisor:
             except ConnectionResetError:
                 # It ended without reading a request. This is reported once; notices may follow.
                 continue
-            except OSError:
+            except OSError as error:
+                if error.errno in system_calls.SHORTAGE:
+                    break  # the next round tries again
                 data = b""
             try:
                 notice = messages.decode(data)
@@ -182,10 +184,12 @@ class Supervisor:
             )
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send a signal to the supervisor; False: it is gone, or that is not permitted."""
-        if self.pid is None or self.gone or self.pid == os.getpid() or pids.level() != 1:
+        """Send a signal to the supervisor; False: it is gone, or that is not possible now."""
+        if self.pid is None or self.gone or self.pid == os.getpid():
             return False
         try:
+            if pids.level() != 1:
+                return False
             with pids.ProcessHandle(self.pid) as process:
                 # While it holds the other end of the socket, it is alive and the pid is its own.
                 poll = select.poll()
@@ -247,11 +251,11 @@ class Supervisor:
             return
         try:
             pidfd = _pidfd_of(self.pid)
-        except system_calls.NoPidfdError:
+        except ProcessLookupError:
+            return  # it has just ended
+        except OSError:  # no descriptor is left, or no pidfds are supported
             self._unreaped.append(self.pid)  # reaped by pid, only while it is a child of ours
             return
-        except OSError:
-            return  # it has just ended, or no descriptor is left
         if self._is_there():
             self._itself = pidfd
         else:
@@ -434,16 +438,16 @@ class SupervisorPool(ForkAware):
 
     def wake_stopped(self) -> None:
         """Send SIGCONT to supervisors that were stopped, idle or with a job."""
-        if pids.level() != 1:
-            return  # the pids in /proc would be those of other processes
-        for supervisor in self.supervisors:
-            pid = supervisor.pid
-            try:
-                stopped = pid is not None and procfs.is_stopped(pid)
-            except OSError:
-                return  # no descriptor is free for the check; the next round tries again
-            if stopped and supervisor.signal(signal.SIGCONT):
-                telemetry.event(logging.WARNING, "stopped supervisor woken", pid=pid)
+        try:
+            if pids.level() != 1:
+                return  # the pids in /proc would be those of other processes
+            known = [one for one in self.supervisors if one.pid is not None]
+            stopped = [one for one in known if procfs.is_stopped(one.pid or 0)]
+        except OSError:
+            return  # no descriptor is free for the check; the next round tries again
+        for supervisor in stopped:
+            if supervisor.signal(signal.SIGCONT):
+                telemetry.event(logging.WARNING, "stopped supervisor woken", pid=supervisor.pid)
 
     def remove_gone(self, supervisor: Supervisor) -> None:
         """Dismiss a supervisor that has gone. If it never got ready, that is a failure."""

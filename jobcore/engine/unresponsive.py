@@ -120,7 +120,9 @@ class Unresponsive:
         try:
             with self._directories.open(run.name) as directory:
                 record = job_directory.read_record(directory, job_directory.RUN)
-        except StoreError:
+        except StoreError as error:
+            if error.errno in system_calls.SHORTAGE:
+                raise
             record = None  # something other than a record has this name
         if record is None:
             return None
@@ -155,7 +157,9 @@ class Unresponsive:
         before = self._unread.get(run.number)
         try:
             unread = job_directory.count_unread(directory)
-        except OSError:
+        except OSError as error:
+            if error.errno in system_calls.SHORTAGE:
+                raise
             unread = None  # something other than a FIFO has this name
         if unread is None:
             return False  # there is no FIFO

@@ -573,7 +573,10 @@ class Execution:
         tree = self._tree
         until = time.monotonic() + _ABANDON_FOR
         while tree is not None and tree.left and time.monotonic() < until:
-            tree.kill()
+            try:
+                tree.kill()
+            except OSError:
+                pass  # the processes cannot be listed now: only the group was killed
             tree.reap()
             time.sleep(0.002)
 

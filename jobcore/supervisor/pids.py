@@ -28,12 +28,17 @@ def level() -> int:
 
     1: the entries are pids of this namespace. More: they are pids of an outer namespace.
     0: this process has no entry, so /proc cannot be used.
+
+    Raises:
+        OSError: No file descriptor or memory is free to read it, so the answer is unknown.
     """
     try:
         numbers = _numbers("self")
         if numbers is None:  # the kernel does not write `NSpid`
             return 1 if os.readlink(f"{ROOT}/self") == str(os.getpid()) else 0
-    except OSError:
+    except OSError as error:
+        if error.errno in system_calls.SHORTAGE:
+            raise
         return 0
     return len(numbers) if numbers[-1] == os.getpid() else 0
 
@@ -57,12 +62,17 @@ def translate(entry: int, at: int) -> int | None:
 
     Args:
         at: The result of `level`.
+
+    Raises:
+        OSError: No file descriptor or memory is free to read the entry.
     """
     if at == 1:
         return entry
     try:
         numbers = _numbers(str(entry)) or []
-    except OSError:
+    except OSError as error:
+        if error.errno in system_calls.SHORTAGE:
+            raise
         return None
     return numbers[at - 1] if 0 < at <= len(numbers) else None
 
@@ -83,7 +93,7 @@ class ProcessHandle:
             ProcessLookupError: It has ended.
             PermissionError: It is in a pid namespace that this process cannot signal; without
                 pidfds, also if that cannot be determined.
-            OSError: No file descriptor is free.
+            OSError: No file descriptor or memory is free.
         """
         at = level()
         pid = translate(entry, at)
@@ -98,10 +108,13 @@ class ProcessHandle:
             if at != 1:
                 raise PermissionError from error
             self._pidfd = -1
-        # A process of a sibling namespace may have the same number there.
-        if at != 1 and _entry_of(self._pidfd) != entry:
+        try:
+            # A process of a sibling namespace may have the same number there.
+            if at != 1 and _entry_of(self._pidfd) != entry:
+                raise PermissionError
+        except OSError:
             os.close(self._pidfd)
-            raise PermissionError
+            raise
 
     def __enter__(self) -> ProcessHandle:  # noqa: PYI034 - `Self` is not in 3.10's typing
         """Return itself."""

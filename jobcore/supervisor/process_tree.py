@@ -5,6 +5,9 @@ It signals only processes whose pid cannot have been reused: direct children tha
 reaped, the group of the main process while that is not reaped, and others through a handle
 that was compared with the tree. The supervisor is a subreaper, so descendants whose parents
 die become its children.
+
+While no file descriptor or memory is free, the processes cannot be listed. The functions that
+list them raise an `OSError` then, because an empty list would say that none is left.
 """
 
 from __future__ import annotations
@@ -79,10 +82,16 @@ class ProcessTree:
             group: True: signal the group of the main process and all our children. False:
                 only the main process, which may need its children to end cleanly.
         """
-        strays = [pid for pid in children() if pid != self.main and not self._in_group(pid)]
+        try:
+            strays = [pid for pid in children() if pid != self.main and not self._in_group(pid)]
+        except OSError:
+            strays = []  # `end_rest` and `kill` will reach them: do not delay the others
         if group:
             self._signal_group(number)
-            self._told.update(one.pid for one in descendants() if self._in_group(one.pid))
+            try:
+                self._told.update(one.pid for one in descendants() if self._in_group(one.pid))
+            except OSError:
+                pass  # then some may get a second signal from `end_rest`
             for pid in strays:
                 self._tell(pid, number)
         elif self.status is None:
@@ -104,6 +113,9 @@ class ProcessTree:
 
         Returns:
             The processes that got the signal now, as pid and name.
+
+        Raises:
+            OSError: Some could not be examined now, and got no signal yet.
         """
         asked = []
         for one in descendants():
@@ -118,7 +130,11 @@ class ProcessTree:
         return asked
 
     def shares_cgroup(self) -> bool:
-        """Tell whether the main process is in this process's cgroup, so in the same service."""
+        """
+        Tell whether the main process is in this process's cgroup, so in the same service.
+
+        False also if that cannot be checked: a second signal is better than none.
+        """
         try:
             if pids.level() != 1:
                 return False
@@ -128,10 +144,15 @@ class ProcessTree:
             ):
                 return ours.read() == its.read()
         except OSError:
-            return False  # no /proc, or no cgroups
+            return False
 
     def survivors(self) -> list[str]:
-        """Return all living processes except the main one, as pid and name."""
+        """
+        Return all living processes except the main one, as pid and name.
+
+        Raises:
+            OSError: They cannot be listed now.
+        """
         return [str(one) for one in descendants() if one.pid != self.main]
 
     def kill(self) -> list[str]:
@@ -140,11 +161,16 @@ class ProcessTree:
 
         Returns:
             The processes that no earlier call has returned, as pid and name.
+
+        Raises:
+            OSError: The processes cannot be listed now, and only the group got the signal.
         """
         # Search the whole tree only once: this must be faster than a process that keeps forking.
-        found = descendants(children_only=bool(self._killed))
+        try:
+            found = descendants(children_only=bool(self._killed))
+        finally:
+            self._signal_group(_signal.SIGKILL)
         new = [one for one in found if one.pid not in self._killed]
-        self._signal_group(_signal.SIGKILL)
         for pid in children():
             _signal_child(pid, _signal.SIGKILL)
         self._killed.update(one.pid for one in new)
@@ -202,7 +228,12 @@ class Process:
         return f"{self.pid} ({self._name})"
 
     def signal(self, *numbers: int) -> bool:
-        """Send signals, if it is still the same process; False: it is not, or we must not."""
+        """
+        Send signals, if it is still the same process; False: it is not, or we must not.
+
+        Raises:
+            OSError: It cannot be examined now.
+        """
         try:
             with pids.ProcessHandle(self._entry) as process:
                 # The pid may have been reused before the handle was opened.
@@ -211,17 +242,24 @@ class Process:
                     return False
                 for number in numbers:
                     process.signal(number)
-        except OSError:
+        except OSError as error:
+            _require_no_shortage(error)
             return False
         return True
 
 
 def descendants(*, children_only: bool = False) -> list[Process]:
-    """Return the living descendants of this process, parents first; without /proc, none."""
+    """
+    Return the living descendants of this process, parents first; without /proc, none.
+
+    Raises:
+        OSError: They cannot be listed now.
+    """
     try:
         own, level = pids.own_entry(), pids.level()
         table = None if os.path.exists(_OWN_CHILDREN) else _by_parent()
-    except OSError:
+    except OSError as error:
+        _require_no_shortage(error)
         return []  # this process is not in /proc
     found: list[Process] = []
     seen = {own}
@@ -240,13 +278,20 @@ def descendants(*, children_only: bool = False) -> list[Process]:
 
 
 def children() -> list[int]:
-    """Return the pids of the direct children of this process, which has one thread."""
+    """
+    Return the pids of the direct children of this process, which has one thread.
+
+    Raises:
+        OSError: They cannot be listed now.
+    """
     try:
         entries = _read_entries(_OWN_CHILDREN)
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+    except OSError as error:  # a kernel without CONFIG_PROC_CHILDREN
+        _require_no_shortage(error)
         try:
             entries = _by_parent().get(pids.own_entry(), [])
-        except OSError:
+        except OSError as missing:
+            _require_no_shortage(missing)
             entries = []  # this process is not in /proc: only the group can be signalled
     level = pids.level() if entries else 0
     found = [pids.translate(entry, level) for entry in entries]
@@ -259,8 +304,8 @@ def _entries_below(entry: int) -> list[int]:
     try:
         for thread in os.listdir(f"/proc/{entry}/task"):
             found += _read_entries(f"/proc/{entry}/task/{thread}/children")
-    except OSError:
-        pass  # it has just ended, so its children become ours
+    except OSError as error:
+        _require_no_shortage(error)  # else it has just ended, so its children become ours
     return found
 
 
@@ -274,7 +319,7 @@ def _by_parent() -> dict[int, list[int]]:
     Return the /proc entries of all processes, by the entry of their parent.
 
     Raises:
-        OSError: There is no /proc.
+        OSError: There is no /proc, or it cannot be read now.
     """
     found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
@@ -286,13 +331,25 @@ def _by_parent() -> dict[int, list[int]]:
 
 
 def _read_stat(entry: int, *, living: bool = True) -> tuple[str, int] | None:
-    """Return name and parent of a process; None: it is gone, or a zombie while `living`."""
+    """
+    Return name and parent of a process; None: it is gone, or a zombie while `living`.
+
+    Raises:
+        OSError: It cannot be examined now.
+    """
     try:
         with open(f"/proc/{entry}/stat", "rb") as file:
             head, _, rest = file.read().rpartition(b")")
-    except OSError:
+    except OSError as error:
+        _require_no_shortage(error)
         return None
     state, parent = rest.split()[:2]
     if living and state in (b"Z", b"X"):
         return None
     return head.partition(b"(")[2].decode("utf-8", "backslashreplace"), int(parent)
+
+
+def _require_no_shortage(error: OSError) -> None:
+    """Raise the error again if it says nothing about a process: no descriptor or memory is free."""
+    if error.errno in system_calls.SHORTAGE:
+        raise error

@@ -22,6 +22,7 @@ else:
 #: Sender pids of a service manager: pid 1, or 0 for a process outside our pid namespace. The
 #: service manager of a user has another pid.
 _MANAGERS = (0, 1)
+_TYPE, _REGULAR = 0o170000, 0o100000  # bits of a mode, which saves importing `stat`
 _SIZE = 128  # bytes of a `struct signalfd_siginfo`
 _SENDER = slice(12, 16)  # the sender's pid in it
 
@@ -86,8 +87,12 @@ class StopRequests:
             stop = job_directory.read_record(self._directory, job_directory.STOP)
         except NewerProtocol:
             stop = {}  # a newer host asks to stop; its details cannot be read
-        except OSError:
+        except OSError as error:
             stop = None  # hosts ask again; the letters below count without the file
+            if error.errno in system_calls.SHORTAGE:
+                # A stop must not wait for a descriptor. Its details follow once there is one.
+                stop = {} if self._is_stored() else None
+                self._letters = job_directory.DOORBELL
         if stop is not None:
             asked = stop.get("grace_ms")
             grace = asked / 1000 if isinstance(asked, int) else self._grace
@@ -101,6 +106,14 @@ class StopRequests:
         elif job_directory.STOP_NOW in letters:
             grace = self._grace if grace is None else min(grace, self._grace)
         return None if grace is None else StopRequest(grace, words)
+
+    def _is_stored(self) -> bool:
+        """Tell, without a descriptor, whether there is a file with a stop request."""
+        try:
+            facts = os.stat(job_directory.STOP, dir_fd=self._directory, follow_symlinks=False)
+        except OSError:
+            return False
+        return facts.st_mode & _TYPE == _REGULAR
 
     def close(self) -> None:
         """Close the FIFO."""

@@ -22,7 +22,7 @@ else:
 #: Errors of a call that the kernel does not support or a filter forbids.
 _REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES)
 #: A temporary shortage in the process or the system, which says nothing about the kernel.
-_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 #: Directories for an unnamed temporary file, if there is no `memfd_create`; the best one first.
 _TEMPORARY = ("/dev/shm", "/tmp", "/var/tmp")  # noqa: S108 - a file without a name
@@ -42,7 +42,12 @@ class NoPidfdError(OSError):
 
 
 def lacking() -> list[str]:
-    """Return the names of the features that are not available to this process."""
+    """
+    Return the names of the features that are not available to this process.
+
+    Raises:
+        OSError: No file descriptor or memory is free for the check.
+    """
     found = []
     try:
         os.close(open_process(os.getpid()))
@@ -50,7 +55,9 @@ def lacking() -> list[str]:
         found.append("pidfds")
     try:
         os.close(os.memfd_create("probe", os.MFD_CLOEXEC))
-    except (AttributeError, OSError):
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in SHORTAGE:
+            raise
         found.append("memfd_create")
     if pid_namespace() is None:
         found.append("/proc")
@@ -93,7 +100,7 @@ def _try_pidfds() -> bool:
     except AttributeError:
         return False
     except OSError as error:
-        if error.errno in _SHORTAGE:
+        if error.errno in SHORTAGE:
             raise
         return False
     try:
@@ -159,7 +166,7 @@ def make_memory_file(name: str) -> int:
         try:
             return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            if error.errno in _SHORTAGE:
+            if error.errno in SHORTAGE:
                 raise
             refusal = error
     why = f"no memfd_create, and no temporary file in {', '.join(_TEMPORARY)}"
@@ -195,7 +202,7 @@ def boot_id() -> str | None:
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             return file.read().decode("ascii").strip()
     except OSError as error:
-        if error.errno in _SHORTAGE:
+        if error.errno in SHORTAGE:
             raise
         return None  # hidden, for example by systemd's `ProcSubset=pid`
 
@@ -210,7 +217,7 @@ def pid_namespace() -> int | None:
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError as error:
-        if error.errno in _SHORTAGE:
+        if error.errno in SHORTAGE:
             raise
         return None
 

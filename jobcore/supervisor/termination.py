@@ -20,6 +20,7 @@ else:
 _KILL_FOR = 10.0  # processes that survive SIGKILL so long are recorded, and not waited for
 _KILL_ROUND = 0.002  # between two rounds of SIGKILL, each of which may reveal new orphans
 _SHUTDOWN_LAG = 0.05  # signalling a whole group of processes takes a moment
+_AGAIN = 0.05  # before another try, if no descriptor is free to list the processes
 _PAUSE = 1.0  # remaining processes have so long to end by themselves before SIGTERM
 _PAUSE_IN_STOP = 0.25  # the same, if a stop has ended the command
 
@@ -80,6 +81,7 @@ class Termination:
         self._main_end: str | None = None  # how the command ended, as text
         self._rest_at: float | None = None  # when remaining processes get SIGTERM, from then on
         self._asked: tuple[float, int] | None = None  # time and number of the first signal
+        self._unsaid: str | None = None  # begins the line that names the remaining processes
         self._called_last = False
         self._all_told = False
         self._kill_at: float | None = None
@@ -113,9 +115,11 @@ class Termination:
             due = min(due, self._kill_at)
         if self._deadline is not None and self._term_at is None:
             due = min(due, self._deadline)
-        for moment in (self._rest_at, self._last_call()):
-            if moment is not None and moment > now:
-                due = min(due, moment)
+        if self._rest_at is not None and self._rest_at > now:
+            due = min(due, self._rest_at)
+        last_call = self._last_call()
+        if last_call is not None:
+            due = min(due, last_call if last_call > now else now + _AGAIN)
         return due
 
     def note_main_end(self, now: float, reason: str | None) -> None:
@@ -206,17 +210,26 @@ class Termination:
         """
         if self._asked is None:
             self._asked = (now, _signal.SIGTERM)
-            survivors = self._tree.survivors()
-            self.left = len(survivors) or 1  # without /proc they are not visible
-            before = "" if words is None else f"{words}: "
-            names = survivors or ["processes"]
-            self._say_names(f"{before}the command {self._main_end} and left ", names, ": SIGTERM")
+            self._unsaid = "" if words is None else f"{words}: "
+            self.left = 1  # at least; they may not be visible
             if words is None:
                 self._kill_at = now + self._linger
         elif words is not None:
             self._say(f"{words}: the command {self._main_end} before, and what it left ends now")
-        if not self._all_told:
-            self._tree.end_rest(everyone=self._stop_group)
+        try:
+            if self._unsaid is not None:
+                self._say_left(self._unsaid)
+            if not self._all_told:
+                self._tree.end_rest(everyone=self._stop_group)
+        except OSError:
+            pass  # they cannot be listed now; the next round tries again
+
+    def _say_left(self, before: str) -> None:
+        survivors = self._tree.survivors()
+        self.left = len(survivors) or 1  # without /proc they are not visible
+        names = survivors or ["processes"]
+        self._say_names(f"{before}the command {self._main_end} and left ", names, ": SIGTERM")
+        self._unsaid = None
 
     def _last_call(self) -> float | None:
         """
@@ -236,8 +249,11 @@ class Termination:
         return self._kill_at - min(self._linger, (self._kill_at - self._term_at) / 2)
 
     def _call_last(self, now: float) -> None:
+        try:
+            asked = self._tree.end_rest(everyone=True)
+        except OSError:
+            return  # they cannot be listed now; try again soon
         self._called_last = True
-        asked = self._tree.end_rest(everyone=True)
         if asked:
             self._say_names(f"still alive {self._since_asked(now)}: SIGTERM to ", asked, ", too")
 
@@ -245,7 +261,16 @@ class Termination:
 
     def _kill(self, now: float) -> None:
         """Kill the remaining processes. One round of several: each may reveal new orphans."""
-        killed = self._tree.kill()
+        killed: list[str] = []
+        try:
+            killed = self._tree.kill()
+            is_late = self._killing_since is not None and now - self._killing_since > _KILL_FOR
+            unreaped = tuple(children()) if is_late else ()
+        except OSError:
+            # They cannot be listed now, and only the group was killed. The others must get SIGKILL
+            # before they count as unkillable.
+            is_late, unreaped = False, ()
+            self._killing_since = None if self._killing_since is None else now
         if self._killing_since is None:
             self._killing_since = now
             since = f"still alive {self._since_asked(now)}: killed"
@@ -255,9 +280,9 @@ class Termination:
                 self._say(since)
         else:
             self._killed_late += killed
-        if now - self._killing_since > _KILL_FOR:
+        if is_late:
             self._given_up = True
-            self.unreaped = tuple(children())
+            self.unreaped = unreaped
             self._say(f"could not be killed: {', '.join(map(str, self.unreaped))}")
 
     def _say_names(self, before: str, names: list[str], behind: str = "") -> None:

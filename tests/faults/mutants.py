@@ -330,8 +330,8 @@ MUTANTS = (
     Mutant(
         "a stranger with the number of a leftover is signalled",
         "supervisor/pids.py",
-        "        if at != 1 and _entry_of(self._pidfd) != entry:\n",
-        "        if at != 1 and self._pidfd < 0:\n",
+        "            if at != 1 and _entry_of(self._pidfd) != entry:\n",
+        "            if at != 1 and self._pidfd < 0:\n",
         (NAMESPACES,),
     ),
     Mutant(

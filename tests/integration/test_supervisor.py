@@ -593,6 +593,54 @@ def test_processes_that_fork_for_ever_end(host):
     assert exit_.wait_status == 0
 
 
+def take_descriptors(pid):
+    """Leave a supervisor with a job no descriptor to open; return what gives them back."""
+    opened = {
+        int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")
+    }
+    # It keeps the spool and those that it opened before. It closes others with the command's end.
+    (spool,) = (number for number, path in opened.items() if "/spool." in path)
+    assert opened.keys() >= set(range(spool))
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (spool, before[1]))
+    return lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+STRAY = "setsid sh -c 'trap \"\" TERM; echo $$; exec sleep 100' & "
+
+
+@pytest.mark.parametrize("how", ["stop", "time-out", "linger"])
+def test_no_descriptor_postpones_the_end_and_does_not_invent_it(host, tmp_path, how):
+    """The group ends in time, and a process that cannot be listed is not declared unkillable."""
+    supervisor = host.supervisor()
+    rest = "until [ -e $0/go ]; do sleep 0.01; done" if how == "linger" else "exec sleep 100"
+    run = host.start(
+        ["sh", "-c", STRAY + rest, str(tmp_path)],
+        supervisor,
+        timeout=1.0 if how == "time-out" else None,
+        grace=0.2,
+        linger=0.3,
+    )
+    run.wait_for_output(b"\n")
+    main, stray = host.wait_for_start(run), int(run.output())
+    give_back = take_descriptors(supervisor.pid)
+    if how == "stop":
+        run.stop(0.2)
+    (tmp_path / "go").touch()
+
+    until(lambda: not is_alive(main), "the end of the command")
+    until(lambda: "killed" in run.system, "the first SIGKILL")
+    assert is_alive(stray)
+    assert run.exit is None
+    give_back()
+    host.finish(run)
+
+    assert not is_alive(stray)
+    assert run.exit.unreaped == ()
+    assert run.exit.reason == {"stop": "stopped", "time-out": "timeout", "linger": "exited"}[how]
+    assert "could not be killed" not in run.system
+
+
 def test_stop_of_a_stopped_command(host):
     """SIGCONT follows SIGTERM: a command that is stopped ends before its grace."""
     run = host.start(programs.STOPS_ITSELF)
