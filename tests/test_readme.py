@@ -19,7 +19,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from jobcore import JobManager, LogLine, Reason, Status, StoreMismatch, lifecycle, wire
-from jobcore.cli import guides, job_commands, maintenance, run_and_work
+from jobcore.cli import commands
 from jobcore.cli.app import app
 from jobcore.command import DEFAULT_LINGER
 from jobcore.functions import call, result_file
@@ -32,12 +32,7 @@ from tests.processes import PATIENCE, ROOT, forked
 from tests.programs import EXIT_3, SLEEPS
 from tests.texts import GUIDES, README, TEXT, between, blocks
 
-assert app.registered_commands, (
-    guides,
-    run_and_work,
-    maintenance,
-    job_commands,
-)  # these add themselves
+commands.load_all()
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -457,6 +452,17 @@ def usage(*words):
 def is_common(entry):
     """Tell whether the help of every command has this entry."""
     return entry.split()[0].rstrip(",") in ("--db", "--trust-directory", "-h")
+
+
+def test_the_table_of_commands_is_what_they_say():
+    """`jobcore --help` has each command, with the first line of the command's own help."""
+    table = {
+        name: about
+        for section in commands.SECTIONS.values()
+        for name, (_, about) in section.items()
+    }
+
+    assert table == {name: one.help.partition("\n")[0] for name, one in COMMANDS.items()}
 
 
 def command_sections():

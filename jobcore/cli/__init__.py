@@ -19,14 +19,8 @@ def main() -> None:
         for package in ("typer", "rich"):
             if find_spec(package) is None:
                 raise ModuleNotFoundError(name=package)
-        from jobcore.cli import (  # noqa: PLC0415 - they need the extra `cli`
-            guides,  # noqa: F401
-            job_commands,  # noqa: F401
-            maintenance,  # noqa: F401
-            output,
-            run_and_work,  # noqa: F401
-        )
-        from jobcore.cli.app import app  # noqa: PLC0415 - the modules above register with it
+        from jobcore.cli import output  # noqa: PLC0415 - it needs the extra `cli`
+        from jobcore.cli.app import app  # noqa: PLC0415 - the same
     except ModuleNotFoundError as missing:
         package = (missing.name or "").split(".")[0]
         if package not in ("typer", "rich", "click"):

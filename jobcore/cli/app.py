@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
@@ -14,9 +15,10 @@ from uuid import UUID
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command_from_info, get_group_from_info
 
 from jobcore import __version__
-from jobcore.cli import output
+from jobcore.cli import commands, output
 from jobcore.errors import CommandError, JobcoreError, StoreError, WaitTimeout
 
 if TYPE_CHECKING:
@@ -47,12 +49,42 @@ class PlainHelp(TyperCommand):
 
 
 class _CommandGroup(TyperGroup):
-    """Turns every error of a command into one line and an exit code."""
+    """
+    Turns every error of a command into one line and an exit code.
+
+    Loads the module of a command when the command is used.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands, loaded or not."""
+        del ctx
+        return list(commands.MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, loaded now if it was not; None: there is none of this name."""
+        if cmd_name in commands.MODULES and cmd_name not in self.commands:
+            commands.load(cmd_name)
+            self.commands[cmd_name] = _registered(cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command of these words; an error suggests the one that was meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            near = difflib.get_close_matches(args[0], commands.MODULES)
+            if near and "Did you mean" not in error.message:
+                names = " or ".join(map(repr, near))
+                error.message = f"{error.message.rstrip('.')}. Did you mean {names}?"
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a line for each option and for each command."""
         _write_options(self, ctx, formatter)
-        self.format_commands(ctx, formatter)
+        for title, section in commands.SECTIONS.items():
+            rows = [(name, about.rstrip(".")) for name, (_, about) in section.items()]
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words before the command."""
@@ -93,6 +125,16 @@ class _CommandGroup(TyperGroup):
         except ValueError as error:  # an impossible argument, such as `--db ""`
             output.say(str(error))
             raise typer.Exit(2) from None
+
+
+def _registered(name: str) -> Any:
+    """Return the command or group of this name that a loaded module has registered."""
+    settings: Any = {"pretty_exceptions_short": True, "rich_markup_mode": None}
+    for command in app.registered_commands:
+        if command.name == name or (command.callback and command.callback.__name__ == name):
+            return get_command_from_info(command, **settings)
+    (group,) = (one for one in app.registered_groups if one.name == name)
+    return get_group_from_info(group, suggest_commands=True, **settings)
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:

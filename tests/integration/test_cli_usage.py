@@ -14,18 +14,13 @@ import typer.main
 
 import jobcore
 from jobcore import JobManager, Status
-from jobcore.cli import guides, job_commands, maintenance, run_and_work
+from jobcore.cli import commands
 from jobcore.cli.app import app
 from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, ROOT, open_gate, run_python, stop_host, until
 from tests.texts import GUIDES
 
-assert app.registered_commands, (
-    guides,
-    run_and_work,
-    maintenance,
-    job_commands,
-)  # these add themselves
+commands.load_all()
 COMMANDS = typer.main.get_command(app).commands
 ODD = "ünïcode ✓ 日本 \N{PILE OF POO}"
 

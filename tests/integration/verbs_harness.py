@@ -11,21 +11,13 @@ from contextlib import suppress
 from functools import partial
 
 import rich.console
-import rich.table
+import rich.table  # noqa: F401 - loaded before any fork
 
 from jobcore import cli
-from jobcore.cli import app, guides, job_commands, maintenance, run_and_work
+from jobcore.cli import commands
 from tests.processes import PATIENCE, ROOT, forked
 
-# Loaded before any fork.
-assert app.app.registered_commands, (
-    guides,
-    run_and_work,
-    maintenance,
-    job_commands,
-    rich.console,
-    rich.table,
-)
+commands.load_all()  # before any fork
 
 _END = re.compile(r"--- exit \d+\r?\n")
 #: For an interpreter of its own, which takes half a second until it has all loaded.

@@ -1,0 +1,57 @@
+"""
+The commands, in the order and under the titles of `jobcore --help`.
+
+A command's module is imported when the command is used. This table is what `--help` and the
+completion of names need, so that both load no command. `tests/test_readme.py` compares it with
+the commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+#: By title: each command with its module in this package, and the first line of its help.
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Jobs": {
+        "run": ("run_and_work", "Run a command as a job in the foreground."),
+        "list": ("job_commands", "List jobs, newest first."),
+        "watch": ("maintenance", "Show the queue on a terminal, as it changes, until Ctrl-C."),
+        "show": ("job_commands", "Show everything that is known about a job."),
+        "logs": ("job_commands", "Print a job's log."),
+        "history": ("job_commands", "Show what happened to a job, oldest first."),
+        "wait": ("job_commands", "Wait for a job, and exit with its exit code."),
+        "stop": (
+            "job_commands",
+            "Stop a running job and its descendants, or take a queued job from the queue.",
+        ),
+        "cancel": ("job_commands", "Take a job from the queue."),
+        "delete": ("job_commands", "Remove a job with its log and history."),
+    },
+    "Queue": {
+        "work": ("run_and_work", "Run queued jobs until Ctrl-C or SIGTERM."),
+    },
+    "Database": {
+        "prune": ("maintenance", "Remove old jobs with their logs and history."),
+        "doctor": (
+            "maintenance",
+            "Examine the database and its directories. Changes nothing without --repair.",
+        ),
+    },
+    "Help": {
+        "docs": ("guides", "Print a guide in Markdown, or list all guides."),
+    },
+}
+
+#: The modules of the commands, by the command's name.
+MODULES = {name: module for section in SECTIONS.values() for name, (module, _) in section.items()}
+
+
+def load(name: str) -> None:
+    """Import the module of a command, which registers the command with the application."""
+    importlib.import_module(f"jobcore.cli.{MODULES[name]}")
+
+
+def load_all() -> None:
+    """Import the modules of all commands."""
+    for name in MODULES:
+        load(name)
