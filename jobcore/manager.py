@@ -1639,8 +1639,9 @@ class JobManager:
                 each, one after the other), `late_after` (seconds after which a tick counts as
                 missed; 60 by default), `triggered_by` (names of pipelines in the same
                 workspace: it runs each time one of them is COMPLETE, and renaming them changes
-                nothing; or `deploy`, a task of your own), `properties` (your own small JSON
-                object).
+                nothing; or `deploy`, a task of your own), `group` (the group of its jobs),
+                `paused` (whether its schedule is paused; it still runs on request and after
+                its sources), `properties` (your own small JSON object).
 
         Returns:
             The pipeline.

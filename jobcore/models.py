@@ -206,6 +206,8 @@ class Pipeline(_Public):
         triggered_by: The current names of its sources: each time one of these pipelines is
             COMPLETE, it runs. None: it has none. A name that matched no pipeline when the
             file was migrated is kept.
+        group: The group of its jobs, or None.
+        paused: Since when its schedule is paused, UTC; None: it is not.
         properties: The host's own small JSON object, or None.
         created: When it was created, UTC.
         last_modified: When it was last changed, UTC; at first the same as `created`.
@@ -224,11 +226,13 @@ class Pipeline(_Public):
     late_after: float = 60.0
     next_tick: Moment | None = None
     triggered_by: list[str] | None = None
+    group: str | None = None
+    paused: Moment | None = None
     properties: dict[str, Any] | None = None
     created: Moment
     last_modified: Moment
 
-    _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified", "next_tick")
+    _moments: ClassVar[tuple[str, ...]] = ("created", "last_modified", "next_tick", "paused")
     # Not a field, so it is in no JSON and no repr: its environment may hold secrets.
     _command: Command | None = PrivateAttr(default=None)
 
@@ -250,6 +254,7 @@ class Pipeline(_Public):
         """
         fields = cls._read(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         fields["triggered_by"] = fields["triggered_by"] or None
+        fields["group"] = fields["group_name"]
         for name in ("catch_up", "late_after"):
             if fields[name] is None:
                 del fields[name]  # the default

@@ -229,7 +229,11 @@ NOTHING = r"(?!)"
 
 UNITS = (
     # what it is known by: name, or annotation; what must be said of it
-    (r"timeout|grace|older_than|_seconds$|patience|pause|delay", r"\bfloat\b", r"(?i)seconds?\b"),
+    (
+        r"timeout|grace|older_than|_seconds$|patience|pause(?!d)|delay",
+        r"\bfloat\b",
+        r"(?i)seconds?\b",
+    ),
     (r"bytes|max_rss|output_limit|_size$", NOTHING, r"(?i)\bbytes?\b|\b[KM]iB\b"),
     (r"_ns$", NOTHING, r"nanoseconds"),
     (NOTHING, r"\bdatetime\b|\bMoment\b", r"\bUTC\b|time zone"),

@@ -408,12 +408,25 @@ def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, .
     )
     late: tuple[str, float] = (pipeline.catch_up, pipeline.late_after)
     after: list[str] | None = pipeline.triggered_by
+    held: tuple[str | None, datetime | None] = (pipeline.group, pipeline.paused)
     what: tuple[str | None, Command | None] = (pipeline.script, pipeline.command)
     status: PipelineStatus = pipeline.status
     where: tuple[UUID, str, str] = (pipeline.workspace_id, pipeline.name, status)
     made: tuple[datetime, datetime] = (workspace.created, workspace.last_modified)
     properties: list[dict[str, Any] | None] = [pipeline.properties, workspace.properties]
-    return limits, when, late, after, what, where, made, properties, workspace.id, workspace.name
+    return (
+        limits,
+        when,
+        late,
+        after,
+        held,
+        what,
+        where,
+        made,
+        properties,
+        workspace.id,
+        workspace.name,
+    )
 
 
 def serving(jobs: JobManager, job_id: str, query: dict[str, str]) -> Iterator[bytes]:

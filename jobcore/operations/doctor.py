@@ -494,7 +494,7 @@ _WORDS = {
 }
 _TIMES = (
     "at", "created", "deleted_at", "due", "end_time", "last_modified", "next_tick", "not_before",
-    "progress_at", "recorded", "start_time", "stop_requested",
+    "paused", "progress_at", "recorded", "start_time", "stop_requested",
 )  # fmt: skip
 
 

@@ -43,8 +43,11 @@ NOWHERE = "cwd and env need a command or a script"
 #: The fields of a pipeline that callers can set and change.
 FIELDS = (
     "name", "command", "script", "cwd", "env", "timeout", "max_retries", "schedule", "time_zone",
-    "catch_up", "late_after", "triggered_by", "properties",
+    "catch_up", "late_after", "triggered_by", "group", "paused", "properties",
 )  # fmt: skip
+
+#: The columns of fields with another name.
+_COLUMNS = {"group": "group_name"}
 
 #: How missed ticks are handled: none of them runs, the last one, or each.
 CATCH_UP = ("skip", "last", "all")
@@ -132,60 +135,81 @@ class PipelineOperations:
     def create_pipeline(self, fields: Mapping[str, Any], *, workspace_id: Id | None) -> Row[Any]:
         """Create a pipeline, with a PIPELINE_CONFIG job if there is an executor for it."""
         now = self._clock.now()
-        values = {**_checked(fields), **_next_tick(fields, now)}
-        self._refuse_idle(values)
-        if values["command"] is None and _names_place(fields):
-            raise CommandError(NOWHERE)
+        values = self.columns_of(fields, now)
         sources = _checked_sources(fields)
 
         def create(connection: Connection) -> Row[Any]:
             place = place_in_workspace(connection, workspace_id, now)
-            _refuse_taken(connection, place, values["name"], None)
-            links = _links(connection, place, values["name"], sources, None)
-            made = pipelines.insert_pipeline(connection, now=now, workspace_id=place, **values)
-            pipelines.replace_links(connection, made, links)
-            return self._configure(connection, require_pipeline(connection, made), now)
+            return self.insert(connection, place, values, sources, now)
 
         return self._database.write(create)
+
+    def columns_of(self, fields: Mapping[str, Any], now: int) -> dict[str, Any]:
+        """Check the fields of a new pipeline, and return its columns."""
+        values = {**_checked(fields), **_next_tick(fields, now)}
+        self._refuse_idle(values)
+        if values["command"] is None and _names_place(fields):
+            raise CommandError(NOWHERE)
+        return values
+
+    def insert(
+        self,
+        connection: Connection,
+        workspace_id: Any,
+        values: Mapping[str, Any],
+        sources: Iterable[str],
+        now: int,
+    ) -> Row[Any]:
+        """Create a pipeline from the columns that `columns_of` returned, and configure it."""
+        _refuse_taken(connection, workspace_id, values["name"], None)
+        links = _links(connection, workspace_id, values["name"], sources, None)
+        made = pipelines.insert_pipeline(connection, now=now, workspace_id=workspace_id, **values)
+        pipelines.replace_links(connection, made, links)
+        return self._configure(connection, require_pipeline(connection, made), now)
 
     def update_pipeline(self, pipeline_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
         """Change a pipeline; a FAILED one is configured again."""
         now = self._clock.now()
 
         def update(connection: Connection) -> Row[Any]:
-            row = require_pipeline(connection, pipeline_id)
-            blocker = (
-                job_rows.active_job_of(connection, row.id)
-                if row.status == PipelineStatus.FAILED
-                else None
-            )
-            if blocker is not None:
-                raise PipelineAlreadyRunning(row.id, blocker.id)
-            fields = _changed(_stored_fields(row), changes)
-            values = _checked(fields)
-            if {"command", "script"} & set(changes):
-                self._refuse_idle(values)
-            if values["command"] is None and _names_place(changes):
-                raise CommandError(NOWHERE)
-            if {"schedule", "time_zone"} & set(changes):
-                values |= _next_tick_after(row, fields, now)
-                if "next_tick" in values:
-                    scheduler.record_dropped(connection, row, now)
-            if "name" in changes:
-                _refuse_taken(connection, row.workspace_id, values["name"], row)
-                pipelines.remove_notes(connection, row.id, "name")
-            if "triggered_by" in changes:
-                sources = _checked_sources(changes)
-                links = _links(connection, row.workspace_id, values["name"], sources, row)
-                pipelines.replace_links(connection, row.id, links)
-                pipelines.remove_notes(connection, row.id, "chain")
-            workspaces.update_row(connection, pipeline, row.id, now=now, **values)
-            changed = require_pipeline(connection, row.id)
-            if row.status != PipelineStatus.FAILED:
-                return changed
-            return self._configure(connection, changed, now)
+            return self.change(connection, require_pipeline(connection, pipeline_id), changes, now)
 
         return self._database.write(update)
+
+    def change(
+        self, connection: Connection, row: Row[Any], changes: Mapping[str, Any], now: int
+    ) -> Row[Any]:
+        """Change a stored pipeline, and configure it again if it is FAILED."""
+        blocker = (
+            job_rows.active_job_of(connection, row.id)
+            if row.status == PipelineStatus.FAILED
+            else None
+        )
+        if blocker is not None:
+            raise PipelineAlreadyRunning(row.id, blocker.id)
+        fields = _changed(_stored_fields(row), changes)
+        values = _checked(fields)
+        if {"command", "script"} & set(changes):
+            self._refuse_idle(values)
+        if values["command"] is None and _names_place(changes):
+            raise CommandError(NOWHERE)
+        if {"schedule", "time_zone", "paused"} & set(changes):
+            values |= _next_tick_after(row, fields, now)
+            if "next_tick" in values:
+                scheduler.record_dropped(connection, row, now)
+        if "name" in changes:
+            _refuse_taken(connection, row.workspace_id, values["name"], row)
+            pipelines.remove_notes(connection, row.id, "name")
+        if "triggered_by" in changes:
+            sources = _checked_sources(changes)
+            links = _links(connection, row.workspace_id, values["name"], sources, row)
+            pipelines.replace_links(connection, row.id, links)
+            pipelines.remove_notes(connection, row.id, "chain")
+        workspaces.update_row(connection, pipeline, row.id, now=now, **values)
+        changed = require_pipeline(connection, row.id)
+        if row.status != PipelineStatus.FAILED:
+            return changed
+        return self._configure(connection, changed, now)
 
     def mark_pipeline_deleted(self, pipeline_id: Id) -> UUID:
         """
@@ -197,18 +221,7 @@ class PipelineOperations:
 
         def mark(connection: Connection) -> tuple[Row[Any], Sequence[Row[Any]]]:
             row = require_pipeline(connection, pipeline_id)
-            triggered = pipelines.pipelines_triggered_by(connection, row.id)
-            for one in triggered:
-                pipelines.note(
-                    connection,
-                    one.id,
-                    "chain",
-                    f"it ran after the pipeline {row.name!r}, which was deleted",
-                )
-            pipelines.remove_links_to(connection, row.id)
-            deletion.mark_row_deleted(connection, pipeline, row.id, now=now)
-            remover.hide_some(connection, pipeline, row.id, now=now)
-            return row, triggered
+            return row, self.hide(connection, row, now)
 
         row, triggered = self._database.write(mark)
         for one in triggered:
@@ -216,6 +229,21 @@ class PipelineOperations:
                 logging.WARNING, "trigger deleted", pipeline=str(one.id), deleted=row.name
             )
         return UUID(str(row.id))
+
+    def hide(self, connection: Connection, row: Row[Any], now: int) -> Sequence[Row[Any]]:
+        """Mark a pipeline as deleted, with some of its jobs; return those that it triggered."""
+        triggered = pipelines.pipelines_triggered_by(connection, row.id)
+        for one in triggered:
+            pipelines.note(
+                connection,
+                one.id,
+                "chain",
+                f"it ran after the pipeline {row.name!r}, which was deleted",
+            )
+        pipelines.remove_links_to(connection, row.id)
+        deletion.mark_row_deleted(connection, pipeline, row.id, now=now)
+        remover.hide_some(connection, pipeline, row.id, now=now)
+        return triggered
 
     def _refuse_idle(self, values: Mapping[str, Any]) -> None:
         """Refuse a pipeline without command and script, unless the host has its own executor."""
@@ -287,7 +315,12 @@ def _links(
 
 def _stored_fields(row: Row[Any]) -> dict[str, Any]:
     """Return the arguments that describe a stored pipeline."""
-    stored = {name: getattr(row, name) for name in FIELDS if name not in ("command", "cwd", "env")}
+    stored = {
+        name: getattr(row, _COLUMNS.get(name, name))
+        for name in FIELDS
+        if name not in ("command", "cwd", "env")
+    }
+    stored["paused"] = row.paused is not None
     if row.command is None:
         return {**stored, "command": None}
     command = Command.from_json(row.command)
@@ -351,8 +384,17 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
             if late_after is None
             else checks.seconds(late_after, "late_after", LONGEST_LATE, CommandError)
         ),
+        "group_name": _checked_group(fields.get("group")),
         "properties": checked_object(fields.get("properties")),
     }
+
+
+def _checked_group(name: Any) -> str | None:
+    if name is None:
+        return None
+    if not checks.text(name, "group", CommandError):
+        raise CommandError("group must be a name, not an empty text: pass None for no group")
+    return str(name)
 
 
 def _checked_sources(fields: Mapping[str, Any]) -> list[str]:
@@ -382,24 +424,35 @@ def _checked_command(fields: Mapping[str, Any]) -> Command | None:
 
 
 def _next_tick(fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
-    """Return the columns for the next tick of a pipeline."""
+    """Return the columns for the next tick of a pipeline; a paused one has none."""
     expression, time_zone = fields.get("schedule"), fields.get("time_zone")
-    nothing: dict[str, int | None] = {"next_tick": None, "tick_offset": None}
+    paused = checks.one_of(fields.get("paused", False), "paused", (True, False), CommandError)
+    nothing: dict[str, int | None] = {
+        "next_tick": None,
+        "tick_offset": None,
+        "paused": now if paused else None,
+    }
     if expression is None and time_zone is None:
         return nothing
     # Check a time zone even if there is no schedule yet.
     schedule = Schedule(
         "@daily" if expression is None else expression, "UTC" if time_zone is None else time_zone
     )
-    if expression is None:
+    if expression is None or paused:
         return nothing
     tick = schedule.next_after(to_datetime(now))
-    return {"next_tick": from_datetime(tick), "tick_offset": schedule.offset_at(tick)}
+    return {
+        **nothing,
+        "next_tick": from_datetime(tick),
+        "tick_offset": schedule.offset_at(tick),
+    }
 
 
 def _next_tick_after(row: Row[Any], fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
     """Return the columns for the next tick of a stored pipeline after its fields changed."""
     found = _next_tick(fields, now)
+    if row.paused is not None and found["paused"] is not None:
+        found["paused"] = row.paused  # since the first pause
     tick = found["next_tick"]
     if tick is None or row.next_tick is None:
         return found

@@ -51,6 +51,7 @@ from jobcore.storage.tables import (
     SHOWN,
     has_status,
     job,
+    pipeline,
     pipeline_count,
     workspace_count,
 )
@@ -145,6 +146,8 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> dict[str, 
             and the transaction can continue.
     """
     values = new_job(now=now, **fields)
+    if values["pipeline_id"] is not None and values["group_name"] is None:
+        values["group_name"] = _group_of(connection, values["pipeline_id"])
     try:
         number = _INSERT_JOB.insert(connection, **_stored(values))
     except sqlite3.IntegrityError as error:
@@ -160,6 +163,15 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> dict[str, 
         connection, number, now=now, trigger=Trigger.CREATE, source=None, target=lifecycle.INITIAL
     )
     return as_read({**values, "number": number})
+
+
+_GROUP_OF = Statement(select(pipeline.c.group_name).where(pipeline.c.id == bindparam("of_id")))
+
+
+def _group_of(connection: Connection, pipeline_id: UUID) -> str | None:
+    """Return the group of a pipeline's jobs, or None."""
+    rows = _GROUP_OF(connection, of_id=pipeline_id.hex)
+    return rows[0][0] if rows else None
 
 
 def insert_jobs(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ _STATEMENTS = (
     "ALTER TABLE pipeline ADD COLUMN group_name VARCHAR",
     "ALTER TABLE pipeline ADD COLUMN hooks TEXT",
     "ALTER TABLE pipeline ADD COLUMN state TEXT",
+    "ALTER TABLE pipeline ADD COLUMN paused BIGINT",
     "ALTER TABLE job ADD COLUMN priority INTEGER DEFAULT 0 NOT NULL",
     "ALTER TABLE job ADD COLUMN group_name VARCHAR",
     "ALTER TABLE job ADD COLUMN expires BIGINT",

@@ -155,6 +155,8 @@ class PipelineRow(_Row, table=True):
     hooks: str | None = Field(default=None, sa_column=Column(Text))  # as Hooks.to_json
     # What its last run handed to the next one, as JSON.
     state: str | None = Field(default=None, sa_column=Column(Text))
+    # Since when its schedule is paused, which then has no next tick; None: it is not.
+    paused: int | None = Field(default=None, sa_column=_moment())
 
 
 class RequirementRow(_Row, table=True):
