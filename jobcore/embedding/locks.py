@@ -167,15 +167,29 @@ class Bell:
     """Wakes waiting threads. Each waits for a lock of its own, so an interrupt harms no other."""
 
     def __init__(self) -> None:
-        self._waiting: deque[_thread.LockType] = deque()
+        self._waiting: deque[tuple[_thread.LockType, Callable[[], bool]]] = deque()
 
     def ring(self) -> None:
         """Wake all threads that wait now."""
         for _ in range(len(self._waiting)):
             try:
-                self._waiting.popleft().release()
+                self._waiting.popleft()[0].release()
             except IndexError:
                 return  # another thread rings at the same time
+
+    def ring_if_done(self) -> None:
+        """
+        Wake the threads whose `is_done` is true now. Call it after each change of the result.
+
+        No wake-up is lost: a thread that begins to wait later calls `is_done` itself.
+        """
+        for waiting in self._waiting.copy():
+            if waiting[1]():
+                try:
+                    self._waiting.remove(waiting)
+                except ValueError:
+                    continue  # another thread rings at the same time, or it has given up
+                waiting[0].release()
 
     @property
     def is_waited_for(self) -> bool:
@@ -183,16 +197,25 @@ class Bell:
         return bool(self._waiting)
 
     def wait(self, is_done: Callable[[], bool], seconds: float) -> None:
-        """Wait for the next `ring`, for at most `seconds`; return at once if `is_done` is true."""
-        mine = _thread.allocate_lock()
-        mine.acquire()
+        """
+        Wait for the next ring, for at most `seconds`; return at once if `is_done` is true.
+
+        Args:
+            is_done: Tells whether there is nothing to wait for. Any thread that rings may call it.
+            seconds: The longest wait.
+        """
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        mine = lock, is_done
         self._waiting.append(mine)
-        if not is_done():  # check after registering, or a ring in between would be missed
-            mine.acquire(True, min(max(seconds, 0.0), LONGEST))
         try:
-            self._waiting.remove(mine)
-        except ValueError:
-            pass  # it has rung
+            if not is_done():  # check after registering, or a ring in between would be missed
+                lock.acquire(True, min(max(seconds, 0.0), LONGEST))
+        finally:
+            try:
+                self._waiting.remove(mine)
+            except ValueError:
+                pass  # it has rung
 
 
 class ForkAware:

@@ -310,7 +310,7 @@ class Waiter:
             for sight in sights:
                 if sight.last.seen != version:
                     sight.show(_sighting(connection, sight.number, version))
-        self._news.ring()
+        self._news.ring_if_done()
 
     def visit(self, cursor: Cursor) -> Cursor:
         """
@@ -337,7 +337,7 @@ class Waiter:
             cursor.sight.unfinished = standing
             if standing != before:
                 cursor.sight.quiet = 0
-                self._news.ring()
+                self._news.ring_if_done()
         # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)
 

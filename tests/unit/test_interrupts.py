@@ -182,6 +182,53 @@ def test_bell_wakes_all_that_wait():
     assert not bell._waiting
 
 
+def test_bell_wakes_those_who_have_nothing_to_wait_for():
+    """The others sleep on, and are still there for the next ring."""
+    bell, news, woken = Bell(), set(), []
+
+    def wait(name):
+        bell.wait(lambda: name in news, PATIENCE)
+        woken.append(name)
+
+    threads = [threading.Thread(target=wait, args=[name]) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(bell._waiting) == 3, "the waiters")
+    bell.ring_if_done()
+    assert len(bell._waiting) == 3
+    for count, name in enumerate("bac", 1):
+        news.add(name)
+        bell.ring_if_done()
+        until(lambda: len(woken) == count, "the waiter")  # noqa: B023
+    for thread in threads:
+        thread.join(PATIENCE)
+
+    assert woken == ["b", "a", "c"]
+    assert not bell.is_waited_for
+
+
+def test_bell_loses_no_wake_up():
+    """Threads that begin to wait while others ring are woken by what they wait for alone."""
+    bell, rounds = Bell(), 300
+    reached = [0, 0, 0, 0]
+    rung = [0]
+
+    def wait(place):
+        for turn in range(1, rounds + 1):
+            bell.wait(lambda: rung[0] >= turn, PATIENCE)  # noqa: B023
+            reached[place] = turn
+
+    threads = [threading.Thread(target=wait, args=[place]) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(1, rounds + 1):
+        rung[0] = turn
+        bell.ring_if_done()
+        until(lambda: min(reached) >= turn, "all waiters")  # noqa: B023
+    for thread in threads:
+        thread.join(PATIENCE)
+
+
 def test_bell_rings_after_an_exception_before_any_bytecode_of_waiting():
     """What an interrupted waiter leaves behind is in nobody's way."""
     bell = Bell()
