@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     )
     from jobcore.operations.events import AsyncEvents, Events
     from jobcore.operations.tasks import Task
+    from jobcore.retries import Retries
 
 __all__ = [
     "FINAL",
@@ -119,6 +120,7 @@ __all__ = [
     "Progress",
     "ReadOnlyDatabase",
     "Reason",
+    "Retries",
     "ScheduleError",
     "SchemaTooNew",
     "Skip",
@@ -158,6 +160,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
         "engine.launcher": ("Launcher",),
         "operations.events": ("AsyncEvents", "Events"),
         "operations.tasks": ("Task",),
+        "retries": ("Retries",),
     }
     _HOMES = dict.fromkeys(__all__, "errors")
     _HOMES |= {name: module for module, names in _MODULES.items() for name in names}

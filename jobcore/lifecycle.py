@@ -273,21 +273,6 @@ def diagram() -> str:
 
 # --- what follows from an ending ----------------------------------------------
 
-#: Seconds before the first retry; each later one waits twice as long.
-FIRST_RETRY = 10.0
-#: The most seconds that a retry waits.
-LAST_RETRY = 3600.0
-
-
-def is_retried(status: Status, *, attempt: int, max_retries: int, stop_requested: bool) -> bool:
-    """Tell whether a job is retried: after ERROR, unless someone had asked it to stop."""
-    return status is Status.ERROR and attempt <= max_retries and not stop_requested
-
-
-def retry_delay(attempt: int) -> float:
-    """Return the seconds between the end of attempt number `attempt`, from 1, and the next one."""
-    return min(FIRST_RETRY * 2.0 ** min(attempt - 1, 32), LAST_RETRY)
-
 
 def configured_as(status: Status) -> str:
     """Return the status of a pipeline whose configuration has ended."""

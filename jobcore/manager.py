@@ -471,8 +471,9 @@ class JobManager:
         """
         Create a new job that repeats one that ended ERROR or STOPPED; the old one is unchanged.
 
-        If the old job used its submitter's environment, the new one uses the environment of
-        this process, its own submitter: the old environment is no longer stored.
+        The new job starts without a pause, and takes over the rest: its retries, its hooks, its
+        priority and group. If the old job used its submitter's environment, the new one uses the
+        environment of this process, its own submitter: the old environment is no longer stored.
 
         When this returns, the new job survives any crash, and a power failure.
 
@@ -487,9 +488,8 @@ class JobManager:
         row = self._reconciled(job_id, kill=True)
         if row.status not in lifecycle.RETRIABLE:
             raise InvalidTransition(row.id, row.status, "retry")
-        again = job_rows.next_attempt(row)
-        source = again.pop("env_from") or WORKER
-        return self._create([again], row.workspace_id, row.pipeline_id, env_from=source)[0]
+        environment = capture() if row.env_from == SUBMITTER else None
+        return self._created(lambda: [self._creator.retry(row.id, environment)])[0]
 
     def _create(
         self,
@@ -501,7 +501,6 @@ class JobManager:
         reserved: bool = False,
         started: bool = False,
     ) -> list[Job]:
-        self._start()
         if reserved:
             env_from = SUBMITTER  # this process starts it, so nothing needs to be stored
         wanted: dict[str, Any] = {
@@ -512,13 +511,18 @@ class JobManager:
             "reserved": reserved,
             "started": started,
         }
+        return self._created(lambda: self._creator.create_jobs(**wanted))
+
+    def _created(self, create: Callable[[], list[dict[str, Any]]]) -> list[Job]:
+        """Create jobs, and start what can start now."""
+        self._start()
         try:
-            rows = self._creator.create_jobs(**wanted)
+            rows = create()
         except PipelineAlreadyRunning as conflict:
             # The other job may have ended without being settled yet: settle it and try again.
             if not self._has_ended(conflict.job_id):
                 raise
-            rows = self._creator.create_jobs(**wanted)
+            rows = create()
         if self._only_own:
             for row in rows:
                 self._dispatcher.make_own(row["number"])
@@ -1631,7 +1635,8 @@ class JobManager:
             workspace_id: Its workspace; None: the default one.
             fields: `script` (for `/bin/sh -c`, instead of the command's argv),
                 `cwd`, `env`, `timeout` (seconds for each job; None: no limit),
-                `max_retries` (of a job that ended ERROR), `schedule` (cron with five
+                `max_retries` (of a job that ended ERROR), `retries` (a number or `Retries`,
+                instead of `max_retries`), `schedule` (cron with five
                 fields, with six, seconds first, or a name such as `@hourly`),
                 `time_zone` (of the schedule; UTC by default), `catch_up` (what happens to
                 missed ticks, those that came while no manager with slots ran: `"skip"`, the

@@ -27,6 +27,7 @@ from jobcore.embedding.locks import GATE
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import DatabaseCorrupt
 from jobcore.lifecycle import PipelineStatus, Reason, Status, Trigger
+from jobcore.retries import Retries
 from jobcore.structured_lines import object_in
 
 if TYPE_CHECKING:
@@ -195,7 +196,9 @@ class Pipeline(_Public):
         script: The script that it runs with `/bin/sh -c`; None: it runs `command`.
         timeout: Seconds for each job, as `Command.timeout`; None: no limit of its own.
         max_retries: How often a job that ended ERROR is tried again, after pauses of 10, 20,
-            40 seconds and so on, up to an hour.
+            40 seconds and so on, up to an hour, unless `retries` says otherwise.
+        retries: After which endings, and after what pauses, a job is tried again; None: as
+            `max_retries` describes.
         schedule: The cron expression by which it runs; None: it runs only on demand.
         time_zone: The IANA name of the schedule's time zone; None: UTC.
         catch_up: What happens to missed ticks, those that came while no manager with slots ran.
@@ -220,6 +223,7 @@ class Pipeline(_Public):
     script: str | None = None
     timeout: float | None = None
     max_retries: int = 0
+    retries: Retries | None = None
     schedule: str | None = None
     time_zone: str | None = None
     catch_up: Literal["skip", "last", "all"] = "skip"
@@ -258,6 +262,8 @@ class Pipeline(_Public):
         for name in ("catch_up", "late_after"):
             if fields[name] is None:
                 del fields[name]  # the default
+        if fields["retries"] is not None:
+            fields["retries"] = Retries.from_json(fields["retries"])
         made = cls._checked(fields)
         if row.command is not None:
             made._command = Command.from_json(row.command)  # noqa: SLF001 - it is our own

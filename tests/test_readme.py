@@ -12,19 +12,21 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from uuid import UUID
 
 import anyio
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from jobcore import JobManager, LogLine, Reason, Status, StoreMismatch, lifecycle, wire
+from jobcore import JobManager, LogLine, Reason, Retries, Status, StoreMismatch, lifecycle, wire
 from jobcore.cli import commands
 from jobcore.cli.app import app
 from jobcore.command import DEFAULT_LINGER
 from jobcore.functions import call, result_file
 from jobcore.operations import doctor
 from jobcore.operations.pipelines import FIELDS
+from jobcore.retries import delay_after
 from jobcore.supervisor import capture, progress, termination
 from tests.faults.rounds import campaign
 from tests.integration.verbs_harness import fork
@@ -248,9 +250,10 @@ def test_the_numbers_are_those_of_the_code():
         "`Command.linger` seconds later, 2 by default": DEFAULT_LINGER == 2,
         "still run a second after its end get SIGTERM": termination._PAUSE == 1,
         "A process that no SIGKILL ends within 10 seconds": termination._KILL_FOR == 10,
-        "starts 10 seconds later": lifecycle.FIRST_RETRY == 10,
+        "starts 10 seconds later": Retries(1).delay == 10,
         "10, 20, 40 seconds and so on, up to an hour": (
-            [lifecycle.retry_delay(attempt) for attempt in (1, 2, 3, 99)] == [10, 20, 40, 3600]
+            [delay_after(Retries(99), attempt, UUID(int=0)) for attempt in (1, 2, 3, 99)]
+            == [10, 20, 40, 3600]
         ),
         "it stays above 64 MiB": doctor.LARGE_LOG == 64 * 2**20,
     }

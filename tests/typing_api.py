@@ -33,6 +33,7 @@ from jobcore import (
     PipelineStatus,
     Progress,
     Reason,
+    Retries,
     Skip,
     Status,
     SystemClock,
@@ -385,7 +386,12 @@ def governing(jobs: JobManager) -> Pipeline:
     jobs.create_pipeline("q", script="echo hello", workspace_id=default.id)
     jobs.create_pipeline("r", command=Command(["true"]))
     properties: dict[str, Any] | None = jobs.update_workspace(default.id, name="d").properties
-    changed: Pipeline = jobs.update_pipeline(pipeline.id, schedule="@daily", time_zone=None)
+    often = Retries(
+        max=3, delay=5, factor=1.5, max_delay=60, jitter=0.1, on=("error", "timeout", "lost")
+    )
+    changed: Pipeline = jobs.update_pipeline(
+        pipeline.id, schedule="@daily", time_zone=None, retries=often
+    )
     skips: list[Skip] = jobs.skips(pipeline.id, limit=3)
     for skip in skips:
         due: datetime = skip.due
@@ -401,6 +407,16 @@ def governing(jobs: JobManager) -> Pipeline:
 def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, ...]:
     """Read every fact of what governs jobs."""
     limits: tuple[float | None, int] = (pipeline.timeout, pipeline.max_retries)
+    again: Retries | None = pipeline.retries
+    if again is not None:
+        stored: Retries = Retries.from_json(again.to_json())
+        pauses: tuple[int, float, float, float] = (
+            again.max,
+            again.delay,
+            again.factor,
+            again.max_delay,
+        )
+        print(stored, pauses, again.jitter, again.on)
     when: tuple[str | None, str | None, datetime | None] = (
         pipeline.schedule,
         pipeline.time_zone,

@@ -645,7 +645,7 @@ class Dispatcher(ForkAware):
             with self._lock:
                 del self._claims[claim.run.token or ""]
             claim.let_go()
-            if run is not None and run.of_pipeline:
+            if run is not None and run.has_followups:
                 self._look = True  # the same transaction may have created the job that follows
         else:
             claim.run = run

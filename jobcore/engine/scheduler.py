@@ -259,7 +259,7 @@ class Scheduler:
         def fetch(connection: Connection) -> list[tuple[Row[Any], int]]:
             fetched = []
             for one in put_off:
-                start = now + settlement.pause_after(one.attempt - 1)
+                start = now + one.not_before - one.created
                 if schedules.fetch_back_if_queued(connection, one.number, one.not_before, start):
                     fetched.append((one, start))
             return fetched
@@ -381,7 +381,9 @@ def _record_missed(
 def _waits_too_long(retry: Row[Any], now: int) -> bool:
     """Tell whether a retry has longer to wait than its whole pause."""
     try:
-        longest = settlement.pause_after(retry.attempt - 1) + tuning.RETRY_SET_BACK * 1e6
-        return bool(retry.not_before - now > longest)
+        # It is created at the end of the attempt before it. A pause that ends before that has
+        # been shortened already.
+        pause = retry.not_before - retry.created
+        return bool(pause > 0 and retry.not_before - now > pause + tuning.RETRY_SET_BACK * 1e6)
     except TypeError:
         return False  # the row is damaged; go on with the others

@@ -32,6 +32,7 @@ from jobcore.lifecycle import JobType, PipelineStatus
 from jobcore.operations.arguments import checked_command, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
+from jobcore.retries import Retries, checked_retries
 from jobcore.schedule import Schedule
 from jobcore.storage import deletion, job_rows, pipelines, workspaces
 from jobcore.storage.database import Database
@@ -42,8 +43,8 @@ NOWHERE = "cwd and env need a command or a script"
 
 #: The fields of a pipeline that callers can set and change.
 FIELDS = (
-    "name", "command", "script", "cwd", "env", "timeout", "max_retries", "schedule", "time_zone",
-    "catch_up", "late_after", "triggered_by", "group", "paused", "properties",
+    "name", "command", "script", "cwd", "env", "timeout", "max_retries", "retries", "schedule",
+    "time_zone", "catch_up", "late_after", "triggered_by", "group", "paused", "properties",
 )  # fmt: skip
 
 #: The columns of fields with another name.
@@ -146,6 +147,7 @@ class PipelineOperations:
 
     def columns_of(self, fields: Mapping[str, Any], now: int) -> dict[str, Any]:
         """Check the fields of a new pipeline, and return its columns."""
+        fields = _with_retries(fields, None)
         values = {**_checked(fields), **_next_tick(fields, now)}
         self._refuse_idle(values)
         if values["command"] is None and _names_place(fields):
@@ -187,7 +189,8 @@ class PipelineOperations:
         )
         if blocker is not None:
             raise PipelineAlreadyRunning(row.id, blocker.id)
-        fields = _changed(_stored_fields(row), changes)
+        stored = _stored_fields(row)
+        fields = _changed(stored, _with_retries(changes, stored["retries"]))
         values = _checked(fields)
         if {"command", "script"} & set(changes):
             self._refuse_idle(values)
@@ -321,6 +324,8 @@ def _stored_fields(row: Row[Any]) -> dict[str, Any]:
         if name not in ("command", "cwd", "env")
     }
     stored["paused"] = row.paused is not None
+    if row.retries is not None:
+        stored["retries"] = Retries.from_json(row.retries)
     if row.command is None:
         return {**stored, "command": None}
     command = Command.from_json(row.command)
@@ -349,6 +354,29 @@ def _changed(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     }
 
 
+def _with_retries(given: Mapping[str, Any], stored: Retries | None) -> dict[str, Any]:
+    """
+    Return arguments in which `retries` and `max_retries` agree.
+
+    Args:
+        given: The arguments of a new pipeline, or the changes of a stored one.
+        stored: The retries of the stored pipeline.
+    """
+    fields = dict(given)
+    retries = checked_retries(fields.get("retries"))
+    if retries is not None:
+        if fields.setdefault("max_retries", retries.max) != retries.max:
+            raise CommandError(
+                f"max_retries is {fields['max_retries']!r:.200} and retries allows {retries.max}: "
+                "pass one of them"
+            )
+        fields["retries"] = retries
+    elif stored is not None and "retries" not in fields and "max_retries" in fields:
+        most = checks.integer(fields["max_retries"], "max_retries", 0, MOST_RETRIES, CommandError)
+        fields["retries"] = replace(stored, max=most)
+    return fields
+
+
 def _names_place(fields: Mapping[str, Any]) -> bool:
     return fields.get("cwd") is not None or fields.get("env") is not None
 
@@ -362,7 +390,8 @@ def _refuse_unknown(what: str, fields: Mapping[str, Any], known: Collection[str]
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Check the fields of a pipeline, and return its columns."""
     _refuse_unknown("pipeline", fields, FIELDS)
-    retries = fields.get("max_retries", 0)
+    max_retries = fields.get("max_retries", 0)
+    retries = fields.get("retries")
     command = _checked_command(fields)
     late_after = fields.get("late_after")
     _checked_sources(fields)
@@ -373,7 +402,8 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
         "command": None if command is None else command.to_json(),
         "script": fields.get("script"),
         "timeout": checked_timeout(fields.get("timeout")),
-        "max_retries": checks.integer(retries, "max_retries", 0, MOST_RETRIES, CommandError),
+        "max_retries": checks.integer(max_retries, "max_retries", 0, MOST_RETRIES, CommandError),
+        "retries": None if retries is None else retries.to_json(),
         "schedule": fields.get("schedule"),
         "time_zone": fields.get("time_zone"),
         "catch_up": checks.one_of(

@@ -8,14 +8,20 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection
 
-from jobcore import checks
+from jobcore import checks, lifecycle
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints
 from jobcore.engine.ownership import Ownership
-from jobcore.errors import CommandError, PipelineNotFound
-from jobcore.operations.lookup import Id, parse_id, require_pipeline, require_workspace
+from jobcore.errors import CommandError, InvalidTransition, PipelineNotFound
+from jobcore.operations.lookup import (
+    Id,
+    parse_id,
+    require_job,
+    require_pipeline,
+    require_workspace,
+)
 from jobcore.operations.staging import BatchCreator
-from jobcore.storage import environments, job_rows, transitions, workspaces
+from jobcore.storage import environments, job_rows, settlement, transitions, workspaces
 from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_FROM
 
@@ -104,6 +110,38 @@ class JobCreator:
         if failpoints.armed:
             failpoints.reach(failpoints.CREATED, self._database)
         return rows
+
+    def retry(self, job_id: Id, environment: bytes | None) -> dict[str, Any]:
+        """
+        Create a job that repeats one that ended ERROR or STOPPED, durably.
+
+        Args:
+            environment: The environment of its command, as `environments.capture` returned
+                it; None: that of the worker.
+
+        Returns:
+            All columns of the new job.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: The job is neither ERROR nor STOPPED.
+            PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
+        """
+        now, new_id = self._clock.now(), uuid4()
+
+        def create(connection: Connection) -> dict[str, Any]:
+            row = require_job(connection, job_id)
+            if row.status not in lifecycle.RETRIABLE:
+                raise InvalidTransition(row.id, row.status, "retry")
+            stored = None if environment is None else environments.store(connection, environment)
+            return settlement.take_over(
+                connection, row, now=now, id=new_id, environment=stored, not_before=None
+            )
+
+        row = self._database.write(create, about=_named([new_id]))
+        if failpoints.armed:
+            failpoints.reach(failpoints.CREATED, self._database)
+        return row
 
 
 def _start(connection: Connection, number: int, owner: str, now: int) -> dict[str, Any]:

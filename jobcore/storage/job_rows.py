@@ -265,11 +265,11 @@ def run_of(row: Row[Any]) -> transitions.Run:
     columns = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
     return transitions.Run(
         name=row.id.hex,
-        of_pipeline=row.pipeline_id is not None,
+        has_followups=any(columns[name] is not None for name in transitions.FOLLOWED_UP),
         **{
             field: columns[field]
             for field in transitions.Run._fields
-            if field not in ("name", "of_pipeline")
+            if field not in ("name", "has_followups")
         },
     )
 

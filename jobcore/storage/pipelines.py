@@ -85,10 +85,16 @@ def find_pipeline_called(connection: Connection, workspace_id: UUID, name: str) 
     return found
 
 
-def find_retries(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
-    """Return id and `max_retries` of the pipeline; None: there is none, or it is being deleted."""
+def find_followups(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
+    """Return what follows from the end of a job of the pipeline; None: it is gone, or deleted."""
     # Read only these columns, so that jobs can be settled even if another column is damaged.
-    columns: tuple[Any, ...] = (pipeline.c.id, pipeline.c.max_retries)
+    columns: tuple[Any, ...] = (
+        pipeline.c.id,
+        pipeline.c.name,
+        pipeline.c.max_retries,
+        pipeline.c.retries,
+        pipeline.c.hooks,
+    )
     return connection.execute(
         select(*columns).where(pipeline.c.id == pipeline_id, pipeline.c.deleted_at.is_(None))
     ).one_or_none()

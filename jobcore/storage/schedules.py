@@ -151,7 +151,7 @@ def waiting_retries(connection: Connection, *, after: tuple[int, int], limit: in
         after: `not_before` and number of the last retry that the caller has seen.
     """
     return connection.execute(
-        select(job.c.number, job.c.id, job.c.attempt, job.c.not_before)
+        select(job.c.number, job.c.id, job.c.created, job.c.not_before)
         .where(
             IS_QUEUED,
             job.c.retry_of.is_not(None),

@@ -15,10 +15,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, bindparam, insert, select
 
-from jobcore import lifecycle
+from jobcore import lifecycle, retries
 from jobcore.embedding import telemetry
-from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
+from jobcore.errors import ArgumentError, DatabaseCorrupt, PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, JobType, Reason, Status
+from jobcore.retries import Retries
 from jobcore.storage import environments, job_rows, log_segments, pipelines, schedules, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import result
@@ -42,7 +43,7 @@ def settle(
     )
     if final is not None:
         _follow_up(connection, final, now)
-        if final.of_pipeline:  # a retry has its own reference; other jobs released it at start
+        if final.has_followups:  # a retry has its own reference; other jobs released it at start
             environments.release(connection, final.number)
     return final
 
@@ -85,27 +86,53 @@ def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
 
 
 def _follow_up(connection: Connection, final: Run, now: int) -> None:
-    if not final.of_pipeline:
+    row = job_rows.get_job(connection, final.number) if final.has_followups else None
+    if row is None:
         return
-    row = job_rows.get_job(connection, final.number)
-    pipeline = None if row is None else pipelines.find_retries(connection, row.pipeline_id)
-    if row is None or pipeline is None:
-        return  # the pipeline is being deleted
-    status = Status(row.status)
-    if row.type == JobType.PIPELINE_CONFIG:
-        pipelines.set_pipeline_status(
-            connection, pipeline.id, lifecycle.configured_as(status), now=now
-        )
-    elif row.type != JobType.PIPELINE_VERIFY and final.deleted_at is None:
-        if lifecycle.is_retried(
-            status,
-            attempt=row.attempt,
-            max_retries=pipeline.max_retries,
-            stop_requested=row.stop_requested is not None,
-        ):
-            _retry(connection, row, now)
-        elif status is Status.COMPLETE:
+    pipeline = None
+    if row.pipeline_id is not None:
+        pipeline = pipelines.find_followups(connection, row.pipeline_id)
+        if pipeline is None:
+            return  # it is being deleted
+    if pipeline is not None and row.type == JobType.PIPELINE_CONFIG:
+        status = lifecycle.configured_as(Status(row.status))
+        pipelines.set_pipeline_status(connection, pipeline.id, status, now=now)
+    elif row.type not in _LAST and row.deleted_at is None:
+        if _is_retried(row, pipeline):
+            _retry(connection, row, pipeline, now)
+        elif pipeline is not None and row.status == Status.COMPLETE:
             _trigger(connection, pipeline.id, now)
+
+
+#: Jobs of these types are not retried, and trigger nothing.
+_LAST = frozenset({JobType.PIPELINE_CONFIG, JobType.PIPELINE_VERIFY})
+
+
+def _is_retried(row: Row[Any], pipeline: Row[Any] | None) -> bool:
+    policy = _retries_of(row, pipeline)
+    return policy is not None and retries.allows(
+        policy,
+        Status(row.status),
+        Reason(row.reason),
+        attempt=row.attempt,
+        stop_requested=row.stop_requested is not None,
+    )
+
+
+def _retries_of(row: Row[Any], pipeline: Row[Any] | None) -> Retries | None:
+    """Return the retries of a job: its own, or else those of its pipeline as it is now."""
+    try:
+        if row.retries is not None:
+            return Retries.from_json(row.retries)
+        if pipeline is None:
+            return None
+        if pipeline.retries is not None:
+            return Retries.from_json(pipeline.retries)
+        return Retries(pipeline.max_retries)
+    except (DatabaseCorrupt, ArgumentError) as error:
+        # The job has ended all the same, and nobody may have to wait for its end.
+        telemetry.event(logging.ERROR, "retry not created", job=str(row.id), error=str(error))
+        return None
 
 
 def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
@@ -125,24 +152,43 @@ def _tell_damaged(pipeline: str, error: Exception) -> None:
     telemetry.event(logging.ERROR, "pipeline not triggered", pipeline=pipeline, error=str(error))
 
 
-def pause_after(attempt: int) -> int:
-    """Return the back-off between an attempt and the next one, in microseconds."""
-    return round(lifecycle.retry_delay(attempt) * 1e6)
+def _retry(connection: Connection, row: Row[Any], pipeline: Row[Any] | None, now: int) -> bool:
+    """
+    Queue the next attempt; while it waits for its time, its pipeline starts no other job.
 
-
-def _retry(connection: Connection, row: Row[Any], now: int) -> None:
-    """Queue the next attempt. While it waits for its back-off, the pipeline starts no other job."""
+    Returns:
+        False: the pipeline has another active job, so there is no retry.
+    """
+    policy = _retries_of(row, pipeline)
+    delay = 0.0 if policy is None else retries.delay_after(policy, row.attempt, row.id)
     try:
-        job_rows.insert_job(
-            connection,
-            now=now,
-            workspace_id=row.workspace_id,
-            pipeline_id=row.pipeline_id,
-            not_before=now + pause_after(row.attempt),
-            **job_rows.next_attempt(row),
-        )
+        take_over(connection, row, now=now, not_before=now + round(delay * 1e6))
     except PipelineAlreadyRunning:
         telemetry.event(logging.WARNING, "retry not created", job=str(row.id))
+        return False
+    return True
+
+
+def take_over(connection: Connection, row: Row[Any], *, now: int, **changes: Any) -> dict[str, Any]:
+    """
+    Create the next attempt of a job that has ended; it takes over what the job holds.
+
+    Args:
+        changes: Columns of the new job that differ from the old one's.
+
+    Returns:
+        All columns of the new job.
+
+    Raises:
+        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was changed.
+    """
+    return job_rows.insert_job(
+        connection,
+        now=now,
+        workspace_id=row.workspace_id,
+        pipeline_id=row.pipeline_id,
+        **{**job_rows.next_attempt(row), **changes},
+    )
 
 
 def run_now(

@@ -29,8 +29,9 @@ class Run(NamedTuple):
     """
     The columns of a job that are needed while it runs.
 
-    `name` is the id in hex, which is also the name of the job directory. `of_pipeline` is 1
-    if the job belongs to a pipeline, else 0. `calls_function` is 1 if the started command
+    `name` is the id in hex, which is also the name of the job directory. `has_followups` is 1
+    if its row says what follows from its end: it has a pipeline, retries or hooks; else 0.
+    `calls_function` is 1 if the started command
     calls a function, else 0; None: an older jobcore started it.
     """
 
@@ -57,7 +58,7 @@ class Run(NamedTuple):
     end_time: int | None
     deleted_at: int | None
     owner: str | None
-    of_pipeline: int
+    has_followups: int
 
     @property
     def id(self) -> UUID:
@@ -120,7 +121,12 @@ def name_of(run: Run) -> str:
         return f"number {run.number}"
 
 
-_DERIVED: dict[str, Any] = {"name": job.c.id, "of_pipeline": job.c.pipeline_id.is_not(None)}
+#: The columns of a job whose end may have consequences, such as a retry.
+FOLLOWED_UP = ("pipeline_id", "retries", "hooks")
+_DERIVED: dict[str, Any] = {
+    "name": job.c.id,
+    "has_followups": or_(*(job.c[name].is_not(None) for name in FOLLOWED_UP)),
+}
 #: The columns from which a `Run` is read, in order.
 COLUMNS = tuple(
     _DERIVED[name].label(name) if name in _DERIVED else job.c[name] for name in Run._fields
@@ -315,8 +321,11 @@ _START = Statement(
         timeout_ms=bindparam("own_timeout_ms"),
         calls_function=bindparam("is_call"),
         owner=bindparam("new_owner"),
-        # Jobs of a pipeline keep it, because a retry needs it again.
-        environment=case((job.c.pipeline_id.is_not(None), job.c.environment), else_=null()),
+        # Jobs that may be retried keep it, because the retry needs it again.
+        environment=case(
+            (or_(job.c.pipeline_id.is_not(None), job.c.retries.is_not(None)), job.c.environment),
+            else_=null(),
+        ),
         directory_id=bindparam("own_directory_id"),
     )
     .returning(*COLUMNS)

@@ -420,8 +420,8 @@ MUTANTS = (
     Mutant(
         "what follows from an ending is forgotten",
         "storage/settlement.py",
-        "        _follow_up(connection, final, now)\n        if final.of_pipeline:  #",
-        "        if final.of_pipeline:  #",
+        "        _follow_up(connection, final, now)\n        if final.has_followups:  #",
+        "        if final.has_followups:  #",
         (CHAINS,),
     ),
     Mutant(

@@ -6,12 +6,21 @@ import os
 import signal
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from jobcore import JobManager, PipelineAlreadyRunning, Reason, Status
+from jobcore import (
+    CommandError,
+    JobManager,
+    Pipeline,
+    PipelineAlreadyRunning,
+    Reason,
+    Retries,
+    Status,
+)
 from jobcore.clock import to_datetime
 from jobcore.engine.scheduler import Scheduler
 from tests.faults.hosts import host
@@ -301,11 +310,108 @@ def test_a_retry_by_hand_begins_at_once(jobs):
     assert jobs.count_jobs() == {**dict.fromkeys(Status, 0), Status.ERROR: 2}
 
 
-def test_jobs_without_a_pipeline_are_not_tried_again(jobs):
+def test_jobs_without_retries_have_one_attempt(jobs):
     """`max_retries` is a pipeline's: a job of none has one attempt."""
     end(jobs, jobs.submit(["true"]), 1)
 
     assert len(jobs.list_jobs()) == 1
+
+
+def test_a_pipeline_retries_as_its_policy_says(jobs, clock):
+    """The delays are those of its `retries`, which may change between two attempts."""
+    pipeline = jobs.create_pipeline("p", ["true"], retries=Retries(3, delay=2, factor=3))
+    jobs.create_job(pipeline_id=pipeline.id)
+    waits = []
+    for number in range(3):
+        if number == 2:
+            jobs.update_pipeline(pipeline.id, retries=Retries(3, delay=100, max_delay=100))
+        clock.advance(1000)
+        ended = end(jobs, newest(jobs, pipeline), 1)
+        waits.append((newest(jobs, pipeline).not_before - ended.end_time).total_seconds())
+    clock.advance(1000)
+    end(jobs, newest(jobs, pipeline), 1)
+
+    assert waits == [2, 6, 100]
+    assert len(jobs.list_jobs()) == 4
+
+
+def test_retries_and_max_retries_of_a_pipeline_agree(jobs):
+    """`max_retries` stays the number that services show; each of both changes the other."""
+    policy = Retries(3, delay=5, on="timeout")
+    pipeline = jobs.create_pipeline("p", ["true"], retries=policy)
+    assert (pipeline.retries, pipeline.max_retries) == (policy, 3)
+
+    more = jobs.update_pipeline(pipeline.id, max_retries=7)
+    assert (more.retries, more.max_retries) == (replace(policy, max=7), 7)
+    number = jobs.update_pipeline(pipeline.id, retries=2)
+    assert (number.retries, number.max_retries) == (Retries(2), 2)
+    default = jobs.update_pipeline(pipeline.id, retries=None)
+    assert (default.retries, default.max_retries) == (None, 2)
+    renamed = jobs.update_pipeline(pipeline.id, name="q")
+    assert (renamed.retries, renamed.max_retries) == (None, 2)
+    with pytest.raises(CommandError, match="max_retries is 1 and retries allows 3"):
+        jobs.update_pipeline(pipeline.id, retries=policy, max_retries=1)
+    both = jobs.create_pipeline("both", ["true"], retries=policy, max_retries=3)
+    assert both.retries == policy
+    assert Pipeline.model_validate_json(both.model_dump_json()).retries == policy
+
+
+def test_a_time_out_is_retried_where_retries_say_so(running_jobs):
+    """The retry has a pause, and its time-out can be retried, too."""
+    pipeline = running_jobs.create_pipeline(
+        "p", ["sleep", "300"], retries=Retries(1, delay=0, on="timeout"), timeout=0.05
+    )
+    running_jobs.create_job(pipeline_id=pipeline.id)
+    running_jobs.drain(30)
+
+    assert [(job.attempt, job.reason) for job in running_jobs.list_jobs()] == [
+        (2, Reason.TIMEOUT),
+        (1, Reason.TIMEOUT),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["error", "lost"])
+def test_only_the_named_endings_are_retried(jobs, database, ending):
+    """`on` tells an exit code from a death that nothing saw."""
+    pipeline = jobs.create_pipeline("p", ["true"], retries=Retries(1, on=ending))
+    for lost in (True, False):
+        job = jobs.create_job(pipeline_id=pipeline.id)
+        if lost:
+            sql(
+                database,
+                "UPDATE job SET status = 'RUNNING', start_time = created, token = 't', "
+                "cookie = 'c' WHERE id = ?",
+                job.id.hex,
+            )
+            jobs.recover()
+        else:
+            end(jobs, job, 1)
+        retried = newest(jobs, pipeline).retry_of == job.id
+        assert retried is (lost is (ending == "lost"))
+        if retried:
+            jobs.cancel_job(newest(jobs, pipeline).id)
+
+
+@pytest.mark.parametrize("kind", ["PIPELINE_CONFIG", "PIPELINE_VERIFY"])
+def test_setting_up_is_not_retried(jobs, kind):
+    """Neither a configuration nor a check of a pipeline is retried, or triggers anything."""
+    pipeline = jobs.create_pipeline("p", ["true"], retries=5)
+    jobs.create_pipeline("next", ["true"], triggered_by=["p"])
+    for code in (1, 0):
+        end(jobs, jobs.create_job(kind, pipeline_id=pipeline.id), code)
+
+    assert len(jobs.list_jobs()) == 2
+
+
+@pytest.mark.parametrize("damage", ["'x'", "'{\"max\": -1}'"])
+def test_a_job_ends_though_its_retries_are_damaged(jobs, database, damage):
+    """The job is ERROR without a retry, and the log says why."""
+    pipeline = jobs.create_pipeline("p", ["true"], retries=5)
+    job = jobs.create_job(pipeline_id=pipeline.id)
+    sql(database, f"UPDATE pipeline SET retries = {damage}")
+    ended = end(jobs, job, 1)
+
+    assert (ended.status, len(jobs.list_jobs())) == (Status.ERROR, 1)
 
 
 def test_a_failure_and_its_retry_are_one_transaction(jobs, database):
