@@ -454,7 +454,7 @@ def usage(*words):
 
 def is_common(entry):
     """Tell whether the help of every command has this entry."""
-    return entry.split()[0].rstrip(",") in ("--db", "--trust-directory", "-h")
+    return entry.split()[0].rstrip(",") in ("--db", "--trust-directory", "--utc", "-h")
 
 
 def test_the_table_of_commands_is_what_they_say():

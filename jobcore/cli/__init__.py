@@ -15,6 +15,11 @@ from importlib.util import find_spec
 def main() -> None:
     """Run the command line and exit."""
     _open_closed_streams()
+    if shell := os.environ.get("_JOBCORE_COMPLETE"):  # a shell asks what it can offer
+        from jobcore.cli import suggestions  # noqa: PLC0415 - not needed otherwise
+
+        suggestions.answer(shell, sys.argv[1:])
+        return
     try:
         for package in ("typer", "rich"):
             if find_spec(package) is None:

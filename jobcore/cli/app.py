@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import math
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 _UsageError: Any = typer.BadParameter.__mro__[1]
 #: For help texts: the possible statuses.
 STATUSES = "QUEUED, RUNNING, COMPLETE, ERROR or STOPPED, in any case; may be given again"
-#: Number of ids that are shown if a short form is ambiguous.
-MOST_IDS = 5
 #: Exit codes besides the job's own, 1 for errors and 2 for wrong use. They are the same as
 #: those of `timeout` and of shells.
 TIMED_OUT, INTERRUPTED, UNREAD = 124, 130, 141
@@ -157,62 +154,6 @@ def _misused(error: Any, ctx: Any) -> str:
     return f"{words}; see {(error.ctx or ctx).command_path} --help"
 
 
-def time_limit(text: Any) -> float:
-    """Return a timeout in seconds."""
-    seconds = _number(text)
-    if not 0 < seconds < math.inf:
-        raise typer.BadParameter(f"a time-out must be a number of seconds above 0, not {text!r}")
-    return seconds
-
-
-def delay(text: Any) -> float:
-    """Return a number of seconds, 0 or more."""
-    seconds = _number(text)
-    if not 0 <= seconds < math.inf:
-        raise typer.BadParameter(f"it must be a number of seconds, 0 or more, not {text!r}")
-    return seconds
-
-
-def stored_text(text: Any) -> str:
-    """Return an argument as text that can be stored: its bytes are UTF-8 in every locale."""
-    words = str(text)
-    try:
-        words.encode()
-    except UnicodeEncodeError:  # the interpreter could not decode it in this locale
-        try:
-            return os.fsencode(words).decode()
-        except UnicodeDecodeError:
-            raise typer.BadParameter(f"it must be UTF-8 text, not {os.fsencode(words)!r}") from None
-    return words
-
-
-def _number(text: Any) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def count(text: Any) -> int:
-    """Return an integer, 0 or more."""
-    return _whole(text, 0)
-
-
-def count_from_1(text: Any) -> int:
-    """Return an integer, 1 or more."""
-    return _whole(text, 1)
-
-
-def _whole(text: Any, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise typer.BadParameter(f"it must be an integer, {least} or more, not {text!r}")
-    return number
-
-
 def _not_encoded(error: UnicodeEncodeError) -> str:
     """Return the error text for an argument or path that cannot be encoded."""
     if error.encoding.replace("-", "").lower() == "utf8":
@@ -244,12 +185,19 @@ def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def verb(
-        ctx: typer.Context, *args: Any, db: str | None, trust_directory: bool, **named: Any
+        ctx: typer.Context,
+        *args: Any,
+        db: str | None,
+        trust_directory: bool,
+        utc: bool,
+        **named: Any,
     ) -> Any:
         if db is not None:
             ctx.obj = ctx.obj._replace(path=db)
         if trust_directory:
             ctx.obj = ctx.obj._replace(trust_directory=True)
+        if utc:
+            output.show_utc(True)
         return function(ctx, *args, **named)
 
     signature = inspect.signature(function, eval_str=True)
@@ -258,6 +206,7 @@ def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
         inspect.Parameter(
             "trust_directory", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Trust
         ),
+        inspect.Parameter("utc", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Utc),
     ]
     signature = signature.replace(parameters=[*signature.parameters.values(), *of_program])
     verb.__signature__ = signature  # type: ignore[attr-defined]
@@ -274,10 +223,12 @@ app = _App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
 JobId = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="The job's ID, or as many of its first digits as are unique."
+        metavar="ID",
+        help="The job's number, name or ID, or as many of its first digits as are unique.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -292,6 +243,7 @@ _Trust = Annotated[
         help="Use a database in a directory where other users can create files.",
     ),
 ]
+_Utc = Annotated[bool, typer.Option("--utc", help="Show times on a terminal in UTC. [local time]")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -312,6 +264,7 @@ def options(
     *,
     db: _Db = None,
     trust_directory: _Trust = False,
+    utc: _Utc = False,
     version: Annotated[  # noqa: ARG001 - its callback prints it
         bool,
         typer.Option(
@@ -334,6 +287,7 @@ def options(
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     chosen = os.environ.get("JOBCORE_DB") or "jobs.db" if db is None else db
     ctx.obj = Store(chosen, trust_directory)
+    output.show_utc(utc)
 
 
 class Store(NamedTuple):
@@ -359,12 +313,7 @@ def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
 
 
 def full_id(jobs: JobManager, text: str) -> UUID | str:
-    """Complete an id from its beginning; return `text` unchanged if no job matches."""
-    try:
-        found = [str(job.id) for job in jobs.find_jobs(text, limit=MOST_IDS + 1)]
-    except ValueError:
-        return text  # not an id, or an id in another form, such as {...}
-    if len(found) > 1:
-        shown = ", ".join(found[:MOST_IDS]) + (", ..." if len(found) > MOST_IDS else "")
-        raise CommandError(f"several jobs have an id that begins with {text!r}: {shown}")
-    return found[0] if found else text
+    """Return the id of the job that `text` means; `text` unchanged if it means none."""
+    from jobcore.cli import job_ids  # noqa: PLC0415 - not needed for --help
+
+    return job_ids.full_id(jobs, text)

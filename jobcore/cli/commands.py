@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Help": {
         "docs": ("guides", "Print a guide in Markdown, or list all guides."),
+        "completion": ("completion", "Print the completion script of a shell."),
     },
 }
 

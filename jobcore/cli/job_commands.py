@@ -16,13 +16,10 @@ from jobcore.cli.app import (
     AsJson,
     JobId,
     app,
-    count,
-    count_from_1,
-    delay,
     full_id,
     open_manager,
-    time_limit,
 )
+from jobcore.cli.values import count, count_from_1, delay, time_limit
 from jobcore.errors import CommandError, JobNotRunning, StoreError
 from jobcore.lifecycle import Status
 
@@ -38,7 +35,7 @@ StopGrace = Annotated[
     float | None,
     typer.Option(
         parser=delay,
-        metavar="SECONDS",
+        metavar="TIME",
         help="Time from the first signal to SIGKILL; 0 kills now. [the job's own]",
     ),
 ]
@@ -294,9 +291,7 @@ def wait(
     *,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            parser=time_limit, metavar="SECONDS", help="Wait at most this long. [no limit]"
-        ),
+        typer.Option(parser=time_limit, metavar="TIME", help="Wait at most this long. [no limit]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

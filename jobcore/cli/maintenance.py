@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobcore.cli import foreground, output
-from jobcore.cli.app import AsJson, app, count, open_manager
+from jobcore.cli.app import AsJson, app, open_manager
+from jobcore.cli.values import age, count
 from jobcore.errors import CommandError, StoreError
 from jobcore.lifecycle import FINAL, Status
 
@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two updates of `watch`.
 PAUSE = 0.5
-
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
-
-
-def age(text: str) -> float:
-    """Return an age such as `30d`, `12h` or `90` in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text, re.ASCII)
-    if found is None:
-        raise typer.BadParameter(
-            f"an age must be a number and s, m, h, d or w, such as 30d, not {text!r}"
-        )
-    return float(found[1]) * _UNITS[found[2]]
 
 
 @app.command()

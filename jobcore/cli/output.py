@@ -47,6 +47,9 @@ _ERASES_REST = re.compile(r"\x1b\[[02]?K")
 #: Number of characters kept for drawing a row again; more than the width of any terminal.
 _LONGEST_ROW = 4096
 
+#: The zone of times on a terminal; None: the user's own.
+_zone: timezone | None = None
+
 _COLOURS = {
     "QUEUED": "yellow",
     "RUNNING": "cyan",
@@ -270,9 +273,15 @@ def _cell(value: Any) -> Text:
     return Text(text, style=_COLOURS.get(text, ""))
 
 
+def show_utc(wanted: bool) -> None:
+    """Choose the zone of times on a terminal: UTC, or the user's own."""
+    global _zone  # noqa: PLW0603 - an option of the program
+    _zone = timezone.utc if wanted else None
+
+
 def _local(moment: datetime) -> str:
-    """Return a time in the user's time zone, for a terminal."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Return a time with its zone, for a terminal: in the user's zone, or as `show_utc` says."""
+    return moment.astimezone(_zone).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def _seconds(job: Job) -> str | None:

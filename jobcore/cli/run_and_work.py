@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobcore.cli import foreground, output
-from jobcore.cli.app import PlainHelp, app, count_from_1, delay, stored_text, time_limit
+from jobcore.cli.app import PlainHelp, app
+from jobcore.cli.values import count_from_1, delay, stored_text, time_limit
 from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, LARGEST, Command
 from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
@@ -70,14 +71,14 @@ def run(
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=time_limit, metavar="SECONDS", help="Stop the job after this time. [no limit]"
+            parser=time_limit, metavar="TIME", help="Stop the job after this time. [no limit]"
         ),
     ] = None,
     grace: Annotated[
         float,
         typer.Option(
             parser=delay,
-            metavar="SECONDS",
+            metavar="TIME",
             help="Time from the first signal of a stop to SIGKILL. [10]",
         ),
     ] = DEFAULT_GRACE,
@@ -99,7 +100,7 @@ def run(
         float,
         typer.Option(
             parser=delay,
-            metavar="SECONDS",
+            metavar="TIME",
             help="Time from SIGTERM to SIGKILL for processes that the command leaves running. [2]",
         ),
     ] = DEFAULT_LINGER,

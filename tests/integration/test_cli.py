@@ -929,6 +929,7 @@ def test_a_wrong_use_is_one_line_and_makes_nothing(cli, words, said):
             for one in ("x", "nan", "0", "-1")
         ),
         *((["run", "--grace", one, "true"], "seconds, 0 or more") for one in ("x", "inf", "-1")),
+        (["run", "--timeout", "1h 30m", "true"], "1h30m"),
         (["run", "--linger", "1 s", "true"], "seconds, 0 or more"),
         (["run", "--stop-signal", "FOO", "true"], "a signal, its number or its name"),
         (["run", "--stop-signal", "SIGKILL", "true"], "no program can handle"),

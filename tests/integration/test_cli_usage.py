@@ -52,12 +52,27 @@ def test_any_unique_beginning_of_any_id_names_its_job(jobs, database):
     (oldest,) = jobs.list_jobs(before=2)
     least = next(n for n in range(1, 33) if len(jobs.find_jobs(oldest.id.hex[:n])) == 1)
     beginnings = [oldest.id.hex[:length] for length in range(least, 33)]
+    # Digits that are the number of a job mean that job.
+    beginnings = [one for one in beginnings if not one.isdecimal() or int(one) > 1100]
     beginnings += [str(oldest.id)[:length] for length in (8, 9, 13, 14, 20, 35, 36)]
     beginnings += [oldest.id.hex[:12].upper(), str(oldest.id).upper(), f"{{{oldest.id}}}"]
     *shown, err = in_a_pipe(database, [["show", "--json", one] for one in beginnings])
 
     assert {json.loads(one)["id"] for one in shown} == {str(oldest.id)}
     assert err == ""
+
+
+def test_number_names_its_job(jobs, database):
+    """With `#` or without; digits that are no job's number are the beginning of an id."""
+    made = jobs.submit_many([["true"]] * 3)
+    verbs = [["show", "--json", one] for one in ("2", "#2", made[1].id.hex)]
+    *shown, err = in_a_pipe(database, verbs)
+
+    assert {json.loads(one)["id"] for one in shown} == {str(made[1].id)}
+    assert err == ""
+    for unknown in ("#4", "#0", "99999999999999999999"):
+        _, err = ended(start(database, "show", unknown), 1)
+        assert err == f"jobcore: no job has the id {unknown!r}\n"
 
 
 def test_find_jobs_walks_the_ids_in_order(jobs):
@@ -187,8 +202,11 @@ def test_terminal_gets_local_times_and_a_pipe_utc(database):
     utc = job.created.strftime("%Y-%m-%dT%H:%M:%S.")
 
     for shown in on_a_terminal(database, words, TZ="JST-9"):
-        assert local in shown
+        assert f"{local} JST" in shown
         assert utc[:-1].replace("T", " ") not in shown
+    in_utc = [[*one, "--utc"] for one in words] + [["--utc", *one] for one in words]
+    for shown in on_a_terminal(database, in_utc, TZ="JST-9"):
+        assert job.created.strftime("%Y-%m-%d %H:%M:%S UTC") in shown
     for piped in in_a_pipe(database, words, TZ="JST-9")[:3]:
         assert re.search(re.escape(utc) + r"\d+Z", piped)
         assert local not in piped
@@ -206,8 +224,8 @@ def test_elapsed_time_of_a_running_job_is_shown(database):
     (running,) = [line for line in lines if "RUNNING" in line]
     (queue,) = [line for line in lines if "QUEUED" in line]
 
-    assert re.search(r"\d\d:\d\d:\d\d +\d+\.\d ", running)
-    assert re.search(r"\d\d:\d\d:\d\d +- ", queue)
+    assert re.search(r"\d\d:\d\d:\d\d \w+ +\d+\.\d ", running)
+    assert re.search(r"\d\d:\d\d:\d\d \w+ +- ", queue)
     assert re.search(r"elapsed +\d+\.\d s", shown)
     assert "elapsed" not in waits
 

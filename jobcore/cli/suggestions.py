@@ -1,0 +1,167 @@
+"""
+What a shell offers for the word under the cursor.
+
+A shell waits for it at each press of the Tab key. So commands and jobs are found without the
+framework and without the manager; only options need the framework.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jobcore.cli import commands
+
+#: Number of jobs, from the newest on, among which the ones to offer are found.
+NEWEST = 500
+#: Number of jobs that are offered.
+OFFERED = 40
+#: The commands whose arguments are jobs.
+OF_JOBS = {"cancel", "delete", "history", "logs", "retry", "set", "show", "stop", "wait"}
+#: Those of them that need a job which has not ended.
+_OF_UNFINISHED = {"cancel", "set", "stop"}
+_COMMON = ("--db", "--trust-directory", "--utc", "--version", "--help")
+_STATUSES = ("QUEUED", "RUNNING", "COMPLETE", "ERROR", "STOPPED")
+#: The values of options that have only a few.
+_VALUES = {
+    "--format": ("text", "ndjson"),
+    "--order": ("created", "started", "ended", "duration"),
+    "--run-if": ("complete", "ended", "failed"),
+    "--status": _STATUSES,
+    "--stop-scope": ("main", "group"),
+    "--stream": ("output", "stdout", "stderr", "system"),
+}
+#: The values of arguments that have only a few, by command.
+_ARGUMENTS = {"completion": ("bash", "zsh", "fish")}
+
+#: Commands that have commands.
+_GROUPS = {"pipeline", "workspace"}
+
+_Offer = tuple[str, str]
+
+
+def answer(shell: str, words: Sequence[str]) -> None:
+    """
+    Print what begins with the last of `words`, a line each.
+
+    Args:
+        shell: `bash`, `zsh` or `fish`, which differ in how they take a description.
+        words: The words of the command line behind `jobcore`, up to the cursor.
+    """
+    for word, about in _offers(_joined(words or [""])):
+        line = word
+        if shell == "zsh":
+            line = ":".join([word.replace(":", r"\:"), *([about] if about else [])])
+        elif shell == "fish" and about:
+            line = f"{word}\t{about}"
+        sys.stdout.write(" ".join(line.splitlines()) + "\n")
+    sys.stdout.flush()
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Return the words without the `=` that bash takes as a word of its own."""
+    kept = [word for word in words if word != "="]
+    return [*kept, ""] if words[-1] == "=" else kept
+
+
+def _offers(words: Sequence[str]) -> Iterator[_Offer]:
+    *before, incomplete = words
+    database, before = _database(before)
+    if before and before[-1] == "--db":
+        return iter(())  # a file
+    place = next((n for n, word in enumerate(before) if not word.startswith("-")), None)
+    if place is not None:
+        return _of_words(database, before[place], before[place + 1 :], incomplete)
+    if incomplete.startswith("-"):
+        return _beginning(incomplete, dict.fromkeys(_COMMON, ""))
+    parts = commands.SECTIONS.values()
+    return _beginning(
+        incomplete, {name: about for part in parts for name, (_, about) in part.items()}
+    )
+
+
+def _of_words(
+    database: str | None, name: str, own: Sequence[str], incomplete: str
+) -> Iterator[_Offer]:
+    """Return what a command offers behind these words of its own."""
+    last = own[-1] if own else ""
+    if name not in commands.MODULES or "--" in own:
+        return iter(())
+    if last in _VALUES:
+        return _beginning(incomplete, dict.fromkeys(_VALUES[last], ""))
+    if incomplete.startswith("-") or last.startswith("-"):
+        return _of_command(database, name, own, incomplete)
+    if name in _ARGUMENTS:
+        return _beginning(incomplete, dict.fromkeys(_ARGUMENTS[name], ""))
+    if name in OF_JOBS:
+        return _jobs(database, name, incomplete)
+    return _of_command(database, name, own, incomplete) if name in _GROUPS else iter(())
+
+
+def _database(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the value of the last `--db`, and the other words."""
+    database, kept = None, list(words)
+    while "--db" in kept[:-1]:
+        place = kept.index("--db")
+        database = kept[place + 1]
+        del kept[place : place + 2]
+    for word in kept:
+        if word.startswith("--db="):
+            database = word[len("--db=") :]
+    return database, kept
+
+
+def _beginning(incomplete: str, table: dict[str, str]) -> Iterator[_Offer]:
+    return ((word, about) for word, about in table.items() if word.startswith(incomplete))
+
+
+def _of_command(
+    database: str | None, name: str, own: Sequence[str], incomplete: str
+) -> Iterator[_Offer]:
+    """Return what a command offers: its options, and the commands of a group."""
+    import typer.main  # noqa: PLC0415 - only for options
+
+    from jobcore.cli.app import app  # noqa: PLC0415 - only for options
+
+    command: Any = typer.main.get_command(app)
+    for word in (name, *own):
+        if hasattr(command, "list_commands"):
+            command = command.get_command(None, word) or command
+    if hasattr(command, "list_commands"):
+        inner = ((one, command.get_command(None, one)) for one in command.list_commands(None))
+        return _beginning(incomplete, {one: made.get_short_help_str(99) for one, made in inner})
+    options = [one for one in command.params if one.param_type_name == "option"]
+    if incomplete.startswith("-"):
+        about = {max(one.opts, key=len): one.help or "" for one in options}
+        return _beginning(incomplete, {**about, "--help": ""})
+    takes_value = {option for one in options if not one.is_flag for option in one.opts}
+    if name in OF_JOBS and own and own[-1] not in takes_value:
+        return _jobs(database, name, incomplete)
+    return iter(())
+
+
+def _jobs(database: str | None, command: str, incomplete: str) -> Iterator[_Offer]:
+    """Yield what begins with `incomplete`: numbers, names and ids of the newest jobs."""
+    from jobcore.storage.completion import newest_jobs  # noqa: PLC0415 - only for jobs
+
+    path = database or os.environ.get("JOBCORE_DB") or "jobs.db"
+    seen: set[str] = set()
+    for number, digits, status, name in newest_jobs(path, NEWEST):
+        if command in _OF_UNFINISHED and status not in ("QUEUED", "RUNNING"):
+            continue
+        about = f"{status} {name or ''}"
+        words = [str(number)]
+        if name and re.fullmatch(r"[\w.@+/-]+", name):  # a shell takes it as it is
+            words.append(name)
+        if incomplete:
+            words.append(digits)
+        for word in words:
+            if word.startswith(incomplete) and word not in seen:
+                seen.add(word)
+                yield word, about
+                break
+        if len(seen) == OFFERED:
+            return
