@@ -17,7 +17,7 @@ from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
 from jobcore.storage import job_rows, pipelines
-from jobcore.storage.damage import is_damage, without_text
+from jobcore.storage.damage import read_each
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
 
@@ -100,16 +100,14 @@ class QueueReader:
         rows = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
         if all(row.pipeline_id is None for row in rows):
             return [(row, None) for row in rows]
-        taken: list[tuple[Row[Any], Row[Any] | None]] = []
+        found = {row.number: row for row in rows}
         with self._database.read() as connection:
-            for row in rows:
-                try:
-                    taken.append((row, pipelines.find_pipeline(connection, row.pipeline_id)))
-                except Exception as error:
-                    if not is_damage(error):
-                        raise
-                    self._postpone(row.number, without_text(error))
-        return taken
+
+            def with_pipeline(number: int) -> list[tuple[Row[Any], Row[Any] | None]]:
+                row = found[number]
+                return [(row, pipelines.find_pipeline(connection, row.pipeline_id))]
+
+            return list(read_each(found, with_pipeline, self._postpone))
 
     def _postpone(self, number: int, error: Exception) -> None:
         self._postponed.fail(number, error, "start postponed", job=f"number {number}")

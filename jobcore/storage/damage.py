@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -51,15 +51,22 @@ def readable(
     except Exception as error:
         if not is_damage(error):
             raise
-    rows: list[T] = []
-    for key in keys():
+    return list(read_each(keys(), one, failed))
+
+
+def read_each(
+    keys: Iterable[int], one: Callable[[int], Sequence[T]], failed: Failed
+) -> Iterator[T]:
+    """Yield the rows that `one` reads by key. Call `failed` with the keys of unreadable ones."""
+    for key in keys:
         try:
-            rows += one(key)
+            rows = one(key)
         except Exception as error:
             if not is_damage(error):
                 raise
             failed(key, without_text(error))
-    return rows
+        else:
+            yield from rows
 
 
 def leave_out(_key: int, _error: Exception) -> None:

@@ -7,7 +7,7 @@ Every function takes a connection in a transaction. Times are microseconds since
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -38,9 +38,9 @@ from jobcore.storage.damage import (
     Failed,
     is_damage,
     leave_out,
+    read_each,
     read_rows,
     unconverted,
-    without_text,
 )
 from jobcore.storage.history import Entry
 from jobcore.storage.statement import Statement, read_json, write_json
@@ -249,15 +249,12 @@ def get_job(connection: Connection, number: int) -> Row[Any] | None:
 
 def visible_jobs(connection: Connection, numbers: Iterable[int], failed: Failed) -> list[Row[Any]]:
     """Return the visible jobs with these numbers, in the order of `numbers`."""
-    found: list[Row[Any]] = []
-    for number in numbers:
-        try:
-            found += connection.execute(_GET_JOB.where(IS_VISIBLE), {"number": number}).all()
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            failed(number, without_text(error))
-    return found
+    statement = _GET_JOB.where(IS_VISIBLE)
+    return list(
+        read_each(
+            numbers, lambda number: connection.execute(statement, {"number": number}).all(), failed
+        )
+    )
 
 
 def run_of(row: Row[Any]) -> transitions.Run:
@@ -457,30 +454,12 @@ def queued_jobs(
             raise
     else:
         return
-    yield from _queued_one_by_one(
-        connection, statement.with_only_columns(job.c.number), values, seen, failed
+    numbers = connection.execute(statement.with_only_columns(job.c.number), values).scalars().all()
+    yield from read_each(
+        (number for number in numbers if number not in seen),
+        lambda number: connection.execute(_GET_JOB, {"number": number}).all(),
+        failed,
     )
-
-
-def _queued_one_by_one(
-    connection: Connection,
-    numbers: Select[Any],
-    values: dict[str, Any],
-    seen: Collection[int],
-    failed: Failed,
-) -> Iterator[Row[Any]]:
-    """Yield the jobs not in `seen`, row by row, after a row could not be read."""
-    for number in connection.execute(numbers, values).scalars().all():
-        if number in seen:
-            continue
-        try:
-            rows = connection.execute(_GET_JOB, {"number": number}).all()
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            failed(number, without_text(error))
-        else:
-            yield from rows
 
 
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:

@@ -246,11 +246,7 @@ _SUPERVISED, _OWNED = (
     (Statement(select(*COLUMNS).where(*which)), Statement(select(job.c.number).where(*which)))
     for which in (_IS_SUPERVISED, _IS_OWNED)
 )
-_NAMES = Statement(
-    select(job.c.token, job.c.id, job.c.cookie).where(
-        has_status(Status.RUNNING), job.c.token.is_not(None)
-    )
-)
+_NAMES = Statement(select(job.c.token, job.c.id, job.c.cookie).where(*_IS_SUPERVISED))
 _DELETED = Statement(
     select(job.c.number)
     .where(job.c.deleted_at.is_not(None), IS_FINAL)
