@@ -12,7 +12,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Container, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
@@ -568,11 +567,11 @@ class Dispatcher(ForkAware):
         def write(connection: Connection) -> _Round:
             round_ = _Round([], [], [])
             for claim, content in contents:
-                with self._database.savepoint(connection, partial(_note, round_, claim)):
+                with self._database.savepoint(connection, round_.failed, claim):
                     after = self._importer.apply(connection, content)
                     round_.written.append((claim, content, after))
             for start in starts:
-                with self._database.savepoint(connection, partial(_note, round_, start)):
+                with self._database.savepoint(connection, round_.failed, start):
                     round_.claimed.append((start, self._claim(connection, start)))
             if any(start.has_environment for start in starts):
                 environments.remove_unused(connection)
@@ -708,7 +707,3 @@ class Dispatcher(ForkAware):
 def _needs_supervisor(claim: Claim) -> bool:
     """Tell whether a job must still be sent; the host itself ends one that cannot be started."""
     return claim.start is not None and claim.start.failure is None
-
-
-def _note(round_: _Round, of: Claim | Start, error: Exception) -> None:
-    round_.failed.append((of, error))

@@ -162,7 +162,7 @@ class Scheduler:
         """Write the decisions; return the pipelines that cannot be written, with the errors."""
         failed: list[tuple[Row[Any], Exception]] = []
         for pipeline, found in taken:
-            with self._database.savepoint(connection, partial(_note, failed, pipeline)):
+            with self._database.savepoint(connection, failed, pipeline):
                 _write(connection, pipeline, found, now)
         return failed
 
@@ -279,10 +279,6 @@ def _schedule(expression: str, time_zone: str) -> Schedule:
     return Schedule(expression, time_zone)
 
 
-def _note(failed: list[tuple[Row[Any], Exception]], pipeline: Row[Any], error: Exception) -> None:
-    failed.append((pipeline, error))
-
-
 def _schedule_of(pipeline: Row[Any]) -> Schedule:
     return _schedule(pipeline.schedule, pipeline.time_zone or "UTC")
 
@@ -307,16 +303,20 @@ def _decide(pipeline: Row[Any], now: int) -> _Taken:
         return _taken(schedule, None, 0, tick, tick, tick)
     if pipeline.catch_up == "all":
         return _taken(schedule, tick, 0, tick, tick, _tick_after(pipeline, tick))
-    passed = schedule.passed(to_datetime(tick), to_datetime(now))
-    latest = tick if passed.latest is None else from_datetime(passed.latest)
+    count, latest = _ticks_until(schedule, tick, now)
     late = tuning.LATE_AFTER if pipeline.late_after is None else pipeline.late_after
     runs = now - latest <= late * 1e6 or pipeline.catch_up == "last"
-    missed, last_missed = passed.count + 1 - runs, latest
+    missed, last_missed = count - runs, latest
     if runs and missed:  # the latest tick runs, so the last missed one is the one before it
-        before = schedule.passed(to_datetime(tick), to_datetime(latest - 1)).latest
-        last_missed = tick if before is None else from_datetime(before)
+        _, last_missed = _ticks_until(schedule, tick, latest - 1)
     upcoming = _tick_after(pipeline, max(latest, now))
     return _taken(schedule, latest if runs else None, missed, tick, last_missed, upcoming)
+
+
+def _ticks_until(schedule: Schedule, tick: int, until: int) -> tuple[int, int]:
+    """Return how many ticks there are from `tick`, which counts, to `until`, and the last one."""
+    passed = schedule.passed(to_datetime(tick), to_datetime(until))
+    return passed.count + 1, tick if passed.latest is None else from_datetime(passed.latest)
 
 
 def _taken(
@@ -354,11 +354,10 @@ def record_dropped(connection: Connection, pipeline: Row[Any], now: int) -> None
         tick = _moved(pipeline)
         if tick > now:
             return
-        passed = _schedule_of(pipeline).passed(to_datetime(tick), to_datetime(now))
+        count, last = _ticks_until(_schedule_of(pipeline), tick, now)
     except DAMAGE:
         return  # its ticks cannot be computed, and the change may be the repair
-    last = tick if passed.latest is None else from_datetime(passed.latest)
-    _record_missed(connection, pipeline, tick, last, passed.count + 1, now)
+    _record_missed(connection, pipeline, tick, last, count, now)
 
 
 def _record_missed(

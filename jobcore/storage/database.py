@@ -179,13 +179,13 @@ class Database(locks.ForkAware):
 
     @contextmanager
     def savepoint(
-        self, connection: Connection, failed: Callable[[Exception], None]
+        self, connection: Connection, failed: list[tuple[T, Exception]], what: T
     ) -> Iterator[None]:
         """
         Run a part of a transaction in a savepoint, so that it can fail alone.
 
-        An exception inside rolls back this part only, and `failed` is called with it. An
-        error that has ended the whole transaction is re-raised.
+        An exception inside rolls back this part only, and is appended to `failed` with `what`.
+        An error that has ended the whole transaction is re-raised.
         """
         driver = driver_of(connection)
         driver.execute("SAVEPOINT one_of_many")  # SQLAlchemy would take ten times as long
@@ -195,7 +195,7 @@ class Database(locks.ForkAware):
             if not driver.in_transaction:
                 raise
             driver.execute("ROLLBACK TO one_of_many")
-            failed(self._typed(error))
+            failed.append((what, self._typed(error)))
         driver.execute("RELEASE one_of_many")
 
     def guard_descriptors(self, require: Callable[[], None]) -> None:

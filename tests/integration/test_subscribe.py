@@ -105,7 +105,7 @@ def test_what_was_rolled_back_is_not_told(jobs):
             raise ZeroDivisionError
         with transaction(database) as connection:
             create(connection)
-            with database.savepoint(connection, lambda _error: None):
+            with database.savepoint(connection, [], None):
                 create(connection)
                 raise ZeroDivisionError
             create(connection)

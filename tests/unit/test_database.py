@@ -421,22 +421,23 @@ def test_savepoint_gives_each_its_own_fate(opened):
     failed = []
     with transaction(opened) as connection:
         for text in ("a", "b", "a", "c"):
-            with opened.savepoint(connection, failed.append):
+            with opened.savepoint(connection, failed, text):
                 connection.exec_driver_sql("INSERT INTO note VALUES (?)", (text + " first",))
                 connection.exec_driver_sql("INSERT INTO note VALUES (?)", (text,))
 
     assert notes(opened) == {"a first", "a", "b first", "b", "c first", "c"}
-    assert [type(error) for error in failed] == [DatabaseCorrupt]
+    assert [(text, type(error)) for text, error in failed] == [("a", DatabaseCorrupt)]
 
 
 def test_savepoint_does_not_hide_the_end_of_the_transaction(opened):
     """An error that ended the whole transaction is raised, and nothing is committed."""
+    failed = []
     with pytest.raises(DatabaseCorrupt), transaction(opened) as connection:  # noqa: PT012 - it is the block that is rolled back
         connection.exec_driver_sql("INSERT INTO note VALUES ('a')")
-        with opened.savepoint(connection, pytest.fail):
+        with opened.savepoint(connection, failed, None):
             connection.exec_driver_sql("INSERT OR ROLLBACK INTO note VALUES ('a')")
 
-    assert notes(opened) == set()
+    assert (notes(opened), failed) == (set(), [])
 
 
 def test_threads_write_one_after_the_other(opened):
