@@ -99,9 +99,16 @@ class Directories(ForkAware):
     Args:
         database: The absolute path of the database.
         host: Identifies the manager to `failpoints`.
+
+    Attributes:
+        boot_id: The id of the machine's current boot; None: `/proc` does not provide it.
+
+    Raises:
+        StoreError: `/proc` cannot be read now.
     """
 
     def __init__(self, database: str, host: object = None) -> None:
+        self.boot_id = filesystem.boot_id()
         self._database = database
         self._host = host
         self._root: int | None = None
@@ -223,21 +230,9 @@ class Directories(ForkAware):
 
     def is_home_of(self, directory_id: str | None, boot_id: str | None) -> bool:
         """
-        Tell whether a run was started here, given the texts of its row; see `is_root_of`.
+        Tell whether a run was started here, given the texts of its row.
 
-        Raises:
-            DatabaseGone: The directory of all job directories is gone.
-        """
-        return self.is_root_of(directory_id, same_boot=boot_id == filesystem.boot_id())
-
-    def is_root_of(self, directory_id: str | None, *, same_boot: bool) -> bool:
-        """
-        Tell whether a run was started here; see `DirectoryId`.
-
-        Args:
-            directory_id: The text of its row.
-            same_boot: Whether it was started under this boot; device numbers are compared
-                only then.
+        Device numbers are compared only within one boot; see `DirectoryId`.
 
         Raises:
             DatabaseGone: The directory of all job directories is gone.
@@ -245,7 +240,7 @@ class Directories(ForkAware):
         started = DirectoryId.parse(directory_id)
         if started is None or os.fstat(self.root).st_ino != started.root:
             return False
-        return not same_boot or self._identity[0] == started.device
+        return boot_id != self.boot_id or self._identity[0] == started.device
 
     def is_directory_of(self, directory: int, directory_id: str | None) -> bool:
         """Tell whether a run of this boot was started in this open directory."""

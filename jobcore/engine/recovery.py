@@ -85,7 +85,6 @@ class Recovery:
         self._stopper = stopper
         self._remover = remover
         self._clock = clock
-        self._boot_id = filesystem.boot_id()
         self._unresponsive = Unresponsive(directories, clock)
         #: By job number: the offset at the last sweep. If it moves, another manager imports.
         self._offsets: dict[int, int] = {}
@@ -238,10 +237,10 @@ class Recovery:
         Raises:
             DatabaseGone: The directory of all job directories is gone.
         """
-        return self._directories.is_root_of(run.directory_id, same_boot=self._is_of_this_boot(run))
+        return self._directories.is_home_of(run.directory_id, run.boot_id)
 
     def _is_of_this_boot(self, run: Run) -> bool:
-        return run.boot_id == self._boot_id
+        return run.boot_id == self._directories.boot_id
 
     def require_root(self) -> bool:
         """
@@ -448,7 +447,8 @@ class Recovery:
     def _never_started(self, run: Run, directory: int) -> bool:
         """Tell whether it is proven that the command was not started."""
         return (
-            self._boot_id is not None  # otherwise a power failure may have removed the files
+            self._directories.boot_id
+            is not None  # otherwise a power failure may have removed the files
             and self._is_of_this_boot(run)
             and self._directories.is_directory_of(directory, run.directory_id)
             and job_directory.is_unstarted(directory, run.token or "")

@@ -23,7 +23,6 @@ from jobcore.engine import orphans, procfs
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.launcher import STUBS
 from jobcore.errors import StoreError
-from jobcore.storage import filesystem
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import NewerProtocol, job_directory, pids, system_calls
 
@@ -43,7 +42,6 @@ class Unresponsive:
     def __init__(self, directories: Directories, clock: Clock) -> None:
         self._directories = directories
         self._clock = clock
-        self._boot_id = filesystem.boot_id()
         self._overdue = Overdue()
         self._supervisors: dict[int, int] = {}  # by job number: the pid; 0: not visible here
         self._unread: dict[int, int] = {}  # by job number: letters on the FIFO at the last look
@@ -128,7 +126,7 @@ class Unresponsive:
             return None
         pid = record.get("supervisor")
         here = pids.level() == 1 and (record.get("boot_id"), record.get("pid_namespace")) == (
-            self._boot_id,
+            self._directories.boot_id,
             system_calls.pid_namespace(),
         )
         self._supervisors[run.number] = pid if here and isinstance(pid, int) else 0
