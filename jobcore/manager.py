@@ -93,7 +93,7 @@ from jobcore.operations.submission import (
 )
 from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
-from jobcore.operations.waiting import Deadline, Waiter
+from jobcore.operations.waiting import Waiter, checked_until
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage import job_rows, settlement, transitions
 from jobcore.storage.database import Database
@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from jobcore.operations.claiming import Claimer
+    from jobcore.operations.completion import Completions, CompletionWaiter, Waited
 
 #: Seconds that `on_exit="stop"` waits for a command to end, in addition to its grace.
 STOP_PATIENCE = 1.0
@@ -1135,12 +1136,22 @@ class JobManager:
 
     # --- waiting ------------------------------------------------------------------
 
-    def wait(self, job_id: Id, timeout: float | None = None) -> Job:
+    def wait(
+        self,
+        job_id: Id,
+        timeout: float | None = None,
+        *,
+        until: Literal["ended", "started"] = "ended",
+    ) -> Job:
         """
         Block until the job is final, and return it; its log is then complete.
 
+        This waits for exactly this job, even if it is retried: see `wait_all` for retries.
+
         Args:
             timeout: Seconds to wait; None: as long as it takes. 0: check once.
+            until: `"started"`: wait only until the job is no longer QUEUED. It may then be
+                RUNNING or final, and its `start_time` is None if it was cancelled before.
 
         Returns:
             The job, final.
@@ -1152,16 +1163,20 @@ class JobManager:
             SpawnError: The job is QUEUED, and this manager, which would run it, can never start
                 jobs, or has failed to start any for 10 seconds. Or the interpreter is exiting.
             StoreError: Its row, its directory or its files could not be read for 10 seconds.
-            ArgumentError: `timeout` is not a number.
+            ArgumentError: `timeout` is not a number, or `until` is another value.
         """
         checked_timeout(timeout)
+        reached = checked_until(until)
         run = self._run(checked_one(job_id))
-        self._waiter.wait(run, timeout, self._liveness.begin_wait(self))
-        return self._job(run)
+        return self._job(self._waiter.wait(run, timeout, self._liveness.begin_wait(self), reached))
 
     def wait_all(self, job_ids: Iterable[Id], timeout: float | None = None) -> list[Job]:
         """
         Block until all of these jobs are final, and return them in the given order.
+
+        An id stands for the last attempt of its job: if the job is retried, this waits for
+        the retry, and returns it in place of the job. A retry that someone makes after this
+        has seen the end of the job does not count.
 
         Args:
             job_ids: The ids; they may repeat.
@@ -1176,10 +1191,47 @@ class JobManager:
             ArgumentError: `job_ids` is a single id or not a collection of ids, or `timeout`
                 is not a number.
         """
-        deadline = Deadline(timeout)
-        waited = [self._run(one) for one in checked_ids(job_ids)]
-        check = self._liveness.begin_wait(self)
-        return [self._job(self._waiter.wait(run, deadline, check)) for run in waited]
+        checked_timeout(timeout)
+        ids = checked_ids(job_ids)
+        jobs: dict[int, Job] = {}
+        for job, places in self._completed(ids, timeout):
+            jobs.update(dict.fromkeys(places, job))
+        return [jobs[place] for place in range(len(ids))]
+
+    def as_completed(self, job_ids: Iterable[Id], timeout: float | None = None) -> Iterator[Job]:
+        """
+        Return an iterator of these jobs, each as soon as it is final; jobs that are come first.
+
+        As in `wait_all`, an id stands for the last attempt of its job. Each job is returned
+        once, even if several ids stand for it. One look finds all jobs that have ended, so you
+        can wait for many thousands at once.
+
+        An error ends the iterator. To continue, call this again with the ids of the jobs that
+        it has not returned.
+
+        Args:
+            job_ids: The ids; they may repeat.
+            timeout: Seconds for the whole iteration; None: as long as it takes.
+
+        Raises:
+            JobNotFound: One of the ids is unknown; at this call.
+            JobDeleted, WaitTimeout, SpawnError, StoreError: As in `wait`, for one of the jobs;
+                at `next()`.
+            ArgumentError: As in `wait_all`; at this call.
+        """
+        checked_timeout(timeout)
+        found = self._completed(checked_ids(job_ids, "as_completed"), timeout)
+        return (job for job, _ in found)
+
+    def _completed(self, ids: list[Id], timeout: float | None) -> Iterator[tuple[Job, list[int]]]:
+        self._start()
+        waiter = self._completion_waiter()
+        return waiter.completed(waiter.begin(ids), timeout, self._liveness.begin_wait(self))
+
+    def _completion_waiter(self) -> CompletionWaiter:
+        from jobcore.operations.completion import CompletionWaiter  # noqa: PLC0415 - loaded by those who need it
+
+        return CompletionWaiter(self._database, self._waiter)
 
     def drain(self, timeout: float | None = None) -> None:
         """
@@ -1200,7 +1252,13 @@ class JobManager:
         """
         self._waiter.drain(self._drained(), self._running_elsewhere, timeout)
 
-    def wait_async(self, job_id: Id, timeout: float | None = None) -> Coroutine[Any, Any, Job]:
+    def wait_async(
+        self,
+        job_id: Id,
+        timeout: float | None = None,
+        *,
+        until: Literal["ended", "started"] = "ended",
+    ) -> Coroutine[Any, Any, Job]:
         """
         Await the end of the job, and return it: `wait` for an event loop.
 
@@ -1209,12 +1267,14 @@ class JobManager:
         call, not when awaited.
         """
         checked_timeout(timeout)
+        reached = checked_until(until)
         checked_one(job_id)
         return self._async_waiter.wait(
             lambda: self._run(job_id),
             timeout,
             self._liveness.begin_wait(self),
             self._job,
+            reached,
         )
 
     def wait_all_async(
@@ -1228,12 +1288,31 @@ class JobManager:
         """
         checked_timeout(timeout)
         ids = checked_ids(job_ids)
-        return self._async_waiter.wait_all(
-            lambda: [self._run(one) for one in ids],
-            timeout,
-            self._liveness.begin_wait(self),
-            self._job,
-        )
+        return self._completions(ids, timeout).all(len(ids))
+
+    def as_completed_async(
+        self, job_ids: Iterable[Id], timeout: float | None = None
+    ) -> AsyncIterator[Job]:
+        """
+        Return an asynchronous iterator of jobs as they end: `as_completed` for an event loop.
+
+        You can stop iterating at any point: there is nothing to close. A cancelled `anext()`
+        has consumed no job. The time counts from the first `anext()` on. Args and errors are
+        those of `as_completed`; they come at `anext()`, and a wrong argument at this call.
+        """
+        checked_timeout(timeout)
+        return self._completions(checked_ids(job_ids, "as_completed"), timeout)
+
+    def _completions(self, ids: list[Id], timeout: float | None) -> Completions:
+        from jobcore.operations.completion import Completions  # noqa: PLC0415 - as above
+
+        waiter = self._completion_waiter()
+
+        def begin() -> Waited:
+            self._start()
+            return waiter.begin(ids)
+
+        return Completions(waiter, begin, timeout, self._liveness.begin_wait(self))
 
     def follow_async(
         self,

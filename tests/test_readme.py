@@ -201,6 +201,13 @@ def test_the_nightly_line_prunes_and_finds_nothing_wrong(tmp_path):
     assert "wrong" not in done.stdout
 
 
+def test_jobs_come_as_they_end_as_shown(tmp_path):
+    """The example of waiting prints what the guide says."""
+    shown = between("waiting:", "end of waiting")
+
+    assert printed(blocks("python", shown)[0], tmp_path) == blocks("text", shown)[0]
+
+
 def logged():
     """Return the levels of each event that jobcore logs, by its name, as the table has them."""
     found = {}

@@ -285,7 +285,7 @@ def test_it_says_what_it_returns(name):
 
 #: Verbs that write nothing: every other one says what is true when it returns.
 LOOKING = re.compile(
-    r"(get|find|list|count|wait|follow|drain|log|tail|history|skips|check|events|subscribe|result)(_|s?$)"
+    r"(as_completed|get|find|list|count|wait|follow|drain|log|tail|history|skips|check|events|subscribe|result)(_|s?$)"
 )
 #: What is true afterwards, in one of these ways: how long it lasts, or what has happened by then.
 LASTING = re.compile(

@@ -197,7 +197,9 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
         jobs.stop_job(job_id, grace=0),
         jobs.cancel_job(job_id, grace=2.5),
         *jobs.wait_all(job_ids=[job_id], timeout=9.5),
+        *jobs.as_completed(job_ids=[job_id], timeout=9.5),
         jobs.wait(job_id, timeout=None),
+        jobs.wait(job_id, until="started"),
         *jobs.recover(),
         *jobs.list_copied_jobs(),
         *jobs.repair(),
@@ -333,8 +335,10 @@ async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
     first: LogLine = await jobs.follow_async(job_id, unfinished=False).__anext__()
     await jobs.drain_async(timeout=first.sequence)
     waiting = asyncio.create_task(jobs.wait_async(job_id, 60))
+    await jobs.wait_async(job_id, until="started")
     ended: Job = await waiting
     every: list[Job] = await jobs.wait_all_async(job_ids=[ended.id], timeout=9.5)
+    every += [one async for one in jobs.as_completed_async(job_ids=[ended.id], timeout=9.5)]
     print(len(every))
     return ended if ended.status.final else await jobs.wait_async(job_id)
 

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 
+from jobcore import checks
 from jobcore.embedding import telemetry
 from jobcore.embedding.locks import Bell
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.recovery import Recovery
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
+from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.operations.arguments import checked_timeout
 from jobcore.storage import log_segments, transitions
@@ -260,6 +262,22 @@ class Cursor(NamedTuple):
     def in_words(self) -> str:
         """Return the state of the job in words, for a WaitTimeout."""
         return f"job {self.run.id} is {self.run.status}"
+
+
+def is_final(run: Run) -> bool:
+    """Tell whether a job has ended."""
+    return run.final
+
+
+def has_started(run: Run) -> bool:
+    """Tell whether a job is no longer QUEUED, even if it was cancelled before it started."""
+    return run.status != Status.QUEUED
+
+
+def checked_until(until: object) -> Callable[[Run], bool]:
+    """Return the condition to wait for, by its name."""
+    named = {"ended": is_final, "started": has_started}
+    return named[str(checks.one_of(until, "until", tuple(named)))]
 
 
 class Waiter:
@@ -542,6 +560,7 @@ class Waiter:
         run: Run,
         timeout: float | Deadline | None = None,
         check: Callable[[Run], None] = lambda _run: None,
+        until: Callable[[Run], bool] = is_final,
     ) -> Run:
         """
         Block until the job is final, and return it.
@@ -549,6 +568,7 @@ class Waiter:
         Args:
             check: Called with the job at every look while it is not final. It raises an
                 error to end the wait.
+            until: What to wait for instead: `is_final` or `has_started`.
 
         Raises:
             JobDeleted: The job was deleted meanwhile.
@@ -558,7 +578,7 @@ class Waiter:
         cursor = self.waiting(run)
         me = object()
         try:
-            while not (cursor := self._look(cursor)).run.final:
+            while not until((cursor := self._look(cursor)).run):
                 check(cursor.run)
                 self._rest(cursor, deadline, check, me)
         finally:

@@ -17,7 +17,7 @@ from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.operations.async_backend import Answer, in_thread, sleep
-from jobcore.operations.waiting import NOT_DRAINED, Cursor, Deadline, Waiter
+from jobcore.operations.waiting import NOT_DRAINED, Cursor, Deadline, Waiter, is_final
 from jobcore.storage import log_segments
 from jobcore.storage.transitions import Run
 from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
@@ -52,6 +52,7 @@ class AsyncWaiter:
         timeout: float | Deadline | None,
         check: Callable[[Run], None],
         end: Callable[[Run], Answer],
+        until: Callable[[Run], bool] = is_final,
     ) -> Answer:
         """
         Wait until the job is final, and return `end(job)`.
@@ -60,6 +61,7 @@ class AsyncWaiter:
             begin: Finds the job. It is called in a thread, and so is `end`.
             check: Called with the job at every look while it is not final. It raises an
                 error to end the wait.
+            until: As in `Waiter.wait`.
 
         Raises:
             JobDeleted: The job was deleted meanwhile.
@@ -68,28 +70,10 @@ class AsyncWaiter:
         deadline = Deadline.of(timeout)
         cursor = self._waiter.waiting(await in_thread(begin))
         checked = 0.0
-        while not (cursor := await self.look(cursor)).run.final:
+        while not until((cursor := await self.look(cursor)).run):
             checked = await _check(check, cursor.run, checked)
             await _rest(cursor, deadline)
         return await in_thread(end, cursor.run)
-
-    async def wait_all(
-        self,
-        begin: Callable[[], Sequence[Run]],
-        timeout: float | None,
-        check: Callable[[Run], None],
-        end: Callable[[Run], Answer],
-    ) -> list[Answer]:
-        """
-        Wait until all jobs that `begin` finds are final, and return `end(job)` for each.
-
-        Raises:
-            JobDeleted: One of them was deleted meanwhile.
-            WaitTimeout: `timeout` seconds are over.
-        """
-        deadline = Deadline(timeout)
-        found = await in_thread(begin)
-        return [await self.wait(partial(_itself, run), deadline, check, end) for run in found]
 
     def follow(
         self,

@@ -340,6 +340,7 @@ class JobRow(_Row, table=True):
             "expires",
             info={"sqlite_where": text("status = 'QUEUED' AND expires IS NOT NULL")},
         ),
+        Index("retries_of_job", "retry_of", info={"sqlite_where": text("retry_of IS NOT NULL")}),
         Index("jobs_by_end", "end_time", info={"sqlite_where": text("end_time IS NOT NULL")}),
         Index(
             "delayed_retries",

@@ -270,6 +270,16 @@ def workspace(jobs):
     jobs.delete_workspace(place.id)
 
 
+def wait_for_few(jobs):
+    """Wait for jobs beside a long queue and a long history."""
+    made = [jobs.create_job("RARE"), jobs.create_job("RARE")]
+    ended = jobs.as_completed([job.id for job in made])
+    for job in made:
+        run_to(jobs, job, 0)
+        next(ended)
+    jobs.wait(made[0].id, until="started")
+
+
 #: What is called, by what it shows. Each does its work in statements of few steps.
 CALLS = {
     "a page of all": lambda jobs: jobs.list_jobs(),
@@ -312,6 +322,8 @@ CALLS = {
     "a deletion": lambda jobs: jobs.delete_job(jobs.submit(["true"]).id),
     "a cancellation": lambda jobs: jobs.cancel_job(jobs.submit(["true"], pipeline_id=BIG).id),
     "many": lambda jobs: jobs.submit_many([["true"]] * 50),
+    "the end of many": lambda jobs: jobs.wait_all([f"{n:032x}" for n in range(1, 60)]),
+    "the end of few": wait_for_few,
     "old skips": lambda jobs: jobs.prune(10, pipeline_id=f"{10:032x}", keep=10),
 }
 
