@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         DatabaseCorrupt,
         DatabaseFull,
         DatabaseGone,
+        DuplicateKey,
         InvalidParameter,
         InvalidTransition,
         JobcoreError,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from jobcore.operations.events import AsyncEvents, Events
     from jobcore.operations.tasks import Task
     from jobcore.retries import Retries
+    from jobcore.submission import Submission
 
 __all__ = [
     "FINAL",
@@ -91,6 +93,7 @@ __all__ = [
     "DatabaseCorrupt",
     "DatabaseFull",
     "DatabaseGone",
+    "DuplicateKey",
     "Event",
     "Events",
     "Executor",
@@ -129,6 +132,7 @@ __all__ = [
     "Stopped",
     "StoreError",
     "StoreMismatch",
+    "Submission",
     "SystemClock",
     "Task",
     "TooManyFollowers",
@@ -161,6 +165,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
         "operations.events": ("AsyncEvents", "Events"),
         "operations.tasks": ("Task",),
         "retries": ("Retries",),
+        "submission": ("Submission",),
     }
     _HOMES = dict.fromkeys(__all__, "errors")
     _HOMES |= {name: module for module, names in _MODULES.items() for name in names}

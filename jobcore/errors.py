@@ -11,6 +11,7 @@ Errors: every exception that jobcore raises, with the facts as attributes.
     ├── Stopped                                  409
     ├── PipelineAlreadyRunning                   409
     ├── PipelineExists                           409
+    ├── DuplicateKey                             409
     ├── NoResult                                 409
     ├── ArgumentError (ValueError)               400
     ├── CommandError (ValueError)                400
@@ -202,6 +203,23 @@ class PipelineExists(JobcoreError):
         super().__init__(f"pipeline {pipeline_id} of this workspace already has the name {name!r}")
         self.name = name
         self.pipeline_id = pipeline_id
+
+
+class DuplicateKey(JobcoreError):
+    """
+    Another job of the workspace holds this key; no job was created.
+
+    Attributes:
+        key: The key.
+        job_id: The job that holds it.
+    """
+
+    status = 409
+
+    def __init__(self, key: str, job_id: UUID) -> None:
+        super().__init__(f"job {job_id} already has the key {shown(key)}")
+        self.key = key
+        self.job_id = job_id
 
 
 class NoResult(JobcoreError):

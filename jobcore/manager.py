@@ -53,7 +53,6 @@ from jobcore.operations.arguments import (
     checked_before,
     checked_callback,
     checked_command,
-    checked_commands,
     checked_data,
     checked_database,
     checked_env_from,
@@ -61,7 +60,6 @@ from jobcore.operations.arguments import (
     checked_final,
     checked_ids,
     checked_lines,
-    checked_moment,
     checked_one,
     checked_prefix,
     checked_progress,
@@ -77,6 +75,12 @@ from jobcore.operations.arguments import (
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.deletion import Deleter
 from jobcore.operations.events import AsyncEvents, EventReader, Events
+from jobcore.operations.job_options import (
+    checked_on_conflict,
+    queue_fields,
+    refuse_parameters,
+    submitted_fields,
+)
 from jobcore.operations.lookup import (
     Id,
     Listings,
@@ -113,6 +117,7 @@ if TYPE_CHECKING:
 
     from jobcore.operations.claiming import Claimer
     from jobcore.operations.completion import Completions, CompletionWaiter, Waited
+    from jobcore.submission import Submission
 
 #: Seconds that `on_exit="stop"` waits for a command to end, in addition to its grace.
 STOP_PATIENCE = 1.0
@@ -305,12 +310,22 @@ class JobManager:
         not_before: datetime | None = None,
         env_from: Literal["submitter", "worker"] = "worker",
         reserved: bool = False,
+        key: str | None = None,
+        unique_for: float | None = None,
+        on_conflict: Literal["return", "raise"] = "return",
+        priority: int = 0,
+        group: str | None = None,
+        expires: float | datetime | None = None,
         **options: Any,
     ) -> Job:
         """
         Create a QUEUED job that runs `command` in the next free slot, in the order of creation.
 
         When this returns, the job survives any crash, and a power failure.
+
+        With a key, the call can be repeated: while a job of the workspace holds the key, this
+        returns that job, whatever the other arguments are. A job holds its key until it is
+        final or deleted; a retry takes it over.
 
         Args:
             command: A list of words, or a `Command`.
@@ -328,38 +343,67 @@ class JobManager:
                 `SSH_AUTH_SOCK`, `DISPLAY`, `PWD`, `SHLVL` and `_`.
             reserved: Only this process may start the job, so the command gets this process's
                 environment. If this process ends first, the job is cancelled.
+            key: A text of your choice, such as `nightly-2026-11-29`. Over all processes, at
+                most one job of the workspace holds it.
+            unique_for: Seconds from its creation for which the job holds its key at least, even
+                if it is final before.
+            on_conflict: What this does if another job holds the key: `"return"` that job, or
+                `"raise"` DuplicateKey.
+            priority: Jobs with a higher priority start first.
+            group: The group whose limit the job counts for.
+            expires: Seconds from its creation, or a time with a time zone: if the job has not
+                started by then, it is cancelled, with the reason `expired`.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
 
         Returns:
-            The job as it was created.
+            The job as it was created, or the job that holds the key.
 
         Raises:
             CommandError: The job could never run, or `data` cannot be stored; nothing was
                 created.
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
+            DuplicateKey: Another job holds the key, and `on_conflict` is `"raise"`; its id is
+                `.job_id`.
         """
         fields = {
             "type": type,
             "name": name,
             "data": checked_data(data),
             "command": checked_command(command, options).to_json(),
-            "not_before": checked_moment(not_before),
+            **queue_fields(
+                priority=priority,
+                group=group,
+                expires=expires,
+                key=key,
+                unique_for=unique_for,
+                not_before=not_before,
+            ),
         }
         source = checked_env_from(env_from)
         return self._create(
-            [fields], workspace_id, pipeline_id, env_from=source, reserved=bool(reserved)
+            [fields],
+            workspace_id,
+            pipeline_id,
+            env_from=source,
+            reserved=bool(reserved),
+            on_conflict=on_conflict,
         )[0]
 
     def submit_many(
         self,
-        commands: Sequence[Runnable],
+        commands: Sequence[Runnable | Submission],
         *,
         name: str | None = None,
         data: Any = None,
         workspace_id: Id | None = None,
         type: str = JobType.COMMAND,  # noqa: A002 - the name of the field in Matatika's Jobs API
+        not_before: datetime | None = None,
         env_from: Literal["submitter", "worker"] = "worker",
+        on_conflict: Literal["return", "raise"] = "return",
+        priority: int = 0,
+        group: str | None = None,
+        expires: float | datetime | None = None,
         **options: Any,
     ) -> list[Job]:
         """
@@ -373,27 +417,41 @@ class JobManager:
         errors are those of `submit`.
 
         Args:
-            commands: Lists of words and `Command`s, in the order in which they start.
+            commands: Lists of words, `Command`s and `Submission`s, in the order in which they
+                start. A `Submission` has a name, a key, a priority and so on of its own.
+            on_conflict: With `"return"`, the other job is returned in the place of each job whose
+                key another one holds. With `"raise"`, none is created then.
             options: Apply to every command that is a list of words.
 
         Returns:
             The jobs in the order of the commands.
         """
-        checked = checked_data(data)
-        fields = [
-            {
-                "type": type,
-                "name": name,
-                "data": checked,
-                "command": command.to_json(),
-            }
-            for command in checked_commands(commands, options)
-        ]
+        given = {
+            "name": name,
+            "data": data,
+            "not_before": not_before,
+            "priority": priority,
+            "group": group,
+            "expires": expires,
+        }
+        fields = [{"type": type, **one} for one in submitted_fields(commands, given, options)]
         source = checked_env_from(env_from)
-        return self._create(fields, workspace_id, None, env_from=source) if fields else []
+        if not fields:
+            return []
+        return self._create(fields, workspace_id, None, env_from=source, on_conflict=on_conflict)
 
     def submit_function(
-        self, target: Callable[..., Any] | str, /, *args: Any, **kwargs: Any
+        self,
+        target: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        key: str | None = None,
+        unique_for: float | None = None,
+        on_conflict: Literal["return", "raise"] = "return",
+        priority: int = 0,
+        group: str | None = None,
+        expires: float | datetime | None = None,
+        **kwargs: Any,
     ) -> Job:
         """
         Create a QUEUED job that calls a function in a fresh interpreter; see `result`.
@@ -408,18 +466,37 @@ class JobManager:
                 defined in `__main__`. Or the text `package.module:function`, which is
                 imported only when the job runs.
             args: Its positional arguments; they must be picklable.
+            key: As in `submit`. If the function has a parameter of one of the names from `key`
+                to `expires`, that argument is refused here.
+            unique_for: Seconds, as in `submit`.
+            on_conflict, priority, group: As in `submit`.
+            expires: Seconds, or a time with a time zone, as in `submit`.
             kwargs: Its keyword arguments. To give the job a time-out, a workspace and so
                 on, use `submit(function_command(...), type="FUNCTION", ...)`.
 
         Returns:
-            The job as it was created, named after the function.
+            The job as it was created, named after the function, or the job that holds the key.
 
         Raises:
             CommandError: The function can never be called like this; nothing was
                 created. The message says why, without showing any argument.
+            DuplicateKey: Another job holds the key, and `on_conflict` is `"raise"`.
         """
+        waiting: dict[str, Any] = {
+            "key": key,
+            "unique_for": unique_for,
+            "on_conflict": None if on_conflict == "return" else on_conflict,
+            "priority": priority or None,
+            "group": group,
+            "expires": expires,
+        }
+        given = {name: value for name, value in waiting.items() if value is not None}
+        refuse_parameters(target, given)
         return self.submit(
-            function_command(target, args, kwargs), name=describe(target), type=JobType.FUNCTION
+            function_command(target, args, kwargs),
+            name=describe(target),
+            type=JobType.FUNCTION,
+            **given,
         )
 
     def create_job(
@@ -432,6 +509,12 @@ class JobManager:
         name: str | None = None,
         data: Any = None,
         env_from: Literal["submitter", "worker"] = "worker",
+        key: str | None = None,
+        unique_for: float | None = None,
+        on_conflict: Literal["return", "raise"] = "return",
+        priority: int = 0,
+        group: str | None = None,
+        expires: float | datetime | None = None,
     ) -> Job:
         """
         Create a job of a type, optionally from a pipeline, as Matatika's Jobs API does.
@@ -449,13 +532,18 @@ class JobManager:
             name: A name of your choice.
             data: Your own small JSON, up to 64 KiB.
             env_from: Which environment its command gets, as in `submit`.
+            key: As in `submit`.
+            unique_for: Seconds, as in `submit`.
+            on_conflict, priority, group: As in `submit`.
+            expires: Seconds, or a time with a time zone, as in `submit`.
 
         Returns:
-            The job as it was created, QUEUED.
+            The job as it was created, QUEUED, or the job that holds the key.
 
         Raises:
             PipelineNotFound, WorkspaceNotFound: No pipeline or workspace has this id.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job; its id is `.job_id`.
+            DuplicateKey: Another job holds the key, and `on_conflict` is `"raise"`.
             CommandError: The command could never run, or the data cannot be stored.
         """
         own = None if command is None else checked_command(command, {}).to_json()
@@ -464,9 +552,14 @@ class JobManager:
             "name": name,
             "data": checked_data(data),
             "command": own,
+            **queue_fields(
+                priority=priority, group=group, expires=expires, key=key, unique_for=unique_for
+            ),
         }
         source = checked_env_from(env_from)
-        return self._create([fields], workspace_id, pipeline_id, env_from=source)[0]
+        return self._create(
+            [fields], workspace_id, pipeline_id, env_from=source, on_conflict=on_conflict
+        )[0]
 
     def retry_job(self, job_id: Id) -> Job:
         """
@@ -485,6 +578,7 @@ class JobManager:
             JobNotFound: No job has this id.
             InvalidTransition: The job is neither ERROR nor STOPPED.
             PipelineAlreadyRunning: Its pipeline has another QUEUED or RUNNING job.
+            DuplicateKey: Another job holds its key.
         """
         row = self._reconciled(job_id, kill=True)
         if row.status not in lifecycle.RETRIABLE:
@@ -501,6 +595,7 @@ class JobManager:
         env_from: str,
         reserved: bool = False,
         started: bool = False,
+        on_conflict: str = "raise",
     ) -> list[Job]:
         if reserved:
             env_from = SUBMITTER  # this process starts it, so nothing needs to be stored
@@ -511,7 +606,13 @@ class JobManager:
             "environment": capture() if env_from == SUBMITTER and not reserved else None,
             "reserved": reserved,
             "started": started,
+            "on_conflict": checked_on_conflict(on_conflict),
         }
+        held = [job["key"] for job in jobs if job.get("key") is not None]
+        if held:
+            # They may have ended without being settled yet.
+            for holder in self._creator.running_holders(held, workspace_id, pipeline_id):
+                self._has_ended(holder)
         return self._created(lambda: self._creator.create_jobs(**wanted))
 
     def _created(self, create: Callable[[], list[dict[str, Any]]]) -> list[Job]:
@@ -528,7 +629,7 @@ class JobManager:
             for row in rows:
                 self._dispatcher.make_own(row["number"])
         self._dispatcher.wake()
-        return [Job.from_row(row) for row in rows]
+        return [self._shown(row) for row in rows]
 
     def _has_ended(self, job_id: UUID) -> bool:
         try:
@@ -643,7 +744,7 @@ class JobManager:
         types = required_types(type)
         checked_timeout(timeout)
         row = self._claimer().claim(types, timeout)
-        return None if row is None else Job.from_row(row)
+        return None if row is None else self._shown(row)
 
     def claim_job_async(
         self,
@@ -912,7 +1013,7 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
         """
-        return public(Job, self._reconciled(job_id))
+        return public(Job, self._reconciled(job_id), self._clock.now())
 
     def result(self, job_id: Id) -> Any:
         """
@@ -1950,6 +2051,10 @@ class JobManager:
         if row is None or row.deleted_at is not None:
             raise JobDeleted(run.id)
         return public(Job, row)
+
+    def _shown(self, row: Any) -> Job:
+        """Return the public form of a job's row, or of its values by column."""
+        return Job.from_row(row, self._clock.now())
 
     def _filter(
         self,

@@ -21,7 +21,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from jobcore.clock import exact_iso_utc, iso_utc, to_datetime
+from jobcore.clock import SystemClock, exact_iso_utc, iso_utc, to_datetime
 from jobcore.command import Command
 from jobcore.embedding.locks import GATE
 from jobcore.embedding.worker import handed_over
@@ -326,6 +326,15 @@ class Job(_Public):
             seconds.
         max_rss: Largest resident set of any one of its processes, in bytes. For a very short
             process it includes the image of the process that forked it.
+        key: The key that its creator gave it, or None.
+        priority: Jobs with a higher priority start first.
+        group: The group whose limit it counts for, or None.
+        expires: When it is cancelled if it has not started, or None.
+        hook_of: The job whose end it reports, or None.
+        run_if: How the jobs that it depends on have to end, or None: it depends on none.
+        next_attempt: When it starts at the earliest, if it is a retry in the queue, else None.
+        waits_for: What a QUEUED job waits for besides a free slot: `time` (see `not_before`) or
+            `dependencies`; None: nothing, or the job is not QUEUED.
     """
 
     id: UUID
@@ -353,19 +362,35 @@ class Job(_Public):
     left_processes: int | None
     cpu_seconds: float | None
     max_rss: int | None
+    key: str | None
+    priority: int
+    group: str | None
+    expires: Moment | None
+    hook_of: UUID | None
+    run_if: Literal["complete", "ended", "failed"] | None
+    next_attempt: Moment | None
+    waits_for: Literal["time", "dependencies"] | None
 
     _moments: ClassVar[tuple[str, ...]] = (
-        "created", "start_time", "end_time", "not_before", "stop_requested",
+        "created", "start_time", "end_time", "not_before", "stop_requested", "expires",
     )  # fmt: skip
 
+    @property
+    def duration(self) -> float | None:
+        """Seconds from its start to its end; None: it is not final, or it never started."""
+        if self.start_time is None or self.end_time is None:
+            return None
+        return (self.end_time - self.start_time).total_seconds()
+
     @classmethod
-    def from_row(cls, row: Any) -> "Self":
+    def from_row(cls, row: Any, now: int | None = None) -> "Self":
         """
         Return the public form of a stored job.
 
         Args:
             row: A row of the table `job`, or its values by column, with at least the columns
                 of `tables.SHOWN`.
+            now: Microseconds since 1970, for `waits_for`; None: by the machine's clock.
 
         Raises:
             DatabaseCorrupt: The row holds an invalid value.
@@ -382,7 +407,23 @@ class Job(_Public):
         if not isinstance(spent, int | None):
             raise DatabaseCorrupt("a stored Job is invalid: cpu_us")
         fields["cpu_seconds"] = None if spent is None else spent / 1e6
+        fields["group"] = fields["group_name"]
+        is_queued = fields["status"] == Status.QUEUED
+        fields["waits_for"] = _cause_of_waiting(fields, now) if is_queued else None
+        is_waiting_retry = is_queued and fields["retry_of"] is not None
+        fields["next_attempt"] = fields["not_before"] if is_waiting_retry else None
         return cls._checked(fields)
+
+
+def _cause_of_waiting(fields: Mapping[str, Any], now: int | None) -> str | None:
+    """Return `Job.waits_for` of a QUEUED job."""
+    if fields["unmet"]:
+        return "dependencies"
+    due = fields["not_before"]
+    if due is None:
+        return None
+    moment = to_datetime(SystemClock().now() if now is None else now)
+    return "time" if due > moment else None
 
 
 class ClaimedJob(Job):

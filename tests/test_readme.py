@@ -93,6 +93,13 @@ def test_the_example_of_functions_runs_as_printed(tmp_path):
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
 
 
+def test_the_example_of_keys_runs_as_printed(tmp_path):
+    """A submission with a key can be repeated."""
+    section = between("keys:", "end of keys")
+
+    assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
 def test_the_example_of_tasks_runs_as_printed(tmp_path):
     """A block is a job, and a worker's claims end when there is no more."""
     section = between("task:", "end of task")

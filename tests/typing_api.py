@@ -36,6 +36,7 @@ from jobcore import (
     Retries,
     Skip,
     Status,
+    Submission,
     SystemClock,
     Task,
     Transition,
@@ -131,19 +132,39 @@ def creating(jobs: JobManager) -> list[Job]:
             ["true"], name="n", data={"a": [1]}, timeout=3, not_before=moment, reserved=True
         ),
         jobs.submit(["true"], env_from="submitter"),
+        jobs.submit(["true"], key="k", unique_for=3.5, on_conflict="raise", expires=moment),
+        jobs.submit(["true"], priority=-1, group="gpu", expires=60),
         jobs.submit(command, workspace_id=UUID(int=0), pipeline_id="text", type="GREETING"),
         jobs.create_job("TASK"),
         jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=words),
         jobs.create_job("TASK", name="n", data={"a": [1]}, env_from="worker"),
+        jobs.create_job("TASK", key="k", unique_for=3, on_conflict="return"),
+        jobs.create_job("TASK", priority=1, group="gpu", expires=60),
         jobs.retry_job("text"),
     ]
-    return made + jobs.submit_many(
-        [["true"], command, shell],
-        name="n",
-        data=[1],
-        workspace_id="text",
-        type="GREETING",
-        env_from="submitter",
+    return (
+        made
+        + jobs.submit_many(
+            [["true"], command, shell],
+            name="n",
+            data=[1],
+            workspace_id="text",
+            type="GREETING",
+            env_from="submitter",
+        )
+        + jobs.submit_many(
+            [
+                ["true"],
+                Submission(["true"], name="n", data=1, key="k", unique_for=3, priority=2, ref="r"),
+                Submission(command, group="gpu", not_before=moment, expires=moment),
+                Submission(command=command, expires=2.5),
+            ],
+            not_before=moment,
+            on_conflict="raise",
+            priority=3,
+            group="gpu",
+            expires=60,
+        )
     )
 
 
@@ -163,6 +184,8 @@ def calling(jobs: JobManager) -> list[Job]:
     named = function_command("shop.load:Loader.run", kwargs={"table": "orders"})
     made = [
         jobs.submit_function(load, "orders", limit=3),
+        jobs.submit_function(load, "orders", key="k", unique_for=3, on_conflict="raise"),
+        jobs.submit_function(load, "orders", priority=1, group="gpu", expires=60),
         jobs.submit_function(load_slowly, "orders"),
         jobs.submit_function("shop.load:run", "orders"),
         jobs.submit(command, type="FUNCTION", name="n"),
@@ -369,7 +392,11 @@ def facts(job: Job) -> tuple[object, ...]:
     number: int | None = job.signal
     lines: int = job.line_count + job.dropped + (job.left_processes or 0)
     used: tuple[float | None, int | None] = (job.cpu_seconds, job.max_rss)
-    ending = (final, code, reason, ended, number, asked)
+    waiting: tuple[str | None, int, str | None] = (job.key, job.priority, job.group)
+    due: tuple[datetime | None, datetime | None] = (job.expires, job.next_attempt)
+    others: tuple[UUID | None, str | None, str | None] = (job.hook_of, job.run_if, job.waits_for)
+    took: float | None = job.duration
+    ending = (final, code, reason, ended, number, asked, waiting, due, others, took)
     return ident, ending, data, sent, shown, attempt, original, times, source, lines, used, job.type
 
 
@@ -509,6 +536,8 @@ def failing(jobs: JobManager) -> int:
         return hash((busy, error.pipeline_id))
     except jobcore.PipelineExists as error:
         return hash((error.name, error.pipeline_id))
+    except jobcore.DuplicateKey as error:
+        return hash((error.key, error.job_id))
     except jobcore.JobNotRunning as error:
         return hash(error.job_status)
     except jobcore.InvalidTransition as error:

@@ -20,7 +20,7 @@ from uuid import UUID
 from jobcore import checks, structured_lines
 from jobcore.checks import LARGEST_INTEGER
 from jobcore.clock import from_datetime
-from jobcore.command import Command, current_umask
+from jobcore.command import Command
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.lifecycle import Status
 from jobcore.storage import environments
@@ -238,34 +238,25 @@ def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
         raise CommandError(str(error)) from error
 
 
-def checked_commands(commands: Iterable[Runnable], options: Mapping[str, Any]) -> list[Command]:
-    """Return each of `commands`, checked."""
-    several: object = commands  # callers may pass anything
-    if not isinstance(several, Iterable):
-        raise CommandError(f"commands must be a list of commands, not {type(several).__name__}")
-    own = {"umask": current_umask(), **options}  # read it once
-    return [checked_command(one, options if isinstance(one, Command) else own) for one in commands]
-
-
 def checked_env_from(env_from: str) -> str:
     """Return whose environment a command gets."""
     choices = (environments.SUBMITTER, environments.WORKER)
     return str(checks.one_of(env_from, "env_from", choices, CommandError))
 
 
-def checked_moment(moment: datetime | None) -> int | None:
-    """Return `not_before` as it is stored, in microseconds since 1970."""
+def checked_moment(moment: datetime | None, what: str = "not_before") -> int | None:
+    """Return a time as it is stored, in microseconds since 1970."""
     if moment is None:
         return None
     given: object = moment  # callers may pass anything
     if not isinstance(given, datetime):
-        raise CommandError(f"not_before must be a datetime, not {type(given).__name__}")
+        raise CommandError(f"{what} must be a datetime, not {type(given).__name__}")
     if moment.utcoffset() is None:
-        raise CommandError("not_before needs a time zone")
+        raise CommandError(f"{what} needs a time zone")
     try:
         return from_datetime(moment.astimezone(timezone.utc))
     except OverflowError as error:
-        raise CommandError("not_before is outside the years 1 to 9999 in UTC") from error
+        raise CommandError(f"{what} is outside the years 1 to 9999 in UTC") from error
 
 
 def checked_data(data: Any) -> Any:

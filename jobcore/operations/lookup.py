@@ -86,15 +86,18 @@ def _require(
 _KINDS = {JobNotFound: "job", WorkspaceNotFound: "workspace", PipelineNotFound: "pipeline"}
 
 
-def public(kind: type[T], row: Any) -> T:
+def public(kind: type[T], row: Any, *facts: Any) -> T:
     """
     Return the public form of a row that was requested by its id.
+
+    Args:
+        facts: Further arguments of the model's `from_row`.
 
     Raises:
         DatabaseCorrupt: A column holds an invalid value; the message names the column.
     """
     try:
-        return kind.from_row(row)  # type: ignore[attr-defined,no-any-return]
+        return kind.from_row(row, *facts)  # type: ignore[attr-defined,no-any-return]
     except DatabaseCorrupt as error:
         raise _unreadable(kind.__name__.lower(), row.id, str(error)) from error
 
@@ -127,6 +130,7 @@ class Listings:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
         self._damaged = Postponement(seconds_of(clock))
         self._named: dict[tuple[str, int, str], tuple[str, Exception]] = {}
 
@@ -179,9 +183,10 @@ class Listings:
         """
         failed = {} if failed is None else failed
         found = []
+        now = self._clock.now()
         for row in rows:
             try:
-                found.append(Job.from_row(row))
+                found.append(Job.from_row(row, now))
             except DatabaseCorrupt as error:
                 failed[row.number] = error
         self._note("job", failed)

@@ -20,7 +20,7 @@ from jobcore.engine.ownership import Ownership
 from jobcore.engine.remover import Throttle
 from jobcore.errors import StoreError
 from jobcore.operations.lookup import require_workspace
-from jobcore.storage import batches, job_rows
+from jobcore.storage import batches, environments, job_rows
 from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_AT_ONCE, STAGED_TEXT
 
@@ -54,6 +54,7 @@ class BatchCreator:
         *,
         now: int,
         about: str,
+        on_conflict: str,
     ) -> list[dict[str, Any]]:
         """
         Create QUEUED jobs durably: all of them, or none.
@@ -63,11 +64,14 @@ class BatchCreator:
             common: Returns the columns that are the same for all, including the workspace.
             now: The time of their creation.
             about: Words for these jobs, for an exception that interrupts the call.
+            on_conflict: `return`: in place of a job whose key another one holds, return the
+                other; or `raise`.
 
         Returns:
             All columns of each job.
 
         Raises:
+            DuplicateKey: Another job holds a key, and `on_conflict` is `raise`.
             WorkspaceNotFound: The workspace does not exist, or was deleted meanwhile.
         """
         owner = self._ownership.claim()
@@ -81,7 +85,7 @@ class BatchCreator:
             # Write the first job too, so that the environment is referenced from the start.
             same = common(connection)
             batch = batches.begin(connection, len(jobs), owner)
-            first = job_rows.new_job(now=now, number=batch.first, **{**jobs[0], **same})
+            first = job_rows.new_job(now=now, number=batch.first, **_unclaimed(jobs[0], same))
             batches.stage(connection, [first])
             begun.append(batch)  # not after the write: an interrupt may keep it from returning
             return batch, first, same
@@ -89,7 +93,7 @@ class BatchCreator:
         try:
             batch, first, same = self._database.write(begin, durable=False)
             rows = [
-                job_rows.new_job(now=now, number=number, **{**job, **same})
+                job_rows.new_job(now=now, number=number, **_unclaimed(job, same))
                 for number, job in enumerate(jobs[1:], batch.first + 1)
             ]
             for start, end in _steps(rows):
@@ -100,8 +104,14 @@ class BatchCreator:
                         # that publishes them has little to sync.
                         durable=end == len(rows),
                     )
-            self._database.write(
-                partial(_publish, batch=batch, workspace_id=same["workspace_id"], now=now),
+            others = self._database.write(
+                partial(
+                    _publish,
+                    batch=batch,
+                    workspace_id=same["workspace_id"],
+                    now=now,
+                    on_conflict=on_conflict,
+                ),
                 about=about,
             )
         except BaseException:
@@ -111,7 +121,10 @@ class BatchCreator:
             except StoreError as error:  # the next call or the next manager tries again
                 telemetry.event(logging.WARNING, "batch not removed", error=str(error))
             raise
-        return [job_rows.as_read(row) for row in [first, *rows]]
+        return [
+            others.get(row["number"]) or job_rows.as_read({**row, "held_key": row["key"]})
+            for row in [first, *rows]
+        ]
 
     def remove_of_dead(self, *, everything: bool = False) -> None:
         """
@@ -165,11 +178,23 @@ def _stage_some(
     batches.stage(connection, rows)
 
 
-def _publish(connection: Connection, batch: batches.Batch, workspace_id: UUID, now: int) -> None:
+def _unclaimed(job: Mapping[str, Any], same: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a staged job. It gets its key when the batch is published."""
+    return {**job, **same, "held_key": None}
+
+
+def _publish(
+    connection: Connection, batch: batches.Batch, workspace_id: UUID, now: int, on_conflict: str
+) -> dict[int, dict[str, Any]]:
+    """Publish a batch; return the jobs that hold keys of its jobs, by the numbers of these."""
     if not batches.is_open(connection, batch):
         raise StoreError(ABANDONED)
     require_workspace(connection, workspace_id)
+    held = batches.claim_keys(connection, batch, workspace_id, now=now, on_conflict=on_conflict)
+    others = {number: job_rows.get_job(connection, other) for number, other in held.items()}
     batches.publish(connection, batch, now=now)
+    environments.remove_unused(connection)
+    return {number: dict(row._mapping) for number, row in others.items() if row is not None}  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
 def _steps(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:

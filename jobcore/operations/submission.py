@@ -12,7 +12,14 @@ from jobcore import checks, lifecycle
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints
 from jobcore.engine.ownership import Ownership
-from jobcore.errors import CommandError, InvalidTransition, PipelineNotFound
+from jobcore.errors import (
+    CommandError,
+    DuplicateKey,
+    InvalidTransition,
+    PipelineNotFound,
+    shown,
+)
+from jobcore.operations.job_options import resolved
 from jobcore.operations.lookup import (
     Id,
     parse_id,
@@ -21,7 +28,7 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.staging import BatchCreator
-from jobcore.storage import environments, job_rows, settlement, transitions, workspaces
+from jobcore.storage import environments, job_rows, keys, settlement, transitions, workspaces
 from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_FROM
 
@@ -54,16 +61,19 @@ class JobCreator:
         environment: bytes | None = None,
         reserved: bool = False,
         started: bool = False,
+        on_conflict: str = "raise",
     ) -> list[dict[str, Any]]:
         """
         Create QUEUED jobs durably: all of them, or none.
 
         Args:
-            jobs: The checked columns of each job.
+            jobs: The checked columns of each job; see `job_options.queue_fields`.
             environment: The environment of their commands, as `environments.capture`
                 returned it; None: that of the worker.
             reserved: Whether only this process may start them.
             started: Whether this process does them itself: they are RUNNING at once.
+            on_conflict: `return`: in place of a job whose key another one holds, return the
+                other; or `raise`.
 
         Returns:
             All columns of each job.
@@ -71,15 +81,14 @@ class JobCreator:
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
-            CommandError: A type or a name is not text that can be stored.
+            DuplicateKey: Another job holds a key, and `on_conflict` is `raise`.
+            CommandError: A type or a name is not text that can be stored, or two of the jobs have
+                the same key.
         """
-        for job in jobs:
-            checks.text(job["type"], "type", CommandError)
-            if job.get("name") is not None:
-                checks.text(job["name"], "name", CommandError)
+        _check(jobs)
         now = self._clock.now()
         # Choose the ids here, so that an exception that interrupts the call can name the job.
-        identified = [{"id": uuid4(), **job} for job in jobs]
+        identified = [{"id": uuid4(), **resolved(job, now)} for job in jobs]
 
         def common(connection: Connection) -> dict[str, Any]:
             """Return the columns that are the same for all."""
@@ -94,9 +103,11 @@ class JobCreator:
 
         def create(connection: Connection) -> list[dict[str, Any]]:
             same = common(connection)
-            rows = [
-                job_rows.insert_job(connection, now=now, **{**job, **same}) for job in identified
-            ]
+            rows = [_insert(connection, {**job, **same}, now, on_conflict) for job in identified]
+            if environment is not None and all(
+                row["id"] != job["id"] for row, job in zip(rows, identified, strict=True)
+            ):
+                environments.remove_unused(connection)  # nothing new needs it
             if not started:
                 return rows
             owner = self._ownership.claim()
@@ -104,7 +115,9 @@ class JobCreator:
 
         about = _named([job["id"] for job in identified])
         if len(jobs) > STAGED_FROM:
-            rows = self._staging.create(identified, common, now=now, about=about)
+            rows = self._staging.create(
+                identified, common, now=now, about=about, on_conflict=on_conflict
+            )
         else:
             rows = self._database.write(create, about=about)
         if failpoints.armed:
@@ -126,6 +139,7 @@ class JobCreator:
             JobNotFound: No job has this id.
             InvalidTransition: The job is neither ERROR nor STOPPED.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
+            DuplicateKey: Another job holds the key.
         """
         now, new_id = self._clock.now(), uuid4()
 
@@ -142,6 +156,47 @@ class JobCreator:
         if failpoints.armed:
             failpoints.reach(failpoints.CREATED, self._database)
         return row
+
+    def running_holders(
+        self, held: Sequence[str], workspace_id: Id | None, pipeline_id: Id | None
+    ) -> list[UUID]:
+        """Return the ids of the RUNNING jobs that hold these keys where new jobs would be."""
+        with self._database.read() as connection:
+            place: UUID | None
+            if pipeline_id is not None:
+                place = require_pipeline(connection, pipeline_id).workspace_id
+            elif workspace_id is not None:
+                place = require_workspace(connection, workspace_id).id
+            else:
+                place = workspaces.find_default_workspace(connection)
+            return [] if place is None else keys.running_holders(connection, place, held)
+
+
+def _insert(
+    connection: Connection, values: dict[str, Any], now: int, on_conflict: str
+) -> dict[str, Any]:
+    """Create a job; return the one that holds its key, if there is one and the caller wants it."""
+    try:
+        return job_rows.insert_job(connection, now=now, **values)
+    except DuplicateKey as conflict:
+        other = job_rows.find_job(connection, conflict.job_id)
+        if on_conflict != "return" or other is None:
+            raise
+        return dict(other._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def _check(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse types and names that cannot be stored, and a key that occurs twice."""
+    given: set[str] = set()
+    for job in jobs:
+        checks.text(job["type"], "type", CommandError)
+        if job.get("name") is not None:
+            checks.text(job["name"], "name", CommandError)
+        key = job.get("key")
+        if key is not None:
+            if key in given:
+                raise CommandError(f"two jobs of this call have the key {shown(key)}")
+            given.add(key)
 
 
 def _start(connection: Connection, number: int, owner: str, now: int) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import (
     Connection,
+    and_,
     between,
     bindparam,
     delete,
@@ -27,8 +29,9 @@ from sqlalchemy import (
 )
 
 from jobcore import lifecycle
+from jobcore.errors import DuplicateKey
 from jobcore.lifecycle import Trigger
-from jobcore.storage import environments, job_rows, transitions
+from jobcore.storage import environments, job_rows, keys, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import batch, job, sequence, transition
 
@@ -49,6 +52,10 @@ class Batch(NamedTuple):
     owner: str
 
 
+#: The job that holds a key.
+holder = job.alias("holder")
+
+_REMOVE_JOB = Statement(delete(job).where(job.c.number == bindparam("of")))
 _OPEN = Statement(select(batch.c.id, batch.c.first, batch.c.last, batch.c.owner))
 _IS = Statement(select(batch.c.id).where(batch.c.id == bindparam("of")))
 
@@ -84,6 +91,41 @@ def find_open(connection: Connection) -> list[Batch]:
 def stage(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
     """Insert some jobs of a batch. No read shows them yet."""
     job_rows.insert_jobs(connection, jobs)
+
+
+_HOLDS = and_(holder.c.workspace_id == job.c.workspace_id, holder.c.held_key == job.c.key)
+
+
+def claim_keys(
+    connection: Connection, of: Batch, workspace_id: UUID, *, now: int, on_conflict: str
+) -> dict[int, int]:
+    """
+    Let the jobs of a batch hold their keys.
+
+    Args:
+        on_conflict: `return`: remove the jobs whose keys others hold; or `raise`.
+
+    Returns:
+        For the number of each removed job, that of the job that holds its key.
+
+    Raises:
+        DuplicateKey: Another job holds a key, and `on_conflict` is `raise`.
+    """
+    keyed = (_is_of(of), job.c.key.is_not(None))
+    if connection.execute(select(job.c.number).where(*keyed).limit(1)).first() is None:
+        return {}
+    held = select(
+        job.c.number, job.c.key, holder.c.id.label("holder_id"), holder.c.number.label("holder")
+    ).join_from(job, holder, _HOLDS)
+    for row in connection.execute(held.where(*keyed)).all():
+        keys.release_if_over(connection, workspace_id, row.key, now=now)
+    conflicts = connection.execute(held.where(*keyed)).all()
+    if conflicts and on_conflict == "raise":
+        raise DuplicateKey(conflicts[0].key, conflicts[0].holder_id)
+    for row in conflicts:
+        _REMOVE_JOB(connection, of=row.number)
+    connection.execute(update(job).where(*keyed).values(held_key=job.c.key))
+    return {row.number: row.holder for row in conflicts}
 
 
 def publish(connection: Connection, of: Batch, *, now: int) -> None:

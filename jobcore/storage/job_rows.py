@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Collection, Generator, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -31,9 +31,9 @@ from sqlalchemy import (
 )
 
 from jobcore import lifecycle
-from jobcore.errors import DatabaseCorrupt, PipelineAlreadyRunning
+from jobcore.errors import DatabaseCorrupt, DuplicateKey, PipelineAlreadyRunning
 from jobcore.lifecycle import Status, Trigger
-from jobcore.storage import transitions
+from jobcore.storage import keys, transitions
 from jobcore.storage.damage import (
     Failed,
     is_damage,
@@ -144,21 +144,23 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> dict[str, 
     Raises:
         PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was created,
             and the transaction can continue.
+        DuplicateKey: Another job holds its key. Likewise.
     """
     values = new_job(now=now, **fields)
     if values["pipeline_id"] is not None and values["group_name"] is None:
         values["group_name"] = _group_of(connection, values["pipeline_id"])
+    if values["key"] is not None and values["retry_of"] is not None:
+        # The next attempt takes the key over.
+        values["held_key"] = values["key"]
+        keys.release(connection, values["retry_of"])
     try:
         number = _INSERT_JOB.insert(connection, **_stored(values))
     except sqlite3.IntegrityError as error:
-        # The unique index has refused the row. This only finds the job that is active.
-        pipeline_id = values["pipeline_id"]
-        blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
-        if "FOREIGN KEY" in str(error):  # the workspace exists, but its stored id is damaged
-            raise DatabaseCorrupt(f"a job cannot be stored: {error}") from error
-        if blocker is None:
-            raise
-        raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
+        _refuse(connection, values, error)
+        key, place = values["held_key"], values["workspace_id"]
+        if key is None or not keys.release_if_over(connection, place, key, now=now):
+            _refuse_key(connection, values, error)
+        number = _INSERT_JOB.insert(connection, **_stored(values))
     transitions.record(
         connection, number, now=now, trigger=Trigger.CREATE, source=None, target=lifecycle.INITIAL
     )
@@ -174,6 +176,27 @@ def _group_of(connection: Connection, pipeline_id: UUID) -> str | None:
     return rows[0][0] if rows else None
 
 
+def _refuse(connection: Connection, values: dict[str, Any], error: sqlite3.IntegrityError) -> None:
+    """Raise for a row that a unique index has refused, unless only its key can be the cause."""
+    pipeline_id = values["pipeline_id"]
+    blocker = None if pipeline_id is None else active_job_of(connection, pipeline_id)
+    if "FOREIGN KEY" in str(error):  # the workspace exists, but its stored id is damaged
+        raise DatabaseCorrupt(f"a job cannot be stored: {error}") from error
+    if blocker is not None:
+        raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
+
+
+def _refuse_key(
+    connection: Connection, values: dict[str, Any], error: sqlite3.IntegrityError
+) -> NoReturn:
+    """Raise for a row that the index of the keys has refused."""
+    key = values["held_key"]
+    other = None if key is None else keys.holder(connection, values["workspace_id"], key)
+    if other is None:
+        raise error
+    raise DuplicateKey(key, other.id) from error
+
+
 def insert_jobs(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
     """Insert jobs that `new_job` returned, without history."""
     _INSERT_JOB.many(connection, [_stored(values) for values in jobs])
@@ -183,7 +206,7 @@ def next_attempt(row: Row[Any]) -> dict[str, Any]:
     """Return the columns of the job that retries the job of `row`."""
     kept = (
         "type", "name", "data", "command", "env_from", "environment", "priority", "group_name",
-        "retries", "hooks", "hook_of", "parameters", "key",
+        "retries", "hooks", "hook_of", "parameters", "key", "unique_until",
     )  # fmt: skip
     again = {name: getattr(row, name) for name in kept}
     return {**again, "attempt": row.attempt + 1, "retry_of": row.id}

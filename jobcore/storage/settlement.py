@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select
 
 from jobcore import lifecycle, retries
 from jobcore.embedding import telemetry
-from jobcore.errors import ArgumentError, DatabaseCorrupt, PipelineAlreadyRunning
+from jobcore.errors import ArgumentError, DatabaseCorrupt, DuplicateKey, PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, JobType, Reason, Status
 from jobcore.retries import Retries
 from jobcore.storage import environments, job_rows, log_segments, pipelines, schedules, transitions
@@ -163,7 +163,7 @@ def _retry(connection: Connection, row: Row[Any], pipeline: Row[Any] | None, now
     delay = 0.0 if policy is None else retries.delay_after(policy, row.attempt, row.id)
     try:
         take_over(connection, row, now=now, not_before=now + round(delay * 1e6))
-    except PipelineAlreadyRunning:
+    except (PipelineAlreadyRunning, DuplicateKey):
         telemetry.event(logging.WARNING, "retry not created", job=str(row.id))
         return False
     return True
@@ -180,7 +180,8 @@ def take_over(connection: Connection, row: Row[Any], *, now: int, **changes: Any
         All columns of the new job.
 
     Raises:
-        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was changed.
+        PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was created.
+        DuplicateKey: Another job holds its key. Likewise.
     """
     return job_rows.insert_job(
         connection,

@@ -177,6 +177,9 @@ def _allows(trigger: Trigger) -> Any:
 
 _THIS = job.c.number == bindparam("of")
 
+#: The key that a job holds when it is final: its own until `unique_until`, then none.
+HELD_AFTER_END = case((job.c.unique_until > bindparam("now"), job.c.held_key), else_=null())
+
 
 # --- history --------------------------------------------------------------------
 
@@ -388,6 +391,7 @@ _CANCEL = Statement(
         end_time=func.max(job.c.created, bindparam("now")),
         owner=null(),
         environment=null(),
+        held_key=HELD_AFTER_END,
     )
     .returning(*COLUMNS)
 )
@@ -596,6 +600,7 @@ _SETTLE = Statement(
         reason=bindparam("new_reason"),
         end_time=func.max(job.c.start_time, bindparam("ended")),
         owner=null(),
+        held_key=HELD_AFTER_END,
         **{name: bindparam(f"new_{name}") for name in _FACTS},
     )
     .returning(*COLUMNS)
@@ -636,6 +641,7 @@ def settle_if_running(
             new_status=str(status),
             new_reason=str(ending.reason),
             ended=now if ended is None else ended,
+            now=now,
             **{f"new_{name}": known.get(name) for name in _FACTS},
         )
     )

@@ -29,6 +29,7 @@ EXAMPLES = [
     errors.Stopped("an-id", "STOPPED"),
     errors.PipelineAlreadyRunning("a-pipeline", "an-id"),
     errors.PipelineExists("nightly", "a-pipeline"),
+    errors.DuplicateKey("nightly", "an-id"),
     errors.NoResult("an-id", "RUNNING"),
     errors.ArgumentError("no number"),
     errors.CommandError("no argv"),

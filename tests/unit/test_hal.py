@@ -46,6 +46,10 @@ JOBS = st.fixed_dictionaries({
     "line_count": st.integers(0, 2**53), "dropped": st.integers(0, 2**53),
     "cpu_seconds": st.none() | st.floats(0, 1e9), "max_rss": st.none() | st.integers(0, 2**53),
     "left_processes": st.none() | st.integers(0, 2**31),
+    "key": st.none() | st.text(st.characters(codec="utf-8")), "priority": st.integers(-9, 9),
+    "group": st.none() | st.text(st.characters(codec="utf-8")), "expires": st.none() | TIMES,
+    "hook_of": st.none() | IDS, "run_if": st.sampled_from([None, "complete", "ended", "failed"]),
+    "next_attempt": st.none() | TIMES, "waits_for": st.sampled_from([None, "time", "dependencies"]),
 }).map(lambda fields: Job(**fields))  # fmt: skip
 
 

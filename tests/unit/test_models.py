@@ -45,6 +45,9 @@ def make_job(**fields):
             "retry_of": None, "not_before": None, "env_from": "worker", "stop_requested": None,
             "progress": Progress(done=3, total=10, message="loading", at=MOMENT), "line_count": 3,
             "dropped": 0, "left_processes": 0, "cpu_seconds": 0.25, "max_rss": 1024,
+            "key": "nightly", "priority": 3, "group": "gpu", "expires": MOMENT,
+            "hook_of": UUID(int=3, version=4), "run_if": "ended", "next_attempt": MOMENT,
+            "waits_for": "time",
             **fields,
         }
     )  # fmt: skip
@@ -80,6 +83,14 @@ def test_job_in_json():
         "leftProcesses": 0,
         "cpuSeconds": 0.25,
         "maxRss": 1024,
+        "key": "nightly",
+        "priority": 3,
+        "group": "gpu",
+        "expires": "2024-05-06T07:08:09.123456Z",
+        "hookOf": "00000000-0000-4000-8000-000000000003",
+        "runIf": "ended",
+        "nextAttempt": "2024-05-06T07:08:09.123456Z",
+        "waitsFor": "time",
     }  # fmt: skip
 
     assert json.loads(make_job().model_dump_json()) == expected

@@ -1,0 +1,65 @@
+"""
+The keys of jobs: in each workspace, at most one job holds a key.
+
+A job holds its key in `held_key` until it is final, and not before `unique_until`. Only the unique
+index decides who gets it. These functions find the holder after the index has refused a row, and
+release keys whose time is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, and_, bindparam, null, or_, select, update
+
+from jobcore.lifecycle import Status
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import IS_FINAL, job
+
+_HOLDER = select(job).where(
+    job.c.workspace_id == bindparam("place"), job.c.held_key == bindparam("wanted")
+)
+#: The job may no longer keep others from using its key.
+_IS_OVER = or_(
+    job.c.deleted_at.is_not(None),
+    and_(IS_FINAL, or_(job.c.unique_until.is_(None), job.c.unique_until <= bindparam("now"))),
+)
+_RELEASE_IF_OVER = Statement(
+    update(job)
+    .where(
+        job.c.workspace_id == bindparam("place"), job.c.held_key == bindparam("wanted"), _IS_OVER
+    )
+    .values(held_key=null())
+)
+_RELEASE = Statement(
+    update(job)
+    .where(job.c.id == bindparam("of_id"), job.c.held_key.is_not(None))
+    .values(held_key=null())
+)
+
+
+def holder(connection: Connection, workspace_id: UUID, key: str) -> Row[Any] | None:
+    """Return the job that holds a key, or None."""
+    return connection.execute(_HOLDER, {"place": workspace_id, "wanted": key}).one_or_none()
+
+
+def release_if_over(connection: Connection, workspace_id: UUID, key: str, *, now: int) -> bool:
+    """Release a key whose holder is final, if its time is over; False: nothing was released."""
+    return _RELEASE_IF_OVER.count(connection, place=workspace_id.hex, wanted=key, now=now) == 1
+
+
+def release(connection: Connection, job_id: UUID) -> None:
+    """Release the key of a job, for the job that repeats it."""
+    _RELEASE(connection, of_id=job_id.hex)
+
+
+def running_holders(connection: Connection, workspace_id: UUID, keys: Iterable[str]) -> list[UUID]:
+    """Return the ids of those jobs that hold one of these keys and are RUNNING."""
+    found = []
+    for key in keys:
+        row = holder(connection, workspace_id, key)
+        if row is not None and row.status == Status.RUNNING:
+            found.append(row.id)
+    return found

@@ -1,0 +1,47 @@
+"""Submission: one job of a call of `submit_many`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+    from datetime import datetime
+
+    from jobcore.command import Command
+
+
+@dataclass(frozen=True)
+class Submission:
+    """
+    A job to create, for calls of `submit_many` whose jobs differ in more than their commands.
+
+    Each field but `command`, `key`, `unique_for` and `ref` replaces the argument of the same name
+    of the call. None: the job takes the call's.
+
+    Args:
+        command: A list of words, or a `Command`.
+        name: A name of your choice.
+        data: Your own small JSON, up to 64 KiB.
+        key: Its key, as in `submit`. A key occurs at most once in a call.
+        unique_for: Seconds for which it holds its key at least, as in `submit`.
+        priority: Jobs with a higher priority start first.
+        group: The group whose limit it counts for.
+        not_before: The earliest time at which it starts; needs a time zone.
+        expires: Seconds from its creation, or a time with a time zone: if it has not started by
+            then, it is cancelled.
+        ref: A text by which other jobs of the same call can name this one.
+    """
+
+    command: Command | Sequence[str | bytes | os.PathLike[str]]
+    name: str | None = None
+    data: Any = None
+    key: str | None = None
+    unique_for: float | None = None
+    priority: int | None = None
+    group: str | None = None
+    not_before: datetime | None = None
+    expires: float | datetime | None = None
+    ref: str | None = None
