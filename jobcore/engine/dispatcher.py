@@ -35,8 +35,9 @@ from jobcore.engine.thread_loop import Loop
 from jobcore.engine.unresponsive import Overdue
 from jobcore.errors import StoreError
 from jobcore.lifecycle import Reason
-from jobcore.storage import environments, transitions
+from jobcore.storage import environments, limits, transitions
 from jobcore.storage.database import Database
+from jobcore.storage.limits import Room
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import job_directory
 
@@ -56,7 +57,7 @@ class _Round(NamedTuple):
 
 class Dispatcher(ForkAware):
     """
-    Runs queued jobs in its own thread, in the order of their creation.
+    Runs queued jobs in its own thread, those of the highest priority first.
 
     Other threads may call the methods under "for other threads". Only the dispatcher's own
     thread may call the others.
@@ -163,7 +164,7 @@ class Dispatcher(ForkAware):
         version = self._database.version()
         if version == self._seen_queued:
             return False
-        if not self._queue.is_empty():
+        if not self._queue.is_empty(counted=False):  # a full limit will have room again
             self._seen_queued = version
             return False
         return not self._is_busy()  # again: a job may have been claimed before the queue was read
@@ -501,7 +502,10 @@ class Dispatcher(ForkAware):
                         self._next_start = now + tuning.BACK_OFF
                         break
                     continue
-                if start is not None:
+                if start is None:
+                    self._queue.pass_over(row.number)
+                    self._look = True  # at the jobs after it
+                else:
                     starts.append(start)
         except BaseException:
             # Release their locks, which would otherwise keep these jobs QUEUED for ever.
@@ -570,13 +574,8 @@ class Dispatcher(ForkAware):
                 with self._database.savepoint(connection, round_.failed, claim):
                     after = self._importer.apply(connection, content)
                     round_.written.append((claim, content, after))
-            for start in starts:
-                with self._database.savepoint(connection, round_.failed, start):
-                    round_.claimed.append((start, self._claim(connection, start)))
-            if any(start.has_environment for start in starts):
-                environments.remove_unused(connection)
-            if starts and failpoints.armed:
-                failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
+            if starts:
+                self._claim_each(connection, starts, round_)
             return round_
 
         try:
@@ -601,8 +600,22 @@ class Dispatcher(ForkAware):
         else:
             self._postpone(of, error, "settle")
 
-    def _claim(self, connection: Connection, start: Start) -> Run | None:
-        return transitions.start_if_queued(
+    def _claim_each(self, connection: Connection, starts: list[Start], round_: _Round) -> None:
+        # After the imports, so that jobs that they have settled do not count.
+        room = limits.room(connection)
+        for start in starts:
+            with self._database.savepoint(connection, round_.failed, start):
+                round_.claimed.append((start, self._claim(connection, start, room)))
+        if any(start.has_environment for start in starts):
+            environments.remove_unused(connection)
+        if failpoints.armed:
+            failpoints.reach(failpoints.CLAIM_WRITTEN, self._database)
+
+    def _claim(self, connection: Connection, start: Start, room: Room) -> Run | None:
+        """Claim a job; None: it has changed, or no more jobs of its group or type may run."""
+        if not room.admits(start.type, start.group):
+            return None
+        run = transitions.start_if_queued(
             connection,
             start.number,
             now=self._clock.now(),
@@ -614,7 +627,13 @@ class Dispatcher(ForkAware):
             calls_function=start.calls_function,
             claimant=self._ownership.current,
             directory_id=start.prepared.directory_id,
+            from_queue=(start.command,),
         )
+        if run is None:
+            self._queue.pass_over(start.number)
+        else:
+            room.take(start.type, start.group)
+        return run
 
     def _read_again(self, starts: list[Start]) -> None:
         for start in starts:
@@ -629,7 +648,7 @@ class Dispatcher(ForkAware):
             self._take(start, run if run is not None and run.token == start.token else None)
 
     def _take(self, start: Start, run: Run | None) -> None:
-        """Note a claimed job; None: it was cancelled, deleted or started by its host."""
+        """Note a claimed job; None: it may not start now, or was changed, cancelled or started."""
         if run is None:
             # Keep the directory: another manager may have claimed and run the job, and not
             # imported it yet. The sweep removes the directory once the row is final.
@@ -644,8 +663,9 @@ class Dispatcher(ForkAware):
             with self._lock:
                 del self._claims[claim.run.token or ""]
             claim.let_go()
-            if run is not None and run.has_followups:
-                self._look = True  # the same transaction may have created the job that follows
+            # The same transaction may have created the job that follows, met a dependency, or
+            # made room in a limit.
+            self._look = True
         else:
             claim.run = run
 

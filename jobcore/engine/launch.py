@@ -51,14 +51,31 @@ class Start:
     """A prepared start: everything that the supervisor needs, and the values for the claim."""
 
     __slots__ = (
-        "body", "boot_id", "calls_function", "cookie", "failure", "grace_ms", "has_environment",
-        "job_id", "name", "number", "prepared", "timeout_ms", "token",
+        "body",
+        "boot_id",
+        "calls_function",
+        "command",
+        "cookie",
+        "failure",
+        "grace_ms",
+        "group",
+        "has_environment",
+        "job_id",
+        "name",
+        "number",
+        "prepared",
+        "timeout_ms",
+        "token",
+        "type",
     )  # fmt: skip
 
     def __init__(
         self, row: Row[Any], prepared: Prepared, boot_id: str | None, cookie: str, token: str
     ) -> None:
         self.number: int = row.number
+        self.type: str = row.type
+        self.group: str | None = row.group_name
+        self.command: str | None = row.command  # as it was read
         self.has_environment = row.environment is not None  # its submitter's, in the database
         self.job_id = row.id
         self.name = prepared.name

@@ -8,10 +8,12 @@ database.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from jobcore.embedding import telemetry
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
@@ -167,6 +169,8 @@ class Liveness:
             if starts:
                 self._dispatcher.start()
             if self._dispatcher.is_idle():
+                if self._queue.has_paused():
+                    telemetry.event(logging.WARNING, "paused jobs left in the queue")
                 return True
             self.require_progress(begun)
             return False

@@ -1,14 +1,15 @@
 """
-Reads queued jobs ahead of the free slots.
+Reads the queue for one manager: the jobs that may start now, in order.
 
-Reading the queue costs as much as claiming a job, so it reads a few more jobs than are needed
-now. If a job has changed since, the guard of its claim notices that.
+It reads numbers first, and the rows only of the jobs that are about to start. If a job has
+changed since, the guard of its claim notices that.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import Row
@@ -16,23 +17,25 @@ from sqlalchemy import Row
 from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
-from jobcore.storage import job_rows, pipelines
+from jobcore.storage import limits, pipelines, queue
 from jobcore.storage.damage import read_each
 from jobcore.storage.database import Database
+from jobcore.storage.limits import Room
 from jobcore.storage.transitions import Run
 
-#: The read-ahead, in jobs. With more, managers that share a file would prepare too many jobs
-#: that another one claims first.
-AHEAD = 16
+#: How many jobs `first` returns.
+FEW = 16
 #: Characters of commands after which no further job is read: one command may have a mebibyte.
 MOST_TEXT = 4 * 2**20
-#: Numbers in one statement; every build of SQLite allows at least 32,766 values.
-OWN_AT_ONCE = 1000
+#: Seconds for which a job is passed over that another process prepares.
+PASSED_OVER = 1.0
+#: Own jobs that may be looked up at any time, to forget those that have left the queue.
+OWN_KEPT = 100
 
 
 class QueueReader:
     """
-    The QUEUED jobs that a manager could claim, oldest first.
+    The QUEUED jobs that a manager could claim, those of the highest priority first.
 
     Args:
         database: Where they are stored.
@@ -58,7 +61,9 @@ class QueueReader:
         self._clock = clock
         self._types = tuple(types)
         self._own: set[int] | None = set() if only_own else None
-        self._ahead: deque[Row[Any]] = deque()
+        self._own_kept = 0  # how many there were when those that have left were last forgotten
+        self._ahead: deque[int] = deque()
+        self._passed: dict[int, float] = {}  # numbers, and until when they are passed over
         self._postponed = postponed
 
     def make_own(self, number: int) -> None:
@@ -71,41 +76,66 @@ class QueueReader:
         return run.type in self._types and (self._own is None or run.number in self._own)
 
     def first(self) -> list[int]:
-        """Return the numbers of the first claimable jobs. Any thread may call this."""
-        return [row.number for row in self._read(AHEAD)]
+        """
+        Return the numbers of the first jobs that are claimable, now or once a limit has room.
 
-    def is_empty(self) -> bool:
-        """Tell whether no job could be claimed now. Any thread may call this."""
-        return not self._read(1)
+        Any thread may call this.
+        """
+        return self._find(FEW, counted=False)
+
+    def is_empty(self, *, counted: bool = True) -> bool:
+        """
+        Tell whether no job could be claimed now. Any thread may call this.
+
+        Args:
+            counted: False: a job counts as claimable even if a limit is full. No paused job is.
+        """
+        return not self._find(1, counted=counted)
+
+    def has_paused(self) -> bool:
+        """Tell whether there are jobs, if only paused ones. Any thread may call this."""
+        return bool(self._find(1, room=Room({})))
 
     def next_due(self) -> int | None:
         """Return when the next job that is not yet due becomes due. Any thread may call this."""
         with self._database.read() as connection:
-            moments = [
-                job_rows.next_not_before(
-                    connection, types=self._types, now=self._clock.now(), numbers=numbers
-                )
-                for numbers in self._own_numbers()
-            ]
-        return min((moment for moment in moments if moment is not None), default=None)
+            return queue.next_not_before(
+                connection, types=self._types, now=self._clock.now(), only=self._only()
+            )
 
     def look(self, wanted: int) -> int:
-        """Read ahead up to `wanted` jobs, and return how many there are."""
+        """Read the numbers of up to `wanted` jobs, and return how many there are."""
+        now = time.monotonic()
+        self._passed = {number: until for number, until in self._passed.items() if until > now}
+        without = self._postponed.waiting() | self._passed.keys()
+        self._ahead = deque(self._find(wanted, without=without))
         if len(self._ahead) < wanted:
-            self._ahead = deque(self._read(wanted + AHEAD, without=self._postponed.waiting()))
+            self._forget_settled()
         return len(self._ahead)
 
+    def pass_over(self, number: int) -> None:
+        """Leave out a job for a moment, because another process starts or changes it."""
+        self._passed[number] = time.monotonic() + PASSED_OVER
+
     def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
-        """Take up to `limit` jobs out of the hand, each with its pipeline."""
-        rows = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
-        if all(row.pipeline_id is None for row in rows):
-            return [(row, None) for row in rows]
-        found = {row.number: row for row in rows}
+        """Read up to `limit` of the jobs that were looked for, each with its pipeline."""
+        numbers = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
+        found: dict[int, Row[Any]] = {}
+        length = 0
+        if not numbers:
+            return []
         with self._database.read() as connection:
+            for row in queue.rows_of(connection, numbers, self._postpone):
+                found[row.number] = row
+                length += len(row.command or "")
+                if length >= MOST_TEXT:
+                    break
 
             def with_pipeline(number: int) -> list[tuple[Row[Any], Row[Any] | None]]:
-                row = found[number]
-                return [(row, pipelines.find_pipeline(connection, row.pipeline_id))]
+                row, pipeline_id = found[number], found[number].pipeline_id
+                if pipeline_id is None:
+                    return [(row, None)]
+                return [(row, pipelines.find_pipeline(connection, pipeline_id))]
 
             return list(read_each(found, with_pipeline, self._postpone))
 
@@ -113,39 +143,38 @@ class QueueReader:
         self._postponed.fail(number, error, "start postponed", job=f"number {number}")
 
     def forget(self) -> None:
-        """Drop the jobs read ahead, which are out of date. The next look reads the queue again."""
+        """Drop the numbers that were read, which are out of date."""
         self._ahead.clear()
 
-    def _read(self, limit: int, without: Collection[Hashable] = ()) -> list[Row[Any]]:
-        rows: list[Row[Any]] = []
-        text = 0
+    def _find(
+        self,
+        limit: int,
+        *,
+        without: Collection[object] = (),
+        counted: bool = True,
+        room: Room | None = None,
+    ) -> list[int]:
         with self._database.read() as connection:
-            for numbers in self._own_numbers():
-                for row in job_rows.queued_jobs(
-                    connection,
-                    types=self._types,
-                    now=self._clock.now(),
-                    limit=limit + len(without) - len(rows),
-                    numbers=numbers,
-                    claimant=self._ownership.current,
-                    failed=self._postpone,
-                ):
-                    if row.number not in without:
-                        rows.append(row)
-                        text += len(row.command or "")
-                    if len(rows) >= limit or text >= MOST_TEXT:
-                        return rows
-                if numbers is not None and self._own is not None:
-                    # A job that has left the queue never comes back, so forget it.
-                    queued = job_rows.queued_numbers(connection, numbers)
-                    self._own.difference_update(set(numbers) - queued)
-        return rows
+            return queue.claimable(
+                connection,
+                types=self._types,
+                now=self._clock.now(),
+                limit=limit,
+                room=room or limits.room(connection, counted=counted),
+                claimant=self._ownership.current,
+                without=without,
+                only=self._only(),
+            )
 
-    def _own_numbers(self) -> Iterator[Sequence[int] | None]:
-        """Yield this manager's own jobs in groups, oldest first; or None once, for all jobs."""
-        if self._own is None:
-            yield None
-            return
-        own = sorted(set(self._own))
-        for start in range(0, len(own), OWN_AT_ONCE):
-            yield own[start : start + OWN_AT_ONCE]
+    def _only(self) -> Collection[int] | None:
+        # A copy, because another thread may add a number meanwhile.
+        return None if self._own is None else self._own.copy()
+
+    def _forget_settled(self) -> None:
+        """Forget own jobs that have left the queue: they never come back."""
+        if self._own is None or OWN_KEPT < len(self._own) < 2 * self._own_kept:
+            return  # few can have left: do not look up all of them at each commit
+        own = self._own.copy()
+        with self._database.read() as connection:
+            self._own.difference_update(own - queue.queued_numbers(connection, own))
+        self._own_kept = len(self._own)

@@ -13,7 +13,15 @@ from jobcore.engine.ownership import Ownership
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
 from jobcore.operations.lookup import Id, require_job
-from jobcore.storage import environments, job_rows, log_segments, settlement, transitions
+from jobcore.storage import (
+    environments,
+    job_rows,
+    limits,
+    log_segments,
+    queue,
+    settlement,
+    transitions,
+)
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import progress
@@ -72,7 +80,7 @@ class TaskOperations:
         self, types: tuple[str, ...], *, patience: float | None = None
     ) -> Row[Any] | None:
         """
-        Start the oldest queued job of these types as a task of this process; None: there is none.
+        Start the first queued job of these types as a task of this process; None: there is none.
 
         Args:
             patience: Seconds to wait for the write lock; None: the busy timeout.
@@ -91,16 +99,23 @@ class TaskOperations:
 
     @staticmethod
     def _next(connection: Connection, types: tuple[str, ...], now: int) -> Row[Any] | None:
-        damaged: list[int] = []
+        damaged: set[int] = set()
 
         def failed(number: int, _error: Exception) -> None:
-            damaged.append(number)
+            damaged.add(number)
 
-        for most in (1, JOBS_PAST_DAMAGED):
-            rows = job_rows.queued_jobs(connection, types=types, now=now, limit=most, failed=failed)
-            with closing(rows):
+        for _ in range(JOBS_PAST_DAMAGED):
+            numbers = queue.claimable(
+                connection,
+                types=types,
+                now=now,
+                limit=1,
+                room=limits.room(connection),
+                without=damaged,
+            )
+            with closing(queue.rows_of(connection, numbers, failed)) as rows:
                 row = next(rows, None)
-            if row is not None or not damaged:
+            if row is not None or damaged.isdisjoint(numbers):
                 return row
         return None
 

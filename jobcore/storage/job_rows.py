@@ -7,8 +7,7 @@ Every function takes a connection in a transaction. Times are microseconds since
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Generator, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from uuid import UUID, uuid4
@@ -24,7 +23,6 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
-    or_,
     select,
     true,
     union_all,
@@ -36,7 +34,6 @@ from jobcore.lifecycle import Status, Trigger
 from jobcore.storage import keys, transitions
 from jobcore.storage.damage import (
     Failed,
-    is_damage,
     leave_out,
     read_each,
     read_rows,
@@ -46,7 +43,6 @@ from jobcore.storage.history import Entry
 from jobcore.storage.statement import Statement, read_json, write_json
 from jobcore.storage.tables import (
     IS_ACTIVE,
-    IS_QUEUED,
     IS_VISIBLE,
     SHOWN,
     has_status,
@@ -401,120 +397,6 @@ def count_jobs(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
         statement = statement.where(table.c.type.in_(sorted(wanted.types)))
     counted = connection.execute(statement).one() if asked else ()
     return dict.fromkeys(Status, 0) | dict(zip(asked, counted, strict=True))
-
-
-_CLAIMABLE = or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant"))
-
-
-@lru_cache(maxsize=64)
-def _queue_of(types: tuple[str, ...]) -> Select[Any]:
-    """Return the statement for the jobs of these types that may start; it reads type by type."""
-    parts = []
-    for one in types:
-        of_type = select(job.c.number).where(IS_QUEUED, job.c.type == one, _CLAIMABLE)
-        parts += [
-            of_type.where(job.c.not_before.is_(None))
-            .order_by(job.c.number)
-            .limit(bindparam("limit")),
-            of_type.where(job.c.not_before.is_not(None), job.c.not_before <= bindparam("now"))
-            .order_by(job.c.not_before, job.c.number)
-            .limit(bindparam("limit")),
-        ]
-    return (
-        select(job)
-        .where(job.c.number.in_(_together(parts)))
-        .order_by(job.c.number)
-        .limit(bindparam("limit"))
-    )
-
-
-def queued_jobs(
-    connection: Connection,
-    *,
-    types: tuple[str, ...],
-    now: int,
-    limit: int,
-    numbers: Collection[int] | None = None,
-    claimant: str | None = None,
-    failed: Failed = leave_out,
-) -> Generator[Row[Any], None, None]:
-    """
-    Yield up to `limit` jobs that can be claimed now, oldest first.
-
-    Rows are read one by one, so that the commands of many jobs are not in memory together.
-
-    Args:
-        numbers: Only jobs with these numbers; None: all.
-        claimant: The owner whose reserved jobs are included.
-    """
-    if not types:
-        return
-    if numbers is None:
-        statement = _queue_of(types)
-    else:
-        statement = (
-            select(job)
-            .where(
-                job.c.number.in_(sorted(numbers)),
-                IS_QUEUED,
-                or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
-                _CLAIMABLE,
-                # The concat keeps SQLite from an index by type, which it would scan whole.
-                job.c.type.concat("").in_(types),
-            )
-            .order_by(job.c.number)
-            .limit(bindparam("limit"))
-        )
-    values = {"now": now, "limit": limit, "claimant": claimant}
-    seen: set[int] = set()
-    try:
-        with connection.execute(statement, values) as rows:
-            for row in rows:
-                seen.add(row.number)
-                yield row
-    except Exception as error:
-        if not is_damage(error):
-            raise
-    else:
-        return
-    numbers = connection.execute(statement.with_only_columns(job.c.number), values).scalars().all()
-    yield from read_each(
-        (number for number in numbers if number not in seen),
-        lambda number: connection.execute(_GET_JOB, {"number": number}).all(),
-        failed,
-    )
-
-
-def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:
-    """Return those of `numbers` whose job is QUEUED."""
-    return set(
-        connection.execute(
-            select(job.c.number).where(has_status(Status.QUEUED), job.c.number.in_(sorted(numbers)))
-        ).scalars()
-    )
-
-
-def next_not_before(
-    connection: Connection,
-    *,
-    types: tuple[str, ...],
-    now: int,
-    numbers: Collection[int] | None = None,
-) -> int | None:
-    """Return the earliest `not_before` after `now` of the queued jobs; None: there is none."""
-    delayed = select(job.c.not_before).where(
-        IS_QUEUED, job.c.not_before.is_not(None), job.c.not_before > now
-    )
-    if numbers is None:
-        parts = [
-            delayed.where(job.c.type == one).order_by(job.c.not_before).limit(1) for one in types
-        ]
-    else:
-        parts = [delayed.where(job.c.number.in_(sorted(numbers)), job.c.type.concat("").in_(types))]
-    if not parts:
-        return None
-    moments = connection.execute(_together(parts)).scalars()
-    return min(moments, default=None)
 
 
 def active_ids(connection: Connection, ids: Collection[UUID]) -> set[UUID]:

@@ -67,13 +67,21 @@ CREATE TABLE setting (
 )""",
     "DROP INDEX queue",
     (
-        "CREATE INDEX queue ON job (type, status, group_name, priority DESC, not_before, number) "
-        "WHERE status = 'QUEUED' AND unmet = 0 AND deleted_at IS NULL"
+        "CREATE INDEX queue ON job (type, status, unmet, deleted_at, owner, not_before, "
+        "group_name, priority DESC, number) WHERE status = 'QUEUED' AND unmet = 0 AND deleted_at "
+        "IS NULL AND not_before IS NULL"
     ),
     (
-        "CREATE INDEX delayed_jobs ON job (type, status, not_before) "
-        "WHERE status = 'QUEUED' AND not_before IS NOT NULL AND deleted_at IS NULL"
+        "CREATE INDEX delayed_queue ON job (type, status, unmet, deleted_at, owner, group_name, "
+        "priority DESC, not_before, number) WHERE status = 'QUEUED' AND unmet = 0 AND deleted_at "
+        "IS NULL AND not_before IS NOT NULL"
     ),
+    (
+        "CREATE INDEX delayed_jobs ON job (type, status, unmet, deleted_at, not_before) WHERE "
+        "status = 'QUEUED' AND unmet = 0 AND deleted_at IS NULL AND not_before IS NOT NULL"
+    ),
+    "DROP INDEX running_jobs",
+    "CREATE INDEX running_jobs ON job (type, group_name, number) WHERE status = 'RUNNING'",
     (
         "CREATE UNIQUE INDEX one_job_per_key ON job (workspace_id, held_key) "
         "WHERE held_key IS NOT NULL"

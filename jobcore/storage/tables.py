@@ -223,6 +223,10 @@ class SkipRow(_Row, table=True):
     job_id: UUID | None = Field(default=None, sa_column=Column(Id()))  # the active job
 
 
+#: The condition of the indexes of the queue, and the columns by which they are searched.
+_MAY_START = "status = 'QUEUED' AND unmet = 0 AND deleted_at IS NULL"
+_SEARCHED = ("type", "status", "unmet", "deleted_at", "owner")
+
 #: Columns that a trigger of the database freezes once the job is final.
 FACTS = (
     "number", "id", "workspace_id", "pipeline_id", "type", "status", "attempt", "retry_of",
@@ -244,8 +248,15 @@ class JobRow(_Row, table=True):
             unique=True,
             info={"sqlite_where": text("status IN ('QUEUED', 'RUNNING')")},
         ),
-        # For recovery. These two indexes stay small however long the history is.
-        Index("running_jobs", "number", info={"sqlite_where": text("status = 'RUNNING'")}),
+        # For recovery, and to count the jobs that run. These two indexes stay small however long
+        # the history is.
+        Index(
+            "running_jobs",
+            "type",
+            "group_name",
+            "number",
+            info={"sqlite_where": text("status = 'RUNNING'")},
+        ),
         Index("deleted_jobs", "number", info={"sqlite_where": text("deleted_at IS NOT NULL")}),
         # Jobs of a dead process. It stays small however long the history is.
         Index("owned_jobs", "number", info={"sqlite_where": text("owner IS NOT NULL")}),
@@ -293,30 +304,38 @@ class JobRow(_Row, table=True):
             "number",
             info={"sqlite_where": text("deleted_at IS NULL")},
         ),
-        # The queue: for each type and group, the jobs that may start, in order, and those that
-        # wait for their time. The status is constant here. It is included because SQLite
-        # prefers the index with more columns to compare, and another index begins with type
-        # and status.
+        # The queue: for each type, owner and group, the jobs that may start, in order. The columns
+        # before the group are constant in a search. They are included because SQLite prefers the
+        # index with more columns to compare, and so that it need not read the rows.
         Index(
             "queue",
-            "type",
-            "status",
+            *_SEARCHED,
+            "not_before",
+            "group_name",
+            text("priority DESC"),
+            "number",
+            info={"sqlite_where": text(f"{_MAY_START} AND not_before IS NULL")},
+        ),
+        # The same for jobs that wait for their time, or have waited for it: of each priority,
+        # those that are due come first.
+        Index(
+            "delayed_queue",
+            *_SEARCHED,
             "group_name",
             text("priority DESC"),
             "not_before",
             "number",
-            info={"sqlite_where": text("status = 'QUEUED' AND unmet = 0 AND deleted_at IS NULL")},
+            info={"sqlite_where": text(f"{_MAY_START} AND not_before IS NOT NULL")},
         ),
+        # When the next job is due.
         Index(
             "delayed_jobs",
             "type",
             "status",
+            "unmet",
+            "deleted_at",
             "not_before",
-            info={
-                "sqlite_where": text(
-                    "status = 'QUEUED' AND not_before IS NOT NULL AND deleted_at IS NULL"
-                )
-            },
+            info={"sqlite_where": text(f"{_MAY_START} AND not_before IS NOT NULL")},
         ),
         # At most one job of a workspace holds a key, over all processes.
         Index(

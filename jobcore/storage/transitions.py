@@ -300,7 +300,7 @@ def owned(connection: Connection, failed: Failed = damage.leave_out) -> list[Run
 
 # --- QUEUED to RUNNING ------------------------------------------------------------
 
-_START = Statement(
+_START_JOB = (
     update(job)
     .where(
         _THIS,
@@ -329,6 +329,14 @@ _START = Statement(
     )
     .returning(*COLUMNS)
 )
+_START = Statement(_START_JOB)
+# The job may have been changed since it was read from the queue.
+_START_FROM_QUEUE = Statement(
+    _START_JOB.where(
+        or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
+        job.c.command.is_not_distinct_from(bindparam("command_read")),
+    )
+)
 
 
 def start_if_queued(
@@ -345,6 +353,7 @@ def start_if_queued(
     claimant: str | None = None,
     owner: str | None = None,
     directory_id: str | None = None,
+    from_queue: tuple[str | None] | None = None,
 ) -> Run | None:
     """
     Claim a job that is QUEUED and not being deleted, waits for no other job, and is not reserved
@@ -355,12 +364,15 @@ def start_if_queued(
         token: Identifies the run, which has a process. None: the host does the job itself.
         claimant: The owner whose reserved jobs may be claimed.
         owner: The process that does a job without a token; None: no particular process.
+        from_queue: The command as it was read from the queue. The job must be due, and still
+            have it. None: its command and its time do not matter.
 
     Returns:
         The job, RUNNING; None: the guard did not match.
     """
+    read = {} if from_queue is None else {"command_read": from_queue[0]}
     run = _one(
-        _START(
+        (_START if from_queue is None else _START_FROM_QUEUE)(
             connection,
             of=number,
             now=now,
@@ -373,6 +385,7 @@ def start_if_queued(
             claimant=claimant,
             new_owner=owner,
             own_directory_id=directory_id,
+            **read,
         )
     )
     if run is not None:

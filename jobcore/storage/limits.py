@@ -1,0 +1,191 @@
+"""
+Limits: how many jobs of the file, of a group or of a type may run, and which of them are paused.
+
+Every function takes a connection in a transaction. A claim counts the running jobs in the
+transaction that writes it. So a limit is exact over all processes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, func, select, text
+
+from jobcore.lifecycle import Status
+from jobcore.storage.statement import Statement
+from jobcore.storage.tables import has_status, job
+
+FILE, GROUP, TYPE = "file", "group", "type"
+
+
+class Limit(NamedTuple):
+    """
+    A limit as it is stored.
+
+    Attributes:
+        scope: `FILE`, `GROUP` or `TYPE`.
+        name: Of the group or type; empty for the file.
+        slots: How many jobs may run at once; None: any number.
+        paused: Since when no job may start, in microseconds since 1970; None: they may.
+    """
+
+    scope: str
+    name: str
+    slots: int | None
+    paused: int | None
+
+
+class Room:
+    """
+    How many more jobs may start in each scope that has a limit.
+
+    Args:
+        left: The jobs that may still start, by scope and name.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self, left: dict[tuple[str, str], int]) -> None:
+        self._left = left
+
+    def admits(self, kind: str, group: str | None) -> bool:
+        """Tell whether one more job of this type and group may start."""
+        return not self._left or all(
+            self._left.get(scope, 1) > 0 for scope in scopes_of(kind, group)
+        )
+
+    def take(self, kind: str, group: str | None) -> None:
+        """Note that a job of this type and group starts."""
+        if self._left:
+            for scope in scopes_of(kind, group):
+                if scope in self._left:
+                    self._left[scope] -= 1
+
+
+def scopes_of(kind: str, group: str | None) -> list[tuple[str, str]]:
+    """Return the scopes that a job of this type and group belongs to."""
+    scopes = [(FILE, ""), (TYPE, kind)]
+    return scopes if group is None else [*scopes, (GROUP, group)]
+
+
+_STORED = Statement(
+    text(
+        "SELECT CAST(scope AS BLOB), CAST(name AS BLOB), "
+        # A damaged limit admits no job, because nobody knows how many it should admit.
+        "CASE WHEN typeof(slots) IN ('integer', 'null') THEN slots ELSE 0 END, "
+        "CASE WHEN typeof(paused) IN ('integer', 'null') THEN paused ELSE 0 END "
+        "FROM job_limit ORDER BY scope, name"
+    )
+)
+# As bytes, because a damaged name must not keep the other jobs from being counted.
+_RUNNING = Statement(
+    text(
+        "SELECT CAST(type AS BLOB), CAST(group_name AS BLOB), count(*) FROM job "
+        "WHERE status = 'RUNNING' GROUP BY type, group_name"
+    )
+)
+
+
+def stored(connection: Connection) -> list[Limit]:
+    """Return all limits, ordered by scope and name."""
+    return [
+        Limit(as_text(scope), as_text(name), slots, paused)
+        for scope, name, slots, paused in _STORED(connection)
+    ]
+
+
+def in_words(scope: str, name: str) -> str:
+    """Return words for a scope, such as `group 'gpu'`."""
+    return f"{scope} {name!r}" if name else scope
+
+
+def running(connection: Connection) -> dict[tuple[str, str], int]:
+    """Return how many jobs are RUNNING in each scope, those that a host does itself included."""
+    counted: dict[tuple[str, str], int] = {}
+    for kind, group, count in _RUNNING(connection):
+        for scope in scopes_of(as_text(kind), None if group is None else as_text(group)):
+            counted[scope] = counted.get(scope, 0) + count
+    return counted
+
+
+def as_text(raw: bytes) -> str:
+    """Return a stored text; bytes that are not UTF-8 become surrogates, as in file names."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def room(connection: Connection, *, counted: bool = True) -> Room:
+    """
+    Return how many more jobs may start.
+
+    Args:
+        counted: False: only what is paused is without room; a full limit does not matter.
+    """
+    limits = stored(connection)
+    left = {(limit.scope, limit.name): 0 for limit in limits if limit.paused is not None}
+    if counted and any(limit.slots is not None for limit in limits):
+        runs = running(connection)
+        for scope, name, slots, paused in limits:
+            if slots is not None and paused is None:
+                left[scope, name] = slots - runs.get((scope, name), 0)
+    return Room(left)
+
+
+_PUT = "INSERT INTO job_limit (scope, name, slots, paused) VALUES (:scope, :name, :slots, :paused) "
+_SET, _PAUSE, _RESUME = (
+    Statement(text(f"{_PUT} ON CONFLICT (scope, name) DO UPDATE SET {change}"))
+    for change in (
+        "slots = excluded.slots",
+        "paused = coalesce(paused, excluded.paused)",  # the first pause determines the time
+        "paused = NULL",
+    )
+)
+_CLEAN = Statement(text("DELETE FROM job_limit WHERE slots IS NULL AND paused IS NULL"))
+
+
+def set_slots(connection: Connection, scope: str, name: str, slots: int | None) -> None:
+    """Set how many jobs may run at once; None: any number."""
+    _put(_SET, connection, scope, name, slots, None)
+
+
+def pause(connection: Connection, scope: str, name: str, now: int) -> None:
+    """Let no more jobs start."""
+    _put(_PAUSE, connection, scope, name, None, now)
+
+
+def resume(connection: Connection, scope: str, name: str) -> None:
+    """Let jobs start again."""
+    _put(_RESUME, connection, scope, name, None, None)
+
+
+def _put(
+    statement: Statement,
+    connection: Connection,
+    scope: str,
+    name: str,
+    slots: int | None,
+    paused: int | None,
+) -> None:
+    statement.count(connection, scope=scope, name=name, slots=slots, paused=paused)
+    _CLEAN.count(connection)
+
+
+#: The most queued jobs of a group that `queued_of_group` counts.
+MOST_COUNTED = 5000
+_QUEUED_OF_GROUP = Statement(
+    select(func.count()).select_from(
+        select(job.c.number)
+        .where(
+            job.c.group_name == bindparam("of_group"),
+            job.c.group_name.is_not(None),
+            has_status(Status.QUEUED),
+        )
+        .limit(bindparam("most"))
+        .subquery()
+    )
+)
+
+
+def queued_of_group(connection: Connection, group: str) -> int:
+    """Return how many jobs of a group are queued, counting at most `MOST_COUNTED`."""
+    ((count,),) = _QUEUED_OF_GROUP(connection, of_group=group, most=MOST_COUNTED)
+    return int(count)

@@ -1,0 +1,399 @@
+"""
+Reads the queue: which jobs may start now, in order.
+
+Jobs of higher priority come first, then the older ones. The reads jump: over the jobs of a full
+or paused group or type, over jobs that are not due, over those that other processes have
+reserved, and over batches that are not published. So their cost depends on the number of groups
+and of the jobs that are wanted, not on the number of jobs that wait.
+
+Every function takes a connection in a transaction. Times are microseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, select, text
+
+from jobcore.checks import LARGEST_INTEGER
+from jobcore.lifecycle import Status
+from jobcore.storage.damage import Failed, leave_out, readable
+from jobcore.storage.limits import Room, as_text
+from jobcore.storage.statement import Statement, driver_of
+from jobcore.storage.tables import batch, has_status, job
+
+#: Jobs of one group that are read at once.
+PAGE = 32
+#: Due jobs of one group and priority that are put in the order of creation. If more are due, those
+#: that became due first come first.
+DUE_AT_ONCE = 500
+#: Jobs that are read in the search for those of one manager, before these are looked up instead.
+MOST_WALKED = 500
+#: Numbers in one statement; every build of SQLite allows at least 32,766 values.
+AT_ONCE = 1000
+#: Rows that are read together; the command of each may have a mebibyte.
+ROWS_AT_ONCE = 8
+
+
+class Candidate(NamedTuple):
+    """A job that may start. Candidates compare in the order of the queue."""
+
+    negative_priority: int
+    number: int
+    type: str
+    group: str | None
+
+
+# --- the statements -------------------------------------------------------------
+
+# Names of groups are read and bound as bytes, so that one that is not UTF-8 hides no other group.
+# A damaged priority counts as the highest one, which is where the index has it.
+_PRIORITY = f"CASE typeof(priority) WHEN 'integer' THEN priority ELSE {LARGEST_INTEGER} END"
+_GROUP = "CAST(group_name AS BLOB)"
+_OF_TYPE = "type = :type AND status = 'QUEUED' AND unmet = 0 AND deleted_at IS NULL"
+_READY = f"{_OF_TYPE} AND owner IS :owner AND not_before IS NULL"
+_DELAYED = f"{_OF_TYPE} AND owner IS :owner AND not_before IS NOT NULL"
+_THIS_GROUP = "group_name IS CAST(:group AS TEXT)"
+_NEXT_GROUP = "group_name > CAST(:group AS TEXT)"
+
+
+def _statement(columns: str, where: str, order: str, limit: str) -> Statement:
+    return Statement(
+        text(f"SELECT {columns} FROM job WHERE {where} ORDER BY {order} LIMIT {limit}")  # noqa: S608 - our own texts
+    )
+
+
+_NEXT_READY_GROUP = _statement(
+    f"{_GROUP}, {_PRIORITY}, number",
+    f"{_READY} AND {_NEXT_GROUP}",
+    "group_name, priority DESC, number",
+    "1",
+)
+_READY_FIRST, _READY_OF_PRIORITY, _READY_BELOW = (
+    _statement(
+        f"{_PRIORITY}, number",
+        f"{_READY} AND {_THIS_GROUP}{further}",
+        "priority DESC, number",
+        ":most",
+    )
+    for further in (
+        "",
+        " AND priority = :priority AND number > :number",
+        " AND priority < :priority",
+    )
+)
+_ANY_DUE = Statement(
+    text(
+        f"SELECT 1 FROM job WHERE {_OF_TYPE} AND not_before IS NOT NULL "  # noqa: S608 - our own texts
+        "AND not_before <= :now LIMIT 1"
+    )
+)
+_NEXT_DELAYED_GROUP = _statement(
+    f"{_GROUP}, {_PRIORITY}, not_before <= :now",
+    f"{_DELAYED} AND {_NEXT_GROUP}",
+    "group_name, priority DESC, not_before, number",
+    "1",
+)
+_DELAYED_FIRST, _DELAYED_BELOW = (
+    _statement(
+        f"{_GROUP}, {_PRIORITY}, not_before <= :now",
+        f"{_DELAYED} AND {_THIS_GROUP}{further}",
+        "priority DESC, not_before, number",
+        "1",
+    )
+    for further in ("", " AND priority < :priority")
+)
+_DUE = _statement(
+    "not_before, number",
+    f"{_DELAYED} AND {_THIS_GROUP} AND priority = :priority AND not_before <= :now "
+    "AND (not_before, number) > (:moment, :number)",
+    "not_before, number",
+    str(DUE_AT_ONCE),
+)
+_NEXT_MOMENT = _statement(
+    "not_before",
+    f"{_OF_TYPE} AND not_before IS NOT NULL AND not_before > :now",
+    "not_before",
+    "1",
+)
+_OPEN_BATCHES = Statement(select(batch.c.first, batch.c.last).order_by(batch.c.first))
+_ROWS = select(job).where(job.c.number.in_(bindparam("numbers", expanding=True)))
+_ROW = select(job).where(job.c.number == bindparam("number"))
+
+
+# --- the order ------------------------------------------------------------------
+
+
+class _Queue:
+    """The queue of one type and owner, as it is in one transaction."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        kind: str,
+        owner: str | None,
+        now: int,
+        room: Room,
+        hidden: Sequence[tuple[int, int]],
+    ) -> None:
+        self._connection = connection
+        self._kind = kind
+        self._values: dict[str, Any] = {"type": kind, "owner": owner}
+        self._now = now
+        self._room = room
+        self._hidden = hidden
+
+    def parts(self) -> Iterator[Iterator[Candidate]]:
+        """Yield the jobs of each group, and of each priority of delayed jobs, in order."""
+        if not self._room.admits(self._kind, None):
+            return
+        yield self._ready(None)
+        group = b""
+        while found := self._read(_NEXT_READY_GROUP, group=group):
+            group, priority, number = found[0]
+            if self._admits(group):
+                yield self._ready(group, (priority, number))
+        if _ANY_DUE(self._connection, type=self._kind, now=self._now):
+            yield from self._delayed()
+
+    def _read(self, statement: Statement, **values: Any) -> list[Any]:
+        return statement(self._connection, **self._values, **values)
+
+    def _admits(self, group: bytes | None) -> bool:
+        return self._room.admits(self._kind, None if group is None else as_text(group))
+
+    def _candidate(self, priority: int, number: int, group: bytes | None) -> Candidate:
+        name = None if group is None else as_text(group)
+        return Candidate(-priority, number, self._kind, name)
+
+    def _end_of_hidden(self, number: int) -> int | None:
+        """Return the last number of the open batch that a job belongs to, or None."""
+        return next((last for first, last in self._hidden if first <= number <= last), None)
+
+    def _ready(
+        self, group: bytes | None, first: tuple[int, int] | None = None
+    ) -> Iterator[Candidate]:
+        """Yield the jobs of a group that have no time before which they may not start."""
+        rows = [first] if first else self._read(_READY_FIRST, group=group, most=PAGE)
+        while rows:
+            priority, last = rows[-1]
+            for level, number in rows:
+                end = self._end_of_hidden(number)
+                if end is not None:
+                    priority, last = level, end
+                    break
+                if not self._admits(group):
+                    return
+                yield self._candidate(level, number, group)
+            place = {"group": group, "priority": priority, "most": PAGE}
+            rows = self._read(_READY_OF_PRIORITY, number=last, **place)
+            rows = rows or self._read(_READY_BELOW, **place)
+
+    def _delayed(self) -> Iterator[Iterator[Candidate]]:
+        """Yield the due jobs of each group and priority."""
+        now = self._now
+        found = self._read(_DELAYED_FIRST, group=None, now=now)
+        while True:
+            if not found:
+                return
+            group, priority, is_due = found[0]
+            if not self._admits(group):
+                found = []
+            else:
+                if is_due:
+                    yield self._due(group, priority)
+                found = self._read(_DELAYED_BELOW, group=group, priority=priority, now=now)
+            found = found or self._read(_NEXT_DELAYED_GROUP, group=group or b"", now=now)
+
+    def _due(self, group: bytes | None, priority: int) -> Iterator[Candidate]:
+        """Yield the due jobs of one group and priority, older ones first."""
+        moment = number = -LARGEST_INTEGER
+        while True:
+            rows = self._read(
+                _DUE, group=group, priority=priority, now=self._now, moment=moment, number=number
+            )
+            for one in sorted(number for _, number in rows):
+                if not self._admits(group):
+                    return
+                if self._end_of_hidden(one) is None:
+                    yield self._candidate(priority, one, group)
+            if len(rows) < DUE_AT_ONCE:
+                return
+            moment, number = rows[-1]
+
+
+def in_order(
+    connection: Connection, *, types: Iterable[str], now: int, room: Room, claimant: str | None
+) -> Iterator[Candidate]:
+    """
+    Yield the jobs that may start now, in the order in which they should.
+
+    Read it only within the transaction. If the caller takes room for a job, the jobs that then
+    have none are left out.
+
+    Args:
+        claimant: The owner whose reserved jobs are included.
+    """
+    hidden = [tuple(row) for row in _OPEN_BATCHES(connection)]
+    parts: list[Iterator[Candidate]] = []
+    for kind in types:
+        for owner in dict.fromkeys((None, claimant)):
+            parts += _Queue(connection, kind, owner, now, room, hidden).parts()
+    # A job that was read ahead may have lost its room meanwhile.
+    return (one for one in heapq.merge(*parts) if room.admits(one.type, one.group))
+
+
+def claimable(
+    connection: Connection,
+    *,
+    types: Sequence[str],
+    now: int,
+    limit: int,
+    room: Room,
+    claimant: str | None = None,
+    without: Collection[object] = (),
+    only: Collection[int] | None = None,
+) -> list[int]:
+    """
+    Return the numbers of the first `limit` jobs that may start now, in order.
+
+    Args:
+        room: How many more jobs may start; it is used up.
+        claimant: The owner whose reserved jobs are included.
+        without: The numbers of jobs to leave out.
+        only: Only jobs with these numbers; None: all.
+    """
+    found: list[int] = []
+    order = in_order(connection, types=types, now=now, room=room, claimant=claimant)
+    if only is not None:
+        order = _only(order, only, lambda: _of_numbers(connection, only, types, now, claimant))
+    for one in order:
+        if one.number in without or not room.admits(one.type, one.group):
+            continue
+        room.take(one.type, one.group)
+        found.append(one.number)
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _only(
+    order: Iterator[Candidate],
+    numbers: Collection[int],
+    look_up: Callable[[], list[Candidate]],
+) -> Iterator[Candidate]:
+    """Yield the jobs with these numbers; look them up if too many others come first."""
+    if not numbers:
+        return
+    seen = set()
+    for walked, one in enumerate(order):
+        if walked == MOST_WALKED:
+            break
+        if one.number in numbers:
+            seen.add(one.number)
+            yield one
+    else:
+        return
+    yield from (one for one in look_up() if one.number not in seen)
+
+
+def _of_numbers(
+    connection: Connection,
+    numbers: Collection[int],
+    types: Collection[str],
+    now: int,
+    claimant: str | None,
+) -> list[Candidate]:
+    """Return those of these jobs that may start now, in order."""
+    found: list[Candidate] = []
+    hidden = _OPEN_BATCHES(connection)
+    for some in _in_groups(numbers):
+        rows = driver_of(connection).execute(
+            f"SELECT {_PRIORITY}, number, CAST(type AS BLOB), {_GROUP} FROM job "  # noqa: S608 - our own texts and integers
+            f"WHERE number IN ({', '.join(map(str, some))}) AND status = 'QUEUED' AND unmet = 0 "
+            "AND deleted_at IS NULL AND (not_before IS NULL OR not_before <= ?) "
+            "AND (owner IS NULL OR owner = ?)",
+            (now, claimant),
+        )
+        for priority, number, kind, group in rows.fetchall():
+            name = None if group is None else as_text(group)
+            if as_text(kind) in types and not any(
+                first <= number <= last for first, last in hidden
+            ):
+                found.append(Candidate(-priority, number, as_text(kind), name))
+    return sorted(found)
+
+
+def _in_groups(numbers: Iterable[int]) -> Iterator[list[int]]:
+    ordered = sorted(numbers)
+    for start in range(0, len(ordered), AT_ONCE):
+        yield ordered[start : start + AT_ONCE]
+
+
+# --- the rows -------------------------------------------------------------------
+
+
+def rows_of(
+    connection: Connection, numbers: Sequence[int], failed: Failed = leave_out
+) -> Generator[Row[Any], None, None]:
+    """
+    Yield the jobs with these numbers, in this order.
+
+    A few rows are read at a time, so that the commands of many jobs are not in memory together.
+    """
+    for start in range(0, len(numbers), ROWS_AT_ONCE):
+        yield from _some_rows(connection, numbers[start : start + ROWS_AT_ONCE], failed)
+
+
+def _some_rows(connection: Connection, numbers: Sequence[int], failed: Failed) -> list[Row[Any]]:
+    def whole() -> list[Row[Any]]:
+        rows = {row.number: row for row in connection.execute(_ROWS, {"numbers": numbers}).all()}
+        return [rows[number] for number in numbers if number in rows]
+
+    return readable(
+        whole,
+        lambda: numbers,
+        lambda number: connection.execute(_ROW, {"number": number}).all(),
+        failed,
+    )
+
+
+def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:
+    """Return those of `numbers` whose job is QUEUED."""
+    found: set[int] = set()
+    for some in _in_groups(numbers):
+        queued = select(job.c.number).where(has_status(Status.QUEUED), job.c.number.in_(some))
+        found.update(connection.execute(queued).scalars())
+    return found
+
+
+def next_not_before(
+    connection: Connection,
+    *,
+    types: Iterable[str],
+    now: int,
+    only: Collection[int] | None = None,
+) -> int | None:
+    """
+    Return the earliest `not_before` after `now` of the queued jobs; None: there is none.
+
+    Args:
+        only: As for `claimable`.
+    """
+    moments: list[int] = []
+    if only is None:
+        for kind in types:
+            moments += [moment for (moment,) in _NEXT_MOMENT(connection, type=kind, now=now)]
+        return min(moments, default=None)
+    known = frozenset(types)
+    for some in _in_groups(only):
+        rows = driver_of(connection).execute(
+            "SELECT not_before, CAST(type AS BLOB) FROM job "  # noqa: S608 - integers
+            f"WHERE number IN ({', '.join(map(str, some))}) AND status = 'QUEUED' AND unmet = 0 "
+            "AND deleted_at IS NULL AND not_before > ?",
+            (now,),
+        )
+        moments += [moment for moment, kind in rows.fetchall() if as_text(kind) in known]
+    return min(moments, default=None)
