@@ -221,7 +221,7 @@ class Importer:
         while content.offset < end.spool_end:
             self._read_frames(content, directory, end)
             for piece in content.slices:
-                for frame in frames.scan(piece.data):
+                for frame in frames.scan(bytes(piece.data)):
                     see(frame)
             content.slices = []
         return content.next_sequence

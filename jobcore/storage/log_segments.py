@@ -33,7 +33,7 @@ class Slice:
     def __init__(self, first: int, count: int, data: bytes) -> None:
         self.first = first
         self.count = count
-        self.data = data
+        self.data = bytearray(data)  # grows in place; small frames would be copied too often
 
 
 _INSERT = Statement(
