@@ -37,6 +37,10 @@ from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 #: first grows to the second while there is nothing new. When a manager imports the output, its
 #: commits wake the waiters anyway. Only unfinished lines are found by looking alone.
 FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
+#: Seconds after which a follower looks for unfinished lines again while it still has numbered
+#: lines to read, and for which it imports at once. It may never read the last one, because a
+#: job can write faster than anyone reads.
+LOOK_AGAIN = 0.25
 #: Seconds before the next look if an import did not succeed, so that another process can do it.
 BACK_OFF = 0.25
 #: Seconds to wait for a manager to settle a job of another directory as lost.
@@ -74,6 +78,11 @@ class Deadline:
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
         self._deadline = time.monotonic() + checked_timeout(timeout)
+
+    @property
+    def at(self) -> float:
+        """The deadline, by the monotonic clock."""
+        return self._deadline
 
     @property
     def left(self) -> float:
@@ -151,12 +160,14 @@ class Sight(Leases):
         quiet: The number of visits since there was something new.
         copied_since: Since when it is known to be a job of another directory, or None.
         dead_since: Since when its supervisor is known to be dead, or None.
-        unfinished: The unfinished lines in its directory at the last visit.
+        unfinished: The unfinished lines in its directory at the last look; they may have
+            become numbered lines since.
+        tail_read: When they were looked for, by the monotonic clock.
     """
 
     __slots__ = (
-        "__weakref__", "copied_since", "dead_since", "last", "number", "quiet", "unfinished",
-        "visited",
+        "__weakref__", "copied_since", "dead_since", "last", "number", "quiet", "tail_read",
+        "unfinished", "visited",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -168,6 +179,15 @@ class Sight(Leases):
         self.copied_since: float | None = None
         self.dead_since: float | None = None
         self.unfinished: Unfinished | None = None
+        self.tail_read = 0.0
+
+    def note_unfinished(self, found: Unfinished | None) -> bool:
+        """Set the unfinished lines, unless another thread has read later ones; tell if new."""
+        before = self.unfinished
+        if found == before or (found and before and found.age < before.age):
+            return False
+        self.unfinished = found
+        return True
 
     def show(self, sighting: Sighting) -> None:
         """Replace the last row that was read."""
@@ -191,6 +211,9 @@ class Cursor(NamedTuple):
         pause: Seconds until the next look for commits; it grows while nothing happens.
         vain: Whether the last commits did not change the job.
         shown: The unfinished lines that the waiter has received; None: it wants none.
+        begin: The number from which `numbered` is complete.
+        numbered: By stream, the number after the last line that the waiter has received. Whoever
+            receives the lines keeps it up to date.
     """
 
     run: Run
@@ -201,6 +224,8 @@ class Cursor(NamedTuple):
     pause: float = LOOK_FIRST
     vain: bool = False
     shown: tuple[LogLine, ...] | None = None
+    begin: int = 0
+    numbered: dict[str, int] = {}  # noqa: RUF012 - `following` gives each reader its own
 
     @property
     def behind(self) -> bool:
@@ -220,14 +245,32 @@ class Cursor(NamedTuple):
         """Whether to look at the job's files now."""
         return time.monotonic() >= self.due_at
 
-    def unfinished(self) -> tuple[tuple[LogLine, ...], Cursor]:
-        """Return the unfinished lines that are new, and the cursor with them shown."""
+    @property
+    def is_unsure(self) -> bool:
+        """Whether lines before its first one may contain the unfinished lines: see `search`."""
         there = self.sight.unfinished
-        # Not before numbered lines that precede them, nor after those that may contain them.
-        if self.shown is None or there is None or not there.first <= self.sequence <= there.behind:
+        is_before = there is not None and there.first < self.begin <= self.run.next_sequence
+        return is_before and self.shown is not None and not self.run.final
+
+    def unfinished(self, sequence: int | None = None) -> tuple[tuple[LogLine, ...], Cursor]:
+        """
+        Return the unfinished lines that are new, and the cursor with them shown.
+
+        Args:
+            sequence: The next line that the waiter receives, if it has not yet received all
+                lines that were read.
+        """
+        there = self.sight.unfinished
+        if self.shown is None or there is None or self.run.final or there.first < self.begin:
             return (), self
-        new = tuple(line for line in there.lines if line not in self.shown)
-        return new, self._replace(shown=there.lines) if new else self
+        # Not before numbered lines that precede them, nor after those that contain them.
+        lines = there.standing(self.sequence if sequence is None else sequence, self.numbered)
+        new = tuple(line for line in lines if line not in self.shown)
+        if not new:
+            return (), self
+        streams = {line.stream for line in lines}
+        others = (line for line in self.shown if line.stream not in streams)
+        return new, self._replace(shown=(*others, *lines))
 
     @property
     def what(self) -> tuple[float, bool]:
@@ -239,7 +282,7 @@ class Cursor(NamedTuple):
         """Whether `sight` shows anything of the job that the waiter has not seen."""
         last = self.sight.last
         is_new = last.seen != self.seen and (last.run != self.run or last.damage is not None)
-        return is_new or bool(self.unfinished()[0])
+        return is_new or self.is_unsure or bool(self.unfinished()[0])
 
     def moved(self) -> Cursor:
         """
@@ -284,8 +327,8 @@ class Waiter:
     """
     Waits for jobs and reads their logs.
 
-    All waiting, in threads and in event loops, uses the steps `refresh`, `visit` and `read`.
-    Each blocks no longer than a few transactions.
+    All waiting, in threads and in event loops, uses the steps `refresh`, `visit`, `search`,
+    `read` and `glance`. Each blocks no longer than a few transactions.
 
     Args:
         database: Where jobs and lines are stored.
@@ -309,7 +352,8 @@ class Waiter:
     def following(self, run: Run, sequence: int, *, unfinished: bool = False) -> Cursor:
         """Return the cursor of a reader of its lines from `sequence` on."""
         sight = self._sights.setdefault(run.number, Sight(run.number))
-        return Cursor(run, sight, FOLLOW_PAUSE, sequence, shown=() if unfinished else None)
+        shown = () if unfinished else None
+        return Cursor(run, sight, FOLLOW_PAUSE, sequence, shown=shown, begin=sequence, numbered={})
 
     def is_stale(self, cursor: Cursor) -> bool:
         """Tell, without locks or I/O, whether there may have been a commit since the last look."""
@@ -341,23 +385,43 @@ class Waiter:
         """
         run = cursor.run
         cursor.sight.visited = time.monotonic()
-        # Before the import, which may number unfinished lines: `_standing` then removes them.
         unfinished, has_news = self._look_at_files(cursor)
         cursor.sight.quiet = 0 if has_news else cursor.sight.quiet + 1
+        if cursor.shown is not None:
+            self._note_unfinished(cursor, unfinished)
         fresh = run
         if has_news:
             kill = self._is_left(cursor)
-            fresh = require(run, self._recovery.reconcile_softly(run, kill=kill))
+            until = math.inf if cursor.shown is None else time.monotonic() + LOOK_AGAIN
+            fresh = require(run, self._recovery.reconcile_softly(run, kill=kill, until=until))
             if fresh == run:
                 cursor.sight.visited = time.monotonic() + BACK_OFF
-        if cursor.shown is not None:
-            before, standing = cursor.sight.unfinished, self._standing(fresh, unfinished)
-            cursor.sight.unfinished = standing
-            if standing != before:
-                cursor.sight.quiet = 0
-                self._news.ring_if_done()
         # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)
+
+    def _note_unfinished(self, cursor: Cursor, found: Unfinished | None) -> None:
+        cursor.sight.tail_read = time.monotonic()
+        if cursor.sight.note_unfinished(found):
+            cursor.sight.quiet = 0
+            self._news.ring_if_done()
+
+    def glance(self, cursor: Cursor) -> Cursor:
+        """Look for unfinished lines only; for a reader that has not read all numbered lines."""
+        run, is_due = cursor.run, time.monotonic() - cursor.sight.tail_read >= LOOK_AGAIN
+        if is_due and run.supervised:
+            self._note_unfinished(cursor, self._recovery.unfinished(run))
+        return self.search(cursor)
+
+    def search(self, cursor: Cursor) -> Cursor:
+        """Look for unfinished lines among the numbered ones before the cursor's first line."""
+        there = cursor.sight.unfinished
+        if there is None or not cursor.is_unsure:
+            return cursor
+        with self._database.read() as connection:
+            log_segments.see_numbered(
+                connection, cursor.run.number, there.first, cursor.begin, cursor.numbered
+            )
+        return cursor._replace(begin=there.first)
 
     @handed_over  # all of it at once: each hand-over costs as much as a look at a file
     def _look_at_files(self, cursor: Cursor) -> tuple[Unfinished | None, bool]:
@@ -458,14 +522,8 @@ class Waiter:
 
     def _end_of(self, run: Run, unfinished: Unfinished | None) -> tuple[LogLine, ...]:
         """Return the unfinished lines at the current end of a job's log."""
-        standing = None if run.final else self._standing(run, unfinished)
-        is_there = standing is not None and standing.first <= run.next_sequence <= standing.behind
-        return standing.lines if standing is not None and is_there else ()
-
-    def _standing(self, run: Run, unfinished: Unfinished | None) -> Unfinished | None:
-        """Return the part of `unfinished` that has not become numbered lines of `run`."""
-        if unfinished is None or unfinished.first >= run.next_sequence:
-            return unfinished
+        if unfinished is None or run.final:
+            return ()
         with self._database.read() as connection:
             return log_segments.standing(connection, run.number, unfinished, run.next_sequence)
 
@@ -531,6 +589,7 @@ class Waiter:
         deadline = Deadline(timeout)
         cursor = self.following(run, sequence, unfinished=unfinished)
         me = object()
+        alarm = min(deadline.at, time.monotonic() + LOOK_AGAIN)
         try:
             while True:
                 cursor = self._look(cursor)
@@ -540,10 +599,12 @@ class Waiter:
                     first = cursor.sequence
                     segments, cursor = self.read(cursor)
                     for segment in segments:
-                        for line in log_segments.lines(segment, first):
+                        for line in log_segments.lines(segment, first, cursor.numbered):
                             yield line
-                            if deadline.over:
-                                raise deadline.error(cursor.in_words())
+                            if time.monotonic() > alarm:
+                                lines, cursor = self._interrupt(cursor, line, deadline)
+                                yield from lines
+                                alarm = min(deadline.at, time.monotonic() + LOOK_AGAIN)
                 if cursor.run.final:
                     return
                 lines, cursor = cursor.unfinished()
@@ -554,6 +615,24 @@ class Waiter:
                 self._rest(cursor, deadline, check, me)
         finally:
             self._leave(cursor, me)
+
+    def _interrupt(
+        self, cursor: Cursor, last: LogLine, deadline: Deadline
+    ) -> tuple[tuple[LogLine, ...], Cursor]:
+        """
+        Return the new unfinished lines for a follower that has not read all numbered ones.
+
+        Args:
+            last: The line that it has received last.
+
+        Raises:
+            WaitTimeout: The time is over.
+        """
+        if deadline.over:
+            raise deadline.error(cursor.in_words())
+        if last.sequence is None or cursor.shown is None:
+            return (), cursor
+        return self.glance(cursor).unfinished(last.sequence + 1)
 
     def wait(
         self,
@@ -645,7 +724,7 @@ class Waiter:
     def _look(self, cursor: Cursor) -> Cursor:
         self.refresh(cursor)
         cursor = cursor.moved()
-        return self.visit(cursor) if cursor.due else cursor
+        return self.search(self.visit(cursor) if cursor.due else cursor)
 
     def _rest(
         self, cursor: Cursor, deadline: Deadline, check: Callable[[Run], None], me: object

@@ -17,7 +17,14 @@ from jobcore.errors import JobDeleted
 from jobcore.lifecycle import Status
 from jobcore.models import LogLine
 from jobcore.operations.async_backend import Answer, in_thread, sleep
-from jobcore.operations.waiting import NOT_DRAINED, Cursor, Deadline, Waiter, is_final
+from jobcore.operations.waiting import (
+    LOOK_AGAIN,
+    NOT_DRAINED,
+    Cursor,
+    Deadline,
+    Waiter,
+    is_final,
+)
 from jobcore.storage import log_segments
 from jobcore.storage.transitions import Run
 from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
@@ -151,10 +158,10 @@ class AsyncWaiter:
                 if self._refreshing == mine:
                     self._refreshing = 0.0
         cursor = cursor.moved()
-        if not cursor.due:
-            return cursor
-        cursor.sight.visited = time.monotonic()  # so that other tasks do not visit it as well
-        return await in_thread(self._waiter.visit, cursor)
+        if cursor.due:
+            cursor.sight.visited = time.monotonic()  # so that other tasks do not visit it as well
+            cursor = await in_thread(self._waiter.visit, cursor)
+        return await in_thread(self._waiter.search, cursor) if cursor.is_unsure else cursor
 
 
 class Lines(AsyncIterator[LogLine]):
@@ -194,6 +201,10 @@ class Lines(AsyncIterator[LogLine]):
         self._patience: Deadline | None = None
         self._cursor: Cursor | None = None
         self._ready: Iterator[LogLine] = iter(())
+        self._unfinished: Iterator[LogLine] = iter(())
+        self._next_sequence = 0  # of `_ready`, when it was read
+        self._last: LogLine | None = None  # that was taken from it
+        self._look_at = time.monotonic() + LOOK_AGAIN
         self._taken = 0
         self._reading = False
         self._ended = False
@@ -224,10 +235,26 @@ class Lines(AsyncIterator[LogLine]):
             await sleep(0)
         if self._cursor is not None and self._taken and self._patience.over:
             raise self._patience.error(self._cursor.in_words())
-        while (line := next(self._ready, None)) is None:
-            self._ready = await self._more(self._patience)
+        if self._cursor is not None and time.monotonic() > self._look_at:
+            await self._glance(self._cursor)
+        line = next(self._unfinished, None)
+        if line is None:
+            while (line := next(self._ready, None)) is None:
+                self._ready = await self._more(self._patience)
+            self._last = line
         self._taken += 1
         return line
+
+    async def _glance(self, cursor: Cursor) -> None:
+        """Look for unfinished lines while there may be numbered lines to take."""
+        if cursor.shown is not None and cursor.run.supervised:
+            cursor = await in_thread(self._waiter.glance, cursor)
+            last = None if self._last is None else self._last.sequence
+            lines, self._cursor = cursor.unfinished(
+                self._next_sequence if last is None else last + 1
+            )
+            self._unfinished = iter(lines)
+        self._look_at = time.monotonic() + LOOK_AGAIN
 
     async def _more(self, deadline: Deadline) -> Iterator[LogLine]:
         """
@@ -246,9 +273,12 @@ class Lines(AsyncIterator[LogLine]):
                 cursor = await self._async_waiter.look(cursor)
             if cursor.behind:
                 segments, self._cursor = await in_thread(self._waiter.read, cursor)
+                self._next_sequence, self._last = cursor.sequence, None
                 return itertools.chain.from_iterable(
-                    log_segments.lines(segment, cursor.sequence) for segment in segments
+                    log_segments.lines(segment, cursor.sequence, cursor.numbered)
+                    for segment in segments
                 )
+            self._next_sequence, self._last = cursor.sequence, None
             self._cursor = cursor
             if cursor.run.final:
                 raise StopAsyncIteration

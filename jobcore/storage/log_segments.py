@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
@@ -203,9 +203,15 @@ def end_of(row: Row[Any]) -> int:
     return end
 
 
-def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
+def lines(
+    row: Row[Any], sequence: int, numbered: dict[str, int] | None = None
+) -> Iterator[LogLine]:
     """
     Yield the lines of a stored segment from the number `sequence` on.
+
+    Args:
+        numbered: Where to note, by stream, the number after the lines of each frame, as soon as
+            it is begun.
 
     Raises:
         DatabaseCorrupt: The segment is damaged after the lines that were yielded.
@@ -217,6 +223,8 @@ def lines(row: Row[Any], sequence: int) -> Iterator[LogLine]:
         if frame.first + frame.count <= sequence:
             continue  # the header suffices to skip a frame
         stream = frames.STREAM_NAMES[frame.stream]
+        if numbered is not None:
+            numbered[stream] = frame.first + frame.count
         for number, raw in enumerate(frames.split_lines(data, frame), frame.first):
             if number >= sequence:
                 yield LogLine(number, frame.time_ns, stream, raw, partial=frame.partial)
@@ -241,67 +249,110 @@ class Unfinished(NamedTuple):
 
     Attributes:
         first: The number of lines that the job had when the supervisor wrote this.
-        behind: Lines with smaller numbers are known to be other lines. Initially `first`.
         lines: The unfinished line of each stream that has one.
+        after: For each of `lines`, the number after the last line that comes before it: a line
+            of the same stream or of jobcore. It is `first` or less.
     """
 
     first: int
-    behind: int
     lines: tuple[LogLine, ...]
+    after: tuple[int, ...]
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Two values that grow whenever the supervisor writes other text."""
+        # As long as `first` stays the same, the text only grows.
+        return self.first, sum(len(line.raw) for line in self.lines)
+
+    def standing(self, sequence: int, numbered: Mapping[str, int]) -> tuple[LogLine, ...]:
+        """
+        Return the lines to show to a reader of all lines before the number `sequence`.
+
+        Args:
+            numbered: By stream, the number after the last line that was read.
+        """
+        if numbered.get("system", 0) > self.first:  # before it, all other text was numbered
+            return ()
+        return tuple(
+            line
+            for line, after in zip(self.lines, self.after, strict=True)
+            if after <= sequence and numbered.get(line.stream, 0) <= self.first
+        )
+
+
+def _slot_content(slot: bytes) -> tuple[list[tuple[frames.Frame, bytes]], dict[int, int]]:
+    """Return the frames in a slot, each with its text; and by stream, where its lines end."""
+    found: list[tuple[frames.Frame, bytes]] = []
+    ends: dict[int, int] = {}
+    for frame in frames.scan(slot):
+        # All others are remains of an earlier, longer text.
+        if not frame.count and found and frame.time_ns == found[0][0].first:
+            ends[frame.stream] = frame.first
+        elif frame.count and not ends and (not found or frame.first == found[0][0].first):
+            found.append((frame, slot[frame.start : frame.end]))
+        else:
+            break
+    return found, ends
+
+
+def _newer_slot(
+    slots: Iterable[bytes],
+) -> tuple[list[tuple[frames.Frame, bytes]], dict[int, int]]:
+    newest: list[tuple[frames.Frame, bytes]] = []
+    ends: dict[int, int] = {}
+    age = (-1, 0)
+    for slot in slots:
+        found, found_ends = _slot_content(slot)
+        if found:
+            order = (found[0][0].first, sum(len(text) for _, text in found))
+            if order > age:
+                newest, ends, age = found, found_ends, order
+    return newest, ends
 
 
 def unfinished_frames(slots: Iterable[bytes]) -> list[tuple[frames.Frame, bytes]]:
     """Return the frames in the newer slot of a job's `tail` file, each with its text."""
-    newest: list[tuple[frames.Frame, bytes]] = []
-    age = (-1, 0)
-    for slot in slots:
-        found: list[tuple[frames.Frame, bytes]] = []
-        for frame in frames.scan(slot):
-            if found and frame.first != found[0][0].first:
-                break  # remains of an earlier, longer text
-            found.append((frame, slot[frame.start : frame.end]))
-        if found:
-            # As long as `first` stays the same, the text only grows.
-            order = (found[0][0].first, sum(len(text) for _, text in found))
-            if order > age:
-                newest, age = found, order
-    return newest
+    return _newer_slot(slots)[0]
+
+
+def see_numbered(
+    connection: Connection, number: int, begin: int, end: int, numbered: dict[str, int]
+) -> None:
+    """Note for each stream, in `numbered`, the number after its last line between two numbers."""
+
+    def see(frame: frames.Frame) -> None:
+        if begin < frame.first + frame.count and frame.first < end:
+            stream = frames.STREAM_NAMES[frame.stream]
+            numbered[stream] = max(frame.first + frame.count, numbered.get(stream, 0))
+
+    see_frames(connection, number, begin, see)
 
 
 def standing(
     connection: Connection, number: int, found: Unfinished, next_sequence: int
-) -> Unfinished | None:
-    """Return the unfinished lines that the log does not contain as numbered lines, or None."""
-    if found.first >= next_sequence:
-        return found
-    numbered: set[str] = set()
-
-    def see(frame: frames.Frame) -> None:
-        if found.first < frame.first + frame.count and frame.first < next_sequence:
-            numbered.add(frames.STREAM_NAMES[frame.stream])
-
-    lines = [line for line in found.lines if line.stream in _STREAMS_APART]
-    if lines:  # with a merged stream, the next numbered line is the unfinished one
-        see_frames(connection, number, found.first, see)
-    if "system" in numbered:  # a system line comes after all other text was numbered
-        return None
-    lines = [line for line in lines if line.stream not in numbered]
-    return Unfinished(found.first, next_sequence, tuple(lines)) if lines else None
+) -> tuple[LogLine, ...]:
+    """Return the unfinished lines that the log does not contain as numbered lines."""
+    numbered: dict[str, int] = {}
+    if found.first < next_sequence:
+        if not any(line.stream in _STREAMS_APART for line in found.lines):
+            return ()  # with a merged stream, the next numbered line is the unfinished one
+        see_numbered(connection, number, found.first, next_sequence, numbered)
+    return found.standing(next_sequence, numbered)
 
 
 def unfinished(slots: Iterable[bytes]) -> Unfinished | None:
     """Return the unfinished lines in the slots of a job's `tail` file; None: there are none."""
-    found = unfinished_frames(slots)
+    found, ends = _newer_slot(slots)
     if not found:
         return None
     first = found[0][0].first
     return Unfinished(
         first,
-        first,
         tuple(
             LogLine(None, frame.time_ns, frames.STREAM_NAMES[frame.stream], text, partial=True)
             for frame, text in found
         ),
+        tuple(ends.get(frame.stream, first) for frame, _ in found),
     )
 
 

@@ -183,7 +183,7 @@ class ProgressReader:
 class _Stream:
     """One pipe and its unfinished line."""
 
-    __slots__ = ("begun", "carry", "descriptor", "number", "redactor", "since")
+    __slots__ = ("begun", "carry", "descriptor", "end", "number", "redactor", "since")
 
     def __init__(self, descriptor: int, number: int, values: Values | None) -> None:
         self.descriptor = descriptor
@@ -192,6 +192,7 @@ class _Stream:
         self.carry = b""
         self.since = 0  # wall time at which the carry's first byte was read, in nanoseconds
         self.begun = False  # whether earlier pieces of the unfinished line were written
+        self.end = 0  # the number after its last line
 
     @property
     def undecided(self) -> bool:
@@ -241,6 +242,7 @@ class Capture:
         self._limit = limit
         self._room = limit
         self._over = False
+        self._system_end = 0  # the number after the last line of jobcore
         self._time_ns = time_ns
 
     @property
@@ -294,6 +296,7 @@ class Capture:
         masked = self.mask(text.encode("utf-8", "backslashreplace")).decode("utf-8", "replace")
         line = " ".join(masked.splitlines())[:8192].encode()
         self.spool.append(frames.SYSTEM, 0, 1, line + b"\n", self._time_ns())
+        self._system_end = self.spool.next_sequence
 
     def mask(self, data: bytes) -> bytes:
         """Return a text about the command with the values masked."""
@@ -309,8 +312,15 @@ class Capture:
         self.spool.close()
 
     def _unfinished_frames(self) -> bytes:
-        """Return the unfinished lines as the frames that they would become if they ended now."""
+        """
+        Return the unfinished lines as the frames that they would become if they ended now.
+
+        If lines of the other stream were written last, a frame without lines follows. It tells
+        where the stream's own last line ends, so that a reader that has come so far can show
+        the text before it has read the lines of the other stream.
+        """
         found: list[bytes] = []
+        ends: list[bytes] = []
         room = self._room
         for stream in self._streams.values():
             text = b"" if self._over else stream.shown()
@@ -322,7 +332,10 @@ class Capture:
                     ),
                     text,
                 )
-        return b"".join(found)
+                end = max(stream.end, self._system_end)
+                if end < first:  # at the end, because readers of older versions stop there
+                    ends.append(frames.encode_header(stream.number, 0, end, 0, first, b""))
+        return b"".join(found + ends)
 
     def _number_unfinished(self) -> None:
         """Write unfinished lines as pieces, so that they come before the next line."""
@@ -369,10 +382,11 @@ class Capture:
             position = cut
             first_ns = stream.since = time_ns
         stream.carry = buffer[position:]
+        self._note_unfinished()
+
+    def _note_unfinished(self) -> None:
         # Lines of one stream also change the place of another stream's unfinished line.
-        self.unfinished.changed = bool(stream.carry) or any(
-            other.carry for other in self._streams.values()
-        )
+        self.unfinished.changed = any(stream.carry for stream in self._streams.values())
 
     def _without_reports(self, buffer: bytes, time_ns: int, *, begun: bool) -> bytes:
         """
@@ -414,6 +428,7 @@ class Capture:
             self._emit(stream, frames.OPEN_END, 1, rest, stream.since)
         del self._streams[stream.descriptor]
         os.close(stream.descriptor)
+        self._note_unfinished()
 
     def _emit(self, stream: _Stream, flags: int, count: int, payload: bytes, time_ns: int) -> None:
         """Hand lines to the spool, within the output limit."""
@@ -427,6 +442,7 @@ class Capture:
                 return
             self._room -= len(payload)
         self.spool.append(stream.number, flags, count, payload, time_ns)
+        stream.end = self.spool.next_sequence
 
     def _reach_limit(
         self, stream: _Stream, flags: int, count: int, payload: bytes, time_ns: int
@@ -436,6 +452,7 @@ class Capture:
         kept = fits.count(b"\n")
         if kept:
             self.spool.append(stream.number, flags, kept, fits, time_ns)
+            stream.end = self.spool.next_sequence
         self._over = True
         self.dropped += 0 if flags & frames.PARTIAL else count - kept
         self._say(f"output limit of {self._limit} bytes reached: the lines that follow are dropped")
