@@ -506,8 +506,10 @@ class Waiter:
             JobDeleted: The job was deleted meanwhile.
         """
         end = self._end_of(run, unfinished)[-count:] if count else ()
-        streams = [line.stream for line in end]
-        last = log_segments.LastLines(count - len(end), run.next_sequence, streams)
+        streams = {line.stream for line in end}
+        ends = {} if unfinished is None else unfinished.ends
+        going_on = {stream: at for stream, at in ends.items() if stream in streams}
+        last = log_segments.LastLines(count - len(end), run.next_sequence, going_on)
         self._find(run, last)
         begin, pieces = last.begin or 0, last.pieces
         lines = itertools.chain.from_iterable(
@@ -529,7 +531,7 @@ class Waiter:
 
     def _find(self, run: Run, last: log_segments.LastLines) -> None:
         """Pass the log to `last`, backwards from its end, until `last` has found its first line."""
-        sequence, vain = run.next_sequence, 0
+        sequence, vain = last.before(run.next_sequence), 0
         while not last.found and sequence > 0 and vain < FEW_SEGMENTS:
             with self._database.read() as connection:
                 require(run, transitions.find(connection, run.number))
@@ -544,6 +546,7 @@ class Waiter:
                         last.take(frame)
                 if last.begin is not None:
                     vain = vain + 1 if len(last.pieces) == known else 0
+            sequence = last.before(sequence)
 
     def _pieces(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
         """Yield an iterator per segment, so that most lines do not resume this generator."""

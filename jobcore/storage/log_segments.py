@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
@@ -259,6 +260,11 @@ class Unfinished(NamedTuple):
     after: tuple[int, ...]
 
     @property
+    def ends(self) -> dict[str, int]:
+        """By stream, the values of `after`."""
+        return {line.stream: at for line, at in zip(self.lines, self.after, strict=True)}
+
+    @property
     def age(self) -> tuple[int, int]:
         """Two values that grow whenever the supervisor writes other text."""
         # As long as `first` stays the same, the text only grows.
@@ -359,6 +365,9 @@ def unfinished(slots: Iterable[bytes]) -> Unfinished | None:
 # --- the last lines ------------------------------------------------------------
 
 
+_NONE: Mapping[str, int] = MappingProxyType({})
+
+
 class LastLines:
     """
     Finds where the last lines of a log begin. A line may be stored in several pieces.
@@ -368,18 +377,20 @@ class LastLines:
     Args:
         count: The number of lines to find, 1 or more.
         end: The number after the last line.
-        going_on: The streams whose last line continues after `end`.
+        going_on: The streams whose last line continues after `end`, each with the number
+            after its last line or piece before `end`, or with a larger number.
 
     Attributes:
         begin: All lines from this number on belong to the result; None: not found yet.
         pieces: Numbers before `begin` that are pieces of lines in the result.
     """
 
-    def __init__(self, count: int, end: int, going_on: Iterable[str] = ()) -> None:
+    def __init__(self, count: int, end: int, going_on: Mapping[str, int] = _NONE) -> None:
         self.begin: int | None = None if count > 0 else end
         self.pieces: set[int] = set()
         self._left = count
-        self._later = {frames.STREAM_NAMES.index(name) for name in going_on}
+        self._ends = {frames.STREAM_NAMES.index(name): at for name, at in going_on.items()}
+        self._later = set(self._ends)
         #: Streams whose first entry from `begin` on may have earlier pieces.
         self._open = set(self._later) if count <= 0 else set()
 
@@ -392,6 +403,14 @@ class LastLines:
     def found(self) -> bool:
         """Whether the result is complete: earlier frames cannot add to it."""
         return self.begin is not None and not self._open
+
+    def before(self, sequence: int) -> int:
+        """Return the number before which to continue, if all from `sequence` on were taken."""
+        if self.begin is None:
+            return sequence
+        # What is left are pieces of lines that go on. There is no line of these streams behind
+        # the ends, however many of another stream.
+        return min(sequence, max((self._ends.get(one, sequence) for one in self._open), default=0))
 
     def take(self, frame: frames.Frame) -> None:
         """Take the frame that precedes those taken so far."""

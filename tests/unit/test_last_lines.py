@@ -46,13 +46,21 @@ def test_last_lines_are_whole_lines(seed):
     made, end, unfinished = random_log(rng)
     lines = lines_of(made, unfinished)
     for count in range(len(unfinished), len(lines) + 2):
-        last = log_segments.LastLines(
-            count - len(unfinished), end, [frames.STREAM_NAMES[stream] for stream in unfinished]
-        )
+        going_on = {
+            frames.STREAM_NAMES[stream]: max(
+                (frame.first + frame.count for frame in made if frame.stream == stream), default=0
+            )
+            for stream in unfinished
+        }
+        last = log_segments.LastLines(count - len(unfinished), end, going_on)
+        sequence = end
         for frame in reversed(made):
             if last.found:
                 break
-            last.take(frame)
+            sequence = last.before(sequence)
+            if frame.first < sequence:
+                last.take(frame)
+                sequence = frame.first
         begin = last.begin or 0
         expected = sorted(number for line in lines[-count:] for number in line) if count else []
 
