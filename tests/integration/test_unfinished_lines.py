@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -141,6 +142,168 @@ def test_prompt_is_seen_while_the_other_stream_is_busy(running_jobs, tmp_path):
     assert (seen.sequence, seen.raw) == (None, b"sure? ")
     (line,) = (line for line in jobs.logs(job.id) if line.stream == "stdout")
     assert (line.raw, line.time_ns) == (b"sure? yes\n", seen.time_ns)
+
+
+def beside(stream):
+    """Return the shell's redirections of a prompt on a stream, and of the lines on the other."""
+    return ("", ">&2") if stream == "stdout" else (">&2", "")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_follower_that_never_catches_up_sees_a_prompt(running_jobs, stream, is_async):
+    """The other stream always has more lines than the follower has read."""
+    prompt, other = beside(stream)
+    script = f'printf "sure? " {prompt}; while :; do echo warning {other}; done'
+    job = running_jobs.submit(Command(["sh", "-c", script], separate_streams=True))
+    there, numbers = 0, []
+
+    def is_prompt(line):
+        nonlocal there
+        if line.sequence is not None:
+            numbers.append(line.sequence)
+            if line.sequence >= there - 1:
+                there = until(lambda: (n := running_jobs.get_job(job.id).line_count) > there and n)
+        return line.stream == stream
+
+    async def first_prompt():
+        lines = running_jobs.follow_async(job.id, timeout=PATIENCE)
+        while not is_prompt(line := await anext(lines)):
+            pass
+        return line
+
+    if is_async:
+        seen = asyncio.run(first_prompt())
+    else:
+        seen = next(filter(is_prompt, running_jobs.follow(job.id, timeout=PATIENCE)))
+    running_jobs.stop_job(job.id, grace=0)
+
+    assert (seen.sequence, seen.raw) == (None, b"sure? ")
+    assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_follower_of_a_busy_job_gets_each_byte_once(running_jobs, gate, is_async):
+    """Each form of a prompt begins with the one before it, and its line with the last one."""
+    script = (
+        '(for i in 1 2 3; do printf "$i? "; read -r _ < "$GATE"; done; echo yes; : > "$GATE.end") &'
+        'while [ ! -e "$GATE.end" ]; do echo warning >&2; done'
+    )
+    command = Command(["sh", "-c", script], env={"GATE": gate}, separate_streams=True)
+    job = running_jobs.submit(command)
+    found = []
+
+    def take(line):
+        found.append(line)
+        if line.unfinished:
+            open_gate(gate)
+
+    async def take_all():
+        async for line in running_jobs.follow_async(job.id, timeout=PATIENCE):
+            take(line)
+
+    if is_async:
+        asyncio.run(take_all())
+    else:
+        for line in running_jobs.follow(job.id, timeout=PATIENCE):
+            take(line)
+
+    assert [line for line in found if not line.unfinished] == list(running_jobs.logs(job.id))
+    asked = [line for line in found if line.stream == "stdout"]
+    assert [(line.unfinished, line.raw) for line in asked] == [
+        (True, b"1? "), (True, b"1? 2? "), (True, b"1? 2? 3? "), (False, b"1? 2? 3? yes\n"),
+    ]  # fmt: skip
+    assert len({line.time_ns for line in asked}) == 1
+
+
+class TestTail:
+    """Which unfinished lines a reader gets, by what it has read."""
+
+    @staticmethod
+    def tail(job, first, end=None, *, stream=frames.STDOUT):
+        """Write a tail as a supervisor does that has numbered lines up to `first`."""
+        text = b"half "
+        data = frames.encode_header(stream, frames.OPEN_END, first, 1, 5, text) + text
+        if end is not None:
+            data += frames.encode_header(stream, 0, end, 0, first, b"")
+        with open(f"{job.path}/{job_directory.TAIL}", "wb") as file:
+            file.write(data)
+
+    @staticmethod
+    def started(scripted, *lines):
+        job = scripted()
+        job.started()
+        for stream, text in lines:
+            job.write(text, stream=stream)
+        return job
+
+    @staticmethod
+    def follow(jobs, job, sequence=0):
+        """Return what a follower gets before it must wait, with a further line "end"."""
+        job.write(b"end\n", stream=frames.STDERR)
+        found = []
+        for line in jobs.follow(job.id, sequence, timeout=PATIENCE):
+            if line.text == "behind":
+                break
+            found.append(line.text)
+            if line.text == "end":  # it does not wait before it has looked for unfinished lines
+                job.write(b"behind\n", stream=frames.STDERR)
+        return found
+
+    def test_prompt_comes_before_lines_that_are_not_imported_yet(self, jobs, scripted):
+        """The supervisor is ahead by lines of the other stream alone."""
+        job = self.started(scripted, (frames.STDERR, b"other\n"))
+        self.tail(job, 1000, 0)
+
+        for found in (jobs.logs(job.id), jobs.tail(job.id, 2)):
+            assert [(line.sequence, line.text) for line in found] == [(0, "other"), (None, "half ")]
+        assert [line.text for line in jobs.tail(job.id, 1)] == ["half "]
+        assert self.follow(jobs, job) == ["other", "end", "half "]
+
+    @pytest.mark.parametrize("end", [2, None])
+    def test_prompt_waits_for_the_earlier_lines_of_its_stream(self, jobs, scripted, end):
+        """They are not imported yet, or the supervisor does not tell."""
+        job = self.started(scripted, (frames.STDERR, b"other\n"))
+        self.tail(job, 1000, end)
+        assert [line.text for line in jobs.logs(job.id)] == ["other"]
+        assert [line.text for line in jobs.tail(job.id, 1)] == ["other"]
+        job.write(b"whole\n", stream=frames.STDOUT)
+
+        half = ["half "] if end else []
+        assert [line.text for line in jobs.logs(job.id)] == ["other", "whole", *half]
+        assert [line.text for line in jobs.tail(job.id, 1)] == (half or ["whole"])
+        assert self.follow(jobs, job) == ["other", "whole", "end", *half]
+
+    def test_follower_waits_for_the_earlier_lines_of_the_stream(self, jobs, scripted):
+        """It has read all lines that are there."""
+        job = self.started(scripted, (frames.STDERR, b"other\n"))
+        self.tail(job, 1000, 2000)
+
+        assert self.follow(jobs, job) == ["other", "end"]
+
+    @pytest.mark.parametrize(
+        ("stream", "is_seen"),
+        [(frames.STDERR, True), (frames.STDOUT, False), (frames.SYSTEM, False)],
+    )
+    def test_follower_from_later_on_finds_what_is_numbered(self, jobs, scripted, stream, is_seen):
+        """It does not read the lines that may contain the text."""
+        job = self.started(scripted, (frames.STDERR, b"other\n"), (stream, b"half line\n"))
+        self.tail(job, 1, 0)
+
+        half = ["half "] if is_seen else []
+        assert [line.text for line in jobs.logs(job.id, 2)] == half
+        assert self.follow(jobs, job, 2) == ["end", *half]
+
+    def test_remains_of_an_earlier_tail_tell_nothing(self, jobs, scripted):
+        """Its end of lines is for another number."""
+        job = self.started(scripted, (frames.STDERR, b"other\n"))
+        self.tail(job, 999, 0)
+        text = b"half "
+        header = frames.encode_header(frames.STDOUT, frames.OPEN_END, 1000, 1, 5, text)
+        with open(f"{job.path}/{job_directory.TAIL}", "r+b") as file:
+            file.write(header + text)
+
+        assert self.follow(jobs, job) == ["other", "end"]
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "host", "both"])

@@ -330,6 +330,50 @@ def test_removed_file_is_made_again(record):
     assert recorder.shown == {"output": b"Continue? "}
 
 
+def test_tail_tells_where_the_last_line_of_the_stream_ends(record):
+    """A reader needs no line of the other stream before the text, but those of jobcore."""
+    recorder = record(streams=(frames.STDOUT, frames.STDERR))
+    recorder.write(b"half ", frames.STDOUT)
+    recorder.wait(1)
+    assert (recorder.seen.first, recorder.seen.after) == (0, (0,))
+    for number in range(1, 4):
+        recorder.write(b"other\n", frames.STDERR)
+        recorder.wait(1)
+        assert (recorder.seen.first, recorder.seen.after) == (number, (0,))
+    recorder.write(b"line\nhalf ", frames.STDOUT)
+    recorder.write(b"other\nmore ", frames.STDERR)
+    recorder.wait(1)
+    assert recorder.seen.ends == {"stdout": 4, "stderr": 5}
+    recorder.capture.write_system("said")
+    recorder.write(b"of it", frames.STDOUT)
+    recorder.write(b"end\n" * 2, frames.STDERR)
+    recorder.wait(1)
+
+    assert [text for _, text, *_ in recorder.numbered[5:]] == [
+        b"half ", b"more ", b"said\n", b"end\n", b"end\n",
+    ]  # fmt: skip
+    assert (recorder.seen.first, recorder.seen.ends) == (10, {"stdout": 8})
+    assert log_segments.unfinished_frames(job_directory.read_tail(recorder.directory))[0][1] == (
+        b"of it"
+    )
+
+
+def test_end_of_a_stream_moves_the_text_of_the_other_one(record):
+    """Its last line has no newline and gets a number only then."""
+    recorder = record(streams=(frames.STDOUT, frames.STDERR))
+    recorder.write(b"half ", frames.STDOUT)
+    recorder.write(b"bye", frames.STDERR)
+    recorder.wait(1)
+    assert recorder.seen.first == 0
+    reader, writer = recorder.pipes.pop(frames.STDERR)
+    os.close(writer)
+    recorder.capture.read(reader)
+    recorder.capture.unfinished.advance(recorder.now)
+    recorder.wait(1)
+
+    assert (recorder.seen.first, recorder.seen.ends) == (1, {"stdout": 0})
+
+
 def test_torn_write_leaves_the_text_before_it(tmp_path):
     """A reader, or a resolver after a SIGKILL, finds the newer whole slot at each length."""
     texts = [b"a" * 10, b"b" * 5000, b"c" * 100]
