@@ -91,6 +91,7 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.pipelines import PipelineOperations
+from jobcore.operations.queue_changes import UNSET, QueueChanges, Unset
 from jobcore.operations.staging import BatchCreator
 from jobcore.operations.submission import (
     JobCreator,
@@ -257,6 +258,7 @@ class JobManager:
         self._staging = staging = BatchCreator(self._database, ownership)
         self._creator = JobCreator(self._database, staging, self._clock, ownership)
         self._pipelines = PipelineOperations(self._database, self._clock, self._executors)
+        self._changes = QueueChanges(self._database)
         self._tasks = TaskOperations(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
         self._remover = remover = Remover(self._database, directories, self._clock, postponed)
@@ -585,6 +587,50 @@ class JobManager:
             raise InvalidTransition(row.id, row.status, "retry")
         environment = capture() if row.env_from == SUBMITTER else None
         return self._created(lambda: [self._creator.retry(row.id, environment)])[0]
+
+    def update_job(
+        self,
+        job_id: Id,
+        *,
+        priority: int | Unset = UNSET,
+        not_before: datetime | Unset | None = UNSET,
+        name: str | Unset | None = UNSET,
+        data: Any = UNSET,
+        timeout: float | Unset | None = UNSET,
+    ) -> Job:
+        """
+        Change a QUEUED job, or the `data` of any job; what is not given stays.
+
+        The change is durable when this returns. All managers see it before they start another
+        job. If the job has just been started, nothing is changed.
+
+        Args:
+            priority: Jobs with a higher priority start first.
+            not_before: The earliest time at which it starts; needs a time zone. None: now.
+            name: A name of your choice, or None.
+            data: Your own small JSON, up to 64 KiB.
+            timeout: Seconds until its command is stopped; None: no limit.
+
+        Returns:
+            The job after the change.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: It is not QUEUED, and more than `data` is given.
+            CommandError: A value is invalid, or the job has no command that a `timeout` could
+                limit; nothing was changed.
+        """
+        changes = {
+            "priority": priority,
+            "not_before": not_before,
+            "name": name,
+            "data": data,
+            "timeout": timeout,
+        }
+        self._reconciled(job_id)
+        row = self._changes.update(job_id, changes)
+        self._dispatcher.wake()
+        return public(Job, row, self._clock.now())
 
     def _create(
         self,

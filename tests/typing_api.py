@@ -141,6 +141,8 @@ def creating(jobs: JobManager) -> list[Job]:
         jobs.create_job("TASK", key="k", unique_for=3, on_conflict="return"),
         jobs.create_job("TASK", priority=1, group="gpu", expires=60),
         jobs.retry_job("text"),
+        jobs.update_job("text", priority=3, not_before=moment, name="n", data={"a": 1}),
+        jobs.update_job(UUID(int=0), timeout=2.5, name=None, not_before=None),
     ]
     return (
         made

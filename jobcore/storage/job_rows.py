@@ -26,6 +26,7 @@ from sqlalchemy import (
     select,
     true,
     union_all,
+    update,
 )
 
 from jobcore import lifecycle
@@ -252,6 +253,11 @@ def number_of(connection: Connection, job_id: UUID) -> int | None:
     """Return the number of a job, even if its row is damaged; None: there is no such job."""
     rows = _NUMBER_OF(connection, of_id=job_id.hex)
     return rows[0][0] if rows else None
+
+
+def update_job(connection: Connection, number: int, columns: dict[str, Any]) -> None:
+    """Change columns of a job that are no facts of its run; the caller has checked its status."""
+    connection.execute(update(job).where(job.c.number == number).values(columns))
 
 
 def find_jobs(connection: Connection, first: UUID, last: UUID, *, limit: int) -> list[int]:

@@ -16,8 +16,10 @@ from sqlalchemy import Connection, Row, and_, bindparam, null, or_, select, upda
 
 from jobcore.lifecycle import Status
 from jobcore.storage.statement import Statement
-from jobcore.storage.tables import IS_FINAL, job
+from jobcore.storage.tables import IS_FINAL, has_status, job
 
+#: Keys in one statement.
+AT_ONCE = 500
 _HOLDER = select(job).where(
     job.c.workspace_id == bindparam("place"), job.c.held_key == bindparam("wanted")
 )
@@ -57,9 +59,13 @@ def release(connection: Connection, job_id: UUID) -> None:
 
 def running_holders(connection: Connection, workspace_id: UUID, keys: Iterable[str]) -> list[UUID]:
     """Return the ids of those jobs that hold one of these keys and are RUNNING."""
-    found = []
-    for key in keys:
-        row = holder(connection, workspace_id, key)
-        if row is not None and row.status == Status.RUNNING:
-            found.append(row.id)
+    wanted = list(keys)
+    found: list[UUID] = []
+    for start in range(0, len(wanted), AT_ONCE):
+        of_these = select(job.c.id).where(
+            job.c.workspace_id == workspace_id,
+            job.c.held_key.in_(wanted[start : start + AT_ONCE]),
+            has_status(Status.RUNNING),
+        )
+        found += connection.execute(of_these).scalars()
     return found

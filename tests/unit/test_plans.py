@@ -18,7 +18,7 @@ from contextlib import closing
 
 import pytest
 
-from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status
+from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status, Submission
 from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.scheduler import Scheduler
 from jobcore.storage import counts
@@ -321,6 +321,16 @@ CALLS = {
     "a workspace": workspace,
     "a deletion": lambda jobs: jobs.delete_job(jobs.submit(["true"]).id),
     "a cancellation": lambda jobs: jobs.cancel_job(jobs.submit(["true"], pipeline_id=BIG).id),
+    "a key": lambda jobs: [jobs.submit(["true"], key="k") for _ in range(2)],
+    "a key that is free again": lambda jobs: [
+        jobs.cancel_job(jobs.submit(["true"], key="f").id) for _ in range(2)
+    ],
+    "many keys": lambda jobs: [
+        jobs.submit_many([Submission(["true"], key=f"k{n}") for n in range(10)]) for _ in range(2)
+    ],
+    "a change": lambda jobs: jobs.update_job(
+        jobs.submit(["true"]).id, priority=3, name="n", timeout=5
+    ),
     "many": lambda jobs: jobs.submit_many([["true"]] * 50),
     "the end of many": lambda jobs: jobs.wait_all([f"{n:032x}" for n in range(1, 60)]),
     "the end of few": wait_for_few,

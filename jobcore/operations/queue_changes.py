@@ -1,0 +1,98 @@
+"""Changes jobs that wait in the queue, and ends those whose time is over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from jobcore import checks
+from jobcore.command import checked_timeout
+from jobcore.errors import CommandError, DatabaseCorrupt, InvalidTransition
+from jobcore.lifecycle import Status
+from jobcore.operations.arguments import checked_data, checked_moment
+from jobcore.operations.job_options import checked_priority
+from jobcore.operations.lookup import Id, require_job
+from jobcore.storage import job_rows
+from jobcore.storage.database import Database
+
+
+class Unset(Enum):
+    """The default of an argument for which None is a value of its own."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        """Return the text that signatures show."""
+        return "<unchanged>"
+
+
+UNSET = Unset.UNSET
+
+
+class QueueChanges:
+    """
+    Changes jobs.
+
+    Args:
+        database: Where they are stored.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def update(self, job_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
+        """
+        Change a job, and return it; arguments that are `UNSET` change nothing.
+
+        Raises:
+            JobNotFound: No job has this id.
+            InvalidTransition: The job is not QUEUED, and more than `data` would change.
+            CommandError: A value is invalid.
+        """
+        checked = _checked({name: one for name, one in changes.items() if one is not UNSET})
+
+        def update(connection: Connection) -> Row[Any]:
+            row = require_job(connection, job_id)
+            if row.status != Status.QUEUED and checked.keys() - {"data"}:
+                raise InvalidTransition(
+                    row.id, row.status, "update", "only data can be changed after the start"
+                )
+            columns = dict(checked)
+            if "timeout" in columns:
+                columns["command"] = _with_timeout(row, columns.pop("timeout"))
+            if columns:
+                job_rows.update_job(connection, row.number, columns)
+            found = job_rows.get_job(connection, row.number)
+            return row if found is None else found
+
+        return self._database.write(update, about=f"job {job_id}")
+
+
+def _checked(changes: dict[str, Any]) -> dict[str, Any]:
+    """Check the changes, and return the columns, with `timeout` in seconds."""
+    found = dict(changes)
+    if "priority" in changes:
+        found["priority"] = checked_priority(changes["priority"])
+    if "not_before" in changes:
+        found["not_before"] = checked_moment(changes["not_before"])
+    if changes.get("name") is not None:
+        found["name"] = checks.text(changes["name"], "name", CommandError)
+    if "data" in changes:
+        found["data"] = checked_data(changes["data"])
+    if "timeout" in changes:
+        found["timeout"] = checked_timeout(changes["timeout"])
+    return found
+
+
+def _with_timeout(row: Row[Any], timeout: float | None) -> str:
+    """Return the command of a job with another time-out."""
+    if row.command is None:
+        raise CommandError(f"job {row.id} has no command of its own whose timeout could change")
+    try:
+        return json.dumps({**json.loads(row.command), "timeout": timeout})
+    except (ValueError, TypeError) as error:
+        raise DatabaseCorrupt(f"a stored command is invalid: {type(error).__name__}") from None
