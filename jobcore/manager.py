@@ -402,6 +402,7 @@ class JobManager:
         type: str = JobType.COMMAND,  # noqa: A002 - the name of the field in Matatika's Jobs API
         not_before: datetime | None = None,
         env_from: Literal["submitter", "worker"] = "worker",
+        reserved: bool = False,
         on_conflict: Literal["return", "raise"] = "return",
         priority: int = 0,
         group: str | None = None,
@@ -421,6 +422,7 @@ class JobManager:
         Args:
             commands: Lists of words, `Command`s and `Submission`s, in the order in which they
                 start. A `Submission` has a name, a key, a priority and so on of its own.
+            reserved: As in `submit`.
             on_conflict: With `"return"`, the other job is returned in the place of each job whose
                 key another one holds. With `"raise"`, none is created then.
             options: Apply to every command that is a list of words.
@@ -440,7 +442,14 @@ class JobManager:
         source = checked_env_from(env_from)
         if not fields:
             return []
-        return self._create(fields, workspace_id, None, env_from=source, on_conflict=on_conflict)
+        return self._create(
+            fields,
+            workspace_id,
+            None,
+            env_from=source,
+            reserved=bool(reserved),
+            on_conflict=on_conflict,
+        )
 
     def submit_function(
         self,

@@ -163,6 +163,7 @@ def creating(jobs: JobManager) -> list[Job]:
             ],
             not_before=moment,
             on_conflict="raise",
+            reserved=True,
             priority=3,
             group="gpu",
             expires=60,

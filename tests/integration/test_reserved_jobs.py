@@ -56,6 +56,20 @@ def test_reserved_job_is_started_by_its_process_alone(database):
         assert [entry.trigger for entry in jobs.history(mine.id)] == ["create", "start", "finish"]
 
 
+@pytest.mark.parametrize("count", [3, 1001])
+def test_many_reserved_jobs_are_started_by_their_process_alone(database, count):
+    """However they are written: together, or in steps."""
+    with JobManager(database, slots=0) as jobs:
+        jobs.submit_many([["true"]] * count, reserved=True, priority=1)
+        jobs.submit(EXIT_0)
+        assert in_child(run_all, database)[:2] == ["COMPLETE", "QUEUED"]
+        assert jobs.count_jobs()[Status.QUEUED] == count
+        if count == 3:
+            with JobManager(database, slots=2) as here:
+                here.drain(30)
+                assert here.count_jobs()[Status.COMPLETE] == 4
+
+
 def test_reserved_job_stays_queued_while_its_process_lives(database, reserved):
     """Neither a worker nor a host that starts it by hand takes it."""
     _, job_id = reserved
