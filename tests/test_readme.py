@@ -556,9 +556,10 @@ def test_the_examples_of_commands_run(tmp_path):
     assert (code, "needs a terminal" in complaint) == (2, True)
     failed = [(name, one) for name, lines in done.items() for one in lines if one[0] != 0]
     assert failed == []
-    hello, level, _, *others = [out for _, out, _ in done["run"]]
+    hello, level, _, *others, orders = [out for _, out, _ in done["run"]]
     assert (hello, level) == ("hello\n", "debug\n")
     assert others == ["      1 a\n      1 b\n", "2\n", "2\n"]
+    assert sorted(orders.splitlines()) == ["order 1", "order 2", "order 3"]
 
 
 def test_progress_is_reported_as_shown(tmp_path):

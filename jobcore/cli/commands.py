@@ -14,6 +14,7 @@ import importlib
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Jobs": {
         "run": ("run_and_work", "Run a command as a job in the foreground."),
+        "submit": ("submit_commands", "Put a command into the queue, and print the job's ID."),
         "list": ("job_commands", "List jobs, newest first."),
         "watch": ("maintenance", "Show the queue on a terminal, as it changes, until Ctrl-C."),
         "show": ("job_commands", "Show everything that is known about a job."),

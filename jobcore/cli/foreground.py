@@ -227,6 +227,15 @@ def ending(job: Job) -> str:
     return f"job {job.id} is {job.status}: {job.reason}{by}"
 
 
+def cause(job: Job) -> str:
+    """Return in a few words why a job is not COMPLETE, such as `exit code 3` or `SIGKILL`."""
+    if job.signal is not None and job.status is Status.ERROR:
+        return _signal_name(job.signal)
+    if job.exit_code is not None and job.status is Status.ERROR:
+        return f"exit code {job.exit_code}"
+    return str(job.reason or job.status)
+
+
 def _signal_name(number: int) -> str:
     """Return the name of a signal, or its number: most real-time signals have no name."""
     try:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from typing_extensions import Self
 
+    from jobcore.command import Command
     from jobcore.models import Finding, Job, LogLine, Progress, Transition
 
 #: Whole escape sequences first, then the remaining control characters: C0 except the tab,
@@ -150,6 +152,20 @@ def print_jobs(jobs: Iterable[Job]) -> None:
         _print_fields(map(_long_form, jobs))
 
 
+def print_ids(jobs: Iterable[Job]) -> None:
+    """Print the id of each job; on a terminal, also its number, by which one can name it."""
+    if on_terminal():
+        print_lines(f"#{job.number}  {job.id}" for job in jobs)
+    else:
+        print_lines(str(job.id) for job in jobs)
+
+
+def command_text(command: Command) -> str:
+    """Return a command as one would type it."""
+    words = list(map(str, command.argv))
+    return words[0] if command.shell else shlex.join(words)
+
+
 def _long_form(job: Job) -> tuple[Any, ...]:
     ending = (job.status, job.exit_code, job.reason)
     times = (job.created, job.start_time, job.end_time)
@@ -233,16 +249,17 @@ def _print_fields(rows: Iterable[Iterable[Any]]) -> None:
 
 
 def _print_table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    _console().print(_table(titles, rows))
+    console().print(_table(titles, rows))
 
 
-def _console() -> Console:
+def console(*, stderr: bool = False) -> Console:
+    """Return a console on stdout or stderr, for tables and bars."""
     from rich.console import Console  # noqa: PLC0415 - not needed for pipes
 
-    console = Console(highlight=False)
-    if console.width < 1:  # COLUMNS=0
-        console.width = 80
-    return console
+    made = Console(highlight=False, stderr=stderr)
+    if made.width < 1:  # COLUMNS=0
+        made.width = 80
+    return made
 
 
 def _table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
@@ -284,6 +301,22 @@ def _local(moment: datetime) -> str:
     return moment.astimezone(_zone).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
+def span(seconds: float) -> str:
+    """Return a time in the two units that matter most, such as `4.2s`, `5m10s` or `3d4h`."""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f}s"
+    whole = int(seconds)
+    for unit, size, smaller, part in (
+        ("d", 86_400, "h", 3600),
+        ("h", 3600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size}{unit}{rest:02}{smaller}" if rest else f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
 def _seconds(job: Job) -> str | None:
     """Return the seconds for which the job ran or has been running, as text; None: not started."""
     if job.start_time is None or (job.end_time is None and job.status is not Status.RUNNING):
@@ -305,7 +338,7 @@ class Screen:
 
         # No refresh thread, and no redirection of other output.
         self._live = Live(
-            console=_console(),
+            console=console(),
             screen=True,
             auto_refresh=False,
             redirect_stdout=False,

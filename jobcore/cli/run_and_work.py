@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
-import stat
-import sys
-import termios
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobcore.cli import foreground, output
-from jobcore.cli.app import PlainHelp, app
-from jobcore.cli.values import count_from_1, delay, stored_text, time_limit
-from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, LARGEST, Command
+from jobcore.cli import command_options, foreground, output
+from jobcore.cli import each as each_line
+from jobcore.cli.app import INTERRUPTED, app
+from jobcore.cli.command_options import StopScope
+from jobcore.cli.values import count_from_1
+from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, Command, current_umask
 from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
 
@@ -24,93 +20,31 @@ if TYPE_CHECKING:
     from jobcore.manager import JobManager
 
 
-class StopScope(str, Enum):
-    """The processes that get the first signal of a stop."""
-
-    MAIN = "main"
-    GROUP = "group"
-
-
-def _signal(text: str) -> str:
-    """Return the name of a signal that a program can handle, checked."""
-    try:
-        Command(["true"], stop_signal=text)
-    except CommandError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
-
-
-class _Run(PlainHelp):
-    """Adds the value `-` to a `--stdin` without a value."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments."""
-        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
-        args = list(args)
-        place = 0
-        # The command begins at the first word that is not an option.
-        while place < len(args) and args[place] not in ("-", "--") and args[place][:1] == "-":
-            value = args[place + 1] if place + 1 < len(args) else "--"
-            if args[place] == "--stdin" and value != "-" and value[:1] == "-":
-                args[place] = "--stdin=-"
-            place += 1 if args[place] in flags or "=" in args[place] else 2
-        return super().parse_args(ctx, args)
-
-
-@app.command(cls=_Run, context_settings={"allow_interspersed_args": False})
+@app.command(**command_options.SETTINGS)
 def run(
     ctx: typer.Context,
-    command: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[--] COMMAND", help="The program and its arguments."),
-    ] = None,
+    command: command_options.Words = None,
     *,
     detach: Annotated[
         bool, typer.Option("--detach", help="Print the job's ID once it has started, and exit.")
     ] = False,
-    timeout: Annotated[
-        float | None,
+    each: command_options.Each = None,
+    null: command_options.Null = False,
+    slots: Annotated[
+        int | None,
         typer.Option(
-            parser=time_limit, metavar="TIME", help="Stop the job after this time. [no limit]"
+            parser=count_from_1,
+            metavar="N",
+            help="With --each: run at most N jobs at once. [one per processor]",
         ),
     ] = None,
-    grace: Annotated[
-        float,
-        typer.Option(
-            parser=delay,
-            metavar="TIME",
-            help="Time from the first signal of a stop to SIGKILL. [10]",
-        ),
-    ] = DEFAULT_GRACE,
-    stop_signal: Annotated[
-        str,
-        typer.Option(
-            parser=_signal, metavar="NAME", help="First signal of a stop, such as SIGINT. [SIGTERM]"
-        ),
-    ] = "SIGTERM",
-    stop_scope: Annotated[
-        StopScope,
-        typer.Option(
-            metavar="SCOPE",
-            help="Who gets that signal: main, the command's own process; or group, all "
-            "processes of the job. [main]",
-        ),
-    ] = StopScope.MAIN,
-    linger: Annotated[
-        float,
-        typer.Option(
-            parser=delay,
-            metavar="TIME",
-            help="Time from SIGTERM to SIGKILL for processes that the command leaves running. [2]",
-        ),
-    ] = DEFAULT_LINGER,
-    cwd: Annotated[
-        str | None, typer.Option(metavar="DIRECTORY", help="Working directory. [the current one]")
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Environment variable; may be given again."),
-    ] = None,
+    timeout: command_options.Timeout = None,
+    grace: command_options.Grace = DEFAULT_GRACE,
+    stop_signal: command_options.StopSignal = "SIGTERM",
+    stop_scope: command_options.Scope = StopScope.MAIN,
+    linger: command_options.Linger = DEFAULT_LINGER,
+    cwd: command_options.Cwd = None,
+    env: command_options.Env = None,
     stdin: Annotated[
         str | None,
         typer.Option(
@@ -119,25 +53,10 @@ def run(
             "the job starts.",
         ),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
-    ] = None,
-    separate_streams: Annotated[
-        bool,
-        typer.Option(
-            "--separate-streams",
-            help="Print the command's stderr on stderr; its order relative to stdout is lost.",
-        ),
-    ] = False,
-    buffered: Annotated[
-        bool,
-        typer.Option(
-            "--buffered", help="Do not set PYTHONUNBUFFERED: faster, but output appears later."
-        ),
-    ] = False,
-    shell: Annotated[
-        bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")
-    ] = False,
+    name: command_options.Name = None,
+    separate_streams: command_options.SeparateStreams = False,
+    buffered: command_options.Buffered = False,
+    shell: command_options.Shell = False,
     print_id: Annotated[
         bool, typer.Option("--print-id", help="Print the job's ID on stderr before it starts.")
     ] = False,
@@ -165,25 +84,42 @@ def run(
       jobcore run --shell -- 'sort < big | uniq -c'
       jobcore run --stdin orders.csv -- python load.py
       generate | jobcore run --stdin -- python load.py
+      ls *.csv | jobcore run --each - --slots 4 -- python load.py {}
     """  # noqa: D301
-    if stdin not in (None, "-") and not command:
-        raise CommandError(
-            f"no command is given: --stdin took {stdin!r} as its file; write -- before the command"
-        )
+    words = command or []
+    command_options.require_command(words, stdin)
+    variables = command_options.environment(env or [])
+    options: dict[str, Any] = {
+        "timeout": timeout,
+        "grace": grace,
+        "stop_signal": stop_signal,
+        "stop_scope": stop_scope.value,
+        "linger": linger,
+        "separate_streams": separate_streams,
+        "unbuffered": not buffered,
+    }
+    if each is not None:
+        if detach or print_id:
+            raise CommandError("--each excludes --detach and --print-id: see submit --each")
+        options |= {"cwd": cwd, "env": variables, "stdin": stdin, "shell": shell}
+        _run_each(ctx, each, words, name=name, null=null, slots=slots, options=options)
+        return
+    if slots is not None or null:
+        raise CommandError("--slots and --null need --each")
     wanted = Command(
-        _argv(command or [], shell=shell),
+        command_options.argv(words, shell=shell),
         cwd=cwd,
-        env=_environment(env or []),
-        stdin=_input(stdin),
-        timeout=timeout,
-        grace=grace,
-        stop_signal=stop_signal,
-        stop_scope=stop_scope.value,
-        linger=linger,
-        separate_streams=separate_streams,
+        env=variables,
+        stdin=command_options.standard_input(stdin),
         shell=shell,
-        unbuffered=not buffered,
+        **options,
     )
+    _run_one(ctx, wanted, name=name, detach=detach, print_id=print_id)
+
+
+def _run_one(
+    ctx: typer.Context, wanted: Command, *, name: str | None, detach: bool, print_id: bool
+) -> None:
     interrupts = foreground.Interrupts()
     with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
@@ -216,54 +152,47 @@ def run(
             if started:  # otherwise recovery cancels it, because it is reserved by this process
                 foreground.say_state(jobs, job.id)
             raise
-    if ended.reason is Reason.SPAWN_FAILED and not shell:
-        foreground.hint(command or [])
+    if ended.reason is Reason.SPAWN_FAILED and not wanted.shell:
+        foreground.hint(list(map(str, wanted.argv)))
     if ended.reason is not Reason.EXITED:
         output.say(foreground.ending(ended))
     raise typer.Exit(foreground.exit_code(ended))
 
 
-def _input(source: str | None) -> bytes | str | None:
-    """Return the command's stdin; for `-`, read all of this process's stdin."""
-    if source != "-":
-        if source is None and _has_data(0):
-            output.say("standard input is not read: --stdin gives it to the command")
-        return source
-    data = sys.stdin.buffer.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise CommandError(
-            f"standard input has more than {LARGEST} bytes: put it into a file, and name that, "
-            "--stdin FILE"
-        )
-    return data
+def _run_each(
+    ctx: typer.Context,
+    source: str,
+    words: list[str],
+    *,
+    name: str | None,
+    null: bool,
+    slots: int | None,
+    options: dict[str, Any],
+) -> None:
+    from jobcore.cli import batch  # noqa: PLC0415 - only for --each
+    from jobcore.submission import Submission  # noqa: PLC0415 - only for --each
 
-
-def _has_data(descriptor: int) -> bool:
-    """Tell whether a descriptor is a pipe that contains data."""
-    try:
-        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-            return False
-        return any(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))
-    except OSError:
-        return False
-
-
-def _argv(words: list[str], *, shell: bool) -> list[str] | str:
-    if not shell:
-        return words
-    if len(words) != 1:
-        raise CommandError(f"--shell needs one string, not {len(words)} words")
-    return words[0]
-
-
-def _environment(pairs: list[str]) -> dict[str, str]:
-    environment = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise CommandError("--env needs KEY=VALUE")  # without the word, which may be a secret
-        environment[name] = value
-    return environment
+    umask = current_umask()
+    items = each_line.items(source, null=null)
+    commands = [each_line.command_for(words, item, umask=umask, **options) for item in items]
+    wanted = [
+        Submission(command, name=None if name is None else each_line.filled(name, item))
+        for command, item in zip(commands, items, strict=True)
+    ]
+    if not wanted:
+        output.say(f"{'standard input' if source == '-' else source} has no lines: nothing to run")
+        return
+    interrupts = foreground.Interrupts()
+    with ctx.obj.open(slots=slots, only_own=True) as jobs:
+        interrupts.arm()
+        foreground.tell_delays()
+        # Reserved: they must not run later, unattended.
+        made = jobs.submit_many(wanted, reserved=True)
+        shown = map(output.command_text, commands)
+        many = batch.Batch(jobs, dict(zip((job.id for job in made), shown, strict=True)))
+        interrupts.expect(many.stop, many.kill)
+        code = many.show()
+    raise typer.Exit(INTERRUPTED if many.stopped else code)
 
 
 @app.command()

@@ -1,0 +1,165 @@
+"""Runs many commands as jobs in the foreground: output, progress bar and summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from jobcore.cli import foreground, output
+from jobcore.errors import InvalidTransition, JobNotFound
+from jobcore.lifecycle import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+    from jobcore.manager import JobManager
+    from jobcore.models import Job, LogLine
+
+#: Number of failed jobs that the summary names.
+NAMED = 20
+#: Number of threads that cancel jobs, so that their writes share commits.
+THREADS = 8
+#: Number of lines that a terminal gets at once, since each time the bar is drawn again.
+LINES = 200
+
+
+class Batch:
+    """
+    Jobs of one call, which are shown as they end.
+
+    Args:
+        jobs: The manager that runs them.
+        made: The jobs, by id, with what the summary calls each of them.
+    """
+
+    def __init__(self, jobs: JobManager, made: Mapping[UUID, str]) -> None:
+        self._jobs = jobs
+        self._made = made
+        self._failed: list[Job] = []
+        self._began = time.monotonic()
+        self.stopped = False
+
+    def show(self) -> int:
+        """Print each job's output once it has ended, and the summary; return the exit code."""
+        with Bar(len(self._made)) as bar:
+            for job in self._jobs.as_completed(self._made):
+                bar.print(self._jobs.logs(job.id))
+                if job.status is not Status.COMPLETE:
+                    self._failed.append(job)
+                bar.advance(failed=len(self._failed))
+        self._summarize()
+        return 1 if self._failed else 0
+
+    def _summarize(self) -> None:
+        for job in self._failed[:NAMED]:
+            about = self._made.get(job.id) or self._made.get(job.retry_of or job.id, "")
+            output.say(f"failed: job {job.number}, {foreground.cause(job)}: {about}")
+        if len(self._failed) > NAMED:
+            output.say(f"and {len(self._failed) - NAMED} more: jobcore list --failed")
+        count, seconds = len(self._made), time.monotonic() - self._began
+        output.say(
+            f"{count} job{'s' if count != 1 else ''}: {count - len(self._failed)} complete, "
+            f"{len(self._failed)} failed, in {output.span(seconds)}"
+        )
+
+    def stop(self) -> None:
+        """Start no more jobs, and stop those that run."""
+        output.say("stopping all jobs; once more kills them")
+        self.stopped = True
+        self._for_all(self._jobs.cancel_job)
+
+    def kill(self) -> None:
+        """Kill the jobs that run."""
+        output.say("killing all jobs; once more leaves them to themselves")
+        self._for_all(lambda job_id: self._jobs.stop_job(job_id, grace=0))
+
+    def _for_all(self, step: Any) -> None:
+        def safe(job_id: UUID) -> None:
+            try:
+                step(job_id)
+            except (InvalidTransition, JobNotFound):
+                pass  # it has ended
+
+        # The newest first: those that would start next come last, after which none starts.
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(safe, reversed(list(self._made))))
+
+
+class Bar:
+    """
+    A progress bar on stderr, if that is a terminal, and the output of jobs on stdout.
+
+    Args:
+        total: The number of jobs.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._progress: Any = None
+        self._printer = output.LogPrinter(apart=True)
+        if not sys.stderr.isatty():
+            return
+        from rich.progress import (  # noqa: PLC0415 - not needed for pipes
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]}", style="red"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=output.console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task("", total=total, failed="")
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def advance(self, *, failed: int) -> None:
+        """Count one more job that has ended."""
+        if self._progress is not None:
+            self._progress.update(
+                self._task, advance=1, failed=f"{failed} failed" if failed else ""
+            )
+
+    def print(self, lines: Iterator[LogLine]) -> None:
+        """Print the output of a job above the bar."""
+        if self._progress is None or not output.on_terminal():
+            self._printer.print(lines)
+            return
+        shown: list[str] = []
+        for line in lines:
+            shown.append(output.row_of(line.text))
+            if len(shown) == LINES:
+                self._above(shown)
+                shown = []
+        self._above(shown)
+
+    def _above(self, rows: Sequence[str]) -> None:
+        if rows:
+            self._progress.console.print(
+                "\n".join(rows), markup=False, highlight=False, emoji=False, soft_wrap=True
+            )

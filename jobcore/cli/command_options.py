@@ -1,0 +1,196 @@
+"""The options of `run` and `submit` that say what a job runs, and the command that they make."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import sys
+import termios
+from collections.abc import Sequence
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from jobcore.cli import output
+from jobcore.cli.app import PlainHelp
+from jobcore.cli.values import delay, stored_text, time_limit
+from jobcore.command import LARGEST, Command
+from jobcore.errors import CommandError
+
+
+class StopScope(str, Enum):
+    """The processes that get the first signal of a stop."""
+
+    MAIN = "main"
+    GROUP = "group"
+
+
+class WithCommand(PlainHelp):
+    """A command that ends with the words of another one; `--stdin` may have no value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; a `--stdin` without a value gets the value `-`."""
+        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
+        args = list(args)
+        place = 0
+        # The command begins at the first word that is not an option.
+        while place < len(args) and args[place] not in ("-", "--") and args[place][:1] == "-":
+            value = args[place + 1] if place + 1 < len(args) else "--"
+            if args[place] == "--stdin" and value != "-" and value[:1] == "-":
+                args[place] = "--stdin=-"
+            place += 1 if args[place] in flags or "=" in args[place] else 2
+        return super().parse_args(ctx, args)
+
+
+#: How such a command is registered: options come before the command only.
+SETTINGS: dict[str, Any] = {
+    "cls": WithCommand,
+    "context_settings": {"allow_interspersed_args": False},
+}
+
+
+def _signal(text: str) -> str:
+    """Return the name of a signal that a program can handle, checked."""
+    try:
+        Command(["true"], stop_signal=text)
+    except CommandError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[--] COMMAND", help="The program and its arguments."),
+]
+Each = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="One job for each line of FILE, which replaces {} in COMMAND, or is its last word; - "
+        "reads standard input.",
+    ),
+]
+Null = Annotated[
+    bool, typer.Option("--null", "-0", help="The lines of --each end with NUL, not LF.")
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        parser=time_limit, metavar="TIME", help="Stop the job after this time. [no limit]"
+    ),
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        parser=delay,
+        metavar="TIME",
+        help="Time from the first signal of a stop to SIGKILL. [10]",
+    ),
+]
+StopSignal = Annotated[
+    str,
+    typer.Option(
+        parser=_signal, metavar="NAME", help="First signal of a stop, such as SIGINT. [SIGTERM]"
+    ),
+]
+Scope = Annotated[
+    StopScope,
+    typer.Option(
+        metavar="SCOPE",
+        help="Who gets that signal: main, the command's own process; or group, all "
+        "processes of the job. [main]",
+    ),
+]
+Linger = Annotated[
+    float,
+    typer.Option(
+        parser=delay,
+        metavar="TIME",
+        help="Time from SIGTERM to SIGKILL for processes that the command leaves running. [2]",
+    ),
+]
+Cwd = Annotated[
+    str | None, typer.Option(metavar="DIRECTORY", help="Working directory. [the current one]")
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Environment variable; may be given again."),
+]
+Name = Annotated[
+    str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
+]
+SeparateStreams = Annotated[
+    bool,
+    typer.Option(
+        "--separate-streams",
+        help="Print the command's stderr on stderr; its order relative to stdout is lost.",
+    ),
+]
+Buffered = Annotated[
+    bool,
+    typer.Option(
+        "--buffered", help="Do not set PYTHONUNBUFFERED: faster, but output appears later."
+    ),
+]
+Shell = Annotated[bool, typer.Option("--shell", help="COMMAND is one string for /bin/sh -c.")]
+
+
+def argv(words: Sequence[str], *, shell: bool) -> list[str] | str:
+    """Return the words of a command, or the one string for a shell."""
+    if not shell:
+        return list(words)
+    if len(words) != 1:
+        raise CommandError(f"--shell needs one string, not {len(words)} words")
+    return words[0]
+
+
+def environment(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the variables of `--env`."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise CommandError("--env needs KEY=VALUE")  # without the word, which may be a secret
+        found[name] = value
+    return found
+
+
+def require_command(words: Sequence[str], stdin: str | None) -> None:
+    """Refuse a `--stdin` that took the command's first word as its file."""
+    if stdin not in (None, "-") and not words:
+        raise CommandError(
+            f"no command is given: --stdin took {stdin!r} as its file; write -- before the command"
+        )
+
+
+def standard_input(source: str | None, *, hint: bool = True) -> bytes | str | None:
+    """
+    Return the command's stdin; for `-`, read all of this process's stdin.
+
+    Args:
+        source: The value of `--stdin`.
+        hint: Whether to print a hint if this process's stdin has data that nobody reads.
+    """
+    if source != "-":
+        if source is None and hint and _has_data(0):
+            output.say("standard input is not read: --stdin gives it to the command")
+        return source
+    data = sys.stdin.buffer.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise CommandError(
+            f"standard input has more than {LARGEST} bytes: put it into a file, and name that, "
+            "--stdin FILE"
+        )
+    return data
+
+
+def _has_data(descriptor: int) -> bool:
+    """Tell whether a descriptor is a pipe that contains data."""
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return False
+        return any(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))
+    except OSError:
+        return False

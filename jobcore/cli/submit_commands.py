@@ -1,0 +1,168 @@
+"""The command that puts jobs into the queue."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Annotated, Any
+
+import typer
+
+from jobcore.cli import command_options, output
+from jobcore.cli import each as each_line
+from jobcore.cli.app import AsJson, app
+from jobcore.cli.values import delay, integer, moment, stored_text, time_limit
+from jobcore.command import DEFAULT_GRACE, Command, current_umask
+from jobcore.errors import CommandError
+
+
+@app.command(**command_options.SETTINGS)
+def submit(
+    ctx: typer.Context,
+    command: command_options.Words = None,
+    *,
+    each: command_options.Each = None,
+    null: command_options.Null = False,
+    priority: Annotated[
+        int,
+        typer.Option(
+            parser=integer, metavar="N", help="Jobs with a higher number start first. [0]"
+        ),
+    ] = 0,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            parser=stored_text, metavar="NAME", help="Group whose limit the job counts for."
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            parser=stored_text,
+            metavar="TEXT",
+            help="Create no job while another one with this key has not ended; print its ID.",
+        ),
+    ] = None,
+    unique_for: Annotated[
+        float | None,
+        typer.Option(
+            parser=time_limit,
+            metavar="TIME",
+            help="With --key: nor within this time of its creation.",
+        ),
+    ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            "--delay", parser=delay, metavar="TIME", help="Start not before this time is over."
+        ),
+    ] = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=moment,
+            metavar="MOMENT",
+            help="Start not before it: 18:30, or '2026-12-01 18:30'.",
+        ),
+    ] = None,
+    expires: Annotated[
+        float | None,
+        typer.Option(
+            parser=time_limit, metavar="TIME", help="Cancel the job if it has not started by then."
+        ),
+    ] = None,
+    timeout: command_options.Timeout = None,
+    grace: command_options.Grace = DEFAULT_GRACE,
+    stop_signal: command_options.StopSignal = "SIGTERM",
+    cwd: command_options.Cwd = None,
+    env: command_options.Env = None,
+    stdin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[FILE]",
+            help="Standard input of the command: FILE; without FILE, that of submit, read now.",
+        ),
+    ] = None,
+    name: command_options.Name = None,
+    buffered: command_options.Buffered = False,
+    shell: command_options.Shell = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Put a command into the queue, and print the job's ID.
+
+    `jobcore work` runs it. The command gets the environment, directory and umask of
+    submit. The database stores the environment until the job has ended.
+
+    With --each, there is one job for each line of FILE: all of them, or none. The
+    line replaces {} in COMMAND, --name, --key, --cwd, --env and --stdin. It is
+    taken as it is, without word splitting; with --shell it is quoted.
+
+    \b
+    Examples:
+      jobcore submit -- make report
+      jobcore submit --at 22:00 --timeout 1h30m --name backup -- ./backup
+      jobcore submit --key nightly --priority 5 -- ./nightly
+      jobcore submit --each files.txt --group load -- python load.py {}
+    """  # noqa: D301
+    words = command or []
+    command_options.require_command(words, stdin)
+    if wait is not None and at is not None:
+        raise CommandError("--delay and --at exclude each other")
+    if null and each is None:
+        raise CommandError("--null needs --each")
+    if unique_for is not None and key is None:
+        raise CommandError("--unique-for needs --key")
+    due = at if wait is None else _after(wait)
+    queued: dict[str, Any] = {
+        "priority": priority,
+        "group": group,
+        "not_before": due,
+        "expires": expires,
+        "env_from": "submitter",
+    }
+    variables = command_options.environment(env or [])
+    options: dict[str, Any] = {
+        "timeout": timeout,
+        "grace": grace,
+        "stop_signal": stop_signal,
+        "unbuffered": not buffered,
+        "shell": shell,
+    }
+    if each is None:
+        wanted = Command(
+            command_options.argv(words, shell=shell),
+            cwd=cwd,
+            env=variables,
+            stdin=command_options.standard_input(stdin),
+            **options,
+        )
+        with ctx.obj.open(slots=0) as jobs:
+            job = jobs.submit(wanted, name=name, key=key, unique_for=unique_for, **queued)
+        output.print_json(job) if as_json else output.print_ids([job])
+        return
+    from jobcore.submission import Submission  # noqa: PLC0415 - only for --each
+
+    options |= {"cwd": cwd, "env": variables, "stdin": stdin, "umask": current_umask()}
+    several = [
+        Submission(
+            each_line.command_for(words, item, **options),
+            name=_filled(name, item),
+            key=_filled(key, item),
+            unique_for=unique_for,
+        )
+        for item in each_line.items(each, null=null)
+    ]
+    with ctx.obj.open(slots=0) as jobs:
+        made = jobs.submit_many(several, **queued)
+    output.print_json(made) if as_json else output.print_ids(made)
+
+
+def _after(seconds: float) -> datetime:
+    try:
+        return datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    except OverflowError:
+        raise CommandError(f"--delay is too long: {seconds:g} s") from None
+
+
+def _filled(text: str | None, item: str) -> str | None:
+    return None if text is None else stored_text(each_line.filled(text, item))

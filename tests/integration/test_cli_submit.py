@@ -1,0 +1,266 @@
+"""`submit` and `--each`: jobs for the queue, one by one and by the thousand, all or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from jobcore import JobManager, Status
+from tests.integration.verbs_harness import fork, on_a_terminal
+from tests.processes import PATIENCE, ROOT, until
+
+
+@pytest.fixture
+def cli(database, tmp_path):
+    """Return a function that runs `jobcore` in an empty folder: its stdout and stderr."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def call(*words, code=0, stdin=b"", **variables):
+        process = start(database, folder, words, variables)
+        out, err = process.communicate(stdin, timeout=PATIENCE)
+        assert (process.returncode, b"Traceback" in err) == (code, False), err.decode()
+        return out.decode(), err.decode()
+
+    call.folder = folder
+    return call
+
+
+def start(database, folder, words, variables=None):
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return fork(
+        [words],
+        {**inherited, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database, **(variables or {})},
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def drained(database):
+    """Run all that is due, and return the jobs in the order of their creation."""
+    with JobManager(database, slots=2) as jobs:
+        jobs.drain(PATIENCE)
+        return jobs.list_jobs(limit=10_000)[::-1]
+
+
+def text(database, job):
+    with JobManager(database, slots=0) as jobs:
+        return b"".join(line.raw for line in jobs.logs(job.id)).decode()
+
+
+def test_submitted_command_runs_later_as_the_submitter_meant(cli, database):
+    """Environment, directory, umask, stdin and name are those of the call."""
+    before = os.umask(0o027)
+    try:
+        out, err = cli(
+            *("submit", "--name", "n", "--env", "B=2", "--stdin", "--"),
+            *("sh", "-c", "echo $A $B $(pwd) $(umask); cat; exit 3"),
+            stdin=b"input\n",
+            A="1",
+        )
+    finally:
+        os.umask(before)
+    (job,) = drained(database)
+
+    assert (out, err) == (f"{job.id}\n", "")
+    assert (job.name, job.exit_code) == ("n", 3)
+    assert text(database, job) == f"1 2 {cli.folder} 0027\ninput\n"
+
+
+def test_submit_passes_on_what_the_queue_needs(cli, database):
+    """Priority, group, key, start, expiry and time-out are those of the job."""
+    cli("submit", "--priority", "-5", "--group", "gpu", "--key", "k", "--delay", "1h30m",
+        "--expires", "2d", "--timeout", "5m", "--", "true")  # fmt: skip
+    cli("submit", "--at", "2099-01-02T03:04Z", "--shell", "--", "echo $HOME | cat")
+    with JobManager(database, slots=0) as jobs:
+        timed, first = jobs.list_jobs()
+
+    assert (first.priority, first.group, first.key) == (-5, "gpu", "k")
+    due = first.created + timedelta(hours=1.5)
+    assert abs(first.not_before - due) < timedelta(minutes=1)
+    assert first.expires == first.created + timedelta(days=2)
+    assert timed.not_before == datetime(2099, 1, 2, 3, 4, tzinfo=timezone.utc)
+
+
+def test_submit_with_a_key_can_be_repeated(cli, database):
+    """The second call prints the first one's job, however many lines it has."""
+    first, second = (cli("submit", "--key", "nightly", "--", "true")[0] for _ in range(2))
+    shown = json.loads(cli("submit", "--key", "nightly", "--json", "--", "true")[0])
+    several = [
+        cli("submit", "--each", "-", "--key", "k {}", "--", "true", stdin=b"a\nb\n")[0]
+        for _ in range(2)
+    ]
+
+    assert first == second == shown["id"] + "\n"
+    assert several[0] == several[1]
+    assert len(drained(database)) == 3
+
+
+def test_terminal_is_told_the_number(database):
+    """A person types the number rather than the ID."""
+    (shown,) = on_a_terminal(database, [["submit", "--", "true"]])
+    with JobManager(database, slots=0) as jobs:
+        (job,) = jobs.list_jobs()
+
+    assert shown == f"#1  {job.id}\r\n"
+
+
+#: Lines that word splitting, quoting, escapes or a shell would change.
+ODD = ["a b", "it's", '"q"', r"back\slash", "$HOME", "; false", "*", "-n", "{x}", "tab\there", " "]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--", "printf", "%s\\n", "{}"],
+        ["--", "printf", "%s\\n"],
+        ["--shell", "--", "printf '%s\\n' {}"],
+        ["--shell", "--", "printf '%s\\n'"],
+        ["--env", "ITEM={}", "--shell", "--", "printf '%s\\n' \"$ITEM\" # {}"],
+    ],
+    ids=" ".join,
+)
+def test_each_line_is_taken_as_it_is(cli, database, words):
+    """In `COMMAND`, at its end, in a shell's string and in a variable."""
+    (cli.folder / "lines").write_text("\n".join(["", *ODD, "", "last"]))
+    out, err = cli("submit", "--each", "lines", "--name", "<{}>", *words)
+    jobs = drained(database)
+
+    assert (out.split(), err) == ([str(job.id) for job in jobs], "")
+    assert [text(database, job) for job in jobs] == [f"{line}\n" for line in [*ODD, "last"]]
+    assert [job.name for job in jobs] == [f"<{line}>" for line in [*ODD, "last"]]
+
+
+def test_lines_may_end_with_nul(cli, database):
+    """As `find -print0` writes them; a newline is then part of the line."""
+    cli("submit", "--each", "-", "--null", "--", "printf", "%s", stdin=b"a\nb\0c\0")
+
+    assert [text(database, job) for job in drained(database)] == ["a\nb", "c"]
+
+
+def test_each_file_may_be_its_job_s_input(cli, database):
+    """`--stdin {}` and `--cwd {}` are filled, too."""
+    for name in ("one", "two"):
+        (cli.folder / name).mkdir()
+        (cli.folder / f"{name}.txt").write_text(f"{name}\n")
+    cli("submit", "--each", "-", "--cwd", "{}", "--stdin", "{}.txt", "--shell", "--",
+        "cat; basename $PWD #", stdin=b"one\ntwo\n")  # fmt: skip
+
+    assert [text(database, job) for job in drained(database)] == ["one\none\n", "two\ntwo\n"]
+
+
+def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
+    """One wrong line, and there is no job."""
+    (cli.folder / "good").write_text("".join(f"{n}\n" for n in range(2500)))
+    (cli.folder / "bad").write_text("".join(f"{n}\n" for n in range(2500)) + "a\0b\n")
+    _, err = cli("submit", "--each", "bad", "--", "true", code=2)
+    out, _ = cli("submit", "--each", "good", "--priority", "1", "--", "true")
+
+    assert "NUL byte" in err
+    assert len(set(out.split())) == 2500
+    with JobManager(database, slots=0) as jobs:
+        assert jobs.count_jobs()[Status.QUEUED] == 2500
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["submit", "--delay", "1h", "--at", "18:30", "--", "true"], "exclude each other"),
+        (["submit", "--null", "--", "true"], "--null needs --each"),
+        (["submit", "--unique-for", "1h", "--", "true"], "--unique-for needs --key"),
+        (["submit", "--each", "x", "--stdin", "-", "--", "true"], "exclude each other"),
+        (["submit", "--delay", "9999999999d", "--", "true"], "too long"),
+        (["submit", "--priority", "high", "--", "true"], "must be an integer"),
+        (["submit"], "argv is empty"),
+        (["run", "--slots", "2", "--", "true"], "need --each"),
+        (["run", "--each", "x", "--detach", "--", "true"], "submit --each"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_wrong_use_is_one_line_and_makes_no_job(cli, database, words, said):
+    """It exits with 2, and the error says what to write."""
+    (cli.folder / "x").write_text("a\n")
+    out, err = cli(*words, code=2)
+
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+    assert not os.path.exists(database)
+
+
+def test_missing_file_of_lines_is_one_line(cli, database):
+    """The error names the file."""
+    for verb in ("run", "submit"):
+        _, err = cli(verb, "--each", "no such", "--", "true", code=1)
+        assert "no such" in err
+    assert not os.path.exists(database)
+
+
+# --- run --each ----------------------------------------------------------------------
+
+
+def test_run_each_shows_outputs_and_names_failures_first(cli, database):
+    """Outputs do not mix; the summary is on stderr, and the exit code is 1 if any job failed."""
+    script = 'for n in 1 2 3; do echo "$1 $n"; done; [ "$1" != b ]'
+    out, err = cli(
+        *("run", "--each", "-", "--slots", "2", "--", "sh", "-c", script, "x", "{}"),
+        stdin=b"a\nb\nc\n",
+        code=1,
+    )
+    blocks = {out.splitlines()[n][0]: out.splitlines()[n : n + 3] for n in (0, 3, 6)}
+
+    assert blocks == {name: [f"{name} {n}" for n in (1, 2, 3)] for name in "abc"}
+    failed, summary = err.splitlines()
+    assert failed.startswith("jobcore: failed: job 2, exit code 1: sh -c 'for n in")
+    assert failed.endswith(" x b")
+    assert summary.startswith("jobcore: 3 jobs: 2 complete, 1 failed, in ")
+    assert [str(job.status) for job in drained(database)] == ["COMPLETE", "ERROR", "COMPLETE"]
+
+
+def test_run_each_exits_0_when_all_are_complete(cli):
+    """An empty list is no error."""
+    assert cli("run", "--each", "-", "--", "echo", stdin=b"a\n")[0] == "a\n"
+    out, err = cli("run", "--each", "-", "--", "echo", stdin=b"\n\n")
+
+    assert (out, err) == ("", "jobcore: standard input has no lines: nothing to run\n")
+
+
+def test_run_each_shows_a_bar_on_a_terminal(database, tmp_path):
+    """With the count; outputs come above it, without what could change the terminal."""
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    words = ["run", "--each", str(tmp_path / "lines"), "--", "printf", r"\033[31m<%s>\007\n"]
+    (shown,) = on_a_terminal(database, [words])
+
+    assert "2/2" in shown
+    assert "<one>\r\n" in shown
+    assert "\x07" not in shown
+    assert "\x1b[31m<" not in shown
+    assert "2 jobs: 2 complete, 0 failed" in shown
+
+
+def test_interrupt_stops_all_jobs_and_starts_no_more(cli, database, gate):
+    """The jobs that run are stopped, the others cancelled; the exit code is 130."""
+    process = start(
+        database,
+        cli.folder,
+        ["run", "--each", "-", "--slots", "1", "--", "sh", "-c", f"echo {{}}; read x <'{gate}'"],
+    )
+    process.stdin.write(b"".join(b"%d\n" % n for n in range(50)))
+    process.stdin.close()
+    process.stdin = None
+    with JobManager(database, slots=0) as jobs:
+        until(lambda: jobs.count_jobs()[Status.RUNNING], "the first job")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+        counts = jobs.count_jobs()
+
+    assert process.returncode == 130
+    assert counts[Status.STOPPED] == 50
+    assert b"50 jobs: 0 complete, 50 failed" in err
+    assert b"and 30 more: jobcore list --failed" in err
