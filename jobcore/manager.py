@@ -22,6 +22,7 @@ from jobcore.command import checked_grace
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.dispatcher import Dispatcher
 from jobcore.engine.executors import Executor, default_executors
+from jobcore.engine.expiry import Expiry, is_expired
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.launcher import Launcher, ProcessLauncher, require_host
@@ -272,6 +273,8 @@ class JobManager:
             ownership,
             postponed,
         )
+        recovery = self._recovery
+        self._expiry = expiry = Expiry(self._database, self._clock, postponed)
         self._waiter = Waiter(self._database, self._recovery)
         self._async_waiter = AsyncWaiter(self._waiter)
         self._deleter = Deleter(self._database, self._stopper, self._waiter, remover, self._clock)
@@ -289,11 +292,12 @@ class JobManager:
             ownership=ownership,
             reconcile=self._recovery.reconcile_dead,
             chores={
+                "expiry": self._expiry.tick,
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
                 "sweep": self._recovery.sweep,
                 "batches": staging.remove_of_dead,
             },
-            in_steps=self._recovery.is_unfinished,
+            in_steps=lambda: recovery.is_unfinished() or expiry.is_unfinished(),
             postponed=postponed,
         )
         self._liveness = self._dispatcher.liveness
@@ -665,8 +669,7 @@ class JobManager:
         }
         held = [job["key"] for job in jobs if job.get("key") is not None]
         if held:
-            # They may have ended without being settled yet.
-            for holder in self._creator.running_holders(held, workspace_id, pipeline_id):
+            for holder in self._creator.uncertain_holders(held, workspace_id, pipeline_id):
                 self._has_ended(holder)
         return self._created(lambda: self._creator.create_jobs(**wanted))
 
@@ -2068,11 +2071,14 @@ class JobManager:
         with self._database.read() as connection:
             row = require_job(connection, job_id)
         run = job_rows.run_of(row)
-        if not run.supervised and not run.owned:
+        if is_expired(row, self._clock.now()):
+            self._expiry.cancel_softly(row.number)
+        elif not run.supervised and not run.owned:
             return row
-        fresh = self._recovery.reconcile_softly(run, kill=kill)
-        if fresh is None or fresh.deleted_at is not None:
-            raise JobNotFound(job_id)
+        else:
+            fresh = self._recovery.reconcile_softly(run, kill=kill)
+            if fresh is None or fresh.deleted_at is not None:
+                raise JobNotFound(job_id)
         with self._database.read() as connection:
             return require_job(connection, job_id)
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row
 
 from jobcore import checks
 from jobcore.clock import Clock
+from jobcore.engine.expiry import is_expired
 from jobcore.engine.ownership import Ownership
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
@@ -27,6 +28,8 @@ from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import progress
 from jobcore.tuning import JOBS_PAST_DAMAGED
 
+#: Expired jobs that are cancelled in one transaction, in the search for a job to claim.
+EXPIRED_AT_ONCE = 100
 #: Prefixes of the types of tasks that people do; no process owns these tasks.
 FOR_PEOPLE = ("PROFILE_",)
 
@@ -89,13 +92,22 @@ class TaskOperations:
             return None  # without taking the write lock
         now = self._clock.now()
 
-        def begin(connection: Connection) -> Row[Any] | None:
-            row = self._next(connection, types, now)
-            if row is None:
-                return None
-            return start(connection, row, self._ownership.claim(), now=now)
+        def begin(connection: Connection) -> tuple[Row[Any] | None, bool]:
+            for _ in range(EXPIRED_AT_ONCE):
+                row = self._next(connection, types, now)
+                if row is None:
+                    return None, False
+                if not is_expired(row, now):
+                    return start(connection, row, self._ownership.claim(), now=now), False
+                settlement.cancel_if_expired(connection, row.number, now=now)
+            return None, True
 
-        return self._database.write(begin, patience=patience, about="the job that is claimed")
+        claimed, more = None, True
+        while more:
+            claimed, more = self._database.write(
+                begin, patience=patience, about="the job that is claimed"
+            )
+        return claimed
 
     @staticmethod
     def _next(connection: Connection, types: tuple[str, ...], now: int) -> Row[Any] | None:
@@ -214,6 +226,8 @@ def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int)
     )
     if moved is None:
         why = "another process has reserved it" if row.owner is not None else ""
+        if is_expired(row, now):
+            why = "it has expired"
         raise InvalidTransition(row.id, row.status, Trigger.START, why)
     if row.environment is not None:
         environments.remove_unused(connection)

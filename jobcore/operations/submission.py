@@ -157,10 +157,10 @@ class JobCreator:
             failpoints.reach(failpoints.CREATED, self._database)
         return row
 
-    def running_holders(
+    def uncertain_holders(
         self, held: Sequence[str], workspace_id: Id | None, pipeline_id: Id | None
     ) -> list[UUID]:
-        """Return the ids of the RUNNING jobs that hold these keys where new jobs would be."""
+        """Return those holders of these keys that may have ended without being settled."""
         with self._database.read() as connection:
             place: UUID | None
             if pipeline_id is not None:
@@ -169,7 +169,7 @@ class JobCreator:
                 place = require_workspace(connection, workspace_id).id
             else:
                 place = workspaces.find_default_workspace(connection)
-            return [] if place is None else keys.running_holders(connection, place, held)
+            return [] if place is None else keys.uncertain_holders(connection, place, held)
 
 
 def _insert(

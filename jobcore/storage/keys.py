@@ -57,15 +57,23 @@ def release(connection: Connection, job_id: UUID) -> None:
     _RELEASE(connection, of_id=job_id.hex)
 
 
-def running_holders(connection: Connection, workspace_id: UUID, keys: Iterable[str]) -> list[UUID]:
-    """Return the ids of those jobs that hold one of these keys and are RUNNING."""
+def uncertain_holders(
+    connection: Connection, workspace_id: UUID, keys: Iterable[str]
+) -> list[UUID]:
+    """Return the holders of these keys that may have ended without being settled."""
     wanted = list(keys)
     found: list[UUID] = []
     for start in range(0, len(wanted), AT_ONCE):
         of_these = select(job.c.id).where(
             job.c.workspace_id == workspace_id,
             job.c.held_key.in_(wanted[start : start + AT_ONCE]),
-            has_status(Status.RUNNING),
+            or_(
+                has_status(Status.RUNNING),
+                and_(
+                    has_status(Status.QUEUED),
+                    or_(job.c.owner.is_not(None), job.c.expires.is_not(None)),
+                ),
+            ),
         )
         found += connection.execute(of_these).scalars()
     return found

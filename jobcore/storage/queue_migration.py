@@ -89,7 +89,10 @@ CREATE TABLE setting (
     'CREATE INDEX jobs_by_key ON job ("key", number) WHERE key IS NOT NULL',
     "CREATE INDEX jobs_by_name ON job (name, number) WHERE name IS NOT NULL",
     ("CREATE INDEX jobs_of_group ON job (group_name, status, number) WHERE group_name IS NOT NULL"),
-    ("CREATE INDEX expiring_jobs ON job (expires) WHERE status = 'QUEUED' AND expires IS NOT NULL"),
+    (
+        "CREATE INDEX expiring_jobs ON job (status, expires) "
+        "WHERE status = 'QUEUED' AND expires IS NOT NULL"
+    ),
     "CREATE INDEX retries_of_job ON job (retry_of) WHERE retry_of IS NOT NULL",
     "CREATE INDEX jobs_by_end ON job (end_time) WHERE end_time IS NOT NULL",
     "DROP TRIGGER job_final_stays_final",

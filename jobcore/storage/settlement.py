@@ -56,9 +56,18 @@ def settle_own(connection: Connection, run: Run, ending: Ending, *, now: int) ->
     return final
 
 
-def cancel(connection: Connection, number: int, *, now: int) -> Run | None:
+def cancel_if_expired(connection: Connection, number: int, *, now: int) -> Run | None:
+    """Cancel a QUEUED job whose `expires` is over; None: it is not, or has been changed."""
+    if not transitions.is_expired(connection, number, now=now):
+        return None
+    return cancel(connection, number, now=now, reason=Reason.EXPIRED)
+
+
+def cancel(
+    connection: Connection, number: int, *, now: int, reason: Reason = Reason.CANCELLED
+) -> Run | None:
     """Cancel a job as `transitions.cancel_if_queued` does, then write its consequences."""
-    final = transitions.cancel_if_queued(connection, number, now=now)
+    final = transitions.cancel_if_queued(connection, number, now=now, reason=reason)
     if final is not None:
         _follow_up(connection, final, now)
         environments.remove_unused(connection)

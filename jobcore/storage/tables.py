@@ -356,6 +356,7 @@ class JobRow(_Row, table=True):
         ),
         Index(
             "expiring_jobs",
+            "status",  # constant, as in the indexes of the queue
             "expires",
             info={"sqlite_where": text("status = 'QUEUED' AND expires IS NOT NULL")},
         ),

@@ -308,6 +308,7 @@ _START_JOB = (
         job.c.deleted_at.is_(None),
         job.c.unmet == 0,
         or_(job.c.owner.is_(None), job.c.owner == bindparam("claimant")),
+        or_(job.c.expires.is_(None), job.c.expires > bindparam("now")),
     )
     .values(
         status=str(Status.RUNNING),
@@ -394,6 +395,16 @@ def start_if_queued(
 
 
 # --- QUEUED to STOPPED ------------------------------------------------------------
+
+_IS_EXPIRED = Statement(
+    select(job.c.number).where(_THIS, has_status(Status.QUEUED), job.c.expires <= bindparam("now"))
+)
+
+
+def is_expired(connection: Connection, number: int, *, now: int) -> bool:
+    """Tell whether a job is QUEUED and its time is over, so that it never starts."""
+    return bool(_IS_EXPIRED(connection, of=number, now=now))
+
 
 _CANCEL = Statement(
     update(job)

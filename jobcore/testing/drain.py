@@ -11,7 +11,7 @@ from jobcore.clock import Clock
 from jobcore.errors import WaitTimeout
 from jobcore.lifecycle import Status
 from jobcore.manager import JobManager
-from jobcore.storage import job_rows, schedules, transitions
+from jobcore.storage import expiry, job_rows, schedules, transitions
 from jobcore.storage.transitions import Run
 from jobcore.testing.manual_clock import ManualClock, checked_seconds
 
@@ -61,7 +61,8 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
         _come_to_rest(work, jobs, deadline, patience)
         moment = work.next_moment()
         if moment is not None:
-            work.clock.advance_to(moment)
+            end = work.next_expiry()  # alone it is no work
+            work.clock.advance_to(moment if end is None else min(moment, end))
         elif work.has_work():
             names = ", ".join(work.names())
             raise NeverEnds(
@@ -108,7 +109,7 @@ def elapse(
         _come_to_rest(work, jobs, deadline, patience)
         if work.clock.monotonic() >= end:
             return
-        moments = (end, work.next_moment(), work.next_tick())
+        moments = (end, work.next_moment(), work.next_tick(), work.next_expiry())
         work.clock.advance_to(min(moment for moment in moments if moment is not None))
 
 
@@ -172,12 +173,20 @@ class PendingWork:
                 self._jobs.recover()
             return False
         # In this order, because a tick that is taken in between becomes a queued job.
-        return not self._has_due_tick() and dispatcher.waits_only_for(waiting)
+        return (
+            not self._has_due_tick()
+            and not self._has_expired()
+            and dispatcher.waits_only_for(waiting)
+        )
 
     def _has_due_tick(self) -> bool:
         with self._jobs._database.read() as connection:
             tick = schedules.next_tick(connection)
         return tick is not None and tick <= self.clock.now()
+
+    def _has_expired(self) -> bool:
+        with self._jobs._database.read() as connection:
+            return bool(expiry.expired(connection, now=self.clock.now(), limit=1))
 
     def running(self) -> list[Run]:
         """Return the RUNNING jobs that have, or had, a supervisor."""
@@ -225,6 +234,11 @@ class PendingWork:
         """Return the monotonic time of the next scheduled tick, or None."""
         with self._jobs._database.read() as connection:
             return self._monotonic(schedules.next_tick(connection))
+
+    def next_expiry(self) -> float | None:
+        """Return the monotonic time at which the next queued job expires, or None."""
+        with self._jobs._database.read() as connection:
+            return self._monotonic(expiry.next_expiry(connection))
 
     def _monotonic(self, wall: int | None) -> float | None:
         if wall is None:

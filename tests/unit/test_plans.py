@@ -21,7 +21,7 @@ import pytest
 from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status, Submission
 from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.scheduler import Scheduler
-from jobcore.storage import counts
+from jobcore.storage import counts, expiry
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 
@@ -280,6 +280,12 @@ def wait_for_few(jobs):
     jobs.wait(made[0].id, until="started")
 
 
+def next_expiry(jobs):
+    """Look for the next expiry, as the test kit does."""
+    with jobs._database.read() as connection:
+        return expiry.next_expiry(connection)
+
+
 #: What is called, by what it shows. Each does its work in statements of few steps.
 CALLS = {
     "a page of all": lambda jobs: jobs.list_jobs(),
@@ -327,6 +333,11 @@ CALLS = {
     ],
     "many keys": lambda jobs: [
         jobs.submit_many([Submission(["true"], key=f"k{n}") for n in range(10)]) for _ in range(2)
+    ],
+    "an expiry": lambda jobs: [
+        jobs.submit(["true"], expires=0),
+        next_expiry(jobs),
+        jobs._expiry.tick(),
     ],
     "a change": lambda jobs: jobs.update_job(
         jobs.submit(["true"]).id, priority=3, name="n", timeout=5
