@@ -1244,6 +1244,7 @@ class JobManager:
         timeout: float | None = None,
         *,
         unfinished: bool = True,
+        on_wait: Callable[[], object] | None = None,
     ) -> Iterator[LogLine]:
         """
         Return an iterator of the lines from `sequence` on, as they come; it ends with the job.
@@ -1259,6 +1260,8 @@ class JobManager:
             sequence: The number of the first line, from 0.
             timeout: Seconds for the whole iteration; None: until the job ends.
             unfinished: Whether to include unfinished lines; see `LogLine`.
+            on_wait: Called each time before it waits for more, for example to flush what was
+                printed.
 
         Raises:
             JobNotFound: No job has this id; at this call.
@@ -1271,7 +1274,9 @@ class JobManager:
         checked_timeout(timeout)  # now, not at the first next()
         run = self._run(job_id)
         check = self._liveness.begin_wait(self)
-        return self._waiter.follow(run, first, timeout, check, unfinished=unfinished)
+        return self._waiter.follow(
+            run, first, timeout, check, unfinished=unfinished, on_wait=on_wait or (lambda: None)
+        )
 
     def log_text(self, job_id: Id, sequence: int = 0) -> Iterator[bytes]:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -291,7 +292,7 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
         *jobs.follow(job_id, sequence=0, timeout=2.5),
         *jobs.logs(job_id, unfinished=False),
         *jobs.tail(job_id, 3, unfinished=False),
-        *jobs.follow(job_id, unfinished=False),
+        *jobs.follow(job_id, unfinished=False, on_wait=sys.stdout.flush),
     ]
     for line in lines:
         number: int | None = line.sequence

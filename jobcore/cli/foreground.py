@@ -196,17 +196,14 @@ def watch(jobs: JobManager, job_id: UUID, printer: output.LogPrinter) -> Job:
     """
     Print the job's lines as they come, from the printer's next one on; return the final job.
 
-    Existing lines are printed together and flushed before each wait. `follow` is used only to
-    wait for more.
+    They are flushed before each wait.
     """
-    while True:
-        job = jobs.get_job(job_id)  # before the lines: if it is final, these are all lines
+    job = jobs.get_job(job_id)  # before the lines: if it is final, these are all lines
+    if job.status.final:
         printer.print(jobs.logs(job_id, printer.next_sequence))
-        if job.status.final:
-            return job
-        for line in jobs.follow(job_id, printer.next_sequence):
-            if line not in printer.unfinished:
-                break  # there is a new line, or more of an unfinished one
+        return job
+    printer.print(jobs.follow(job_id, printer.next_sequence, on_wait=printer.flush))
+    return jobs.get_job(job_id)
 
 
 def _pause(jobs: JobManager, job_id: UUID) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -48,6 +49,8 @@ _LEFT_BY_JSON = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _ERASES_REST = re.compile(r"\x1b\[[02]?K")
 #: Number of characters kept for drawing a row again; more than the width of any terminal.
 _LONGEST_ROW = 4096
+#: Seconds after which unfinished lines are printed again below lines that do not end.
+_REDRAW = 0.25
 
 #: The zone of times on a terminal; None: the user's own.
 _zone: timezone | None = None
@@ -388,12 +391,13 @@ class LogPrinter:
 
     Attributes:
         next_sequence: The number after the last numbered line that was printed.
-        unfinished: The unfinished lines that were printed last.
     """
 
     def __init__(self, sequence: int = 0, *, apart: bool = False, ndjson: bool = False) -> None:
         self.next_sequence = sequence
-        self.unfinished: list[LogLine] = []
+        self._unfinished: dict[str, LogLine] = {}  # by stream, until it has a number
+        self._is_below = True  # whether unfinished lines were printed after all others
+        self._redraw_at = 0.0
         self._apart = apart
         self._ndjson = ndjson
         # Not sys.stdout.buffer: with PYTHONUNBUFFERED, which every job has by default, it is
@@ -408,7 +412,6 @@ class LogPrinter:
 
     def print(self, lines: Iterable[LogLine]) -> None:
         """Print lines, and flush them before returning."""
-        self.unfinished = []
         if self._ndjson:
             from jobcore import wire  # noqa: PLC0415 - only needed for JSON
 
@@ -418,21 +421,47 @@ class LogPrinter:
             self._out.writelines(objects)
         else:
             for line in self._noted(lines):
-                out = self._out
-                if self._apart and line.stream in ("stderr", "system"):
-                    out.flush()  # keep the order of lines on stdout and stderr
-                    out = self._err
-                self._writers[out](line, out)
-                if out is self._err:
-                    out.flush()
+                self._print(line)
+                if line.sequence is None:
+                    self._unfinished[line.stream] = line
+                    self._out.flush()
+                elif self._unfinished:
+                    self._note_finished(line)
+        self.flush()
+
+    def flush(self) -> None:
+        """Print unfinished lines again if others were printed after them, and flush all."""
+        if self._unfinished and not self._is_below:
+            self._is_below = True
+            for line in self._unfinished.values():
+                self._print(line)
         self._out.flush()
+
+    def _print(self, line: LogLine) -> None:
+        out = self._out
+        if self._apart and line.stream in ("stderr", "system"):
+            out.flush()  # keep the order of lines on stdout and stderr
+            out = self._err
+        self._writers[out](line, out)
+        if out is self._err:
+            out.flush()
+
+    def _note_finished(self, line: LogLine) -> None:
+        """Forget the unfinished lines that a numbered line replaces, and print others below it."""
+        if line.stream == "system":
+            self._unfinished.clear()
+        else:
+            self._unfinished.pop(line.stream, None)
+        self._is_below = False
+        now = time.monotonic()
+        if now > self._redraw_at:
+            self._redraw_at = now + _REDRAW
+            self.flush()
 
     def _noted(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
         for line in lines:
             yield line
-            if line.sequence is None:
-                self.unfinished.append(line)
-            else:
+            if line.sequence is not None:
                 self.next_sequence = line.sequence + 1
 
 

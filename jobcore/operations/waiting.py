@@ -577,6 +577,7 @@ class Waiter:
         check: Callable[[Run], None] = lambda _run: None,
         *,
         unfinished: bool = False,
+        on_wait: Callable[[], object] = lambda: None,
     ) -> Iterator[LogLine]:
         """
         Yield the lines from `sequence` on as they come, until the job is final and all are read.
@@ -584,6 +585,7 @@ class Waiter:
         Args:
             check: As for `wait`.
             unfinished: Whether to yield unfinished lines too, each time they have changed.
+            on_wait: Called before each wait.
 
         Raises:
             JobDeleted: The job was deleted meanwhile.
@@ -614,6 +616,7 @@ class Waiter:
                 if lines:
                     self._leave(cursor, me)
                 yield from lines
+                on_wait()
                 check(cursor.run)
                 self._rest(cursor, deadline, check, me)
         finally:

@@ -1159,6 +1159,50 @@ def test_terminal_redraws_an_unfinished_line(cli, words):
     assert seen == b"sure? \r20%e? 10%\x1b[K\rende? 10%\x1b[K\r\n"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("words", [["run"], ["logs", "-f"]])
+def test_prompt_is_printed_beside_a_busy_stream(cli, words, stream):
+    """It comes though there are more lines each time that some were printed, and once."""
+    prompt, other = ("", ">&2") if stream == "stdout" else (">&2", "")
+    script = (
+        f'(printf "sure? " {prompt}; read -r _ < "$GATE"; echo yes {prompt}; : > "$GATE.end") &'
+        f'while [ ! -e "$GATE.end" ]; do echo warning {other}; done'
+    )
+    command = ["--separate-streams", "--", "sh", "-c", script]
+    if words[0] == "logs":
+        words = [*words, cli("run", "--detach", *command)[0].strip()]
+        command = []
+    process = cli.fork(*words, *command, stderr=subprocess.STDOUT)
+    seen, end = [], b""
+    while b"sure? " not in end:
+        assert select.select([process.stdout], [], [], PATIENCE)[0], end
+        seen.append(os.read(process.stdout.fileno(), 65536))
+        end = end[-10:] + seen[-1]
+    open_gate(cli.gate)
+    rest, _ = process.communicate(timeout=PATIENCE)
+
+    assert (b"".join(seen) + rest).replace(b"warning\n", b"") == b"sure? yes\n"
+    assert process.returncode == 0
+
+
+def test_terminal_shows_a_prompt_again_below_lines_of_the_other_stream(cli):
+    """They take its row."""
+    script = 'printf "sure? "; read -r _ < "$GATE"; echo warning >&2; read -r _ < "$GATE"; echo'
+    ours, theirs = pty.openpty()
+    command = ["run", "--separate-streams", "--", "sh", "-c", script]
+    process = cli.fork(*command, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = read_until(ours, b"sure? ")
+    open_gate(cli.gate)
+    seen += read_until(ours, b"warning\r\nsure? ")
+    open_gate(cli.gate)
+    seen += read_until(ours, b"\r\n")
+    process.wait(PATIENCE)
+    os.close(ours)
+
+    assert seen == b"sure? \r\x1b[Kwarning\r\nsure? \r\n"
+
+
 def test_logs_shows_a_prompt_and_ends(cli):
     """Without `-f` it is the last line of what there is; JSON has numbered lines alone."""
     job_id = cli("run", "--detach", "--", "sh", "-c", "echo first; " + ASKS)[0].strip()

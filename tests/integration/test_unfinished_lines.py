@@ -216,6 +216,26 @@ def test_follower_of_a_busy_job_gets_each_byte_once(running_jobs, gate, is_async
     assert len({line.time_ns for line in asked}) == 1
 
 
+def test_follower_tells_before_it_waits(running_jobs, gate):
+    """What it has returned by then can be flushed."""
+    script = 'printf "1? "; read -r _ < "$GATE"; echo yes; echo more'
+    job = running_jobs.submit(Command(["sh", "-c", script], env={"GATE": gate}))
+    buffered, flushed = [], []
+
+    def flush():
+        if buffered == [b"1? "]:
+            open_gate(gate)
+        flushed.extend(buffered)
+        buffered.clear()
+
+    take = buffered.append
+    for line in running_jobs.follow(job.id, timeout=PATIENCE, on_wait=flush):
+        take(line.raw)
+    flush()
+
+    assert flushed == [b"1? ", b"1? yes\n", b"more\n"]
+
+
 class TestTail:
     """Which unfinished lines a reader gets, by what it has read."""
 
