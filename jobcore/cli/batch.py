@@ -59,7 +59,8 @@ class Batch:
     def _summarize(self) -> None:
         for job in self._failed[:NAMED]:
             about = self._made.get(job.id) or self._made.get(job.retry_of or job.id, "")
-            output.say(f"failed: job {job.number}, {foreground.cause(job)}: {about}")
+            cause = foreground.cause(job.reason, job.exit_code, job.signal)
+            output.say(f"failed: job {job.number}, {cause}: {about}")
         if len(self._failed) > NAMED:
             output.say(f"and {len(self._failed) - NAMED} more: jobcore list --failed")
         count, seconds = len(self._made), time.monotonic() - self._began

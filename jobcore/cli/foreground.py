@@ -20,7 +20,7 @@ from uuid import UUID
 
 from jobcore.cli import output
 from jobcore.errors import InvalidTransition, JobcoreError, WaitTimeout
-from jobcore.lifecycle import Status
+from jobcore.lifecycle import Reason, Status
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
@@ -224,13 +224,13 @@ def ending(job: Job) -> str:
     return f"job {job.id} is {job.status}: {job.reason}{by}"
 
 
-def cause(job: Job) -> str:
+def cause(reason: Reason | None, exit_code: int | None, number: int | None) -> str:
     """Return in a few words why a job is not COMPLETE, such as `exit code 3` or `SIGKILL`."""
-    if job.signal is not None and job.status is Status.ERROR:
-        return _signal_name(job.signal)
-    if job.exit_code is not None and job.status is Status.ERROR:
-        return f"exit code {job.exit_code}"
-    return str(job.reason or job.status)
+    if reason is Reason.SIGNALED and number is not None:
+        return _signal_name(number)
+    if reason is Reason.EXITED and exit_code is not None:
+        return f"exit code {exit_code}"
+    return str(reason)
 
 
 def _signal_name(number: int) -> str:

@@ -163,6 +163,11 @@ def print_ids(jobs: Iterable[Job]) -> None:
         print_lines(str(job.id) for job in jobs)
 
 
+def what(job: Job) -> str:
+    """Return a job's name, or its command, in one line; empty: it has neither."""
+    return job.name or ""
+
+
 def command_text(command: Command) -> str:
     """Return a command as one would type it."""
     words = list(map(str, command.argv))
@@ -302,6 +307,11 @@ def show_utc(wanted: bool) -> None:
 def _local(moment: datetime) -> str:
     """Return a time with its zone, for a terminal: in the user's zone, or as `show_utc` says."""
     return moment.astimezone(_zone).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def clock(moment: datetime) -> str:
+    """Return the time of day, in the zone of `_local`."""
+    return moment.astimezone(_zone).strftime("%H:%M:%S")
 
 
 def span(seconds: float) -> str:

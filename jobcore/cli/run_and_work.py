@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,11 +14,21 @@ from jobcore.cli.app import INTERRUPTED, app
 from jobcore.cli.command_options import StopScope
 from jobcore.cli.values import count_from_1
 from jobcore.command import DEFAULT_GRACE, DEFAULT_LINGER, Command, current_umask
-from jobcore.errors import CommandError, DatabaseGone, SpawnError, StoreError, WaitTimeout
+from jobcore.errors import (
+    CommandError,
+    DatabaseGone,
+    JobcoreError,
+    JobDeleted,
+    JobNotFound,
+    SpawnError,
+    StoreError,
+    WaitTimeout,
+)
 from jobcore.lifecycle import Reason, Status
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
+    from jobcore.models import Event
 
 
 @app.command(**command_options.SETTINGS)
@@ -211,25 +222,69 @@ def work(
             "--drain", help="Exit once this process runs no job and no queued job is due."
         ),
     ] = False,
+    drain_on_stop: Annotated[
+        bool,
+        typer.Option(
+            "--drain-on-stop", help="After the signal, wait until the jobs started here have ended."
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Print a line for each start and end, as on a terminal."
+        ),
+    ] = False,
 ) -> None:
     """
     Run queued jobs until Ctrl-C or SIGTERM.
 
-    Jobs start in the order of their creation. After the signal no more jobs are
-    started, and running jobs keep running.
+    Jobs with a higher priority start first, and otherwise in the order of their
+    creation. After the signal no more jobs are started, and running jobs keep
+    running.
+
+    On a terminal it prints what starts and ends. Otherwise it logs that on stderr,
+    one JSON object per line.
 
     \b
     Example:
       jobcore work --slots 4
     """  # noqa: D301
+    from jobcore.cli import worker  # noqa: PLC0415 - not needed for run
+
     signals = foreground.block_signals()
+    for_people = verbose or output.on_terminal()
+    structured = None if for_people else worker.ForLogs()  # before the manager logs anything
     with ctx.obj.open(slots=slots) as jobs:
+        report = worker.Report(structured or worker.ForPeople(partial(_name_of, jobs)))
+        report.listen(jobs)
+        worker.notify("READY=1")
         while signal.sigtimedwait(signals, 0 if drain else 3600) is None:
             if drain and _is_drained(jobs):
                 return
+        worker.notify("STOPPING=1")
         foreground.end_at_next(signals)
         running = jobs.count_jobs(status=Status.RUNNING).get(Status.RUNNING, 0)
-        output.say(f"no more jobs are started; {running} running jobs keep running")
+        if not drain_on_stop:
+            output.say(f"no more jobs are started; {running} running jobs keep running")
+    # The manager is closed, so it starts no job, and all starts are known.
+    left = report.running
+    if drain_on_stop and left:
+        output.say(f"no more jobs are started; waiting for {len(left)} running jobs")
+        with ctx.obj.open(slots=0) as jobs:
+            report.listen(jobs)
+            for job_id in left:
+                try:
+                    jobs.wait(job_id)
+                except (JobNotFound, JobDeleted):
+                    pass  # there is nothing to wait for
+
+
+def _name_of(jobs: JobManager, event: Event) -> str:
+    """Return the name or the command of an event's job; empty: it has neither, or is deleted."""
+    try:
+        return event.name or output.what(jobs.get_job(event.job_id))
+    except JobcoreError:
+        return ""
 
 
 def _is_drained(jobs: JobManager) -> bool:
