@@ -540,6 +540,8 @@ class Event(_Public):
         job_number: The job's place in the order of creation.
         type: What kind of work the job is.
         name: The name that the job's creator gave it, or None.
+        key: The key that the job's creator gave it, or None.
+        group: The group whose limit the job counts for, or None.
         workspace_id: The workspace that the job belongs to.
         pipeline_id: The pipeline that the job was created from, or None.
         at: When it happened, UTC, by the clock of the process that wrote it. To order events,
@@ -558,6 +560,8 @@ class Event(_Public):
     job_number: int
     type: str
     name: str | None
+    key: str | None
+    group: str | None
     workspace_id: UUID
     pipeline_id: UUID | None
     at: Moment

@@ -331,7 +331,7 @@ def watching(jobs: JobManager, seen: list[Event]) -> Iterator[int]:
         before: Status | None = event.from_status
         reason: Reason | None = event.reason
         print(job_id, code, event.trigger, before, event.to_status, reason, event.at, event.actor)
-        print(event.name, event.signal)
+        print(event.name, event.signal, event.key, event.group)
         print(event.job_number, event.type, event.workspace_id, event.pipeline_id)
         yield event.id
     of_one: Events = jobs.events(3, scan_limit=1000, type="A", workspace_id=UUID(int=0))

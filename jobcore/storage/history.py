@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 class Entry(NamedTuple):
     """
-    A transition with those facts of its job that never change, as stored.
+    A transition with facts of its job, as stored. Only the name may change while it is QUEUED.
 
     `hidden` is 1 if the deletion of the job has begun, else 0.
     """
@@ -35,6 +35,8 @@ class Entry(NamedTuple):
     job_number: int
     type: str
     name: str | None
+    key: str | None
+    group: str | None
     workspace_id: str
     pipeline_id: str | None
     at: int
@@ -56,6 +58,8 @@ _ENTRIES = (
         job.c.number,
         job.c.type,
         job.c.name,
+        job.c.key,
+        job.c.group_name,
         job.c.workspace_id,
         job.c.pipeline_id,
         transition.c.at,

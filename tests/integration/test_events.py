@@ -89,13 +89,14 @@ def test_only_the_end_tells_the_exit_code(jobs):
 def test_an_event_is_json_in_camel_case(jobs):
     """An event can be sent as it is."""
     pipeline = jobs.create_pipeline("nightly", ["true"])
-    job = jobs.create_job("TASK", pipeline_id=pipeline.id, name="load")
+    job = jobs.create_job("TASK", pipeline_id=pipeline.id, name="load", key="k", group="g")
     jobs.start_job(job.id)
     jobs.finish_job(job.id)
     *_, last = jobs.events()
 
     assert json.loads(last.model_dump_json()) == {
         "id": 3, "jobId": str(job.id), "jobNumber": 1, "type": "TASK", "name": "load",
+        "key": "k", "group": "g",
         "workspaceId": str(job.workspace_id), "pipelineId": str(pipeline.id), "at": WALL,
         "trigger": "finish", "fromStatus": "RUNNING", "toStatus": "COMPLETE", "reason": "exited",
         "exitCode": 0, "signal": None, "actor": last.actor,
