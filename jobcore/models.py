@@ -63,6 +63,9 @@ def _stored_moment(microseconds: Any, column: str) -> datetime:
         raise DatabaseCorrupt(f"a stored time is invalid: {column}") from error
 
 
+#: The columns of fields that have another name.
+_COLUMNS: dict[str | int, str] = {"group": "group_name"}
+
 #: The model classes of which one instance was made and serialized.
 _used: set[type[BaseModel]] = set()
 
@@ -121,7 +124,10 @@ class _Public(BaseModel):
             return cls.model_validate(fields) if cls in _used else cls._first(fields)
         except ValidationError as error:
             # The columns were checked when they were written, so the file is damaged.
-            wrong = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+            wrong = ", ".join(
+                ".".join(_COLUMNS.get(one, str(one)) for one in each["loc"])
+                for each in error.errors()
+            )
             raise DatabaseCorrupt(f"a stored {cls.__name__} is invalid: {wrong}") from error
 
     @classmethod
