@@ -196,6 +196,68 @@ class Command:
         raise DatabaseCorrupt(why)
 
 
+@dataclass(frozen=True)
+class CommandView:
+    """
+    What a job runs, for people: `redact` values are masked, and no value of a variable is here.
+
+    It cannot be submitted; to run a job again, use `retry_job`.
+
+    Args:
+        argv: Program and arguments; with `shell`, one string.
+        shell: Whether `/bin/sh -c` runs it.
+        cwd: Its working directory.
+        env_names: The names of the variables that were set for it.
+        timeout: Seconds until it is stopped; None: no limit.
+        grace: Seconds between the first signal of a stop and SIGKILL.
+        stop_signal: The number of the first signal of a stop.
+    """
+
+    argv: tuple[str, ...]
+    shell: bool
+    cwd: str
+    env_names: tuple[str, ...]
+    timeout: float | None
+    grace: float
+    stop_signal: int
+
+    def __str__(self) -> str:
+        """Return it as one would type it."""
+        import shlex  # noqa: PLC0415 - not needed at import
+
+        return self.argv[0] if self.shell else shlex.join(self.argv)
+
+    @classmethod
+    def from_json(cls, text: str | None) -> CommandView | None:
+        """
+        Return the view of a stored command; None: there is none, or it is damaged.
+
+        Args:
+            text: What `Command.to_json` returned, with or without its stdin.
+        """
+        if text is None:
+            return None
+        try:
+            stored: dict[str, Any] = json.loads(text)
+            mask = _mask_of([encode(value) for value in stored["redact"]])
+            return cls(
+                argv=tuple(map(_shown, mask(tuple(stored["argv"])))),
+                shell=bool(stored["shell"]),
+                cwd=_shown(mask(stored["cwd"])),
+                env_names=tuple(map(_shown, stored["env"])),
+                timeout=stored["timeout"],
+                grace=stored["grace"],
+                stop_signal=stored["stop_signal"],
+            )
+        except (ValueError, TypeError, LookupError, AttributeError):
+            return None  # the job itself can still be read
+
+
+def _shown(word: str) -> str:
+    """Return a word with replacements for bytes that are not UTF-8."""
+    return encode(word).decode("utf-8", "replace")
+
+
 def _mask_of(redact: list[bytes]) -> Callable[[Any], Any]:
     """Return a function that masks these values in a text, or in each text of a tuple."""
     if not redact:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from jobcore.clock import SystemClock, exact_iso_utc, iso_utc, to_datetime
-from jobcore.command import Command
+from jobcore.command import Command, CommandView
 from jobcore.embedding.locks import GATE
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import DatabaseCorrupt
@@ -381,6 +381,14 @@ class Job(_Public):
         "created", "start_time", "end_time", "not_before", "stop_requested", "expires",
     )  # fmt: skip
 
+    # Not a field, so it is in no JSON and no repr: services return jobs as they are.
+    _view: CommandView | None = PrivateAttr(default=None)
+
+    @property
+    def command(self) -> CommandView | None:
+        """What it runs, as it can be shown; None: it is a task, or runs its pipeline's command."""
+        return self._view
+
     @property
     def duration(self) -> float | None:
         """Seconds from its start to its end; None: it is not final, or it never started."""
@@ -418,7 +426,9 @@ class Job(_Public):
         fields["waits_for"] = _cause_of_waiting(fields, now) if is_queued else None
         is_waiting_retry = is_queued and fields["retry_of"] is not None
         fields["next_attempt"] = fields["not_before"] if is_waiting_retry else None
-        return cls._checked(fields)
+        made = cls._checked(fields)
+        made._view = CommandView.from_json(fields.get("command"))  # noqa: SLF001 - it is our own
+        return made
 
 
 def _cause_of_waiting(fields: Mapping[str, Any], now: int | None) -> str | None:
@@ -440,7 +450,7 @@ class ClaimedJob(Job):
     _directory: str | None = PrivateAttr(default=None)
 
     @property
-    def command(self) -> Command | None:
+    def command(self) -> Command | None:  # type: ignore[override]  # all of it, for its executor
         """The command that it was created with, or None."""
         return self._command
 

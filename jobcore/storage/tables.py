@@ -28,9 +28,12 @@ from sqlalchemy import (
     Uuid,
     and_,
     between,
+    case,
     column,
     exists,
+    func,
     literal_column,
+    null,
     text,
 )
 from sqlalchemy import table as lightweight
@@ -627,8 +630,15 @@ def _count_table(name: str, owner: str) -> Table:
 workspace_count = _count_table("workspace_count", "workspace_id")
 pipeline_count = _count_table("pipeline_count", "pipeline_id")
 
-#: The columns that listings read: all but the command, which may be a mebibyte and is not shown.
-SHOWN = tuple(column for column in job.c if column is not job.c.command)
+#: The columns that listings read. Of the command, they leave out the stdin, which may be large;
+#: a damaged one reads as NULL, as it must not hide the job.
+SHOWN = (
+    *(column for column in job.c if column is not job.c.command),
+    case(
+        (func.json_valid(job.c.command), func.json_remove(job.c.command, "$.stdin")),
+        else_=null(),
+    ).label("command"),
+)
 
 
 def has_status(*statuses: lifecycle.Status) -> ColumnElement[bool]:
