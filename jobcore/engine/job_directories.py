@@ -130,7 +130,7 @@ class Directories(ForkAware):
         if self._closed:
             raise StoreError(f"{self._database} is closed")
         if self._root is not None and not self._is_open():
-            raise self._closed_by_others()
+            raise filesystem.closed_by_others(self._database)
         if self._root is not None and not self._is_in_place():
             # A manager that opens the database now would use another directory, where our
             # jobs look dead.
@@ -164,7 +164,7 @@ class Directories(ForkAware):
             return
         with GATE:  # another thread may be closing or reopening it
             if self._root is not None and not self._is_open():
-                raise self._closed_by_others()
+                raise filesystem.closed_by_others(self._database)
 
     def _is_open(self) -> bool:
         try:
@@ -172,12 +172,6 @@ class Directories(ForkAware):
         except OSError:
             return False
         return (facts.st_dev, facts.st_ino) == self._identity
-
-    def _closed_by_others(self) -> StoreError:
-        return StoreError(
-            f"{self._database}: other code of this process closed jobcore's file descriptors, as "
-            "os.closerange does; restart the process, and open the manager after that call"
-        )
 
     def reopen(self) -> None:
         """Use the directory that now has the name, after the old one was removed or moved."""

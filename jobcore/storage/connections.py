@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,6 +35,9 @@ class SqliteConnection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        #: Found with the first transaction of the writer; forgotten before the connection closes.
+        self.shared_memory: SharedMemory | None = None
+        self.is_abandoned = False  # its descriptors may be other files' now: never close it
         self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
 
     def cursor(self, *args: Any, **options: Any) -> Any:
@@ -59,6 +63,9 @@ class SqliteConnection(sqlite3.Connection):
 
     def close(self) -> None:
         """End its statements, roll back an open transaction and close the connection."""
+        if self.is_abandoned:
+            return
+        self.shared_memory = None
         if self.is_open:
             self._end_statements()
             if self.in_transaction:
@@ -148,6 +155,51 @@ def throw_away(connection: Connection) -> None:
             connection.close()
     except _STATES as error:
         telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
+
+
+class SharedMemory(NamedTuple):
+    """
+    The descriptor of the `-shm` file, of which SQLite has one for all connections of a process.
+
+    It stays open as long as any connection that has read or written.
+    """
+
+    descriptor: int
+    device: int
+    inode: int
+
+    @classmethod
+    def find(cls, path: str) -> SharedMemory | None:
+        """Return that of a database that is in use; None: it cannot be told from others."""
+        found = []
+        try:
+            facts = os.stat(f"{path}-shm")
+            for name in os.listdir("/proc/self/fd"):
+                one = cls(int(name), facts.st_dev, facts.st_ino)
+                if one.is_open():
+                    found.append(one)
+        except OSError:
+            return None  # no /proc, or no descriptor is free
+        return found[0] if len(found) == 1 else None
+
+    def is_open(self) -> bool:
+        """Tell whether the descriptor still is that of the file."""
+        try:
+            facts = os.fstat(self.descriptor)
+        except OSError:
+            return False
+        return (facts.st_dev, facts.st_ino) == self[1:]
+
+
+def abandon(connections: Sequence[SqliteConnection]) -> None:
+    """
+    Never close these connections, whose descriptors may be other files' by now.
+
+    SQLite would close those, and copy the write-ahead log into one of them.
+    """
+    for connection in connections:
+        connection.is_abandoned = True
+    keep_for_ever(connections)
 
 
 def keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:

@@ -31,7 +31,9 @@ from jobcore.errors import (
 from jobcore.storage import filesystem, permissions, schema
 from jobcore.storage.checkpointer import Checkpointer
 from jobcore.storage.connections import (
+    SharedMemory,
     SqliteConnection,
+    abandon,
     connect,
     keep_for_ever,
     uri_of,
@@ -103,6 +105,7 @@ class Database(locks.ForkAware):
         )
         self.typed_errors = self._readers.typed_errors
         self.require_same_file = self._readers.require_same_file
+        self._readers.abandon = self._abandon_connections
         self._runs_jobs = runs_jobs
         self.observer = NO_OBSERVER
         self.late_events: list[telemetry.Event] = []
@@ -220,6 +223,13 @@ class Database(locks.ForkAware):
     def open_for_writing(self) -> Connection:
         """Return a new connection for the writer, which begins its transactions itself."""
         return self._engine.connect()
+
+    def note_writer(self, connection: Connection) -> None:
+        """Find SQLite's shared memory, which stays open as long as the writer's connection."""
+        driver = driver_of(connection)
+        if isinstance(driver, SqliteConnection):
+            driver.shared_memory = SharedMemory.find(self.path)
+            self._readers.writer = driver
 
     def open_anew(self) -> None:
         """
@@ -346,7 +356,12 @@ class Database(locks.ForkAware):
         """Whether `close` was called."""
         return self._readers.closed
 
+    def _abandon_connections(self) -> None:
+        abandon([connection for connection in self._opened if not connection.is_abandoned])
+
     def _close_connections(self) -> None:
+        if not self._readers.has_descriptors():
+            self._abandon_connections()
         self._readers.commits.close()
         self._writer.close_connection()
         self._readers.spares.close()

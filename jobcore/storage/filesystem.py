@@ -113,6 +113,14 @@ def repair_command(database: str) -> str:
     return f"jobcore --db {shlex.quote(database)} doctor --repair"
 
 
+def closed_by_others(database: str) -> StoreError:
+    """Return the error for a process whose other code closed descriptors by their numbers."""
+    return StoreError(
+        f"{database}: other code of this process closed jobcore's file descriptors, as "
+        "os.closerange does; restart the process, and open the manager after that call"
+    )
+
+
 def typed(what: str, error: OSError) -> StoreError:
     """Return jobcore's exception for an OSError; `what` begins its text."""
     kind = StoreError

@@ -360,6 +360,10 @@ class Readers:
     ) -> None:
         self.path = path
         self.require_descriptors: Callable[[], None] = lambda: None
+        self.abandon: Callable[[], None] = lambda: None  # never closes the connections
+        self._is_lost = False  # descriptors of jobcore or SQLite were closed by others
+        #: The last connection of the writer. A reference, so that only its `close` closes it.
+        self.writer: SqliteConnection | None = None
         self.identity = self._identify()
         self.closed = False
         self.commits = ChangeCounter(connect)
@@ -372,6 +376,7 @@ class Readers:
         self._closes_behind = False
         self.fork_pending = False
         self.renew_by = 0.0
+        self.writer = None
         self.spares = SpareConnections(engine)
         self.pid = os.getpid()
         self._uses: dict[Use, FrameType] = {}
@@ -461,10 +466,30 @@ class Readers:
     # --- the file ------------------------------------------------------------------
 
     def require_same_file(self) -> None:
-        """Raise `DatabaseGone` unless the file is still the one that was opened."""
-        self.require_descriptors()
+        """
+        Raise `DatabaseGone` unless the file is still the one that was opened.
+
+        Raises:
+            StoreError: Other code has closed descriptors of jobcore or SQLite by their numbers.
+        """
+        if not self.has_descriptors():
+            self.abandon()
+            raise filesystem.closed_by_others(self.path)
         if self._identify() != self.identity:
             raise DatabaseGone(f"{self.path} was replaced while it was open")
+
+    def has_descriptors(self) -> bool:
+        """Tell whether the known descriptors are still open; once False, it stays so."""
+        try:
+            self.require_descriptors()
+        except StoreError:
+            self._is_lost = True
+        writer = self.writer
+        known = None if writer is None else writer.shared_memory
+        # Compare again: a connection forgets it before it closes.
+        if writer and known and not known.is_open() and writer.shared_memory is known:
+            self._is_lost = True
+        return not self._is_lost
 
     def _identify(self) -> tuple[int, int]:
         try:

@@ -86,6 +86,9 @@ class Target(Protocol):
     def require_same_schema(self, connection: Connection) -> None:
         """Raise `SchemaTooNew` if a newer jobcore has migrated the file."""
 
+    def note_writer(self, connection: Connection) -> None:
+        """Handle the first transaction of a connection of the writer."""
+
     def open_anew(self) -> None:
         """Have every connection reopened, because none can write."""
 
@@ -126,6 +129,7 @@ class Writer:
 
     def _forget(self) -> None:
         self._connection: Connection | None = None
+        self._is_noted = False  # whether the target knows that the connection has begun
         self._settings: dict[str, str] = {}  # pragmas that may change between transactions
         self._transaction: RootTransaction | None = None
         self._observer: Observer = NO_OBSERVER
@@ -306,6 +310,7 @@ class Writer:
                     self.close_connection()  # an earlier rollback was interrupted from outside
                 if self._connection is None:
                     self._connection = target.open_for_writing()
+                    self._is_noted = False
                     self._settings = {}
                 connection = self._connection
                 # Before BEGIN, because SQLite ignores `synchronous` inside a transaction.
@@ -314,6 +319,9 @@ class Writer:
                 # Not through SQLAlchemy, which would treat a refusal as a broken connection.
                 driver_of(connection).execute("BEGIN IMMEDIATE")
                 self._transaction = connection.begin()
+                if not self._is_noted:
+                    target.note_writer(connection)
+                    self._is_noted = True
                 if failpoints.armed:
                     failpoints.reach(failpoints.WRITE_BEGUN, target)
                 target.require_same_schema(connection)

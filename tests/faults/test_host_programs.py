@@ -409,6 +409,36 @@ with JobManager(sys.argv[1], slots=1) as jobs:
 """
 
 
+REUSES_ALL = """
+import os, sys
+from jobcore import JobManager, StoreError
+
+jobs = JobManager(sys.argv[1], slots=0)
+jobs.create_job("TASK")
+jobs.list_jobs()
+os.closerange(3, 4096)
+other = os.path.dirname(sys.argv[1]) + "/other"
+files = [os.open(other + str(number), os.O_RDWR | os.O_CREAT) for number in range(12)]
+for call in (lambda: jobs.create_job("TASK"), jobs.list_jobs, jobs.close):
+    try:
+        call()
+    except StoreError as error:
+        print(error)
+assert [os.fstat(file).st_size for file in files] == [0] * 12
+"""
+
+
+def test_host_that_reuses_all_descriptors_keeps_its_files(database):
+    """Nothing is written into files that have SQLite's numbers now, and they stay open."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REUSES_ALL, database],
+        stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+
+    assert done.returncode == 0
+    assert done.stdout.count("other code of this process closed jobcore's file descriptors") == 2
+
+
 def test_host_that_closes_all_descriptors_gets_errors(database):
     """Daemons close all descriptors: each later call raises at once, and no thread spins."""
     done = subprocess.run(
