@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         PipelineAlreadyRunning,
         PipelineCycle,
         PipelineExists,
+        PipelineFileError,
         PipelineNotFound,
         ReadOnlyDatabase,
         ScheduleError,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from jobcore.lifecycle import FINAL, STARTED, PipelineStatus, Reason, Status, Trigger
     from jobcore.manager import JobManager
     from jobcore.models import (
+        Change,
         ClaimedJob,
         Event,
         Finding,
@@ -84,6 +86,7 @@ __all__ = [
     "STARTED",
     "ArgumentError",
     "AsyncEvents",
+    "Change",
     "ClaimedJob",
     "Clock",
     "Command",
@@ -118,6 +121,7 @@ __all__ = [
     "PipelineCycle",
     "PipelineExecutor",
     "PipelineExists",
+    "PipelineFileError",
     "PipelineNotFound",
     "PipelineStatus",
     "Progress",
@@ -158,7 +162,7 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
         "lifecycle": ("FINAL", "STARTED", "PipelineStatus", "Reason", "Status", "Trigger"),
         "manager": ("JobManager",),
         "models": (
-            *("ClaimedJob", "Event", "Finding", "Job", "LogLine"),
+            *("Change", "ClaimedJob", "Event", "Finding", "Job", "LogLine"),
             *("Pipeline", "Progress", "Skip", "Transition", "Workspace"),
         ),
         "engine.launcher": ("Launcher",),

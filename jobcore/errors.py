@@ -17,6 +17,7 @@ Errors: every exception that jobcore raises, with the facts as attributes.
     ├── CommandError (ValueError)                400
     ├── ScheduleError (ValueError)               400
     ├── PipelineCycle (ValueError)               400
+    ├── PipelineFileError (ValueError)           400
     ├── InvalidParameter (ValueError)            400
     ├── NotAcceptable                            406
     ├── SpawnError                               503
@@ -38,6 +39,7 @@ Errors: every exception that jobcore raises, with the facts as attributes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -305,6 +307,25 @@ class PipelineCycle(JobcoreError, ValueError):
     def __init__(self, name: str) -> None:
         super().__init__(f"pipeline {name!r} would trigger itself, directly or through others")
         self.name = name
+
+
+class PipelineFileError(JobcoreError, ValueError):
+    """
+    A description of pipelines is invalid; nothing was written.
+
+    Attributes:
+        problems: For each problem, its place in the description, as keys and indexes from the
+            outside to the inside, and a text.
+    """
+
+    status = 400
+
+    def __init__(self, problems: Sequence[tuple[tuple[str | int, ...], str]]) -> None:
+        told = [
+            f"{'.'.join(map(str, place))}: {text}" if place else text for place, text in problems
+        ]
+        super().__init__("; ".join(told))
+        self.problems = list(problems)
 
 
 class SpawnError(JobcoreError):

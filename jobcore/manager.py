@@ -46,7 +46,17 @@ from jobcore.errors import (
 from jobcore.functions import encoding
 from jobcore.functions.call import describe, function_command
 from jobcore.lifecycle import FINAL, JobType, Status
-from jobcore.models import Event, Finding, Job, LogLine, Pipeline, Skip, Transition, Workspace
+from jobcore.models import (
+    Change,
+    Event,
+    Finding,
+    Job,
+    LogLine,
+    Pipeline,
+    Skip,
+    Transition,
+    Workspace,
+)
 from jobcore.operations import dropped
 from jobcore.operations.arguments import (
     Runnable,
@@ -1979,6 +1989,53 @@ class JobManager:
         """
         self._start()
         self._deleter.delete_pipeline(self._pipelines.mark_pipeline_deleted(pipeline_id))
+
+    def apply(
+        self,
+        mapping: Mapping[str, Any],
+        *,
+        workspace_id: Id | None = None,
+        prune: bool = False,
+        dry_run: bool = False,
+    ) -> list[Change]:
+        """
+        Make the pipelines of a workspace equal to a description of them: all of it or nothing.
+
+        Pipelines are known by their names, ignoring case. Those that are missing are created.
+        The others get exactly the fields that are described, and the defaults of
+        `create_pipeline` for the rest; a pause stays. Applying the same description again
+        changes nothing. All is durable when this returns.
+
+        Args:
+            mapping: What `jobcore apply` reads from a file: `{"pipelines": {name: fields}}`.
+                Durations may be texts such as `"5m"`.
+            workspace_id: The workspace; None: the default one.
+            prune: Delete the other pipelines of the workspace, with their jobs, as
+                `delete_pipeline` does.
+            dry_run: Change nothing; only return what would be changed.
+
+        Returns:
+            What was changed, in the order of the description; deletions come last.
+
+        Raises:
+            PipelineFileError: Something in the description is invalid, names an unknown
+                source, or closes a cycle; nothing was written.
+            PipelineAlreadyRunning: A pipeline that would change is FAILED and has an active
+                job; nothing was written.
+            WorkspaceNotFound: No workspace has this id.
+        """
+        from jobcore.operations.apply import (  # noqa: PLC0415 - its models are only for this
+            PipelineApplier,
+        )
+
+        self._start()
+        applied = PipelineApplier(self._database, self._clock, self._pipelines).apply(
+            mapping, workspace_id=workspace_id, prune=bool(prune), dry_run=bool(dry_run)
+        )
+        self._dispatcher.wake()
+        for deleted in applied.deleted:
+            self._deleter.delete_pipeline(deleted)
+        return applied.changes
 
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
         """

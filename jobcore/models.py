@@ -276,6 +276,24 @@ class Pipeline(_Public):
         return made
 
 
+class Change(_Public):
+    """
+    What `JobManager.apply` changed about a pipeline, or would change.
+
+    Attributes:
+        action: `create`, `update` or `delete`.
+        name: The name of the pipeline.
+        pipeline_id: Its id; None: a dry run would create it.
+        fields: For each field that differs, the value before and after; None: none. The value
+            of a variable of its environment is shown as `***`.
+    """
+
+    action: Literal["create", "update", "delete"]
+    name: str
+    pipeline_id: UUID | None
+    fields: dict[str, tuple[Any, Any]]
+
+
 class Progress(_Public):
     """
     The progress of a job, as it reported it; jobcore does not check the numbers.

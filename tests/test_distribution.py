@@ -104,7 +104,9 @@ def test_every_library_that_is_imported_is_declared():
         )
     }
     libraries = imported - {*sys.stdlib_module_names, "jobcore"}
-    optional = {"cronsim", "rich", "typer", "pytest", "trio", "typing_extensions", "uwsgi"}
+    optional = {
+        "cronsim", "rich", "ruamel", "typer", "pytest", "trio", "typing_extensions", "uwsgi",
+    }  # fmt: skip
     (declared,) = re.findall(r"^dependencies = \[\n(.*?)^\]", PYPROJECT, re.MULTILINE | re.DOTALL)
     names = {
         name.lower().replace("-", "_")

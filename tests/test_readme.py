@@ -526,7 +526,7 @@ def ran(line, folder):
         "text": True,
     }
     words = shlex.split(line)
-    if {"|", "&&"} & set(words):
+    if {"|", "&&", ">"} & set(words):
         process = subprocess.Popen(["sh", "-c", line], env=environment, **options)
     else:  # a fork begins much sooner than an interpreter
         process = fork([words[1:]], environment, **options)
@@ -537,6 +537,7 @@ def ran(line, folder):
 def test_the_examples_of_commands_run(tmp_path):
     """Each example of the command-line guide exits with 0, where its job and its file are there."""
     (tmp_path / "orders.csv").write_text("b\na\n")
+    (tmp_path / "pipelines.yml").write_text('pipelines: {"load": {script: "true"}}\n')
     examples = {
         name: "".join(blocks("sh", section)).splitlines()
         for name, section in command_sections().items()

@@ -404,6 +404,7 @@ def valid(jobs, name):
         "timeout": lambda: 0,
         "exit_code": lambda: 0,
         "done": lambda: 0,
+        "mapping": lambda: {"pipelines": {"p": {"script": "true"}}},
         "type": lambda: jobs.create_job("TASK").type,  # which can be claimed at once
     }[name]()
 

@@ -15,6 +15,7 @@ from jobcore import (
     FINAL,
     STARTED,
     AsyncEvents,
+    Change,
     ClaimedJob,
     Clock,
     Command,
@@ -435,6 +436,11 @@ def governing(jobs: JobManager) -> Pipeline:
     every: list[Workspace] = [*jobs.list_workspaces(), jobs.get_workspace(workspace.id)]
     every += jobs.list_workspaces(limit=5, after=default) or jobs.list_workspaces(after="text")
     jobs.delete_pipeline(pipeline.id)
+    described = {"pipelines": {"p": {"script": "true"}}}
+    changes: list[Change] = jobs.apply(described, workspace_id=default.id, prune=True, dry_run=True)
+    for change in changes:
+        before: tuple[str, UUID | None] = (change.action, change.pipeline_id)
+        print(before, change.name, [(name, one) for name, one in change.fields.items()])
     jobs.delete_workspace(every[0].id)
     return (changed, *jobs.list_pipelines(workspace_id=workspace.id, limit=5, after=changed))[0]
 
@@ -542,6 +548,8 @@ def failing(jobs: JobManager) -> int:
         return hash((error.name, error.pipeline_id))
     except jobcore.DuplicateKey as error:
         return hash((error.key, error.job_id))
+    except jobcore.PipelineFileError as error:
+        return hash(str(error.problems))
     except jobcore.JobNotRunning as error:
         return hash(error.job_status)
     except jobcore.InvalidTransition as error:

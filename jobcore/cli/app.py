@@ -124,6 +124,21 @@ class _CommandGroup(TyperGroup):
             raise typer.Exit(2) from None
 
 
+class _SubcommandGroup(TyperGroup):
+    """A command with commands of its own, whose help is as plain as that of the others."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a line for each option and for each command."""
+        _write_options(self, ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, (command.help or "").partition("\n")[0].rstrip("."))
+                    for name, command in self.commands.items()
+                ]
+            )
+
+
 def _registered(name: str) -> Any:
     """Return the command or group of this name that a loaded module has registered."""
     settings: Any = {"pretty_exceptions_short": True, "rich_markup_mode": None}
@@ -222,6 +237,24 @@ app = _App(
     rich_markup_mode=None,  # help and usage errors are plain text, on a terminal and in a pipe
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def command_group(name: str, about: str) -> _App:
+    """
+    Return a command with commands of its own, which its module registers with it.
+
+    Args:
+        name: Its name.
+        about: The text of its help.
+    """
+    group = _App(
+        cls=_SubcommandGroup,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.add_typer(group, name=name, help=about)
+    return group
 
 
 JobId = Annotated[

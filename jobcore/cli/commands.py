@@ -31,6 +31,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Queue": {
         "work": ("run_and_work", "Run queued jobs until Ctrl-C or SIGTERM."),
     },
+    "Pipelines": {
+        "apply": ("pipeline_commands", "Make the pipelines of a workspace equal to a file."),
+    },
     "Database": {
         "prune": ("maintenance", "Remove old jobs with their logs and history."),
         "doctor": (

@@ -236,16 +236,17 @@ def print_history(history: Sequence[Transition]) -> None:
         (entry.at, entry.trigger, entry.from_status, entry.to_status, entry.reason, entry.actor)
         for entry in history
     ]
-    _print_rows(("WHEN", "TRIGGER", "FROM", "TO", "REASON", "BY"), rows)
+    print_rows(("WHEN", "TRIGGER", "FROM", "TO", "REASON", "BY"), rows)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """Print a line for each check."""
     rows = [(one.check, one.verdict, one.detail) for one in findings]
-    _print_rows(("CHECK", "VERDICT", "FOUND"), rows)
+    print_rows(("CHECK", "VERDICT", "FOUND"), rows)
 
 
-def _print_rows(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+def print_rows(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table with these titles on a terminal, and only the fields in a pipe."""
     if on_terminal():
         _print_table(titles, rows)
     else:

@@ -181,7 +181,28 @@ class PipelineOperations:
     def change(
         self, connection: Connection, row: Row[Any], changes: Mapping[str, Any], now: int
     ) -> Row[Any]:
-        """Change a stored pipeline, and configure it again if it is FAILED."""
+        """Change some fields of a stored pipeline; see `put`."""
+        stored = _stored_fields(row)
+        fields = _changed(stored, _with_retries(changes, stored["retries"]))
+        return self.put(connection, row, fields, changes, now)
+
+    def put(
+        self,
+        connection: Connection,
+        row: Row[Any],
+        fields: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        now: int,
+    ) -> Row[Any]:
+        """
+        Write the fields of a stored pipeline, and configure it again if it is FAILED.
+
+        Args:
+            row: The pipeline as stored.
+            fields: All its fields after the change.
+            changes: Those of them that may differ.
+            now: The current time.
+        """
         blocker = (
             job_rows.active_job_of(connection, row.id)
             if row.status == PipelineStatus.FAILED
@@ -189,8 +210,6 @@ class PipelineOperations:
         )
         if blocker is not None:
             raise PipelineAlreadyRunning(row.id, blocker.id)
-        stored = _stored_fields(row)
-        fields = _changed(stored, _with_retries(changes, stored["retries"]))
         values = _checked(fields)
         if {"command", "script"} & set(changes):
             self._refuse_idle(values)
@@ -213,6 +232,15 @@ class PipelineOperations:
         if row.status != PipelineStatus.FAILED:
             return changed
         return self._configure(connection, changed, now)
+
+    def chain(
+        self, connection: Connection, row: Row[Any], sources: Iterable[str], now: int
+    ) -> None:
+        """Replace the sources of a stored pipeline."""
+        links = _links(connection, row.workspace_id, row.name, sources, row)
+        pipelines.replace_links(connection, row.id, links)
+        pipelines.remove_notes(connection, row.id, "chain")
+        workspaces.update_row(connection, pipeline, row.id, now=now)
 
     def mark_pipeline_deleted(self, pipeline_id: Id) -> UUID:
         """

@@ -85,6 +85,19 @@ def find_pipeline_called(connection: Connection, workspace_id: UUID, name: str) 
     return found
 
 
+def other_pipelines(
+    connection: Connection, workspace_id: UUID, kept: Collection[UUID]
+) -> list[Row[Any]]:
+    """Return id and name of the pipelines of a workspace that are not in `kept`."""
+    columns: tuple[Any, ...] = (pipeline.c.id, pipeline.c.name)
+    rows = connection.execute(
+        select(*columns)
+        .where(pipeline.c.workspace_id == workspace_id, pipeline.c.deleted_at.is_(None))
+        .order_by(pipeline.c.created, pipeline.c.id)
+    )
+    return [row for row in rows if row.id not in kept]
+
+
 def find_followups(connection: Connection, pipeline_id: UUID) -> Row[Any] | None:
     """Return what follows from the end of a job of the pipeline; None: it is gone, or deleted."""
     # Read only these columns, so that jobs can be settled even if another column is damaged.

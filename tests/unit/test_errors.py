@@ -35,6 +35,7 @@ EXAMPLES = [
     errors.CommandError("no argv"),
     errors.ScheduleError("no time"),
     errors.PipelineCycle("nightly"),
+    errors.PipelineFileError([(("pipelines", "nightly"), "it is wrong")]),
     errors.InvalidParameter("sequence", "-1"),
     errors.NotAcceptable("image/png", ("text/plain",)),
     errors.SpawnError("no process", 11),

@@ -1,0 +1,543 @@
+"""
+Pipelines as a file: the fields of a workspace's pipelines in YAML or JSON, checked.
+
+A file has one of two forms. With `pipelines`, it maps names to pipelines. Without, it is one
+pipeline of the platform's PipelineML (`version: pipelines/v0.1`), named like the file. Unknown
+fields are refused, because a misspelled one would otherwise be ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+)
+
+from jobcore import checks, durations
+from jobcore.command import Command, checked_timeout
+from jobcore.errors import CommandError, PipelineFileError, shown
+from jobcore.retries import Retries
+from jobcore.schedule import Schedule
+from jobcore.tuning import LONGEST_LATE, MOST_RETRIES
+
+#: The version of the platform's format that can be read.
+VERSION = "pipelines/v0.1"
+#: Seconds that a time limit of 0 means in the platform's format.
+PLATFORM_TIMEOUT = 300.0
+#: Bytes of a file: thousands of pipelines, and little memory for the parser.
+LARGEST = 8 * 2**20
+#: Entries and levels of a file: aliases can make a small file very large.
+MOST_PLACES, DEEPEST = 200_000, 100
+
+#: A place in a mapping: keys and indexes from the outside to the inside.
+Place = tuple[str | int, ...]
+
+
+def _duration(value: Any, handler: Any, info: Any) -> Any:
+    del handler
+    return None if value is None else durations.seconds(value, info.field_name, CommandError)
+
+
+def _text_of_number(value: Any) -> Any:
+    """Return an integer as text: `LEVEL: 3` in YAML is meant so. Others have several spellings."""
+    return str(value) if checks.is_integer(value) else value
+
+
+_Duration = Annotated[
+    float | None,
+    WrapValidator(_duration),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": durations.PATTERN},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+_Text = Annotated[str, AfterValidator(lambda value: checks.text(value, "it", CommandError))]
+_Name = Annotated[_Text, Field(min_length=1)]
+_Variable = Annotated[
+    str, BeforeValidator(_text_of_number), WithJsonSchema({"type": ["string", "integer"]})
+]
+
+
+class Again(BaseModel):
+    """The retries of a pipeline's jobs in a file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="Retries")
+
+    max: int = Field(ge=0, le=MOST_RETRIES, description="The largest number of retries.")
+    delay: _Duration = Field(10.0, description="The pause before the first retry.")
+    factor: float = Field(2.0, description="By this factor each pause is longer.")
+    max_delay: _Duration = Field(3600.0, description="The longest pause.")
+    jitter: float = Field(0.0, description="How much of a pause is left to chance, from 0 to 1.")
+    on: list[Literal["error", "timeout", "lost"]] = Field(
+        ["error", "lost"], min_length=1, description="The endings that are retried."
+    )
+
+    def made(self) -> Retries:
+        """Return what `create_pipeline` takes."""
+        return Retries(**{**dict(self), "on": tuple(self.on)})
+
+
+def _again_of_number(value: Any) -> Any:
+    return {"max": value} if checks.is_integer(value) else value
+
+
+class Entry(BaseModel):
+    """A pipeline in a file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="Pipeline")
+
+    command: list[_Text] | None = Field(
+        None, min_length=1, description="The program and its arguments, run without a shell."
+    )
+    script: _Text | None = Field(
+        None, description="What it runs with /bin/sh -c, in place of a command."
+    )
+    inline_script: _Text | None = Field(
+        None, description="The same as `script`, by its name in PipelineML."
+    )
+    actions: list[_Name] | None = Field(
+        None,
+        description="Lines for the shell, run in order until one fails; `script` replaces them.",
+    )
+    cwd: _Name | None = Field(
+        None, description="Its working directory, relative to that of the file."
+    )
+    env: dict[str, _Variable] | None = Field(None, description="Variables for what it runs.")
+    timeout: _Duration = Field(
+        None, description="Seconds, or a text such as 5m, after which a job is stopped."
+    )
+    max_retries: int = Field(
+        0, ge=0, le=MOST_RETRIES, description="How often a job that ended ERROR is tried again."
+    )
+    retries: Annotated[
+        Again | None, BeforeValidator(_again_of_number, json_schema_input_type=Again | int | None)
+    ] = Field(None, description="A number, or after which endings and pauses jobs are retried.")
+    schedule: _Text | None = Field(
+        None,
+        description="A cron expression with five fields, or six with seconds first; or @daily.",
+    )
+    time_zone: _Text | None = Field(
+        None, description="The time zone of the schedule, such as Europe/Berlin. [UTC]"
+    )
+    catch_up: Literal["skip", "last", "all"] | None = Field(
+        None, description="Which late ticks of the schedule run. [skip]"
+    )
+    late_after: _Duration = Field(
+        None, description="Seconds, or a text such as 5m, after which a tick is late. [60]"
+    )
+    triggered_by: list[_Name] = Field(
+        default_factory=list, description="Names of pipelines; it runs after each of their runs."
+    )
+    group: _Name | None = Field(None, description="The group of its jobs.")
+    data_components: list[_Text] | None = Field(
+        None, description="Of PipelineML: kept in `properties`, for an executor of your own."
+    )
+    properties: dict[str, Any] | None = Field(None, description="A small JSON object of your own.")
+
+    def fields(self, *, umask: int | None = None) -> dict[str, Any]:
+        """
+        Return the arguments of `create_pipeline`, except the name.
+
+        Args:
+            umask: The umask of its command; None: that of this process.
+        """
+        properties = self.properties
+        if self.data_components is not None:
+            properties = {"data_components": self.data_components, **(properties or {})}
+        return {
+            "command": self.command_of(umask=umask),
+            "script": self._script(),
+            "properties": properties,
+            "retries": None if self.retries is None else self.retries.made(),
+            "max_retries": self.max_retries if self.retries is None else self.retries.max,
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "timeout", "schedule", "time_zone", "catch_up", "late_after",
+                    "triggered_by", "group",
+                )
+            },
+        }  # fmt: skip
+
+    def command_of(self, *, umask: int | None = None) -> Command | None:
+        """Return what it runs, with its directory and environment; None: nothing."""
+        script = self._script()
+        argv: Any = self.command if script is None else script
+        if argv is None:
+            return None
+        options = {name: getattr(self, name) for name in ("cwd", "env") if getattr(self, name)}
+        return Command(argv, shell=script is not None, umask=umask, **options)
+
+    def _script(self) -> str | None:
+        if self.script is not None or self.inline_script is not None:
+            return self.inline_script if self.script is None else self.script
+        return "\n".join(["set -e", *self.actions]) if self.actions else None
+
+
+class Many(BaseModel):
+    """A file with several pipelines."""
+
+    model_config = ConfigDict(extra="forbid", title="Pipelines")
+
+    version: Literal["pipelines/v0.1"] | None = Field(
+        None, description="With it, a time limit of 0 means 300 seconds, as in PipelineML."
+    )
+    pipelines: dict[_Name, Entry] = Field(description="The pipelines by name.")
+
+
+class Single(Entry):
+    """A file with one pipeline, in the platform's PipelineML."""
+
+    model_config = ConfigDict(title="PipelineML")
+
+    version: Literal["pipelines/v0.1"] = Field(description="The version of the format.")
+    name: _Name | None = Field(
+        None, description="Its name. [the name of the file, without its suffix]"
+    )
+
+
+class Source(NamedTuple):
+    """
+    A file that was read.
+
+    Attributes:
+        path: Its path.
+        mapping: Its content, in the form with `pipelines`.
+        lines: The number of the line of each place in `mapping`.
+    """
+
+    path: str
+    mapping: dict[str, Any]
+    lines: Mapping[Place, int]
+
+    def line_of(self, place: Place) -> int:
+        """Return the number of the line of a place, or of the nearest one around it."""
+        while place not in self.lines and place:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
+
+def merged(sources: Sequence[Source]) -> dict[str, Any]:
+    """
+    Return the content of several files as that of one.
+
+    Raises:
+        CommandError: Two of them have a pipeline of the same name, or different versions.
+    """
+    first = sources[0]
+    if len(sources) == 1:
+        return first.mapping
+    pipelines: dict[str, Any] = {}
+    homes: dict[str, Source] = {}
+    for one in sources:
+        if one.mapping.get("version") != first.mapping.get("version"):
+            raise CommandError(
+                f"{first.path} and {one.path} have different versions: apply them one by one"
+            )
+        own = one.mapping.get("pipelines")
+        if set(one.mapping) - {"version", "pipelines"} or not isinstance(own, dict):
+            return one.mapping  # the check of its content says what is wrong
+        for name, entry in own.items():
+            if name in homes:
+                raise CommandError(
+                    f"{one.path}:{one.line_of(('pipelines', name))}: {homes[name].path} has a "
+                    f"pipeline {name!r}, too: rename one of them"
+                )
+            homes[name], pipelines[name] = one, entry
+    return {**first.mapping, "pipelines": pipelines}
+
+
+def told(error: PipelineFileError, sources: Sequence[Source]) -> list[str]:
+    """Return a line for each problem, with the file's path and the number of the line."""
+    lines = []
+    for place, problem in error.problems:
+        # The whole of a file is at fault if no file has the place.
+        homes = [one for one in sources if place[:2] in one.lines] or sources
+        lines.append(f"{homes[0].path}:{homes[0].line_of(place)}: {_dotted(place)}{problem}")
+    return lines
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a file, for editors."""
+    either: TypeAdapter[Any] = TypeAdapter(Many | Single)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Pipelines of jobcore",
+        **either.json_schema(),
+    }
+
+
+# --- checks -------------------------------------------------------------------
+
+
+def parse(mapping: Any) -> dict[str, Entry]:
+    """
+    Return the pipelines of a file's content, by name.
+
+    Raises:
+        PipelineFileError: Something in it is invalid; `problems` has the places.
+    """
+    mapping = _with_names(mapping)
+    try:
+        made = Many.model_validate(mapping)
+    except ValidationError as error:
+        problems = [(_place(one["loc"]), _problem(one)) for one in error.errors()]
+        raise PipelineFileError(problems) from None  # the cause shows values, such as secrets
+    found = {
+        name: _of_platform(one) if made.version is not None else one
+        for name, one in made.pipelines.items()
+    }
+    problems = [
+        (("pipelines", name, *place), problem)
+        for name, entry in found.items()
+        for place, problem in _wrong(entry)
+    ]
+    problems += list(_twins(found))
+    if problems:
+        raise PipelineFileError(problems)
+    return found
+
+
+def _with_names(mapping: Any) -> Any:
+    """Return the content of a file with one pipeline in the form of one with several."""
+    if not isinstance(mapping, Mapping) or "pipelines" in mapping or "version" not in mapping:
+        return mapping
+    others = dict(mapping)
+    version, name = others.pop("version"), others.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise PipelineFileError([(("name",), f"it must be a name, not {shown(name)}")])
+    return {"version": version, "pipelines": {name: others}}
+
+
+def _of_platform(entry: Entry) -> Entry:
+    if entry.timeout == 0:
+        return entry.model_copy(update={"timeout": PLATFORM_TIMEOUT})
+    return entry
+
+
+def _wrong(entry: Entry) -> Iterator[tuple[Place, str]]:
+    """Yield what is wrong in a pipeline whose fields have the right types."""
+    scripts = [name for name in ("script", "inline_script") if getattr(entry, name) is not None]
+    if len(scripts) > 1:
+        yield ("inline_script",), "it is another name of script: keep one of the two"
+    what = [
+        *scripts,
+        *(["command"] if entry.command else []),
+        *(["actions"] if entry.actions else []),
+    ]
+    if "command" in what and len(what) > 1:
+        yield (what[0],), "there is a command, too: keep one of the two"
+    if entry.retries is not None and "max_retries" in entry.model_fields_set:
+        yield ("max_retries",), "retries has it, too: keep one of the two"
+    for name in ("cwd", "env"):
+        if not what and getattr(entry, name):
+            yield (name,), "it needs a command or a script"
+    for field, check in (
+        ("timeout", lambda: checked_timeout(entry.timeout)),
+        (
+            "late_after",
+            lambda: (
+                entry.late_after and checks.seconds(entry.late_after, "late_after", LONGEST_LATE)
+            ),
+        ),
+        ("time_zone", lambda: entry.time_zone is None or Schedule("@daily", entry.time_zone)),
+        ("retries", lambda: entry.retries and entry.retries.made()),
+        ("schedule", lambda: entry.schedule is None or Schedule(entry.schedule)),
+    ):
+        try:
+            check()
+        except ValueError as error:
+            yield (field,), str(error)
+    try:
+        entry.command_of()
+    except ValueError as error:
+        yield (what[0] if what else "cwd",), str(error)
+
+
+def _twins(entries: Mapping[str, Entry]) -> Iterator[tuple[Place, str]]:
+    """Yield the names that differ only by case."""
+    first: dict[str, str] = {}
+    for name in entries:
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            yield (
+                ("pipelines", name),
+                f"the file has {other!r}, too, and the case of names is ignored",
+            )
+
+
+def _place(loc: Place) -> Place:
+    """Return the place of a problem that pydantic found."""
+    return tuple(one for one in loc if one != "[key]")
+
+
+#: By pydantic's type of an error: what the value must be.
+_MUST = {
+    "string_type": "it must be text",
+    "list_type": "it must be a list",
+    "dict_type": "it must be a mapping",
+    "model_type": "it must be a mapping",
+    "model_attributes_type": "it must be a mapping",
+    "int_type": "it must be an integer",
+    "too_short": "it must not be empty",
+    "string_too_short": "it must not be empty",
+}
+
+
+def _problem(error: Any) -> str:
+    """Return the text for a problem that pydantic found. It shows no value of a variable."""
+    kind, loc, given = error["type"], error["loc"], error["input"]
+    if kind == "extra_forbidden":
+        kind = Many if len(loc) == 1 else Again if "retries" in loc else Entry
+        known = sorted(kind.model_fields)
+        near = difflib.get_close_matches(str(loc[-1]), known, 1)
+        meant = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
+        return f"there is no such field; {meant}"
+    if kind == "missing":
+        return f"the file needs pipelines, a mapping of names to pipelines; or version: {VERSION}"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    if "command" in loc and kind == "list_type" and isinstance(given, str):
+        return "it must be a list of words; a line for the shell is a script"
+    text = _MUST.get(kind) or error["msg"].replace("Input should be", "it must be")
+    if isinstance(given, (Mapping, list)) or given in ("", None):
+        return text
+    if kind == "string_type":
+        text = f"{text}; put it in quotes"
+    return text if "env" in loc else f"{text}, not {shown(given, 80)}"
+
+
+def _dotted(place: Place) -> str:
+    """Return a place for the text of an error."""
+    words = [str(one) for one in place if one != "pipelines"]
+    return ".".join(words) + ": " if words else ""
+
+
+# --- files --------------------------------------------------------------------
+
+
+def read(path: str, *, text: str | None = None) -> Source:
+    """
+    Read a file of pipelines in YAML 1.2, of which JSON is a part.
+
+    Relative working directories become absolute, starting from the directory of the file, which
+    is the default.
+
+    Args:
+        path: Its path.
+        text: Its content, if it is not to be read from there.
+
+    Raises:
+        CommandError: It is not YAML; the message has the path and the line. Or ruamel.yaml is
+            not installed.
+        OSError: It cannot be read.
+    """
+    content = _content(path) if text is None else text
+    loaded = _load(path, content)
+    lines: dict[Place, int] = {(): 1}
+    try:
+        mapping = _plain(loaded, (), lines)
+    except CommandError as error:
+        raise CommandError(f"{path}: {error}") from None
+    if isinstance(mapping, dict) and "version" in mapping and "pipelines" not in mapping:
+        name = mapping.pop("name", None) or os.path.splitext(os.path.basename(path))[0]
+        mapping = {"version": mapping.pop("version"), "pipelines": {name: mapping}}
+        own = ("version",), ("name",)
+        lines = {
+            place if place in own else ("pipelines", name, *place): line
+            for place, line in lines.items()
+        }
+        lines[()] = lines["pipelines", name] = 1
+    elif not isinstance(mapping, dict):
+        mapping = {} if mapping is None else {"pipelines": mapping}
+    _place_in(os.path.dirname(os.path.abspath(path)), mapping)
+    return Source(path, mapping, lines)
+
+
+def _content(path: str) -> str:
+    with open(path, "rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise CommandError(f"{path} is larger than {LARGEST} bytes: split it into several files")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _load(path: str, content: str) -> Any:
+    """Return the content of a YAML document, whose collections know their lines."""
+    try:
+        from ruamel.yaml import YAML  # noqa: PLC0415 - optional: only files need it
+        from ruamel.yaml.error import MarkedYAMLError, YAMLError  # noqa: PLC0415 - the same
+    except ImportError as error:
+        raise CommandError(
+            "files of pipelines need ruamel.yaml: pip install ruamel.yaml"
+        ) from error
+    try:
+        return YAML(typ="rt", pure=True).load(content)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
+        why = " ".join(str(error.problem or error.context or error).split())
+        why = why.partition(" with value ")[0]  # of a key that comes twice; it may be a secret
+        raise CommandError(f"{path}:{line}: this is not YAML: {why}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CommandError(f"{path} is not YAML: {first}") from error
+
+
+def _plain(value: Any, place: Place, lines: dict[Place, int]) -> Any:
+    """Return a YAML value as plain Python, and note the line of each place."""
+    if len(lines) > MOST_PLACES or len(place) > DEEPEST:
+        raise CommandError(
+            f"it has more than {MOST_PLACES} entries or {DEEPEST} levels, with its aliases: "
+            "split it into several files"
+        )
+    where: Any = getattr(value, "lc", None)
+    if isinstance(value, Mapping):
+        made = {}
+        for key, inner in value.items():
+            within: Place = (*place, str(key))
+            lines[within] = where.key(key)[0] + 1
+            made[str(key)] = _plain(inner, within, lines)
+        return made
+    if isinstance(value, list):
+        several = []
+        for index, inner in enumerate(value):
+            within = (*place, index)
+            lines[within] = where.item(index)[0] + 1
+            several.append(_plain(inner, within, lines))
+        return several
+    for kind in (bool, str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value if value is None else str(value)  # such as a date
+
+
+def _place_in(folder: str, mapping: dict[str, Any]) -> None:
+    """Make the working directories of all pipelines absolute."""
+    entries = mapping.get("pipelines")
+    for entry in entries.values() if isinstance(entries, dict) else ():
+        runs = ("command", "script", "inline_script", "actions")
+        if isinstance(entry, dict) and any(entry.get(name) for name in runs):
+            cwd = entry.get("cwd")
+            if cwd is None or isinstance(cwd, str):
+                entry["cwd"] = os.path.normpath(os.path.join(folder, cwd or ""))
