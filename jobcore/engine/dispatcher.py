@@ -485,7 +485,11 @@ class Dispatcher(ForkAware):
         ready = self._pool.start(waiting + unsent)
         if now < self._pool.next_start:  # one could not be started
             self._look = True  # never set to False here: another thread may have asked for a look
-        return self._prepare_each(self._queue.take(min(waiting, max(ready - unsent, 0))), now)
+        wanted = min(waiting, max(ready - unsent, 0))
+        taken = self._queue.take(wanted)
+        if len(taken) < wanted:
+            self._look = True  # at the jobs after those that could not be read
+        return self._prepare_each(taken, now)
 
     def _prepare_each(
         self, jobs: list[tuple[Row[Any], Row[Any] | None]], now: float

@@ -49,14 +49,15 @@ class Candidate(NamedTuple):
 # --- the statements -------------------------------------------------------------
 
 # Names of groups are read and bound as bytes, so that one that is not UTF-8 hides no other group.
-# A damaged priority counts as the highest one, which is where the index has it.
+# Values of a damaged type come last among the groups, and first among the priorities: a damaged
+# priority counts as the highest one, and jobs of a damaged group are not read.
 _PRIORITY = f"CASE typeof(priority) WHEN 'integer' THEN priority ELSE {LARGEST_INTEGER} END"
 _GROUP = "CAST(group_name AS BLOB)"
 _OF_TYPE = "type = :type AND status = 'QUEUED' AND unmet = 0 AND deleted_at IS NULL"
 _READY = f"{_OF_TYPE} AND owner IS :owner AND not_before IS NULL"
 _DELAYED = f"{_OF_TYPE} AND owner IS :owner AND not_before IS NOT NULL"
 _THIS_GROUP = "group_name IS CAST(:group AS TEXT)"
-_NEXT_GROUP = "group_name > CAST(:group AS TEXT)"
+_NEXT_GROUP = "group_name > CAST(:group AS TEXT) AND group_name < x''"
 
 
 def _statement(columns: str, where: str, order: str, limit: str) -> Statement:
@@ -114,7 +115,7 @@ _DUE = _statement(
 )
 _NEXT_MOMENT = _statement(
     "not_before",
-    f"{_OF_TYPE} AND not_before IS NOT NULL AND not_before > :now",
+    f"{_OF_TYPE} AND not_before IS NOT NULL AND not_before > :now AND not_before < ''",
     "not_before",
     "1",
 )
@@ -392,7 +393,7 @@ def next_not_before(
         rows = driver_of(connection).execute(
             "SELECT not_before, CAST(type AS BLOB) FROM job "  # noqa: S608 - integers
             f"WHERE number IN ({', '.join(map(str, some))}) AND status = 'QUEUED' AND unmet = 0 "
-            "AND deleted_at IS NULL AND not_before > ?",
+            "AND deleted_at IS NULL AND not_before > ? AND not_before < ''",
             (now,),
         )
         moments += [moment for moment, kind in rows.fetchall() if as_text(kind) in known]
