@@ -201,10 +201,10 @@ class Lines(AsyncIterator[LogLine]):
         self._patience: Deadline | None = None
         self._cursor: Cursor | None = None
         self._ready: Iterator[LogLine] = iter(())
-        self._unfinished: Iterator[LogLine] = iter(())
+        self._unfinished: list[LogLine] = []  # to be taken before the rest of `_ready`
         self._next_sequence = 0  # of `_ready`, when it was read
         self._last: LogLine | None = None  # that was taken from it
-        self._look_at = time.monotonic() + LOOK_AGAIN
+        self._alarm = 0.0  # when to look at the deadline, and for unfinished lines
         self._taken = 0
         self._reading = False
         self._ended = False
@@ -233,19 +233,20 @@ class Lines(AsyncIterator[LogLine]):
             self._patience = Deadline(self._timeout)
         if self._taken % BREATH == BREATH - 1:
             await sleep(0)
-        if self._cursor is not None and self._taken and self._patience.over:
-            raise self._patience.error(self._cursor.in_words())
-        if self._cursor is not None and time.monotonic() > self._look_at:
-            await self._glance(self._cursor)
-        line = next(self._unfinished, None)
-        if line is None:
-            while (line := next(self._ready, None)) is None:
-                self._ready = await self._more(self._patience)
-            self._last = line
+        if self._taken and self._cursor is not None and time.monotonic() > self._alarm:
+            if self._patience.over:
+                raise self._patience.error(self._cursor.in_words())
+            await self._glance(self._cursor, self._patience)
+        if self._unfinished:
+            self._taken += 1
+            return self._unfinished.pop(0)
+        while (line := next(self._ready, None)) is None:
+            self._ready = await self._more(self._patience)
+        self._last = line
         self._taken += 1
         return line
 
-    async def _glance(self, cursor: Cursor) -> None:
+    async def _glance(self, cursor: Cursor, deadline: Deadline) -> None:
         """Look for unfinished lines while there may be numbered lines to take."""
         if cursor.shown is not None and cursor.run.supervised:
             cursor = await in_thread(self._waiter.glance, cursor)
@@ -253,8 +254,8 @@ class Lines(AsyncIterator[LogLine]):
             lines, self._cursor = cursor.unfinished(
                 self._next_sequence if last is None else last + 1
             )
-            self._unfinished = iter(lines)
-        self._look_at = time.monotonic() + LOOK_AGAIN
+            self._unfinished += lines
+        self._alarm = min(deadline.at, time.monotonic() + LOOK_AGAIN)
 
     async def _more(self, deadline: Deadline) -> Iterator[LogLine]:
         """
