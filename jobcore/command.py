@@ -69,6 +69,14 @@ class Command:
             lines of a process pool get mixed, because `print` writes a text and its newline
             separately. False: the variable is neither set nor inherited, so Python writes
             blocks, or whole lines when the program flushes them.
+        stdout_to: The path of a file that gets the bytes of stdout as well, unmasked; made
+            absolute now. The log has all lines too: the command gets `separate_streams`. An
+            existing file is emptied at the start; anything but a regular file is refused
+            then. While its disk is full, the command waits, as for the log.
+        pty: Give the command a terminal of 80 columns and 24 lines, for programs that need
+            one. Its output is one stream. Its standard input, unless `stdin` is given, is
+            the terminal, and the first read from it finds the end of the input. `TERM` is
+            `xterm` if the environment has none.
 
     Raises:
         CommandError: The command could never run; the message names the part and the cause.
@@ -90,10 +98,12 @@ class Command:
     stop_scope: Literal["main", "group"] = "main"
     linger: float = DEFAULT_LINGER  # seconds
     unbuffered: bool = True
+    stdout_to: str | os.PathLike[str] | None = None
+    pty: bool = False
 
     def __post_init__(self) -> None:
         """Check every part, and convert it to the form in which it is stored."""
-        for name in ("inherit_env", "separate_streams", "shell", "unbuffered"):
+        for name in ("inherit_env", "separate_streams", "shell", "unbuffered", "pty"):
             if not isinstance(getattr(self, name), bool):
                 raise CommandError(f"{name} must be True or False, not {getattr(self, name)!r}")
         put = object.__setattr__  # a frozen dataclass can set its own fields only like this
@@ -101,6 +111,13 @@ class Command:
         put(self, "cwd", _checked_cwd(self.cwd))
         put(self, "env", _checked_env(self.env))
         put(self, "stdin", _checked_stdin(self.stdin))
+        put(self, "stdout_to", _checked_stdout_to(self.stdout_to))
+        if self.pty and (self.stdout_to is not None or self.separate_streams):
+            raise CommandError(
+                "a terminal has one stream: pty does not go with stdout_to or separate_streams"
+            )
+        if self.stdout_to is not None:
+            put(self, "separate_streams", True)
         put(self, "timeout", checked_timeout(self.timeout))
         put(self, "grace", checked_grace(self.grace))
         put(self, "stop_signal", _checked_signal(self.stop_signal))
@@ -159,6 +176,8 @@ class Command:
                 "umask": self.umask,
                 "shell": self.shell,
                 "unbuffered": self.unbuffered,
+                "stdout_to": self.stdout_to,
+                "pty": self.pty,
             }
         )
 
@@ -187,6 +206,8 @@ class Command:
                 stored["stdin"] = stored["stdin"]["data"].encode("latin-1")
             elif stored["stdin"] is not None:
                 stored["stdin"] = os.fsdecode(encode(stored["stdin"]))
+            if stored.get("stdout_to") is not None:
+                stored["stdout_to"] = os.fsdecode(encode(stored["stdout_to"]))
             if stored["shell"]:
                 (stored["argv"],) = stored["argv"]
             return cls(**stored)
@@ -421,6 +442,15 @@ def _checked_stdin(stdin: object) -> bytes | str | None:
     if not path:
         raise CommandError("stdin is an empty path; bytes would be the input itself")
     return _absolute(path, "stdin")
+
+
+def _checked_stdout_to(path: object) -> str | None:
+    if path is None:
+        return None
+    text = _checked_text(path, "stdout_to")
+    if not text:
+        raise CommandError("stdout_to is an empty path")
+    return _absolute(text, "stdout_to")
 
 
 def _checked_redact(redact: object) -> tuple[str, ...]:

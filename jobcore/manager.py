@@ -77,6 +77,7 @@ from jobcore.operations.arguments import (
     checked_python,
     checked_slots,
     checked_statuses,
+    checked_stream,
     checked_timeout,
     checked_types,
     require_methods,
@@ -876,7 +877,12 @@ class JobManager:
         """
         return public(Job, self._tasks.finish(job_id, exit_code))
 
-    def append_log(self, job_id: Id, *lines: str | bytes) -> int:
+    def append_log(
+        self,
+        job_id: Id,
+        *lines: str | bytes,
+        stream: Literal["output", "stdout", "stderr"] = "output",
+    ) -> int:
         """
         Append lines to the log of a RUNNING job without a process; text is split at line ends.
 
@@ -887,6 +893,7 @@ class JobManager:
             lines: Texts, or bytes, which are stored unchanged. A missing final line end is
                 added. Surrogate escapes, as `os.fsdecode` makes them, become the original
                 bytes; any other lone surrogate becomes `?`.
+            stream: The stream that the lines are shown with.
 
         Returns:
             How many lines the log then has.
@@ -894,9 +901,9 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
             InvalidTransition: It is not RUNNING, or a process writes its log.
-            ArgumentError: A line is neither text nor bytes.
+            ArgumentError: A line is neither text nor bytes, or `stream` is another value.
         """
-        return self._tasks.append(job_id, checked_lines(lines))
+        return self._tasks.append(job_id, checked_lines(lines), checked_stream(stream))
 
     def report_progress(
         self, job_id: Id, done: float, total: float | None = None, message: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timezone
@@ -123,6 +124,8 @@ def creating(jobs: JobManager) -> list[Job]:
         output_limit=2**20,
         separate_streams=True,
         unbuffered=False,
+        stdout_to=Path("out"),
+        pty=False,
         redact=["secret", b"secret"],
         umask=0o077,
     )
@@ -211,7 +214,7 @@ def returning(jobs: JobManager, job_id: UUID) -> int | None:
 
 def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
     """Move a job in every way there is."""
-    counted: int = jobs.append_log(job_id, "text", b"bytes")
+    counted: int = jobs.append_log(job_id, "text", b"bytes", stream="stderr")
     jobs.delete_job(str(job_id))
     jobs.drain(timeout=1.0)
     return [
@@ -237,7 +240,9 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
 def doing(jobs: JobManager, job_id: UUID) -> list[UUID]:
     """Do tasks in blocks, and the queue's."""
     with jobs.task("TASK", pipeline_id=job_id, workspace_id="text", name="n", data=[1]) as task:
-        lines: int = task.log("text", b"bytes")
+        lines: int = task.log("text", b"bytes", stream="stdout")
+        logging.getLogger().addHandler(task.handler(logging.INFO, stream="stderr"))
+        print("text", file=task.writer(stream="stderr"))
         task.progress(1, total=2.5, message="text")
         task.check()
         task.result = {"rows": lines}
@@ -258,7 +263,7 @@ async def doing_in_a_loop(jobs: JobManager) -> int:
     claimed: Job | None = await jobs.claim_job_async("TASK", timeout=1)
     task: Task = jobs.task(job_id=None if claimed is None else claimed.id)
     async with task as same:
-        count: int = await same.log_async("text", b"bytes")
+        count: int = await same.log_async("text", b"bytes", stream="stderr")
         await same.progress_async(count, total=None, message=None)
         await same.check_async()
     return count

@@ -346,6 +346,8 @@ def _fields(
         "stop_group": command.stop_scope == "group",
         "output_limit": command.output_limit,
         "separate_streams": command.separate_streams,
+        "stdout_to": None if command.stdout_to is None else encode(str(command.stdout_to)),
+        "pty": command.pty,
         "redact": [encode(str(value)) for value in command.redact],
         "umask": command.umask,
     }
@@ -358,6 +360,8 @@ def _environment(
     environment = dict(base) if command.inherit_env else {}
     # The command's own `env` can override these two.
     environment[b"JOBCORE_DB"] = os.fsencode(database)
+    if command.pty:
+        environment.setdefault(b"TERM", b"xterm")
     if command.unbuffered:
         environment[b"PYTHONUNBUFFERED"] = b"1"
     else:

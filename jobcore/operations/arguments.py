@@ -24,6 +24,7 @@ from jobcore.command import Command
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.lifecycle import Status
 from jobcore.storage import environments
+from jobcore.supervisor import frames
 from jobcore.tuning import DATA_BYTES, MOST_SLOTS
 
 T = TypeVar("T")
@@ -200,6 +201,15 @@ def checked_lines(lines: tuple[Any, ...]) -> tuple[str | bytes, ...]:
         if not isinstance(line, (str, bytes)):
             raise ArgumentError(f"a line must be str or bytes, not {type(line).__name__}")
     return lines
+
+
+#: The streams of lines that a host appends, by name.
+_STREAMS = {"output": frames.OUTPUT, "stdout": frames.STDOUT, "stderr": frames.STDERR}
+
+
+def checked_stream(stream: object) -> int:
+    """Return the stream of lines that a host appends."""
+    return _STREAMS[str(checks.one_of(stream, "stream", tuple(_STREAMS)))]
 
 
 def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float | None, str | None]:

@@ -25,7 +25,7 @@ from jobcore.storage import (
 )
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
-from jobcore.supervisor import progress
+from jobcore.supervisor import frames, progress
 from jobcore.tuning import JOBS_PAST_DAMAGED
 
 #: Expired jobs that are cancelled in one transaction, in the search for a job to claim.
@@ -174,14 +174,18 @@ class TaskOperations:
 
         return self._database.write(finish, about=f"job {job_id}")
 
-    def append(self, job_id: Id, lines: tuple[str | bytes, ...]) -> int:
+    def append(
+        self, job_id: Id, lines: tuple[str | bytes, ...], stream: int = frames.OUTPUT
+    ) -> int:
         """Append lines to the log, and return how many lines it then has."""
         raw = [piece + b"\n" for line in lines for piece in _split(line)]
 
         def append(connection: Connection) -> int:
             run = self._require_own(connection, job_id, "append to the log of")
             if raw:
-                run = log_segments.append_task_lines(connection, run, raw, now=self._clock.now())
+                run = log_segments.append_task_lines(
+                    connection, run, raw, now=self._clock.now(), stream=stream
+                )
             return run.next_sequence
 
         return self._database.write(append, durable=False, about=f"job {job_id}")

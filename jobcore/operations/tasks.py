@@ -6,13 +6,13 @@ import logging
 import os
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, cast
 
 from jobcore.embedding import telemetry
 from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, Stopped, StoreError
 from jobcore.functions import encoding, result_file
 from jobcore.models import Job
-from jobcore.operations.arguments import checked_lines, checked_progress
+from jobcore.operations.arguments import checked_lines, checked_progress, checked_stream
 from jobcore.operations.async_backend import Interruption, in_thread, in_thread_to_its_end
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.waiting_async import AsyncWaiter
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from jobcore.operations.task_output import TaskWriter
 
 Answer = TypeVar("Answer")
 
@@ -47,6 +49,7 @@ class _Block:
         self._result: Any = None
         self._encoded: tuple[str, bytes] | None = None
         self._interruption: Interruption | None = None
+        self._writers: list[TaskWriter] = []
 
     def __enter__(self) -> Self:
         """Start the job."""
@@ -109,9 +112,11 @@ class _Block:
         if os.getpid() != self._pid:
             return  # a child forked in the body leaves the block too, but must not end the job
         if error is None:
+            self._close_writers()
             self._while_running(self._finish, 0)
             return
         try:
+            self._close_writers()
             self._while_running(self._finish, 1, _lines_of(error))
         except (StoreError, Stopped) as unrecorded:
             # The body may also have raised the `Stopped` of another task.
@@ -121,6 +126,10 @@ class _Block:
                     logging.ERROR, "end of a task not recorded", job=str(self._running.id),
                     error=str(unrecorded),
                 )  # fmt: skip
+
+    def _close_writers(self) -> None:
+        for writer in self._writers:
+            writer.close()
 
     def _finish(self, job_id: Any, exit_code: int, lines: tuple[str, ...] = ()) -> None:
         self._operations.finish(job_id, exit_code, lines=lines, result=self._encoded)
@@ -195,21 +204,72 @@ class Task(_Block):
             raise ArgumentError(f"the result is larger than {result_file.LARGEST} bytes")
         self._result, self._encoded = value, encoded
 
-    def log(self, *lines: str | bytes) -> int:
+    def log(
+        self, *lines: str | bytes, stream: Literal["output", "stdout", "stderr"] = "output"
+    ) -> int:
         """
         Append lines to the job's log, as `JobManager.append_log` does.
 
         Args:
             lines: Texts, or bytes, which are stored unchanged.
+            stream: The stream that the lines are shown with.
 
         Returns:
             How many lines the log then has.
 
         Raises:
             Stopped: The job is over.
-            ArgumentError: A line is neither text nor bytes.
+            ArgumentError: A line is neither text nor bytes, or `stream` is another value.
         """
-        return self._while_running(self._operations.append, checked_lines(lines))
+        number = checked_stream(stream)
+        return self._while_running(self._operations.append, checked_lines(lines), number)
+
+    def handler(
+        self,
+        level: int | str = logging.NOTSET,
+        *,
+        stream: Literal["output", "stdout", "stderr"] = "output",
+    ) -> logging.Handler:
+        """
+        Return a handler for `logging` that appends each record to the job's log.
+
+        Add it to a logger, and remove it when the block ends; after that it does nothing.
+        Records of jobcore's own logger are left out. Each record is stored when the call that
+        logs it returns. That takes longer than writing to a file, so give a level for programs
+        that log much.
+
+        Args:
+            level: The least level of the records, as in `logging`.
+            stream: The stream that the lines are shown with.
+
+        Raises:
+            ArgumentError: `stream` is another value.
+        """
+        from jobcore.operations.task_output import TaskLogHandler  # noqa: PLC0415 - loaded by those who need it
+
+        checked_stream(stream)
+        return TaskLogHandler(lambda text: self.log(text, stream=stream), level)
+
+    def writer(self, stream: Literal["output", "stdout", "stderr"] = "stdout") -> TextIO:
+        """
+        Return a text file whose lines become lines of the job's log.
+
+        It fits `print(file=...)` and `contextlib.redirect_stdout`. A line is stored when it
+        ends; the end of the block closes the writer and stores a last line without a newline.
+        A write raises `Stopped` if the job is over.
+
+        Args:
+            stream: The stream that the lines are shown with.
+
+        Raises:
+            ArgumentError: `stream` is another value.
+        """
+        from jobcore.operations.task_output import TaskWriter  # noqa: PLC0415 - as above
+
+        checked_stream(stream)
+        made = TaskWriter(lambda text: self.log(text, stream=stream))
+        self._writers.append(made)
+        return cast("TextIO", made)
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
         """
@@ -235,14 +295,16 @@ class Task(_Block):
         """
         self._check()
 
-    async def log_async(self, *lines: str | bytes) -> int:
+    async def log_async(
+        self, *lines: str | bytes, stream: Literal["output", "stdout", "stderr"] = "output"
+    ) -> int:
         """
         Do what `log` does, in an event loop; args and errors are those of `log`.
 
         Returns:
             How many lines the log then has.
         """
-        return await in_thread(lambda: self.log(*lines))
+        return await in_thread(lambda: self.log(*lines, stream=stream))
 
     async def progress_async(
         self, done: float, total: float | None = None, message: str | None = None

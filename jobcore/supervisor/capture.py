@@ -11,6 +11,7 @@ import os
 import time
 
 from jobcore.supervisor import frames, job_directory, progress
+from jobcore.supervisor.output_file import OutputFile
 from jobcore.supervisor.redaction import Values
 from jobcore.supervisor.spool import Spool, UnfinishedLines
 
@@ -30,6 +31,8 @@ _REPORT_BEGINS = b"\n" + progress.PREFIX
 #: Nanoseconds. A line that took less time gets the time of its end, so that it can share a frame
 #: with the lines that were read with its end.
 _AT_ONCE_NS = 250_000_000
+#: More bytes than the kernel keeps between the two ends of a terminal.
+_MOST_IN_TERMINAL = 1024 * 1024
 
 
 def read_now(descriptor: int) -> Iterator[bytes]:
@@ -46,6 +49,23 @@ def read_now(descriptor: int) -> Iterator[bytes]:
         except BlockingIOError:
             return
         if not data:
+            return
+        left -= len(data)
+        yield data
+
+
+def read_terminal_now(descriptor: int) -> Iterator[bytes]:
+    """
+    Yield what a non-blocking terminal has now, in pieces.
+
+    It reads until there is nothing: the kernel counts only the bytes that it has already passed
+    from one end of a terminal to the other, and a read waits for the rest.
+    """
+    left = _MOST_IN_TERMINAL
+    while left > 0:
+        try:
+            data = os.read(descriptor, READ_SIZE)
+        except OSError:  # nothing, or no process has the terminal open
             return
         left -= len(data)
         yield data
@@ -183,10 +203,15 @@ class ProgressReader:
 class _Stream:
     """One pipe and its unfinished line."""
 
-    __slots__ = ("begun", "carry", "descriptor", "end", "number", "redactor", "since")
+    __slots__ = (
+        "begun", "carry", "descriptor", "end", "number", "redactor", "since", "terminal",
+    )  # fmt: skip
 
-    def __init__(self, descriptor: int, number: int, values: Values | None) -> None:
+    def __init__(
+        self, descriptor: int, number: int, values: Values | None, terminal: int = -1
+    ) -> None:
         self.descriptor = descriptor
+        self.terminal = terminal  # the command's end of it; negative: this is a pipe
         self.number = number
         self.redactor = values.redactor() if values is not None else None
         self.carry = b""
@@ -216,6 +241,7 @@ class Capture:
         progress: Receives progress reports, which are not lines.
         unfinished: Publishes the text of unfinished lines.
         dropped: Number of lines beyond the output limit.
+        copy: The file that gets a copy of stdout, or None.
     """
 
     def __init__(
@@ -238,6 +264,7 @@ class Capture:
         self.progress = ProgressReader(self.spool, self.write_system, self._values, time_ns)
         self.unfinished = UnfinishedLines(directory, self._unfinished_frames)
         self.dropped = 0
+        self.copy: OutputFile | None = None
         self._streams: dict[int, _Stream] = {}
         self._limit = limit
         self._room = limit
@@ -250,9 +277,40 @@ class Capture:
         """The pipes that have not reached their end."""
         return list(self._streams)
 
-    def add(self, descriptor: int, stream: int) -> None:
-        """Take over the non-blocking read end of a pipe, and close it at the end of the pipe."""
-        self._streams[descriptor] = _Stream(descriptor, stream, self._values)
+    @property
+    def held(self) -> bool:
+        """Whether the pipes must not be read, because there is no space for the output."""
+        return self.spool.held or (self.copy is not None and self.copy.held)
+
+    @property
+    def errno(self) -> int:
+        """The reason for that, as an errno."""
+        return self.spool.errno if self.spool.held or self.copy is None else self.copy.errno
+
+    def flush(self) -> bool:
+        """Write what is held, as far as there is space; False: some still waits."""
+        written = self.copy is None or not self.copy.held or self.copy.flush()
+        return (not self.spool.held or self.spool.flush()) and written
+
+    def copy_stdout(self, path: bytes, umask: int) -> None:
+        """
+        Also write the bytes of stdout, unmasked, to the file at an absolute path.
+
+        Raises:
+            OSError: It cannot be opened, or is not a regular file.
+        """
+        self.copy = OutputFile(path, umask, self.write_system)
+
+    def add(self, descriptor: int, stream: int, terminal: int = -1) -> None:
+        """
+        Take over the non-blocking read end of a pipe, and close it at the end of the pipe.
+
+        Args:
+            stream: The stream of the lines.
+            terminal: The other end, if it is a terminal. While that is open, the terminal
+                has no end, even if no process of the command has it open for a while.
+        """
+        self._streams[descriptor] = _Stream(descriptor, stream, self._values, terminal)
 
     def read(self, descriptor: int) -> bool:
         """Read once; False: end of file, and the pipe is now closed."""
@@ -261,6 +319,8 @@ class Capture:
             data = os.read(descriptor, READ_SIZE)
         except BlockingIOError:
             return True
+        except OSError:  # no process has the terminal open
+            data = b""
         if data:
             self._take(stream, data)
             return True
@@ -270,9 +330,10 @@ class Capture:
     def drain(self) -> None:
         """Read what the pipes contain now and close them, unless the disk is full."""
         for stream in list(self._streams.values()):
-            for data in read_now(stream.descriptor):
+            now = read_now if stream.terminal < 0 else read_terminal_now
+            for data in now(stream.descriptor):
                 self._take(stream, data)
-                if self.spool.held:
+                if self.held:
                     return
             self._end(stream)
 
@@ -304,9 +365,11 @@ class Capture:
 
     def close(self) -> None:
         """Close pipes and spool without reading or writing."""
-        for descriptor in self._streams:
-            os.close(descriptor)
+        for stream in self._streams.values():
+            _close(stream)
         self._streams.clear()
+        if self.copy is not None:
+            self.copy.close()
         self.progress.close()
         self.unfinished.close()
         self.spool.close()
@@ -347,6 +410,8 @@ class Capture:
                 self._emit(stream, frames.PARTIAL, 1, text, stream.since)
 
     def _take(self, stream: _Stream, data: bytes) -> None:
+        if self.copy is not None and stream.number == frames.STDOUT:
+            self.copy.write(data)
         self._split(stream, data if stream.redactor is None else stream.redactor.feed(data))
 
     def _split(self, stream: _Stream, data: bytes) -> None:
@@ -427,7 +492,7 @@ class Capture:
         if rest and not (reported and self._note(rest, self._time_ns())):
             self._emit(stream, frames.OPEN_END, 1, rest, stream.since)
         del self._streams[stream.descriptor]
-        os.close(stream.descriptor)
+        _close(stream)
         self._note_unfinished()
 
     def _emit(self, stream: _Stream, flags: int, count: int, payload: bytes, time_ns: int) -> None:
@@ -456,6 +521,12 @@ class Capture:
         self._over = True
         self.dropped += 0 if flags & frames.PARTIAL else count - kept
         self._say(f"output limit of {self._limit} bytes reached: the lines that follow are dropped")
+
+
+def _close(stream: _Stream) -> None:
+    os.close(stream.descriptor)
+    if stream.terminal >= 0:
+        os.close(stream.terminal)
 
 
 def _end_of_characters(text: bytes) -> int:

@@ -334,9 +334,16 @@ class Execution:
 
     def _spawn(self) -> None:
         self._begun, self._spawned_ns = read_clocks(self._machine)
+        program = self._request.program
+        if program.stdout_to is not None:
+            try:
+                self._capture.copy_stdout(program.stdout_to, program.umask)
+            except OSError as error:
+                self._fail(spawn.StartError(spawn.STDOUT, error.errno or 0))
+                return
         try:
             child = self._machine.spawn(
-                self._request.program,
+                program,
                 directory=self._request.directory,
                 oom_score=self._identity.oom_score,
             )
@@ -369,7 +376,7 @@ class Execution:
         self._capture.progress.add(child.reports)
         self.watch.add(child.reports, self._read_progress)
         for descriptor, stream in child.outputs:
-            self._capture.add(descriptor, stream)
+            self._capture.add(descriptor, stream, child.terminal)
         self._read_on()
 
     # --- the loop ---
@@ -398,10 +405,20 @@ class Execution:
             if self._spool.end > self._notices.announced:
                 self._notices.announce(self._spool.end, now)
             return False
-        if not self._spool.held:
+        return self._drain(now)
+
+    def _drain(self, now: float) -> bool:
+        """Read the rest of the output of a command that has ended; False: there is no space."""
+        copy, termination = self._capture.copy, self._termination
+        if copy is not None and copy.held and termination is not None:
+            # Wait for space only for a command that has ended by itself.
+            stopped = termination.reason in ("stopped", "timeout", "shutdown")
+            if stopped or self._stop_requests.take() is not None:
+                copy.give_up()
+        if not self._capture.held:
             self._pause_reading(now)
             self._capture.drain()
-        return not self._spool.held
+        return not self._capture.held
 
     def _due(self) -> float:
         """Return the monotonic time by which the next round is due."""
@@ -412,13 +429,13 @@ class Execution:
         due = now
         if self._termination is not None and not self._termination.complete:
             due = self._termination.due(now, longest)
-            if self._spool.held:
+            if self._capture.held:
                 due = min(due, self._next_flush)
             if self._spool.end > self._notices.announced:
                 untold = self._notices.due()
                 due = due if untold is None else min(due, untold)
             due = min(due, self._capture.due())
-        elif self._spool.held:
+        elif self._capture.held:
             due = self._next_flush
         return due
 
@@ -435,7 +452,7 @@ class Execution:
 
     def _read(self, descriptor: int) -> None:
         # The output may be held: an earlier pipe of this round may have filled the disk.
-        if not self._spool.held and not self._capture.read(descriptor):
+        if not self._capture.held and not self._capture.read(descriptor):
             self.watch.forget(descriptor)
 
     def _read_progress(self) -> None:
@@ -458,17 +475,17 @@ class Execution:
 
     def _tend_spool(self, now: float) -> None:
         """Stop reading while the disk is full, and retry every `_RETRY` seconds."""
-        if not self._spool.held:
+        if not self._capture.held:
             if self._notices.errno:
                 self._notices.held(0)
         elif self._reading:
             self._pause_reading(now)
         elif now >= self._next_flush:
             self._next_flush = now + _RETRY
-            if self._spool.flush():
+            if self._capture.flush():
                 self._read_on()
             else:  # only now, so that a short lack of space is not reported
-                self._notices.held(self._spool.errno)
+                self._notices.held(self._capture.errno)
 
     # --- the end ---
 
@@ -478,6 +495,8 @@ class Execution:
             self._termination.conclude()
         self.watch.forget(self._capture.progress.descriptor)
         self._capture.progress.end()
+        if self._capture.copy is not None:
+            self._capture.copy.finish()
         begun = self._machine.monotonic()
         while self._spool.held:
             yield self._machine.monotonic() + _RETRY

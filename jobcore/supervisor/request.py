@@ -68,6 +68,8 @@ class Request:
             fields["stdin"],
             fields["umask"],
             separate_streams=fields["separate_streams"],
+            stdout_to=fields.get("stdout_to"),
+            pty=fields.get("pty", False),
         )
         self.timeout: float | None = fields["timeout"]
         self.grace: float = fields["grace"]

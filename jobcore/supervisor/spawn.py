@@ -24,8 +24,10 @@ else:
     import _signal
 
 # The steps at which starting a command can fail.
-PIPE, FORK, CHDIR, STDIN, EXEC, INTERPRETER = (
+PIPE, TERMINAL, STDOUT, FORK, CHDIR, STDIN, EXEC, INTERPRETER = (
     "pipe",
+    "terminal",
+    "stdout",
     "fork",
     "chdir",
     "stdin",
@@ -54,6 +56,8 @@ _ALL_SIGNALS = _signal.valid_signals()
 _PR_SET_PDEATHSIG = 1
 _CLOSE_RANGE = 436  # the same on every architecture but alpha
 _LAST = 0xFFFFFFFF
+_SIZE = struct.pack("4H", 24, 80, 0, 0)  # lines and columns of a terminal
+_END_OF_INPUT = b"\x04"  # the character that stands for it, as Ctrl-D
 _TYPE, _DIRECTORY = 0o170000, 0o040000  # bits of a mode, which saves importing `stat`
 
 # Created at import, so that the child has less to do and copies less memory.
@@ -82,7 +86,7 @@ class StartError(Exception):
 class Program:
     """The program to run: the part of a request that the new process needs."""
 
-    __slots__ = ("argv", "cwd", "env", "separate_streams", "stdin", "umask")
+    __slots__ = ("argv", "cwd", "env", "pty", "separate_streams", "stdin", "stdout_to", "umask")
 
     def __init__(
         self,
@@ -93,6 +97,8 @@ class Program:
         umask: int,
         *,
         separate_streams: bool,
+        stdout_to: bytes | None = None,
+        pty: bool = False,
     ) -> None:
         self.argv = argv
         self.env = env
@@ -100,6 +106,8 @@ class Program:
         self.stdin = stdin
         self.umask = umask
         self.separate_streams = separate_streams
+        self.stdout_to = stdout_to
+        self.pty = pty
 
 
 class Child:
@@ -112,15 +120,24 @@ class Child:
             start. It reaches its end if the command has started.
         outputs: Non-blocking read ends of the output pipes, each with its stream.
         reports: Non-blocking read end of the pipe for progress reports.
+        terminal: The command's end of its terminal, which is its output; negative: it has none.
     """
 
-    __slots__ = ("outputs", "pid", "report", "reports")
+    __slots__ = ("outputs", "pid", "report", "reports", "terminal")
 
-    def __init__(self, pid: int, report: int, outputs: list[tuple[int, int]], reports: int) -> None:
+    def __init__(
+        self,
+        pid: int,
+        report: int,
+        outputs: list[tuple[int, int]],
+        reports: int,
+        terminal: int = -1,
+    ) -> None:
         self.pid = pid
         self.report = report
         self.outputs = outputs
         self.reports = reports
+        self.terminal = terminal
 
 
 def make_subreaper() -> None:
@@ -143,32 +160,29 @@ def spawn(
     """
     opened: list[int] = []
     stage = PIPE
+    terminal, control = -1, 0
     try:
         report, report_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         opened += (report, report_writer)
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        opened += (reader, writer)
-        os.set_blocking(reader, False)
-        outputs = [(reader, frames.STDOUT)]
-        if program.separate_streams:
-            reader, error_writer = os.pipe2(os.O_CLOEXEC)
-            opened += (reader, error_writer)
-            os.set_blocking(reader, False)
-            outputs.append((reader, frames.STDERR))
-        else:
-            reader, writer, error_writer = _open_twice(reader, writer, directory, opened)
+        if program.pty:
+            stage = TERMINAL
+            reader, terminal, control = _open_terminal(opened, has_input=program.stdin is not None)
+            writer = error_writer = terminal
             outputs = [(reader, frames.OUTPUT)]
+        else:
+            outputs, writer, error_writer = _open_pipes(program, directory, opened)
+        stage = PIPE
         reports, reports_writer = os.pipe2(os.O_CLOEXEC)
         opened += (reports, reports_writer)
         os.set_blocking(reports, False)
         program.env[progress.VARIABLE] = b"%d" % progress.DESCRIPTOR
-        stdin = -1
+        stdin = terminal
         if program.stdin is not None and program.stdin[0] == "data":
             stage = STDIN
             stdin = _hold(program.stdin[1], opened)
         stage = FORK
         given = {0: stdin, 1: writer, 2: error_writer, progress.DESCRIPTOR: reports_writer}
-        start = _Start(given, report_writer, oom_score)
+        start = _Start(given, report_writer, oom_score, control)
         # Block signals, so that the supervisor's handlers do not run in the child.
         mask = _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
         try:
@@ -181,11 +195,49 @@ def spawn(
         for descriptor in opened:
             os.close(descriptor)
         raise StartError(stage, error.errno or 0) from error
-    readers = {report, reports, *(descriptor for descriptor, _ in outputs)}
+    readers = {report, reports, terminal, *(descriptor for descriptor, _ in outputs)}
     for descriptor in opened:
         if descriptor not in readers:
             os.close(descriptor)
-    return Child(pid, report, outputs, reports)
+    return Child(pid, report, outputs, reports, terminal)
+
+
+def _open_pipes(
+    program: Program, directory: int | None, opened: list[int]
+) -> tuple[list[tuple[int, int]], int, int]:
+    """Return the read ends of the output pipes with their streams, and the two write ends."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    opened += (reader, writer)
+    os.set_blocking(reader, False)
+    if not program.separate_streams:
+        reader, writer, error_writer = _open_twice(reader, writer, directory, opened)
+        return [(reader, frames.OUTPUT)], writer, error_writer
+    error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
+    opened += (error_reader, error_writer)
+    os.set_blocking(error_reader, False)
+    return [(reader, frames.STDOUT), (error_reader, frames.STDERR)], writer, error_writer
+
+
+def _open_terminal(opened: list[int], *, has_input: bool) -> tuple[int, int, int]:
+    """
+    Return our end and the command's end of a new terminal, and the request to control it.
+
+    Args:
+        opened: Every opened descriptor is appended to it.
+        has_input: Whether the command has another standard input. If not, it is the terminal,
+            where nobody types: the first read finds the end of the input.
+    """
+    # Only commands that need a terminal load these two.
+    import fcntl  # noqa: PLC0415
+    import termios  # noqa: PLC0415
+
+    reader, terminal = os.openpty()
+    opened += (reader, terminal)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, _SIZE)
+    os.set_blocking(reader, False)
+    if not has_input:
+        os.write(reader, _END_OF_INPUT)
+    return reader, terminal, termios.TIOCSCTTY
 
 
 def _open_twice(
@@ -257,6 +309,10 @@ def explain(program: Program, stage: str, number: int, mask: Callable[[bytes], b
     words = os.strerror(number).lower()
     if stage == CHDIR:
         words = f"cannot enter its directory {directory}: {words}"
+    elif stage == STDOUT:
+        path = repr(os.fsdecode(mask(program.stdout_to or b"")))
+        words = "not a regular file" if number == errno.EINVAL else words
+        words = f"cannot write its output to {path}: {words}"
     elif stage == STDIN:
         words = f"cannot provide its standard input: {words}"
     elif stage == INTERPRETER:
@@ -287,14 +343,16 @@ def _hold(data: bytes, opened: list[int]) -> int:
 class _Start:
     """The facts that the child needs besides the command, prepared before the fork."""
 
-    __slots__ = ("given", "oom_score", "parent", "report")
+    __slots__ = ("control", "given", "oom_score", "parent", "report")
 
     def __init__(
         self,
         given: dict[int, int],
         report: int,
         oom_score: bytes | None,
+        control: int = 0,
     ) -> None:
+        self.control = control  # the ioctl that gives a session its terminal; 0: it has none
         self.given = given  # descriptors by their number in the command; negative: inherit
         self.report = report
         self.oom_score = oom_score
@@ -328,9 +386,12 @@ def _become(program: Program, start: _Start) -> NoReturn:
 
 def _come_clean(start: _Start) -> None:
     """Reset in the child everything that belongs to the supervisor."""
-    # A process group, but no session. The first terminal that a session leader opens becomes
-    # its controlling terminal, and closing that would end the command.
-    os.setpgid(0, 0)
+    # A process group, but no session, unless it has a terminal. The first terminal that a session
+    # leader opens becomes its controlling terminal, and closing that would end the command.
+    if start.control:
+        os.setsid()  # it has a group of its own, too
+    else:
+        os.setpgid(0, 0)
     _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     if os.getppid() != start.parent:
         os._exit(_NOT_STARTED)  # the supervisor died before the line above
@@ -341,6 +402,10 @@ def _come_clean(start: _Start) -> None:
             os.set_inheritable(target, True)
         elif descriptor >= 0:
             os.dup2(descriptor, target)
+    if start.control:
+        import fcntl  # noqa: PLC0415 - loaded before the fork
+
+        fcntl.ioctl(1, start.control, 0)
     # Before anything that can block, because the lock and the sockets are among them.
     _close_others(*start.given, start.report)
     for number in (*IGNORED, _signal.SIGTERM):

@@ -40,6 +40,7 @@ _COMMANDS = st.fixed_dictionaries(
         "output_limit": st.none() | st.integers(0, 2**63 - 1),
         "separate_streams": st.booleans(),
         "unbuffered": st.booleans(),
+        "stdout_to": st.none() | st.sampled_from(["/tmp/x", "relative", b"/\xff"]),
         "redact": st.lists(_WORD, max_size=3),
         "umask": st.none() | st.integers(0, 0o777),
         "stop_signal": st.sampled_from([signal.SIGINT, "SIGHUP", "usr1", 40]),
