@@ -508,7 +508,8 @@ def test_the_guide_has_each_command_and_its_options():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_section_names_only_options_of_its_command(name):
     """No section explains an option that its command does not have."""
-    known = {option for param in COMMANDS[name].params for option in param.opts} | {"--help"}
+    among = [COMMANDS[name], *getattr(COMMANDS[name], "commands", {}).values()]
+    known = {option for one in among for param in one.params for option in param.opts} | {"--help"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", command_sections()[name]))
 
     assert named - known == set()

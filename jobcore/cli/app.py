@@ -18,7 +18,7 @@ from typer.main import get_command_from_info, get_group_from_info
 
 from jobcore import __version__
 from jobcore.cli import commands, output
-from jobcore.errors import CommandError, JobcoreError, StoreError, WaitTimeout
+from jobcore.errors import JobcoreError, StoreError, WaitTimeout
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
@@ -118,7 +118,8 @@ class _CommandGroup(TyperGroup):
             raise typer.Exit(2) from None
         except JobcoreError as error:
             output.say(str(error))
-            raise typer.Exit(2 if isinstance(error, CommandError) else 1) from None
+            # Those that are ValueErrors say that an argument is wrong.
+            raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
         except ValueError as error:  # an impossible argument, such as `--db ""`
             output.say(str(error))
             raise typer.Exit(2) from None
@@ -249,11 +250,15 @@ def command_group(name: str, about: str) -> _App:
     """
     group = _App(
         cls=_SubcommandGroup,
-        no_args_is_help=True,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.add_typer(group, name=name, help=about)
+
+    def options(ctx: typer.Context) -> None:
+        del ctx  # the options of the program are all that there is
+
+    group.callback()(_with_program_options(options))
+    app.add_typer(group, name=name, help=inspect.cleandoc(about))
     return group
 
 

@@ -2,25 +2,88 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobcore.cli import output
-from jobcore.cli.app import AsJson, app
+from jobcore.cli import command_options, foreground, output
+from jobcore.cli.app import AsJson, app, command_group, open_manager
+from jobcore.cli.values import count, count_from_1, stored_text, time_limit
+from jobcore.command import CommandView
 from jobcore.errors import CommandError, PipelineFileError
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
-    from jobcore.models import Change, Workspace
+    from jobcore.models import Change, Pipeline, Workspace
 
+
+#: The number of pipelines that are read at once.
+PAGE = 1000
 
 InWorkspace = Annotated[
     str | None,
     typer.Option("--workspace", metavar="NAME", help="Name or ID of the workspace. [default]"),
 ]
+OfWorkspace = Annotated[
+    str | None,
+    typer.Option("--workspace", metavar="NAME", help="Only in this workspace. [all]"),
+]
+PipelineName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The pipeline's name, in any case, or its ID.")
+]
+WorkspaceName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The workspace's name, or its ID.")
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- COMMAND]", help="The program and its arguments."),
+]
+Script = Annotated[
+    str | None,
+    typer.Option(
+        parser=stored_text, metavar="TEXT", help="What it runs with /bin/sh -c, as a command."
+    ),
+]
+ScheduleText = Annotated[
+    str | None,
+    typer.Option(
+        parser=stored_text,
+        metavar="CRON",
+        help="When it runs: five fields, or six with seconds first; or @daily.",
+    ),
+]
+TimeZone = Annotated[
+    str | None,
+    typer.Option(metavar="ZONE", help="Of the schedule, such as Europe/Berlin. [UTC]"),
+]
+CatchUp = Annotated[
+    str | None,
+    typer.Option(metavar="WHICH", help="Late ticks that run: skip, last or all. [skip]"),
+]
+Limit = Annotated[
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="Stop its jobs after this time. [no limit]"),
+]
+MaxRetries = Annotated[
+    int | None,
+    typer.Option(parser=count, metavar="N", help="How often a failed job is tried again. [0]"),
+]
+After = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=stored_text,
+        metavar="NAME",
+        help="Run it after each run of this pipeline that is COMPLETE; may be given again.",
+    ),
+]
+Group = Annotated[
+    str | None, typer.Option(parser=stored_text, metavar="NAME", help="The group of its jobs.")
+]
+
 
 # --- apply ------------------------------------------------------------------------
 
@@ -118,3 +181,444 @@ def _workspace(jobs: JobManager, name: str) -> Workspace:
             f"{found[0].id}"
         )
     return found[0]
+
+
+# --- pipelines ----------------------------------------------------------------------
+
+pipeline = command_group(
+    "pipeline",
+    """
+    List, show, create, change and run pipelines.
+
+    NAME is a pipeline's name, in any case, or its ID.
+
+    \b
+    Examples:
+      jobcore pipeline create load --schedule @daily -- python load.py
+      jobcore pipeline run load --follow
+    """,
+)
+
+
+@pipeline.command("list")
+def list_pipelines(
+    ctx: typer.Context, *, workspace: OfWorkspace = None, as_json: AsJson = False
+) -> None:
+    """
+    List pipelines, in the order of their names, each with its last run.
+
+    Fields in a pipe: id, name, workspace, schedule, time zone, next run, paused
+    since, group, sources, and of the last run its number, status, start and end.
+    """
+    with open_manager(ctx) as jobs:
+        found = sorted(_pipelines(jobs, workspace), key=lambda one: one.name.casefold())
+        output.note_damage(jobs.list_damaged_rows())
+        if as_json:
+            output.print_json(found)
+            return
+        last = [next(iter(jobs.list_jobs(pipeline_id=one.id, limit=1)), None) for one in found]
+    if output.on_terminal():
+        titles = ("NAME", "SCHEDULE", "NEXT", "LAST", "ENDED", "GROUP", "AFTER")
+        rows = [
+            (
+                one.name,
+                *_when(one),
+                job and job.status,
+                job and job.end_time,
+                one.group,
+                _after(one),
+            )
+            for one, job in zip(found, last, strict=True)
+        ]
+        output.print_rows(titles, rows)
+        return
+    output.print_rows(
+        (),
+        (
+            (
+                *(one.id, one.name, one.workspace_id, one.schedule, one.time_zone, one.next_tick),
+                *(one.paused, one.group, _after(one)),
+                *((job.number, job.status, job.start_time, job.end_time) if job else [None] * 4),
+            )
+            for one, job in zip(found, last, strict=True)
+        ),
+    )
+
+
+def _when(one: Pipeline) -> tuple[Any, Any]:
+    """Return the schedule and when it is due, for a terminal."""
+    return one.schedule, "paused" if one.paused else one.next_tick
+
+
+def _after(one: Pipeline) -> str | None:
+    return ", ".join(one.triggered_by) if one.triggered_by else None
+
+
+@pipeline.command("show")
+def show_pipeline(
+    ctx: typer.Context,
+    name: PipelineName,
+    *,
+    workspace: OfWorkspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Show everything that is known about a pipeline.
+
+    Of its environment, only the names of variables are shown.
+    """
+    with open_manager(ctx) as jobs:
+        found = _pipeline(jobs, name, workspace)
+    if as_json:
+        output.print_json(found)
+        return
+    facts = {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+        for key, value in found.model_dump(by_alias=True).items()
+    }
+    command = found.command
+    if command is not None:
+        if found.script is None:
+            facts["command"] = str(CommandView.from_json(command.to_json()))
+        facts |= {"cwd": command.cwd, "env": ", ".join(sorted(command.env)) or None}
+    output.print_rows(("", ""), facts.items())
+
+
+@pipeline.command("create")
+def create_pipeline(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    command: Words = None,
+    *,
+    script: Script = None,
+    schedule: ScheduleText = None,
+    time_zone: TimeZone = None,
+    catch_up: CatchUp = None,
+    timeout: Limit = None,
+    retries: MaxRetries = None,
+    after: After = None,
+    group: Group = None,
+    cwd: command_options.Cwd = None,
+    env: command_options.Env = None,
+    workspace: InWorkspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Create a pipeline, and print its ID.
+
+    \b
+    Examples:
+      jobcore pipeline create load --schedule '30 4 * * 1-5' -- python load.py
+      jobcore pipeline create report --after load --script 'python report.py > r'
+    """  # noqa: D301
+    if (script is None) == (not command):
+        raise CommandError("a pipeline needs a command after --, or --script; give one of them")
+    fields: dict[str, Any] = {
+        "script": script,
+        "schedule": schedule,
+        "time_zone": time_zone,
+        "catch_up": catch_up,
+        "timeout": timeout and time_limit(timeout),
+        "max_retries": retries or 0,
+        "triggered_by": after or (),
+        "group": group,
+        # The directory of a script is this one, too, as in apply.
+        "cwd": os.path.abspath(cwd or os.curdir),
+        "env": command_options.environment(env or []),
+    }
+    with ctx.obj.open(slots=0) as jobs:
+        place = None if workspace is None else _workspace(jobs, workspace).id
+        made = jobs.create_pipeline(name, command or None, workspace_id=place, **fields)
+    output.print_json(made) if as_json else output.print_lines([str(made.id)])
+
+
+@pipeline.command("set")
+def set_pipeline(
+    ctx: typer.Context,
+    name: PipelineName,
+    command: Words = None,
+    *,
+    new_name: Annotated[
+        str | None, typer.Option("--name", metavar="TEXT", help="A new name.")
+    ] = None,
+    script: Script = None,
+    schedule: ScheduleText = None,
+    time_zone: TimeZone = None,
+    catch_up: CatchUp = None,
+    timeout: Limit = None,
+    retries: MaxRetries = None,
+    after: After = None,
+    group: Group = None,
+    cwd: command_options.Cwd = None,
+    env: command_options.Env = None,
+    workspace: OfWorkspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Change a pipeline. What is not given stays; an empty text removes a value.
+
+    Variables are added to those that it has. The change applies to jobs that start
+    after it.
+
+    \b
+    Examples:
+      jobcore pipeline set load --schedule @hourly --timeout 5m
+      jobcore pipeline set load --schedule ''
+      jobcore pipeline set load -- python load2.py
+    """  # noqa: D301
+    changes: dict[str, Any] = {
+        "name": new_name,
+        "schedule": schedule,
+        "time_zone": time_zone,
+        "catch_up": catch_up,
+        "timeout": timeout and time_limit(timeout),
+        "max_retries": retries,
+        "triggered_by": [one for one in after if one] if after else None,
+        "group": group,
+        "cwd": cwd and os.path.abspath(cwd),
+    }
+    changes = {field: value for field, value in changes.items() if value is not None}
+    changes = {field: None if value == "" else value for field, value in changes.items()}
+    if command and script is not None:
+        raise CommandError("there is a command and --script: give one of them")
+    if command:
+        changes |= {"command": command, "script": None}
+    if script is not None:
+        changes |= {"script": script, "command": None}
+    with open_manager(ctx) as jobs:
+        found = _pipeline(jobs, name, workspace)
+        if env:
+            old = {} if found.command is None else dict(found.command.env)
+            changes["env"] = old | command_options.environment(env)
+        if not changes:
+            raise CommandError("nothing is to be changed: give an option or a command")
+        changed = jobs.update_pipeline(found.id, **changes)
+    if as_json:
+        output.print_json(changed)
+
+
+@pipeline.command("run")
+def run_pipeline(
+    ctx: typer.Context,
+    name: PipelineName,
+    *,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Print its log until it has ended; exit with its exit code."
+        ),
+    ] = False,
+    workspace: OfWorkspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Queue one run of a pipeline, and print the job's ID.
+
+    `jobcore work` runs it. If it already runs, or waits to run, nothing is queued.
+
+    \b
+    Example:
+      jobcore pipeline run load --follow
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        job = jobs.create_job(pipeline_id=_pipeline(jobs, name, workspace).id)
+        if follow:
+            output.say(f"job {job.id}")
+            job = foreground.watch(jobs, job.id, output.LogPrinter())
+            raise typer.Exit(foreground.exit_code(job))
+    output.print_json(job) if as_json else output.print_lines([str(job.id)])
+
+
+@pipeline.command("pause")
+def pause_pipeline(
+    ctx: typer.Context, name: PipelineName, *, workspace: OfWorkspace = None
+) -> None:
+    """
+    Pause the schedule of a pipeline, until resume.
+
+    It still runs on request and after its sources. Ticks of the pause do not run
+    later.
+    """
+    with open_manager(ctx) as jobs:
+        jobs.update_pipeline(_pipeline(jobs, name, workspace).id, paused=True)
+
+
+@pipeline.command("resume")
+def resume_pipeline(
+    ctx: typer.Context, name: PipelineName, *, workspace: OfWorkspace = None
+) -> None:
+    """Resume the schedule of a pipeline."""
+    with open_manager(ctx) as jobs:
+        jobs.update_pipeline(_pipeline(jobs, name, workspace).id, paused=False)
+
+
+@pipeline.command("delete")
+def delete_pipeline(
+    ctx: typer.Context, name: PipelineName, *, workspace: OfWorkspace = None
+) -> None:
+    """
+    Remove a pipeline with its jobs, their logs and history.
+
+    A running job is stopped first.
+    """
+    with open_manager(ctx) as jobs:
+        jobs.delete_pipeline(_pipeline(jobs, name, workspace).id)
+
+
+@pipeline.command("skips")
+def skips(
+    ctx: typer.Context,
+    name: PipelineName,
+    *,
+    limit: Annotated[
+        int, typer.Option(parser=count_from_1, metavar="N", help="At most N entries. [100]")
+    ] = 100,
+    workspace: OfWorkspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    List the runs that were due but did not take place, newest first.
+
+    Fields in a pipe: when the last one was due, how many, why, the job in the way.
+    """
+    with open_manager(ctx) as jobs:
+        found = jobs.skips(_pipeline(jobs, name, workspace).id, limit=limit)
+    if as_json:
+        output.print_json(found)
+        return
+    rows = ((one.due, one.count, one.why, one.job_id) for one in found)
+    output.print_rows(("DUE", "RUNS", "WHY", "JOB"), rows)
+
+
+@app.command()
+def schedule(
+    ctx: typer.Context,
+    *,
+    limit: Annotated[
+        int | None,
+        typer.Option(parser=count_from_1, metavar="N", help="At most N pipelines. [all]"),
+    ] = None,
+    workspace: OfWorkspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    List what is due next, over all pipelines.
+
+    Paused pipelines are left out. Fields in a pipe: when, pipeline, schedule, time
+    zone, id.
+
+    \b
+    Examples:
+      jobcore schedule
+      jobcore schedule --limit 5 --json
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        due = [(one.next_tick, one) for one in _pipelines(jobs, workspace) if one.next_tick]
+    found = [one for _, one in sorted(due, key=lambda pair: (pair[0], pair[1].name))][:limit]
+    if as_json:
+        output.print_json(found)
+        return
+    rows = (
+        (one.next_tick, one.name, one.schedule, one.time_zone or "UTC", one.id) for one in found
+    )
+    output.print_rows(("NEXT", "PIPELINE", "SCHEDULE", "ZONE", "ID"), rows)
+
+
+def _pipelines(jobs: JobManager, workspace: str | None) -> Iterator[Pipeline]:
+    """Yield all pipelines, or those of a workspace, reading a page at a time."""
+    place = None if workspace is None else _workspace(jobs, workspace).id
+    last: Pipeline | None = None
+    while page := jobs.list_pipelines(workspace_id=place, limit=PAGE, after=last):
+        yield from page
+        last = page[-1]
+
+
+def _pipeline(jobs: JobManager, name: str, workspace: str | None) -> Pipeline:
+    """Return the pipeline with this name or id."""
+    folded = name.casefold()
+    every = list(_pipelines(jobs, workspace))
+    found = [one for one in every if folded in (one.name.casefold(), str(one.id))]
+    if not found:
+        near = difflib.get_close_matches(folded, [one.name.casefold() for one in every], 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see jobcore pipeline list"
+        raise CommandError(f"no pipeline has the name or ID {name!r}; {hint}")
+    if len(found) > 1:
+        raise CommandError(
+            f"{len(found)} workspaces have a pipeline {name!r}: give --workspace, or its ID"
+        )
+    return found[0]
+
+
+# --- workspaces ---------------------------------------------------------------------
+
+workspace_group = command_group(
+    "workspace",
+    """
+    List, create, rename and delete workspaces.
+
+    NAME is a workspace's name or its ID.
+
+    \b
+    Examples:
+      jobcore workspace create reports
+      jobcore workspace list
+    """,
+)
+
+
+@workspace_group.command("list")
+def list_workspaces(ctx: typer.Context, *, as_json: AsJson = False) -> None:
+    """
+    List workspaces, in the order of their creation.
+
+    Fields in a pipe: id, name, created, number of pipelines, number of jobs.
+    """
+    with open_manager(ctx) as jobs:
+        found = jobs.list_workspaces()
+        if as_json:
+            output.print_json(found)
+            return
+        rows = [
+            (
+                *(one.id, one.name, one.created),
+                len(jobs.list_pipelines(workspace_id=one.id)),
+                sum(jobs.count_jobs(workspace_id=one.id).values()),
+            )
+            for one in found
+        ]
+    output.print_rows(("ID", "NAME", "CREATED", "PIPELINES", "JOBS"), rows)
+
+
+@workspace_group.command("create")
+def create_workspace(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Create a workspace, and print its ID."""
+    with ctx.obj.open(slots=0) as jobs:
+        made = jobs.create_workspace(name)
+    output.print_json(made) if as_json else output.print_lines([str(made.id)])
+
+
+@workspace_group.command("rename")
+def rename_workspace(
+    ctx: typer.Context,
+    name: WorkspaceName,
+    new_name: Annotated[str, typer.Argument(metavar="NEW-NAME", help="Its new name.")],
+) -> None:
+    """Rename a workspace."""
+    with open_manager(ctx) as jobs:
+        jobs.update_workspace(_workspace(jobs, name).id, name=new_name)
+
+
+@workspace_group.command("delete")
+def delete_workspace(ctx: typer.Context, name: WorkspaceName) -> None:
+    """
+    Remove a workspace with its pipelines and jobs.
+
+    Running jobs are stopped first.
+    """
+    with open_manager(ctx) as jobs:
+        jobs.delete_workspace(_workspace(jobs, name).id)

@@ -210,7 +210,8 @@ def _facts_of_command(command: Command, script: str | None) -> Iterator[tuple[st
                 yield f"env.{name}", _Secret(text)
         elif field.name == "argv":
             if script is None:
-                yield "command", list(command.argv)
+                words = list(command.argv)
+                yield "command", _Secret(repr(words)) if command.redact else words
         elif field.name == "cwd":
             yield "cwd", value
         elif field.name == "timeout":
