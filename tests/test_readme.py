@@ -547,7 +547,8 @@ def test_the_examples_of_commands_run(tmp_path):
         ended = jobs.wait(jobs.submit(["true"]).id).id
         running = jobs.submit(SLEEPS).id
         assert next(jobs.follow(running)).text == "ready"
-        meant = {"stop": running, "cancel": jobs.create_job("TASK").id}
+        queued = jobs.create_job("TASK").id
+        meant = {"stop": running, "set": queued, "cancel": queued}
         done = {}
         # Those that end or remove jobs come last.
         for name in sorted(examples, key=["stop", "cancel", "delete", "prune"].__contains__):

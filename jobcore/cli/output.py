@@ -224,7 +224,7 @@ def print_job(job: Job) -> None:
     values = job.model_dump(by_alias=True)
     facts |= {name: value for name, value in values.items() if isinstance(value, datetime)}
     if job.progress is not None:
-        facts["progress"] = f"{_report(job.progress)} (at {_local(job.progress.at)})"
+        facts["progress"] = f"{_report(job.progress)} (at {local(job.progress.at)})"
     if job.status is Status.RUNNING:
         facts["elapsed"] = f"{_seconds(job)} s"
     _print_table(("", ""), facts.items())
@@ -294,7 +294,7 @@ def _cell(value: Any) -> Text:
     from rich.text import Text  # noqa: PLC0415 - not needed for pipes
 
     if isinstance(value, datetime):
-        return Text(_local(value))
+        return Text(local(value))
     text = _shown(without_controls(_field(value)))
     return Text(text, style=_COLOURS.get(text, ""))
 
@@ -305,13 +305,13 @@ def show_utc(wanted: bool) -> None:
     _zone = timezone.utc if wanted else None
 
 
-def _local(moment: datetime) -> str:
+def local(moment: datetime) -> str:
     """Return a time with its zone, for a terminal: in the user's zone, or as `show_utc` says."""
     return moment.astimezone(_zone).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def clock(moment: datetime) -> str:
-    """Return the time of day, in the zone of `_local`."""
+    """Return the time of day, in the zone of `local`."""
     return moment.astimezone(_zone).strftime("%H:%M:%S")
 
 

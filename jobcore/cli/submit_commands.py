@@ -112,7 +112,7 @@ def submit(
         raise CommandError("--null needs --each")
     if unique_for is not None and key is None:
         raise CommandError("--unique-for needs --key")
-    due = at if wait is None else _after(wait)
+    due = at if wait is None else due_after(wait)
     queued: dict[str, Any] = {
         "priority": priority,
         "group": group,
@@ -157,7 +157,8 @@ def submit(
     output.print_json(made) if as_json else output.print_ids(made)
 
 
-def _after(seconds: float) -> datetime:
+def due_after(seconds: float) -> datetime:
+    """Return the moment that is so many seconds from now."""
     try:
         return datetime.now(timezone.utc) + timedelta(seconds=seconds)
     except OverflowError:

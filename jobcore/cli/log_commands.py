@@ -1,0 +1,341 @@
+"""The command that prints logs: of one job byte for byte, of several with marks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from jobcore.cli import foreground, output, selection
+from jobcore.cli.app import app, open_manager
+from jobcore.cli.selection import Filter
+from jobcore.cli.values import count, past
+from jobcore.clock import iso_utc
+from jobcore.errors import CommandError, JobcoreError
+from jobcore.lifecycle import Status
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+    from jobcore.models import Job, LogLine
+
+
+#: Number of lines that are printed at once.
+TOGETHER = 500
+
+
+class LogFormat(str, Enum):
+    """The formats of a log."""
+
+    TEXT = "text"
+    NDJSON = "ndjson"
+
+
+class Stream(str, Enum):
+    """The streams of a log."""
+
+    OUTPUT = "output"
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    SYSTEM = "system"
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise typer.BadParameter(f"{text!r} is not a regular expression: {error}") from None
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    job_ids: selection.JobIds = None,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more lines until the jobs have ended.")
+    ] = False,
+    sequence: Annotated[
+        int | None,
+        typer.Option(parser=count, metavar="N", help="Begin with line N. [0]"),
+    ] = None,
+    tail: Annotated[
+        int | None,
+        typer.Option(
+            parser=count, metavar="N", help="Begin with the last N lines; a long line counts once."
+        ),
+    ] = None,
+    times: Annotated[
+        bool, typer.Option("--timestamps", "-t", help="Print the time of each line before it.")
+    ] = False,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=past,
+            metavar="WHEN",
+            help="Only lines since then: 5m, 18:30, or '2026-12-01 18:30'.",
+        ),
+    ] = None,
+    grep: Annotated[
+        re.Pattern[str] | None,
+        typer.Option(
+            parser=_pattern, metavar="REGEX", help="Only lines in which this regular expression is."
+        ),
+    ] = None,
+    stream: Annotated[
+        list[Stream] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only output, stdout, stderr or system lines; may be given again.",
+        ),
+    ] = None,
+    form: Annotated[
+        LogFormat,
+        typer.Option(
+            "--format",
+            case_sensitive=False,
+            metavar="FORMAT",
+            help="text, or ndjson: one JSON object per line. [text]",
+        ),
+    ] = LogFormat.TEXT,
+    every: Annotated[bool, typer.Option("--all", help="The logs of all jobs.")] = False,
+    status: selection.WithStatus = None,
+    failed: selection.Failed = False,
+    name: selection.WithName = None,
+    group: selection.InGroup = None,
+) -> None:
+    """
+    Print the logs of jobs.
+
+    A log has the job's output and jobcore's own lines, all on stdout. Several logs
+    come one after the other, each under a title; with --follow, each line has the
+    number of its job.
+
+    \b
+    Examples:
+      jobcore logs -f --tail 10 3f2a
+      jobcore logs --failed --grep 'Error|Traceback'
+      jobcore logs --format ndjson --sequence 200 3f2a
+    """  # noqa: D301
+    if sequence is not None and tail is not None:
+        raise CommandError("--sequence and --tail exclude each other")
+    wanted = Filter(status=status, name=name, groups=group, failed=failed)
+    kept = _Kept(since, grep, None if not stream else {one.value for one in stream})
+    with open_manager(ctx) as jobs:
+        ids = selection.chosen(jobs, job_ids, wanted, every=every, among=Status, verb="logs")
+        found = [jobs.get_job(one) for one in ids]
+        shown = _Shown(jobs, kept, form is LogFormat.NDJSON, times, sequence or 0, tail)
+        if len(found) == 1 and job_ids:
+            shown.one(found[0], follow=follow)
+        elif follow:
+            shown.together(found)
+        else:
+            shown.in_turn(found)
+
+
+class _Kept:
+    """The lines that are printed."""
+
+    def __init__(
+        self, since: datetime | None, grep: re.Pattern[str] | None, streams: set[str] | None
+    ) -> None:
+        self._since_ns = None if since is None else int(since.timestamp() * 1e9)
+        self._grep = grep
+        self._streams = streams
+        self.all = since is None and grep is None and streams is None
+
+    def __call__(self, line: LogLine) -> bool:
+        """Tell whether a line is printed."""
+        return (
+            (self._since_ns is None or line.time_ns >= self._since_ns)
+            and (self._streams is None or line.stream in self._streams)
+            and (self._grep is None or self._grep.search(line.text) is not None)
+        )
+
+
+class _Shown:
+    """
+    Prints logs as the options of `logs` say.
+
+    Args:
+        jobs: The manager that reads them.
+        kept: The lines to print.
+        ndjson: Print JSON objects.
+        times: Print the time of each line.
+        sequence: The number of the first line.
+        tail: Print only the last lines, and these are so many.
+    """
+
+    def __init__(
+        self,
+        jobs: JobManager,
+        kept: _Kept,
+        ndjson: bool,
+        times: bool,
+        sequence: int,
+        tail: int | None,
+    ) -> None:
+        self._jobs = jobs
+        self._kept = kept
+        self._ndjson = ndjson
+        self._times = times
+        self._sequence = sequence
+        self._tail = tail
+
+    def one(self, job: Job, *, follow: bool = False) -> None:
+        """Print one log: byte for byte, unless lines are chosen or have marks."""
+        if self._kept.all and not (self._times and not self._ndjson):
+            printer = output.LogPrinter(self._sequence, ndjson=self._ndjson)
+            if self._tail is not None:
+                _print_tail(self._jobs, job.id, self._tail, printer)
+        else:
+            printer = self._marked("", None)
+            self._print_last(job, printer)
+        if follow:
+            foreground.watch(self._jobs, job.id, printer)
+        elif self._tail is None:
+            printer.print(self._jobs.logs(job.id, printer.next_sequence))
+
+    def in_turn(self, found: Iterable[Job]) -> None:
+        """Print several logs, each under a title."""
+        between = ""
+        for job in found:
+            if self._ndjson:
+                printer = self._marked("", job)
+                self._print_last(job, printer)
+                if self._tail is None:
+                    printer.print(self._jobs.logs(job.id, printer.next_sequence))
+                continue
+            what = output.what(job)
+            title = f"{between}==> #{job.number}{f' {what}' if what else ''} <=="
+            output.print_lines(output.without_controls(line) for line in title.split("\n"))
+            self.one(job)
+            between = "\n"
+
+    def together(self, found: list[Job]) -> None:
+        """Print the lines of several jobs as they come, until all have ended."""
+        lock = threading.Lock()
+        width = max((len(str(job.number)) for job in found), default=0)
+        errors: list[BaseException] = []
+
+        def show(job: Job) -> None:
+            printer = self._marked(f"#{job.number:<{width}} | ", job, lock)
+            try:
+                self._print_last(job, printer)
+                foreground.watch(self._jobs, job.id, printer)
+            except (JobcoreError, OSError) as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=show, args=(job,), daemon=True) for job in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def _marked(
+        self, mark: str, job: Job | None, lock: threading.Lock | None = None
+    ) -> _MarkedPrinter:
+        return _MarkedPrinter(
+            self._sequence,
+            mark=mark,
+            job_id=None if job is None else job.id,
+            times=self._times,
+            ndjson=self._ndjson,
+            kept=self._kept,
+            lock=lock or threading.Lock(),
+        )
+
+    def _print_last(self, job: Job, printer: _MarkedPrinter) -> None:
+        """Print the last lines of those that are kept, if only these are wanted."""
+        if self._tail is None:
+            return
+        end = self._jobs.get_job(job.id).line_count
+        lines = self._jobs.logs(job.id, self._sequence, unfinished=False)
+        last = deque(filter(self._kept, itertools.islice(lines, end)), self._tail)
+        printer.print(last)
+        printer.next_sequence = end
+
+
+class _MarkedPrinter(output.LogPrinter):
+    """
+    Prints lines that have ended, each with its marks.
+
+    Args:
+        sequence: The number of the first line.
+        mark: What comes before each line.
+        job_id: The job, for JSON; None: it is not named.
+        times: Whether each line's time comes before it.
+        ndjson: Whether to print JSON.
+        kept: Tells which lines to print.
+        lock: Held while printing, as others print to the same place.
+    """
+
+    def __init__(
+        self,
+        sequence: int,
+        *,
+        mark: str,
+        job_id: UUID | None,
+        times: bool,
+        ndjson: bool,
+        kept: Callable[[LogLine], bool],
+        lock: threading.Lock,
+    ) -> None:
+        super().__init__(sequence)
+        self._mark = mark
+        self._job = {} if job_id is None else {"job": str(job_id)}
+        self._times = times
+        self._as_json = ndjson
+        self._kept = kept
+        self._lock = lock
+        self._texts: list[str] = []
+
+    def print(self, lines: Iterable[LogLine]) -> None:
+        """Print lines, and flush them before returning; unfinished ones once they have ended."""
+        for line in self._noted(lines):
+            if not line.unfinished and self._kept(line):
+                self._texts.append(self._text(line))
+                if len(self._texts) == TOGETHER:
+                    self.flush()
+        self.flush()
+
+    def flush(self) -> None:
+        """Print what has been collected."""
+        texts, self._texts = self._texts, []
+        if texts:
+            with self._lock:
+                output.print_lines(texts)
+
+    def _text(self, line: LogLine) -> str:
+        if self._as_json:
+            return json.dumps({**self._job, **line.to_object()}, ensure_ascii=output.on_terminal())
+        terminal = output.on_terminal()
+        time = ""
+        if self._times:
+            time = (output.local if terminal else iso_utc)(line.timestamp) + "  "
+        return f"{self._mark}{time}{output.row_of(line.text) if terminal else line.text}"
+
+
+def _print_tail(jobs: JobManager, job_id: UUID, count: int, printer: output.LogPrinter) -> None:
+    """Print the last `count` lines, and set the printer to the number after them."""
+    while True:
+        printer.next_sequence = jobs.get_job(job_id).line_count
+        lines = jobs.tail(job_id, count)
+        first = next(lines, None)
+        if first is not None and not first.unfinished:
+            printer.print(itertools.chain([first], lines))
+            return
+        # No numbered line shows the number after it, so the log must not have grown.
+        if jobs.get_job(job_id).line_count == printer.next_sequence:
+            printer.print([] if first is None else [first, *lines])
+            return

@@ -1,0 +1,342 @@
+"""Commands that change jobs: stop, cancel, retry, delete, and what is queued."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from jobcore.cli import foreground, output, selection
+from jobcore.cli.app import AsJson, app, full_id, open_manager
+from jobcore.cli.selection import Filter
+from jobcore.cli.submit_commands import due_after
+from jobcore.cli.values import delay, integer, moment, stored_text, time_limit
+from jobcore.errors import CommandError, JobNotRunning
+from jobcore.lifecycle import ACTIVE, RETRIABLE, Status
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+    from jobcore.models import Job
+
+StopGrace = Annotated[
+    float | None,
+    typer.Option(
+        parser=delay,
+        metavar="TIME",
+        help="Time from the first signal to SIGKILL; 0 kills now. [the job's own]",
+    ),
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return without waiting for the end.")]
+
+
+@app.command()
+def stop(
+    ctx: typer.Context,
+    job_ids: selection.JobIds = None,
+    *,
+    every: selection.All = False,
+    status: selection.WithStatus = None,
+    kind: selection.WithType = None,
+    name: selection.WithName = None,
+    group: selection.InGroup = None,
+    since: selection.Since = None,
+    grace: StopGrace = None,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Stop running jobs with their descendants, or take queued jobs from the queue.
+
+    Returns when the jobs have ended.
+
+    \b
+    Examples:
+      jobcore stop --grace 2 3f2a
+      jobcore stop --group load --all
+    """  # noqa: D301
+    wanted = Filter(status=status, kinds=kind, name=name, groups=group, since=since)
+    with open_manager(ctx) as jobs:
+        found = selection.chosen(jobs, job_ids, wanted, every=every, among=ACTIVE, verb="stop")
+        step = partial(_stop, jobs, grace)
+        done, failed = selection.for_each(found, step, by_filter=not job_ids)
+        done, late = _ended(jobs, done, no_wait=no_wait)
+    _report(done, job_ids, as_json=as_json)
+    _exit(failed + late)
+
+
+def _stop(jobs: JobManager, grace: float | None, job_id: UUID | str) -> Job:
+    try:
+        return jobs.stop_job(job_id, grace=grace)
+    except JobNotRunning as error:
+        if error.job_status != Status.QUEUED:
+            raise
+        return jobs.cancel_job(job_id, grace=grace)  # works for QUEUED and RUNNING jobs
+
+
+@app.command()
+def cancel(
+    ctx: typer.Context,
+    job_ids: selection.JobIds = None,
+    *,
+    every: Annotated[
+        bool, typer.Option("--all", help="All queued jobs; running ones only by their IDs.")
+    ] = False,
+    kind: selection.WithType = None,
+    name: selection.WithName = None,
+    group: selection.InGroup = None,
+    since: selection.Since = None,
+    grace: StopGrace = None,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Take jobs from the queue.
+
+    A job that already runs is stopped. Returns when the jobs have ended.
+
+    \b
+    Examples:
+      jobcore cancel 3f2a
+      jobcore cancel --name 'load *'
+    """  # noqa: D301
+    wanted = Filter(kinds=kind, name=name, groups=group, since=since)
+    queued = [Status.QUEUED]
+    with open_manager(ctx) as jobs:
+        found = selection.chosen(jobs, job_ids, wanted, every=every, among=queued, verb="cancel")
+        step = partial(jobs.cancel_job, grace=grace)
+        done, failed = selection.for_each(found, step, by_filter=not job_ids)
+        done, late = _ended(jobs, done, no_wait=no_wait)
+    _report(done, job_ids, as_json=as_json)
+    _exit(failed + late)
+
+
+@app.command()
+def wait(
+    ctx: typer.Context,
+    job_ids: selection.JobIds = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All queued and running jobs.")] = False,
+    kind: selection.WithType = None,
+    name: selection.WithName = None,
+    group: selection.InGroup = None,
+    since: selection.Since = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(parser=time_limit, metavar="TIME", help="Wait at most this long. [no limit]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Wait for jobs, and exit with the job's exit code.
+
+    The exit code is that of run; for several jobs it is 0 if all are COMPLETE, else
+    1. A job that is retried is waited for until its last attempt has ended. If the
+    time-out is over first, the exit code is 124, and the jobs keep running.
+
+    \b
+    Examples:
+      jobcore wait --timeout 60 3f2a && echo done
+      jobcore wait --group load --all
+    """  # noqa: D301
+    wanted = Filter(kinds=kind, name=name, groups=group, since=since)
+    with open_manager(ctx) as jobs:
+        found = selection.chosen(jobs, job_ids, wanted, every=every, among=ACTIVE, verb="wait")
+        done = jobs.wait_all(found, timeout)
+    _report(done, job_ids, as_json=as_json)
+    codes = [foreground.exit_code(job) for job in done]
+    raise typer.Exit(codes[0] if len(codes) == 1 else int(any(codes)))
+
+
+@app.command()
+def retry(
+    ctx: typer.Context,
+    job_ids: selection.JobIds = None,
+    *,
+    failed: Annotated[
+        bool,
+        typer.Option(
+            "--failed",
+            help="All jobs that ended ERROR, or STOPPED by their time-out, and were not retried.",
+        ),
+    ] = False,
+    kind: selection.WithType = None,
+    name: selection.WithName = None,
+    group: selection.InGroup = None,
+    since: selection.Since = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Put failed or stopped jobs into the queue again, as new jobs; print their IDs.
+
+    The old jobs stay as they are. With --failed or a filter, a job that was retried
+    already is left out, so that calling it twice retries nothing twice. A job that
+    took the environment of its submitter takes that of this process.
+
+    \b
+    Examples:
+      jobcore retry 3f2a
+      jobcore retry --failed --since 2h
+    """  # noqa: D301
+    wanted = Filter(kinds=kind, name=name, groups=group, since=since, failed=failed)
+    with open_manager(ctx) as jobs:
+        if job_ids:
+            found = selection.chosen(
+                jobs, job_ids, wanted, every=False, among=RETRIABLE, verb="retry"
+            )
+        else:
+            if not wanted.given:
+                raise CommandError("retry needs an ID or --failed; see jobcore retry --help")
+            found = _not_retried(jobs, wanted)
+        done, errors = selection.for_each(found, jobs.retry_job, by_filter=not job_ids)
+    if as_json:
+        output.print_json(done[0] if job_ids and len(job_ids) == 1 else done)
+    else:
+        output.print_ids(done)
+    _exit(errors)
+
+
+def _not_retried(jobs: JobManager, wanted: Filter) -> list[UUID | str]:
+    """Return the failed jobs that pass the filters and have no retry, oldest first."""
+    retried: set[UUID | None] = set()
+    found: list[UUID | str] = []
+    # Newest first, so that a retry is seen before the job that it repeats.
+    for job in selection.listed(jobs, Filter(since=wanted.since)):
+        retried.add(job.retry_of)
+        if (
+            selection.has_failed(job)
+            and job.id not in retried
+            and wanted.passes(job)
+            and (wanted.kinds is None or job.type in wanted.kinds)
+        ):
+            found.append(job.id)
+    return found[::-1]
+
+
+@app.command("set")
+def set_(
+    ctx: typer.Context,
+    job_ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID...",
+            help="Numbers, names or IDs of jobs, or as many first digits of IDs as are unique.",
+        ),
+    ],
+    *,
+    priority: Annotated[
+        int | None,
+        typer.Option(parser=integer, metavar="N", help="Jobs with a higher number start first."),
+    ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            "--delay", parser=delay, metavar="TIME", help="Start not before this time is over."
+        ),
+    ] = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=moment,
+            metavar="MOMENT",
+            help="Start not before it: 18:30, or '2026-12-01 18:30'.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(parser=time_limit, metavar="TIME", help="Stop the job after this time."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Change jobs that are queued.
+
+    \b
+    Examples:
+      jobcore set --priority 10 3f2a
+      jobcore set --delay 0 3f2a
+    """  # noqa: D301
+    if wait is not None and at is not None:
+        raise CommandError("--delay and --at exclude each other")
+    given: dict[str, Any] = {
+        "priority": priority,
+        "not_before": at if wait is None else due_after(wait),
+        "name": name,
+        "timeout": timeout,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        raise CommandError("set needs an option that says what to change; see jobcore set --help")
+    with open_manager(ctx) as jobs:
+        ids = [full_id(jobs, one) for one in job_ids]
+        done, failed = selection.for_each(ids, lambda job_id: jobs.update_job(job_id, **changes))
+    if as_json:
+        output.print_json(done[0] if len(job_ids) == 1 else done)
+    _exit(failed)
+
+
+@app.command()
+def delete(
+    ctx: typer.Context,
+    job_ids: selection.JobIds = None,
+    *,
+    every: selection.All = False,
+    status: selection.WithStatus = None,
+    failed: selection.Failed = False,
+    kind: selection.WithType = None,
+    name: selection.WithName = None,
+    group: selection.InGroup = None,
+    since: selection.Since = None,
+    until: selection.Until = None,
+) -> None:
+    """
+    Remove jobs with their logs and histories.
+
+    A running job that is named by its ID is stopped first. With --all or a filter,
+    only jobs that have ended are removed.
+
+    \b
+    Examples:
+      jobcore delete 3f2a
+      jobcore delete --failed --until 7d
+    """  # noqa: D301
+    wanted = Filter(status, kind, name, group, since, until, failed)
+    final = [one for one in Status if one.final]
+    with open_manager(ctx) as jobs:
+        found = selection.chosen(jobs, job_ids, wanted, every=every, among=final, verb="delete")
+        _, errors = selection.for_each(found, jobs.delete_job, by_filter=not job_ids)
+    if len(found) != 1 and output.on_terminal():
+        output.say(f"{len(found) - errors} jobs removed")
+    _exit(errors)
+
+
+def _ended(jobs: JobManager, done: list[Job], *, no_wait: bool) -> tuple[list[Job], int]:
+    """Return the jobs once they have ended, and how many could not be waited for."""
+    if no_wait:
+        return done, 0
+    # Not wait_all: a stopped job is not retried, and this exact one has to end.
+    return selection.for_each([job.id for job in done], jobs.wait) if done else ([], 0)
+
+
+def _report(done: list[Job], job_ids: list[str] | None, *, as_json: bool) -> None:
+    """Print how the jobs ended, as JSON or on a terminal; scripts use the exit code."""
+    if as_json:
+        output.print_json(done[0] if job_ids and len(job_ids) == len(done) == 1 else done)
+    elif output.on_terminal():
+        for job in done:
+            output.say(
+                foreground.ending(job) if job.status.final else f"job {job.id} is asked to stop"
+            )
+        if not done:
+            output.say("no job matches")
+
+
+def _exit(failed: int) -> None:
+    """End with 1 if something failed."""
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,280 @@
+"""Commands that take several jobs, or filters: stop, cancel, wait, retry, set, delete, logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from datetime import timedelta
+
+import pytest
+
+from jobcore import JobManager, Reason, Status
+from tests.integration.verbs_harness import fork, in_a_pipe
+from tests.processes import PATIENCE, ROOT, open_gate, until
+
+
+@pytest.fixture
+def cli(database):
+    """Return a function that runs `jobcore`: its stdout and stderr."""
+
+    def call(*words, code=0):
+        process = start(database, *words)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, "Traceback" in err) == (code, False), f"{out}\n{err}"
+        return out, err
+
+    return call
+
+
+def start(database, *words):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return fork([words], environment, text=True, **pipes)
+
+
+@pytest.fixture
+def jobs(database):
+    """Return a manager that runs nothing."""
+    with JobManager(database, slots=0) as manager:
+        yield manager
+
+
+def task(jobs, exit_code=None, **options):
+    """Return a task: QUEUED without an exit code, else final."""
+    job = jobs.create_job("TASK", **options)
+    if exit_code is not None:
+        jobs.start_job(job.id)
+        job = jobs.finish_job(job.id, exit_code)
+    return job
+
+
+def statuses(jobs):
+    return [str(job.status) for job in jobs.list_jobs()[::-1]]
+
+
+# --- stop and cancel -------------------------------------------------------------------
+
+
+def test_stop_takes_running_and_queued_jobs_by_id(cli, jobs):
+    """An error of one is printed, and the others are stopped all the same."""
+    over, queued = task(jobs, 0), task(jobs)
+    running = jobs.start_job(task(jobs).id, owner=None)
+    _, err = cli("stop", "1", "2", str(running.id), code=1)
+
+    assert statuses(jobs) == ["COMPLETE", "STOPPED", "STOPPED"]
+    assert err == f"jobcore: job {over.id} is COMPLETE: cannot stop\n"
+    assert jobs.get_job(queued.id).reason is Reason.CANCELLED
+
+
+def test_filters_choose_what_can_be_stopped(cli, jobs):
+    """By name, group, type and status, all of which have to fit; --all alone means all."""
+    task(jobs, 0, name="load a")
+    for name, group in (("load b", "x"), ("load c", "y"), ("other", "x"), ("last", None)):
+        task(jobs, name=name, group=group)
+    cli("stop", "--name", "load *", "--group", "x")
+    assert statuses(jobs) == ["COMPLETE", "STOPPED", "QUEUED", "QUEUED", "QUEUED"]
+
+    out, _ = cli("cancel", "--group", "x", "--group", "y", "--json")
+    assert [one["name"] for one in json.loads(out)] == ["load c", "other"]
+    assert statuses(jobs) == ["COMPLETE", "STOPPED", "STOPPED", "STOPPED", "QUEUED"]
+
+    cli("stop", "--type", "COMMAND")
+    cli("stop", "--status", "RUNNING")
+    assert statuses(jobs)[-1] == "QUEUED"
+    cli("stop", "--all")
+    assert statuses(jobs)[-1] == "STOPPED"
+
+
+@pytest.mark.parametrize("verb", ["stop", "cancel", "wait", "retry", "delete", "logs"])
+def test_nothing_is_chosen_by_accident(cli, jobs, verb):
+    """Without an id or a filter nothing is done, nor with both."""
+    task(jobs)
+    failed = task(jobs, 1)
+    _, none = cli(verb, code=2)
+    _, both = cli(verb, "1", "--name", "x", code=2)
+
+    assert none.startswith(f"jobcore: {verb} needs an ID")
+    assert both == f"jobcore: {verb} takes IDs or filters, not both\n"
+    assert statuses(jobs) == ["QUEUED", "ERROR"]
+    assert jobs.list_jobs()[0].id == failed.id
+
+
+# --- wait ------------------------------------------------------------------------------
+
+
+def test_wait_for_several_exits_with_0_only_if_all_are_complete(cli, jobs):
+    """One exits with its own code; of several, one failure makes it 1; none is 0."""
+    task(jobs, 0), task(jobs, 0), task(jobs, 7)
+
+    cli("wait", "3", code=7)
+    cli("wait", "1", "2")
+    cli("wait", "1", "2", "3", code=1)
+    cli("wait", "--all")
+    task(jobs)
+    cli("wait", "--all", "--timeout", "0.1", code=124)
+
+
+# --- retry -----------------------------------------------------------------------------
+
+
+def test_failed_jobs_are_retried_once(cli, jobs):
+    """ERROR and time-outs; not what someone stopped, nor what was retried already."""
+    task(jobs, 0), task(jobs, 3, name="a"), task(jobs, 4, name="b")
+    jobs.cancel_job(task(jobs).id)
+    first, _ = cli("retry", "--failed")
+    again, _ = cli("retry", "--failed")
+    made = [jobs.get_job(one) for one in first.split()]
+
+    assert again == ""
+    assert [(job.name, job.attempt) for job in made] == [("a", 2), ("b", 2)]
+
+    jobs.start_job(made[0].id)
+    jobs.finish_job(made[0].id, 1)
+    third, _ = cli("retry", "--failed", "--since", "1h")  # the last attempt only
+    assert jobs.get_job(third.strip()).retry_of == made[0].id
+    assert cli("retry", "--failed", "--name", "x")[0] == ""
+
+
+def test_retry_by_id_prints_the_new_job(cli, jobs):
+    """A stopped job can be retried by its id; a complete one is an error."""
+    jobs.cancel_job(task(jobs).id)
+    task(jobs, 0)
+    new = json.loads(cli("retry", "1", "--json")[0])
+    _, err = cli("retry", "2", code=1)
+
+    assert (new["attempt"], new["number"]) == (2, 3)
+    assert "COMPLETE" in err
+
+
+# --- set -------------------------------------------------------------------------------
+
+
+def test_set_changes_queued_jobs(cli, jobs):
+    """Priority, start, name and time-out; of several jobs at once."""
+    first, second = (jobs.submit(["true"]) for _ in range(2))
+    cli("set", "1", "2", "--priority", "-3", "--delay", "1h", "--name", "n", "--timeout", "2m")
+    changed = [jobs.get_job(one.id) for one in (first, second)]
+
+    assert [(job.priority, job.name) for job in changed] == [(-3, "n")] * 2
+    assert changed[0].not_before > first.created + timedelta(minutes=59)
+    assert changed[0].command.timeout == 120
+    _, err = cli("set", "1", code=2)
+    assert "what to change" in err
+
+
+def test_set_refuses_what_has_ended(cli, jobs):
+    """The error names the job."""
+    over = task(jobs, 0)
+    _, err = cli("set", "--priority", "1", "1", code=1)
+
+    assert str(over.id) in err
+
+
+# --- delete ----------------------------------------------------------------------------
+
+
+def test_delete_by_filter_takes_only_what_has_ended(cli, jobs):
+    """What is queued or running stays, whatever the filter."""
+    task(jobs, 0), task(jobs, 1), task(jobs)
+    jobs.start_job(task(jobs).id, owner=None)
+    cli("delete", "--failed")
+    assert statuses(jobs) == ["COMPLETE", "QUEUED", "RUNNING"]
+    cli("delete", "--all", "--until", "1h")
+    assert statuses(jobs) == ["COMPLETE", "QUEUED", "RUNNING"]
+    cli("delete", "--all")
+    assert statuses(jobs) == ["QUEUED", "RUNNING"]
+    cli("delete", "3", "4")
+    assert statuses(jobs) == []
+
+
+# --- logs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(running_jobs):
+    """Return three jobs that have written two lines each; the second one failed."""
+    made = [
+        running_jobs.submit(["sh", "-c", f"echo a{n}; echo b{n}; exit {n % 2}"], name=f"job {n}")
+        for n in range(3)
+    ]
+    for job in made:
+        running_jobs.wait(job.id, PATIENCE)
+    return made
+
+
+def test_several_logs_have_titles(database, logged):
+    """Each is printed as it is, under its number and name; a filter may choose one."""
+    both, failed, lines, err = in_a_pipe(
+        database,
+        [["logs", "1", "3"], ["logs", "--failed"], ["logs", "--all", "--tail", "1"]],
+    )
+
+    assert both == "==> #1 job 0 <==\na0\nb0\n\n==> #3 job 2 <==\na2\nb2\n"
+    assert failed == "==> #2 job 1 <==\na1\nb1\n"
+    assert re.findall(r"^\w\d$", lines, re.MULTILINE) == ["b0", "b1", "b2"]
+    assert err == ""
+    del logged
+
+
+def test_lines_are_chosen(database, logged):
+    """By text, by stream and by time; the last of those."""
+    calls = [
+        ["logs", "1", "--grep", "^a"],
+        ["logs", "1", "--grep", "[ab]", "--tail", "1"],
+        ["logs", "1", "--stream", "system"],
+        ["logs", "1", "--stream", "output", "--stream", "system", "--sequence", "1"],
+        ["logs", "1", "--since", "1h"],
+        ["logs", "1", "--since", "0"],
+        ["logs", "--all", "--format", "ndjson", "--grep", "b"],
+    ]
+    *texts, objects, err = in_a_pipe(database, calls)
+
+    assert texts == ["a0\n", "b0\n", "", "b0\n", "a0\nb0\n", ""]
+    found = [json.loads(line) for line in objects.splitlines()]
+    assert [(one["job"], one["message"]) for one in found] == [
+        (str(job.id), f"b{n}") for n, job in enumerate(logged)
+    ]
+    assert err == ""
+
+
+def test_lines_have_their_times(database, logged, jobs):
+    """UTC in a pipe."""
+    shown, _ = in_a_pipe(database, [["logs", "-t", "1"]])
+    line = next(jobs.logs(logged[0].id))
+
+    assert re.fullmatch(r"(\d{4}-\d\d-\d\dT[\d:.]+Z  [ab]0\n){2}", shown)
+    assert line.timestamp.strftime("%Y-%m-%dT%H:%M:%S.") in shown
+
+
+def test_two_jobs_are_followed_at_once(database, running_jobs, gate):
+    """Each line comes as it is written, after the number of its job."""
+    held = running_jobs.submit(["sh", "-c", f"echo begun; read x <'{gate}'; echo done"])
+    until(lambda: running_jobs.get_job(held.id).line_count, "the first line")
+    other = running_jobs.submit(["sh", "-c", "echo quick; printf end"])
+    process = start(database, "logs", "-f", "1", "2")
+    before = [process.stdout.readline() for _ in range(3)]
+    running_jobs.wait(other.id, PATIENCE)
+    open_gate(gate)
+    after = process.stdout.read()
+    process.communicate(timeout=PATIENCE)
+
+    assert sorted(before) == ["#1 | begun\n", "#2 | end\n", "#2 | quick\n"]
+    assert (after, process.returncode) == ("#1 | done\n", 0)
+
+
+def test_pattern_is_checked(cli, database):
+    """A regular expression that is none is one line."""
+    _, err = cli("logs", "1", "--grep", "(", code=2)
+
+    assert "'(' is not a regular expression" in err
+    assert not os.path.exists(database)
+
+
+def test_status_filter_of_list_and_stop_are_the_same_words(cli, jobs):
+    """Statuses in any case."""
+    task(jobs)
+    cli("stop", "--status", "queued")
+
+    assert statuses(jobs) == [str(Status.STOPPED)]
