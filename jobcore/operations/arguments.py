@@ -212,6 +212,14 @@ def checked_stream(stream: object) -> int:
     return _STREAMS[str(checks.one_of(stream, "stream", tuple(_STREAMS)))]
 
 
+def checked_line_prefix(prefix: object) -> str:
+    """Return the text that each line of a writer begins with."""
+    text = checks.text(prefix, "prefix")
+    if "\n" in text:
+        raise ArgumentError(f"prefix must be a text without a newline, not {prefix!r}")
+    return text
+
+
 def checked_progress(done: Any, total: Any, message: Any) -> tuple[float, float | None, str | None]:
     """Return the progress that a host reports: done, total and message."""
     return (

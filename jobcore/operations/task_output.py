@@ -45,11 +45,13 @@ class TaskWriter(io.TextIOBase):
 
     Args:
         append: Appends lines to the log.
+        prefix: A text that each line begins with.
     """
 
-    def __init__(self, append: Callable[[str], object]) -> None:
+    def __init__(self, append: Callable[[str], object], prefix: str = "") -> None:
         super().__init__()
-        self._append = append
+        self._append_lines = append
+        self._prefix = prefix
         self._lock = threading.RLock()  # re-entrant: a signal handler may print
         self._rest = ""
 
@@ -98,3 +100,9 @@ class TaskWriter(io.TextIOBase):
         super().close()
         if rest:
             self._append(rest)
+
+    def _append(self, text: str) -> None:
+        if self._prefix:
+            # Not `splitlines`: a log line ends at a newline only.
+            text = self._prefix + text.removesuffix("\n").replace("\n", f"\n{self._prefix}")
+        self._append_lines(text)

@@ -12,7 +12,12 @@ from jobcore.embedding import telemetry
 from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, Stopped, StoreError
 from jobcore.functions import encoding, result_file
 from jobcore.models import Job
-from jobcore.operations.arguments import checked_lines, checked_progress, checked_stream
+from jobcore.operations.arguments import (
+    checked_line_prefix,
+    checked_lines,
+    checked_progress,
+    checked_stream,
+)
 from jobcore.operations.async_backend import Interruption, in_thread, in_thread_to_its_end
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.waiting_async import AsyncWaiter
@@ -250,7 +255,9 @@ class Task(_Block):
         checked_stream(stream)
         return TaskLogHandler(lambda text: self.log(text, stream=stream), level)
 
-    def writer(self, stream: Literal["output", "stdout", "stderr"] = "stdout") -> TextIO:
+    def writer(
+        self, stream: Literal["output", "stdout", "stderr"] = "stdout", *, prefix: str = ""
+    ) -> TextIO:
         """
         Return a text file whose lines become lines of the job's log.
 
@@ -260,14 +267,16 @@ class Task(_Block):
 
         Args:
             stream: The stream that the lines are shown with.
+            prefix: A text that each line begins with, such as `"tap | "`, to tell several
+                writers apart.
 
         Raises:
-            ArgumentError: `stream` is another value.
+            ArgumentError: `stream` is another value, or `prefix` is not a text without a newline.
         """
         from jobcore.operations.task_output import TaskWriter  # noqa: PLC0415 - as above
 
         checked_stream(stream)
-        made = TaskWriter(lambda text: self.log(text, stream=stream))
+        made = TaskWriter(lambda text: self.log(text, stream=stream), checked_line_prefix(prefix))
         self._writers.append(made)
         return cast("TextIO", made)
 

@@ -96,6 +96,25 @@ def test_what_is_printed_becomes_lines(jobs):
     ]
 
 
+def test_prefix_begins_each_line_of_a_writer(jobs):
+    """Several writers of a task can be told apart; a carriage return ends no line."""
+    with jobs.task("ELT") as task:
+        tap, target = task.writer(prefix="tap | "), task.writer("stderr", prefix="target | ")
+        print("one\n\n50 %\r100 %", file=tap)
+        print("12 rows", file=target)
+        print("rest", end="", file=tap)
+        with pytest.raises(ArgumentError, match="prefix must be a text without a newline"):
+            task.writer(prefix="tap\n")
+
+    assert lines_of(jobs, task) == [
+        ("stdout", "tap | one"),
+        ("stdout", "tap | "),
+        ("stdout", "tap | 50 %\r100 %"),
+        ("stderr", "target | 12 rows"),
+        ("stdout", "tap | rest"),
+    ]
+
+
 def test_writer_tells_that_the_job_is_over(jobs):
     """A print ends the body then, as `log` does; closed writers refuse."""
     reached = []
