@@ -447,3 +447,11 @@ def logs_by_structlog():
     import structlog  # noqa: PLC0415 - the others do without it
 
     structlog.get_logger().info("loaded", rows=3)
+
+
+def tells_its_step(step):
+    """Change the data of the job that it runs in."""
+    from jobcore import JobManager  # noqa: PLC0415 - the others do without it
+
+    with JobManager(os.environ["JOBCORE_DB"], slots=0) as jobs:
+        jobs.update_job(os.environ["JOBCORE_JOB_ID"], data={"step": step})

@@ -289,7 +289,6 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
     page: list[Job] = jobs.list_jobs(status=STARTED, type=["A", "B"], limit=10, before=job.number)
     page += jobs.list_jobs(workspace_id="text", pipeline_id=job.pipeline_id)
     page += jobs.find_jobs("3f2a", limit=2)
-    page += jobs.list_upcoming(limit=2)
     counts: dict[Status, int] = jobs.count_jobs(status=Status.ERROR, type="A")
     counts |= jobs.count_jobs(workspace_id=job.workspace_id, pipeline_id="text")
     entries: list[Transition] = jobs.history(page[0].id)
