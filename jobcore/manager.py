@@ -1168,6 +1168,23 @@ class JobManager:
             numbers = job_rows.find_jobs(connection, first, last, limit=most)
         return sorted(self._listings.of(numbers), key=lambda job: job.id)
 
+    def list_upcoming(self, *, limit: int = 100) -> list[Job]:
+        """
+        Return the QUEUED jobs that start next, in this order, as stored.
+
+        First come those that could start now: jobs of higher priority, then older ones, whether
+        their limits have room or not. Then come those that wait for a time. Jobs that are
+        reserved, and those that wait for other jobs, are not returned. The cost depends on
+        `limit` and on the number of groups, not on how many jobs there are.
+
+        Args:
+            limit: Most jobs to return.
+
+        Raises:
+            ArgumentError: `limit` is negative.
+        """
+        return self._listings.upcoming(checks.count(limit, "limit"))
+
     def count_jobs(
         self,
         *,

@@ -242,7 +242,7 @@ def doing(jobs: JobManager, job_id: UUID) -> list[UUID]:
     with jobs.task("TASK", pipeline_id=job_id, workspace_id="text", name="n", data=[1]) as task:
         lines: int = task.log("text", b"bytes", stream="stdout")
         logging.getLogger().addHandler(task.handler(logging.INFO, stream="stderr"))
-        print("text", file=task.writer(stream="stderr"))
+        print("text", file=task.writer(stream="stderr", prefix="tap | "))
         task.progress(1, total=2.5, message="text")
         task.check()
         task.result = {"rows": lines}
@@ -289,6 +289,7 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
     page: list[Job] = jobs.list_jobs(status=STARTED, type=["A", "B"], limit=10, before=job.number)
     page += jobs.list_jobs(workspace_id="text", pipeline_id=job.pipeline_id)
     page += jobs.find_jobs("3f2a", limit=2)
+    page += jobs.list_upcoming(limit=2)
     counts: dict[Status, int] = jobs.count_jobs(status=Status.ERROR, type="A")
     counts |= jobs.count_jobs(workspace_id=job.workspace_id, pipeline_id="text")
     entries: list[Transition] = jobs.history(page[0].id)

@@ -153,6 +153,16 @@ class Listings:
             self._look_for_no_status()
         return found
 
+    def upcoming(self, limit: int) -> list[Job]:
+        """Return up to `limit` QUEUED jobs, the next one to start first."""
+        from jobcore.storage import queue, upcoming  # noqa: PLC0415 - for those who need it
+
+        failed: dict[int, Exception] = {}
+        with self._database.read() as connection:
+            numbers = upcoming.upcoming(connection, now=self._clock.now(), limit=limit)
+            rows = list(queue.rows_of(connection, numbers, failed.__setitem__))
+        return self.formed(rows, failed)
+
     def count(self, wanted: JobFilter) -> dict[Status, int]:
         """Return how many jobs there are of each status; see `job_rows.count_jobs`."""
         with self._database.read() as connection:

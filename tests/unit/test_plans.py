@@ -289,6 +289,7 @@ def next_expiry(jobs):
 #: What is called, by what it shows. Each does its work in statements of few steps.
 CALLS = {
     "a page of all": lambda jobs: jobs.list_jobs(),
+    "the jobs that start next": lambda jobs: jobs.list_upcoming(limit=10),
     "the next page": lambda jobs: jobs.list_jobs(before=100_000),
     "jobs of a pipeline": lambda jobs: jobs.list_jobs(pipeline_id=BIG),
     "failed jobs of a pipeline": lambda jobs: jobs.list_jobs(pipeline_id=BIG, status="ERROR"),
