@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from jobcore.lifecycle import FINAL, STARTED, PipelineStatus, Reason, Status, Trigger
     from jobcore.manager import JobManager
     from jobcore.models import (
+        Backup,
         Change,
         ClaimedJob,
         Event,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         Pipeline,
         Progress,
         Skip,
+        Statistics,
         Transition,
         Workspace,
     )
@@ -86,6 +88,7 @@ __all__ = [
     "STARTED",
     "ArgumentError",
     "AsyncEvents",
+    "Backup",
     "Change",
     "ClaimedJob",
     "Clock",
@@ -132,6 +135,7 @@ __all__ = [
     "SchemaTooNew",
     "Skip",
     "SpawnError",
+    "Statistics",
     "Status",
     "Stopped",
     "StoreError",
@@ -162,8 +166,8 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
         "lifecycle": ("FINAL", "STARTED", "PipelineStatus", "Reason", "Status", "Trigger"),
         "manager": ("JobManager",),
         "models": (
-            *("Change", "ClaimedJob", "Event", "Finding", "Job", "LogLine"),
-            *("Pipeline", "Progress", "Skip", "Transition", "Workspace"),
+            *("Backup", "Change", "ClaimedJob", "Event", "Finding", "Job", "LogLine"),
+            *("Pipeline", "Progress", "Skip", "Statistics", "Transition", "Workspace"),
         ),
         "engine.launcher": ("Launcher",),
         "operations.events": ("AsyncEvents", "Events"),

@@ -47,6 +47,7 @@ from jobcore.functions import encoding
 from jobcore.functions.call import describe, function_command
 from jobcore.lifecycle import FINAL, JobType, Status
 from jobcore.models import (
+    Backup,
     Change,
     Event,
     Finding,
@@ -54,6 +55,7 @@ from jobcore.models import (
     LogLine,
     Pipeline,
     Skip,
+    Statistics,
     Transition,
     Workspace,
 )
@@ -72,6 +74,7 @@ from jobcore.operations.arguments import (
     checked_ids,
     checked_lines,
     checked_one,
+    checked_path,
     checked_prefix,
     checked_progress,
     checked_python,
@@ -1078,6 +1081,47 @@ class JobManager:
             damaged: dict[int, Exception] = {}
             return self._listings.formed(pruner.preview(expired, damaged.__setitem__), damaged)
         return pruner.prune(expired)
+
+    def statistics(self, window: float = 86_400.0) -> Statistics:
+        """
+        Return numbers about the file: jobs, the queue, what ended lately, and sizes.
+
+        It takes as long for a million jobs as for a thousand: of the jobs that ended in the
+        window, the last 10,000 are read.
+
+        Args:
+            window: Seconds before now for the numbers about ended jobs; by default a day.
+
+        Raises:
+            ArgumentError: `window` is negative or not a number.
+        """
+        from jobcore.operations.statistics import take  # noqa: PLC0415 - loaded when it is needed
+
+        return take(self._database, self._clock, checks.seconds(window, "window"))
+
+    def backup(self, path: str | os.PathLike[str], *, replace: bool = False) -> Backup:
+        """
+        Copy the database while it is in use; the copy is complete and compact.
+
+        It has all that was committed when the call began: jobs with logs, pipelines, stored
+        environments. It lacks what running jobs wrote and no manager has imported yet. The
+        copy and the directory `<path>.jobs` are for this user alone, and survive a power
+        failure once this returns. A file that exists stays as it is if this fails.
+
+        Args:
+            path: The file to write. To restore a backup, move it and its directory to the
+                place of the database, after removing the old ones.
+            replace: Replace a file that exists.
+
+        Returns:
+            What is in the copy.
+
+        Raises:
+            ArgumentError: The file exists, or is the database itself.
+        """
+        from jobcore.operations.backup import back_up  # noqa: PLC0415 - loaded by those who need it
+
+        return back_up(self._database, checked_path(path, "path"), replace=bool(replace))
 
     # --- reading ------------------------------------------------------------------
 

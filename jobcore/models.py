@@ -294,6 +294,63 @@ class Change(_Public):
     fields: dict[str, tuple[Any, Any]]
 
 
+class Backup(_Public):
+    """
+    A backup that `JobManager.backup` wrote.
+
+    Attributes:
+        path: The file; beside it is the directory `<path>.jobs`, which belongs to it.
+        size: Bytes of the file.
+        jobs: How many jobs it has of each status. A job that was RUNNING ends as lost where
+            the backup is restored.
+        pipelines: How many pipelines it has.
+    """
+
+    path: str
+    size: int
+    jobs: dict[Status, int]
+    pipelines: int
+
+
+class Statistics(_Public):
+    """
+    Numbers about a file, as `JobManager.statistics` returns them.
+
+    Attributes:
+        at: When they were taken, UTC.
+        since: The begin of the span for what ended lately, UTC. If more than 10,000 jobs ended in
+            the window, it is the end of the first one that was counted.
+        created: How many jobs were ever created, including deleted ones.
+        jobs: How many jobs there are of each status.
+        ended: How many jobs ended in the span, by final status.
+        reasons: The same by reason.
+        durations: Seconds from start to end of the jobs that ended in the span, by quantile:
+            `0.5` (the median), `0.9`, `0.99` and `1` (the longest). Empty: there are none.
+        waits: Seconds for which these jobs waited for their start, by quantile. They count
+            from the creation, or from `not_before` if that is later.
+        queue_age: Seconds for which the oldest queued job that may start has been waiting;
+            None: there is none. It looks at the first 100 only.
+        running_age: Seconds for which the longest running job has been running; None: none runs.
+        file_size: Bytes of the database file.
+        log_size: Bytes of its write-ahead log.
+        free_size: Bytes of the file that are free for new rows.
+    """
+
+    at: Moment
+    since: Moment
+    created: int
+    jobs: dict[Status, int]
+    ended: dict[Status, int]
+    reasons: dict[Reason, int]
+    durations: dict[str, float]
+    waits: dict[str, float]
+    queue_age: float | None
+    running_age: float | None
+    file_size: int
+    log_size: int
+    free_size: int
+
+
 class Progress(_Public):
     """
     The progress of a job, as it reported it; jobcore does not check the numbers.

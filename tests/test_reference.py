@@ -15,6 +15,7 @@ import enum
 import importlib
 import inspect
 import itertools
+import os
 import pydoc
 import re
 import typing
@@ -285,7 +286,7 @@ def test_it_says_what_it_returns(name):
 
 #: Verbs that write nothing: every other one says what is true when it returns.
 LOOKING = re.compile(
-    r"(as_completed|get|find|list|count|wait|follow|drain|log|tail|history|skips|check|events|subscribe|result)(_|s?$)"
+    r"(as_completed|get|find|list|count|wait|follow|drain|log|tail|history|skips|check|events|subscribe|result)(_|s?$)|^statistics$"
 )
 #: What is true afterwards, in one of these ways: how long it lasts, or what has happened by then.
 LASTING = re.compile(
@@ -404,6 +405,7 @@ def valid(jobs, name):
         "timeout": lambda: 0,
         "exit_code": lambda: 0,
         "done": lambda: 0,
+        "path": lambda: f"{jobs._database.path}.{uuid4()}",
         "mapping": lambda: {"pipelines": {"p": {"script": "true"}}},
         "type": lambda: jobs.create_job("TASK").type,  # which can be claimed at once
     }[name]()
@@ -448,6 +450,7 @@ def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name, monkeypatch):
     """Any argument is taken or refused by an error that `Raises` names, and costs no connection."""
     thrown = []
     monkeypatch.setattr(connections, "throw_away", thrown.append)
+    monkeypatch.chdir(os.path.dirname(jobs._database.path))  # some write files
     verb = VERBS[name]
     # Whatever is wrong with the database, it is not an argument.
     named = tuple(ERRORS[one] for one in described(verb, "errors") if one != "StoreError")

@@ -16,6 +16,7 @@ from jobcore import (
     FINAL,
     STARTED,
     AsyncEvents,
+    Backup,
     Change,
     ClaimedJob,
     Clock,
@@ -38,6 +39,7 @@ from jobcore import (
     Reason,
     Retries,
     Skip,
+    Statistics,
     Status,
     Submission,
     SystemClock,
@@ -281,6 +283,30 @@ def pruning(jobs: JobManager) -> list[Job]:
     """Let old jobs go, and see first which ones."""
     count: int = jobs.prune(30 * 86_400, status=Status.ERROR, keep=10, workspace_id="text")
     return jobs.prune(count, status=FINAL, pipeline_id=UUID(int=0), dry_run=True)
+
+
+def keeping(jobs: JobManager) -> tuple[object, ...]:
+    """Look after the file, and read every number about it."""
+    copy: Backup = jobs.backup("copy.db", replace=True)
+    what: tuple[str, int, dict[Status, int], int] = (
+        copy.path,
+        copy.size,
+        copy.jobs,
+        copy.pipelines,
+    )
+    found: Statistics = jobs.statistics(window=3600)
+    when: tuple[datetime, datetime] = (found.at, found.since)
+    counts: tuple[dict[Status, int], dict[Status, int], int] = (
+        found.jobs,
+        found.ended,
+        found.created,
+    )
+    why: dict[Reason, int] = found.reasons
+    seconds: list[dict[str, float]] = [found.durations, found.waits]
+    ages: tuple[float | None, float | None] = (found.queue_age, found.running_age)
+    sizes: int = found.file_size + found.log_size + found.free_size
+    sent: tuple[str, str] = (wire.prometheus(found), wire.METRICS_TYPE)
+    return what, when, counts, why, seconds, ages, sizes, sent
 
 
 def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:

@@ -43,6 +43,14 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "workspace": ("pipeline_commands", "List, create, rename and delete workspaces."),
     },
     "Database": {
+        "stats": (
+            "maintenance",
+            "Print numbers about the file: jobs, the queue, what ended lately, and sizes.",
+        ),
+        "backup": (
+            "maintenance",
+            "Copy the database while it is in use, and say what is in the copy.",
+        ),
         "prune": ("maintenance", "Remove old jobs with their logs and history."),
         "doctor": (
             "maintenance",

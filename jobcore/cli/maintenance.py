@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +17,7 @@ from jobcore.lifecycle import FINAL, Status
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
-    from jobcore.models import Job
+    from jobcore.models import Job, Statistics
 
 #: Seconds between two updates of `watch`.
 PAUSE = 0.5
@@ -71,6 +72,92 @@ def prune(
         else:
             count = jobs.prune(older_than, status=status or FINAL, keep=keep)
             output.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
+
+
+@app.command()
+def backup(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write.")],
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Copy the database while it is in use, and say what is in the copy.
+
+    Writes FILE and the directory FILE.jobs, which belongs to it. Fields in a pipe:
+    file, bytes, pipelines, then queued, running, complete, failed and stopped jobs.
+
+    \b
+    Examples:
+      jobcore backup monday.db
+      jobcore backup --force /backups/jobs.db
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        found = jobs.backup(file, replace=force)
+    if as_json:
+        output.print_json(found)
+        return
+    titles = ("FILE", "BYTES", "PIPELINES", *found.jobs)
+    output.print_rows(titles, [(found.path, found.size, found.pipelines, *found.jobs.values())])
+    if found.jobs[Status.RUNNING]:
+        output.say(
+            f"{found.jobs[Status.RUNNING]} jobs are running; where the backup is restored, they "
+            "end as lost"
+        )
+
+
+@app.command()
+def stats(
+    ctx: typer.Context,
+    *,
+    window: Annotated[
+        float,
+        typer.Option(
+            parser=age, metavar="AGE", help="The span for jobs that ended: 15m, 12h, 7d. [1d]"
+        ),
+    ] = 86_400.0,
+    as_prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Print text for a collector of Prometheus.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Print numbers about the file: jobs, the queue, what ended lately, and sizes.
+
+    Fields in a pipe: name, value. Times are in seconds, sizes in bytes.
+
+    \b
+    Examples:
+      jobcore stats --window 1h
+      jobcore stats --prometheus > jobcore.prom
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        found = jobs.statistics(window)
+    if as_json:
+        output.print_json(found)
+    elif as_prometheus:
+        from jobcore.wire.metrics import prometheus  # noqa: PLC0415 - not needed for --help
+
+        output.print_lines(prometheus(found).splitlines())
+    else:
+        output.print_rows(("WHAT", "VALUE"), _numbers(found))
+
+
+def _numbers(found: Statistics) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of statistics; each quantile and status is one of them."""
+    for name, value in found:
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", _rounded(one)) for key, one in value.items())
+        else:
+            yield name, _rounded(value)
+    seconds = (found.at - found.since).total_seconds()
+    ended = sum(found.ended.values())
+    yield "ended_per_hour", _rounded(ended * 3600 / seconds) if seconds else None
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value
 
 
 @app.command()

@@ -38,7 +38,7 @@ Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
 
 def checked_database(database: object) -> str:
     """Return the path of a database; refuse one that other processes cannot open."""
-    path = _checked_path(database, "database")
+    path = checked_path(database, "database")
     if path == ":memory:":
         raise ArgumentError("database must be a file that other processes can open, not :memory:")
     return path
@@ -46,7 +46,7 @@ def checked_database(database: object) -> str:
 
 def checked_python(python: object) -> str | None:
     """Return the path of the interpreter for supervisors."""
-    path = None if python is None else _checked_path(python, "python")
+    path = None if python is None else checked_path(python, "python")
     # Absolute, because supervisors start in another directory. A bare name is found on PATH.
     return os.path.abspath(path) if path is not None and os.sep in path else path
 
@@ -73,7 +73,8 @@ def require_methods(value: object, what: str, *names: str) -> None:
         raise ArgumentError(f"{what} has no method {', '.join(missing)}: {shown(value)}")
 
 
-def _checked_path(value: object, what: str) -> str:
+def checked_path(value: object, what: str) -> str:
+    """Return a path as text."""
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str) or not path or "\0" in path:
         raise ArgumentError(

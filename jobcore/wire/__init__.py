@@ -5,6 +5,7 @@ It does no I/O; any web framework can send what these functions return.
 
 Attributes:
     HAL_TYPE: The media type of the results of the functions `*_to_hal`.
+    METRICS_TYPE: The media type of the result of `prometheus`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from jobcore.wire.log_response import (
     log_response,
     log_response_async,
 )
+from jobcore.wire.metrics import METRICS_TYPE, prometheus
 from jobcore.wire.parameters import page, unsigned
 from jobcore.wire.wsgi import watch_client
 
 __all__ = [
     "HAL_TYPE",
+    "METRICS_TYPE",
     "AsyncLogResponse",
     "Followers",
     "LogResponse",
@@ -44,6 +47,7 @@ __all__ = [
     "ndjson",
     "page",
     "pipeline_to_hal",
+    "prometheus",
     "sse",
     "stop_to_object",
     "text",

@@ -270,6 +270,16 @@ def workspace(jobs):
     jobs.delete_workspace(place.id)
 
 
+def describe(jobs):
+    """Apply a description of a few pipelines beside very many, twice, and delete one of them."""
+    described = {"described": {"script": "true", "triggered_by": ["p11", "P12"]}}
+    for _ in range(2):
+        jobs.apply({"pipelines": described}, workspace_id=PLACE)
+    described["described"]["timeout"] = "5m"
+    (changed,) = jobs.apply({"pipelines": described})
+    jobs.delete_pipeline(changed.pipeline_id)
+
+
 def wait_for_few(jobs):
     """Wait for jobs beside a long queue and a long history."""
     made = [jobs.create_job("RARE"), jobs.create_job("RARE")]
@@ -326,6 +336,8 @@ CALLS = {
     "a trigger": trigger,
     "chains": chain,
     "a workspace": workspace,
+    "a description": describe,
+    "statistics": lambda jobs: jobs.statistics(),
     "a deletion": lambda jobs: jobs.delete_job(jobs.submit(["true"]).id),
     "a cancellation": lambda jobs: jobs.cancel_job(jobs.submit(["true"], pipeline_id=BIG).id),
     "a key": lambda jobs: [jobs.submit(["true"], key="k") for _ in range(2)],

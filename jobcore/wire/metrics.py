@@ -1,0 +1,77 @@
+"""Statistics as text for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jobcore.models import Statistics
+
+#: The media type of the text.
+METRICS_TYPE = "text/plain; version=0.0.4"
+
+
+def prometheus(statistics: Statistics) -> str:
+    """
+    Return statistics as text for Prometheus, which a service sends or a textfile collector reads.
+
+    Args:
+        statistics: What `JobManager.statistics` returned.
+    """
+    return "".join(f"{line}\n" for line in _lines(statistics))
+
+
+def _lines(found: Statistics) -> Iterator[str]:
+    yield from _metric(
+        "jobs_created_total", "counter", "Jobs that were ever created.", {"": found.created}
+    )
+    yield from _metric("jobs", "gauge", "Jobs by status.", _labelled("status", found.jobs))
+    window = f"{(found.at - found.since).total_seconds():g}"
+    yield from _metric(
+        "window_seconds", "gauge", "The span of the metrics about ended jobs.", {"": window}
+    )
+    yield from _metric(
+        "ended_jobs", "gauge", "Jobs that ended in the window.", _labelled("status", found.ended)
+    )
+    yield from _metric(
+        "ended_jobs_by_reason",
+        "gauge",
+        "Jobs that ended in the window.",
+        _labelled("reason", found.reasons),
+    )
+    yield from _metric(
+        "job_duration_seconds",
+        "gauge",
+        "From start to end, of the jobs that ended in the window.",
+        _labelled("quantile", found.durations),
+    )
+    yield from _metric(
+        "job_wait_seconds",
+        "gauge",
+        "From when it might start to the start, of the jobs that ended in the window.",
+        _labelled("quantile", found.waits),
+    )
+    for name, about, value in (
+        ("queue_age_seconds", "How long the oldest job that may start waits.", found.queue_age),
+        ("running_age_seconds", "How long the longest job runs.", found.running_age),
+    ):
+        yield from _metric(name, "gauge", about, {"": 0 if value is None else value})
+    for name, about, size in (
+        ("file_bytes", "Size of the database.", found.file_size),
+        ("free_bytes", "Of that, free for new rows.", found.free_size),
+        ("log_bytes", "Size of the write-ahead log.", found.log_size),
+    ):
+        yield from _metric(name, "gauge", about, {"": size})
+
+
+def _labelled(label: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {f'{{{label}="{key}"}}': value for key, value in values.items()}
+
+
+def _metric(name: str, kind: str, about: str, values: Mapping[str, Any]) -> Iterator[str]:
+    if not values:
+        return
+    yield f"# HELP jobcore_{name} {about}"
+    yield f"# TYPE jobcore_{name} {kind}"
+    for labels, value in values.items():
+        yield f"jobcore_{name}{labels} {value}"
