@@ -22,7 +22,6 @@ from jobcore.command import checked_grace
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.dispatcher import Dispatcher
 from jobcore.engine.executors import Executor, default_executors
-from jobcore.engine.expiry import Expiry, is_expired
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.launcher import Launcher, ProcessLauncher, require_host
@@ -45,7 +44,7 @@ from jobcore.errors import (
 )
 from jobcore.functions import encoding
 from jobcore.functions.call import describe, function_command
-from jobcore.lifecycle import FINAL, JobType, Status
+from jobcore.lifecycle import FINAL, JobType, Reason, Status
 from jobcore.models import (
     Backup,
     Change,
@@ -61,7 +60,9 @@ from jobcore.models import (
 )
 from jobcore.operations import dropped
 from jobcore.operations.arguments import (
+    UNSET,
     Runnable,
+    Unset,
     checked_after,
     checked_before,
     checked_callback,
@@ -73,6 +74,7 @@ from jobcore.operations.arguments import (
     checked_final,
     checked_ids,
     checked_lines,
+    checked_on_conflict,
     checked_one,
     checked_path,
     checked_prefix,
@@ -83,19 +85,16 @@ from jobcore.operations.arguments import (
     checked_stream,
     checked_timeout,
     checked_types,
+    queue_fields,
+    refuse_parameters,
     require_methods,
     required_types,
+    submitted_fields,
     usable_processors,
 )
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.deletion import Deleter
 from jobcore.operations.events import AsyncEvents, EventReader, Events
-from jobcore.operations.job_options import (
-    checked_on_conflict,
-    queue_fields,
-    refuse_parameters,
-    submitted_fields,
-)
 from jobcore.operations.lookup import (
     Id,
     Listings,
@@ -106,7 +105,6 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.pipelines import PipelineOperations
-from jobcore.operations.queue_changes import UNSET, QueueChanges, Unset
 from jobcore.operations.staging import BatchCreator
 from jobcore.operations.submission import (
     JobCreator,
@@ -115,7 +113,7 @@ from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
 from jobcore.operations.waiting import Waiter, checked_until
 from jobcore.operations.waiting_async import AsyncWaiter
-from jobcore.storage import job_rows, settlement, transitions
+from jobcore.storage import job_rows, queue, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
 from jobcore.storage.job_rows import JobFilter
@@ -129,10 +127,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlalchemy import Row
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
+    from jobcore.operations.bulk import BulkOperations
     from jobcore.operations.claiming import Claimer
     from jobcore.operations.completion import Completions, CompletionWaiter, Waited
+    from jobcore.operations.job_filters import FurtherFilters, JobFilters
     from jobcore.submission import Submission
 
 #: Seconds that `on_exit="stop"` waits for a command to end, in addition to its grace.
@@ -273,7 +273,6 @@ class JobManager:
         self._staging = staging = BatchCreator(self._database, ownership)
         self._creator = JobCreator(self._database, staging, self._clock, ownership)
         self._pipelines = PipelineOperations(self._database, self._clock, self._executors)
-        self._changes = QueueChanges(self._database)
         self._tasks = TaskOperations(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
         self._remover = remover = Remover(self._database, directories, self._clock, postponed)
@@ -287,6 +286,8 @@ class JobManager:
             ownership,
             postponed,
         )
+        from jobcore.engine.expiry import Expiry  # noqa: PLC0415 - not at the import of jobcore
+
         recovery = self._recovery
         self._expiry = expiry = Expiry(self._database, self._clock, postponed)
         self._waiter = Waiter(self._database, self._recovery)
@@ -647,6 +648,8 @@ class JobManager:
             CommandError: A value is invalid, or the job has no command that a `timeout` could
                 limit; nothing was changed.
         """
+        from jobcore.operations.queue_changes import QueueChanges  # noqa: PLC0415 - loaded by those who need it
+
         changes = {
             "priority": priority,
             "not_before": not_before,
@@ -655,7 +658,7 @@ class JobManager:
             "timeout": timeout,
         }
         self._reconciled(job_id)
-        row = self._changes.update(job_id, changes)
+        row = QueueChanges(self._database).update(job_id, changes)
         self._dispatcher.wake()
         return public(Job, row, self._clock.now())
 
@@ -1007,6 +1010,98 @@ class JobManager:
         else:
             self._deleter.delete(run)
 
+    def stop_jobs(self, *, grace: float | None = None, **filters: Unpack[JobFilters]) -> list[Job]:
+        """
+        Ask all RUNNING jobs that match to stop, as `stop_job` does, and return at once.
+
+        The requests are durable when this returns.
+
+        Args:
+            grace: Seconds until the jobs are killed, as in `stop_job`.
+            filters: As in `list_jobs`; none: all jobs.
+
+        Returns:
+            These jobs, the oldest first. Those that had just ended are left out.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
+            ArgumentError: A filter is unknown or invalid.
+            CommandError: `grace` is not a number of seconds, 0 or more.
+        """
+        self._start()
+        checked = None if grace is None else checked_grace(grace)
+        return self._bulk().stop(self._wanted({**filters}), checked)
+
+    def cancel_jobs(
+        self, *, grace: float | None = None, **filters: Unpack[JobFilters]
+    ) -> list[Job]:
+        """
+        Cancel all QUEUED jobs that match, and ask the RUNNING ones to stop, as `cancel_job` does.
+
+        Many jobs are cancelled in short transactions, so that others can write in between. When
+        this returns, none of those that were QUEUED ever starts.
+
+        Args:
+            grace: Seconds until RUNNING jobs are killed, as in `stop_job`.
+            filters: As in `list_jobs`; none: all jobs.
+
+        Returns:
+            These jobs, STOPPED or still RUNNING. Those that had just ended are left out.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
+            ArgumentError: A filter is unknown or invalid.
+            CommandError: `grace` is not a number of seconds, 0 or more.
+        """
+        self._start()
+        checked = None if grace is None else checked_grace(grace)
+        return self._bulk().cancel(self._wanted({**filters}), checked)
+
+    def delete_jobs(self, **filters: Unpack[JobFilters]) -> list[Job]:
+        """
+        Remove all jobs that match, with their logs and histories, stopping them first.
+
+        They are removed in short transactions, so that others can write in between. All of them
+        are gone when this returns. If this process dies first, the next manager finishes the
+        deletions that had begun.
+
+        Args:
+            filters: As in `list_jobs`, at least one. To remove all jobs, give every status.
+
+        Returns:
+            These jobs as they were before. Those whose rows were damaged are removed, too, but
+            not returned.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
+            ArgumentError: There is no filter, or one is unknown or invalid.
+        """
+        if all(value is None for value in filters.values()):
+            raise ArgumentError("delete_jobs needs a filter: give every status to remove all jobs")
+        self._start()
+        return self._bulk().delete(self._wanted({**filters}))
+
+    def retry_jobs(self, **filters: Unpack[JobFilters]) -> list[Job]:
+        """
+        Create a new job for each that matches and has ended ERROR or STOPPED, as `retry_job` does.
+
+        Jobs that were retried already are left out, so that a second call changes nothing, and so
+        are those whose pipeline is running or whose key another job holds. The new jobs are
+        created in short transactions; when this returns, they survive any crash.
+
+        Args:
+            filters: As in `list_jobs`; none: all jobs.
+
+        Returns:
+            The new jobs, QUEUED, in the order of the old ones.
+
+        Raises:
+            WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
+            ArgumentError: A filter is unknown or invalid.
+        """
+        wanted = self._wanted({**filters})
+        return self._created(lambda: self._bulk().retry(wanted))
+
     @overload
     def prune(
         self,
@@ -1169,30 +1264,74 @@ class JobManager:
         pipeline_id: Id | None = None,
         status: Status | Collection[Status] | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+        name: str | None = None,
+        key: str | None = None,
+        group: str | None = None,
+        reason: Reason | Collection[Reason] | None = None,
+        exit_code: int | Collection[int] | None = None,
+        created_since: datetime | None = None,
+        created_until: datetime | None = None,
+        ended_since: datetime | None = None,
+        ended_until: datetime | None = None,
+        order: Literal["created", "started", "ended", "duration"] = "created",
         limit: int = 100,
         before: int | None = None,
     ) -> list[Job]:
         """
-        Return a page of jobs, newest first, as stored.
+        Return a page of jobs, by default the newest first, as stored.
 
-        The cost depends on the size of the page, not on how many jobs there are.
+        With the filters `workspace_id`, `pipeline_id`, `status` and `type`, the cost depends on
+        the size of the page, not on how many jobs there are. The others use an index if one
+        of them selects few jobs; else the jobs are examined in turn until the page is full.
 
         Args:
             workspace_id: Only jobs of this workspace.
             pipeline_id: Only jobs of this pipeline.
             status: One status, or several, such as `STARTED`.
             type: One type, or several.
+            name: A name, or a pattern for it: `*` stands for any text, `?` for one character,
+                and `[a-c]` for one of these. Upper and lower case differ.
+            key: Only jobs with this key.
+            group: Only jobs of this group.
+            reason: One reason, or several.
+            exit_code: One exit code, or several.
+            created_since: Created then or later; a time with a time zone, as the three others.
+            created_until: Created before this time; a time with a time zone.
+            ended_since: Ended then or later; a time with a time zone.
+            ended_until: Ended before this time; a time with a time zone.
+            order: `"created"`, `"started"` or `"ended"`: the last one first. `"duration"`: the
+                longest first. Jobs that have not started or ended are left out of these.
             limit: Most jobs in the page.
             before: The `number` of the last job of the previous page; None: the first page.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
-            ArgumentError: `limit` is negative, or `before`, a status or a type is invalid.
+            ArgumentError: `limit` is negative, or `before`, the order or a filter is invalid.
         """
-        most, older_than = checks.count(limit, "limit"), checked_before(before)
-        statuses, types = checked_statuses(status), checked_types(type)
-        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
-        return self._listings.jobs(wanted, most, older_than)
+        from jobcore.operations.job_filters import checked_order  # noqa: PLC0415 - loaded by those who need it
+
+        most, last = checks.count(limit, "limit"), checked_before(before)
+        ordered = checked_order(order)
+        wanted = self._wanted(
+            {
+                "workspace_id": workspace_id,
+                "pipeline_id": pipeline_id,
+                "status": status,
+                "type": type,
+                "name": name,
+                "key": key,
+                "group": group,
+                "reason": reason,
+                "exit_code": exit_code,
+                "created_since": created_since,
+                "created_until": created_until,
+                "ended_since": ended_since,
+                "ended_until": ended_until,
+            }
+        )
+        if wanted.is_plain and ordered == "created":
+            return self._listings.jobs(wanted, most, last)
+        return self._listings.search(wanted, most, last, ordered)
 
     def find_jobs(self, id_prefix: str, *, limit: int = 100) -> list[Job]:
         """
@@ -1236,29 +1375,36 @@ class JobManager:
         pipeline_id: Id | None = None,
         status: Status | Collection[Status] | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+        **filters: Unpack[FurtherFilters],
     ) -> dict[Status, int]:
         """
         Return how many jobs there are of each status, as stored.
 
         The database keeps the counts, and each change of a job updates them. A call reads one
-        row for each type in a workspace or pipeline, however many jobs there are.
+        row for each type in a workspace or pipeline, however many jobs there are. With further
+        `filters` it examines the jobs.
 
         Args:
             workspace_id: Only jobs of this workspace.
             pipeline_id: Only jobs of this pipeline.
             status: One status, or several, such as `STARTED`.
             type: One type, or several.
+            filters: The other filters of `list_jobs`, such as `name`.
 
         Returns:
             The count for each of the five statuses; 0 for those that `status` leaves out.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
-            ArgumentError: A status is unknown, or a type is not text.
+            ArgumentError: A filter is unknown or invalid.
         """
-        statuses, types = checked_statuses(status), checked_types(type)
-        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
-        return self._listings.count(wanted)
+        plain: dict[str, Any] = {
+            "workspace_id": workspace_id,
+            "pipeline_id": pipeline_id,
+            "status": status,
+            "type": type,
+        }
+        return self._listings.count(self._wanted({**plain, **filters}))
 
     def history(self, job_id: Id) -> list[Transition]:
         """
@@ -2201,7 +2347,7 @@ class JobManager:
         with self._database.read() as connection:
             row = require_job(connection, job_id)
         run = job_rows.run_of(row)
-        if is_expired(row, self._clock.now()):
+        if queue.is_expired(row, self._clock.now()):
             self._expiry.cancel_softly(row.number)
         elif not run.supervised and not run.owned:
             return row
@@ -2254,5 +2400,34 @@ class JobManager:
         statuses: list[Status] | None,
         types: list[str] | None = None,
     ) -> JobFilter:
+        return self._wanted(
+            {
+                "workspace_id": workspace_id,
+                "pipeline_id": pipeline_id,
+                "status": statuses,
+                "type": types,
+            }
+        )
+
+    def _wanted(self, filters: Mapping[str, Any]) -> JobFilter:
+        """Return the filter for these arguments of `list_jobs`."""
+        from jobcore.operations.job_filters import checked_filters  # noqa: PLC0415 - loaded by those who need it
+
+        wanted = checked_filters(filters)
         with self._database.read() as connection:
-            return job_filter(connection, workspace_id, pipeline_id, statuses, types)
+            return job_filter(
+                connection, filters.get("workspace_id"), filters.get("pipeline_id"), wanted
+            )
+
+    def _bulk(self) -> BulkOperations:
+        from jobcore.operations.bulk import BulkOperations  # noqa: PLC0415 - loaded by those who need it
+
+        return BulkOperations(
+            self._database,
+            self._clock,
+            self._listings,
+            self._recovery,
+            self._stopper,
+            self._remover,
+            self._waiter,
+        )

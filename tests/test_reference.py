@@ -546,7 +546,7 @@ CALLED = {
 @every(name=CALLED)
 def test_a_host_passes_every_argument(name):
     """Each parameter is passed in some call; those that a verb hands on are its last."""
-    handed_on = {"options", "changes", "fields"}
+    handed_on = {"options", "changes", "fields", "filters"}
     if name.endswith(".submit_function"):
         handed_on.add("kwargs")  # which in `function_command` is an argument as others
     wanted = [one for one in parameters(CALLED[name]) if one not in handed_on]

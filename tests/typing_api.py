@@ -239,6 +239,16 @@ def moving(jobs: JobManager, job_id: UUID) -> list[Job]:
     ]
 
 
+def moving_many(jobs: JobManager, since: datetime) -> list[Job]:
+    """Move all jobs that match."""
+    return [
+        *jobs.stop_jobs(grace=2.5, group="g", workspace_id="text"),
+        *jobs.cancel_jobs(grace=0, name="a*", status=[Status.QUEUED], type="A"),
+        *jobs.delete_jobs(pipeline_id=UUID(int=0), ended_until=since),
+        *jobs.retry_jobs(exit_code=1, created_since=since),
+    ]
+
+
 def doing(jobs: JobManager, job_id: UUID) -> list[UUID]:
     """Do tasks in blocks, and the queue's."""
     with jobs.task("TASK", pipeline_id=job_id, workspace_id="text", name="n", data=[1]) as task:
@@ -314,10 +324,14 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
     job: Job = jobs.get_job(job_id)
     page: list[Job] = jobs.list_jobs(status=STARTED, type=["A", "B"], limit=10, before=job.number)
     page += jobs.list_jobs(workspace_id="text", pipeline_id=job.pipeline_id)
+    page += jobs.list_jobs(name="a*", key="k", group="g", reason=Reason.LOST, exit_code=[1, 2])
+    page += jobs.list_jobs(created_since=job.created, created_until=job.end_time)
+    page += jobs.list_jobs(ended_since=job.end_time, ended_until=job.end_time, order="duration")
     page += jobs.find_jobs("3f2a", limit=2)
     page += jobs.list_upcoming(limit=2)
     counts: dict[Status, int] = jobs.count_jobs(status=Status.ERROR, type="A")
     counts |= jobs.count_jobs(workspace_id=job.workspace_id, pipeline_id="text")
+    counts |= jobs.count_jobs(name="a*", reason=[Reason.LOST], ended_since=job.end_time)
     entries: list[Transition] = jobs.history(page[0].id)
     lines: list[LogLine] = [
         *jobs.logs(job_id, 5, limit=10),

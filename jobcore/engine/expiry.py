@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.engine.postponement import Postponement
 from jobcore.errors import StoreError
-from jobcore.lifecycle import Status
-from jobcore.storage import expiry, settlement
+from jobcore.storage import queue, settlement
 from jobcore.storage.database import Database
 
 #: Jobs in one transaction, and seconds after which the dispatcher does something else first.
@@ -57,7 +55,7 @@ class Expiry:
         now = self._clock.now()
         waiting = self._postponed.waiting()
         with self._database.read() as connection:
-            numbers = expiry.expired(connection, now=now, limit=AT_ONCE + len(waiting))
+            numbers = queue.expired(connection, now=now, limit=AT_ONCE + len(waiting))
         wanted = [number for number in numbers if ("expiry", number) not in waiting][:AT_ONCE]
         if not wanted:
             return False
@@ -79,10 +77,3 @@ class Expiry:
         cancel = partial(settlement.cancel_if_expired, number=number, now=self._clock.now())
         with suppress(StoreError):  # the job never starts, whenever it is cancelled
             self._database.write(cancel, patience=tuning.READ_PATIENCE)
-
-
-def is_expired(row: Row[Any], now: int) -> bool:
-    """Tell whether a job is QUEUED and its time is over."""
-    expires = row.expires
-    # A damaged value is a text.
-    return row.status == Status.QUEUED and isinstance(expires, int) and expires <= now

@@ -9,7 +9,6 @@ from sqlalchemy import Connection, Row
 
 from jobcore import checks
 from jobcore.clock import Clock
-from jobcore.engine.expiry import is_expired
 from jobcore.engine.ownership import Ownership
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
@@ -97,7 +96,7 @@ class TaskOperations:
                 row = self._next(connection, types, now)
                 if row is None:
                     return None, False
-                if not is_expired(row, now):
+                if not queue.is_expired(row, now):
                     return start(connection, row, self._ownership.claim(), now=now), False
                 settlement.cancel_if_expired(connection, row.number, now=now)
             return None, True
@@ -230,7 +229,7 @@ def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int)
     )
     if moved is None:
         why = "another process has reserved it" if row.owner is not None else ""
-        if is_expired(row, now):
+        if queue.is_expired(row, now):
             why = "it has expired"
         raise InvalidTransition(row.id, row.status, Trigger.START, why)
     if row.environment is not None:

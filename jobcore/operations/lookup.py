@@ -8,7 +8,7 @@ other rows can be read. The host's log and `JobManager.check` report it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection, Row
@@ -28,7 +28,10 @@ from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
 from jobcore.storage import damage, history, job_rows, pipelines, schedules, workspaces
 from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
-from jobcore.storage.job_rows import JobFilter, members
+from jobcore.storage.job_rows import JobFilter
+
+if TYPE_CHECKING:
+    from jobcore.storage.job_search import Place
 
 T = TypeVar("T")
 
@@ -110,11 +113,9 @@ def job_filter(
     connection: Connection,
     workspace_id: Id | None,
     pipeline_id: Id | None,
-    statuses: Iterable[Status] | None,
-    types: Iterable[str] | None,
+    wanted: JobFilter,
 ) -> JobFilter:
-    """Return the filter for jobs; the workspace and the pipeline must exist."""
-    wanted = JobFilter(None, None, members(statuses), members(types))
+    """Return `wanted` with workspace and pipeline, which must exist."""
     if workspace_id is not None:
         wanted = wanted._replace(workspace_id=require_workspace(connection, workspace_id).id)
     if pipeline_id is None:
@@ -163,9 +164,34 @@ class Listings:
             rows = list(queue.rows_of(connection, numbers, failed.__setitem__))
         return self.formed(rows, failed)
 
+    def search(self, wanted: JobFilter, limit: int, before: int | None, order: str) -> list[Job]:
+        """Return up to `limit` jobs that can be read, in an order; see `job_search.find`."""
+        from jobcore.storage import job_search  # noqa: PLC0415 - loaded by those who need it
+
+        failed: dict[int, Exception] = {}
+        found: list[Job] = []
+        with self._database.read() as connection:
+            place = None if before is None else _place_of(connection, order, before)
+            while len(found) < limit:
+                most = limit - len(found)
+                numbers = job_search.find(connection, wanted, order=order, limit=most, after=place)
+                rows = job_search.shown(connection, numbers, failed.__setitem__)
+                found += self._form(rows, failed)
+                if len(numbers) < most:
+                    break
+                # Fill the page with further jobs, in place of the damaged ones.
+                place = job_search.place_of(connection, order, numbers[-1])
+        self._note("job", failed)
+        self._readable("job", found)
+        return found
+
     def count(self, wanted: JobFilter) -> dict[Status, int]:
         """Return how many jobs there are of each status; see `job_rows.count_jobs`."""
         with self._database.read() as connection:
+            if not wanted.is_plain:
+                from jobcore.storage import job_search  # noqa: PLC0415 - loaded by those who need it
+
+                return job_search.count(connection, wanted)
             counted = job_rows.count_jobs(connection, wanted)
         self._look_for_no_status()
         return counted
@@ -192,6 +218,12 @@ class Listings:
             failed: The jobs that were already found to be damaged, by number.
         """
         failed = {} if failed is None else failed
+        found = self._form(rows, failed)
+        self._note("job", failed)
+        self._readable("job", found)
+        return found
+
+    def _form(self, rows: Sequence[Any], failed: dict[int, Exception]) -> list[Job]:
         found = []
         now = self._clock.now()
         for row in rows:
@@ -199,8 +231,6 @@ class Listings:
                 found.append(Job.from_row(row, now))
             except DatabaseCorrupt as error:
                 failed[row.number] = error
-        self._note("job", failed)
-        self._readable("job", found)
         return found
 
     def workspaces(self, *, limit: int | None, after: Workspace | Id | None) -> list[Workspace]:
@@ -294,6 +324,21 @@ class Listings:
         if self._damaged.failures():
             for one in found:
                 self._damaged.succeed(f"{kind} {one.id}")
+
+
+def _place_of(connection: Connection, order: str, number: int) -> Place:
+    """Return the place behind which a page begins."""
+    from jobcore.storage import job_search  # noqa: PLC0415 - loaded by those who need it
+
+    if order == "created":
+        return job_search.Place(number, number)
+    place = job_search.place_of(connection, order, number)
+    if place is None:
+        raise ArgumentError(
+            f'before must be the number of a job that has a place in the order "{order}", '
+            f"not {number}"
+        )
+    return place
 
 
 def _place(

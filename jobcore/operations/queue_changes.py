@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -13,24 +12,10 @@ from jobcore import checks
 from jobcore.command import checked_timeout
 from jobcore.errors import CommandError, DatabaseCorrupt, InvalidTransition
 from jobcore.lifecycle import Status
-from jobcore.operations.arguments import checked_data, checked_moment
-from jobcore.operations.job_options import checked_priority
+from jobcore.operations.arguments import UNSET, checked_data, checked_moment, checked_priority
 from jobcore.operations.lookup import Id, require_job
 from jobcore.storage import job_rows
 from jobcore.storage.database import Database
-
-
-class Unset(Enum):
-    """The default of an argument for which None is a value of its own."""
-
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        """Return the text that signatures show."""
-        return "<unchanged>"
-
-
-UNSET = Unset.UNSET
 
 
 class QueueChanges:

@@ -19,7 +19,7 @@ from jobcore.errors import (
     PipelineNotFound,
     shown,
 )
-from jobcore.operations.job_options import resolved
+from jobcore.operations.arguments import resolved
 from jobcore.operations.lookup import (
     Id,
     parse_id,
@@ -28,7 +28,7 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.staging import BatchCreator
-from jobcore.storage import environments, job_rows, keys, settlement, transitions, workspaces
+from jobcore.storage import environments, job_rows, settlement, transitions, workspaces
 from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_FROM
 
@@ -67,7 +67,7 @@ class JobCreator:
         Create QUEUED jobs durably: all of them, or none.
 
         Args:
-            jobs: The checked columns of each job; see `job_options.queue_fields`.
+            jobs: The checked columns of each job; see `arguments.queue_fields`.
             environment: The environment of their commands, as `environments.capture`
                 returned it; None: that of the worker.
             reserved: Whether only this process may start them.
@@ -161,6 +161,8 @@ class JobCreator:
         self, held: Sequence[str], workspace_id: Id | None, pipeline_id: Id | None
     ) -> list[UUID]:
         """Return those holders of these keys that may have ended without being settled."""
+        from jobcore.storage import keys  # noqa: PLC0415 - few jobs have a key
+
         with self._database.read() as connection:
             place: UUID | None
             if pipeline_id is not None:

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from jobcore import lifecycle
 from jobcore.errors import DuplicateKey
 from jobcore.lifecycle import Trigger
-from jobcore.storage import environments, job_rows, keys, transitions
+from jobcore.storage import environments, job_rows, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import batch, job, sequence, transition
 
@@ -114,6 +114,8 @@ def claim_keys(
     keyed = (_is_of(of), job.c.key.is_not(None))
     if connection.execute(select(job.c.number).where(*keyed).limit(1)).first() is None:
         return {}
+    from jobcore.storage import keys  # noqa: PLC0415 - few batches have keys
+
     held = select(
         job.c.number, job.c.key, holder.c.id.label("holder_id"), holder.c.number.label("holder")
     ).join_from(job, holder, _HOLDS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -31,8 +31,8 @@ from sqlalchemy import (
 
 from jobcore import lifecycle
 from jobcore.errors import DatabaseCorrupt, DuplicateKey, PipelineAlreadyRunning
-from jobcore.lifecycle import Status, Trigger
-from jobcore.storage import keys, transitions
+from jobcore.lifecycle import Reason, Status, Trigger
+from jobcore.storage import transitions
 from jobcore.storage.damage import (
     Failed,
     leave_out,
@@ -58,17 +58,33 @@ T = TypeVar("T")
 
 class JobFilter(NamedTuple):
     """
-    Selects jobs by owner, status and type, or events by the same: an event has the status that it
-    led to.
+    Selects jobs; or events by owner, status and type: an event has the status that it led to.
 
     None in a field matches all. Give at most one owner: a job is always in the workspace of its
     pipeline. With both conditions, SQLite might scan all jobs of the workspace.
+
+    The times are microseconds since 1970; `since` is inclusive, and `until` is not. `name` is a
+    pattern for SQLite's GLOB.
     """
 
     workspace_id: UUID | None = None
     pipeline_id: UUID | None = None
     statuses: frozenset[Status] | None = None
     types: frozenset[str] | None = None
+    name: str | None = None
+    key: str | None = None
+    group: str | None = None
+    reasons: frozenset[Reason] | None = None
+    exit_codes: frozenset[int] | None = None
+    created_since: int | None = None
+    created_until: int | None = None
+    ended_since: int | None = None
+    ended_until: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it selects by owner, status and type alone."""
+        return all(one is None for one in self[4:])
 
     def of_owner(self) -> list[ColumnElement[bool]]:
         """Return the SQL condition on the owner."""
@@ -147,6 +163,8 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> dict[str, 
     if values["pipeline_id"] is not None and values["group_name"] is None:
         values["group_name"] = _group_of(connection, values["pipeline_id"])
     if values["key"] is not None and values["retry_of"] is not None:
+        from jobcore.storage import keys  # noqa: PLC0415 - few jobs have a key
+
         # The next attempt takes the key over.
         values["held_key"] = values["key"]
         keys.release(connection, values["retry_of"])
@@ -154,9 +172,7 @@ def insert_job(connection: Connection, *, now: int, **fields: Any) -> dict[str, 
         number = _INSERT_JOB.insert(connection, **_stored(values))
     except sqlite3.IntegrityError as error:
         _refuse(connection, values, error)
-        key, place = values["held_key"], values["workspace_id"]
-        if key is None or not keys.release_if_over(connection, place, key, now=now):
-            _refuse_key(connection, values, error)
+        _require_key(connection, values, error, now)
         number = _INSERT_JOB.insert(connection, **_stored(values))
     transitions.record(
         connection, number, now=now, trigger=Trigger.CREATE, source=None, target=lifecycle.INITIAL
@@ -183,15 +199,18 @@ def _refuse(connection: Connection, values: dict[str, Any], error: sqlite3.Integ
         raise PipelineAlreadyRunning(blocker.pipeline_id, blocker.id) from error
 
 
-def _refuse_key(
-    connection: Connection, values: dict[str, Any], error: sqlite3.IntegrityError
-) -> NoReturn:
-    """Raise for a row that the index of the keys has refused."""
-    key = values["held_key"]
-    other = None if key is None else keys.holder(connection, values["workspace_id"], key)
-    if other is None:
+def _require_key(
+    connection: Connection, values: dict[str, Any], error: sqlite3.IntegrityError, now: int
+) -> None:
+    """Release the key of a row that its index has refused; raise if another job keeps it."""
+    from jobcore.storage import keys  # noqa: PLC0415 - few jobs have a key
+
+    key, place = values["held_key"], values["workspace_id"]
+    if key is None:
         raise error
-    raise DuplicateKey(key, other.id) from error
+    if not keys.release_if_over(connection, place, key, now=now):
+        other = keys.holder(connection, place, key)
+        raise error if other is None else DuplicateKey(key, other.id) from error
 
 
 def insert_jobs(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
@@ -311,8 +330,32 @@ def list_jobs(
     before: int | None,
     failed: Failed = leave_out,
 ) -> list[Row[Any]]:
+    """Return a page of jobs with numbers below `before`, newest first; `wanted` is plain."""
+    numbers = _numbers(wanted, limit, before)
+    if numbers is None:
+        return []
+    page = (
+        select(*SHOWN).where(job.c.number.in_(numbers)).order_by(job.c.number.desc()).limit(limit)
+    )
+    return read_rows(connection, page, job.c.number, failed, unconverted)
+
+
+def list_numbers(
+    connection: Connection, wanted: JobFilter, *, limit: int, before: int | None
+) -> list[int]:
+    """Return the numbers of the jobs that `list_jobs` returns, damaged ones included."""
+    numbers = _numbers(wanted, limit, before)
+    if numbers is None:
+        return []
+    found = connection.execute(numbers).scalars()
+    return sorted(found, reverse=True)[:limit]
+
+
+def _numbers(
+    wanted: JobFilter, limit: int, before: int | None
+) -> Select[Any] | CompoundSelect[Any] | None:
     """
-    Return a page of jobs with numbers below `before`, newest first.
+    Return a statement for the numbers of a page, which may find more; None: there are none.
 
     Each combination of status and type is read from an index that has its jobs in order. So
     the cost depends on the size of the page, not on the length of the history.
@@ -329,15 +372,7 @@ def list_jobs(
         for status in sorted(Status if wanted.statuses is None else wanted.statuses)
         for kind in kinds
     ]
-    if not parts:
-        return []
-    page = (
-        select(*SHOWN)
-        .where(job.c.number.in_(_together(parts)))
-        .order_by(job.c.number.desc())
-        .limit(limit)
-    )
-    return read_rows(connection, page, job.c.number, failed, unconverted)
+    return _together(parts) if parts else None
 
 
 _WORDS = sorted(Status)

@@ -22,7 +22,7 @@ from jobcore.lifecycle import Status
 from jobcore.storage.damage import Failed, leave_out, readable
 from jobcore.storage.limits import Room, as_text
 from jobcore.storage.statement import Statement, driver_of
-from jobcore.storage.tables import batch, has_status, job
+from jobcore.storage.tables import IS_VISIBLE, batch, has_status, job
 
 #: Jobs of one group that are read at once.
 PAGE = 32
@@ -398,3 +398,37 @@ def next_not_before(
         )
         moments += [moment for moment, kind in rows.fetchall() if as_text(kind) in known]
     return min(moments, default=None)
+
+
+# --- jobs that are cancelled if they have not started in time ----------------------
+
+_EXPIRING = (
+    select(job.c.expires)
+    .where(has_status(Status.QUEUED), job.c.expires.is_not(None), IS_VISIBLE)
+    .order_by(job.c.expires)
+)
+# With the bound, SQLite prefers the index of the expiring jobs to others by status.
+_NEXT_EXPIRY = Statement(_EXPIRING.where(job.c.expires >= 0).limit(1))
+_EXPIRED = Statement(
+    _EXPIRING.with_only_columns(job.c.number)
+    .where(job.c.expires.between(0, bindparam("now")))
+    .limit(bindparam("most"))
+)
+
+
+def next_expiry(connection: Connection) -> int | None:
+    """Return when the next QUEUED job expires, even if that is past; None: none does."""
+    rows = _NEXT_EXPIRY(connection)
+    return rows[0][0] if rows else None
+
+
+def expired(connection: Connection, *, now: int, limit: int) -> list[int]:
+    """Return the numbers of up to `limit` QUEUED jobs whose time is over, first the oldest."""
+    return [number for (number,) in _EXPIRED(connection, now=now, most=limit)]
+
+
+def is_expired(row: Row[Any], now: int) -> bool:
+    """Tell whether a job is QUEUED and its time is over."""
+    expires = row.expires
+    # A damaged value is a text.
+    return row.status == Status.QUEUED and isinstance(expires, int) and expires <= now

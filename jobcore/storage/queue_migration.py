@@ -94,7 +94,8 @@ CREATE TABLE setting (
         "WHERE status = 'QUEUED' AND expires IS NOT NULL"
     ),
     "CREATE INDEX retries_of_job ON job (retry_of) WHERE retry_of IS NOT NULL",
-    "CREATE INDEX jobs_by_end ON job (end_time) WHERE end_time IS NOT NULL",
+    "CREATE INDEX jobs_by_end ON job (end_time, number, start_time) WHERE end_time IS NOT NULL",
+    "CREATE INDEX jobs_by_creation ON job (created)",
     "DROP TRIGGER job_final_stays_final",
     (
         "CREATE TRIGGER job_final_stays_final BEFORE UPDATE OF number, id, workspace_id, "

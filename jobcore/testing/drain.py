@@ -11,7 +11,7 @@ from jobcore.clock import Clock
 from jobcore.errors import WaitTimeout
 from jobcore.lifecycle import Status
 from jobcore.manager import JobManager
-from jobcore.storage import expiry, job_rows, schedules, transitions
+from jobcore.storage import job_rows, queue, schedules, transitions
 from jobcore.storage.transitions import Run
 from jobcore.testing.manual_clock import ManualClock, checked_seconds
 
@@ -186,7 +186,7 @@ class PendingWork:
 
     def _has_expired(self) -> bool:
         with self._jobs._database.read() as connection:
-            return bool(expiry.expired(connection, now=self.clock.now(), limit=1))
+            return bool(queue.expired(connection, now=self.clock.now(), limit=1))
 
     def running(self) -> list[Run]:
         """Return the RUNNING jobs that have, or had, a supervisor."""
@@ -238,7 +238,7 @@ class PendingWork:
     def next_expiry(self) -> float | None:
         """Return the monotonic time at which the next queued job expires, or None."""
         with self._jobs._database.read() as connection:
-            return self._monotonic(expiry.next_expiry(connection))
+            return self._monotonic(queue.next_expiry(connection))
 
     def _monotonic(self, wall: int | None) -> float | None:
         if wall is None:

@@ -15,13 +15,14 @@ import os
 import sqlite3
 import subprocess
 from contextlib import closing
+from datetime import datetime, timezone
 
 import pytest
 
 from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status, Submission
 from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.scheduler import Scheduler
-from jobcore.storage import counts, expiry
+from jobcore.storage import counts, queue
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 
@@ -293,8 +294,10 @@ def wait_for_few(jobs):
 def next_expiry(jobs):
     """Look for the next expiry, as the test kit does."""
     with jobs._database.read() as connection:
-        return expiry.next_expiry(connection)
+        return queue.next_expiry(connection)
 
+
+LATELY = datetime(2023, 1, 1, tzinfo=timezone.utc)
 
 #: What is called, by what it shows. Each does its work in statements of few steps.
 CALLS = {
@@ -315,6 +318,33 @@ CALLS = {
         workspace_id=PLACE, type="RARE"
     ),
     "jobs of many types": lambda jobs: jobs.list_jobs(type=[f"T{n}" for n in range(150)]),
+    "jobs with a name": lambda jobs: jobs.list_jobs(name="n"),
+    "jobs with a pattern": lambda jobs: jobs.list_jobs(name="n*", order="duration"),
+    "jobs with a key": lambda jobs: jobs.list_jobs(key="k", status="QUEUED", order="ended"),
+    "jobs of a group": lambda jobs: jobs.list_jobs(group="g", type="TASK"),
+    "jobs that ended lately": lambda jobs: jobs.list_jobs(ended_since=LATELY, status="ERROR"),
+    "jobs that ended early": lambda jobs: jobs.list_jobs(ended_until=LATELY, status="ERROR"),
+    "new jobs": lambda jobs: jobs.list_jobs(created_since=LATELY, order="started"),
+    "jobs by reason": lambda jobs: jobs.list_jobs(reason="timeout", status="ERROR"),
+    "jobs by exit code": lambda jobs: jobs.list_jobs(exit_code=3, pipeline_id=BIG),
+    "jobs by end": lambda jobs: jobs.list_jobs(order="ended"),
+    "jobs of a pipeline by duration": lambda jobs: jobs.list_jobs(
+        order="duration", pipeline_id=RARE
+    ),
+    "jobs by duration": lambda jobs: jobs.list_jobs(order="duration"),
+    "jobs by start": lambda jobs: jobs.list_jobs(order="started"),
+    "counts by name": lambda jobs: jobs.count_jobs(name="n*"),
+    "counts by reason": lambda jobs: jobs.count_jobs(reason="timeout"),
+    "many stops": lambda jobs: jobs.stop_jobs(group="g"),
+    "many cancellations": lambda jobs: [
+        jobs.submit_many([["true"]] * 5, group="g"),
+        jobs.cancel_jobs(group="g"),
+    ],
+    "many deletions": lambda jobs: jobs.delete_jobs(group="g"),
+    "many retries": lambda jobs: [
+        jobs.cancel_job(jobs.submit(["true"], name="r").id),
+        jobs.cancel_job(jobs.retry_jobs(name="r")[0].id),
+    ],
     "counts": lambda jobs: jobs.count_jobs(),
     "counts of a workspace": lambda jobs: jobs.count_jobs(workspace_id=PLACE, type="TASK"),
     "counts of a pipeline": lambda jobs: jobs.count_jobs(pipeline_id=BIG, status=FINAL),

@@ -1,0 +1,111 @@
+"""Checks the filters that listings, counts and the verbs for many jobs take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from jobcore import checks
+from jobcore.clock import from_datetime
+from jobcore.errors import ArgumentError, shown
+from jobcore.lifecycle import Reason, Status
+from jobcore.operations.arguments import checked_statuses, checked_types
+from jobcore.storage.job_rows import JobFilter, members
+from jobcore.storage.job_search import ORDERS
+
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    from jobcore.operations.lookup import Id
+
+    class FurtherFilters(TypedDict, total=False):
+        """The filters of `JobManager.list_jobs` by other things than owner, status and type."""
+
+        name: str | None
+        key: str | None
+        group: str | None
+        reason: Reason | Collection[Reason] | None
+        exit_code: int | Collection[int] | None
+        created_since: datetime | None
+        created_until: datetime | None
+        ended_since: datetime | None
+        ended_until: datetime | None
+
+    class JobFilters(FurtherFilters, total=False):
+        """The filters of `JobManager.list_jobs`."""
+
+        workspace_id: Id | None
+        pipeline_id: Id | None
+        status: Status | Collection[Status] | None
+        type: str | Collection[str] | None
+
+
+#: The names of the filters.
+NAMES = (
+    "workspace_id", "pipeline_id", "status", "type", "name", "key", "group", "reason",
+    "exit_code", "created_since", "created_until", "ended_since", "ended_until",
+)  # fmt: skip
+
+
+def checked_filters(given: Mapping[str, Any]) -> JobFilter:
+    """Return a filter without its workspace and its pipeline, which need the database."""
+    unknown = given.keys() - set(NAMES)
+    if unknown:
+        raise ArgumentError(f"jobs have no filter {', '.join(sorted(unknown))}")
+    texts = {
+        name: None if given.get(name) is None else checks.text(given[name], name)
+        for name in ("name", "key", "group")
+    }
+    return JobFilter(
+        statuses=members(checked_statuses(given.get("status"))),
+        types=members(checked_types(given.get("type"))),
+        name=_checked_pattern(texts["name"]),
+        key=texts["key"],
+        group=texts["group"],
+        reasons=members(_checked_reasons(given.get("reason"))),
+        exit_codes=members(_checked_codes(given.get("exit_code"))),
+        created_since=_checked_time(given.get("created_since"), "created_since"),
+        created_until=_checked_time(given.get("created_until"), "created_until"),
+        ended_since=_checked_time(given.get("ended_since"), "ended_since"),
+        ended_until=_checked_time(given.get("ended_until"), "ended_until"),
+    )
+
+
+def checked_order(order: Any) -> str:
+    """Return what a listing is ordered by."""
+    return str(checks.one_of(order, "order", ORDERS))
+
+
+def _checked_pattern(name: str | None) -> str | None:
+    # SQLite's GLOB knows only the other form of a negated set.
+    return None if name is None else name.replace("[!", "[^")
+
+
+def _checked_reasons(reason: Any) -> list[Reason] | None:
+    if reason is None:
+        return None
+    found = []
+    for one in checks.several(reason, "reason"):
+        try:
+            found.append(Reason(one))
+        except (ValueError, TypeError, RecursionError):
+            raise ArgumentError(f"{shown(one)} is not a reason: {', '.join(Reason)}") from None
+    return found
+
+
+def _checked_codes(exit_code: Any) -> list[int] | None:
+    if exit_code is None:
+        return None
+    codes = [exit_code] if checks.is_integer(exit_code) else checks.several(exit_code, "exit_code")
+    return [checks.integer(one, "exit_code", 0, 255) for one in codes]
+
+
+def _checked_time(moment: Any, what: str) -> int | None:
+    if moment is None:
+        return None
+    if not isinstance(moment, datetime):
+        raise ArgumentError(f"{what} must be a datetime, not {shown(moment)}")
+    if moment.utcoffset() is None:
+        raise ArgumentError(f"{what} needs a time zone")
+    return from_datetime(moment)

@@ -1,0 +1,344 @@
+"""
+Finds jobs by any filter, in any order.
+
+Filters by owner, status and type alone are read from indexes that have the jobs in order; see
+`job_rows.list_jobs`. For the others there are two ways. If an index of one of the conditions
+gives few jobs, these are examined. Otherwise the jobs of the plain filters are examined, newest
+first, until there are enough. Each statement examines a bounded number of jobs.
+
+Every function takes a connection in a transaction. Times are microseconds since 1970.
+"""
+
+# ruff: noqa: S608 - the words in these statements are our own
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, select
+
+from jobcore.checks import LARGEST_INTEGER
+from jobcore.lifecycle import Status
+from jobcore.storage import job_rows
+from jobcore.storage.damage import Failed, read_rows, unconverted
+from jobcore.storage.job_rows import JobFilter
+from jobcore.storage.statement import driver_of
+from jobcore.storage.tables import SHOWN, job
+
+#: Jobs that an index of one condition may give, for these to be examined all.
+CANDIDATES = 5000
+#: Jobs that one statement examines.
+AT_ONCE = 500
+#: The same where each status is read apart.
+WALKED = 200
+#: Entries of an index that one statement reads.
+ENTRIES = 2000
+
+#: What a listing can be ordered by, and the values that are compared; all of them descend.
+ORDERS = {
+    "created": "number",
+    "started": "start_time",
+    "ended": "end_time",
+    "duration": "end_time - start_time",
+}
+
+_VISIBLE = (
+    "deleted_at IS NULL AND NOT EXISTS "
+    "(SELECT 1 FROM batch WHERE job.number BETWEEN batch.first AND batch.last)"
+)
+
+
+class Place(NamedTuple):
+    """The place of a job in an order: the value that is compared, and its number."""
+
+    value: int
+    number: int
+
+
+class _Where(NamedTuple):
+    """A condition in SQL, with its values."""
+
+    text: str
+    values: dict[str, Any]
+
+
+def _execute(connection: Connection, text: str, values: dict[str, Any]) -> list[Any]:
+    rows: list[Any] = driver_of(connection).execute(text, values).fetchall()
+    return rows
+
+
+# --- the conditions -----------------------------------------------------------------
+
+
+def _where(wanted: JobFilter) -> _Where:
+    """Return all conditions of a filter together, and that reads show the job."""
+    parts = [_Where(_VISIBLE, {}), *_times(wanted)]
+    for column, value in (
+        ("workspace_id", None if wanted.workspace_id is None else wanted.workspace_id.hex),
+        ("pipeline_id", None if wanted.pipeline_id is None else wanted.pipeline_id.hex),
+        ("key", wanted.key),
+        ("group_name", wanted.group),
+    ):
+        if value is not None:
+            parts.append(_Where(f'"{column}" = :{column}', {column: value}))
+    if wanted.name is not None:
+        parts.append(_Where("name GLOB :glob", {"glob": wanted.name}))
+    several: tuple[tuple[str, Iterable[str | int] | None], ...] = (
+        ("status", wanted.statuses),
+        ("type", wanted.types),
+        ("reason", wanted.reasons),
+        ("exit_code", wanted.exit_codes),
+    )
+    for column, members in several:
+        if members is not None:
+            values = {f"{column}_{n}": one for n, one in enumerate(members)}
+            parts.append(_Where(f"{column} IN ({', '.join(f':{one}' for one in values)})", values))
+    values = {name: value for part in parts for name, value in part.values.items()}
+    return _Where(" AND ".join(part.text for part in parts), values)
+
+
+def _times(wanted: JobFilter) -> Iterator[_Where]:
+    """Yield the conditions on the times of the end and of the creation."""
+    for column, since, until in (
+        ("end_time", wanted.ended_since, wanted.ended_until),
+        ("created", wanted.created_since, wanted.created_until),
+    ):
+        if since is not None or until is not None:
+            # Both bounds, because an index of another condition could look better with one.
+            text = f"{column} >= :{column}_since AND {column} < :{column}_until"
+            bounds = {
+                f"{column}_since": -LARGEST_INTEGER if since is None else since,
+                f"{column}_until": LARGEST_INTEGER if until is None else until,
+            }
+            yield _Where(text, bounds)
+
+
+def _indexed(wanted: JobFilter) -> Iterator[_Where]:
+    """Yield those conditions of a filter that have an index of their own."""
+    if wanted.key is not None:
+        yield _Where('"key" = :key', {"key": wanted.key})
+    if wanted.name is not None:
+        prefix = re.split(r"[*?\[]", wanted.name)[0]
+        if prefix == wanted.name:
+            yield _Where("name = :name", {"name": wanted.name})
+        elif prefix:
+            after = _after(prefix)
+            yield _Where(
+                "name >= :prefix" + (" AND name < :after" if after else ""),
+                {"prefix": prefix, **({"after": after} if after else {})},
+            )
+    if wanted.group is not None:
+        yield _Where("group_name = :group", {"group": wanted.group})
+    yield from _times(wanted)
+
+
+def _after(prefix: str) -> str | None:
+    """Return the first text after all that begin with `prefix`; None: there is none."""
+    following = ord(prefix[-1]) + 1
+    if following == 0xD800:
+        following = 0xE000  # the code points in between are no characters
+    return prefix[:-1] + chr(following) if following <= 0x10FFFF else None
+
+
+# --- the ways -----------------------------------------------------------------------
+
+
+def _candidates(
+    connection: Connection, wanted: JobFilter, *, newest_first: bool
+) -> list[int] | None:
+    """
+    Return numbers among which all jobs of a filter are; None: that would be too many.
+
+    Args:
+        newest_first: The jobs of the plain conditions can be read in the order that is wanted.
+    """
+    for source in _indexed(wanted):
+        rows = _execute(
+            connection,
+            f"SELECT number FROM job WHERE {source.text} LIMIT {CANDIDATES + 1}",
+            source.values,
+        )
+        if len(rows) <= CANDIDATES:
+            return [number for (number,) in rows]
+    if newest_first or sum(job_rows.count_jobs(connection, wanted).values()) > CANDIDATES:
+        return None
+    return [number for part in _walk(connection, wanted, None) for number in part]
+
+
+def _walk(connection: Connection, wanted: JobFilter, before: int | None) -> Iterator[list[int]]:
+    """Yield the numbers of the jobs that meet the plain conditions, newest first, in parts."""
+    while True:
+        numbers = job_rows.list_numbers(connection, wanted, limit=WALKED, before=before)
+        if numbers:
+            yield numbers
+        if len(numbers) < WALKED:
+            return
+        before = numbers[-1]
+
+
+def _parts(numbers: Iterable[int]) -> Iterator[list[int]]:
+    rest = iter(numbers)
+    while part := list(islice(rest, AT_ONCE)):
+        yield part
+
+
+def _examine(
+    connection: Connection, wanted: JobFilter, numbers: Sequence[int], columns: str = "number"
+) -> list[Any]:
+    """Return columns of those of these jobs that match the filter."""
+    where = _where(wanted)
+    # NOT INDEXED: SQLite finds them by their numbers, not by an index of another condition.
+    return _execute(
+        connection,
+        f"SELECT {columns} FROM job NOT INDEXED "
+        f"WHERE number IN ({', '.join(map(str, numbers))}) AND {where.text}",
+        where.values,
+    )
+
+
+def find(
+    connection: Connection, wanted: JobFilter, *, order: str, limit: int, after: Place | None
+) -> list[int]:
+    """
+    Return the numbers of up to `limit` jobs in an order, those after a place.
+
+    Jobs without the value that is compared are left out.
+
+    Args:
+        order: One of `ORDERS`; the highest values come first, and of equal ones the newest job.
+        after: The place of the last job of the previous page; None: the first page.
+    """
+    found: list[int] = []
+    for numbers in _in_order(connection, wanted, order, limit, after):
+        matching = {number for (number,) in _examine(connection, wanted, numbers)}
+        found += [number for number in numbers if number in matching]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _in_order(
+    connection: Connection, wanted: JobFilter, order: str, limit: int, after: Place | None
+) -> Iterator[list[int]]:
+    """Yield numbers of jobs that may match, in an order, in parts."""
+    candidates = _candidates(connection, wanted, newest_first=order == "created")
+    if candidates is not None:
+        places = (
+            place for part in _parts(candidates) for place in _places_of(connection, order, part)
+        )
+        yield from _parts(one.number for one in sorted(_below(places, after), reverse=True))
+    elif order == "created":
+        yield from _walk(connection, wanted, None if after is None else after.number)
+    elif order == "ended":
+        yield from _by_end(connection, after)
+    else:
+        yield from _by_value(connection, order, limit, after)
+
+
+def _below(places: Iterable[Place], after: Place | None) -> Iterator[Place]:
+    return (place for place in places if after is None or place < after)
+
+
+def _places_of(connection: Connection, order: str, numbers: Sequence[int]) -> list[Place]:
+    """Return the places of those of these jobs that have one."""
+    value = ORDERS[order]
+    rows = _execute(
+        connection,
+        f"SELECT {value}, number FROM job NOT INDEXED "
+        f"WHERE number IN ({', '.join(map(str, numbers))}) AND typeof({value}) = 'integer'",
+        {},
+    )
+    return [Place._make(row) for row in rows]
+
+
+def place_of(connection: Connection, order: str, number: int) -> Place | None:
+    """Return the place of a job in an order; None: it has none."""
+    places = _places_of(connection, order, [number])
+    return places[0] if places else None
+
+
+def _by_end(connection: Connection, after: Place | None) -> Iterator[list[int]]:
+    """Yield the jobs that have ended, the last one first."""
+    place = after or Place(LARGEST_INTEGER, LARGEST_INTEGER)
+    while rows := _ends(connection, "end_time, number", place, "<", "DESC", AT_ONCE):
+        yield [number for _, number in rows]
+        place = Place._make(rows[-1])
+
+
+def _ends(
+    connection: Connection, columns: str, place: Place, compare: str, direction: str, limit: int
+) -> list[Any]:
+    """Return the next jobs after a place in the index of the ends; empty: these were all."""
+    for condition in (
+        f"end_time = :value AND number {compare} :number",
+        f"end_time {compare} :value",  # not as one row value: SQLite would not seek the number
+    ):
+        rows = _execute(
+            connection,
+            f"SELECT {columns} FROM job INDEXED BY jobs_by_end WHERE {condition} "
+            f"ORDER BY end_time {direction}, number {direction} LIMIT {limit}",
+            place._asdict(),
+        )
+        if rows:
+            return rows
+    return []
+
+
+def _by_value(
+    connection: Connection, order: str, limit: int, after: Place | None
+) -> Iterator[list[int]]:
+    """
+    Yield the jobs that have started, or ended, by a value that has no index.
+
+    It compares all of them, in an index that has start and end, and keeps the first ones.
+    """
+    wanted = max(10 * limit, AT_ONCE)
+    while True:
+        first = heapq.nlargest(wanted, _below(_all_places(connection, order), after))
+        yield from _parts(place.number for place in first)
+        if len(first) < wanted:
+            return
+        after, wanted = first[-1], 20 * wanted
+
+
+def _all_places(connection: Connection, order: str) -> Iterator[Place]:
+    value = ORDERS[order]
+    if order == "started":
+        running = _execute(
+            connection,
+            "SELECT number FROM job INDEXED BY running_jobs WHERE status = 'RUNNING'",
+            {},
+        )
+        for part in _parts(number for (number,) in running):
+            yield from _places_of(connection, order, part)
+    columns = f"end_time, number, {value}, typeof({value})"
+    place = Place(-LARGEST_INTEGER, -LARGEST_INTEGER)
+    while rows := _ends(connection, columns, place, ">", "ASC", ENTRIES):
+        yield from (Place(row[2], row[1]) for row in rows if row[3] == "integer")
+        place = Place(*rows[-1][:2])
+
+
+def count(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
+    """Return the number of jobs of each status that match a filter, including 0."""
+    candidates = _candidates(connection, wanted, newest_first=True)
+    parts = _walk(connection, wanted, None) if candidates is None else _parts(candidates)
+    counted = dict.fromkeys(Status, 0)
+    for numbers in parts:
+        for (status,) in _examine(connection, wanted, numbers, "status"):
+            if status in counted:  # an unknown one is damage, which is reported elsewhere
+                counted[Status(status)] += 1
+    return counted
+
+
+def shown(connection: Connection, numbers: Sequence[int], failed: Failed) -> list[Row[Any]]:
+    """Return the jobs with these numbers as listings show them, in the order of `numbers`."""
+    rows: dict[int, Row[Any]] = {}
+    for part in _parts(numbers):
+        statement = select(*SHOWN).where(job.c.number.in_(part))
+        for row in read_rows(connection, statement, job.c.number, failed, unconverted):
+            rows[row.number] = row
+    return [rows[number] for number in numbers if number in rows]

@@ -1,0 +1,329 @@
+"""Filters and orders of jobs: what is found, by every way to find it."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from datetime import timedelta
+
+import pytest
+
+from jobcore import ArgumentError, JobManager, Reason, Status, Submission, WorkspaceNotFound
+from jobcore.storage import job_search
+from jobcore.testing import ManualClock
+
+
+def make(jobs, clock):
+    """Create jobs of all kinds, at different times; return them as they are then."""
+    place = jobs.create_workspace("other").id
+    for n in range(48):
+        job = jobs.create_job(
+            "TASK" if n % 3 else "OTHER",
+            name=("load-a", "load-b", "clean", None)[n % 4],
+            key=f"k{n % 5}" if n % 7 == 0 else None,
+            group=("gpu", None)[n % 2],
+            workspace_id=place if n % 11 == 0 else None,
+        )
+        clock.advance(10)
+        if n % 6 == 0:
+            continue
+        if n % 6 == 1:
+            jobs.cancel_job(job.id)
+            continue
+        jobs.start_job(job.id)
+        clock.advance(n * 7 % 13)
+        if n % 6 == 2:
+            continue
+        if n % 6 == 3:
+            jobs.stop_job(job.id)
+        else:
+            jobs.finish_job(job.id, n % 4)
+    return sorted(jobs.list_jobs(limit=1000), key=lambda job: job.number), place
+
+
+@pytest.fixture(scope="module", params=["indexed", "walked"])
+def filled(tmp_path_factory, request):
+    """Return a manager of such jobs, the jobs, and the way in which they are found."""
+    clock = ManualClock()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "walked":
+            patch.setattr(job_search, "CANDIDATES", 0)
+        for name in ("AT_ONCE", "WALKED", "ENTRIES"):
+            patch.setattr(job_search, name, 7)
+        path = tmp_path_factory.mktemp("filters") / "jobs.db"
+        with JobManager(path, slots=0, clock=clock) as jobs:
+            made, place = make(jobs, clock)
+            yield jobs, made, place
+
+
+def values(order):
+    """Return the function with the value of a job in an order, or None."""
+    return {
+        "created": lambda job: job.number,
+        "started": lambda job: job.start_time,
+        "ended": lambda job: job.end_time,
+        "duration": lambda job: job.duration,
+    }[order]
+
+
+def expected(made, order, matches):
+    """Return the numbers of the jobs that should be found, in order."""
+    value = values(order)
+    found = [job for job in made if value(job) is not None and matches(job)]
+    return [
+        job.number for job in sorted(found, key=lambda job: (value(job), job.number), reverse=True)
+    ]
+
+
+def filters(made, place):
+    """Return filters, each with the condition that it stands for."""
+    middle, late = made[20].created, made[35].created
+    ends = sorted(job.end_time for job in made if job.end_time is not None)
+    first, last = ends[5], ends[-5]
+    return [
+        ({}, lambda job: True),  # noqa: ARG005 - every job
+        ({"name": "load-a"}, lambda job: job.name == "load-a"),
+        ({"name": "load-*"}, lambda job: job.name and fnmatch.fnmatchcase(job.name, "load-*")),
+        ({"name": "*a*"}, lambda job: job.name and "a" in job.name),
+        ({"name": "[!l]*"}, lambda job: job.name == "clean"),
+        ({"name": "nothing"}, lambda job: False),  # noqa: ARG005 - no job
+        ({"key": "k2"}, lambda job: job.key == "k2"),
+        ({"group": "gpu"}, lambda job: job.group == "gpu"),
+        ({"reason": Reason.CANCELLED}, lambda job: job.reason == "cancelled"),
+        (
+            {"reason": ["stopped", "exited"], "status": "STOPPED"},
+            lambda job: job.reason == "stopped",
+        ),
+        ({"exit_code": 0}, lambda job: job.exit_code == 0),
+        ({"exit_code": [1, 3]}, lambda job: job.exit_code in (1, 3)),
+        ({"created_since": middle}, lambda job: job.created >= middle),
+        (
+            {"created_since": middle, "created_until": late},
+            lambda job: middle <= job.created < late,
+        ),
+        (
+            {"ended_since": first, "ended_until": last},
+            lambda job: job.end_time is not None and first <= job.end_time < last,
+        ),
+        (
+            {"ended_since": first, "status": Status.ERROR, "type": "TASK", "group": "gpu"},
+            lambda job: (
+                (job.status, job.type, job.group) == ("ERROR", "TASK", "gpu")
+                and job.end_time >= first
+            ),
+        ),
+        (
+            {"workspace_id": place, "name": "l*"},
+            lambda job: job.workspace_id == place and job.name and job.name[0] == "l",
+        ),
+        ({"status": ["RUNNING", "QUEUED"]}, lambda job: not job.status.final),
+        ({"workspace_id": place}, lambda job: job.workspace_id == place),
+    ]
+
+
+@pytest.mark.parametrize("order", job_search.ORDERS)
+def test_every_filter_in_every_order(filled, order):
+    """Listing, pages and counts are what a plain search through all jobs finds."""
+    jobs, made, place = filled
+    for given, matches in filters(made, place):
+        wanted = expected(made, order, matches)
+        whole = jobs.list_jobs(**given, order=order, limit=1000)
+        assert [job.number for job in whole] == wanted, given
+
+        pages, before = [], None
+        while page := jobs.list_jobs(**given, order=order, limit=4, before=before):
+            pages += [job.number for job in page]
+            before = pages[-1]
+        assert pages == wanted, given
+        assert whole == [job for number in wanted for job in made if job.number == number]
+
+
+def test_every_count(filled):
+    """Counts by status are those of the jobs that are found."""
+    jobs, made, place = filled
+    for given, matches in filters(made, place):
+        found = [job for job in made if matches(job)]
+        counted = jobs.count_jobs(**given)
+        assert counted == {
+            status: sum(job.status == status for job in found) for status in Status
+        }, given
+
+
+def test_before_needs_a_place_in_the_order(filled):
+    """A job that has not ended has no place in the order of ends."""
+    jobs, made, _ = filled
+    for number in (made[0].number, 9999):
+        with pytest.raises(ArgumentError, match='in the order "ended"'):
+            jobs.list_jobs(order="ended", before=number)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"name": 5}, "name must be a string"),
+        ({"key": 5}, "key must be a string"),
+        ({"group": b"x"}, "group must be a string"),
+        ({"reason": "bad"}, "'bad' is not a reason: exited"),
+        ({"exit_code": 256}, "exit_code must be an integer from 0 to 255"),
+        ({"exit_code": "0"}, "exit_code must be an integer from 0 to 255"),
+        ({"created_since": 5}, "created_since must be a datetime"),
+        ({"ended_until": ManualClock}, "ended_until must be a datetime"),
+    ],
+)
+def test_wrong_filters_are_refused(filled, given, text):
+    """The text names the filter."""
+    jobs, _, _ = filled
+    for call in (
+        jobs.list_jobs, jobs.count_jobs, jobs.stop_jobs, jobs.cancel_jobs, jobs.delete_jobs,
+        jobs.retry_jobs,
+    ):  # fmt: skip
+        with pytest.raises(ArgumentError, match=text):
+            call(**given)
+
+
+def test_unknown_filters_and_orders_are_refused(filled):
+    """A misspelled filter must not select everything."""
+    jobs, made, _ = filled
+    with pytest.raises(ArgumentError, match="jobs have no filter nmae"):
+        jobs.delete_jobs(nmae="x")
+    with pytest.raises(ArgumentError, match="order must be one of"):
+        jobs.list_jobs(order="name")
+    with pytest.raises(ArgumentError, match="created_since needs a time zone"):
+        jobs.list_jobs(created_since=made[0].created.replace(tzinfo=None))
+    with pytest.raises(WorkspaceNotFound):
+        jobs.stop_jobs(workspace_id="0" * 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "\ud7ff", "\U0010ffff", "a\U0010ffff", "é*", "[", "a[b", "%_"]
+)
+def test_names_of_all_kinds_are_found(database, name):
+    """A name is found by itself as far as it is no pattern, and by its beginning."""
+    with JobManager(database, slots=0) as jobs:
+        job = jobs.submit(["true"], name=name + "x")
+        if not set(name) & set("[*"):
+            assert jobs.list_jobs(name=name + "x") == [job]
+            assert jobs.list_jobs(name=name + "*") == [job]
+        assert jobs.list_jobs(name="*x") == [job]
+
+
+# --- many jobs at once --------------------------------------------------------------
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def jobs(database, clock):
+    """Return a manager that runs nothing."""
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        yield jobs
+
+
+def numbers(found):
+    """Return the numbers of jobs."""
+    return [job.number for job in found]
+
+
+def test_cancel_and_stop_many(jobs):
+    """QUEUED jobs are cancelled, RUNNING ones stopped; `stop_jobs` takes the latter only."""
+    made = jobs.submit_many([["true"]] * 250, type="TASK", group="g")
+    started = [jobs.start_job(job.id) for job in made[:3]]
+    other = jobs.submit(["true"], group="h")
+
+    assert numbers(jobs.stop_jobs(group="g")) == numbers(started)
+    assert {job.status for job in jobs.list_jobs(status=Status.STOPPED)} == {"STOPPED"}
+    running = jobs.start_job(made[3].id)
+    found = jobs.cancel_jobs(group="g")
+    assert numbers(found) == [*numbers(made[4:]), running.number]
+    assert {(job.status, job.reason) for job in found[:-1]} == {("STOPPED", "cancelled")}
+    assert jobs.get_job(other.id).status == Status.QUEUED
+    assert jobs.cancel_jobs(group="g") == jobs.stop_jobs() == []
+
+
+def test_delete_many(jobs):
+    """Jobs of every status go, as the call returns them; the others stay."""
+    made = jobs.submit_many([["true"]] * 250, type="TASK", name="old")
+    jobs.start_job(made[0].id)
+    jobs.finish_job(jobs.start_job(made[1].id).id)
+    keep = jobs.submit(["true"], name="new")
+    with pytest.raises(ArgumentError, match="delete_jobs needs a filter"):
+        jobs.delete_jobs()
+    with pytest.raises(ArgumentError, match="delete_jobs needs a filter"):
+        jobs.delete_jobs(status=None)
+
+    found = jobs.delete_jobs(name="old")
+    assert numbers(found) == numbers(made)
+    assert [job.status for job in found[:3]] == ["RUNNING", "COMPLETE", "QUEUED"]
+    assert jobs.list_jobs(limit=1000) == [keep]
+    assert numbers(jobs.delete_jobs(status=list(Status))) == [keep.number]
+
+
+def test_running_commands_are_stopped_and_deleted(database):
+    """Their processes end; all graces run at once."""
+    with JobManager(database, slots=3) as jobs:
+        made = jobs.submit_many([["sleep", "600"]] * 3)
+        for job in made:
+            jobs.wait(job.id, until="started", timeout=60)
+        assert numbers(jobs.stop_jobs(grace=0, created_since=made[0].created)) == numbers(made)
+        assert {job.status for job in jobs.wait_all([job.id for job in made], timeout=60)} == {
+            "STOPPED"
+        }
+        again = jobs.submit(["sleep", "600"], name="again")
+        jobs.wait(again.id, until="started", timeout=60)
+        assert numbers(jobs.delete_jobs(name="again")) == [again.number]
+
+
+def test_retry_many_once(jobs, clock):
+    """Each failed job is retried once, however often one calls."""
+    made = jobs.submit_many([Submission(["true"], name=f"n{n % 2}") for n in range(6)])
+    for job, code in zip(made, itertools.cycle([0, 1, 2])):
+        jobs.start_job(job.id)
+        jobs.finish_job(job.id, code)
+    clock.advance(5)
+    first = jobs.retry_jobs(name="n1", exit_code=[1, 2])
+    assert [job.retry_of for job in first] == [made[1].id, made[5].id]
+    assert {(job.status, job.attempt) for job in first} == {("QUEUED", 2)}
+
+    assert [job.retry_of for job in jobs.retry_jobs()] == [made[2].id, made[4].id]
+    assert jobs.retry_jobs() == []
+    jobs.cancel_job(first[0].id)
+    assert [job.retry_of for job in jobs.retry_jobs(ended_since=first[0].created)] == [first[0].id]
+
+
+def test_retry_leaves_out_what_is_blocked(jobs):
+    """A pipeline that runs, and a key that is held, hold up no other job."""
+    line = jobs.create_pipeline("p", ["true"])
+    failed = []
+    for more in ({"pipeline_id": line.id}, {"key": "k"}, {}):
+        job = jobs.create_job("TASK", **more)
+        failed.append(jobs.finish_job(jobs.start_job(job.id).id, 1))
+    jobs.create_job(pipeline_id=line.id)
+    jobs.submit(["true"], key="k")
+
+    assert [job.retry_of for job in jobs.retry_jobs()] == [failed[2].id]
+
+
+def test_retry_of_many_takes_the_environment(jobs):
+    """It is stored once."""
+    for _ in range(2):
+        job = jobs.submit(["true"], env_from="submitter")
+        jobs.finish_job(jobs.start_job(job.id).id, 1)
+    assert [job.env_from for job in jobs.retry_jobs()] == ["submitter"] * 2
+    with jobs._database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM environment").scalar() == 1
+
+
+def test_times_are_inclusive_at_the_beginning_only(jobs, clock):
+    """The borders of two ranges that meet have each job once."""
+    made = []
+    for _ in range(3):
+        made.append(jobs.submit(["true"]))
+        clock.advance(1)
+    border = made[1].created
+
+    assert numbers(jobs.list_jobs(created_until=border)) == numbers(made[:1])
+    assert numbers(jobs.list_jobs(created_since=border)) == [3, 2]
+    assert jobs.list_jobs(created_since=border + timedelta(hours=1)) == []
