@@ -13,6 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
@@ -129,10 +130,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from typing_extensions import Self, Unpack
 
+    from jobcore.models import Limit
     from jobcore.operations.bulk import BulkOperations
     from jobcore.operations.claiming import Claimer
     from jobcore.operations.completion import Completions, CompletionWaiter, Waited
     from jobcore.operations.job_filters import FurtherFilters, JobFilters
+    from jobcore.operations.limits import LimitOperations
     from jobcore.submission import Submission
 
 #: Seconds that `on_exit="stop"` waits for a command to end, in addition to its grace.
@@ -226,8 +229,9 @@ class JobManager:
         count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
         self._slots = usable_processors() if count is None else count
+        self._require_host = partial(require_host, interpreter, own_launcher=launcher is not None)
         if self._slots:
-            require_host(interpreter, own_launcher=launcher is not None)
+            self._require_host()
         self._executors = checked_executors(
             default_executors(interpreter) if executors is None else executors
         )
@@ -799,12 +803,13 @@ class JobManager:
         timeout: float | None = 0.0,
     ) -> Job | None:
         """
-        Start the oldest QUEUED job of a type for a worker of your own, and return it.
+        Start the first QUEUED job of a type for a worker of your own, and return it.
 
         The claim is durable when this returns. However many processes claim at once, each
         job goes to exactly one of them. It is then a task of this process, as after
         `start_job`: work on it in `task(job_id=job.id)`, or end it with `finish_job`.
-        Jobs that are reserved or not yet due stay in the queue.
+        Jobs that are reserved, paused or not yet due stay in the queue, and so do those whose
+        limit is full.
 
         Args:
             type: The job type, or several.
@@ -935,6 +940,113 @@ class JobManager:
         """
         given = checked_progress(done, total, message)
         return public(Job, self._tasks.report(job_id, *given))
+
+    # --- limits -----------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """
+        How many jobs this manager runs at once. It can be changed at any time.
+
+        With fewer slots, running jobs go on, and no job starts until enough of them have ended.
+
+        Raises:
+            SpawnError: No job could ever run in this process; only if there were no slots.
+            ArgumentError: The new value is not an integer, 0 or more.
+        """
+        return self._slots
+
+    @slots.setter
+    def slots(self, slots: int) -> None:
+        count = checked_slots(checks.count(slots, "slots")) or 0
+        if count and not self._slots:
+            self._require_host()
+        self._slots = count
+        self._dispatcher.set_slots(count)
+        self._start()
+
+    def set_limit(
+        self,
+        group: str | None,
+        slots: int | None,
+        *,
+        type: str | None = None,  # noqa: A002 - the field's name
+    ) -> Limit:
+        """
+        Set how many jobs of a group, of a type or of the whole file may run at once.
+
+        The limit is stored in the file. It holds for all managers and for `claim_job`, and
+        counts every RUNNING job, also those that `start_job` and `task` start, which it does
+        not refuse. A job that exceeds it stays QUEUED until another one has ended. When this
+        returns, no claim exceeds the new limit; running jobs go on.
+
+        Args:
+            group: The group; None with a type, or for the file.
+            slots: The most jobs at once, 1 or more; None: any number.
+            type: The job type; omit the group then.
+
+        Returns:
+            The limit, as `limits` shows it.
+
+        Raises:
+            ArgumentError: `slots` is not an integer, 1 or more, or there is a group and a type.
+            CommandError: The group is not the name of one.
+        """
+        limit = self._limits().set_slots(group, type, slots)
+        self._dispatcher.wake()
+        return limit
+
+    def limits(self) -> list[Limit]:
+        """Return all limits and pauses, with the number of jobs that run and that are queued."""
+        return self._limits().all()
+
+    def pause(
+        self,
+        group: str | None = None,
+        type: str | None = None,  # noqa: A002 - the field's name
+    ) -> Limit:
+        """
+        Let no more jobs of a group, of a type or of the whole file start, until `resume`.
+
+        The pause is stored in the file, and holds for all managers and for `claim_job`. When
+        this returns, no further job starts; running jobs go on, and jobs can be submitted.
+        `start_job` and `task` are not refused. `drain` does not wait for paused jobs.
+
+        Args:
+            group: The group; None with a type, or for the file.
+            type: The job type; omit the group then.
+
+        Returns:
+            The limit, as `limits` shows it.
+
+        Raises:
+            ArgumentError: There is a group and a type.
+            CommandError: The group is not the name of one.
+        """
+        return self._limits().pause(group, type)
+
+    def resume(
+        self,
+        group: str | None = None,
+        type: str | None = None,  # noqa: A002 - the field's name
+    ) -> Limit:
+        """
+        Let jobs start again that `pause` with the same arguments keeps in the queue.
+
+        A job that is paused in several ways starts when all of them are resumed. Args and errors
+        are those of `pause`.
+
+        Returns:
+            The limit, as `limits` shows it.
+        """
+        limit = self._limits().resume(group, type)
+        self._dispatcher.wake()
+        return limit
+
+    def _limits(self) -> LimitOperations:
+        from jobcore.operations.limits import LimitOperations  # noqa: PLC0415 - loaded by those who need it
+
+        return LimitOperations(self._database, self._clock)
 
     # --- stopping, cancelling, deleting ---------------------------------------------
 
@@ -1227,7 +1339,8 @@ class JobManager:
         Raises:
             JobNotFound: No job has this id.
         """
-        return public(Job, self._reconciled(job_id), self._clock.now())
+        job = public(Job, self._reconciled(job_id), self._clock.now())
+        return self._listings.with_limits([job])[0]
 
     def result(self, job_id: Id) -> Any:
         """
@@ -1624,7 +1737,8 @@ class JobManager:
     def drain(self, timeout: float | None = None) -> None:
         """
         Block until this manager has settled all jobs that it claimed, and no queued job is left
-        that it could claim now.
+        that it could claim now. It waits for jobs whose limit is full, but neither for jobs that
+        are not yet due nor for paused ones; if it leaves paused jobs, it logs a warning.
 
         A manager with `slots=0` claims nothing. It waits for the other managers: until no
         queued job could start now and no job's command runs. If no manager claims jobs, it

@@ -414,8 +414,9 @@ class Job(_Public):
         hook_of: The job whose end it reports, or None.
         run_if: How the jobs that it depends on have to end, or None: it depends on none.
         next_attempt: When it starts at the earliest, if it is a retry in the queue, else None.
-        waits_for: What a QUEUED job waits for besides a free slot: `time` (see `not_before`) or
-            `dependencies`; None: nothing, or the job is not QUEUED.
+        waits_for: What a QUEUED job waits for besides a free slot: `time` (see `not_before`),
+            `dependencies`, `limit` (so many jobs run already) or `paused`; None: nothing, or the
+            job is not QUEUED.
     """
 
     id: UUID
@@ -450,7 +451,7 @@ class Job(_Public):
     hook_of: UUID | None
     run_if: Literal["complete", "ended", "failed"] | None
     next_attempt: Moment | None
-    waits_for: Literal["time", "dependencies"] | None
+    waits_for: Literal["time", "dependencies", "limit", "paused"] | None
 
     _moments: ClassVar[tuple[str, ...]] = (
         "created", "start_time", "end_time", "not_before", "stop_requested", "expires",
@@ -619,6 +620,27 @@ class Finding(_Public):
     check: str
     verdict: Literal["ok", "note", "wrong"]
     detail: str
+
+
+class Limit(_Public):
+    """
+    How many jobs of the file, of a group or of a type may run at once.
+
+    Attributes:
+        scope: What is limited.
+        name: The name of the group or type; None for the file.
+        slots: How many jobs may run at once, over all managers and tasks; None: any number.
+        paused: Since when none of its jobs starts; None: they start.
+        running: How many of its jobs are RUNNING.
+        queued: How many are QUEUED; of a group, at most 5,000 are counted.
+    """
+
+    scope: Literal["file", "group", "type"]
+    name: str | None
+    slots: int | None
+    paused: Moment | None
+    running: int
+    queued: int
 
 
 class Event(_Public):

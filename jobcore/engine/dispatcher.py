@@ -135,6 +135,12 @@ class Dispatcher(ForkAware):
         self._look = True
         self._loop.ring()
 
+    def set_slots(self, slots: int) -> None:
+        """Change how many jobs run at once; running jobs go on."""
+        self._slots = slots
+        self._pool.slots = slots
+        self.wake()
+
     def _look_about(self) -> None:
         """Make the thread do its chores now as well, because the clock was moved."""
         self._moves += 1

@@ -309,6 +309,7 @@ class SupervisorPool(ForkAware):
     Attributes:
         supervisors: Those that were started and not dismissed, in order of their start.
         next_start: The earliest time of the next start, by the monotonic clock.
+        slots: The most supervisors to keep. Any thread may change it.
     """
 
     def __init__(
@@ -322,7 +323,7 @@ class SupervisorPool(ForkAware):
         self.supervisors: list[Supervisor] = []
         self.next_start = 0.0
         self._launcher = launcher or ProcessLauncher()
-        self._slots = slots
+        self.slots = slots
         self._postponed = postponed or Postponement(time.monotonic)
         self._host = host
         self._check: InterpreterCheck | None = None
@@ -338,7 +339,7 @@ class SupervisorPool(ForkAware):
         """Start supervisors until `wanted` are ready or starting; return how many are ready."""
         ready = self.ready
         coming = ready + sum(supervisor.pid is None for supervisor in self.supervisors)
-        wanted = min(wanted - coming, self._slots - len(self.supervisors))
+        wanted = min(wanted - coming, self.slots - len(self.supervisors))
         if wanted > 0 and self._may_start():
             try:
                 for _ in range(wanted):

@@ -105,6 +105,7 @@ class _Examination:
             ("deletions", self._deletions),
             ("chains", self._chains),
             ("schedules", self._schedules),
+            ("limits", self._limits),
         ):
             try:
                 found = list(look(check))
@@ -466,6 +467,24 @@ class _Examination:
                 yield _wrong(check, f"cannot run here: {_some(names)}: {_short(error)}")
         if not wrong:
             yield _ok(check, "every schedule and time zone is valid here")
+
+    def _limits(self, check: str) -> Iterator[Finding]:
+        if not self._is_current():
+            return
+        limits = self._ask(
+            _rows("SELECT scope, name, slots, paused FROM job_limit ORDER BY scope, name")
+        )
+        for scope, name, slots, paused in limits:
+            what = f"{scope} {name!r}" if name else str(scope)
+            if not all(isinstance(value, int | None) for value in (slots, paused)):
+                yield _wrong(check, f"{what}: damaged, so no job of it starts: set the limit again")
+                continue
+            if paused is not None:
+                yield _note(check, f"{what}: paused since {to_datetime(paused):%Y-%m-%d %H:%M} UTC")
+            if slots is not None:
+                yield _note(check, f"{what}: at most {slots} jobs run at once")
+        if not limits:
+            yield _ok(check, "nothing is limited or paused")
 
     def _is_current(self) -> bool:
         return self._ask(schema.read_identity)[1] == schema.VERSION

@@ -25,7 +25,7 @@ from jobcore.errors import (
 )
 from jobcore.lifecycle import Status
 from jobcore.models import Job, Pipeline, Skip, Transition, Workspace
-from jobcore.storage import damage, history, job_rows, pipelines, schedules, workspaces
+from jobcore.storage import damage, history, job_rows, limits, pipelines, schedules, workspaces
 from jobcore.storage.damage import Failed
 from jobcore.storage.database import Database
 from jobcore.storage.job_rows import JobFilter
@@ -183,7 +183,7 @@ class Listings:
                 place = job_search.place_of(connection, order, numbers[-1])
         self._note("job", failed)
         self._readable("job", found)
-        return found
+        return self.with_limits(found)
 
     def count(self, wanted: JobFilter) -> dict[Status, int]:
         """Return how many jobs there are of each status; see `job_rows.count_jobs`."""
@@ -221,7 +221,7 @@ class Listings:
         found = self._form(rows, failed)
         self._note("job", failed)
         self._readable("job", found)
-        return found
+        return self.with_limits(found)
 
     def _form(self, rows: Sequence[Any], failed: dict[int, Exception]) -> list[Job]:
         found = []
@@ -232,6 +232,19 @@ class Listings:
             except DatabaseCorrupt as error:
                 failed[row.number] = error
         return found
+
+    def with_limits(self, jobs: list[Job]) -> list[Job]:
+        """Return the jobs with `waits_for` of those that only a limit or a pause keeps waiting."""
+        if not any(_may_start(job) for job in jobs):
+            return jobs
+        with self._database.read() as connection:
+            cause = limits.causes(connection)
+        return [
+            job.model_copy(update={"waits_for": cause(job.type, job.group)})
+            if _may_start(job)
+            else job
+            for job in jobs
+        ]
 
     def workspaces(self, *, limit: int | None, after: Workspace | Id | None) -> list[Workspace]:
         """Return a page of all workspaces: those that follow `after`, or its id."""
@@ -339,6 +352,10 @@ def _place_of(connection: Connection, order: str, number: int) -> Place:
             f"not {number}"
         )
     return place
+
+
+def _may_start(job: Job) -> bool:
+    return job.status == Status.QUEUED and job.waits_for is None
 
 
 def _place(

@@ -7,6 +7,7 @@ transaction that writes it. So a limit is exact over all processes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select, text
@@ -167,6 +168,26 @@ def _put(
 ) -> None:
     statement.count(connection, scope=scope, name=name, slots=slots, paused=paused)
     _CLEAN.count(connection)
+
+
+def causes(connection: Connection) -> Callable[[str, str | None], str | None]:
+    """Return a function that tells why no job of a type and group may start: a word, or None."""
+    limits = stored(connection)
+    runs = running(connection) if any(limit.slots is not None for limit in limits) else {}
+    paused = {(limit.scope, limit.name) for limit in limits if limit.paused is not None}
+    full = {
+        (limit.scope, limit.name)
+        for limit in limits
+        if limit.slots is not None and runs.get((limit.scope, limit.name), 0) >= limit.slots
+    }
+
+    def cause(kind: str, group: str | None) -> str | None:
+        scopes = scopes_of(kind, group)
+        if not paused.isdisjoint(scopes):
+            return "paused"
+        return None if full.isdisjoint(scopes) else "limit"
+
+    return cause
 
 
 #: The most queued jobs of a group that `queued_of_group` counts.

@@ -196,9 +196,8 @@ class _Queue:
         """Yield the due jobs of each group and priority."""
         now = self._now
         found = self._read(_DELAYED_FIRST, group=None, now=now)
-        while True:
-            if not found:
-                return
+        found = found or self._read(_NEXT_DELAYED_GROUP, group=b"", now=now)
+        while found:
             group, priority, is_due = found[0]
             if not self._admits(group):
                 found = []

@@ -39,7 +39,8 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
     It lets the manager act until it waits only for the clock. Then it moves the clock to the
     next time at which something is due (a script continues, a grace or a timeout ends, a
     retry or a job with `not_before` may start), and repeats this. When this returns, no job
-    runs and no job is queued that this manager could ever claim, including follow-ups.
+    runs and no job is queued that this manager could ever claim, including follow-ups. Paused
+    jobs stay in the queue.
     Schedules do not keep it running: a tick that is due while there is work is taken; for
     later ticks use `elapse`.
 
@@ -50,7 +51,7 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
 
     Raises:
         NeverEnds: A job hangs: its script has no end, and neither a timeout nor a stop
-            request will end it.
+            request will end it. Or queued jobs wait for a limit that only tasks use.
         WaitTimeout: The call took more than `patience` seconds.
         SpawnError: Supervisors repeatedly fail to start.
         ValueError: The manager has no slots, or another clock.
@@ -65,6 +66,12 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
             work.clock.advance_to(moment if end is None else min(moment, end))
         elif work.has_work():
             names = ", ".join(work.names())
+            if not names:
+                raise NeverEnds(
+                    "this would run for ever: queued jobs wait for a limit, and the jobs that "
+                    "count for it are tasks that are not finished",
+                    (),
+                )
             raise NeverEnds(
                 f"this would run for ever: {names}: its script hangs, it has no time-out, and "
                 "no stop was requested",
