@@ -13,7 +13,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
@@ -229,9 +228,9 @@ class JobManager:
         count, interpreter = checked_slots(slots), checked_python(python)
         self._on_exit = on_exit
         self._slots = usable_processors() if count is None else count
-        self._require_host = partial(require_host, interpreter, own_launcher=launcher is not None)
+        self._host: dict[str, Any] = {"python": interpreter, "own_launcher": launcher is not None}
         if self._slots:
-            self._require_host()
+            require_host(**self._host)
         self._executors = checked_executors(
             default_executors(interpreter) if executors is None else executors
         )
@@ -960,7 +959,7 @@ class JobManager:
     def slots(self, slots: int) -> None:
         count = checked_slots(checks.count(slots, "slots")) or 0
         if count and not self._slots:
-            self._require_host()
+            require_host(**self._host)
         self._slots = count
         self._dispatcher.set_slots(count)
         self._start()
@@ -1033,8 +1032,8 @@ class JobManager:
         """
         Let jobs start again that `pause` with the same arguments keeps in the queue.
 
-        A job that is paused in several ways starts when all of them are resumed. Args and errors
-        are those of `pause`.
+        The change is durable when this returns. A job that is paused in several ways starts
+        when all of them are resumed. Args and errors are those of `pause`.
 
         Returns:
             The limit, as `limits` shows it.
@@ -1737,8 +1736,10 @@ class JobManager:
     def drain(self, timeout: float | None = None) -> None:
         """
         Block until this manager has settled all jobs that it claimed, and no queued job is left
-        that it could claim now. It waits for jobs whose limit is full, but neither for jobs that
-        are not yet due nor for paused ones; if it leaves paused jobs, it logs a warning.
+        that it could claim now.
+
+        It waits for jobs whose limit is full, but neither for jobs that are not yet due nor for
+        paused ones. If it leaves paused jobs, it logs a warning.
 
         A manager with `slots=0` claims nothing. It waits for the other managers: until no
         queued job could start now and no job's command runs. If no manager claims jobs, it

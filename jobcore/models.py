@@ -630,7 +630,7 @@ class Limit(_Public):
         scope: What is limited.
         name: The name of the group or type; None for the file.
         slots: How many jobs may run at once, over all managers and tasks; None: any number.
-        paused: Since when none of its jobs starts; None: they start.
+        paused: Since when none of its jobs starts, UTC; None: they start.
         running: How many of its jobs are RUNNING.
         queued: How many are QUEUED; of a group, at most 5,000 are counted.
     """

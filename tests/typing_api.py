@@ -30,6 +30,7 @@ from jobcore import (
     Job,
     JobManager,
     Launcher,
+    Limit,
     LogLine,
     MovableClock,
     Pipeline,
@@ -285,6 +286,22 @@ def examining(jobs: JobManager) -> list[str]:
     """Look for what is wrong."""
     jobs.refresh()
     findings: list[Finding] = jobs.check()
+    limits: list[Limit] = [
+        *jobs.limits(),
+        jobs.set_limit("gpu", 1),
+        jobs.set_limit(None, None, type="COMMAND"),
+        jobs.pause(),
+        jobs.pause("gpu"),
+        jobs.resume(type="COMMAND"),
+        jobs.resume(group="gpu"),
+        jobs.pause(type="COMMAND"),
+    ]
+    jobs.slots = 2 * jobs.slots
+    for limit in limits:
+        scope: str = limit.scope
+        counts: tuple[int | None, int, int] = (limit.slots, limit.running, limit.queued)
+        since: datetime | None = limit.paused
+        print(scope, limit.name, counts, since)
     damaged: list[str] = jobs.list_damaged_rows()
     return [*damaged, *(f"{one.check}: {one.detail}" for one in findings if one.verdict == "wrong")]
 

@@ -20,7 +20,7 @@ from tests.transactions import transaction
 CHECKS = [
     "SQLite", "system", "file", "file system", "modes", "other users", "write-ahead log", "schema",
     "definitions", "integrity", "rows", "counts", "store", "directories", "running jobs",
-    "owned jobs", "left processes", "deletions", "chains", "schedules",
+    "owned jobs", "left processes", "deletions", "chains", "schedules", "limits",
 ]  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def test_an_id_that_is_none_is_found(scripted, database):
     found = examine(database)
 
     assert found["running jobs"].verdict == "wrong"
-    assert doctor.examine(database)[-1].check == "schedules"
+    assert doctor.examine(database)[-1].check == CHECKS[-1]
 
 
 def test_a_missing_or_strange_root_is_told(closed, tmp_path):
