@@ -12,7 +12,7 @@ from jobcore.clock import Clock, to_datetime
 from jobcore.errors import ArgumentError
 from jobcore.lifecycle import Status
 from jobcore.models import Limit
-from jobcore.operations.job_options import checked_group
+from jobcore.operations.arguments import checked_group
 from jobcore.storage import job_rows, limits
 from jobcore.storage.database import Database
 from jobcore.storage.job_rows import JobFilter
