@@ -93,7 +93,6 @@ from jobcore.operations.arguments import (
     usable_processors,
 )
 from jobcore.operations.bookkeeping import TaskOperations
-from jobcore.operations.deletion import Deleter
 from jobcore.operations.events import AsyncEvents, EventReader, Events
 from jobcore.operations.lookup import (
     Id,
@@ -133,6 +132,7 @@ if TYPE_CHECKING:
     from jobcore.operations.bulk import BulkOperations
     from jobcore.operations.claiming import Claimer
     from jobcore.operations.completion import Completions, CompletionWaiter, Waited
+    from jobcore.operations.deletion import Deleter
     from jobcore.operations.job_filters import FurtherFilters, JobFilters
     from jobcore.operations.limits import LimitOperations
     from jobcore.submission import Submission
@@ -295,7 +295,6 @@ class JobManager:
         self._expiry = expiry = Expiry(self._database, self._clock, postponed)
         self._waiter = Waiter(self._database, self._recovery)
         self._async_waiter = AsyncWaiter(self._waiter)
-        self._deleter = Deleter(self._database, self._stopper, self._waiter, remover, self._clock)
         self._dispatcher = Dispatcher(
             database=self._database,
             directories=directories,
@@ -1117,9 +1116,9 @@ class JobManager:
         try:
             run = self._run(job_id, kill=True)
         except DatabaseCorrupt:
-            self._deleter.delete_damaged(job_id)
+            self._deleter().delete_damaged(job_id)
         else:
-            self._deleter.delete(run)
+            self._deleter().delete(run)
 
     def stop_jobs(self, *, grace: float | None = None, **filters: Unpack[JobFilters]) -> list[Job]:
         """
@@ -2193,7 +2192,7 @@ class JobManager:
             WorkspaceNotFound: No workspace has this id.
         """
         self._start()
-        self._deleter.delete_workspace(self._pipelines.mark_workspace_deleted(workspace_id))
+        self._deleter().delete_workspace(self._pipelines.mark_workspace_deleted(workspace_id))
 
     def create_pipeline(
         self,
@@ -2317,7 +2316,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
         """
         self._start()
-        self._deleter.delete_pipeline(self._pipelines.mark_pipeline_deleted(pipeline_id))
+        self._deleter().delete_pipeline(self._pipelines.mark_pipeline_deleted(pipeline_id))
 
     def apply(
         self,
@@ -2363,7 +2362,7 @@ class JobManager:
         )
         self._dispatcher.wake()
         for deleted in applied.deleted:
-            self._deleter.delete_pipeline(deleted)
+            self._deleter().delete_pipeline(deleted)
         return applied.changes
 
     def skips(self, pipeline_id: Id, *, limit: int = 100) -> list[Skip]:
@@ -2533,6 +2532,11 @@ class JobManager:
             return job_filter(
                 connection, filters.get("workspace_id"), filters.get("pipeline_id"), wanted
             )
+
+    def _deleter(self) -> Deleter:
+        from jobcore.operations.deletion import Deleter  # noqa: PLC0415 - loaded by those who need it
+
+        return Deleter(self._database, self._stopper, self._waiter, self._remover, self._clock)
 
     def _bulk(self) -> BulkOperations:
         from jobcore.operations.bulk import BulkOperations  # noqa: PLC0415 - loaded by those who need it

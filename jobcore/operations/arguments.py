@@ -26,6 +26,7 @@ from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.functions.call import describe
 from jobcore.lifecycle import Status
 from jobcore.storage import environments
+from jobcore.submission import Submission
 from jobcore.supervisor import frames
 from jobcore.tuning import DATA_BYTES, MOST_SLOTS
 
@@ -432,7 +433,6 @@ def submitted_fields(
     """
     if not isinstance(commands, Iterable):
         raise CommandError(f"commands must be a list of commands, not {type(commands).__name__}")
-    from jobcore.submission import Submission  # noqa: PLC0415 - loaded by those who need it
 
     own = {"umask": current_umask(), **options}  # read it once
     same = _fields(given)  # checked once

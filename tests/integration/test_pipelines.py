@@ -23,6 +23,7 @@ from jobcore import (
     WorkspaceNotFound,
 )
 from jobcore.engine import remover
+from jobcore.operations.deletion import Deleter
 from jobcore.storage.database import Database
 from tests.faults.hosts import host
 from tests.jobfiles import cookie_of, row_of, sql, stored_pipelines
@@ -686,11 +687,11 @@ def delete_and_stand_still(say, database):
         say(f"{workspace.id} {pipeline.id} {ended.id} {running.id} {queued.id}")
         say(cookie_of(database, running.id))
 
-        def stand_still(_workspace_id):
+        def stand_still(_deleter, _workspace_id):
             say("marked")
             signal.pause()
 
-        jobs._deleter.delete_workspace = stand_still
+        Deleter.delete_workspace = stand_still  # in this process alone
         jobs.delete_workspace(workspace.id)
 
 
@@ -762,7 +763,7 @@ def test_a_deletion_waits_for_no_other_pipeline(running_jobs, database):
     running_jobs.delete_pipeline(other.id)
 
     assert [row["id"] for row in sql(database, "SELECT id FROM pipeline")] == [slow.id.hex]
-    running_jobs._deleter.delete_pipeline(slow.id)
+    running_jobs._deleter().delete_pipeline(slow.id)
     assert left_behind(database) == {}
 
 
