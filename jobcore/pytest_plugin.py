@@ -34,8 +34,8 @@ def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobManager]
     Return a `JobManager` with two slots on `tmp_path / "jobs.db"`.
 
     It uses the other fixtures of the test: `job_clock` as its clock, and `job_scripts` to
-    run scripts instead of processes. Environment variables `JOBCORE_*` are hidden from the
-    test and its jobs.
+    run scripts instead of processes; the mark `job_scripts` is enough for that. Environment
+    variables `JOBCORE_*` are hidden from the test and its jobs.
 
     After the test, the fixture waits until all jobs that can run have ended, and closes the
     manager. The test fails if anything is left: a running job, a process, a thread, a job
@@ -44,7 +44,9 @@ def jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobManager]
     """
     from jobcore.testing.fixtures import isolated_manager  # noqa: PLC0415 - not at pytest's start
 
-    wanted = request.fixturenames
+    wanted = set(request.fixturenames)
+    if request.node.get_closest_marker("job_scripts"):
+        wanted.add("job_scripts")  # else its scripts would be ignored, and processes start
     with isolated_manager(
         tmp_path / "jobs.db",
         clock=request.getfixturevalue("job_clock") if "job_clock" in wanted else None,

@@ -93,6 +93,11 @@ def test_nothing_is_started_with_scripts(job_scripts, job_clock, jobs):
     assert_job(bad, status="ERROR", exit_code=3)
 
 
+@pytest.mark.job_scripts(Script(exit_code=3))
+def test_mark_alone_gives_scripts(jobs):
+    assert_job(jobs.wait(jobs.submit(["no-such-etl"]).id), exit_code=3)
+
+
 def test_scripts_go_without_a_clock(jobs, job_scripts):
     assert_job(jobs.wait(jobs.submit(["no-such-etl"]).id), status="COMPLETE")
 
@@ -126,7 +131,7 @@ def test_it_may_be_closed(jobs):
 @pytest.mark.parametrize("options", [(), ("-n", "2", "--dist", "loadscope")])
 def test_managers_are_lent(run, options):
     """Alone and under pytest-xdist, each test has its own manager, as it asks for it."""
-    run(LENT, *options).assert_outcomes(passed=15)
+    run(LENT, *options).assert_outcomes(passed=16)
 
 
 def test_readmes_tests_pass(run):
