@@ -8,6 +8,7 @@ import pytest
 
 from jobcore import (
     DuplicateKey,
+    JobNotFound,
     Reason,
     Status,
     pytest_plugin,
@@ -94,6 +95,7 @@ def test_name_a_job_oneself(jobs):
     drain(jobs)
 
     assert jobs.submit(["report"], key="report-2026-11-29").id == job.id
+    assert [found.id for found in jobs.list_jobs(key="report-2026-11-29")] == [job.id]
     with pytest.raises(DuplicateKey) as caught:
         jobs.submit(["report"], key="report-2026-11-29", on_conflict="raise")
     assert caught.value.job_id == job.id
@@ -135,6 +137,62 @@ def test_cancel_a_job_that_runs(jobs):
     drain(jobs)
 
     assert_job(job, status="STOPPED", reason="stopped", log=["begin"])
+
+
+@pytest.mark.job_scripts(Script([10]))
+@scripted
+def test_cancel_many_jobs_at_once(jobs, job_scripts):
+    """Those that match never start; the others do."""
+    fill_slots(jobs)
+    jobs.submit_many([["mail"]] * 3, name="mail-to-all")
+    jobs.submit(["report"], name="report")
+    cancelled = jobs.cancel_jobs(name="mail-*")
+    drain(jobs)
+
+    assert [job.reason for job in cancelled] == [Reason.CANCELLED] * 3
+    assert started(job_scripts)[2:] == ["report"]
+
+
+@scripted
+def test_hold_back_jobs_of_a_kind(jobs, job_scripts):
+    """They wait until somebody lets them go; the others run."""
+    jobs.pause("mail")
+    mail = jobs.submit(["mail"], group="mail")
+    jobs.submit(["report"])
+    drain(jobs)
+    assert started(job_scripts) == ["report"]
+    jobs.resume("mail")
+    drain(jobs)
+
+    assert_job(mail, status="COMPLETE")
+
+
+@pytest.mark.job_scripts(Script(exit_code=1), Script(exit_code=1), Script())
+@scripted
+def test_retry_all_that_failed(jobs):
+    """Each once, however often one asks."""
+    first = jobs.submit_many([["a"], ["b"], ["c"]])
+    drain(jobs)
+    again = jobs.retry_jobs(status=Status.ERROR)
+    drain(jobs)
+
+    assert [job.retry_of for job in again] == [job.id for job in first[:2]]
+    assert jobs.retry_jobs(status=Status.ERROR) == []
+
+
+@scripted
+def test_results_live_for_a_time(jobs, job_clock):
+    """Old jobs go with their logs and results; what is asked to stay, stays."""
+    old = jobs.submit(["report"])
+    drain(jobs)
+    job_clock.advance(3600)
+    new = jobs.submit(["report"])
+    drain(jobs)
+    assert jobs.prune(older_than=1800) == 1
+
+    assert [job.id for job in jobs.list_jobs()] == [new.id]
+    with pytest.raises(JobNotFound):
+        jobs.get_job(old.id)
 
 
 # --- while it runs ------------------------------------------------------------------
@@ -188,6 +246,20 @@ def test_take_jobs_as_they_end(jobs, gate):
     open_gate(gate)
 
     assert next(ended).id == slow.id
+
+
+@pytest.mark.job_scripts(Script([10]))
+@scripted
+def test_lock_so_that_one_runs_at_a_time(jobs):
+    """A limit of a group is a lock, over all processes."""
+    jobs.set_limit("warehouse", 1)
+    made = jobs.submit_many([["load"]] * 3, group="warehouse")
+    other = jobs.submit(["report"])
+    drain(jobs)
+    starts = [jobs.get_job(job.id).start_time for job in made]
+
+    assert [(start - starts[0]).total_seconds() for start in starts] == [0, 10, 20]
+    assert jobs.get_job(other.id).start_time == starts[0]
 
 
 # --- again and again ----------------------------------------------------------------

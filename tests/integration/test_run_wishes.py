@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from jobcore import JobManager, pytest_plugin
+from jobcore import JobManager, Status, pytest_plugin
+from jobcore.clock import to_datetime
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, assert_job, drain, elapse
 from tests.processes import Child, hear
 
@@ -198,3 +199,44 @@ def test_variables_from_a_file(jobs, tmp_path):
 
 
 # --- history ------------------------------------------------------------------------
+
+
+@scripted
+def test_runs_of_one_name_newest_first(jobs):
+    """The newest is the first, and one can ask for it alone."""
+    for name in ("orders", "customers", "orders"):
+        jobs.submit(["etl"], name=name)
+    drain(jobs)
+
+    assert [job.number for job in jobs.list_jobs(name="orders")] == [3, 1]
+    assert [job.number for job in jobs.list_jobs(name="orders", limit=1)] == [3]
+
+
+@pytest.mark.job_scripts(Script(exit_code=1), Script(exit_code=1), Script())
+@scripted
+def test_failures_of_a_day(jobs, job_clock):
+    """History is filtered by time and status."""
+    jobs.submit(["etl"], name="last week")
+    drain(jobs)
+    job_clock.advance(7 * 86400)
+    midnight = to_datetime(job_clock.now())
+    jobs.submit(["etl"], name="today, failed")
+    drain(jobs)
+    jobs.submit(["etl"], name="today")
+    drain(jobs)
+
+    failed = jobs.list_jobs(status=Status.ERROR, ended_since=midnight)
+    assert [job.name for job in failed] == ["today, failed"]
+    assert [job.name for job in jobs.list_jobs(ended_until=midnight)] == ["last week"]
+
+
+@pytest.mark.job_scripts(Script([5]), Script([60]), Script([30]))
+@scripted
+def test_slowest_runs(jobs):
+    """The history is ordered by how long runs took."""
+    for name in ("a", "b", "c"):
+        jobs.submit(["etl"], name=name)
+        drain(jobs)
+
+    slow = jobs.list_jobs(order="duration", limit=2)
+    assert [(job.name, job.duration) for job in slow] == [("b", 60), ("c", 30)]
