@@ -15,8 +15,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Jobs": {
         "run": ("run_and_work", "Run a command as a job in the foreground."),
         "submit": ("submit_commands", "Put a command into the queue, and print the job's ID."),
-        "list": ("job_commands", "List jobs, newest first."),
-        "watch": ("maintenance", "Show the queue on a terminal, as it changes, until Ctrl-C."),
+        "list": ("list_and_watch", "List jobs."),
+        "watch": ("list_and_watch", "Show the queue on a terminal, as it changes, until Ctrl-C."),
         "show": ("job_commands", "Show everything that is known about a job."),
         "logs": ("log_commands", "Print the logs of jobs."),
         "history": ("job_commands", "Show what happened to a job, oldest first."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +11,10 @@ import typer
 from jobcore.cli import foreground, output
 from jobcore.cli.app import AsJson, app, open_manager
 from jobcore.cli.values import age, count
-from jobcore.errors import CommandError, StoreError
 from jobcore.lifecycle import FINAL, Status
 
 if TYPE_CHECKING:
-    from jobcore.manager import JobManager
-    from jobcore.models import Job, Statistics
-
-#: Seconds between two updates of `watch`.
-PAUSE = 0.5
+    from jobcore.models import Statistics
 
 
 @app.command()
@@ -68,7 +62,14 @@ def prune(
         if dry_run:
             found = jobs.prune(older_than, status=status or FINAL, keep=keep, dry_run=True)
             output.note_damage(jobs.list_damaged_rows())
-            output.print_json(found) if as_json else output.print_jobs(found)
+            if as_json:
+                output.print_json(found)
+            elif output.on_terminal():
+                from jobcore.cli import list_and_watch  # noqa: PLC0415 - only for its table
+
+                list_and_watch.print_table(jobs, found)
+            else:
+                output.print_jobs(found)
         else:
             count = jobs.prune(older_than, status=status or FINAL, keep=keep)
             output.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
@@ -199,40 +200,3 @@ def doctor(
     output.print_json(findings) if as_json else output.print_findings(findings)
     if any(one.verdict == "wrong" for one in findings):
         raise typer.Exit(1)
-
-
-@app.command()
-def watch(ctx: typer.Context) -> None:
-    """
-    Show the queue on a terminal, as it changes, until Ctrl-C.
-
-    Running jobs come first, then queued jobs, then ended jobs; each group newest
-    first.
-
-    \b
-    Example:
-      jobcore watch
-    """  # noqa: D301
-    if not output.on_terminal():
-        raise CommandError("watch needs a terminal; for a pipe there are list and logs -f")
-    signals = foreground.block_signals()
-    with open_manager(ctx) as jobs, output.Screen() as screen:
-        while True:
-            _refresh(jobs)
-            screen.draw(jobs.count_jobs(), _of_interest(jobs, screen.lines))
-            if signal.sigtimedwait(signals, PAUSE) is not None:
-                return
-
-
-def _refresh(jobs: JobManager) -> None:
-    try:
-        jobs.refresh()  # import the current state of running jobs
-    except (StoreError, OSError):
-        pass  # show the stored state; the next update tries again
-
-
-def _of_interest(jobs: JobManager, lines: int) -> list[Job]:
-    found: list[Job] = []
-    for statuses in ((Status.RUNNING,), (Status.QUEUED,), FINAL):
-        found += jobs.list_jobs(status=statuses, limit=lines - len(found))
-    return found

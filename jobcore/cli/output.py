@@ -18,14 +18,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from jobcore.clock import iso_utc
 from jobcore.lifecycle import Status
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
     from typing_extensions import Self
@@ -113,16 +113,38 @@ def print_json(value: BaseModel | Iterable[BaseModel]) -> None:
     On a terminal, control characters and characters that it cannot show are escaped.
     """
     if hasattr(value, "model_dump_json"):
-        print_lines([_json_shown(value.model_dump_json(by_alias=True))])
+        print_lines([_json_shown(_json(cast("BaseModel", value)))])
         return
     encoding = _encoding(sys.stdout)
     with _binary(sys.stdout) as out:
         out.write(b"[")
         between = b""
         for one in value:
-            out.write(between + _json_shown(one.model_dump_json(by_alias=True)).encode(encoding))
+            out.write(between + _json_shown(_json(one)).encode(encoding))
             between = b", "
         out.write(b"]\n")
+
+
+def _json(model: BaseModel) -> str:
+    """Return a model as JSON; a job also with its command and its duration in seconds."""
+    document = model.model_dump_json(by_alias=True)
+    command = getattr(model, "command", None)
+    if not hasattr(model, "retry_of"):
+        return document
+    further = {
+        "command": None if command is None else list(command.argv),
+        "shell": None if command is None else command.shell,
+        "duration": getattr(model, "duration", None),
+        "epoch": {
+            name: None if moment is None else moment.timestamp()
+            for name, moment in (
+                ("created", getattr(model, "created", None)),
+                ("startTime", getattr(model, "start_time", None)),
+                ("endTime", getattr(model, "end_time", None)),
+            )
+        },
+    }
+    return f"{document[:-1]},{json.dumps(further, ensure_ascii=False)[1:]}"
 
 
 def _json_shown(document: str) -> str:
@@ -148,11 +170,8 @@ def note_damage(left_out: Sequence[str]) -> None:
 
 
 def print_jobs(jobs: Iterable[Job]) -> None:
-    """Print a line for each job: a short form on a terminal, all fields in a pipe."""
-    if on_terminal():
-        _print_table(_SHORT_TITLES, map(_short_form, jobs))
-    else:
-        _print_fields(map(_long_form, jobs))
+    """Print a line for each job, with tab-separated fields."""
+    _print_fields(map(_long_form, jobs))
 
 
 def print_ids(jobs: Iterable[Job]) -> None:
@@ -178,16 +197,8 @@ def _long_form(job: Job) -> tuple[Any, ...]:
     ending = (job.status, job.exit_code, job.reason)
     times = (job.created, job.start_time, job.end_time)
     facts = (job.line_count, job.name, _report(job.progress))
-    return (job.id, job.number, *ending, job.type, *times, *facts)
-
-
-_SHORT_TITLES = ("ID", "STATUS", "CODE", "REASON", "CREATED", "TIME", "LINES", "DONE", "NAME")
-
-
-def _short_form(job: Job) -> tuple[Any, ...]:
-    ending = (job.status, job.exit_code, job.reason)
-    facts = (_seconds(job), job.line_count, _share(job.progress), job.name)
-    return (job.id.hex[:8], *ending, job.created, *facts)
+    queue = (job.group, job.priority, job.not_before, job.command)
+    return (job.id, job.number, *ending, job.type, *times, *facts, *queue)
 
 
 def _report(progress: Progress | None) -> str | None:
@@ -198,7 +209,7 @@ def _report(progress: Progress | None) -> str | None:
     return " ".join(["/".join(numbers), *([progress.message] if progress.message else [])])
 
 
-def _share(progress: Progress | None) -> str | None:
+def share(progress: Progress | None) -> str | None:
     """Return progress in percent, or the number that is done if the total is unknown."""
     if progress is None:
         return None
@@ -208,16 +219,23 @@ def _share(progress: Progress | None) -> str | None:
     return f"{math.floor(min(100 * (progress.done / progress.total), 999))}%"
 
 
-def print_job(job: Job) -> None:
+def print_job(job: Job, further: Mapping[str, Any]) -> None:
     """
     Print all facts about a job, one per line: the name as in its JSON, and the value.
 
-    On a terminal, times are local, and a running job shows how long it has been running.
+    On a terminal, times are local, a running job shows how long it has been running, and what
+    is empty is left out.
+
+    Args:
+        job: The job.
+        further: Facts that its model does not have.
     """
     facts = {
         name: json.dumps(value) if isinstance(value, (dict, list)) else value
         for name, value in job.model_dump(mode="json", by_alias=True).items()
     }
+    facts |= _command_facts(job)
+    facts |= further
     if not on_terminal():
         _print_fields(facts.items())
         return
@@ -227,7 +245,24 @@ def print_job(job: Job) -> None:
         facts["progress"] = f"{_report(job.progress)} (at {local(job.progress.at)})"
     if job.status is Status.RUNNING:
         facts["elapsed"] = f"{_seconds(job)} s"
-    _print_table(("", ""), facts.items())
+    if job.duration is not None:
+        facts["duration"] = span(job.duration)
+    first = ("number", "id", "status", "reason", "name", "command")
+    ordered = {name: facts.pop(name) for name in first if name in facts} | facts
+    _print_table(("", ""), [one for one in ordered.items() if one[1] not in (None, "")])
+
+
+def _command_facts(job: Job) -> dict[str, Any]:
+    """Return what can be shown of a job's command, and its duration."""
+    view = job.command
+    return {
+        "command": None if view is None else str(view),
+        "cwd": None if view is None else view.cwd,
+        "env": None if view is None else " ".join(view.env_names),
+        "timeout": None if view is None else view.timeout,
+        "grace": None if view is None else view.grace,
+        "duration": job.duration,
+    }
 
 
 def print_history(history: Sequence[Transition]) -> None:
@@ -279,7 +314,7 @@ def _table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
         table.add_column(title, no_wrap=True)
     table.add_column(titles[-1], overflow="fold")  # only the last column is wrapped
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(cell(value) for value in row))
     return table
 
 
@@ -290,13 +325,24 @@ def _field(value: Any) -> str:
     return "-" if value is None or value == "" else re.sub(r"[\t\r\n]+", " ", str(value))
 
 
-def _cell(value: Any) -> Text:
+def cell(value: Any) -> Text:
+    """Return a value as a cell of a table: without controls, statuses in colour."""
     from rich.text import Text  # noqa: PLC0415 - not needed for pipes
 
     if isinstance(value, datetime):
         return Text(local(value))
-    text = _shown(without_controls(_field(value)))
+    text = plain(_field(value))
     return Text(text, style=_COLOURS.get(text, ""))
+
+
+def plain(text: str) -> str:
+    """Return a text in one line, without controls, as this terminal can show it."""
+    return _shown(without_controls(re.sub(r"[\t\r\n]+", " ", text)))
+
+
+def colour(text: str) -> str:
+    """Return the style of a status or verdict; empty: it has none."""
+    return _COLOURS.get(text, "")
 
 
 def show_utc(wanted: bool) -> None:
@@ -308,6 +354,19 @@ def show_utc(wanted: bool) -> None:
 def local(moment: datetime) -> str:
     """Return a time with its zone, for a terminal: in the user's zone, or as `show_utc` says."""
     return moment.astimezone(_zone).strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def zone(moment: datetime) -> str:
+    """Return the name of the zone of `local`."""
+    return moment.astimezone(_zone).strftime("%Z")
+
+
+def short_time(moment: datetime, now: datetime) -> str:
+    """Return a time without its zone: the time of day if it is today, else the day, too."""
+    there, here = moment.astimezone(_zone), now.astimezone(_zone)
+    if there.date() == here.date():
+        return there.strftime("%H:%M:%S")
+    return there.strftime("%m-%d %H:%M" if there.year == here.year else "%Y-%m-%d")
 
 
 def clock(moment: datetime) -> str:
@@ -373,16 +432,16 @@ class Screen:
         """Restore the terminal's previous content."""
         self._live.stop()
 
-    def draw(self, counts: Mapping[Status, int], jobs: Sequence[Job]) -> None:
-        """Show the number of jobs of each status, and a line for each of `jobs`."""
-        from rich.console import Group  # noqa: PLC0415 - not needed for pipes
-        from rich.text import Text  # noqa: PLC0415 - not needed for pipes
+    @property
+    def width(self) -> int:
+        """The width of the terminal."""
+        return self._live.console.width
 
-        summary = Text("  ").join(
-            Text(f"{status} {count}", style=_COLOURS[status]) for status, count in counts.items()
-        )
-        table = _table(_SHORT_TITLES, map(_short_form, jobs))
-        self._live.update(Group(summary, Text(), table), refresh=True)
+    def draw(self, summary: RenderableType, table: RenderableType) -> None:
+        """Show a line and a table."""
+        from rich.console import Group  # noqa: PLC0415 - not needed for pipes
+
+        self._live.update(Group(summary, "", table), refresh=True)
 
 
 # --- logs -----------------------------------------------------------------------

@@ -30,6 +30,11 @@ def environment(database, **more):
     return {**inherited, "PYTHONPATH": str(ROOT), "JOBCORE_DB": database, **more}
 
 
+def plain(shown):
+    """Return a text without its colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown)
+
+
 def start(database, *words, **options):
     """Return a running `jobcore`, its output in pipes."""
     usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -112,11 +117,22 @@ def test_pipe_gets_all_jobs_and_a_terminal_a_screenful(jobs, database):
     assert [line.split("\t")[0] for line in older.splitlines()] == made[1199::-1]
     assert err == ""
 
-    short, asked, last = on_a_terminal(
-        database, [["list"], ["list", "--limit", "101"], ["list", "--before", "101"]]
+    short, filtered, asked, last = on_a_terminal(
+        database,
+        [
+            ["list"],
+            ["list", "--status", "QUEUED"],
+            ["list", "--limit", "101"],
+            ["list", "--before", "101"],
+        ],
+        LINES="24",
     )
-    assert len(re.findall("QUEUED", short)) == 100
-    assert "jobcore: there are older ones: --before 2201, or --limit\r\n" in short
+    assert re.findall(r"^ *(\d+) +[0-9a-f]{8}", plain(short), re.MULTILINE) == [
+        str(n) for n in range(1, 21)
+    ]  # those that start next, as many as fit
+    assert "jobcore: 2,280 more: see --limit and the filters\r\n" in short
+    assert len(re.findall("QUEUED", filtered)) == 100
+    assert "jobcore: there are older ones: --before 2201, or --limit\r\n" in filtered
     assert len(re.findall("QUEUED", asked)) == 101
     assert "older ones" not in asked + last  # it was told how many, and these are the last
 
@@ -201,11 +217,13 @@ def test_terminal_gets_local_times_and_a_pipe_utc(database):
     local = job.created.fromtimestamp(tokyo, job.created.tzinfo).strftime("%Y-%m-%d %H:%M:%S")
     utc = job.created.strftime("%Y-%m-%dT%H:%M:%S.")
 
-    for shown in on_a_terminal(database, words, TZ="JST-9"):
+    first, *others = on_a_terminal(database, words, TZ="JST-9")
+    assert "STARTED" not in first  # it has not started
+    for shown in others:
         assert f"{local} JST" in shown
         assert utc[:-1].replace("T", " ") not in shown
     in_utc = [[*one, "--utc"] for one in words] + [["--utc", *one] for one in words]
-    for shown in on_a_terminal(database, in_utc, TZ="JST-9"):
+    for shown in on_a_terminal(database, in_utc[1:3] + in_utc[4:], TZ="JST-9"):
         assert job.created.strftime("%Y-%m-%d %H:%M:%S UTC") in shown
     for piped in in_a_pipe(database, words, TZ="JST-9")[:3]:
         assert re.search(re.escape(utc) + r"\d+Z", piped)
@@ -224,8 +242,8 @@ def test_elapsed_time_of_a_running_job_is_shown(database):
     (running,) = [line for line in lines if "RUNNING" in line]
     (queue,) = [line for line in lines if "QUEUED" in line]
 
-    assert re.search(r"\d\d:\d\d:\d\d \w+ +\d+\.\d ", running)
-    assert re.search(r"\d\d:\d\d:\d\d \w+ +- ", queue)
+    assert re.search(r"RUNNING +\d+\.\ds +\d\d:\d\d:\d\d ", running)
+    assert re.search(r"QUEUED +TASK", queue)
     assert re.search(r"elapsed +\d+\.\d s", shown)
     assert "elapsed" not in waits
 

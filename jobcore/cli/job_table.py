@@ -1,0 +1,178 @@
+"""Tables of jobs for a terminal: the columns that fit its width, and a row for each job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from jobcore.cli import foreground, output
+from jobcore.lifecycle import Status
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from jobcore.models import Job
+
+#: Widths from which on there is room for more columns.
+NORMAL, ROOMY = 76, 110
+#: Blanks between two columns, and the least width of the last one.
+GAP, LEAST = 2, 10
+
+
+class Facts(NamedTuple):
+    """
+    What a table needs besides the jobs.
+
+    Attributes:
+        pipelines: Names of pipelines, by id.
+        now: The time.
+        wide: Whether to show all columns, and nothing cut.
+    """
+
+    pipelines: Mapping[UUID, str]
+    now: datetime
+    wide: bool = False
+
+
+class _Column(NamedTuple):
+    title: str
+    value: Callable[[Job, Facts], str | None]
+    least: int = 0  # the width of the terminal from which on it is shown
+    always: bool = True  # whether it is shown although no job has a value
+    right: bool = False
+    most: int = 24  # its greatest width, unless the table is wide
+
+
+def table(jobs: Sequence[Job], facts: Facts, width: int) -> Table:
+    """Return a table of jobs for a terminal of this width."""
+    from rich.table import Table  # noqa: PLC0415 - not needed for pipes
+    from rich.text import Text  # noqa: PLC0415 - not needed for pipes
+
+    made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    shown: list[tuple[_Column, list[str]]] = []
+    for column in _COLUMNS:
+        if facts.wide or width >= column.least:
+            values = [output.plain(column.value(job, facts) or "") for job in jobs]
+            if column.always or any(values):
+                shown.append((column, values))
+    used = 0
+    for column, values in shown:
+        title = column.title
+        if title == "STARTED":
+            title = f"STARTED {output.zone(facts.now)}".rstrip()
+        longest = max([len(title), *map(len, values)])
+        # Fixed, because the library would take the room from all columns alike.
+        fixed = longest if facts.wide else min(longest, column.most)
+        made.add_column(
+            title, no_wrap=True, justify="right" if column.right else "left", width=fixed
+        )
+        used += fixed + GAP
+    texts = [output.plain(_what(job, facts)) for job in jobs]
+    longest = max((len(text) for text in texts), default=0)
+    rest = max(longest if facts.wide else min(longest, width - used), LEAST)
+    made.add_column("WHAT", no_wrap=True, overflow="ellipsis", width=rest)
+    for n in range(len(jobs)):
+        cells = [Text(values[n], style=output.colour(values[n])) for _, values in shown]
+        made.add_row(*cells, Text(texts[n]))
+    return made
+
+
+def summary(counts: Mapping[Status, int], paused: Iterable[str] = ()) -> RenderableType:
+    """Return a line with the number of jobs of each status, and what is paused."""
+    from rich.text import Text  # noqa: PLC0415 - not needed for pipes
+
+    parts: list[Text] = [
+        Text(f"{status} {count}", style=output.colour(status)) for status, count in counts.items()
+    ]
+    parts += [Text(f"paused: {name}", style="yellow") for name in map(output.plain, paused)]
+    return Text("  ").join(parts)
+
+
+def _number(job: Job, _: Facts) -> str:
+    return str(job.number)
+
+
+def _id(job: Job, facts: Facts) -> str:
+    return str(job.id) if facts.wide else job.id.hex[:8]
+
+
+def _status(job: Job, _: Facts) -> str:
+    return str(job.status)
+
+
+def _time(job: Job, facts: Facts) -> str | None:
+    """Return how long a job ran or has been running, or in what time it is due."""
+    if job.status is Status.QUEUED:
+        if job.not_before is None or job.not_before <= facts.now:
+            return None
+        return f"in {output.span((job.not_before - facts.now).total_seconds())}"
+    if job.start_time is None:
+        return None
+    return output.span(((job.end_time or facts.now) - job.start_time).total_seconds())
+
+
+def _note(job: Job, _: Facts) -> str | None:
+    """Return what is worth knowing of a job besides its status, in a word or two."""
+    if job.status is Status.RUNNING:
+        return "stopping" if job.stop_requested else output.share(job.progress)
+    if job.status is Status.QUEUED:
+        if job.next_attempt is not None:
+            return f"attempt {job.attempt}"
+        return {"time": None, "dependencies": "waits"}.get(job.waits_for or "", job.waits_for)
+    if job.status is Status.COMPLETE:
+        return None
+    return foreground.cause(job.reason, job.exit_code, job.signal).replace("exit code", "exit")
+
+
+def _started(job: Job, facts: Facts) -> str | None:
+    if job.start_time is None:
+        return None
+    return output.short_time(job.start_time, facts.now)
+
+
+def _group(job: Job, _: Facts) -> str | None:
+    return job.group
+
+
+def _pipeline(job: Job, facts: Facts) -> str | None:
+    return None if job.pipeline_id is None else facts.pipelines.get(job.pipeline_id)
+
+
+def _priority(job: Job, _: Facts) -> str | None:
+    return str(job.priority) if job.priority else None
+
+
+def _lines(job: Job, _: Facts) -> str | None:
+    return str(job.line_count) if job.line_count else None
+
+
+def _what(job: Job, facts: Facts) -> str:
+    """Return a job's name and command, or what there is of them, or its pipeline or type."""
+    command = "" if job.command is None else str(job.command)
+    if job.name and command and facts.wide:
+        return f"{job.name}: {command}"
+    return job.name or command or _pipeline(job, facts) or job.type
+
+
+_COLUMNS = (
+    _Column("JOB", _number, right=True),
+    _Column("ID", _id, ROOMY),
+    _Column("STATUS", _status),
+    _Column("TIME", _time, right=True),
+    _Column("NOTE", _note, always=False),
+    _Column("STARTED", _started, NORMAL, always=False),
+    _Column("PRIO", _priority, ROOMY, always=False, right=True),
+    _Column("GROUP", _group, NORMAL, always=False, most=16),
+    _Column("PIPELINE", _pipeline, NORMAL, always=False, most=20),
+    _Column("LINES", _lines, ROOMY, always=False, right=True),
+)
+
+
+def facts_for(jobs: Iterable[Job], name_of: Callable[[UUID], str], *, wide: bool) -> Facts:
+    """Return what a table of these jobs needs."""
+    ids: dict[Any, None] = dict.fromkeys(job.pipeline_id for job in jobs if job.pipeline_id)
+    return Facts({one: name_of(one) for one in ids}, datetime.now(timezone.utc), wide)
