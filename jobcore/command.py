@@ -196,18 +196,15 @@ class Command:
             stored = json.loads(text)
             # Convert to texts in this process's encoding, as if a caller had passed them.
             for name in ("argv", "redact"):
-                stored[name] = [os.fsdecode(encode(word)) for word in stored[name]]
-            stored["cwd"] = os.fsdecode(encode(stored["cwd"]))
-            stored["env"] = {
-                os.fsdecode(encode(name)): os.fsdecode(encode(value))
-                for name, value in stored["env"].items()
-            }
+                stored[name] = [decode(word) for word in stored[name]]
+            stored["cwd"] = decode(stored["cwd"])
+            stored["env"] = {decode(name): decode(value) for name, value in stored["env"].items()}
             if isinstance(stored["stdin"], dict):
                 stored["stdin"] = stored["stdin"]["data"].encode("latin-1")
             elif stored["stdin"] is not None:
-                stored["stdin"] = os.fsdecode(encode(stored["stdin"]))
+                stored["stdin"] = decode(stored["stdin"])
             if stored.get("stdout_to") is not None:
-                stored["stdout_to"] = os.fsdecode(encode(stored["stdout_to"]))
+                stored["stdout_to"] = decode(stored["stdout_to"])
             if stored["shell"]:
                 (stored["argv"],) = stored["argv"]
             return cls(**stored)
@@ -295,6 +292,11 @@ def _mask_of(redact: list[bytes]) -> Callable[[Any], Any]:
         return value
 
     return mask
+
+
+def decode(text: str) -> str:
+    """Return the text, in this process's encoding, of a word that was stored."""
+    return os.fsdecode(encode(text))
 
 
 def encode(text: str) -> bytes:

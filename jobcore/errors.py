@@ -226,11 +226,11 @@ class DuplicateKey(JobcoreError):
 
 class NoResult(JobcoreError):
     """
-    The job has no return value, or none yet: only a function that returned has one.
+    The job has no result, or none yet: only a COMPLETE job can have one.
 
     Attributes:
         job_id: The job.
-        job_status: Its status. If it is COMPLETE, the job ran no function, or one that
+        job_status: Its status. If it is COMPLETE, its command wrote no result, or its function
             ended the interpreter itself.
     """
 

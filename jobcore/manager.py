@@ -16,7 +16,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import checks, lifecycle
+from jobcore import checks, lifecycle, parameters
 from jobcore.clock import Clock, SystemClock, seconds_of
 from jobcore.command import checked_grace
 from jobcore.embedding.worker import handed_over
@@ -34,6 +34,7 @@ from jobcore.engine.stopper import Stopper
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.errors import (
     ArgumentError,
+    CommandError,
     DatabaseCorrupt,
     InvalidTransition,
     JobDeleted,
@@ -81,6 +82,7 @@ from jobcore.operations.arguments import (
     checked_progress,
     checked_python,
     checked_slots,
+    checked_state,
     checked_statuses,
     checked_stream,
     checked_timeout,
@@ -112,11 +114,12 @@ from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
 from jobcore.operations.waiting import Waiter, checked_until
 from jobcore.operations.waiting_async import AsyncWaiter
-from jobcore.storage import job_rows, queue, settlement, transitions
+from jobcore.storage import handover, job_rows, queue, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
 from jobcore.storage.job_rows import JobFilter
 from jobcore.storage.log_segments import Unfinished
+from jobcore.storage.statement import read_json
 from jobcore.storage.transitions import Run
 from jobcore.tuning import LONGEST_BUSY
 
@@ -125,7 +128,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from sqlalchemy import Row
+    from sqlalchemy import Connection, Row
     from typing_extensions import Self, Unpack
 
     from jobcore.models import Limit
@@ -540,6 +543,9 @@ class JobManager:
         command: Runnable | None = None,
         name: str | None = None,
         data: Any = None,
+        args: Sequence[str | bytes | os.PathLike[str]] = (),
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
         env_from: Literal["submitter", "worker"] = "worker",
         key: str | None = None,
         unique_for: float | None = None,
@@ -563,6 +569,11 @@ class JobManager:
             command: What to run instead of the pipeline's own command.
             name: A name of your choice.
             data: Your own small JSON, up to 64 KiB.
+            args: Words that this run's command gets after its own; a script gets them as `$1`,
+                `$2` and so on.
+            env: Variables of this run, on top of those of its command. They are stored like
+                those of a `Command`.
+            timeout: Seconds until this run is stopped, in place of its command's own time-out.
             env_from: Which environment its command gets, as in `submit`.
             key: As in `submit`.
             unique_for: Seconds, as in `submit`.
@@ -579,11 +590,15 @@ class JobManager:
             CommandError: The command could never run, or the data cannot be stored.
         """
         own = None if command is None else checked_command(command, {}).to_json()
+        stored = parameters.checked(args, env, timeout)
+        if stored is not None and own is None and pipeline_id is None:
+            raise CommandError("args, env and timeout need a command, or a pipeline that has one")
         fields = {
             "type": type,
             "name": name,
             "data": checked_data(data),
             "command": own,
+            "parameters": stored,
             **queue_fields(
                 priority=priority, group=group, expires=expires, key=key, unique_for=unique_for
             ),
@@ -1342,7 +1357,10 @@ class JobManager:
 
     def result(self, job_id: Id) -> Any:
         """
-        Return what the function of a COMPLETE job returned; that may be None.
+        Return the result of a COMPLETE job, which may be None.
+
+        It is what its function returned, what the body of its task has set, or the JSON that its
+        command wrote to the descriptor whose number is in `JOBCORE_RESULT_FD`.
 
         Any process can ask until the job is deleted. Values that JSON represents
         exactly are stored as JSON. All others are unpickled in this process, which
@@ -1352,7 +1370,7 @@ class JobManager:
 
         Raises:
             JobNotFound: No job has this id.
-            NoResult: The job is not COMPLETE, ran no function, or ran one that
+            NoResult: The job is not COMPLETE, its command wrote no result, or its function
                 ended the interpreter itself.
         """
         run = self._run(job_id)
@@ -2302,6 +2320,42 @@ class JobManager:
         changed = Pipeline.from_row(self._pipelines.update_pipeline(pipeline_id, changes))
         self._dispatcher.wake()
         return changed
+
+    def get_pipeline_state(self, pipeline_id: Id) -> Any:
+        """
+        Return the state with which the next run of a pipeline begins; None: there is none.
+
+        It is the JSON that the last COMPLETE run wrote to the descriptor whose number is in
+        `JOBCORE_STATE_FD`, or what `set_pipeline_state` has stored since.
+
+        Raises:
+            PipelineNotFound: No pipeline has this id.
+        """
+        with self._database.read() as connection:
+            state = handover.state_of(connection, require_pipeline(connection, pipeline_id).id)
+        return None if state is None else read_json(state)
+
+    def set_pipeline_state(self, pipeline_id: Id, state: Any) -> None:
+        """
+        Set the state with which the next run of a pipeline begins.
+
+        It is durable when this returns. A run that is COMPLETE later, and hands on a state,
+        replaces it.
+
+        Args:
+            state: A JSON value of up to 1 MiB; None: no state, so that the run begins anew.
+
+        Raises:
+            PipelineNotFound: No pipeline has this id.
+            CommandError: The state is not JSON, or too large.
+        """
+        text = None if state is None else checked_state(state)
+
+        def change(connection: Connection) -> None:
+            owner = require_pipeline(connection, pipeline_id).id
+            handover.set_state(connection, owner, text)
+
+        self._database.write(change)
 
     def delete_pipeline(self, pipeline_id: Id) -> None:
         """

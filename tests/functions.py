@@ -455,3 +455,8 @@ def tells_its_step(step):
 
     with JobManager(os.environ["JOBCORE_DB"], slots=0) as jobs:
         jobs.update_job(os.environ["JOBCORE_JOB_ID"], data={"step": step})
+
+
+def answer_a_tuple():
+    """Return what JSON cannot represent exactly."""
+    return (1, 2)

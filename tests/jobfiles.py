@@ -82,9 +82,9 @@ class Scripted:
     `frames_written` is what the log must say, as sequence, stream and bytes.
     """
 
-    def __init__(self, jobs, database, *, boot_id=None, held=True, created=True):
+    def __init__(self, jobs, database, *, boot_id=None, held=True, created=True, **options):
         self.database = database
-        self.job = jobs.submit(["true"])
+        self.job = jobs.submit(["true"], **options)
         self.id = self.job.id
         self.token, self.cookie = uuid4().hex, uuid4().hex
         with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as connection:

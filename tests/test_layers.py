@@ -118,7 +118,6 @@ def test_what_calls_functions_needs_the_standard_library_alone():
 
     assert {name for name in seen if not name.startswith("supervisor")} == {
         "embedding.failpoints", "functions.__main__", "functions.encoding", "functions.names",
-        "functions.result_file",
     }  # fmt: skip
     assert outside == set()
 
@@ -129,8 +128,12 @@ CHEAP = {
     "os", "select", "stat", "struct", "sys", "time", "zlib",
 }  # fmt: skip
 
-#: What it loads for a job that has values to mask, before the command starts.
-MASKS = {"supervisor.redaction": {"re", "binascii"}}
+#: What it loads only for a job that has values to mask, has a terminal, or hands values over.
+FOR_SOME = {
+    "supervisor.redaction": {"re", "binascii"},
+    "supervisor.spawn": {"termios"},
+    "supervisor.values": {"json"},
+}
 
 
 def test_what_a_supervisor_runs_is_cheap_to_load():
@@ -161,7 +164,7 @@ def test_what_a_supervisor_runs_is_cheap_to_load():
                 for one in found
                 if one not in CHEAP
                 and one.split(".")[0] != "jobcore"
-                and not (name in MASKS and one in MASKS[name] and node not in tree.body)
+                and not (one in FOR_SOME.get(name, ()) and node not in tree.body)
             ]
 
     assert wrong == []

@@ -23,11 +23,11 @@ from jobcore import JobManager, LogLine, Reason, Retries, Status, StoreMismatch,
 from jobcore.cli import commands
 from jobcore.cli.app import app
 from jobcore.command import DEFAULT_LINGER
-from jobcore.functions import call, result_file
+from jobcore.functions import call
 from jobcore.operations import doctor
 from jobcore.operations.pipelines import FIELDS
 from jobcore.retries import delay_after
-from jobcore.supervisor import capture, progress, termination
+from jobcore.supervisor import capture, progress, result_file, termination
 from tests.faults.rounds import campaign
 from tests.integration.verbs_harness import fork
 from tests.processes import PATIENCE, ROOT, forked
@@ -206,6 +206,20 @@ def test_the_nightly_line_prunes_and_finds_nothing_wrong(tmp_path):
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "wrong" not in done.stdout
+
+
+def test_parameters_and_state_are_as_shown(tmp_path):
+    """The example of a pipeline's parameters prints what the guide says."""
+    shown = between("parameters:", "end of parameters")
+
+    assert printed(blocks("python", shown)[0], tmp_path) == blocks("text", shown)[0]
+
+
+def test_result_of_a_command_is_as_shown(tmp_path):
+    """The example of results prints what the guide says."""
+    shown = between("result:", "end of result")
+
+    assert printed(blocks("python", shown)[0], tmp_path) == blocks("text", shown)[0]
 
 
 def test_jobs_come_as_they_end_as_shown(tmp_path):

@@ -329,7 +329,7 @@ def test_what_every_verb_may_raise_is_said_once():
 
 
 #: Verbs whose time-out is that of a command.
-LIMITING = ("update_job",)
+LIMITING = ("create_job", "update_job")
 
 
 def must_name(verb):
@@ -399,6 +399,7 @@ def valid(jobs, name):
         "callback": lambda: print,
         "name": lambda: "name",
         "n": lambda: 1,
+        "state": lambda: {"a": 1},
         "id_prefix": lambda: "3f2a",
         "lines": lambda: "line",
         "older_than": lambda: 0,

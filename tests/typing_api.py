@@ -146,6 +146,7 @@ def creating(jobs: JobManager) -> list[Job]:
         jobs.create_job("TASK"),
         jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=words),
         jobs.create_job("TASK", name="n", data={"a": [1]}, env_from="worker"),
+        jobs.create_job(pipeline_id="text", args=["a", b"b"], env={"A": "b"}, timeout=9),
         jobs.create_job("TASK", key="k", unique_for=3, on_conflict="return"),
         jobs.create_job("TASK", priority=1, group="gpu", expires=60),
         jobs.retry_job("text"),
@@ -498,6 +499,7 @@ def governing(jobs: JobManager) -> Pipeline:
         print(due.isoformat(), skip.why, skip.count, blocker, properties)
     every: list[Workspace] = [*jobs.list_workspaces(), jobs.get_workspace(workspace.id)]
     every += jobs.list_workspaces(limit=5, after=default) or jobs.list_workspaces(after="text")
+    jobs.set_pipeline_state(pipeline_id=pipeline.id, state=jobs.get_pipeline_state(pipeline_id="a"))
     jobs.delete_pipeline(pipeline.id)
     described = {"pipelines": {"p": {"script": "true"}}}
     changes: list[Change] = jobs.apply(described, workspace_id=default.id, prune=True, dry_run=True)

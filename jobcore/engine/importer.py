@@ -21,12 +21,18 @@ from sqlalchemy import Connection
 from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.engine.job_directories import Directories
-from jobcore.functions import result_file
 from jobcore.lifecycle import Ending, Reason, Status
-from jobcore.storage import log_segments, settlement, transitions
+from jobcore.storage import handover, log_segments, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
-from jobcore.supervisor import NewerProtocol, frames, job_directory, progress
+from jobcore.supervisor import (
+    NewerProtocol,
+    frames,
+    job_directory,
+    progress,
+    result_file,
+    values,
+)
 
 #: Bytes of frames per transaction. This bounds memory, and how long others wait for the lock.
 BATCH_BYTES = 2**20
@@ -46,14 +52,15 @@ class NewContent:
         slices: The frames in between, without those that have no lines.
         report: The last progress report in between, or None.
         exit: The exit record, if there is one and this import reaches the end of the spool.
-        result: The encoded return value of its function, if it has returned.
+        result: The encoded result of its function or command, if it has one.
+        state: What it hands to the next run of its pipeline, as JSON, or None.
         goal: The end of the spool when it was read, which may be beyond this one transaction.
         renewed: Whether a whole spool file has been imported, so that it can be removed.
     """
 
     __slots__ = (
         "_sound", "exit", "goal", "next_sequence", "offset", "renewed", "report", "result", "run",
-        "slices",
+        "slices", "state",
     )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
@@ -65,6 +72,7 @@ class NewContent:
         self.report: Report | None = None
         self.exit: job_directory.ExitRecord | None = None
         self.result: tuple[str, bytes] | None = None
+        self.state: bytes | None = None
         self.goal: int = run.spool_offset
         self.renewed = False
 
@@ -132,13 +140,40 @@ def _unfinished_in(directory: int) -> list[tuple[frames.Frame, bytes]]:
         return []  # not a supervisor's file; it must not keep the job from being settled
 
 
-def _may_return(run: Run) -> bool:
+def _result_in(run: Run, directory: int) -> tuple[str, bytes] | None:
     """
-    Tell whether to trust a `result` file in the job directory: only if the job calls a function.
+    Return the encoded result in a job directory; None: there is none.
 
-    Any other command could have written it, and a host that asks for the result unpickles it.
+    Only that of a function may be pickled. A command could have written any file there, and a
+    host that asks for the result would unpickle it.
     """
-    return run.calls_function != 0
+    if run.calls_function != 0:
+        return result_file.read(directory)
+    handed = _handed_over(directory, values.RESULT)
+    return None if handed is None else ("json", handed)
+
+
+def _handed_over(directory: int, name: str) -> bytes | None:
+    """Return a JSON text that a command has handed over; None: there is none that is valid."""
+    try:
+        found = result_file.read(directory, name)
+    except NewerProtocol:
+        return None  # not its supervisor's: that is of the version that wrote the exit record
+    if found is None or found[0] != "json" or len(found[1]) > values.LARGEST[name]:
+        return None
+    try:
+        values.parse(found[1])
+    except ValueError:
+        return None
+    return found[1]
+
+
+def _store_values(connection: Connection, content: NewContent) -> None:
+    """Store the result of a COMPLETE job, and the state of its pipeline."""
+    if content.result is not None:
+        settlement.store_result(connection, content.run.number, *content.result)
+    if content.state is not None:
+        handover.store_state(connection, content.run.number, content.state.decode())
 
 
 class Importer:
@@ -279,8 +314,10 @@ class Importer:
                 verdict = job_directory.read_exit(directory, run.token or "") or verdict
                 content = NewContent(run)
                 self._read_frames(content, directory, verdict)
-                if content.exit is not None and content.exit.wait_status == 0 and _may_return(run):
-                    content.result = result_file.read(directory)
+                if content.exit is not None and content.exit.wait_status == 0:
+                    content.result = _result_in(run, directory)
+                    if run.has_followups:
+                        content.state = _handed_over(directory, values.STATE)
                 if failpoints.armed:
                     failpoints.reach(failpoints.IMPORT_READ, self._database)
                 return content
@@ -383,8 +420,8 @@ class Importer:
         if content.exit is not None:
             final = self._settle(connection, content, content.exit)
             if final is not None:
-                if content.result is not None and final.status == Status.COMPLETE:
-                    settlement.store_result(connection, run.number, *content.result)
+                if final.status == Status.COMPLETE:
+                    _store_values(connection, content)
                 if run.loose_bytes and unmerged[0] == run.loose_sequence:
                     log_segments.merge(connection, run.number, run.loose_sequence)
                 if failpoints.armed:

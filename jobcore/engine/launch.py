@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from sqlalchemy import Row
 
-from jobcore import tuning
+from jobcore import parameters, tuning
 from jobcore.clock import Clock
 from jobcore.command import Command, encode
 from jobcore.embedding import failpoints, telemetry
@@ -31,10 +31,17 @@ from jobcore.errors import StoreError
 from jobcore.functions.call import is_interpreter
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
-from jobcore.storage import environments, filesystem, transitions
+from jobcore.storage import environments, filesystem, handover, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
-from jobcore.supervisor import PROTOCOL_VERSION, frames, job_directory, messages, system_calls
+from jobcore.supervisor import (
+    PROTOCOL_VERSION,
+    frames,
+    job_directory,
+    messages,
+    system_calls,
+    values,
+)
 
 if TYPE_CHECKING:
     from jobcore.engine.supervisor_pool import Supervisor
@@ -42,6 +49,15 @@ if TYPE_CHECKING:
 #: The stored environments of submitters, by name. Under None: this process's environment.
 Environments = dict[str | None, Mapping[bytes, bytes] | None]
 
+
+#: The files in the job directory with the results of other jobs, and the pipeline's state.
+UPSTREAM, STATE = "upstream.json", "state.json"
+
+#: The variables that only some jobs have.
+_OF_SOME_JOBS = (
+    b"JOBCORE_PIPELINE_ID", b"JOBCORE_RESULT_FD", b"JOBCORE_STATE", b"JOBCORE_STATE_FD",
+    b"JOBCORE_UPSTREAM",
+)  # fmt: skip
 
 #: Seconds until a failed send or settlement is tried again.
 RETRY = 0.05
@@ -264,18 +280,22 @@ class Launch:
             # Another process may just have started the job; then the claim will fail.
             start.failure = "the environment of its submitter is not stored"
             return
-        job = ClaimedJob.from_rows(row, pipeline, self._directories.path(start.name))
+        path = self._directories.path(start.name)
+        given = self._hand_over(row, start.prepared.directory, path)
+        job = ClaimedJob.from_rows(row, pipeline, path)
         try:
             command = self._executors[row.type].command(job)
             if not isinstance(command, Command):
                 raise TypeError(
                     f"the executor returned {type(command).__name__} instead of a Command"
                 )
+            start.calls_function = is_interpreter(command)
+            command = parameters.apply(row.parameters, command, calls_function=start.calls_function)
             start.grace_ms = round(command.grace * 1000)
             if command.timeout is not None:
                 start.timeout_ms = math.ceil(command.timeout * 1000)
-            start.calls_function = is_interpreter(command)
-            fields = _fields(row, command, start, base, self._database.path)
+            environment = _environment(row, command, start.cookie, base, self._database.path)
+            fields = _fields(row, command, start, {**environment, **given})
         except BaseException as error:  # noqa: BLE001 - a host's executor may even raise SystemExit
             start.failure = in_words(error)
             return
@@ -285,6 +305,33 @@ class Launch:
             raise  # no space or no descriptor: the job stays QUEUED
         except Exception as error:  # noqa: BLE001 - a value that cannot be sent
             start.failure = in_words(error)
+
+    def _hand_over(self, row: Row[Any], directory: int, path: str) -> dict[bytes, bytes]:
+        """
+        Write what other jobs hand to this one into its directory; return its variables for that.
+
+        Raises:
+            StoreError, OSError: It cannot be read or written now.
+        """
+        with self._database.read() as connection:
+            results = handover.results_for(connection, row.number)
+            state = None
+            if row.pipeline_id is not None:
+                state = handover.state_of(connection, row.pipeline_id) or "{}"
+        given = {}
+        if results:
+            # Put together as bytes: the results are JSON, and may be long.
+            items = [
+                b'"%s": %s' % (str(one).encode(), text or b"null") for one, text in results.items()
+            ]
+            given[b"JOBCORE_UPSTREAM"] = UPSTREAM, b"{%s}\n" % b", ".join(items)
+        if state is not None:
+            given[b"JOBCORE_STATE"] = STATE, state.encode() + b"\n"
+        variables = {}
+        for variable, (name, content) in given.items():
+            job_directory.replace_file(directory, name, content, sync=False)
+            variables[variable] = os.fsencode(os.path.join(path, name))
+        return variables
 
     def write_verdict(self, start: Start, reason: Reason, why: str) -> None:
         """
@@ -322,8 +369,7 @@ def _fields(
     row: Row[Any],
     command: Command,
     start: Start,
-    base: Mapping[bytes, bytes],
-    database: str,
+    environment: dict[bytes, bytes],
 ) -> dict[str, Any]:
     """Return the request as the supervisor reads it: bytes and numbers, fully evaluated."""
     stdin: tuple[str, bytes] | None = None
@@ -331,12 +377,16 @@ def _fields(
         stdin = ("data", command.stdin)
     elif command.stdin is not None:
         stdin = ("file", encode(str(command.stdin)))
+    # A function returns its result.
+    hands_over = [] if start.calls_function else [values.RESULT]
+    if row.pipeline_id is not None:
+        hands_over.append(values.STATE)
     return {
         "version": PROTOCOL_VERSION,
         "token": start.token,
         "job": row.id.hex,
         "argv": list(map(encode, command.words)),
-        "env": _environment(row, command, start.cookie, base, database),
+        "env": environment,
         "cwd": encode(str(command.cwd or "/")),
         "stdin": stdin,
         "timeout": command.timeout,
@@ -348,6 +398,7 @@ def _fields(
         "separate_streams": command.separate_streams,
         "stdout_to": None if command.stdout_to is None else encode(str(command.stdout_to)),
         "pty": command.pty,
+        "hands_over": hands_over,
         "redact": [encode(str(value)) for value in command.redact],
         "umask": command.umask,
     }
@@ -371,7 +422,8 @@ def _environment(
     environment[b"JOBCORE_JOB_ID"] = str(row.id).encode()
     environment[b"JOBCORE_ATTEMPT"] = str(row.attempt).encode()
     environment[b"JOBCORE_WORKSPACE_ID"] = str(row.workspace_id).encode()
-    environment.pop(b"JOBCORE_PIPELINE_ID", None)  # it may be that of a job this host runs in
+    for name in _OF_SOME_JOBS:
+        environment.pop(name, None)  # it may be that of a job this host runs in
     if row.pipeline_id is not None:
         environment[b"JOBCORE_PIPELINE_ID"] = str(row.pipeline_id).encode()
     return environment

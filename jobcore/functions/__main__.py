@@ -20,8 +20,9 @@ import sys
 import threading
 from collections.abc import Coroutine
 
-from jobcore.functions import encoding, names, result_file
+from jobcore.functions import encoding, names
 from jobcore.functions.encoding import DIRECTORY, VERSION, this_python
+from jobcore.supervisor import result_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from jobcore.functions.call import describe
 from jobcore.lifecycle import Status
 from jobcore.storage import environments
 from jobcore.submission import Submission
-from jobcore.supervisor import frames
+from jobcore.supervisor import frames, values
 from jobcore.tuning import DATA_BYTES, MOST_SLOTS
 
 T = TypeVar("T")
@@ -316,6 +316,18 @@ def checked_data(data: Any) -> Any:
     if is_deep:
         raise CommandError(f"data is nested deeper than {deepest} levels")
     return data
+
+
+def checked_state(state: Any) -> str:
+    """Return the state of a pipeline as it is stored: JSON, as a run could hand it on."""
+    try:
+        text = json.dumps(state, allow_nan=False)
+        values.parse(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CommandError(f"the state is not JSON: {error}") from error
+    if len(text) > values.LARGEST[values.STATE]:
+        raise CommandError(f"the state is larger than {values.LARGEST[values.STATE]} bytes of JSON")
+    return text
 
 
 def checked_object(properties: Mapping[str, Any] | None) -> dict[str, Any] | None:

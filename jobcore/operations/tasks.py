@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, cast
 
 from jobcore.embedding import telemetry
 from jobcore.errors import ArgumentError, InvalidTransition, JobNotFound, Stopped, StoreError
-from jobcore.functions import encoding, result_file
+from jobcore.functions import encoding
 from jobcore.models import Job
 from jobcore.operations.arguments import (
     checked_line_prefix,
@@ -22,6 +22,7 @@ from jobcore.operations.async_backend import Interruption, in_thread, in_thread_
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage.transitions import Run
+from jobcore.supervisor import result_file
 
 if TYPE_CHECKING:
     from types import TracebackType

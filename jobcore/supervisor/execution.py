@@ -13,7 +13,7 @@ import select
 import time
 
 from jobcore.embedding import failpoints
-from jobcore.supervisor import job_directory, messages, spawn
+from jobcore.supervisor import job_directory, messages, result_file, spawn
 from jobcore.supervisor.capture import Capture
 from jobcore.supervisor.file_upkeep import FileUpkeep
 from jobcore.supervisor.host_channel import Notices
@@ -21,6 +21,7 @@ from jobcore.supervisor.process_tree import ProcessTree
 from jobcore.supervisor.spool import GONE, NO_SPACE
 from jobcore.supervisor.stop_requests import StopRequests
 from jobcore.supervisor.termination import Termination
+from jobcore.supervisor.values import ValueReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class Execution:
             self._run_record(),
         )
         self._tree: ProcessTree | None = None
+        self._values: list[ValueReader] = []
         self._pidfd = -1
         self._report = -1
         self._reading = False
@@ -375,6 +377,10 @@ class Execution:
         self.watch.add(child.report, self._hear_report)
         self._capture.progress.add(child.reports)
         self.watch.add(child.reports, self._read_progress)
+        for name, descriptor in child.values.items():
+            value = ValueReader(name, descriptor)
+            self._values.append(value)
+            self.watch.add(descriptor, lambda one=value: self._read_value(one))  # type: ignore[misc]
         for descriptor, stream in child.outputs:
             self._capture.add(descriptor, stream, child.terminal)
         self._read_on()
@@ -461,6 +467,11 @@ class Execution:
         if not self._capture.progress.read():
             self.watch.forget(descriptor)
 
+    def _read_value(self, value: ValueReader) -> None:
+        descriptor = value.descriptor
+        if not value.read():
+            self.watch.forget(descriptor)
+
     def _read_on(self) -> None:
         self._reading = True
         for descriptor in self._capture.descriptors:
@@ -493,10 +504,7 @@ class Execution:
         """Write the exit record, then release the lock."""
         if self._termination is not None:
             self._termination.conclude()
-        self.watch.forget(self._capture.progress.descriptor)
-        self._capture.progress.end()
-        if self._capture.copy is not None:
-            self._capture.copy.finish()
+        handed = self._end_output()
         begun = self._machine.monotonic()
         while self._spool.held:
             yield self._machine.monotonic() + _RETRY
@@ -511,6 +519,10 @@ class Execution:
             # host, sync the files.
             if self._channel.dead:
                 self._spool.sync()
+            for name, value in handed:
+                result_file.put(
+                    self._request.directory, name, "json", value, sync=self._channel.dead
+                )
             job_directory.write_exit(self._request.directory, record, sync=self._channel.dead)
 
         if (yield from self._record_end(write)) and failpoints.armed:
@@ -519,6 +531,37 @@ class Execution:
         job_directory.unlock(self._request.lock, job_directory.ALL)
         if failpoints.armed:
             failpoints.reach(failpoints.UNLOCKED)
+
+    def _end_output(self) -> list[tuple[str, bytes]]:
+        """
+        Read what is left in the pipes that are not its output.
+
+        Returns:
+            The values that a COMPLETE command hands over, by name. Invalid ones are logged.
+        """
+        self.watch.forget(self._capture.progress.descriptor)
+        self._capture.progress.end()
+        if self._capture.copy is not None:
+            self._capture.copy.finish()
+        handed = []
+        for one in self._values:
+            self.watch.forget(one.descriptor)
+            one.end()
+            if self._tree is None or self._tree.status != 0 or not self._ended_by_itself():
+                continue
+            try:
+                value = one.value()
+            except ValueError as error:
+                self._capture.write_system(
+                    f"what the command wrote to {one.variable} is not stored: {error}"
+                )
+            else:
+                if value is not None:
+                    handed.append((one.name, value))
+        return handed
+
+    def _ended_by_itself(self) -> bool:
+        return self._termination is not None and self._termination.reason == "exited"
 
     def _verdict(self) -> job_directory.ExitRecord:
         spool = self._spool
@@ -601,6 +644,8 @@ class Execution:
 
     def _close(self) -> None:
         self._capture.close()
+        for value in self._values:
+            value.close()
         self._stop_requests.close()
         self._upkeep.close()
         for descriptor in (self._pidfd, self._report, self._request.lock, self._request.directory):

@@ -70,6 +70,7 @@ class Request:
             separate_streams=fields["separate_streams"],
             stdout_to=fields.get("stdout_to"),
             pty=fields.get("pty", False),
+            hands_over=tuple(fields.get("hands_over", ())),
         )
         self.timeout: float | None = fields["timeout"]
         self.grace: float = fields["grace"]

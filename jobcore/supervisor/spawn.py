@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import struct
 
-from jobcore.supervisor import frames, progress, system_calls
+from jobcore.supervisor import frames, progress, system_calls, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ _CLOSE_RANGE = 436  # the same on every architecture but alpha
 _LAST = 0xFFFFFFFF
 _SIZE = struct.pack("4H", 24, 80, 0, 0)  # lines and columns of a terminal
 _END_OF_INPUT = b"\x04"  # the character that stands for it, as Ctrl-D
+_ABOVE = 10  # the least number that no descriptor of a command gets
 _TYPE, _DIRECTORY = 0o170000, 0o040000  # bits of a mode, which saves importing `stat`
 
 # Created at import, so that the child has less to do and copies less memory.
@@ -86,7 +88,10 @@ class StartError(Exception):
 class Program:
     """The program to run: the part of a request that the new process needs."""
 
-    __slots__ = ("argv", "cwd", "env", "pty", "separate_streams", "stdin", "stdout_to", "umask")
+    __slots__ = (
+        "argv", "cwd", "env", "hands_over", "pty", "separate_streams", "stdin", "stdout_to",
+        "umask",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class Program:
         separate_streams: bool,
         stdout_to: bytes | None = None,
         pty: bool = False,
+        hands_over: tuple[str, ...] = (),
     ) -> None:
         self.argv = argv
         self.env = env
@@ -108,6 +114,7 @@ class Program:
         self.separate_streams = separate_streams
         self.stdout_to = stdout_to
         self.pty = pty
+        self.hands_over = hands_over  # the names of its values, as in `values`
 
 
 class Child:
@@ -121,9 +128,10 @@ class Child:
         outputs: Non-blocking read ends of the output pipes, each with its stream.
         reports: Non-blocking read end of the pipe for progress reports.
         terminal: The command's end of its terminal, which is its output; negative: it has none.
+        values: Non-blocking read ends of the pipes for the values that it hands over, by name.
     """
 
-    __slots__ = ("outputs", "pid", "report", "reports", "terminal")
+    __slots__ = ("outputs", "pid", "report", "reports", "terminal", "values")
 
     def __init__(
         self,
@@ -132,7 +140,9 @@ class Child:
         outputs: list[tuple[int, int]],
         reports: int,
         terminal: int = -1,
+        values: dict[str, int] | None = None,
     ) -> None:
+        self.values = values or {}
         self.pid = pid
         self.report = report
         self.outputs = outputs
@@ -176,12 +186,20 @@ def spawn(
         opened += (reports, reports_writer)
         os.set_blocking(reports, False)
         program.env[progress.VARIABLE] = b"%d" % progress.DESCRIPTOR
+        given: dict[int, int] = {progress.DESCRIPTOR: reports_writer}
+        handed = {}
+        for name in program.hands_over:
+            handed[name], value_writer = os.pipe2(os.O_CLOEXEC)
+            opened += (handed[name], value_writer)
+            os.set_blocking(handed[name], False)
+            given[values.DESCRIPTORS[name]] = value_writer
+            program.env[values.VARIABLES[name]] = b"%d" % values.DESCRIPTORS[name]
         stdin = terminal
         if program.stdin is not None and program.stdin[0] == "data":
             stage = STDIN
             stdin = _hold(program.stdin[1], opened)
         stage = FORK
-        given = {0: stdin, 1: writer, 2: error_writer, progress.DESCRIPTOR: reports_writer}
+        given.update({0: stdin, 1: writer, 2: error_writer})
         start = _Start(given, report_writer, oom_score, control)
         # Block signals, so that the supervisor's handlers do not run in the child.
         mask = _signal.pthread_sigmask(_signal.SIG_SETMASK, _ALL_SIGNALS)
@@ -195,11 +213,11 @@ def spawn(
         for descriptor in opened:
             os.close(descriptor)
         raise StartError(stage, error.errno or 0) from error
-    readers = {report, reports, terminal, *(descriptor for descriptor, _ in outputs)}
+    readers = {report, reports, terminal, *handed.values(), *(one for one, _ in outputs)}
     for descriptor in opened:
         if descriptor not in readers:
             os.close(descriptor)
-    return Child(pid, report, outputs, reports, terminal)
+    return Child(pid, report, outputs, reports, terminal, handed)
 
 
 def _open_pipes(
@@ -227,9 +245,7 @@ def _open_terminal(opened: list[int], *, has_input: bool) -> tuple[int, int, int
         has_input: Whether the command has another standard input. If not, it is the terminal,
             where nobody types: the first read finds the end of the input.
     """
-    # Only commands that need a terminal load these two.
-    import fcntl  # noqa: PLC0415
-    import termios  # noqa: PLC0415
+    import termios  # noqa: PLC0415 - only for commands that need a terminal
 
     reader, terminal = os.openpty()
     opened += (reader, terminal)
@@ -395,17 +411,7 @@ def _come_clean(start: _Start) -> None:
     _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     if os.getppid() != start.parent:
         os._exit(_NOT_STARTED)  # the supervisor died before the line above
-    if start.report in start.given:
-        start.report = os.dup(start.report)
-    for target, descriptor in start.given.items():
-        if descriptor == target:
-            os.set_inheritable(target, True)
-        elif descriptor >= 0:
-            os.dup2(descriptor, target)
-    if start.control:
-        import fcntl  # noqa: PLC0415 - loaded before the fork
-
-        fcntl.ioctl(1, start.control, 0)
+    _give(start)
     # Before anything that can block, because the lock and the sockets are among them.
     _close_others(*start.given, start.report)
     for number in (*IGNORED, _signal.SIGTERM):
@@ -413,6 +419,23 @@ def _come_clean(start: _Start) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     if start.oom_score is not None:
         _set_oom_score(start.oom_score)
+
+
+def _give(start: _Start) -> None:
+    """Give the child its descriptors, by their numbers, and its terminal."""
+    # No descriptor that is still needed may have a number that another one gets.
+    if start.report in start.given:
+        start.report = fcntl.fcntl(start.report, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+    for target, descriptor in start.given.items():
+        if descriptor in start.given and descriptor != target:
+            start.given[target] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+    for target, descriptor in start.given.items():
+        if descriptor == target:
+            os.set_inheritable(target, True)
+        elif descriptor >= 0:
+            os.dup2(descriptor, target)
+    if start.control:
+        fcntl.ioctl(1, start.control, 0)
 
 
 def _close_others(*keep: int) -> None:

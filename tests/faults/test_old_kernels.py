@@ -245,7 +245,7 @@ def test_a_command_gets_no_descriptor_that_cannot_be_listed(database):
             jobs.wait(job.id, PATIENCE)
             return [line.text for line in jobs.logs(job.id)]
 
-    assert in_own_mounts(host) == ["0", "1", "2", str(progress.DESCRIPTOR)]
+    assert in_own_mounts(host) == ["0", "1", "2", "7", str(progress.DESCRIPTOR)]
 
 
 def test_a_file_without_a_name_replaces_one_in_memory(monkeypatch):

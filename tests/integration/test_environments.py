@@ -95,6 +95,9 @@ def test_without_a_base_environment_jobcore_adds_its_own_variables(running_jobs,
         "JOBCORE_JOB_ID": str(inside.id),
         "JOBCORE_PIPELINE_ID": str(pipeline.id),
         "JOBCORE_PROGRESS_FD": "8",
+        "JOBCORE_RESULT_FD": "7",
+        "JOBCORE_STATE": f"{database}.jobs/{inside.id.hex}/state.json",
+        "JOBCORE_STATE_FD": "6",
         "JOBCORE_WORKSPACE_ID": str(inside.workspace_id),
         "PYTHONUNBUFFERED": "1",
     }
@@ -103,6 +106,7 @@ def test_without_a_base_environment_jobcore_adds_its_own_variables(running_jobs,
         "JOBCORE_DB": database,
         "JOBCORE_JOB_ID": str(alone.id),
         "JOBCORE_PROGRESS_FD": "8",
+        "JOBCORE_RESULT_FD": "7",
         "JOBCORE_WORKSPACE_ID": str(alone.workspace_id),
     }
 

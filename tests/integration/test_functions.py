@@ -22,7 +22,8 @@ from jobcore import (
     function_command,
 )
 from jobcore.engine.executors import default_executors
-from jobcore.functions import result_file
+from jobcore.functions import encoding
+from jobcore.supervisor import result_file
 from tests import functions
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, ROOT, in_child, open_gate
@@ -32,7 +33,7 @@ from tests.programs import EXIT_0, EXIT_3, SLEEPS
 MAKE_RESULT = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from jobcore.functions import result_file
+from jobcore.supervisor import result_file
 root, elsewhere, what = sys.argv[1:]
 directory = os.path.join(root, os.environ["JOBCORE_JOB_ID"].replace("-", ""))
 place = elsewhere if what == "a link" else directory
@@ -159,7 +160,7 @@ def test_a_function_sees_nothing_of_its_caller(running_jobs):
         type="FUNCTION",
     )
     seen = running_jobs.result(ended(running_jobs, job).id)
-    package = str(Path(result_file.__file__).parent)
+    package = str(Path(encoding.__file__).parent)
 
     assert seen["stdin"] == ["/dev/null", ""]
     assert seen["jobcore"] == []

@@ -8,8 +8,7 @@ import stat
 
 import pytest
 
-from jobcore.functions import result_file
-from jobcore.supervisor import NewerProtocol
+from jobcore.supervisor import NewerProtocol, result_file
 from tests.processes import descriptors, in_child
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from jobcore import NoResult, Status
-from jobcore.functions import result_file
+from jobcore.supervisor import result_file
 from tests.jobfiles import sql
 
 

@@ -1,8 +1,9 @@
 """
-The file in the job directory that contains the return value of a function.
+The files in the job directory that contain values: results, and the state of a pipeline.
 
-The job writes it before it exits with 0. The process that settles the job reads it. The
-header contains length and CRC, and an incomplete file counts as no file.
+A function writes its result before it exits with 0; what a command hands over is written by its
+supervisor, before the exit record. The process that settles the job reads them. The header contains
+length and CRC, and an incomplete file counts as no file.
 """
 
 from __future__ import annotations
@@ -54,21 +55,37 @@ def write(path: str, identity: tuple[int, int], encoding: str, data: bytes) -> N
         facts = os.fstat(directory)
         if (facts.st_dev, facts.st_ino) != identity:
             raise FileNotFoundError(errno.ENOENT, "the job's directory was replaced", path)
-        kind = _ENCODINGS.index(encoding)
-        header = _HEADER.pack(_MAGIC, _VERSION, kind, _crc(kind, data), len(data))
         # Synced, because the exit record comes later in the same directory, and would vouch for an
         # incomplete result.
-        job_directory.replace_file(directory, RESULT, header, data, sync=True)
+        put(directory, RESULT, encoding, data, sync=True)
     finally:
         os.close(directory)
 
 
-def read(directory: int) -> tuple[str, bytes] | None:
+def put(directory: int, name: str, encoding: str, data: bytes, *, sync: bool) -> None:
     """
-    Return encoding and bytes of the result in a directory; None: no result, or incomplete.
+    Write a value into a job directory, atomically.
 
     Args:
         directory: A descriptor of the job directory.
+        name: The name of the file.
+        sync: Also make it durable.
+
+    Raises:
+        OSError: It could not be written, and nothing of it is there.
+    """
+    kind = _ENCODINGS.index(encoding)
+    header = _HEADER.pack(_MAGIC, _VERSION, kind, _crc(kind, data), len(data))
+    job_directory.replace_file(directory, name, header, data, sync=sync)
+
+
+def read(directory: int, name: str = RESULT) -> tuple[str, bytes] | None:
+    """
+    Return encoding and bytes of a value in a directory; None: no value, or incomplete.
+
+    Args:
+        directory: A descriptor of the job directory.
+        name: The name of the file.
 
     Raises:
         NewerProtocol: A newer jobcore wrote the file.
@@ -77,7 +94,7 @@ def read(directory: int) -> tuple[str, bytes] | None:
     try:
         # O_NONBLOCK, because the job may have put a FIFO there.
         descriptor = os.open(
-            RESULT,
+            name,
             os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW,
             dir_fd=directory,
         )
