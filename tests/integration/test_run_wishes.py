@@ -198,6 +198,35 @@ def test_variables_from_a_file(jobs, tmp_path):
     assert_job(job, log="GREETING=good morning")
 
 
+def test_parameters_of_a_run(jobs):
+    """Words, variables and a time-out for this run alone."""
+    pipeline = jobs.create_pipeline("load", script='echo "$1 at $LEVEL"', env={"LEVEL": "info"})
+    run = jobs.create_job(
+        pipeline_id=pipeline.id, args=["monday"], env={"LEVEL": "debug"}, timeout=60
+    )
+    jobs.wait(run.id)
+
+    assert_job(run, status="COMPLETE", log=["monday at debug"])
+
+
+COUNTS = """
+echo "from $(sed 's/[^0-9]//g' "$JOBCORE_STATE")"
+echo "{\\"orders\\": $1}" >&"$JOBCORE_STATE_FD"
+exit "${2:-0}"
+"""
+
+
+def test_state_of_a_run_is_there_for_the_next(jobs):
+    """A run that fails leaves it as it was."""
+    pipeline = jobs.create_pipeline("load", script=COUNTS)
+    for args in (["17"], ["23", "1"], ["30"]):
+        run = jobs.create_job(pipeline_id=pipeline.id, args=args)
+        jobs.wait(run.id)
+
+    assert_job(run, status="COMPLETE", log=["from 17"])
+    assert jobs.get_pipeline_state(pipeline.id) == {"orders": 30}
+
+
 # --- history ------------------------------------------------------------------------
 
 
