@@ -29,6 +29,7 @@ from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
 from jobcore.engine.recovery import Recovery
 from jobcore.engine.remover import Remover
+from jobcore.engine.retention import RetentionChore
 from jobcore.engine.scheduler import Scheduler
 from jobcore.engine.stopper import Stopper
 from jobcore.engine.supervisor_pool import SupervisorPool
@@ -54,6 +55,7 @@ from jobcore.models import (
     Job,
     LogLine,
     Pipeline,
+    Retention,
     Skip,
     Statistics,
     Transition,
@@ -296,6 +298,7 @@ class JobManager:
 
         recovery = self._recovery
         self._expiry = expiry = Expiry(self._database, self._clock, postponed)
+        kept = RetentionChore(self._database, remover, self._clock)
         self._waiter = Waiter(self._database, self._recovery)
         self._async_waiter = AsyncWaiter(self._waiter)
         self._dispatcher = Dispatcher(
@@ -316,8 +319,9 @@ class JobManager:
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
                 "sweep": self._recovery.sweep,
                 "batches": staging.remove_of_dead,
+                "retention": kept.tick,
             },
-            in_steps=lambda: recovery.is_unfinished() or expiry.is_unfinished(),
+            in_steps=lambda: any(one.is_unfinished() for one in (recovery, expiry, kept)),
             postponed=postponed,
         )
         self._liveness = self._dispatcher.liveness
@@ -1301,6 +1305,44 @@ class JobManager:
             damaged: dict[int, Exception] = {}
             return self._listings.formed(pruner.preview(expired, damaged.__setitem__), damaged)
         return pruner.prune(expired)
+
+    def retention(self) -> list[Retention]:
+        """Return the rules of `set_retention`, the oldest first; no rule: all jobs are kept."""
+        from jobcore.operations import policy  # noqa: PLC0415 - loaded by those who need it
+
+        return policy.retention(self._database)
+
+    def set_retention(
+        self,
+        keep: float | str | None = None,
+        *,
+        statuses: Status | Collection[Status] | None = None,
+        count: int | None = None,
+    ) -> list[Retention]:
+        """
+        Set how long the file keeps final jobs. Whichever managers run its queue see to it.
+
+        They look about once a minute, and remove jobs with logs, histories and results in
+        small steps, as `prune` does; so an expired job may stay a few minutes. The rule is
+        stored in the file, is durable when this returns, and replaces earlier ones for the
+        same statuses.
+
+        Args:
+            keep: Seconds for which jobs are kept after their end, or a text such as `"30d"`.
+                None: they are removed once they are not among the newest `count`.
+            statuses: The final statuses that the rule is for; None: all.
+            count: Keep this many of the newest of these jobs, however long ago they ended.
+                With neither `keep` nor `count`, all are kept.
+
+        Returns:
+            All rules of the file.
+
+        Raises:
+            ArgumentError: A number is negative or invalid, or a status is unknown or not final.
+        """
+        from jobcore.operations import policy  # noqa: PLC0415 - loaded by those who need it
+
+        return policy.set_retention(self._database, keep, statuses, count)
 
     def statistics(self, window: float = 86_400.0) -> Statistics:
         """

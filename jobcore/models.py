@@ -294,6 +294,21 @@ class Change(_Public):
     fields: dict[str, tuple[Any, Any]]
 
 
+class Retention(_Public):
+    """
+    A rule by which managers with slots remove final jobs.
+
+    Attributes:
+        statuses: The final statuses that it is for.
+        keep: Seconds for which each of these jobs is kept after its end.
+        count: How many of the newest of these jobs are kept in any case; None: none.
+    """
+
+    statuses: list[Status]
+    keep: float
+    count: int | None
+
+
 class Backup(_Public):
     """
     A backup that `JobManager.backup` wrote.

@@ -38,6 +38,7 @@ from jobcore import (
     PipelineStatus,
     Progress,
     Reason,
+    Retention,
     Retries,
     Skip,
     Statistics,
@@ -315,6 +316,9 @@ def pruning(jobs: JobManager) -> list[Job]:
 
 def keeping(jobs: JobManager) -> tuple[object, ...]:
     """Look after the file, and read every number about it."""
+    rules: list[Retention] = jobs.set_retention("30d", statuses=[Status.ERROR], count=100)
+    for rule in rules + jobs.set_retention(keep=None, statuses=Status.COMPLETE):
+        print(rule.statuses, rule.keep, rule.count, jobs.retention())
     copy: Backup = jobs.backup("copy.db", replace=True)
     what: tuple[str, int, dict[Status, int], int] = (
         copy.path,

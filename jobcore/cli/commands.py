@@ -52,6 +52,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Copy the database while it is in use, and say what is in the copy.",
         ),
         "prune": ("maintenance", "Remove old jobs with their logs and history."),
+        "retention": (
+            "maintenance",
+            "Set how long ended jobs are kept; without options, show it.",
+        ),
         "doctor": (
             "maintenance",
             "Examine the database and its directories. Changes nothing without --repair.",

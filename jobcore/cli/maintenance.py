@@ -11,6 +11,7 @@ import typer
 from jobcore.cli import foreground, output
 from jobcore.cli.app import AsJson, app, open_manager
 from jobcore.cli.values import age, count
+from jobcore.errors import CommandError
 from jobcore.lifecycle import FINAL, Status
 
 if TYPE_CHECKING:
@@ -73,6 +74,63 @@ def prune(
         else:
             count = jobs.prune(older_than, status=status or FINAL, keep=keep)
             output.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
+
+
+@app.command()
+def retention(
+    ctx: typer.Context,
+    *,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            parser=age, metavar="AGE", help="Keep jobs this long after their end: 12h, 30d."
+        ),
+    ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--count", parser=count, metavar="N", help="Keep the newest N of them, however old."
+        ),
+    ] = None,
+    status: Annotated[
+        list[Status] | None,
+        typer.Option(
+            case_sensitive=False,
+            metavar="STATUS",
+            help="Only COMPLETE, ERROR or STOPPED, in any case; may be given again. [all three]",
+        ),
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Keep them for ever.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Set how long ended jobs are kept; without options, show it.
+
+    Whoever runs the queue removes the others, about once a minute. A rule replaces
+    earlier ones for the same statuses. Fields in a pipe: statuses, seconds, count.
+
+    \b
+    Examples:
+      jobcore retention --keep 30d
+      jobcore retention --keep 90d --status ERROR --count 100
+      jobcore retention --off
+    """  # noqa: D301
+    if off and (keep is not None or number is not None):
+        raise CommandError("--off excludes --keep and --count")
+    with open_manager(ctx) as jobs:
+        if off or keep is not None or number is not None:
+            rules = jobs.set_retention(keep, statuses=status or None, count=number)
+        elif status:
+            raise CommandError("--status needs --keep, --count or --off")
+        else:
+            rules = jobs.retention()
+    if as_json:
+        output.print_json(rules)
+        return
+    rows = [(", ".join(one.statuses), one.keep, one.count) for one in rules]
+    output.print_rows(("STATUSES", "SECONDS", "COUNT"), rows)
+    if not rows and output.on_terminal():
+        output.say("all jobs are kept")
 
 
 @app.command()

@@ -12,7 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    func,
+    select,
+    update,
+)
 
 from jobcore.lifecycle import FINAL
 from jobcore.storage import damage
@@ -123,6 +132,55 @@ def find_numbers(
         .scalars()
         .all()
     )
+
+
+#: A place in the order of ends: the end of a job, and its number.
+Position = tuple[int, int]
+#: The place before all jobs.
+FIRST: Position = (-(2**63), 0)
+
+
+def next_expired(
+    connection: Connection, expired: Expired, *, after: Position, examined: int, limit: int
+) -> tuple[list[int], Position | None]:
+    """
+    Return the numbers of the next expired jobs, in the order of their ends.
+
+    Args:
+        after: The place of the last job that was examined.
+        examined: The most jobs to examine; most of them may stay.
+        limit: The most numbers to return.
+
+    Returns:
+        The numbers, and the place of the last job that was examined. None: there is no job
+        after it that ended early enough.
+    """
+    statuses = FINAL if expired.wanted.statuses is None else FINAL & expired.wanted.statuses
+    numbers: list[int] = []
+    last: Position | None = None
+    # Two statements: with a comparison of rows, SQLite would read all jobs of the same end.
+    for place in (
+        and_(job.c.end_time == after[0], job.c.number > after[1]),
+        and_(job.c.end_time > after[0], job.c.end_time <= expired.ended_by),
+    ):
+        ended = (
+            select(job.c.number, job.c.status, job.c.end_time)
+            .where(place)
+            .order_by(job.c.end_time, job.c.number)
+            .limit(examined)
+        )
+        for row in damage.read_rows(
+            connection, ended, job.c.number, damage.leave_out, damage.unconverted
+        ):
+            last = (row.end_time, row.number)
+            if row.status in statuses and (expired.up_to is None or row.number <= expired.up_to):
+                numbers.append(row.number)
+                if len(numbers) == limit:
+                    return numbers, last
+            examined -= 1
+        if examined <= 0:
+            break
+    return numbers, last
 
 
 def mark_deleted_if_expired(

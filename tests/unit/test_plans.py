@@ -21,6 +21,7 @@ import pytest
 
 from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, Status, Submission
 from jobcore.engine.queue_reader import QueueReader
+from jobcore.engine.retention import RetentionChore
 from jobcore.engine.scheduler import Scheduler
 from jobcore.storage import counts, queue
 from jobcore.storage.database import Database
@@ -281,6 +282,16 @@ def describe(jobs):
     jobs.delete_pipeline(changed.pipeline_id)
 
 
+def retain(jobs):
+    """Look for expired jobs among many that stay: they are of other statuses, or the newest."""
+    kept = RetentionChore(jobs._database, jobs._remover, jobs._clock)
+    for keep, rule in ((1, {"statuses": "STOPPED"}), (3e9, {"count": 1000})):
+        jobs.set_retention(keep, **rule)
+        for _ in range(5):
+            kept.tick()
+    jobs.set_retention()
+
+
 def wait_for_few(jobs):
     """Wait for jobs beside a long queue and a long history."""
     made = [jobs.create_job("RARE"), jobs.create_job("RARE")]
@@ -367,6 +378,7 @@ CALLS = {
     "chains": chain,
     "a workspace": workspace,
     "a description": describe,
+    "retention": retain,
     "statistics": lambda jobs: jobs.statistics(),
     "a deletion": lambda jobs: jobs.delete_job(jobs.submit(["true"]).id),
     "a cancellation": lambda jobs: jobs.cancel_job(jobs.submit(["true"], pipeline_id=BIG).id),
