@@ -337,7 +337,7 @@ class JobManager:
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
         type: str = JobType.COMMAND,  # noqa: A002 - the name of the field in Matatika's Jobs API
-        not_before: datetime | None = None,
+        not_before: float | datetime | None = None,
         env_from: Literal["submitter", "worker"] = "worker",
         reserved: bool = False,
         key: str | None = None,
@@ -364,7 +364,8 @@ class JobManager:
             workspace_id: Its workspace; None: the default one.
             pipeline_id: Its pipeline, which can have no other job until this one is final.
             type: Managers with an executor for this type run it.
-            not_before: The earliest time at which it starts; needs a time zone.
+            not_before: The earliest time at which it starts: seconds from its creation, or a
+                time with a time zone.
             env_from: Which environment the command gets, in addition to its own `env`.
                 `"worker"`: that of the process that starts the job. `"submitter"`: that
                 of this process, as it is now. The database (mode 0600) stores it until no
@@ -428,7 +429,7 @@ class JobManager:
         data: Any = None,
         workspace_id: Id | None = None,
         type: str = JobType.COMMAND,  # noqa: A002 - the name of the field in Matatika's Jobs API
-        not_before: datetime | None = None,
+        not_before: float | datetime | None = None,
         env_from: Literal["submitter", "worker"] = "worker",
         reserved: bool = False,
         on_conflict: Literal["return", "raise"] = "return",
@@ -642,7 +643,7 @@ class JobManager:
         job_id: Id,
         *,
         priority: int | Unset = UNSET,
-        not_before: datetime | Unset | None = UNSET,
+        not_before: float | datetime | Unset | None = UNSET,
         name: str | Unset | None = UNSET,
         data: Any = UNSET,
         timeout: float | Unset | None = UNSET,
@@ -655,7 +656,8 @@ class JobManager:
 
         Args:
             priority: Jobs with a higher priority start first.
-            not_before: The earliest time at which it starts; needs a time zone. None: now.
+            not_before: The earliest time at which it starts: seconds from now, or a time with
+                a time zone. None: now.
             name: A name of your choice, or None.
             data: Your own small JSON, up to 64 KiB.
             timeout: Seconds until its command is stopped; None: no limit.
@@ -679,7 +681,7 @@ class JobManager:
             "timeout": timeout,
         }
         self._reconciled(job_id)
-        row = QueueChanges(self._database).update(job_id, changes)
+        row = QueueChanges(self._database, self._clock).update(job_id, changes)
         self._dispatcher.wake()
         return public(Job, row, self._clock.now())
 

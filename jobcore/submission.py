@@ -29,7 +29,8 @@ class Submission:
         unique_for: Seconds for which it holds its key at least, as in `submit`.
         priority: Jobs with a higher priority start first.
         group: The group whose limit it counts for.
-        not_before: The earliest time at which it starts; needs a time zone.
+        not_before: The earliest time at which it starts: seconds from its creation, or a time
+            with a time zone.
         expires: Seconds from its creation, or a time with a time zone: if it has not started by
             then, it is cancelled.
         ref: A text by which other jobs of the same call can name this one.
@@ -42,6 +43,6 @@ class Submission:
     unique_for: float | None = None
     priority: int | None = None
     group: str | None = None
-    not_before: datetime | None = None
+    not_before: float | datetime | None = None
     expires: float | datetime | None = None
     ref: str | None = None

@@ -153,6 +153,7 @@ def creating(jobs: JobManager) -> list[Job]:
         jobs.retry_job("text"),
         jobs.update_job("text", priority=3, not_before=moment, name="n", data={"a": 1}),
         jobs.update_job(UUID(int=0), timeout=2.5, name=None, not_before=None),
+        jobs.update_job("text", not_before=0.5),
     ]
     return (
         made

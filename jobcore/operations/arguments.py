@@ -367,19 +367,16 @@ def queue_fields(
     """
     Return the columns of a new job that say how it waits.
 
-    `expires_in` and `unique_for`, in microseconds, count from the job's creation; `resolved`
-    replaces them by the columns of the table.
+    `not_before_in`, `expires_in` and `unique_for`, in microseconds, count from the job's
+    creation; `resolved` replaces them by the columns of the table.
     """
     found: dict[str, Any] = {
         "priority": checked_priority(priority),
         "group_name": None if group is None else checked_group(group),
-        "not_before": checked_moment(not_before),
         "key": None if key is None else checked_key(key),
+        **checked_due(not_before, "not_before"),
+        **checked_due(expires, "expires"),
     }
-    if isinstance(expires, datetime):
-        found["expires"] = checked_moment(expires, "expires")
-    elif expires is not None:
-        found["expires_in"] = _microseconds(expires, "expires")
     if unique_for is not None:
         if key is None:
             raise CommandError("unique_for needs a key")
@@ -387,10 +384,29 @@ def queue_fields(
     return found
 
 
+def checked_due(due: Any, column: str) -> dict[str, int | None]:
+    """
+    Return a time, or seconds from the time that `resolved` gets, as a column.
+
+    Args:
+        due: A datetime with a time zone, seconds, or None.
+        column: The name of the argument and of the column.
+    """
+    if due is None or isinstance(due, datetime):
+        return {column: checked_moment(due, column)}
+    return {f"{column}_in": _microseconds(due, column)}
+
+
+#: Times that count from the creation of a job, and the columns that they become.
+_RELATIVE = (
+    ("not_before_in", "not_before"), ("expires_in", "expires"), ("unique_for", "unique_until"),
+)  # fmt: skip
+
+
 def resolved(fields: Mapping[str, Any], now: int) -> dict[str, Any]:
     """Return the columns of a job that is created now."""
     found = dict(fields)
-    for relative, column in (("expires_in", "expires"), ("unique_for", "unique_until")):
+    for relative, column in _RELATIVE:
         if relative in found:
             found[column] = now + found.pop(relative)
     found["held_key"] = found.get("key")

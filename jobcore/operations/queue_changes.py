@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from jobcore import checks
+from jobcore.clock import Clock
 from jobcore.command import checked_timeout
 from jobcore.errors import CommandError, DatabaseCorrupt, InvalidTransition
 from jobcore.lifecycle import Status
-from jobcore.operations.arguments import UNSET, checked_data, checked_moment, checked_priority
+from jobcore.operations.arguments import UNSET, checked_data, checked_due, checked_priority
 from jobcore.operations.lookup import Id, require_job
 from jobcore.storage import job_rows
 from jobcore.storage.database import Database
@@ -24,10 +25,12 @@ class QueueChanges:
 
     Args:
         database: Where they are stored.
+        clock: Tells the time from which seconds count.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
 
     def update(self, job_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
         """
@@ -47,6 +50,8 @@ class QueueChanges:
                     row.id, row.status, "update", "only data can be changed after the start"
                 )
             columns = dict(checked)
+            if "not_before_in" in columns:
+                columns["not_before"] = self._clock.now() + columns.pop("not_before_in")
             if "timeout" in columns:
                 columns["command"] = _with_timeout(row, columns.pop("timeout"))
             if columns:
@@ -63,7 +68,8 @@ def _checked(changes: dict[str, Any]) -> dict[str, Any]:
     if "priority" in changes:
         found["priority"] = checked_priority(changes["priority"])
     if "not_before" in changes:
-        found["not_before"] = checked_moment(changes["not_before"])
+        found.pop("not_before")
+        found.update(checked_due(changes["not_before"], "not_before"))
     if changes.get("name") is not None:
         found["name"] = checks.text(changes["name"], "name", CommandError)
     if "data" in changes:

@@ -25,7 +25,7 @@ def jobs(database, clock):
         yield jobs
 
 
-def test_queued_job_can_be_changed(jobs):
+def test_queued_job_can_be_changed(jobs, clock):
     """Each argument changes its field; what is not given stays."""
     command = Command(["true"], env={"A": "b"}, timeout=5)
     job = jobs.submit(command, name="a", data={"n": 1})
@@ -35,6 +35,9 @@ def test_queued_job_can_be_changed(jobs):
     assert (changed.priority, changed.name, changed.data) == (7, "a", {"n": 1})
     changed = jobs.update_job(job.id, not_before=due, name="b")
     assert (changed.not_before, changed.name, changed.waits_for) == (due, "b", "time")
+    clock.advance(10)
+    changed = jobs.update_job(job.id, not_before=30)
+    assert changed.not_before == job.created + timedelta(seconds=40)
     changed = jobs.update_job(job.id, not_before=None, name=None, data=2.5, timeout=60)
     assert (changed.not_before, changed.name, changed.data) == (None, None, 2.5)
     assert changed.priority == 7
@@ -73,7 +76,7 @@ def test_data_changes_at_any_time(jobs):
     [
         ({"priority": None}, "priority must be an integer"),
         ({"priority": "high"}, "priority must be an integer"),
-        ({"not_before": 5}, "not_before must be a datetime"),
+        ({"not_before": -5}, "not_before must be 0 to 1000000000 seconds"),
         ({"name": 5}, "name must be a string"),
         ({"data": object()}, "data is not JSON"),
         ({"timeout": 0}, "timeout must be a number of seconds above 0"),

@@ -58,7 +58,8 @@ def refusal(call):
         lambda jobs: jobs.submit(["true"], data=nested(101)),
         lambda jobs: jobs.create_workspace("shop", properties={"name": "\ud800"}),
         lambda jobs: jobs.submit(["true"], not_before="x"),
-        lambda jobs: jobs.submit(["true"], not_before=5),
+        lambda jobs: jobs.submit(["true"], not_before=-5),
+        lambda jobs: jobs.submit(["true"], not_before=1.8e9),  # a time in seconds since 1970
         lambda jobs: jobs.submit(["true"], not_before=datetime(2030, 1, 1)),  # noqa: DTZ001
         lambda jobs: jobs.submit(["true"], not_before=datetime.now(timezone.utc).date()),
         lambda jobs: jobs.submit_many(5),
