@@ -11,6 +11,7 @@ from jobcore import (
     JobNotFound,
     Reason,
     Status,
+    Submission,
     pytest_plugin,
 )
 from jobcore.clock import to_datetime
@@ -62,6 +63,17 @@ def test_enqueue_at_a_time(jobs, job_clock):
     drain(jobs)
 
     assert jobs.get_job(job.id).start_time == job.not_before
+
+
+@scripted
+def test_enqueue_in_some_time(jobs):
+    """Seconds count from the creation."""
+    job = jobs.submit(["report"], not_before=3600)
+    batch = jobs.submit_many([Submission(["report"], not_before=7200), ["report"]], not_before=60)
+    drain(jobs)
+    starts = [jobs.get_job(one.id).start_time - job.created for one in (job, *batch)]
+
+    assert [start.total_seconds() for start in starts] == [3600, 7200, 60]
 
 
 @pytest.mark.job_scripts(Script([10]))
@@ -117,9 +129,9 @@ def test_job_that_waits_too_long_expires(jobs, job_scripts):
 
 
 @scripted
-def test_cancel_a_job_that_waits(jobs, job_scripts, job_clock):
+def test_cancel_a_job_that_waits(jobs, job_scripts):
     """It never starts."""
-    job = jobs.submit(["mail"], not_before=to_datetime(job_clock.now()) + timedelta(hours=1))
+    job = jobs.submit(["mail"], not_before=3600)
     cancelled = jobs.cancel_job(job.id)
     drain(jobs)
 
@@ -277,15 +289,10 @@ def test_periodic_task(jobs):
 
 
 @scripted
-def test_repeat_a_number_of_times_with_pauses(jobs, job_clock):
+def test_repeat_a_number_of_times_with_pauses(jobs):
     """Each run is a job that waits for its time."""
-    now = to_datetime(job_clock.now())
-    runs = [
-        jobs.submit(["poll"], not_before=now + timedelta(minutes=10 * n), name="poll")
-        for n in range(1, 4)
-    ]
+    runs = jobs.submit_many([Submission(["poll"], not_before=600 * n) for n in range(3)])
     drain(jobs)
+    starts = [jobs.get_job(run.id).start_time - runs[0].created for run in runs]
 
-    assert [jobs.get_job(run.id).start_time - now for run in runs] == [
-        timedelta(minutes=10), timedelta(minutes=20), timedelta(minutes=30),
-    ]  # fmt: skip
+    assert [start.total_seconds() for start in starts] == [0, 600, 1200]
