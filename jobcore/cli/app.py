@@ -350,8 +350,8 @@ def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
         yield jobs
 
 
-def full_id(jobs: JobManager, text: str) -> UUID | str:
-    """Return the id of the job that `text` means; `text` unchanged if it means none."""
+def full_id(jobs: JobManager, text: str, **options: Any) -> UUID | str:
+    """Return the id of the job that `text` means; see `job_ids.full_id`."""
     from jobcore.cli import job_ids  # noqa: PLC0415 - not needed for --help
 
-    return job_ids.full_id(jobs, text)
+    return job_ids.full_id(jobs, text, **options)

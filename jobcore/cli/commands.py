@@ -35,6 +35,15 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Queue": {
         "work": ("run_and_work", "Run queued jobs until Ctrl-C or SIGTERM."),
+        "pause": (
+            "limit_commands",
+            "Start no more jobs of a group, of a type, or of the whole file, until resume.",
+        ),
+        "resume": ("limit_commands", "Let jobs start again that pause keeps in the queue."),
+        "limit": (
+            "limit_commands",
+            "Limit how many jobs run at once, or list all limits and pauses.",
+        ),
     },
     "Pipelines": {
         "apply": ("pipeline_commands", "Make the pipelines of a workspace equal to a file."),

@@ -14,7 +14,7 @@ from jobcore.cli.app import AsJson, app, open_manager
 from jobcore.cli.selection import Filter
 from jobcore.cli.values import count_from_1
 from jobcore.errors import CommandError, PipelineNotFound, StoreError
-from jobcore.lifecycle import Status
+from jobcore.lifecycle import Reason, Status
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
@@ -136,8 +136,11 @@ def _print_overview(jobs: JobManager, copied: dict[Any, Job], *, wide: bool) -> 
 
 def paused(jobs: JobManager) -> list[str]:
     """Return what is paused, in words."""
-    del jobs
-    return []
+    return [
+        "all jobs" if one.name is None else f"{one.scope} {one.name}"
+        for one in jobs.limits()
+        if one.paused is not None
+    ]
 
 
 def overview(jobs: JobManager, lines: int) -> list[Job]:
@@ -145,16 +148,15 @@ def overview(jobs: JobManager, lines: int) -> list[Job]:
     running = jobs.list_jobs(status=Status.RUNNING, limit=lines)
     lines -= len(running)
     queued = _queued(jobs, lines)
-    failed: list[Job] = []
-    others: list[Job] = []
-    for job in jobs.list_jobs(status=[one for one in Status if one.final], limit=4 * lines):
-        (failed if selection.has_failed(job) else others).append(job)
-    # The last failures stay, however many jobs have ended well since.
-    failed += [
-        job
-        for job in jobs.list_jobs(status=Status.ERROR, limit=lines)
-        if not failed or job.number < failed[-1].number
+    # By the time of their end. The last failures stay, however many jobs have ended well since.
+    failed = [
+        *jobs.list_jobs(status=Status.ERROR, order="ended", limit=lines),
+        *jobs.list_jobs(reason=Reason.TIMEOUT, order="ended", limit=lines),
     ]
+    failed.sort(key=lambda job: job.end_time or job.created, reverse=True)
+    known = {job.id for job in failed}
+    ended = jobs.list_jobs(status=[Status.COMPLETE, Status.STOPPED], order="ended", limit=lines)
+    others = [job for job in ended if job.id not in known]
     shares = _shares(lines, [len(queued), len(failed), len(others)])
     return [
         *running,

@@ -21,7 +21,6 @@ from jobcore.cli.selection import Filter
 from jobcore.cli.values import count, past
 from jobcore.clock import iso_utc
 from jobcore.errors import CommandError, JobcoreError
-from jobcore.lifecycle import Status
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
@@ -127,11 +126,14 @@ def logs(
     """  # noqa: D301
     if sequence is not None and tail is not None:
         raise CommandError("--sequence and --tail exclude each other")
-    wanted = Filter(status=status, name=name, groups=group, failed=failed)
+    wanted = Filter(status=status, name=name, group=group, failed=failed)
     kept = _Kept(since, grep, None if not stream else {one.value for one in stream})
     with open_manager(ctx) as jobs:
-        ids = selection.chosen(jobs, job_ids, wanted, every=every, among=Status, verb="logs")
-        found = [jobs.get_job(one) for one in ids]
+        ids = selection.chosen(jobs, job_ids, wanted, every=every, verb="logs")
+        if ids is None:
+            found = list(selection.listed(jobs, wanted))[::-1]
+        else:
+            found = [jobs.get_job(one) for one in ids]
         shown = _Shown(jobs, kept, form is LogFormat.NDJSON, times, sequence or 0, tail)
         if len(found) == 1 and job_ids:
             shown.one(found[0], follow=follow)

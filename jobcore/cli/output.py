@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from jobcore.command import Command
-    from jobcore.models import Finding, Job, LogLine, Progress, Transition
+    from jobcore.models import Finding, Job, Limit, LogLine, Progress, Transition
 
 #: Whole escape sequences first, then the remaining control characters: C0 except the tab,
 #: DEL, and C1, because some terminals treat U+009B as an escape. Finally the characters that
@@ -272,6 +272,12 @@ def print_history(history: Sequence[Transition]) -> None:
         for entry in history
     ]
     print_rows(("WHEN", "TRIGGER", "FROM", "TO", "REASON", "BY"), rows)
+
+
+def print_limits(limits: Sequence[Limit]) -> None:
+    """Print a line for each limit."""
+    rows = [(one.scope, one.name, one.slots, one.paused, one.running, one.queued) for one in limits]
+    print_rows(("SCOPE", "NAME", "SLOTS", "PAUSED", "RUNNING", "QUEUED"), rows)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

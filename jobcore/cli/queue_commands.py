@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +17,7 @@ from jobcore.cli.selection import Filter
 from jobcore.cli.submit_commands import due_after
 from jobcore.cli.values import delay, integer, moment, stored_text, time_limit
 from jobcore.errors import CommandError, JobNotRunning
-from jobcore.lifecycle import ACTIVE, RETRIABLE, Status
+from jobcore.lifecycle import ACTIVE, FINAL, RETRIABLE, Status
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
@@ -57,11 +59,13 @@ def stop(
       jobcore stop --grace 2 3f2a
       jobcore stop --group load --all
     """  # noqa: D301
-    wanted = Filter(status=status, kinds=kind, name=name, groups=group, since=since)
+    wanted = Filter(status=status, kinds=kind, name=name, group=group, since=since)
     with open_manager(ctx) as jobs:
-        found = selection.chosen(jobs, job_ids, wanted, every=every, among=ACTIVE, verb="stop")
-        step = partial(_stop, jobs, grace)
-        done, failed = selection.for_each(found, step, by_filter=not job_ids)
+        found = selection.chosen(jobs, job_ids, wanted, every=every, verb="stop", among=ACTIVE)
+        if found is None:
+            done, failed = _in_parts(partial(jobs.cancel_jobs, grace=grace), wanted), 0
+        else:
+            done, failed = selection.for_each(found, partial(_stop, jobs, grace))
         done, late = _ended(jobs, done, no_wait=no_wait)
     _report(done, job_ids, as_json=as_json)
     _exit(failed + late)
@@ -102,12 +106,14 @@ def cancel(
       jobcore cancel 3f2a
       jobcore cancel --name 'load *'
     """  # noqa: D301
-    wanted = Filter(kinds=kind, name=name, groups=group, since=since)
-    queued = [Status.QUEUED]
+    wanted = Filter(kinds=kind, name=name, group=group, since=since)
     with open_manager(ctx) as jobs:
-        found = selection.chosen(jobs, job_ids, wanted, every=every, among=queued, verb="cancel")
-        step = partial(jobs.cancel_job, grace=grace)
-        done, failed = selection.for_each(found, step, by_filter=not job_ids)
+        found = selection.chosen(jobs, job_ids, wanted, every=every, verb="cancel", among=ACTIVE)
+        if found is None:
+            queued = replace(wanted, status=[Status.QUEUED])
+            done, failed = _in_parts(partial(jobs.cancel_jobs, grace=grace), queued), 0
+        else:
+            done, failed = selection.for_each(found, partial(jobs.cancel_job, grace=grace))
         done, late = _ended(jobs, done, no_wait=no_wait)
     _report(done, job_ids, as_json=as_json)
     _exit(failed + late)
@@ -141,9 +147,12 @@ def wait(
       jobcore wait --timeout 60 3f2a && echo done
       jobcore wait --group load --all
     """  # noqa: D301
-    wanted = Filter(kinds=kind, name=name, groups=group, since=since)
+    wanted = Filter(kinds=kind, name=name, group=group, since=since)
     with open_manager(ctx) as jobs:
-        found = selection.chosen(jobs, job_ids, wanted, every=every, among=ACTIVE, verb="wait")
+        found = selection.chosen(jobs, job_ids, wanted, every=every, verb="wait", among=ACTIVE)
+        if found is None:
+            active = replace(wanted, status=sorted(ACTIVE))
+            found = [job.id for job in selection.listed(jobs, active)]
         done = jobs.wait_all(found, timeout)
     _report(done, job_ids, as_json=as_json)
     codes = [foreground.exit_code(job) for job in done]
@@ -180,17 +189,13 @@ def retry(
       jobcore retry 3f2a
       jobcore retry --failed --since 2h
     """  # noqa: D301
-    wanted = Filter(kinds=kind, name=name, groups=group, since=since, failed=failed)
+    wanted = Filter(kinds=kind, name=name, group=group, since=since, failed=failed)
     with open_manager(ctx) as jobs:
-        if job_ids:
-            found = selection.chosen(
-                jobs, job_ids, wanted, every=False, among=RETRIABLE, verb="retry"
-            )
+        found = selection.chosen(jobs, job_ids, wanted, every=False, verb="retry", among=RETRIABLE)
+        if found is None:
+            done, errors = _in_parts(jobs.retry_jobs, wanted), 0
         else:
-            if not wanted.given:
-                raise CommandError("retry needs an ID or --failed; see jobcore retry --help")
-            found = _not_retried(jobs, wanted)
-        done, errors = selection.for_each(found, jobs.retry_job, by_filter=not job_ids)
+            done, errors = selection.for_each(found, jobs.retry_job)
     if as_json:
         output.print_json(done[0] if job_ids and len(job_ids) == 1 else done)
     else:
@@ -198,21 +203,9 @@ def retry(
     _exit(errors)
 
 
-def _not_retried(jobs: JobManager, wanted: Filter) -> list[UUID | str]:
-    """Return the failed jobs that pass the filters and have no retry, oldest first."""
-    retried: set[UUID | None] = set()
-    found: list[UUID | str] = []
-    # Newest first, so that a retry is seen before the job that it repeats.
-    for job in selection.listed(jobs, Filter(since=wanted.since)):
-        retried.add(job.retry_of)
-        if (
-            selection.has_failed(job)
-            and job.id not in retried
-            and wanted.passes(job)
-            and (wanted.kinds is None or job.type in wanted.kinds)
-        ):
-            found.append(job.id)
-    return found[::-1]
+def _in_parts(step: Callable[..., list[Job]], wanted: Filter) -> list[Job]:
+    """Call `step` with the arguments of each part of the filters; return all jobs."""
+    return [job for part in wanted.in_parts() for job in step(**part)]
 
 
 @app.command("set")
@@ -273,7 +266,7 @@ def set_(
     if not changes:
         raise CommandError("set needs an option that says what to change; see jobcore set --help")
     with open_manager(ctx) as jobs:
-        ids = [full_id(jobs, one) for one in job_ids]
+        ids = [full_id(jobs, one, among=[Status.QUEUED]) for one in job_ids]
         done, failed = selection.for_each(ids, lambda job_id: jobs.update_job(job_id, **changes))
     if as_json:
         output.print_json(done[0] if len(job_ids) == 1 else done)
@@ -306,12 +299,18 @@ def delete(
       jobcore delete --failed --until 7d
     """  # noqa: D301
     wanted = Filter(status, kind, name, group, since, until, failed)
-    final = [one for one in Status if one.final]
     with open_manager(ctx) as jobs:
-        found = selection.chosen(jobs, job_ids, wanted, every=every, among=final, verb="delete")
-        _, errors = selection.for_each(found, jobs.delete_job, by_filter=not job_ids)
-    if len(found) != 1 and output.on_terminal():
-        output.say(f"{len(found) - errors} jobs removed")
+        found = selection.chosen(jobs, job_ids, wanted, every=every, verb="delete", unique=True)
+        if found is None:
+            if status is None and not failed:
+                wanted = replace(wanted, status=sorted(FINAL))
+            elif not set(status or FINAL) <= FINAL:
+                raise CommandError("delete by filter takes only COMPLETE, ERROR and STOPPED jobs")
+            done, errors = _in_parts(jobs.delete_jobs, wanted), 0
+            if output.on_terminal():
+                output.say(f"{len(done)} jobs removed")
+        else:
+            _, errors = selection.for_each(found, jobs.delete_job)
     _exit(errors)
 
 

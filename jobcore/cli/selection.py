@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import heapq
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import typer
 from jobcore.cli import output
 from jobcore.cli.app import STATUSES, full_id
 from jobcore.cli.values import past
-from jobcore.errors import CommandError, InvalidTransition, JobcoreError, JobNotFound
+from jobcore.errors import CommandError, JobcoreError
 from jobcore.lifecycle import Reason, Status
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ WithName = Annotated[
     typer.Option("--name", metavar="GLOB", help="Only jobs with such a name, as in 'load *'."),
 ]
 InGroup = Annotated[
-    list[str] | None,
-    typer.Option("--group", metavar="NAME", help="Only jobs of this group; may be given again."),
+    str | None, typer.Option("--group", metavar="NAME", help="Only jobs of this group.")
 ]
 Since = Annotated[
     datetime | None,
@@ -79,7 +78,7 @@ class Filter:
     status: list[Status] | None = None
     kinds: list[str] | None = None
     name: str | None = None
-    groups: list[str] | None = None
+    group: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     failed: bool = False
@@ -89,14 +88,25 @@ class Filter:
         """Whether any filter was given."""
         return self != Filter()
 
-    def passes(self, job: Job) -> bool:
-        """Tell whether a job passes those filters that a listing does not know."""
-        return (
-            (self.name is None or fnmatch.fnmatchcase(job.name or "", self.name))
-            and (not self.groups or job.group in self.groups)
-            and (self.until is None or job.created < self.until)
-            and (not self.failed or has_failed(job))
-        )
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `list_jobs` for all filters but `failed`."""
+        return {
+            "status": self.status,
+            "type": self.kinds,
+            "name": self.name,
+            "group": self.group,
+            "created_since": self.since,
+            "created_until": self.until,
+        }
+
+    def in_parts(self) -> list[dict[str, Any]]:
+        """Return the arguments of one call, or of two: for ERROR, and for time-outs."""
+        given = self.arguments()
+        if not self.failed:
+            return [given]
+        if self.status is not None:
+            raise CommandError("--failed and --status exclude each other")
+        return [{**given, "status": Status.ERROR}, {**given, "reason": Reason.TIMEOUT}]
 
 
 def has_failed(job: Job) -> bool:
@@ -106,15 +116,13 @@ def has_failed(job: Job) -> bool:
 
 def listed(jobs: JobManager, wanted: Filter, before: int | None = None) -> Iterator[Job]:
     """Yield the jobs that pass the filters, newest first, reading a page at a time."""
-    statuses = wanted.status
-    if statuses is None and wanted.failed:
-        statuses = [Status.ERROR, Status.STOPPED]
-    while page := jobs.list_jobs(status=statuses, type=wanted.kinds, limit=PAGE, before=before):
-        for job in page:
-            if wanted.since is not None and job.created < wanted.since:
-                return
-            if wanted.passes(job):
-                yield job
+    parts = [_pages(jobs, one, before) for one in wanted.in_parts()]
+    return heapq.merge(*parts, key=lambda job: -job.number)
+
+
+def _pages(jobs: JobManager, filters: dict[str, Any], before: int | None) -> Iterator[Job]:
+    while page := jobs.list_jobs(**filters, limit=PAGE, before=before):
+        yield from page
         before = page[-1].number
 
 
@@ -124,19 +132,19 @@ def chosen(
     wanted: Filter,
     *,
     every: bool,
-    among: Iterable[Status],
     verb: str,
-) -> list[UUID | str]:
+    **options: Any,
+) -> list[UUID | str] | None:
     """
-    Return the ids of the jobs that a command means.
+    Return the ids of the jobs that a command names; None: its filters choose them.
 
     Args:
         jobs: Finds them.
         ids: The words of the command.
         wanted: Its filters.
         every: Whether `--all` was given.
-        among: If filters choose the jobs: only those with these statuses.
         verb: The command's name, for the error if nothing was chosen.
+        options: Those of `full_id`.
 
     Raises:
         CommandError: Nothing was chosen, or jobs both by id and by filter.
@@ -144,27 +152,17 @@ def chosen(
     if ids:
         if every or wanted.given:
             raise CommandError(f"{verb} takes IDs or filters, not both")
-        return list(dict.fromkeys(full_id(jobs, one) for one in ids))
+        return list(dict.fromkeys(full_id(jobs, one, **options) for one in ids))
     if not (every or wanted.given):
         raise CommandError(f"{verb} needs an ID, a filter or --all; see jobcore {verb} --help")
-    allowed = set(among)
-    found = (job for job in listed(jobs, wanted) if job.status in allowed)
-    return list(reversed([job.id for job in found]))
+    return None
 
 
-def for_each(
-    ids: Iterable[UUID | str], step: Callable[[UUID | str], T], *, by_filter: bool = False
-) -> tuple[list[T], int]:
+def for_each(ids: Iterable[UUID | str], step: Callable[[UUID | str], T]) -> tuple[list[T], int]:
     """
     Call `step` with each id, print the errors, and return the results and the number of errors.
 
     Several are done at once. An error of one keeps none of the others from being done.
-
-    Args:
-        ids: The ids of the jobs.
-        step: Does something with a job.
-        by_filter: Whether filters chose the jobs. Then it is no error if one has changed so that
-            the step is not possible any more.
     """
 
     def attempt(job_id: UUID | str) -> Any:
@@ -174,15 +172,15 @@ def for_each(
             return error
 
     every = list(ids)
-    if len(every) == 1 and not by_filter:
+    if len(every) == 1:
         return [step(every[0])], 0
     done: list[T] = []
     failed = 0
     with ThreadPoolExecutor(THREADS) as pool:
         for answer in pool.map(attempt, every):
-            if not isinstance(answer, Exception):
-                done.append(answer)
-            elif not (by_filter and isinstance(answer, (InvalidTransition, JobNotFound))):
+            if isinstance(answer, Exception):
                 output.say(str(answer))
                 failed += 1
+            else:
+                done.append(answer)
     return done, failed

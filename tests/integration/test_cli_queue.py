@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from jobcore import JobManager, Reason, Status
-from tests.integration.verbs_harness import fork, in_a_pipe
+from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, ROOT, open_gate, until
 
 
@@ -76,8 +76,9 @@ def test_filters_choose_what_can_be_stopped(cli, jobs):
     cli("stop", "--name", "load *", "--group", "x")
     assert statuses(jobs) == ["COMPLETE", "STOPPED", "QUEUED", "QUEUED", "QUEUED"]
 
-    out, _ = cli("cancel", "--group", "x", "--group", "y", "--json")
-    assert [one["name"] for one in json.loads(out)] == ["load c", "other"]
+    cli("cancel", "--group", "x")
+    out, _ = cli("cancel", "--group", "y", "--json")
+    assert [one["name"] for one in json.loads(out)] == ["load c"]
     assert statuses(jobs) == ["COMPLETE", "STOPPED", "STOPPED", "STOPPED", "QUEUED"]
 
     cli("stop", "--type", "COMMAND")
@@ -99,6 +100,54 @@ def test_nothing_is_chosen_by_accident(cli, jobs, verb):
     assert both == f"jobcore: {verb} takes IDs or filters, not both\n"
     assert statuses(jobs) == ["QUEUED", "ERROR"]
     assert jobs.list_jobs()[0].id == failed.id
+
+
+# --- names --------------------------------------------------------------------------------
+
+
+def test_name_means_the_newest_job_that_the_command_can_take(cli, jobs):
+    """`delete` refuses a name that several jobs have; a pattern is no name."""
+    old = task(jobs, name="a*[b")
+    new = task(jobs, 3, name="a*[b")
+
+    assert json.loads(cli("show", "--json", "a*[b")[0])["id"] == str(new.id)
+    cli("set", "--priority", "2", "a*[b")
+    assert jobs.get_job(old.id).priority == 2
+    assert "several jobs are called" in cli("delete", "a*[b", code=2)[1]
+    cli("stop", "a*[b")
+    assert jobs.get_job(old.id).status is Status.STOPPED
+    assert "no job has the id 'a*'" in cli("show", "a*", code=1)[1]
+
+
+# --- limits -------------------------------------------------------------------------------
+
+
+def test_queue_is_paused_and_limited(cli, jobs, database):
+    """The file, a group, a type; `limit` lists them, and removes one."""
+    task(jobs, group="gpu")
+    jobs.start_job(task(jobs, group="gpu").id, owner=None)
+    cli("limit", "gpu", "1")
+    cli("limit", "--file", "8")
+    cli("pause", "--type", "TASK")
+    cli("pause", "gpu")
+    rows = [line.split("\t") for line in cli("limit")[0].splitlines()]
+    facts = {tuple(row[:2]): (row[2], row[3] != "-", row[4], row[5]) for row in rows}
+
+    assert facts == {
+        ("file", "-"): ("8", False, "1", "1"),
+        ("group", "gpu"): ("1", True, "1", "1"),
+        ("type", "TASK"): ("-", True, "1", "1"),
+    }
+    (text,) = on_a_terminal(database, [["list"]])
+    assert "paused: group gpu" in text
+    assert "paused: type TASK" in text
+
+    cli("resume", "gpu"), cli("resume", "--type", "TASK")
+    cli("limit", "gpu", "none")
+    assert [one.scope for one in jobs.limits() if one.slots or one.paused] == ["file"]
+    for words in (["limit", "gpu"], ["limit", "gpu", "0"], ["limit", "--file", "--type", "X", "1"],
+                  ["pause", "gpu", "--type", "X"]):  # fmt: skip
+        cli(*words, code=2)
 
 
 # --- wait ------------------------------------------------------------------------------
