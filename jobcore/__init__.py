@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         Skip,
         Statistics,
         Transition,
+        Usage,
         Workspace,
     )
     from jobcore.operations.events import AsyncEvents, Events
@@ -151,6 +152,7 @@ __all__ = [
     "Transition",
     "Trigger",
     "UnsupportedFileSystem",
+    "Usage",
     "WaitTimeout",
     "Workspace",
     "WorkspaceNotFound",
@@ -171,7 +173,8 @@ if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
         "manager": ("JobManager",),
         "models": (
             *("Backup", "Change", "ClaimedJob", "Event", "Finding", "Job", "Limit", "LogLine"),
-            *("Pipeline", "Progress", "Retention", "Skip", "Statistics", "Transition", "Workspace"),
+            *("Pipeline", "Progress", "Retention", "Skip", "Statistics", "Transition", "Usage"),
+            "Workspace",
         ),
         "engine.launcher": ("Launcher",),
         "operations.events": ("AsyncEvents", "Events"),

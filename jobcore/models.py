@@ -386,6 +386,23 @@ class Progress(_Public):
     _moments: ClassVar[tuple[str, ...]] = ("at",)
 
 
+class Usage(_Public):
+    """
+    What the processes of a running job use at a moment.
+
+    Attributes:
+        cpu_seconds: CPU time so far, of the processes that run now and of those that they have
+            started and waited for. `Job.cpu_seconds` counts all, when the job has ended.
+        rss: Resident memory of all of them, in bytes. Memory that processes share is counted
+            for each.
+        processes: How many processes run now.
+    """
+
+    cpu_seconds: float
+    rss: int
+    processes: int
+
+
 class Job(_Public):
     """
     One unit of work, as it was stored when it was read. Times are UTC.

@@ -48,6 +48,7 @@ from jobcore import (
     Task,
     Transition,
     Trigger,
+    Usage,
     Workspace,
     function_command,
     testing,
@@ -434,6 +435,8 @@ async def awaiting(jobs: JobManager, job_id: UUID) -> Job:
     waiting = asyncio.create_task(jobs.wait_async(job_id, 60))
     await jobs.wait_async(job_id, until="started")
     ended: Job = await waiting
+    measured: Usage | None = jobs.usage(job_id=ended.id)
+    print(measured and (measured.cpu_seconds, measured.rss, measured.processes))
     every: list[Job] = await jobs.wait_all_async(job_ids=[ended.id], timeout=9.5)
     every += [one async for one in jobs.as_completed_async(job_ids=[ended.id], timeout=9.5)]
     print(len(every))

@@ -277,6 +277,24 @@ def descendants(*, children_only: bool = False) -> list[Process]:
     return found
 
 
+def entries_below(entry: int, most: int) -> list[int]:
+    """
+    Return the /proc entries of up to `most` descendants of any process, parents first.
+
+    Raises:
+        OSError: They cannot be listed now.
+    """
+    table = None if os.path.exists(_OWN_CHILDREN) else _by_parent()
+    found = [entry]
+    seen = {entry}
+    for parent in found:  # the list grows during the loop
+        below = _entries_below(parent) if table is None else table.get(parent, ())
+        new = [one for one in below if one not in seen]
+        seen.update(new)
+        found += new[: most + 1 - len(found)]
+    return found[1:]
+
+
 def children() -> list[int]:
     """
     Return the pids of the direct children of this process, which has one thread.
