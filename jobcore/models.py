@@ -664,7 +664,7 @@ class Limit(_Public):
         slots: How many jobs may run at once, over all managers and tasks; None: any number.
         paused: Since when none of its jobs starts, UTC; None: they start.
         running: How many of its jobs are RUNNING.
-        queued: How many are QUEUED; of a group, at most 5,000 are counted.
+        queued: How many are QUEUED; of a group, at most 1,000 are counted.
     """
 
     scope: Literal["file", "group", "type"]

@@ -191,7 +191,7 @@ def causes(connection: Connection) -> Callable[[str, str | None], str | None]:
 
 
 #: The most queued jobs of a group that `queued_of_group` counts.
-MOST_COUNTED = 5000
+MOST_COUNTED = 1000
 _QUEUED_OF_GROUP = Statement(
     select(func.count()).select_from(
         select(job.c.number)

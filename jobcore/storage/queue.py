@@ -57,7 +57,6 @@ _OF_TYPE = "type = :type AND status = 'QUEUED' AND unmet = 0 AND deleted_at IS N
 _READY = f"{_OF_TYPE} AND owner IS :owner AND not_before IS NULL"
 _DELAYED = f"{_OF_TYPE} AND owner IS :owner AND not_before IS NOT NULL"
 _THIS_GROUP = "group_name IS CAST(:group AS TEXT)"
-_NEXT_GROUP = "group_name > CAST(:group AS TEXT) AND group_name < x''"
 
 
 def _statement(columns: str, where: str, order: str, limit: str) -> Statement:
@@ -66,11 +65,62 @@ def _statement(columns: str, where: str, order: str, limit: str) -> Statement:
     )
 
 
-_NEXT_READY_GROUP = _statement(
-    f"{_GROUP}, {_PRIORITY}, number",
-    f"{_READY} AND {_NEXT_GROUP}",
-    "group_name, priority DESC, number",
-    "1",
+def _first(where: str, value: str, order: str) -> str:
+    """Return a subquery for the value of the first row, as bytes."""
+    return f"(SELECT CAST({value} AS BLOB) FROM job WHERE {where} ORDER BY {order} LIMIT 1)"  # noqa: S608 - our own texts
+
+
+# A recursive statement can hand only one value from step to step without a second search. So the
+# first job of each group becomes a text: priority and number in 21 characters each, and the group.
+_READY_HEAD = f"printf('%+021d%+021d', {_PRIORITY}, number) || group_name"
+_READY_ORDER = "group_name, priority DESC, number"
+_GROUP_OF_HEAD = "CAST(substr(head.x, 43) AS TEXT)"
+_READY_HEADS = Statement(
+    text(
+        "WITH RECURSIVE head(x) AS (SELECT "  # noqa: S608 - our own texts
+        + _first(f"{_READY} AND group_name > '' AND group_name < x''", _READY_HEAD, _READY_ORDER)
+        + " UNION ALL SELECT "
+        + _first(
+            f"{_READY} AND group_name > {_GROUP_OF_HEAD} AND group_name < x''",
+            _READY_HEAD,
+            _READY_ORDER,
+        )
+        + " FROM head WHERE head.x IS NOT NULL) SELECT x FROM head WHERE x IS NOT NULL"
+    )
+)
+# The same for each priority of the delayed jobs of each group: the priority in 21 characters,
+# whether a job is due, and the group behind "=", or "-" for no group.
+_DELAYED_HEAD = (
+    f"printf('%+021d%d', {_PRIORITY}, not_before <= :now) || coalesce('=' || group_name, '-')"
+)
+_DELAYED_ORDER = "group_name, priority DESC, not_before, number"
+_PRIORITY_OF_LEVEL = "CAST(substr(head.x, 1, 21) AS INTEGER)"
+_GROUP_OF_LEVEL = (
+    "CASE WHEN substr(head.x, 23, 1) = x'3d' THEN CAST(substr(head.x, 24) AS TEXT) END"
+)
+_LEVEL = f"{_DELAYED} AND group_name IS ({_GROUP_OF_LEVEL}) AND priority"
+_DUE_LEVELS = Statement(
+    text(
+        "WITH RECURSIVE head(x) AS (SELECT coalesce("  # noqa: S608 - our own texts
+        + _first(f"{_DELAYED} AND group_name IS NULL", _DELAYED_HEAD, _DELAYED_ORDER)
+        + ", "
+        + _first(
+            f"{_DELAYED} AND group_name > '' AND group_name < x''", _DELAYED_HEAD, _DELAYED_ORDER
+        )
+        + ") UNION ALL SELECT coalesce("
+        + _first(f"{_LEVEL} < {_PRIORITY_OF_LEVEL}", _DELAYED_HEAD, _DELAYED_ORDER)
+        + ", "
+        + _first(
+            f"{_DELAYED} AND group_name > coalesce({_GROUP_OF_LEVEL}, '') AND group_name < x''",
+            _DELAYED_HEAD,
+            _DELAYED_ORDER,
+        )
+        + ") FROM head WHERE head.x IS NOT NULL) "
+        "SELECT x, (SELECT min(number) FROM (SELECT number FROM job "
+        + f"WHERE {_LEVEL} = {_PRIORITY_OF_LEVEL} AND not_before <= :now "
+        f"ORDER BY not_before, number LIMIT {DUE_AT_ONCE})) "
+        "FROM head WHERE substr(x, 22, 1) = x'31'"
+    )
 )
 _READY_FIRST, _READY_OF_PRIORITY, _READY_BELOW = (
     _statement(
@@ -90,21 +140,6 @@ _ANY_DUE = Statement(
         f"SELECT 1 FROM job WHERE {_OF_TYPE} AND not_before IS NOT NULL "  # noqa: S608 - our own texts
         "AND not_before <= :now LIMIT 1"
     )
-)
-_NEXT_DELAYED_GROUP = _statement(
-    f"{_GROUP}, {_PRIORITY}, not_before <= :now",
-    f"{_DELAYED} AND {_NEXT_GROUP}",
-    "group_name, priority DESC, not_before, number",
-    "1",
-)
-_DELAYED_FIRST, _DELAYED_BELOW = (
-    _statement(
-        f"{_GROUP}, {_PRIORITY}, not_before <= :now",
-        f"{_DELAYED} AND {_THIS_GROUP}{further}",
-        "priority DESC, not_before, number",
-        "1",
-    )
-    for further in ("", " AND priority < :priority")
 )
 _DUE = _statement(
     "not_before, number",
@@ -146,18 +181,43 @@ class _Queue:
         self._room = room
         self._hidden = hidden
 
-    def parts(self) -> Iterator[Iterator[Candidate]]:
-        """Yield the jobs of each group, and of each priority of delayed jobs, in order."""
+    def parts(self) -> Iterator[tuple[Candidate, Iterator[Candidate]]]:
+        """
+        Yield the first job of each group, and of each priority of delayed jobs.
+
+        With each comes an iterator of the jobs after it, which reads nothing before it is asked.
+        """
         if not self._room.admits(self._kind, None):
             return
-        yield self._ready(None)
-        group = b""
-        while found := self._read(_NEXT_READY_GROUP, group=group):
-            group, priority, number = found[0]
+        ready = self._ready(None)
+        for first in ready:
+            yield first, ready
+            break
+        for (head,) in self._read(_READY_HEADS):
+            priority, number, group = int(head[:21]), int(head[21:42]), head[42:]
             if self._admits(group):
-                yield self._ready(group, (priority, number))
+                yield from self._part(priority, number, group, self._ready_after)
         if _ANY_DUE(self._connection, type=self._kind, now=self._now):
-            yield from self._delayed()
+            for head, number in self._read(_DUE_LEVELS, now=self._now):
+                group = head[23:] if head[22:23] == b"=" else None
+                if number is not None and self._admits(group):
+                    yield from self._part(int(head[:21]), number, group, self._due_after)
+
+    def _part(
+        self,
+        priority: int,
+        number: int,
+        group: bytes | None,
+        after: Callable[[bytes | None, int, int], Iterator[Candidate]],
+    ) -> Iterator[tuple[Candidate, Iterator[Candidate]]]:
+        """Yield a job and those after it, or nothing if all are hidden."""
+        following = after(group, priority, number)
+        if self._end_of_hidden(number) is None:
+            yield self._candidate(priority, number, group), following
+            return
+        for first in following:
+            yield first, following
+            break
 
     def _read(self, statement: Statement, **values: Any) -> list[Any]:
         return statement(self._connection, **self._values, **values)
@@ -173,42 +233,35 @@ class _Queue:
         """Return the last number of the open batch that a job belongs to, or None."""
         return next((last for first, last in self._hidden if first <= number <= last), None)
 
-    def _ready(
-        self, group: bytes | None, first: tuple[int, int] | None = None
-    ) -> Iterator[Candidate]:
+    def _ready(self, group: bytes | None) -> Iterator[Candidate]:
         """Yield the jobs of a group that have no time before which they may not start."""
-        rows = [first] if first else self._read(_READY_FIRST, group=group, most=PAGE)
+        return self._each(group, self._read(_READY_FIRST, group=group, most=PAGE))
+
+    def _ready_after(self, group: bytes | None, priority: int, number: int) -> Iterator[Candidate]:
+        """Yield those that come after a job, which may be hidden."""
+        yield from self._each(group, [(priority, number)], first=1)
+
+    def _each(self, group: bytes | None, rows: list[Any], *, first: int = 0) -> Iterator[Candidate]:
+        """Yield the jobs of these rows from the `first` on, and those that come after them."""
         while rows:
             priority, last = rows[-1]
             for level, number in rows:
                 end = self._end_of_hidden(number)
                 if end is not None:
-                    priority, last = level, end
+                    priority, last, first = level, end, 0
                     break
-                if not self._admits(group):
+                if first:
+                    first -= 1
+                elif self._admits(group):
+                    yield self._candidate(level, number, group)
+                else:
                     return
-                yield self._candidate(level, number, group)
             place = {"group": group, "priority": priority, "most": PAGE}
             rows = self._read(_READY_OF_PRIORITY, number=last, **place)
             rows = rows or self._read(_READY_BELOW, **place)
 
-    def _delayed(self) -> Iterator[Iterator[Candidate]]:
-        """Yield the due jobs of each group and priority."""
-        now = self._now
-        found = self._read(_DELAYED_FIRST, group=None, now=now)
-        found = found or self._read(_NEXT_DELAYED_GROUP, group=b"", now=now)
-        while found:
-            group, priority, is_due = found[0]
-            if not self._admits(group):
-                found = []
-            else:
-                if is_due:
-                    yield self._due(group, priority)
-                found = self._read(_DELAYED_BELOW, group=group, priority=priority, now=now)
-            found = found or self._read(_NEXT_DELAYED_GROUP, group=group or b"", now=now)
-
-    def _due(self, group: bytes | None, priority: int) -> Iterator[Candidate]:
-        """Yield the due jobs of one group and priority, older ones first."""
+    def _due_after(self, group: bytes | None, priority: int, first: int) -> Iterator[Candidate]:
+        """Yield the due jobs of one group and priority but the first one, older ones first."""
         moment = number = -LARGEST_INTEGER
         while True:
             rows = self._read(
@@ -217,7 +270,7 @@ class _Queue:
             for one in sorted(number for _, number in rows):
                 if not self._admits(group):
                     return
-                if self._end_of_hidden(one) is None:
+                if one != first and self._end_of_hidden(one) is None:
                     yield self._candidate(priority, one, group)
             if len(rows) < DUE_AT_ONCE:
                 return
@@ -237,12 +290,20 @@ def in_order(
         claimant: The owner whose reserved jobs are included.
     """
     hidden = [tuple(row) for row in _OPEN_BATCHES(connection)]
-    parts: list[Iterator[Candidate]] = []
+    parts: list[tuple[Candidate, Iterator[Candidate]]] = []
     for kind in types:
         for owner in dict.fromkeys((None, claimant)):
             parts += _Queue(connection, kind, owner, now, room, hidden).parts()
-    # A job that was read ahead may have lost its room meanwhile.
-    return (one for one in heapq.merge(*parts) if room.admits(one.type, one.group))
+    heapq.heapify(parts)  # no two of the jobs are equal
+    while parts:
+        first, following = parts[0]
+        if room.admits(first.type, first.group):  # else it has lost its room meanwhile
+            yield first
+        for after in following:
+            heapq.heapreplace(parts, (after, following))
+            break
+        else:
+            heapq.heappop(parts)
 
 
 def claimable(
