@@ -141,6 +141,7 @@ if TYPE_CHECKING:
     from jobcore.operations.deletion import Deleter
     from jobcore.operations.job_filters import FurtherFilters, JobFilters
     from jobcore.operations.limits import LimitOperations
+    from jobcore.retries import Retries
     from jobcore.submission import Submission
 
 #: Seconds that `on_exit="stop"` waits for a command to end, in addition to its grace.
@@ -319,6 +320,7 @@ class JobManager:
                 "expiry": self._expiry.tick,
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
                 "sweep": self._recovery.sweep,
+                "dependencies": self._recovery.decide,
                 "batches": staging.remove_of_dead,
                 "retention": kept.tick,
             },
@@ -347,6 +349,9 @@ class JobManager:
         priority: int = 0,
         group: str | None = None,
         expires: float | datetime | None = None,
+        after: Id | Iterable[Id] = (),
+        run_if: Literal["complete", "ended", "failed"] = "complete",
+        retries: Retries | int | None = None,
         **options: Any,
     ) -> Job:
         """
@@ -385,6 +390,13 @@ class JobManager:
             group: The group whose limit the job counts for.
             expires: Seconds from its creation, or a time with a time zone: if the job has not
                 started by then, it is cancelled, with the reason `expired`.
+            after: Jobs that it waits for, by their ids; an id stands for the last attempt of that
+                job. It starts when all of them have ended as `run_if` says. If one of them ends
+                otherwise, or is deleted, this job is cancelled, with the reason `upstream`.
+            run_if: `"complete"`: COMPLETE. `"failed"`: ERROR, or stopped by a time-out. `"ended"`:
+                in any way.
+            retries: How often, after which endings and after what pauses it is tried again; a
+                number stands for `Retries(number)`.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
 
         Returns:
@@ -394,6 +406,8 @@ class JobManager:
             CommandError: The job could never run, or `data` cannot be stored; nothing was
                 created.
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
+            JobNotFound: `after` names an unknown job.
+            ArgumentError: `after` or `retries` is of the wrong type, or not a sensible value.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
             DuplicateKey: Another job holds the key, and `on_conflict` is `"raise"`; its id is
                 `.job_id`.
@@ -410,6 +424,9 @@ class JobManager:
                 key=key,
                 unique_for=unique_for,
                 not_before=not_before,
+                after=after,
+                run_if=run_if,
+                retries=retries,
             ),
         }
         source = checked_env_from(env_from)
@@ -437,6 +454,9 @@ class JobManager:
         priority: int = 0,
         group: str | None = None,
         expires: float | datetime | None = None,
+        after: Id | Iterable[Id] = (),
+        run_if: Literal["complete", "ended", "failed"] = "complete",
+        retries: Retries | int | None = None,
         **options: Any,
     ) -> list[Job]:
         """
@@ -451,7 +471,8 @@ class JobManager:
 
         Args:
             commands: Lists of words, `Command`s and `Submission`s, in the order in which they
-                start. A `Submission` has a name, a key, a priority and so on of its own.
+                start. A `Submission` has a name, a key, a priority and so on of its own, and may
+                name others of the same call in `after`.
             reserved: As in `submit`.
             on_conflict: With `"return"`, the other job is returned in the place of each job whose
                 key another one holds. With `"raise"`, none is created then.
@@ -467,6 +488,9 @@ class JobManager:
             "priority": priority,
             "group": group,
             "expires": expires,
+            "after": after,
+            "run_if": run_if,
+            "retries": retries,
         }
         fields = [{"type": type, **one} for one in submitted_fields(commands, given, options)]
         source = checked_env_from(env_from)
@@ -492,6 +516,9 @@ class JobManager:
         priority: int = 0,
         group: str | None = None,
         expires: float | datetime | None = None,
+        after: Id | Iterable[Id] = (),
+        run_if: Literal["complete", "ended", "failed"] = "complete",
+        retries: Retries | int | None = None,
         **kwargs: Any,
     ) -> Job:
         """
@@ -508,10 +535,11 @@ class JobManager:
                 imported only when the job runs.
             args: Its positional arguments; they must be picklable.
             key: As in `submit`. If the function has a parameter of one of the names from `key`
-                to `expires`, that argument is refused here.
+                to `retries`, that argument is refused here.
             unique_for: Seconds, as in `submit`.
             on_conflict, priority, group: As in `submit`.
             expires: Seconds, or a time with a time zone, as in `submit`.
+            after, run_if, retries: As in `submit`.
             kwargs: Its keyword arguments. To give the job a time-out, a workspace and so
                 on, use `submit(function_command(...), type="FUNCTION", ...)`.
 
@@ -522,6 +550,8 @@ class JobManager:
             CommandError: The function can never be called like this; nothing was
                 created. The message says why, without showing any argument.
             DuplicateKey: Another job holds the key, and `on_conflict` is `"raise"`.
+            JobNotFound: `after` names an unknown job.
+            ArgumentError: `after` or `retries` is of the wrong type, or not a sensible value.
         """
         waiting: dict[str, Any] = {
             "key": key,
@@ -530,6 +560,9 @@ class JobManager:
             "priority": priority or None,
             "group": group,
             "expires": expires,
+            "after": after or None,
+            "run_if": None if run_if == "complete" else run_if,
+            "retries": retries,
         }
         given = {name: value for name, value in waiting.items() if value is not None}
         refuse_parameters(target, given)
@@ -698,6 +731,10 @@ class JobManager:
         on_conflict: str = "raise",
     ) -> list[Job]:
         if reserved:
+            if any(job.get("retries") is not None for job in jobs):
+                raise CommandError(
+                    "a reserved job has no retries: the environment of this process is not stored"
+                )
             env_from = SUBMITTER  # this process starts it, so nothing needs to be stored
         wanted: dict[str, Any] = {
             "jobs": [{**job, "env_from": None if env_from == WORKER else env_from} for job in jobs],
@@ -2583,7 +2620,7 @@ class JobManager:
         run = job_rows.run_of(row)
         if queue.is_expired(row, self._clock.now()):
             self._expiry.cancel_softly(row.number)
-        elif not run.supervised and not run.owned:
+        elif not run.supervised and not run.owned and not (row.unmet and not run.final):
             return row
         else:
             fresh = self._recovery.reconcile_softly(run, kill=kill)

@@ -445,6 +445,7 @@ class Job(_Public):
         expires: When it is cancelled if it has not started, or None.
         hook_of: The job whose end it reports, or None.
         run_if: How the jobs that it depends on have to end, or None: it depends on none.
+        retries: How often it is tried again; None: as its pipeline says, or never.
         next_attempt: When it starts at the earliest, if it is a retry in the queue, else None.
         waits_for: What a QUEUED job waits for besides a free slot: `time` (see `not_before`),
             `dependencies`, `limit` (so many jobs run already) or `paused`; None: nothing, or the
@@ -482,6 +483,7 @@ class Job(_Public):
     expires: Moment | None
     hook_of: UUID | None
     run_if: Literal["complete", "ended", "failed"] | None
+    retries: Retries | None
     next_attempt: Moment | None
     waits_for: Literal["time", "dependencies", "limit", "paused"] | None
 
@@ -530,6 +532,8 @@ class Job(_Public):
             raise DatabaseCorrupt("a stored Job is invalid: cpu_us")
         fields["cpu_seconds"] = None if spent is None else spent / 1e6
         fields["group"] = fields["group_name"]
+        if fields["retries"] is not None:
+            fields["retries"] = Retries.from_json(fields["retries"])
         is_queued = fields["status"] == Status.QUEUED
         fields["waits_for"] = _cause_of_waiting(fields, now) if is_queued else None
         is_waiting_retry = is_queued and fields["retry_of"] is not None

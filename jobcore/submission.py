@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import os
     from datetime import datetime
+    from uuid import UUID
 
     from jobcore.command import Command
+    from jobcore.retries import Retries
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Submission:
             with a time zone.
         expires: Seconds from its creation, or a time with a time zone: if it has not started by
             then, it is cancelled.
-        ref: A text by which other jobs of the same call can name this one.
+        after: The jobs that it waits for: their ids, or the `ref` of jobs of the same call.
+        run_if: How they have to end, as in `submit`.
+        retries: How often it is tried again, as in `submit`.
+        ref: A text by which other jobs of the same call can name this one in `after`.
     """
 
     command: Command | Sequence[str | bytes | os.PathLike[str]]
@@ -45,4 +50,7 @@ class Submission:
     group: str | None = None
     not_before: float | datetime | None = None
     expires: float | datetime | None = None
+    after: Sequence[UUID | str] | None = None
+    run_if: Literal["complete", "ended", "failed"] | None = None
+    retries: Retries | int | None = None
     ref: str | None = None

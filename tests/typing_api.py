@@ -144,6 +144,7 @@ def creating(jobs: JobManager) -> list[Job]:
         jobs.submit(["true"], env_from="submitter"),
         jobs.submit(["true"], key="k", unique_for=3.5, on_conflict="raise", expires=moment),
         jobs.submit(["true"], priority=-1, group="gpu", expires=60),
+        jobs.submit(["true"], after=[UUID(int=0), "text"], run_if="failed", retries=2),
         jobs.submit(command, workspace_id=UUID(int=0), pipeline_id="text", type="GREETING"),
         jobs.create_job("TASK"),
         jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=words),
@@ -171,7 +172,8 @@ def creating(jobs: JobManager) -> list[Job]:
                 ["true"],
                 Submission(["true"], name="n", data=1, key="k", unique_for=3, priority=2, ref="r"),
                 Submission(command, group="gpu", not_before=moment, expires=moment),
-                Submission(command=command, expires=2.5),
+                Submission(command=command, expires=2.5, retries=Retries(1)),
+                Submission(command, after=["r", UUID(int=0)], run_if="ended"),
             ],
             not_before=moment,
             on_conflict="raise",
@@ -179,6 +181,9 @@ def creating(jobs: JobManager) -> list[Job]:
             priority=3,
             group="gpu",
             expires=60,
+            after=[UUID(int=0)],
+            run_if="complete",
+            retries=3,
         )
     )
 
@@ -201,6 +206,7 @@ def calling(jobs: JobManager) -> list[Job]:
         jobs.submit_function(load, "orders", limit=3),
         jobs.submit_function(load, "orders", key="k", unique_for=3, on_conflict="raise"),
         jobs.submit_function(load, "orders", priority=1, group="gpu", expires=60),
+        jobs.submit_function(load, "orders", after=["text"], run_if="ended", retries=Retries(1)),
         jobs.submit_function(load_slowly, "orders"),
         jobs.submit_function("shop.load:run", "orders"),
         jobs.submit(command, type="FUNCTION", name="n"),
@@ -472,6 +478,8 @@ def facts(job: Job) -> tuple[object, ...]:
     waiting: tuple[str | None, int, str | None] = (job.key, job.priority, job.group)
     due: tuple[datetime | None, datetime | None] = (job.expires, job.next_attempt)
     others: tuple[UUID | None, str | None, str | None] = (job.hook_of, job.run_if, job.waits_for)
+    tries: Retries | None = job.retries
+    print(tries)
     took: float | None = job.duration
     ending = (final, code, reason, ended, number, asked, waiting, due, others, took)
     return ident, ending, data, sent, shown, attempt, original, times, source, lines, used, job.type

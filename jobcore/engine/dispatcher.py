@@ -170,6 +170,8 @@ class Dispatcher(ForkAware):
         version = self._database.version()
         if version == self._seen_queued:
             return False
+        if self._slots > 0 and self._in_steps():
+            return False  # a chore goes on, which may add jobs to the queue
         if not self._queue.is_empty(counted=False):  # a full limit will have room again
             self._seen_queued = version
             return False

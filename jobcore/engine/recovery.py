@@ -26,13 +26,14 @@ from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement, is_of_all
-from jobcore.engine.remover import Remover
+from jobcore.engine.remover import Remover, Throttle
 from jobcore.engine.stopper import Stopper
 from jobcore.engine.unresponsive import Unresponsive
 from jobcore.errors import DatabaseBusy, DatabaseGone, StoreError
-from jobcore.lifecycle import Reason
+from jobcore.lifecycle import Reason, Status
 from jobcore.storage import (
     batches,
+    dependencies,
     environments,
     filesystem,
     job_rows,
@@ -91,6 +92,7 @@ class Recovery:
         #: By job number: since when its orphans are being killed, by the monotonic clock.
         self._killing: dict[int, float] = {}
         self._unfinished = False
+        self._undecided = False
         self._swept = 0  # the number of the last job that a sweep has examined
 
     # --- one job ----------------------------------------------------------------
@@ -122,7 +124,7 @@ class Recovery:
         if run.owned:
             return self._judge_owner(run, patience, kill=kill)
         if not run.supervised or not (kill or self.is_here(run)):
-            return run
+            return self._decide_soon(run, patience) if run.status == Status.QUEUED else run
         fresh = self._importer.import_all(run, patience=patience, until=until)
         if fresh is None or not fresh.supervised or time.monotonic() >= until:
             return fresh
@@ -506,7 +508,37 @@ class Recovery:
 
     def is_unfinished(self) -> bool:
         """Tell whether the last sweep ran out of time, so that the next one should come soon."""
-        return self._unfinished
+        return self._unfinished or self._undecided
+
+    def decide(self, *, everything: bool = False) -> None:
+        """
+        Decide the dependencies of ended jobs that are left from the transactions that settled them.
+
+        Args:
+            everything: Decide all of them. If false, do a few steps, so that jobs can start.
+        """
+        until = math.inf if everything else time.monotonic() + tuning.SWEEP
+        throttle = Throttle()
+        self._undecided = self._is_undecided()
+        while self._undecided and time.monotonic() < until:
+            with throttle.step():
+                self._undecided = self._decide_some(None)
+
+    def _is_undecided(self) -> bool:
+        with self._database.read() as connection:
+            return bool(dependencies.listed(connection, 1))
+
+    def _decide_soon(self, run: Run, patience: float | None) -> Run | None:
+        """Decide some of what is left: perhaps no manager with slots is there to do it."""
+        if not self._is_undecided():
+            return run
+        self._decide_some(patience)
+        with self._database.read() as connection:
+            return transitions.find(connection, run.number)
+
+    def _decide_some(self, patience: float | None) -> bool:
+        decide = partial(settlement.decide_listed, now=self._clock.now())
+        return self._database.write(decide, patience=patience)
 
     @handed_over
     def sweep(self, *, everything: bool = False) -> list[Run]:
@@ -556,6 +588,8 @@ class Recovery:
         self._remove_environments()
         self._offsets = offsets
         self._unresponsive.keep({run.number for run in running})
+        if everything:
+            self.decide(everything=True)
         self._remover.go_on(everything=everything)
         self._remove_stale(names, everything)
         return settled
@@ -576,6 +610,7 @@ class Recovery:
         def change(connection: Connection) -> None:
             schema.renew_root(driver_of(connection), self._database.path)
             transitions.ignore_left(connection)
+            dependencies.repair(connection)
             counts.count_anew(driver_of(connection))
 
         try:
@@ -595,6 +630,7 @@ class Recovery:
             self._sweep_one(run, tuning.READ_PATIENCE, resting=True, kill=False, until=math.inf)
         for run in owned:
             self.reconcile_softly(run)
+        self.decide(everything=True)
 
     def _sweep_one(
         self, run: Run, patience: float | None, *, resting: bool, kill: bool, until: float

@@ -26,6 +26,7 @@ from jobcore.lifecycle import Ending, Reason
 from jobcore.storage import (
     damage,
     deletion,
+    dependencies,
     environments,
     log_segments,
     settlement,
@@ -249,6 +250,9 @@ class Remover:
             removed = deletion.remove_damaged_if(connection, number, seen)
             if removed:
                 environments.remove_unused(connection)
+                if is_name(seen.name):  # it was not settled
+                    gone = [(seen.name, dependencies.DELETED)]
+                    settlement.decide(connection, gone, now=self._clock.now())
             return removed
 
         with throttle.step():

@@ -25,7 +25,8 @@ from jobcore.command import Command, current_umask
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.functions.call import describe
 from jobcore.lifecycle import Status
-from jobcore.storage import environments
+from jobcore.retries import checked_retries
+from jobcore.storage import dependencies, environments
 from jobcore.submission import Submission
 from jobcore.supervisor import frames, values
 from jobcore.tuning import DATA_BYTES, MOST_SLOTS
@@ -363,6 +364,9 @@ def queue_fields(
     key: Any = None,
     unique_for: Any = None,
     not_before: Any = None,
+    after: Any = (),
+    run_if: Any = dependencies.COMPLETE,
+    retries: Any = None,
 ) -> dict[str, Any]:
     """
     Return the columns of a new job that say how it waits.
@@ -376,7 +380,11 @@ def queue_fields(
         "key": None if key is None else checked_key(key),
         **checked_due(not_before, "not_before"),
         **checked_due(expires, "expires"),
+        **_dependency_fields(after, run_if),
     }
+    policy = checked_retries(retries)
+    if policy is not None:
+        found["retries"] = policy.to_json()
     if unique_for is not None:
         if key is None:
             raise CommandError("unique_for needs a key")
@@ -401,6 +409,22 @@ def checked_due(due: Any, column: str) -> dict[str, int | None]:
 _RELATIVE = (
     ("not_before_in", "not_before"), ("expires_in", "expires"), ("unique_for", "unique_until"),
 )  # fmt: skip
+
+
+#: How the jobs named by `after` have to end.
+RUN_IF = (dependencies.COMPLETE, dependencies.ENDED, dependencies.FAILED)
+
+
+def _dependency_fields(after: Any, run_if: Any) -> dict[str, Any]:
+    """Return the columns of a new job that say what it waits for, and `after` itself."""
+    checks.one_of(run_if, "run_if", RUN_IF, CommandError)
+    upstreams = [after] if isinstance(after, UUID) else checks.several(after, "after")
+    for one in upstreams:
+        if not isinstance(one, (str, UUID)):
+            raise ArgumentError(f"after must be ids of jobs, not {shown(one)}")
+    if not upstreams:
+        return {}
+    return {"after": upstreams, "run_if": run_if, "unmet": len(upstreams)}
 
 
 def resolved(fields: Mapping[str, Any], now: int) -> dict[str, Any]:
@@ -445,7 +469,9 @@ def _microseconds(value: Any, what: str) -> int:
 
 
 #: The fields of a `Submission` that replace the arguments of the call.
-_REPLACED = ("name", "data", "priority", "group", "not_before", "expires")
+_REPLACED = (
+    "name", "data", "priority", "group", "not_before", "expires", "after", "run_if", "retries",
+)  # fmt: skip
 
 
 def submitted_fields(
@@ -472,6 +498,7 @@ def submitted_fields(
             replaced = {name: getattr(one, name) for name in _REPLACED}
             changes = {name: value for name, value in replaced.items() if value is not None}
             fields = _fields({**given, **changes}, key=one.key, unique_for=one.unique_for)
+            fields["ref"] = one.ref
         checked = checked_command(command, options if isinstance(command, Command) else own)
         found.append({**fields, "command": checked.to_json()})
     return found

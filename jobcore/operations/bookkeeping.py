@@ -231,6 +231,8 @@ def start(connection: Connection, row: Row[Any], owner: str | None, *, now: int)
         why = "another process has reserved it" if row.owner is not None else ""
         if queue.is_expired(row, now):
             why = "it has expired"
+        if row.unmet:
+            why = "it waits for other jobs"
         raise InvalidTransition(row.id, row.status, Trigger.START, why)
     if row.environment is not None:
         environments.remove_unused(connection)

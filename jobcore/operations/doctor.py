@@ -27,7 +27,7 @@ from jobcore.errors import DatabaseCorrupt, DatabaseGone, JobcoreError, Schedule
 from jobcore.lifecycle import Reason, Status, Trigger
 from jobcore.models import Finding
 from jobcore.schedule import Schedule
-from jobcore.storage import counts, filesystem, permissions, schema, tables
+from jobcore.storage import counts, dependencies, filesystem, permissions, schema, tables
 from jobcore.storage.connections import uri_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 from jobcore.tuning import LARGE_LOG
@@ -97,6 +97,7 @@ class _Examination:
             ("integrity", self._integrity),
             ("rows", self._rows),
             ("counts", self._counts),
+            ("dependencies", self._dependencies),
             ("store", self._store),
             ("directories", self._directories),
             ("running jobs", self._running_jobs),
@@ -294,6 +295,21 @@ class _Examination:
             )
         else:
             yield _ok(check, "the counts match the jobs")
+
+    def _dependencies(self, check: str) -> Iterator[Finding]:
+        """Look for jobs that would wait for ever, or start too early."""
+        if not self._is_current():
+            return
+        wrong = self._ask(dependencies.miscounted)
+        forgotten = self._ask(dependencies.forgotten)
+        if wrong:
+            told = f"wrong number of open dependencies: {_some(wrong)}"
+            yield _wrong(check, f"{told}; --repair counts them again")
+        if forgotten:
+            told = f"ended, but other jobs still wait for them: {_some(forgotten)}"
+            yield _wrong(check, f"{told}; --repair has that decided")
+        if not wrong and not forgotten:
+            yield _ok(check, "each waiting job waits for one that has not ended")
 
     def _store(self, check: str) -> Iterator[Finding]:
         ((stored,),) = self._ask(_rows("SELECT id FROM store"))

@@ -19,8 +19,9 @@ from jobcore.embedding import telemetry
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.remover import Throttle
 from jobcore.errors import StoreError
+from jobcore.operations.dependencies import Dependencies, add
 from jobcore.operations.lookup import require_workspace
-from jobcore.storage import batches, environments, job_rows
+from jobcore.storage import batches, dependencies, environments, job_rows, settlement
 from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_AT_ONCE, STAGED_TEXT
 
@@ -29,6 +30,8 @@ ABANDONED = (
     "none was created"
 )
 
+#: A dependency takes as long to write as this many characters of a command.
+DEPENDENCY_TEXT = 100
 #: Owner and id of the batches that failed in this process and could not be removed.
 _LEFT: set[tuple[str, int]] = set()
 
@@ -51,6 +54,7 @@ class BatchCreator:
         self,
         jobs: Sequence[Mapping[str, Any]],
         common: Callable[[Connection], dict[str, Any]],
+        after: Dependencies,
         *,
         now: int,
         about: str,
@@ -62,6 +66,7 @@ class BatchCreator:
         Args:
             jobs: The columns of each job.
             common: Returns the columns that are the same for all, including the workspace.
+            after: Which jobs they wait for.
             now: The time of their creation.
             about: Words for these jobs, for an exception that interrupts the call.
             on_conflict: `return`: in place of a job whose key another one holds, return the
@@ -79,6 +84,8 @@ class BatchCreator:
         throttle = Throttle()
         begun: list[batches.Batch] = []
 
+        upstreams: dict[UUID, list[UUID]] = {}
+
         def begin(
             connection: Connection,
         ) -> tuple[batches.Batch, dict[str, Any], dict[str, Any]]:
@@ -86,7 +93,8 @@ class BatchCreator:
             same = common(connection)
             batch = batches.begin(connection, len(jobs), owner)
             first = job_rows.new_job(now=now, number=batch.first, **_unclaimed(jobs[0], same))
-            batches.stage(connection, [first])
+            upstreams.update(after.resolve(connection))
+            _stage(connection, [first], upstreams)
             begun.append(batch)  # not after the write: an interrupt may keep it from returning
             return batch, first, same
 
@@ -96,10 +104,10 @@ class BatchCreator:
                 job_rows.new_job(now=now, number=number, **_unclaimed(job, same))
                 for number, job in enumerate(jobs[1:], batch.first + 1)
             ]
-            for start, end in _steps(rows):
+            for start, end in _steps(rows, after):
                 with throttle.step():
                     self._database.write(
-                        partial(_stage_some, batch=batch, rows=rows[start:end]),
+                        partial(_stage_some, batch=batch, rows=rows[start:end], after=upstreams),
                         # The last step makes all of them durable, so that the transaction
                         # that publishes them has little to sync.
                         durable=end == len(rows),
@@ -111,6 +119,7 @@ class BatchCreator:
                     workspace_id=same["workspace_id"],
                     now=now,
                     on_conflict=on_conflict,
+                    ids={row["number"]: row["id"] for row in [first, *rows]} if after else {},
                 ),
                 about=about,
             )
@@ -171,11 +180,21 @@ class BatchCreator:
 
 
 def _stage_some(
-    connection: Connection, batch: batches.Batch, rows: Sequence[dict[str, Any]]
+    connection: Connection,
+    batch: batches.Batch,
+    rows: Sequence[dict[str, Any]],
+    after: Mapping[UUID, Sequence[UUID]],
 ) -> None:
     if not batches.is_open(connection, batch):
         raise StoreError(ABANDONED)
+    _stage(connection, rows, after)
+
+
+def _stage(
+    connection: Connection, rows: Sequence[dict[str, Any]], after: Mapping[UUID, Sequence[UUID]]
+) -> None:
     batches.stage(connection, rows)
+    add(connection, {row["id"]: row["number"] for row in rows}, after, {})
 
 
 def _unclaimed(job: Mapping[str, Any], same: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,24 +203,43 @@ def _unclaimed(job: Mapping[str, Any], same: Mapping[str, Any]) -> dict[str, Any
 
 
 def _publish(
-    connection: Connection, batch: batches.Batch, workspace_id: UUID, now: int, on_conflict: str
+    connection: Connection,
+    batch: batches.Batch,
+    workspace_id: UUID,
+    now: int,
+    on_conflict: str,
+    ids: Mapping[int, UUID],
 ) -> dict[int, dict[str, Any]]:
-    """Publish a batch; return the jobs that hold keys of its jobs, by the numbers of these."""
+    """
+    Publish a batch.
+
+    Args:
+        ids: The ids of its jobs by their numbers, if any of them waits for another.
+
+    Returns:
+        By the numbers of its jobs: the jobs that hold their keys, and the jobs themselves if some
+        of their dependencies have been decided.
+    """
     if not batches.is_open(connection, batch):
         raise StoreError(ABANDONED)
     require_workspace(connection, workspace_id)
     held = batches.claim_keys(connection, batch, workspace_id, now=now, on_conflict=on_conflict)
     others = {number: job_rows.get_job(connection, other) for number, other in held.items()}
+    for number, row in others.items():
+        if row is not None and ids:
+            dependencies.move(connection, ids[number], row.id)
     batches.publish(connection, batch, now=now)
     environments.remove_unused(connection)
-    return {number: dict(row._mapping) for number, row in others.items() if row is not None}  # noqa: SLF001 - SQLAlchemy's public name for it
+    changed = settlement.decide_new(connection, batch.first, batch.last, now=now) if ids else {}
+    shown = {number: dict(row._mapping) for number, row in others.items() if row is not None}  # noqa: SLF001 - SQLAlchemy's public name for it
+    return {**changed, **shown}
 
 
-def _steps(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
+def _steps(rows: Sequence[Mapping[str, Any]], after: Dependencies) -> Iterator[tuple[int, int]]:
     """Yield the bounds of each step, so that none has too many jobs or too much text."""
     start = text = 0
     for end, row in enumerate(rows):
-        text += len(row["command"] or "")
+        text += len(row["command"] or "") + DEPENDENCY_TEXT * after.of(row["id"])
         if end + 1 - start == STAGED_AT_ONCE or text > STAGED_TEXT or end + 1 == len(rows):
             yield start, end + 1
             start, text = end + 1, 0

@@ -20,6 +20,8 @@ from jobcore.errors import (
     shown,
 )
 from jobcore.operations.arguments import resolved
+from jobcore.operations.dependencies import Dependencies
+from jobcore.operations.dependencies import add as add_dependencies
 from jobcore.operations.lookup import (
     Id,
     parse_id,
@@ -82,6 +84,8 @@ class JobCreator:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
             DuplicateKey: Another job holds a key, and `on_conflict` is `raise`.
+            JobNotFound: A job waits for an unknown one.
+            ArgumentError: Jobs wait for each other in a cycle.
             CommandError: A type or a name is not text that can be stored, or two of the jobs have
                 the same key.
         """
@@ -89,6 +93,7 @@ class JobCreator:
         now = self._clock.now()
         # Choose the ids here, so that an exception that interrupts the call can name the job.
         identified = [{"id": uuid4(), **resolved(job, now)} for job in jobs]
+        after = Dependencies(identified)
 
         def common(connection: Connection) -> dict[str, Any]:
             """Return the columns that are the same for all."""
@@ -103,7 +108,10 @@ class JobCreator:
 
         def create(connection: Connection) -> list[dict[str, Any]]:
             same = common(connection)
+            upstreams = after.resolve(connection)
             rows = [_insert(connection, {**job, **same}, now, on_conflict) for job in identified]
+            if after:
+                rows = _decided(connection, identified, rows, upstreams, now)
             if environment is not None and all(
                 row["id"] != job["id"] for row, job in zip(rows, identified, strict=True)
             ):
@@ -114,9 +122,9 @@ class JobCreator:
             return [_start(connection, row["number"], owner, now) for row in rows]
 
         about = _named([job["id"] for job in identified])
-        if len(jobs) > STAGED_FROM:
+        if len(jobs) + after.count > STAGED_FROM and len(jobs) > 1:
             rows = self._staging.create(
-                identified, common, now=now, about=about, on_conflict=on_conflict
+                identified, common, after, now=now, about=about, on_conflict=on_conflict
             )
         else:
             rows = self._database.write(create, about=about)
@@ -185,6 +193,29 @@ def _insert(
         if on_conflict != "return" or other is None:
             raise
         return dict(other._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def _decided(
+    connection: Connection,
+    jobs: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    upstreams: Mapping[UUID, Sequence[UUID]],
+    now: int,
+) -> list[dict[str, Any]]:
+    """
+    Store what new jobs wait for, decide what is known already, and return their rows again.
+
+    Args:
+        jobs: The columns of the jobs that were to be created.
+        rows: The rows that were created, or those of the jobs that hold their keys.
+        upstreams: What `Dependencies.resolve` returned.
+    """
+    pairs = list(zip(jobs, rows, strict=True))
+    made = {row["id"]: row["number"] for job, row in pairs if row["id"] == job["id"]}
+    others = {job["id"]: row["id"] for job, row in pairs if row["id"] != job["id"]}
+    add_dependencies(connection, made, upstreams, others)
+    decided = settlement.decide_new(connection, min(made.values()), max(made.values()), now=now)
+    return [decided.get(row["number"], row) for row in rows]
 
 
 def _check(jobs: Sequence[Mapping[str, Any]]) -> None:

@@ -396,6 +396,8 @@ class Waiter:
             fresh = require(run, self._recovery.reconcile_softly(run, kill=kill, until=until))
             if fresh == run:
                 cursor.sight.visited = time.monotonic() + BACK_OFF
+            elif fresh.final:
+                self._recovery.decide()  # what waits for it, if there are thousands
         # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)
 

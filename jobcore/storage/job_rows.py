@@ -222,7 +222,7 @@ def next_attempt(row: Row[Any]) -> dict[str, Any]:
     """Return the columns of the job that retries the job of `row`."""
     kept = (
         "type", "name", "data", "command", "env_from", "environment", "priority", "group_name",
-        "retries", "hooks", "hook_of", "parameters", "key", "unique_until",
+        "retries", "hooks", "hook_of", "parameters", "key", "unique_until", "run_if",
     )  # fmt: skip
     again = {name: getattr(row, name) for name in kept}
     return {**again, "attempt": row.attempt + 1, "retry_of": row.id}

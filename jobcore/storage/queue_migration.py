@@ -52,6 +52,12 @@ CREATE TABLE dependency (
 )""",
     "CREATE INDEX dependents ON dependency (upstream_id) WHERE met IS NULL",
     """\
+CREATE TABLE undecided (
+    upstream_id CHAR(32) NOT NULL,
+    outcome VARCHAR NOT NULL,
+    PRIMARY KEY (upstream_id)
+)""",
+    """\
 CREATE TABLE job_limit (
     scope VARCHAR NOT NULL,
     name VARCHAR NOT NULL,

@@ -9,7 +9,8 @@ process settles the job, and they are rolled back with the verdict.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -20,11 +21,26 @@ from jobcore.embedding import telemetry
 from jobcore.errors import ArgumentError, DatabaseCorrupt, DuplicateKey, PipelineAlreadyRunning
 from jobcore.lifecycle import Ending, JobType, Reason, Status
 from jobcore.retries import Retries
-from jobcore.storage import environments, job_rows, log_segments, pipelines, schedules, transitions
+from jobcore.storage import (
+    dependencies,
+    environments,
+    job_rows,
+    log_segments,
+    pipelines,
+    schedules,
+    transitions,
+)
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import result
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import frames
+
+#: The most dependencies that one transaction decides; a job that it cancels counts as several.
+#: This takes up to about 20 ms.
+DECIDED_AT_ONCE = 1000
+CANCELLED_COUNTS = 8
+#: The most ended jobs that it takes from the list of those with open dependencies.
+LISTED_AT_ONCE = 100
 
 
 def settle(
@@ -42,7 +58,7 @@ def settle(
         connection, run, offset=offset, ending=ending, now=now, ended=ended, facts=facts
     )
     if final is not None:
-        _follow_up(connection, final, now)
+        _follow_up(connection, final, ending.reason, now)
         if final.has_followups:  # a retry has its own reference; other jobs released it at start
             environments.release(connection, final.number)
     return final
@@ -69,7 +85,7 @@ def cancel(
     """Cancel a job as `transitions.cancel_if_queued` does, then write its consequences."""
     final = transitions.cancel_if_queued(connection, number, now=now, reason=reason)
     if final is not None:
-        _follow_up(connection, final, now)
+        _follow_up(connection, final, reason, now)
         environments.remove_unused(connection)
     return final
 
@@ -94,23 +110,114 @@ def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
     return settle_own(connection, current, ending, now=now)
 
 
-def _follow_up(connection: Connection, final: Run, now: int) -> None:
-    row = job_rows.get_job(connection, final.number) if final.has_followups else None
+def _follow_up(connection: Connection, final: Run, reason: Reason, now: int) -> None:
+    """Write what follows from the end of a job: a retry, or else everything that waits for it."""
+    if not (final.has_followups and _follow_row(connection, final, now)):
+        decide(connection, [_outcome(final, reason)], now=now)
+
+
+def _follow_row(connection: Connection, final: Run, now: int) -> bool:
+    """Write what the row of an ended job and its pipeline ask for; tell whether it is retried."""
+    row = job_rows.get_job(connection, final.number)
     if row is None:
-        return
+        return False
     pipeline = None
     if row.pipeline_id is not None:
         pipeline = pipelines.find_followups(connection, row.pipeline_id)
         if pipeline is None:
-            return  # it is being deleted
+            return False  # it is being deleted
     if pipeline is not None and row.type == JobType.PIPELINE_CONFIG:
         status = lifecycle.configured_as(Status(row.status))
         pipelines.set_pipeline_status(connection, pipeline.id, status, now=now)
-    elif row.type not in _LAST and row.deleted_at is None:
-        if _is_retried(row, pipeline):
-            _retry(connection, row, pipeline, now)
-        elif pipeline is not None and row.status == Status.COMPLETE:
+    if row.deleted_at is not None:
+        return False
+    if row.type not in _LAST:
+        if _is_retried(row, pipeline) and _retry(connection, row, pipeline, now):
+            return True
+        if pipeline is not None and row.status == Status.COMPLETE:
             _trigger(connection, pipeline.id, now)
+    return False
+
+
+def _outcome(final: Run, reason: Reason) -> tuple[str, str]:
+    deleted = final.deleted_at is not None
+    return final.name, dependencies.outcome_of(final.status, reason, deleted=deleted)
+
+
+def decide(connection: Connection, ended: Iterable[tuple[str, str]], *, now: int) -> None:
+    """
+    Decide what happens to the jobs that wait for jobs which have ended for good.
+
+    A job whose last dependency is met may start. One whose dependency is not met is cancelled
+    with the reason `upstream`, and so are those that wait for it. At most `DECIDED_AT_ONCE`
+    dependencies are decided. The rest is listed, and decided by `decide_listed` in transactions of
+    their own, so that others can write in between.
+
+    Args:
+        ended: The ids, in hex, and outcomes of the ended jobs.
+    """
+    todo, left, is_cancelled = deque(ended), DECIDED_AT_ONCE, False
+    while todo:
+        upstream, outcome = todo.popleft()
+        answers = []
+        for one in dependencies.open_of(connection, upstream, max(left, 0) + 1):
+            if left <= 0:
+                dependencies.remember(connection, upstream, outcome)
+                break
+            left -= 1
+            met = dependencies.is_met(one.run_if, outcome)
+            answers.append((one, met))
+            cancelled = None if met else _cancel_dependent(connection, one.number, now)
+            if cancelled is not None:
+                is_cancelled = True
+                left -= CANCELLED_COUNTS
+                if not (cancelled.has_followups and _follow_row(connection, cancelled, now)):
+                    todo.append(_outcome(cancelled, Reason.UPSTREAM))
+        if answers:
+            dependencies.answer(connection, answers)
+    if is_cancelled:
+        environments.remove_unused(connection)
+
+
+def _cancel_dependent(connection: Connection, number: int, now: int) -> Run | None:
+    try:
+        return transitions.cancel_if_queued(connection, number, now=now, reason=Reason.UPSTREAM)
+    except DatabaseCorrupt as error:
+        # Its row is damaged. That must not keep the job that it waited for from ending.
+        telemetry.event(
+            logging.ERROR, "dependent not cancelled", job=f"number {number}", error=str(error)
+        )
+        return None
+
+
+def decide_new(
+    connection: Connection, first: int, last: int, *, now: int
+) -> dict[int, dict[str, Any]]:
+    """
+    Decide the dependencies of new jobs on jobs that have ended already.
+
+    Args:
+        first, last: The smallest and the largest number of the new jobs.
+
+    Returns:
+        The rows of the jobs that this has changed, by their numbers.
+    """
+    decide(connection, dependencies.ended(connection, first, last), now=now)
+    rows = [
+        job_rows.get_job(connection, number)
+        for number in dependencies.decided(connection, first, last)
+    ]
+    return {row.number: dict(row._mapping) for row in rows if row is not None}  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def decide_listed(connection: Connection, *, now: int) -> bool:
+    """Decide some of the dependencies that are left; tell whether there are more."""
+    listed = dependencies.listed(connection, LISTED_AT_ONCE)
+    if not listed:
+        return False
+    dependencies.forget(connection, [upstream for upstream, _ in listed])
+    decide(connection, listed, now=now)
+    return bool(dependencies.listed(connection, 1))
 
 
 #: Jobs of these types are not retried, and trigger nothing.
@@ -171,16 +278,20 @@ def _retry(connection: Connection, row: Row[Any], pipeline: Row[Any] | None, now
     policy = _retries_of(row, pipeline)
     delay = 0.0 if policy is None else retries.delay_after(policy, row.attempt, row.id)
     try:
-        take_over(connection, row, now=now, not_before=now + round(delay * 1e6))
+        made = take_over(connection, row, now=now, not_before=now + round(delay * 1e6))
     except (PipelineAlreadyRunning, DuplicateKey):
         telemetry.event(logging.WARNING, "retry not created", job=str(row.id))
         return False
+    dependencies.move(connection, row.id, made["id"])
     return True
 
 
 def take_over(connection: Connection, row: Row[Any], *, now: int, **changes: Any) -> dict[str, Any]:
     """
     Create the next attempt of a job that has ended; it takes over what the job holds.
+
+    Dependencies that were met stay met. For others, it waits for the last attempts of the same
+    jobs.
 
     Args:
         changes: Columns of the new job that differ from the old one's.
@@ -192,13 +303,20 @@ def take_over(connection: Connection, row: Row[Any], *, now: int, **changes: Any
         PipelineAlreadyRunning: Its pipeline has a QUEUED or RUNNING job. Nothing was created.
         DuplicateKey: Another job holds its key. Likewise.
     """
-    return job_rows.insert_job(
+    made = job_rows.insert_job(
         connection,
         now=now,
         workspace_id=row.workspace_id,
         pipeline_id=row.pipeline_id,
         **{**job_rows.next_attempt(row), **changes},
     )
+    if dependencies.take_over(connection, row.number, made["number"]):
+        number = made["number"]
+        decide(connection, dependencies.ended(connection, number, number), now=now)
+        changed = job_rows.get_job(connection, number)
+        assert changed is not None  # noqa: S101 - this transaction has made it
+        made = dict(changed._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    return made
 
 
 def run_now(

@@ -506,6 +506,14 @@ class DependencyRow(_Row, table=True):
     met: bool | None = None  # whether it has ended as asked; None: it has not ended
 
 
+class UndecidedRow(_Row, table=True):
+    """An ended job of whose dependents not all are decided yet; any manager decides the rest."""
+
+    __tablename__ = "undecided"
+    upstream_id: UUID = Field(sa_column=Column(Id(), primary_key=True))
+    outcome: str  # complete, failed, stopped or deleted
+
+
 class LimitRow(_Row, table=True):
     """How many jobs of the file, of a group or of a type may run, and whether they are paused."""
 
@@ -611,6 +619,7 @@ job: Table = JobRow.__table__
 link: Table = LinkRow.__table__
 requirement: Table = RequirementRow.__table__
 dependency: Table = DependencyRow.__table__
+undecided: Table = UndecidedRow.__table__
 job_limit: Table = LimitRow.__table__
 setting: Table = SettingRow.__table__
 pipeline_note: Table = NoteRow.__table__

@@ -31,8 +31,8 @@ class Run(NamedTuple):
 
     `name` is the id in hex, which is also the name of the job directory. `has_followups` is 1
     if its row says what follows from its end: it has a pipeline, retries or hooks; else 0.
-    `calls_function` is 1 if the started command
-    calls a function, else 0; None: an older jobcore started it.
+    `calls_function` is 1 if the started command calls a function, else 0; None: an older jobcore
+    started it.
     """
 
     number: int
@@ -125,7 +125,8 @@ def name_of(run: Run) -> str:
 FOLLOWED_UP = ("pipeline_id", "retries", "hooks")
 _DERIVED: dict[str, Any] = {
     "name": job.c.id,
-    "has_followups": or_(*(job.c[name].is_not(None) for name in FOLLOWED_UP)),
+    # In RETURNING, SQLite 3.40 takes IS NOT NULL of a plain column for true, whatever it holds.
+    "has_followups": func.coalesce(*(job.c[name] for name in FOLLOWED_UP)).is_not(None),
 }
 #: The columns from which a `Run` is read, in order.
 COLUMNS = tuple(

@@ -420,7 +420,7 @@ MUTANTS = (
     Mutant(
         "what follows from an ending is forgotten",
         "storage/settlement.py",
-        "        _follow_up(connection, final, now)\n        if final.has_followups:  #",
+        "        _follow_up(connection, final, ending.reason, now)\n        if final.has_followups:  #",
         "        if final.has_followups:  #",
         (CHAINS,),
     ),

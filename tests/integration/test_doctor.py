@@ -19,8 +19,9 @@ from tests.transactions import transaction
 #: Every check, in order. Each has a test below that makes it find something.
 CHECKS = [
     "SQLite", "system", "file", "file system", "modes", "other users", "write-ahead log", "schema",
-    "definitions", "integrity", "rows", "counts", "store", "directories", "running jobs",
-    "owned jobs", "left processes", "deletions", "chains", "schedules", "limits",
+    "definitions", "integrity", "rows", "counts", "dependencies", "store", "directories",
+    "running jobs", "owned jobs", "left processes", "deletions", "chains", "schedules",
+    "limits",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobcore import Job, Progress, Reason, Status, wire
+from jobcore import Job, Progress, Reason, Retries, Status, wire
 
 BASE = "https://app.example.org/api"
 #: The fields of Matatika's Jobs API, in its order.
@@ -49,6 +49,7 @@ JOBS = st.fixed_dictionaries({
     "key": st.none() | st.text(st.characters(codec="utf-8")), "priority": st.integers(-9, 9),
     "group": st.none() | st.text(st.characters(codec="utf-8")), "expires": st.none() | TIMES,
     "hook_of": st.none() | IDS, "run_if": st.sampled_from([None, "complete", "ended", "failed"]),
+    "retries": st.sampled_from([None, Retries(2, jitter=0.5)]),
     "next_attempt": st.none() | TIMES, "waits_for": st.sampled_from([None, "time", "dependencies"]),
 }).map(lambda fields: Job(**fields))  # fmt: skip
 

@@ -23,6 +23,7 @@ from jobcore import (
     Pipeline,
     Progress,
     Reason,
+    Retries,
     Status,
     Transition,
     Workspace,
@@ -46,8 +47,8 @@ def make_job(**fields):
             "progress": Progress(done=3, total=10, message="loading", at=MOMENT), "line_count": 3,
             "dropped": 0, "left_processes": 0, "cpu_seconds": 0.25, "max_rss": 1024,
             "key": "nightly", "priority": 3, "group": "gpu", "expires": MOMENT,
-            "hook_of": UUID(int=3, version=4), "run_if": "ended", "next_attempt": MOMENT,
-            "waits_for": "time",
+            "hook_of": UUID(int=3, version=4), "run_if": "ended", "retries": Retries(2),
+            "next_attempt": MOMENT, "waits_for": "time",
             **fields,
         }
     )  # fmt: skip
@@ -89,6 +90,10 @@ def test_job_in_json():
         "expires": "2024-05-06T07:08:09.123456Z",
         "hookOf": "00000000-0000-4000-8000-000000000003",
         "runIf": "ended",
+        "retries": {
+            "max": 2, "delay": 10.0, "factor": 2.0, "maxDelay": 3600.0, "jitter": 0.0,
+            "on": ["error", "lost"],
+        },
         "nextAttempt": "2024-05-06T07:08:09.123456Z",
         "waitsFor": "time",
     }  # fmt: skip
@@ -193,7 +198,7 @@ def test_tables_are_not_in_the_hosts_metadata():
     ours = {
         "store", "batch", "workspace", "pipeline", "link", "pipeline_note", "skip", "job",
         "environment", "log_segment", "result", "transition", "workspace_count", "pipeline_count",
-        "requirement", "dependency", "job_limit", "setting",
+        "requirement", "dependency", "undecided", "job_limit", "setting",
     }  # fmt: skip
 
     assert set(tables.METADATA.tables) == ours
