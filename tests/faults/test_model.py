@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jobcore import Command, DatabaseBusy, InvalidTransition, JobManager
+from jobcore import Command, DatabaseBusy, DuplicateKey, InvalidTransition, JobManager
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, busy, crash, drain, elapse
 from tests.faults import invariants
 from tests.faults.rounds import in_rounds
@@ -70,9 +70,14 @@ class Model:
     halted: str | None = None  # by a stop or a time-out
     stop_wish: bool = False
     kill_at: float = NEVER
+    priority: int = 0
+    key: str | None = None
+    expires: float = NEVER
 
     def due(self):
         """Return when something happens to it next."""
+        if self.status == "QUEUED":
+            return self.expires
         if self.status != "RUNNING":
             return NEVER
         natural = self.started + self.plan.duration
@@ -81,7 +86,9 @@ class Model:
 
     def happen(self, now):
         """Let what is due happen."""
-        if now == self.started + self.plan.duration:
+        if self.status == "QUEUED":
+            self._final("STOPPED", None, "expired")
+        elif now == self.started + self.plan.duration:
             self._end_by_itself()
         elif now == self.kill_at:
             self._final("STOPPED", 137, self.halted)
@@ -163,7 +170,7 @@ class Manager(RuleBasedStateMachine):
     def fill_slots(self):
         now = self.clock.monotonic()
         queued = [one for one in self.models.values() if one.status == "QUEUED"]
-        for model in sorted(queued, key=lambda one: one.number):
+        for model in sorted(queued, key=lambda one: (-one.priority, one.number)):
             # Those of earlier managers take slots, too: this one adopts them.
             if sum(m.status == "RUNNING" for m in self.models.values()) < SLOTS:
                 model.start(now)
@@ -200,14 +207,51 @@ class Manager(RuleBasedStateMachine):
 
     # --- what can happen --------------------------------------------------------
 
-    @rule(plan=PLANS)
-    def create(self, plan):
+    def holder(self, key):
+        """Return the id of the job that holds a key, or None."""
+        return next(
+            (
+                job_id for job_id, model in self.models.items()
+                if key is not None and model.key == key and model.status in ("QUEUED", "RUNNING")
+            ),
+            None,
+        )  # fmt: skip
+
+    @rule(
+        plan=PLANS,
+        priority=st.sampled_from([0, 0, 5, -5]),
+        key=st.sampled_from([None, None, "a", "b"]),
+        expires=st.sampled_from([None, None, 0.5, 6.5, 25.5]),
+    )
+    def create(self, plan, priority, key, expires):
         name = f"job {len(self.plans)}"
         self.plans[name] = plan
         command = Command(["scripted"], timeout=plan.timeout, grace=GRACE)
-        job = self.jobs.submit(command, name=name)
-        self.models[job.id] = Model(job.number, plan)
+        seconds = None if expires is None else self.unique(expires)
+        holder = self.holder(key)
+        job = self.jobs.submit(command, name=name, priority=priority, key=key, expires=seconds)
+        if holder is not None:
+            assert job.id == holder
+            return
+        self.models[job.id] = Model(
+            job.number,
+            plan,
+            priority=priority,
+            key=key,
+            expires=self.clock.monotonic() + (NEVER if seconds is None else seconds),
+        )
         self.rest()
+
+    @rule(choice=CHOICE, priority=st.sampled_from([-9, 0, 9]))
+    def move(self, choice, priority):
+        """A job in the queue can be moved, one that has started cannot."""
+        if job_id := self.pick(choice, "QUEUED"):
+            self.jobs.update_job(job_id, priority=priority)
+            self.models[job_id].priority = priority
+            self.rest()
+        if job_id := self.pick(choice, "RUNNING", "COMPLETE"):
+            with pytest.raises(InvalidTransition):
+                self.jobs.update_job(job_id, priority=priority)
 
     @rule(seconds=st.sampled_from([0, 1, 3, 8, 30]))
     def elapse(self, seconds):
@@ -241,9 +285,15 @@ class Manager(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def retry(self, choice):
         if job_id := self.pick(choice, "ERROR", "STOPPED"):
+            old = self.models[job_id]
+            if (holder := self.holder(old.key)) is not None:
+                with pytest.raises(DuplicateKey) as caught:
+                    self.jobs.retry_job(job_id)
+                assert caught.value.job_id == holder
+                return
             job = self.jobs.retry_job(job_id)
             assert job.retry_of == job_id
-            self.models[job.id] = Model(job.number, self.models[job_id].plan)
+            self.models[job.id] = Model(job.number, old.plan, priority=old.priority, key=old.key)
             self.rest()
 
     @rule(choice=CHOICE)
@@ -318,7 +368,7 @@ class Manager(RuleBasedStateMachine):
         drain(self.jobs)
         invariants.check(self.jobs)
         for job_id, model in self.models.items():
-            if model.reason not in (None, "cancelled"):
+            if model.reason not in (None, "cancelled", "expired"):
                 said = [one.text for one in self.jobs.logs(job_id) if one.stream == "output"]
                 assert said == model.lines
         self.jobs.close()
