@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -12,7 +14,7 @@ import typer
 from jobcore.cli import foreground, job_table, output, selection
 from jobcore.cli.app import AsJson, app, open_manager
 from jobcore.cli.selection import Filter
-from jobcore.cli.values import count_from_1
+from jobcore.cli.values import count_from_1, integer, past
 from jobcore.errors import CommandError, PipelineNotFound, StoreError
 from jobcore.lifecycle import Reason, Status
 
@@ -30,6 +32,15 @@ BESIDE = 4
 LEAST = 10
 
 
+class Order(str, Enum):
+    """The orders of a list."""
+
+    CREATED = "created"
+    STARTED = "started"
+    ENDED = "ended"
+    DURATION = "duration"
+
+
 @app.command("list")
 def list_(
     ctx: typer.Context,
@@ -41,6 +52,32 @@ def list_(
     group: selection.InGroup = None,
     since: selection.Since = None,
     until: selection.Until = None,
+    ended_since: Annotated[
+        datetime | None,
+        typer.Option(parser=past, metavar="WHEN", help="Only jobs that have ended since then."),
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only jobs of the pipeline of this name.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only jobs with this key.")
+    ] = None,
+    reason: Annotated[
+        list[Reason] | None,
+        typer.Option(metavar="WORD", help="Only jobs that ended so, such as timeout or lost."),
+    ] = None,
+    exit_code: Annotated[
+        list[int] | None,
+        typer.Option(parser=integer, metavar="N", help="Only jobs with this exit code."),
+    ] = None,
+    order: Annotated[
+        Order | None,
+        typer.Option(
+            metavar="WORD",
+            help="By created, started or ended, the last one first; or by duration, the longest "
+            "first. [created]",
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -74,8 +111,13 @@ def list_(
       jobcore list --failed --since 1d
       jobcore list --json --limit 10
     """  # noqa: D301
-    wanted = Filter(status, kind, name, group, since, until, failed)
     with open_manager(ctx) as jobs:
+        wanted = Filter(
+            *(status, kind, name, group, since, until, failed, key, reason, exit_code),
+            ended_since=ended_since,
+            pipeline_id=None if pipeline is None else _pipeline_id(jobs, pipeline),
+            order=None if order is None else order.value,
+        )
         try:
             jobs.refresh()  # import the current state of running jobs
         except (StoreError, OSError) as error:
@@ -132,6 +174,13 @@ def _print_overview(jobs: JobManager, copied: dict[Any, Job], *, wide: bool) -> 
     left = sum(counts.values()) - len(page)
     if left > 0:
         output.say(f"{left:,} more: see --limit and the filters")
+
+
+def _pipeline_id(jobs: JobManager, name: str) -> UUID:
+    """Return the id of the pipeline with this name, in any case, or with this id."""
+    from jobcore.cli import pipeline_commands  # noqa: PLC0415 - only with this filter
+
+    return pipeline_commands.find_pipeline(jobs, name, None).id
 
 
 def paused(jobs: JobManager) -> list[str]:

@@ -268,7 +268,7 @@ def show_pipeline(
     Of its environment, only the names of variables are shown.
     """
     with open_manager(ctx) as jobs:
-        found = _pipeline(jobs, name, workspace)
+        found = find_pipeline(jobs, name, workspace)
     if as_json:
         output.print_json(found)
         return
@@ -386,7 +386,7 @@ def set_pipeline(
     if script is not None:
         changes |= {"script": script, "command": None}
     with open_manager(ctx) as jobs:
-        found = _pipeline(jobs, name, workspace)
+        found = find_pipeline(jobs, name, workspace)
         if env:
             old = {} if found.command is None else dict(found.command.env)
             changes["env"] = old | command_options.environment(env)
@@ -421,7 +421,7 @@ def run_pipeline(
       jobcore pipeline run load --follow
     """  # noqa: D301
     with open_manager(ctx) as jobs:
-        job = jobs.create_job(pipeline_id=_pipeline(jobs, name, workspace).id)
+        job = jobs.create_job(pipeline_id=find_pipeline(jobs, name, workspace).id)
         if follow:
             output.say(f"job {job.id}")
             job = foreground.watch(jobs, job.id, output.LogPrinter())
@@ -440,7 +440,7 @@ def pause_pipeline(
     later.
     """
     with open_manager(ctx) as jobs:
-        jobs.update_pipeline(_pipeline(jobs, name, workspace).id, paused=True)
+        jobs.update_pipeline(find_pipeline(jobs, name, workspace).id, paused=True)
 
 
 @pipeline.command("resume")
@@ -449,7 +449,7 @@ def resume_pipeline(
 ) -> None:
     """Resume the schedule of a pipeline."""
     with open_manager(ctx) as jobs:
-        jobs.update_pipeline(_pipeline(jobs, name, workspace).id, paused=False)
+        jobs.update_pipeline(find_pipeline(jobs, name, workspace).id, paused=False)
 
 
 @pipeline.command("delete")
@@ -462,7 +462,7 @@ def delete_pipeline(
     A running job is stopped first.
     """
     with open_manager(ctx) as jobs:
-        jobs.delete_pipeline(_pipeline(jobs, name, workspace).id)
+        jobs.delete_pipeline(find_pipeline(jobs, name, workspace).id)
 
 
 @pipeline.command("skips")
@@ -482,7 +482,7 @@ def skips(
     Fields in a pipe: when the last one was due, how many, why, the job in the way.
     """
     with open_manager(ctx) as jobs:
-        found = jobs.skips(_pipeline(jobs, name, workspace).id, limit=limit)
+        found = jobs.skips(find_pipeline(jobs, name, workspace).id, limit=limit)
     if as_json:
         output.print_json(found)
         return
@@ -533,7 +533,7 @@ def _pipelines(jobs: JobManager, workspace: str | None) -> Iterator[Pipeline]:
         last = page[-1]
 
 
-def _pipeline(jobs: JobManager, name: str, workspace: str | None) -> Pipeline:
+def find_pipeline(jobs: JobManager, name: str, workspace: str | None) -> Pipeline:
     """Return the pipeline with this name or id."""
     folded = name.casefold()
     every = list(_pipelines(jobs, workspace))

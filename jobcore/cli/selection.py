@@ -82,6 +82,12 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
     failed: bool = False
+    key: str | None = None
+    reasons: list[Reason] | None = None
+    exit_codes: list[int] | None = None
+    ended_since: datetime | None = None
+    pipeline_id: UUID | None = None
+    order: str | None = None
 
     @property
     def given(self) -> bool:
@@ -97,6 +103,11 @@ class Filter:
             "group": self.group,
             "created_since": self.since,
             "created_until": self.until,
+            "key": self.key,
+            "reason": self.reasons,
+            "exit_code": self.exit_codes,
+            "ended_since": self.ended_since,
+            "pipeline_id": self.pipeline_id,
         }
 
     def in_parts(self) -> list[dict[str, Any]]:
@@ -106,6 +117,8 @@ class Filter:
             return [given]
         if self.status is not None:
             raise CommandError("--failed and --status exclude each other")
+        if self.reasons is not None or self.order is not None:
+            raise CommandError("--failed excludes --reason and --order")
         return [{**given, "status": Status.ERROR}, {**given, "reason": Reason.TIMEOUT}]
 
 
@@ -115,7 +128,9 @@ def has_failed(job: Job) -> bool:
 
 
 def listed(jobs: JobManager, wanted: Filter, before: int | None = None) -> Iterator[Job]:
-    """Yield the jobs that pass the filters, newest first, reading a page at a time."""
+    """Yield the jobs that pass the filters, newest first or in their order, page by page."""
+    if wanted.order is not None:
+        return _pages(jobs, {**wanted.arguments(), "order": wanted.order}, before)
     parts = [_pages(jobs, one, before) for one in wanted.in_parts()]
     return heapq.merge(*parts, key=lambda job: -job.number)
 

@@ -29,6 +29,10 @@ _STATUSES = ("QUEUED", "RUNNING", "COMPLETE", "ERROR", "STOPPED")
 _VALUES = {
     "--format": ("text", "ndjson"),
     "--order": ("created", "started", "ended", "duration"),
+    "--reason": (
+        *("exited", "signaled", "timeout", "stopped", "cancelled", "upstream", "expired"),
+        *("shutdown", "spawn_failed", "lost", "never_started"),
+    ),
     "--run-if": ("complete", "ended", "failed"),
     "--status": _STATUSES,
     "--stop-scope": ("main", "group"),

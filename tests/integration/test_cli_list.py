@@ -105,18 +105,27 @@ def test_filters_of_a_list(database, jobs):
     """By name, group, failure and time, in a pipe."""
     task(jobs, 1, name="load a", group="x")
     task(jobs, 0, name="load b")
-    task(jobs, name="other", group="x")
+    task(jobs, name="other", group="x", key="k")
+    jobs.create_job(pipeline_id=jobs.create_pipeline("nightly", ["true"]).id)
     calls = [
         ["list", "--name", "load *"],
         ["list", "--group", "x"],
         ["list", "--failed"],
         ["list", "--since", "1h", "--until", "0"],
         ["list", "--since", "0"],
+        ["list", "--exit-code", "1", "--exit-code", "0", "--reason", "exited"],
+        ["list", "--key", "k"],
+        ["list", "--pipeline", "NIGHTLY"],
+        ["list", "--ended-since", "1h"],
+        ["list", "--order", "ended"],
     ]
     *texts, err = in_a_pipe(database, calls)
 
     found = [[line.split("\t")[1] for line in text.splitlines()] for text in texts]
-    assert found == [["2", "1"], ["3", "1"], ["1"], ["3", "2", "1"], []]
+    assert found == [
+        *(["2", "1"], ["3", "1"], ["1"], ["4", "3", "2", "1"], []),
+        *(["2", "1"], ["3"], ["4"], ["2", "1"], ["2", "1"]),
+    ]
     assert err == ""
 
 
