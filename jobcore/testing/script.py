@@ -13,11 +13,16 @@ from typing import Literal
 
 from jobcore import checks
 
-#: A line, a line of a given stream, text without a newline, a progress report, or a pause in
-#: seconds.
+#: A line, a line of a given stream, text without a newline, a progress report, JSON that is handed
+#: over, or a pause in seconds.
 Part = (
-    str | bytes | float | tuple[Literal["stdout", "stderr", "unfinished", "progress"], str | bytes]
+    str
+    | bytes
+    | float
+    | tuple[Literal["stdout", "stderr", "unfinished", "progress", "result", "state"], str | bytes]
 )
+#: The streams that are not lines of the log.
+_APART = ("unfinished", "progress", "result", "state")
 
 #: Signals that never end a process: by default they are ignored, stop it or continue it.
 _HARMLESS = frozenset(
@@ -49,7 +54,9 @@ class Script:
             from stdout only with `Command(separate_streams=True)`.
             `("unfinished", "Continue? [y/N] ")` is written to stdout unchanged, without a
             newline, like a prompt or a progress bar. `("progress", "3/10 loading")` is a
-            progress report, written to the descriptor for reports.
+            progress report, written to the descriptor for reports. `("result", '{"rows": 3}')`
+            is JSON for the descriptor in `JOBCORE_RESULT_FD`, and `("state", ...)` for the one
+            in `JOBCORE_STATE_FD`, if the job has that descriptor.
         exit_code: The exit code after the last step, 0 to 255.
         signal: The number of the signal that ends the command after the last step, instead.
         hangs: The command never ends by itself; only a stop, a timeout or a kill ends it.
@@ -152,7 +159,7 @@ _FLOOD_AT_ONCE = 4096  # lines; some 50 KB, which is about the capacity of a pip
 
 def _is_line(part: Part) -> bool:
     stream = part[0] if isinstance(part, tuple) else "stdout"
-    return not isinstance(part, (int, float)) and stream not in ("unfinished", "progress")
+    return not isinstance(part, (int, float)) and stream not in _APART
 
 
 def _checked_part(part: object) -> Part:
@@ -172,9 +179,10 @@ def _checked_part(part: object) -> Part:
         return _checked_line(part)
     if isinstance(part, tuple) and len(part) == 2:
         stream, line = part
-        if stream not in ("stdout", "stderr", "unfinished", "progress"):
+        if stream not in ("stdout", "stderr", *_APART):
             raise ValueError(
-                f'a stream must be "stdout", "stderr", "unfinished" or "progress", not {stream!r}'
+                'a stream must be "stdout", "stderr", "unfinished", "progress", "result" or '
+                f'"state", not {stream!r}'
             )
         return stream, _checked_line(line)
     raise ValueError(f"a part of a script must be a line or a pause, not {part!r}")

@@ -9,7 +9,7 @@ import os
 import signal
 
 from jobcore.clock import Clock
-from jobcore.supervisor import frames, spawn
+from jobcore.supervisor import frames, spawn, values
 from jobcore.supervisor.execution import Machine
 from jobcore.supervisor.process_tree import ProcessTree
 from jobcore.supervisor.spawn import Child, Program
@@ -18,6 +18,8 @@ from jobcore.testing.script import Script
 #: Base of the pids of scripted commands: above the highest pid of Linux.
 _NO_PID = 2**22
 _numbers = itertools.count(1)
+#: The parts of a script for the values that a command hands over, by their names.
+_PARTS = {values.RESULT: "result", values.STATE: "state"}
 
 
 class ScriptedProcesses(ProcessTree):
@@ -35,12 +37,12 @@ class ScriptedProcesses(ProcessTree):
             no time passes.
     """
 
-    def __init__(self, script: Script, clock: Clock, *, separate: bool) -> None:
+    def __init__(self, script: Script, clock: Clock, program: Program) -> None:
         """
         Args:
             script: The script.
             clock: The clock for its pauses.
-            separate: Whether stdout and stderr are separate pipes.
+            program: The program in whose place it is played, with its pipes.
 
         Raises:
             OSError: Too few file descriptors are free.
@@ -59,12 +61,13 @@ class ScriptedProcesses(ProcessTree):
         self._ended: int | None = None  # the main process's wait status, set before it is reaped
         self._open: set[int] = set()
         try:
-            self.child = self._begin(separate=separate)
+            self.child = self._begin(program)
         except OSError:
             self.close()
             raise
 
-    def _begin(self, *, separate: bool) -> Child:
+    def _begin(self, program: Program) -> Child:
+        separate = program.separate_streams
         report, report_writer = self._pipe()
         reports, reports_writer = self._pipe()
         self._life, self._death = self._pipe()
@@ -74,14 +77,17 @@ class ScriptedProcesses(ProcessTree):
         if separate:
             reader, self._writers["stderr"] = self._pipe()
             outputs.append((reader, frames.STDERR))
+        handed = {}
+        for name in program.hands_over:
+            handed[name], self._writers[_PARTS[name]] = self._pipe()
         number = self._script.cannot_start
         if number is not None:
             os.write(report_writer, spawn.encode_report(spawn.EXEC, number))
             self._end_main(spawn.exit_code_of(spawn.EXEC, number) << 8)
         self._close(report_writer)  # as the exec does
         # From here on, the supervisor owns these descriptors.
-        self._open -= {report, reports, *(descriptor for descriptor, _ in outputs)}
-        return Child(self.main, report, outputs, reports)
+        self._open -= {report, reports, *handed.values(), *(one for one, _ in outputs)}
+        return Child(self.main, report, outputs, reports, values=handed)
 
     # --- the script -------------------------------------------------------------
 
@@ -106,8 +112,9 @@ class ScriptedProcesses(ProcessTree):
                 self._finish()
                 break
             if isinstance(part, tuple):
-                stream, self._unwritten = part
-                self._unwritten_to = self._writers[stream]
+                stream, data = part
+                if stream in self._writers:  # not every job hands over a result or a state
+                    self._unwritten, self._unwritten_to = data, self._writers[stream]
             else:
                 self._next = self._clock.monotonic() + part
         return acted
@@ -240,9 +247,7 @@ class ScriptedMachine(Machine):
         if self._script is None:
             raise spawn.StartError("script", errno.ENOENT)
         try:
-            self.processes = ScriptedProcesses(
-                self._script, self._clock, separate=program.separate_streams
-            )
+            self.processes = ScriptedProcesses(self._script, self._clock, program)
         except OSError as error:
             raise spawn.StartError(spawn.PIPE, error.errno or 0) from error
         return self.processes.child

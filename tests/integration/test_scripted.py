@@ -20,6 +20,7 @@ from jobcore import (
     Command,
     CommandExecutor,
     JobManager,
+    NoResult,
     Reason,
     SpawnError,
     Status,
@@ -459,6 +460,29 @@ def test_unfinished_text_is_seen_and_keeps_its_time(theatre):
         (0, "output", "a"), (0, "output", "Continue? yes"), (10, "output", "Sure? "),
     ]  # fmt: skip
     assert {stream for _, stream, _ in lines(jobs, job)[3:]} == {"system"}
+
+
+def test_script_hands_values_over_as_a_command_does(theatre):
+    """Its result is stored, or told to be invalid; its pipeline's state, where it has one."""
+    jobs, _ = theatre.play(Script([("result", '{"rows": 3}'), ("state", "[1]"), 5, "loaded"]))
+    pipeline = jobs.create_pipeline("p", ["x"])
+    job, alone = jobs.create_job(pipeline_id=pipeline.id), jobs.submit(["x"])
+    drain(jobs)
+
+    assert jobs.result(job.id) == jobs.result(alone.id) == {"rows": 3}
+    assert jobs.get_pipeline_state(pipeline.id) == [1]
+    assert lines(jobs, alone) == [(5, "output", "loaded")]
+
+
+def test_script_hands_nothing_over_where_it_fails(theatre):
+    """Nor what is not JSON; the log says so then."""
+    jobs, _ = theatre.play(Script([("result", "1")], exit_code=3), Script([("result", "{")]))
+    for count in (0, 1):
+        job = jobs.submit(["x"])
+        drain(jobs)
+        with pytest.raises(NoResult):
+            jobs.result(job.id)
+        assert len(list(jobs.logs(job.id))) == count
 
 
 @pytest.mark.parametrize("dies", [False, True])

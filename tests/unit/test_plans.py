@@ -23,7 +23,7 @@ from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, St
 from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.retention import RetentionChore
 from jobcore.engine.scheduler import Scheduler
-from jobcore.storage import counts, queue
+from jobcore.storage import counts, handover, queue
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 
@@ -292,6 +292,17 @@ def retain(jobs):
     jobs.set_retention()
 
 
+def hand_on(jobs):
+    """Read and write the values that jobs hand on."""
+    job = jobs.create_job("RARE")
+    with jobs._database.read() as connection:
+        handover.results_for(connection, job.number)
+    jobs._database.write(lambda connection: handover.store_state(connection, 1, "{}"))
+    jobs.set_pipeline_state(BIG, {"a": 1})
+    jobs.get_pipeline_state(BIG)
+    jobs.cancel_job(job.id)
+
+
 def wait_for_few(jobs):
     """Wait for jobs beside a long queue and a long history."""
     made = [jobs.create_job("RARE"), jobs.create_job("RARE")]
@@ -398,6 +409,8 @@ CALLS = {
         jobs.submit(["true"]).id, priority=3, name="n", timeout=5
     ),
     "many": lambda jobs: jobs.submit_many([["true"]] * 50),
+    "values that are handed on": hand_on,
+    "what a job uses": lambda jobs: jobs.usage(f"{5:032x}"),
     "the end of many": lambda jobs: jobs.wait_all([f"{n:032x}" for n in range(1, 60)]),
     "the end of few": wait_for_few,
     "old skips": lambda jobs: jobs.prune(10, pipeline_id=f"{10:032x}", keep=10),
