@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from typing import Annotated, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
 from jobcore.cli import command_options, output
 from jobcore.cli import each as each_line
-from jobcore.cli.app import AsJson, app
-from jobcore.cli.values import delay, integer, moment, stored_text, time_limit
+from jobcore.cli.app import AsJson, app, full_id
+from jobcore.cli.values import count, delay, integer, moment, stored_text, time_limit
 from jobcore.command import DEFAULT_GRACE, Command, current_umask
 from jobcore.errors import CommandError
+from jobcore.lifecycle import ACTIVE
+
+if TYPE_CHECKING:
+    from jobcore.manager import JobManager
+    from jobcore.retries import Retries
+
+
+class RunIf(str, Enum):
+    """How the jobs of `--after` have to end."""
+
+    COMPLETE = "complete"
+    ENDED = "ended"
+    FAILED = "failed"
+
+
+class RetryOn(str, Enum):
+    """The endings after which a job is tried again."""
+
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    LOST = "lost"
 
 
 @app.command(**command_options.SETTINGS)
@@ -48,6 +71,38 @@ def submit(
             parser=time_limit,
             metavar="TIME",
             help="With --key: nor within this time of its creation.",
+        ),
+    ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Start once this job has ended well; may be given again."),
+    ] = None,
+    run_if: Annotated[
+        RunIf,
+        typer.Option(
+            metavar="WORD",
+            help="With --after: start if all of them ended so: complete, failed, or ended, which "
+            "is in any way. [complete]",
+        ),
+    ] = RunIf.COMPLETE,
+    retries: Annotated[
+        int,
+        typer.Option(parser=count, metavar="N", help="Try the job again so often if it fails. [0]"),
+    ] = 0,
+    retry_delay: Annotated[
+        float | None,
+        typer.Option(
+            parser=delay,
+            metavar="TIME",
+            help="Pause before the first retry; each further one is twice as long, up to an hour. "
+            "[10]",
+        ),
+    ] = None,
+    retry_on: Annotated[
+        list[RetryOn] | None,
+        typer.Option(
+            metavar="WORD",
+            help="Retry after error, timeout or lost; may be given again. [error and lost]",
         ),
     ] = None,
     wait: Annotated[
@@ -103,6 +158,7 @@ def submit(
       jobcore submit --at 22:00 --timeout 1h30m --name backup -- ./backup
       jobcore submit --key nightly --priority 5 -- ./nightly
       jobcore submit --each files.txt --group load -- python load.py {}
+      jobcore submit --after 3f2a --retries 3 -- make publish
     """  # noqa: D301
     words = command or []
     command_options.require_command(words, stdin)
@@ -112,8 +168,12 @@ def submit(
         raise CommandError("--null needs --each")
     if unique_for is not None and key is None:
         raise CommandError("--unique-for needs --key")
+    if run_if is not RunIf.COMPLETE and not after:
+        raise CommandError("--run-if needs --after")
     due = at if wait is None else due_after(wait)
     queued: dict[str, Any] = {
+        "run_if": run_if.value,
+        "retries": _retries(retries, retry_delay, retry_on),
         "priority": priority,
         "group": group,
         "not_before": due,
@@ -137,6 +197,7 @@ def submit(
             **options,
         )
         with ctx.obj.open(slots=0) as jobs:
+            queued["after"] = _ids(jobs, after)
             job = jobs.submit(wanted, name=name, key=key, unique_for=unique_for, **queued)
         output.print_json(job) if as_json else output.print_ids([job])
         return
@@ -153,8 +214,26 @@ def submit(
         for item in each_line.items(each, null=null)
     ]
     with ctx.obj.open(slots=0) as jobs:
+        queued["after"] = _ids(jobs, after)
         made = jobs.submit_many(several, **queued)
     output.print_json(made) if as_json else output.print_ids(made)
+
+
+def _ids(jobs: JobManager, words: list[str] | None) -> list[UUID | str]:
+    """Return the ids of the jobs of `--after`; a name prefers one that has not ended."""
+    return [full_id(jobs, word, among=ACTIVE) for word in words or []]
+
+
+def _retries(most: int, pause: float | None, on: list[RetryOn] | None) -> Retries | None:
+    """Return the retries that the options say; None: there are none."""
+    if not most:
+        if pause is not None or on:
+            raise CommandError("--retry-delay and --retry-on need --retries")
+        return None
+    from jobcore.retries import Retries  # noqa: PLC0415 - only for retries
+
+    given: dict[str, Any] = {"delay": pause, "on": tuple(one.value for one in on or ()) or None}
+    return Retries(most, **{name: value for name, value in given.items() if value is not None})
 
 
 def due_after(seconds: float) -> datetime:

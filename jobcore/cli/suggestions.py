@@ -33,6 +33,7 @@ _VALUES = {
         *("exited", "signaled", "timeout", "stopped", "cancelled", "upstream", "expired"),
         *("shutdown", "spawn_failed", "lost", "never_started"),
     ),
+    "--retry-on": ("error", "timeout", "lost"),
     "--run-if": ("complete", "ended", "failed"),
     "--status": _STATUSES,
     "--stop-scope": ("main", "group"),
@@ -96,13 +97,14 @@ def _of_words(
         return iter(())
     if last in _VALUES:
         return _beginning(incomplete, dict.fromkeys(_VALUES[last], ""))
-    if incomplete.startswith("-") or last.startswith("-"):
-        return _of_command(database, name, own, incomplete)
-    if name in _ARGUMENTS:
-        return _beginning(incomplete, dict.fromkeys(_ARGUMENTS[name], ""))
-    if name in OF_JOBS:
+    is_option = incomplete.startswith("-") or last.startswith("-")
+    if last == "--after" or (name in OF_JOBS and not is_option):
         return _jobs(database, name, incomplete)
-    return _of_command(database, name, own, incomplete) if name in _GROUPS else iter(())
+    if name in _ARGUMENTS and not is_option:
+        return _beginning(incomplete, dict.fromkeys(_ARGUMENTS[name], ""))
+    if is_option or name in _GROUPS:
+        return _of_command(database, name, own, incomplete)
+    return iter(())
 
 
 def _database(words: Sequence[str]) -> tuple[str | None, list[str]]:

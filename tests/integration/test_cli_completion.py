@@ -47,6 +47,8 @@ def offered(capsys, *words, shell="bash"):
         (["logs", "--format", ""], ["text", "ndjson"]),
         (["list", "--status", "=", "E"], ["ERROR"]),
         (["list", "--limit", ""], []),
+        (["submit", "--after", ""], ["3", "2", "1"]),
+        (["submit", "--run-if", "f"], ["failed"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
         (["--db", "/no/such.db", "show", ""], []),
         (["--db", ""], []),

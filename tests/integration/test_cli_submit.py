@@ -89,6 +89,35 @@ def test_submit_passes_on_what_the_queue_needs(cli, database):
     assert timed.not_before == datetime(2099, 1, 2, 3, 4, tzinfo=timezone.utc)
 
 
+def test_job_waits_for_others(cli, database):
+    """By number or name, however it has to end; a job that cannot run any more is cancelled."""
+    cli("submit", "--name", "build", "--", "false")
+    cli("submit", "--name", "test", "--after", "build", "--", "true")
+    cli("submit", "--name", "mail", "--after", "1", "--after", "test", "--run-if", "ended",
+        "--", "true")  # fmt: skip
+    cli("submit", "--each", "-", "--after", "build", "--run-if", "failed", "--", "true",
+        stdin=b"a\nb\n")  # fmt: skip
+    jobs = drained(database)
+
+    assert [(str(job.status), job.reason) for job in jobs[1:2]] == [("STOPPED", "upstream")]
+    assert [str(job.status) for job in jobs] == [
+        "ERROR", "STOPPED", "COMPLETE", "COMPLETE", "COMPLETE",
+    ]  # fmt: skip
+    _, err = cli("submit", "--after", "unknown", "--", "true", code=1)
+    assert "unknown" in err
+
+
+def test_job_is_tried_again(cli, database):
+    """So often, after such endings, with a pause."""
+    cli("submit", "--retries", "2", "--retry-delay", "0", "--", "false")
+    cli("submit", "--retries", "1", "--retry-on", "timeout", "--retry-delay", "5m", "--", "false")
+    first, second, *others = drained(database)
+
+    assert [(job.attempt, job.retry_of is None) for job in (first, second)] == [(1, True)] * 2
+    assert [job.attempt for job in others] == [2, 3]
+    assert (second.retries.delay, second.retries.on) == (300, ("timeout",))
+
+
 def test_submit_with_a_key_can_be_repeated(cli, database):
     """The second call prints the first one's job, however many lines it has."""
     first, second = (cli("submit", "--key", "nightly", "--", "true")[0] for _ in range(2))
@@ -179,6 +208,8 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
         (["submit", "--delay", "9999999999d", "--", "true"], "too long"),
         (["submit", "--priority", "high", "--", "true"], "must be an integer"),
         (["submit"], "argv is empty"),
+        (["submit", "--run-if", "failed", "--", "true"], "--run-if needs --after"),
+        (["submit", "--retry-delay", "1m", "--", "true"], "need --retries"),
         (["run", "--slots", "2", "--", "true"], "need --each"),
         (["run", "--each", "x", "--detach", "--", "true"], "submit --each"),
     ],
