@@ -449,6 +449,12 @@ def logs_by_structlog():
     structlog.get_logger().info("loaded", rows=3)
 
 
+def adds_to_upstream(number):
+    """Return the sum of a number and of the results of the jobs before."""
+    results = json.loads(Path(os.environ["JOBCORE_UPSTREAM"]).read_text(encoding="utf-8"))
+    return number + sum(results.values())
+
+
 def tells_its_step(step):
     """Change the data of the job that it runs in."""
     from jobcore import JobManager  # noqa: PLC0415 - the others do without it
