@@ -2346,9 +2346,10 @@ class JobManager:
                 each, one after the other), `late_after` (seconds after which a tick counts as
                 missed; 60 by default), `triggered_by` (names of pipelines in the same
                 workspace: it runs each time one of them is COMPLETE, and renaming them changes
-                nothing; or `deploy`, a task of your own), `group` (the group of its jobs),
-                `paused` (whether its schedule is paused; it still runs on request and after
-                its sources), `properties` (your own small JSON object).
+                nothing; or `deploy`, a task of your own), `requires` (names of pipelines of
+                which it requires all: it runs each time all of them have been COMPLETE), `group`
+                (the group of its jobs), `paused` (whether its schedule is paused; it still runs
+                on request and after its sources), `properties` (your own small JSON object).
 
         Returns:
             The pipeline.

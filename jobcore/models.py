@@ -215,6 +215,8 @@ class Pipeline(_Public):
         triggered_by: The current names of its sources: each time one of these pipelines is
             COMPLETE, it runs. None: it has none. A name that matched no pipeline when the
             file was migrated is kept.
+        requires: The current names of the pipelines of which it requires all: it runs each time
+            all of them have been COMPLETE since its last set. None: it has none.
         group: The group of its jobs, or None.
         paused: Since when its schedule is paused, UTC; None: it is not.
         properties: The host's own small JSON object, or None.
@@ -236,6 +238,7 @@ class Pipeline(_Public):
     late_after: float = 60.0
     next_tick: Moment | None = None
     triggered_by: list[str] | None = None
+    requires: list[str] | None = None
     group: str | None = None
     paused: Moment | None = None
     properties: dict[str, Any] | None = None
@@ -264,6 +267,7 @@ class Pipeline(_Public):
         """
         fields = cls._read(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
         fields["triggered_by"] = fields["triggered_by"] or None
+        fields["requires"] = fields["requires"] or None
         fields["group"] = fields["group_name"]
         for name in ("catch_up", "late_after"):
             if fields[name] is None:

@@ -545,7 +545,7 @@ def facts_of_owners(pipeline: Pipeline, workspace: Workspace) -> tuple[object, .
         pipeline.next_tick,
     )
     late: tuple[str, float] = (pipeline.catch_up, pipeline.late_after)
-    after: list[str] | None = pipeline.triggered_by
+    after: list[str] | None = pipeline.triggered_by or pipeline.requires
     held: tuple[str | None, datetime | None] = (pipeline.group, pipeline.paused)
     what: tuple[str | None, Command | None] = (pipeline.script, pipeline.command)
     status: PipelineStatus = pipeline.status

@@ -44,7 +44,8 @@ NOWHERE = "cwd and env need a command or a script"
 #: The fields of a pipeline that callers can set and change.
 FIELDS = (
     "name", "command", "script", "cwd", "env", "timeout", "max_retries", "retries", "schedule",
-    "time_zone", "catch_up", "late_after", "triggered_by", "group", "paused", "properties",
+    "time_zone", "catch_up", "late_after", "triggered_by", "requires", "group", "paused",
+    "properties",
 )  # fmt: skip
 
 #: The columns of fields with another name.
@@ -137,11 +138,11 @@ class PipelineOperations:
         """Create a pipeline, with a PIPELINE_CONFIG job if there is an executor for it."""
         now = self._clock.now()
         values = self.columns_of(fields, now)
-        sources = _checked_sources(fields)
+        sources, required = _checked_sources(fields), _checked_sources(fields, "requires")
 
         def create(connection: Connection) -> Row[Any]:
             place = place_in_workspace(connection, workspace_id, now)
-            return self.insert(connection, place, values, sources, now)
+            return self.insert(connection, place, values, sources, now, required)
 
         return self._database.write(create)
 
@@ -161,12 +162,15 @@ class PipelineOperations:
         values: Mapping[str, Any],
         sources: Iterable[str],
         now: int,
+        required: Iterable[str] = (),
     ) -> Row[Any]:
         """Create a pipeline from the columns that `columns_of` returned, and configure it."""
         _refuse_taken(connection, workspace_id, values["name"], None)
         links = _links(connection, workspace_id, values["name"], sources, None)
+        sets = _requirements(connection, workspace_id, values["name"], required, None)
         made = pipelines.insert_pipeline(connection, now=now, workspace_id=workspace_id, **values)
         pipelines.replace_links(connection, made, links)
+        pipelines.replace_requirements(connection, made, sets)
         return self._configure(connection, require_pipeline(connection, made), now)
 
     def update_pipeline(self, pipeline_id: Id, changes: Mapping[str, Any]) -> Row[Any]:
@@ -227,6 +231,11 @@ class PipelineOperations:
             links = _links(connection, row.workspace_id, values["name"], sources, row)
             pipelines.replace_links(connection, row.id, links)
             pipelines.remove_notes(connection, row.id, "chain")
+        if "requires" in changes:
+            required = _checked_sources(changes, "requires")
+            sets = _requirements(connection, row.workspace_id, values["name"], required, row)
+            pipelines.replace_requirements(connection, row.id, sets)
+            pipelines.remove_notes(connection, row.id, "chain")
         workspaces.update_row(connection, pipeline, row.id, now=now, **values)
         changed = require_pipeline(connection, row.id)
         if row.status != PipelineStatus.FAILED:
@@ -263,7 +272,10 @@ class PipelineOperations:
 
     def hide(self, connection: Connection, row: Row[Any], now: int) -> Sequence[Row[Any]]:
         """Mark a pipeline as deleted, with some of its jobs; return those that it triggered."""
-        triggered = pipelines.pipelines_triggered_by(connection, row.id)
+        triggered = [
+            *pipelines.pipelines_triggered_by(connection, row.id),
+            *pipelines.pipelines_requiring(connection, row.id),
+        ]
         for one in triggered:
             pipelines.note(
                 connection,
@@ -344,6 +356,35 @@ def _links(
     return list(links.values())
 
 
+def _requirements(
+    connection: Connection,
+    workspace_id: Any,
+    name: str,
+    sources: Iterable[str],
+    row: Row[Any] | None,
+) -> list[UUID]:
+    """
+    Resolve the names in `requires`: each becomes the id of a pipeline.
+
+    Args:
+        row: The pipeline to change; None: it is new.
+    """
+    found: dict[UUID, None] = {}  # in order, without duplicates
+    for source in sources:
+        if source.casefold() == name.casefold():
+            raise PipelineCycle(name)
+        one = pipelines.find_pipeline_called(connection, workspace_id, source)
+        if one is None:
+            raise CommandError(
+                f"requires names {source!r:.200}, which no pipeline of this workspace has: "
+                "create that pipeline first"
+            )
+        found[one] = None
+    if row is not None and pipelines.runs_before(connection, row.id, list(found)):
+        raise PipelineCycle(name)
+    return list(found)
+
+
 def _stored_fields(row: Row[Any]) -> dict[str, Any]:
     """Return the arguments that describe a stored pipeline."""
     stored = {
@@ -422,7 +463,8 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     retries = fields.get("retries")
     command = _checked_command(fields)
     late_after = fields.get("late_after")
-    _checked_sources(fields)
+    for chain in ("triggered_by", "requires"):
+        _checked_sources(fields, chain)
     name = checks.text(fields["name"], "name", CommandError)
     return {
         "name": name,
@@ -455,12 +497,12 @@ def _checked_group(name: Any) -> str | None:
     return str(name)
 
 
-def _checked_sources(fields: Mapping[str, Any]) -> list[str]:
-    """Check `triggered_by`, and return the names in it."""
-    names = fields.get("triggered_by") or ()
+def _checked_sources(fields: Mapping[str, Any], chain: str = "triggered_by") -> list[str]:
+    """Check `triggered_by` or `requires`, and return the names in it."""
+    names = fields.get(chain) or ()
     if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
-        raise CommandError("triggered_by must be a list of names of pipelines")
-    return [checks.text(one, "triggered_by", CommandError) for one in names]
+        raise CommandError(f"{chain} must be a list of names of pipelines")
+    return [checks.text(one, chain, CommandError) for one in names]
 
 
 def _checked_command(fields: Mapping[str, Any]) -> Command | None:

@@ -15,10 +15,13 @@ from sqlalchemy import (
     Connection,
     Row,
     delete,
+    exists,
     func,
     insert,
     select,
     type_coerce,
+    union_all,
+    update,
 )
 
 from jobcore.lifecycle import PipelineStatus
@@ -27,6 +30,7 @@ from jobcore.storage.tables import (
     link,
     pipeline,
     pipeline_note,
+    requirement,
 )
 from jobcore.storage.workspaces import page_of, update_row
 
@@ -48,11 +52,22 @@ _NAMES = (
 )
 
 
+_REQUIRED = (
+    select(_SOURCE.c.name)
+    .select_from(requirement.join(_SOURCE, _SOURCE.c.id == requirement.c.source_id))
+    .where(requirement.c.pipeline_id == pipeline.c.id)
+    .order_by(requirement.c.position)
+    .correlate(pipeline)
+    .subquery()
+)
+
+
 #: Selects pipelines as they are shown: with the current names of their sources, as JSON.
 _PIPELINE = select(
     pipeline,
-    type_coerce(select(func.json_group_array(_NAMES.c.name)).scalar_subquery(), JSON).label(
-        "triggered_by"
+    *(
+        type_coerce(select(func.json_group_array(names.c.name)).scalar_subquery(), JSON).label(name)
+        for name, names in (("triggered_by", _NAMES), ("requires", _REQUIRED))
     ),
 ).where(pipeline.c.deleted_at.is_(None))
 
@@ -182,21 +197,82 @@ def pipelines_triggered_by(
     return read_rows(connection, triggered, rowid(pipeline), failed, unconverted)
 
 
-def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UUID]) -> bool:
-    """Tell whether the pipeline is one of `others` or triggers one of them, even indirectly."""
-    before = select(pipeline.c.id).where(pipeline.c.id.in_(others)).cte("before", recursive=True)
-    before = before.union(
-        select(link.c.source_id).where(
-            link.c.pipeline_id == before.c.id, link.c.source_id.is_not(None)
+def replace_requirements(
+    connection: Connection, pipeline_id: UUID, sources: Sequence[UUID]
+) -> None:
+    """Replace the sources of which a pipeline requires all; those that stay keep what is met."""
+    of_it = requirement.c.pipeline_id == pipeline_id
+    met: dict[UUID, int | None] = {
+        row.source_id: row.met for row in connection.execute(select(requirement).where(of_it))
+    }
+    connection.execute(delete(requirement).where(of_it))
+    if sources:
+        connection.execute(
+            insert(requirement),
+            [
+                {"pipeline_id": pipeline_id, "position": n, "source_id": one, "met": met.get(one)}
+                for n, one in enumerate(sources)
+            ],
         )
+
+
+def pipelines_completed_by(
+    connection: Connection, source_id: UUID, now: int, failed: Failed = leave_out
+) -> list[Row[Any]]:
+    """
+    Note that a source is COMPLETE, and return the pipelines whose sets this has completed.
+
+    Their next sets begin empty.
+
+    Returns:
+        Id and workspace of each of them, in order of creation.
+    """
+    connection.execute(
+        update(requirement)
+        .where(requirement.c.source_id == source_id, requirement.c.met.is_(None))
+        .values(met=now)
     )
+    others = requirement.alias("others")
+    whole = (
+        select(pipeline.c.id, pipeline.c.workspace_id)
+        .join_from(requirement, pipeline, requirement.c.pipeline_id == pipeline.c.id)
+        .where(requirement.c.source_id == source_id, pipeline.c.deleted_at.is_(None))
+        .where(~exists().where(others.c.pipeline_id == pipeline.c.id, others.c.met.is_(None)))
+        .order_by(pipeline.c.created, pipeline.c.id)
+    )
+    completed = read_rows(connection, whole, rowid(pipeline), failed, unconverted)
+    for one in completed:
+        connection.execute(
+            update(requirement).where(requirement.c.pipeline_id == one.id).values(met=None)
+        )
+    return completed
+
+
+def pipelines_requiring(connection: Connection, source_id: UUID) -> Sequence[Row[Any]]:
+    """Return the ids of the pipelines that require this one."""
+    return connection.execute(
+        select(pipeline.c.id)
+        .join_from(requirement, pipeline, requirement.c.pipeline_id == pipeline.c.id)
+        .where(requirement.c.source_id == source_id, pipeline.c.deleted_at.is_(None))
+    ).all()
+
+
+def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UUID]) -> bool:
+    """Tell whether the pipeline is one of `others` or runs before one, even indirectly."""
+    sources = union_all(
+        select(link.c.pipeline_id, link.c.source_id).where(link.c.source_id.is_not(None)),
+        select(requirement.c.pipeline_id, requirement.c.source_id),
+    ).subquery()
+    before = select(pipeline.c.id).where(pipeline.c.id.in_(others)).cte("before", recursive=True)
+    before = before.union(select(sources.c.source_id).where(sources.c.pipeline_id == before.c.id))
     found = connection.execute(select(before.c.id).where(before.c.id == pipeline_id)).first()
     return found is not None
 
 
 def remove_links_to(connection: Connection, source_id: UUID) -> None:
     """Remove all links to a pipeline, so that it triggers nothing any more."""
-    connection.execute(delete(link).where(link.c.source_id == source_id))
+    for table in (link, requirement):
+        connection.execute(delete(table).where(table.c.source_id == source_id))
 
 
 def note(connection: Connection, pipeline_id: UUID, topic: str, detail: str) -> None:

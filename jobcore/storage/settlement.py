@@ -252,12 +252,20 @@ def _retries_of(row: Row[Any], pipeline: Row[Any] | None) -> Retries | None:
 
 
 def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
-    """Queue a job of each pipeline that runs after this one; log and skip damaged ones."""
+    """
+    Queue a job of each pipeline that runs after this one, or after a set that this completes.
+
+    Damaged pipelines are logged and skipped.
+    """
 
     def failed(rowid: int, error: Exception) -> None:
         _tell_damaged(f"row {rowid}", error)
 
-    for triggered in pipelines.pipelines_triggered_by(connection, source_id, failed):
+    after = [
+        *pipelines.pipelines_triggered_by(connection, source_id, failed),
+        *pipelines.pipelines_completed_by(connection, source_id, now, failed),
+    ]
+    for triggered in {one.id: one for one in after}.values():
         try:
             run_now(connection, triggered.id, triggered.workspace_id, now, why="triggered")
         except DatabaseCorrupt as error:

@@ -189,8 +189,8 @@ def test_public_json_of_a_pipeline_never_shows_its_environment(jobs):
     assert not [text for text in shown if "hunter2" in text]
     assert {
         "id", "workspaceId", "name", "status", "script", "timeout", "maxRetries", "retries",
-        "schedule", "timeZone", "catchUp", "lateAfter", "nextTick", "triggeredBy", "group",
-        "paused", "properties", "created", "lastModified",
+        "schedule", "timeZone", "catchUp", "lateAfter", "nextTick", "triggeredBy", "requires",
+        "group", "paused", "properties", "created", "lastModified",
     } == set(json.loads(made.model_dump_json()))  # fmt: skip
 
 
