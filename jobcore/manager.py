@@ -52,6 +52,7 @@ from jobcore.models import (
     Change,
     Event,
     Finding,
+    Imported,
     Job,
     LogLine,
     Pipeline,
@@ -1424,6 +1425,73 @@ class JobManager:
         from jobcore.operations.backup import back_up  # noqa: PLC0415 - loaded by those who need it
 
         return back_up(self._database, checked_path(path, "path"), replace=bool(replace))
+
+    def export_jobs(self, job_ids: Iterable[Id], *, with_commands: bool = False) -> Iterator[str]:
+        """
+        Yield jobs with their logs as lines of JSON, which `import_jobs` reads.
+
+        Each line is an object with one key: `export`, then for each job `job`, `log` for
+        consecutive lines of its log, and `end`. A log is as far as it was imported when its turn
+        came. Nothing is written.
+
+        Args:
+            job_ids: The jobs, in the order in which they are exported. Those that were deleted
+                meanwhile are left out.
+            with_commands: Export commands, too, with the values of their environments: keep the
+                result as safe as the database. Without it, an imported job cannot be retried.
+
+        Raises:
+            ArgumentError: `job_ids` is not an iterable.
+        """
+        from jobcore.operations import export  # noqa: PLC0415 - loaded by those who need it
+
+        wanted = iter(checked_ids(job_ids))
+
+        def lines() -> Iterator[str]:
+            yield export.header(self._clock.now())
+            for job_id in wanted:
+                try:
+                    log = self.logs(job_id, unfinished=False)
+                    yield from export.records(
+                        self._database, job_id, log, commands=bool(with_commands)
+                    )
+                except JobNotFound:
+                    continue  # what was yielded of it has no end, so it is not imported
+
+        return lines()
+
+    def import_jobs(
+        self, lines: Iterable[str | bytes], *, workspace_id: Id | None = None
+    ) -> Imported:
+        """
+        Create the final jobs of an export, with their ids, times, logs and endings.
+
+        Nothing is run, retried or triggered; their histories and events name this process. Jobs
+        that the file has are left alone, so an import that was interrupted can be repeated. All
+        jobs are durable when this returns. Jobs of a pipeline get the pipeline of the same
+        name, if the workspace has one.
+
+        Args:
+            lines: What `export_jobs` yielded, or a file of it.
+            workspace_id: The workspace of the jobs; None: the default one.
+
+        Returns:
+            How many jobs were created, existed already, and were left out.
+
+        Raises:
+            ArgumentError: A line is not one of an export; the text has its number. The jobs
+                before it were created.
+            PipelineAlreadyRunning: A job's pipeline is running; import it again later. The jobs
+                before it were created.
+            WorkspaceNotFound: No workspace has this id.
+        """
+        from jobcore.operations.export import (  # noqa: PLC0415 - loaded by those who need it
+            Importer as ExportReader,
+        )
+
+        if isinstance(lines, (str, bytes)) or not isinstance(lines, Iterable):
+            raise ArgumentError("lines must be an iterable of lines, such as an open file")
+        return ExportReader(self._database, self._clock, workspace_id).take(lines)
 
     # --- reading ------------------------------------------------------------------
 

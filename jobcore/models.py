@@ -298,6 +298,21 @@ class Change(_Public):
     fields: dict[str, tuple[Any, Any]]
 
 
+class Imported(_Public):
+    """
+    What `JobManager.import_jobs` did.
+
+    Attributes:
+        created: How many jobs it created.
+        existing: How many it left alone, because the file has jobs with their ids.
+        skipped: How many it left out, because they had not ended, or the export was cut off.
+    """
+
+    created: int
+    existing: int
+    skipped: int
+
+
 class Retention(_Public):
     """
     A rule by which managers with slots remove final jobs.

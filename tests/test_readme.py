@@ -552,6 +552,7 @@ def ran(line, folder):
 def test_the_examples_of_commands_run(tmp_path):
     """Each example of the command-line guide exits with 0, where its job and its file are there."""
     (tmp_path / "orders.csv").write_text("b\na\n")
+    (tmp_path / "jobs.ndjson").write_text('{"export": {"version": 1}}\n')
     (tmp_path / "pipelines.yml").write_text('pipelines: {"load": {script: "true"}}\n')
     examples = {
         name: "".join(blocks("sh", section)).splitlines()

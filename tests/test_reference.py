@@ -286,7 +286,7 @@ def test_it_says_what_it_returns(name):
 
 #: Verbs that write nothing: every other one says what is true when it returns.
 LOOKING = re.compile(
-    r"(as_completed|get|find|limit|list|count|wait|follow|drain|log|tail|history|skips|check|events|subscribe|result)(_|s?$)|^(statistics|retention|usage)$"
+    r"(as_completed|get|find|limit|list|count|wait|follow|drain|log|tail|history|skips|check|events|export|subscribe|result)(_|s?$)|^(statistics|retention|usage)$"
 )
 #: What is true afterwards, in one of these ways: how long it lasts, or what has happened by then.
 LASTING = re.compile(

@@ -27,6 +27,7 @@ from jobcore import (
     Executor,
     Finding,
     FunctionExecutor,
+    Imported,
     Job,
     JobManager,
     Launcher,
@@ -327,6 +328,9 @@ def keeping(jobs: JobManager) -> tuple[object, ...]:
     rules: list[Retention] = jobs.set_retention("30d", statuses=[Status.ERROR], count=100)
     for rule in rules + jobs.set_retention(keep=None, statuses=Status.COMPLETE):
         print(rule.statuses, rule.keep, rule.count, jobs.retention())
+    exported: Iterator[str] = jobs.export_jobs(["text", UUID(int=0)], with_commands=True)
+    read: Imported = jobs.import_jobs(exported, workspace_id="text")
+    print(read.created, read.existing, read.skipped)
     copy: Backup = jobs.backup("copy.db", replace=True)
     what: tuple[str, int, dict[Status, int], int] = (
         copy.path,

@@ -61,6 +61,14 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Copy the database while it is in use, and say what is in the copy.",
         ),
         "prune": ("maintenance", "Remove old jobs with their logs and history."),
+        "export": (
+            "maintenance",
+            "Print jobs with their logs as lines of JSON, oldest first.",
+        ),
+        "import": (
+            "maintenance",
+            "Create the ended jobs of an export, with their logs. Nothing is run.",
+        ),
         "retention": (
             "maintenance",
             "Set how long ended jobs are kept; without options, show it.",

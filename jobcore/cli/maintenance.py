@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobcore.cli import foreground, output
-from jobcore.cli.app import AsJson, app, open_manager
+from jobcore.cli.app import AsJson, app, full_id, open_manager
 from jobcore.cli.values import age, count
 from jobcore.errors import CommandError
 from jobcore.lifecycle import FINAL, Status
 
 if TYPE_CHECKING:
     from jobcore.models import Statistics
+#: The number of jobs that are listed at once.
+PAGE = 1000
 
 
 @app.command()
@@ -164,6 +167,84 @@ def backup(
             f"{found.jobs[Status.RUNNING]} jobs are running; where the backup is restored, they "
             "end as lost"
         )
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    job_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="The jobs. [all that match]")
+    ] = None,
+    *,
+    status: Annotated[
+        list[Status] | None,
+        typer.Option(
+            case_sensitive=False,
+            metavar="STATUS",
+            help="Only COMPLETE, ERROR or STOPPED, in any case; may be given again. [all three]",
+        ),
+    ] = None,
+    commands: Annotated[
+        bool,
+        typer.Option(
+            "--commands", help="With commands and the values of their environments, for retries."
+        ),
+    ] = False,
+) -> None:
+    """
+    Print jobs with their logs as lines of JSON, oldest first.
+
+    import reads them. Without --commands they hold no value of an environment, and
+    an imported job cannot be retried.
+
+    \b
+    Examples:
+      jobcore export > jobs.ndjson
+      jobcore export --status ERROR | jq -r 'select(.log) | .log.text'
+    """  # noqa: D301
+    with open_manager(ctx) as jobs:
+        if job_ids:
+            wanted = [full_id(jobs, one) for one in job_ids]
+        else:
+            wanted, before = [], None
+            while page := jobs.list_jobs(status=status or FINAL, limit=PAGE, before=before):
+                wanted += [one.id for one in page]
+                before = page[-1].number
+            wanted.reverse()
+        output.note_damage(jobs.list_damaged_rows())
+        output.print_lines(jobs.export_jobs(wanted, with_commands=commands))
+
+
+@app.command("import")
+def import_(
+    ctx: typer.Context,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="What export printed; - reads standard input.")
+    ],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Create the ended jobs of an export, with their logs. Nothing is run.
+
+    Jobs that the database has are left alone, so it can be repeated. Jobs that have
+    not ended are left out. Fields in a pipe: created, existing, left out.
+
+    \b
+    Example:
+      jobcore import jobs.ndjson
+    """  # noqa: D301
+    with ctx.obj.open(slots=0) as jobs:
+        if file == "-":
+            found = jobs.import_jobs(sys.stdin.buffer)
+        else:
+            with open(file, "rb") as lines:
+                found = jobs.import_jobs(lines)
+    if as_json:
+        output.print_json(found)
+    else:
+        row = (found.created, found.existing, found.skipped)
+        output.print_rows(("CREATED", "EXISTING", "LEFT OUT"), [row])
 
 
 @app.command()
