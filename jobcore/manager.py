@@ -1668,6 +1668,23 @@ class JobManager:
         """
         return self._listings.upcoming(checks.count(limit, "limit"))
 
+    def list_upstream(self, job_id: Id) -> list[Job]:
+        """
+        Return the jobs that a job waits for, or has waited for, in the order of their creation.
+
+        If one of them was retried, its last attempt is returned in its place, unless it had
+        ended as asked before. Deleted jobs are left out.
+
+        Raises:
+            JobNotFound: No job has this id.
+        """
+        from jobcore.storage import dependencies  # noqa: PLC0415 - loaded by those who need it
+
+        run = self._run(job_id)
+        with self._database.read() as connection:
+            numbers = dependencies.upstream_of(connection, run.number)
+        return self._listings.of(numbers)
+
     def count_jobs(
         self,
         *,

@@ -363,6 +363,7 @@ def reading(jobs: JobManager, job_id: UUID) -> Iterator[bytes]:
     page += jobs.list_jobs(ended_since=job.end_time, ended_until=job.end_time, order="duration")
     page += jobs.find_jobs("3f2a", limit=2)
     page += jobs.list_upcoming(limit=2)
+    page += jobs.list_upstream(job.id)
     counts: dict[Status, int] = jobs.count_jobs(status=Status.ERROR, type="A")
     counts |= jobs.count_jobs(workspace_id=job.workspace_id, pipeline_id="text")
     counts |= jobs.count_jobs(name="a*", reason=[Reason.LOST], ended_since=job.end_time)

@@ -9,7 +9,7 @@ import typer
 from jobcore.cli import output
 from jobcore.cli.app import AsJson, JobId, app, full_id, open_manager
 from jobcore.errors import PipelineNotFound
-from jobcore.lifecycle import Trigger
+from jobcore.lifecycle import Status, Trigger
 
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
@@ -21,8 +21,8 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """
     Show everything that is known about a job.
 
-    Of its environment the names are shown, and never the values. A terminal leaves
-    out what is empty.
+    Also what a running job uses now, and the jobs that it waits for. Of its environment
+    the names are shown, and never the values. A terminal leaves out what is empty.
 
     \b
     Example:
@@ -39,9 +39,17 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
 
 
 def _further(jobs: JobManager, job: Job) -> dict[str, Any]:
-    """Return facts that are stored elsewhere: who asked for the stop, and the pipeline's name."""
+    """Return facts that are not in a job's row: who asked for its stop, what it waits for, ..."""
     stops = [entry.actor for entry in jobs.history(job.id) if entry.trigger is Trigger.STOP]
     found: dict[str, Any] = {"stopRequestedBy": stops[0] if stops else None}
+    waits_for = [f"#{one.number} {one.status}" for one in jobs.list_upstream(job.id)]
+    found["after"] = ", ".join(waits_for) or None
+    used = jobs.usage(job.id) if job.status is Status.RUNNING else None
+    if used is not None:
+        found["usage"] = (
+            f"{used.cpu_seconds:.1f} s of CPU, {used.rss / 2**20:.1f} MiB, "
+            f"{used.processes} processes"
+        )
     if job.pipeline_id is not None:
         try:
             found["pipeline"] = jobs.get_pipeline(job.pipeline_id).name

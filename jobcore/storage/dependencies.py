@@ -90,6 +90,20 @@ def add(connection: Connection, number: int, upstreams: Sequence[UUID]) -> None:
     )
 
 
+_UPSTREAM = Statement(
+    select(job.c.number)
+    .where(
+        job.c.id.in_(select(dependency.c.upstream_id).where(dependency.c.job == bindparam("of")))
+    )
+    .order_by(job.c.number)
+)
+
+
+def upstream_of(connection: Connection, number: int) -> list[int]:
+    """Return the numbers of the jobs that a job depends on, without deleted ones."""
+    return [upstream for (upstream,) in _UPSTREAM(connection, of=number)]
+
+
 # --- the retries of a job ----------------------------------------------------------
 
 _NEXT = Statement(

@@ -10,6 +10,8 @@ import pytest
 
 from jobcore import Command, JobManager
 from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
+from tests.processes import PATIENCE
+from tests.programs import SLEEPS
 
 
 @pytest.fixture
@@ -164,4 +166,17 @@ def test_show_has_the_command_and_who_asked_for_the_stop(database, jobs):
     assert "pipeline" not in text
     piped, _ = in_a_pipe(database, [["show", "2"]])
     assert re.search(r"^stopRequestedBy\tpid \d+$|^stopRequestedBy\t-$", piped, re.MULTILINE)
-    del job
+    jobs.submit(["true"], after=[job.id])
+    piped, _ = in_a_pipe(database, [["show", "3"]])
+    assert "\nafter\t#1 QUEUED\n" in piped
+
+
+def test_show_has_what_a_running_job_uses(database, running_jobs):
+    """Its processor time, memory and processes."""
+    job = running_jobs.submit(SLEEPS)
+    assert next(running_jobs.follow(job.id)).text == "ready"
+    piped, _ = in_a_pipe(database, [["show", "1"]])
+    running_jobs.stop_job(job.id)
+    running_jobs.wait(job.id, PATIENCE)
+
+    assert re.search(r"^usage\t\d+\.\d s of CPU, \d+\.\d MiB, \d processes$", piped, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""`list_upcoming` is the order in which a worker starts the jobs."""
+"""`list_upcoming` is the order in which a worker starts the jobs; others wait for jobs."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def test_next_jobs_come_in_the_order_in_which_they_start(database):
     assert [job.name for job in started if job.name != "reserved"] == [
         name for name in expected[:-2] if name != "task"
     ]
+
+
+def test_jobs_that_a_job_waits_for_are_listed(database):
+    """Whether they have ended or not; a retry in place of its job; deleted ones are left out."""
+    with JobManager(database, slots=0) as jobs:
+        first, second, third = (jobs.create_job("TASK") for _ in range(3))
+        waiting = jobs.submit(["true"], after=[third.id, first.id, second.id], run_if="ended")
+        jobs.start_job(first.id)
+        jobs.finish_job(first.id)
+        jobs.delete_job(third.id)
+        assert [job.id for job in jobs.list_upstream(waiting.id)] == [first.id, second.id]
+        assert jobs.list_upstream(first.id) == []

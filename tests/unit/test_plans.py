@@ -324,6 +324,7 @@ LATELY = datetime(2023, 1, 1, tzinfo=timezone.utc)
 #: What is called, by what it shows. Each does its work in statements of few steps.
 CALLS = {
     "a page of all": lambda jobs: jobs.list_jobs(),
+    "the jobs that a job waits for": lambda jobs: jobs.list_upstream(f"{JOBS - 40_000:032x}"),
     "the jobs that start next": lambda jobs: jobs.list_upcoming(limit=10),
     "the next page": lambda jobs: jobs.list_jobs(before=100_000),
     "jobs of a pipeline": lambda jobs: jobs.list_jobs(pipeline_id=BIG),
