@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, select
 
 from jobcore.checks import LARGEST_INTEGER
-from jobcore.lifecycle import Status
+from jobcore.lifecycle import FINAL, Status
 from jobcore.storage import job_rows
 from jobcore.storage.damage import Failed, read_rows, unconverted
 from jobcore.storage.job_rows import JobFilter
@@ -33,6 +34,8 @@ from jobcore.storage.tables import SHOWN, job
 CANDIDATES = 5000
 #: Jobs that one statement examines.
 AT_ONCE = 500
+#: Numbers that one statement looks through.
+WINDOW = 1000
 #: The same where each status is read apart.
 WALKED = 200
 #: Entries of an index that one statement reads.
@@ -212,25 +215,81 @@ def find(
         order: One of `ORDERS`; the highest values come first, and of equal ones the newest job.
         after: The place of the last job of the previous page; None: the first page.
     """
+    wanted = _narrowed(wanted)
     found: list[int] = []
-    for numbers in _in_order(connection, wanted, order, limit, after):
-        matching = {number for (number,) in _examine(connection, wanted, numbers)}
-        found += [number for number in numbers if number in matching]
+    for numbers in _matching(connection, wanted, order, limit, after):
+        found += numbers
         if len(found) >= limit:
             break
     return found[:limit]
 
 
-def _in_order(
+def _narrowed(wanted: JobFilter) -> JobFilter:
+    """Return a filter that leaves out the statuses that its other conditions exclude."""
+    ended = (wanted.reasons, wanted.exit_codes, wanted.ended_since, wanted.ended_until)
+    if all(one is None for one in ended):
+        return wanted
+    return wanted._replace(statuses=FINAL if wanted.statuses is None else FINAL & wanted.statuses)
+
+
+def _matching(
     connection: Connection, wanted: JobFilter, order: str, limit: int, after: Place | None
 ) -> Iterator[list[int]]:
-    """Yield numbers of jobs that may match, in an order, in parts."""
+    """Yield the numbers of the jobs that match, in an order, in parts."""
     candidates = _candidates(connection, wanted, newest_first=order == "created")
+    if candidates is None and order == "created" and _is_broad(connection, wanted):
+        yield from _windows(connection, wanted, None if after is None else after.number)
+        return
+    for numbers in _in_order(connection, candidates, wanted, order, limit, after):
+        found = {number for (number,) in _examine(connection, wanted, numbers)}
+        yield [number for number in numbers if number in found]
+
+
+def _is_broad(connection: Connection, wanted: JobFilter) -> bool:
+    """Tell whether the plain conditions select so many jobs that all jobs can be read instead."""
+    selected, every = (
+        sum(job_rows.count_jobs(connection, one).values()) for one in (wanted, JobFilter())
+    )
+    return 4 * selected > every
+
+
+def _windows(
+    connection: Connection, wanted: JobFilter, before: int | None, column: str = "number"
+) -> Iterator[list[Any]]:
+    """Yield a column of the jobs that match, newest first, from all jobs, in parts."""
+    where = _where(wanted)
+    before = LARGEST_INTEGER if before is None else before
+    while True:
+        # Begin at a job, not at a number: a damaged number may be far away.
+        newest = _execute(
+            connection, "SELECT max(number) FROM job WHERE number < :before", {"before": before}
+        )
+        if newest[0][0] is None:
+            return
+        before = newest[0][0] - WINDOW + 1
+        rows = _execute(
+            connection,
+            f"SELECT {column} FROM job NOT INDEXED WHERE number BETWEEN :first AND :last "
+            f"AND {where.text} ORDER BY number DESC",
+            {**where.values, "first": before, "last": newest[0][0]},
+        )
+        yield [value for (value,) in rows]
+
+
+def _in_order(
+    connection: Connection,
+    candidates: list[int] | None,
+    wanted: JobFilter,
+    order: str,
+    limit: int,
+    after: Place | None,
+) -> Iterator[list[int]]:
+    """Yield numbers of jobs that may match, in an order, in parts."""
     if candidates is not None:
         places = (
             place for part in _parts(candidates) for place in _places_of(connection, order, part)
         )
-        yield from _parts(one.number for one in sorted(_below(places, after), reverse=True))
+        yield from _parts(number for _, number in sorted(_below(places, after), reverse=True))
     elif order == "created":
         yield from _walk(connection, wanted, None if after is None else after.number)
     elif order == "ended":
@@ -239,7 +298,9 @@ def _in_order(
         yield from _by_value(connection, order, limit, after)
 
 
-def _below(places: Iterable[Place], after: Place | None) -> Iterator[Place]:
+def _below(
+    places: Iterable[tuple[int, int]], after: tuple[int, int] | None
+) -> Iterator[tuple[int, int]]:
     return (place for place in places if after is None or place < after)
 
 
@@ -297,15 +358,17 @@ def _by_value(
     It compares all of them, in an index that has start and end, and keeps the first ones.
     """
     wanted = max(10 * limit, AT_ONCE)
+    last: tuple[int, int] | None = after
     while True:
-        first = heapq.nlargest(wanted, _below(_all_places(connection, order), after))
-        yield from _parts(place.number for place in first)
+        first = heapq.nlargest(wanted, _below(_all_places(connection, order), last))
+        yield from _parts(number for _, number in first)
         if len(first) < wanted:
             return
-        after, wanted = first[-1], 20 * wanted
+        last, wanted = first[-1], 20 * wanted
 
 
-def _all_places(connection: Connection, order: str) -> Iterator[Place]:
+def _all_places(connection: Connection, order: str) -> Iterator[tuple[int, int]]:
+    """Yield the places of all jobs that have one, as plain tuples, which are compared faster."""
     value = ORDERS[order]
     if order == "started":
         running = _execute(
@@ -318,20 +381,25 @@ def _all_places(connection: Connection, order: str) -> Iterator[Place]:
     columns = f"end_time, number, {value}, typeof({value})"
     place = Place(-LARGEST_INTEGER, -LARGEST_INTEGER)
     while rows := _ends(connection, columns, place, ">", "ASC", ENTRIES):
-        yield from (Place(row[2], row[1]) for row in rows if row[3] == "integer")
+        yield from ((row[2], row[1]) for row in rows if row[3] == "integer")
         place = Place(*rows[-1][:2])
 
 
 def count(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
     """Return the number of jobs of each status that match a filter, including 0."""
+    wanted = _narrowed(wanted)
     candidates = _candidates(connection, wanted, newest_first=True)
-    parts = _walk(connection, wanted, None) if candidates is None else _parts(candidates)
-    counted = dict.fromkeys(Status, 0)
-    for numbers in parts:
-        for (status,) in _examine(connection, wanted, numbers, "status"):
-            if status in counted:  # an unknown one is damage, which is reported elsewhere
-                counted[Status(status)] += 1
-    return counted
+    counted: Counter[str] = Counter()
+    if candidates is None and _is_broad(connection, wanted):
+        for statuses in _windows(connection, wanted, None, "status"):
+            counted.update(statuses)
+    else:
+        parts = _walk(connection, wanted, None) if candidates is None else _parts(candidates)
+        for numbers in parts:
+            found = _examine(connection, wanted, numbers, "status")
+            counted.update(status for (status,) in found)
+    # An unknown one is damage, which is reported elsewhere.
+    return {status: counted[str(status)] for status in Status}
 
 
 def shown(connection: Connection, numbers: Sequence[int], failed: Failed) -> list[Row[Any]]:

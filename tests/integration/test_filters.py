@@ -41,14 +41,16 @@ def make(jobs, clock):
     return sorted(jobs.list_jobs(limit=1000), key=lambda job: job.number), place
 
 
-@pytest.fixture(scope="module", params=["indexed", "walked"])
+@pytest.fixture(scope="module", params=["indexed", "walked", "windows"])
 def filled(tmp_path_factory, request):
     """Return a manager of such jobs, the jobs, and the way in which they are found."""
     clock = ManualClock()
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "walked":
+        if request.param != "indexed":
             patch.setattr(job_search, "CANDIDATES", 0)
-        for name in ("AT_ONCE", "WALKED", "ENTRIES"):
+        broad = request.param == "windows"
+        patch.setattr(job_search, "_is_broad", lambda *_: broad)
+        for name in ("AT_ONCE", "WALKED", "ENTRIES", "WINDOW"):
             patch.setattr(job_search, name, 7)
         path = tmp_path_factory.mktemp("filters") / "jobs.db"
         with JobManager(path, slots=0, clock=clock) as jobs:
