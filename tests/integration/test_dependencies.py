@@ -313,6 +313,20 @@ def test_key_of_another_job_stands_for_that_job(jobs):
     assert fate(jobs, job) == READY
 
 
+@pytest.mark.parametrize("count", [1, STAGED_FROM + 1])
+def test_call_whose_keys_are_all_held_creates_nothing(jobs, count):
+    """A call with dependencies can be repeated as any other."""
+    first = jobs.submit(["true"])
+    call = [Submission(["true"], key=f"k {n}", after=[first.id]) for n in range(count)]
+    made = [job.id for job in jobs.submit_many(call)]
+
+    assert [job.id for job in jobs.submit_many(call)] == made
+    assert jobs.submit(["true"], key="k 0", after=[first.id]).id == made[0]
+    assert jobs.count_jobs()[Status.QUEUED] == 1 + count
+    end(jobs, first)
+    assert fate(jobs, jobs.get_job(made[0])) == READY
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_jobs_of_a_large_call_wait_as_those_of_a_small_one(jobs, code):
     """Written in steps, they are decided when they are published, or later."""
