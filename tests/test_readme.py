@@ -100,6 +100,13 @@ def test_the_example_of_keys_runs_as_printed(tmp_path):
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
 
 
+def test_the_example_of_limits_runs_as_printed(tmp_path):
+    """A limit and a pause keep jobs in the queue, and priority decides which is next."""
+    section = between("limits:", "end of limits")
+
+    assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
 def test_the_example_of_tasks_runs_as_printed(tmp_path):
     """A block is a job, and a worker's claims end when there is no more."""
     section = between("task:", "end of task")
