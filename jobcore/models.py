@@ -422,7 +422,7 @@ class Usage(_Public):
     processes: int
 
 
-class Job(_Public):
+class Job(_Public):  # noqa: PLW1641 - pydantic adds the hash of the fields
     """
     One unit of work, as it was stored when it was read. Times are UTC.
 
@@ -517,6 +517,12 @@ class Job(_Public):
     def command(self) -> CommandView | None:
         """What it runs, as it can be shown; None: it is a task, or runs its pipeline's command."""
         return self._view
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether all fields are the same; a job that was read from JSON has no `command`."""
+        if type(self) is not type(other):
+            return NotImplemented
+        return self.__dict__ == other.__dict__
 
     @property
     def duration(self) -> float | None:
