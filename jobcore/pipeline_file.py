@@ -145,6 +145,10 @@ class Entry(BaseModel):
     triggered_by: list[_Name] = Field(
         default_factory=list, description="Names of pipelines; it runs after each of their runs."
     )
+    requires: list[_Name] = Field(
+        default_factory=list,
+        description="Names of pipelines; it runs once after each of them has run since.",
+    )
     group: _Name | None = Field(None, description="The group of its jobs.")
     data_components: list[_Text] | None = Field(
         None, description="Of PipelineML: kept in `properties`, for an executor of your own."
@@ -171,7 +175,7 @@ class Entry(BaseModel):
                 name: getattr(self, name)
                 for name in (
                     "timeout", "schedule", "time_zone", "catch_up", "late_after",
-                    "triggered_by", "group",
+                    "triggered_by", "requires", "group",
                 )
             },
         }  # fmt: skip

@@ -80,6 +80,14 @@ After = Annotated[
         help="Run it after each run of this pipeline that is COMPLETE; may be given again.",
     ),
 ]
+Requires = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=stored_text,
+        metavar="NAME",
+        help="Run it once after each of these pipelines has been COMPLETE; may be given again.",
+    ),
+]
 Group = Annotated[
     str | None, typer.Option(parser=stored_text, metavar="NAME", help="The group of its jobs.")
 ]
@@ -251,7 +259,9 @@ def _when(one: Pipeline) -> tuple[Any, Any]:
 
 
 def _after(one: Pipeline) -> str | None:
-    return ", ".join(one.triggered_by) if one.triggered_by else None
+    """Return its sources: `+` joins those of which it needs all."""
+    sources = [*(one.triggered_by or ()), *([" + ".join(one.requires)] if one.requires else [])]
+    return ", ".join(sources) or None
 
 
 @pipeline.command("show")
@@ -297,6 +307,7 @@ def create_pipeline(
     timeout: Limit = None,
     retries: MaxRetries = None,
     after: After = None,
+    requires: Requires = None,
     group: Group = None,
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
@@ -321,6 +332,7 @@ def create_pipeline(
         "timeout": timeout and time_limit(timeout),
         "max_retries": retries or 0,
         "triggered_by": after or (),
+        "requires": requires or (),
         "group": group,
         # The directory of a script is this one, too, as in apply.
         "cwd": os.path.abspath(cwd or os.curdir),
@@ -348,6 +360,7 @@ def set_pipeline(
     timeout: Limit = None,
     retries: MaxRetries = None,
     after: After = None,
+    requires: Requires = None,
     group: Group = None,
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
@@ -374,6 +387,7 @@ def set_pipeline(
         "timeout": timeout and time_limit(timeout),
         "max_retries": retries,
         "triggered_by": [one for one in after if one] if after else None,
+        "requires": [one for one in requires if one] if requires else None,
         "group": group,
         "cwd": cwd and os.path.abspath(cwd),
     }
@@ -401,7 +415,15 @@ def set_pipeline(
 def run_pipeline(
     ctx: typer.Context,
     name: PipelineName,
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- ARGUMENTS]", help="Further words of its command; $1... of its script."
+        ),
+    ] = None,
     *,
+    timeout: command_options.Timeout = None,
+    env: command_options.Env = None,
     follow: Annotated[
         bool,
         typer.Option(
@@ -417,11 +439,17 @@ def run_pipeline(
     `jobcore work` runs it. If it already runs, or waits to run, nothing is queued.
 
     \b
-    Example:
+    Examples:
       jobcore pipeline run load --follow
+      jobcore pipeline run load --env LEVEL=debug -- 2026-11-29
     """  # noqa: D301
     with open_manager(ctx) as jobs:
-        job = jobs.create_job(pipeline_id=find_pipeline(jobs, name, workspace).id)
+        job = jobs.create_job(
+            pipeline_id=find_pipeline(jobs, name, workspace).id,
+            args=args or (),
+            env=command_options.environment(env or []) or None,
+            timeout=timeout,
+        )
         if follow:
             output.say(f"job {job.id}")
             job = foreground.watch(jobs, job.id, output.LogPrinter())

@@ -34,6 +34,8 @@ from jobcore.tuning import LATE_AFTER
 
 #: The columns that a description does not set, or that follow from others.
 _OTHERS = {"folded_name", "next_tick", "tick_offset", "paused"}
+#: The fields that name other pipelines.
+_CHAINS = ("triggered_by", "requires")
 #: What columns without a value mean.
 _MEANT = {"catch_up": "skip", "late_after": LATE_AFTER}
 #: Columns that hold JSON as text.
@@ -111,10 +113,11 @@ class PipelineApplier:
         for name, entry in entries.items():
             with _at(name):
                 change, ids[name], before = self._put(connection, workspace_id, name, entry, now)
-            if [one.casefold() for one in before] != _folded(entry.triggered_by):
-                pipelines.replace_links(connection, ids[name], [])
-                chained.add(name)
-                change.fields["triggered_by"] = (before or None, entry.triggered_by or None)
+            for field, old in before.items():
+                new = getattr(entry, field)
+                if [one.casefold() for one in old] != _folded(new):
+                    chained.add(name)
+                    change.fields[field] = (old or None, new or None)
             if change.action == "create" or change.fields:
                 changes.append(change)
         gone = []
@@ -124,21 +127,38 @@ class PipelineApplier:
             self._operations.hide(connection, row, now)
             changes.append(Change(action="delete", name=row.name, pipeline_id=row.id, fields={}))
         names = {row.name.casefold() for row in gone}
-        # Sources come last: they may be described later, or the chain may have turned round.
-        for name, entry in entries.items():
-            if name in chained or names & set(_folded(entry.triggered_by)):
-                with _at(name, "triggered_by"):
-                    row = require_pipeline(connection, ids[name])
-                    self._operations.chain(connection, row, entry.triggered_by, now)
+        # Sources come last: they may be described later, or a chain may have turned round.
+        chained |= {
+            name
+            for name, entry in entries.items()
+            if names & {*_folded(entry.triggered_by), *_folded(entry.requires)}
+        }
+        self._chain(
+            connection,
+            {name: (ids[name], entries[name]) for name in entries if name in chained},
+            now,
+        )
         return Applied(changes, [row.id for row in gone])
+
+    def _chain(
+        self, connection: Connection, chained: Mapping[str, tuple[UUID, Entry]], now: int
+    ) -> None:
+        for name, (made, entry) in chained.items():
+            with _at(name, *_chained(entry)):
+                row = require_pipeline(connection, made)
+                sources = entry.triggered_by, entry.requires
+                self._operations.chain(connection, row, *sources, now)
+        for name, (made, entry) in chained.items():
+            with _at(name, *_chained(entry)):
+                self._operations.require_no_cycle(connection, require_pipeline(connection, made))
 
     def _put(
         self, connection: Connection, workspace_id: UUID, name: str, entry: Entry, now: int
-    ) -> tuple[Change, UUID, list[str]]:
+    ) -> tuple[Change, UUID, dict[str, list[str]]]:
         """Write all of a pipeline except its chain; return its id and its sources before."""
         found = pipelines.find_pipeline_called(connection, workspace_id, name)
         if found is None:
-            fields = {"name": name, **entry.fields(), "triggered_by": ()}
+            fields = {"name": name, **entry.fields(), **dict.fromkeys(_CHAINS, ())}
             values = self._operations.columns_of(fields, now)
             row = self._operations.insert(connection, workspace_id, values, (), now)
             usual = {"catch_up": "skip", "late_after": LATE_AFTER, "max_retries": 0, "name": name}
@@ -148,12 +168,12 @@ class PipelineApplier:
                 if value is not None and usual.get(field) != value
             }
             change = Change(action="create", name=name, pipeline_id=row.id, fields=_masked(new))
-            return change, row.id, []
+            return change, row.id, {one: [] for one in _CHAINS}
         row = require_pipeline(connection, found)
         stored = None if row.command is None else Command.from_json(row.command)
         # The umask of whoever describes pipelines is no part of the description.
         fields = {"name": name, **entry.fields(umask=None if stored is None else stored.umask)}
-        fields |= {"paused": row.paused is not None, "triggered_by": ()}
+        fields |= {"paused": row.paused is not None, **dict.fromkeys(_CHAINS, ())}
         values = self._operations.columns_of(fields, now)
         columns = {column: row._mapping[column] for column in values}  # noqa: SLF001 - it is public
         before, after = dict(_facts(columns)), dict(_facts(values))
@@ -163,11 +183,17 @@ class PipelineApplier:
             if before.get(field) != after.get(field)
         }
         if differ:
-            same = {"triggered_by", *(() if "name" in differ else ("name",))}
+            same = {*_CHAINS, *(() if "name" in differ else ("name",))}
             changes = {one: value for one, value in fields.items() if one not in same}
             self._operations.put(connection, row, fields, changes, now)
         change = Change(action="update", name=name, pipeline_id=row.id, fields=_masked(differ))
-        return change, row.id, list(row.triggered_by)
+        return change, row.id, {one: list(getattr(row, one) or ()) for one in _CHAINS}
+
+
+def _chained(entry: Entry) -> list[str]:
+    """Return the field that names sources, if it is only one."""
+    given = [field for field in _CHAINS if getattr(entry, field)]
+    return given if len(given) == 1 else []
 
 
 def _unnumbered(change: Change) -> Change:

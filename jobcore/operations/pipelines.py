@@ -243,13 +243,25 @@ class PipelineOperations:
         return self._configure(connection, changed, now)
 
     def chain(
-        self, connection: Connection, row: Row[Any], sources: Iterable[str], now: int
+        self,
+        connection: Connection,
+        row: Row[Any],
+        sources: Iterable[str],
+        required: Iterable[str],
+        now: int,
     ) -> None:
-        """Replace the sources of a stored pipeline."""
-        links = _links(connection, row.workspace_id, row.name, sources, row)
+        """Replace the sources of a stored pipeline; call `require_no_cycle` after all changes."""
+        links = _links(connection, row.workspace_id, row.name, sources, None)
+        sets = _requirements(connection, row.workspace_id, row.name, required, None)
         pipelines.replace_links(connection, row.id, links)
+        pipelines.replace_requirements(connection, row.id, sets)
         pipelines.remove_notes(connection, row.id, "chain")
         workspaces.update_row(connection, pipeline, row.id, now=now)
+
+    def require_no_cycle(self, connection: Connection, row: Row[Any]) -> None:
+        """Raise `PipelineCycle` if a stored pipeline triggers itself, directly or not."""
+        if pipelines.runs_before(connection, row.id, pipelines.sources_of(connection, row.id)):
+            raise PipelineCycle(row.name)
 
     def mark_pipeline_deleted(self, pipeline_id: Id) -> UUID:
         """

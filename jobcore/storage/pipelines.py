@@ -20,7 +20,6 @@ from sqlalchemy import (
     insert,
     select,
     type_coerce,
-    union_all,
     update,
 )
 
@@ -257,14 +256,29 @@ def pipelines_requiring(connection: Connection, source_id: UUID) -> Sequence[Row
     ).all()
 
 
+def sources_of(connection: Connection, pipeline_id: UUID) -> list[UUID]:
+    """Return the ids of the pipelines after which this one runs."""
+    found: list[UUID] = []
+    for table in (link, requirement):
+        ids = select(table.c.source_id).where(
+            table.c.pipeline_id == pipeline_id, table.c.source_id.is_not(None)
+        )
+        found += connection.execute(ids).scalars()
+    return found
+
+
 def runs_before(connection: Connection, pipeline_id: UUID, others: Collection[UUID]) -> bool:
     """Tell whether the pipeline is one of `others` or runs before one, even indirectly."""
-    sources = union_all(
-        select(link.c.pipeline_id, link.c.source_id).where(link.c.source_id.is_not(None)),
-        select(requirement.c.pipeline_id, requirement.c.source_id),
-    ).subquery()
     before = select(pipeline.c.id).where(pipeline.c.id.in_(others)).cte("before", recursive=True)
-    before = before.union(select(sources.c.source_id).where(sources.c.pipeline_id == before.c.id))
+    # A term for each table: of a union of both, SQLite would read all rows at each step.
+    before = before.union(
+        *(
+            select(table.c.source_id).where(
+                table.c.pipeline_id == before.c.id, table.c.source_id.is_not(None)
+            )
+            for table in (link, requirement)
+        )
+    )
     found = connection.execute(select(before.c.id).where(before.c.id == pipeline_id)).first()
     return found is not None
 

@@ -138,7 +138,15 @@ def test_a_running_job_of_a_pruned_pipeline_is_stopped(running_jobs):
                 "a": {"script": "x", "triggered_by": ["b"]},
                 "b": {"script": "x", "triggered_by": ["a"]},
             },
-            "triggered_by: pipeline 'b' would trigger itself",
+            "triggered_by: pipeline 'a' would trigger itself",
+        ),
+        ({"a": {"script": "x", "requires": ["b"]}}, "a.requires: requires names 'b'"),
+        (
+            {
+                "a": {"script": "x", "requires": ["b"]},
+                "b": {"script": "x", "triggered_by": ["a"]},
+            },
+            "a.requires: pipeline 'a' would trigger itself",
         ),
         ({"a": {"script": "x"}, "b": {}}, "b: pipeline 'b' has neither command nor script"),
         ({"a": {"script": "x"}, "load": {"script": "x", "schedule": "?"}}, "load.schedule"),
@@ -170,6 +178,25 @@ def test_chains_may_turn_round_and_name_later_pipelines(jobs):
         "load": ["report", "deploy"], "report": ["first"], "first": None,
     }  # fmt: skip
     assert jobs.apply({"pipelines": entries}) == []
+
+
+def test_requirements_are_applied_and_keep_what_was_met(jobs):
+    """A change of the rest forgets no run of a source."""
+    sources = {"a": {"script": "x"}, "b": {"script": "x"}}
+    last = {"script": "y", "requires": ["a", "b"]}
+    jobs.apply({"pipelines": {"last": last, **sources}})
+    ids = {one.name: one.id for one in jobs.list_pipelines()}
+    end(jobs, jobs.create_job(pipeline_id=ids["a"]))
+    same = jobs.apply({"pipelines": {"last": last, **sources}})
+    (change,) = jobs.apply({"pipelines": {"last": {**last, "timeout": 5}}})
+    end(jobs, jobs.create_job(pipeline_id=ids["b"]))
+
+    assert same == []
+    assert set(change.fields) == {"timeout"}
+    assert len(jobs.list_jobs(pipeline_id=ids["last"])) == 1
+    (change,) = jobs.apply({"pipelines": {"last": {"script": "y", "triggered_by": ["a"]}}})
+    assert change.fields["requires"] == (["a", "b"], None)
+    assert jobs.get_pipeline(ids["last"]).triggered_by == ["a"]
 
 
 def test_pruned_pipeline_is_no_source_any_more(jobs):

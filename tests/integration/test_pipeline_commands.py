@@ -145,6 +145,43 @@ def test_run_may_follow_until_the_end(running_jobs, database):
     assert [job.status for job in running_jobs.list_jobs()] == [Status.ERROR]
 
 
+def test_run_takes_parameters(running_jobs, database):
+    """Words, variables and a time limit, for this run only."""
+    running_jobs.create_pipeline("p", script='echo "$1 $2 $LEVEL"')
+    words = [
+        "pipeline",
+        "run",
+        "p",
+        "-f",
+        "--env",
+        "LEVEL=debug",
+        "--timeout",
+        "1m",
+        "--",
+        "a",
+        "-b",
+    ]
+    code, out, _ = said(database, *words)
+
+    assert (code, out) == (0, "a -b debug\n")
+
+
+def test_pipeline_may_need_several_others(jobs, database):
+    """Once for each complete set of their runs."""
+    jobs.create_pipeline("a", ["true"])
+    jobs.create_pipeline("b", ["true"])
+    verbs = [
+        ["pipeline", "create", "c", "--requires", "a", "--requires", "b", "--", "true"],
+        ["pipeline", "list"],
+        ["pipeline", "set", "c", "--requires", ""],
+    ]
+    made, listed, _, err = in_a_pipe(database, verbs)
+
+    assert err == ""
+    assert rows(listed)[2][8] == "a + b"
+    assert jobs.get_pipeline(made.strip()).requires is None
+
+
 def test_skips_are_listed(jobs, clock, database):
     """Newest first."""
     made = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")

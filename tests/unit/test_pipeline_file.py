@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from jobcore import CommandError, PipelineFileError, Retries, pipeline_file
-from jobcore.pipeline_file import json_schema, merged, parse, read, told
+from jobcore.operations.pipelines import FIELDS
+from jobcore.pipeline_file import Entry, json_schema, merged, parse, read, told
 
 
 def problems(text, path="/srv/p.yml"):
@@ -246,6 +247,13 @@ def test_several_files_are_one():
         merged([first, read("/srv/3.yml", text="pipelines: {a: {script: x}}")])
     with pytest.raises(CommandError, match="different versions: apply them one by one"):
         merged([first, read("/srv/4.yml", text="version: pipelines/v0.1\nscript: x\n")])
+
+
+def test_each_argument_of_a_pipeline_is_a_field():
+    """What `create_pipeline` takes can be described, except a pause, which is no description."""
+    missing = set(FIELDS) - set(Entry.model_fields) - {"name", "paused"}
+
+    assert missing == set()
 
 
 def test_the_schema_describes_each_field():
