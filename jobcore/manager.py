@@ -695,7 +695,8 @@ class JobManager:
                 a time zone. None: now.
             name: A name of your choice, or None.
             data: Your own small JSON, up to 64 KiB.
-            timeout: Seconds until its command is stopped; None: no limit.
+            timeout: Seconds until its command is stopped; None: no limit, or that of its
+                pipeline.
 
         Returns:
             The job after the change.

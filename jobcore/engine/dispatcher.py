@@ -639,7 +639,7 @@ class Dispatcher(ForkAware):
             calls_function=start.calls_function,
             claimant=self._ownership.current,
             directory_id=start.prepared.directory_id,
-            from_queue=(start.command,),
+            from_queue=(start.command, start.parameters),
         )
         if run is None:
             self._queue.pass_over(start.number)

@@ -78,8 +78,7 @@ class Start:
         "has_environment",
         "job_id",
         "name",
-        "number",
-        "prepared",
+        "number", "parameters", "prepared",
         "timeout_ms",
         "token",
         "type",
@@ -91,7 +90,8 @@ class Start:
         self.number: int = row.number
         self.type: str = row.type
         self.group: str | None = row.group_name
-        self.command: str | None = row.command  # as it was read
+        self.command: str | None = row.command  # as it was read, as the next one
+        self.parameters: str | None = row.parameters
         self.has_environment = row.environment is not None  # its submitter's, in the database
         self.job_id = row.id
         self.name = prepared.name

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from jobcore import checks
+from jobcore import checks, parameters
 from jobcore.clock import Clock
 from jobcore.command import checked_timeout
 from jobcore.errors import CommandError, DatabaseCorrupt, InvalidTransition
@@ -53,7 +53,7 @@ class QueueChanges:
             if "not_before_in" in columns:
                 columns["not_before"] = self._clock.now() + columns.pop("not_before_in")
             if "timeout" in columns:
-                columns["command"] = _with_timeout(row, columns.pop("timeout"))
+                columns |= _with_timeout(row, columns.pop("timeout"))
             if columns:
                 job_rows.update_job(connection, row.number, columns)
             found = job_rows.get_job(connection, row.number)
@@ -79,11 +79,16 @@ def _checked(changes: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _with_timeout(row: Row[Any], timeout: float | None) -> str:
-    """Return the command of a job with another time-out."""
-    if row.command is None:
-        raise CommandError(f"job {row.id} has no command of its own whose timeout could change")
+def _with_timeout(row: Row[Any], timeout: float | None) -> dict[str, str | None]:
+    """Return the columns of a job with another time-out: of its command, or of its run."""
+    if row.command is None and row.pipeline_id is None:
+        raise CommandError(f"job {row.id} has no command whose timeout could change")
+    column = "parameters" if row.command is None else "command"
+    stored = getattr(row, column)
+    if stored is None:
+        return {column: parameters.checked((), None, timeout)}
     try:
-        return json.dumps({**json.loads(row.command), "timeout": timeout})
+        return {column: json.dumps({**json.loads(stored), "timeout": timeout})}
     except (ValueError, TypeError) as error:
-        raise DatabaseCorrupt(f"a stored command is invalid: {type(error).__name__}") from None
+        why = f"the stored {column} of a job is invalid: {type(error).__name__}"
+    raise DatabaseCorrupt(why)  # outside the handler: a cause would hold the text and its secrets

@@ -337,6 +337,7 @@ _START_FROM_QUEUE = Statement(
     _START_JOB.where(
         or_(job.c.not_before.is_(None), job.c.not_before <= bindparam("now")),
         job.c.command.is_not_distinct_from(bindparam("command_read")),
+        job.c.parameters.is_not_distinct_from(bindparam("parameters_read")),
     )
 )
 
@@ -355,7 +356,7 @@ def start_if_queued(
     claimant: str | None = None,
     owner: str | None = None,
     directory_id: str | None = None,
-    from_queue: tuple[str | None] | None = None,
+    from_queue: tuple[str | None, str | None] | None = None,
 ) -> Run | None:
     """
     Claim a job that is QUEUED and not being deleted, waits for no other job, and is not reserved
@@ -366,13 +367,15 @@ def start_if_queued(
         token: Identifies the run, which has a process. None: the host does the job itself.
         claimant: The owner whose reserved jobs may be claimed.
         owner: The process that does a job without a token; None: no particular process.
-        from_queue: The command as it was read from the queue. The job must be due, and still
-            have it. None: its command and its time do not matter.
+        from_queue: Command and parameters as they were read from the queue. The job must be due,
+            and still have them. None: these and its time do not matter.
 
     Returns:
         The job, RUNNING; None: the guard did not match.
     """
-    read = {} if from_queue is None else {"command_read": from_queue[0]}
+    read = {}
+    if from_queue is not None:
+        read["command_read"], read["parameters_read"] = from_queue
     run = _one(
         (_START if from_queue is None else _START_FROM_QUEUE)(
             connection,

@@ -314,6 +314,29 @@ def test_how_a_job_waits_is_shown(jobs):
     assert jobs.get_job(made.id).duration == 0.0
 
 
+def test_keys_of_jobs_that_wait_for_others(jobs):
+    """A job that is returned in place of another is what the others then wait for."""
+    held = jobs.submit(["true"], key="a")
+    first = jobs.submit(["true"], after=[held.id], key="b")
+    assert jobs.submit(["true"], after=[held.id], key="b").id == first.id
+
+    for count in (0, STAGED_FROM):
+        made = jobs.submit_many(
+            [
+                Submission(["true"], key="a", ref="up"),
+                Submission(["true"], after=["up"]),
+                *([["true"]] * count),
+            ]
+        )
+        assert made[0].id == held.id
+        assert made[1].waits_for == "dependencies"
+        waiting = made[1].id
+    end(jobs, held)
+
+    assert jobs.get_job(waiting).waits_for is None
+    assert jobs.get_job(first.id).waits_for is None
+
+
 def test_unknown_holder_is_not_invented(jobs):
     """A deleted holder is nobody's answer."""
     first = jobs.submit(["true"], key="a")

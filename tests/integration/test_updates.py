@@ -91,10 +91,25 @@ def test_wrong_values_change_nothing(jobs, change, text):
     assert jobs.get_job(job.id) == job
 
 
+def test_timeout_of_a_run(database):
+    """A job of a pipeline has a time-out of its own, beside its arguments."""
+    with JobManager(database, slots=0) as jobs:
+        line = jobs.create_pipeline("line", script="sleep 600; echo $1")
+        job = jobs.create_job(pipeline_id=line.id, args=["a"])
+        jobs.update_job(job.id, timeout=600)
+        jobs.update_job(job.id, timeout=0.1)
+        other = jobs.create_job(pipeline_id=jobs.create_pipeline("other", ["sleep", "9"]).id)
+        jobs.update_job(other.id, timeout=0.1)
+    with JobManager(database, slots=2) as jobs:
+        ended = jobs.wait_all([job.id, other.id], timeout=60)
+
+        assert [job.reason for job in ended] == ["timeout", "timeout"]
+
+
 def test_timeout_needs_a_command(jobs):
     """A task has none."""
     job = jobs.create_job("TASK")
-    with pytest.raises(CommandError, match="has no command of its own whose timeout"):
+    with pytest.raises(CommandError, match="has no command whose timeout could change"):
         jobs.update_job(job.id, timeout=5)
 
 

@@ -306,7 +306,7 @@ def test_changed_job_does_not_start_as_it_was_read(jobs):
 
     def start(connection):
         return transitions.start_if_queued(
-            connection, job.number, now=jobs._clock.now(), from_queue=(read,)
+            connection, job.number, now=jobs._clock.now(), from_queue=(read, None)
         )
 
     jobs.update_job(job.id, timeout=3)
