@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import closing
 
 import pytest
 
@@ -16,12 +15,12 @@ from jobcore import (
     NoResult,
     PipelineNotFound,
     Reason,
+    Retries,
     Status,
     function_command,
 )
 from jobcore.supervisor import job_directory, result_file, values
 from tests.faults.hosts import host, submit_and_serve
-from tests.jobfiles import sql
 from tests.processes import PATIENCE, open_gate
 
 #: Writes what it is given to the descriptor for results.
@@ -148,31 +147,39 @@ def test_no_result_is_left_by_a_supervisor_that_was_killed(running_jobs, databas
         running_jobs.result(job.id)
 
 
-def test_dependants_find_the_results_of_their_upstream_jobs(running_jobs, database):
+def test_dependants_find_the_results_of_their_upstream_jobs(running_jobs):
     """A file in their directory has them by id; a job without a result has null."""
-    first, second = says(running_jobs, '{"a": 1}'), says(running_jobs, "")
-    pickled = ended(running_jobs, running_jobs.submit_function("tests.functions:answer_a_tuple"))
-    with closing(running_jobs):
-        pass
-    with JobManager(database, slots=0) as jobs:
-        job = jobs.submit(["sh", "-c", 'cat "$JOBCORE_UPSTREAM"'])
-        for position, one in enumerate((second, first, pickled)):
-            sql(
-                database,
-                "INSERT INTO dependency (job, position, upstream_id, met) VALUES (?, ?, ?, 1)",
-                job.number,
-                position,
-                one.id.hex,
-            )
-    with JobManager(database, slots=1) as jobs:
-        ended(jobs, job)
-        (line,) = [line.text for line in jobs.logs(job.id)]
+    first, second = (
+        running_jobs.submit(["sh", "-c", SAYS, "sh", text]) for text in ('{"a": 1}', "")
+    )
+    failed = running_jobs.submit(["sh", "-c", SAYS + "; exit 1", "sh", "1"])
+    pickled = running_jobs.submit_function("tests.functions:answer_a_tuple")
+    job = running_jobs.submit(
+        ["sh", "-c", 'cat "$JOBCORE_UPSTREAM"'],
+        after=[second.id, first.id, failed.id, pickled.id],
+        run_if="ended",
+    )
+    ended(running_jobs, job)
+    (line,) = [line.text for line in running_jobs.logs(job.id)]
 
     assert json.loads(line) == {
         str(first.id): {"a": 1},
         str(second.id): None,
+        str(failed.id): None,
         str(pickled.id): None,
     }
+
+
+def test_dependants_find_the_result_of_the_attempt_that_succeeded(running_jobs, tmp_path):
+    """It stands under the id of the retry, which the job then depends on."""
+    script = f"mkdir {tmp_path}/once && exit 1; {SAYS}"  # fails the first time
+    first = running_jobs.submit(["sh", "-c", script, "sh", "7"], retries=Retries(1, delay=0))
+    job = running_jobs.submit(["sh", "-c", 'cat "$JOBCORE_UPSTREAM"'], after=[first.id])
+    ended(running_jobs, job)
+    (again,) = running_jobs.wait_all([first.id], PATIENCE)
+
+    assert (again.attempt, again.retry_of) == (2, first.id)
+    assert [line.text for line in running_jobs.logs(job.id)] == [f'{{"{again.id}": 7}}']
 
 
 def test_job_without_upstream_jobs_has_no_such_variable(running_jobs, monkeypatch):
