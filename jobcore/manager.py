@@ -16,7 +16,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from jobcore import checks, lifecycle, parameters
+from jobcore import checks, lifecycle
 from jobcore.clock import Clock, SystemClock, seconds_of
 from jobcore.command import checked_grace
 from jobcore.embedding.worker import handed_over
@@ -81,6 +81,7 @@ from jobcore.operations.arguments import (
     checked_lines,
     checked_on_conflict,
     checked_one,
+    checked_parameters,
     checked_path,
     checked_prefix,
     checked_progress,
@@ -118,7 +119,7 @@ from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
 from jobcore.operations.waiting import Waiter, checked_until
 from jobcore.operations.waiting_async import AsyncWaiter
-from jobcore.storage import handover, job_rows, queue, settlement, transitions
+from jobcore.storage import job_rows, queue, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER, WORKER, capture
 from jobcore.storage.job_rows import JobFilter
@@ -630,7 +631,7 @@ class JobManager:
             CommandError: The command could never run, or the data cannot be stored.
         """
         own = None if command is None else checked_command(command, {}).to_json()
-        stored = parameters.checked(args, env, timeout)
+        stored = checked_parameters(args, env, timeout)
         if stored is not None and own is None and pipeline_id is None:
             raise CommandError("args, env and timeout need a command, or a pipeline that has one")
         fields = {
@@ -2522,7 +2523,7 @@ class JobManager:
             PipelineNotFound: No pipeline has this id.
         """
         with self._database.read() as connection:
-            state = handover.state_of(connection, require_pipeline(connection, pipeline_id).id)
+            state = settlement.state_of(connection, require_pipeline(connection, pipeline_id).id)
         return None if state is None else read_json(state)
 
     def set_pipeline_state(self, pipeline_id: Id, state: Any) -> None:
@@ -2543,7 +2544,7 @@ class JobManager:
 
         def change(connection: Connection) -> None:
             owner = require_pipeline(connection, pipeline_id).id
-            handover.set_state(connection, owner, text)
+            settlement.set_state(connection, owner, text)
 
         self._database.write(change)
 

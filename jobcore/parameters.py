@@ -37,7 +37,7 @@ def checked(args: Any, env: Any, timeout: Any) -> str | None:
     )
 
 
-def apply(stored: str | None, command: Command, *, calls_function: bool = False) -> Command:
+def apply(stored: str, command: Command, *, calls_function: bool = False) -> Command:
     """
     Return the command with a job's parameters.
 
@@ -50,8 +50,6 @@ def apply(stored: str | None, command: Command, *, calls_function: bool = False)
         CommandError: The command takes no arguments.
         DatabaseCorrupt: `stored` is not what `checked` returned.
     """
-    if stored is None:
-        return command
     args, env, timeout = _read(stored)
     if args and calls_function:
         raise CommandError("args are words for a command or a script: a function takes none")

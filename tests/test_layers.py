@@ -132,7 +132,7 @@ CHEAP = {
 FOR_SOME = {
     "supervisor.redaction": {"re", "binascii"},
     "supervisor.spawn": {"termios"},
-    "supervisor.values": {"json"},
+    "supervisor.result_file": {"json"},
 }
 
 

@@ -22,7 +22,7 @@ from jobcore.clock import Clock
 from jobcore.embedding import failpoints, telemetry
 from jobcore.engine.job_directories import Directories
 from jobcore.lifecycle import Ending, Reason, Status
-from jobcore.storage import handover, log_segments, settlement, transitions
+from jobcore.storage import log_segments, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Report, Run
 from jobcore.supervisor import (
@@ -31,7 +31,6 @@ from jobcore.supervisor import (
     job_directory,
     progress,
     result_file,
-    values,
 )
 
 #: Bytes of frames per transaction. This bounds memory, and how long others wait for the lock.
@@ -149,7 +148,7 @@ def _result_in(run: Run, directory: int) -> tuple[str, bytes] | None:
     """
     if run.calls_function != 0:
         return result_file.read(directory)
-    handed = _handed_over(directory, values.RESULT)
+    handed = _handed_over(directory, result_file.RESULT)
     return None if handed is None else ("json", handed)
 
 
@@ -159,10 +158,10 @@ def _handed_over(directory: int, name: str) -> bytes | None:
         found = result_file.read(directory, name)
     except NewerProtocol:
         return None  # not its supervisor's: that is of the version that wrote the exit record
-    if found is None or found[0] != "json" or len(found[1]) > values.LARGEST[name]:
+    if found is None or found[0] != "json" or len(found[1]) > result_file.HANDED[name]:
         return None
     try:
-        values.parse(found[1])
+        result_file.parse(found[1])
     except ValueError:
         return None
     return found[1]
@@ -173,7 +172,7 @@ def _store_values(connection: Connection, content: NewContent) -> None:
     if content.result is not None:
         settlement.store_result(connection, content.run.number, *content.result)
     if content.state is not None:
-        handover.store_state(connection, content.run.number, content.state.decode())
+        settlement.store_state(connection, content.run.number, content.state.decode())
 
 
 class Importer:
@@ -317,7 +316,7 @@ class Importer:
                 if content.exit is not None and content.exit.wait_status == 0:
                     content.result = _result_in(run, directory)
                     if run.has_followups:
-                        content.state = _handed_over(directory, values.STATE)
+                        content.state = _handed_over(directory, result_file.STATE)
                 if failpoints.armed:
                     failpoints.reach(failpoints.IMPORT_READ, self._database)
                 return content

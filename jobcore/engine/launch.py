@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from sqlalchemy import Row
 
-from jobcore import parameters, tuning
+from jobcore import tuning
 from jobcore.clock import Clock
 from jobcore.command import Command, encode
 from jobcore.embedding import failpoints, telemetry
@@ -31,7 +31,7 @@ from jobcore.errors import StoreError
 from jobcore.functions.call import is_interpreter
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
-from jobcore.storage import environments, filesystem, handover, transitions
+from jobcore.storage import environments, filesystem, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import (
@@ -39,8 +39,8 @@ from jobcore.supervisor import (
     frames,
     job_directory,
     messages,
+    result_file,
     system_calls,
-    values,
 )
 
 if TYPE_CHECKING:
@@ -290,7 +290,12 @@ class Launch:
                     f"the executor returned {type(command).__name__} instead of a Command"
                 )
             start.calls_function = is_interpreter(command)
-            command = parameters.apply(row.parameters, command, calls_function=start.calls_function)
+            if row.parameters is not None:
+                from jobcore import parameters  # noqa: PLC0415 - only for jobs that have some
+
+                command = parameters.apply(
+                    row.parameters, command, calls_function=start.calls_function
+                )
             start.grace_ms = round(command.grace * 1000)
             if command.timeout is not None:
                 start.timeout_ms = math.ceil(command.timeout * 1000)
@@ -314,10 +319,10 @@ class Launch:
             StoreError, OSError: It cannot be read or written now.
         """
         with self._database.read() as connection:
-            results = handover.results_for(connection, row.number)
+            results = settlement.results_for(connection, row.number)
             state = None
             if row.pipeline_id is not None:
-                state = handover.state_of(connection, row.pipeline_id) or "{}"
+                state = settlement.state_of(connection, row.pipeline_id) or "{}"
         given = {}
         if results:
             # Put together as bytes: the results are JSON, and may be long.
@@ -378,9 +383,9 @@ def _fields(
     elif command.stdin is not None:
         stdin = ("file", encode(str(command.stdin)))
     # A function returns its result.
-    hands_over = [] if start.calls_function else [values.RESULT]
+    hands_over = [] if start.calls_function else [result_file.RESULT]
     if row.pipeline_id is not None:
-        hands_over.append(values.STATE)
+        hands_over.append(result_file.STATE)
     return {
         "version": PROTOCOL_VERSION,
         "token": start.token,

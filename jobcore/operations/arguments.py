@@ -28,7 +28,7 @@ from jobcore.lifecycle import Status
 from jobcore.retries import checked_retries
 from jobcore.storage import dependencies, environments
 from jobcore.submission import Submission
-from jobcore.supervisor import frames, values
+from jobcore.supervisor import frames, result_file
 from jobcore.tuning import DATA_BYTES, MOST_SLOTS
 
 T = TypeVar("T")
@@ -319,15 +319,26 @@ def checked_data(data: Any) -> Any:
     return data
 
 
+def checked_parameters(args: Any, env: Any, timeout: Any) -> str | None:
+    """Return what one job runs otherwise than its pipeline, as it is stored; None: nothing."""
+    if args == () and env is None and timeout is None:
+        return None
+    from jobcore import parameters  # noqa: PLC0415 - only for jobs that have some
+
+    return parameters.checked(args, env, timeout)
+
+
 def checked_state(state: Any) -> str:
     """Return the state of a pipeline as it is stored: JSON, as a run could hand it on."""
     try:
         text = json.dumps(state, allow_nan=False)
-        values.parse(text.encode())
+        result_file.parse(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise CommandError(f"the state is not JSON: {error}") from error
-    if len(text) > values.LARGEST[values.STATE]:
-        raise CommandError(f"the state is larger than {values.LARGEST[values.STATE]} bytes of JSON")
+    if len(text) > result_file.HANDED[result_file.STATE]:
+        raise CommandError(
+            f"the state is larger than {result_file.HANDED[result_file.STATE]} bytes of JSON"
+        )
     return text
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, insert, select
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from jobcore import lifecycle, retries
 from jobcore.embedding import telemetry
@@ -31,7 +31,7 @@ from jobcore.storage import (
     transitions,
 )
 from jobcore.storage.statement import Statement
-from jobcore.storage.tables import result
+from jobcore.storage.tables import dependency, job, pipeline, result
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import frames
 
@@ -379,3 +379,53 @@ def find_result(connection: Connection, number: int) -> tuple[str, bytes] | None
     """Return the encoding and the bytes of a job's return value; None: it has none."""
     found = _FIND_RESULT(connection, of=number)
     return (found[0][0], bytes(found[0][1])) if found else None
+
+
+# --- what jobs hand on --------------------------------------------------------------
+
+#: The encoding of values that are handed on. Unpickling could run any code.
+JSON = "json"
+
+_UPSTREAM = Statement(
+    select(dependency.c.upstream_id, result.c.data)
+    .join_from(dependency, job, job.c.id == dependency.c.upstream_id, isouter=True)
+    .join(result, (result.c.job == job.c.number) & (result.c.encoding == JSON), isouter=True)
+    .where(dependency.c.job == bindparam("of"))
+    .order_by(dependency.c.position)
+)
+
+
+def results_for(connection: Connection, number: int) -> dict[UUID, bytes | None]:
+    """Return the results, in JSON, of the jobs that a job depends on; None: there is none."""
+    rows = _UPSTREAM(connection, of=number)
+    return {UUID(hex=one): None if data is None else bytes(data) for one, data in rows}
+
+
+_STATE = Statement(select(pipeline.c.state).where(pipeline.c.id == bindparam("of_id")))
+_STORE_STATE = Statement(
+    update(pipeline)
+    .where(
+        pipeline.c.id
+        == select(job.c.pipeline_id).where(job.c.number == bindparam("of")).scalar_subquery()
+    )
+    .values(state=bindparam("new_state"))
+)
+_SET_STATE = Statement(
+    update(pipeline).where(pipeline.c.id == bindparam("of_id")).values(state=bindparam("new_state"))
+)
+
+
+def state_of(connection: Connection, pipeline_id: UUID) -> str | None:
+    """Return what the last run of a pipeline handed to the next one, as JSON; None: nothing."""
+    rows = _STATE(connection, of_id=pipeline_id.hex)
+    return rows[0][0] if rows else None
+
+
+def store_state(connection: Connection, number: int, state: str) -> None:
+    """Store the state that a job hands to the next run of its pipeline, if it has one."""
+    _STORE_STATE(connection, of=number, new_state=state)
+
+
+def set_state(connection: Connection, pipeline_id: UUID, state: str | None) -> None:
+    """Set the state with which the next run of a pipeline begins."""
+    _SET_STATE(connection, of_id=pipeline_id.hex, new_state=state)

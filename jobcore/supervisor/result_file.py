@@ -16,11 +16,22 @@ import zlib
 
 from jobcore.supervisor import NewerProtocol, job_directory
 
-RESULT = "result"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: The names of the files: of a result, and of the state for the next run of a pipeline.
+RESULT, STATE = "result", "next-state"
 
 #: Maximum bytes of a result. It is stored in one transaction, for which all other writers
 #: wait: 16 MiB took 0.3 to 2 s on a busy disk. Larger results belong in a file.
 LARGEST = 4 * 2**20
+
+#: Maximum bytes of the JSON texts that a command hands over. A result is for facts about the job,
+#: not for its payload. The state of a pipeline may have an entry for each of many tables.
+HANDED = {RESULT: 64 * 1024, STATE: 1024 * 1024}
+#: The deepest nesting. The reader's stack may be fuller than the one of the check.
+_DEEPEST = 100
 
 #: Errors of `open` that mean that there is no result. Other errors, such as a lack of
 #: descriptors, are temporary, and must not be taken for a missing result.
@@ -136,3 +147,32 @@ def _decode(content: bytes) -> tuple[str, bytes] | None:
 
 def _crc(kind: int, data: bytes) -> int:
     return zlib.crc32(data, kind)
+
+
+def parse(data: bytes) -> Any:
+    """
+    Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is not valid JSON in UTF-8, or nested too deeply.
+    """
+    import json  # noqa: PLC0415 - only for jobs that hand something over
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"it is not valid JSON: {constant} is no JSON value")
+
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {_DEEPEST} levels") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
+        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+    return value

@@ -10,24 +10,13 @@ from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-#: The values, by the names of their files in the job directory.
-RESULT, STATE = "result", "next-state"
+from jobcore.supervisor.result_file import HANDED, RESULT, STATE, parse
 
 #: The variables with the numbers of the descriptors.
 VARIABLES = {RESULT: b"JOBCORE_RESULT_FD", STATE: b"JOBCORE_STATE_FD"}
 #: Constants with one digit, as for progress reports. Scripts rarely use 6 and 7.
 DESCRIPTORS = {RESULT: 7, STATE: 6}
-#: Maximum bytes of the JSON texts. A result is for facts about the job, not for its payload.
-#: The state of a pipeline may have an entry for each of many tables.
-LARGEST = {RESULT: 64 * 1024, STATE: 1024 * 1024}
-
 _READ_SIZE = 65536  # bytes; the default capacity of a pipe
-#: The deepest nesting. The reader's stack may be fuller than the one of the check.
-_DEEPEST = 100
 
 
 class ValueReader:
@@ -43,7 +32,7 @@ class ValueReader:
         self.name = name
         self.descriptor = descriptor
         self._data = b""
-        self._largest = LARGEST[name]
+        self._largest = HANDED[name]
 
     @property
     def variable(self) -> str:
@@ -94,32 +83,3 @@ class ValueReader:
             raise ValueError(f"it is larger than {self._largest} bytes")
         parse(self._data)
         return self._data.strip()
-
-
-def parse(data: bytes) -> Any:
-    """
-    Return the value of a JSON text.
-
-    Raises:
-        ValueError: It is not valid JSON in UTF-8, or nested too deeply.
-    """
-    import json  # noqa: PLC0415 - only for jobs that hand something over
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"it is not valid JSON: {constant} is no JSON value")
-
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not valid JSON: {error}") from None
-    except RecursionError:
-        raise ValueError(f"it is nested deeper than {_DEEPEST} levels") from None
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
-    level, depth = [value], 0
-    while level := [one for one in level if isinstance(one, dict | list)]:
-        depth += 1
-        if depth > _DEEPEST:
-            raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
-        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
-    return value

@@ -9,7 +9,7 @@ import os
 import signal
 
 from jobcore.clock import Clock
-from jobcore.supervisor import frames, spawn, values
+from jobcore.supervisor import frames, result_file, spawn
 from jobcore.supervisor.execution import Machine
 from jobcore.supervisor.process_tree import ProcessTree
 from jobcore.supervisor.spawn import Child, Program
@@ -19,7 +19,7 @@ from jobcore.testing.script import Script
 _NO_PID = 2**22
 _numbers = itertools.count(1)
 #: The parts of a script for the values that a command hands over, by their names.
-_PARTS = {values.RESULT: "result", values.STATE: "state"}
+_PARTS = {result_file.RESULT: "result", result_file.STATE: "state"}
 
 
 class ScriptedProcesses(ProcessTree):

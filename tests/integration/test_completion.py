@@ -89,8 +89,10 @@ def test_commands_of_another_process_are_waited_for(database):
 def test_command_whose_manager_is_gone_is_waited_for(database, gate):
     """The waiter imports what the supervisor writes, though nobody else is there."""
     with JobManager(database, slots=1) as jobs:
-        job = jobs.submit(["sh", "-c", 'read -r _ < "$GATE"; exit 4'], env={"GATE": gate})
+        script = 'echo ready; read -r _ < "$GATE"; exit 4'
+        job = jobs.submit(["sh", "-c", script], env={"GATE": gate})
         assert jobs.wait(job.id, PATIENCE, until="started").status == Status.RUNNING
+        assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
     with JobManager(database, slots=0) as jobs:
         ended = jobs.as_completed([job.id, job.id], PATIENCE)
         open_gate(gate)

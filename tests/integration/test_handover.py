@@ -19,7 +19,7 @@ from jobcore import (
     Status,
     function_command,
 )
-from jobcore.supervisor import job_directory, result_file, values
+from jobcore.supervisor import job_directory, result_file
 from tests.faults.hosts import host, submit_and_serve
 from tests.processes import PATIENCE, open_gate
 
@@ -116,12 +116,12 @@ def test_only_a_complete_job_has_a_result(running_jobs):
 
 def test_result_survives_the_host(database, gate):
     """The supervisor keeps it until a manager settles the job."""
-    script = 'read -r _ < "$GATE"; echo "[1]" >&7'
+    script = 'echo ready; read -r _ < "$GATE"; echo "[1]" >&7'
     command = Command(["sh", "-c", script], env={"GATE": gate})
     with host(submit_and_serve, database, command) as one:
         job_id = one.hear()
         with JobManager(database, slots=0) as jobs:
-            jobs.wait(job_id, PATIENCE, until="started")
+            assert next(jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
         one.kill()
     open_gate(gate)
     with JobManager(database, slots=0) as jobs:
@@ -245,7 +245,7 @@ def test_values_that_no_supervisor_wrote_are_not_stored(jobs, scripted, encoding
     run = scripted(pipeline_id=pipeline.id)
     run.update(calls_function=0)
     with run.open() as place:
-        for name in (values.RESULT, values.STATE):
+        for name in (result_file.RESULT, result_file.STATE):
             result_file.put(place, name, encoding, data, sync=False)
     run.exit()
     run.die()

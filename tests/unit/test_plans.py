@@ -23,7 +23,7 @@ from jobcore import FINAL, JobManager, PipelineAlreadyRunning, PipelineCycle, St
 from jobcore.engine.queue_reader import QueueReader
 from jobcore.engine.retention import RetentionChore
 from jobcore.engine.scheduler import Scheduler
-from jobcore.storage import counts, handover, queue
+from jobcore.storage import counts, queue, settlement
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
 
@@ -296,8 +296,8 @@ def hand_on(jobs):
     """Read and write the values that jobs hand on."""
     job = jobs.create_job("RARE")
     with jobs._database.read() as connection:
-        handover.results_for(connection, job.number)
-    jobs._database.write(lambda connection: handover.store_state(connection, 1, "{}"))
+        settlement.results_for(connection, job.number)
+    jobs._database.write(lambda connection: settlement.store_state(connection, 1, "{}"))
     jobs.set_pipeline_state(BIG, {"a": 1})
     jobs.get_pipeline_state(BIG)
     jobs.cancel_job(job.id)
