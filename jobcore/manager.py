@@ -144,7 +144,7 @@ if TYPE_CHECKING:
     from jobcore.operations.job_filters import FurtherFilters, JobFilters
     from jobcore.operations.limits import LimitOperations
     from jobcore.retries import Retries
-    from jobcore.submission import Submission
+    from jobcore.submission import Hook, Submission
 
 #: Seconds that `on_exit="stop"` waits for a command to end, in addition to its grace.
 STOP_PATIENCE = 1.0
@@ -354,6 +354,9 @@ class JobManager:
         after: Id | Iterable[Id] = (),
         run_if: Literal["complete", "ended", "failed"] = "complete",
         retries: Retries | int | None = None,
+        on_complete: Hook = None,
+        on_error: Hook = None,
+        on_stopped: Hook = None,
         **options: Any,
     ) -> Job:
         """
@@ -399,6 +402,12 @@ class JobManager:
                 in any way.
             retries: How often, after which endings and after what pauses it is tried again; a
                 number stands for `Retries(number)`.
+            on_complete: What runs as a job of its own when this one has ended COMPLETE: a command
+                or a list of commands. It is queued in the transaction that ends this job, and gets
+                the facts in its environment: `JOBCORE_HOOK_JOB_ID`, `_NAME`, `_STATUS`, `_REASON`,
+                `_EXIT_CODE`, `_SIGNAL` and `_PIPELINE`.
+            on_error: The same after ERROR, if no retry follows.
+            on_stopped: The same after STOPPED, if no retry follows.
             options: Further arguments of `Command`: `timeout`, `cwd`, `env`, ...
 
         Returns:
@@ -429,6 +438,9 @@ class JobManager:
                 after=after,
                 run_if=run_if,
                 retries=retries,
+                on_complete=on_complete,
+                on_error=on_error,
+                on_stopped=on_stopped,
             ),
         }
         source = checked_env_from(env_from)
@@ -459,6 +471,9 @@ class JobManager:
         after: Id | Iterable[Id] = (),
         run_if: Literal["complete", "ended", "failed"] = "complete",
         retries: Retries | int | None = None,
+        on_complete: Hook = None,
+        on_error: Hook = None,
+        on_stopped: Hook = None,
         **options: Any,
     ) -> list[Job]:
         """
@@ -493,6 +508,9 @@ class JobManager:
             "after": after,
             "run_if": run_if,
             "retries": retries,
+            "on_complete": on_complete,
+            "on_error": on_error,
+            "on_stopped": on_stopped,
         }
         fields = [{"type": type, **one} for one in submitted_fields(commands, given, options)]
         source = checked_env_from(env_from)
@@ -521,6 +539,9 @@ class JobManager:
         after: Id | Iterable[Id] = (),
         run_if: Literal["complete", "ended", "failed"] = "complete",
         retries: Retries | int | None = None,
+        on_complete: Hook = None,
+        on_error: Hook = None,
+        on_stopped: Hook = None,
         **kwargs: Any,
     ) -> Job:
         """
@@ -537,11 +558,11 @@ class JobManager:
                 imported only when the job runs.
             args: Its positional arguments; they must be picklable.
             key: As in `submit`. If the function has a parameter of one of the names from `key`
-                to `retries`, that argument is refused here.
+                to `on_stopped`, that argument is refused here.
             unique_for: Seconds, as in `submit`.
             on_conflict, priority, group: As in `submit`.
             expires: Seconds, or a time with a time zone, as in `submit`.
-            after, run_if, retries: As in `submit`.
+            after, run_if, retries, on_complete, on_error, on_stopped: As in `submit`.
             kwargs: Its keyword arguments. To give the job a time-out, a workspace and so
                 on, use `submit(function_command(...), type="FUNCTION", ...)`.
 
@@ -565,6 +586,9 @@ class JobManager:
             "after": after or None,
             "run_if": None if run_if == "complete" else run_if,
             "retries": retries,
+            "on_complete": on_complete,
+            "on_error": on_error,
+            "on_stopped": on_stopped,
         }
         given = {name: value for name, value in waiting.items() if value is not None}
         refuse_parameters(target, given)
@@ -2436,7 +2460,8 @@ class JobManager:
                 nothing; or `deploy`, a task of your own), `requires` (names of pipelines of
                 which it requires all: it runs each time all of them have been COMPLETE), `group`
                 (the group of its jobs), `paused` (whether its schedule is paused; it still runs
-                on request and after its sources), `properties` (your own small JSON object).
+                on request and after its sources), `on_complete`, `on_error` and `on_stopped` (what
+                runs after its jobs, as in `submit`), `properties` (your own small JSON object).
 
         Returns:
             The pipeline.

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import os
     from datetime import datetime
+    from typing import TypeAlias
     from uuid import UUID
 
     from jobcore.command import Command
     from jobcore.retries import Retries
+
+    Words: TypeAlias = Sequence[str | bytes | os.PathLike[str]]
+    #: A command, or several.
+    Hook: TypeAlias = Command | Words | Sequence[Command | Words] | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Submission:
         after: The jobs that it waits for: their ids, or the `ref` of jobs of the same call.
         run_if: How they have to end, as in `submit`.
         retries: How often it is tried again, as in `submit`.
+        on_complete, on_error, on_stopped: What runs when it has ended so, as in `submit`.
         ref: A text by which other jobs of the same call can name this one in `after`.
     """
 
@@ -53,4 +59,7 @@ class Submission:
     after: Sequence[UUID | str] | None = None
     run_if: Literal["complete", "ended", "failed"] | None = None
     retries: Retries | int | None = None
+    on_complete: Hook = None
+    on_error: Hook = None
+    on_stopped: Hook = None
     ref: str | None = None

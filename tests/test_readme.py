@@ -93,6 +93,15 @@ def test_the_example_of_functions_runs_as_printed(tmp_path):
     assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
 
 
+def test_the_example_of_dependencies_runs_as_printed(tmp_path):
+    """Jobs wait for others, and are cancelled where these end otherwise."""
+    section = between("dependencies:", "end of dependencies")
+    (program,), (output,) = blocks("python", section), blocks("text", section)
+
+    said = [line.split() for line in printed(program, tmp_path).splitlines()]
+    assert sorted(said) == sorted(line.split() for line in output.splitlines())
+
+
 def test_the_example_of_keys_runs_as_printed(tmp_path):
     """A submission with a key can be repeated."""
     section = between("keys:", "end of keys")

@@ -146,6 +146,7 @@ def creating(jobs: JobManager) -> list[Job]:
         jobs.submit(["true"], key="k", unique_for=3.5, on_conflict="raise", expires=moment),
         jobs.submit(["true"], priority=-1, group="gpu", expires=60),
         jobs.submit(["true"], after=[UUID(int=0), "text"], run_if="failed", retries=2),
+        jobs.submit(["true"], on_complete=["a"], on_error=command, on_stopped=[["a"], ["b"]]),
         jobs.submit(command, workspace_id=UUID(int=0), pipeline_id="text", type="GREETING"),
         jobs.create_job("TASK"),
         jobs.create_job(pipeline_id=UUID(int=0), workspace_id="text", command=words),
@@ -175,6 +176,7 @@ def creating(jobs: JobManager) -> list[Job]:
                 Submission(command, group="gpu", not_before=moment, expires=moment),
                 Submission(command=command, expires=2.5, retries=Retries(1)),
                 Submission(command, after=["r", UUID(int=0)], run_if="ended"),
+                Submission(command, on_complete=["a"], on_error=[command], on_stopped=command),
             ],
             not_before=moment,
             on_conflict="raise",
@@ -185,6 +187,9 @@ def creating(jobs: JobManager) -> list[Job]:
             after=[UUID(int=0)],
             run_if="complete",
             retries=3,
+            on_complete=["a"],
+            on_error=[command],
+            on_stopped=command,
         )
     )
 
@@ -208,6 +213,7 @@ def calling(jobs: JobManager) -> list[Job]:
         jobs.submit_function(load, "orders", key="k", unique_for=3, on_conflict="raise"),
         jobs.submit_function(load, "orders", priority=1, group="gpu", expires=60),
         jobs.submit_function(load, "orders", after=["text"], run_if="ended", retries=Retries(1)),
+        jobs.submit_function(load, "o", on_complete=["a"], on_error=["b"], on_stopped=[["c"]]),
         jobs.submit_function(load_slowly, "orders"),
         jobs.submit_function("shop.load:run", "orders"),
         jobs.submit(command, type="FUNCTION", name="n"),

@@ -24,6 +24,8 @@ from jobcore.clock import from_datetime
 from jobcore.command import Command, current_umask
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.functions.call import describe
+from jobcore.hooks import WHEN as HOOKS
+from jobcore.hooks import checked_hooks
 from jobcore.lifecycle import Status
 from jobcore.retries import checked_retries
 from jobcore.storage import dependencies, environments
@@ -378,6 +380,7 @@ def queue_fields(
     after: Any = (),
     run_if: Any = dependencies.COMPLETE,
     retries: Any = None,
+    **of_ends: Any,
 ) -> dict[str, Any]:
     """
     Return the columns of a new job that say how it waits.
@@ -396,6 +399,9 @@ def queue_fields(
     policy = checked_retries(retries)
     if policy is not None:
         found["retries"] = policy.to_json()
+    stored_hooks = checked_hooks(of_ends)
+    if stored_hooks is not None:
+        found["hooks"] = stored_hooks
     if unique_for is not None:
         if key is None:
             raise CommandError("unique_for needs a key")
@@ -482,6 +488,7 @@ def _microseconds(value: Any, what: str) -> int:
 #: The fields of a `Submission` that replace the arguments of the call.
 _REPLACED = (
     "name", "data", "priority", "group", "not_before", "expires", "after", "run_if", "retries",
+    *HOOKS,
 )  # fmt: skip
 
 

@@ -28,6 +28,8 @@ from jobcore.errors import (
     PipelineCycle,
     PipelineExists,
 )
+from jobcore.hooks import WHEN as HOOKS
+from jobcore.hooks import checked_hooks, stored_hooks
 from jobcore.lifecycle import JobType, PipelineStatus
 from jobcore.operations.arguments import checked_command, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
@@ -45,7 +47,7 @@ NOWHERE = "cwd and env need a command or a script"
 FIELDS = (
     "name", "command", "script", "cwd", "env", "timeout", "max_retries", "retries", "schedule",
     "time_zone", "catch_up", "late_after", "triggered_by", "requires", "group", "paused",
-    "properties",
+    "properties", *HOOKS,
 )  # fmt: skip
 
 #: The columns of fields with another name.
@@ -402,8 +404,9 @@ def _stored_fields(row: Row[Any]) -> dict[str, Any]:
     stored = {
         name: getattr(row, _COLUMNS.get(name, name))
         for name in FIELDS
-        if name not in ("command", "cwd", "env")
+        if name not in ("command", "cwd", "env", *HOOKS)
     }
+    stored |= stored_hooks(row.hooks)
     stored["paused"] = row.paused is not None
     if row.retries is not None:
         stored["retries"] = Retries.from_json(row.retries)
@@ -478,7 +481,11 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     for chain in ("triggered_by", "requires"):
         _checked_sources(fields, chain)
     name = checks.text(fields["name"], "name", CommandError)
+    hooks = {}
+    if set(HOOKS) & set(fields):
+        hooks = {"hooks": checked_hooks(fields)}
     return {
+        **hooks,
         "name": name,
         "folded_name": name.casefold(),
         "command": None if command is None else command.to_json(),

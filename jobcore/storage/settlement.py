@@ -16,9 +16,15 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
-from jobcore import lifecycle, retries
+from jobcore import hooks, lifecycle, retries
 from jobcore.embedding import telemetry
-from jobcore.errors import ArgumentError, DatabaseCorrupt, DuplicateKey, PipelineAlreadyRunning
+from jobcore.errors import (
+    ArgumentError,
+    CommandError,
+    DatabaseCorrupt,
+    DuplicateKey,
+    PipelineAlreadyRunning,
+)
 from jobcore.lifecycle import Ending, JobType, Reason, Status
 from jobcore.retries import Retries
 from jobcore.storage import (
@@ -136,7 +142,41 @@ def _follow_row(connection: Connection, final: Run, now: int) -> bool:
             return True
         if pipeline is not None and row.status == Status.COMPLETE:
             _trigger(connection, pipeline.id, now)
+    _queue_hooks(connection, row, pipeline, now)
     return False
+
+
+def _queue_hooks(
+    connection: Connection, row: Row[Any], pipeline: Row[Any] | None, now: int
+) -> None:
+    """Queue the hooks of a job that has ended for good, and those of its pipeline."""
+    facts = {
+        "JOB_ID": row.id,
+        "NAME": row.name,
+        "STATUS": row.status,
+        "REASON": row.reason,
+        "EXIT_CODE": row.exit_code,
+        "SIGNAL": row.signal,
+        "PIPELINE": None if pipeline is None else pipeline.name,
+    }
+    of_pipeline = None if pipeline is None or row.type in _LAST else pipeline.hooks
+    for stored in (row.hooks, of_pipeline):
+        try:
+            commands = hooks.commands_after(stored, Status(row.status), facts)
+        except (DatabaseCorrupt, CommandError) as error:
+            # The job has ended all the same.
+            telemetry.event(logging.ERROR, "hooks not created", job=str(row.id), error=str(error))
+            continue
+        for command in commands:
+            job_rows.insert_job(
+                connection,
+                now=now,
+                workspace_id=row.workspace_id,
+                type=JobType.COMMAND,
+                name=f"on_{row.status.lower()}",
+                command=command.to_json(),
+                hook_of=row.id,
+            )
 
 
 def _outcome(final: Run, reason: Reason) -> tuple[str, str]:
