@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-#: Seconds by unit.
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+", re.ASCII)
+from jobcore import durations
+from jobcore.errors import ArgumentError
+
 _EXAMPLES = "such as 90, 5m or 1h30m"
 
 
@@ -38,18 +38,20 @@ def delay(text: Any) -> float:
 
 def age(text: Any) -> float:
     """Return an age such as `30d`, `12h` or `90` in seconds."""
-    if re.fullmatch(r"\d+(?:\.\d+)?", str(text), re.ASCII) or _DURATION.fullmatch(str(text)):
-        return _seconds(text)
-    raise typer.BadParameter(
-        f"an age must be a number and s, m, h, d or w, such as 30d, not {text!r}"
-    )
+    try:
+        return durations.seconds(str(text), "an age")
+    except ArgumentError:
+        raise typer.BadParameter(
+            f"an age must be a number and s, m, h, d or w, such as 30d, not {text!r}"
+        ) from None
 
 
 def _seconds(text: Any) -> float:
     """Return a time in seconds: a number, or numbers with units, such as `1h30m`; else NaN."""
-    if _DURATION.fullmatch(str(text)):
-        parts = re.findall(r"([\d.]+)([smhdw])", str(text))
-        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    try:
+        return durations.seconds(str(text), "it")
+    except ArgumentError:
+        pass  # float takes more, such as 1e3
     try:
         return float(text)
     except ValueError:
