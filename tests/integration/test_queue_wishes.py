@@ -90,10 +90,12 @@ def test_priority_goes_before_order(jobs, job_scripts):
 @pytest.mark.job_scripts(Script([10]))
 @scripted
 def test_move_to_the_front(jobs, job_scripts):
-    """A waiting job gets a higher priority than all others."""
+    """A waiting job gets a higher priority than the one that would start next."""
     fill_slots(jobs)
-    *_, last = jobs.submit_many([["a"], ["b"], ["c"]])
-    jobs.update_job(last.id, priority=1)
+    jobs.submit(["a"], priority=7)
+    *_, last = jobs.submit_many([["b"], ["c"]])
+    (first,) = jobs.list_upcoming(limit=1)
+    jobs.update_job(last.id, priority=first.priority + 1)
     drain(jobs)
 
     assert started(job_scripts)[2:] == ["c", "a", "b"]
