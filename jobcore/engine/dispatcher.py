@@ -201,6 +201,8 @@ class Dispatcher(ForkAware):
         """
         if self._is_yet_to_look() or self._moves_seen != self._moves:
             return False  # the clock was moved, and the chores have yet to look at what is due
+        if self._in_steps():
+            return False  # a chore goes on, which may add jobs to the queue
         free = self._free_beside(runs)
         if free is None or (free > 0 and not self._queue.is_empty()):
             return False

@@ -212,8 +212,11 @@ class PendingWork:
     def has_work(self) -> bool:
         """Tell whether a job runs, or can be claimed by this manager now or later."""
         dispatcher = self._jobs._dispatcher
+        # Not `is_idle`, which is also false for a moment while a chore is at work.
         return bool(
-            self.running() or not dispatcher.is_idle() or dispatcher.next_start() is not None
+            self.running()
+            or not dispatcher._queue.is_empty(counted=False)
+            or dispatcher.next_start() is not None
         )
 
     def require_progress(self) -> None:

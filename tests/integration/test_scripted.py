@@ -944,6 +944,18 @@ def test_draining_an_empty_queue_moves_no_time(theatre):
     assert theatre.clock.monotonic() == 1000.0
 
 
+def test_chore_at_work_is_no_work_that_never_ends(theatre):
+    """A drain waits for the chore, and returns when nothing is left."""
+    jobs, _ = theatre.play(Script([5]))
+    jobs.submit(["etl"])
+    steps = iter([True] * 100)
+    jobs._dispatcher._in_steps = lambda: next(steps, False)
+    drain(jobs)
+
+    assert jobs.count_jobs()[Status.COMPLETE] == 1
+    assert next(steps, None) is None
+
+
 def test_draining_a_job_that_hangs_says_which(theatre):
     """It is an error that names the job and why, not a test that waits for ever."""
     jobs, _ = theatre.play(Script(["a"], hangs=True), Script([5]), slots=1)
