@@ -205,6 +205,36 @@ def test_two_processes_that_race_get_one_job(database):
         assert len(jobs.list_jobs(limit=100)) == 40
 
 
+LOOP = """
+import sys
+from jobcore import JobManager, Submission
+with JobManager(sys.argv[1], slots=0) as jobs:
+    for n in range(60):
+        jobs.submit(["true"], key=f"k{n}")
+        jobs.submit_many([Submission(["true"], key=f"k{n}-{m}") for m in range(3)])
+        print(n, flush=True)
+"""
+
+
+def test_repeated_after_kills_leaves_one_job_for_each_key(database):
+    """A program that is killed and run again, as often as it takes, creates each job once."""
+    for line in (5, 20, 40, None):
+        program = subprocess.Popen(
+            [sys.executable, "-c", LOOP, database], stdout=subprocess.PIPE, text=True
+        )
+        with program:
+            if line is not None:
+                while program.stdout.readline() != f"{line}\n":
+                    pass
+                program.kill()
+            program.stdout.read()
+        assert program.returncode == (0 if line is None else -9)
+    with JobManager(database, slots=0) as jobs:
+        keys = [job.key for job in jobs.list_jobs(limit=1000)]
+
+    assert len(keys) == len(set(keys)) == 240
+
+
 @pytest.mark.parametrize("count", [3, STAGED_FROM + 3])
 def test_submit_many_with_keys(jobs, count):
     """Jobs whose keys others hold are returned in their place; the rest is created."""
