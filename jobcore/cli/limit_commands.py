@@ -86,7 +86,7 @@ def limit(
     The limit is stored in the database, and holds over all workers. Running jobs
     keep running.
 
-    Fields in a pipe: scope, name, slots, paused since, running, queued.
+    Fields in a pipe: scope, name, slots, running, queued, paused since.
 
     \b
     Examples:

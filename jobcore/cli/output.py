@@ -184,7 +184,7 @@ def print_ids(jobs: Iterable[Job]) -> None:
 
 def what(job: Job) -> str:
     """Return a job's name, or its command, in one line; empty: it has neither."""
-    return job.name or ""
+    return job.name or ("" if job.command is None else str(job.command))
 
 
 def command_text(command: Command) -> str:
@@ -276,8 +276,8 @@ def print_history(history: Sequence[Transition]) -> None:
 
 def print_limits(limits: Sequence[Limit]) -> None:
     """Print a line for each limit."""
-    rows = [(one.scope, one.name, one.slots, one.paused, one.running, one.queued) for one in limits]
-    print_rows(("SCOPE", "NAME", "SLOTS", "PAUSED", "RUNNING", "QUEUED"), rows)
+    rows = [(one.scope, one.name, one.slots, one.running, one.queued, one.paused) for one in limits]
+    print_rows(("SCOPE", "NAME", "SLOTS", "RUNNING", "QUEUED", "PAUSED SINCE"), rows)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -20,7 +20,7 @@ NEWEST = 500
 #: Number of jobs that are offered.
 OFFERED = 40
 #: The commands whose arguments are jobs.
-OF_JOBS = {"cancel", "delete", "history", "logs", "retry", "set", "show", "stop", "wait"}
+OF_JOBS = {"cancel", "delete", "export", "history", "logs", "retry", "set", "show", "stop", "wait"}
 #: Those of them that need a job which has not ended.
 _OF_UNFINISHED = {"cancel", "set", "stop"}
 _COMMON = ("--db", "--trust-directory", "--utc", "--version", "--help")

@@ -131,7 +131,7 @@ def test_queue_is_paused_and_limited(cli, jobs, database):
     cli("pause", "--type", "TASK")
     cli("pause", "gpu")
     rows = [line.split("\t") for line in cli("limit")[0].splitlines()]
-    facts = {tuple(row[:2]): (row[2], row[3] != "-", row[4], row[5]) for row in rows}
+    facts = {tuple(row[:2]): (row[2], row[5] != "-", row[3], row[4]) for row in rows}
 
     assert facts == {
         ("file", "-"): ("8", False, "1", "1"),

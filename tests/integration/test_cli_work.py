@@ -37,7 +37,7 @@ def start(database, *words, **variables):
 LINES = [
     r"#1 started: good", r"#1 COMPLETE in \d+\.\ds: good",
     r"#2 started: bad", r"#2 ERROR in \d+\.\ds, exit code 3: bad",
-    r"#3 started.*", r"#3 ERROR in \d+\.\ds, SIGKILL.*",
+    r"#3 started: sh -c 'kill -9 \$\$'", r"#3 ERROR in \d+\.\ds, SIGKILL: sh -c 'kill.*",
 ]  # fmt: skip
 
 
