@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from jobcore import Retries, Status, Submission, pytest_plugin
+from jobcore import Command, Retries, Status, Submission, pytest_plugin
 from jobcore.testing import Script, assert_job, drain
 from tests.processes import PATIENCE
 
@@ -188,6 +188,67 @@ def test_group_of_functions_whose_results_are_summed(jobs):
     assert jobs.result(total.id) == 0 + 1 + 4
 
 
+# --- hooks --------------------------------------------------------------------------
+
+TELLS = 'echo "$JOBCORE_HOOK_NAME: $JOBCORE_HOOK_STATUS $JOBCORE_HOOK_EXIT_CODE"'
+HOOKS = {
+    name: Command(f"echo {name}; {TELLS}", shell=True)
+    for name in ("on_complete", "on_error", "on_stopped")
+}
+
+
+def told(jobs, job):
+    """Wait for all jobs, and return what the hooks of a job wrote."""
+    jobs.drain(PATIENCE)
+    hooks = [one for one in jobs.list_jobs() if one.hook_of == job.id]
+    return [text_of(jobs, hook) for hook in hooks]
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        (["true"], "on_complete\nnightly: COMPLETE 0\n"),
+        (["false"], "on_error\nnightly: ERROR 1\n"),
+    ],
+)
+def test_hook_of_an_end(jobs, command, lines):
+    """One command for each kind of end, told of it by its environment."""
+    job = jobs.submit(command, name="nightly", **HOOKS)
+
+    assert told(jobs, job) == [lines]
+
+
+def test_hook_of_a_stop(jobs):
+    """Also of a job that was cancelled in the queue."""
+    job = jobs.submit(["sleep", "300"], name="nightly", **HOOKS)
+    jobs.cancel_job(job.id)
+    jobs.wait(job.id)
+    (text,) = told(jobs, job)
+
+    assert text.startswith("on_stopped\nnightly: STOPPED")
+
+
+def test_hook_of_every_end(jobs):
+    """The same command for each kind of end."""
+    always = Command("echo tidy", shell=True)
+    made = [
+        jobs.submit([word], on_complete=always, on_error=always, on_stopped=always)
+        for word in ("true", "false")
+    ]
+    jobs.wait_all([job.id for job in made])
+
+    assert [told(jobs, job) for job in made] == [["tidy\n"], ["tidy\n"]]
+
+
+def test_hook_only_after_the_last_attempt(jobs):
+    """A retry is not yet a failure to tell of."""
+    job = jobs.submit(["false"], name="nightly", retries=Retries(1, delay=0), **HOOKS)
+    jobs.wait_all([job.id])
+    last = jobs.list_jobs(type="COMMAND", name="nightly", limit=1)[0]
+
+    assert (told(jobs, job), told(jobs, last)) == ([], ["on_error\nnightly: ERROR 1\n"])
+
+
 # --- the environment ----------------------------------------------------------------
 
 
@@ -228,4 +289,21 @@ def test_variables_of_a_run_of_a_pipeline(jobs):
         "JOBCORE_PIPELINE_ID",
         "JOBCORE_STATE",
         "JOBCORE_STATE_FD",
+    }
+
+
+def test_variables_of_a_hook(jobs):
+    """With those of the job that it tells of."""
+    job = jobs.submit(["true"], name="nightly", on_complete=Command(["env"]))
+    jobs.drain(PATIENCE)
+    (hook,) = (one for one in jobs.list_jobs() if one.hook_of == job.id)
+
+    assert variables(jobs, hook) == ALWAYS | {
+        "JOBCORE_HOOK_EXIT_CODE",
+        "JOBCORE_HOOK_JOB_ID",
+        "JOBCORE_HOOK_NAME",
+        "JOBCORE_HOOK_PIPELINE",
+        "JOBCORE_HOOK_REASON",
+        "JOBCORE_HOOK_SIGNAL",
+        "JOBCORE_HOOK_STATUS",
     }
