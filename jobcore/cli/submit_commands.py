@@ -125,6 +125,18 @@ def submit(
             parser=time_limit, metavar="TIME", help="Cancel the job if it has not started by then."
         ),
     ] = None,
+    on_complete: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job is COMPLETE."),
+    ] = None,
+    on_error: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job has failed."),
+    ] = None,
+    on_stopped: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job was stopped."),
+    ] = None,
     timeout: command_options.Timeout = None,
     grace: command_options.Grace = DEFAULT_GRACE,
     stop_signal: command_options.StopSignal = "SIGTERM",
@@ -173,6 +185,9 @@ def submit(
     due = at if wait is None else due_after(wait)
     queued: dict[str, Any] = {
         "run_if": run_if.value,
+        "on_complete": _scripts(on_complete),
+        "on_error": _scripts(on_error),
+        "on_stopped": _scripts(on_stopped),
         "retries": _retries(retries, retry_delay, retry_on),
         "priority": priority,
         "group": group,
@@ -234,6 +249,10 @@ def _retries(most: int, pause: float | None, on: list[RetryOn] | None) -> Retrie
 
     given: dict[str, Any] = {"delay": pause, "on": tuple(one.value for one in on or ()) or None}
     return Retries(most, **{name: value for name, value in given.items() if value is not None})
+
+
+def _scripts(texts: list[str] | None) -> list[Command] | None:
+    return [Command(text, shell=True) for text in texts] if texts else None
 
 
 def due_after(seconds: float) -> datetime:

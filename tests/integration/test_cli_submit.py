@@ -107,6 +107,16 @@ def test_job_waits_for_others(cli, database):
     assert "unknown" in err
 
 
+def test_scripts_run_at_the_end_of_a_job(cli, database):
+    """The one for how it has ended, as a job of its own with the outcome."""
+    script = 'echo "$JOBCORE_HOOK_NAME $JOBCORE_HOOK_STATUS"'
+    cli("submit", "--name", "report", "--on-error", script, "--on-complete", "true", "--", "false")
+    failed, hook = drained(database)
+
+    assert hook.hook_of == failed.id
+    assert text(database, hook) == "report ERROR\n"
+
+
 def test_job_is_tried_again(cli, database):
     """So often, after such endings, with a pause."""
     cli("submit", "--retries", "2", "--retry-delay", "0", "--", "false")
