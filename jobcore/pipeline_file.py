@@ -28,6 +28,7 @@ from pydantic import (
 from jobcore import checks, durations
 from jobcore.command import Command, checked_timeout
 from jobcore.errors import CommandError, PipelineFileError, shown
+from jobcore.hooks import WHEN
 from jobcore.retries import Retries
 from jobcore.schedule import Schedule
 from jobcore.tuning import LONGEST_LATE, MOST_RETRIES
@@ -98,6 +99,31 @@ def _again_of_number(value: Any) -> Any:
     return {"max": value} if checks.is_integer(value) else value
 
 
+def _hooks(value: Any) -> list[list[str] | str] | None:
+    """Return hooks as a list, each of them words or a line for the shell."""
+    if value is None:
+        return None
+    one = isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(word, str) for word in value)
+    )
+    several = [value] if one else value
+    if not isinstance(several, list) or not all(map(_is_hook, several)) or not several:
+        raise CommandError("it must be a list of words, a line for the shell, or a list of these")
+    return several
+
+
+def _is_hook(value: Any) -> bool:
+    words = value if isinstance(value, list) else [value]
+    return bool(words) and all(isinstance(word, str) and word for word in words)
+
+
+_Words = Annotated[list[str], Field(min_length=1)]
+_Hooks = Annotated[
+    list[Any] | None,
+    BeforeValidator(_hooks, json_schema_input_type=str | _Words | list[str | _Words] | None),
+]
+
+
 class Entry(BaseModel):
     """A pipeline in a file."""
 
@@ -150,6 +176,9 @@ class Entry(BaseModel):
         description="Names of pipelines; it runs once after each of them has run since.",
     )
     group: _Name | None = Field(None, description="The group of its jobs.")
+    on_complete: _Hooks = Field(None, description="What runs after a run that is COMPLETE.")
+    on_error: _Hooks = Field(None, description="What runs after one that ended ERROR for good.")
+    on_stopped: _Hooks = Field(None, description="What runs after one that was STOPPED.")
     data_components: list[_Text] | None = Field(
         None, description="Of PipelineML: kept in `properties`, for an executor of your own."
     )
@@ -165,7 +194,12 @@ class Entry(BaseModel):
         properties = self.properties
         if self.data_components is not None:
             properties = {"data_components": self.data_components, **(properties or {})}
+        hooks = {
+            name: [self._hook(one, umask) for one in getattr(self, name) or ()] or None
+            for name in WHEN
+        }
         return {
+            **hooks,
             "command": self.command_of(umask=umask),
             "script": self._script(),
             "properties": properties,
@@ -188,6 +222,9 @@ class Entry(BaseModel):
             return None
         options = {name: getattr(self, name) for name in ("cwd", "env") if getattr(self, name)}
         return Command(argv, shell=script is not None, umask=umask, **options)
+
+    def _hook(self, words: list[str] | str, umask: int | None) -> Command:
+        return Command(words, shell=isinstance(words, str), cwd=self.cwd, umask=umask)
 
     def _script(self) -> str | None:
         if self.script is not None or self.inline_script is not None:

@@ -16,13 +16,14 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from jobcore.clock import Clock
-from jobcore.command import Command
+from jobcore.command import Command, CommandView
 from jobcore.errors import (
     CommandError,
     PipelineCycle,
     PipelineFileError,
     ScheduleError,
 )
+from jobcore.hooks import stored_hooks
 from jobcore.models import Change
 from jobcore.operations.lookup import Id, require_pipeline
 from jobcore.operations.pipelines import PipelineOperations
@@ -219,7 +220,9 @@ def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for column, value in values.items():
         if column in _OTHERS:
             continue
-        if column != "command":
+        if column == "hooks":
+            yield from _facts_of_hooks(value)
+        elif column != "command":
             fact = json.loads(value) if column in _JSON and value is not None else value
             name = "group" if column == "group_name" else column
             yield name, _MEANT.get(column) if fact is None else fact
@@ -246,10 +249,18 @@ def _facts_of_command(command: Command, script: str | None) -> Iterator[tuple[st
             yield field.name, _Secret(repr(value)) if not field.repr else value
 
 
-class _Secret(str):
-    """A value that is compared, and not shown."""
+def _facts_of_hooks(stored: str | None) -> Iterator[tuple[str, Any]]:
+    for name, commands in stored_hooks(stored).items():
+        texts = [one.to_json() for one in commands]
+        fact = _Secret(json.dumps(texts))
+        fact.shown = [str(CommandView.from_json(text)) for text in texts]
+        yield name, fact
 
-    __slots__ = ()
+
+class _Secret(str):  # noqa: SLOT000 - each has its own `shown`
+    """A value that is compared, and not shown as it is."""
+
+    shown: Any = _HIDDEN
 
 
 def _masked(fields: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -257,4 +268,4 @@ def _masked(fields: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]
 
 
 def _shown(value: Any) -> Any:
-    return _HIDDEN if isinstance(value, _Secret) else value
+    return value.shown if isinstance(value, _Secret) else value

@@ -212,7 +212,7 @@ class Importer:
                     connection,
                     run,
                     offset=0,
-                    ending=Ending(reason, facts["wait_status"], asked),
+                    ending=Ending(reason, _wait_status(facts), asked),
                     now=facts["end_time"],
                     facts={one: facts[one] for one in _AT_END},
                 )
@@ -236,6 +236,14 @@ def _together(jobs: Iterable[_Ended | None]) -> Iterator[list[_Ended | None]]:
             yield some
             some, size = [], 0
     yield some
+
+
+def _wait_status(facts: dict[str, Any]) -> int | None:
+    """Return the wait status, or one with the same meaning: old jobs have none."""
+    status: int | None = facts["wait_status"]
+    if status is None and facts["exit_code"] is not None:
+        status = facts["signal"] or facts["exit_code"] << 8
+    return status
 
 
 def _is_hidden(connection: Connection, job_id: UUID) -> bool:

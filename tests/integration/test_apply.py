@@ -243,6 +243,37 @@ def test_retries_are_compared_by_meaning(jobs):
     assert jobs.get_pipeline(change.pipeline_id).max_retries == 3
 
 
+def test_hooks_are_applied(jobs):
+    """Words, a line for the shell, or several of them; in the directory of the pipeline."""
+    entry = {
+        "script": "x",
+        "cwd": "/srv",
+        "on_error": ["notify", "failed"],
+        "on_complete": "echo done >> log",
+        "on_stopped": [["a"], "b c"],
+    }
+    (made,) = jobs.apply({"pipelines": {"p": entry}})
+    same = jobs.apply({"pipelines": {"p": entry}})
+    (change,) = jobs.apply({"pipelines": {"p": {**entry, "on_error": "notify failed"}}})
+    (gone,) = jobs.apply({"pipelines": {"p": {"script": "x", "cwd": "/srv"}}})
+
+    assert same == []
+    assert made.fields["on_stopped"] == (None, ["a", "b c"])
+    assert change.fields == {"on_error": (["notify failed"], ["notify failed"])}
+    assert set(gone.fields) == {"on_error", "on_complete", "on_stopped"}
+
+
+def test_hooks_of_a_file_run(running_jobs):
+    """They are jobs of their own."""
+    jobs = running_jobs
+    jobs.apply({"pipelines": {"p": {"script": "exit 3", "on_error": "echo $JOBCORE_HOOK_NAME"}}})
+    (made,) = jobs.list_pipelines()
+    job = jobs.wait(jobs.create_job(pipeline_id=made.id).id, PATIENCE)
+    jobs.drain(PATIENCE)
+
+    assert [one.hook_of for one in jobs.list_jobs(status=Status.COMPLETE)] == [job.id]
+
+
 def test_workspace_can_be_named(jobs):
     """Names are known in it only."""
     place = jobs.create_workspace("w")

@@ -79,6 +79,13 @@ WRONG = {
             "/srv/p.yml:4: a.retries: factor must be a number from 1 to 1000, not 0.5",
         ],
     ),
+    "hooks": (
+        "pipelines:\n  load:\n    script: x\n    on_error: [[a, 3]]\n    on_complete: {a: b}\n",
+        [
+            "/srv/p.yml:5: load.on_complete: it must be a list of words, a line for the shell, or",
+            "/srv/p.yml:4: load.on_error: it must be a list of words, a line for the shell, or",
+        ],
+    ),
     "two things to run": (
         "pipelines:\n  load:\n    script: x\n    command: [x]\n",
         ["/srv/p.yml:3: load.script: there is a command, too: keep one of the two"],
