@@ -24,7 +24,7 @@ def made(database):
         first = jobs.create_job("TASK", name="over")
         jobs.start_job(first.id)
         jobs.finish_job(first.id)
-        yield [first, jobs.create_job("TASK", name="nightly"), jobs.create_job("TASK", name="a b")]
+        yield [first, jobs.create_job("TASK", name="nightly"), jobs.create_job("TASK", name="x y")]
 
 
 def offered(capsys, *words, shell="bash"):
@@ -40,7 +40,7 @@ def offered(capsys, *words, shell="bash"):
         (["--"], ["--db", "--trust-directory", "--utc", "--version", "--help"]),
         (["show", ""], ["3", "2", "1"]),
         (["show", "n"], ["nightly"]),
-        (["show", "a"], []),
+        (["show", "x"], []),
         (["stop", ""], ["3", "2"]),
         (["logs", "-f", ""], ["3", "2", "1"]),
         (["logs", "--fo"], ["--follow", "--format"]),
