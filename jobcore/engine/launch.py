@@ -27,11 +27,11 @@ from jobcore.engine import orphans
 from jobcore.engine.executors import Executor
 from jobcore.engine.job_directories import Directories, Prepared
 from jobcore.engine.postponement import in_words
-from jobcore.errors import StoreError
+from jobcore.errors import CommandError, StoreError
 from jobcore.functions.call import is_interpreter
 from jobcore.lifecycle import Reason
 from jobcore.models import ClaimedJob
-from jobcore.storage import environments, filesystem, settlement, transitions
+from jobcore.storage import environments, filesystem, permissions, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import (
@@ -299,6 +299,8 @@ class Launch:
             start.grace_ms = round(command.grace * 1000)
             if command.timeout is not None:
                 start.timeout_ms = math.ceil(command.timeout * 1000)
+            if command.stdout_to is not None:
+                _require_other_file(str(command.stdout_to), self._database.path)
             environment = _environment(row, command, start.cookie, base, self._database.path)
             fields = _fields(row, command, start, {**environment, **given})
         except BaseException as error:  # noqa: BLE001 - a host's executor may even raise SystemExit
@@ -368,6 +370,17 @@ class Launch:
         )
         if failpoints.armed:
             failpoints.reach(failpoints.ENDED_HERE, self._database)
+
+
+def _require_other_file(path: str, database: str) -> None:
+    """Refuse the database as the file for a command's output, which would empty it."""
+    for own in (database, *(database + end for end in permissions.SIDE_FILES)):
+        try:
+            is_own = os.path.samefile(path, own)
+        except OSError:
+            continue  # one of them does not exist
+        if is_own:
+            raise CommandError(f"stdout_to is the database or a part of it: {path!r}")
 
 
 def _fields(

@@ -89,6 +89,19 @@ def test_anything_but_a_file_is_refused_at_the_start(running_jobs, tmp_path, the
     assert f"cannot write its output to {str(target)!r}".encode() in line
 
 
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+def test_database_is_never_written_over(running_jobs, database, tmp_path, end):
+    """Not even through a link."""
+    link = tmp_path / "link"
+    link.symlink_to(f"{database}{end}")
+    job, ((stream, line),) = run(running_jobs, Command(["true"], stdout_to=link))
+
+    assert job.status is Status.ERROR
+    assert stream == "system"
+    assert f"stdout_to is the database or a part of it: {str(link)!r}".encode() in line
+    assert [one for one in running_jobs.check() if one.verdict == "wrong"] == []
+
+
 def _fill_and_make_room(database, place):
     """Run a command whose disk is full, stop another one, and make room for the first."""
     mount_tmpfs(place, "256k")
