@@ -556,21 +556,33 @@ def _plain(value: Any, place: Place, lines: dict[Place, int]) -> Any:
     if isinstance(value, Mapping):
         made = {}
         for key, inner in value.items():
+            if not isinstance(key, str):  # str() would turn null and 'None' into the same name
+                raise CommandError(
+                    f"line {lines[place]}: the key {shown(key)} must be text; put it in quotes"
+                )
             within: Place = (*place, str(key))
-            lines[within] = where.key(key)[0] + 1
+            lines[within] = _line(where, "key", key, lines[place])
             made[str(key)] = _plain(inner, within, lines)
         return made
     if isinstance(value, list):
         several = []
         for index, inner in enumerate(value):
             within = (*place, index)
-            lines[within] = where.item(index)[0] + 1
+            lines[within] = _line(where, "item", index, lines[place])
             several.append(_plain(inner, within, lines))
         return several
     for kind in (bool, str, int, float):
         if isinstance(value, kind):
             return kind(value)
     return value if value is None else str(value)  # such as a date
+
+
+def _line(where: Any, part: str, name: Any, around: int) -> int:
+    """Return the line of a part of a collection; that around it where the loader knows none."""
+    try:
+        return int(getattr(where, part)(name)[0]) + 1
+    except (AttributeError, LookupError, TypeError):
+        return around  # it is merged by `<<`, or the collection has a tag
 
 
 def _place_in(folder: str, mapping: dict[str, Any]) -> None:

@@ -145,6 +145,21 @@ def test_no_message_shows_the_value_of_a_variable():
     assert str(caught.value) == 'p.yml:3: this is not YAML: found duplicate key "A"'
 
 
+def test_merged_fields_are_read():
+    """The line of a merged field is that of the pipeline."""
+    text = "pipelines:\n  a: &a {script: x}\n  b: {<<: *a, timeout: 5}\n"
+    assert [
+        (one.script, one.timeout) for one in parse(read("p.yml", text=text).mapping).values()
+    ] == [("x", None), ("x", 5)]
+    assert problems(text.replace("script", "scrip"))[-1].startswith("/srv/p.yml:3: b.scrip: ")
+
+
+def test_tags_run_nothing():
+    """They are left out."""
+    text = "pipelines:\n  a: !!python/object/apply:os.system [exit]\n"
+    assert problems(text) == ["/srv/p.yml:2: a: it must be a mapping"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -157,6 +172,9 @@ def test_no_message_shows_the_value_of_a_variable():
             + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)),
             "more than 200000 entries",
         ),
+        ("pipelines:\n  null: {script: x}\n", r"p\.yml: line 1: the key None must be text; put"),
+        ("pipelines:\n  load:\n    env: {1: x}\n", r"p\.yml: line 3: the key 1 must be text"),
+        ("? [a, b]\n: x\n", r"p\.yml: line 1: the key .* must be text; put it in quotes"),
     ],
 )
 def test_what_is_no_yaml_is_refused(text, message):
