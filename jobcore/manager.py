@@ -29,7 +29,6 @@ from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
 from jobcore.engine.recovery import Recovery
 from jobcore.engine.remover import Remover
-from jobcore.engine.retention import RetentionChore
 from jobcore.engine.scheduler import Scheduler
 from jobcore.engine.stopper import Stopper
 from jobcore.engine.supervisor_pool import SupervisorPool
@@ -272,6 +271,8 @@ class JobManager:
 
     def _assemble(self, launcher: Launcher) -> None:
         """Create the parts that do the work, without starting any of them."""
+        from jobcore.engine.retention import RetentionChore  # noqa: PLC0415 - not for imports
+
         self._listings = Listings(self._database, self._clock)
         self._event_reader = EventReader(self._database, self._listings.leave_out("event"))
         # Before the dispatcher: `atexit` runs handlers in reverse order, so that the notifier
