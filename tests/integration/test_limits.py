@@ -162,9 +162,11 @@ def test_job_that_waits_for_a_limit_does_not_keep_the_dispatcher_busy(running_jo
 
 def test_end_of_a_job_of_another_manager_lets_the_next_one_start(running_jobs, database, gate):
     running_jobs.set_limit("gpu", 1)
+    running_jobs.slots = 0
     with JobManager(database, slots=1, only_own=True) as other:
         running = other.submit(["sh", "-c", f'read x < "{gate}"'], group="gpu")
         until(lambda: other.get_job(running.id).status is Status.RUNNING, "its start")
+        running_jobs.slots = 2
         job = running_jobs.submit(EXIT_0, group="gpu")
         until(lambda: running_jobs.get_job(job.id).waits_for == "limit", "the limit to be full")
         open_gate(gate)
@@ -191,9 +193,11 @@ def test_limit_that_another_process_raises_lets_jobs_start(running_jobs, databas
 def test_job_of_a_closed_manager_counts(running_jobs, database):
     """It counts while it runs without a manager, and when it is adopted."""
     running_jobs.set_limit("gpu", 1)
+    running_jobs.slots = 0
     with JobManager(database, slots=1, only_own=True) as other:
         running = other.submit(SLEEPS, group="gpu")
         next(other.follow(running.id, timeout=PATIENCE))
+    running_jobs.slots = 2
     job = running_jobs.submit(EXIT_0, group="gpu")
     until(lambda: running_jobs._dispatcher._adoption.tokens, "its adoption")
 
