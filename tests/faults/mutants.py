@@ -44,6 +44,7 @@ TWO_MANAGERS = "tests/faults/test_two_managers.py"
 INTERRUPTS = "tests/unit/test_interrupts.py"
 DISPATCHER = "tests/faults/test_dispatcher.py"
 ADOPTION = "tests/faults/test_adoption.py"
+LIMITS = "tests/integration/test_limits.py"
 COPIES = "tests/integration/test_copies.py"
 NAMESPACES = "tests/faults/test_namespaces.py"
 ONE_BAD_JOB = "tests/faults/test_one_bad_job.py"
@@ -284,6 +285,20 @@ MUTANTS = (
         "            and self._directories.is_directory_of(directory, run.directory_id)\n",
         "",
         (RECOVERY, REMOVED_FILES, COPIES),
+    ),
+    Mutant(
+        "a claim does not look at the limits",
+        "engine/dispatcher.py",
+        "        if not room.admits(start.type, start.group):\n            return None\n",
+        "",
+        (LIMITS,),
+    ),
+    Mutant(
+        "the jobs of one claim do not count for each other",
+        "engine/dispatcher.py",
+        "            room.take(start.type, start.group)\n",
+        "            pass\n",
+        (LIMITS,),
     ),
     Mutant(
         "adopted jobs take no slots",

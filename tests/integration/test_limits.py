@@ -9,6 +9,7 @@ import pytest
 from jobcore import JobManager, Reason, Status, WaitTimeout, tuning
 from jobcore.embedding import failpoints
 from jobcore.engine.queue_reader import QueueReader
+from jobcore.storage.limits import Room
 from jobcore.testing import Crashed, NeverEnds, Script, crash, drain, elapse
 from tests.integration.test_scripted import BEGIN, Theatre
 from tests.jobfiles import sql
@@ -86,6 +87,27 @@ def test_one_claim_of_several_jobs_keeps_the_limits_exactly(theatre, database):
     assert most_running(database, "type = 'COMMAND'") == 4
     assert most_running(database, "group_name = 'gpu'") == 3
     assert jobs.count_jobs()[Status.COMPLETE] == 24
+
+
+def test_claim_refuses_jobs_that_were_read_before_their_limit_was_full(
+    theatre, database, monkeypatch
+):
+    """Managers that share a file read the queue at the same time; the claim decides."""
+    find, everything = QueueReader._find, {"room": Room({})}
+    jobs, _ = theatre.play(Script([5]), slots=4)
+    jobs.set_limit("gpu", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            QueueReader, "_find", lambda self, *args, **options: find(
+                self, *args, **{**everything, **options}
+            )
+        )  # fmt: skip
+        jobs.submit_many([["x"]] * 4, group="gpu")
+        until(lambda: jobs.count_jobs()[Status.RUNNING] == 2, "the first two starts")
+    drain(jobs)
+
+    assert jobs.count_jobs()[Status.COMPLETE] == 4
+    assert most_running(database) == 2
 
 
 def test_task_of_a_host_counts_though_no_limit_refuses_it(theatre):
