@@ -299,8 +299,10 @@ class Launch:
             start.grace_ms = round(command.grace * 1000)
             if command.timeout is not None:
                 start.timeout_ms = math.ceil(command.timeout * 1000)
-            if command.stdout_to is not None:
-                _require_other_file(str(command.stdout_to), self._database.path)
+            output = command.stdout_to
+            if output is not None and permissions.is_part_of(str(output), self._database.path):
+                # The supervisor would empty it.
+                raise CommandError(f"stdout_to is the database or a part of it: {str(output)!r}")
             environment = _environment(row, command, start.cookie, base, self._database.path)
             fields = _fields(row, command, start, {**environment, **given})
         except BaseException as error:  # noqa: BLE001 - a host's executor may even raise SystemExit
@@ -370,17 +372,6 @@ class Launch:
         )
         if failpoints.armed:
             failpoints.reach(failpoints.ENDED_HERE, self._database)
-
-
-def _require_other_file(path: str, database: str) -> None:
-    """Refuse the database as the file for a command's output, which would empty it."""
-    for own in (database, *(database + end for end in permissions.SIDE_FILES)):
-        try:
-            is_own = os.path.samefile(path, own)
-        except OSError:
-            continue  # one of them does not exist
-        if is_own:
-            raise CommandError(f"stdout_to is the database or a part of it: {path!r}")
 
 
 def _fields(

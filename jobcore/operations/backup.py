@@ -16,7 +16,7 @@ from jobcore import checks
 from jobcore.errors import ArgumentError, StoreError
 from jobcore.lifecycle import Status
 from jobcore.models import Backup
-from jobcore.storage import counts, filesystem
+from jobcore.storage import counts, filesystem, permissions
 from jobcore.storage.connections import uri_of
 from jobcore.storage.database import Database
 
@@ -24,8 +24,10 @@ from jobcore.storage.database import Database
 def back_up(database: Database, target: str, *, replace: bool) -> Backup:
     """Write a complete copy to `target` and `<target>.jobs`; return what is in it."""
     path = checks.text(os.path.abspath(target), "path")  # SQLite has no other names
-    if path == database.path or _same(path, database.path):
-        raise ArgumentError(f"{path} is the database itself: name another file for its backup")
+    if permissions.is_part_of(path, database.path):
+        raise ArgumentError(
+            f"{path} is the database itself or a part of it: name another file for its backup"
+        )
     if os.path.lexists(path) and not replace:
         raise ArgumentError(f"{path} exists: name another file, or ask to replace it")
     for end in ("-wal", "-journal"):
@@ -47,13 +49,6 @@ def back_up(database: Database, target: str, *, replace: bool) -> Backup:
     except OSError as error:
         raise filesystem.typed(path, error) from error
     return found
-
-
-def _same(path: str, other: str) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except OSError:
-        return False
 
 
 def _make(path: str) -> None:

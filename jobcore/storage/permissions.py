@@ -32,6 +32,19 @@ _NAMED_USER, _OWNING_GROUP, _NAMED_GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 _WRITE = 0o2  # in the permissions of one entry
 
 
+def is_part_of(path: str, database: str) -> bool:
+    """Tell whether a path leads to a database or to a side file, even one that is yet to come."""
+    for own in (database, *(database + end for end in SIDE_FILES)):
+        if os.path.realpath(path) == os.path.realpath(own):
+            return True
+        try:
+            if os.path.samefile(path, own):  # by a hard link
+                return True
+        except OSError:
+            continue  # one of them does not exist
+    return False
+
+
 # --- the path -------------------------------------------------------------------
 
 

@@ -89,7 +89,8 @@ def test_backup_replaces_only_what_it_is_told_to(jobs, database, tmp_path):
     assert jobs.backup(copy, replace=True).jobs[Status.QUEUED] == 1
 
     (tmp_path / "link.db").symlink_to(database)
-    for itself in (database, tmp_path / "link.db"):
+    sides = [f"{database}{end}" for end in ("-wal", "-shm", "-journal")]
+    for itself in (database, tmp_path / "link.db", *sides):
         with pytest.raises(ArgumentError, match="is the database itself"):
             jobs.backup(itself, replace=True)
     (tmp_path / "other.db-wal").touch()

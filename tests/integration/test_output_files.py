@@ -89,7 +89,7 @@ def test_anything_but_a_file_is_refused_at_the_start(running_jobs, tmp_path, the
     assert f"cannot write its output to {str(target)!r}".encode() in line
 
 
-@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal"])
 def test_database_is_never_written_over(running_jobs, database, tmp_path, end):
     """Not even through a link."""
     link = tmp_path / "link"
