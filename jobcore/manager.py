@@ -689,7 +689,8 @@ class JobManager:
 
         Raises:
             JobNotFound: No job has this id.
-            InvalidTransition: The job is neither ERROR nor STOPPED.
+            InvalidTransition: The job is neither ERROR nor STOPPED, or another job has retried it
+                already; the message names that job.
             PipelineAlreadyRunning: Its pipeline has another QUEUED or RUNNING job.
             DuplicateKey: Another job holds its key.
         """

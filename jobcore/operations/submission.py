@@ -30,7 +30,7 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.staging import BatchCreator
-from jobcore.storage import environments, job_rows, settlement, transitions, workspaces
+from jobcore.storage import attempts, environments, job_rows, settlement, transitions, workspaces
 from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_FROM
 
@@ -145,7 +145,7 @@ class JobCreator:
 
         Raises:
             JobNotFound: No job has this id.
-            InvalidTransition: The job is neither ERROR nor STOPPED.
+            InvalidTransition: The job is neither ERROR nor STOPPED, or has been retried already.
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
             DuplicateKey: Another job holds the key.
         """
@@ -155,6 +155,11 @@ class JobCreator:
             row = require_job(connection, job_id)
             if row.status not in lifecycle.RETRIABLE:
                 raise InvalidTransition(row.id, row.status, "retry")
+            for number in attempts.retries_of(connection, [row.id]).values():
+                newer = job_rows.get_job(connection, number)
+                if newer is not None:
+                    why = f"job {newer.id} has retried it, so retry that one"
+                    raise InvalidTransition(row.id, row.status, "retry", why)
             stored = None if environment is None else environments.store(connection, environment)
             return settlement.take_over(
                 connection, row, now=now, id=new_id, environment=stored, not_before=None

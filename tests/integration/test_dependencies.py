@@ -254,13 +254,26 @@ def test_a_graph_that_failed_can_be_retried_job_by_job(jobs):
     end(jobs, first, 1)
     early = jobs.retry_job(third.id)
     assert (early.status, early.reason) == UPSTREAM
-    chain = [jobs.retry_job(one.id) for one in (first, second, third)]
+    chain = [jobs.retry_job(one.id) for one in (first, second, early)]
     assert [fate(jobs, one) for one in chain[1:]] == [(Status.QUEUED, "dependencies")] * 2
     for one in chain:
         assert fate(jobs, one) == READY
         end(jobs, one)
 
-    assert [jobs.get_job(one.id).attempt for one in chain] == [2, 2, 2]
+    assert [jobs.get_job(one.id).attempt for one in chain] == [2, 2, 3]
+
+
+def test_job_is_retried_once(jobs):
+    """A second retry of the same job is refused, and names the job to retry instead."""
+    first = jobs.create_job("TASK")
+    end(jobs, first, 1)
+    second = jobs.retry_job(first.id)
+
+    with pytest.raises(InvalidTransition, match=f"job {second.id} has retried it"):
+        jobs.retry_job(first.id)
+
+    jobs.delete_job(second.id)
+    assert jobs.retry_job(first.id).attempt == 2
 
 
 # --- several jobs in one call ---------------------------------------------------------

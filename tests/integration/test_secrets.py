@@ -21,8 +21,10 @@ from tests.processes import PATIENCE, until
 
 CANARY = "s3cr3t" + "-canary"  # in no line of a source that a traceback shows
 
-#: Everything that a command may be given, and that is nobody's business. What is in argv
-#: anybody may read in /proc; but jobcore does not repeat it.
+#: A word of argv, which /proc shows to everybody. `Job.command` has it, and so do the views of the
+#: command line; models, forms, events and errors do not.
+WORD = "w0rd" + "-of-argv"
+#: Everything else that a command may be given, which is shown nowhere.
 GIVEN = {"env": {"TOKEN": CANARY}, "stdin": CANARY.encode()}
 
 
@@ -40,11 +42,15 @@ def told():
     structlog.reset_defaults()
 
 
-def check(shown, *needed):
+def check(shown, *needed, has_argv=False):
     """Nothing of what was shown has the canary, or half of it, in it; and something was shown."""
     for words in needed:
         assert any(words in text for text in shown), words
-    halves = (CANARY[:8], CANARY[-8:], CANARY[::-1])
+    halves = [CANARY[:8], CANARY[-8:], CANARY[::-1]]
+    if has_argv:
+        assert any(WORD in text for text in shown)
+    else:
+        halves.append(WORD)
     assert [text for text in shown if any(half in text for half in halves)] == []
 
 
@@ -76,13 +82,13 @@ def failing(call):
 def all_ends(jobs, database):
     """Return jobs with the canary in them that have come to every kind of end."""
     ids = [
-        jobs.submit(Command(["sh", "-c", script, "sh", CANARY], **{**GIVEN, **options})).id
+        jobs.submit(Command(["sh", "-c", script, "sh", WORD], **{**GIVEN, **options})).id
         for script, options in (
             ("exit 0", {}),
             ("exit 3", {}),
             ("kill -KILL $$", {}),
             ("sleep 300", {"timeout": 0.2, "grace": 0}),
-            ("echo $TOKEN $1; cat; echo jobcore:progress 1/2 $1", {"redact": [CANARY]}),
+            ("echo $TOKEN $1; cat; echo jobcore:progress 1/2 $1", {"redact": [CANARY, WORD]}),
             ("exit 0", {"stdin": f"/no/such/{CANARY}"}),
             ("exit 0", {"env": {"TOKEN": CANARY * 20_000}}),
         )
@@ -90,14 +96,14 @@ def all_ends(jobs, database):
     ids += [
         jobs.submit(Command(argv, cwd=cwd, redact=redact, **GIVEN)).id
         for argv, cwd, redact in (
-            (["/no/such/program", CANARY], "/", []),
-            (["true", CANARY], "/no/such/folder", []),
+            (["/no/such/program", WORD], "/", []),
+            (["true", WORD], "/no/such/folder", []),
             ([f"/no/such/{CANARY}"], "/", [CANARY]),
             (["true"], f"/no/such/{CANARY}", [CANARY]),
         )
     ]
     stopped, lost = (
-        jobs.submit(Command(["sh", "-c", "echo ready; exec sleep 300", CANARY], **GIVEN)).id
+        jobs.submit(Command(["sh", "-c", "echo ready; exec sleep 300", WORD], **GIVEN)).id
         for _ in range(2)
     )
     for job_id in (stopped, lost):
@@ -115,7 +121,7 @@ def test_what_a_job_was_given_is_shown_by_nothing(running_jobs, database, told):
     ended = all_ends(running_jobs, database)
     again = running_jobs.retry_job(ended[1].id)
     running_jobs.wait(again.id, PATIENCE)
-    pipeline = running_jobs.create_pipeline("load", Command(["true", CANARY], **GIVEN))
+    pipeline = running_jobs.create_pipeline("load", Command(["true", WORD], **GIVEN))
     of_pipeline = running_jobs.wait(running_jobs.create_job(pipeline_id=pipeline.id).id, PATIENCE)
     every = running_jobs.list_jobs()
 
@@ -140,23 +146,26 @@ def test_what_a_job_was_given_is_shown_by_nothing(running_jobs, database, told):
     check([*shown, *seen, *told], "cannot start", "E2BIG", "***", "lost: its", "job resolved")
     # The one that says it, one that is not found, the one that is lost.
     ids = [str(ended[number].id) for number in (4, 9, -1)]
-    check(command_line(database, ids), "spawn_failed", "cannot start", "--env needs", "TRIGGER")
+    views, others = command_line(database, ids)
+    check(views, "spawn_failed", has_argv=True)
+    check(others, "cannot start", "--env needs", "TRIGGER")
 
 
 def command_line(database, ids):
-    """Return what the command line says, to a pipe and to a terminal."""
-    words = [["list"], ["list", "--json"], ["doctor"], ["doctor", "--json"]]
-    words += [["prune", "--older-than", "0s", "--dry-run"]]
+    """Return what the views of jobs, and what all other verbs, say to a pipe and to a terminal."""
+    views = [["list"], ["list", "--json"], ["prune", "--older-than", "0s", "--dry-run"]]
+    words = [["doctor"], ["doctor", "--json"]]
     for job_id in ids:
-        words += [[verb, job_id] for verb in ("show", "history", "logs")]
-        words += [[verb, "--json", job_id] for verb in ("show", "history")]
+        views += [["show", job_id], ["show", "--json", job_id]]
+        words += [[verb, job_id] for verb in ("history", "logs")]
+        words += [["history", "--json", job_id]]
         words += [["logs", "--format", "ndjson", job_id], ["wait", job_id]]
     # What jobcore is told there is not said again, whatever is wrong with it.
-    words += [["run", "--env", f"TOKEN={CANARY}", "--", "/no/such/program", CANARY]]
-    words += [["run", "--env", f"TOKEN={CANARY}", "--timeout", "-1", "--", "true", CANARY]]
+    words += [["run", "--env", f"TOKEN={CANARY}", "--", "/no/such/program", WORD]]
+    words += [["run", "--env", f"TOKEN={CANARY}", "--timeout", "-1", "--", "true", WORD]]
     words += [["run", "--env", f"={CANARY}", "--", "true"], ["run", "--env", CANARY, "true"]]
-    words += [["run", "--env", f"TOKEN={CANARY}", "--shell", "--", "true", CANARY]]
-    return [*in_a_pipe(database, words), *on_a_terminal(database, words)]
+    words += [["run", "--env", f"TOKEN={CANARY}", "--shell", "--", "true", WORD]]
+    return [[*in_a_pipe(database, some), *on_a_terminal(database, some)] for some in (views, words)]
 
 
 def test_no_error_tells_what_it_was_given(jobs, database, told, tmp_path):
