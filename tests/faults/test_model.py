@@ -73,6 +73,20 @@ class Model:
     priority: int = 0
     key: str | None = None
     expires: float = NEVER
+    run_if: str = "complete"
+    asked: dict = field(default_factory=dict)  # by the id of each upstream job: whether it was met
+    tell: object = None  # is called when it is final
+
+    @property
+    def waits(self):
+        """Tell whether it waits for another job."""
+        return None in self.asked.values()
+
+    @property
+    def met(self):
+        """Return the conditions that its end meets."""
+        failed = self.status == "ERROR" or self.reason == "timeout"
+        return {"ended", "complete" if self.status == "COMPLETE" else "failed" if failed else ""}
 
     def due(self):
         """Return when something happens to it next."""
@@ -123,6 +137,7 @@ class Model:
 
     def _final(self, status, code, reason):
         self.status, self.code, self.reason = status, code, reason
+        self.tell(self)
 
 
 PLANS = st.builds(
@@ -149,6 +164,7 @@ class Manager(RuleBasedStateMachine):
             lambda job: self.plans[job.name].script(), clock=self.clock
         )
         self.models = {}  # by id
+        self.retries = {}  # the retries of each job, by id
         self.steps = 0
         self.open()
 
@@ -169,7 +185,7 @@ class Manager(RuleBasedStateMachine):
 
     def fill_slots(self):
         now = self.clock.monotonic()
-        queued = [one for one in self.models.values() if one.status == "QUEUED"]
+        queued = [one for one in self.models.values() if one.status == "QUEUED" and not one.waits]
         for model in sorted(queued, key=lambda one: (-one.priority, one.number)):
             # Those of earlier managers take slots, too: this one adopts them.
             if sum(m.status == "RUNNING" for m in self.models.values()) < SLOTS:
@@ -199,6 +215,35 @@ class Manager(RuleBasedStateMachine):
         """Return the id and the model of a job in one of these statuses; None: there is none."""
         found = [job_id for job_id, model in self.models.items() if model.status in statuses]
         return found[choice % len(found)] if found else None
+
+    def add(self, job, plan, **more):
+        """Note a job that was created, and decide what it waits for, where that is known."""
+        model = Model(job.number, plan, **more)
+        model.tell = lambda model: self.has_ended(job.id, model.met)
+        self.models[job.id] = model
+        for upstream, met in list(model.asked.items()):
+            other = self.models.get(upstream)
+            if met is None and (other is None or other.status not in ("QUEUED", "RUNNING")):
+                self.decide(model, upstream, set() if other is None else other.met)
+
+    def has_ended(self, job_id, met):
+        """Decide those that wait for a job; one that is deleted meets nothing."""
+        for model in list(self.models.values()):
+            if model.asked.get(job_id, False) is None:
+                self.decide(model, job_id, met)
+
+    def decide(self, model, upstream, met):
+        """Note whether a dependency was met; if not, the job that has it is cancelled."""
+        model.asked[upstream] = model.run_if in met
+        if not model.asked[upstream] and model.status == "QUEUED":
+            model.status, model.reason = "STOPPED", "upstream"
+            model.tell(model)
+
+    def last_attempt(self, job_id):
+        """Return the newest retry of a job, or the newest retry of that."""
+        while self.retries.get(job_id):
+            job_id = self.retries[job_id][-1]
+        return job_id
 
     def unique(self, seconds):
         """Return a time that no sum of others equals: two things never happen at one moment."""
@@ -233,13 +278,30 @@ class Manager(RuleBasedStateMachine):
         if holder is not None:
             assert job.id == holder
             return
-        self.models[job.id] = Model(
-            job.number,
-            plan,
-            priority=priority,
-            key=key,
-            expires=self.clock.monotonic() + (NEVER if seconds is None else seconds),
-        )
+        expires = self.clock.monotonic() + (NEVER if seconds is None else seconds)
+        self.add(job, plan, priority=priority, key=key, expires=expires)
+        self.rest()
+
+    @rule(
+        plan=PLANS,
+        others=st.lists(CHOICE, min_size=1, max_size=2),
+        run_if=st.sampled_from(["complete", "complete", "ended", "failed"]),
+    )
+    def create_dependent(self, plan, others, run_if):
+        """A job may wait for the last attempts of others."""
+        # What ends in the moment of its start may do so before or after the next job is claimed.
+        ids = [
+            job_id for job_id, one in self.models.items()
+            if one.status not in ("QUEUED", "RUNNING")
+            or (one.plan.end != "cannot" and one.plan.duration)
+        ]  # fmt: skip
+        after = list(dict.fromkeys(ids[one % len(ids)] for one in others if ids))
+        name = f"job {len(self.plans)}"
+        self.plans[name] = plan
+        command = Command(["scripted"], timeout=plan.timeout, grace=GRACE)
+        job = self.jobs.submit(command, name=name, after=after, run_if=run_if)
+        asked = dict.fromkeys(map(self.last_attempt, after))
+        self.add(job, plan, run_if=run_if, asked=asked)
         self.rest()
 
     @rule(choice=CHOICE, priority=st.sampled_from([-9, 0, 9]))
@@ -272,6 +334,7 @@ class Manager(RuleBasedStateMachine):
             self.jobs.cancel_job(job_id)
             model = self.models[job_id]
             model.status, model.reason = "STOPPED", "cancelled"
+            model.tell(model)
             self.rest()
 
     @rule(choice=CHOICE)
@@ -293,7 +356,14 @@ class Manager(RuleBasedStateMachine):
                 return
             job = self.jobs.retry_job(job_id)
             assert job.retry_of == job_id
-            self.models[job.id] = Model(job.number, old.plan, priority=old.priority, key=old.key)
+            self.retries.setdefault(job_id, []).append(job.id)
+            # What was met stays met; for the rest it waits for the last attempts.
+            asked = {
+                upstream if met else self.last_attempt(upstream): met or None
+                for upstream, met in old.asked.items()
+            }
+            more = {"priority": old.priority, "key": old.key, "run_if": old.run_if}
+            self.add(job, old.plan, asked=asked, **more)
             self.rest()
 
     @rule(choice=CHOICE)
@@ -306,6 +376,10 @@ class Manager(RuleBasedStateMachine):
             return  # it would wait for a grace that only this thread can let go by
         self.jobs.delete_job(job_id)
         del self.models[job_id]
+        for retries in self.retries.values():
+            if job_id in retries:
+                retries.remove(job_id)
+        self.has_ended(job_id, set())
         self.rest()
 
     @rule(seconds=st.sampled_from([0, 4, 40]))
@@ -359,16 +433,18 @@ class Manager(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "jobs"):
             return
-        for job_id, model in self.models.items():
+        for job_id, model in reversed(self.models.items()):
             if model.status == "QUEUED":
-                self.jobs.cancel_job(job_id)  # first: a slot that comes free would start it
+                # First: a slot that comes free would start it. The youngest first, for which no
+                # other one waits.
+                self.jobs.cancel_job(job_id)
         for job_id, model in self.models.items():
             if model.status == "RUNNING" and model.plan.duration == NEVER:
                 self.jobs.stop_job(job_id)
         drain(self.jobs)
         invariants.check(self.jobs)
         for job_id, model in self.models.items():
-            if model.reason not in (None, "cancelled", "expired"):
+            if model.reason not in (None, "cancelled", "expired", "upstream"):
                 said = [one.text for one in self.jobs.logs(job_id) if one.stream == "output"]
                 assert said == model.lines
         self.jobs.close()
