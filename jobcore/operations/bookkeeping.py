@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Row
 from jobcore import checks
 from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
-from jobcore.errors import InvalidTransition, JobNotFound
+from jobcore.errors import DatabaseCorrupt, InvalidTransition, JobNotFound
 from jobcore.lifecycle import Ending, Status, Trigger
+from jobcore.models import Job
 from jobcore.operations.lookup import Id, require_job
 from jobcore.storage import (
     environments,
@@ -126,6 +127,13 @@ class TaskOperations:
             )
             with closing(queue.rows_of(connection, numbers, failed)) as rows:
                 row = next(rows, None)
+            if row is not None:
+                try:
+                    Job.from_row(row, now)
+                except DatabaseCorrupt as error:
+                    # Claimed, it would stay RUNNING, and no caller would know of it.
+                    failed(row.number, error)
+                    row = None
             if row is not None or damaged.isdisjoint(numbers):
                 return row
         return None

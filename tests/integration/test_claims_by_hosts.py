@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from jobcore import JobManager, Status
+from tests.jobfiles import damage
 from tests.processes import Child, at_once, in_child, until
 
 
@@ -31,6 +32,20 @@ def test_jobs_that_may_not_start_are_passed_over(jobs):
     jobs.cancel_job(jobs.create_job("ELT").id)
     jobs.delete_job(jobs.create_job("ELT").id)
     assert jobs.claim_job("ELT") is None
+
+
+@pytest.mark.parametrize(
+    ("column", "garbage"),
+    [("priority", "x"), ("expires", "z"), ("retries", "{"), ("run_if", "never")],
+)
+def test_job_that_cannot_be_returned_is_not_claimed(jobs, database, column, garbage):
+    """It stays QUEUED: RUNNING, it would be nobody's."""
+    bad, good = (jobs.create_job("ELT") for _ in range(2))
+    damage(database, "job", bad.id, **{column: garbage})
+
+    assert jobs.claim_job("ELT").id == good.id
+    assert jobs.claim_job("ELT") is None
+    assert jobs.count_jobs()[Status.QUEUED] == 1
 
 
 def test_jobs_that_cannot_be_read_are_passed_over(jobs, database):
