@@ -321,8 +321,42 @@ def next_expiry(jobs):
 
 LATELY = datetime(2023, 1, 1, tzinfo=timezone.utc)
 
+
 #: What is called, by what it shows. Each does its work in statements of few steps.
+def a_graph(jobs):
+    """End jobs that are retried, have hooks, and are waited for; leave nothing in the queue."""
+    first = jobs.submit(["true"], name="g", retries=1, on_error=["true"])
+    jobs.submit_many(
+        [
+            Submission(["true"], ref="a", after=[first.id], run_if="failed", on_stopped=["true"]),
+            Submission(["true"], after=["a"]),
+        ]
+    )
+    jobs.start_job(first.id)
+    jobs.finish_job(first.id, 1)
+    (retry,) = jobs.list_jobs(name="g", status="QUEUED")
+    jobs.start_job(retry.id)
+    jobs.finish_job(retry.id, 1)
+    for job in jobs.list_jobs(status="QUEUED", limit=4):
+        if job.hook_of is not None or job.run_if is not None:
+            jobs.cancel_job(job.id)
+
+
+def a_set(jobs):
+    """Complete a set of runs that a pipeline requires."""
+    sources = [jobs.create_pipeline(name, ["true"]) for name in ("set a", "set b")]
+    whole = jobs.create_pipeline("set", ["true"], requires=["set a", "set b"])
+    for source in sources:
+        job = jobs.create_job(pipeline_id=source.id)
+        jobs.start_job(job.id)
+        jobs.finish_job(job.id)
+    for pipeline in (*sources, whole):
+        jobs.delete_pipeline(pipeline.id)
+
+
 CALLS = {
+    "a graph of jobs": a_graph,
+    "a set of pipelines": a_set,
     "a page of all": lambda jobs: jobs.list_jobs(),
     "the jobs that a job waits for": lambda jobs: jobs.list_upstream(f"{JOBS - 40_000:032x}"),
     "the jobs that start next": lambda jobs: jobs.list_upcoming(limit=10),
