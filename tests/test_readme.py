@@ -102,6 +102,13 @@ def test_the_example_of_dependencies_runs_as_printed(tmp_path):
     assert sorted(said) == sorted(line.split() for line in output.splitlines())
 
 
+def test_the_example_of_a_queue_runs_as_printed(tmp_path):
+    """A job that fails in all of its attempts keeps the job that waits for it from running."""
+    section = between("queue:", "end of queue")
+
+    assert printed(blocks("python", section)[0], tmp_path) == blocks("text", section)[0]
+
+
 def test_the_example_of_keys_runs_as_printed(tmp_path):
     """A submission with a key can be repeated."""
     section = between("keys:", "end of keys")
@@ -557,7 +564,7 @@ def ran(line, folder):
         "text": True,
     }
     words = shlex.split(line)
-    if {"|", "&&", ">"} & set(words):
+    if {"|", "||", "&&", ">"} & set(words):
         process = subprocess.Popen(["sh", "-c", line], env=environment, **options)
     else:  # a fork begins much sooner than an interpreter
         process = fork([words[1:]], environment, **options)
@@ -594,6 +601,29 @@ def test_the_examples_of_commands_run(tmp_path):
     assert (hello, level) == ("hello\n", "debug\n")
     assert others == ["      1 a\n      1 b\n", "2\n", "2\n"]
     assert sorted(orders.splitlines()) == ["order 1", "order 2", "order 3"]
+
+
+def test_the_session_runs(tmp_path):
+    """Each line of README's session succeeds, where one of 50 days fails and another hangs."""
+    (session,) = blocks("sh", between("session:", "end of session"))
+    (tmp_path / "days.txt").write_text("".join(f"{day}\n" for day in range(1, 51)))
+    (tmp_path / "load.sh").write_text(
+        "echo $1; case $1 in 7) exit 3;; 40) exec sleep 1000;; esac\n"
+    )
+    for name in ("clean.sh", "report.sh", "orders.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "pipelines.yml").write_text('pipelines: {"load": {script: "true"}}\n')
+    with JobManager(tmp_path / "jobs.db", slots=4) as jobs:
+        lines = [line.partition("  #")[0].rstrip() for line in session.splitlines()]
+        done = {line: ran(line, tmp_path) for line in lines}
+        jobs.drain(PATIENCE)
+        attempts = {
+            name: [str(job.status) for job in jobs.list_jobs(name=name)]
+            for name in ("day 7", "day 40", "day 50")
+        }
+
+    assert {line: one for line, one in done.items() if one[0] != 0} == {}
+    assert attempts == {"day 7": ["ERROR"] * 2, "day 40": ["STOPPED"], "day 50": ["COMPLETE"]}
 
 
 def test_progress_is_reported_as_shown(tmp_path):

@@ -345,7 +345,10 @@ class Store(NamedTuple):
 def open_manager(ctx: typer.Context) -> Iterator[JobManager]:
     """Open a manager that runs no jobs and leaves a missing or empty file alone."""
     if not os.path.exists(ctx.obj.path):
-        raise StoreError(f"there is no database {ctx.obj.path}: see --db; run and work make one")
+        raise StoreError(
+            f"there is no database {ctx.obj.path}: name another with --db, or create it with run, "
+            "submit or work"
+        )
     with ctx.obj.open(slots=0, create=False) as jobs:
         yield jobs
 

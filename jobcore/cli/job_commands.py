@@ -48,7 +48,7 @@ def _further(jobs: JobManager, job: Job) -> dict[str, Any]:
     if used is not None:
         found["usage"] = (
             f"{used.cpu_seconds:.1f} s of CPU, {used.rss / 2**20:.1f} MiB, "
-            f"{used.processes} processes"
+            f"{used.processes} process{'' if used.processes == 1 else 'es'}"
         )
     if job.pipeline_id is not None:
         try:
