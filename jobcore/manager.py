@@ -43,7 +43,6 @@ from jobcore.errors import (
     PipelineAlreadyRunning,
     StoreError,
 )
-from jobcore.functions import encoding
 from jobcore.functions.call import describe, function_command
 from jobcore.lifecycle import FINAL, JobType, Reason, Status
 from jobcore.models import (
@@ -62,7 +61,6 @@ from jobcore.models import (
     Usage,
     Workspace,
 )
-from jobcore.operations import dropped
 from jobcore.operations.arguments import (
     UNSET,
     Runnable,
@@ -110,7 +108,6 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.pipelines import PipelineOperations
-from jobcore.operations.staging import BatchCreator
 from jobcore.operations.submission import (
     JobCreator,
 )
@@ -245,6 +242,8 @@ class JobManager:
         self._clock = clock or SystemClock()
         self._only_own = only_own
         self._trust_directory = bool(trust_directory)
+        from jobcore.operations import dropped  # noqa: PLC0415 - not at the import of jobcore
+
         open_database = handed_over(Database)
         self._database = open_database(
             path,
@@ -283,6 +282,8 @@ class JobManager:
         self._ownership = ownership = Ownership(directories)
         importer = Importer(self._database, directories, self._clock)
         postponed = Postponement(seconds_of(self._clock))
+        from jobcore.operations.staging import BatchCreator  # noqa: PLC0415 - not at the import of jobcore
+
         self._staging = staging = BatchCreator(self._database, ownership)
         self._creator = JobCreator(self._database, staging, self._clock, ownership)
         self._pipelines = PipelineOperations(self._database, self._clock, self._executors)
@@ -1578,6 +1579,8 @@ class JobManager:
         if stored is None:
             job = self._job(run)  # again: it may have been deleted since
             raise NoResult(job.id, job.status)
+        from jobcore.functions import encoding  # noqa: PLC0415 - loaded by those who need it
+
         try:
             return encoding.decode(*stored)
         except ValueError as error:

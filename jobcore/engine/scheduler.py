@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, Row
@@ -22,9 +22,11 @@ from jobcore import tuning
 from jobcore.clock import Clock, from_datetime, seconds_of, to_datetime
 from jobcore.embedding import failpoints, telemetry
 from jobcore.engine.postponement import Postponement
-from jobcore.schedule import Schedule
 from jobcore.storage import schedules, settlement
 from jobcore.storage.database import Database
+
+if TYPE_CHECKING:
+    from jobcore.schedule import Schedule
 
 #: Pipelines or retries that are read together and written in one transaction.
 AT_ONCE = 100
@@ -276,6 +278,8 @@ class Scheduler:
 
 @lru_cache(maxsize=1024)
 def _schedule(expression: str, time_zone: str) -> Schedule:
+    from jobcore.schedule import Schedule  # noqa: PLC0415 - only for pipelines with a schedule
+
     return Schedule(expression, time_zone)
 
 

@@ -35,7 +35,6 @@ from jobcore.operations.arguments import checked_command, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
 from jobcore.retries import Retries, checked_retries
-from jobcore.schedule import Schedule
 from jobcore.storage import deletion, job_rows, pipelines, workspaces
 from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
@@ -553,6 +552,8 @@ def _next_tick(fields: Mapping[str, Any], now: int) -> dict[str, int | None]:
     }
     if expression is None and time_zone is None:
         return nothing
+    from jobcore.schedule import Schedule  # noqa: PLC0415 - only for pipelines with a schedule
+
     # Check a time zone even if there is no schedule yet.
     schedule = Schedule(
         "@daily" if expression is None else expression, "UTC" if time_zone is None else time_zone

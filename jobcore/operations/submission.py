@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection
@@ -29,10 +29,12 @@ from jobcore.operations.lookup import (
     require_pipeline,
     require_workspace,
 )
-from jobcore.operations.staging import BatchCreator
-from jobcore.storage import attempts, environments, job_rows, settlement, transitions, workspaces
+from jobcore.storage import environments, job_rows, settlement, transitions, workspaces
 from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_FROM
+
+if TYPE_CHECKING:
+    from jobcore.operations.staging import BatchCreator
 
 
 class JobCreator:
@@ -149,6 +151,8 @@ class JobCreator:
             PipelineAlreadyRunning: The pipeline has a QUEUED or RUNNING job.
             DuplicateKey: Another job holds the key.
         """
+        from jobcore.storage import attempts  # noqa: PLC0415 - loaded by those who need it
+
         now, new_id = self._clock.now(), uuid4()
 
         def create(connection: Connection) -> dict[str, Any]:

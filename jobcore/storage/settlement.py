@@ -146,6 +146,10 @@ def _follow_row(connection: Connection, final: Run, now: int) -> bool:
     return False
 
 
+#: A hook runs at least once: one that was lost, as in a power failure, runs again.
+_HOOK_RETRIES = retries.Retries(3, on=("lost",)).to_json()
+
+
 def _queue_hooks(
     connection: Connection, row: Row[Any], pipeline: Row[Any] | None, now: int
 ) -> None:
@@ -176,6 +180,10 @@ def _queue_hooks(
                 name=f"on_{row.status.lower()}",
                 command=command.to_json(),
                 hook_of=row.id,
+                # With the environment that the job had, if it is still stored.
+                env_from=None if row.environment is None else row.env_from,
+                environment=row.environment,
+                retries=_HOOK_RETRIES,
             )
 
 

@@ -322,9 +322,9 @@ _START_JOB = (
         timeout_ms=bindparam("own_timeout_ms"),
         calls_function=bindparam("is_call"),
         owner=bindparam("new_owner"),
-        # Jobs that may be retried keep it, because the retry needs it again.
+        # A retry or a hook of the job needs it again.
         environment=case(
-            (or_(job.c.pipeline_id.is_not(None), job.c.retries.is_not(None)), job.c.environment),
+            (func.coalesce(*(job.c[name] for name in FOLLOWED_UP)).is_not(None), job.c.environment),
             else_=null(),
         ),
         directory_id=bindparam("own_directory_id"),

@@ -17,6 +17,7 @@ from jobcore import (
     function_command,
 )
 from tests.jobfiles import row_of, sql
+from tests.processes import PATIENCE
 from tests.tasks import end, stop
 
 NAMES = ("JOB_ID", "NAME", "STATUS", "REASON", "EXIT_CODE", "SIGNAL", "PIPELINE")
@@ -162,6 +163,29 @@ def test_job_ends_though_its_hooks_are_damaged(jobs, database, damage):
 
     assert ended.status is Status.ERROR
     assert hooks_of(jobs, job) in ([("on_error", ["tell"])], [])
+
+
+def test_hook_has_the_environment_of_its_job(running_jobs, monkeypatch):
+    """A hook of a job with its submitter's environment has that one, also after the start."""
+    monkeypatch.setenv("FROM_SUBMITTER", "here")
+    job = running_jobs.submit(
+        ["true"], env_from="submitter", on_complete=["sh", "-c", "echo $FROM_SUBMITTER"]
+    )
+    monkeypatch.delenv("FROM_SUBMITTER")
+    running_jobs.wait(job.id, PATIENCE)
+    running_jobs.drain(PATIENCE)
+
+    (hook,) = [one for one in running_jobs.list_jobs() if one.hook_of == job.id]
+    assert (hook.status, hook.env_from) == (Status.COMPLETE, "submitter")
+    assert [line.text for line in running_jobs.logs(hook.id)] == ["here"]
+
+
+def test_lost_hook_runs_again(jobs):
+    """A hook that failed by itself does not."""
+    job = end(jobs, jobs.submit(["true"], on_complete=["tell"]))
+    (hook,) = [one for one in jobs.list_jobs() if one.hook_of == job.id]
+
+    assert hook.retries.on == ("lost",)
 
 
 def test_deleted_job_has_no_hooks(jobs):
