@@ -163,11 +163,13 @@ def parse(data: bytes) -> Any:
 
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=refuse)
+        if b"\\u" in data:  # half of a surrogate pair is no text that can be stored
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not valid JSON: {error}") from None
     except RecursionError:
         raise ValueError(f"it is nested deeper than {_DEEPEST} levels") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise ValueError("it is not UTF-8") from None
     level, depth = [value], 0
     while level := [one for one in level if isinstance(one, dict | list)]:

@@ -67,8 +67,9 @@ def test_result_of_a_command_is_what_it_wrote(running_jobs, value):
         ("[" * 101 + "]" * 101, "nested deeper than 100 levels"),
         ("[" * 30_000, "nested deeper than 100 levels"),
         ('"' + "x" * 65_535 + '"', "larger than 65536 bytes"),
+        ('"\\ud800"', "not UTF-8"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_what_is_no_result_is_told_in_the_log(running_jobs, text, why):
     """The status of the job is that of its command."""
