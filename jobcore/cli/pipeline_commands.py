@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -193,6 +194,8 @@ def _workspace(jobs: JobManager, name: str) -> Workspace:
 
 # --- pipelines ----------------------------------------------------------------------
 
+_WIDE = 70  # columns of a terminal that shows when the last run ended
+
 pipeline = command_group(
     "pipeline",
     """
@@ -226,19 +229,30 @@ def list_pipelines(
             return
         last = [next(iter(jobs.list_jobs(pipeline_id=one.id, limit=1)), None) for one in found]
     if output.on_terminal():
-        titles = ("NAME", "SCHEDULE", "NEXT", "LAST", "ENDED", "GROUP", "AFTER")
+        now = datetime.now(timezone.utc)
+        zone = output.zone(now)
+        titles = ("NAME", "SCHEDULE", f"NEXT {zone}", "LAST", f"ENDED {zone}", "GROUP", "AFTER")
         rows = [
             (
                 one.name,
-                *_when(one),
+                *(_short_time(value, now) for value in _when(one)),
                 job and job.status,
-                job and job.end_time,
+                job and _short_time(job.end_time, now),
                 one.group,
                 _after(one),
             )
             for one, job in zip(found, last, strict=True)
         ]
-        output.print_rows(titles, rows)
+        # Empty columns, and the end on a narrow terminal, would take the room of names.
+        wide = output.console().width >= _WIDE
+        used = [
+            column
+            for column in range(7)
+            if column < 4 or (any(row[column] for row in rows) and (wide or column != 4))
+        ]
+        used_titles = [titles[column] for column in used]
+        rows = [tuple(row[column] for column in used) for row in rows]
+        output.print_rows(used_titles, rows)
         return
     output.print_rows(
         (),
@@ -256,6 +270,11 @@ def list_pipelines(
 def _when(one: Pipeline) -> tuple[Any, Any]:
     """Return the schedule and when it is due, for a terminal."""
     return one.schedule, "paused" if one.paused else one.next_tick
+
+
+def _short_time(value: Any, now: datetime) -> Any:
+    """Return a moment without its zone, and other values as they are."""
+    return output.short_time(value, now) if isinstance(value, datetime) else value
 
 
 def _after(one: Pipeline) -> str | None:
@@ -549,7 +568,14 @@ def schedule(
     rows = (
         (one.next_tick, one.name, one.schedule, one.time_zone or "UTC", one.id) for one in found
     )
-    output.print_rows(("NEXT", "PIPELINE", "SCHEDULE", "ZONE", "ID"), rows)
+    if output.on_terminal():  # without the ID, for which a narrow one has no room
+        now = datetime.now(timezone.utc)
+        output.print_rows(
+            (f"NEXT {output.zone(now)}", "PIPELINE", "SCHEDULE", "ZONE"),
+            ((_short_time(moment, now), *others[:3]) for moment, *others in rows),
+        )
+    else:
+        output.print_rows((), rows)
 
 
 def _pipelines(jobs: JobManager, workspace: str | None) -> Iterator[Pipeline]:
