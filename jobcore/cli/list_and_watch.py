@@ -64,7 +64,7 @@ def list_(
     ] = None,
     reason: Annotated[
         list[Reason] | None,
-        typer.Option(metavar="WORD", help="Only jobs that ended so, such as timeout or lost."),
+        typer.Option(metavar="WORD", help="Only jobs with this reason, such as timeout or lost."),
     ] = None,
     exit_code: Annotated[
         list[int] | None,

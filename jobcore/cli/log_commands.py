@@ -86,7 +86,7 @@ def logs(
     grep: Annotated[
         re.Pattern[str] | None,
         typer.Option(
-            parser=_pattern, metavar="REGEX", help="Only lines in which this regular expression is."
+            parser=_pattern, metavar="REGEX", help="Only lines that match this regular expression."
         ),
     ] = None,
     stream: Annotated[
@@ -125,7 +125,7 @@ def logs(
       jobcore logs --format ndjson --sequence 200 3f2a
     """  # noqa: D301
     if sequence is not None and tail is not None:
-        raise CommandError("--sequence and --tail exclude each other")
+        raise CommandError("--sequence and --tail exclude each other: give one of them")
     wanted = Filter(status=status, name=name, group=group, failed=failed)
     kept = _Kept(since, grep, None if not stream else {one.value for one in stream})
     with open_manager(ctx) as jobs:

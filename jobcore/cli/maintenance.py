@@ -109,8 +109,8 @@ def retention(
     """
     Set how long ended jobs are kept; without options, show it.
 
-    Whoever runs the queue removes the others, about once a minute. A rule replaces
-    earlier ones for the same statuses. Fields in a pipe: statuses, seconds, count.
+    Each process that runs the queue removes the others, about once a minute. A rule
+    replaces earlier ones for the same statuses. Fields in a pipe: statuses, seconds, count.
 
     \b
     Examples:
@@ -119,7 +119,7 @@ def retention(
       jobcore retention --off
     """  # noqa: D301
     if off and (keep is not None or number is not None):
-        raise CommandError("--off excludes --keep and --count")
+        raise CommandError("--off excludes --keep and --count: leave them out")
     with open_manager(ctx) as jobs:
         if off or keep is not None or number is not None:
             rules = jobs.set_retention(keep, statuses=status or None, count=number)

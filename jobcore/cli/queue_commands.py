@@ -255,7 +255,7 @@ def set_(
       jobcore set --delay 0 3f2a
     """  # noqa: D301
     if wait is not None and at is not None:
-        raise CommandError("--delay and --at exclude each other")
+        raise CommandError("--delay and --at exclude each other: give one of them")
     given: dict[str, Any] = {
         "priority": priority,
         "not_before": at if wait is None else due_after(wait),

@@ -47,7 +47,7 @@ WithType = Annotated[
 ]
 WithName = Annotated[
     str | None,
-    typer.Option("--name", metavar="GLOB", help="Only jobs with such a name, as in 'load *'."),
+    typer.Option("--name", metavar="GLOB", help="Only jobs whose name matches, such as 'load *'."),
 ]
 InGroup = Annotated[
     str | None, typer.Option("--group", metavar="NAME", help="Only jobs of this group.")
@@ -116,9 +116,9 @@ class Filter:
         if not self.failed:
             return [given]
         if self.status is not None:
-            raise CommandError("--failed and --status exclude each other")
+            raise CommandError("--failed and --status exclude each other: give one of them")
         if self.reasons is not None or self.order is not None:
-            raise CommandError("--failed excludes --reason and --order")
+            raise CommandError("--failed excludes --reason and --order: leave them out")
         return [{**given, "status": Status.ERROR}, {**given, "reason": Reason.TIMEOUT}]
 
 

@@ -70,12 +70,12 @@ def submit(
         typer.Option(
             parser=time_limit,
             metavar="TIME",
-            help="With --key: nor within this time of its creation.",
+            help="With --key: nor until this time after its creation is over.",
         ),
     ] = None,
     after: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Start once this job has ended well; may be given again."),
+        typer.Option(metavar="ID", help="Start after this job is COMPLETE; may be given again."),
     ] = None,
     run_if: Annotated[
         RunIf,
@@ -87,7 +87,9 @@ def submit(
     ] = RunIf.COMPLETE,
     retries: Annotated[
         int,
-        typer.Option(parser=count, metavar="N", help="Try the job again so often if it fails. [0]"),
+        typer.Option(
+            parser=count, metavar="N", help="If the job fails, try it again, up to N times. [0]"
+        ),
     ] = 0,
     retry_delay: Annotated[
         float | None,
@@ -175,7 +177,7 @@ def submit(
     words = command or []
     command_options.require_command(words, stdin)
     if wait is not None and at is not None:
-        raise CommandError("--delay and --at exclude each other")
+        raise CommandError("--delay and --at exclude each other: give one of them")
     if null and each is None:
         raise CommandError("--null needs --each")
     if unique_for is not None and key is None:

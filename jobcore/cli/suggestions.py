@@ -54,7 +54,7 @@ def answer(shell: str, words: Sequence[str]) -> None:
 
     Args:
         shell: `bash`, `zsh` or `fish`, which differ in how they take a description.
-        words: The words of the command line behind `jobcore`, up to the cursor.
+        words: The words of the command line after `jobcore`, up to the cursor.
     """
     for word, about in _offers(_joined(words or [""])):
         line = word
@@ -91,7 +91,7 @@ def _offers(words: Sequence[str]) -> Iterator[_Offer]:
 def _of_words(
     database: str | None, name: str, own: Sequence[str], incomplete: str
 ) -> Iterator[_Offer]:
-    """Return what a command offers behind these words of its own."""
+    """Return what a command offers after these words of its own."""
     last = own[-1] if own else ""
     if name not in commands.MODULES or "--" in own:
         return iter(())

@@ -340,7 +340,7 @@ class Listings:
 
 
 def _place_of(connection: Connection, order: str, number: int) -> Place:
-    """Return the place behind which a page begins."""
+    """Return the place after which a page begins."""
     from jobcore.storage import job_search  # noqa: PLC0415 - loaded by those who need it
 
     if order == "created":

@@ -212,8 +212,8 @@ class Cursor(NamedTuple):
         vain: Whether the last commits did not change the job.
         shown: The unfinished lines that the waiter has received; None: it wants none.
         begin: The number from which `numbered` is complete.
-        numbered: By stream, the number after the last line that the waiter has received. Whoever
-            receives the lines keeps it up to date.
+        numbered: By stream, the number after the last line that the waiter has received. The
+            code that receives the lines keeps it up to date.
     """
 
     run: Run

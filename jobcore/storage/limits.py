@@ -72,7 +72,7 @@ def scopes_of(kind: str, group: str | None) -> list[tuple[str, str]]:
 _STORED = Statement(
     text(
         "SELECT CAST(scope AS BLOB), CAST(name AS BLOB), "
-        # A damaged limit admits no job, because nobody knows how many it should admit.
+        # A damaged limit admits no job, because the right number is unknown.
         "CASE WHEN typeof(slots) IN ('integer', 'null') THEN slots ELSE 0 END, "
         "CASE WHEN typeof(paused) IN ('integer', 'null') THEN paused ELSE 0 END "
         "FROM job_limit ORDER BY scope, name"
