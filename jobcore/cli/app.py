@@ -23,6 +23,8 @@ from jobcore.errors import JobcoreError, StoreError, WaitTimeout
 if TYPE_CHECKING:
     from jobcore.manager import JobManager
 
+#: Errors of files that the user has named; they are shown without an errno.
+_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 #: The framework's class for usage errors. By version, it is click's or typer's own copy of it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 #: For help texts: the possible statuses.
@@ -108,7 +110,8 @@ class _CommandGroup(TyperGroup):
             raise typer.Exit(UNREAD) from None
         except OSError as error:
             # WaitTimeout is a TimeoutError, and so an OSError, too.
-            output.say(str(error))
+            named = type(error) in _FILE_ERRORS and error.filename is not None
+            output.say(f"{error.filename}: {error.strerror}" if named else str(error))
             if isinstance(error, WaitTimeout):
                 raise typer.Exit(TIMED_OUT) from None
             output.give_up_stdout()

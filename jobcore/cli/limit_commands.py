@@ -104,7 +104,10 @@ def limit(
     group = None if kind is not None or whole else stored_text(given.pop(0))
     if len(given) != 1 or (kind is not None and whole):
         raise CommandError("limit needs a group, --type or --file, and a number or none")
-    slots = None if given[0] == "none" else count_from_1(given[0])
+    try:
+        slots = None if given[0] == "none" else count_from_1(given[0])
+    except typer.BadParameter:
+        raise CommandError(f"N must be an integer, 1 or more, or none, not {given[0]!r}") from None
     with open_manager(ctx) as jobs:
         _report(jobs.set_limit(group, slots, type=kind), as_json=as_json)
 

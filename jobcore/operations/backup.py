@@ -29,7 +29,7 @@ def back_up(database: Database, target: str, *, replace: bool) -> Backup:
             f"{path} is the database itself or a part of it: name another file for its backup"
         )
     if os.path.lexists(path) and not replace:
-        raise ArgumentError(f"{path} exists: name another file, or ask to replace it")
+        raise ArgumentError(f"{path} exists: name another file, or pass --force (replace=True)")
     for end in ("-wal", "-journal"):
         if os.path.exists(path + end):
             # SQLite would mix it with the copy.

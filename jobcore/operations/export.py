@@ -308,6 +308,8 @@ class _Reader:
 
 def _record(text: str | bytes) -> tuple[str, dict[str, Any]]:
     record = json.loads(text)
+    if not isinstance(record, dict) or len(record) != 1:
+        raise ValueError("it must be an object with one key")
     ((kind, content),) = record.items()
     if kind not in ("export", "job", "log", "end") or not isinstance(content, dict):
         raise ValueError(f"its kind is {kind!r:.40}")
