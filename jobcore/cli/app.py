@@ -169,6 +169,7 @@ def _misused(error: Any, ctx: Any) -> str:
     """Return the text of a usage error in one line."""
     # Some versions of the framework mention an environment variable that does not exist.
     message = error.format_message().replace(" (env var: 'None')", "")
+    message = message.replace("Value error, ", "")  # some put that before an Enum's words
     words = " ".join(message.split()).rstrip(".")
     return f"{words}; see {(error.ctx or ctx).command_path} --help"
 
