@@ -9,7 +9,8 @@ import pty
 import pytest
 
 from jobcore import Progress
-from jobcore.cli.output import _Pipe, _report, _Row, _share, row_of, without_controls
+from jobcore.cli import output
+from jobcore.cli.output import _Pipe, _report, _Row, row_of, without_controls
 from jobcore.clock import to_datetime
 from jobcore.models import LogLine
 
@@ -61,8 +62,8 @@ def test_progress_in_words(said, share, report):
     done, total, message = said
     progress = Progress(done=done, total=total, message=message, at=to_datetime(0))
 
-    assert (_share(progress), _report(progress)) == (share, report)
-    assert (_share(None), _report(None)) == (None, None)
+    assert (output.share(progress), _report(progress)) == (share, report)
+    assert (output.share(None), _report(None)) == (None, None)
 
 
 @pytest.mark.parametrize(
