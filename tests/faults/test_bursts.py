@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import thread as futures
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 
 import pytest
 
@@ -136,14 +137,24 @@ def burst(chance):
     return [chance.uniform(0, 0.1), *gaps[: chance.randrange(MOST)]]
 
 
-def be_signalled(console, told, _chance):
+def be_signalled(console, told, _chance, begin):
     """Make calls in the main thread until the other process says that its signals are over."""
-    console.go_on_until(lambda: select.select([told], [], [], 0)[0])
+    begun = []
+
+    def ended():
+        if not begun:
+            # Here, where they are caught: the first signal may come before this returns.
+            begun.append(True)
+            begin()
+        return select.select([told], [], [], 0)[0]
+
+    console.go_on_until(ended)
     os.read(told, 1)
 
 
-def be_raised_in(console, _told, chance):
+def be_raised_in(console, _told, chance, begin):
     """Make calls in a thread in which this one raises exceptions."""
+    begin()
     over = threading.Event()
 
     def work():
@@ -227,8 +238,7 @@ def converse(say, database, launcher, slots, crowd, told, work, handler, seeds):
     signal.signal(signal.SIGINT, handler(console))
     for number, seed in enumerate(seeds):
         faulthandler.dump_traceback_later(STUCK, exit=True)
-        say(f"round {number}")
-        work(console, told, random.Random(seed))
+        work(console, told, random.Random(seed), partial(say, f"round {number}"))
         come_to_rest(jobs)
         assert console.strange == [], "\n".join(console.strange)
         assert left_open(database, before) == {}
