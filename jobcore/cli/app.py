@@ -60,14 +60,14 @@ class _CommandGroup(TyperGroup):
         return list(commands.MODULES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, loaded now if it was not; None: there is none of this name."""
+        """Return the command of this name, or None if there is none; load its module if needed."""
         if cmd_name in commands.MODULES and cmd_name not in self.commands:
             commands.load(cmd_name)
             self.commands[cmd_name] = _registered(cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command of these words; an error suggests the one that was meant."""
+        """Return the command that these words call; the error for an unknown one suggests a name."""
         try:
             return super().resolve_command(ctx, args)
         except _UsageError as error:
@@ -259,7 +259,7 @@ def command_group(name: str, about: str) -> _App:
     )
 
     def options(ctx: typer.Context) -> None:
-        del ctx  # the options of the program are all that there is
+        del ctx  # it has only the options of the program
 
     group.callback()(_with_program_options(options))
     app.add_typer(group, name=name, help=inspect.cleandoc(about))

@@ -165,16 +165,17 @@ def require_command(words: Sequence[str], stdin: str | None) -> None:
         )
 
 
-def standard_input(source: str | None, *, hint: bool = True) -> bytes | str | None:
+def standard_input(source: str | None) -> bytes | str | None:
     """
     Return the command's stdin; for `-`, read all of this process's stdin.
 
+    Without a source, a hint is printed if data is waiting in this process's stdin.
+
     Args:
         source: The value of `--stdin`.
-        hint: Whether to print a hint if this process's stdin has data that nobody reads.
     """
     if source != "-":
-        if source is None and hint and _has_data(0):
+        if source is None and _has_data(0):
             output.say("standard input is not read: --stdin gives it to the command")
         return source
     data = sys.stdin.buffer.read(LARGEST + 1)

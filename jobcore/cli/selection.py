@@ -122,11 +122,6 @@ class Filter:
         return [{**given, "status": Status.ERROR}, {**given, "reason": Reason.TIMEOUT}]
 
 
-def has_failed(job: Job) -> bool:
-    """Tell whether a job ended ERROR, or STOPPED by its time-out."""
-    return job.status is Status.ERROR or job.reason is Reason.TIMEOUT
-
-
 def listed(jobs: JobManager, wanted: Filter, before: int | None = None) -> Iterator[Job]:
     """Yield the jobs that pass the filters, newest first or in their order, page by page."""
     if wanted.order is not None:
