@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from uuid import UUID
@@ -67,7 +67,7 @@ class _CommandGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that these words call; the error for an unknown one suggests a name."""
+        """Return the command that these words call; the error for an unknown one has a hint."""
         try:
             return super().resolve_command(ctx, args)
         except _UsageError as error:
@@ -228,10 +228,14 @@ def _with_program_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         inspect.Parameter("utc", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Utc),
     ]
-    signature = signature.replace(parameters=[*signature.parameters.values(), *of_program])
-    verb.__signature__ = signature  # type: ignore[attr-defined]
-    verb.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+    show_parameters(verb, [*signature.parameters.values(), *of_program])
     return verb
+
+
+def show_parameters(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> None:
+    """Let the framework see these parameters in place of those that a wrapper has."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {one.name: one.annotation for one in parameters}
 
 
 app = _App(

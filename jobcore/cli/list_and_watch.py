@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,16 +43,11 @@ class Order(str, Enum):
 
 
 @app.command("list")
+@selection.filters("status", "failed", "kinds", "name", "group", "since", "until")
 def list_(
     ctx: typer.Context,
     *,
-    status: selection.WithStatus = None,
-    failed: selection.Failed = False,
-    kind: selection.WithType = None,
-    name: selection.WithName = None,
-    group: selection.InGroup = None,
-    since: selection.Since = None,
-    until: selection.Until = None,
+    wanted: Filter,
     ended_since: Annotated[
         datetime | None,
         typer.Option(parser=past, metavar="WHEN", help="Only jobs that have ended since then."),
@@ -112,8 +108,11 @@ def list_(
       jobcore list --json --limit 10
     """  # noqa: D301
     with open_manager(ctx) as jobs:
-        wanted = Filter(
-            *(status, kind, name, group, since, until, failed, key, reason, exit_code),
+        wanted = replace(
+            wanted,
+            key=key,
+            reasons=reason,
+            exit_codes=exit_code,
             ended_since=ended_since,
             pipeline_id=None if pipeline is None else _pipeline_id(jobs, pipeline),
             order=None if order is None else order.value,

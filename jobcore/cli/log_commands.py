@@ -55,6 +55,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 @app.command()
+@selection.filters("status", "failed", "name", "group")
 def logs(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -106,10 +107,7 @@ def logs(
         ),
     ] = LogFormat.TEXT,
     every: Annotated[bool, typer.Option("--all", help="The logs of all jobs.")] = False,
-    status: selection.WithStatus = None,
-    failed: selection.Failed = False,
-    name: selection.WithName = None,
-    group: selection.InGroup = None,
+    wanted: Filter,
 ) -> None:
     """
     Print the logs of jobs.
@@ -126,7 +124,6 @@ def logs(
     """  # noqa: D301
     if sequence is not None and tail is not None:
         raise CommandError("--sequence and --tail exclude each other: give one of them")
-    wanted = Filter(status=status, name=name, group=group, failed=failed)
     kept = _Kept(since, grep, None if not stream else {one.value for one in stream})
     with open_manager(ctx) as jobs:
         ids = selection.chosen(jobs, job_ids, wanted, every=every, verb="logs")

@@ -35,16 +35,13 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Return without waiting 
 
 
 @app.command()
+@selection.filters("status", "kinds", "name", "group", "since")
 def stop(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
     *,
     every: selection.All = False,
-    status: selection.WithStatus = None,
-    kind: selection.WithType = None,
-    name: selection.WithName = None,
-    group: selection.InGroup = None,
-    since: selection.Since = None,
+    wanted: Filter,
     grace: StopGrace = None,
     no_wait: NoWait = False,
     as_json: AsJson = False,
@@ -59,7 +56,6 @@ def stop(
       jobcore stop --grace 2 3f2a
       jobcore stop --group load --all
     """  # noqa: D301
-    wanted = Filter(status=status, kinds=kind, name=name, group=group, since=since)
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="stop", among=ACTIVE)
         if found is None:
@@ -81,6 +77,7 @@ def _stop(jobs: JobManager, grace: float | None, job_id: UUID | str) -> Job:
 
 
 @app.command()
+@selection.filters("kinds", "name", "group", "since")
 def cancel(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -88,10 +85,7 @@ def cancel(
     every: Annotated[
         bool, typer.Option("--all", help="All queued jobs; running ones only by their IDs.")
     ] = False,
-    kind: selection.WithType = None,
-    name: selection.WithName = None,
-    group: selection.InGroup = None,
-    since: selection.Since = None,
+    wanted: Filter,
     grace: StopGrace = None,
     no_wait: NoWait = False,
     as_json: AsJson = False,
@@ -106,7 +100,6 @@ def cancel(
       jobcore cancel 3f2a
       jobcore cancel --name 'load *'
     """  # noqa: D301
-    wanted = Filter(kinds=kind, name=name, group=group, since=since)
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="cancel", among=ACTIVE)
         if found is None:
@@ -120,15 +113,13 @@ def cancel(
 
 
 @app.command()
+@selection.filters("kinds", "name", "group", "since")
 def wait(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All queued and running jobs.")] = False,
-    kind: selection.WithType = None,
-    name: selection.WithName = None,
-    group: selection.InGroup = None,
-    since: selection.Since = None,
+    wanted: Filter,
     timeout: Annotated[
         float | None,
         typer.Option(parser=time_limit, metavar="TIME", help="Wait at most this long. [no limit]"),
@@ -147,7 +138,6 @@ def wait(
       jobcore wait --timeout 60 3f2a && echo done
       jobcore wait --group load --all
     """  # noqa: D301
-    wanted = Filter(kinds=kind, name=name, group=group, since=since)
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="wait", among=ACTIVE)
         if found is None:
@@ -160,6 +150,7 @@ def wait(
 
 
 @app.command()
+@selection.filters("kinds", "name", "group", "since")
 def retry(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -171,10 +162,7 @@ def retry(
             help="All jobs that ended ERROR, or STOPPED by their time-out, and were not retried.",
         ),
     ] = False,
-    kind: selection.WithType = None,
-    name: selection.WithName = None,
-    group: selection.InGroup = None,
-    since: selection.Since = None,
+    wanted: Filter,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -189,7 +177,7 @@ def retry(
       jobcore retry 3f2a
       jobcore retry --failed --since 2h
     """  # noqa: D301
-    wanted = Filter(kinds=kind, name=name, group=group, since=since, failed=failed)
+    wanted = replace(wanted, failed=failed)
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=False, verb="retry", among=RETRIABLE)
         if found is None:
@@ -274,18 +262,13 @@ def set_(
 
 
 @app.command()
+@selection.filters("status", "failed", "kinds", "name", "group", "since", "until")
 def delete(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
     *,
     every: selection.All = False,
-    status: selection.WithStatus = None,
-    failed: selection.Failed = False,
-    kind: selection.WithType = None,
-    name: selection.WithName = None,
-    group: selection.InGroup = None,
-    since: selection.Since = None,
-    until: selection.Until = None,
+    wanted: Filter,
 ) -> None:
     """
     Remove jobs with their logs and histories.
@@ -298,13 +281,12 @@ def delete(
       jobcore delete 3f2a
       jobcore delete --failed --until 7d
     """  # noqa: D301
-    wanted = Filter(status, kind, name, group, since, until, failed)
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="delete", unique=True)
         if found is None:
-            if status is None and not failed:
+            if wanted.status is None and not wanted.failed:
                 wanted = replace(wanted, status=sorted(FINAL))
-            elif not set(status or FINAL) <= FINAL:
+            elif not set(wanted.status or FINAL) <= FINAL:
                 raise CommandError("delete by filter takes only COMPLETE, ERROR and STOPPED jobs")
             done, errors = _in_parts(jobs.delete_jobs, wanted), 0
             if output.on_terminal():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from uuid import UUID
 import typer
 
 from jobcore.cli import output
-from jobcore.cli.app import STATUSES, full_id
+from jobcore.cli.app import STATUSES, full_id, show_parameters
 from jobcore.cli.values import past
 from jobcore.errors import CommandError, JobcoreError
 from jobcore.lifecycle import Reason, Status
@@ -37,38 +39,43 @@ JobIds = Annotated[
     ),
 ]
 All = Annotated[bool, typer.Option("--all", help="All jobs for which this can be done.")]
-WithStatus = Annotated[
-    list[Status] | None,
-    typer.Option("--status", case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}."),
-]
-WithType = Annotated[
-    list[str] | None,
-    typer.Option("--type", metavar="TEXT", help="Only jobs of this type; may be given again."),
-]
-WithName = Annotated[
-    str | None,
-    typer.Option("--name", metavar="GLOB", help="Only jobs whose name matches, such as 'load *'."),
-]
-InGroup = Annotated[
-    str | None, typer.Option("--group", metavar="NAME", help="Only jobs of this group.")
-]
-Since = Annotated[
-    datetime | None,
-    typer.Option(
-        "--since",
-        parser=past,
-        metavar="WHEN",
-        help="Only jobs created since then: 2h, 18:30, or '2026-12-01 18:30'.",
-    ),
-]
-Until = Annotated[
-    datetime | None,
-    typer.Option("--until", parser=past, metavar="WHEN", help="Only jobs created before then."),
-]
-Failed = Annotated[
-    bool,
-    typer.Option("--failed", help="Only jobs that ended ERROR, or STOPPED by their time-out."),
-]
+#: The options for filters, by field of `Filter`.
+_OPTIONS: dict[str, Any] = {
+    "status": Annotated[
+        list[Status] | None,
+        typer.Option("--status", case_sensitive=False, metavar="STATUS", help=f"Only {STATUSES}."),
+    ],
+    "failed": Annotated[
+        bool,
+        typer.Option("--failed", help="Only jobs that ended ERROR, or STOPPED by their time-out."),
+    ],
+    "kinds": Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="TEXT", help="Only jobs of this type; may be given again."),
+    ],
+    "name": Annotated[
+        str | None,
+        typer.Option(
+            "--name", metavar="GLOB", help="Only jobs whose name matches, such as 'load *'."
+        ),
+    ],
+    "group": Annotated[
+        str | None, typer.Option("--group", metavar="NAME", help="Only jobs of this group.")
+    ],
+    "since": Annotated[
+        datetime | None,
+        typer.Option(
+            "--since",
+            parser=past,
+            metavar="WHEN",
+            help="Only jobs created since then: 2h, 18:30, or '2026-12-01 18:30'.",
+        ),
+    ],
+    "until": Annotated[
+        datetime | None,
+        typer.Option("--until", parser=past, metavar="WHEN", help="Only jobs created before then."),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,37 @@ class Filter:
         if self.reasons is not None or self.order is not None:
             raise CommandError("--failed excludes --reason and --order: leave them out")
         return [{**given, "status": Status.ERROR}, {**given, "reason": Reason.TIMEOUT}]
+
+
+def filters(*fields: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """
+    Return a decorator that gives a command the options for these fields of `Filter`.
+
+    They stand in the place of the command's parameter `wanted`, which gets the filter.
+    """
+    options = [
+        inspect.Parameter(
+            field,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(Filter, field),
+            annotation=_OPTIONS[field],
+        )
+        for field in fields
+    ]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(*args: Any, **given: Any) -> Any:
+            wanted = Filter(**{field: given.pop(field) for field in fields})
+            return function(*args, wanted=wanted, **given)
+
+        parameters: list[inspect.Parameter] = []
+        for one in inspect.signature(function, eval_str=True).parameters.values():
+            parameters += options if one.name == "wanted" else [one]
+        show_parameters(command, parameters)
+        return command
+
+    return decorate
 
 
 def listed(jobs: JobManager, wanted: Filter, before: int | None = None) -> Iterator[Job]:
