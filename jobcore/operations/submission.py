@@ -222,10 +222,8 @@ def _decided(
     pairs = list(zip(jobs, rows, strict=True))
     made = {row["id"]: row["number"] for job, row in pairs if row["id"] == job["id"]}
     if not made:
-        return list(rows)
-    others = {job["id"]: row["id"] for job, row in pairs if row["id"] != job["id"]}
-    if not made:
         return list(rows)  # other jobs hold all the keys
+    others = {job["id"]: row["id"] for job, row in pairs if row["id"] != job["id"]}
     add_dependencies(connection, made, upstreams, others)
     decided = settlement.decide_new(connection, min(made.values()), max(made.values()), now=now)
     return [decided.get(row["number"], row) for row in rows]
