@@ -1474,7 +1474,7 @@ class JobManager:
         """
         from jobcore.operations import export  # noqa: PLC0415 - loaded by those who need it
 
-        wanted = iter(checked_ids(job_ids))
+        wanted = checked_ids(job_ids, "export_jobs")
 
         def lines() -> Iterator[str]:
             yield export.header(self._clock.now())
@@ -1928,7 +1928,7 @@ class JobManager:
                 is not a number.
         """
         checked_timeout(timeout)
-        ids = checked_ids(job_ids)
+        ids = checked_ids(job_ids, "wait_all")
         jobs: dict[int, Job] = {}
         for job, places in self._completed(ids, timeout):
             jobs.update(dict.fromkeys(places, job))
@@ -2026,7 +2026,7 @@ class JobManager:
         when awaited.
         """
         checked_timeout(timeout)
-        ids = checked_ids(job_ids)
+        ids = checked_ids(job_ids, "wait_all")
         return self._completions(ids, timeout).all(len(ids))
 
     def as_completed_async(

@@ -203,10 +203,10 @@ def checked_one(job_id: T) -> T:
     return job_id
 
 
-def checked_ids(job_ids: Iterable[T], call: str = "wait_all") -> list[T]:
-    """Return the ids of the jobs to wait for; refuse a single id."""
+def checked_ids(job_ids: Iterable[T], call: str) -> list[T]:
+    """Return the ids that a call takes; refuse a single id."""
     if isinstance(job_ids, (str, bytes)) or not isinstance(job_ids, Iterable):
-        raise ArgumentError(f"{call} takes several ids, and wait one: {shown(job_ids)}")
+        raise ArgumentError(f"{call} takes several ids: pass a list, not {shown(job_ids)}")
     return list(job_ids)
 
 
