@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, update
+from sqlalchemy import Connection, Row, select, update
 
 from jobcore import checks
 from jobcore.clock import Clock
@@ -172,8 +172,8 @@ class Importer:
         return self._database.write(create, about=f"job {some[0].id}") if some else 0
 
     def _create(self, connection: Connection, found: _Ended) -> bool:
-        """Create a job and bring it to its end; False: a job has this id."""
-        if job_rows.number_of(connection, found.id) is not None or _is_hidden(connection, found.id):
+        """Create a job and bring it to its end; False: a job has this id, perhaps a hidden one."""
+        if connection.execute(select(job.c.number).where(job.c.id == found.id)).first():
             return False
         facts = found.facts
         place = place_in_workspace(connection, self._workspace_id, self._clock.now())
@@ -244,11 +244,6 @@ def _wait_status(facts: dict[str, Any]) -> int | None:
     if status is None and facts["exit_code"] is not None:
         status = facts["signal"] or facts["exit_code"] << 8
     return status
-
-
-def _is_hidden(connection: Connection, job_id: UUID) -> bool:
-    """Tell whether a job with this id is being deleted, or written by a batch."""
-    return connection.execute(job.select().where(job.c.id == job_id)).first() is not None
 
 
 def _differences(row: Row[Any] | None, facts: dict[str, Any]) -> list[str]:
