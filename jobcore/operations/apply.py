@@ -162,7 +162,7 @@ class PipelineApplier:
             fields = {"name": name, **entry.fields(), **dict.fromkeys(_CHAINS, ())}
             values = self._operations.columns_of(fields, now)
             row = self._operations.insert(connection, workspace_id, values, (), now)
-            usual = {"catch_up": "skip", "late_after": LATE_AFTER, "max_retries": 0, "name": name}
+            usual = {**_MEANT, "max_retries": 0, "name": name}
             new = {
                 field: (None, value)
                 for field, value in _facts(values)
