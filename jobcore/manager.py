@@ -1378,9 +1378,9 @@ class JobManager:
 
     def retention(self) -> list[Retention]:
         """Return the rules of `set_retention`, the oldest first; no rule: all jobs are kept."""
-        from jobcore.operations import policy  # noqa: PLC0415 - loaded by those who need it
+        from jobcore.operations import retention  # noqa: PLC0415 - loaded by those who need it
 
-        return policy.retention(self._database)
+        return retention.rules(self._database)
 
     def set_retention(
         self,
@@ -1410,9 +1410,9 @@ class JobManager:
         Raises:
             ArgumentError: A number is negative or invalid, or a status is unknown or not final.
         """
-        from jobcore.operations import policy  # noqa: PLC0415 - loaded by those who need it
+        from jobcore.operations import retention  # noqa: PLC0415 - loaded by those who need it
 
-        return policy.set_retention(self._database, keep, statuses, count)
+        return retention.set_rules(self._database, keep, statuses, count)
 
     def statistics(self, window: float = 86_400.0) -> Statistics:
         """

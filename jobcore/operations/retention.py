@@ -1,4 +1,4 @@
-"""Reads and changes the retention of the file, which managers with slots keep."""
+"""Reads and changes the retention rules of the file, which managers with slots apply."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from jobcore.storage.database import Database
 from jobcore.storage.settings import Rule
 
 
-def retention(database: Database) -> list[Retention]:
+def rules(database: Database) -> list[Retention]:
     """Return the rules of the file."""
     with database.read() as connection:
         return [_shown(one) for one in settings.retention(connection)]
 
 
-def set_retention(database: Database, keep: Any, statuses: Any, count: Any) -> list[Retention]:
+def set_rules(database: Database, keep: Any, statuses: Any, count: Any) -> list[Retention]:
     """Replace the rules for these statuses; without `keep` and `count`, there is none for them."""
     wanted = FINAL if statuses is None else frozenset(checked_final(statuses))
     if not wanted:
@@ -40,9 +40,9 @@ def set_retention(database: Database, keep: Any, statuses: Any, count: Any) -> l
             for one in settings.retention(connection)
             if one.statuses - wanted
         ]
-        rules = [*others, *([] if rule is None else [rule])]
-        settings.set_retention(connection, rules)
-        return rules
+        changed = [*others, *([] if rule is None else [rule])]
+        settings.set_retention(connection, changed)
+        return changed
 
     return [_shown(one) for one in database.write(change)]
 
