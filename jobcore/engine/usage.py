@@ -11,7 +11,6 @@ from jobcore.engine import orphans
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.procfs import ROOT
 from jobcore.errors import DatabaseBusy, StoreError
-from jobcore.storage import filesystem
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import NewerProtocol, job_directory, pids, process_tree, system_calls
 from jobcore.tuning import READ_PATIENCE
@@ -53,7 +52,7 @@ def measure(directories: Directories, run: Run) -> Measured | None:
     Returns:
         The sums; None: no process of it can be seen from this process.
     """
-    if not run.supervised or run.boot_id != filesystem.boot_id():
+    if not run.supervised or run.boot_id != directories.boot_id:
         return None
     try:
         supervisor = _supervisor_of(directories, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 
 import pytest
 
@@ -75,7 +74,7 @@ def test_processes_of_others_are_never_taken_for_the_job(running_jobs, running, 
         patch.setattr("jobcore.supervisor.system_calls.pid_namespace", lambda: 1)
         assert running_jobs.usage(running.id) is None
     with monkeypatch.context() as patch:
-        patch.setattr("jobcore.engine.usage.filesystem", SimpleNamespace(boot_id=lambda: "another"))
+        patch.setattr(running_jobs._directories, "boot_id", "another")
         assert running_jobs.usage(running.id) is None
     assert running_jobs.usage(running.id) is not None
 
