@@ -67,21 +67,9 @@ class Start:
     """A prepared start: everything that the supervisor needs, and the values for the claim."""
 
     __slots__ = (
-        "body",
-        "boot_id",
-        "calls_function",
-        "command",
-        "cookie",
-        "failure",
-        "grace_ms",
-        "group",
-        "has_environment",
-        "job_id",
-        "name",
-        "number", "parameters", "prepared",
-        "timeout_ms",
-        "token",
-        "type",
+        "body", "boot_id", "calls_function", "command", "cookie", "failure", "grace_ms", "group",
+        "has_environment", "job_id", "name", "number", "parameters", "prepared", "timeout_ms",
+        "token", "type",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +78,8 @@ class Start:
         self.number: int = row.number
         self.type: str = row.type
         self.group: str | None = row.group_name
-        self.command: str | None = row.command  # as it was read, as the next one
+        # As read: the claim fails if they have changed since.
+        self.command: str | None = row.command
         self.parameters: str | None = row.parameters
         self.has_environment = row.environment is not None  # its submitter's, in the database
         self.job_id = row.id
