@@ -448,10 +448,10 @@ class Recovery:
 
     def _never_started(self, run: Run, directory: int) -> bool:
         """Tell whether it is proven that the command was not started."""
+        if self._directories.boot_id is None:
+            return False  # a power failure may have removed the files
         return (
-            self._directories.boot_id
-            is not None  # otherwise a power failure may have removed the files
-            and self._is_of_this_boot(run)
+            self._is_of_this_boot(run)
             and self._directories.is_directory_of(directory, run.directory_id)
             and job_directory.is_unstarted(directory, run.token or "")
             and job_directory.RUN not in os.listdir(directory)
@@ -512,7 +512,7 @@ class Recovery:
 
     def decide(self, *, everything: bool = False) -> None:
         """
-        Decide the dependencies of ended jobs that are left from the transactions that settled them.
+        Decide the dependencies on ended jobs that the settling transactions have left open.
 
         Args:
             everything: Decide all of them. If false, do a few steps, so that jobs can start.
@@ -529,7 +529,7 @@ class Recovery:
             return bool(dependencies.listed(connection, 1))
 
     def _decide_soon(self, run: Run, patience: float | None) -> Run | None:
-        """Decide some of what is left: perhaps no manager with slots is there to do it."""
+        """Decide some of these, because there may be no manager with slots to do it."""
         if not self._is_undecided():
             return run
         self._decide_some(patience)
