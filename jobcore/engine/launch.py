@@ -311,6 +311,8 @@ class Launch:
         Raises:
             StoreError, OSError: It cannot be read or written now.
         """
+        if row.run_if is None and row.pipeline_id is None:
+            return {}  # most jobs: save each start a read
         with self._database.read() as connection:
             results = settlement.results_for(connection, row.number)
             state = None
