@@ -138,7 +138,8 @@ def _follow_row(connection: Connection, final: Run, now: int) -> bool:
     if row.deleted_at is not None:
         return False
     if row.type not in _LAST:
-        if _is_retried(row, pipeline) and _retry(connection, row, pipeline, now):
+        policy = _retries_of(row, pipeline)
+        if policy is not None and _is_retried(row, policy) and _retry(connection, row, policy, now):
             return True
         if pipeline is not None and row.status == Status.COMPLETE:
             _trigger(connection, pipeline.id, now)
@@ -272,9 +273,8 @@ def decide_listed(connection: Connection, *, now: int) -> bool:
 _LAST = frozenset({JobType.PIPELINE_CONFIG, JobType.PIPELINE_VERIFY})
 
 
-def _is_retried(row: Row[Any], pipeline: Row[Any] | None) -> bool:
-    policy = _retries_of(row, pipeline)
-    return policy is not None and retries.allows(
+def _is_retried(row: Row[Any], policy: Retries) -> bool:
+    return retries.allows(
         policy,
         Status(row.status),
         Reason(row.reason),
@@ -324,15 +324,14 @@ def _tell_damaged(pipeline: str, error: Exception) -> None:
     telemetry.event(logging.ERROR, "pipeline not triggered", pipeline=pipeline, error=str(error))
 
 
-def _retry(connection: Connection, row: Row[Any], pipeline: Row[Any] | None, now: int) -> bool:
+def _retry(connection: Connection, row: Row[Any], policy: Retries, now: int) -> bool:
     """
     Queue the next attempt; while it waits for its time, its pipeline starts no other job.
 
     Returns:
         False: the pipeline has another active job, so there is no retry.
     """
-    policy = _retries_of(row, pipeline)
-    delay = 0.0 if policy is None else retries.delay_after(policy, row.attempt, row.id)
+    delay = retries.delay_after(policy, row.attempt, row.id)
     try:
         made = take_over(connection, row, now=now, not_before=now + round(delay * 1e6))
     except (PipelineAlreadyRunning, DuplicateKey):
