@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -23,6 +24,7 @@ from jobcore.supervisor import (
     stop_requests,
     system_calls,
     termination,
+    values,
 )
 from tests.jobfiles import stored_run
 from tests.processes import descriptors, until
@@ -228,6 +230,26 @@ def test_stop_request_that_cannot_be_read_is_a_stop(tmp_path):
     assert (found.grace, found.words) == (0.01, "stopping: asked by me")
     assert requests.take() is None
     requests.close()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "no descriptor"), ImportError("gone")])
+def test_value_that_cannot_be_checked_now_is_handed_over(monkeypatch, error):
+    """The job keeps its exit record, and the value is checked again before it is stored."""
+
+    class Finder:
+        def find_spec(self, *_args):
+            raise error
+
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    value = values.ValueReader(values.RESULT, reader)
+    os.write(writer, b'{"rows": 3}')
+    os.close(writer)
+    value.end()
+    monkeypatch.delitem(sys.modules, "json")
+    monkeypatch.setattr(sys, "meta_path", [Finder()])
+
+    assert value.value() == b'{"rows": 3}'
 
 
 # --- the host ---------------------------------------------------------------------
