@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from jobcore.supervisor.spool import NO_SPACE
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 #: Errors that pass. The limit of `ulimit -f` is none: the file would stay too large for ever.
 _PASSING = tuple(number for number in NO_SPACE if number != errno.EFBIG)
-_TYPE, _REGULAR = 0o170000, 0o100000  # bits of a mode, which saves importing `stat`
 
 
 class OutputFile:
@@ -50,7 +50,7 @@ class OutputFile:
         finally:
             os.umask(before)
         try:
-            if os.fstat(self._descriptor).st_mode & _TYPE != _REGULAR:
+            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
             os.ftruncate(self._descriptor, 0)
         except BaseException:

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 
 from jobcore.supervisor import frames, progress, system_calls, values
@@ -60,7 +61,6 @@ _LAST = 0xFFFFFFFF
 _SIZE = struct.pack("4H", 24, 80, 0, 0)  # lines and columns of a terminal
 _END_OF_INPUT = b"\x04"  # the character that stands for it, as Ctrl-D
 _ABOVE = 10  # the least number that no descriptor of a command gets
-_TYPE, _DIRECTORY = 0o170000, 0o040000  # bits of a mode, which saves importing `stat`
 
 # Created at import, so that the child has less to do and copies less memory.
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -505,6 +505,6 @@ def _exec(program: Program) -> tuple[str, int]:
 def _look(path: bytes) -> int:
     """Return 0 if the path exists and is not a directory, or else why not, as an errno."""
     try:
-        return errno.EISDIR if os.stat(path).st_mode & _TYPE == _DIRECTORY else 0
+        return errno.EISDIR if stat.S_ISDIR(os.stat(path).st_mode) else 0
     except OSError as error:
         return error.errno or errno.ENOENT

@@ -8,6 +8,7 @@ with a descriptor that `poll` can wait for.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
@@ -22,7 +23,6 @@ else:
 #: Sender pids of a service manager: pid 1, or 0 for a process outside our pid namespace. The
 #: service manager of a user has another pid.
 _MANAGERS = (0, 1)
-_TYPE, _REGULAR = 0o170000, 0o100000  # bits of a mode, which saves importing `stat`
 _SIZE = 128  # bytes of a `struct signalfd_siginfo`
 _SENDER = slice(12, 16)  # the sender's pid in it
 
@@ -113,7 +113,7 @@ class StopRequests:
             facts = os.stat(job_directory.STOP, dir_fd=self._directory, follow_symlinks=False)
         except OSError:
             return False
-        return facts.st_mode & _TYPE == _REGULAR
+        return stat.S_ISREG(facts.st_mode)
 
     def close(self) -> None:
         """Close the FIFO."""
