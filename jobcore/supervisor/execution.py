@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from jobcore.supervisor.capture import ProgressReader
     from jobcore.supervisor.host_channel import HostChannel
     from jobcore.supervisor.request import Request
     from jobcore.supervisor.spawn import Child, Program
@@ -376,11 +377,9 @@ class Execution:
         self._report = child.report
         self.watch.add(child.report, self._hear_report)
         self._capture.progress.add(child.reports)
-        self.watch.add(child.reports, self._read_progress)
-        for name, descriptor in child.values.items():
-            value = ValueReader(name, descriptor)
-            self._values.append(value)
-            self.watch.add(descriptor, lambda one=value: self._read_value(one))  # type: ignore[misc]
+        self._values = [ValueReader(name, one) for name, one in child.values.items()]
+        for reader in self._readers_apart():
+            self.watch.add(reader.descriptor, lambda one=reader: self._read_apart(one))  # type: ignore[misc]
         for descriptor, stream in child.outputs:
             self._capture.add(descriptor, stream, child.terminal)
         self._read_on()
@@ -461,15 +460,14 @@ class Execution:
         if not self._capture.held and not self._capture.read(descriptor):
             self.watch.forget(descriptor)
 
-    def _read_progress(self) -> None:
-        # Even while output is held: only the latest report is kept, in memory.
-        descriptor = self._capture.progress.descriptor
-        if not self._capture.progress.read():
-            self.watch.forget(descriptor)
+    def _readers_apart(self) -> list[ProgressReader | ValueReader]:
+        """Return the readers of the pipes that are not its output."""
+        return [self._capture.progress, *self._values]
 
-    def _read_value(self, value: ValueReader) -> None:
-        descriptor = value.descriptor
-        if not value.read():
+    def _read_apart(self, reader: ProgressReader | ValueReader) -> None:
+        # Even while output is held: only the latest report and the values are kept, in memory.
+        descriptor = reader.descriptor
+        if not reader.read():
             self.watch.forget(descriptor)
 
     def _read_on(self) -> None:
@@ -539,16 +537,18 @@ class Execution:
         Returns:
             The values that a COMPLETE command hands over, by name. Invalid ones are logged.
         """
-        self.watch.forget(self._capture.progress.descriptor)
-        self._capture.progress.end()
+        for reader in self._readers_apart():
+            self.watch.forget(reader.descriptor)
+            reader.end()
         if self._capture.copy is not None:
             self._capture.copy.finish()
+        tree, termination = self._tree, self._termination
+        if tree is None or termination is None:
+            return []
+        if tree.status != 0 or termination.reason != "exited":
+            return []
         handed = []
         for one in self._values:
-            self.watch.forget(one.descriptor)
-            one.end()
-            if self._tree is None or self._tree.status != 0 or not self._ended_by_itself():
-                continue
             try:
                 value = one.value()
             except ValueError as error:
@@ -559,9 +559,6 @@ class Execution:
                 if value is not None:
                     handed.append((one.name, value))
         return handed
-
-    def _ended_by_itself(self) -> bool:
-        return self._termination is not None and self._termination.reason == "exited"
 
     def _verdict(self) -> job_directory.ExitRecord:
         spool = self._spool

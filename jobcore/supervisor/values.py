@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from jobcore.supervisor.capture import read_now
 from jobcore.supervisor.result_file import HANDED, RESULT, STATE, parse
 
 #: The variables with the numbers of the descriptors.
@@ -54,8 +55,6 @@ class ValueReader:
     def end(self) -> None:
         """Read what the pipe contains now, and close it."""
         if self.descriptor >= 0:
-            from jobcore.supervisor.capture import read_now  # noqa: PLC0415 - hosts do not need it
-
             for data in read_now(self.descriptor):
                 self._take(data)
             self.close()
