@@ -155,9 +155,9 @@ STAGED_TEXT = 2**20
 #: long read transaction keeps the write-ahead log from being truncated.
 PRUNED_FROM_AT_ONCE = 20_000
 
-#: Seconds between two looks for jobs that the retention of the file no longer keeps.
+#: Seconds between two searches for jobs that the file's retention no longer keeps.
 RETENTION_PAUSE = 60.0
-#: Jobs of which a look examines the ends in one read; it takes about 5 ms.
+#: Jobs that such a search examines in one read, which takes about 5 ms.
 EXAMINED_AT_ONCE = 1000
 
 # --- the end of a manager -----------------------------------------------------

@@ -31,7 +31,7 @@ _REPORT_BEGINS = b"\n" + progress.PREFIX
 #: Nanoseconds. A line that took less time gets the time of its end, so that it can share a frame
 #: with the lines that were read with its end.
 _AT_ONCE_NS = 250_000_000
-#: More bytes than the kernel keeps between the two ends of a terminal.
+#: Bytes; more than the kernel buffers between the two ends of a terminal.
 _MOST_IN_TERMINAL = 1024 * 1024
 
 
@@ -284,7 +284,7 @@ class Capture:
 
     @property
     def errno(self) -> int:
-        """The reason for that, as an errno."""
+        """Why they must not be read, as an errno."""
         return self.spool.errno if self.spool.held or self.copy is None else self.copy.errno
 
     def flush(self) -> bool:

@@ -1,4 +1,4 @@
-"""Copies the command's stdout to a file of the user's, byte for byte."""
+"""Copies the command's stdout to a file that the user chose, byte for byte."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Errors that pass. The limit of `ulimit -f` is none: the file would stay too large for ever.
+#: Errors that may pass. EFBIG is not among them: a file at the limit of `ulimit -f` stays there.
 _PASSING = tuple(number for number in NO_SPACE if number != errno.EFBIG)
 
 
@@ -91,7 +91,7 @@ class OutputFile:
             os.fsync(self._descriptor)
         except OSError as error:
             self.errno = error.errno or 0
-            if self.errno not in (errno.EINVAL, errno.EROFS):  # it cannot be synced at all
+            if self.errno not in (errno.EINVAL, errno.EROFS):  # these: it cannot be synced at all
                 self._fail()
         self.close()
 

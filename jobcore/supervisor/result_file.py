@@ -1,9 +1,9 @@
 """
 The files in the job directory that contain values: results, and the state of a pipeline.
 
-A function writes its result before it exits with 0; what a command hands over is written by its
-supervisor, before the exit record. The process that settles the job reads them. The header contains
-length and CRC, and an incomplete file counts as no file.
+A function writes its result itself, before it exits with 0. The supervisor of a command writes what
+the command has handed over, before the exit record. The process that settles the job reads the
+files. The header contains length and CRC, and an incomplete file counts as no file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LARGEST = 4 * 2**20
 #: Maximum bytes of the JSON texts that a command hands over. A result is for facts about the job,
 #: not for its payload. The state of a pipeline may have an entry for each of many tables.
 HANDED = {RESULT: 64 * 1024, STATE: 1024 * 1024}
-#: The deepest nesting. The reader's stack may be fuller than the one of the check.
+#: The deepest nesting. A reader may have less of its stack left than the process that checked.
 _DEEPEST = 100
 
 #: Errors of `open` that mean that there is no result. Other errors, such as a lack of
@@ -163,7 +163,7 @@ def parse(data: bytes) -> Any:
 
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=refuse)
-        if b"\\u" in data:  # half of a surrogate pair is no text that can be stored
+        if b"\\u" in data:  # half of a surrogate pair cannot be stored
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not valid JSON: {error}") from None

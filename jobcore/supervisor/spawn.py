@@ -59,8 +59,8 @@ _PR_SET_PDEATHSIG = 1
 _CLOSE_RANGE = 436  # the same on every architecture but alpha
 _LAST = 0xFFFFFFFF
 _SIZE = struct.pack("4H", 24, 80, 0, 0)  # lines and columns of a terminal
-_END_OF_INPUT = b"\x04"  # the character that stands for it, as Ctrl-D
-_ABOVE = 10  # the least number that no descriptor of a command gets
+_END_OF_INPUT = b"\x04"  # Ctrl-D
+_ABOVE = 10  # above the numbers of all descriptors that a command gets
 
 # Created at import, so that the child has less to do and copies less memory.
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -366,7 +366,7 @@ class _Start:
         given: dict[int, int],
         report: int,
         oom_score: bytes | None,
-        control: int = 0,
+        control: int,
     ) -> None:
         self.control = control  # the ioctl that gives a session its terminal; 0: it has none
         self.given = given  # descriptors by their number in the command; negative: inherit
@@ -405,7 +405,7 @@ def _come_clean(start: _Start) -> None:
     # A process group, but no session, unless it has a terminal. The first terminal that a session
     # leader opens becomes its controlling terminal, and closing that would end the command.
     if start.control:
-        os.setsid()  # it has a group of its own, too
+        os.setsid()  # this creates a process group, too
     else:
         os.setpgid(0, 0)
     _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)

@@ -62,7 +62,7 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
         _come_to_rest(work, jobs, deadline, patience)
         moment = work.next_moment()
         if moment is not None:
-            end = work.next_expiry()  # alone it is no work
+            end = work.next_expiry()  # an expiry alone is no reason to go on
             work.clock.advance_to(moment if end is None else min(moment, end))
         elif work.has_work():
             names = ", ".join(work.names())

@@ -42,7 +42,7 @@ class ScriptedProcesses(ProcessTree):
         Args:
             script: The script.
             clock: The clock for its pauses.
-            program: The program in whose place it is played, with its pipes.
+            program: The program that the script replaces. It determines the pipes.
 
         Raises:
             OSError: Too few file descriptors are free.
@@ -238,7 +238,7 @@ class ScriptedMachine(Machine):
 
     def spawn(self, program: Program, *, directory: int, oom_score: bytes | None) -> Child:
         """
-        Begin to process the script in place of the command.
+        Start the script in place of the command.
 
         Raises:
             StartError: There is no script, or too few file descriptors are free.
