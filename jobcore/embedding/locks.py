@@ -184,12 +184,13 @@ class Bell:
         No wake-up is lost: a thread that begins to wait later calls `is_done` itself.
         """
         for waiting in self._waiting.copy():
-            if waiting[1]():
+            lock, is_done = waiting
+            if is_done():
                 try:
                     self._waiting.remove(waiting)
                 except ValueError:
                     continue  # another thread rings at the same time, or it has given up
-                waiting[0].release()
+                lock.release()
 
     @property
     def is_waited_for(self) -> bool:
