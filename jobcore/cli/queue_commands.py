@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from jobcore.cli import foreground, output, selection
+from jobcore.cli import command_options, due_time, foreground, output, selection
 from jobcore.cli.app import AsJson, app, full_id, open_manager
 from jobcore.cli.selection import Filter
-from jobcore.cli.submit_commands import due_after
-from jobcore.cli.values import delay, integer, moment, stored_text, time_limit
+from jobcore.cli.values import delay, integer, time_limit
 from jobcore.errors import CommandError, JobNotRunning
 from jobcore.lifecycle import ACTIVE, FINAL, RETRIABLE, Status
 
@@ -211,23 +209,9 @@ def set_(
         int | None,
         typer.Option(parser=integer, metavar="N", help="Jobs with a higher number start first."),
     ] = None,
-    wait: Annotated[
-        float | None,
-        typer.Option(
-            "--delay", parser=delay, metavar="TIME", help="Start not before this time is over."
-        ),
-    ] = None,
-    at: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=moment,
-            metavar="MOMENT",
-            help="Start not before it: 18:30, or '2026-12-01 18:30'.",
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
-    ] = None,
+    wait: due_time.Delay = None,
+    at: due_time.At = None,
+    name: command_options.Name = None,
     timeout: Annotated[
         float | None,
         typer.Option(parser=time_limit, metavar="TIME", help="Stop the job after this time."),
@@ -242,11 +226,9 @@ def set_(
       jobcore set --priority 10 3f2a
       jobcore set --delay 0 3f2a
     """  # noqa: D301
-    if wait is not None and at is not None:
-        raise CommandError("--delay and --at exclude each other: give one of them")
     given: dict[str, Any] = {
         "priority": priority,
-        "not_before": at if wait is None else due_after(wait),
+        "not_before": due_time.chosen(wait, at),
         "name": name,
         "timeout": timeout,
     }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from jobcore.cli import command_options, output
+from jobcore.cli import command_options, due_time, output
 from jobcore.cli import each as each_line
 from jobcore.cli.app import AsJson, app, full_id
-from jobcore.cli.values import count, delay, integer, moment, stored_text, time_limit
+from jobcore.cli.values import count, delay, integer, stored_text, time_limit
 from jobcore.command import DEFAULT_GRACE, Command, current_umask
 from jobcore.errors import CommandError
 from jobcore.lifecycle import ACTIVE
@@ -107,20 +106,8 @@ def submit(
             help="Retry after error, timeout or lost; may be given again. [error and lost]",
         ),
     ] = None,
-    wait: Annotated[
-        float | None,
-        typer.Option(
-            "--delay", parser=delay, metavar="TIME", help="Start not before this time is over."
-        ),
-    ] = None,
-    at: Annotated[
-        datetime | None,
-        typer.Option(
-            parser=moment,
-            metavar="MOMENT",
-            help="Start not before it: 18:30, or '2026-12-01 18:30'.",
-        ),
-    ] = None,
+    wait: due_time.Delay = None,
+    at: due_time.At = None,
     expires: Annotated[
         float | None,
         typer.Option(
@@ -176,15 +163,13 @@ def submit(
     """  # noqa: D301
     words = command or []
     command_options.require_command(words, stdin)
-    if wait is not None and at is not None:
-        raise CommandError("--delay and --at exclude each other: give one of them")
+    due = due_time.chosen(wait, at)
     if null and each is None:
         raise CommandError("--null needs --each")
     if unique_for is not None and key is None:
         raise CommandError("--unique-for needs --key")
     if run_if is not RunIf.COMPLETE and not after:
         raise CommandError("--run-if needs --after")
-    due = at if wait is None else due_after(wait)
     queued: dict[str, Any] = {
         "run_if": run_if.value,
         "on_complete": _scripts(on_complete),
@@ -255,14 +240,6 @@ def _retries(most: int, pause: float | None, on: list[RetryOn] | None) -> Retrie
 
 def _scripts(texts: list[str] | None) -> list[Command] | None:
     return [Command(text, shell=True) for text in texts] if texts else None
-
-
-def due_after(seconds: float) -> datetime:
-    """Return the moment that is so many seconds from now."""
-    try:
-        return datetime.now(timezone.utc) + timedelta(seconds=seconds)
-    except OverflowError:
-        raise CommandError(f"--delay is too long: {seconds:g} s") from None
 
 
 def _filled(text: str | None, item: str) -> str | None:

@@ -1,0 +1,36 @@
+"""When a queued job may start: the options `--delay` and `--at`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Annotated
+
+import typer
+
+from jobcore.cli.values import delay, moment
+from jobcore.errors import CommandError
+
+Delay = Annotated[
+    float | None,
+    typer.Option(
+        "--delay", parser=delay, metavar="TIME", help="Start not before this time is over."
+    ),
+]
+At = Annotated[
+    datetime | None,
+    typer.Option(
+        parser=moment, metavar="MOMENT", help="Start not before it: 18:30, or '2026-12-01 18:30'."
+    ),
+]
+
+
+def chosen(wait: float | None, at: datetime | None) -> datetime | None:
+    """Return the moment that `--delay` or `--at` gives; None if neither was given."""
+    if wait is None:
+        return at
+    if at is not None:
+        raise CommandError("--delay and --at exclude each other: give one of them")
+    try:
+        return datetime.now(timezone.utc) + timedelta(seconds=wait)
+    except OverflowError:
+        raise CommandError(f"--delay is too long: {wait:g} s") from None
