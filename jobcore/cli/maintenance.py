@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
-from jobcore.cli import foreground, output
+from jobcore.cli import foreground, output, selection
 from jobcore.cli.app import AsJson, app, full_id, open_manager
 from jobcore.cli.values import age, count
 from jobcore.errors import CommandError
@@ -17,8 +18,16 @@ from jobcore.lifecycle import FINAL, Status
 
 if TYPE_CHECKING:
     from jobcore.models import Statistics
-#: The number of jobs that are listed at once.
-PAGE = 1000
+
+FinalStatus = Annotated[
+    list[Status] | None,
+    typer.Option(
+        "--status",
+        case_sensitive=False,
+        metavar="STATUS",
+        help="Only COMPLETE, ERROR or STOPPED, in any case; may be given again. [all three]",
+    ),
+]
 
 
 @app.command()
@@ -33,14 +42,7 @@ def prune(
             help="Only jobs that ended at least this long ago: 90s, 15m, 12h, 30d.",
         ),
     ],
-    status: Annotated[
-        list[Status] | None,
-        typer.Option(
-            case_sensitive=False,
-            metavar="STATUS",
-            help="Only COMPLETE, ERROR or STOPPED, in any case; may be given again. [all three]",
-        ),
-    ] = None,
+    status: FinalStatus = None,
     keep: Annotated[
         int | None,
         typer.Option(parser=count, metavar="N", help="Keep the newest N of them, however old."),
@@ -95,14 +97,7 @@ def retention(
             "--count", parser=count, metavar="N", help="Keep the newest N of them, however old."
         ),
     ] = None,
-    status: Annotated[
-        list[Status] | None,
-        typer.Option(
-            case_sensitive=False,
-            metavar="STATUS",
-            help="Only COMPLETE, ERROR or STOPPED, in any case; may be given again. [all three]",
-        ),
-    ] = None,
+    status: FinalStatus = None,
     off: Annotated[bool, typer.Option("--off", help="Keep them for ever.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -176,14 +171,7 @@ def export(
         list[str] | None, typer.Argument(metavar="[ID...]", help="The jobs. [all that match]")
     ] = None,
     *,
-    status: Annotated[
-        list[Status] | None,
-        typer.Option(
-            case_sensitive=False,
-            metavar="STATUS",
-            help="Only COMPLETE, ERROR or STOPPED, in any case; may be given again. [all three]",
-        ),
-    ] = None,
+    status: FinalStatus = None,
     commands: Annotated[
         bool,
         typer.Option(
@@ -203,14 +191,12 @@ def export(
       jobcore export --status ERROR | jq -r 'select(.log) | .log.text'
     """  # noqa: D301
     with open_manager(ctx) as jobs:
+        wanted: Sequence[UUID | str]
         if job_ids:
             wanted = [full_id(jobs, one) for one in job_ids]
         else:
-            wanted, before = [], None
-            while page := jobs.list_jobs(status=status or FINAL, limit=PAGE, before=before):
-                wanted += [one.id for one in page]
-                before = page[-1].number
-            wanted.reverse()
+            ended = selection.Filter(status=status or sorted(FINAL))
+            wanted = [job.id for job in selection.listed(jobs, ended)][::-1]
         output.note_damage(jobs.list_damaged_rows())
         output.print_lines(jobs.export_jobs(wanted, with_commands=commands))
 
