@@ -125,9 +125,11 @@ def retention(
     if as_json:
         output.print_json(rules)
         return
-    rows = [(", ".join(one.statuses), one.keep, one.count) for one in rules]
-    output.print_rows(("STATUSES", "SECONDS", "COUNT"), rows)
-    if not rows and output.on_terminal():
+    on_terminal = output.on_terminal()
+    shown = output.span if on_terminal else float  # a pipe gets seconds
+    rows = [(", ".join(one.statuses), shown(one.keep), one.count) for one in rules]
+    output.print_rows(("STATUSES", "KEEP", "COUNT"), rows)
+    if not rows and on_terminal:
         output.say("all jobs are kept")
 
 

@@ -12,7 +12,7 @@ from jobcore import ArgumentError, JobManager, Status
 from jobcore.engine import retention as engine
 from jobcore.engine.retention import RetentionChore
 from jobcore.testing import ManualClock
-from tests.integration.verbs_harness import in_a_pipe
+from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
 from tests.processes import until
 from tests.tasks import end
 
@@ -231,3 +231,12 @@ def test_retention_on_the_command_line(jobs, database):
     assert texts[2].splitlines()[1] == f"ERROR\t{90 * DAY}\t5"
     assert json.loads(texts[3])[1] == {"statuses": ["ERROR"], "keep": 90 * DAY, "count": 5}
     assert (texts[4], err, jobs.retention()) == ("", "", [])
+
+
+def test_terminal_shows_retention_in_days(jobs, database):
+    """As one types it, not in seconds."""
+    jobs.set_retention("30d")
+    (shown,) = on_a_terminal(database, [["retention"]])
+
+    assert "30d" in shown
+    assert str(int(30 * DAY)) not in shown
