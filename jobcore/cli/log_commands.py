@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
@@ -188,15 +189,29 @@ class _Shown:
         self._times = times
         self._sequence = sequence
         self._tail = tail
+        self._titles = 0  # printed so far
 
-    def one(self, job: Job, *, follow: bool = False) -> None:
-        """Print one log: byte for byte, unless lines are chosen or have marks."""
+    def one(
+        self, job: Job, *, follow: bool = False, title: Callable[[], None] | None = None
+    ) -> None:
+        """
+        Print one log: byte for byte, unless lines are chosen or have marks.
+
+        Args:
+            job: The job.
+            follow: Wait for more lines until the job has ended.
+            title: Prints what comes before the log. If lines are chosen, it is called only if
+                the log has one.
+        """
+        if title is not None and self._kept.all:
+            title()
+            title = None
         if self._kept.all and not (self._times and not self._ndjson):
             printer = output.LogPrinter(self._sequence, ndjson=self._ndjson)
             if self._tail is not None:
                 _print_tail(self._jobs, job.id, self._tail, printer)
         else:
-            printer = self._marked("", None)
+            printer = self._marked("", None, title=title)
             self._print_last(job, printer)
         if follow:
             foreground.watch(self._jobs, job.id, printer)
@@ -205,19 +220,21 @@ class _Shown:
 
     def in_turn(self, found: Iterable[Job]) -> None:
         """Print several logs, each under a title."""
-        between = ""
         for job in found:
             if self._ndjson:
                 printer = self._marked("", job)
                 self._print_last(job, printer)
                 if self._tail is None:
                     printer.print(self._jobs.logs(job.id, printer.next_sequence))
-                continue
-            what = output.what(job)
-            title = f"{between}==> #{job.number}{f' {what}' if what else ''} <=="
-            output.print_lines(output.without_controls(line) for line in title.split("\n"))
-            self.one(job)
-            between = "\n"
+            else:
+                self.one(job, title=partial(self._print_title, job))
+
+    def _print_title(self, job: Job) -> None:
+        what = output.what(job)
+        title = f"==> #{job.number}{f' {what}' if what else ''} <=="
+        lines = [*([""] if self._titles else []), *title.split("\n")]
+        output.print_lines(map(output.without_controls, lines))
+        self._titles += 1
 
     def together(self, found: list[Job]) -> None:
         """Print the lines of several jobs as they come, until all have ended."""
@@ -226,7 +243,7 @@ class _Shown:
         errors: list[BaseException] = []
 
         def show(job: Job) -> None:
-            printer = self._marked(f"#{job.number:<{width}} | ", job, lock)
+            printer = self._marked(f"#{job.number:<{width}} | ", job, lock=lock)
             try:
                 self._print_last(job, printer)
                 foreground.watch(self._jobs, job.id, printer)
@@ -242,7 +259,12 @@ class _Shown:
             raise errors[0]
 
     def _marked(
-        self, mark: str, job: Job | None, lock: threading.Lock | None = None
+        self,
+        mark: str,
+        job: Job | None,
+        *,
+        lock: threading.Lock | None = None,
+        title: Callable[[], None] | None = None,
     ) -> _MarkedPrinter:
         return _MarkedPrinter(
             self._sequence,
@@ -252,6 +274,7 @@ class _Shown:
             ndjson=self._ndjson,
             kept=self._kept,
             lock=lock or threading.Lock(),
+            title=title,
         )
 
     def _print_last(self, job: Job, printer: _MarkedPrinter) -> None:
@@ -277,6 +300,7 @@ class _MarkedPrinter(output.LogPrinter):
         ndjson: Whether to print JSON.
         kept: Tells which lines to print.
         lock: Held while printing, as others print to the same place.
+        title: Prints what comes before the first of these lines.
     """
 
     def __init__(
@@ -289,6 +313,7 @@ class _MarkedPrinter(output.LogPrinter):
         ndjson: bool,
         kept: Callable[[LogLine], bool],
         lock: threading.Lock,
+        title: Callable[[], None] | None,
     ) -> None:
         super().__init__(sequence)
         self._mark = mark
@@ -297,6 +322,7 @@ class _MarkedPrinter(output.LogPrinter):
         self._as_json = ndjson
         self._kept = kept
         self._lock = lock
+        self._title = title
         self._texts: list[str] = []
 
     def print(self, lines: Iterable[LogLine]) -> None:
@@ -313,6 +339,9 @@ class _MarkedPrinter(output.LogPrinter):
         texts, self._texts = self._texts, []
         if texts:
             with self._lock:
+                if self._title is not None:
+                    self._title()
+                    self._title = None
                 output.print_lines(texts)
 
     def _text(self, line: LogLine) -> str:

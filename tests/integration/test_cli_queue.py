@@ -267,6 +267,22 @@ def test_several_logs_have_titles(database, logged):
     del logged
 
 
+def test_log_without_a_chosen_line_has_no_title(database, logged):
+    """Of many logs, only those with a match are shown, with the last lines or all of them."""
+    calls = [
+        ["logs", "--all", "--grep", "[02]$", "--tail", "1"],
+        ["logs", "--all", "--grep", "a[12]"],
+        ["logs", "--all", "--grep", "none"],
+    ]
+
+    assert in_a_pipe(database, calls) == [
+        "==> #1 job 0 <==\nb0\n\n==> #3 job 2 <==\nb2\n",
+        "==> #2 job 1 <==\na1\n\n==> #3 job 2 <==\na2\n",
+        *("", ""),
+    ]
+    del logged
+
+
 def test_lines_are_chosen(database, logged):
     """By text, by stream and by time; the last of those."""
     calls = [
