@@ -16,6 +16,7 @@ from jobcore import (
     Submission,
     function_command,
 )
+from jobcore.testing import Script, ScriptedExecutor, drain
 from tests.jobfiles import row_of, sql
 from tests.processes import PATIENCE
 from tests.tasks import end, stop
@@ -180,12 +181,28 @@ def test_hook_has_the_environment_of_its_job(running_jobs, monkeypatch):
     assert [line.text for line in running_jobs.logs(hook.id)] == ["here"]
 
 
-def test_lost_hook_runs_again(jobs):
-    """A hook that failed by itself does not."""
-    job = end(jobs, jobs.submit(["true"], on_complete=["tell"]))
-    (hook,) = [one for one in jobs.list_jobs() if one.hook_of == job.id]
+@pytest.mark.parametrize(
+    ("script", "endings"),
+    [
+        (Script(dies=True), [("ERROR", "lost"), ("COMPLETE", "exited")]),
+        (Script(exit_code=3), [("ERROR", "exited")]),
+    ],
+    ids=["lost", "failed"],
+)
+def test_lost_hook_runs_again(database, clock, script, endings):
+    """With the same command and facts; a hook that failed by itself does not run again."""
+    with (
+        ScriptedExecutor(Script(), script, Script(), clock=clock) as scripted,
+        JobManager(database, slots=1, launcher=scripted, clock=clock) as jobs,
+    ):
+        job = jobs.submit(["true"], on_complete=["tell"])
+        drain(jobs)
+        hooks = [one for one in jobs.list_jobs()[::-1] if one.hook_of == job.id]
 
-    assert hook.retries.on == ("lost",)
+    assert [(one.status, one.reason) for one in hooks] == endings
+    assert [one.attempt for one in hooks] == [*range(1, len(hooks) + 1)]
+    (command,) = {row_of(database, one.id)["command"] for one in hooks}
+    assert json.loads(command)["env"]["JOBCORE_HOOK_JOB_ID"] == str(job.id)
 
 
 def test_deleted_job_has_no_hooks(jobs):
