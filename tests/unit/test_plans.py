@@ -14,7 +14,7 @@ import itertools
 import os
 import sqlite3
 import subprocess
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 
 import pytest
@@ -119,20 +119,25 @@ def fill(connection):
     counts.count_anew(connection)
 
 
+def made_once(tmp_path_factory, name, make):
+    """Return the path of a file that the first worker of a run makes, for all of them."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # which the workers of a run share
+    path = place / f"{name}.db"
+    is_made = place / f"{name}.made"
+    with open(place / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_made.exists():
+            make(str(path))
+            is_made.touch()
+    return str(path)
+
+
 @pytest.fixture(scope="session")
 def large(tmp_path_factory):
     """Return the path of a file with all these rows; nothing may open it, only copy it."""
-    place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent  # which the workers of a run share: the first one fills the file
-    path = str(place / "plans.db")
-    filled = place / "plans.filled"
-    with open(place / "plans.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not filled.exists():
-            make_large(path)
-            filled.touch()
-    return path
+    return made_once(tmp_path_factory, "plans", make_large)
 
 
 def make_large(path):
@@ -177,14 +182,13 @@ class Counter:
         return {text[:2000]: steps for text, steps in self.steps.items() if steps > most}
 
 
-@pytest.fixture(scope="module", params=["as it is", "after ANALYZE"])
-def watched(large, request, tmp_path_factory):
-    """Return a manager without slots of a large file, and the counter of its statements."""
-    place = tmp_path_factory.mktemp("watched")
-    path = str(place / "jobs.db")
+@contextmanager
+def watched_copy(original, folder, *, analyzed):
+    """Yield a manager without slots of a copy of a file, and the counter of its statements."""
+    path = str(folder / "jobs.db")
     for end in ("", ".jobs"):
-        subprocess.run(["cp", "-a", large + end, path + end], check=True)
-    if request.param == "after ANALYZE":
+        subprocess.run(["cp", "-a", original + end, path + end], check=True)
+    if analyzed:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("ANALYZE")
     counter = Counter()
@@ -199,6 +203,14 @@ def watched(large, request, tmp_path_factory):
         patch.setattr(Database, "_connect", watch)
         with JobManager(path, slots=0, clock=ManualClock()) as jobs:
             yield jobs, counter
+
+
+@pytest.fixture(scope="module", params=["as it is", "after ANALYZE"])
+def watched(large, request, tmp_path_factory):
+    """Return a manager of the large file, and the counter of its statements."""
+    folder = tmp_path_factory.mktemp("watched")
+    with watched_copy(large, folder, analyzed=request.param == "after ANALYZE") as found:
+        yield found
 
 
 def run_to(jobs, job, exit_code):

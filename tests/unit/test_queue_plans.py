@@ -9,15 +9,12 @@ go through any of these takes more steps than the bound.
 from __future__ import annotations
 
 import sqlite3
-import subprocess
 from contextlib import closing
 
 import pytest
 
-from jobcore import JobManager
 from jobcore.storage.database import Database
-from jobcore.testing import ManualClock
-from tests.unit.test_plans import FAR, NOW, PLACE, Counter, backlog
+from tests.unit.test_plans import FAR, NOW, PLACE, backlog, made_once, watched_copy
 
 #: Steps that a statement may take that goes through 1,000 groups: 200 for each.
 MOST = 200_000
@@ -37,10 +34,14 @@ BATCH = 100_001, 125_000
 LAST = sum(count for count, _ in QUEUED)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def crowd(tmp_path_factory):
-    """Return the path of a file with these jobs."""
-    path = str(tmp_path_factory.mktemp("crowd") / "jobs.db")
+    """Return the path of a file with these jobs; nothing may open it, only copy it."""
+    return made_once(tmp_path_factory, "queue_plans", make_crowd)
+
+
+def make_crowd(path):
+    """Make the file; it is closed on return."""
     Database(path).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
@@ -75,31 +76,14 @@ def crowd(tmp_path_factory):
         for _, text in guards:
             connection.execute(text)
         connection.execute("COMMIT")
-    return path
 
 
 @pytest.fixture(scope="module", params=["as it is", "after ANALYZE"])
 def watched(crowd, request, tmp_path_factory):
-    """Return a manager without slots of that file, and the counter of its statements."""
-    place = tmp_path_factory.mktemp("watched")
-    path = str(place / "jobs.db")
-    for end in ("", ".jobs"):
-        subprocess.run(["cp", "-a", crowd + end, path + end], check=True)
-    if request.param == "after ANALYZE":
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("ANALYZE")
-    counter = Counter()
-    connect = Database._connect
-
-    def watch(self):
-        connection = connect(self)
-        counter.watch(connection)
-        return connection
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Database, "_connect", watch)
-        with JobManager(path, slots=0, clock=ManualClock()) as jobs:
-            yield jobs, counter
+    """Return a manager of that file, and the counter of its statements."""
+    folder = tmp_path_factory.mktemp("watched")
+    with watched_copy(crowd, folder, analyzed=request.param == "after ANALYZE") as found:
+        yield found
 
 
 #: What is called in that file, by what it shows.
