@@ -358,6 +358,21 @@ def test_tail_tells_where_the_last_line_of_the_stream_ends(record):
     )
 
 
+def test_older_and_newer_versions_read_each_others_tails(record):
+    """An older reader stops at the first frame with another number; an older tail has none."""
+    recorder = record(streams=(frames.STDOUT, frames.STDERR))
+    recorder.write(b"half ", frames.STDOUT)
+    recorder.write(b"other\nmore ", frames.STDERR)
+    recorder.wait(1)
+    _, slot = job_directory.read_tail(recorder.directory)  # the first text is in the second one
+    found = [(frame.first, slot[frame.start : frame.end]) for frame in frames.scan(slot)]
+    assert found == [(1, b"half "), (1, b"more "), (0, b"")]
+    older = slot[: -frames.HEADER_SIZE]
+
+    assert log_segments.unfinished([slot, b""]).after == (0, 1)
+    assert log_segments.unfinished([older, b""]).after == (1, 1)
+
+
 def test_end_of_a_stream_moves_the_text_of_the_other_one(record):
     """Its last line has no newline and gets a number only then."""
     recorder = record(streams=(frames.STDOUT, frames.STDERR))
