@@ -7,11 +7,11 @@ directory is gone, lines are dropped and counted.
 
 An unfinished line has no number. It gets one when the line ends, when a line of jobcore
 follows it, or when its supervisor dies. Until then its text is in the file `tail`, as the frames
-that would be appended to the spool now. A frame without lines after them tells where the last
-line of the same stream ends: its first number is the one after that line, and its time is
-the first number of the frames before it. The file has two slots, which are overwritten in turn.
-So while one slot is being written, or if SIGKILL interrupts the write, the previous text is
-intact in the other slot.
+that would be appended to the spool now. After them may come a frame without lines for each stream.
+Its first number is the one after the last line of its stream, and in place of the time it has the
+first number of the frames before it. Older readers stop there. The file has two slots, which are
+overwritten in turn. So while one slot is being written, or if SIGKILL interrupts the write, the
+previous text is intact in the other slot.
 """
 
 from __future__ import annotations
