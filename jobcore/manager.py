@@ -2823,5 +2823,5 @@ class JobManager:
             self._recovery,
             self._stopper,
             self._remover,
-            self._waiter,
+            self._deleter(),
         )

@@ -17,14 +17,13 @@ from jobcore.errors import (
     DatabaseCorrupt,
     DuplicateKey,
     InvalidTransition,
-    JobDeleted,
     JobNotFound,
     PipelineAlreadyRunning,
 )
 from jobcore.lifecycle import RETRIABLE, Status
 from jobcore.models import Job
+from jobcore.operations.deletion import Deleter
 from jobcore.operations.lookup import Listings
-from jobcore.operations.waiting import Waiter
 from jobcore.storage import attempts, environments, job_rows, job_search, settlement, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.environments import SUBMITTER
@@ -50,7 +49,7 @@ class BulkOperations:
         recovery: Brings RUNNING jobs up to date before they are stopped.
         stopper: Stops them.
         remover: Removes them.
-        waiter: Waits for their ends before they are removed.
+        deleter: Waits for their ends before they are removed.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class BulkOperations:
         recovery: Recovery,
         stopper: Stopper,
         remover: Remover,
-        waiter: Waiter,
+        deleter: Deleter,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -69,7 +68,7 @@ class BulkOperations:
         self._recovery = recovery
         self._stopper = stopper
         self._remover = remover
-        self._waiter = waiter
+        self._deleter = deleter
 
     def stop(self, wanted: JobFilter, grace: float | None) -> list[Job]:
         """Ask the RUNNING jobs to stop; return these jobs."""
@@ -135,13 +134,7 @@ class BulkOperations:
                 self._remover.remove_damaged(number)  # nothing else can end it
                 deleted += [known[number]] if number in known else []
         for run in active:
-            try:
-                self._waiter.wait(run)
-            except JobDeleted:
-                continue  # another manager's sweep has finished it
-            except DatabaseCorrupt:
-                self._remover.remove_damaged(run.number)
-            else:
+            if self._deleter.wait_for_end(run):
                 self._remover.remove_jobs(run.number, throttle=throttle)
         return deleted
 

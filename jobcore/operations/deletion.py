@@ -80,11 +80,19 @@ class Deleter:
             failpoints.reach(failpoints.MARKED_DELETED, self._database)
         if not marked.final:
             self._stopper.deliver(marked)
+        if self.wait_for_end(marked):
+            self._remover.remove_jobs(marked.number)
+
+    def wait_for_end(self, run: Run) -> bool:
+        """Wait until a hidden job has ended; return False if it is removed by then."""
         try:
-            self._waiter.wait(marked)
+            self._waiter.wait(run)
         except JobDeleted:
-            return  # another manager's sweep has finished it
-        self._remover.remove_jobs(marked.number)
+            return False  # another manager's sweep has finished it
+        except DatabaseCorrupt:
+            self._remover.remove_damaged(run.number)
+            return False
+        return True
 
     def delete_workspace(self, workspace_id: UUID) -> None:
         """Remove a workspace that is marked as deleted, with its pipelines and jobs."""
@@ -107,12 +115,7 @@ class Deleter:
         for number in damaged:
             self._remover.remove_damaged(number)  # nothing else can end it
         for run in active:
-            try:
-                self._waiter.wait(run)
-            except JobDeleted:
-                continue  # another manager's sweep has finished it
-            except DatabaseCorrupt:
-                self._remover.remove_damaged(run.number)
+            self.wait_for_end(run)
         while True:
             with self._database.read() as connection:
                 final = deletion.marked_final_of(connection, table, owner_id, REMOVED_AT_ONCE)
