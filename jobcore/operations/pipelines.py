@@ -31,7 +31,7 @@ from jobcore.errors import (
 from jobcore.hooks import WHEN as HOOKS
 from jobcore.hooks import checked_hooks, stored_hooks
 from jobcore.lifecycle import JobType, PipelineStatus
-from jobcore.operations.arguments import checked_command, checked_object
+from jobcore.operations.arguments import checked_command, checked_group, checked_object
 from jobcore.operations.lookup import Id, require_pipeline, require_workspace
 from jobcore.operations.submission import place_in_workspace
 from jobcore.retries import Retries, checked_retries
@@ -508,11 +508,9 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked_group(name: Any) -> str | None:
-    if name is None:
-        return None
-    if not checks.text(name, "group", CommandError):
+    if name == "":
         raise CommandError("group must be a name, not an empty text: pass None for no group")
-    return str(name)
+    return None if name is None else checked_group(name)
 
 
 def _checked_sources(fields: Mapping[str, Any], chain: str = "triggered_by") -> list[str]:

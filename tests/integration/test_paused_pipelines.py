@@ -98,6 +98,7 @@ def test_jobs_have_the_group_of_their_pipeline(jobs, clock):
     [
         ({"group": ""}, "group must be a name, not an empty text"),
         ({"group": 7}, "group must be a string, not 7"),
+        ({"group": "g" * 256}, "group must have 1 to 255 characters, not 256"),
         ({"paused": "yes"}, "paused must be one of"),
         ({"paused": 3.5}, "paused must be one of"),
     ],
