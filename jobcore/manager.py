@@ -108,9 +108,7 @@ from jobcore.operations.lookup import (
     require_workspace,
 )
 from jobcore.operations.pipelines import PipelineOperations
-from jobcore.operations.submission import (
-    JobCreator,
-)
+from jobcore.operations.submission import JobCreator
 from jobcore.operations.subscriptions import Notifier
 from jobcore.operations.tasks import Task
 from jobcore.operations.waiting import Waiter, checked_until
@@ -270,7 +268,10 @@ class JobManager:
 
     def _assemble(self, launcher: Launcher) -> None:
         """Create the parts that do the work, without starting any of them."""
-        from jobcore.engine.retention import RetentionChore  # noqa: PLC0415 - not for imports
+        # Not at the import of jobcore.
+        from jobcore.engine.expiry import Expiry  # noqa: PLC0415
+        from jobcore.engine.retention import RetentionChore  # noqa: PLC0415
+        from jobcore.operations.staging import BatchCreator  # noqa: PLC0415
 
         self._listings = Listings(self._database, self._clock)
         self._event_reader = EventReader(self._database, self._listings.leave_out("event"))
@@ -282,15 +283,13 @@ class JobManager:
         self._ownership = ownership = Ownership(directories)
         importer = Importer(self._database, directories, self._clock)
         postponed = Postponement(seconds_of(self._clock))
-        from jobcore.operations.staging import BatchCreator  # noqa: PLC0415 - not at the import of jobcore
-
         self._staging = staging = BatchCreator(self._database, ownership)
         self._creator = JobCreator(self._database, staging, self._clock, ownership)
         self._pipelines = PipelineOperations(self._database, self._clock, self._executors)
         self._tasks = TaskOperations(self._database, self._clock, ownership)
         self._stopper = Stopper(self._database, directories, self._clock)
         self._remover = remover = Remover(self._database, directories, self._clock, postponed)
-        self._recovery = Recovery(
+        self._recovery = recovery = Recovery(
             self._database,
             directories,
             importer,
@@ -300,12 +299,9 @@ class JobManager:
             ownership,
             postponed,
         )
-        from jobcore.engine.expiry import Expiry  # noqa: PLC0415 - not at the import of jobcore
-
-        recovery = self._recovery
         self._expiry = expiry = Expiry(self._database, self._clock, postponed)
-        kept = RetentionChore(self._database, remover, self._clock)
-        self._waiter = Waiter(self._database, self._recovery)
+        retention = RetentionChore(self._database, remover, self._clock)
+        self._waiter = Waiter(self._database, recovery)
         self._async_waiter = AsyncWaiter(self._waiter)
         self._dispatcher = Dispatcher(
             database=self._database,
@@ -319,16 +315,16 @@ class JobManager:
             slots=self._slots,
             only_own=self._only_own,
             ownership=ownership,
-            reconcile=self._recovery.reconcile_dead,
+            reconcile=recovery.reconcile_dead,
             chores={
-                "expiry": self._expiry.tick,
+                "expiry": expiry.tick,
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
-                "sweep": self._recovery.sweep,
-                "dependencies": self._recovery.decide,
+                "sweep": recovery.sweep,
+                "dependencies": recovery.decide,
                 "batches": staging.remove_of_dead,
-                "retention": kept.tick,
+                "retention": retention.tick,
             },
-            in_steps=lambda: any(one.is_unfinished() for one in (recovery, expiry, kept)),
+            in_steps=lambda: any(one.is_unfinished() for one in (recovery, expiry, retention)),
             postponed=postponed,
         )
         self._liveness = self._dispatcher.liveness
