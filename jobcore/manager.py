@@ -385,8 +385,8 @@ class JobManager:
                 environment. If this process ends first, the job is cancelled.
             key: A text of your choice, such as `nightly-2026-11-29`. Over all processes, at
                 most one job of the workspace holds it.
-            unique_for: Seconds from its creation for which the job holds its key at least, even
-                if it is final before.
+            unique_for: The job holds its key for at least this many seconds from its creation,
+                even if it is final before.
             on_conflict: What this does if another job holds the key: `"return"` that job, or
                 `"raise"` DuplicateKey.
             priority: Jobs with a higher priority start first.
@@ -1073,7 +1073,7 @@ class JobManager:
 
         Raises:
             ArgumentError: `slots` is not an integer, 1 or more, or there is a group and a type.
-            CommandError: The group is not the name of one.
+            CommandError: The group is not a valid name.
         """
         limit = self._limits().set_slots(group, type, slots)
         self._dispatcher.wake()
@@ -1104,7 +1104,7 @@ class JobManager:
 
         Raises:
             ArgumentError: There is a group and a type.
-            CommandError: The group is not the name of one.
+            CommandError: The group is not a valid name.
         """
         return self._limits().pause(group, type)
 
@@ -1504,8 +1504,8 @@ class JobManager:
             How many jobs were created, existed already, and were left out.
 
         Raises:
-            ArgumentError: A line is not one of an export; the text has its number. The jobs
-                before it were created.
+            ArgumentError: A line is not part of an export; the message has its number. The
+                jobs before it were created.
             PipelineAlreadyRunning: A job's pipeline is running; import it again later. The jobs
                 before it were created.
             WorkspaceNotFound: No workspace has this id.
@@ -1932,11 +1932,11 @@ class JobManager:
 
     def as_completed(self, job_ids: Iterable[Id], timeout: float | None = None) -> Iterator[Job]:
         """
-        Return an iterator of these jobs, each as soon as it is final; jobs that are come first.
+        Return an iterator of these jobs, each as soon as it is final.
 
-        As in `wait_all`, an id stands for the last attempt of its job. Each job is returned
-        once, even if several ids stand for it. One look finds all jobs that have ended, so you
-        can wait for many thousands at once.
+        Jobs that are already final come first. As in `wait_all`, an id stands for the last
+        attempt of its job. Each job is returned once, even if several ids stand for it. One
+        look finds all jobs that have ended, so you can wait for many thousands at once.
 
         An error ends the iterator. To continue, call this again with the ids of the jobs that
         it has not returned.
@@ -2540,7 +2540,7 @@ class JobManager:
 
     def get_pipeline_state(self, pipeline_id: Id) -> Any:
         """
-        Return the state with which the next run of a pipeline begins; None: there is none.
+        Return the state that the next run of a pipeline starts with, or None.
 
         It is the JSON that the last COMPLETE run wrote to the descriptor whose number is in
         `JOBCORE_STATE_FD`, or what `set_pipeline_state` has stored since.
@@ -2554,13 +2554,13 @@ class JobManager:
 
     def set_pipeline_state(self, pipeline_id: Id, state: Any) -> None:
         """
-        Set the state with which the next run of a pipeline begins.
+        Set the state that the next run of a pipeline starts with.
 
-        It is durable when this returns. A run that is COMPLETE later, and hands on a state,
-        replaces it.
+        It is durable when this returns. A run that ends COMPLETE later, and hands on a
+        state, replaces it.
 
         Args:
-            state: A JSON value of up to 1 MiB; None: no state, so that the run begins anew.
+            state: A JSON value of up to 1 MiB; None: no state, as before the first run.
 
         Raises:
             PipelineNotFound: No pipeline has this id.
@@ -2603,7 +2603,7 @@ class JobManager:
         Pipelines are known by their names, ignoring case. Those that are missing are created.
         The others get exactly the fields that are described, and the defaults of
         `create_pipeline` for the rest; a pause stays. Applying the same description again
-        changes nothing. All is durable when this returns.
+        changes nothing. All changes are durable when this returns.
 
         Args:
             mapping: What `jobcore apply` reads from a file: `{"pipelines": {name: fields}}`.

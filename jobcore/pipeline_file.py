@@ -52,7 +52,7 @@ def _duration(value: Any, handler: Any, info: Any) -> Any:
 
 
 def _text_of_number(value: Any) -> Any:
-    """Return an integer as text: `LEVEL: 3` in YAML is meant so. Others have several spellings."""
+    """Return an integer as text, as `LEVEL: 3` means. Other numbers have several spellings."""
     return str(value) if checks.is_integer(value) else value
 
 
@@ -83,7 +83,9 @@ class Again(BaseModel):
 
     max: int = Field(ge=0, le=MOST_RETRIES, description="The largest number of retries.")
     delay: _Duration = Field(10.0, description="The pause before the first retry.")
-    factor: float = Field(2.0, description="By this factor each pause is longer.")
+    factor: float = Field(
+        2.0, description="Each pause is this many times as long as the one before."
+    )
     max_delay: _Duration = Field(3600.0, description="The longest pause.")
     jitter: float = Field(0.0, description="How much of a pause is left to chance, from 0 to 1.")
     on: list[Literal["error", "timeout", "lost"]] = Field(
@@ -169,11 +171,12 @@ class Entry(BaseModel):
         None, description="Seconds, or a text such as 5m, after which a tick is late. [60]"
     )
     triggered_by: list[_Name] = Field(
-        default_factory=list, description="Names of pipelines; it runs after each of their runs."
+        default_factory=list,
+        description="Names of pipelines; it runs each time one of them is COMPLETE.",
     )
     requires: list[_Name] = Field(
         default_factory=list,
-        description="Names of pipelines; it runs once after each of them has run since.",
+        description="Names of pipelines; it runs each time all of them have been COMPLETE.",
     )
     group: _Name | None = Field(None, description="The group of its jobs.")
     on_complete: _Hooks = Field(None, description="What runs after a run that is COMPLETE.")

@@ -141,7 +141,7 @@ def _unfinished_in(directory: int) -> list[tuple[frames.Frame, bytes]]:
 
 def _result_in(run: Run, directory: int) -> tuple[str, bytes] | None:
     """
-    Return the encoded result in a job directory; None: there is none.
+    Return the encoded result in a job directory, or None.
 
     Only that of a function may be pickled. A command could have written any file there, and a
     host that asks for the result would unpickle it.
@@ -153,7 +153,7 @@ def _result_in(run: Run, directory: int) -> tuple[str, bytes] | None:
 
 
 def _handed_over(directory: int, name: str) -> bytes | None:
-    """Return a JSON text that a command has handed over; None: there is none that is valid."""
+    """Return the JSON text that a command has handed over, or None if it is missing or invalid."""
     try:
         found = result_file.read(directory, name)
     except NewerProtocol:

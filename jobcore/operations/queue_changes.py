@@ -1,4 +1,4 @@
-"""Changes jobs that wait in the queue, and ends those whose time is over."""
+"""Changes jobs that wait in the queue, and the `data` of any job."""
 
 from __future__ import annotations
 
