@@ -120,7 +120,7 @@ class _CommandGroup(TyperGroup):
             output.say(_not_encoded(error))
             raise typer.Exit(2) from None
         except JobcoreError as error:
-            output.say(str(error))
+            output.say_error(error)
             # Those that are ValueErrors say that an argument is wrong.
             raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
         except ValueError as error:  # an impossible argument, such as `--db ""`

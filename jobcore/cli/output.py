@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
+from jobcore import errors
 from jobcore.clock import iso_utc
 from jobcore.lifecycle import Status
 
@@ -94,6 +95,14 @@ def say(message: str) -> None:
     """Print a message on stderr, with the prefix `jobcore: `."""
     sys.stderr.write(f"jobcore: {without_controls(message)}\n")
     sys.stderr.flush()
+
+
+def say_error(error: Exception) -> None:
+    """Print an error on stderr; one about an unknown job says all that an `ID` may be."""
+    if type(error) is errors.JobNotFound and isinstance(error.job_id, str):  # as it was typed
+        say(f"no job has the number, name or ID {errors.shown(error.job_id)}")
+    else:
+        say(str(error))
 
 
 # --- data -----------------------------------------------------------------------

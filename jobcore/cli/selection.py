@@ -227,7 +227,7 @@ def for_each(ids: Iterable[UUID | str], step: Callable[[UUID | str], T]) -> tupl
     with ThreadPoolExecutor(THREADS) as pool:
         for answer in pool.map(attempt, every):
             if isinstance(answer, Exception):
-                output.say(str(answer))
+                output.say_error(answer)
                 failed += 1
             else:
                 done.append(answer)

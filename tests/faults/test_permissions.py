@@ -465,7 +465,7 @@ def test_an_id_on_the_command_line_is_never_a_path(database):
         verb = verbs[number % len(verbs)]
         done = CliRunner().invoke(app, ["--db", database, verb, "--", some_id])
         assert done.exit_code == 1, done.output
-        assert "no job has the id" in done.output
+        assert "no job has the number, name or ID" in done.output
         assert len(done.output) < 500
 
 

@@ -713,7 +713,8 @@ def test_delete_removes_a_running_job(cli):
     job_id = cli("run", "--detach", "--", "sh", "-c", CATCHES_TERM)[0].strip()
 
     assert cli("delete", job_id) == ("", "")
-    assert cli("delete", job_id, code=1)[1] == f"jobcore: no job has the id '{job_id}'\n"
+    _, err = cli("delete", job_id, code=1)
+    assert err == f"jobcore: no job has the number, name or ID '{job_id}'\n"
     assert not carrying(f"JOBCORE_JOB_ID={job_id}")
 
 
@@ -996,7 +997,7 @@ def test_an_unknown_id_is_one_line(cli, queue, job_id):
     out, err = cli(verb, job_id, code=1)
 
     assert out == ""
-    assert re.fullmatch(r"jobcore: no job has the id .*\n", err)
+    assert re.fullmatch(r"jobcore: no job has the number, name or ID .*\n", err)
 
 
 def make_text(path):

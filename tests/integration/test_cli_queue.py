@@ -116,7 +116,7 @@ def test_name_means_the_newest_job_that_the_command_can_take(cli, jobs):
     assert "several jobs are called" in cli("delete", "a*[b", code=2)[1]
     cli("stop", "a*[b")
     assert jobs.get_job(old.id).status is Status.STOPPED
-    assert "no job has the id 'a*'" in cli("show", "a*", code=1)[1]
+    assert "no job has the number, name or ID 'a*'" in cli("show", "a*", code=1)[1]
 
 
 # --- limits -------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_number_names_its_job(jobs, database):
     assert err == ""
     for unknown in ("#4", "#0", "99999999999999999999"):
         _, err = ended(start(database, "show", unknown), 1)
-        assert err == f"jobcore: no job has the id {unknown!r}\n"
+        assert err == f"jobcore: no job has the number, name or ID {unknown!r}\n"
 
 
 def test_find_jobs_walks_the_ids_in_order(jobs):
