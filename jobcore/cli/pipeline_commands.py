@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobcore.cli import command_options, foreground, output
+from jobcore.cli import command_options, foreground, output, values
 from jobcore.cli.app import AsJson, app, command_group, open_manager
-from jobcore.cli.values import count, count_from_1, stored_text, time_limit
+from jobcore.cli.values import count_from_1, stored_text, time_limit
 from jobcore.command import CommandView
 from jobcore.errors import CommandError, PipelineFileError
 
@@ -71,7 +71,9 @@ Limit = Annotated[
 ]
 MaxRetries = Annotated[
     int | None,
-    typer.Option(parser=count, metavar="N", help="How often a failed job is tried again. [0]"),
+    typer.Option(
+        parser=values.retries, metavar="N", help="How often a failed job is tried again. [0]"
+    ),
 ]
 After = Annotated[
     list[str] | None,

@@ -8,12 +8,12 @@ from uuid import UUID
 
 import typer
 
-from jobcore.cli import command_options, due_time, output
+from jobcore.cli import command_options, due_time, output, values
 from jobcore.cli import each as each_line
 from jobcore.cli.app import AsJson, app, full_id
-from jobcore.cli.values import count, delay, integer, stored_text, time_limit
+from jobcore.cli.values import delay, integer, stored_text, time_limit
 from jobcore.command import DEFAULT_GRACE, Command, current_umask
-from jobcore.errors import CommandError
+from jobcore.errors import ArgumentError, CommandError
 from jobcore.lifecycle import ACTIVE
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def submit(
     retries: Annotated[
         int,
         typer.Option(
-            parser=count, metavar="N", help="If the job fails, try it again, up to N times. [0]"
+            parser=values.retries,
+            metavar="N",
+            help="If the job fails, try it again, up to N times. [0]",
         ),
     ] = 0,
     retry_delay: Annotated[
@@ -235,7 +237,10 @@ def _retries(most: int, pause: float | None, on: list[RetryOn] | None) -> Retrie
     from jobcore.retries import Retries  # noqa: PLC0415 - only for retries
 
     given: dict[str, Any] = {"delay": pause, "on": tuple(one.value for one in on or ()) or None}
-    return Retries(most, **{name: value for name, value in given.items() if value is not None})
+    try:
+        return Retries(most, **{name: value for name, value in given.items() if value is not None})
+    except ArgumentError as error:
+        raise CommandError(f"--retry-{error}") from None  # all but its `delay` are checked before
 
 
 def _scripts(texts: list[str] | None) -> list[Command] | None:

@@ -12,6 +12,7 @@ import typer
 
 from jobcore import durations
 from jobcore.errors import ArgumentError
+from jobcore.tuning import MOST_RETRIES
 
 _EXAMPLES = "such as 90, 5m or 1h30m"
 
@@ -128,13 +129,19 @@ def count_from_1(text: Any) -> int:
     return _whole(text, 1)
 
 
-def _whole(text: Any, least: int) -> int:
+def retries(text: Any) -> int:
+    """Return a number of retries."""
+    return _whole(text, 0, MOST_RETRIES)
+
+
+def _whole(text: Any, least: int, most: int | None = None) -> int:
     try:
         number = int(text)
     except ValueError:
         number = least - 1
-    if number < least:
-        raise typer.BadParameter(f"it must be an integer, {least} or more, not {text!r}")
+    if number < least or (most is not None and number > most):
+        bounds = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise typer.BadParameter(f"it must be an integer, {bounds}, not {text!r}")
     return number
 
 

@@ -220,6 +220,11 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
         (["submit"], "argv is empty"),
         (["submit", "--run-if", "failed", "--", "true"], "--run-if needs --after"),
         (["submit", "--retry-delay", "1m", "--", "true"], "need --retries"),
+        (["submit", "--retries", "1001", "--", "true"], "--retries': it must be an integer, from"),
+        (
+            ["submit", "--retries", "1", "--retry-delay", "1" + "0" * 10, "--", "true"],
+            "--retry-delay must be 0 to 1000000000 seconds",
+        ),
         (["run", "--slots", "2", "--", "true"], "need --each"),
         (["run", "--each", "x", "--detach", "--", "true"], "submit --each"),
     ],
