@@ -36,6 +36,10 @@ JOBDIR = "tests/unit/test_job_directory.py"
 RULES = "tests/unit/test_schema_rules.py"
 SUPERVISOR = "tests/integration/test_supervisor.py"
 CHAINS = "tests/integration/test_chains.py"
+DEPENDENCIES = "tests/integration/test_dependencies.py"
+GRAPHS = "tests/faults/test_graphs_killed.py"
+HOOKS = "tests/integration/test_hooks.py"
+KEYS = "tests/integration/test_keys.py"
 STOPS = "tests/faults/test_stop_from_anywhere.py"
 SUPERVISOR_KILLED = "tests/faults/test_supervisor_killed.py"
 TAIL = "tests/unit/test_unfinished_line.py"
@@ -447,5 +451,44 @@ MUTANTS = (
         "        select(log_segment).where(these).order_by(log_segment.c.first_sequence.desc())\n"
         "    ).all()\n    if len(rows) < 2:",
         (LOGS, IMPORTER),
+    ),
+    # --- the queue ----------------------------------------------------------------
+    Mutant(
+        "a job starts when the first of several jobs that it waits for has ended",
+        "storage/dependencies.py",
+        "    .values(unmet=job.c.unmet - 1)\n",
+        "    .values(unmet=0)\n",
+        (GRAPHS, DEPENDENCIES),
+    ),
+    Mutant(
+        "the first failure decides, though it is retried",
+        "storage/settlement.py",
+        '    dependencies.move(connection, row.id, made["id"])\n    return True\n',
+        "    return False\n",
+        (GRAPHS, DEPENDENCIES),
+    ),
+    Mutant(
+        "a submission takes the key of a job that has not ended",
+        "storage/keys.py",
+        '        job.c.workspace_id == bindparam("place"), job.c.held_key == bindparam("wanted"), _IS_OVER\n',
+        '        job.c.workspace_id == bindparam("place"), job.c.held_key == bindparam("wanted")\n',
+        (KEYS,),
+    ),
+    Mutant(
+        "each attempt of a job queues its hooks",
+        "storage/settlement.py",
+        "            return True\n"
+        "        if pipeline is not None and row.status == Status.COMPLETE:\n",
+        "            _queue_hooks(connection, row, pipeline, now)\n"
+        "            return True\n"
+        "        if pipeline is not None and row.status == Status.COMPLETE:\n",
+        (HOOKS,),
+    ),
+    Mutant(
+        "a lost hook stays lost",
+        "storage/settlement.py",
+        "                retries=_HOOK_RETRIES,\n",
+        "",
+        (HOOKS,),
     ),
 )
