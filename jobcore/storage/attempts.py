@@ -8,8 +8,7 @@ for thousands of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, bindparam, func, select
@@ -18,20 +17,8 @@ from jobcore import lifecycle
 from jobcore.lifecycle import Status
 from jobcore.storage import job_rows
 from jobcore.storage.damage import is_damage
-from jobcore.storage.statement import Statement
+from jobcore.storage.statement import Statement, in_parts
 from jobcore.storage.tables import IS_VISIBLE, job, transition
-
-T = TypeVar("T")
-
-#: Values in one statement. More would make its text, which SQLite parses anew, very long.
-AT_ONCE = 500
-
-
-def _parts(values: Sequence[T]) -> Iterator[list[T]]:
-    rest = iter(values)
-    while part := list(islice(rest, AT_ONCE)):
-        yield part
-
 
 _IDS = select(job.c.id, job.c.number).where(
     job.c.id.in_(bindparam("ids", expanding=True)), IS_VISIBLE
@@ -41,7 +28,7 @@ _IDS = select(job.c.id, job.c.number).where(
 def numbers_of(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
     """Return the numbers of jobs by their ids, without those that do not exist."""
     found: dict[UUID, int] = {}
-    for part in _parts(ids):
+    for part in in_parts(ids):
         found.update((row.id, row.number) for row in connection.execute(_IDS, {"ids": part}))
     return found
 
@@ -54,7 +41,7 @@ _STATUSES = select(job.c.number, job.c.status, job.c.deleted_at).where(
 def statuses_of(connection: Connection, numbers: Sequence[int]) -> dict[int, str | None]:
     """Return the statuses of jobs by their numbers; None for one that is being deleted."""
     found: dict[int, str | None] = {}
-    for part in _parts(numbers):
+    for part in in_parts(numbers):
         for number, status, deleted_at in connection.execute(_STATUSES, {"numbers": part}):
             found[number] = status if deleted_at is None else None
     return found
@@ -66,7 +53,7 @@ _ROWS = select(job).where(job.c.number.in_(bindparam("numbers", expanding=True))
 def rows_of(connection: Connection, numbers: Sequence[int]) -> dict[int, Row[Any] | Exception]:
     """Return the rows of jobs by their numbers; in place of a damaged row, its error."""
     found: dict[int, Row[Any] | Exception] = {}
-    for part in _parts(numbers):
+    for part in in_parts(numbers):
         try:
             rows = connection.execute(_ROWS, {"numbers": part}).all()
         except Exception as error:
@@ -103,7 +90,7 @@ _RETRIES = (
 def retries_of(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
     """Return the number of the newest retry of each of these jobs that has one."""
     found: dict[UUID, int] = {}
-    for part in _parts(ids):
+    for part in in_parts(ids):
         rows = connection.execute(_RETRIES, {"ids": part})
         found.update((row.retry_of, row.number) for row in rows)
     return found

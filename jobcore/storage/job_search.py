@@ -17,7 +17,6 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, select
@@ -27,7 +26,7 @@ from jobcore.lifecycle import FINAL, Status
 from jobcore.storage import job_rows
 from jobcore.storage.damage import Failed, read_rows, unconverted
 from jobcore.storage.job_rows import JobFilter
-from jobcore.storage.statement import driver_of
+from jobcore.storage.statement import driver_of, in_parts
 from jobcore.storage.tables import SHOWN, job
 
 #: Jobs that an index of one condition may give, for these to be examined all.
@@ -183,12 +182,6 @@ def _walk(connection: Connection, wanted: JobFilter, before: int | None) -> Iter
         before = numbers[-1]
 
 
-def _parts(numbers: Iterable[int]) -> Iterator[list[int]]:
-    rest = iter(numbers)
-    while part := list(islice(rest, AT_ONCE)):
-        yield part
-
-
 def _examine(
     connection: Connection, wanted: JobFilter, numbers: Sequence[int], columns: str = "number"
 ) -> list[Any]:
@@ -287,9 +280,9 @@ def _in_order(
     """Yield numbers of jobs that may match, in an order, in parts."""
     if candidates is not None:
         places = (
-            place for part in _parts(candidates) for place in _places_of(connection, order, part)
+            place for part in in_parts(candidates) for place in _places_of(connection, order, part)
         )
-        yield from _parts(number for _, number in sorted(_below(places, after), reverse=True))
+        yield from in_parts(number for _, number in sorted(_below(places, after), reverse=True))
     elif order == "created":
         yield from _walk(connection, wanted, None if after is None else after.number)
     elif order == "ended":
@@ -361,7 +354,7 @@ def _by_value(
     last: tuple[int, int] | None = after
     while True:
         first = heapq.nlargest(wanted, _below(_all_places(connection, order), last))
-        yield from _parts(number for _, number in first)
+        yield from in_parts(number for _, number in first)
         if len(first) < wanted:
             return
         last, wanted = first[-1], 20 * wanted
@@ -376,7 +369,7 @@ def _all_places(connection: Connection, order: str) -> Iterator[tuple[int, int]]
             "SELECT number FROM job INDEXED BY running_jobs WHERE status = 'RUNNING'",
             {},
         )
-        for part in _parts(number for (number,) in running):
+        for part in in_parts(number for (number,) in running):
             yield from _places_of(connection, order, part)
     columns = f"end_time, number, {value}, typeof({value})"
     place = Place(-LARGEST_INTEGER, -LARGEST_INTEGER)
@@ -394,7 +387,7 @@ def count(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
         for statuses in _windows(connection, wanted, None, "status"):
             counted.update(statuses)
     else:
-        parts = _walk(connection, wanted, None) if candidates is None else _parts(candidates)
+        parts = _walk(connection, wanted, None) if candidates is None else in_parts(candidates)
         for numbers in parts:
             found = _examine(connection, wanted, numbers, "status")
             counted.update(status for (status,) in found)
@@ -405,7 +398,7 @@ def count(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
 def shown(connection: Connection, numbers: Sequence[int], failed: Failed) -> list[Row[Any]]:
     """Return the jobs with these numbers as listings show them, in the order of `numbers`."""
     rows: dict[int, Row[Any]] = {}
-    for part in _parts(numbers):
+    for part in in_parts(numbers):
         statement = select(*SHOWN).where(job.c.number.in_(part))
         for row in read_rows(connection, statement, job.c.number, failed, unconverted):
             rows[row.number] = row

@@ -15,11 +15,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, and_, bindparam, null, or_, select, update
 
 from jobcore.lifecycle import Status
-from jobcore.storage.statement import Statement
+from jobcore.storage.statement import Statement, in_parts
 from jobcore.storage.tables import IS_FINAL, has_status, job
 
-#: Keys in one statement.
-AT_ONCE = 500
 _HOLDER = select(job).where(
     job.c.workspace_id == bindparam("place"), job.c.held_key == bindparam("wanted")
 )
@@ -61,12 +59,11 @@ def uncertain_holders(
     connection: Connection, workspace_id: UUID, keys: Iterable[str]
 ) -> list[UUID]:
     """Return the holders of these keys that may have ended without being settled."""
-    wanted = list(keys)
     found: list[UUID] = []
-    for start in range(0, len(wanted), AT_ONCE):
+    for some in in_parts(keys):
         of_these = select(job.c.id).where(
             job.c.workspace_id == workspace_id,
-            job.c.held_key.in_(wanted[start : start + AT_ONCE]),
+            job.c.held_key.in_(some),
             or_(
                 has_status(Status.RUNNING),
                 and_(

@@ -22,7 +22,7 @@ from jobcore.checks import LARGEST_INTEGER
 from jobcore.lifecycle import Status
 from jobcore.storage.damage import Failed, leave_out, readable
 from jobcore.storage.limits import Room, as_text
-from jobcore.storage.statement import Statement, driver_of
+from jobcore.storage.statement import Statement, driver_of, in_parts
 from jobcore.storage.tables import IS_VISIBLE, batch, has_status, job
 
 #: Types that are looked for in one statement; SQLite allows 500 parts.
@@ -34,8 +34,6 @@ PAGE = 32
 DUE_AT_ONCE = 500
 #: Jobs that are read in the search for those of one manager, before these are looked up instead.
 MOST_WALKED = 500
-#: Numbers in one statement; every build of SQLite allows at least 32,766 values.
-AT_ONCE = 1000
 #: Rows that are read together; the command of each may have a mebibyte.
 ROWS_AT_ONCE = 8
 
@@ -337,9 +335,7 @@ def _known(
     connection: Connection, types: Iterable[str], owner: str | None, now: int
 ) -> Iterator[tuple[str, tuple[bool, bool, bool]]]:
     """Yield what `_probe` finds of each type."""
-    kinds = list(types)
-    for start in range(0, len(kinds), PROBED):
-        some = kinds[start : start + PROBED]
+    for some in in_parts(types, PROBED):
         values: dict[str, Any] = {f"type{number}": kind for number, kind in enumerate(some)}
         yield from zip(
             some, _probe(len(some))(connection, owner=owner, now=now, **values), strict=True
@@ -410,7 +406,7 @@ def _of_numbers(
     """Return those of these jobs that may start now, in order."""
     found: list[Candidate] = []
     hidden = _OPEN_BATCHES(connection)
-    for some in _in_groups(numbers):
+    for some in in_parts(sorted(numbers)):
         rows = driver_of(connection).execute(
             f"SELECT {_PRIORITY}, number, CAST(type AS BLOB), {_GROUP} FROM job "  # noqa: S608 - our own texts and integers
             f"WHERE number IN ({', '.join(map(str, some))}) AND status = 'QUEUED' AND unmet = 0 "
@@ -427,12 +423,6 @@ def _of_numbers(
     return sorted(found)
 
 
-def _in_groups(numbers: Iterable[int]) -> Iterator[list[int]]:
-    ordered = sorted(numbers)
-    for start in range(0, len(ordered), AT_ONCE):
-        yield ordered[start : start + AT_ONCE]
-
-
 # --- the rows -------------------------------------------------------------------
 
 
@@ -444,8 +434,8 @@ def rows_of(
 
     A few rows are read at a time, so that the commands of many jobs are not in memory together.
     """
-    for start in range(0, len(numbers), ROWS_AT_ONCE):
-        yield from _some_rows(connection, numbers[start : start + ROWS_AT_ONCE], failed)
+    for some in in_parts(numbers, ROWS_AT_ONCE):
+        yield from _some_rows(connection, some, failed)
 
 
 def _some_rows(connection: Connection, numbers: Sequence[int], failed: Failed) -> list[Row[Any]]:
@@ -466,7 +456,7 @@ def _some_rows(connection: Connection, numbers: Sequence[int], failed: Failed) -
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:
     """Return those of `numbers` whose job is QUEUED."""
     found: set[int] = set()
-    for some in _in_groups(numbers):
+    for some in in_parts(sorted(numbers)):
         queued = select(job.c.number).where(has_status(Status.QUEUED), job.c.number.in_(some))
         found.update(connection.execute(queued).scalars())
     return found
@@ -491,7 +481,7 @@ def next_not_before(
             moments += [moment for (moment,) in _NEXT_MOMENT(connection, type=kind, now=now)]
         return min(moments, default=None)
     known = frozenset(types)
-    for some in _in_groups(only):
+    for some in in_parts(sorted(only)):
         rows = driver_of(connection).execute(
             "SELECT not_before, CAST(type AS BLOB) FROM job "  # noqa: S608 - integers
             f"WHERE number IN ({', '.join(map(str, some))}) AND status = 'QUEUED' AND unmet = 0 "

@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.sql import ClauseElement
 
 from jobcore.errors import DatabaseCorrupt
+
+T = TypeVar("T")
+
+#: Values in one statement. More would make its text, which SQLite parses anew, very long.
+MOST_VALUES = 500
 
 
 class Statement:
@@ -71,6 +77,13 @@ class Statement:
 def driver_of(connection: Connection) -> Any:
     """Return the `sqlite3` connection under an SQLAlchemy connection."""
     return connection.connection.driver_connection
+
+
+def in_parts(values: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:
+    """Yield the values in lists of up to `size`, for one statement each."""
+    rest = iter(values)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def write_json(value: Any) -> str | bytes:
