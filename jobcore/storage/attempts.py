@@ -7,16 +7,15 @@ for thousands of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from jobcore import lifecycle
-from jobcore.lifecycle import Status
-from jobcore.storage import job_rows
-from jobcore.storage.damage import is_damage
+from jobcore.storage.damage import readable
 from jobcore.storage.statement import Statement, in_parts
 from jobcore.storage.tables import IS_VISIBLE, job, transition
 
@@ -53,31 +52,16 @@ _ROWS = select(job).where(job.c.number.in_(bindparam("numbers", expanding=True))
 def rows_of(connection: Connection, numbers: Sequence[int]) -> dict[int, Row[Any] | Exception]:
     """Return the rows of jobs by their numbers; in place of a damaged row, its error."""
     found: dict[int, Row[Any] | Exception] = {}
+
+    def read(some: Sequence[int]) -> Sequence[Row[Any]]:
+        return connection.execute(_ROWS, {"numbers": some}).all()
+
     for part in in_parts(numbers):
-        try:
-            rows = connection.execute(_ROWS, {"numbers": part}).all()
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            found.update(_one_by_one(connection, part))
-        else:
-            found.update((row.number, row) for row in rows)
+        rows = readable(
+            partial(read, part), part.copy, lambda number: read([number]), found.__setitem__
+        )
+        found.update((row.number, row) for row in rows)
     return found
-
-
-def _one_by_one(
-    connection: Connection, numbers: Sequence[int]
-) -> Iterator[tuple[int, Row[Any] | Exception]]:
-    for number in numbers:
-        try:
-            row = job_rows.get_job(connection, number)
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            yield number, error
-        else:
-            if row is not None:
-                yield number, row
 
 
 _RETRIES = (
@@ -102,7 +86,7 @@ _SINCE = Statement(
     .order_by(transition.c.id)
     .limit(bindparam("most"))
 )
-_FINAL = frozenset(str(status) for status in Status if status in lifecycle.FINAL)
+_FINAL = frozenset(map(str, lifecycle.FINAL))
 
 
 def ended_since(connection: Connection, after: int, most: int) -> tuple[list[int], int, int]:
