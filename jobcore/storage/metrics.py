@@ -33,7 +33,7 @@ def oldest_waiting(connection: Connection, now: int) -> int | None:
     """Return since when the oldest queued job that may start has been waiting, or None."""
     oldest = (
         select(job.c.created, job.c.not_before)
-        .where(has_status(Status.QUEUED), IS_VISIBLE, IS_QUEUED)
+        .where(IS_QUEUED)
         .order_by(job.c.number)
         .limit(_MOST_DELAYED)
     )

@@ -11,11 +11,10 @@ from itertools import islice
 
 from sqlalchemy import Connection, bindparam, select, text
 
-from jobcore.lifecycle import Status
 from jobcore.storage import queue
 from jobcore.storage.limits import Room, as_text
 from jobcore.storage.statement import Statement
-from jobcore.storage.tables import IS_VISIBLE, has_status, job
+from jobcore.storage.tables import IS_QUEUED, job
 
 _TYPES = Statement(
     text("SELECT DISTINCT CAST(type AS BLOB) FROM workspace_count WHERE batch = 0 AND queued > 0")
@@ -24,10 +23,8 @@ _DELAYED = Statement(
     select(job.c.not_before, job.c.number)
     .where(
         job.c.type == bindparam("type"),
-        has_status(Status.QUEUED),
-        job.c.unmet == 0,
+        IS_QUEUED,
         job.c.not_before > bindparam("now"),
-        IS_VISIBLE,
     )
     .order_by(job.c.not_before)
     .limit(bindparam("most"))
