@@ -130,7 +130,8 @@ class Command:
         if self.umask is None:
             put(self, "umask", current_umask())
         checks.integer(self.umask, "umask", 0, 0o777, CommandError)
-        if len(self.to_json()) > LARGEST:
+        # Serializing it costs more than all else here, and is needed only if it might be too large.
+        if self._text_size() > LARGEST // 16 and len(self.to_json()) > LARGEST:
             raise CommandError(
                 f"the command is larger than {LARGEST} bytes: put its input into a file, and name "
                 "that as its stdin"
@@ -152,6 +153,12 @@ class Command:
     @property
     def _argv(self) -> tuple[str, ...]:
         return tuple(map(str, self.argv))  # `__post_init__` has made them texts already
+
+    def _text_size(self) -> int:
+        """Return its characters and words, of each of which JSON makes at most 12 characters."""
+        words: list[Any] = [*self.argv, self.cwd, *self.env, *self.env.values(), *self.redact]
+        words += (self.stdin or "", self.stdout_to or "")
+        return sum(map(len, words)) + len(words)
 
     def to_json(self) -> str:
         """Return the form in which it is stored."""
