@@ -564,7 +564,8 @@ class Job(_Public):  # noqa: PLW1641 - pydantic adds the hash of the fields
         is_waiting_retry = is_queued and fields["retry_of"] is not None
         fields["next_attempt"] = fields["not_before"] if is_waiting_retry else None
         made = cls._checked(fields)
-        made._view = CommandView.from_json(fields.get("command"))  # noqa: SLF001 - it is our own
+        if cls is Job:  # executors get all of it
+            made._view = CommandView.from_json(fields.get("command"))  # noqa: SLF001 - it is our own
         return made
 
 
