@@ -221,7 +221,7 @@ def exit_code(job: Job) -> int:
 def ending(job: Job) -> str:
     """Return how the job ended, as text."""
     by = "" if job.signal is None else f", {_signal_name(job.signal)}"
-    return f"job {job.id} is {job.status}: {job.reason}{by}"
+    return f"job {output.label(job)} is {job.status}: {job.reason}{by}"
 
 
 def cause(reason: Reason | None, exit_code: int | None, number: int | None) -> str:

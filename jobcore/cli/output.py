@@ -191,6 +191,11 @@ def print_ids(jobs: Iterable[Job]) -> None:
         print_lines(str(job.id) for job in jobs)
 
 
+def label(job: Job) -> str:
+    """Return what a message calls a job: its number on a terminal, its ID in a pipe."""
+    return f"#{job.number}" if on_terminal() else str(job.id)
+
+
 def what(job: Job) -> str:
     """Return a job's name, or its command, in one line; empty: it has neither."""
     return job.name or ("" if job.command is None else str(job.command))

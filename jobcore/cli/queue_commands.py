@@ -292,9 +292,8 @@ def _report(done: list[Job], job_ids: list[str] | None, *, as_json: bool) -> Non
         output.print_json(done[0] if job_ids and len(job_ids) == len(done) == 1 else done)
     elif output.on_terminal():
         for job in done:
-            output.say(
-                foreground.ending(job) if job.status.final else f"job {job.id} is asked to stop"
-            )
+            asked = f"job {output.label(job)} is asked to stop"
+            output.say(foreground.ending(job) if job.status.final else asked)
         if not done:
             output.say("no job matches")
 

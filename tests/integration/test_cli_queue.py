@@ -88,6 +88,16 @@ def test_filters_choose_what_can_be_stopped(cli, jobs):
     assert statuses(jobs)[-1] == "STOPPED"
 
 
+def test_terminal_is_told_which_jobs_stop_by_their_numbers(jobs, database):
+    """A person names a job by its number, not by its ID."""
+    task(jobs)
+    jobs.start_job(task(jobs).id, owner=None)
+    shown = on_a_terminal(database, [["stop", "1"], ["stop", "--no-wait", "2"]])
+
+    assert shown[0] == "jobcore: job #1 is STOPPED: cancelled\r\n"
+    assert shown[1].startswith("jobcore: job #2 is ")
+
+
 @pytest.mark.parametrize("verb", ["stop", "cancel", "wait", "retry", "delete", "logs"])
 def test_nothing_is_chosen_by_accident(cli, jobs, verb):
     """Without an id or a filter nothing is done, nor with both."""
