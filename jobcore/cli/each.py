@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobcore.cli import command_options
+from jobcore.cli.values import stored_text
 from jobcore.command import Command
 from jobcore.errors import CommandError
 
@@ -41,6 +42,11 @@ def items(source: str, *, null: bool) -> list[str]:
 def filled(text: str, item: str) -> str:
     """Return a text in which the line replaces each `{}`."""
     return text.replace(PLACE, item)
+
+
+def filled_text(text: str | None, item: str) -> str | None:
+    """Return the name or key of a line's job, which has to be UTF-8 text."""
+    return None if text is None else stored_text(filled(text, item))
 
 
 def argv_for(words: Sequence[str], item: str, *, shell: bool) -> list[str] | str:

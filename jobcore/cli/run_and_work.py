@@ -187,7 +187,7 @@ def _run_each(
     items = each_line.items(source, null=null)
     commands = [each_line.command_for(words, item, umask=umask, **options) for item in items]
     wanted = [
-        Submission(command, name=None if name is None else each_line.filled(name, item))
+        Submission(command, name=each_line.filled_text(name, item))
         for command, item in zip(commands, items, strict=True)
     ]
     if not wanted:

@@ -211,8 +211,8 @@ def submit(
     several = [
         Submission(
             each_line.command_for(words, item, **options),
-            name=_filled(name, item),
-            key=_filled(key, item),
+            name=each_line.filled_text(name, item),
+            key=each_line.filled_text(key, item),
             unique_for=unique_for,
         )
         for item in each_line.items(each, null=null)
@@ -245,7 +245,3 @@ def _retries(most: int, pause: float | None, on: list[RetryOn] | None) -> Retrie
 
 def _scripts(texts: list[str] | None) -> list[Command] | None:
     return [Command(text, shell=True) for text in texts] if texts else None
-
-
-def _filled(text: str | None, item: str) -> str | None:
-    return None if text is None else stored_text(each_line.filled(text, item))
