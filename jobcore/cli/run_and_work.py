@@ -263,8 +263,8 @@ def work(
                 return
         worker.notify("STOPPING=1")
         foreground.end_at_next(signals)
-        running = jobs.count_jobs(status=Status.RUNNING).get(Status.RUNNING, 0)
         if not drain_on_stop:
+            running = jobs.count_jobs(status=Status.RUNNING)[Status.RUNNING]
             output.say(f"no more jobs are started; {running} running jobs keep running")
     # The manager is closed, so it starts no job, and all starts are known.
     left = report.running
