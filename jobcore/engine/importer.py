@@ -149,7 +149,7 @@ def _result_in(run: Run, directory: int) -> tuple[str, bytes] | None:
     if run.calls_function != 0:
         return result_file.read(directory)
     handed = _handed_over(directory, result_file.RESULT)
-    return None if handed is None else ("json", handed)
+    return None if handed is None else (settlement.JSON, handed)
 
 
 def _handed_over(directory: int, name: str) -> bytes | None:
@@ -158,7 +158,7 @@ def _handed_over(directory: int, name: str) -> bytes | None:
         found = result_file.read(directory, name)
     except NewerProtocol:
         return None  # not its supervisor's: that is of the version that wrote the exit record
-    if found is None or found[0] != "json" or len(found[1]) > result_file.HANDED[name]:
+    if found is None or found[0] != settlement.JSON or len(found[1]) > result_file.HANDED[name]:
         return None
     try:
         result_file.parse(found[1])
