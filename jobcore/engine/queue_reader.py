@@ -93,7 +93,7 @@ class QueueReader:
         return not self._find(1, counted=counted)
 
     def has_paused(self) -> bool:
-        """Tell whether there are jobs, if only paused ones. Any thread may call this."""
+        """Tell whether any job waits, even if it is paused. Any thread may call this."""
         return bool(self._find(1, room=Room({})))
 
     def next_due(self) -> int | None:
@@ -120,10 +120,10 @@ class QueueReader:
     def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
         """Read up to `limit` of the jobs that were looked for, each with its pipeline."""
         numbers = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
-        found: dict[int, Row[Any]] = {}
-        length = 0
         if not numbers:
             return []
+        found: dict[int, Row[Any]] = {}
+        length = 0
         with self._database.read() as connection:
             for row in queue.rows_of(connection, numbers, self._postpone):
                 found[row.number] = row

@@ -150,7 +150,8 @@ class Stopper:
         Raises:
             JobNotFound, InvalidTransition: It is gone, or final.
         """
-        if run.status == Status.RUNNING:  # no job returns to QUEUED
+        if run.status == Status.RUNNING:
+            # No job returns to QUEUED, and `stop` works even if the database cannot be written.
             return self.stop(run, grace, "cancel")
         now = self._clock.now()
 
