@@ -307,7 +307,7 @@ class _Examination:
             yield _wrong(check, f"{told}; --repair counts them again")
         if forgotten:
             told = f"ended, but other jobs still wait for them: {_some(forgotten)}"
-            yield _wrong(check, f"{told}; --repair has that decided")
+            yield _wrong(check, f"{told}; --repair decides whether the waiting jobs start")
         if not wrong and not forgotten:
             yield _ok(check, "each waiting job waits for one that has not ended")
 
