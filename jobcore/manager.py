@@ -2230,8 +2230,7 @@ class JobManager:
         known, most = checked_after(after), checks.optional_count(limit, "limit")
         scanned = checks.optional_count(scan_limit, "scan_limit")
         checked_timeout(timeout)  # now, not at the first next()
-        statuses, types = checked_statuses(status), checked_types(type)
-        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
+        wanted = self._filter(workspace_id, pipeline_id, status, type)
         return Events(
             self._event_reader,
             wanted,
@@ -2334,8 +2333,7 @@ class JobManager:
             StoreError: The manager is closed.
         """
         checked = checked_callback(callback)
-        statuses, types = checked_statuses(status), checked_types(type)
-        wanted = self._filter(workspace_id, pipeline_id, statuses, types)
+        wanted = self._filter(workspace_id, pipeline_id, status, type)
         return self._notifier.subscribe(checked, wanted)
 
     # --- workspaces and pipelines ---------------------------------------------------
@@ -2782,15 +2780,15 @@ class JobManager:
         self,
         workspace_id: Id | None,
         pipeline_id: Id | None,
-        statuses: list[Status] | None,
-        types: list[str] | None = None,
+        status: Status | Collection[Status] | None,
+        kind: str | Collection[str] | None = None,
     ) -> JobFilter:
         return self._wanted(
             {
                 "workspace_id": workspace_id,
                 "pipeline_id": pipeline_id,
-                "status": statuses,
-                "type": types,
+                "status": status,
+                "type": kind,
             }
         )
 
