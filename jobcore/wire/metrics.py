@@ -13,7 +13,7 @@ METRICS_TYPE = "text/plain; version=0.0.4"
 
 def prometheus(statistics: Statistics) -> str:
     """
-    Return statistics as text for Prometheus, which a service sends or a textfile collector reads.
+    Return statistics as text for Prometheus, for a service to send or a textfile collector to read.
 
     Args:
         statistics: What `JobManager.statistics` returned.
@@ -42,23 +42,31 @@ def _lines(found: Statistics) -> Iterator[str]:
     yield from _metric(
         "job_duration_seconds",
         "gauge",
-        "From start to end, of the jobs that ended in the window.",
+        "Time from start to end of jobs that ended in the window.",
         _labelled("quantile", found.durations),
     )
     yield from _metric(
         "job_wait_seconds",
         "gauge",
-        "From when it might start to the start, of the jobs that ended in the window.",
+        "Time for which jobs that ended in the window had waited for their start.",
         _labelled("quantile", found.waits),
     )
     for name, about, value in (
-        ("queue_age_seconds", "How long the oldest job that may start waits.", found.queue_age),
-        ("running_age_seconds", "How long the longest job runs.", found.running_age),
+        (
+            "queue_age_seconds",
+            "How long the oldest job that may start has been waiting.",
+            found.queue_age,
+        ),
+        (
+            "running_age_seconds",
+            "How long the longest running job has been running.",
+            found.running_age,
+        ),
     ):
         yield from _metric(name, "gauge", about, {"": 0 if value is None else value})
     for name, about, size in (
         ("file_bytes", "Size of the database.", found.file_size),
-        ("free_bytes", "Of that, free for new rows.", found.free_size),
+        ("free_bytes", "Space in the database that is free for new rows.", found.free_size),
         ("log_bytes", "Size of the write-ahead log.", found.log_size),
     ):
         yield from _metric(name, "gauge", about, {"": size})
