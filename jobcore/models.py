@@ -352,7 +352,7 @@ class Statistics(_Public):
 
     Attributes:
         at: When they were taken, UTC.
-        since: The begin of the span for what ended lately, UTC. If more than 10,000 jobs ended in
+        since: Where the span for what ended lately begins, UTC. If more than 10,000 jobs ended in
             the window, it is the end of the first one that was counted.
         created: How many jobs were ever created, including deleted ones.
         jobs: How many jobs there are of each status.
@@ -407,7 +407,7 @@ class Progress(_Public):
 
 class Usage(_Public):
     """
-    What the processes of a running job use at a moment.
+    What the processes of a running job use at one moment.
 
     Attributes:
         cpu_seconds: CPU time so far, of the processes that run now and of those that they have
@@ -467,7 +467,7 @@ class Job(_Public):  # noqa: PLW1641 - pydantic adds the hash of the fields
         retries: How often it is tried again; None: as its pipeline says, or never.
         next_attempt: When it starts at the earliest, if it is a retry in the queue, else None.
         waits_for: What a QUEUED job waits for besides a free slot: `time` (see `not_before`),
-            `dependencies`, `limit` (so many jobs run already) or `paused`; None: nothing, or the
+            `dependencies`, `limit` (it has no room) or `paused`; None: nothing, or the
             job is not QUEUED.
     """
 
@@ -692,7 +692,7 @@ class Limit(_Public):
         scope: What is limited.
         name: The name of the group or type; None for the file.
         slots: How many jobs may run at once, over all managers and tasks; None: any number.
-        paused: Since when none of its jobs starts, UTC; None: they start.
+        paused: Since when it is paused, UTC; None: it is not.
         running: How many of its jobs are RUNNING.
         queued: How many are QUEUED; of a group, at most 1,000 are counted.
     """

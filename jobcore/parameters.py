@@ -1,4 +1,4 @@
-"""What one job runs otherwise than its pipeline: further arguments, variables, and a time-out."""
+"""Parameters of one run of a pipeline: further arguments, variables, and a time-out."""
 
 from __future__ import annotations
 

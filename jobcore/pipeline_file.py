@@ -2,7 +2,7 @@
 Pipelines as a file: the fields of a workspace's pipelines in YAML or JSON, checked.
 
 A file has one of two forms. With `pipelines`, it maps names to pipelines. Without, it is one
-pipeline of the platform's PipelineML (`version: pipelines/v0.1`), named like the file. Unknown
+pipeline of Matatika's PipelineML (`version: pipelines/v0.1`), named like the file. Unknown
 fields are refused, because a misspelled one would otherwise be ignored.
 """
 
@@ -247,7 +247,7 @@ class Many(BaseModel):
 
 
 class Single(Entry):
-    """A file with one pipeline, in the platform's PipelineML."""
+    """A file with one pipeline, in Matatika's PipelineML."""
 
     model_config = ConfigDict(title="PipelineML")
 
@@ -312,7 +312,7 @@ def told(error: PipelineFileError, sources: Sequence[Source]) -> list[str]:
     """Return a line for each problem, with the file's path and the number of the line."""
     lines = []
     for place, problem in error.problems:
-        # The whole of a file is at fault if no file has the place.
+        # If no file has the place, the problem concerns the first file as a whole.
         homes = [one for one in sources if place[:2] in one.lines] or sources
         lines.append(f"{homes[0].path}:{homes[0].line_of(place)}: {_dotted(place)}{problem}")
     return lines
@@ -459,7 +459,7 @@ def _problem(error: Any) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     if "command" in loc and kind == "list_type" and isinstance(given, str):
-        return "it must be a list of words; a line for the shell is a script"
+        return "it must be a list of words; put a line for the shell into script"
     text = _MUST.get(kind) or error["msg"].replace("Input should be", "it must be")
     if isinstance(given, (Mapping, list)) or given in ("", None):
         return text

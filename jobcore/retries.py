@@ -32,7 +32,7 @@ class Retries:
     Args:
         max: The largest number of retries, up to 1,000.
         delay: Seconds between the end of the first attempt and the first retry.
-        factor: By this factor each delay is longer than the one before; 1: all are the same.
+        factor: How many times as long each delay is as the one before; 1: all are the same.
         max_delay: The longest delay, in seconds.
         jitter: How much of each delay is left to chance, from 0 to 1, so that jobs that failed
             together are not retried together: 0.2 turns 10 s into 8 to 12 s.
@@ -41,7 +41,7 @@ class Retries:
             never started.
 
     Raises:
-        ArgumentError: A value is not one of these.
+        ArgumentError: A value is of the wrong type or out of range.
     """
 
     max: int

@@ -43,7 +43,7 @@ class Submission:
         after: The jobs that it waits for: their ids, or the `ref` of jobs of the same call.
         run_if: How they have to end, as in `submit`.
         retries: How often it is tried again, as in `submit`.
-        on_complete, on_error, on_stopped: What runs when it has ended so, as in `submit`.
+        on_complete, on_error, on_stopped: What runs after it has ended that way, as in `submit`.
         ref: A text by which other jobs of the same call can name this one in `after`.
     """
 
