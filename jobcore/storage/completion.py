@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from urllib.parse import quote
 
-#: Seconds to wait for a lock. A shell rather offers nothing than waits.
+#: Seconds to wait for a lock. If it takes longer, the shell offers nothing.
 _PATIENCE = 0.1
 
 

@@ -29,13 +29,13 @@ from jobcore.storage.job_rows import JobFilter
 from jobcore.storage.statement import driver_of, in_parts
 from jobcore.storage.tables import SHOWN, job
 
-#: Jobs that an index of one condition may give, for these to be examined all.
+#: The most jobs of one condition's index that are all examined.
 CANDIDATES = 5000
 #: Jobs that one statement examines.
 AT_ONCE = 500
 #: Numbers that one statement looks through.
 WINDOW = 1000
-#: The same where each status is read apart.
+#: The same if each status is read separately.
 WALKED = 200
 #: Entries of an index that one statement reads.
 ENTRIES = 2000
@@ -77,7 +77,7 @@ def _execute(connection: Connection, text: str, values: dict[str, Any]) -> list[
 
 
 def _where(wanted: JobFilter) -> _Where:
-    """Return all conditions of a filter together, and that reads show the job."""
+    """Return all conditions of a filter as one, which also leaves out hidden jobs."""
     parts = [_Where(_VISIBLE, {}), *_times(wanted)]
     for column, value in (
         ("workspace_id", None if wanted.workspace_id is None else wanted.workspace_id.hex),

@@ -1,7 +1,7 @@
 """
 The keys of jobs: in each workspace, at most one job holds a key.
 
-A job holds its key in `held_key` until it is final, and not before `unique_until`. Only the unique
+A job holds its key in `held_key` until it is final and `unique_until` has passed. Only the unique
 index decides who gets it. These functions find the holder after the index has refused a row, and
 release keys whose time is over.
 """

@@ -119,7 +119,7 @@ def room(connection: Connection, *, counted: bool = True) -> Room:
     Return how many more jobs may start.
 
     Args:
-        counted: False: only what is paused is without room; a full limit does not matter.
+        counted: False: ignore full limits, so that only what is paused has no room.
     """
     limits = stored(connection)
     left = {(limit.scope, limit.name): 0 for limit in limits if limit.paused is not None}

@@ -141,7 +141,7 @@ _READY_FIRST, _READY_OF_PRIORITY, _READY_BELOW = (
 @lru_cache(maxsize=16)
 def _probe(count: int) -> Statement:
     """
-    Return the statement that tells what there is of so many types.
+    Return the statement that tells which kinds of jobs there are, for `count` types.
 
     For each type: whether there are jobs without a group, jobs of groups, and jobs that are due.
     Usually most types have no queued job, and this takes less time than to look for each.

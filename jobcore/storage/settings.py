@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     Attributes:
         statuses: Jobs with one of these statuses.
         keep: Those that ended at least this many seconds ago.
-        newest: But never the newest of them, as many as this; None: none is spared.
+        newest: How many of the newest of them are spared; None: none.
     """
 
     statuses: frozenset[Status]

@@ -477,8 +477,8 @@ class JobRow(_Row, table=True):
     # Arguments, environment and time-out of this run of the pipeline, as JSON.
     parameters: str | None = Field(default=None, sa_column=Column(Text))
 
-    # The key, and the same text while the job holds it: until it is final, and not before
-    # `unique_until`. A retry takes it over.
+    # The key, and the same text while the job holds it: until it is final and `unique_until` has
+    # passed. A retry takes it over.
     key: str | None = None
     held_key: str | None = None
     unique_until: int | None = Field(default=None, sa_column=_moment())
@@ -507,7 +507,7 @@ class DependencyRow(_Row, table=True):
 
 
 class UndecidedRow(_Row, table=True):
-    """An ended job of whose dependents not all are decided yet; any manager decides the rest."""
+    """An ended job that has undecided dependents left; any manager decides them."""
 
     __tablename__ = "undecided"
     upstream_id: UUID = Field(sa_column=Column(Id(), primary_key=True))
