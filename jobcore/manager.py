@@ -1114,7 +1114,7 @@ class JobManager:
         type: str | None = None,  # noqa: A002 - the field's name
     ) -> Limit:
         """
-        Let jobs start again that `pause` with the same arguments keeps in the queue.
+        Undo `pause` with the same arguments, so that the jobs start again.
 
         The change is durable when this returns. A job that is paused in several ways starts
         when all of them are resumed. Args and errors are those of `pause`.
@@ -1386,7 +1386,7 @@ class JobManager:
         count: int | None = None,
     ) -> list[Retention]:
         """
-        Set how long the file keeps final jobs. Whichever managers run its queue see to it.
+        Set how long the file keeps final jobs. The managers that run its queue remove the others.
 
         They look about once a minute, and remove jobs with logs, histories and results in
         small steps, as `prune` does; so an expired job may stay a few minutes. The rule is
