@@ -1886,7 +1886,7 @@ class JobManager:
                 RUNNING or final, and its `start_time` is None if it was cancelled before.
 
         Returns:
-            The job, final.
+            The job, final; with `until="started"`, as it is then.
 
         Raises:
             JobNotFound: No job has this id.
