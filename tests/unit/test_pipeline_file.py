@@ -38,7 +38,7 @@ WRONG = {
     ),
     "a line as a command": (
         "pipelines:\n  load:\n    command: echo hi\n",
-        ["/srv/p.yml:3: load.command: it must be a list of words; a line for the shell is "],
+        ["/srv/p.yml:3: load.command: it must be a list of words; put a line for the shell into "],
     ),
     "numbers as words": (
         "pipelines:\n  load:\n    command: [sleep, 3]\n",
