@@ -118,7 +118,7 @@ def _require_one(group: str | None, kind: str | None) -> None:
 
 
 def _report(limit: Limit, *, as_json: bool) -> None:
-    """Print a limit as it is then, as JSON or on a terminal."""
+    """Print the new limit, as JSON or on a terminal."""
     if as_json:
         output.print_json(limit)
     elif output.on_terminal():

@@ -171,7 +171,7 @@ class _Shown:
         ndjson: Print JSON objects.
         times: Print the time of each line.
         sequence: The number of the first line.
-        tail: Print only the last lines, and these are so many.
+        tail: Print only this many lines, the last ones; None: all.
     """
 
     def __init__(

@@ -184,8 +184,8 @@ def export(
     """
     Print jobs with their logs as lines of JSON, oldest first.
 
-    import reads them. Without --commands they hold no value of an environment, and
-    an imported job cannot be retried.
+    import reads the lines. Without --commands, they contain no value of an
+    environment, and an imported job cannot be retried.
 
     \b
     Examples:

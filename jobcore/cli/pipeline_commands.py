@@ -46,7 +46,9 @@ Words = Annotated[
 Script = Annotated[
     str | None,
     typer.Option(
-        parser=stored_text, metavar="TEXT", help="What it runs with /bin/sh -c, as a command."
+        parser=stored_text,
+        metavar="TEXT",
+        help="What it runs with /bin/sh -c, in place of a command.",
     ),
 ]
 ScheduleText = Annotated[
@@ -59,7 +61,7 @@ ScheduleText = Annotated[
 ]
 TimeZone = Annotated[
     str | None,
-    typer.Option(metavar="ZONE", help="Of the schedule, such as Europe/Berlin. [UTC]"),
+    typer.Option(metavar="ZONE", help="Time zone of the schedule, such as Europe/Berlin. [UTC]"),
 ]
 CatchUp = Annotated[
     str | None,
@@ -415,7 +417,7 @@ def set_pipeline(
     changes = {field: value for field, value in changes.items() if value is not None}
     changes = {field: None if value == "" else value for field, value in changes.items()}
     if command and script is not None:
-        raise CommandError("there is a command and --script: give one of them")
+        raise CommandError("a command and --script exclude each other: give one of them")
     if command:
         changes |= {"command": command, "script": None}
     if script is not None:

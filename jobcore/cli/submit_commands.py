@@ -69,7 +69,7 @@ def submit(
         typer.Option(
             parser=time_limit,
             metavar="TIME",
-            help="With --key: nor until this time after its creation is over.",
+            help="With --key: nor within this time after that job was created.",
         ),
     ] = None,
     after: Annotated[
@@ -80,8 +80,8 @@ def submit(
         RunIf,
         typer.Option(
             metavar="WORD",
-            help="With --after: start if all of them ended so: complete, failed, or ended, which "
-            "is in any way. [complete]",
+            help="How all jobs of --after have to end: complete, failed, or ended, in any way. "
+            "[complete]",
         ),
     ] = RunIf.COMPLETE,
     retries: Annotated[

@@ -1,8 +1,8 @@
 """
 What a shell offers for the word under the cursor.
 
-A shell waits for it at each press of the Tab key. So commands and jobs are found without the
-framework and without the manager; only options need the framework.
+The shell waits for it at each press of the Tab key. So commands and jobs are found without the
+framework and the manager; only options need the framework.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _VALUES = {
 #: The values of arguments that have only a few, by command.
 _ARGUMENTS = {"completion": ("bash", "zsh", "fish")}
 
-#: Commands that have commands.
+#: Commands with commands of their own.
 _GROUPS = {"pipeline", "workspace"}
 
 _Offer = tuple[str, str]

@@ -1,4 +1,4 @@
-"""What `work` tells: people about each start and end, logs the same as JSON, and systemd."""
+"""What `work` reports: each start and end, to people or as JSON; its own state, to systemd."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class ForLogs:
 
 
 def _in_order(_logger: Any, _method: str, entry: Any) -> dict[str, Any]:
-    """Put first what is read first."""
+    """Put the time, the level and the event first."""
     first = ("timestamp", "level", "event")
     return {**{name: entry.pop(name, None) for name in first}, **entry}
 
