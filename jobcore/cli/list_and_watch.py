@@ -52,6 +52,13 @@ def list_(
         datetime | None,
         typer.Option(parser=past, metavar="WHEN", help="Only jobs that have ended since then."),
     ] = None,
+    ended_until: Annotated[
+        datetime | None,
+        typer.Option(parser=past, metavar="WHEN", help="Only jobs that had ended before then."),
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only jobs of the workspace of this name.")
+    ] = None,
     pipeline: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only jobs of the pipeline of this name.")
     ] = None,
@@ -114,7 +121,8 @@ def list_(
             reasons=reason,
             exit_codes=exit_code,
             ended_since=ended_since,
-            pipeline_id=None if pipeline is None else _pipeline_id(jobs, pipeline),
+            ended_until=ended_until,
+            **_place(jobs, workspace, pipeline),
             order=None if order is None else order.value,
         )
         try:
@@ -175,11 +183,18 @@ def _print_overview(jobs: JobManager, copied: dict[Any, Job], *, wide: bool) -> 
         output.say(f"{left:,} more: see --limit and the filters")
 
 
-def _pipeline_id(jobs: JobManager, name: str) -> UUID:
-    """Return the id of the pipeline with this name, in any case, or with this id."""
-    from jobcore.cli import pipeline_commands  # noqa: PLC0415 - only with this filter
+def _place(jobs: JobManager, workspace: str | None, pipeline: str | None) -> dict[str, Any]:
+    """Return the filters for a workspace and a pipeline, each with this name or id."""
+    if workspace is None and pipeline is None:
+        return {}
+    from jobcore.cli import pipeline_commands as named  # noqa: PLC0415 - only with these filters
 
-    return pipeline_commands.find_pipeline(jobs, name, None).id
+    found: dict[str, Any] = {}
+    if workspace is not None:
+        found["workspace_id"] = named.find_workspace(jobs, workspace).id
+    if pipeline is not None:
+        found["pipeline_id"] = named.find_pipeline(jobs, pipeline, workspace).id
+    return found
 
 
 def paused(jobs: JobManager) -> list[str]:

@@ -146,7 +146,7 @@ def apply(
         raise CommandError("apply needs a file of pipelines: jobcore apply pipelines.yml")
     sources = [pipeline_file.read(path) for path in files]
     with ctx.obj.open(slots=0) as jobs:
-        place = None if workspace is None else _workspace(jobs, workspace).id
+        place = None if workspace is None else find_workspace(jobs, workspace).id
         try:
             changes = jobs.apply(
                 pipeline_file.merged(sources), workspace_id=place, prune=prune, dry_run=dry_run
@@ -183,7 +183,7 @@ def _summary(changes: list[Change], *, dry_run: bool) -> str:
     return f"{words}; nothing was changed" if dry_run else words.replace(" to ", " ") + "d"
 
 
-def _workspace(jobs: JobManager, name: str) -> Workspace:
+def find_workspace(jobs: JobManager, name: str) -> Workspace:
     """Return the workspace with this name or id."""
     found = [one for one in jobs.list_workspaces() if name in (one.name, str(one.id))]
     if not found:
@@ -362,7 +362,7 @@ def create_pipeline(
         "env": command_options.environment(env or []),
     }
     with ctx.obj.open(slots=0) as jobs:
-        place = None if workspace is None else _workspace(jobs, workspace).id
+        place = None if workspace is None else find_workspace(jobs, workspace).id
         made = jobs.create_pipeline(name, command or None, workspace_id=place, **fields)
     output.print_json(made) if as_json else output.print_lines([str(made.id)])
 
@@ -584,7 +584,7 @@ def schedule(
 
 def _pipelines(jobs: JobManager, workspace: str | None) -> Iterator[Pipeline]:
     """Yield all pipelines, or those of a workspace, reading a page at a time."""
-    place = None if workspace is None else _workspace(jobs, workspace).id
+    place = None if workspace is None else find_workspace(jobs, workspace).id
     last: Pipeline | None = None
     while page := jobs.list_pipelines(workspace_id=place, limit=PAGE, after=last):
         yield from page
@@ -668,7 +668,7 @@ def rename_workspace(
 ) -> None:
     """Rename a workspace."""
     with open_manager(ctx) as jobs:
-        jobs.update_workspace(_workspace(jobs, name).id, name=new_name)
+        jobs.update_workspace(find_workspace(jobs, name).id, name=new_name)
 
 
 @workspace_group.command("delete")
@@ -679,4 +679,4 @@ def delete_workspace(ctx: typer.Context, name: WorkspaceName) -> None:
     Running jobs are stopped first.
     """
     with open_manager(ctx) as jobs:
-        jobs.delete_workspace(_workspace(jobs, name).id)
+        jobs.delete_workspace(find_workspace(jobs, name).id)

@@ -93,6 +93,8 @@ class Filter:
     reasons: list[Reason] | None = None
     exit_codes: list[int] | None = None
     ended_since: datetime | None = None
+    ended_until: datetime | None = None
+    workspace_id: UUID | None = None
     pipeline_id: UUID | None = None
     order: str | None = None
 
@@ -114,6 +116,8 @@ class Filter:
             "reason": self.reasons,
             "exit_code": self.exit_codes,
             "ended_since": self.ended_since,
+            "ended_until": self.ended_until,
+            "workspace_id": self.workspace_id,
             "pipeline_id": self.pipeline_id,
         }
 

@@ -108,7 +108,9 @@ def test_filters_of_a_list(database, jobs):
     task(jobs, 1, name="load a", group="x")
     task(jobs, 0, name="load b")
     task(jobs, name="other", group="x", key="k")
-    jobs.create_job(pipeline_id=jobs.create_pipeline("nightly", ["true"]).id)
+    place = jobs.create_workspace("w")
+    nightly = jobs.create_pipeline("nightly", ["true"], workspace_id=place.id)
+    jobs.create_job(pipeline_id=nightly.id)
     calls = [
         ["list", "--name", "load *"],
         ["list", "--group", "x"],
@@ -118,7 +120,11 @@ def test_filters_of_a_list(database, jobs):
         ["list", "--exit-code", "1", "--exit-code", "0", "--reason", "exited"],
         ["list", "--key", "k"],
         ["list", "--pipeline", "NIGHTLY"],
+        ["list", "--workspace", "w"],
+        ["list", "--workspace", "w", "--pipeline", "nightly", "--status", "ERROR"],
         ["list", "--ended-since", "1h"],
+        ["list", "--ended-until", "0"],
+        ["list", "--ended-until", "1h"],
         ["list", "--order", "ended"],
     ]
     *texts, err = in_a_pipe(database, calls)
@@ -126,7 +132,7 @@ def test_filters_of_a_list(database, jobs):
     found = [[line.split("\t")[1] for line in text.splitlines()] for text in texts]
     assert found == [
         *(["2", "1"], ["3", "1"], ["1"], ["4", "3", "2", "1"], []),
-        *(["2", "1"], ["3"], ["4"], ["2", "1"], ["2", "1"]),
+        *(["2", "1"], ["3"], ["4"], ["4"], [], ["2", "1"], ["2", "1"], [], ["2", "1"]),
     ]
     assert err == ""
 
