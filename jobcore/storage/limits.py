@@ -172,20 +172,12 @@ def _put(
 
 def causes(connection: Connection) -> Callable[[str, str | None], str | None]:
     """Return a function that tells why no job of a type and group may start: a word, or None."""
-    limits = stored(connection)
-    runs = running(connection) if any(limit.slots is not None for limit in limits) else {}
-    paused = {(limit.scope, limit.name) for limit in limits if limit.paused is not None}
-    full = {
-        (limit.scope, limit.name)
-        for limit in limits
-        if limit.slots is not None and runs.get((limit.scope, limit.name), 0) >= limit.slots
-    }
+    unpaused, left = room(connection, counted=False), room(connection)
 
     def cause(kind: str, group: str | None) -> str | None:
-        scopes = scopes_of(kind, group)
-        if not paused.isdisjoint(scopes):
+        if not unpaused.admits(kind, group):
             return "paused"
-        return None if full.isdisjoint(scopes) else "limit"
+        return None if left.admits(kind, group) else "limit"
 
     return cause
 
