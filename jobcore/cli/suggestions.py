@@ -151,7 +151,7 @@ def _of_command(
 
 def _jobs(database: str | None, command: str, incomplete: str) -> Iterator[_Offer]:
     """Yield what begins with `incomplete`: numbers, names and ids of the newest jobs."""
-    from jobcore.storage.completion import newest_jobs  # noqa: PLC0415 - only for jobs
+    from jobcore.storage.shell_completion import newest_jobs  # noqa: PLC0415 - only for jobs
 
     path = database or os.environ.get("JOBCORE_DB") or "jobs.db"
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""What a shell offers for a job: read with the driver alone, as the shell waits for it."""
+"""Reads the jobs that a shell offers, with the driver alone, because the shell waits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def newest_jobs(path: str, limit: int) -> list[tuple[int, str, str, str | None]]
     Return the newest jobs, newest first; none if the file cannot be read.
 
     Args:
-        path: The database file, which stays as it is.
-        limit: Most jobs to return.
+        path: The database file. It is not changed.
+        limit: The most jobs to return.
 
     Returns:
         Number, id in hexadecimal digits, status and name of each job.
