@@ -352,13 +352,14 @@ class Statistics(_Public):
 
     Attributes:
         at: When they were taken, UTC.
-        since: Where the span for what ended lately begins, UTC. If more than 10,000 jobs ended in
-            the window, it is the end of the first one that was counted.
+        since: The start of the period that `ended`, `reasons`, `durations` and `waits` are about,
+            UTC. If more than 10,000 jobs ended in the window, it is the end of the first job that
+            was counted.
         created: How many jobs were ever created, including deleted ones.
         jobs: How many jobs there are of each status.
-        ended: How many jobs ended in the span, by final status.
+        ended: How many jobs ended in this period, by final status.
         reasons: The same by reason.
-        durations: Seconds from start to end of the jobs that ended in the span, by quantile:
+        durations: Seconds from start to end of the jobs that ended in it, by quantile:
             `0.5` (the median), `0.9`, `0.99` and `1` (the longest). Empty: there are none.
         waits: Seconds for which these jobs waited for their start, by quantile. They count
             from the creation, or from `not_before` if that is later.

@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
 
 #: The job that holds a key.
-holder = job.alias("holder")
+_HOLDER = job.alias("holder")
 
 _REMOVE_JOB = Statement(delete(job).where(job.c.number == bindparam("of")))
 _OPEN = Statement(select(batch.c.id, batch.c.first, batch.c.last, batch.c.owner))
@@ -93,7 +93,7 @@ def stage(connection: Connection, jobs: Sequence[dict[str, Any]]) -> None:
     job_rows.insert_jobs(connection, jobs)
 
 
-_HOLDS = and_(holder.c.workspace_id == job.c.workspace_id, holder.c.held_key == job.c.key)
+_HOLDS = and_(_HOLDER.c.workspace_id == job.c.workspace_id, _HOLDER.c.held_key == job.c.key)
 
 
 def claim_keys(
@@ -117,8 +117,8 @@ def claim_keys(
     from jobcore.storage import keys  # noqa: PLC0415 - few batches have keys
 
     held = select(
-        job.c.number, job.c.key, holder.c.id.label("holder_id"), holder.c.number.label("holder")
-    ).join_from(job, holder, _HOLDS)
+        job.c.number, job.c.key, _HOLDER.c.id.label("holder_id"), _HOLDER.c.number.label("holder")
+    ).join_from(job, _HOLDER, _HOLDS)
     for row in connection.execute(held.where(*keyed)).all():
         keys.release_if_over(connection, workspace_id, row.key, now=now)
     conflicts = connection.execute(held.where(*keyed)).all()

@@ -16,8 +16,7 @@ from jobcore.storage.damage import leave_out, read_rows, unconverted
 from jobcore.storage.statement import driver_of
 from jobcore.storage.tables import IS_QUEUED, IS_VISIBLE, has_status, job, sequence
 
-#: Queued jobs among which the oldest that is due is looked for; those before it may wait for
-#: their time.
+#: How many of the oldest queued jobs are read to find one that is due.
 _MOST_DELAYED = 100
 
 

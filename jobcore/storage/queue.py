@@ -32,7 +32,8 @@ PAGE = 32
 #: Due jobs of one group and priority that are put in the order of creation. If more are due, those
 #: that became due first come first.
 DUE_AT_ONCE = 500
-#: Jobs that are read in the search for those of one manager, before these are looked up instead.
+#: How many jobs of the queue are read to find those of one manager. After that, these are looked
+#: up by their numbers.
 MOST_WALKED = 500
 #: Rows that are read together; the command of each may have a mebibyte.
 ROWS_AT_ONCE = 8

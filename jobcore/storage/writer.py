@@ -46,7 +46,7 @@ class Observer:
     """
 
     def begun(self, connection: Connection) -> None:
-        """Handle the begin of a transaction, before anything is written."""
+        """Handle a transaction that has begun, before anything is written."""
 
     def ending(self, connection: Connection) -> None:
         """Handle the end of a transaction: everything is written, the commit comes next."""
