@@ -1,5 +1,5 @@
 """
-The statements that create, find, list and count jobs, and read the queue.
+The statements that create, find, list and count jobs.
 
 Every function takes a connection in a transaction. Times are microseconds since 1970.
 """
