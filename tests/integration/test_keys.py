@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from jobcore import (
@@ -18,26 +14,10 @@ from jobcore import (
     Submission,
     function_command,
 )
-from jobcore.testing import ManualClock
 from jobcore.tuning import STAGED_FROM
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def jobs(database, clock):
-    """Return a manager that runs nothing."""
-    with JobManager(database, slots=0, clock=clock) as jobs:
-        yield jobs
-
-
-def end(jobs, job, exit_code=0):
-    """Run a job on behalf of its host to its end."""
-    jobs.start_job(job.id)
-    return jobs.finish_job(job.id, exit_code)
+from tests.faults.hosts import host
+from tests.processes import at_once, in_child
+from tests.tasks import end
 
 
 def test_same_key_returns_the_same_job(jobs):
@@ -153,82 +133,58 @@ def test_automatic_retry_holds_the_key(jobs):
     assert again.waits_for == "time"
 
 
+def start_and_die(database):
+    """Start a task with a key, and end without finishing it."""
+    jobs = JobManager(database, slots=0)
+    return jobs.start_job(jobs.create_job("TASK", key="nightly").id).id
+
+
 def test_job_that_has_ended_unsettled_holds_no_key(database):
     """A call with the key of a task of a dead process settles that task first."""
-    program = (
-        "import os, sys\nfrom jobcore import JobManager\njobs = JobManager(sys.argv[1], slots=0)\n"
-        "job = jobs.create_job('TASK', key='nightly')\njobs.start_job(job.id)\n"
-        "print(job.id, flush=True)\nos._exit(0)\n"
-    )
-    made = subprocess.run(
-        [sys.executable, "-c", program, database], check=True, capture_output=True, text=True
-    )
+    left = in_child(start_and_die, database)
     with JobManager(database, slots=0) as jobs:
         again = jobs.submit(["true"], key="nightly")
 
-        assert str(again.id) != made.stdout.strip()
-        assert jobs.get_job(made.stdout.strip()).status == Status.ERROR
+        assert again.id != left
+        assert jobs.get_job(left).status == Status.ERROR
 
 
-RACE = """
-import json, sys
-from jobcore import JobManager
-with JobManager(sys.argv[1], slots=0) as jobs:
-    jobs.list_jobs()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(json.dumps([str(jobs.submit(["true"], key=f"k{n}").id) for n in range(40)]))
-"""
+def submit_each(database):
+    """Submit 40 jobs with keys, and return their ids."""
+    with JobManager(database, slots=0) as jobs:
+        return [jobs.submit(["true"], key=f"k{n}").id for n in range(40)]
 
 
 def test_two_processes_that_race_get_one_job(database):
     """Both get the same jobs, one for each key."""
     JobManager(database, slots=0).close()
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, database],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    for one in racers:
-        assert one.stdout.readline() == "ready\n"
-    for one in racers:
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    found = [json.loads(one.communicate()[0]) for one in racers]
+    found = at_once(submit_each, [(database,)] * 2)
 
-    assert [one.returncode for one in racers] == [0, 0]
     assert found[0] == found[1]
     assert len(set(found[0])) == 40
     with JobManager(database, slots=0) as jobs:
         assert len(jobs.list_jobs(limit=100)) == 40
 
 
-LOOP = """
-import sys
-from jobcore import JobManager, Submission
-with JobManager(sys.argv[1], slots=0) as jobs:
-    for n in range(60):
-        jobs.submit(["true"], key=f"k{n}")
-        jobs.submit_many([Submission(["true"], key=f"k{n}-{m}") for m in range(3)])
-        print(n, flush=True)
-"""
+def submit_and_say(say, database):
+    """Submit 240 jobs with keys; say each round."""
+    with JobManager(database, slots=0) as jobs:
+        for n in range(60):
+            jobs.submit(["true"], key=f"k{n}")
+            jobs.submit_many([Submission(["true"], key=f"k{n}-{m}") for m in range(3)])
+            say(str(n))
 
 
 def test_repeated_after_kills_leaves_one_job_for_each_key(database):
     """A program that is killed and run again, as often as it takes, creates each job once."""
-    for line in (5, 30, None):
-        program = subprocess.Popen(
-            [sys.executable, "-c", LOOP, database], stdout=subprocess.PIPE, text=True
-        )
-        with program:
-            if line is not None:
-                while program.stdout.readline() != f"{line}\n":
-                    pass
-                program.kill()
-            program.stdout.read()
-        assert program.returncode == (0 if line is None else -9)
+    for line in ("5", "30"):
+        with host(submit_and_say, database) as program:
+            while program.hear() != line:
+                pass
+            program.kill()
+        assert program.end() == -9
+    with host(submit_and_say, database) as program:
+        assert program.end() == 0
     with JobManager(database, slots=0) as jobs:
         keys = [job.key for job in jobs.list_jobs(limit=1000)]
 
