@@ -12,21 +12,19 @@ from jobcore import Command, JobManager
 from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE
 from tests.programs import SLEEPS
+from tests.tasks import end
 
 
 @pytest.fixture
 def jobs(database):
-    """Return a manager that runs nothing."""
+    """Return a manager that runs nothing, with the clock of the command line."""
     with JobManager(database, slots=0) as manager:
         yield manager
 
 
 def task(jobs, exit_code=None, **options):
     job = jobs.create_job("TASK", **options)
-    if exit_code is not None:
-        jobs.start_job(job.id)
-        job = jobs.finish_job(job.id, exit_code)
-    return job
+    return job if exit_code is None else end(jobs, job, exit_code)
 
 
 def shown(database, *words, **environment):

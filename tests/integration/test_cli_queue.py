@@ -13,6 +13,7 @@ import pytest
 from jobcore import JobManager, Reason, Status
 from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, ROOT, open_gate, until
+from tests.tasks import end
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def start(database, *words):
 
 @pytest.fixture
 def jobs(database):
-    """Return a manager that runs nothing."""
+    """Return a manager that runs nothing, with the clock of the command line."""
     with JobManager(database, slots=0) as manager:
         yield manager
 
@@ -44,10 +45,7 @@ def jobs(database):
 def task(jobs, exit_code=None, **options):
     """Return a task: QUEUED without an exit code, else final."""
     job = jobs.create_job("TASK", **options)
-    if exit_code is not None:
-        jobs.start_job(job.id)
-        job = jobs.finish_job(job.id, exit_code)
-    return job
+    return job if exit_code is None else end(jobs, job, exit_code)
 
 
 def statuses(jobs):

@@ -24,7 +24,6 @@ from jobcore import (
 )
 from jobcore.lifecycle import Ending
 from jobcore.storage import settlement, transitions
-from jobcore.testing import ManualClock
 from jobcore.tuning import STAGED_FROM
 from tests.faults.hosts import host
 from tests.jobfiles import damage, sql
@@ -33,18 +32,6 @@ from tests.tasks import end, stop
 
 UPSTREAM = (Status.STOPPED, Reason.UPSTREAM)
 READY = (Status.QUEUED, None)
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def jobs(database, clock):
-    """Return a manager that runs nothing."""
-    with JobManager(database, slots=0, clock=clock) as jobs:
-        yield jobs
 
 
 def fate(jobs, job):

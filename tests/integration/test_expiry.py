@@ -10,20 +10,8 @@ import pytest
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
 from jobcore.engine import expiry
-from jobcore.testing import ManualClock, Script, ScriptedExecutor, drain, elapse
+from jobcore.testing import Script, ScriptedExecutor, drain, elapse
 from tests.processes import until
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def jobs(database, clock):
-    """Return a manager that runs nothing."""
-    with JobManager(database, slots=0, clock=clock) as jobs:
-        yield jobs
 
 
 @pytest.fixture

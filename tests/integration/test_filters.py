@@ -212,18 +212,6 @@ def test_names_of_all_kinds_are_found(database, name):
 # --- many jobs at once --------------------------------------------------------------
 
 
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def jobs(database, clock):
-    """Return a manager that runs nothing."""
-    with JobManager(database, slots=0, clock=clock) as jobs:
-        yield jobs
-
-
 def numbers(found):
     """Return the numbers of jobs."""
     return [job.number for job in found]

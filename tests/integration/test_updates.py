@@ -9,20 +9,7 @@ from datetime import timedelta
 import pytest
 
 from jobcore import Command, CommandError, InvalidTransition, JobManager, JobNotFound, Status
-from jobcore.testing import ManualClock
 from tests.processes import until
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def jobs(database, clock):
-    """Return a manager that runs nothing."""
-    with JobManager(database, slots=0, clock=clock) as jobs:
-        yield jobs
 
 
 def test_queued_job_can_be_changed(jobs, clock):
