@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from jobcore.cli import foreground, output
+from jobcore.cli.selection import THREADS
 from jobcore.errors import InvalidTransition, JobNotFound
 from jobcore.lifecycle import Status
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Number of failed jobs that the summary names.
 NAMED = 20
-#: Number of threads that cancel jobs, so that their writes share commits.
-THREADS = 8
 #: Number of lines that a terminal gets at once, since each time the bar is drawn again.
 LINES = 200
 
