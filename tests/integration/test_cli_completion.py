@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from enum import EnumMeta
+from typing import get_args
 
 import pytest
 import typer.main
+from typer.models import OptionInfo
 
 from jobcore import JobManager
 from jobcore.cli import commands, suggestions
@@ -82,6 +85,32 @@ def test_every_command_that_takes_a_job_offers_jobs():
     }
 
     assert found == suggestions.OF_JOBS & set(commands.MODULES)
+
+
+def enums(annotation):
+    """Yield the enums in an annotation."""
+    if isinstance(annotation, EnumMeta):
+        yield annotation
+    for one in get_args(annotation):
+        yield from enums(one)
+
+
+def test_every_word_that_an_option_takes_is_offered():
+    """The completion loads no enum, so its words are compared with those of the options."""
+    commands.load_all()
+    found = {}
+    for one in app.registered_commands:
+        for name, annotation in one.callback.__annotations__.items():
+            for enum in enums(annotation):
+                (option,) = annotation.__metadata__
+                if isinstance(option, OptionInfo):
+                    # The framework keeps the first text of an annotation as the default.
+                    texts = [option.default, *(option.param_decls or ())]
+                    declared = [text for text in texts if str(text).startswith("--")]
+                    (long,) = declared or [f"--{name.replace('_', '-')}"]
+                    found[long] = {str(word.value) for word in enum}
+
+    assert found == {option: set(words) for option, words in suggestions._VALUES.items()}
 
 
 def test_completion_of_jobs_loads_neither_framework_nor_manager(made, database):
