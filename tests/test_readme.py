@@ -564,7 +564,7 @@ def ran(line, folder):
         "text": True,
     }
     words = shlex.split(line)
-    if {"|", "||", "&&", ">"} & set(words):
+    if {"|", "||", "&&", ">"} & set(words) or any(word.endswith(";") for word in words):
         process = subprocess.Popen(["sh", "-c", line], env=environment, **options)
     else:  # a fork begins much sooner than an interpreter
         process = fork([words[1:]], environment, **options)
