@@ -86,7 +86,7 @@ class Batch:
             except (InvalidTransition, JobNotFound):
                 pass  # it has ended
 
-        # The newest first: those that would start next come last, after which none starts.
+        # The newest first: if those that start next were stopped first, others would start.
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(safe, reversed(list(self._made))))
 

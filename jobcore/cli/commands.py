@@ -39,7 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "limit_commands",
             "Start no more jobs of a group, of a type, or of the whole file, until resume.",
         ),
-        "resume": ("limit_commands", "Let jobs start again that pause keeps in the queue."),
+        "resume": ("limit_commands", "Let paused jobs start again."),
         "limit": (
             "limit_commands",
             "Limit how many jobs run at once, or list all limits and pauses.",

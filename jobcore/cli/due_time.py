@@ -13,13 +13,15 @@ from jobcore.errors import CommandError
 Delay = Annotated[
     float | None,
     typer.Option(
-        "--delay", parser=delay, metavar="TIME", help="Start not before this time is over."
+        "--delay", parser=delay, metavar="TIME", help="Do not start before this time has passed."
     ),
 ]
 At = Annotated[
     datetime | None,
     typer.Option(
-        parser=moment, metavar="MOMENT", help="Start not before it: 18:30, or '2026-12-01 18:30'."
+        parser=moment,
+        metavar="MOMENT",
+        help="Do not start before then: 18:30, or '2026-12-01 18:30'.",
     ),
 ]
 

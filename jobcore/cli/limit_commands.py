@@ -51,7 +51,7 @@ def resume(
     ctx: typer.Context, group: Group = None, *, kind: OfType = None, as_json: AsJson = False
 ) -> None:
     """
-    Let jobs start again that pause keeps in the queue.
+    Let paused jobs start again.
 
     \b
     Examples:

@@ -131,6 +131,9 @@ def wait(
     1. A job that is retried is waited for until its last attempt has ended. If the
     time-out is over first, the exit code is 124, and the jobs keep running.
 
+    --all and filters choose among the queued and running jobs: those that have
+    already ended do not count.
+
     \b
     Examples:
       jobcore wait --timeout 60 3f2a && echo done

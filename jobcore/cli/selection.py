@@ -214,7 +214,7 @@ def for_each(ids: Iterable[UUID | str], step: Callable[[UUID | str], T]) -> tupl
     """
     Call `step` with each id, print the errors, and return the results and the number of errors.
 
-    Several are done at once. An error of one keeps none of the others from being done.
+    Several calls run at once. If one fails, the others are made all the same.
     """
 
     def attempt(job_id: UUID | str) -> Any:
