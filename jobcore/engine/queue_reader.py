@@ -27,9 +27,9 @@ from jobcore.storage.transitions import Run
 FEW = 16
 #: Characters of commands after which no further job is read: one command may have a mebibyte.
 MOST_TEXT = 4 * 2**20
-#: Seconds for which a job is passed over that another process prepares.
+#: Seconds for which to pass over a job that another process prepares.
 PASSED_OVER = 1.0
-#: Own jobs that may be looked up at any time, to forget those that have left the queue.
+#: Up to this many own jobs, look them up each time to forget those that have left the queue.
 OWN_KEPT = 100
 
 
@@ -88,7 +88,7 @@ class QueueReader:
         Tell whether no job could be claimed now. Any thread may call this.
 
         Args:
-            counted: False: a job counts as claimable even if a limit is full. No paused job is.
+            counted: False: ignore full limits. A paused job is never claimable.
         """
         return not self._find(1, counted=counted)
 
