@@ -322,7 +322,7 @@ def checked_data(data: Any) -> Any:
 
 
 def checked_parameters(args: Any, env: Any, timeout: Any) -> str | None:
-    """Return what one job runs otherwise than its pipeline, as it is stored; None: nothing."""
+    """Return the parameters of one run as they are stored; None: there are none."""
     if args == () and env is None and timeout is None:
         return None
     from jobcore import parameters  # noqa: PLC0415 - only for jobs that have some

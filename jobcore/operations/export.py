@@ -259,7 +259,7 @@ def _jobs(lines: Iterable[str | bytes]) -> Iterator[_Ended | None]:
         try:
             found = list(reader.read(*_record(text))) if text.strip() else []
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise ArgumentError(f"line {number} is no record of an export: {error}") from error
+            raise ArgumentError(f"line {number} is not a record of an export: {error}") from error
         yield from found
     if reader.facts is not None:
         yield None
@@ -288,7 +288,7 @@ class _Reader:
                 yield None
             self.facts, self._slices, self._position = _facts(record), [], 0
         elif self.facts is None or record["job"] != self.facts["id"]:
-            raise ValueError("it belongs to no job before it")
+            raise ValueError("it does not belong to the job before it")
         elif kind == "log":
             self._position = _add(self._slices, record, self._position)
         else:
@@ -356,7 +356,7 @@ def _add(slices: list[Slice], record: dict[str, Any], position: int) -> int:
     if not raw.endswith(b"\n") and not flags:
         flags = frames.OPEN_END
     if raw.count(b"\n") + (not raw.endswith(b"\n")) != count:
-        raise ValueError("it has another number of lines than it says")
+        raise ValueError("its text has more or fewer lines than its count says")
     time_ns = checks.integer(record["time_ns"], "time_ns", 0, checks.LARGEST_INTEGER)
     data = frames.encode_header(_STREAMS[record["stream"]], flags, position, count, time_ns, raw)
     if slices and len(slices[-1].data) + len(data) + len(raw) <= SEGMENT_BYTES:

@@ -167,11 +167,11 @@ def test_cut_off_and_deleted_jobs_are_left_out(jobs, other):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no record of an export"),
+        ("{", "line 2 is not a record of an export"),
         ('{"other": {}}', "its kind is 'other'"),
         ('{"export": {"version": 2}}', "it has version 2, not 1"),
         ('{"job": {"id": "x"}}', "line 2 is no record"),
-        ('{"end": {"job": "x", "lines": 0}}', "it belongs to no job before it"),
+        ('{"end": {"job": "x", "lines": 0}}', "it does not belong to the job before it"),
         ('["job"]', "line 2 is no record"),
         ("\udcff", "line 2 is no record"),
     ],
