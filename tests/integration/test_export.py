@@ -170,10 +170,10 @@ def test_cut_off_and_deleted_jobs_are_left_out(jobs, other):
         ("{", "line 2 is not a record of an export"),
         ('{"other": {}}', "its kind is 'other'"),
         ('{"export": {"version": 2}}', "it has version 2, not 1"),
-        ('{"job": {"id": "x"}}', "line 2 is no record"),
+        ('{"job": {"id": "x"}}', "line 2 is not a record"),
         ('{"end": {"job": "x", "lines": 0}}', "it does not belong to the job before it"),
-        ('["job"]', "line 2 is no record"),
-        ("\udcff", "line 2 is no record"),
+        ('["job"]', "line 2 is not a record"),
+        ("\udcff", "line 2 is not a record"),
     ],
 )
 def test_lines_that_are_no_export_are_refused(jobs, other, line, message):
