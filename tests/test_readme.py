@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from uuid import UUID
 
@@ -554,22 +554,34 @@ def test_a_section_names_only_options_of_its_command(name):
 
 def ran(line, folder):
     """Return the exit code, stdout and stderr of a line of shell that calls `jobcore`."""
+    words = shlex.split(line)
+    needs_shell = any(word.endswith(";") for word in words)
+    operator = re.search(r" (&&|\|\|) (?=jobcore )", line)
+    if operator and not needs_shell:
+        code, out, err = ran(line[: operator.start()], folder)
+        if (code == 0) == (operator[1] == "&&"):
+            code, *more = ran(line[operator.end() :], folder)
+            out, err = out + more[0], err + more[1]
+        return code, out, err
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     environment = {"PATH": path, "PYTHONPATH": str(ROOT)}
-    options = {
-        "cwd": folder,
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
-    words = shlex.split(line)
-    if {"|", "||", "&&", ">"} & set(words) or any(word.endswith(";") for word in words):
-        process = subprocess.Popen(["sh", "-c", line], env=environment, **options)
-    else:  # a fork begins much sooner than an interpreter
-        process = fork([words[1:]], environment, **options)
-    out, err = process.communicate(timeout=PATIENCE)
-    return process.returncode, out, err
+    with ExitStack() as stack:
+        options = {
+            "cwd": folder,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
+        if needs_shell or {"|", "||", "&&"} & set(words):
+            process = subprocess.Popen(["sh", "-c", line], env=environment, **options)
+        else:  # a fork begins much sooner than an interpreter
+            if words[-2:-1] == [">"]:
+                *words, _, target = words
+                options["stdout"] = stack.enter_context(open(folder / target, "wb"))
+            process = fork([words[1:]], environment, **options)
+        out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out or "", err
 
 
 def test_the_examples_of_commands_run(tmp_path):
