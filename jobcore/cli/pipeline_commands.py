@@ -477,7 +477,7 @@ def run_pipeline(
             output.say(f"job {job.id}")
             job = foreground.watch(jobs, job.id, output.LogPrinter())
             raise typer.Exit(foreground.exit_code(job))
-    output.print_json(job) if as_json else output.print_lines([str(job.id)])
+    output.print_json(job) if as_json else output.print_ids([job])
 
 
 @pipeline.command("pause")

@@ -147,7 +147,7 @@ def _run_one(
             foreground.wait_for_start(jobs, job.id)
             started = True
             if detach:
-                output.print_lines([str(job.id)])
+                output.print_ids([job])
                 return
             ended = foreground.watch(jobs, job.id, output.LogPrinter(apart=True))
         except SpawnError:

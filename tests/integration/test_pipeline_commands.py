@@ -135,6 +135,15 @@ def test_run_queues_one_job(jobs, database):
     assert job_id.strip() in err
 
 
+def test_terminal_is_told_the_number_of_a_run(jobs, database):
+    """As `submit` tells it."""
+    jobs.create_pipeline("p", ["true"])
+    (shown,) = on_a_terminal(database, [["pipeline", "run", "p"]])
+    (job,) = jobs.list_jobs()
+
+    assert shown == f"#1  {job.id}\r\n"
+
+
 def test_run_may_follow_until_the_end(running_jobs, database):
     """It prints the log, and exits as the job did."""
     running_jobs.create_pipeline("p", ["sh", "-c", "echo hello; exit 3"])
