@@ -71,10 +71,9 @@ def find(connection: Connection, name: str) -> Mapping[bytes, bytes] | None:
     return {variable: value for variable, _, value in pairs}
 
 
-def release(connection: Connection, number: int) -> None:
-    """Drop a job's reference to its environment; the last reference removes the environment."""
-    if _RELEASE.count(connection, of=number):
-        remove_unused(connection)
+def release(connection: Connection, number: int) -> bool:
+    """Drop a job's reference to its environment; return whether it had one."""
+    return _RELEASE.count(connection, of=number) > 0
 
 
 def has_unused(connection: Connection) -> bool:

@@ -65,8 +65,8 @@ def settle(
     )
     if final is not None:
         _follow_up(connection, final, ending.reason, now)
-        if final.has_followups:  # a retry has its own reference; other jobs released it at start
-            environments.release(connection, final.number)
+        if _release_environment(connection, final):
+            environments.remove_unused(connection)
     return final
 
 
@@ -92,8 +92,14 @@ def cancel(
     final = transitions.cancel_if_queued(connection, number, now=now, reason=reason)
     if final is not None:
         _follow_up(connection, final, reason, now)
+        _release_environment(connection, final)
         environments.remove_unused(connection)
     return final
+
+
+def _release_environment(connection: Connection, final: Run) -> bool:
+    """Drop an ended job's environment, which its retry and its hooks have by now."""
+    return bool(final.has_followups) and environments.release(connection, final.number)
 
 
 def end_abandoned(connection: Connection, run: Run, *, now: int) -> Run | None:
@@ -222,6 +228,7 @@ def decide(connection: Connection, ended: Iterable[tuple[str, str]], *, now: int
                 left -= CANCELLED_COUNTS
                 if not (cancelled.has_followups and _follow_row(connection, cancelled, now)):
                     todo.append(_outcome(cancelled, Reason.UPSTREAM))
+                _release_environment(connection, cancelled)
         if answers:
             dependencies.answer(connection, answers)
     if is_cancelled:

@@ -123,15 +123,20 @@ def name_of(run: Run) -> str:
 
 #: The columns of a job whose end may have consequences, such as a retry.
 FOLLOWED_UP = ("pipeline_id", "retries", "hooks")
+# In RETURNING, SQLite 3.40 takes IS NOT NULL of a plain column for true, whatever it holds.
+_HAS_FOLLOWUPS = func.coalesce(*(job.c[name] for name in FOLLOWED_UP)).is_not(None)
 _DERIVED: dict[str, Any] = {
     "name": job.c.id,
-    # In RETURNING, SQLite 3.40 takes IS NOT NULL of a plain column for true, whatever it holds.
-    "has_followups": func.coalesce(*(job.c[name] for name in FOLLOWED_UP)).is_not(None),
+    "has_followups": _HAS_FOLLOWUPS,
 }
 #: The columns from which a `Run` is read, in order.
 COLUMNS = tuple(
     _DERIVED[name].label(name) if name in _DERIVED else job.c[name] for name in Run._fields
 )
+
+
+#: The environment that a job keeps when it leaves the queue: a retry or a hook needs it again.
+_ENVIRONMENT_AFTERWARDS = case((_HAS_FOLLOWUPS, job.c.environment), else_=null())
 
 
 _COUNTERS = ("spool_offset", "next_sequence", "loose_sequence", "loose_bytes")
@@ -322,11 +327,7 @@ _START_JOB = (
         timeout_ms=bindparam("own_timeout_ms"),
         calls_function=bindparam("is_call"),
         owner=bindparam("new_owner"),
-        # A retry or a hook of the job needs it again.
-        environment=case(
-            (func.coalesce(*(job.c[name] for name in FOLLOWED_UP)).is_not(None), job.c.environment),
-            else_=null(),
-        ),
+        environment=_ENVIRONMENT_AFTERWARDS,
         directory_id=bindparam("own_directory_id"),
     )
     .returning(*COLUMNS)
@@ -418,7 +419,7 @@ _CANCEL = Statement(
         reason=bindparam("why"),
         end_time=func.max(job.c.created, bindparam("now")),
         owner=null(),
-        environment=null(),
+        environment=_ENVIRONMENT_AFTERWARDS,
         held_key=HELD_AFTER_END,
     )
     .returning(*COLUMNS)

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from jobcore import Command, CommandError, JobManager, Reason, Status
-from tests.processes import in_child, read_elsewhere, until
+from tests.processes import PATIENCE, in_child, read_elsewhere, until
 
 SHOWS = ["sh", "-c", 'echo "$STAGE"']
 SECRET = "a-secret-of-the-submitter"
@@ -218,6 +218,98 @@ def test_retry_by_a_pipeline_gets_the_environment_of_its_first_attempt(jobs, dat
     assert [second.attempt, first.attempt] == [2, 1]
     assert said(jobs, first) == said(jobs, second) == ["first"]
     assert stored(database) == 0
+
+
+def _cancel(jobs, submit, *_):
+    jobs.cancel_job(submit().id)
+
+
+def _cancel_all(jobs, submit, *_):
+    submit()
+    jobs.cancel_jobs()
+
+
+def _cancel_upstream(jobs, submit, *_):
+    first = jobs.create_job("TASK")
+    submit(after=[first.id])
+    jobs.finish_job(jobs.start_job(first.id).id, 1)
+
+
+def _cancel_the_cascade(jobs, submit, *_):
+    first = jobs.create_job("TASK")
+    middle = jobs.submit(["true"], after=[first.id])
+    submit(after=[middle.id])
+    jobs.cancel_job(first.id)
+
+
+def _delete_upstream(jobs, submit, *_):
+    first = jobs.create_job("TASK")
+    submit(after=[first.id])
+    jobs.delete_job(first.id)
+
+
+def _name_what_has_failed(jobs, submit, *_):
+    first = jobs.start_job(jobs.create_job("TASK").id)
+    jobs.finish_job(first.id, 1)
+    submit(after=[first.id])
+
+
+def _expire(_jobs, submit, clock):
+    submit(expires=5)
+    clock.advance(6)
+
+
+def _stop_the_run(jobs, submit, *_):
+    jobs.stop_job(jobs.start_job(submit().id).id)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        _cancel, _cancel_all, _cancel_upstream, _cancel_the_cascade, _delete_upstream,
+        _name_what_has_failed, _expire, _stop_the_run,
+    ],
+)  # fmt: skip
+def test_hook_of_a_job_that_never_ran_has_its_environment(database, clock, stage, ending):
+    """However the job was taken out of the queue; the hook's end removes the environment."""
+
+    def submit(**options):
+        return jobs.submit(["true"], env_from="submitter", on_stopped=SHOWS, **options)
+
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        stage("submitter")
+        ending(jobs, submit, clock)
+        stage("later")
+    with JobManager(database, slots=1, clock=clock) as worker:
+        worker.drain(PATIENCE)
+        (hook,) = worker.list_jobs(name="on_stopped")
+        assert (hook.status, hook.env_from) == (Status.COMPLETE, "submitter")
+        assert said(worker, hook) == ["submitter"]
+
+    assert stored(database) == 0
+
+
+@pytest.mark.parametrize("ending", [_cancel, _cancel_all, _cancel_upstream, _delete_upstream])
+def test_ended_job_needs_no_environment_though_its_hooks_did_not_run(
+    database, clock, stage, ending
+):
+    """Hooks of another ending keep nothing."""
+    with JobManager(database, slots=0, clock=clock) as jobs:
+        stage(SECRET)
+        given = {"env_from": "submitter", "on_complete": SHOWS, "retries": 2}
+        ending(jobs, lambda **options: jobs.submit(["true"], **given, **options))
+    assert stored(database) == 0
+    assert SECRET.encode() not in bytes_of(database)
+
+
+def test_deleted_job_keeps_no_environment_for_its_hooks(jobs, database, stage):
+    """Its hooks do not run."""
+    stage(SECRET)
+    job = jobs.submit(["true"], env_from="submitter", on_stopped=SHOWS)
+    jobs.delete_job(job.id)
+
+    assert (jobs.list_jobs(), stored(database)) == ([], 0)
+    assert SECRET.encode() not in bytes_of(database)
 
 
 def test_job_whose_environment_is_missing_does_not_start_in_another(jobs, database, stage):
