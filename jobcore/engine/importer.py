@@ -85,17 +85,22 @@ class NewContent:
         """Whether there is nothing to write."""
         return self.exit is None and self.offset == self.run.spool_offset and not self.slices
 
-    def add(self, buffer: bytes, frame: frames.Frame) -> None:
-        """Add the next frame."""
+    def add(self, buffer: memoryview, frame: frames.Frame) -> None:
+        """Add the next frame; its bytes in the buffer are not copied."""
         if frame.count:  # otherwise it has no lines, and the next frame has the same number
             self._append(frame.first, frame.count, buffer[frame.begin : frame.end])
         elif frame.stream == frames.PROGRESS:
-            said = progress.parse(buffer[frame.start : frame.end])
+            said = progress.parse(bytes(buffer[frame.start : frame.end]))
             if said is not None:  # None: perhaps the format of a later jobcore
                 self.report = Report(*said, at=frame.time_ns // 1000)
         self.offset += frame.end - frame.begin
         self._sound = self.offset
         self.next_sequence = frame.first + frame.count
+
+    def pack(self) -> None:
+        """Compress the slices, so that this does not happen under the write lock."""
+        for piece in self.slices:
+            piece.packed()
 
     def can_be_followed_by(self, frame: frames.Frame) -> bool:
         """
@@ -125,7 +130,7 @@ class NewContent:
         self._append(self.next_sequence, count, header + payload)
         self.next_sequence += count
 
-    def _append(self, first: int, count: int, data: bytes) -> None:
+    def _append(self, first: int, count: int, data: bytes | memoryview) -> None:
         log_segments.append_to(self.slices, first, count, data)
 
 
@@ -255,7 +260,7 @@ class Importer:
         while content.offset < end.spool_end:
             self._read_frames(content, directory, end)
             for piece in content.slices:
-                for frame in frames.scan(bytes(piece.data)):
+                for frame in frames.scan(piece.data):
                     see(frame)
             content.slices = []
         return content.next_sequence
@@ -313,6 +318,7 @@ class Importer:
                 verdict = job_directory.read_exit(directory, run.token or "") or verdict
                 content = NewContent(run)
                 self._read_frames(content, directory, verdict)
+                content.pack()
                 if content.exit is not None and content.exit.wait_status == 0:
                     content.result = _result_in(run, directory)
                     if run.has_followups:
@@ -340,11 +346,12 @@ class Importer:
         while taken < BATCH_BYTES and (end is None or content.offset < end):
             size = BATCH_BYTES if end is None else min(BATCH_BYTES, end - content.offset)
             buffer = job_directory.read_spool(directory, content.offset, size)
+            view = memoryview(buffer)
             position = 0
             for frame in frames.scan(buffer):
                 if frame.first != content.next_sequence:
                     break  # valid, but not the next one: something before it is missing
-                content.add(buffer, frame)
+                content.add(view, frame)
                 position = frame.end
             taken += position
             if position:

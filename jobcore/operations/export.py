@@ -30,7 +30,6 @@ from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Slice
 from jobcore.storage.tables import job
 from jobcore.supervisor import frames
-from jobcore.tuning import SEGMENT_BYTES
 
 #: The version of the records.
 VERSION = 1
@@ -231,7 +230,7 @@ def _together(jobs: Iterable[_Ended | None]) -> Iterator[list[_Ended | None]]:
     size = 0
     for one in jobs:
         some.append(one)
-        size += 0 if one is None else sum(len(part.data) for part in one.slices)
+        size += 0 if one is None else sum(part.size for part in one.slices)
         if len(some) == JOBS_AT_ONCE or size > BYTES_AT_ONCE:
             yield some
             some, size = [], 0
@@ -359,9 +358,5 @@ def _add(slices: list[Slice], record: dict[str, Any], position: int) -> int:
         raise ValueError("its text has more or fewer lines than its count says")
     time_ns = checks.integer(record["time_ns"], "time_ns", 0, checks.LARGEST_INTEGER)
     data = frames.encode_header(_STREAMS[record["stream"]], flags, position, count, time_ns, raw)
-    if slices and len(slices[-1].data) + len(data) + len(raw) <= SEGMENT_BYTES:
-        slices[-1].data += data + raw
-        slices[-1].count += count
-    else:
-        slices.append(Slice(position, count, data + raw))
+    log_segments.append_to(slices, position, count, data + raw)
     return position + count

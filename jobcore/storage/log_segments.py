@@ -11,13 +11,12 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
 from jobcore.errors import DatabaseCorrupt
 from jobcore.models import LogLine
-from jobcore.storage import transitions
+from jobcore.storage import compression, transitions
 from jobcore.storage.statement import Statement
 from jobcore.storage.tables import IS_FINAL, job, log_segment
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import frames
 from jobcore.tuning import (
-    COMPRESSION_LEVEL,
     LINES_OF_FRAME,
     SEGMENT_BYTES,
     SEGMENTS_READ_AT_ONCE,
@@ -27,14 +26,41 @@ _STREAMS_APART = ("stdout", "stderr")
 
 
 class Slice:
-    """Consecutive whole frames that become one segment."""
+    """
+    Consecutive whole frames that become one segment.
 
-    __slots__ = ("count", "data", "first")
+    Attributes:
+        first: The number of the first line.
+        count: The number of lines.
+        size: The bytes of the frames.
+    """
 
-    def __init__(self, first: int, count: int, data: bytes) -> None:
+    __slots__ = ("_packed", "_parts", "count", "first", "size")
+
+    def __init__(self, first: int, count: int, data: bytes | memoryview) -> None:
         self.first = first
         self.count = count
-        self.data = bytearray(data)  # grows in place; small frames would be copied too often
+        self.size = len(data)
+        self._parts = [data]
+        self._packed: bytes | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The frames."""
+        return b"".join(self._parts)
+
+    def append(self, count: int, data: bytes | memoryview) -> None:
+        """Append `count` lines as frames."""
+        self.count += count
+        self.size += len(data)
+        self._parts.append(data)
+        self._packed = None
+
+    def packed(self) -> bytes:
+        """Return the frames, compressed. They are kept: compress before you take the lock."""
+        if self._packed is None:
+            self._packed = compression.compress(self.data)
+        return self._packed
 
 
 _INSERT = Statement(
@@ -53,9 +79,9 @@ def insert_slices(connection: Connection, number: int, slices: Sequence[Slice]) 
                 "job": number,
                 "first_sequence": one.first,
                 "line_count": one.count,
-                "raw_bytes": len(one.data),
+                "raw_bytes": one.size,
                 "compressed": True,
-                "data": zlib.compress(one.data, COMPRESSION_LEVEL),
+                "data": one.packed(),
             }
             for one in slices
         ],
@@ -73,7 +99,7 @@ def unmerged_after(
         next_sequence: The number of the line after the slices. If the slices fill a segment,
             the new unmerged part is empty and begins there.
     """
-    gathered = before[1] + sum(len(one.data) for one in slices)
+    gathered = before[1] + sum(one.size for one in slices)
     return (next_sequence, 0) if gathered >= SEGMENT_BYTES else (before[0], gathered)
 
 
@@ -138,7 +164,7 @@ def unpack(row: Row[Any]) -> bytes:
         DatabaseCorrupt: The segment is damaged.
     """
     try:
-        return zlib.decompress(row.data) if row.compressed else bytes(row.data)
+        return compression.decompress(row.data) if row.compressed else bytes(row.data)
     except (zlib.error, TypeError) as error:
         raise DatabaseCorrupt(f"{_in_words(row)} is damaged: {error}") from error
 
@@ -446,12 +472,11 @@ def encode_lines(first: int, raw_lines: Sequence[bytes], time_ns: int, stream: i
     return slices
 
 
-def append_to(slices: list[Slice], first: int, count: int, data: bytes) -> None:
+def append_to(slices: list[Slice], first: int, count: int, data: bytes | memoryview) -> None:
     """Append a frame to the last slice; if the slice would get too large, begin a new one."""
     last = slices[-1] if slices else None
-    if last is not None and len(last.data) + len(data) <= SEGMENT_BYTES:
-        last.data += data
-        last.count += count
+    if last is not None and last.size + len(data) <= SEGMENT_BYTES:
+        last.append(count, data)
     else:
         slices.append(Slice(first, count, data))
 
