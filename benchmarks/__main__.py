@@ -1,84 +1,116 @@
 """
-Benchmarks: `python -m benchmarks [NAME...] [-n N] [--rounds R] [--json]`.
+Benchmarks: jobcore beside its peers and floors, in one run.
 
-A baseline to compare with on one machine, no gate.
+Numbers to compare on one machine, no gate.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 from typing import Any
 
 from benchmarks import (
-    bench_append,
-    bench_create,
-    bench_function,
+    bench_adoption,
+    bench_cpu,
+    bench_functions,
     bench_import,
-    bench_list,
-    bench_read_log,
-    bench_recover,
+    bench_jobs,
+    bench_latency,
+    bench_log_delete,
+    bench_log_lines,
+    bench_log_read,
+    bench_log_write,
+    bench_running,
+    bench_scale,
     bench_settle,
-    bench_spawn,
+    bench_submit,
+    report,
 )
-from benchmarks.timing import Ratio, Series, environment
+from benchmarks.chart import draw
+from benchmarks.timing import Series, environment
 
-BENCHMARKS: dict[str, Any] = {
-    "create": bench_create,
-    "append": bench_append,
-    "read_log": bench_read_log,
-    "list": bench_list,
+ROWS: dict[str, Any] = {
+    "jobs": bench_jobs,
+    "cpu": bench_cpu,
+    "submit": bench_submit,
     "settle": bench_settle,
-    "spawn": bench_spawn,
-    "function": bench_function,
-    "recover": bench_recover,
+    "log-write": bench_log_write,
+    "log-read": bench_log_read,
+    "log-lines": bench_log_lines,
+    "log-delete": bench_log_delete,
+    "functions": bench_functions,
+    "running": bench_running,
     "import": bench_import,
+    "latency": bench_latency,
+    "scale": bench_scale,
+    "adoption": bench_adoption,
 }
+
+_BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 
 
 def main() -> None:
-    """Run those that were named, or all."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("-n", type=int, help="jobs, lines or starts in each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    unknown = [name for name in given.names if name not in BENCHMARKS]
-    if unknown or given.rounds < 1 or (given.n is not None and given.n < 1):
-        parser.error(f"unknown: {', '.join(unknown)}" if unknown else "numbers begin at 1")
-    if not given.json:
-        print(environment())
-    rows: list[dict[str, Any]] = []
-    for name in given.names or BENCHMARKS:
-        module = BENCHMARKS[name]
+    """Run the rows that were named, or all."""
+    given = _arguments()
+    # Programs start from .pyc files, as installed ones do.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    results: dict[str, list[Series]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        machine = environment(folder)
         if not given.json:
-            print(f"\n{module.__doc__.splitlines()[0]}")
-        for result in module.measure(given.n or module.DEFAULT_N, given.rounds):
-            rows.append({"benchmark": name, **_facts(result)})
+            print(f"{machine}\n\n{report.HEADER}")
+        for name in given.rows or ROWS:
+            module = ROWS[name]
+            n = given.n or (module.QUICK_N if given.quick else module.DEFAULT_N)
+            results[name] = module.measure(n, given.rounds or (2 if given.quick else 5), folder)
             if not given.json:
-                print(_line(result))
+                print("\n".join([f"{name}: {module.__doc__}", *report.lines(results[name]), ""]))
     if given.json:
-        print(json.dumps({"environment": environment(), "results": rows}, indent=1))
+        facts = [report.facts(name, series) for name, row in results.items() for series in row]
+        print(json.dumps({"environment": machine, "results": facts}, indent=1))
+    quoted = machine.partition(", jobcore in")[0]
+    if given.chart:
+        with open(given.chart, "w", encoding="utf-8") as file:
+            file.write(draw(results, quoted))
+    if given.update:
+        _update(given.update, report.markdown(results, quoted))
 
 
-def _facts(result: Series | Ratio) -> dict[str, Any]:
-    if isinstance(result, Ratio):
-        return {"what": result.what, "ratio": result.value}
-    return {
-        "what": result.what,
-        "unit": result.unit,
-        "median": result.median,
-        "p95": result.p95,
-        "samples": len(result.seconds),
-    }
+def _update(path: str, table: str) -> None:
+    """Replace what is between the two comments in a Markdown file."""
+    with open(path, encoding="utf-8") as file:
+        before, begin, rest = file.read().partition(_BEGIN)
+        _, end, after = rest.partition(_END)
+    if not end:
+        raise SystemExit(f"{path} lacks the lines {_BEGIN} and {_END}")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"{before}{begin}\n{table}\n{end}{after}")
 
 
-def _line(result: Series | Ratio) -> str:
-    if isinstance(result, Ratio):
-        return f"  {result.what:48} {result.value:12.2f}"
-    median, p95 = (f"{value:12,.2f}" for value in (result.median, result.p95))
-    return f"  {result.what:48} {median} {p95} (p95) {result.unit:10} of {len(result.seconds)}"
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", choices=ROWS, help=f"only these: {', '.join(ROWS)}"
+    )
+    parser.add_argument("--quick", action="store_true", help="less of each, for a first look")
+    parser.add_argument("-n", type=_count, help="jobs, lines or calls in each round")
+    parser.add_argument("--rounds", type=_count, help="how often each row is measured")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--chart", metavar="FILE", type=os.path.abspath, help="draw an SVG")
+    parser.add_argument(
+        "--update", metavar="FILE", help="replace the results in a Markdown file, as in README.md"
+    )
+    return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Measurements of jobcore beside its peers and floors; see README.md in this folder."""
