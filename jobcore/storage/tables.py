@@ -63,8 +63,10 @@ class Id(Uuid[UUID]):
 class _Row(SQLModel, registry=registry()):
     """Base of the tables. It has its own metadata, so a host's `create_all` ignores them."""
 
-    # Only the tables are used, never the models' validators, so do not build these.
+    # Only the tables are used, so build neither the models' validators nor, by SQLAlchemy's mark
+    # for classes that are mapped later, their mappers.
     model_config = {"defer_build": True}
+    _sa_decl_prepare: ClassVar[bool] = True
 
     __table__: ClassVar[Table]
 
