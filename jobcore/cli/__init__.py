@@ -7,6 +7,7 @@ gets one clear line instead of a traceback.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from importlib.util import find_spec
 
 def main() -> None:
     """Run the command line and exit."""
+    gc.disable()  # the imports leave no garbage; `Store.open` enables it again
     _open_closed_streams()
     if shell := os.environ.get("_JOBCORE_COMPLETE"):  # a shell asks what it can offer
         from jobcore.cli import suggestions  # noqa: PLC0415 - not needed otherwise
