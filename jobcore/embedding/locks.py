@@ -304,6 +304,14 @@ class _Gate(Lock):
                     if error.errno != errno.EBADF:  # the host has closed it by its number
                         raise
 
+    def call_quiesced(self, action: Callable[[], object]) -> None:
+        """Call `action` while every owner is quiesced, as during a fork: no transaction is open."""
+        self._before()
+        try:
+            action()
+        finally:
+            self._after_in_parent()
+
     # A fork is identified by the call that makes it, the frame that calls the hooks. A signal
     # handler may fork while the hooks of an outer fork run, ours or those of other libraries.
     # The owners must then stay quiesced until the outer fork has been made.

@@ -314,6 +314,22 @@ def test_help_loads_no_database():
     assert loaded.splitlines()[-1] == "."
 
 
+def test_commands_collect_garbage_but_not_what_they_import(database, jobs):
+    """The collector is off during the imports, and then leaves alone what they have made."""
+    job = jobs.submit(["true"])
+    shown = run_python(
+        "import atexit, gc, sys\n"
+        "from jobcore.cli import main\n"
+        f"sys.argv = ['jobcore', '--db', {database!r}, 'list']\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 50_000))\n"
+        "main()"
+    )
+
+    listed, found = shown.splitlines()
+    assert str(job.id) in listed
+    assert found == "True True"
+
+
 # --- run ---------------------------------------------------------------------------
 
 

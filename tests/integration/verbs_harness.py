@@ -75,7 +75,7 @@ def fork(verbs, env, *, marked=False, **options):
         marked: Whether a line behind each tells how it has ended; or the process ends so.
         options: Those of Popen.
     """
-    return forked(partial(call_each if marked else _call_all, verbs), env, **options)
+    return forked(partial(call_each if marked else call_all, verbs), env, **options)
 
 
 def _parts(text, verbs):
@@ -95,7 +95,8 @@ def call_each(verbs):
         print("--- exit", code, file=sys.__stdout__, flush=True)
 
 
-def _call_all(verbs):
+def call_all(verbs):
+    """Run each of these verbs; the first one exits."""
     for words in verbs:
         _call(words)
 

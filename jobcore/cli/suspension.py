@@ -1,0 +1,44 @@
+"""
+Ctrl-Z: stops this process only between transactions.
+
+The default action of SIGTSTP stops a process anywhere, even while it holds SQLite's write lock.
+Every other process would then wait for `fg`. So the signal is blocked in every thread, and one
+thread waits for it and stops the process once no transaction and no connection is open.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from functools import cache
+
+from jobcore.embedding.locks import GATE
+
+
+@cache
+def guard() -> None:
+    """
+    Let SIGTSTP stop this process only between transactions. Idempotent.
+
+    Call it before the first thread is started, because threads inherit the blocked signal.
+    """
+    if signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN:
+        return  # where there is no job control
+    # The thread takes no other signal from those that handle it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    threading.Thread(target=_serve, name="jobcore-suspension", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before | {signal.SIGTSTP})
+
+
+def _serve() -> None:
+    while True:
+        signal.sigwait({signal.SIGTSTP})
+        GATE.call_quiesced(_stop)
+
+
+def _stop() -> None:
+    """Stop this process; return once it has been continued."""
+    # Not by SIGSTOP: the kernel ignores a SIGTSTP where no shell could continue the process.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
+    signal.raise_signal(signal.SIGTSTP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
