@@ -2714,7 +2714,7 @@ class JobManager:
             return  # always so when `close` is called again
         seconds = self._stopper.stop_all(running) + STOP_PATIENCE
         if self._dispatcher.exiting:
-            self._waiter.wait_softly(running, seconds)
+            self._waiter.wait_and_log_errors(running, seconds)
         else:
             self._dispatcher.wait_until_settled({run.number for run in running}, seconds)
 

@@ -32,7 +32,7 @@ from types import FrameType
 #: Seconds between two attempts to get a lock: the first and the longest pause.
 TRY_FIRST, TRY_LONGEST = 0.00005, 0.002
 #: Seconds; roughly the longest time that `_thread` can wait.
-LONGEST = 1e6
+LONGEST_WAIT = 1e6
 
 
 def is_over(frame: FrameType) -> bool:
@@ -56,7 +56,7 @@ def _is_on(frame: FrameType, top: FrameType | None) -> bool:
     return top is not None
 
 
-class _Turn:
+class _Hold:
     """
     One period for which a lock is held.
 
@@ -64,7 +64,7 @@ class _Turn:
         thread: The thread that holds it.
         frame: The call that holds it; None: it is held until `release`.
         over: Whether it was released.
-        next: The turn after this one, once there is one. A dict with the only key "",
+        next: The hold after this one, once there is one. A dict with the only key "",
             because `setdefault` is atomic.
     """
 
@@ -74,7 +74,7 @@ class _Turn:
         self.thread = _thread.get_ident()
         self.frame = frame
         self.over = False
-        self.next: dict[str, _Turn] = {}
+        self.next: dict[str, _Hold] = {}
 
     @property
     def has_ended(self) -> bool:
@@ -89,7 +89,7 @@ class Lock:
     """
     A re-entrant lock that becomes free when its call is interrupted.
 
-    Each turn records its call, and the next turn can begin when that call is over. So an
+    Each hold records its call, and the next hold can begin when that call is over. So an
     exception at any bytecode leaves the lock free. Hold it only for a short time, because
     waiters poll.
     """
@@ -99,18 +99,18 @@ class Lock:
 
     def reset(self) -> None:
         """Free the lock, even if a call holds it. When that call ends, it releases nothing."""
-        self._known = _Turn(None)  # some turn; the newest is found from it
+        self._known = _Hold(None)  # some hold; the newest is found from it
         self._known.end()
 
-    def _newest(self) -> _Turn:
-        turn = self._known
-        while (following := turn.next.get("")) is not None:
-            turn = following
-        return turn
+    def _newest(self) -> _Hold:
+        hold = self._known
+        while (following := hold.next.get("")) is not None:
+            hold = following
+        return hold
 
-    def take(self, frame: FrameType | None, patience: float = LONGEST) -> bool:
+    def take(self, frame: FrameType | None, patience: float = LONGEST_WAIT) -> bool:
         """Take the lock for a call; False: another thread kept it for `patience` seconds."""
-        mine = _Turn(frame)
+        mine = _Hold(frame)
         deadline = time.monotonic() + patience
         pause = TRY_FIRST
         while True:
@@ -121,7 +121,7 @@ class Lock:
                     self._known = mine
                     return True
             elif newest.thread == mine.thread:
-                return True  # re-entrant: the turn ends with the outer call
+                return True  # re-entrant: the hold ends with the outer call
             elif time.monotonic() >= deadline:
                 return False
             else:
@@ -138,16 +138,16 @@ class Lock:
 
     def give_up(self, frame: FrameType | None) -> None:
         """Release the lock if this call has taken it, and not an outer one."""
-        turn = self._newest()
-        if turn.frame is frame:
-            turn.end()
+        hold = self._newest()
+        if hold.frame is frame:
+            hold.end()
 
     def is_taken_by(self, frame: FrameType | None) -> bool:
         """Tell whether this call has taken the lock and not released it."""
-        turn = self._newest()
-        return turn.frame is frame and not turn.over
+        hold = self._newest()
+        return hold.frame is frame and not hold.over
 
-    def hold(self, patience: float = LONGEST) -> bool:
+    def hold(self, patience: float = LONGEST_WAIT) -> bool:
         """Take the lock until `release`, beyond the end of the calling function."""
         return self.take(None, patience)
 
@@ -159,25 +159,25 @@ class Lock:
     @property
     def is_mine(self) -> bool:
         """Whether the calling thread has the lock."""
-        turn = self._newest()
-        return turn.thread == _thread.get_ident() and not turn.has_ended
+        hold = self._newest()
+        return hold.thread == _thread.get_ident() and not hold.has_ended
 
 
-class Bell:
+class Condition:
     """Wakes waiting threads. Each waits for a lock of its own, so an interrupt harms no other."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[_thread.LockType, Callable[[], bool]]] = deque()
 
-    def ring(self) -> None:
+    def notify_all(self) -> None:
         """Wake all threads that wait now."""
         for _ in range(len(self._waiting)):
             try:
                 self._waiting.popleft()[0].release()
             except IndexError:
-                return  # another thread rings at the same time
+                return  # another thread wakes it
 
-    def ring_if_done(self) -> None:
+    def notify_done(self) -> None:
         """
         Wake the threads whose `is_done` is true now. Call it after each change of the result.
 
@@ -189,7 +189,7 @@ class Bell:
                 try:
                     self._waiting.remove(waiting)
                 except ValueError:
-                    continue  # another thread rings at the same time, or it has given up
+                    continue  # another thread wakes it, or it has given up
                 lock.release()
 
     @property
@@ -199,10 +199,10 @@ class Bell:
 
     def wait(self, is_done: Callable[[], bool], seconds: float) -> None:
         """
-        Wait for the next ring, for at most `seconds`; return at once if `is_done` is true.
+        Wait until notified, for at most `seconds`; return at once if `is_done` is true.
 
         Args:
-            is_done: Tells whether there is nothing to wait for. Any thread that rings may call it.
+            is_done: Tells whether there is nothing to wait for. The notifying threads call it, too.
             seconds: The longest wait.
         """
         lock = _thread.allocate_lock()
@@ -210,13 +210,15 @@ class Bell:
         mine = lock, is_done
         self._waiting.append(mine)
         try:
-            if not is_done():  # check after registering, or a ring in between would be missed
-                lock.acquire(True, min(max(seconds, 0.0), LONGEST))
+            if (
+                not is_done()
+            ):  # checked after registering, or a wake-up would be missed
+                lock.acquire(True, min(max(seconds, 0.0), LONGEST_WAIT))
         finally:
             try:
                 self._waiting.remove(mine)
             except ValueError:
-                pass  # it has rung
+                pass  # a notification has removed it
 
 
 class ForkAware:
@@ -251,7 +253,7 @@ class _Gate(Lock):
         self._descriptors: set[int] = set()
         self._owners: list[weakref.ref[ForkAware]] = []
         self._installed = False
-        self._going_on = False  # the outermost fork is over, so the owners resume
+        self._resuming = False  # the outermost fork is over, so the owners resume
         self._interrupted = False  # KeyboardInterrupt came during the hooks; raised after the fork
 
     def watch(self, owner: ForkAware) -> None:
@@ -320,7 +322,7 @@ class _Gate(Lock):
         call = sys._getframe().f_back  # noqa: SLF001 - CPython alone has fork hooks of this kind
         self._forks.take(call)
         if self._forks.is_taken_by(call):
-            self._going_on = False
+            self._resuming = False
         # The owners first: an owner waits for its thread, and the thread may need the gate
         # to finish.
         for owner in self.owners():
@@ -339,8 +341,8 @@ class _Gate(Lock):
         is_outermost = self._forks.is_taken_by(call)
         self.give_up(call)
         if is_outermost:
-            self._going_on = True
-        elif not self._going_on:
+            self._resuming = True
+        elif not self._resuming:
             return  # the outer fork is not made yet; the owners resume after it
         for owner in self.owners():
             owner.after_fork_in_parent()

@@ -133,7 +133,7 @@ class Dispatcher(ForkAware):
     def wake(self) -> None:
         """Make the thread look at the queue now."""
         self._look = True
-        self._loop.ring()
+        self._loop.wake()
 
     def set_slots(self, slots: int) -> None:
         """Change how many jobs run at once; running jobs go on."""
@@ -342,7 +342,7 @@ class Dispatcher(ForkAware):
         known = isinstance(error, (StoreError, OSError))  # such as a busy or a full database
         self._postponed.fail(ROUND, error, "dispatcher waits" if known else "dispatcher failed")
         self._resting = self._look = True
-        # `wait`, not `rest`: it empties the pipe. Otherwise old rings would end each rest at once.
+        # `wait`, not `rest`: it empties the pipe. Otherwise old wake-ups would end each rest.
         self._loop.wait((), tuning.BACK_OFF)
 
     def _do_chores(self) -> None:

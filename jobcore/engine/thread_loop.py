@@ -24,16 +24,16 @@ from jobcore.embedding.worker import DIRECTORY_WORKER, begin_own_thread, end_own
 from jobcore.errors import SpawnError
 
 #: Seconds of rest after a turn that raised an error, which it should not.
-REST = 1.0
+ERROR_PAUSE = 1.0
 #: How often to try to wake the thread if the write to its pipe fails.
-RINGS = 3
+WAKE_ATTEMPTS = 3
 
 
 class Loop:
     """
     A thread that calls `turn` repeatedly.
 
-    Any thread may call `start`, `ring`, `is_inside` and `close`; only `turn` may call `wait`
+    Any thread may call `start`, `wake`, `is_inside` and `close`; only `turn` may call `wait`
     and `rest`.
 
     Attributes:
@@ -105,12 +105,12 @@ class Loop:
     def _cannot_start(self, error: Exception) -> str:
         return f"the thread {self._name} cannot be started: {error}"
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the thread. Raises nothing, because callers have already done their part."""
         if self._thread is None:
             return  # if the thread is just starting, its first turn is still to come
         with self._starting:  # otherwise the descriptor may have been closed and reused
-            for _ in range(RINGS if self._thread is not None and self._has_pipe() else 0):
+            for _ in range(WAKE_ATTEMPTS if self._thread is not None and self._has_pipe() else 0):
                 try:
                     os.write(self._writer, b"!")
                     return
@@ -131,7 +131,7 @@ class Loop:
     def leave(self) -> None:
         """End the thread after the current turn, without waiting for it."""
         self.closing = True
-        self.ring()
+        self.wake()
 
     def close(self, timeout: float | None = None) -> None:
         """
@@ -146,14 +146,14 @@ class Loop:
         thread = self._thread
         if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
             return  # never started; or C code forked, and the thread is the parent's
-        self.ring()
+        self.wake()
         thread.join(timeout)
         if self._crashed:
             self._finish()
 
     def wait(self, descriptors: Iterable[int], seconds: float | None) -> list[int]:
         """
-        Sleep until a descriptor is readable, `ring` is called, or the time is up.
+        Sleep until a descriptor is readable, `wake` is called, or the time is up.
 
         Returns:
             The descriptors that are readable.
@@ -179,7 +179,7 @@ class Loop:
         return ready
 
     def rest(self, seconds: float) -> None:
-        """Sleep for `seconds`, or until a ring."""
+        """Sleep for `seconds`, or until `wake` is called."""
         if not self._has_pipe():
             time.sleep(seconds)  # `poll` would return at once
             return
@@ -220,7 +220,7 @@ class Loop:
                 return
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
                 self._log_some(error)
-                self.rest(REST)
+                self.rest(ERROR_PAUSE)
         self._finish()
 
     def _log_some(self, error: BaseException) -> None:

@@ -20,7 +20,7 @@ from jobcore.lifecycle import Status
 from jobcore.models import Job
 from jobcore.operations.async_backend import in_thread, sleep
 from jobcore.operations.lookup import Id, parse_id, public
-from jobcore.operations.waiting import TRUST, WAIT_PAUSE, Cursor, Deadline, Waiter
+from jobcore.operations.waiting import VERSION_MAX_AGE, WAIT_PAUSE, Cursor, Deadline, Waiter
 from jobcore.storage import attempts, history, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.transitions import Run
@@ -203,7 +203,7 @@ class CompletionWaiter:
         """Tell, without locks or I/O, whether a step may find anything."""
         return (
             bool(waited.ended)
-            or waited.seen != self._database.known_version(TRUST)
+            or waited.seen != self._database.known_version(VERSION_MAX_AGE)
             or waited.is_overdue
             or time.monotonic() >= waited.visit_at
         )
@@ -247,7 +247,7 @@ class CompletionWaiter:
             check(waited.queued)
         cursors = [one for number, one in list(waited.cursors.items()) if number in waited.pending]
         ended = []
-        for cursor in sorted(cursors, key=lambda one: one.sight.visited)[:VISITS]:
+        for cursor in sorted(cursors, key=lambda one: one.watched.visited)[:VISITS]:
             number = cursor.run.number
             check(cursor.run)
             if not cursor.due:

@@ -29,7 +29,7 @@ LOOK_PAUSE = 0.005
 
 
 #: Seconds for which an event loop trusts the file version that a thread has seen last.
-TRUST = LOOK_LONGEST / 2
+VERSION_MAX_AGE = LOOK_LONGEST / 2
 
 
 class Page(NamedTuple):
@@ -127,7 +127,7 @@ class EventReader:
 
     def is_stale(self, seen: int) -> bool:
         """Tell, without locks or I/O, whether there may have been a commit since `seen`."""
-        return seen != self._database.known_version(TRUST)
+        return seen != self._database.known_version(VERSION_MAX_AGE)
 
 
 class _Position:

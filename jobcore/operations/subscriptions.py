@@ -16,7 +16,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection
 
 from jobcore.embedding import telemetry
-from jobcore.embedding.locks import GATE, Bell, ForkAware, Lock
+from jobcore.embedding.locks import GATE, Condition, ForkAware, Lock
 from jobcore.engine.thread_loop import Loop
 from jobcore.errors import DatabaseCorrupt, SpawnError
 from jobcore.models import Event
@@ -63,8 +63,8 @@ class Notifier(Observer, ForkAware):
     returned. The notifier's thread calls the callbacks, one after the other.
     """
 
-    _changing: Lock  # held during each change of the subscriptions
-    _delivered: Bell  # rung when the queue becomes empty
+    _change_lock: Lock  # held during each change of the subscriptions
+    _all_delivered: Condition  # notified when the queue becomes empty
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -76,8 +76,8 @@ class Notifier(Observer, ForkAware):
         GATE.watch(self)
 
     def _reset(self) -> None:
-        self._changing = Lock()
-        self._delivered = Bell()
+        self._change_lock = Lock()
+        self._all_delivered = Condition()
         #: Each entry with the subscriptions at the time of its commit.
         self._queue: deque[tuple[Entry, tuple[Subscription, ...]]] = deque()
         self._mark: int | None = None
@@ -99,12 +99,12 @@ class Notifier(Observer, ForkAware):
 
         def end() -> None:
             subscription.ended = True
-            with self._changing:
+            with self._change_lock:
                 self._subscriptions = tuple(one for one in self._subscriptions if not one.ended)
                 if not self._subscriptions:
                     self._database.stop_observing()
 
-        with self._changing:
+        with self._change_lock:
             self._subscriptions += (subscription,)
         try:
             self._database.observe(self)
@@ -120,7 +120,7 @@ class Notifier(Observer, ForkAware):
             self._deadline = time.monotonic() + CLOSE_PATIENCE
         if not self._loop.is_inside():  # a callback that closes the manager cannot wait for itself
             while self._queue and (left := self._deadline - time.monotonic()) > 0:
-                self._delivered.wait(lambda: not self._queue, left)
+                self._all_delivered.wait(lambda: not self._queue, left)
 
     @property
     def has_thread(self) -> bool:
@@ -173,7 +173,7 @@ class Notifier(Observer, ForkAware):
             except SpawnError as error:
                 # The commit stands. The events are delivered together with later ones.
                 telemetry.event(logging.ERROR, "events delayed", error=str(error))
-            self._loop.ring()
+            self._loop.wake()
             self._entries = []
 
     @property
@@ -225,7 +225,7 @@ class Notifier(Observer, ForkAware):
         if queue:
             telemetry.event(logging.WARNING, "events not told", events=len(queue))
             queue.clear()
-        self._delivered.ring()
+        self._all_delivered.notify_all()
 
     def _deliver(self, entry: Entry, subscriptions: tuple[Subscription, ...]) -> None:
         wanting = [one for one in subscriptions if one.wanted.takes(entry)]

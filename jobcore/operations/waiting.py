@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row
 
 from jobcore import checks
 from jobcore.embedding import telemetry
-from jobcore.embedding.locks import Bell
+from jobcore.embedding.locks import Condition
 from jobcore.embedding.worker import handed_over
 from jobcore.engine.recovery import Recovery
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
@@ -55,7 +55,7 @@ FEW_SEGMENTS = 64
 LEASE = 0.25
 #: Seconds for which an event loop trusts the file version that a thread has seen last, and the
 #: longest pause of a thread that looks for others.
-TRUST = LOOK_LONGEST / 2
+VERSION_MAX_AGE = LOOK_LONGEST / 2
 
 
 #: The text of the WaitTimeout of a drain.
@@ -104,7 +104,7 @@ class Deadline:
         return WaitTimeout(f"{what} after {self._timeout} s")
 
 
-class Sighting(NamedTuple):
+class StoredRow(NamedTuple):
     """
     A job's row as it was read.
 
@@ -123,30 +123,30 @@ class Sighting(NamedTuple):
 class Leases:
     """Lets one thread look on behalf of all that wait for the same thing."""
 
-    __slots__ = ("_lookers",)
+    __slots__ = ("_holders",)
 
     def __init__(self) -> None:
         #: By kind of look: the thread that looks for all, and the time at which its lease ends.
-        self._lookers: dict[object, tuple[object, float]] = {}
+        self._holders: dict[object, tuple[object, float]] = {}
 
-    def look_for_all(self, what: object, who: object) -> float:
+    def acquire(self, what: object, who: object) -> float:
         """Return 0 if `who` is to look for all, or the seconds for which another thread does."""
-        looker, until = self._lookers.get(what, (None, 0.0))
+        holder, until = self._holders.get(what, (None, 0.0))
         now = time.monotonic()
-        if looker is not who and now < until:
+        if holder is not who and now < until:
             return until - now
-        self._lookers[what] = who, now + LEASE  # if two do this at once, both look: harmless
+        self._holders[what] = who, now + LEASE  # if two do this at once, both look: harmless
         return 0.0
 
-    def is_left_by(self, what: object, who: object) -> bool:
+    def release(self, what: object, who: object) -> bool:
         """Release the lease of `who`; tell whether it had it."""
-        looks = self._lookers.get(what, (None, 0.0))[0] is who
+        looks = self._holders.get(what, (None, 0.0))[0] is who
         if looks:
-            self._lookers.pop(what, None)
+            self._holders.pop(what, None)
         return looks
 
 
-class Sight(Leases):
+class WatchedJob(Leases):
     """
     What this process knows of a job that is waited for; all waiters of the job share it.
 
@@ -173,7 +173,7 @@ class Sight(Leases):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
-        self.last = Sighting()
+        self.last = StoredRow()
         self.visited = 0.0
         self.quiet = 0
         self.copied_since: float | None = None
@@ -189,11 +189,11 @@ class Sight(Leases):
         self.unfinished = found
         return True
 
-    def show(self, sighting: Sighting) -> None:
+    def replace_row(self, row: StoredRow) -> None:
         """Replace the last row that was read."""
-        if sighting.run != self.last.run:
+        if row.run != self.last.run:
             self.quiet = 0
-        self.last = sighting
+        self.last = row
 
 
 class Cursor(NamedTuple):
@@ -204,12 +204,12 @@ class Cursor(NamedTuple):
 
     Attributes:
         run: The job as the waiter last saw it.
-        sight: What this process knows of the job; shared by all its waiters.
+        watched: What this process knows of the job; shared by all its waiters.
         interval: Seconds between two looks into the job directory, as long as there is news.
         sequence: The next line to read.
         seen: The version of the file that `run` is from.
         pause: Seconds until the next look for commits; it grows while nothing happens.
-        vain: Whether the last commits did not change the job.
+        unchanged: Whether the last commits did not change the job.
         shown: The unfinished lines that the waiter has received; None: it wants none.
         begin: The number from which `numbered` is complete.
         numbered: By stream, the number after the last line that the waiter has received. The
@@ -217,18 +217,18 @@ class Cursor(NamedTuple):
     """
 
     run: Run
-    sight: Sight
+    watched: WatchedJob
     interval: float
     sequence: int = 0
     seen: int = -1
     pause: float = LOOK_FIRST
-    vain: bool = False
+    unchanged: bool = False
     shown: tuple[LogLine, ...] | None = None
     begin: int = 0
     numbered: dict[str, int] = {}  # noqa: RUF012 - `following` gives each reader its own
 
     @property
-    def behind(self) -> bool:
+    def has_lines(self) -> bool:
         """Whether there are lines to read."""
         return self.sequence < self.run.next_sequence
 
@@ -237,8 +237,8 @@ class Cursor(NamedTuple):
         """When to look at the job's files; never if it has no process and no owner."""
         if not (self.run.supervised or self.run.owned):
             return math.inf
-        pause = min(self.interval * 2.0 ** min(self.sight.quiet, 8), WAIT_PAUSE)
-        return self.sight.visited + pause
+        pause = min(self.interval * 2.0 ** min(self.watched.quiet, 8), WAIT_PAUSE)
+        return self.watched.visited + pause
 
     @property
     def due(self) -> bool:
@@ -248,7 +248,7 @@ class Cursor(NamedTuple):
     @property
     def is_unsure(self) -> bool:
         """Whether lines before its first one may contain the unfinished lines: see `search`."""
-        there = self.sight.unfinished
+        there = self.watched.unfinished
         is_before = there is not None and there.first < self.begin <= self.run.next_sequence
         return is_before and self.shown is not None and not self.run.final
 
@@ -260,7 +260,7 @@ class Cursor(NamedTuple):
             sequence: The next line that the waiter receives, if it has not yet received all
                 lines that were read.
         """
-        there = self.sight.unfinished
+        there = self.watched.unfinished
         if self.shown is None or there is None or self.run.final or there.first < self.begin:
             return (), self
         # Not before numbered lines that precede them, nor after those that contain them.
@@ -279,28 +279,28 @@ class Cursor(NamedTuple):
 
     @property
     def has_news(self) -> bool:
-        """Whether `sight` shows anything of the job that the waiter has not seen."""
-        last = self.sight.last
+        """Whether `watched` shows anything of the job that the waiter has not seen."""
+        last = self.watched.last
         is_new = last.seen != self.seen and (last.run != self.run or last.damage is not None)
         return is_new or self.is_unsure or bool(self.unfinished()[0])
 
     def moved(self) -> Cursor:
         """
-        Return the cursor updated from `sight`.
+        Return the cursor updated from `watched`.
 
         Raises:
             JobDeleted: The job is gone, or another caller is deleting it.
             DatabaseCorrupt: The row holds an invalid value.
         """
-        last = self.sight.last
+        last = self.watched.last
         if last.seen == self.seen:
-            return self._replace(vain=False, pause=min(self.pause * 2, LOOK_LONGEST))
+            return self._replace(unchanged=False, pause=min(self.pause * 2, LOOK_LONGEST))
         if last.damage is not None:
             raise DatabaseCorrupt(last.damage)
         run, seen = require(self.run, last.run), last.seen
         if run == self.run:
-            return self._replace(seen=seen, vain=self.seen >= 0)
-        return self._replace(run=run, seen=seen, vain=False, pause=LOOK_FIRST)
+            return self._replace(seen=seen, unchanged=self.seen >= 0)
+        return self._replace(run=run, seen=seen, unchanged=False, pause=LOOK_FIRST)
 
     def in_words(self) -> str:
         """Return the state of the job in words, for a WaitTimeout."""
@@ -328,7 +328,7 @@ class Waiter:
     Waits for jobs and reads their logs.
 
     All waiting, in threads and in event loops, uses the steps `refresh`, `visit`, `search`,
-    `read` and `glance`. Each blocks no longer than a few transactions.
+    `read` and `look_for_unfinished`. Each blocks no longer than a few transactions.
 
     Args:
         database: Where jobs and lines are stored.
@@ -339,40 +339,42 @@ class Waiter:
         self._database = database
         self._recovery = recovery
         #: By job number; an entry disappears with the last waiter of the job.
-        self._sights: weakref.WeakValueDictionary[int, Sight] = weakref.WeakValueDictionary()
-        self._news = Bell()  # for threads that let another thread look
+        self._watched: weakref.WeakValueDictionary[int, WatchedJob] = weakref.WeakValueDictionary()
+        self._row_changed = Condition()  # for threads that let another thread look
         self._polling = Leases()  # of the thread that looks for commits, for all waiters
 
     # --- the steps ----------------------------------------------------------------
 
     def waiting(self, run: Run) -> Cursor:
         """Return the cursor of a waiter for the job's end."""
-        return Cursor(run, self._sights.setdefault(run.number, Sight(run.number)), WAIT_PAUSE)
+        return Cursor(run, self._watched.setdefault(run.number, WatchedJob(run.number)), WAIT_PAUSE)
 
     def following(self, run: Run, sequence: int, *, unfinished: bool = False) -> Cursor:
         """Return the cursor of a reader of its lines from `sequence` on."""
-        sight = self._sights.setdefault(run.number, Sight(run.number))
+        watched = self._watched.setdefault(run.number, WatchedJob(run.number))
         shown = () if unfinished else None
-        return Cursor(run, sight, FOLLOW_PAUSE, sequence, shown=shown, begin=sequence, numbered={})
+        return Cursor(
+            run, watched, FOLLOW_PAUSE, sequence, shown=shown, begin=sequence, numbered={}
+        )
 
     def is_stale(self, cursor: Cursor) -> bool:
         """Tell, without locks or I/O, whether there may have been a commit since the last look."""
-        return cursor.sight.last.seen != self._database.known_version(TRUST)
+        return cursor.watched.last.seen != self._database.known_version(VERSION_MAX_AGE)
 
     def refresh(self, cursor: Cursor) -> None:
         """If there was a commit, read the rows of all jobs that are waited for."""
         version = self._database.version(LOOK_FIRST)
-        if cursor.sight.last.seen == version:
+        if cursor.watched.last.seen == version:
             return
         # Copy the references at once, because another thread may add one. The cursor's own
-        # sight may be missing there, if two threads began to wait for the job at once.
-        shared = (reference() for reference in self._sights.valuerefs())
-        sights = {cursor.sight, *(sight for sight in shared if sight is not None)}
+        # job may be missing there, if two threads began to wait for the job at once.
+        shared = (reference() for reference in self._watched.valuerefs())
+        jobs = {cursor.watched, *(watched for watched in shared if watched is not None)}
         with self._database.read() as connection:
-            for sight in sights:
-                if sight.last.seen != version:
-                    sight.show(_sighting(connection, sight.number, version))
-        self._news.ring_if_done()
+            for watched in jobs:
+                if watched.last.seen != version:
+                    watched.replace_row(_read_row(connection, watched.number, version))
+        self._row_changed.notify_done()
 
     def visit(self, cursor: Cursor) -> Cursor:
         """
@@ -384,9 +386,9 @@ class Waiter:
             StoreMismatch: The job was started in another directory, and no manager settles it.
         """
         run = cursor.run
-        cursor.sight.visited = time.monotonic()
+        cursor.watched.visited = time.monotonic()
         unfinished, has_news = self._look_at_files(cursor)
-        cursor.sight.quiet = 0 if has_news else cursor.sight.quiet + 1
+        cursor.watched.quiet = 0 if has_news else cursor.watched.quiet + 1
         if cursor.shown is not None:
             self._note_unfinished(cursor, unfinished)
         fresh = run
@@ -395,28 +397,28 @@ class Waiter:
             until = math.inf if cursor.shown is None else time.monotonic() + LOOK_AGAIN
             fresh = require(run, self._recovery.reconcile_softly(run, kill=kill, until=until))
             if fresh == run:
-                cursor.sight.visited = time.monotonic() + BACK_OFF
+                cursor.watched.visited = time.monotonic() + BACK_OFF
             elif fresh.final:
                 self._recovery.decide()  # what waits for it, if there are thousands
         # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)
 
     def _note_unfinished(self, cursor: Cursor, found: Unfinished | None) -> None:
-        cursor.sight.tail_read = time.monotonic()
-        if cursor.sight.note_unfinished(found):
-            cursor.sight.quiet = 0
-            self._news.ring_if_done()
+        cursor.watched.tail_read = time.monotonic()
+        if cursor.watched.note_unfinished(found):
+            cursor.watched.quiet = 0
+            self._row_changed.notify_done()
 
-    def glance(self, cursor: Cursor) -> Cursor:
+    def look_for_unfinished(self, cursor: Cursor) -> Cursor:
         """Look for unfinished lines only; for a reader that has not read all numbered lines."""
-        run, is_due = cursor.run, time.monotonic() - cursor.sight.tail_read >= LOOK_AGAIN
+        run, is_due = cursor.run, time.monotonic() - cursor.watched.tail_read >= LOOK_AGAIN
         if is_due and run.supervised:
             self._note_unfinished(cursor, self._recovery.unfinished(run))
         return self.search(cursor)
 
     def search(self, cursor: Cursor) -> Cursor:
         """Look for unfinished lines among the numbered ones before the cursor's first line."""
-        there = cursor.sight.unfinished
+        there = cursor.watched.unfinished
         if there is None or not cursor.is_unsure:
             return cursor
         with self._database.read() as connection:
@@ -429,7 +431,7 @@ class Waiter:
     def _look_at_files(self, cursor: Cursor) -> tuple[Unfinished | None, bool]:
         """Return the unfinished lines, if the waiter wants them, and whether there is news."""
         if not self._recovery.require_root():
-            return cursor.sight.unfinished, False
+            return cursor.watched.unfinished, False
         self._require_here(cursor)
         if cursor.shown is None:
             return None, self._recovery.has_news(cursor.run)
@@ -437,22 +439,22 @@ class Waiter:
 
     def _is_left(self, cursor: Cursor) -> bool:
         """Tell whether the supervisor is dead, and managers had time to end what it left."""
-        sight, now = cursor.sight, time.monotonic()
+        watched, now = cursor.watched, time.monotonic()
         if not self._recovery.is_dead(cursor.run):
-            sight.dead_since = None
+            watched.dead_since = None
             return False
-        if sight.dead_since is None:
-            sight.dead_since = now
-        return now - sight.dead_since > LEFT_PATIENCE
+        if watched.dead_since is None:
+            watched.dead_since = now
+        return now - watched.dead_since > LEFT_PATIENCE
 
     def _require_here(self, cursor: Cursor) -> None:
         """Refuse to wait long for a job of another directory, whose output never comes here."""
-        run, sight, now = cursor.run, cursor.sight, time.monotonic()
+        run, watched, now = cursor.run, cursor.watched, time.monotonic()
         if not run.supervised or self._recovery.is_here(run):
-            sight.copied_since = None
-        elif sight.copied_since is None:
-            sight.copied_since = now
-        elif now - sight.copied_since > COPIED_PATIENCE:
+            watched.copied_since = None
+        elif watched.copied_since is None:
+            watched.copied_since = now
+        elif now - watched.copied_since > COPIED_PATIENCE:
             raise StoreMismatch(
                 f"job {run.id} was started in another directory, of which this is a copy: "
                 "nothing more comes here. recover() and `jobcore work` settle it as lost"
@@ -533,8 +535,8 @@ class Waiter:
 
     def _find(self, run: Run, last: log_segments.LastLines) -> None:
         """Pass the log to `last`, backwards from its end, until `last` has found its first line."""
-        sequence, vain = last.before(run.next_sequence), 0
-        while not last.found and sequence > 0 and vain < FEW_SEGMENTS:
+        sequence, misses = last.before(run.next_sequence), 0
+        while not last.found and sequence > 0 and misses < FEW_SEGMENTS:
             with self._database.read() as connection:
                 require(run, transitions.find(connection, run.number))
                 segments = log_segments.segments_before(connection, run.number, sequence)
@@ -547,7 +549,7 @@ class Waiter:
                     if frame.first < run.next_sequence:
                         last.take(frame)
                 if last.begin is not None:
-                    vain = vain + 1 if len(last.pieces) == known else 0
+                    misses = misses + 1 if len(last.pieces) == known else 0
             sequence = last.before(sequence)
 
     def _pieces(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
@@ -600,9 +602,9 @@ class Waiter:
         try:
             while True:
                 cursor = self._look(cursor)
-                if cursor.behind:
+                if cursor.has_lines:
                     self._leave(cursor, me)  # the consumer of the lines may be slow
-                while cursor.behind:
+                while cursor.has_lines:
                     first = cursor.sequence
                     segments, cursor = self.read(cursor)
                     for segment in segments:
@@ -640,7 +642,7 @@ class Waiter:
             raise deadline.error(cursor.in_words())
         if last.sequence is None or cursor.shown is None:
             return (), cursor
-        return self.glance(cursor).unfinished(last.sequence + 1)
+        return self.look_for_unfinished(cursor).unfinished(last.sequence + 1)
 
     def wait(
         self,
@@ -672,7 +674,7 @@ class Waiter:
             self._leave(cursor, me)
         return cursor.run
 
-    def wait_softly(self, waited: Sequence[Run], seconds: float) -> None:
+    def wait_and_log_errors(self, waited: Sequence[Run], seconds: float) -> None:
         """Wait up to `seconds` until all of these are final; log errors instead of raising."""
         deadline = Deadline(seconds)
         for run in waited:
@@ -749,39 +751,39 @@ class Waiter:
         """
         if deadline.over:
             raise deadline.error(cursor.in_words())
-        if cursor.vain:
+        if cursor.unchanged:
             time.sleep(LOOK_FIRST)  # limits the looks while others commit often
         while True:
-            looked_for = cursor.sight.look_for_all(cursor.what, me)
-            seconds = looked_for or self._polling.look_for_all(None, me)
+            looked_for = cursor.watched.acquire(cursor.what, me)
+            seconds = looked_for or self._polling.acquire(None, me)
             if not seconds:
                 break
             if not looked_for:
                 seconds = min(seconds, max(cursor.due_at - time.monotonic(), 0.0))
-            self._news.wait(lambda: cursor.has_news, min(seconds, deadline.left))
+            self._row_changed.wait(lambda: cursor.has_news, min(seconds, deadline.left))
             if cursor.has_news or (not looked_for and cursor.due):
                 return
             if deadline.over:
                 raise deadline.error(cursor.in_words())
             check(cursor.run)
         pause = cursor.pause
-        if self._news.is_waited_for:
-            pause = min(pause, TRUST)  # they see a commit only after this thread does
+        if self._row_changed.is_waited_for:
+            pause = min(pause, VERSION_MAX_AGE)  # they see a commit only after this thread does
         self._database.wait_for_change(cursor.seen, min(pause, deadline.left), pause)
 
     def _leave(self, cursor: Cursor, me: object) -> None:
         """If this thread has a lease, release it and wake the others, so that one takes over."""
-        visits = cursor.sight.is_left_by(cursor.what, me)
-        polls = self._polling.is_left_by(None, me)
+        visits = cursor.watched.release(cursor.what, me)
+        polls = self._polling.release(None, me)
         if visits or polls:
-            self._news.ring()
+            self._row_changed.notify_all()
 
 
-def _sighting(connection: Connection, number: int, version: int) -> Sighting:
+def _read_row(connection: Connection, number: int, version: int) -> StoredRow:
     try:
-        return Sighting(transitions.find(connection, number), version)
+        return StoredRow(transitions.find(connection, number), version)
     except DatabaseCorrupt as error:  # concerns only the waiters of this job
-        return Sighting(None, version, str(error))
+        return StoredRow(None, version, str(error))
 
 
 def require(run: Run, current: Run | None) -> Run:

@@ -31,7 +31,7 @@ from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 
 #: Lines after which a reader lets other tasks of the loop run: they take about a millisecond.
 #: More would block the loop for longer; fewer would cost more switches.
-BREATH = 256
+LINES_PER_SWITCH = 256
 #: Seconds that a refresh may take before another task starts one as well.
 LOOK_PATIENCE = 0.25
 #: Seconds between two checks whether a QUEUED job can still be started here.
@@ -122,7 +122,7 @@ class AsyncWaiter:
                 return
             for run in found:
                 try:
-                    await self.wait(partial(_itself, run), deadline, _let_be, _let_be)
+                    await self.wait(partial(_unchanged, run), deadline, _do_nothing, _do_nothing)
                 except JobDeleted:
                     continue
 
@@ -159,7 +159,7 @@ class AsyncWaiter:
                     self._refreshing = 0.0
         cursor = cursor.moved()
         if cursor.due:
-            cursor.sight.visited = time.monotonic()  # so that other tasks do not visit it as well
+            cursor.watched.visited = time.monotonic()  # so that other tasks do not visit it as well
             cursor = await in_thread(self._waiter.visit, cursor)
         return await in_thread(self._waiter.search, cursor) if cursor.is_unsure else cursor
 
@@ -204,7 +204,7 @@ class Lines(AsyncIterator[LogLine]):
         self._unfinished: list[LogLine] = []  # to be taken before the rest of `_ready`
         self._next_sequence = 0  # of `_ready`, when it was read
         self._last: LogLine | None = None  # that was taken from it
-        self._alarm = 0.0  # when to look at the deadline, and for unfinished lines
+        self._next_check = 0.0  # when to look at the deadline, and for unfinished lines
         self._taken = 0
         self._reading = False
         self._ended = False
@@ -231,12 +231,12 @@ class Lines(AsyncIterator[LogLine]):
     async def _next(self) -> LogLine:
         if self._patience is None:
             self._patience = Deadline(self._timeout)
-        if self._taken % BREATH == BREATH - 1:
+        if self._taken % LINES_PER_SWITCH == LINES_PER_SWITCH - 1:
             await sleep(0)
-        if self._taken and self._cursor is not None and time.monotonic() > self._alarm:
+        if self._taken and self._cursor is not None and time.monotonic() > self._next_check:
             if self._patience.over:
                 raise self._patience.error(self._cursor.in_words())
-            await self._glance(self._cursor, self._patience)
+            await self._look_for_unfinished(self._cursor, self._patience)
         if self._unfinished:
             self._taken += 1
             return self._unfinished.pop(0)
@@ -246,16 +246,16 @@ class Lines(AsyncIterator[LogLine]):
         self._taken += 1
         return line
 
-    async def _glance(self, cursor: Cursor, deadline: Deadline) -> None:
+    async def _look_for_unfinished(self, cursor: Cursor, deadline: Deadline) -> None:
         """Look for unfinished lines while there may be numbered lines to take."""
         if cursor.shown is not None and cursor.run.supervised:
-            cursor = await in_thread(self._waiter.glance, cursor)
+            cursor = await in_thread(self._waiter.look_for_unfinished, cursor)
             last = None if self._last is None else self._last.sequence
             lines, self._cursor = cursor.unfinished(
                 self._next_sequence if last is None else last + 1
             )
             self._unfinished += lines
-        self._alarm = min(deadline.at, time.monotonic() + LOOK_AGAIN)
+        self._next_check = min(deadline.at, time.monotonic() + LOOK_AGAIN)
 
     async def _more(self, deadline: Deadline) -> Iterator[LogLine]:
         """
@@ -270,9 +270,9 @@ class Lines(AsyncIterator[LogLine]):
         if cursor is None:
             cursor = self._at(await in_thread(self._begin))
         while True:
-            if not cursor.behind:
+            if not cursor.has_lines:
                 cursor = await self._async_waiter.look(cursor)
-            if cursor.behind:
+            if cursor.has_lines:
                 segments, self._cursor = await in_thread(self._waiter.read, cursor)
                 self._next_sequence, self._last = cursor.sequence, None
                 return itertools.chain.from_iterable(
@@ -290,11 +290,11 @@ class Lines(AsyncIterator[LogLine]):
             await _rest(cursor, deadline)
 
 
-def _itself(run: Run) -> Run:
+def _unchanged(run: Run) -> Run:
     return run
 
 
-def _let_be(_run: Run) -> None:
+def _do_nothing(_run: Run) -> None:
     """Do nothing: a `check` that never ends the wait, and an `end` without a result."""
 
 

@@ -260,7 +260,7 @@ class Database(locks.ForkAware):
         self._readers.tidy()
         self._checkpoint_if_due()
 
-    def at_rest(self) -> None:
+    def on_idle(self) -> None:
         """Finish a `close` that was called in the middle of a transaction."""
         if self._closes_inside:
             self._closes_inside = False
@@ -351,7 +351,7 @@ class Database(locks.ForkAware):
         """
         self._readers.closed = True
         if self._writer.is_inside():
-            self._closes_inside = True  # a finaliser inside a transaction; `at_rest` finishes this
+            self._closes_inside = True  # a finaliser inside a transaction; `on_idle` finishes this
             self._writer.close_soon()
             return
         self._writer.close(self.busy_timeout + 5.0)

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from jobcore.embedding import failpoints
-from jobcore.embedding.locks import GATE, Bell, Lock, is_over
+from jobcore.embedding.locks import GATE, Condition, Lock, is_over
 from jobcore.embedding.worker import handed_over
 from jobcore.errors import (
     DatabaseBusy,
@@ -271,7 +271,7 @@ class ChangeCounter:
     def reset(self) -> None:
         """Reset all state, as in a forked child: no thread polls and no thread waits."""
         self._looking = Lock()
-        self._committed = Bell()
+        self._committed = Condition()
         self.count = 0  # commits of this process
         self._last = 0.0  # monotonic time of the last of them
         self._looked = (0.0, 0)  # monotonic time of the last poll, and the version it saw
@@ -313,7 +313,7 @@ class ChangeCounter:
         """Record a commit of this process, and wake the waiting threads."""
         self._last = time.monotonic()
         self.count += 1
-        self._committed.ring()
+        self._committed.notify_all()
 
     def wait(self, count: int, seconds: float) -> None:
         """Wait until `self.count` differs from `count`, for at most `seconds`."""

@@ -98,7 +98,7 @@ class Target(Protocol):
     def after_commits(self) -> None:
         """Do the work that is due after commits; their callers have their results already."""
 
-    def at_rest(self) -> None:
+    def on_idle(self) -> None:
         """Do the work that was postponed because a transaction was open."""
 
 
@@ -211,7 +211,7 @@ class Writer:
                 self._take_back(error)
                 self._worker.break_off(self._taken, error)
             self._taken = []
-            self._target.at_rest()
+            self._target.on_idle()
 
     def _sorted(self, calls: list[Call[Any]]) -> list[Change[Any]]:
         """Return the calls that are changes, and make the other calls at once."""

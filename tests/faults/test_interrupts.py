@@ -264,11 +264,11 @@ def test_an_interrupt_leaves_nothing_held_and_nothing_half(database, rounds, nur
     with JobManager(database, slots=0) as jobs:
         for job_id in known:
             jobs.get_job(job_id)
-        until(lambda: at_rest(jobs), "the end of what was running")
+        until(lambda: is_idle(jobs), "the end of what was running")
         check(jobs)
 
 
-def at_rest(jobs):
+def is_idle(jobs):
     """Tell whether no supervised job runs any more."""
     jobs.recover()
     with closing(sqlite3.connect(jobs._database.path)) as connection:

@@ -292,7 +292,7 @@ def held(jobs, scripted, monkeypatch):
 
     async def end():
         """Let the job end behind the back of a waiter that has begun."""
-        await until_true(lambda: jobs._waiter._sights)
+        await until_true(lambda: jobs._waiter._watched)
         monkeypatch.setattr(Recovery, "reconcile", block)
         run.exit()
         run.die()
@@ -355,7 +355,7 @@ async def test_asyncio_finds_no_callback_slow(running_jobs, anyio_backend_name, 
 
 async def test_a_long_log_lets_other_tasks_run(jobs, own, monkeypatch):
     """A reader of lines that are all there lets others run in between."""
-    monkeypatch.setattr(waiting_async, "BREATH", 10)
+    monkeypatch.setattr(waiting_async, "LINES_PER_SWITCH", 10)
     await make(jobs.append_log, own.id, *["x"] * 1000)
     await make(jobs.finish_job, own.id)
     turns = []
@@ -444,7 +444,7 @@ async def test_cancelling_leaves_nothing(database, form):
                 await waits()
             assert scope.cancelled_caught
         # The framework itself holds the last cancellation for a moment.
-        await until_true(lambda: gc.collect() >= 0 and list(jobs._waiter._sights) == [])
+        await until_true(lambda: gc.collect() >= 0 and list(jobs._waiter._watched) == [])
         assert (await make(jobs.get_job, job.id)).status is Status.RUNNING
 
 
@@ -491,7 +491,7 @@ async def test_leaving_a_loop_early_leaves_nothing(jobs, own):
     assert rest == [(2, "c")]
     assert again == []
     # A thread that has looked may still hold the result.
-    until(lambda: list(jobs._waiter._sights) == [], "the end of what was known of the job")
+    until(lambda: list(jobs._waiter._watched) == [], "the end of what was known of the job")
 
 
 async def test_two_tasks_cannot_share_an_iterator(jobs, own):
@@ -609,7 +609,7 @@ async def test_a_closed_manager_says_so(database):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await until_true(lambda: len(jobs._waiter._sights) == 1)
+        await until_true(lambda: len(jobs._waiter._watched) == 1)
         await make(jobs.close)
 
     assert raised == [True]

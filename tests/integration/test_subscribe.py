@@ -144,7 +144,7 @@ def test_a_commit_that_is_interrupted_is_told_if_it_stands(jobs, monkeypatch, be
 
 
 @pytest.mark.parametrize("behind", [True, False])
-@pytest.mark.parametrize("name", ["start", "ring"])
+@pytest.mark.parametrize("name", ["start", "wake"])
 def test_what_is_being_told_in_a_ctrl_c_is_told_once(jobs, monkeypatch, name, behind):
     """A commit whose events could not be handed to their thread at once is told all the same."""
     with collected(jobs) as got:
@@ -653,7 +653,7 @@ def test_a_fork_in_the_middle_of_a_subscription_locks_nobody_out(jobs):
     got = []
 
     def hold():
-        with jobs._notifier._changing:
+        with jobs._notifier._change_lock:
             held.set()
             assert go.wait(PATIENCE)
 

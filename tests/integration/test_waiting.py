@@ -331,8 +331,8 @@ def test_when_the_one_that_looks_leaves_another_one_looks(jobs, scripted, leaves
     first = jobs.follow(run.id, unfinished=False, timeout=0.5 if leaves == "times out" else None)
     assert next(first).raw == b"a\n"
     thread, answers = in_thread(lambda: list(first) if leaves == "times out" else next(first))
-    sight = jobs._waiter._sights[jobs.get_job(run.id).number]
-    until(lambda: sight._lookers, "its look")
+    watched = jobs._waiter._watched[jobs.get_job(run.id).number]
+    until(lambda: watched._holders, "its look")
     others = [in_thread(partial(follow, jobs, run.id)) for _ in range(3)]
     if leaves == "takes its time":
         run.write(b"b\n")  # which it takes, and asks for no more
@@ -487,7 +487,7 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
 
     run = scripted()
     thread, answers = in_thread(partial(follow, jobs, run.id))
-    until(lambda: jobs._waiter._sights, "the follower")
+    until(lambda: jobs._waiter._watched, "the follower")
     monkeypatch.setattr(waiting, "BACK_OFF", 0.001)
     monkeypatch.setattr(Recovery, "reconcile", fail_twice)
     run.write(b"a\n")
@@ -516,10 +516,10 @@ def test_nothing_is_kept_of_who_waited(jobs, scripted):
     lines = jobs.follow(run.id)
     run.write(b"a\n")
     next(lines)
-    shared = len(jobs._waiter._sights)
+    shared = len(jobs._waiter._watched)
     lines.close()
 
-    assert (shared, len(jobs._waiter._sights)) == (1, 0)
+    assert (shared, len(jobs._waiter._watched)) == (1, 0)
 
 
 # --- deletion -----------------------------------------------------------------------

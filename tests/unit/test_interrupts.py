@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import RootTransaction
 
 from jobcore import JobManager, Progress, Status, models
-from jobcore.embedding.locks import GATE, Bell, Lock, is_over
+from jobcore.embedding.locks import GATE, Condition, Lock, is_over
 from jobcore.embedding.worker import DIRECTORY_WORKER
 from jobcore.engine.importer import Importer
 from jobcore.engine.recovery import Recovery
@@ -163,59 +163,59 @@ def test_lock_that_is_held_outlives_the_call_that_took_it():
 
 def test_bell_wakes_all_that_wait():
     """It wakes those who wait now, and one whose condition is true does not wait."""
-    bell, woken = Bell(), []
+    condition, woken = Condition(), []
 
     def wait():
-        bell.wait(lambda: False, PATIENCE)
+        condition.wait(lambda: False, PATIENCE)
         woken.append(1)
 
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: len(bell._waiting) == 3, "the waiters")
-    bell.ring()
+    until(lambda: len(condition._waiting) == 3, "the waiters")
+    condition.notify_all()
     for thread in threads:
         thread.join(PATIENCE)
-    bell.wait(lambda: True, PATIENCE)
+    condition.wait(lambda: True, PATIENCE)
 
     assert woken == [1, 1, 1]
-    assert not bell._waiting
+    assert not condition._waiting
 
 
 def test_bell_wakes_those_who_have_nothing_to_wait_for():
     """The others sleep on, and are still there for the next ring."""
-    bell, news, woken = Bell(), set(), []
+    condition, news, woken = Condition(), set(), []
 
     def wait(name):
-        bell.wait(lambda: name in news, PATIENCE)
+        condition.wait(lambda: name in news, PATIENCE)
         woken.append(name)
 
     threads = [threading.Thread(target=wait, args=[name]) for name in "abc"]
     for thread in threads:
         thread.start()
-    until(lambda: len(bell._waiting) == 3, "the waiters")
-    bell.ring_if_done()
-    assert len(bell._waiting) == 3
+    until(lambda: len(condition._waiting) == 3, "the waiters")
+    condition.notify_done()
+    assert len(condition._waiting) == 3
     for count, name in enumerate("bac", 1):
         news.add(name)
-        bell.ring_if_done()
+        condition.notify_done()
         until(lambda: len(woken) == count, "the waiter")  # noqa: B023
     for thread in threads:
         thread.join(PATIENCE)
 
     assert woken == ["b", "a", "c"]
-    assert not bell.is_waited_for
+    assert not condition.is_waited_for
 
 
 def test_bell_loses_no_wake_up():
     """Threads that begin to wait while others ring are woken by what they wait for alone."""
-    bell, rounds = Bell(), 300
+    condition, rounds = Condition(), 300
     reached = [0, 0, 0, 0]
     rung = [0]
 
     def wait(place):
         for turn in range(1, rounds + 1):
-            bell.wait(lambda: rung[0] >= turn, PATIENCE)  # noqa: B023
+            condition.wait(lambda: rung[0] >= turn, PATIENCE)  # noqa: B023
             reached[place] = turn
 
     threads = [threading.Thread(target=wait, args=[place]) for place in range(4)]
@@ -223,7 +223,7 @@ def test_bell_loses_no_wake_up():
         thread.start()
     for turn in range(1, rounds + 1):
         rung[0] = turn
-        bell.ring_if_done()
+        condition.notify_done()
         until(lambda: min(reached) >= turn, "all waiters")  # noqa: B023
     for thread in threads:
         thread.join(PATIENCE)
@@ -231,15 +231,15 @@ def test_bell_loses_no_wake_up():
 
 def test_bell_rings_after_an_exception_before_any_bytecode_of_waiting():
     """What an interrupted waiter leaves behind is in nobody's way."""
-    bell = Bell()
-    for where, _ in every_bytecode(lambda: bell.wait(lambda: False, 0)):
+    condition = Condition()
+    for where, _ in every_bytecode(lambda: condition.wait(lambda: False, 0)):
         woken = []
         thread = threading.Thread(
-            target=lambda woken=woken: (bell.wait(lambda: False, PATIENCE), woken.append(1))
+            target=lambda woken=woken: (condition.wait(lambda: False, PATIENCE), woken.append(1))
         )
         thread.start()
         while not woken:
-            bell.ring()
+            condition.notify_all()
             time.sleep(0)
         thread.join(PATIENCE)
         assert woken, where
@@ -428,11 +428,11 @@ def test_what_a_signal_handler_raises_comes_out_as_it_is(jobs, scripted, monkeyp
         time.sleep(0.3)
         return reconcile(self, *args, **options)
 
-    def ring(*_):
+    def notify_all(*_):
         raise LookupError("the host's")
 
     monkeypatch.setattr(Recovery, "reconcile", slow)
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, notify_all)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(LookupError, match="the host's"):

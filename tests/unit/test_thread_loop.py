@@ -72,7 +72,7 @@ def test_thread_whose_pipe_was_closed_rests_and_logs_it_once(monkeypatch, caplog
     os.close(writer)
     for _ in range(3):
         assert rests.acquire(timeout=PATIENCE)
-    loop.ring()
+    loop.wake()
     loop.close()
 
     assert [said.count("closed the pipe") for said in caplog.messages] == [1]

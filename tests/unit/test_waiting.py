@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jobcore import DatabaseCorrupt, Status
-from jobcore.operations.waiting import Cursor, Sight
+from jobcore.operations.waiting import Cursor, WatchedJob
 from tests.jobfiles import damage
 from tests.tasks import task
 
@@ -68,8 +68,8 @@ def test_waiter_whose_sight_was_replaced_is_not_missed(jobs, follower):
     """Two threads that begin to wait at once may each have a sight; both are refreshed."""
     job = task(jobs)
     run = jobs._run(job.id)
-    first, second = (Cursor(run, Sight(run.number), 1.0) for _ in range(2))
-    follower._sights[run.number] = second.sight
+    first, second = (Cursor(run, WatchedJob(run.number), 1.0) for _ in range(2))
+    follower._watched[run.number] = second.watched
 
     jobs.finish_job(job.id)
     follower.refresh(first)
