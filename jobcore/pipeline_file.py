@@ -36,9 +36,9 @@ from jobcore.tuning import LONGEST_LATE, MOST_RETRIES
 #: The version of the platform's format that can be read.
 VERSION = "pipelines/v0.1"
 #: Seconds that a time limit of 0 means in the platform's format.
-PLATFORM_TIMEOUT = 300.0
+PIPELINEML_TIMEOUT = 300.0
 #: Bytes of a file: thousands of pipelines, and little memory for the parser.
-LARGEST = 8 * 2**20
+MOST_BYTES = 8 * 2**20
 #: Entries and levels of a file: aliases can make a small file very large.
 MOST_PLACES, DEEPEST = 200_000, 100
 
@@ -76,7 +76,7 @@ _Variable = Annotated[
 ]
 
 
-class Again(BaseModel):
+class RetriesEntry(BaseModel):
     """The retries of a pipeline's jobs in a file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, title="Retries")
@@ -92,12 +92,12 @@ class Again(BaseModel):
         ["error", "lost"], min_length=1, description="The endings that are retried."
     )
 
-    def made(self) -> Retries:
+    def to_retries(self) -> Retries:
         """Return what `create_pipeline` takes."""
         return Retries(**{**dict(self), "on": tuple(self.on)})
 
 
-def _again_of_number(value: Any) -> Any:
+def _retries_of_number(value: Any) -> Any:
     return {"max": value} if checks.is_integer(value) else value
 
 
@@ -155,7 +155,8 @@ class Entry(BaseModel):
         0, ge=0, le=MOST_RETRIES, description="How often a job that ended ERROR is tried again."
     )
     retries: Annotated[
-        Again | None, BeforeValidator(_again_of_number, json_schema_input_type=Again | int | None)
+        RetriesEntry | None,
+        BeforeValidator(_retries_of_number, json_schema_input_type=RetriesEntry | int | None),
     ] = Field(None, description="A number, or after which endings and pauses jobs are retried.")
     schedule: _Text | None = Field(
         None,
@@ -206,7 +207,7 @@ class Entry(BaseModel):
             "command": self.command_of(umask=umask),
             "script": self._script(),
             "properties": properties,
-            "retries": None if self.retries is None else self.retries.made(),
+            "retries": None if self.retries is None else self.retries.to_retries(),
             "max_retries": self.max_retries if self.retries is None else self.retries.max,
             **{
                 name: getattr(self, name)
@@ -235,7 +236,7 @@ class Entry(BaseModel):
         return "\n".join(["set -e", *self.actions]) if self.actions else None
 
 
-class Many(BaseModel):
+class PipelinesFile(BaseModel):
     """A file with several pipelines."""
 
     model_config = ConfigDict(extra="forbid", title="Pipelines")
@@ -246,7 +247,7 @@ class Many(BaseModel):
     pipelines: dict[_Name, Entry] = Field(description="The pipelines by name.")
 
 
-class Single(Entry):
+class PipelineMLFile(Entry):
     """A file with one pipeline, in Matatika's PipelineML."""
 
     model_config = ConfigDict(title="PipelineML")
@@ -308,7 +309,7 @@ def merged(sources: Sequence[Source]) -> dict[str, Any]:
     return {**first.mapping, "pipelines": pipelines}
 
 
-def told(error: PipelineFileError, sources: Sequence[Source]) -> list[str]:
+def problem_lines(error: PipelineFileError, sources: Sequence[Source]) -> list[str]:
     """Return a line for each problem, with the file's path and the number of the line."""
     lines = []
     for place, problem in error.problems:
@@ -320,7 +321,7 @@ def told(error: PipelineFileError, sources: Sequence[Source]) -> list[str]:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a file, for editors."""
-    either: TypeAdapter[Any] = TypeAdapter(Many | Single)
+    either: TypeAdapter[Any] = TypeAdapter(PipelinesFile | PipelineMLFile)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Pipelines of jobcore",
@@ -340,20 +341,20 @@ def parse(mapping: Any) -> dict[str, Entry]:
     """
     mapping = _with_names(mapping)
     try:
-        made = Many.model_validate(mapping)
+        made = PipelinesFile.model_validate(mapping)
     except ValidationError as error:
         problems = [(_place(one["loc"]), _problem(one)) for one in error.errors()]
         raise PipelineFileError(problems) from None  # the cause shows values, such as secrets
     found = {
-        name: _of_platform(one) if made.version is not None else one
+        name: _with_platform_timeout(one) if made.version is not None else one
         for name, one in made.pipelines.items()
     }
     problems = [
         (("pipelines", name, *place), problem)
         for name, entry in found.items()
-        for place, problem in _wrong(entry)
+        for place, problem in _problems(entry)
     ]
-    problems += list(_twins(found))
+    problems += list(_names_differing_by_case(found))
     if problems:
         raise PipelineFileError(problems)
     return found
@@ -370,13 +371,13 @@ def _with_names(mapping: Any) -> Any:
     return {"version": version, "pipelines": {name: others}}
 
 
-def _of_platform(entry: Entry) -> Entry:
+def _with_platform_timeout(entry: Entry) -> Entry:
     if entry.timeout == 0:
-        return entry.model_copy(update={"timeout": PLATFORM_TIMEOUT})
+        return entry.model_copy(update={"timeout": PIPELINEML_TIMEOUT})
     return entry
 
 
-def _wrong(entry: Entry) -> Iterator[tuple[Place, str]]:
+def _problems(entry: Entry) -> Iterator[tuple[Place, str]]:
     """Yield what is wrong in a pipeline whose fields have the right types."""
     scripts = [name for name in ("script", "inline_script") if getattr(entry, name) is not None]
     if len(scripts) > 1:
@@ -402,7 +403,7 @@ def _wrong(entry: Entry) -> Iterator[tuple[Place, str]]:
             ),
         ),
         ("time_zone", lambda: entry.time_zone is None or Schedule("@daily", entry.time_zone)),
-        ("retries", lambda: entry.retries and entry.retries.made()),
+        ("retries", lambda: entry.retries and entry.retries.to_retries()),
         ("schedule", lambda: entry.schedule is None or Schedule(entry.schedule)),
     ):
         try:
@@ -415,7 +416,7 @@ def _wrong(entry: Entry) -> Iterator[tuple[Place, str]]:
         yield (what[0] if what else "cwd",), str(error)
 
 
-def _twins(entries: Mapping[str, Entry]) -> Iterator[tuple[Place, str]]:
+def _names_differing_by_case(entries: Mapping[str, Entry]) -> Iterator[tuple[Place, str]]:
     """Yield the names that differ only by case."""
     first: dict[str, str] = {}
     for name in entries:
@@ -449,7 +450,7 @@ def _problem(error: Any) -> str:
     """Return the text for a problem that pydantic found. It shows no value of a variable."""
     kind, loc, given = error["type"], error["loc"], error["input"]
     if kind == "extra_forbidden":
-        kind = Many if len(loc) == 1 else Again if "retries" in loc else Entry
+        kind = PipelinesFile if len(loc) == 1 else RetriesEntry if "retries" in loc else Entry
         known = sorted(kind.model_fields)
         near = difflib.get_close_matches(str(loc[-1]), known, 1)
         meant = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
@@ -517,9 +518,9 @@ def read(path: str, *, text: str | None = None) -> Source:
 
 def _content(path: str) -> str:
     with open(path, "rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise CommandError(f"{path} is larger than {LARGEST} bytes: split it into several files")
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise CommandError(f"{path} is larger than {MOST_BYTES} bytes: split it into several files")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -152,7 +152,7 @@ def apply(
                 pipeline_file.merged(sources), workspace_id=place, prune=prune, dry_run=dry_run
             )
         except PipelineFileError as error:
-            for line in pipeline_file.told(error, sources):
+            for line in pipeline_file.problem_lines(error, sources):
                 output.say(line)
             raise typer.Exit(2) from None
     if as_json:

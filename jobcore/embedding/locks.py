@@ -210,9 +210,7 @@ class Condition:
         mine = lock, is_done
         self._waiting.append(mine)
         try:
-            if (
-                not is_done()
-            ):  # checked after registering, or a wake-up would be missed
+            if not is_done():  # checked after registering, or a wake-up would be missed
                 lock.acquire(True, min(max(seconds, 0.0), LONGEST_WAIT))
         finally:
             try:

@@ -10,7 +10,7 @@ import pytest
 
 from jobcore import CommandError, PipelineFileError, Retries, pipeline_file
 from jobcore.operations.pipelines import FIELDS
-from jobcore.pipeline_file import Entry, json_schema, merged, parse, read, told
+from jobcore.pipeline_file import Entry, json_schema, merged, parse, problem_lines, read
 
 
 def problems(text, path="/srv/p.yml"):
@@ -18,7 +18,7 @@ def problems(text, path="/srv/p.yml"):
     source = read(path, text=text)
     with pytest.raises(PipelineFileError) as caught:
         parse(source.mapping)
-    return told(caught.value, [source])
+    return problem_lines(caught.value, [source])
 
 
 def entry(text, path="/srv/app/p.yml"):
@@ -189,7 +189,7 @@ def test_files_that_cannot_be_text_are_refused(tmp_path, monkeypatch):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(CommandError, match="is not UTF-8 text"):
         read(str(path))
-    monkeypatch.setattr(pipeline_file, "LARGEST", 10)
+    monkeypatch.setattr(pipeline_file, "MOST_BYTES", 10)
     path.write_bytes(b"a: 34567890")
     with pytest.raises(CommandError, match="is larger than 10 bytes"):
         read(str(path))
@@ -265,7 +265,7 @@ def test_several_files_are_one():
     with pytest.raises(PipelineFileError) as caught:
         parse(merged([first, second]))
 
-    assert told(caught.value, [first, second]) == [
+    assert problem_lines(caught.value, [first, second]) == [
         "/srv/2.yml:3: b.skript: there is no such field; did you mean script?"
     ]
     with pytest.raises(CommandError, match=r"/srv/3.yml:1: /srv/1.yml has a pipeline 'a', too"):
@@ -286,7 +286,7 @@ def test_the_schema_describes_each_field():
     schema = json.loads(json.dumps(json_schema()))
     definitions = schema["$defs"]
 
-    assert {"Again", "Entry", "Many", "Single"} <= set(definitions)
+    assert {"RetriesEntry", "Entry", "PipelinesFile", "PipelineMLFile"} <= set(definitions)
     for one in definitions.values():
         assert one["additionalProperties"] is False
         assert [name for name, field in one["properties"].items() if not field["description"]] == []
