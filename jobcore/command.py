@@ -22,7 +22,7 @@ _UNHANDLED = (signal.SIGKILL, signal.SIGSTOP)
 #: Signals that only pause a process: SIGCONT discards them while they are pending.
 _PAUSING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 #: Bytes of a stored command: far more than the kernel accepts (usually 2 MiB), and harmless.
-LARGEST = 16 * 2**20
+MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class Command:
             put(self, "umask", current_umask())
         checks.integer(self.umask, "umask", 0, 0o777, CommandError)
         # Serializing it costs more than all else here, and is needed only if it might be too large.
-        if self._text_size() > LARGEST // 16 and len(self.to_json()) > LARGEST:
+        if self._text_size() > MOST_BYTES // 16 and len(self.to_json()) > MOST_BYTES:
             raise CommandError(
-                f"the command is larger than {LARGEST} bytes: put its input into a file, and name "
-                "that as its stdin"
+                f"the command is larger than {MOST_BYTES} bytes: put its input into a file, and "
+                "pass the path as stdin"
             )
 
     def __repr__(self) -> str:

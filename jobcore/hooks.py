@@ -12,7 +12,7 @@ from jobcore.errors import CommandError, DatabaseCorrupt, shown
 from jobcore.lifecycle import Status
 
 #: The arguments that name hooks, and the statuses after which they run.
-WHEN = {
+HOOK_STATUSES = {
     "on_complete": Status.COMPLETE,
     "on_error": Status.ERROR,
     "on_stopped": Status.STOPPED,
@@ -24,19 +24,19 @@ def checked_hooks(given: Mapping[str, Any]) -> str | None:
     Return hooks in the form in which they are stored; None: there are none.
 
     Args:
-        given: By the names in `WHEN`: a `Command`, a list of words, or a list of these.
+        given: By the names in `HOOK_STATUSES`: a `Command`, a list of words, or a list of these.
 
     Raises:
         CommandError: A hook could never run.
     """
-    found = {name: _commands(name, given.get(name)) for name in WHEN}
-    stored = {name: [one.to_json() for one in found[name]] for name in WHEN if found[name]}
+    found = {name: _commands(name, given.get(name)) for name in HOOK_STATUSES}
+    stored = {name: [one.to_json() for one in found[name]] for name in HOOK_STATUSES if found[name]}
     return json.dumps(stored) if stored else None
 
 
 def stored_hooks(text: str | None) -> dict[str, list[Command]]:
     """
-    Return the commands that `checked_hooks` stored, by the names in `WHEN`.
+    Return the commands that `checked_hooks` stored, by the names in `HOOK_STATUSES`.
 
     Raises:
         DatabaseCorrupt: `text` is not a stored value.
@@ -47,7 +47,7 @@ def stored_hooks(text: str | None) -> dict[str, list[Command]]:
         stored = json.loads(text)
         return {
             name: [Command.from_json(one) for one in stored[name]]
-            for name in WHEN
+            for name in HOOK_STATUSES
             if name in stored
         }
     except (ValueError, TypeError, LookupError, AttributeError):
@@ -67,7 +67,7 @@ def commands_after(text: str | None, status: Status, facts: Mapping[str, Any]) -
         f"JOBCORE_HOOK_{name}": "" if value is None else str(value).replace("\0", "")
         for name, value in facts.items()
     }
-    (name,) = (name for name in WHEN if WHEN[name] is status)
+    (name,) = (name for name in HOOK_STATUSES if HOOK_STATUSES[name] is status)
     return [replace(one, env={**one.env, **told}) for one in stored_hooks(text).get(name, ())]
 
 

@@ -16,13 +16,13 @@ from typing import Any
 from transitions import Machine
 
 
-class _Word(str, Enum):
+class _StrEnum(str, Enum):
     """A string with a fixed set of values; it prints as its value on every Python version."""
 
     __str__ = str.__str__
 
 
-class Status(_Word):
+class Status(_StrEnum):
     """
     The status of a job, a text.
 
@@ -58,7 +58,7 @@ RETRIABLE = (Status.ERROR, Status.STOPPED)
 STARTED = frozenset({Status.RUNNING}) | FINAL
 
 
-class PipelineStatus(_Word):
+class PipelineStatus(_StrEnum):
     """
     Whether changes to a pipeline have been processed, a text; not whether it is running.
 
@@ -85,7 +85,7 @@ class JobType:
     TASK = "TASK"  # the host does it itself
 
 
-class Trigger(_Word):
+class Trigger(_StrEnum):
     """
     What can happen to a job, a text.
 
@@ -104,7 +104,7 @@ class Trigger(_Word):
     CANCEL = "cancel"
 
 
-class Reason(_Word):
+class Reason(_StrEnum):
     """
     Why a job is final, a text.
 
@@ -142,7 +142,7 @@ UNSTARTED = frozenset({Reason.CANCELLED, Reason.UPSTREAM, Reason.EXPIRED})
 #: The job ended after a stop, a time-out or a shutdown, or left the queue.
 _HALTED = frozenset({Reason.STOPPED, Reason.TIMEOUT, Reason.SHUTDOWN}) | UNSTARTED
 #: No process saw how the job ended.
-_UNSEEN = frozenset({Reason.LOST, Reason.NEVER_STARTED})
+_UNOBSERVED = frozenset({Reason.LOST, Reason.NEVER_STARTED})
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _succeeded(ending: Ending) -> bool:
 
 
 def _was_halted(ending: Ending) -> bool:
-    return ending.reason in _HALTED or (ending.reason in _UNSEEN and ending.stop_requested)
+    return ending.reason in _HALTED or (ending.reason in _UNOBSERVED and ending.stop_requested)
 
 
 #: The only definition of the rules. `finish` tries its three transitions in this order:
@@ -311,11 +311,11 @@ def constraints() -> dict[str, str]:
             f"status = 'STOPPED' OR coalesce(reason, '') NOT IN ({quoted(sorted(_HALTED))})"
         ),
         "stopped_was_halted": (
-            f"status <> 'STOPPED' OR reason IN ({quoted(sorted(_HALTED | _UNSEEN))})"
+            f"status <> 'STOPPED' OR reason IN ({quoted(sorted(_HALTED | _UNOBSERVED))})"
         ),
         # If no process saw the end, or the job never began, no exit code is known.
         "unseen_has_no_exit_code": (
-            f"exit_code IS NULL OR reason NOT IN ({quoted(sorted(UNSTARTED | _UNSEEN))})"
+            f"exit_code IS NULL OR reason NOT IN ({quoted(sorted(UNSTARTED | _UNOBSERVED))})"
         ),
         "queued_has_not_started": "status <> 'QUEUED' OR start_time IS NULL",
         "running_has_started": "status <> 'RUNNING' OR start_time IS NOT NULL",

@@ -321,7 +321,7 @@ class JobManager:
                 "schedules": Scheduler(self._database, self._clock, postponed).tick,
                 "sweep": recovery.sweep,
                 "dependencies": recovery.decide,
-                "batches": staging.remove_of_dead,
+                "batches": staging.remove_abandoned,
                 "retention": retention.tick,
             },
             in_steps=lambda: any(one.is_unfinished() for one in (recovery, expiry, retention)),
@@ -1548,7 +1548,7 @@ class JobManager:
 
         with self._database.read() as connection:
             run = job_rows.run_of(require_job(connection, job_id))
-        found = usage.measure_softly(self._directories, run)
+        found = usage.try_to_measure(self._directories, run)
         return None if found is None else Usage(**found._asdict())
 
     def result(self, job_id: Id) -> Any:
@@ -2096,7 +2096,7 @@ class JobManager:
                 Jobs that were settled before that stay settled.
         """
         settled = self._recovery.sweep(everything=True)
-        self._staging.remove_of_dead(everything=True)
+        self._staging.remove_abandoned(everything=True)
         return self._jobs(settled)
 
     def refresh(self) -> None:
@@ -2731,11 +2731,11 @@ class JobManager:
             row = require_job(connection, job_id)
         run = job_rows.run_of(row)
         if queue.is_expired(row, self._clock.now()):
-            self._expiry.cancel_softly(row.number)
+            self._expiry.try_to_cancel(row.number)
         elif not run.supervised and not run.owned and not (row.unmet and not run.final):
             return row
         else:
-            fresh = self._recovery.reconcile_softly(run, kill=kill)
+            fresh = self._recovery.try_to_reconcile(run, kill=kill)
             if fresh is None or fresh.deleted_at is not None:
                 raise JobNotFound(job_id)
         with self._database.read() as connection:

@@ -28,7 +28,7 @@ from pydantic import (
 from jobcore import checks, durations
 from jobcore.command import Command, checked_timeout
 from jobcore.errors import CommandError, PipelineFileError, shown
-from jobcore.hooks import WHEN
+from jobcore.hooks import HOOK_STATUSES
 from jobcore.retries import Retries
 from jobcore.schedule import Schedule
 from jobcore.tuning import LONGEST_LATE, MOST_RETRIES
@@ -200,7 +200,7 @@ class Entry(BaseModel):
             properties = {"data_components": self.data_components, **(properties or {})}
         hooks = {
             name: [self._hook(one, umask) for one in getattr(self, name) or ()] or None
-            for name in WHEN
+            for name in HOOK_STATUSES
         }
         return {
             **hooks,

@@ -15,7 +15,7 @@ from jobcore.tuning import MOST_RETRIES
 #: The words of `Retries.on`.
 ENDINGS = ("error", "timeout", "lost")
 #: The endings of a job that its supervisor or its host did not live to see.
-_UNSEEN = frozenset({Reason.LOST, Reason.NEVER_STARTED})
+_UNOBSERVED = frozenset({Reason.LOST, Reason.NEVER_STARTED})
 #: The largest `factor`. A larger one would reach `max_delay` at once.
 _LARGEST_FACTOR = 1000.0
 #: Further attempts no longer lengthen the delay, so that the power cannot overflow.
@@ -107,7 +107,7 @@ def allows(
     if attempt > retries.max or stop_requested:
         return False
     if status is Status.ERROR:
-        return ("lost" if reason in _UNSEEN else "error") in retries.on
+        return ("lost" if reason in _UNOBSERVED else "error") in retries.on
     return status is Status.STOPPED and reason is Reason.TIMEOUT and "timeout" in retries.on
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cronsim import CronSim
 
 #: The five fields that cron's names stand for.
-FAMILY = {
+MACROS = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
     "@monthly": "0 0 1 * *",
@@ -31,7 +31,7 @@ _DAY = timedelta(days=1)
 #: How far to look at a time for a change of the UTC offset. It is more than the largest change,
 #: the day that Samoa skipped when it crossed the date line, and less than the time between any
 #: two changes of a zone.
-_REACH = timedelta(days=2)
+_CHANGE_MARGIN = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Schedule:
     lists, ranges and steps work as in cron. `L`, `LW`, `5L` and `MON#1` work in the
     day fields, where `?` means `*`. Days are numbered as in cron, not as in Quartz:
     1 is Monday, 0 and 7 are Sunday. If both day fields are restricted, a day matches
-    when either does. `@hourly` and the other names in `FAMILY` stand for five fields.
+    when either does. `@hourly` and the other names in `MACROS` stand for five fields.
 
     When the local clock changes, as for daylight saving, it does what cron does:
 
@@ -178,7 +178,7 @@ class Schedule:
         return count + self._count_local(after + offset, until + offset)
 
     def _count_fixed(self, after: datetime, until: datetime) -> int:
-        changes = list(self._changes(after - _REACH, until))
+        changes = list(self._changes(after - _CHANGE_MARGIN, until))
         count = self._count_local(self._shown(after, changes), self._shown(until, changes))
         for change in changes:
             skipped = self._count_local(self._shown(change - _SECOND, []), self._shown(change, []))
@@ -194,7 +194,7 @@ class Schedule:
     def _changes(self, low: datetime, high: datetime) -> Iterator[datetime]:
         """Yield the first second of each new offset, after `low` and up to `high`."""
         while low < high:
-            near = min(low + _REACH, high)
+            near = min(low + _CHANGE_MARGIN, high)
             if self._offset(near) != self._offset(low):
                 near = self._change(low, near, self._offset(low))
                 yield near
@@ -236,14 +236,14 @@ class Schedule:
         offset = self._offset(moment)
         while True:
             tick = next(self._local_ticks(moment + offset)).replace(tzinfo=_UTC) - offset
-            near = min(tick, moment + _REACH)
+            near = min(tick, moment + _CHANGE_MARGIN)
             if self._offset(near) != offset:
                 # Continue just before the change, as if the new offset had always applied.
                 change = self._change(moment, near, offset)
                 moment, offset = change - _SECOND, self._offset(change)
             elif near < tick:
                 # Nothing matches before `tick`, unless the offset changes in between.
-                moment = max(near, tick - _REACH)
+                moment = max(near, tick - _CHANGE_MARGIN)
                 offset = self._offset(moment)
             else:
                 return tick
@@ -306,7 +306,7 @@ def _cronsim(fields: str, local: datetime) -> CronSim:
 def _as_cronsim_has_it(expression: str) -> str:
     """Return five or six fields in cron's own syntax."""
     text = str(expression).strip()  # a number from JSON is refused like any other bad text
-    fields = FAMILY.get(text.lower(), text).upper().split()
+    fields = MACROS.get(text.lower(), text).upper().split()
     if len(fields) in {5, 6}:
         # Quartz requires `?` in one of the two day fields; in cron it is `*`.
         fields[-3:] = [

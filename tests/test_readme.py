@@ -296,7 +296,7 @@ def test_the_numbers_are_those_of_the_code():
         "up to 1,000 characters of text": progress.MAX_MESSAGE == 1000,
         "at most four a second are passed on": capture.REPORT_EVERY == 1 / 4,
         "The descriptor is number 8": progress.DESCRIPTOR == 8,
-        "up to 1 MiB of arguments": call.LARGEST == 2**20,
+        "up to 1 MiB of arguments": call.MOST_ARGUMENT_BYTES == 2**20,
         "returns up to 4 MiB": result_file.LARGEST == 4 * 2**20,
         "`Command.linger` seconds later, 2 by default": DEFAULT_LINGER == 2,
         "still run a second after its end get SIGTERM": termination._PAUSE == 1,

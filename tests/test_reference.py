@@ -452,7 +452,7 @@ def mistakes(verb):
 def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name, monkeypatch):
     """Any argument is taken or refused by an error that `Raises` names, and costs no connection."""
     thrown = []
-    monkeypatch.setattr(connections, "throw_away", thrown.append)
+    monkeypatch.setattr(connections, "discard", thrown.append)
     monkeypatch.chdir(os.path.dirname(jobs._database.path))  # some write files
     verb = VERBS[name]
     # Whatever is wrong with the database, it is not an argument.

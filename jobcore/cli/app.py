@@ -107,7 +107,7 @@ class _CommandGroup(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            output.give_up_stdout()
+            output.discard_stdout()
             raise typer.Exit(UNREAD) from None
         except OSError as error:
             # WaitTimeout is a TimeoutError, and so an OSError, too.
@@ -115,7 +115,7 @@ class _CommandGroup(TyperGroup):
             output.say(f"{error.filename}: {error.strerror}" if named else str(error))
             if isinstance(error, WaitTimeout):
                 raise typer.Exit(TIMED_OUT) from None
-            output.give_up_stdout()
+            output.discard_stdout()
             raise typer.Exit(1) from None
         except UnicodeEncodeError as error:
             output.say(_not_encoded(error))

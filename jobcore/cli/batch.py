@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jobcore.models import Job, LogLine
 
 #: Number of failed jobs that the summary names.
-NAMED = 20
+MOST_NAMED = 20
 #: Number of lines that a terminal gets at once, since each time the bar is drawn again.
 LINES = 200
 
@@ -56,12 +56,12 @@ class Batch:
         return 1 if self._failed else 0
 
     def _summarize(self) -> None:
-        for job in self._failed[:NAMED]:
+        for job in self._failed[:MOST_NAMED]:
             about = self._made.get(job.id) or self._made.get(job.retry_of or job.id, "")
             cause = foreground.cause(job.reason, job.exit_code, job.signal)
             output.say(f"failed: job {job.number}, {cause}: {about}")
-        if len(self._failed) > NAMED:
-            output.say(f"and {len(self._failed) - NAMED} more: jobcore list --failed")
+        if len(self._failed) > MOST_NAMED:
+            output.say(f"and {len(self._failed) - MOST_NAMED} more: jobcore list --failed")
         count, seconds = len(self._made), time.monotonic() - self._began
         output.say(
             f"{count} job{'s' if count != 1 else ''}: {count - len(self._failed)} complete, "
@@ -154,11 +154,11 @@ class Bar:
         for line in lines:
             shown.append(output.row_of(line.text))
             if len(shown) == LINES:
-                self._above(shown)
+                self._print_above(shown)
                 shown = []
-        self._above(shown)
+        self._print_above(shown)
 
-    def _above(self, rows: Sequence[str]) -> None:
+    def _print_above(self, rows: Sequence[str]) -> None:
         if rows:
             self._progress.console.print(
                 "\n".join(rows), markup=False, highlight=False, emoji=False, soft_wrap=True

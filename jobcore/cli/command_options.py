@@ -16,7 +16,7 @@ import typer
 from jobcore.cli import output
 from jobcore.cli.app import PlainHelp
 from jobcore.cli.values import delay, stored_text, time_limit
-from jobcore.command import LARGEST, Command
+from jobcore.command import MOST_BYTES, Command
 from jobcore.errors import CommandError
 
 
@@ -178,10 +178,10 @@ def standard_input(source: str | None) -> bytes | str | None:
         if source is None and _has_data(0):
             output.say("standard input is not read: --stdin gives it to the command")
         return source
-    data = sys.stdin.buffer.read(LARGEST + 1)
-    if len(data) > LARGEST:
+    data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
         raise CommandError(
-            f"standard input has more than {LARGEST} bytes: put it into a file, and name that, "
+            f"standard input has more than {MOST_BYTES} bytes: put it into a file, and name that, "
             "--stdin FILE"
         )
     return data

@@ -19,7 +19,7 @@ from jobcore.command import Command
 from jobcore.errors import CommandError
 
 #: What a line replaces.
-PLACE = "{}"
+PLACEHOLDER = "{}"
 
 
 def items(source: str, *, null: bool) -> list[str]:
@@ -41,7 +41,7 @@ def items(source: str, *, null: bool) -> list[str]:
 
 def filled(text: str, item: str) -> str:
     """Return a text in which the line replaces each `{}`."""
-    return text.replace(PLACE, item)
+    return text.replace(PLACEHOLDER, item)
 
 
 def filled_text(text: str | None, item: str) -> str | None:
@@ -51,7 +51,7 @@ def filled_text(text: str | None, item: str) -> str | None:
 
 def argv_for(words: Sequence[str], item: str, *, shell: bool) -> list[str] | str:
     """Return the command of a line."""
-    has_place = any(PLACE in word for word in words)
+    has_place = any(PLACEHOLDER in word for word in words)
     if shell:
         script = command_options.argv(words, shell=True)
         quoted = shlex.quote(item)

@@ -178,12 +178,12 @@ class _Delays(logging.Handler):
             output.say(f"waiting: {text.removeprefix('event=')}")
 
 
-def tell_delays() -> None:
+def print_delays() -> None:
     """From now on, print on stderr what keeps jobs of this process waiting, e.g. a full disk."""
     logging.getLogger("jobcore").addHandler(_Delays())
 
 
-def say_state(jobs: JobManager, job_id: UUID) -> None:
+def print_state(jobs: JobManager, job_id: UUID) -> None:
     """Print the state of a job that is not shown any more; nothing if it cannot be read."""
     try:
         job = jobs.get_job(job_id)

@@ -31,14 +31,14 @@ def show(ctx: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     with open_manager(ctx) as jobs:
         job = jobs.get_job(full_id(jobs, job_id))
         output.note_copies(one for one in jobs.list_copied_jobs() if one.id == job.id)
-        further = {} if as_json else _further(jobs, job)
+        further = {} if as_json else _more_facts(jobs, job)
     if as_json:
         output.print_json(job)
     else:
         output.print_job(job, further)
 
 
-def _further(jobs: JobManager, job: Job) -> dict[str, Any]:
+def _more_facts(jobs: JobManager, job: Job) -> dict[str, Any]:
     """Return facts that are not in a job's row: who asked for its stop, what it waits for, ..."""
     stops = [entry.actor for entry in jobs.history(job.id) if entry.trigger is Trigger.STOP]
     found: dict[str, Any] = {"stopRequestedBy": stops[0] if stops else None}

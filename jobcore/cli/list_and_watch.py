@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 #: Seconds between two updates of `watch`.
 PAUSE = 0.5
 #: The default number of jobs on a terminal, if filters choose them.
-SCREENFUL = 100
+TERMINAL_LIMIT = 100
 #: Lines of a terminal that a list leaves to its counts, titles and the next prompt.
-BESIDE = 4
+OTHER_LINES = 4
 #: The least number of jobs that a list shows, however low the terminal.
-LEAST = 10
+FEWEST_JOBS = 10
 
 
 class Order(str, Enum):
@@ -134,8 +134,8 @@ def list_(
         if on_terminal and not wanted.given and limit is None and before is None:
             _print_overview(jobs, copied, wide=wide)
             return
-        most = limit or (SCREENFUL if output.on_terminal() else None)
-        found = _noted(selection.listed(jobs, wanted, before), copied)
+        most = limit or (TERMINAL_LIMIT if output.on_terminal() else None)
+        found = _with_notes(selection.listed(jobs, wanted, before), copied)
         if most is None:
             output.print_json(found) if as_json else output.print_jobs(found)
             output.note_damage(jobs.list_damaged_rows())
@@ -151,7 +151,7 @@ def list_(
         output.say(f"there are older ones: --before {page[-1].number}, or --limit")
 
 
-def _noted(jobs: Iterator[Job], copied: dict[Any, Job]) -> Iterator[Job]:
+def _with_notes(jobs: Iterator[Job], copied: dict[Any, Job]) -> Iterator[Job]:
     """Yield the jobs, and print a note for each that cannot be updated."""
     for job in jobs:
         if job.id in copied:
@@ -172,7 +172,7 @@ def print_table(jobs: JobManager, page: list[Job], *, wide: bool = False) -> Non
 def _print_overview(jobs: JobManager, copied: dict[Any, Job], *, wide: bool) -> None:
     console = output.console()
     counts = jobs.count_jobs()
-    page = overview(jobs, max(console.height - BESIDE, LEAST))
+    page = overview(jobs, max(console.height - OTHER_LINES, FEWEST_JOBS))
     output.note_copies(copied[job.id] for job in page if job.id in copied)
     console.print(job_table.summary(counts, paused(jobs)))
     if page:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 #: Number of lines that are printed at once.
-TOGETHER = 500
+LINES_AT_ONCE = 500
 
 
 class LogFormat(str, Enum):
@@ -125,23 +125,23 @@ def logs(
     """  # noqa: D301
     if sequence is not None and tail is not None:
         raise CommandError("--sequence and --tail exclude each other: give one of them")
-    kept = _Kept(since, grep, None if not stream else {one.value for one in stream})
+    kept = _LineFilter(since, grep, None if not stream else {one.value for one in stream})
     with open_manager(ctx) as jobs:
         ids = selection.chosen(jobs, job_ids, wanted, every=every, verb="logs")
         if ids is None:
             found = list(selection.listed(jobs, wanted))[::-1]
         else:
             found = [jobs.get_job(one) for one in ids]
-        shown = _Shown(jobs, kept, form is LogFormat.NDJSON, times, sequence or 0, tail)
+        shown = _Logs(jobs, kept, form is LogFormat.NDJSON, times, sequence or 0, tail)
         if len(found) == 1 and job_ids:
             shown.one(found[0], follow=follow)
         elif follow:
-            shown.together(found)
+            shown.print_merged(found)
         else:
-            shown.in_turn(found)
+            shown.print_each(found)
 
 
-class _Kept:
+class _LineFilter:
     """The lines that are printed."""
 
     def __init__(
@@ -161,7 +161,7 @@ class _Kept:
         )
 
 
-class _Shown:
+class _Logs:
     """
     Prints logs as the options of `logs` say.
 
@@ -177,7 +177,7 @@ class _Shown:
     def __init__(
         self,
         jobs: JobManager,
-        kept: _Kept,
+        kept: _LineFilter,
         ndjson: bool,
         times: bool,
         sequence: int,
@@ -218,7 +218,7 @@ class _Shown:
         elif self._tail is None:
             printer.print(self._jobs.logs(job.id, printer.next_sequence))
 
-    def in_turn(self, found: Iterable[Job]) -> None:
+    def print_each(self, found: Iterable[Job]) -> None:
         """Print several logs, each under a title."""
         for job in found:
             if self._ndjson:
@@ -236,7 +236,7 @@ class _Shown:
         output.print_lines(map(output.without_controls, lines))
         self._titles += 1
 
-    def together(self, found: list[Job]) -> None:
+    def print_merged(self, found: list[Job]) -> None:
         """Print the lines of several jobs as they come, until all have ended."""
         lock = threading.Lock()
         width = max((len(str(job.number)) for job in found), default=0)
@@ -330,7 +330,7 @@ class _MarkedPrinter(output.LogPrinter):
         for line in self._noted(lines):
             if not line.unfinished and self._kept(line):
                 self._texts.append(self._text(line))
-                if len(self._texts) == TOGETHER:
+                if len(self._texts) == LINES_AT_ONCE:
                     self.flush()
         self.flush()
 

@@ -44,10 +44,10 @@ _CONTROLS = re.compile(
     r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 #: The control characters that JSON does not escape. It escapes only C0.
-_LEFT_BY_JSON = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_UNESCAPED_BY_JSON = re.compile(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 #: Escape sequences that erase the row from the cursor on.
-_ERASES_REST = re.compile(r"\x1b\[[02]?K")
+_ERASES_ROW = re.compile(r"\x1b\[[02]?K")
 #: Number of characters kept for drawing a row again; more than the width of any terminal.
 _LONGEST_ROW = 4096
 #: Seconds after which unfinished lines are printed again below lines that do not end.
@@ -162,7 +162,7 @@ def _json_shown(document: str) -> str:
         return document
     if _encoding(sys.stdout) != "utf-8":
         return json.dumps(json.loads(document))  # ASCII only
-    return _LEFT_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+    return _UNESCAPED_BY_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def note_copies(jobs: Iterable[Job]) -> None:
@@ -636,7 +636,7 @@ def row_of(text: str) -> str:
     """
     *begun, last = text.split("\r")
     shown = without_controls(last)
-    while begun and not _ERASES_REST.search(last):
+    while begun and not _ERASES_ROW.search(last):
         last = begun.pop()
         shown += without_controls(last)[len(shown) :]
     return shown
@@ -652,7 +652,7 @@ def replace_what_cannot_be_shown() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def give_up_stdout() -> None:
+def discard_stdout() -> None:
     """Redirect stdout to /dev/null, so that a broken pipe fails no later write or the exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

@@ -57,7 +57,7 @@ def stop(
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="stop", among=ACTIVE)
         if found is None:
-            done, failed = _in_parts(partial(jobs.cancel_jobs, grace=grace), wanted), 0
+            done, failed = _for_each_part(partial(jobs.cancel_jobs, grace=grace), wanted), 0
         else:
             done, failed = selection.for_each(found, partial(_stop, jobs, grace))
         done, late = _ended(jobs, done, no_wait=no_wait)
@@ -102,7 +102,7 @@ def cancel(
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="cancel", among=ACTIVE)
         if found is None:
             queued = replace(wanted, status=[Status.QUEUED])
-            done, failed = _in_parts(partial(jobs.cancel_jobs, grace=grace), queued), 0
+            done, failed = _for_each_part(partial(jobs.cancel_jobs, grace=grace), queued), 0
         else:
             done, failed = selection.for_each(found, partial(jobs.cancel_job, grace=grace))
         done, late = _ended(jobs, done, no_wait=no_wait)
@@ -182,7 +182,7 @@ def retry(
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=False, verb="retry", among=RETRIABLE)
         if found is None:
-            done, errors = _in_parts(jobs.retry_jobs, wanted), 0
+            done, errors = _for_each_part(jobs.retry_jobs, wanted), 0
         else:
             done, errors = selection.for_each(found, jobs.retry_job)
     if as_json:
@@ -192,7 +192,7 @@ def retry(
     _exit(errors)
 
 
-def _in_parts(step: Callable[..., list[Job]], wanted: Filter) -> list[Job]:
+def _for_each_part(step: Callable[..., list[Job]], wanted: Filter) -> list[Job]:
     """Call `step` with the arguments of each part of the filters; return all jobs."""
     return [job for part in wanted.in_parts() for job in step(**part)]
 
@@ -273,7 +273,7 @@ def delete(
                 wanted = replace(wanted, status=sorted(FINAL))
             elif not set(wanted.status or FINAL) <= FINAL:
                 raise CommandError("delete by filter takes only COMPLETE, ERROR and STOPPED jobs")
-            done, errors = _in_parts(jobs.delete_jobs, wanted), 0
+            done, errors = _for_each_part(jobs.delete_jobs, wanted), 0
             if output.on_terminal():
                 output.say(f"{len(done)} jobs removed")
         else:

@@ -134,7 +134,7 @@ def _run_one(
     interrupts = foreground.Interrupts()
     with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
-        foreground.tell_delays()
+        foreground.print_delays()
         # Reserved, because a worker would run the command with the worker's environment.
         job = jobs.submit(wanted, name=name, reserved=True)
         if print_id:
@@ -161,7 +161,7 @@ def _run_one(
             raise
         except (OSError, StoreError):
             if started:  # otherwise recovery cancels it, because it is reserved by this process
-                foreground.say_state(jobs, job.id)
+                foreground.print_state(jobs, job.id)
             raise
     if ended.reason is Reason.SPAWN_FAILED and not wanted.shell:
         foreground.hint(list(map(str, wanted.argv)))
@@ -196,7 +196,7 @@ def _run_each(
     interrupts = foreground.Interrupts()
     with ctx.obj.open(slots=slots, only_own=True) as jobs:
         interrupts.arm()
-        foreground.tell_delays()
+        foreground.print_delays()
         # Reserved: they must not run later, unattended.
         made = jobs.submit_many(wanted, reserved=True)
         shown = map(output.command_text, commands)

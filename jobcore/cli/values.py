@@ -72,17 +72,17 @@ def moment(text: Any) -> datetime:
         try:
             today = now.replace(hour=hour, minute=minute, second=second, microsecond=0)
         except ValueError:
-            raise _no_moment(text) from None
+            raise _invalid_moment(text) from None
         # Added to the local time, so that it is this time of day also across a change of clocks.
         return (today if today > now else today + timedelta(days=1)).astimezone()
     try:
         found = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", words))
     except ValueError:
-        raise _no_moment(text) from None
+        raise _invalid_moment(text) from None
     try:
         return found.astimezone()  # one without a zone is local time
     except (OverflowError, ValueError, OSError):
-        raise _no_moment(text) from None
+        raise _invalid_moment(text) from None
 
 
 def past(text: Any) -> datetime:
@@ -99,7 +99,7 @@ def past(text: Any) -> datetime:
     return found if found <= now else (found.replace(tzinfo=None) - timedelta(days=1)).astimezone()
 
 
-def _no_moment(text: Any) -> typer.BadParameter:
+def _invalid_moment(text: Any) -> typer.BadParameter:
     return typer.BadParameter(
         f"it must be a time of day such as 18:30, or a moment such as '2026-12-01 18:30', "
         f"not {text!r}"

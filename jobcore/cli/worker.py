@@ -130,9 +130,9 @@ class Report:
 
     def listen(self, jobs: JobManager) -> None:
         """Tell what happens through this manager."""
-        jobs.subscribe(self._tell)
+        jobs.subscribe(self._report)
 
-    def _tell(self, event: Event) -> None:
+    def _report(self, event: Event) -> None:
         if event.to_status is Status.RUNNING and event.from_status is Status.QUEUED:
             self._started[event.job_id] = event.at
             self._reporter.started(event)

@@ -60,7 +60,7 @@ STOP_STORED = "stop stored"
 #: The `stop` file contains the stop request; the supervisor was not woken through the FIFO.
 STOP_WRITTEN = "stop written"
 #: The supervisor was woken through the FIFO.
-STOP_RUNG = "stop rung"
+STOP_SENT = "stop sent"
 #: Jobs are hidden for good, and ended or asked to stop; nothing is removed.
 MARKED_DELETED = "marked deleted"
 #: The rows of deleted jobs are removed; their directories may still exist.
@@ -71,7 +71,7 @@ HOST = (
     ENTERED, WRITE_BEGUN, CREATED, TICK_TAKEN, SUPERVISOR_STARTED, DIRECTORY_PREPARED,
     REQUEST_PREPARED, CLAIM_WRITTEN, CLAIMED, BEFORE_SEND, SENT, ENDED_HERE, IMPORT_READ,
     IMPORT_WRITTEN, IMPORTED, SETTLE_WRITTEN, SETTLED, DIRECTORY_TAKEN, DIRECTORY_RENAMED,
-    RESOLVED, STOP_STORED, STOP_WRITTEN, STOP_RUNG, MARKED_DELETED, ROWS_REMOVED,
+    RESOLVED, STOP_STORED, STOP_WRITTEN, STOP_SENT, MARKED_DELETED, ROWS_REMOVED,
 )  # fmt: skip
 
 # --- in a supervisor --------------------------------------------------------
@@ -89,7 +89,7 @@ RUN_WRITTEN = "run written"
 #: The process that becomes the command is forked; it may not have reached its exec.
 FORKED = "forked"
 #: The message `started` was handed to the socket.
-STARTED_TOLD = "started told"
+STARTED_SENT = "started sent"
 #: A frame was written to the spool, completely or as far as there was space.
 FRAME_WRITTEN = "frame written"
 #: The main process was reaped; its descendants may be alive.
@@ -101,12 +101,12 @@ EXIT_WRITTEN = "exit written"
 #: The lock is free; the host does not know it.
 UNLOCKED = "unlocked"
 #: The message `ended` was handed to the socket.
-ENDED_TOLD = "ended told"
+ENDED_SENT = "ended sent"
 
 #: All failpoints in a supervisor.
 SUPERVISOR = (
-    REQUEST_RECEIVED, LOCK_TAKEN, BYTE_0_RELEASED, STOP_READ, RUN_WRITTEN, FORKED, STARTED_TOLD,
-    FRAME_WRITTEN, MAIN_REAPED, BEFORE_EXIT, EXIT_WRITTEN, UNLOCKED, ENDED_TOLD,
+    REQUEST_RECEIVED, LOCK_TAKEN, BYTE_0_RELEASED, STOP_READ, RUN_WRITTEN, FORKED, STARTED_SENT,
+    FRAME_WRITTEN, MAIN_REAPED, BEFORE_EXIT, EXIT_WRITTEN, UNLOCKED, ENDED_SENT,
 )  # fmt: skip
 
 # --- reaching them ----------------------------------------------------------

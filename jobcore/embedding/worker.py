@@ -47,13 +47,13 @@ IDLE = 1.0
 #: Seconds that an interrupted caller waits for a call that has begun.
 GRACE = 1.0
 #: Seconds after a caller's deadline in which the thread may still answer.
-ANSWER = 0.1
+ANSWER_TIME = 0.1
 #: Seconds between two checks whether the thread that makes a call is alive.
-LOOK = 0.5
+CHECK_INTERVAL = 0.5
 #: Seconds within which a started thread must begin to run: the first limit and the last.
 START_FIRST, START_LAST = 0.5, 4.0
 #: Seconds that closing and forking wait for an idle thread to end.
-END = 5.0
+END_PATIENCE = 5.0
 
 #: How errors and notes describe a call that may or may not have taken effect.
 OUTCOME_UNKNOWN = "outcome unknown"
@@ -65,7 +65,7 @@ T = TypeVar("T")
 _BEGUN, _WITHDRAWN = "begun", "withdrawn"
 
 #: Jobcore's own threads, by `get_ident`. Signal handlers raise in none of them.
-_OWN: set[int] = set()
+_OWN_THREADS: set[int] = set()
 
 
 def threads_run() -> bool:
@@ -86,22 +86,22 @@ def threads_run() -> bool:
 
 def is_own_thread() -> bool:
     """Tell whether the calling thread is one of jobcore's threads."""
-    return _thread.get_ident() in _OWN
+    return _thread.get_ident() in _OWN_THREADS
 
 
 def begin_own_thread() -> None:
     """Register the calling thread as one of jobcore's, until `end_own_thread`."""
-    _OWN.add(_thread.get_ident())
+    _OWN_THREADS.add(_thread.get_ident())
 
 
 def end_own_thread() -> None:
     """Unregister the calling thread, whose number may be reused."""
-    _OWN.discard(_thread.get_ident())
+    _OWN_THREADS.discard(_thread.get_ident())
 
 
 def forget_own_threads() -> None:
     """Unregister all threads, in a forked child, which has none of its parent's threads."""
-    _OWN.clear()
+    _OWN_THREADS.clear()
 
 
 def outcome_unknown(where: str, why: str) -> StoreError:
@@ -229,11 +229,11 @@ class _WorkerThread:
         pid: The process that the thread is in.
     """
 
-    __slots__ = ("_fate", "call", "ident", "idle", "native", "pid", "started")
+    __slots__ = ("_begun", "call", "ident", "idle", "native", "pid", "started")
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self._fate: dict[str, bool] = {}
+        self._begun: dict[str, bool] = {}
         self.idle = False
         self.call: Call[Any] | None = None
         self.ident = 0
@@ -242,11 +242,11 @@ class _WorkerThread:
 
     def take(self) -> bool:
         """Mark the thread as running; False: it began too late, and was given up."""
-        return self._fate.setdefault("", True)
+        return self._begun.setdefault("", True)
 
     def give_up(self) -> bool:
         """Stop waiting for the thread to begin; False: it is running."""
-        return not self._fate.setdefault("", False)
+        return not self._begun.setdefault("", False)
 
     @property
     def is_dead(self) -> bool:
@@ -256,7 +256,7 @@ class _WorkerThread:
     @property
     def running(self) -> bool:
         """Whether the thread has begun to run."""
-        return self._fate.get("", False)
+        return self._begun.get("", False)
 
 
 class Worker(ForkAware):
@@ -289,7 +289,7 @@ class Worker(ForkAware):
         self._at_end = at_end
         self._most = most
         self._shared = shared
-        self._known = False  # whether the hooks for exit and forks are installed
+        self._hooks_installed = False  # whether the hooks for exit and forks are installed
         self._closed: str | None = None  # once closed, the error text for callers
         self._start_patience = START_FIRST
         self.forget()
@@ -300,7 +300,7 @@ class Worker(ForkAware):
         self._returned: deque[Call[Any]] = deque()
         self._threads: dict[int, _WorkerThread] = {}
         self._inline: dict[str, tuple[int, FrameType]] = {}
-        self._parked = False
+        self._suspended = False
 
     # --- for callers ------------------------------------------------------------------
 
@@ -340,10 +340,11 @@ class Worker(ForkAware):
             queue.put(call)
             self._require_thread()
             while not call.done:
-                left = call.deadline + ANSWER - time.monotonic()
+                left = call.deadline + ANSWER_TIME - time.monotonic()
                 if left <= 0 and call.withdraw():
                     break
-                call.answered.acquire(True, min(left, LOOK) if left > 0 else LOOK)
+                pause = min(left, CHECK_INTERVAL) if left > 0 else CHECK_INTERVAL
+                call.answered.acquire(True, pause)
                 if not call.done:
                     self._check_progress(call, queue)
         except BaseException as interrupt:
@@ -378,7 +379,7 @@ class Worker(ForkAware):
         if self._closed is not None:
             self._refuse_waiting(self._closed)
             return
-        if self._parked:
+        if self._suspended:
             if self._shared:  # a fork waits for this caller, so the caller must not wait for it
                 self._make_waiting_calls_here()
             return
@@ -397,9 +398,9 @@ class Worker(ForkAware):
                 return
 
     def _start(self, number: int) -> None:
-        if not self._known:
-            self._known = True
-            _rest_at_exit(self)
+        if not self._hooks_installed:
+            self._hooks_installed = True
+            _finish_at_exit(self)
             if self._shared:
                 GATE.watch(self)
         thread = _WorkerThread()
@@ -410,11 +411,11 @@ class Worker(ForkAware):
         except RuntimeError:
             # The system allows no more threads, or the interpreter is about to exit. If no
             # earlier thread runs, make the calls in the caller's thread.
-            self._vacate(number, thread)
+            self._free_slot(number, thread)
             if not any(thread.running for thread in list(self._threads.values())):
                 self._make_waiting_calls_here()
 
-    def _vacate(self, number: int, thread: _WorkerThread) -> None:
+    def _free_slot(self, number: int, thread: _WorkerThread) -> None:
         if self._threads.get(number) is thread:
             self._threads.pop(number, None)
 
@@ -429,11 +430,11 @@ class Worker(ForkAware):
         for number, thread in list(self._threads.items()):
             if thread.pid != os.getpid() or thread.is_dead:
                 # C code forked without running hooks, or an exception from outside ended it.
-                _OWN.discard(thread.ident)
-                self._vacate(number, thread)
+                _OWN_THREADS.discard(thread.ident)
+                self._free_slot(number, thread)
             elif now - thread.started > self._start_patience and thread.give_up():
                 # The thread that started it was interrupted, or threads do not run here.
-                self._vacate(number, thread)
+                self._free_slot(number, thread)
                 if self._start_patience >= START_LAST:
                     self._make_waiting_calls_here()
                     return
@@ -484,7 +485,7 @@ class Worker(ForkAware):
                 except BaseException as error:  # noqa: BLE001 - injected into this thread
                     telemetry.event(logging.ERROR, "thread interrupted", error=repr(error))
                     if thread.call is not None:
-                        self.break_off([thread.call], error)
+                        self.fail_all([thread.call], error)
         finally:
             for _ in range(100):
                 try:
@@ -499,18 +500,18 @@ class Worker(ForkAware):
             self._at_end()
         finally:
             end_own_thread()
-            self._vacate(number, thread)
-        if not (self._parked or (self._queue.empty() and not self._returned)):
+            self._free_slot(number, thread)
+        if not (self._suspended or (self._queue.empty() and not self._returned)):
             self._require_thread()  # a call came while the thread was ending
 
     def _step(self, thread: _WorkerThread) -> bool:
         """Make one call; False: there was none for `IDLE` seconds, or the thread must end."""
         thread.idle = True
-        thread.call = call = None if self._parked else self.take(IDLE)
+        thread.call = call = None if self._suspended else self.take(IDLE)
         thread.idle = False
         if call is None:
             return False
-        if self._parked:
+        if self._suspended:
             self._returned.append(call)
             return False
         if self._most > 1 and not self._queue.empty():
@@ -519,7 +520,7 @@ class Worker(ForkAware):
         thread.call = None
         return True
 
-    def break_off(self, calls: list[Call[Any]], error: BaseException) -> None:
+    def fail_all(self, calls: list[Call[Any]], error: BaseException) -> None:
         """Fail the calls that have no outcome, because an exception has ended the work on them."""
         for call in calls:
             has_begun = call.has_begun
@@ -546,13 +547,13 @@ class Worker(ForkAware):
         self._returned.append(call)
 
     @property
-    def parked(self) -> bool:
+    def suspended(self) -> bool:
         """Whether no call may begin, because the threads are to end."""
-        return self._parked
+        return self._suspended
 
     # --- forks and the end -------------------------------------------------------------
 
-    def park(self, patience: float = END, *, idle_only: bool = False) -> bool:
+    def suspend(self, patience: float = END_PATIENCE, *, idle_only: bool = False) -> bool:
         """
         Let no further call begin, and wait until the threads have ended.
 
@@ -563,7 +564,7 @@ class Worker(ForkAware):
         Returns:
             Whether all threads have ended.
         """
-        self._parked = True
+        self._suspended = True
         deadline = time.monotonic() + patience
         me = _thread.get_ident()
         ended: list[int] = []
@@ -575,7 +576,9 @@ class Worker(ForkAware):
                 if thread.native not in ended:
                     ended.append(thread.native)
                     self._queue.put(None)
-            if me in _OWN and all(thread.native == _thread.get_native_id() for thread in threads):
+            if me in _OWN_THREADS and all(
+                thread.native == _thread.get_native_id() for thread in threads
+            ):
                 break
             if idle_only and not any(thread.idle or not thread.running for thread in threads):
                 break
@@ -591,23 +594,23 @@ class Worker(ForkAware):
         """Free the places of threads that never began, such as after an interrupted start."""
         for number, thread in list(self._threads.items()):
             if time.monotonic() - thread.started > START_FIRST and thread.give_up():
-                self._vacate(number, thread)
+                self._free_slot(number, thread)
 
     def _own_threads(self) -> list[_WorkerThread]:
         """Return the threads of this process. A child forked by C code has none."""
         return [thread for thread in list(self._threads.values()) if thread.pid == os.getpid()]
 
-    def close(self, reason: str, patience: float = END) -> bool:
-        """Refuse every further call with this reason, and end the threads as `park` does."""
+    def close(self, reason: str, patience: float = END_PATIENCE) -> bool:
+        """Refuse every further call with this reason, and end the threads as `suspend` does."""
         self._closed = reason
-        ended = self.park(patience)
+        ended = self.suspend(patience)
         self._refuse_waiting(reason)
         return ended
 
-    def close_soon(self, reason: str) -> None:
+    def close_without_waiting(self, reason: str) -> None:
         """Refuse every further call; the threads end after their current calls."""
         self._closed = reason
-        self._parked = True
+        self._suspended = True
 
     def _refuse_waiting(self, reason: str) -> None:
         while (call := self.take(0)) is not None:
@@ -616,7 +619,7 @@ class Worker(ForkAware):
 
     def resume(self) -> None:
         """Allow calls to begin again."""
-        self._parked = False
+        self._suspended = False
         if not self._queue.empty() or self._returned:
             self._require_thread()
 
@@ -624,7 +627,7 @@ class Worker(ForkAware):
 
     def before_fork(self) -> None:
         """End idle threads. Busy ones continue during the fork, like threads of the host."""
-        self.park(idle_only=True)
+        self.suspend(idle_only=True)
 
     def after_fork_in_parent(self) -> None:
         """Allow calls to begin again."""
@@ -639,7 +642,7 @@ class Worker(ForkAware):
         """Wait for the calls in progress. Later calls are still made."""
         if self._closed is None:
             try:
-                self.park()
+                self.suspend()
             finally:
                 self.resume()
 
@@ -673,7 +676,7 @@ def _serve_one(call: Call[Any]) -> None:
         call.answer()
 
 
-def _rest_at_exit(worker: Worker) -> None:
+def _finish_at_exit(worker: Worker) -> None:
     """At the interpreter's exit, wait for the calls in progress."""
     reference = weakref.ref(worker)
 
@@ -688,7 +691,7 @@ def _rest_at_exit(worker: Worker) -> None:
 
 def _wait_for_end(native: int) -> None:
     """Wait until the kernel thread is gone, because Python counts kernel threads at a fork."""
-    deadline = time.monotonic() + ANSWER
+    deadline = time.monotonic() + ANSWER_TIME
     while native and os.path.exists(f"/proc/self/task/{native}"):
         if time.monotonic() > deadline:
             return

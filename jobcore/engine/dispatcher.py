@@ -113,14 +113,14 @@ class Dispatcher(ForkAware):
         self._directories = directories
         self._launch = Launch(database, directories, clock, executors)
         self._adoption = Adoption(database, directories, enabled=not only_own)
-        self._then: Callable[[], None] | None = None  # called at the end of the thread
-        self._loop = Loop("jobcore-dispatcher", self._turn, self._let_go)
+        self._on_end: Callable[[], None] | None = None  # called at the end of the thread
+        self._loop = Loop("jobcore-dispatcher", self._turn, self._finish)
         self.liveness = Liveness(self, directories, ownership, self._queue, postponed)
         self._reset()
         # Only a clock that is moved by hand has `watch`.
         watch = getattr(clock, "watch", None)
         self._unwatch: Callable[[], None] | None = (
-            None if watch is None else watch(self._look_about)
+            None if watch is None else watch(self._on_clock_moved)
         )
         GATE.watch(self)
 
@@ -141,9 +141,9 @@ class Dispatcher(ForkAware):
         self._pool.slots = slots
         self.wake()
 
-    def _look_about(self) -> None:
+    def _on_clock_moved(self) -> None:
         """Make the thread do its chores now as well, because the clock was moved."""
-        self._moves += 1
+        self._clock_moves += 1
         self.wake()
 
     def make_own(self, number: int) -> None:
@@ -153,7 +153,7 @@ class Dispatcher(ForkAware):
     def running(self) -> list[Run]:
         """Return the jobs that this manager has claimed and not settled."""
         with self._lock:  # wait for a claim that is committed but not recorded yet
-            return [*self._left, *(claim.run for claim in self._claims.values())]
+            return [*self._unsettled, *(claim.run for claim in self._claims.values())]
 
     def is_idle(self) -> bool:
         """
@@ -187,7 +187,7 @@ class Dispatcher(ForkAware):
         if not self._lock.take(frame, IDLE_PATIENCE):
             return True
         try:
-            return bool(self._claims or self._left)
+            return bool(self._claims or self._unsettled)
         finally:
             self._lock.give_up(frame)
 
@@ -199,17 +199,17 @@ class Dispatcher(ForkAware):
             runs: Tokens of runs that wait themselves. It returns False if this manager has
                 claimed or adopted any other job.
         """
-        if self._is_yet_to_look() or self._moves_seen != self._moves:
+        if self._is_yet_to_look() or self._clock_moves_seen != self._clock_moves:
             return False  # the clock was moved, and the chores have yet to look at what is due
         if self._in_steps():
             return False  # a chore goes on, which may add jobs to the queue
-        free = self._free_beside(runs)
+        free = self._free_slots_besides(runs)
         if free is None or (free > 0 and not self._queue.is_empty()):
             return False
         # Check again after reading the queue: a job may have moved from there to the claimed ones.
-        return self._free_beside(runs) == free
+        return self._free_slots_besides(runs) == free
 
-    def _free_beside(self, runs: Container[str]) -> int | None:
+    def _free_slots_besides(self, runs: Container[str]) -> int | None:
         """Return the free slots if all claimed and adopted jobs are among `runs`, else None."""
         frame = sys._getframe()  # noqa: SLF001 - the lock is kept as long as this call
         if not self._lock.take(frame, IDLE_PATIENCE):
@@ -270,27 +270,27 @@ class Dispatcher(ForkAware):
         """Whether the thread runs in this process."""
         return self._loop.runs
 
-    def leave(self, then: Callable[[], None]) -> None:
-        """Close without waiting for the current round, for a finalizer; then call `then`."""
+    def close_without_waiting(self, on_end: Callable[[], None]) -> None:
+        """Close without waiting for the current round, for a finalizer; then call `on_end`."""
         self._claiming = False
-        self._then = then
-        self._loop.leave()
+        self._on_end = on_end
+        self._loop.end_without_waiting()
 
-    def _let_go(self) -> None:
+    def _finish(self) -> None:
         try:
-            self._let_go_of_jobs()
+            self._release_jobs()
         finally:
-            then, self._then = self._then, None
-            if then is not None:
+            on_end, self._on_end = self._on_end, None
+            if on_end is not None:
                 self.close()  # ends the watch of the clock
-                then()
+                on_end()
 
-    def _let_go_of_jobs(self) -> None:
+    def _release_jobs(self) -> None:
         for claim in self._claims.values():
-            claim.let_go()
+            claim.release()
         with self._lock:
             if self._loop.exiting:
-                self._left += [claim.run for claim in self._claims.values()]
+                self._unsettled += [claim.run for claim in self._claims.values()]
             self._claims.clear()
         self._adoption.close()
         self._pool.close()
@@ -304,15 +304,15 @@ class Dispatcher(ForkAware):
 
     def _reset(self) -> None:
         self._claiming = True
-        self._resting = False  # whether the last round failed
+        self._has_failed = False  # whether the last round failed
         self._look = True  # whether the next round looks at the queue
-        self._moves = 0  # moves of the clock; below, how many of them the last chores have seen
-        self._moves_seen = 0
+        self._clock_moves = 0
+        self._clock_moves_seen = 0  # by the last chores
         self._queue.forget()
         self._postponed.forget()
         self._lock = Lock()
         self._claims: dict[str, Claim] = {}  # by token
-        self._left: list[Run] = []  # unsettled when the interpreter's exit ended the thread
+        self._unsettled: list[Run] = []  # when the interpreter's exit ended the thread
         self._overdue = Overdue()
         self._adoption.forget()
         self._next_adoption = 0.0
@@ -327,27 +327,27 @@ class Dispatcher(ForkAware):
 
     def _turn(self) -> None:
         try:
-            self._listen()
+            self._wait()
             self._round()
         except Exception as error:  # noqa: BLE001 - rest, and retry: running jobs do not need this thread
-            self._rest(error)
+            self._pause_after(error)
         else:
-            if self._resting:
-                self._resting = False
+            if self._has_failed:
+                self._has_failed = False
                 self._postponed.succeed(ROUND)
-        if self._moves != self._moves_seen or time.monotonic() >= self._next_chores:
+        if self._clock_moves != self._clock_moves_seen or time.monotonic() >= self._next_chores:
             self._do_chores()
 
-    def _rest(self, error: Exception) -> None:
+    def _pause_after(self, error: Exception) -> None:
         known = isinstance(error, (StoreError, OSError))  # such as a busy or a full database
         self._postponed.fail(ROUND, error, "dispatcher waits" if known else "dispatcher failed")
-        self._resting = self._look = True
-        # `wait`, not `rest`: it empties the pipe. Otherwise old wake-ups would end each rest.
+        self._has_failed = self._look = True
+        # `wait`, not `sleep`: it empties the pipe. Otherwise old wake-ups would end each pause.
         self._loop.wait((), tuning.BACK_OFF)
 
     def _do_chores(self) -> None:
         """Do each chore, even if others fail, until the manager is being closed."""
-        moves = self._moves  # before the chores, because the clock may be moved meanwhile
+        moves = self._clock_moves  # before the chores, because the clock may be moved meanwhile
         for name, chore in self._chores.items():
             if self._loop.closing:
                 return  # a chore may wait for database locks, and `close` would wait with it
@@ -363,9 +363,9 @@ class Dispatcher(ForkAware):
         self._next_chores = time.monotonic() + pause
         self._look = True  # a delayed job becomes due without any commit
         self._has_looked = True
-        self._moves_seen = moves  # last: `waits_only_for` then knows that the chores are done
+        self._clock_moves_seen = moves  # last: `waits_only_for` then knows that the chores are done
 
-    def _listen(self) -> None:
+    def _wait(self) -> None:
         """Wait for a notice, a call from another thread, or the next due time."""
         pause = self._next_moment() - time.monotonic()
         sources = self._pool.sources()
@@ -375,7 +375,7 @@ class Dispatcher(ForkAware):
                 self._pool.read_check()
                 self._look = True
             else:
-                self._hear(supervisor)
+                self._handle_notices(supervisor)
 
     def _next_moment(self) -> float:
         moments = [self._next_chores, *(one.due for one in self._claims.values())]
@@ -386,7 +386,7 @@ class Dispatcher(ForkAware):
             moments.append(self._next_look)  # another process may settle an adopted job
         return min(moments)
 
-    def _hear(self, supervisor: Supervisor) -> None:
+    def _handle_notices(self, supervisor: Supervisor) -> None:
         for notice in self._pool.receive(supervisor):
             claim = self._claims.get(notice.token)
             if claim is not None:
@@ -512,7 +512,7 @@ class Dispatcher(ForkAware):
                     start = self._launch.prepare(row, pipeline, found)
                 except Exception as error:  # noqa: BLE001 - this job stays QUEUED, others may start
                     self._postpone_start(row.number, row.id, error)
-                    if postponement.is_of_all(error):
+                    if postponement.concerns_all_jobs(error):
                         self._next_start = now + tuning.BACK_OFF
                         break
                     continue
@@ -676,7 +676,7 @@ class Dispatcher(ForkAware):
         if run is None or run.final:
             with self._lock:
                 del self._claims[claim.run.token or ""]
-            claim.let_go()
+            claim.release()
             # The same transaction may have created the job that follows, met a dependency, or
             # made room in a limit.
             self._look = True

@@ -72,7 +72,7 @@ class Expiry:
                 settlement.cancel_if_expired(connection, number, now=now)
         return failed
 
-    def cancel_softly(self, number: int) -> None:
+    def try_to_cancel(self, number: int) -> None:
         """Cancel a job if it has expired and the file can be written."""
         cancel = partial(settlement.cancel_if_expired, number=number, now=self._clock.now())
         with suppress(StoreError):  # the job never starts, whenever it is cancelled

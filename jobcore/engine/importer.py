@@ -36,7 +36,7 @@ from jobcore.supervisor import (
 #: Bytes of frames per transaction. This bounds memory, and how long others wait for the lock.
 BATCH_BYTES = 2**20
 #: The errors of opening a file that something else has replaced; see `job_directory.open_file`.
-_STRANGE = (errno.EINVAL, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EACCES)
+_REPLACED_FILE = (errno.EINVAL, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.EACCES)
 #: The most replacement lines in one frame, because a damaged gap can have any size.
 _HOLE_LINES = 2**20
 
@@ -54,31 +54,31 @@ class NewContent:
         result: The encoded result of its function or command, if it has one.
         state: What it hands to the next run of its pipeline, as JSON, or None.
         goal: The end of the spool when it was read, which may be beyond this one transaction.
-        renewed: Whether a whole spool file has been imported, so that it can be removed.
+        rotated: Whether a whole spool file has been imported, so that it can be removed.
     """
 
     __slots__ = (
-        "_sound", "exit", "goal", "next_sequence", "offset", "renewed", "report", "result", "run",
-        "slices", "state",
+        "_intact_end", "exit", "goal", "next_sequence", "offset", "report", "result", "rotated",
+        "run", "slices", "state",
     )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.offset: int = run.spool_offset
         self.next_sequence: int = run.next_sequence
-        self._sound: int = run.spool_offset  # the end of the last intact frame
+        self._intact_end: int = run.spool_offset  # the end of the last intact frame
         self.slices: list[log_segments.Slice] = []
         self.report: Report | None = None
         self.exit: job_directory.ExitRecord | None = None
         self.result: tuple[str, bytes] | None = None
         self.state: bytes | None = None
         self.goal: int = run.spool_offset
-        self.renewed = False
+        self.rotated = False
 
     @property
     def durable(self) -> bool:
         """Whether a power failure must not undo it: it settles, or frees a spool file."""
-        return self.exit is not None or self.renewed
+        return self.exit is not None or self.rotated
 
     @property
     def empty(self) -> bool:
@@ -94,7 +94,7 @@ class NewContent:
             if said is not None:  # None: perhaps the format of a later jobcore
                 self.report = Report(*said, at=frame.time_ns // 1000)
         self.offset += frame.end - frame.begin
-        self._sound = self.offset
+        self._intact_end = self.offset
         self.next_sequence = frame.first + frame.count
 
     def pack(self) -> None:
@@ -110,7 +110,7 @@ class NewContent:
         at least one byte, so no more lines than bytes can be missing.
         """
         missing = frame.first - self.next_sequence
-        return 0 <= missing <= self.offset + frame.begin - self._sound
+        return 0 <= missing <= self.offset + frame.begin - self._intact_end
 
     def fill_hole(self, sequence: int, time_ns: int) -> None:
         """Insert `system` lines for the missing ones up to `sequence`: no line is renumbered."""
@@ -139,7 +139,7 @@ def _unfinished_in(directory: int) -> list[tuple[frames.Frame, bytes]]:
     try:
         return log_segments.unfinished_frames(job_directory.read_tail(directory))
     except OSError as error:
-        if error.errno not in _STRANGE:
+        if error.errno not in _REPLACED_FILE:
             raise
         return []  # not a supervisor's file; it must not keep the job from being settled
 
@@ -163,7 +163,9 @@ def _handed_over(directory: int, name: str) -> bytes | None:
         found = result_file.read(directory, name)
     except NewerProtocol:
         return None  # not its supervisor's: that is of the version that wrote the exit record
-    if found is None or found[0] != settlement.JSON or len(found[1]) > result_file.HANDED[name]:
+    if found is None or found[0] != settlement.JSON:
+        return None
+    if len(found[1]) > result_file.MOST_HANDED[name]:
         return None
     try:
         result_file.parse(found[1])
@@ -363,7 +365,7 @@ class Importer:
             content.offset, job_directory.spool_end(directory) if end is None else end
         )
         # Each spool file ends where the next one begins; so skip the beginning of the first.
-        content.renewed = any(
+        content.rotated = any(
             begin <= content.offset for begin in job_directory.spool_offsets(directory)[1:]
         )
         if verdict is not None and end is not None and content.offset >= end:
@@ -474,7 +476,7 @@ class Importer:
             failpoints.reach(failpoints.SETTLED if ended else failpoints.IMPORTED, self._database)
         if run is None or run.final:
             self._directories.remove(name)
-        elif content.renewed:
+        elif content.rotated:
             try:
                 with self._directories.open(name) as directory:
                     job_directory.drop_imported(directory, run.spool_offset)

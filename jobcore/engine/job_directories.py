@@ -368,7 +368,7 @@ class Directories(ForkAware):
                 os.close(lock)
 
     @contextmanager
-    def taken(self, name: str) -> Iterator[int | None]:
+    def locked(self, name: str) -> Iterator[int | None]:
         """
         Take the whole lock for a `with` block, and provide the directory's descriptor.
 
@@ -409,7 +409,7 @@ class Directories(ForkAware):
             StoreError: The system refuses.
         """
         try:
-            with self.taken(name) as directory:
+            with self.locked(name) as directory:
                 if directory is None:
                     return False
                 job_directory.remove(name, directory, parent=self.root, host=self._host)

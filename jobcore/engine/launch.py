@@ -54,7 +54,7 @@ Environments = dict[str | None, Mapping[bytes, bytes] | None]
 UPSTREAM, STATE = "upstream.json", "state.json"
 
 #: The variables that only some jobs have.
-_OF_SOME_JOBS = (
+_OPTIONAL_VARIABLES = (
     b"JOBCORE_PIPELINE_ID", b"JOBCORE_RESULT_FD", b"JOBCORE_STATE", b"JOBCORE_STATE_FD",
     b"JOBCORE_UPSTREAM",
 )  # fmt: skip
@@ -155,7 +155,7 @@ class Claim:
         self.supervisor = None
         self.due = 0.0
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Close its descriptors; if it was not sent, its free lock shows that it never started."""
         if self.start is not None:
             self.start.close()
@@ -422,7 +422,7 @@ def _environment(
     environment[b"JOBCORE_JOB_ID"] = str(row.id).encode()
     environment[b"JOBCORE_ATTEMPT"] = str(row.attempt).encode()
     environment[b"JOBCORE_WORKSPACE_ID"] = str(row.workspace_id).encode()
-    for name in _OF_SOME_JOBS:
+    for name in _OPTIONAL_VARIABLES:
         environment.pop(name, None)  # it may be that of a job this host runs in
     if row.pipeline_id is not None:
         environment[b"JOBCORE_PIPELINE_ID"] = str(row.pipeline_id).encode()

@@ -23,7 +23,7 @@ from jobcore.errors import SpawnError
 
 #: The variable that holds the pid of the host, in every process that is started as an
 #: interpreter.
-MARK = "JOBCORE_STARTED_AS_PYTHON_BY"
+STARTED_VARIABLE = "JOBCORE_STARTED_AS_PYTHON_BY"
 
 _REMEDY = "name a Python interpreter with `python=`, or run the jobs by `jobcore work`"
 #: A program that only an interpreter can run, and its output. It imports ctypes, which
@@ -50,7 +50,7 @@ def require_host(python: str | None, *, own_launcher: bool) -> None:
     Raises:
         SpawnError: No job could run. The message gives the cause and the remedy.
     """
-    replaced = _replaced_threads()
+    replaced = _thread_replacement()
     if replaced is not None:
         raise SpawnError(
             f"{replaced} has replaced the threads of this process, and jobs need real ones: use "
@@ -65,9 +65,9 @@ def require_host(python: str | None, *, own_launcher: bool) -> None:
         )
     if own_launcher:
         return
-    if os.environ.get(MARK):
+    if os.environ.get(STARTED_VARIABLE):
         raise SpawnError(
-            f"process {os.environ[MARK]} has started this program as if it was a Python "
+            f"process {os.environ[STARTED_VARIABLE]} started this program as if it were a Python "
             f"interpreter: {_REMEDY}",
             lasting=True,
         )
@@ -99,7 +99,7 @@ def _without_ctypes(python: str) -> SpawnError:
     )
 
 
-def _replaced_threads() -> str | None:
+def _thread_replacement() -> str | None:
     """Return the library that has replaced threads by something else, or None."""
     # Do not import them: a program that called them has loaded them.
     gevent: Any = sys.modules.get("gevent.monkey")
@@ -182,11 +182,11 @@ class InterpreterCheck:
         import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
 
         self._file = file
-        self._said = b""
+        self._answer = b""
         self._reader = -1
         self._deadline = self.due = time.monotonic() + tuning.INTERPRETER_PATIENCE
         try:
-            with GATE, _undebugged():
+            with GATE, _without_debugger():
                 self._reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
                 GATE.register(self._reader)
                 try:
@@ -218,8 +218,8 @@ class InterpreterCheck:
                 said = os.read(self._reader, 4096)
             except BlockingIOError:
                 return
-            self._said += said
-            if not said or not _ANSWER.startswith(self._said):
+            self._answer += said
+            if not said or not _ANSWER.startswith(self._answer):
                 self._close_reader()
 
     def has_answered(self) -> bool:
@@ -231,7 +231,7 @@ class InterpreterCheck:
         """
         self.listen()
         now = time.monotonic()
-        if not _ANSWER.startswith(self._said):
+        if not _ANSWER.startswith(self._answer):
             code: int | None = 1  # a wrong answer: do not wait for its end
         else:
             code = self._process.poll() if self._reader < 0 else None
@@ -246,11 +246,11 @@ class InterpreterCheck:
                 f"{path!r} does not answer as a Python interpreter within "
                 f"{tuning.INTERPRETER_PATIENCE:g} s: {_REMEDY}"
             )
-        if self._said == _ANSWER and code != 0:
+        if self._answer == _ANSWER and code != 0:
             raise _without_ctypes(path)
         while len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.pop(next(iter(_KNOWN)), None)
-        known = _KNOWN[self._file] = self._said == _ANSWER
+        known = _KNOWN[self._file] = self._answer == _ANSWER
         if not known:
             raise _no_interpreter(path)
         return True
@@ -274,12 +274,12 @@ class InterpreterCheck:
 
 
 def _marked_environment() -> dict[str, str]:
-    """Return the environment for a process that is started as an interpreter, with `MARK`."""
-    return {**os.environ, MARK: str(os.getpid())}
+    """Return the environment for a process that is started as an interpreter."""
+    return {**os.environ, STARTED_VARIABLE: str(os.getpid())}
 
 
 @contextmanager
-def _undebugged() -> Iterator[None]:
+def _without_debugger() -> Iterator[None]:
     """
     Keep a debugger out of the processes that this thread starts.
 
@@ -394,7 +394,7 @@ class ProcessLauncher:
         import subprocess  # noqa: PLC0415 - a host that runs nothing need not load it
 
         try:
-            with _undebugged():
+            with _without_debugger():
                 process = subprocess.Popen(
                     _command(self._python, descriptor),
                     stdin=subprocess.DEVNULL,

@@ -120,7 +120,7 @@ class Liveness:
             raise failure.for_waiter(
                 f"job {transitions.name_of(run)} is {run.status} and cannot go on"
             )
-        self._postponed.hurry(run.number)  # retry a failure soon: its cause may be gone
+        self._postponed.retry_soon(run.number)  # retry a failure soon: its cause may be gone
 
     def require_progress(self, begun: float = 0.0) -> None:
         """
@@ -138,7 +138,7 @@ class Liveness:
         claimed = self._dispatcher.running()
         stuck = [run for run in claimed if self._postponed.persistent(run.number, begun)]
         if len(stuck) < len(claimed):
-            self._hurry(run.number for run in claimed)
+            self._retry_soon(run.number for run in claimed)
             return  # at least one job can go on
         for run in stuck:
             self.require(run, begun)
@@ -149,12 +149,12 @@ class Liveness:
         failures = [self._postponed.persistent(number, begun) for number in queued]
         if failures and failures[0] is not None and None not in failures:
             raise failures[0].for_waiter(f"job number {queued[0]} cannot be started")
-        self._hurry(queued)
+        self._retry_soon(queued)
 
-    def _hurry(self, numbers: Iterable[int]) -> None:
+    def _retry_soon(self, numbers: Iterable[int]) -> None:
         """Retry jobs that fail soon, because a caller waits for them."""
         for number in numbers:
-            self._postponed.hurry(number)
+            self._postponed.retry_soon(number)
 
     def is_drained(self, *, starts: bool) -> Callable[[], bool]:
         """

@@ -28,9 +28,9 @@ from jobcore.errors import (
 #: The most failures that are listed together.
 MOST_LISTED = 20
 #: Errors of the machine, not of one job: it ran out of space, descriptors or memory.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+SHORTAGES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Errors of the database that concern all jobs at once.
-_OF_ALL = (DatabaseBusy, DatabaseFull, DatabaseGone)
+_DATABASE_ERRORS = (DatabaseBusy, DatabaseFull, DatabaseGone)
 
 
 class Failure(NamedTuple):
@@ -106,7 +106,7 @@ class Postponement:
         since = now if before is None else before.since
         # Wait as long as it has failed so far, so that the pause does not depend on how many
         # callers try.
-        longest = tuning.FIRST_PAUSE if is_of_all(error) else tuning.LONGEST_PAUSE
+        longest = tuning.FIRST_PAUSE if concerns_all_jobs(error) else tuning.LONGEST_PAUSE
         delay = min(max(now - since, tuning.FIRST_PAUSE), longest)
         log = (
             before is None
@@ -154,7 +154,7 @@ class Postponement:
         """Return the current time, by the clock that stamps failures."""
         return self._now()
 
-    def hurry(self, key: Hashable) -> None:
+    def retry_soon(self, key: Hashable) -> None:
         """Allow an early retry: a caller waits for it, and the cause may be gone."""
         failure = self._failures.get(key)
         if failure is not None:
@@ -172,7 +172,7 @@ class Postponement:
             begun: When the waiter began. The last failure must be later.
         """
         failure = self._failures.get(key)
-        if failure is None or is_passing(failure.error):
+        if failure is None or is_transient(failure.error):
             return None
         if isinstance(failure.error, SpawnError) and failure.error.lasting:
             return failure
@@ -206,12 +206,12 @@ class Postponement:
                 self._failures.pop(key, None)
 
 
-def is_of_all(error: Exception) -> bool:
+def concerns_all_jobs(error: Exception) -> bool:
     """Tell whether an error concerns the database or the machine, not one job."""
-    return isinstance(error, _OF_ALL) or getattr(error, "errno", None) in NO_ROOM
+    return isinstance(error, _DATABASE_ERRORS) or getattr(error, "errno", None) in SHORTAGES
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Tell whether waiters should not get this error: a busy, full or read-only database."""
     return isinstance(error, (DatabaseBusy, DatabaseFull, ReadOnlyDatabase)) or (
         getattr(error, "errno", None) in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)

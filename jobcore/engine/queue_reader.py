@@ -24,7 +24,7 @@ from jobcore.storage.limits import Room
 from jobcore.storage.transitions import Run
 
 #: How many jobs `first` returns.
-FEW = 16
+FIRST_JOBS = 16
 #: Characters of commands after which no further job is read: one command may have a mebibyte.
 MOST_TEXT = 4 * 2**20
 #: Seconds for which to pass over a job that another process prepares.
@@ -62,7 +62,7 @@ class QueueReader:
         self._types = tuple(types)
         self._own: set[int] | None = set() if only_own else None
         self._own_kept = 0  # how many there were when those that have left were last forgotten
-        self._ahead: deque[int] = deque()
+        self._prefetched: deque[int] = deque()
         self._passed: dict[int, float] = {}  # numbers, and until when they are passed over
         self._postponed = postponed
 
@@ -81,7 +81,7 @@ class QueueReader:
 
         Any thread may call this.
         """
-        return self._find(FEW, counted=False)
+        return self._find(FIRST_JOBS, counted=False)
 
     def is_empty(self, *, counted: bool = True) -> bool:
         """
@@ -108,10 +108,10 @@ class QueueReader:
         now = time.monotonic()
         self._passed = {number: until for number, until in self._passed.items() if until > now}
         without = self._postponed.waiting() | self._passed.keys()
-        self._ahead = deque(self._find(wanted, without=without))
-        if len(self._ahead) < wanted:
+        self._prefetched = deque(self._find(wanted, without=without))
+        if len(self._prefetched) < wanted:
             self._forget_settled()
-        return len(self._ahead)
+        return len(self._prefetched)
 
     def pass_over(self, number: int) -> None:
         """Leave out a job for a moment, because another process starts or changes it."""
@@ -119,7 +119,7 @@ class QueueReader:
 
     def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
         """Read up to `limit` of the jobs that were looked for, each with its pipeline."""
-        numbers = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
+        numbers = [self._prefetched.popleft() for _ in range(min(limit, len(self._prefetched)))]
         if not numbers:
             return []
         found: dict[int, Row[Any]] = {}
@@ -144,7 +144,7 @@ class QueueReader:
 
     def forget(self) -> None:
         """Drop the numbers that were read, which are out of date."""
-        self._ahead.clear()
+        self._prefetched.clear()
 
     def _find(
         self,

@@ -25,7 +25,7 @@ from jobcore.engine import orphans
 from jobcore.engine.importer import Importer
 from jobcore.engine.job_directories import Directories
 from jobcore.engine.ownership import Ownership
-from jobcore.engine.postponement import Postponement, is_of_all
+from jobcore.engine.postponement import Postponement, concerns_all_jobs
 from jobcore.engine.remover import Remover, Throttle
 from jobcore.engine.stopper import Stopper
 from jobcore.engine.unresponsive import Unresponsive
@@ -48,7 +48,7 @@ from jobcore.storage.transitions import Run, name_of
 from jobcore.supervisor import NewerProtocol, job_directory, system_calls
 
 
-class _StillThere(Exception):
+class _OrphansAlive(Exception):
     """The orphans of a dead supervisor were sent SIGKILL and have not ended yet."""
 
 
@@ -93,7 +93,7 @@ class Recovery:
         self._killing: dict[int, float] = {}
         self._unfinished = False
         self._undecided = False
-        self._swept = 0  # the number of the last job that a sweep has examined
+        self._last_swept = 0  # the number of the last job that a sweep has examined
 
     # --- one job ----------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Recovery:
         if run.owned:
             return self._judge_owner(run, patience, kill=kill)
         if not run.supervised or not (kill or self.is_here(run)):
-            return self._decide_soon(run, patience) if run.status == Status.QUEUED else run
+            return self._decide_dependencies(run, patience) if run.status == Status.QUEUED else run
         fresh = self._importer.import_all(run, patience=patience, until=until)
         if fresh is None or not fresh.supervised or time.monotonic() >= until:
             return fresh
@@ -134,11 +134,11 @@ class Recovery:
             else:
                 self._unresponsive.wake(fresh)
             if fresh.stop_requested is not None:
-                self._stopper.remind(fresh)
+                self._stopper.redeliver(fresh)
             return fresh
         try:
             return self._resolve(fresh, patience, kill=kill, until=until)
-        except (NewerProtocol, _StillThere):
+        except (NewerProtocol, _OrphansAlive):
             # A newer version of jobcore must judge it. Or a later sweep will, because the start
             # of other jobs must not wait for a process to die.
             return fresh
@@ -169,20 +169,20 @@ class Recovery:
             telemetry.event(logging.WARNING, "owner is dead", job=name_of(run), owner=owner)
         return ended
 
-    def reconcile_softly(
+    def try_to_reconcile(
         self, run: Run, *, kill: bool = False, until: float = math.inf
     ) -> Run | None:
         """Reconcile within a read: if it cannot be done now, return the row as stored."""
-        softly = partial(
-            self._reconcile_softly, run, patience=tuning.READ_PATIENCE, kill=kill, until=until
+        attempt = partial(
+            self._try_to_reconcile, run, patience=tuning.READ_PATIENCE, kill=kill, until=until
         )
         try:
-            return DIRECTORY_WORKER.call(softly, patience=tuning.READ_PATIENCE)
+            return DIRECTORY_WORKER.call(attempt, patience=tuning.READ_PATIENCE)
         except DatabaseBusy as error:
             self._postpone(run, error)
             return run
 
-    def _reconcile_softly(
+    def _try_to_reconcile(
         self, run: Run, *, patience: float | None, kill: bool, until: float
     ) -> Run | None:
         try:
@@ -191,17 +191,17 @@ class Recovery:
             if patience is None and isinstance(error, DatabaseBusy):
                 raise  # it concerns all jobs, and the busy timeout is over
             self._postpone(run, error)
-            if kill and isinstance(error, (StoreError, OSError)) and not is_of_all(error):
-                self._do_without_files(run)
+            if kill and isinstance(error, (StoreError, OSError)) and not concerns_all_jobs(error):
+                self._reconcile_without_files(run)
             return run
         self._postponed.succeed(run.number)
         return fresh
 
-    def _do_without_files(self, run: Run) -> None:
+    def _reconcile_without_files(self, run: Run) -> None:
         """
         Do what is possible for a job that cannot be reconciled now because of its files.
 
-        If its supervisor is dead, kill the orphans. If it is alive, remind it of a stop request.
+        If its supervisor is dead, kill the orphans. If it is alive, redeliver a stop request.
         The kernel's list of locks tells which, without the job directory.
         """
         try:
@@ -214,15 +214,15 @@ class Recovery:
                 return
             if _is_supervised(run):
                 if run.stop_requested is not None:
-                    self._stopper.remind(run)
+                    self._stopper.redeliver(run)
             elif orphans.are_visible() and not orphans.is_inside(run.cookie or ""):
                 orphans.kill(run.cookie or "", orphans.PAUSE)
         except (StoreError, OSError):
             pass  # the next look tries again
 
     def reconcile_dead(self, run: Run) -> Run | None:
-        """Reconcile as `reconcile_softly` does, and kill the orphans of a dead supervisor."""
-        return self.reconcile_softly(run, kill=True)
+        """Reconcile as `try_to_reconcile` does, and kill the orphans of a dead supervisor."""
+        return self.try_to_reconcile(run, kill=True)
 
     def _postpone(self, run: Run, error: Exception) -> None:
         if isinstance(error, DatabaseBusy):  # no failure of the job, and it ends by itself
@@ -258,9 +258,9 @@ class Recovery:
         """Return the supervised jobs that were not started in this directory: this is a copy."""
         with self._database.read() as connection:
             running = transitions.supervised(connection)
-        return [run for run in running if not self._is_surely_here(run)]
+        return [run for run in running if not self._is_known_here(run)]
 
-    def _is_surely_here(self, run: Run) -> bool:
+    def _is_known_here(self, run: Run) -> bool:
         try:
             return self.is_here(run)
         except DatabaseGone:
@@ -290,7 +290,7 @@ class Recovery:
                     return True  # reconciling postpones it
                 raise
         try:
-            more = self._says_more(run, output=True)
+            more = self._has_more(run, output=True)
         except NewerProtocol:
             return False  # left to the newer version of jobcore
         if not more:
@@ -313,7 +313,7 @@ class Recovery:
         except (StoreError, OSError, NewerProtocol):
             return None
 
-    def _says_more(self, run: Run, *, output: bool) -> bool:
+    def _has_more(self, run: Run, *, output: bool) -> bool:
         try:
             with self._directories.open(run.name) as directory:
                 if (
@@ -351,7 +351,7 @@ class Recovery:
         if not kill and self._is_of_this_boot(run) and self._may_be_left(run):
             return run  # left to a manager, which is allowed to kill them
         try:
-            with self._directories.taken(run.name) as directory:
+            with self._directories.locked(run.name) as directory:
                 if directory is None:
                     return run  # another process resolves it, or it is alive after all
                 current, verdict = self._judge(run, directory, until)
@@ -392,7 +392,7 @@ class Recovery:
             until: As for `reconcile`.
 
         Raises:
-            _StillThere: Its processes need more time to die.
+            _OrphansAlive: Its processes need more time to die.
         """
         with self._database.read() as connection:
             current = transitions.find(connection, run.number)
@@ -489,7 +489,7 @@ class Recovery:
             run.cookie or "", max(min(patience, until - time.monotonic()), orphans.PAUSE)
         )
         if left and time.monotonic() - began < tuning.ORPHAN_PATIENCE and until != math.inf:
-            raise _StillThere
+            raise _OrphansAlive
         self._killing.pop(run.number, None)
         return left
 
@@ -528,7 +528,7 @@ class Recovery:
         with self._database.read() as connection:
             return bool(dependencies.listed(connection, 1))
 
-    def _decide_soon(self, run: Run, patience: float | None) -> Run | None:
+    def _decide_dependencies(self, run: Run, patience: float | None) -> Run | None:
         """Decide some of these, because there may be no manager with slots to do it."""
         if not self._is_undecided():
             return run
@@ -566,7 +566,7 @@ class Recovery:
         until = math.inf if everything else time.monotonic() + tuning.SWEEP
         patience = None if everything else tuning.READ_PATIENCE
         # Begin after the last job of the previous sweep, so that every job gets its turn.
-        for run in sorted(running, key=lambda run: (run.number <= self._swept, run.number)):
+        for run in sorted(running, key=lambda run: (run.number <= self._last_swept, run.number)):
             if not everything and not self._postponed.is_due(run.number):
                 continue
             resting = everything or self._offsets.get(run.number) == run.spool_offset
@@ -577,7 +577,7 @@ class Recovery:
                 settled.append(fresh)
             if fresh is not None and fresh.supervised:
                 self._look_at_supervisor(fresh)
-            self._swept = run.number
+            self._last_swept = run.number
             if time.monotonic() >= until:
                 self._unfinished = True
                 break  # so that jobs can start; the next sweep continues
@@ -590,7 +590,7 @@ class Recovery:
         self._unresponsive.keep({run.number for run in running})
         if everything:
             self.decide(everything=True)
-        self._remover.go_on(everything=everything)
+        self._remover.continue_deletions(everything=everything)
         self._remove_stale(names, everything)
         return settled
 
@@ -629,16 +629,16 @@ class Recovery:
         for run in running:
             self._sweep_one(run, tuning.READ_PATIENCE, resting=True, kill=False, until=math.inf)
         for run in owned:
-            self.reconcile_softly(run)
+            self.try_to_reconcile(run)
         self.decide(everything=True)
 
     def _sweep_one(
         self, run: Run, patience: float | None, *, resting: bool, kill: bool, until: float
     ) -> Run | None:
         try:
-            if not self._says_more(run, output=resting):
+            if not self._has_more(run, output=resting):
                 return run
-            return self._reconcile_softly(run, patience=patience, kill=kill, until=until)
+            return self._try_to_reconcile(run, patience=patience, kill=kill, until=until)
         except NewerProtocol:
             return None
 
@@ -652,9 +652,9 @@ class Recovery:
             staging: The owners of unpublished batches, who are judged by their locks later.
         """
         owners = {run.owner or "" for run in owned}
-        alive = {owner for owner in owners if self._is_surely_alive(owner)}
+        alive = {owner for owner in owners if self._is_known_alive(owner)}
         ended = [
-            self._reconcile_softly(run, patience=patience, kill=True, until=math.inf)
+            self._try_to_reconcile(run, patience=patience, kill=True, until=math.inf)
             for run in owned
             if run.owner not in alive and (everything or self._postponed.is_due(run.number))
         ]
@@ -668,7 +668,7 @@ class Recovery:
         if found:
             self._database.write(environments.remove_unused)
 
-    def _is_surely_alive(self, owner: str) -> bool:
+    def _is_known_alive(self, owner: str) -> bool:
         try:
             return self._ownership.lives(owner) is True
         except StoreError:
@@ -689,11 +689,11 @@ class Recovery:
             with self._database.read() as connection:
                 active = job_rows.active_ids(connection, ids)
             for stale in ids - active:
-                self._remove_softly(stale.hex, self._directories.remove, everything)
+                self._try_to_remove(stale.hex, self._directories.remove, everything)
         for leftover in self._directories.leftovers():
-            self._remove_softly(leftover, self._directories.remove_leftover, everything)
+            self._try_to_remove(leftover, self._directories.remove_leftover, everything)
 
-    def _remove_softly(self, name: str, remove: Callable[[str], object], everything: bool) -> None:
+    def _try_to_remove(self, name: str, remove: Callable[[str], object], everything: bool) -> None:
         """Remove a directory; if that fails, leave it to a later sweep."""
         if not everything and not self._postponed.is_due(name):
             return

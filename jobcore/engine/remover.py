@@ -20,7 +20,7 @@ from jobcore.embedding import failpoints
 from jobcore.embedding.worker import handed_over
 from jobcore.engine import orphans
 from jobcore.engine.job_directories import Directories, is_name
-from jobcore.engine.postponement import Postponement, is_of_all
+from jobcore.engine.postponement import Postponement, concerns_all_jobs
 from jobcore.errors import DatabaseCorrupt, StoreError
 from jobcore.lifecycle import Ending, Reason
 from jobcore.storage import (
@@ -57,9 +57,9 @@ END, END_PAUSE = 30.0, 0.02
 
 #: An id before every other.
 _FIRST = UUID(int=0).hex
-#: The most seconds of rest before a step. The last transaction may have taken long only because
+#: The most seconds of rest before a step. The last transaction may have locked long only because
 #: it had to wait itself, which needs no longer rest.
-LONGEST_REST = 0.1
+LONGEST_PAUSE = 0.1
 
 
 def hide(connection: Connection, number: int, *, now: int) -> Run | None:
@@ -140,7 +140,7 @@ class Throttle:
         try:
             yield
         finally:
-            self._rest = min(time.monotonic() - begun, LONGEST_REST)
+            self._rest = min(time.monotonic() - begun, LONGEST_PAUSE)
 
 
 class Remover:
@@ -163,7 +163,7 @@ class Remover:
         self._database = database
         self._directories = directories
         self._clock = clock
-        self._after = {workspace: _FIRST, pipeline: _FIRST}  # the last one that was examined
+        self._last_examined = {workspace: _FIRST, pipeline: _FIRST}
         self._ending: dict[int, float] = {}  # stuck jobs, and since when sweeps end them
 
     def remove_jobs(self, *numbers: int, throttle: Throttle | None = None) -> None:
@@ -302,7 +302,7 @@ class Remover:
                 self._remove_owners(pipeline, pipelines, throttle)
         self._remove_owners(table, [owner_id], throttle)
 
-    def go_on(self, *, everything: bool) -> None:
+    def continue_deletions(self, *, everything: bool) -> None:
         """
         Continue unfinished deletions: mark, remove final jobs, then workspaces and pipelines.
 
@@ -324,8 +324,8 @@ class Remover:
     def _pages(self, table: Table, *, everything: bool) -> list[UUID]:
         """Return the marked workspaces or pipelines: all, or the next few."""
         if not everything:
-            found = self._marked(table, self._after[table])
-            self._after[table] = found[-1].hex if found else _FIRST
+            found = self._marked(table, self._last_examined[table])
+            self._last_examined[table] = found[-1].hex if found else _FIRST
             return found
         every: list[UUID] = []
         while some := self._marked(table, every[-1].hex if every else _FIRST):
@@ -366,7 +366,7 @@ class Remover:
             try:
                 self._removes_damaged(number, self._ending[number], orphans.PAUSE)
             except Exception as error:
-                if is_of_all(error):
+                if concerns_all_jobs(error):
                     raise
                 self._postponed.fail(
                     number, error, "job postponed", job=f"number {number}", step="delete"
@@ -377,7 +377,7 @@ class Remover:
         try:
             self.remove_jobs(*numbers, throttle=throttle)
         except Exception as error:
-            if is_of_all(error):
+            if concerns_all_jobs(error):
                 raise
         else:
             return

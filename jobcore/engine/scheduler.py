@@ -96,7 +96,7 @@ class Scheduler:
         self._schedules_seen: _Seen | None = None
         self._retries_seen: tuple[int, int] | None = None
         # By pipeline: the schedule and time zone that were invalid. Each is logged once.
-        self._troubled: dict[str, tuple[Any, Any]] = {}
+        self._invalid_schedules: dict[str, tuple[Any, Any]] = {}
         self._damaged: set[int] = set()  # the rowids of pipelines that could not be read
 
     def tick(self) -> None:
@@ -184,8 +184,8 @@ class Scheduler:
 
     def _report(self, pipeline: Row[Any], error: Exception) -> None:
         said = pipeline.schedule, pipeline.time_zone
-        if self._troubled.get(pipeline.id) != said:
-            self._troubled[pipeline.id] = said
+        if self._invalid_schedules.get(pipeline.id) != said:
+            self._invalid_schedules[pipeline.id] = said
             telemetry.event(
                 logging.ERROR,
                 "schedule not understood",
@@ -262,7 +262,7 @@ class Scheduler:
             fetched = []
             for one in put_off:
                 start = now + one.not_before - one.created
-                if schedules.fetch_back_if_queued(connection, one.number, one.not_before, start):
+                if schedules.move_start_if_queued(connection, one.number, one.not_before, start):
                     fetched.append((one, start))
             return fetched
 

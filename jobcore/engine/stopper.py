@@ -65,9 +65,9 @@ class Stopper:
             asked = self._store(run, grace, why, None)
         except (DatabaseFull, DatabaseBusy):
             # Tell the supervisor through its FIFO, which needs neither disk space nor a lock.
-            self._ring(run, job_directory.KILL_NOW if grace == 0 else job_directory.STOP_NOW)
+            self._send_letter(run, job_directory.KILL_NOW if grace == 0 else job_directory.STOP_NOW)
             raise
-        return self._pass_on(asked)
+        return self._deliver_stored(asked)
 
     def _store(self, run: Run, grace: float | None, why: str, patience: float | None) -> Run:
         """Store the request; `patience`: seconds to wait for the write lock."""
@@ -88,12 +88,12 @@ class Stopper:
                     raise JobNotFound(run.id)
                 raise _not_running(current)
             if asked.token is None:
-                return self._end_bookkeeping(connection, asked, now)
+                return self._end_task(connection, asked, now)
             return asked
 
         return self._database.write(ask, patience=patience, about=f"job {run.id}")
 
-    def _pass_on(self, asked: Run) -> Run:
+    def _deliver_stored(self, asked: Run) -> Run:
         """Deliver a request that has just been stored."""
         if asked.token is None:
             return asked  # it had no process, and is settled
@@ -123,18 +123,19 @@ class Stopper:
                 telemetry.event(
                     logging.WARNING, "stop not stored", job=str(run.id), error=str(error)
                 )
-                self._ring_softly(run)
+                self._try_to_ask(run)
                 continue
             try:
-                self._pass_on(asked)
+                self._deliver_stored(asked)
             except StoreError as error:
-                # The supervisor was told in another way, or the text says that it was not.
+                # The supervisor got the request in another way, or the text says that it did not.
                 telemetry.event(logging.WARNING, "stop delayed", job=str(run.id), error=str(error))
         return longest / 1000
 
-    def _ring_softly(self, run: Run) -> None:
+    def _try_to_ask(self, run: Run) -> None:
+        letter = job_directory.KILL_NOW if run.grace_ms == 0 else job_directory.STOP_NOW
         try:
-            self._ring(run, job_directory.KILL_NOW if run.grace_ms == 0 else job_directory.STOP_NOW)
+            self._send_letter(run, letter)
         except StoreError as error:
             # This job continues; stop the others all the same.
             telemetry.event(logging.ERROR, "not stopped", job=str(run.id), error=str(error))
@@ -169,7 +170,7 @@ class Stopper:
         return self.stop(current, grace, "cancel")
 
     @staticmethod
-    def _end_bookkeeping(connection: Connection, run: Run, now: int) -> Run:
+    def _end_task(connection: Connection, run: Run, now: int) -> Run:
         final = settlement.settle_own(connection, run, Ending(Reason.STOPPED), now=now)
         if final is None:
             raise JobNotRunning(run.id, run.status, Trigger.STOP)
@@ -191,7 +192,7 @@ class Stopper:
         try:
             with self._directories.open(run.name) as directory:
                 opened = True
-                self._write_until_true(run, directory)
+                self._write_until_current(run, directory)
                 if failpoints.armed:
                     failpoints.reach(failpoints.STOP_WRITTEN, self._database)
                 try:
@@ -202,7 +203,7 @@ class Stopper:
                         logging.WARNING, "stop delayed", job=str(run.id), error=str(error)
                     )
                 if failpoints.armed:
-                    failpoints.reach(failpoints.STOP_RUNG, self._database)
+                    failpoints.reach(failpoints.STOP_SENT, self._database)
         except FileNotFoundError:
             if not opened:
                 self._signal(run)  # it has ended, or a tool has removed its directory
@@ -210,9 +211,9 @@ class Stopper:
             if opened:
                 raise
             # The directory cannot be read. The kernel's list of locks names the supervisor.
-            raise _unreachable(run, error, told=self._signal(run), stored=True) from error
+            raise _unreachable(run, error, delivered=self._signal(run), stored=True) from error
 
-    def remind(self, run: Run) -> None:
+    def redeliver(self, run: Run) -> None:
         """
         Deliver a stop request again that the supervisor has not carried out yet.
 
@@ -223,7 +224,7 @@ class Stopper:
             StoreError: As in `deliver`.
         """
         if self._is_written(run):
-            self._ring(run, job_directory.DOORBELL)
+            self._send_letter(run, job_directory.DOORBELL)
         else:
             self.deliver(run)
 
@@ -238,9 +239,9 @@ class Stopper:
             return True  # in any version, the file is a request to stop
         except StoreError:
             return False  # `deliver` replaces an unreadable file, or tells the supervisor directly
-        return written is not None and _asks_no_less(written, run)
+        return written is not None and _is_as_strict(written, run)
 
-    def _ring(self, run: Run, letter: bytes) -> None:
+    def _send_letter(self, run: Run, letter: bytes) -> None:
         """
         Send the supervisor a letter without writing the `stop` file, or SIGTERM instead.
 
@@ -258,7 +259,7 @@ class Stopper:
         except StoreError as error:
             if opened or not self._signal(run):
                 stored = run.stop_requested is not None
-                raise _unreachable(run, error, told=False, stored=stored) from error
+                raise _unreachable(run, error, delivered=False, stored=stored) from error
 
     def _write_letter(self, run: Run, directory: int, letter: bytes) -> None:
         """
@@ -287,7 +288,7 @@ class Stopper:
         except (StoreError, OSError):
             return False  # the directories are gone, or no descriptor is free for the check
 
-    def _write_until_true(self, run: Run, directory: int) -> None:
+    def _write_until_current(self, run: Run, directory: int) -> None:
         while True:
             # Leave out damaged values: who asked, and why, is only logged.
             who, why = (
@@ -311,13 +312,13 @@ class Stopper:
                 try:
                     self._write_letter(run, directory, letter)
                 except OSError:
-                    raise _unreachable(run, typed, told=False, stored=True) from error
+                    raise _unreachable(run, typed, delivered=False, stored=True) from error
                 raise typed from error
             # Another process may have shortened the grace and written its file before this one,
             # so compare with the current row.
             with self._database.read() as connection:
                 fresh = transitions.find(connection, run.number)
-            if fresh is None or _asks_no_less(request, fresh):
+            if fresh is None or _is_as_strict(request, fresh):
                 return
             run = fresh
 
@@ -329,9 +330,9 @@ def _not_running(run: Run) -> JobNotRunning:
     )
 
 
-def _unreachable(run: Run, error: StoreError, *, told: bool, stored: bool) -> StoreError:
+def _unreachable(run: Run, error: StoreError, *, delivered: bool, stored: bool) -> StoreError:
     """Return an error for a stop that could not be delivered through the job directory."""
-    if told:
+    if delivered:
         what = (
             "the stop request is stored, and its supervisor got SIGTERM instead, so it ends "
             "within the grace of its command"
@@ -348,7 +349,7 @@ def _unreachable(run: Run, error: StoreError, *, told: bool, stored: bool) -> St
     )
 
 
-def _asks_no_less(request: dict[str, str | int | None], run: Run) -> bool:
+def _is_as_strict(request: dict[str, str | int | None], run: Run) -> bool:
     """Tell whether the grace in the file is as short as the one in the row, or shorter."""
     written, wanted = request.get("grace_ms"), run.stop_grace_ms
     return wanted is None or (isinstance(written, int) and written <= wanted)

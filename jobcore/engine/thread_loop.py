@@ -34,7 +34,7 @@ class Loop:
     A thread that calls `turn` repeatedly.
 
     Any thread may call `start`, `wake`, `is_inside` and `close`; only `turn` may call `wait`
-    and `rest`.
+    and `sleep`.
 
     Attributes:
         closing: Whether the thread should end; a long turn checks this between its steps.
@@ -128,7 +128,7 @@ class Loop:
         """Whether the thread runs in this process."""
         return self._thread is not None and self._pid == os.getpid()
 
-    def leave(self) -> None:
+    def end_without_waiting(self) -> None:
         """End the thread after the current turn, without waiting for it."""
         self.closing = True
         self.wake()
@@ -178,7 +178,7 @@ class Loop:
                 self._empty()
         return ready
 
-    def rest(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep for `seconds`, or until `wake` is called."""
         if not self._has_pipe():
             time.sleep(seconds)  # `poll` would return at once
@@ -220,7 +220,7 @@ class Loop:
                 return
             except BaseException as error:  # noqa: BLE001 - nothing may end the thread but `close`
                 self._log_some(error)
-                self.rest(ERROR_PAUSE)
+                self.sleep(ERROR_PAUSE)
         self._finish()
 
     def _log_some(self, error: BaseException) -> None:

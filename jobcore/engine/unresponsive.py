@@ -45,7 +45,7 @@ class Unresponsive:
         self._overdue = Overdue()
         self._supervisors: dict[int, int] = {}  # by job number: the pid; 0: not visible here
         self._unread: dict[int, int] = {}  # by job number: letters on the FIFO at the last look
-        self._pressed: dict[int, float] = {}  # by job number: the time of the last letter
+        self._last_letter: dict[int, float] = {}  # by job number: the time of the last letter
         self._unrecorded: dict[int, float] = {}  # by job number: since when there is no record
 
     def look(self, run: Run) -> None:
@@ -54,7 +54,7 @@ class Unresponsive:
         self.wake(run)
         try:
             if self._overdue.is_overdue(run, self._clock.now(), now) and self._has_had_time(run):
-                self._demand_answer(run)
+                self._request_answer(run)
         except (StoreError, OSError) as error:
             _pass_over(run, error)
 
@@ -79,7 +79,7 @@ class Unresponsive:
     def keep(self, numbers: set[int]) -> None:
         """Forget all jobs but these."""
         self._overdue.keep(numbers)
-        for known in (self._supervisors, self._unread, self._pressed, self._unrecorded):
+        for known in (self._supervisors, self._unread, self._last_letter, self._unrecorded):
             for number in set(known) - numbers:
                 known.pop(number, None)
 
@@ -107,10 +107,10 @@ class Unresponsive:
     def _has_had_time(self, run: Run) -> bool:
         """Tell whether the supervisor has had time to answer since the last letter."""
         now = self._clock.monotonic()
-        before = self._pressed.get(run.number)
+        before = self._last_letter.get(run.number)
         if before is not None and now - before < tuning.ANSWER_PATIENCE:
             return False
-        self._pressed[run.number] = now
+        self._last_letter[run.number] = now
         return True
 
     def _read_supervisor(self, run: Run) -> int | None:
@@ -132,7 +132,7 @@ class Unresponsive:
         self._supervisors[run.number] = pid if here and isinstance(pid, int) else 0
         return self._supervisors[run.number]
 
-    def _demand_answer(self, run: Run) -> None:
+    def _request_answer(self, run: Run) -> None:
         with self._directories.open(run.name) as directory:
             number = self._overdue.judge(
                 run.number, self._clock.monotonic(), answers=self._answers(run, directory)

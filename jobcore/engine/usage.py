@@ -16,7 +16,7 @@ from jobcore.supervisor import NewerProtocol, job_directory, pids, process_tree,
 from jobcore.tuning import READ_PATIENCE
 
 #: The most processes of a job that are measured; it takes some 20 µs for each.
-MOST = 10_000
+MOST_PROCESSES = 10_000
 
 # The fields of /proc/PID/stat after the name, from the process's state on.
 _UTIME, _CSTIME, _RSS = 11, 14, 21
@@ -37,7 +37,7 @@ class Measured(NamedTuple):
     processes: int
 
 
-def measure_softly(directories: Directories, run: Run) -> Measured | None:
+def try_to_measure(directories: Directories, run: Run) -> Measured | None:
     """Return the result of `measure`; None also if the directories cannot be read now."""
     try:
         return DIRECTORY_WORKER.call(partial(measure, directories, run), patience=READ_PATIENCE)
@@ -58,7 +58,7 @@ def measure(directories: Directories, run: Run) -> Measured | None:
         supervisor = _supervisor_of(directories, run)
         if supervisor is None:
             return None
-        entries = process_tree.entries_below(supervisor, MOST)
+        entries = process_tree.entries_below(supervisor, MOST_PROCESSES)
     except (StoreError, OSError, NewerProtocol):
         return None  # it has just ended, or cannot be examined now
     found = [one for one in map(_read, entries) if one is not None]

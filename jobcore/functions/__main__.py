@@ -35,7 +35,7 @@ else:
 #: A shell reports the end by signal N as exit code 128 + N.
 _BY_SIGNAL = 128
 #: Seconds after a fork until a SIGTERM that arrived during the fork is sent again.
-_SOON = 0.01
+_AFTER_FORK = 0.01
 
 #: Matches paths that belong to an installation of Python, not to a program.
 _INSTALLED = r"/lib(64)?/python\d|/(site|dist)-packages(/|$)|/python\d+\.zip$"
@@ -47,7 +47,7 @@ def main() -> None:
     directory = os.environ.pop(DIRECTORY)
     identity = result_file.identify(directory)
     me = os.getpid()
-    _leave_no_trace()
+    _hide_jobcore()
     sys.path[:] = merged_path(payload["path"], payload["python"], sys.path)
     flush_each_line()
     log_from_info_up()
@@ -192,7 +192,7 @@ class Termination:
         self._forking = False
         if self._postponed:
             self._postponed = False
-            again = threading.Timer(_SOON, os.kill, (os.getpid(), _signal.SIGTERM))
+            again = threading.Timer(_AFTER_FORK, os.kill, (os.getpid(), _signal.SIGTERM))
             again.daemon = True
             again.start()
 
@@ -241,7 +241,7 @@ def _take_payload() -> dict[str, Any]:
     return payload
 
 
-def _leave_no_trace() -> None:
+def _hide_jobcore() -> None:
     """Remove jobcore's modules and arguments, so that the function can import the real jobcore."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "jobcore"]:
         del sys.modules[name]

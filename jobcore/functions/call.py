@@ -27,7 +27,7 @@ from jobcore.functions.encoding import DIRECTORY, VERSION, this_python
 ARGV = ("jobcore:function",)
 
 #: Maximum bytes of arguments. Readers of the queue hold those of several jobs in memory.
-LARGEST = 2**20
+MOST_ARGUMENT_BYTES = 2**20
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -81,11 +81,11 @@ def function_command(
         form, data = encoding.encode([carried, positional, named])
     except encoding.Unstorable as error:
         raise CommandError(
-            f"{name}: {_culprit(carried, positional, named)} cannot be sent: {error}"
+            f"{name}: {_unpicklable_part(carried, positional, named)} cannot be sent: {error}"
         ) from None
-    if len(data) > LARGEST:
+    if len(data) > MOST_ARGUMENT_BYTES:
         raise CommandError(
-            f"{name}: the arguments take {len(data)} bytes, and at most {LARGEST} can be sent: "
+            f"{name}: the arguments take {len(data)} bytes, more than {MOST_ARGUMENT_BYTES}: "
             "put them into a file, and send its path"
         )
     if unfit := sorted(options.keys() & {"argv", "stdin", "shell", "unbuffered"}):
@@ -188,7 +188,7 @@ def _check_fit(target: object, name: str, args: list[Any], kwargs: dict[str, Any
         raise CommandError(f"the arguments do not fit {name}: {error}") from None
 
 
-def _culprit(target: object, args: list[Any], kwargs: dict[str, Any]) -> str:
+def _unpicklable_part(target: object, args: list[Any], kwargs: dict[str, Any]) -> str:
     """Return, as text, which part of a call cannot be pickled."""
     parts: list[tuple[str, object]] = [("what is to be called", target)]
     parts += [(f"argument {place}", value) for place, value in enumerate(args)]

@@ -51,7 +51,7 @@ def why_unfindable(thing: Any) -> str | None:
     if name is None:
         return f"an object of type {kind_of(thing)} has no name"
     module, _, path = name.partition(":")
-    reason = _why_out_of_reach(module, path)
+    reason = _why_unreachable(module, path)
     if reason is not None:
         return reason
     try:
@@ -117,7 +117,7 @@ def _is_same(one: str | None, other: str | None) -> bool:
         return False
 
 
-def _why_out_of_reach(module: str, path: str) -> str | None:
+def _why_unreachable(module: str, path: str) -> str | None:
     """Return why a name cannot be found in any other process, or None."""
     if path.endswith(_LAMBDA):
         return "a lambda has no name: write a function in a module"

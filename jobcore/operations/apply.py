@@ -34,11 +34,11 @@ from jobcore.storage.database import Database
 from jobcore.tuning import LATE_AFTER
 
 #: The columns that a description does not set, or that follow from others.
-_OTHERS = {"folded_name", "next_tick", "tick_offset", "paused"}
+_OTHER_COLUMNS = {"folded_name", "next_tick", "tick_offset", "paused"}
 #: The fields that name other pipelines.
 _CHAINS = ("triggered_by", "requires")
 #: What columns without a value mean.
-_MEANT = {"catch_up": "skip", "late_after": LATE_AFTER}
+_DEFAULTS = {"catch_up": "skip", "late_after": LATE_AFTER}
 #: Columns that hold JSON as text.
 _JSON = {"retries"}
 _HIDDEN = "***"
@@ -97,7 +97,7 @@ class PipelineApplier:
         try:
             return self._database.write(write)
         except _Rollback as done:
-            return Applied([_unnumbered(one) for one in done.applied.changes], [])
+            return Applied([_without_id(one) for one in done.applied.changes], [])
 
     def _write(
         self,
@@ -162,7 +162,7 @@ class PipelineApplier:
             fields = {"name": name, **entry.fields(), **dict.fromkeys(_CHAINS, ())}
             values = self._operations.columns_of(fields, now)
             row = self._operations.insert(connection, workspace_id, values, (), now)
-            usual = {**_MEANT, "max_retries": 0, "name": name}
+            usual = {**_DEFAULTS, "max_retries": 0, "name": name}
             new = {
                 field: (None, value)
                 for field, value in _facts(values)
@@ -197,7 +197,7 @@ def _chained(entry: Entry) -> list[str]:
     return given if len(given) == 1 else []
 
 
-def _unnumbered(change: Change) -> Change:
+def _without_id(change: Change) -> Change:
     """Return the change without the id of a pipeline that was not created after all."""
     return change.model_copy(update={"pipeline_id": None}) if change.action == "create" else change
 
@@ -218,14 +218,14 @@ def _folded(names: Iterable[str]) -> list[str]:
 def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the fields of a pipeline's columns, with those of its command one by one."""
     for column, value in values.items():
-        if column in _OTHERS:
+        if column in _OTHER_COLUMNS:
             continue
         if column == "hooks":
             yield from _facts_of_hooks(value)
         elif column != "command":
             fact = json.loads(value) if column in _JSON and value is not None else value
             name = "group" if column == "group_name" else column
-            yield name, _MEANT.get(column) if fact is None else fact
+            yield name, _DEFAULTS.get(column) if fact is None else fact
         elif value is not None:
             yield from _facts_of_command(Command.from_json(value), values["script"])
 

@@ -24,7 +24,7 @@ from jobcore.clock import from_datetime
 from jobcore.command import Command, current_umask
 from jobcore.errors import ArgumentError, CommandError, shown
 from jobcore.functions.call import describe
-from jobcore.hooks import WHEN as HOOKS
+from jobcore.hooks import HOOK_STATUSES as HOOKS
 from jobcore.hooks import checked_hooks
 from jobcore.lifecycle import Status
 from jobcore.retries import checked_retries
@@ -337,9 +337,9 @@ def checked_state(state: Any) -> str:
         result_file.parse(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise CommandError(f"the state is not JSON: {error}") from error
-    if len(text) > result_file.HANDED[result_file.STATE]:
+    if len(text) > result_file.MOST_HANDED[result_file.STATE]:
         raise CommandError(
-            f"the state is larger than {result_file.HANDED[result_file.STATE]} bytes of JSON"
+            f"the state is larger than {result_file.MOST_HANDED[result_file.STATE]} bytes of JSON"
         )
     return text
 

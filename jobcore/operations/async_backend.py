@@ -61,8 +61,8 @@ async def in_thread_to_its_end(
 
     Returns:
         Its result, and the cancellation that arrived meanwhile, or None. The caller raises
-        the cancellation, or delays it with `cancel_again`. In trio it is always None, because
-        trio cancels at the next await by itself.
+        the cancellation, or delays it with `redeliver_cancellation`. In trio it is always None,
+        because trio cancels at the next await.
     """
     trio = _trio()
     if trio is not None:
@@ -80,7 +80,7 @@ async def in_thread_to_its_end(
     return work.result(), cancelled
 
 
-def cancel_again(cancelled: BaseException) -> None:
+def redeliver_cancellation(cancelled: BaseException) -> None:
     """Deliver an asyncio cancellation that was caught again, at the next await."""
     import asyncio  # noqa: PLC0415 - as above
 
@@ -97,11 +97,11 @@ class Interruption:
     Call `begin` before the body and `end` after it, in the same task.
 
     Attributes:
-        struck: Whether this has cancelled the body.
+        triggered: Whether this has cancelled the body.
     """
 
     def __init__(self) -> None:
-        self.struck = False
+        self.triggered = False
         self._loop: _Asyncio | _Trio | None = None
 
     def begin(self, condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
@@ -112,13 +112,13 @@ class Interruption:
 
     async def _watch(self, condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         if await condition() and self._loop is not None:
-            self.struck = True
+            self.triggered = True
             self._loop.cancel()
 
     async def end(self, error: BaseException | None) -> bool:
         """Stop watching; tell whether `error`, which ended the body, is this cancellation."""
         assert self._loop is not None  # noqa: S101 - for the type checker alone
-        return await self._loop.end(error, struck=self.struck)
+        return await self._loop.end(error, triggered=self.triggered)
 
 
 class _Asyncio:
@@ -132,12 +132,12 @@ class _Asyncio:
     def cancel(self) -> None:
         self._body.cancel()
 
-    async def end(self, error: BaseException | None, *, struck: bool) -> bool:
+    async def end(self, error: BaseException | None, *, triggered: bool) -> bool:
         import asyncio  # noqa: PLC0415 - as above
 
         self._watcher.cancel()
         self._watcher.add_done_callback(_hear)
-        if not struck:
+        if not triggered:
             return False
         if not isinstance(error, asyncio.CancelledError):
             try:
@@ -184,8 +184,8 @@ class _Trio:
     def cancel(self) -> None:
         self._body.cancel()
 
-    async def end(self, error: BaseException | None, *, struck: bool) -> bool:
+    async def end(self, error: BaseException | None, *, triggered: bool) -> bool:
         self._watcher.cancel()
         kind = None if error is None else type(error)
         trace = None if error is None else error.__traceback__
-        return bool(self._body.__exit__(kind, error, trace)) and struck
+        return bool(self._body.__exit__(kind, error, trace)) and triggered

@@ -31,7 +31,7 @@ from jobcore.tuning import JOBS_PAST_DAMAGED
 #: Expired jobs that are cancelled in one transaction, in the search for a job to claim.
 EXPIRED_AT_ONCE = 100
 #: Prefixes of the types of tasks that people do; no process owns these tasks.
-FOR_PEOPLE = ("PROFILE_",)
+MANUAL_TYPES = ("PROFILE_",)
 
 
 class TaskOperations:
@@ -54,7 +54,7 @@ class TaskOperations:
         def begin(connection: Connection) -> Row[Any]:
             row = require_job(connection, job_id)
             is_owned = owner == "process" or (
-                owner == "auto" and not str(row.type).startswith(FOR_PEOPLE)
+                owner == "auto" and not str(row.type).startswith(MANUAL_TYPES)
             )
             name = self._ownership.claim() if is_owned else None
             return start(connection, row, name, now=now)

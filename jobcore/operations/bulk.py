@@ -107,7 +107,7 @@ class BulkOperations:
         with self._database.read() as connection:
             run: Run | None = transitions.find(connection, number)
         if run is not None and (run.supervised or run.owned):
-            run = self._recovery.reconcile_softly(run, kill=True)
+            run = self._recovery.try_to_reconcile(run, kill=True)
         if run is None or run.status != Status.RUNNING:
             return False
         self._stopper.stop(run, grace, why)

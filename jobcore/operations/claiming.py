@@ -8,7 +8,7 @@ from sqlalchemy import Row
 
 from jobcore.errors import DatabaseBusy, WaitTimeout
 from jobcore.models import Job
-from jobcore.operations.async_backend import cancel_again, in_thread_to_its_end
+from jobcore.operations.async_backend import in_thread_to_its_end, redeliver_cancellation
 from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.waiting import Deadline, Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
@@ -51,15 +51,15 @@ class Claimer:
             except WaitTimeout:
                 return None
             # Run it to its end even if cancelled: otherwise nothing would know of the job.
-            row, cancelled = await in_thread_to_its_end(self._claim_soon, types)
+            row, cancelled = await in_thread_to_its_end(self._try_to_claim, types)
             if cancelled is not None:
                 if row is None:
                     raise cancelled
-                cancel_again(cancelled)
+                redeliver_cancellation(cancelled)
             if row is not None:
                 return Job.from_row(row)
 
-    def _claim_soon(self, types: tuple[str, ...]) -> Row[Any] | None:
+    def _try_to_claim(self, types: tuple[str, ...]) -> Row[Any] | None:
         try:
             return self._tasks.claim_next(types, patience=CLAIM_PATIENCE)
         except DatabaseBusy:

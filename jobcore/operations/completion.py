@@ -29,13 +29,13 @@ from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
 #: Jobs returned by one step, so that the first ones come soon.
 PAGE = 256
 #: History entries that one look examines.
-ENTRIES = 2000
+MOST_ENTRIES = 2000
 #: Up to this many jobs are examined at each look, as that costs no more than the history.
-FEW = 100
+ALWAYS_EXAMINED = 100
 #: Of more jobs, each is examined once in this many seconds, and in a second more per this many.
 EXAMINE_PAUSE, EXAMINED_PER_SECOND = 1.0, 5000
 #: Job directories that one step visits.
-VISITS = 50
+MOST_VISITS = 50
 
 #: The statuses of jobs that have not ended.
 ACTIVE = (Status.QUEUED, Status.RUNNING)
@@ -100,7 +100,7 @@ class Waited:
         """Whether the next look examines all jobs."""
         count = len(self.pending)
         pause = EXAMINE_PAUSE + count / EXAMINED_PER_SECOND
-        return count <= FEW or time.monotonic() >= self.examined + pause
+        return count <= ALWAYS_EXAMINED or time.monotonic() >= self.examined + pause
 
     @property
     def is_overdue(self) -> bool:
@@ -210,10 +210,10 @@ class CompletionWaiter:
 
     def _look(self, waited: Waited, version: int) -> Step:
         with self._database.read() as connection:
-            ended, after, count = attempts.ended_since(connection, waited.after, ENTRIES)
+            ended, after, count = attempts.ended_since(connection, waited.after, MOST_ENTRIES)
             step = Step(
                 # If there may be more entries, the next step looks again.
-                seen=version if count < ENTRIES else -1,
+                seen=version if count < MOST_ENTRIES else -1,
                 after=after,
                 ended=[number for number in ended if number in waited.pending],
             )
@@ -247,7 +247,7 @@ class CompletionWaiter:
             check(waited.queued)
         cursors = [one for number, one in list(waited.cursors.items()) if number in waited.pending]
         ended = []
-        for cursor in sorted(cursors, key=lambda one: one.watched.visited)[:VISITS]:
+        for cursor in sorted(cursors, key=lambda one: one.watched.visited)[:MOST_VISITS]:
             number = cursor.run.number
             check(cursor.run)
             if not cursor.due:

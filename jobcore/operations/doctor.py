@@ -36,18 +36,18 @@ _Answer = TypeVar("_Answer")
 
 #: The errors that reading raises if a damaged file holds something other than an id, a number
 #: or a text.
-NONE_OF_OURS = (ValueError, TypeError, AttributeError, OverflowError)
+PARSE_ERRORS = (ValueError, TypeError, AttributeError, OverflowError)
 #: In these versions, SQLite can lose commits if one checkpoint follows another while a third
 #: connection resets the log. Version 3.51.3 has a fix.
 BUG_FROM, BUG_UNTIL = (3, 7, 0), (3, 51, 3)
 #: The patch releases of two older minor versions that have the fix, too.
-MENDED_IN = ((3, 44, 6), (3, 50, 7))
+FIXED_IN = ((3, 44, 6), (3, 50, 7))
 
 
 def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     """Tell whether this SQLite has the WAL-reset bug."""
-    mended = any(version[:2] == patch[:2] and version >= patch for patch in MENDED_IN)
-    return BUG_FROM <= version < BUG_UNTIL and not mended
+    fixed = any(version[:2] == patch[:2] and version >= patch for patch in FIXED_IN)
+    return BUG_FROM <= version < BUG_UNTIL and not fixed
 
 
 def examine(path: str | os.PathLike[str], *, trust_directory: bool = False) -> list[Finding]:
@@ -110,7 +110,7 @@ class _Examination:
         ):
             try:
                 found = list(look(check))
-            except (JobcoreError, OSError, sqlite3.Error, *NONE_OF_OURS) as error:
+            except (JobcoreError, OSError, sqlite3.Error, *PARSE_ERRORS) as error:
                 found = [_wrong(check, str(error))]
             yield from found
             # The other checks make no sense for a file that is not a jobcore database.
@@ -209,20 +209,20 @@ class _Examination:
         # If no process has the file open, there is no write-ahead log, and even a read-only
         # connection would create one and leave it there. So read such a file as immutable,
         # and read it again if a process opened it meanwhile.
-        before = self._traces()
+        before = self._file_state()
         if before[0]:
             return self._put("ro", question)
         try:
             answer = self._put("ro&immutable=1", question)
         except sqlite3.Error:
-            if self._traces() == before:
+            if self._file_state() == before:
                 raise
         else:
-            if self._traces() == before:
+            if self._file_state() == before:
                 return answer
         return self._put("ro", question)
 
-    def _traces(self) -> tuple[bool, int, int]:
+    def _file_state(self) -> tuple[bool, int, int]:
         facts = os.stat(self._path)
         return os.path.exists(self._path + "-wal"), facts.st_mtime_ns, facts.st_size
 

@@ -25,8 +25,8 @@ class Threaded(Closable, Protocol):
     def has_thread(self) -> bool:
         """Whether the thread runs in this process."""
 
-    def leave(self, then: Callable[[], None]) -> None:
-        """Let the thread finish its current work, call `then`, and end; do not wait for it."""
+    def close_without_waiting(self, on_end: Callable[[], None]) -> None:
+        """Let the thread finish its current work, call `on_end`, and end; do not wait for it."""
 
 
 def watch(
@@ -54,10 +54,10 @@ def _drop(path: str, threaded: tuple[Threaded, ...], closables: tuple[Closable, 
         return
     # Each step runs in the ending thread: the collector may interrupt any code, so it must
     # not wait.
-    then = partial(_close, closables)
+    on_end = partial(_close, closables)
     for one in reversed(running):
-        then = partial(one.leave, then)
-    then()
+        on_end = partial(one.close_without_waiting, on_end)
+    on_end()
     warnings.warn(
         f"a JobManager of {os.path.basename(path)} was dropped without close(): its running jobs "
         "go on, and nothing more is started by it; use `with JobManager(...)`",

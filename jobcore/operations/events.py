@@ -103,18 +103,18 @@ class EventReader:
             )
         for number, error in damaged.items():
             self._failed(number, error)
-        behind = max([after, *damaged, *(entry.id for entry in entries)])
+        next_after = max([after, *damaged, *(entry.id for entry in entries)])
         if last is not None:
-            behind = min(behind, last)
+            next_after = min(next_after, last)
         examined = len(entries) + len(damaged)
-        more = examined == most and (last is None or behind < last)
+        more = examined == most and (last is None or next_after < last)
         found = [
             event
             for entry in entries
             if (last is None or entry.id <= last)
             and (event := self._event(entry, wanted)) is not None
         ]
-        return Page(found, behind, examined, more, seen)
+        return Page(found, next_after, examined, more, seen)
 
     def wait_for_change(self, seen: int, seconds: float) -> None:
         """Wait until the file has another version than `seen`, for at most `seconds`."""

@@ -36,7 +36,7 @@ VERSION = 1
 #: The most jobs in one transaction, and bytes of their logs after which it ends.
 JOBS_AT_ONCE, BYTES_AT_ONCE = 100, 4 * 2**20
 #: The most bytes of a record of a log. A line of a task can be long.
-LARGEST = 2**28
+MOST_RECORD_BYTES = 2**28
 
 #: Columns that are exported and imported as they are. Times are microseconds since 1970.
 _PLAIN = (
@@ -349,8 +349,8 @@ def _add(slices: list[Slice], record: dict[str, Any], position: int) -> int:
         else record["text"].encode("utf-8")
     )
     count = checks.integer(record["lines"], "lines", 1, frames.MAX_PAYLOAD)
-    if len(raw) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST} bytes")
+    if len(raw) > MOST_RECORD_BYTES:
+        raise ValueError(f"it has more than {MOST_RECORD_BYTES} bytes")
     flags = frames.PARTIAL if record.get("partial") else 0
     if not raw.endswith(b"\n") and not flags:
         flags = frames.OPEN_END

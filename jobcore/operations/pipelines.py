@@ -28,7 +28,7 @@ from jobcore.errors import (
     PipelineCycle,
     PipelineExists,
 )
-from jobcore.hooks import WHEN as HOOKS
+from jobcore.hooks import HOOK_STATUSES as HOOKS
 from jobcore.hooks import checked_hooks, stored_hooks
 from jobcore.lifecycle import JobType, PipelineStatus
 from jobcore.operations.arguments import checked_command, checked_group, checked_object
@@ -40,7 +40,7 @@ from jobcore.storage.database import Database
 from jobcore.storage.tables import pipeline, workspace
 from jobcore.tuning import LONGEST_LATE, MOST_RETRIES
 
-NOWHERE = "cwd and env need a command or a script"
+CWD_NEEDS_COMMAND = "cwd and env need a command or a script"
 
 #: The fields of a pipeline that callers can set and change.
 FIELDS = (
@@ -152,8 +152,8 @@ class PipelineOperations:
         fields = _with_retries(fields, None)
         values = {**_checked(fields), **_next_tick(fields, now)}
         self._refuse_idle(values)
-        if values["command"] is None and _names_place(fields):
-            raise CommandError(NOWHERE)
+        if values["command"] is None and _has_cwd_or_env(fields):
+            raise CommandError(CWD_NEEDS_COMMAND)
         return values
 
     def insert(
@@ -218,8 +218,8 @@ class PipelineOperations:
         values = _checked(fields)
         if {"command", "script"} & set(changes):
             self._refuse_idle(values)
-        if values["command"] is None and _names_place(changes):
-            raise CommandError(NOWHERE)
+        if values["command"] is None and _has_cwd_or_env(changes):
+            raise CommandError(CWD_NEEDS_COMMAND)
         if {"schedule", "time_zone", "paused"} & set(changes):
             values |= _next_tick_after(row, fields, now)
             if "next_tick" in values:
@@ -460,7 +460,7 @@ def _with_retries(given: Mapping[str, Any], stored: Retries | None) -> dict[str,
     return fields
 
 
-def _names_place(fields: Mapping[str, Any]) -> bool:
+def _has_cwd_or_env(fields: Mapping[str, Any]) -> bool:
     return fields.get("cwd") is not None or fields.get("env") is not None
 
 

@@ -33,7 +33,7 @@ ABANDONED = (
 #: A dependency takes as long to write as this many characters of a command.
 DEPENDENCY_TEXT = 100
 #: Owner and id of the batches that failed in this process and could not be removed.
-_LEFT: set[tuple[str, int]] = set()
+_UNREMOVED: set[tuple[str, int]] = set()
 
 
 class BatchCreator:
@@ -124,7 +124,7 @@ class BatchCreator:
                 about=about,
             )
         except BaseException:
-            _LEFT.update((owner, one.id) for one in begun)
+            _UNREMOVED.update((owner, one.id) for one in begun)
             try:
                 self._remove_left(owner)
             except StoreError as error:  # the next call or the next manager tries again
@@ -135,7 +135,7 @@ class BatchCreator:
             for row in [first, *rows]
         ]
 
-    def remove_of_dead(self, *, everything: bool = False) -> None:
+    def remove_abandoned(self, *, everything: bool = False) -> None:
         """
         Remove the batches of processes that have died.
 
@@ -158,7 +158,7 @@ class BatchCreator:
 
     def _remove_left(self, owner: str) -> None:
         """Remove the failed batches of this process that could not be removed before."""
-        left = {number for of, number in _LEFT.copy() if of == owner}
+        left = {number for of, number in _UNREMOVED.copy() if of == owner}
         if not left:
             return
         with self._database.read() as connection:
@@ -166,7 +166,7 @@ class BatchCreator:
         for batch in found:
             if batch.owner == owner and batch.id in left:
                 self._remove(batch)
-        _LEFT.difference_update((owner, number) for number in left)
+        _UNREMOVED.difference_update((owner, number) for number in left)
 
     def _remove(self, batch: batches.Batch, *, everything: bool = True) -> None:
         """Remove a batch, unless it has been published."""

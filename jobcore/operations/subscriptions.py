@@ -68,7 +68,7 @@ class Notifier(Observer, ForkAware):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._then: Callable[[], None] | None = None  # called at the end of the thread
+        self._on_end: Callable[[], None] | None = None  # called at the end of the thread
         self._loop = Loop("jobcore-notifier", self._turn, self._end)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._deadline: float | None = None  # by the monotonic clock; set by `drain`
@@ -127,10 +127,10 @@ class Notifier(Observer, ForkAware):
         """Whether the thread runs in this process."""
         return self._loop.runs
 
-    def leave(self, then: Callable[[], None]) -> None:
-        """Close without waiting, for a finalizer: deliver what is committed, then call `then`."""
-        self._then = then
-        self._loop.leave()
+    def close_without_waiting(self, on_end: Callable[[], None]) -> None:
+        """Close without waiting, for a finalizer: deliver what is committed, then call `on_end`."""
+        self._on_end = on_end
+        self._loop.end_without_waiting()
 
     def mute(self) -> None:
         """End all subscriptions; events that are committed but not delivered are dropped."""
@@ -208,9 +208,9 @@ class Notifier(Observer, ForkAware):
         try:
             self._deliver_all()
         finally:
-            then, self._then = self._then, None
-            if then is not None:
-                then()
+            on_end, self._on_end = self._on_end, None
+            if on_end is not None:
+                on_end()
 
     def _deliver_all(self) -> None:
         queue = self._queue

@@ -395,7 +395,7 @@ class Waiter:
         if has_news:
             kill = self._is_left(cursor)
             until = math.inf if cursor.shown is None else time.monotonic() + LOOK_AGAIN
-            fresh = require(run, self._recovery.reconcile_softly(run, kill=kill, until=until))
+            fresh = require(run, self._recovery.try_to_reconcile(run, kill=kill, until=until))
             if fresh == run:
                 cursor.watched.visited = time.monotonic() + BACK_OFF
             elif fresh.final:

@@ -141,7 +141,7 @@ _STATES = (
 )
 
 
-def throw_away(connection: Connection) -> None:
+def discard(connection: Connection) -> None:
     """
     Close a connection whose state is unknown. SQLite rolls back its transaction.
 
@@ -199,10 +199,10 @@ def abandon(connections: Sequence[SqliteConnection]) -> None:
     """
     for connection in connections:
         connection.is_abandoned = True
-    keep_for_ever(connections)
+    keep_forever(connections)
 
 
-def keep_for_ever(connections: Sequence[sqlite3.Connection]) -> None:
+def keep_forever(connections: Sequence[sqlite3.Connection]) -> None:
     """Leak a reference to each connection, so that not even a finaliser closes it here."""
     import ctypes  # noqa: PLC0415 - needed here alone, and slow to load
 

@@ -35,7 +35,7 @@ from jobcore.storage.connections import (
     SqliteConnection,
     abandon,
     connect,
-    keep_for_ever,
+    keep_forever,
     uri_of,
 )
 from jobcore.storage.damage import unchangeable
@@ -70,7 +70,7 @@ class Database(locks.ForkAware):
     """
 
     _engine: Engine
-    _closes_inside: bool
+    _close_pending: bool
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class Database(locks.ForkAware):
             SchemaTooNew: A newer jobcore has migrated the file since it was opened.
         """
         seconds = self.busy_timeout if patience is None else min(patience, self.busy_timeout)
-        self._require_entrance()
+        self._require_usable()
         try:
             return self._writer.write(change, durable=durable, patience=seconds, about=about)
         except DatabaseCorrupt as error:
@@ -203,7 +203,7 @@ class Database(locks.ForkAware):
 
     def copy_into(self, path: str) -> None:
         """Write a complete and compact copy into an empty file, while others read and write."""
-        self._require_entrance()
+        self._require_usable()
         with Use(self._readers), self.typed_errors():
             connection = self._connect()  # VACUUM works in no transaction
             try:
@@ -217,7 +217,7 @@ class Database(locks.ForkAware):
 
     def observe(self, observer: Observer) -> None:
         """Let `observer` see every write transaction of this database from now on."""
-        self._require_entrance()
+        self._require_usable()
 
         def begin() -> None:
             self.observer = observer
@@ -241,7 +241,7 @@ class Database(locks.ForkAware):
             driver.shared_memory = SharedMemory.find(self.path)
             self._readers.writer = driver
 
-    def open_anew(self) -> None:
+    def reopen(self) -> None:
         """
         Close every connection, because none can write; a new one may be able to.
 
@@ -262,9 +262,9 @@ class Database(locks.ForkAware):
 
     def on_idle(self) -> None:
         """Finish a `close` that was called in the middle of a transaction."""
-        if self._closes_inside:
-            self._closes_inside = False
-            self._readers.close_behind()
+        if self._close_pending:
+            self._close_pending = False
+            self._readers.close_after_readers()
 
     def _log_late_events(self) -> None:
         """Log the events of the writer that belong to no caller."""
@@ -333,7 +333,7 @@ class Database(locks.ForkAware):
 
     def checkpoint(self) -> bool:
         """Run a checkpoint; False: another process runs one, or a reader was in the way."""
-        self._require_entrance()
+        self._require_usable()
         return self._writer.between(self._run_checkpointer, patience=self.busy_timeout)
 
     def _run_checkpointer(self) -> bool:
@@ -351,13 +351,13 @@ class Database(locks.ForkAware):
         """
         self._readers.closed = True
         if self._writer.is_inside():
-            self._closes_inside = True  # a finaliser inside a transaction; `on_idle` finishes this
-            self._writer.close_soon()
+            self._close_pending = True  # a finaliser inside a transaction; `on_idle` finishes this
+            self._writer.close_without_waiting()
             return
         self._writer.close(self.busy_timeout + 5.0)
         self._readers.wait(self.busy_timeout + 5.0)
         if self._readers.present():
-            self._readers.close_behind()
+            self._readers.close_after_readers()
         else:
             self._close_connections()
 
@@ -382,7 +382,7 @@ class Database(locks.ForkAware):
                 connection.close()  # an interrupted reader did not give it back
 
     def _reset(self) -> None:
-        self._closes_inside = False  # `close` was called in the middle of a transaction
+        self._close_pending = False  # `close` was called in the middle of a transaction
         self._writer.forget()
         self._opened: weakref.WeakSet[SqliteConnection] = weakref.WeakSet()
         self._engine = self._make_engine()
@@ -457,7 +457,7 @@ class Database(locks.ForkAware):
         finally:
             look.close()
 
-    def _require_entrance(self) -> None:
+    def _require_usable(self) -> None:
         """Raise `StoreError`, or its subclass `DatabaseBusy`, if no write may begin now."""
         if failpoints.armed:
             failpoints.reach(failpoints.ENTERED, self)
@@ -483,7 +483,7 @@ class Database(locks.ForkAware):
         if self._readers.others() and time.monotonic() < self._readers.renew_by:
             return
         try:
-            self._writer.between(self.open_anew, patience=RENEW_PATIENCE)
+            self._writer.between(self.reopen, patience=RENEW_PATIENCE)
         except StoreError as error:  # the next read that fails tries again
             telemetry.event(
                 logging.INFO, "connections not renewed", path=self.path, error=str(error)
@@ -504,7 +504,7 @@ class Database(locks.ForkAware):
         """
         self._readers.fork_pending = True
         patience = self.busy_timeout + 5.0
-        rests = self._writer.park(patience)
+        rests = self._writer.suspend(patience)
         # A signal handler may fork in the middle of a read of this thread. That read cannot
         # end before the fork, and other reads may wait for what it holds: so do not wait long.
         self._readers.wait(FORK_IN_READ_PATIENCE if self._readers.is_inside() else patience)
@@ -522,7 +522,7 @@ class Database(locks.ForkAware):
         left_open = [connection for connection in self._opened if connection.is_open]
         if left_open:
             _UNSAFE.add(self._readers.identity)
-            keep_for_ever(left_open)
+            keep_forever(left_open)
         self._readers.commits.reset()
         self._reset()
 

@@ -20,14 +20,14 @@ from sqlalchemy.pool import NullPool
 from jobcore.storage.statement import read_json, write_json
 
 
-class _Alone:
+class _WithoutEvents:
     """A class that ignores event listeners registered on its base classes."""
 
     #: SQLAlchemy's own switch for that.
     _sa_propagate_class_events = False
 
 
-class Dialect(_Alone, SQLiteDialect_pysqlite):
+class Dialect(_WithoutEvents, SQLiteDialect_pysqlite):
     """SQLAlchemy's dialect, for transactions that the writer begins itself."""
 
     supports_statement_cache = True  # SQLAlchemy requires it on each class: it is not inherited
@@ -39,23 +39,23 @@ class Dialect(_Alone, SQLiteDialect_pysqlite):
             driver.execute("BEGIN")
 
 
-class _Pool(_Alone, NullPool):
+class _Pool(_WithoutEvents, NullPool):
     """A pool that keeps no connections; `reading.SpareConnections` does that."""
 
 
-class _Connection(_Alone, Connection):
+class _Connection(_WithoutEvents, Connection):
     """A connection without listeners."""
 
 
-class _Engine(_Alone, Engine):
+class _Engine(_WithoutEvents, Engine):
     """An engine without listeners; its connections have none either."""
 
     _connection_cls = _Connection
 
 
 #: The logger of engine and pool, disabled: rows contain commands with their environments.
-_SILENT = logging.Logger(__name__)  # noqa: LOG001 - none that a host could configure
-_SILENT.disabled = True
+_DISABLED_LOGGER = logging.Logger(__name__)  # noqa: LOG001 - none that a host could configure
+_DISABLED_LOGGER.disabled = True
 
 
 #: Compiled statements by SQLAlchemy's cache key. Bounded by the number of statements in the code.
@@ -82,7 +82,7 @@ def make_engine(creator: Callable[[], Any]) -> Engine:
     """
     # The code that begins a transaction ends it, so the pool resets nothing.
     pool = _Pool(creator, reset_on_return=None, dialect=_dialect())
-    pool.logger = _SILENT
+    pool.logger = _DISABLED_LOGGER
     engine = _Engine(
         pool,
         _dialect(),
@@ -90,5 +90,5 @@ def make_engine(creator: Callable[[], Any]) -> Engine:
         execution_options={"compiled_cache": COMPILED},
         hide_parameters=True,  # in the texts of errors
     )
-    engine.logger = _SILENT
+    engine.logger = _DISABLED_LOGGER
     return engine

@@ -22,12 +22,12 @@ from jobcore.storage.tables import environment, job
 SUBMITTER, WORKER = "submitter", "worker"
 
 #: Variables that describe one process, session or terminal, and would mislead the command.
-_NOT_TAKEN = frozenset(
+_EXCLUDED = frozenset(
     {
         b"NOTIFY_SOCKET", b"INVOCATION_ID", b"SSH_AUTH_SOCK", b"DISPLAY", b"PWD", b"SHLVL", b"_",
     }
 )  # fmt: skip
-_NOT_TAKEN_PREFIXES = (b"JOBCORE_", b"LISTEN_")
+_EXCLUDED_PREFIXES = (b"JOBCORE_", b"LISTEN_")
 
 _STORE = Statement(
     insert(environment)
@@ -50,7 +50,7 @@ def capture() -> bytes:
     kept = (
         (name, value)
         for name, value in os.environb.items()
-        if name not in _NOT_TAKEN and not name.startswith(_NOT_TAKEN_PREFIXES)
+        if name not in _EXCLUDED and not name.startswith(_EXCLUDED_PREFIXES)
     )
     return b"\0".join(name + b"=" + value for name, value in sorted(kept))
 

@@ -19,12 +19,12 @@ from jobcore.errors import (
 #: After this text the driver quotes what it read, which may be a secret.
 NO_TEXT = "Could not decode to UTF-8"
 #: SQLite tried for ten seconds to begin a read, and found a lock in its way each time.
-LOCK_REMAINS = "locking protocol"
+LOCK_FAILED = "locking protocol"
 
 _BY_MESSAGE: tuple[tuple[str, type[StoreError]], ...] = (
     # By text, because Python 3.10 does not expose the error code.
     ("is locked", DatabaseBusy),
-    (LOCK_REMAINS, DatabaseBusy),
+    (LOCK_FAILED, DatabaseBusy),
     ("disk is full", DatabaseFull),
     ("SQLITE_IOERR_SHMSIZE", DatabaseFull),  # no room for the shared-memory file
     ("malformed", DatabaseCorrupt),

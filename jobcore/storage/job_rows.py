@@ -108,7 +108,7 @@ def members(values: Iterable[T] | None) -> frozenset[T] | None:
 
 
 #: The columns of a new job and their defaults.
-_BLANK: dict[str, Any] = {
+_NEW_JOB: dict[str, Any] = {
     "number": None,  # assigned by SQLite
     "pipeline_id": None,
     "name": None,
@@ -142,7 +142,7 @@ _INSERT_JOB = Statement(
     insert(job).values(
         {
             name: bindparam(name)
-            for name in ("id", "workspace_id", "type", "status", "created", *_BLANK)
+            for name in ("id", "workspace_id", "type", "status", "created", *_NEW_JOB)
         }
     )
 )
@@ -230,7 +230,7 @@ def next_attempt(row: Row[Any]) -> dict[str, Any]:
 
 def new_job(*, now: int, **fields: Any) -> dict[str, Any]:
     """Return the columns that a new QUEUED job sets."""
-    values = {"status": str(lifecycle.INITIAL), "created": now, **_BLANK, **fields}
+    values = {"status": str(lifecycle.INITIAL), "created": now, **_NEW_JOB, **fields}
     if "id" not in values:
         values["id"] = uuid4()
     return values
@@ -377,7 +377,7 @@ def _numbers(
 
 _WORDS = sorted(Status)
 #: Jobs with an unknown status. It searches the ranges between the known ones, to use the index.
-_ODD = Statement(
+_WITHOUT_STATUS = Statement(
     select(
         union_all(
             *(
@@ -401,7 +401,7 @@ _ODD = Statement(
 
 def jobs_of_no_status(connection: Connection) -> list[int]:
     """Return the numbers of jobs with an unknown status, which no listing by status finds."""
-    return [number for (number,) in _ODD(connection)]
+    return [number for (number,) in _WITHOUT_STATUS(connection)]
 
 
 #: Safely below SQLite's limit of 500 SELECTs in a compound SELECT.

@@ -32,8 +32,8 @@ from jobcore.errors import (
     StoreError,
 )
 from jobcore.storage import filesystem
-from jobcore.storage.connections import SqliteConnection, throw_away
-from jobcore.storage.error_mapping import LOCK_REMAINS, diagnose
+from jobcore.storage.connections import SqliteConnection, discard
+from jobcore.storage.error_mapping import LOCK_FAILED, diagnose
 from jobcore.storage.statement import driver_of
 from jobcore.tuning import READ_PAUSE, RENEW_PATIENCE, SPARE_CONNECTIONS
 
@@ -183,7 +183,7 @@ class Slot:
     def drop(self) -> None:
         """Close the connection, whatever state it is in, then free the slot."""
         if self.connection is not None:
-            throw_away(self.connection)
+            discard(self.connection)
             self.connection = None
         self.holder.clear()
 
@@ -373,7 +373,7 @@ class Readers:
 
     def reset(self, engine: Engine) -> None:
         """Reset all state, at the beginning and in a forked child."""
-        self._closes_behind = False
+        self._close_pending = False
         self.fork_pending = False
         self.renew_by = 0.0
         self.writer = None
@@ -401,14 +401,14 @@ class Readers:
     def leave(self, use: Use) -> None:
         """Remove a call."""
         self._uses.pop(use, None)
-        if self._closes_behind:
-            self.close_behind()
+        if self._close_pending:
+            self.close_after_readers()
 
-    def close_behind(self) -> None:
+    def close_after_readers(self) -> None:
         """Close the connections when the last reader has left, which may be now."""
-        self._closes_behind = True  # first: the last reader may leave meanwhile
+        self._close_pending = True  # first: the last reader may leave meanwhile
         if not self.present():
-            self._closes_behind = False
+            self._close_pending = False
             self._close_connections()
 
     def is_present(self, use: object) -> bool:
@@ -530,7 +530,7 @@ class Readers:
         except (DBAPIError, sqlite3.Error) as error:
             reason = getattr(error, "orig", None) or error
             found = diagnose(reason, self.path)
-            if LOCK_REMAINS in str(reason):
+            if LOCK_FAILED in str(reason):
                 self.renew_by = time.monotonic() + RENEW_PATIENCE
             if type(found) is StoreError and self._is_gone():
                 # It was removed after `require_same_file`, so SQLite could not open it.

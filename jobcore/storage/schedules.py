@@ -163,7 +163,7 @@ def waiting_retries(connection: Connection, *, after: tuple[int, int], limit: in
     ).all()
 
 
-def fetch_back_if_queued(connection: Connection, number: int, old: int, new: int) -> bool:
+def move_start_if_queued(connection: Connection, number: int, old: int, new: int) -> bool:
     """Move the start time of a QUEUED job from `old` to `new`; False: it has changed meanwhile."""
     done = connection.execute(
         update(job)

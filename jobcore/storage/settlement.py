@@ -314,7 +314,7 @@ def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
     """
 
     def failed(rowid: int, error: Exception) -> None:
-        _tell_damaged(f"row {rowid}", error)
+        _log_damaged(f"row {rowid}", error)
 
     after = [
         *pipelines.pipelines_triggered_by(connection, source_id, failed),
@@ -324,10 +324,10 @@ def _trigger(connection: Connection, source_id: UUID, now: int) -> None:
         try:
             run_now(connection, triggered.id, triggered.workspace_id, now, why="triggered")
         except DatabaseCorrupt as error:
-            _tell_damaged(str(triggered.id), error)
+            _log_damaged(str(triggered.id), error)
 
 
-def _tell_damaged(pipeline: str, error: Exception) -> None:
+def _log_damaged(pipeline: str, error: Exception) -> None:
     telemetry.event(logging.ERROR, "pipeline not triggered", pipeline=pipeline, error=str(error))
 
 

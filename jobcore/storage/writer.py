@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import Call, Worker, outcome_unknown
 from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
-from jobcore.storage.connections import throw_away
+from jobcore.storage.connections import discard
 from jobcore.storage.statement import driver_of
 
 #: Maximum number of changes committed together, which bounds how long the next ones wait.
@@ -89,7 +89,7 @@ class Target(Protocol):
     def note_writer(self, connection: Connection) -> None:
         """Handle the first transaction of a connection of the writer."""
 
-    def open_anew(self) -> None:
+    def reopen(self) -> None:
         """Have every connection reopened, because none can write."""
 
     def committed(self) -> None:
@@ -134,7 +134,7 @@ class Writer:
         self._transaction: RootTransaction | None = None
         self._observer: Observer = NO_OBSERVER
         self._taken: list[Call[Any]] = []  # from the queue, for the current round
-        self._owed = 0.0  # seconds of rest that are due
+        self._pause_due = 0.0  # seconds of rest that are due
         self._ended = 0.0  # monotonic time at which the last transaction ended
 
     # --- for callers ------------------------------------------------------------------
@@ -160,21 +160,21 @@ class Writer:
 
     # --- forks and the end ------------------------------------------------------------
 
-    def park(self, patience: float) -> bool:
+    def suspend(self, patience: float) -> bool:
         """Let the thread finish its current work and end; tell whether it has ended in time."""
-        return self._worker.park(patience)
+        return self._worker.suspend(patience)
 
     def resume(self) -> None:
         """Accept calls again."""
         self._worker.resume()
 
     def close(self, patience: float) -> bool:
-        """Refuse every further call, then end as `park` does."""
+        """Refuse every further call, then end as `suspend` does."""
         return self._worker.close(f"{self._target.path} is closed", patience)
 
-    def close_soon(self) -> None:
+    def close_without_waiting(self) -> None:
         """Refuse every further call; do not wait until the thread has finished its work."""
-        self._worker.close_soon(f"{self._target.path} is closed")
+        self._worker.close_without_waiting(f"{self._target.path} is closed")
 
     def is_inside(self) -> bool:
         """Tell whether the calling thread is the writer's, in the middle of its work."""
@@ -189,13 +189,13 @@ class Writer:
         """Close the connection. Call it while the thread is parked, or in the thread itself."""
         connection = self._connection
         if connection is not None:
-            throw_away(connection)
+            discard(connection)
             self._connection = None  # last, so that an interrupted call can be repeated
 
     # --- the thread -------------------------------------------------------------------
 
     def _at_end(self) -> None:
-        if self._worker.parked:
+        if self._worker.suspended:
             self.close_connection()
 
     def _serve(self, first: Call[Any]) -> None:
@@ -209,7 +209,7 @@ class Writer:
                     self._commit(changes)
             except BaseException as error:  # noqa: BLE001 - injected into this thread from outside
                 self._take_back(error)
-                self._worker.break_off(self._taken, error)
+                self._worker.fail_all(self._taken, error)
             self._taken = []
             self._target.on_idle()
 
@@ -253,7 +253,7 @@ class Writer:
                     self._commit([change])
             return
         self._ended = time.monotonic()
-        self._owed = min(self._owed + (self._ended - taken) * REST_PART, REST_MOST)
+        self._pause_due = min(self._pause_due + (self._ended - taken) * REST_PART, REST_MOST)
         self._target.after_commits()
 
     def _begin(self, changes: list[Change[Any]]) -> list[Change[Any]]:
@@ -277,7 +277,7 @@ class Writer:
                 if not begun:
                     self._end()
                 return begun
-            if self._worker.parked:
+            if self._worker.suspended:
                 for change in changes:
                     self._taken.remove(change)
                     self._worker.give_back(change)
@@ -288,10 +288,10 @@ class Writer:
 
     def _rest(self) -> None:
         """Leave the lock free for other processes, less the time it has been free already."""
-        self._owed = max(self._owed - (time.monotonic() - self._ended), 0.0)
-        if self._owed >= REST_LEAST:
-            time.sleep(self._owed)
-            self._owed = 0.0
+        self._pause_due = max(self._pause_due - (time.monotonic() - self._ended), 0.0)
+        if self._pause_due >= REST_LEAST:
+            time.sleep(self._pause_due)
+            self._pause_due = 0.0
 
     def _fail_to_begin(self, changes: list[Change[Any]], error: BaseException) -> None:
         """Fail a single change; retry several changes one by one, so that each gets its error."""
@@ -355,7 +355,7 @@ class Writer:
             self._take_back(error)
             change.fail(error)
         else:
-            self._told([change])
+            self._answer([change])
 
     def _make_together(self, changes: list[Change[Any]]) -> bool:
         """
@@ -378,7 +378,7 @@ class Writer:
             self._take_back(error)
             return False
         else:
-            self._told(made)
+            self._answer(made)
         for change, reason in failed:
             change.fail(reason)
         return True
@@ -449,7 +449,7 @@ class Writer:
         self._target.committed()
 
     @staticmethod
-    def _told(changes: list[Change[Any]]) -> None:
+    def _answer(changes: list[Change[Any]]) -> None:
         for change in changes:
             change.answer()
 
@@ -468,7 +468,7 @@ class Writer:
             telemetry.event(logging.DEBUG, "connection dropped", error=repr(failure))
             self.close_connection()
         if isinstance(error, ReadOnlyDatabase):
-            self._target.open_anew()
+            self._target.reopen()
         if self._observer.in_doubt:
             self._look_for_commit(self._observer)
 
@@ -479,7 +479,7 @@ class Writer:
             try:
                 observer.interrupted(connection)
             finally:
-                throw_away(connection)
+                discard(connection)
         except (StoreError, DBAPIError, sqlite3.Error) as error:
             telemetry.event(logging.ERROR, "events missed", error=repr(error))
 

@@ -44,7 +44,7 @@ def main(descriptor: int) -> NoReturn:
         spawn.make_subreaper()
         channel = HostChannel(descriptor)
         shutdown = Shutdown()
-        shutdown.come_with_sigterm()
+        shutdown.request_by_sigterm()
         identity = _identify()
         # The garbage collector would write to memory that is shared with children, and copy it.
         gc.freeze()

@@ -273,7 +273,7 @@ class Execution:
         stays = self.clean and not self._shutdown.requested and not self._channel.dead
         self._channel.post(messages.ENDED, self._request.token, self._identity.pid if stays else 0)
         if failpoints.armed:
-            failpoints.reach(failpoints.ENDED_TOLD)
+            failpoints.reach(failpoints.ENDED_SENT)
 
     # --- before the command ---
 
@@ -662,7 +662,7 @@ class Execution:
         if self._failure is None and self._tree is not None:
             self._notices.started(self._tree.main)
             if failpoints.armed:
-                failpoints.reach(failpoints.STARTED_TOLD)
+                failpoints.reach(failpoints.STARTED_SENT)
 
 
 def _nothing() -> None:

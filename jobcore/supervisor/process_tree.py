@@ -43,7 +43,7 @@ class ProcessTree:
         self.left = True
         self.cpu_us = 0
         self.max_rss = 0
-        self._told: set[int] = set()  # pids that got a signal to end
+        self._signalled: set[int] = set()  # pids that got a signal to end
         self._killed: set[int] = set()
 
     def watch_main(self) -> int:
@@ -68,7 +68,7 @@ class ProcessTree:
                 return main_ended
             self.cpu_us += round((usage.ru_utime + usage.ru_stime) * 1_000_000)
             self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)
-            self._told.discard(pid)  # the pid may be reused by another process of the job
+            self._signalled.discard(pid)  # the pid may be reused by another process of the job
             if pid == self.main:
                 self.status = status
                 main_ended = True
@@ -89,11 +89,11 @@ class ProcessTree:
         if group:
             self._signal_group(number)
             try:
-                self._told.update(one.pid for one in descendants() if self._in_group(one.pid))
+                self._signalled.update(one.pid for one in descendants() if self._in_group(one.pid))
             except OSError:
                 pass  # then some may get a second signal from `end_rest`
             for pid in strays:
-                self._tell(pid, number)
+                self._send_signal(pid, number)
         elif self.status is None:
             _signal_child(self.main, number)
         self._signal_group(_signal.SIGCONT)
@@ -119,13 +119,13 @@ class ProcessTree:
         """
         asked = []
         for one in descendants():
-            if one.pid == self.main or one.pid in self._told or not (one.direct or everyone):
+            if one.pid == self.main or one.pid in self._signalled or not (one.direct or everyone):
                 continue
             if one.direct:
-                self._tell(one.pid, _signal.SIGTERM)
+                self._send_signal(one.pid, _signal.SIGTERM)
                 _signal_child(one.pid, _signal.SIGCONT)
             elif one.signal(_signal.SIGTERM, _signal.SIGCONT):
-                self._told.add(one.pid)
+                self._signalled.add(one.pid)
             asked.append(str(one))
         return asked
 
@@ -176,8 +176,8 @@ class ProcessTree:
         self._killed.update(one.pid for one in new)
         return [str(one) for one in new]
 
-    def _tell(self, pid: int, number: int) -> None:
-        self._told.add(pid)
+    def _send_signal(self, pid: int, number: int) -> None:
+        self._signalled.add(pid)
         _signal_child(pid, number)
 
     def _in_group(self, pid: int) -> bool:

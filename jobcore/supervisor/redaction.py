@@ -30,30 +30,30 @@ _GRAM, _LEAST = 4, 5
 #: is cut there.
 _REACH = 64
 
-# One escape; `_H` is a hexadecimal digit. JSON within JSON doubles backslashes at each level,
+# One escape; `_HEX` is a hexadecimal digit. JSON within JSON doubles backslashes at each level,
 # and a URL within a URL writes `%25` for `%`. So any number of them counts as one.
-_H = rb"[0-9A-Fa-f]"
+_HEX = rb"[0-9A-Fa-f]"
 _PERCENT = rb"%(?:25)*"
 _RUN = rb"(?:\\|" + _PERCENT + rb"5[Cc])+"
-_HIGH, _LOW = rb"u([Dd][89ABab]" + _H + rb"{2})", rb"u([Dd][C-Fc-f]" + _H + rb"{2})"
+_HIGH, _LOW = rb"u([Dd][89ABab]" + _HEX + rb"{2})", rb"u([Dd][C-Fc-f]" + _HEX + rb"{2})"
 # A character from U+0080 to U+00FF as the two bytes of its UTF-8.
 _LEAD = rb"(?:([\xc2\xc3])|" + _RUN + rb"(?:x([Cc][23])|(30[23]))|" + _PERCENT + rb"([Cc][23]))"
 _REST = (
-    rb"(?:([\x80-\xbf])|" + _RUN + rb"(?:x([89ABab]" + _H + rb")|(2[0-7]{2}))|"
-    + _PERCENT + rb"([89ABab]" + _H + rb"))"
+    rb"(?:([\x80-\xbf])|" + _RUN + rb"(?:x([89ABab]" + _HEX + rb")|(2[0-7]{2}))|"
+    + _PERCENT + rb"([89ABab]" + _HEX + rb"))"
 )  # fmt: skip
 _ESCAPE = (
     rb"(?=[\\%\xc2\xc3])(?:"  # for speed: at nearly all positions only this is tried
     + _LEAD + _REST + rb"|" + _RUN + rb"(?:" + _HIGH + _RUN + _LOW
-    + rb"|u(" + _H + rb"{4})|u\{(" + _H + rb"{1,6})\}|U(" + _H + rb"{8})|x(" + _H + rb"{2})"
-    + rb"|([0-3][0-7]{2})|([abefnrtv0]))?|" + _PERCENT + rb"(" + _H + rb"{2}))"
+    + rb"|u(" + _HEX + rb"{4})|u\{(" + _HEX + rb"{1,6})\}|U(" + _HEX + rb"{8})|x(" + _HEX + rb"{2})"
+    + rb"|([0-3][0-7]{2})|([abefnrtv0]))?|" + _PERCENT + rb"(" + _HEX + rb"{2}))"
 )  # fmt: skip
 # The groups of `_ESCAPE`.
 _LEADS, _RESTS, _PAIR, _OCTALS, _LETTER = (1, 2, 3, 4), (5, 6, 7, 8), (9, 10), (3, 7, 15), 16
 #: An incomplete escape at the end of the data.
 _PART = (
-    rb"(?:" + _RUN + rb"(?:u(?:" + _H + rb"{0,3}|\{" + _H + rb"{0,6})|U" + _H + rb"{0,7}|x" + _H
-    + rb"?|[0-3][0-7]?|" + _PERCENT + _H + rb"?)?|" + _PERCENT + _H + rb"?)"
+    rb"(?:" + _RUN + rb"(?:u(?:" + _HEX + rb"{0,3}|\{" + _HEX + rb"{0,6})|U" + _HEX + rb"{0,7}|x"
+    + _HEX + rb"?|[0-3][0-7]?|" + _PERCENT + _HEX + rb"?)?|" + _PERCENT + _HEX + rb"?)"
 )  # fmt: skip
 _BEGINNING = (
     rb"(?:(?:(?:" + _RUN + rb")?" + _LEAD + rb"|" + _RUN + _HIGH + rb")" + _PART + rb"?|" + _PART
@@ -258,7 +258,7 @@ class _Finder:
     def __init__(self, words: set[bytes]) -> None:
         self._sorted = sorted(words)
         self._longest = max(map(len, words), default=0)
-        self._heads = {word[:_GRAM] for word in words}
+        self._prefixes = {word[:_GRAM] for word in words}
         self._short = [word for word in words if len(word) < _LEAST]
         self._tables: list[tuple[int, frozenset[int], dict[int, list[tuple[int, bytes]]]]] = []
         for step, size in ((_GRAM, range(2 * _GRAM - 1, self._longest + 1)), (2, range(5, 7))):
@@ -296,7 +296,7 @@ class _Finder:
         """Return the smallest offset at which the end of the text may cut a word, or its size."""
         size = len(text)
         for begin in range(max(start, size - self._longest + 1), size):
-            if size - begin >= _GRAM and text[begin : begin + _GRAM] not in self._heads:
+            if size - begin >= _GRAM and text[begin : begin + _GRAM] not in self._prefixes:
                 continue
             end = text[begin:]
             number = _count_before(self._sorted, end)

@@ -29,13 +29,13 @@ LARGEST = 4 * 2**20
 
 #: Maximum bytes of the JSON texts that a command hands over. A result is for facts about the job,
 #: not for its payload. The state of a pipeline may have an entry for each of many tables.
-HANDED = {RESULT: 64 * 1024, STATE: 1024 * 1024}
+MOST_HANDED = {RESULT: 64 * 1024, STATE: 1024 * 1024}
 #: The deepest nesting. A reader may have less of its stack left than the process that checked.
 _DEEPEST = 100
 
 #: Errors of `open` that mean that there is no result. Other errors, such as a lack of
 #: descriptors, are temporary, and must not be taken for a missing result.
-_NONE_THERE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES)
+_MISSING_ERRORS = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES)
 
 #: Version of this file's format, separate from the protocol's. The writing process was started
 #: by the same jobcore as the supervisor, and both may be older than the reader.
@@ -110,7 +110,7 @@ def read(directory: int, name: str = RESULT) -> tuple[str, bytes] | None:
             dir_fd=directory,
         )
     except OSError as error:
-        if error.errno in _NONE_THERE:
+        if error.errno in _MISSING_ERRORS:
             return None
         raise
     try:

@@ -35,7 +35,7 @@ ROTATE_AT = 8 * 1024 * 1024
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 #: The directory was removed, so nothing can be written there any more.
 GONE = (errno.ENOENT, errno.ESTALE)
-_NOWHERE = -1  # the result of a write in that case
+_REMOVED = -1  # the result of a write in that case
 #: Bytes copied at once when a removed file is restored.
 _COPIED_AT_ONCE = 1024 * 1024
 
@@ -97,7 +97,7 @@ class Spool:
             self._queue.append(header + payload)
             return
         written = self._write([header, payload])
-        if written == _NOWHERE:
+        if written == _REMOVED:
             self.next_sequence -= count
             self.dropped += count
         elif written < len(header) + len(payload):
@@ -119,7 +119,7 @@ class Spool:
                 self._queue[0] = waiting[written:]
                 self._torn = True
             else:
-                return written == _NOWHERE
+                return written == _REMOVED
         self.held = False
         return True
 
@@ -185,7 +185,7 @@ class Spool:
             self._file = -1
 
     def _write(self, parts: list[bytes]) -> int:
-        """Write once; return the number of bytes written, 0 on failure, or `_NOWHERE`."""
+        """Write once; return the number of bytes written, 0 on failure, or `_REMOVED`."""
         try:
             if self._file < 0 or (self.end - self._begin >= self._rotate_at and not self._torn):
                 self._next_file()
@@ -194,7 +194,7 @@ class Spool:
             self.errno = error.errno or 0
             if error.errno in GONE:
                 self._drop()
-                return _NOWHERE
+                return _REMOVED
             return 0  # any other error: hold the output; never end a command because of it
         self.end += written
         if failpoints.armed:

@@ -142,7 +142,7 @@ class Shutdown:
             self.drain()
         return self._requested
 
-    def come_with_sigterm(self) -> None:
+    def request_by_sigterm(self) -> None:
         """Treat SIGTERM to this process as the request."""
         _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGTERM,))
         try:

@@ -20,7 +20,7 @@ else:
 _KILL_FOR = 10.0  # processes that survive SIGKILL so long are recorded, and not waited for
 _KILL_ROUND = 0.002  # between two rounds of SIGKILL, each of which may reveal new orphans
 _SHUTDOWN_LAG = 0.05  # signalling a whole group of processes takes a moment
-_AGAIN = 0.05  # before another try, if no descriptor is free to list the processes
+_LIST_RETRY = 0.05  # before another try, if no descriptor is free to list the processes
 _PAUSE = 1.0  # remaining processes have so long to end by themselves before SIGTERM
 _PAUSE_IN_STOP = 0.25  # the same, if a stop has ended the command
 
@@ -81,9 +81,9 @@ class Termination:
         self._main_end: str | None = None  # how the command ended, as text
         self._rest_at: float | None = None  # when remaining processes get SIGTERM, from then on
         self._asked: tuple[float, int] | None = None  # time and number of the first signal
-        self._unsaid: str | None = None  # begins the line that names the remaining processes
-        self._called_last = False
-        self._all_told = False
+        self._unlogged: str | None = None  # begins the line that names the remaining processes
+        self._sigterm_sent = False
+        self._all_signalled = False
         self._kill_at: float | None = None
         self._killing_since: float | None = None
         self._killed_late: list[str] = []
@@ -117,9 +117,9 @@ class Termination:
             due = min(due, self._deadline)
         if self._rest_at is not None and self._rest_at > now:
             due = min(due, self._rest_at)
-        last_call = self._last_call()
-        if last_call is not None:
-            due = min(due, last_call if last_call > now else now + _AGAIN)
+        sigterm_at = self._sigterm_all_at()
+        if sigterm_at is not None:
+            due = min(due, sigterm_at if sigterm_at > now else now + _LIST_RETRY)
         return due
 
     def note_main_end(self, now: float, reason: str | None) -> None:
@@ -160,19 +160,19 @@ class Termination:
             words = "stopping: the supervisor was asked to go"
             if self._shutdown.by_service_manager and self._tree.shares_cgroup():
                 # It signals every process of the service, and a second SIGTERM may abort one.
-                self._all_told = True
+                self._all_signalled = True
                 words = "stopping: the service manager ends the service, this command included"
             self._terminate("shutdown", self._grace, words, now)
         if self._term_at is None and self._deadline is not None and now >= self._deadline:
             words = f"time-out after {self._timeout:g} s"
             self._terminate("timeout", self._grace, words, now)
-        last_call = self._last_call()
+        sigterm_at = self._sigterm_all_at()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill(now)
         elif self._rest_at is not None and now >= self._rest_at:
             self._end_rest(now)
-        elif last_call is not None and now >= last_call:
-            self._call_last(now)
+        elif sigterm_at is not None and now >= sigterm_at:
+            self._sigterm_all(now)
 
     def conclude(self) -> None:
         """Log the killed processes that are not logged yet. Call it when none is left."""
@@ -195,7 +195,7 @@ class Termination:
             return
         self.reason = self.reason or reason
         self._say(words)
-        if self._all_told:
+        if self._all_signalled:
             self._asked = (now, _signal.SIGTERM)
         else:
             self._asked = (now, self._stop_signal)
@@ -210,16 +210,16 @@ class Termination:
         """
         if self._asked is None:
             self._asked = (now, _signal.SIGTERM)
-            self._unsaid = "" if words is None else f"{words}: "
+            self._unlogged = "" if words is None else f"{words}: "
             self.left = 1  # at least; they may not be visible
             if words is None:
                 self._kill_at = now + self._linger
         elif words is not None:
             self._say(f"{words}: the command {self._main_end} before, and what it left ends now")
         try:
-            if self._unsaid is not None:
-                self._say_left(self._unsaid)
-            if not self._all_told:
+            if self._unlogged is not None:
+                self._say_left(self._unlogged)
+            if not self._all_signalled:
                 self._tree.end_rest(everyone=self._stop_group)
         except OSError:
             pass  # they cannot be listed now; the next round tries again
@@ -229,9 +229,9 @@ class Termination:
         self.left = len(survivors) or 1  # without /proc they are not visible
         names = survivors or ["processes"]
         self._say_names(f"{before}the command {self._main_end} and left ", names, ": SIGTERM")
-        self._unsaid = None
+        self._unlogged = None
 
-    def _last_call(self) -> float | None:
+    def _sigterm_all_at(self) -> float | None:
         """
         Return when all other processes get SIGTERM while the command is still alive; None: never.
 
@@ -241,19 +241,19 @@ class Termination:
             self._term_at is None
             or self._kill_at is None
             or self._main_end is not None
-            or self._called_last
+            or self._sigterm_sent
             or self._stop_group
-            or self._all_told
+            or self._all_signalled
         ):
             return None
         return self._kill_at - min(self._linger, (self._kill_at - self._term_at) / 2)
 
-    def _call_last(self, now: float) -> None:
+    def _sigterm_all(self, now: float) -> None:
         try:
             asked = self._tree.end_rest(everyone=True)
         except OSError:
             return  # they cannot be listed now; try again soon
-        self._called_last = True
+        self._sigterm_sent = True
         if asked:
             self._say_names(f"still alive {self._since_asked(now)}: SIGTERM to ", asked, ", too")
 
@@ -285,14 +285,14 @@ class Termination:
             self.unreaped = unreaped
             self._say(f"could not be killed: {', '.join(map(str, self.unreaped))}")
 
-    def _say_names(self, before: str, names: list[str], behind: str = "") -> None:
+    def _say_names(self, before: str, names: list[str], suffix: str = "") -> None:
         """Log the names of processes, in as many lines as needed."""
         shown = names[:_MOST_NAMES]
         for begin in range(0, len(shown), _NAMES_IN_LINE):
             listed = ", ".join(shown[begin : begin + _NAMES_IN_LINE])
-            self._say(f"{before if begin == 0 else 'and '}{listed}{behind}")
+            self._say(f"{before if begin == 0 else 'and '}{listed}{suffix}")
         if len(names) > len(shown):
-            self._say(f"and {len(names) - len(shown)} more{behind}")
+            self._say(f"and {len(names) - len(shown)} more{suffix}")
 
     def _since_asked(self, now: float) -> str:
         """Return, as text, how long ago the first signal was sent, and which one."""

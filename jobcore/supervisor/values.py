@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from jobcore.supervisor.capture import read_now
-from jobcore.supervisor.result_file import HANDED, RESULT, STATE, parse
+from jobcore.supervisor.result_file import MOST_HANDED, RESULT, STATE, parse
 
 #: The variables with the numbers of the descriptors.
 VARIABLES = {RESULT: b"JOBCORE_RESULT_FD", STATE: b"JOBCORE_STATE_FD"}
@@ -33,7 +33,7 @@ class ValueReader:
         self.name = name
         self.descriptor = descriptor
         self._data = b""
-        self._largest = HANDED[name]
+        self._largest = MOST_HANDED[name]
 
     @property
     def variable(self) -> str:

@@ -25,7 +25,7 @@ from jobcore.storage.database import Database
 __all__ = ["Crashed", "crash"]
 
 #: The crashed hosts. No thread of a crashed host passes another failpoint.
-_DEAD: weakref.WeakSet[Database] = weakref.WeakSet()
+_CRASHED: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
 @overload
@@ -122,14 +122,14 @@ def _crash_at(manager: JobManager, point: str, timeout: float) -> Iterator[None]
 
 def _stop_threads(manager: JobManager) -> None:
     """Stop every thread of the manager at its next failpoint."""
-    failpoints.arm(_stop_the_dead)  # never disarmed
-    _DEAD.add(manager._database)  # noqa: SLF001 - see `_crash_at`
+    failpoints.arm(_stop_crashed_threads)  # never disarmed
+    _CRASHED.add(manager._database)  # noqa: SLF001 - see `_crash_at`
     OPEN.discard(manager)  # so that `close` does not use the database first
     manager._notifier.mute()  # noqa: SLF001 - closing it would deliver the remaining events
 
 
-def _stop_the_dead(_: str, host: object) -> None:
-    if isinstance(host, Database) and host in _DEAD:
+def _stop_crashed_threads(_: str, host: object) -> None:
+    if isinstance(host, Database) and host in _CRASHED:
         raise Crashed(f"the manager of {host.path} has crashed", host)
 
 

@@ -59,7 +59,7 @@ def drain(jobs: JobManager, clock: ManualClock | None = None, *, patience: float
     work = PendingWork(jobs, clock)
     deadline = time.monotonic() + patience
     while True:
-        _come_to_rest(work, jobs, deadline, patience)
+        _run_until_idle(work, jobs, deadline, patience)
         moment = work.next_moment()
         if moment is not None:
             end = work.next_expiry()  # an expiry alone is no reason to go on
@@ -113,16 +113,16 @@ def elapse(
     deadline = time.monotonic() + patience
     end = work.clock.monotonic() + checked_seconds(seconds)
     while True:
-        _come_to_rest(work, jobs, deadline, patience)
+        _run_until_idle(work, jobs, deadline, patience)
         if work.clock.monotonic() >= end:
             return
         moments = (end, work.next_moment(), work.next_tick(), work.next_expiry())
         work.clock.advance_to(min(moment for moment in moments if moment is not None))
 
 
-def _come_to_rest(work: PendingWork, jobs: JobManager, deadline: float, patience: float) -> None:
+def _run_until_idle(work: PendingWork, jobs: JobManager, deadline: float, patience: float) -> None:
     """Let the manager act until it waits only for the clock."""
-    while not work.is_at_rest():
+    while not work.is_idle():
         work.require_progress()
         if time.monotonic() > deadline:
             running = ", ".join(work.names()) or "none"
@@ -163,7 +163,7 @@ class PendingWork:
 
     # --- now --------------------------------------------------------------------
 
-    def is_at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """
         Tell whether nothing more will happen until the clock is moved.
 

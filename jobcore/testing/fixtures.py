@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: Slots of a test's manager: more than one on every machine.
 SLOTS = 2
 #: Seconds without any commit after which a running job is assumed to run for ever.
-QUIET = 5.0
+IDLE_PATIENCE = 5.0
 #: Seconds that the end of a test waits for its jobs at most.
 PATIENCE = 30.0
 
@@ -61,16 +61,17 @@ def isolated_manager(
         try:
             yield manager
         finally:
-            waited = scripts is None and _let_end(manager)
+            waited = scripts is None and _wait_until_idle(manager)
             manager.close()
             if scripts is not None:
                 scripts.close()  # running scripts end with the test
-            left = leaks.clear(path, patience=0 if waited else QUIET, silently=scripts is not None)
+            patience = 0 if waited else IDLE_PATIENCE
+            left = leaks.clear(path, patience=patience, silently=scripts is not None)
     if left:
         pytest.fail("\n  ".join(["the test left something behind:", *left]), pytrace=False)
 
 
-def _let_end(manager: JobManager) -> bool:
+def _wait_until_idle(manager: JobManager) -> bool:
     """
     Wait until the manager has run all jobs that it can, or until there is no progress.
 
@@ -84,7 +85,7 @@ def _let_end(manager: JobManager) -> bool:
     seen: int | None = None
     while time.monotonic() < deadline:
         try:
-            manager.drain(QUIET)
+            manager.drain(IDLE_PATIENCE)
             return True
         except WaitTimeout:
             before, seen = seen, manager._database.version()  # noqa: SLF001 - to notice any commit

@@ -72,11 +72,11 @@ class ScriptedExecutor(ForkAware):
         ValueError: An argument is not a script.
     """
 
-    _choosing: threading.Lock
-    _ringing: threading.Lock
+    _choice_lock: threading.Lock
+    _wake_lock: threading.Lock
     _supervisors: list[ScriptedSupervisor]
     _arrived: deque[int]
-    _rests: bool
+    _held_for_fork: bool
     _thread: threading.Thread | None
 
     def __init__(
@@ -129,7 +129,7 @@ class ScriptedExecutor(ForkAware):
 
     def _script_of(self, job_id: UUID) -> Script | None:
         """Return a job's script; None: the callable that chooses scripts was not asked for it."""
-        with self._choosing:
+        with self._choice_lock:
             if job_id not in self._scripts and self._sequence:
                 number = min(len(self._scripts), len(self._sequence) - 1)
                 self._scripts[job_id] = self._sequence[number]
@@ -152,7 +152,7 @@ class ScriptedExecutor(ForkAware):
         if self._closed:
             raise SpawnError("the scripted executor is closed")
         self._arrived.append(os.dup(descriptor))
-        self._ring(begin=True)
+        self._wake(begin=True)
 
     # --- for tests --------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class ScriptedExecutor(ForkAware):
         end, self._end_attendance = self._end_attendance, None
         if end is not None:
             end()
-        self._ring()
+        self._wake()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
@@ -246,12 +246,12 @@ class ScriptedExecutor(ForkAware):
         """Do everything that has arrived or is due, until every scripted supervisor waits."""
         with self._lock:
             while self._arrived:
-                self._take_on(self._arrived.popleft())
+                self._accept(self._arrived.popleft())
             while self._step_each():
                 pass
             self._supervisors = [one for one in self._supervisors if not one.gone]
         if threading.current_thread() is not self._thread:
-            self._ring()  # so that the thread polls the current descriptors
+            self._wake()  # so that the thread polls the current descriptors
 
     def _step_each(self) -> bool:
         acted = False
@@ -264,7 +264,7 @@ class ScriptedExecutor(ForkAware):
         with self._lock:
             return frozenset(one.token for one in self._supervisors if one.token is not None)
 
-    def _take_on(self, descriptor: int) -> None:
+    def _accept(self, descriptor: int) -> None:
         try:
             supervisor = ScriptedSupervisor(
                 descriptor, self._clock, self._identity, self._script_of
@@ -275,9 +275,9 @@ class ScriptedExecutor(ForkAware):
 
     # --- the thread -------------------------------------------------------------
 
-    def _ring(self, *, begin: bool = False) -> None:
+    def _wake(self, *, begin: bool = False) -> None:
         """Wake the thread; with `begin`, start it if there is none yet."""
-        with self._ringing:
+        with self._wake_lock:
             if self._thread is None:
                 if not begin:
                     return
@@ -325,7 +325,7 @@ class ScriptedExecutor(ForkAware):
         self._supervisors.clear()
         while self._arrived:
             os.close(self._arrived.popleft())
-        with self._ringing:
+        with self._wake_lock:
             if self._writer >= 0:
                 os.close(self._reader)
                 os.close(self._writer)
@@ -335,28 +335,28 @@ class ScriptedExecutor(ForkAware):
 
     def before_fork(self) -> None:
         """Quiesce: no scripted supervisor may be in the middle of a step during the fork."""
-        if not self._rests:  # this may be called more than once per fork
+        if not self._held_for_fork:  # this may be called more than once per fork
             self._lock.acquire()
-            self._rests = True
+            self._held_for_fork = True
 
     def after_fork_in_parent(self) -> None:
         """Resume."""
-        if self._rests:  # False if `before_fork` was interrupted while it waited for the lock
-            self._rests = False
+        if self._held_for_fork:  # False if `before_fork` was interrupted before it had the lock
+            self._held_for_fork = False
             self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Close the copied descriptors, which unlocks nothing of the parent, and reset."""
-        self._ringing = threading.Lock()
+        self._wake_lock = threading.Lock()
         self._drop_all()
         self._reset()
 
     def _reset(self) -> None:
         # Held during a step. Never wait for it while holding the gate: a fork takes both.
         self._lock = threading.RLock()
-        self._choosing = threading.Lock()
-        self._ringing = threading.Lock()
-        self._rests = False
+        self._choice_lock = threading.Lock()
+        self._wake_lock = threading.Lock()
+        self._held_for_fork = False
         self._supervisors = []
         self._arrived = deque()
         self._thread = None

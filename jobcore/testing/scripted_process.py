@@ -70,7 +70,7 @@ class ScriptedProcesses(ProcessTree):
         separate = program.separate_streams
         report, report_writer = self._pipe()
         reports, reports_writer = self._pipe()
-        self._life, self._death = self._pipe()
+        self._liveness_reader, self._liveness_writer = self._pipe()
         reader, out = self._pipe()
         outputs = [(reader, frames.STDOUT if separate else frames.OUTPUT)]
         self._writers = {"stdout": out, "stderr": out, "progress": reports_writer}
@@ -144,14 +144,14 @@ class ScriptedProcesses(ProcessTree):
     def _end_main(self, status: int) -> None:
         if self._ended is None:
             self._ended = status
-            self._close(self._death)
+            self._close(self._liveness_writer)
 
     # --- as processes -----------------------------------------------------------
 
     def watch_main(self) -> int:
         """Return a descriptor that becomes readable when the main process ends."""
-        self._open.remove(self._life)
-        return self._life
+        self._open.remove(self._liveness_reader)
+        return self._liveness_reader
 
     def reap(self) -> bool:
         """Note the processes that have ended; return whether the main one is among them."""

@@ -98,7 +98,7 @@ class ScriptedSupervisor:
         if self._closed:
             return False
         try:
-            return self._wait_for_request() if self._rounds is None else self._go_on()
+            return self._wait_for_request() if self._rounds is None else self._continue()
         except (Exception, Crashed) as error:  # noqa: BLE001 - it dies, as a process would
             telemetry.event(
                 logging.ERROR, "scripted supervisor died", job=str(self.job_id), error=repr(error)
@@ -161,7 +161,7 @@ class ScriptedSupervisor:
 
     # --- during one -------------------------------------------------------------
 
-    def _go_on(self) -> bool:
+    def _continue(self) -> bool:
         assert self._execution is not None  # noqa: S101 - for the type checker alone
         processes = None if self._machine is None else self._machine.processes
         acted = processes is not None and processes.act()

@@ -92,14 +92,14 @@ def error_to_object(error: BaseException, path: str | None = None) -> dict[str, 
         "timestamp": _now(),
         "status": status,
         "error": HTTPStatus(status).phrase if known else "Unknown",
-        "message": str(error) if status < 500 else _apology(error),
+        "message": str(error) if status < 500 else _internal_error_text(error),
     }
     if path is not None:
         form["path"] = path
     return form
 
 
-def _apology(error: BaseException) -> str:
+def _internal_error_text(error: BaseException) -> str:
     if isinstance(error, JobcoreError):
         return f"the request could not be carried out now ({type(error).__name__})"
     return "the request could not be carried out"

@@ -249,7 +249,7 @@ def log_response(
         items = _followed(jobs, job, request, is_gone)
         return LogResponse(request.content_type, _Body(items, leave), LIVE_HEADERS)
     lines = jobs.logs(job_id, request.first, unfinished=False)
-    body = _gathered(map(request.form.encode, lines))
+    body = _in_chunks(map(request.form.encode, lines))
     begin = next(body, None)
     if begin is None:
         return None
@@ -292,10 +292,13 @@ async def log_response_async(
     )
     job = await in_thread(jobs.get_job, job_id) if follow else None
     if job is not None and not job.status.final:
-        return AsyncLogResponse(request.content_type, _Followed(jobs, job, request), LIVE_HEADERS)
+        followed = _FollowedLines(jobs, job, request)
+        return AsyncLogResponse(request.content_type, followed, LIVE_HEADERS)
     stored = partial(log_response, jobs, job_id, sequence=request.first, accept=accept)
     found = await in_thread(stored)
-    return None if found is None else AsyncLogResponse(found.content_type, _Stored(found.body), {})
+    if found is None:
+        return None
+    return AsyncLogResponse(found.content_type, _StoredLines(found.body), {})
 
 
 # --- bodies -----------------------------------------------------------------------
@@ -365,7 +368,7 @@ def _number_after(line: LogLine, sequence: int) -> int:
     return sequence if line.sequence is None else line.sequence + 1
 
 
-def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
+def _in_chunks(lines: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the same bytes in fewer, larger items."""
     held: list[bytes] = []
     size = 0
@@ -388,7 +391,7 @@ def _until_deleted(begin: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
         return  # as in `_followed`
 
 
-class _Followed(AsyncIterator[bytes]):
+class _FollowedLines(AsyncIterator[bytes]):
     """The body of a follower in an event loop. Unlike a generator it need not be closed."""
 
     def __init__(self, jobs: _AsyncJobs, job: Job, request: _LogRequest) -> None:
@@ -396,8 +399,8 @@ class _Followed(AsyncIterator[bytes]):
         self._job = job
         self._request = request
         self._beginning = request.beginning(job)
-        self._quiet = time.monotonic()  # time of the last item
-        self._deadline = self._quiet + request.timeout
+        self._last_item = time.monotonic()  # time of the last item
+        self._deadline = self._last_item + request.timeout
         self._sequence = request.first
         self._lines: AsyncIterator[LogLine] | None = None
 
@@ -407,7 +410,7 @@ class _Followed(AsyncIterator[bytes]):
             return beginning
         while True:
             if self._lines is None:
-                turn = min(self._quiet + self._request.heartbeat, self._deadline)
+                turn = min(self._last_item + self._request.heartbeat, self._deadline)
                 self._lines = self._jobs.follow_async(
                     self._job.id, self._sequence, turn - time.monotonic(), unfinished=False
                 )
@@ -420,15 +423,16 @@ class _Followed(AsyncIterator[bytes]):
                 if now >= self._deadline:
                     raise StopAsyncIteration from None
                 self._lines = None
-                if now >= self._quiet + self._request.heartbeat:
-                    self._quiet = now
+                if now >= self._last_item + self._request.heartbeat:
+                    self._last_item = now
                     return self._request.form.heartbeat
             else:
-                self._sequence, self._quiet = _number_after(line, self._sequence), time.monotonic()
+                self._sequence = _number_after(line, self._sequence)
+                self._last_item = time.monotonic()
                 return self._request.form.encode(line)
 
 
-class _Stored(AsyncIterator[bytes]):
+class _StoredLines(AsyncIterator[bytes]):
     """A body of stored lines, which are read in threads."""
 
     def __init__(self, items: Iterator[bytes]) -> None:

@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         "a verdict that could be undone by a power failure is taken for durable",
         "engine/importer.py",
-        "        return self.exit is not None or self.renewed\n",
+        "        return self.exit is not None or self.rotated\n",
         "        return False\n",
         (IMPORTER, DATABASE),
     ),
@@ -180,7 +180,7 @@ MUTANTS = (
         "what outlives the command is left alone",
         "supervisor/termination.py",
         "                self._kill_at = now + self._linger\n",
-        "                self._given_up = self._all_told = True\n",
+        "                self._given_up = self._all_signalled = True\n",
         (SUPERVISOR, STOPS),
     ),
     Mutant(
@@ -271,7 +271,7 @@ MUTANTS = (
     Mutant(
         "a wish to stop is not carried again after a crash",
         "engine/recovery.py",
-        "                self._stopper.remind(fresh)\n",
+        "                self._stopper.redeliver(fresh)\n",
         "                pass\n",
         (RECOVERY,),
     ),

@@ -101,7 +101,7 @@ def test_a_loop_rests_with_descriptors_beyond_1023():
     high = fcntl.fcntl(loop._reader, fcntl.F_DUPFD_CLOEXEC, 1024)
     low, loop._reader = loop._reader, high
     try:
-        loop.rest(0)
+        loop.sleep(0)
     finally:
         loop._reader = low
         os.close(high)

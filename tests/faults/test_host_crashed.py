@@ -16,7 +16,7 @@ from jobcore import JobManager, JobNotFound, Reason, Status
 from jobcore.embedding import failpoints
 from jobcore.supervisor import job_directory
 from jobcore.testing import Crashed, crash
-from jobcore.testing.crash import _DEAD, _threads_in
+from jobcore.testing.crash import _CRASHED, _threads_in
 from tests.faults.hosts import EXECUTORS
 from tests.faults.rounds import SEED
 from tests.jobfiles import sql
@@ -269,7 +269,7 @@ TRUTH = {
     failpoints.RESOLVED: (at_a_resolution, LOST),
     failpoints.STOP_STORED: (at_a_stop, STOPPED),
     failpoints.STOP_WRITTEN: (at_a_stop, STOPPED),
-    failpoints.STOP_RUNG: (at_a_stop, STOPPED),
+    failpoints.STOP_SENT: (at_a_stop, STOPPED),
     failpoints.MARKED_DELETED: (at_a_deletion, DELETED),
     failpoints.ROWS_REMOVED: (at_a_deletion, DELETED),
 }
@@ -378,7 +378,7 @@ def test_subscribers_of_a_dead_manager_hear_nothing_more(world):
 
     def listen(event):
         told.append(event.job_id)
-        until(lambda: jobs._database in _DEAD, "the death of its manager")
+        until(lambda: jobs._database in _CRASHED, "the death of its manager")
 
     jobs.subscribe(listen)
     jobs.subscribe(listen, status="QUEUED")

@@ -184,7 +184,7 @@ def test_time_is_for_the_whole_iteration(jobs):
 def test_deleted_job_is_told_with_its_id(jobs, many, monkeypatch):
     """Also where jobs are too many to examine each of them at every look."""
     if many:
-        monkeypatch.setattr(completion, "FEW", 0)
+        monkeypatch.setattr(completion, "ALWAYS_EXAMINED", 0)
         monkeypatch.setattr(completion, "EXAMINE_PAUSE", 0.05)
     ended, deleted = jobs.create_job("TASK"), jobs.create_job("TASK")
     end(jobs, ended)

@@ -286,7 +286,7 @@ def test_between_two_transactions_others_have_as_long_as_one_took(monkeypatch):
         with pace.step():
             now[0] += took
 
-    assert rests == [0.0, 0.02, remover.LONGEST_REST]
+    assert rests == [0.0, 0.02, remover.LONGEST_PAUSE]
 
 
 def test_a_pruning_takes_turns(jobs, monkeypatch):

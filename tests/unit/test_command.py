@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jobcore import Command, CommandError
 from jobcore.checks import LONGEST
-from jobcore.command import DEFAULT_GRACE, LARGEST
+from jobcore.command import DEFAULT_GRACE, MOST_BYTES
 from tests.processes import in_child
 
 CANARY = "s3cr3t-canary"
@@ -267,9 +267,9 @@ def test_a_refusal_has_no_cause_that_holds_a_secret(fields):
 def test_too_large_a_command_is_refused():
     """What is far above what the kernel takes is refused, and not stored."""
     with pytest.raises(CommandError, match="larger"):
-        Command(["echo", "x" * LARGEST])
+        Command(["echo", "x" * MOST_BYTES])
     with pytest.raises(CommandError, match="larger"):
-        Command(["cat"], stdin=b"x" * LARGEST)
+        Command(["cat"], stdin=b"x" * MOST_BYTES)
 
 
 def test_command_is_frozen():

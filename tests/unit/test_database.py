@@ -35,7 +35,7 @@ from jobcore import (
     StoreMismatch,
 )
 from jobcore.storage import schema
-from jobcore.storage.connections import SqliteConnection, keep_for_ever
+from jobcore.storage.connections import SqliteConnection, keep_forever
 from jobcore.storage.database import Database
 from jobcore.tuning import CHECKPOINT_BYTES
 from tests.processes import (
@@ -1199,7 +1199,7 @@ def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
     kept = []
 
     def noted(connections):
-        keep_for_ever(connections)
+        keep_forever(connections)
         kept.extend(weakref.ref(one) for one in connections)
 
     def be_child():
@@ -1209,7 +1209,7 @@ def test_a_child_never_closes_what_its_parent_had_open(opened, monkeypatch):
         gc.collect()
         return [one() is not None and one().is_open for one in kept]
 
-    monkeypatch.setattr("jobcore.storage.database.keep_for_ever", noted)
+    monkeypatch.setattr("jobcore.storage.database.keep_forever", noted)
     with transaction(opened):
         opened.busy_timeout = -4.9  # how long the fork waits for it, less 5 s
         child = Child(be_child)

@@ -234,8 +234,8 @@ HERE = "tests.functions"
             functions.gives_back,
             [SECRET * 100_000],
             (
-                f"{HERE}:gives_back: the arguments take 1400014 bytes, and at most 1048576 can be "
-                "sent: put them into a file, and send its path"
+                f"{HERE}:gives_back: the arguments take 1400014 bytes, more than 1048576: "
+                "put them into a file, and send its path"
             ),
         ),
         (

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcore.errors import JobcoreError, ScheduleError
-from jobcore.schedule import FAMILY, Passed, Schedule
+from jobcore.schedule import MACROS, Passed, Schedule
 from tests.cases import every
 from tests.processes import run_python
 
@@ -518,9 +518,9 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
         Schedule("@daily")
 
 
-@pytest.mark.parametrize("word", FAMILY)
+@pytest.mark.parametrize("word", MACROS)
 def test_family_is_five_fields(word):
     """A word of the family is the five fields it stands for."""
     moment = datetime(2026, 5, 5, 5, 5, tzinfo=UTC)
 
-    assert Schedule(word).next_after(moment) == Schedule(FAMILY[word]).next_after(moment)
+    assert Schedule(word).next_after(moment) == Schedule(MACROS[word]).next_after(moment)

@@ -22,7 +22,7 @@ def take_sigterm(tells_sender):
 
         system_calls.open_signal = refuse
     shutdown = Shutdown()
-    shutdown.come_with_sigterm()
+    shutdown.request_by_sigterm()
     before = shutdown.requested
     os.kill(os.getpid(), signal.SIGTERM)
     readable = bool(select.select([shutdown.fileno()], [], [], 30)[0])

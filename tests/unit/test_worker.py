@@ -114,7 +114,7 @@ def test_exception_before_any_bytecode_of_a_call_leaves_nothing(crew, error):
 def test_exception_while_the_thread_is_started_leaves_no_call_waiting(monkeypatch, first):
     """A thread that was not started, or only half, is started again."""
     monkeypatch.setattr(worker, "START_FIRST", 0.05)
-    monkeypatch.setattr(worker, "LOOK", 0.02)
+    monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.02)
     monkeypatch.setattr(worker, "IDLE", 0.001)
     made = []
 
@@ -234,13 +234,13 @@ def test_thread_that_is_struck_while_it_ends_gives_up_its_place(crew, monkeypatc
 def test_place_of_a_dead_thread_is_taken_anew(crew, monkeypatch):
     """One that ended without giving up its place is not waited for."""
     monkeypatch.setattr(worker, "IDLE", 0.01)
-    monkeypatch.setattr(worker, "LOOK", 0.01)
+    monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
     ends = []
     monkeypatch.setattr(crew, "_leave", lambda *_: ends.append(1))
     crew.call(lambda: None)
     until(lambda: ends and all(thread.is_dead for thread in crew._threads.values()), "its end")
     monkeypatch.undo()
-    monkeypatch.setattr(worker, "LOOK", 0.01)
+    monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
 
     assert crew.call(lambda: 1, patience=SOON) == 1
 
@@ -259,7 +259,7 @@ def test_place_of_a_thread_that_never_began_keeps_no_fork_waiting(monkeypatch):
             crew._start(0)
     crew._start(1)
 
-    assert crew.park(PATIENCE)
+    assert crew.suspend(PATIENCE)
     assert crew._threads == {}
     crew.close("over")
 
@@ -269,7 +269,7 @@ def test_thread_that_begins_too_late_makes_no_call(crew, monkeypatch):
     began, start = [], _thread.start_new_thread
     monkeypatch.setattr(_thread, "start_new_thread", lambda *call: began.append(call))
     monkeypatch.setattr(worker, "threads_run", lambda: True)
-    monkeypatch.setattr(worker, "LOOK", 0.01)
+    monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.01)
     crew._start_patience = 0.01
     caller = threading.Thread(target=crew.call, args=(lambda: None,))
     caller.start()
@@ -398,7 +398,7 @@ def test_thread_that_never_runs_is_not_waited_for(crew, monkeypatch):
     """After a bounded time the caller makes the call itself."""
     monkeypatch.setattr(worker, "START_FIRST", 0.01)
     monkeypatch.setattr(worker, "START_LAST", 0.02)
-    monkeypatch.setattr(worker, "LOOK", 0.02)
+    monkeypatch.setattr(worker, "CHECK_INTERVAL", 0.02)
     monkeypatch.setattr(worker, "threads_run", lambda: True)
     monkeypatch.setattr(_thread, "start_new_thread", lambda *_: 1)
     crew._start_patience = 0.01

@@ -228,7 +228,7 @@ def test_transaction_that_could_not_be_rolled_back_is_not_left_open(opened, monk
 
     def change(connection):
         run(connection, "INSERT INTO note VALUES ('torn')")
-        monkeypatch.setattr(module, "throw_away", strike)
+        monkeypatch.setattr(module, "discard", strike)
         raise KeyboardInterrupt
 
     with pytest.raises((StoreError, KeyboardInterrupt)):
