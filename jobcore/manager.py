@@ -96,7 +96,6 @@ from jobcore.operations.arguments import (
     submitted_fields,
     usable_processors,
 )
-from jobcore.operations.bookkeeping import TaskOperations
 from jobcore.operations.events import AsyncEvents, EventReader, Events
 from jobcore.operations.lookup import (
     Id,
@@ -110,6 +109,7 @@ from jobcore.operations.lookup import (
 from jobcore.operations.pipelines import PipelineOperations
 from jobcore.operations.submission import JobCreator
 from jobcore.operations.subscriptions import Notifier
+from jobcore.operations.task_operations import TaskOperations
 from jobcore.operations.tasks import Task
 from jobcore.operations.waiting import Waiter, checked_until
 from jobcore.operations.waiting_async import AsyncWaiter
@@ -799,7 +799,7 @@ class JobManager:
         except JobNotFound:
             return True
 
-    # --- bookkeeping --------------------------------------------------------------
+    # --- tasks of the host --------------------------------------------------------
 
     def start_job(self, job_id: Id, *, owner: Literal["auto", "process"] | None = "auto") -> Job:
         """

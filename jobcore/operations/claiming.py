@@ -9,7 +9,7 @@ from sqlalchemy import Row
 from jobcore.errors import DatabaseBusy, WaitTimeout
 from jobcore.models import Job
 from jobcore.operations.async_backend import in_thread_to_its_end, redeliver_cancellation
-from jobcore.operations.bookkeeping import TaskOperations
+from jobcore.operations.task_operations import TaskOperations
 from jobcore.operations.waiting import Deadline, Waiter
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.tuning import CLAIM_PATIENCE

@@ -19,7 +19,7 @@ from jobcore.operations.arguments import (
     checked_stream,
 )
 from jobcore.operations.async_backend import Interruption, in_thread, in_thread_to_its_end
-from jobcore.operations.bookkeeping import TaskOperations
+from jobcore.operations.task_operations import TaskOperations
 from jobcore.operations.waiting_async import AsyncWaiter
 from jobcore.storage.transitions import Run
 from jobcore.supervisor import result_file

@@ -75,7 +75,7 @@ def test_a_round_that_fails_holds_no_job_back(database):
 
 def test_a_loop_goes_on_whatever_its_turn_raises(monkeypatch):
     """Nothing but `close` ends the thread."""
-    monkeypatch.setattr("jobcore.engine.thread_loop.REST", 0.001)
+    monkeypatch.setattr("jobcore.engine.thread_loop.ERROR_PAUSE", 0.001)
     turns = []
     again = threading.Event()
 

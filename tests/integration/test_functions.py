@@ -650,7 +650,7 @@ def test_what_a_command_leaves_as_a_result_is_not_read(running_jobs, database, t
 
 
 def test_before_its_end_there_is_none(running_jobs, jobs):
-    """A QUEUED, a RUNNING and a bookkeeping job have none, and an unknown one is not found."""
+    """A QUEUED, a RUNNING and a task have none, and an unknown one is not found."""
     running = running_jobs.submit(SLEEPS)
     next(running_jobs.follow(running.id, timeout=60))
     queued = jobs.create_job("TASK")

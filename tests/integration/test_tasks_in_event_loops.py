@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from jobcore import JobManager, Reason, Status, Stopped
-from jobcore.operations.bookkeeping import TaskOperations
+from jobcore.operations.task_operations import TaskOperations
 from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.anyio
