@@ -26,7 +26,7 @@ def main() -> None:
         for package in ("typer", "rich"):
             if find_spec(package) is None:
                 raise ModuleNotFoundError(name=package)
-        from jobcore.cli import output  # noqa: PLC0415 - it needs the extra `cli`
+        from jobcore.cli import output, suspension  # noqa: PLC0415 - they need the extra `cli`
         from jobcore.cli.app import app  # noqa: PLC0415 - the same
     except ModuleNotFoundError as missing:
         package = (missing.name or "").split(".")[0]
@@ -36,6 +36,7 @@ def main() -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # during the imports
         raise SystemExit(130) from None
+    suspension.guard()
     output.replace_what_cannot_be_shown()
     app(prog_name="jobcore")
 

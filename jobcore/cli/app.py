@@ -345,10 +345,8 @@ class Store(NamedTuple):
 
     def open(self, **options: Any) -> JobManager:
         """Return a manager for it, with these further options of `JobManager`."""
-        from jobcore.cli import suspension  # noqa: PLC0415 - not needed for --help
-        from jobcore.manager import JobManager  # noqa: PLC0415 - the same
+        from jobcore.manager import JobManager  # noqa: PLC0415 - not needed for --help
 
-        suspension.guard()
         # Searching all that was imported, the last time at the exit, takes a fifth of the CPU time
         # of a short command.
         gc.freeze()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from jobcore.cli import output, suspension
+from jobcore.cli import output
 from jobcore.errors import InvalidTransition, JobcoreError, WaitTimeout
 from jobcore.lifecycle import Reason, Status
 
@@ -40,13 +40,10 @@ def block_signals() -> set[signal.Signals]:
     """
     Block SIGINT and SIGTERM in this thread and in threads that are started from now on.
 
-    SIGTSTP, too, which the thread of `suspension` waits for.
-
     Returns:
         The signals to wait for. Ignored ones are not included; `nohup` and a shell's `&`
         ignore some.
     """
-    suspension.guard()
     blocked = {one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     return blocked

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import signal
 import threading
-from functools import cache
 
 from jobcore.embedding.locks import GATE
 
 
-@cache
 def guard() -> None:
     """
-    Let SIGTSTP stop this process only between transactions. Idempotent.
+    Let SIGTSTP stop this process only between transactions.
 
-    Call it before the first thread is started, because threads inherit the blocked signal.
+    Call it once, before the first thread is started, because threads inherit the blocked signal.
     """
     if signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN:
         return  # where there is no job control
     # The thread takes no other signal from those that handle it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    threading.Thread(target=_serve, name="jobcore-suspension", daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before | {signal.SIGTSTP})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        threading.Thread(target=_serve, name="jobcore-suspension", daemon=True).start()
+        mask |= {signal.SIGTSTP}
+    except RuntimeError:
+        pass  # the system allows no thread: keep the default action
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _serve() -> None:
