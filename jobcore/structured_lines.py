@@ -10,7 +10,8 @@ from typing import Any
 DEEPEST = 100
 
 _SPACE = " \t\r\n"  # the whitespace that JSON allows around a value
-_BEGINNINGS = frozenset("{" + _SPACE)
+#: A text that begins with another character is not a JSON object.
+BEGINNINGS = frozenset("{" + _SPACE)
 
 
 def object_in(text: str) -> dict[str, Any] | None:
@@ -21,18 +22,21 @@ def object_in(text: str) -> dict[str, Any] | None:
     duplicate key, NaN, a number too large for a float, a lone surrogate, or more levels
     of nesting than `DEEPEST`.
     """
-    if text[:1] not in _BEGINNINGS:  # first, because this rules out nearly every line
+    if text[:1] not in BEGINNINGS:  # first, because this rules out nearly every line
         return None
     bare = text.strip(_SPACE)
     if bare[:1] != "{" or bare[-1:] != "}":
         return None
     try:
-        found: dict[str, Any] = _DECODER.decode(bare)
+        found: dict[str, Any]
+        found, end = _DECODER.raw_decode(bare)
+        if end != len(bare):
+            return None
         if "\\u" in bare:
             json.dumps(found, ensure_ascii=False).encode()  # fails for a lone surrogate
     except (ValueError, RecursionError):
         return None
-    if bare.count("{") + bare.count("[") > DEEPEST and is_deep(found):
+    if len(bare) > 2 * DEEPEST and bare.count("{") + bare.count("[") > DEEPEST and is_deep(found):
         return None
     return found
 

@@ -496,12 +496,16 @@ class LogPrinter:
         self._err = _binary(sys.stderr)
         # If both are terminals, they are the same one, so they share a row.
         row = _Row(_encoding(sys.stdout if self._out.isatty() else sys.stderr))
+        #: Whether the bytes are printed as they are, to one place.
+        self._is_plain = not (apart or self._out.isatty())
         self._writers = {
             out: row.write if out.isatty() else _Pipe().write for out in (self._out, self._err)
         }
 
     def print(self, lines: Iterable[LogLine]) -> None:
         """Print lines, and flush them before returning."""
+        if self._is_plain:
+            lines = self._print_groups(lines)
         if self._ndjson:
             from jobcore import wire  # noqa: PLC0415 - only needed for JSON
 
@@ -514,10 +518,29 @@ class LogPrinter:
                 self._print(line)
                 if line.sequence is None:
                     self._unfinished[line.stream] = line
+                    self._is_plain = False
                     self._out.flush()
                 elif self._unfinished:
                     self._note_finished(line)
         self.flush()
+
+    def _print_groups(self, lines: Iterable[LogLine]) -> Iterable[LogLine]:
+        """Print the lines that come in groups, and return the others."""
+        from jobcore.log_lines import taken_in_groups  # noqa: PLC0415 - not needed for other output
+
+        taken = taken_in_groups(lines)
+        if taken is None:
+            return lines
+        groups, end = taken
+        form = None
+        if self._ndjson:
+            from jobcore.wire.log_forms import NdjsonForm  # noqa: PLC0415 - only needed for JSON
+
+            form = NdjsonForm()
+        for group in groups:
+            self._out.write(group.raw if form is None else form.encode_group(group))
+            self.next_sequence = group.end
+        return end
 
     def flush(self) -> None:
         """Print unfinished lines again if others were printed after them, and flush all."""

@@ -21,6 +21,7 @@ from jobcore.clock import Clock
 from jobcore.command import Command, CommandView
 from jobcore.errors import ArgumentError, DatabaseCorrupt, JobcoreError, StoreError
 from jobcore.lifecycle import UNSTARTED, Ending, Reason, Status
+from jobcore.log_lines import taken_in_groups
 from jobcore.models import Imported, LogLine
 from jobcore.operations.arguments import checked_data
 from jobcore.operations.lookup import Id, require_job
@@ -92,6 +93,14 @@ def _line(record: dict[str, Any]) -> str:
 
 def _frames(lines: Iterable[LogLine]) -> Iterator[dict[str, Any]]:
     """Yield numbered lines, together where time and stream are the same."""
+    taken = taken_in_groups(lines)
+    if taken is not None:
+        for group in taken[0]:
+            for begin in range(group.first, group.end, frames.MAX_PAYLOAD):
+                part = group.between(begin, begin + frames.MAX_PAYLOAD)
+                same = (part.time_ns, part.stream, part.partial)
+                yield _frame(part.first, part.line_count, part.raw, same)
+        return
     first, raw, kind = 0, b"", None
     count = 0
     for line in lines:

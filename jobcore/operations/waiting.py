@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
@@ -25,13 +25,14 @@ from jobcore.embedding.worker import handed_over
 from jobcore.engine.recovery import Recovery
 from jobcore.errors import DatabaseCorrupt, JobDeleted, StoreError, StoreMismatch, WaitTimeout
 from jobcore.lifecycle import Status
+from jobcore.log_lines import LineGroup, Lines
 from jobcore.models import LogLine
 from jobcore.operations.arguments import checked_timeout
 from jobcore.storage import log_segments, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
-from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST
+from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST, SEGMENTS_READ_AT_ONCE
 
 #: Seconds between two looks into a job directory: to follow lines, and to wait for the end. The
 #: first grows to the second while there is nothing new. When a manager imports the output, its
@@ -48,6 +49,9 @@ COPIED_PATIENCE = 5.0
 #: Seconds to wait for a manager to kill what a dead supervisor left running; then the waiter
 #: does that itself.
 LEFT_PATIENCE = 5.0
+#: Segments that the first read transaction of a log reads. Most readers want a page of it, which
+#: is in one segment or two.
+FEW_READ = 2
 #: The search for pieces of the last lines ends after this many segments without one.
 FEW_SEGMENTS = 64
 #: Seconds of the lease of a thread that looks for other threads. If it does not renew the lease,
@@ -493,11 +497,11 @@ class Waiter:
         """
         there = max(run.next_sequence - sequence, 0)
         most = there if limit is None else min(there, limit)
-        lines = itertools.chain.from_iterable(self._pieces(run, sequence, most))
+        groups = self._groups(run, sequence, most)
         if sequence > run.next_sequence:
-            return lines
+            return Lines.of(groups)
         end = self._end_of(run, unfinished)
-        return itertools.chain(lines, end if limit is None else end[: limit - most])
+        return Lines.of(groups, end if limit is None else end[: limit - most])
 
     def last_lines(self, run: Run, count: int, unfinished: Unfinished | None) -> Iterator[LogLine]:
         """
@@ -516,15 +520,15 @@ class Waiter:
         last = log_segments.LastLines(count - len(end), run.next_sequence, going_on)
         self._find(run, last)
         begin, pieces = last.begin or 0, last.pieces
-        lines = itertools.chain.from_iterable(
-            self._pieces(run, last.first, run.next_sequence - last.first)
-        )
+        groups = self._groups(run, last.first, run.next_sequence - last.first)
+        if not pieces:
+            return Lines.of(groups, end)
         numbered = (
             line
-            for line in lines
+            for line in Lines.of(groups)
             if line.sequence is not None and (line.sequence >= begin or line.sequence in pieces)
         )
-        return itertools.chain(numbered if pieces else lines, end)
+        return itertools.chain(numbered, end)
 
     def _end_of(self, run: Run, unfinished: Unfinished | None) -> tuple[LogLine, ...]:
         """Return the unfinished lines at the current end of a job's log."""
@@ -535,39 +539,43 @@ class Waiter:
 
     def _find(self, run: Run, last: log_segments.LastLines) -> None:
         """Pass the log to `last`, backwards from its end, until `last` has found its first line."""
-        sequence, misses = last.before(run.next_sequence), 0
+        sequence, misses, most = last.before(run.next_sequence), 0, FEW_READ
         while not last.found and sequence > 0 and misses < FEW_SEGMENTS:
             with self._database.read() as connection:
                 require(run, transitions.find(connection, run.number))
-                segments = log_segments.segments_before(connection, run.number, sequence)
+                segments = log_segments.segments_before(connection, run.number, sequence, most)
             if not segments:
                 return
+            most = SEGMENTS_READ_AT_ONCE
             for segment in segments:
                 sequence = segment.first_sequence
                 known = len(last.pieces)
                 for frame in reversed(log_segments.frames_of(segment)):
                     if frame.first < run.next_sequence:
                         last.take(frame)
+                if last.before(sequence) == 0:
+                    return
                 if last.begin is not None:
                     misses = misses + 1 if len(last.pieces) == known else 0
             sequence = last.before(sequence)
 
-    def _pieces(self, run: Run, sequence: int, limit: int) -> Iterator[Iterator[LogLine]]:
-        """Yield an iterator per segment, so that most lines do not resume this generator."""
-        left = limit
+    def _groups(self, run: Run, sequence: int, limit: int) -> Iterator[LineGroup]:
+        """Yield up to `limit` stored lines from `sequence` on."""
+        left, most = limit, FEW_READ
         while left > 0:
             with self._database.read() as connection:
                 require(run, transitions.find(connection, run.number))
-                segments = log_segments.segments_from(connection, run.number, sequence)
-            begun = sequence
+                segments = log_segments.segments_from(connection, run.number, sequence, most)
+            begun, most = sequence, SEGMENTS_READ_AT_ONCE
             for segment in segments:
                 there = log_segments.end_of(segment) - sequence
                 if there <= 0:
                     continue  # damaged: it would lead backwards
+                groups = log_segments.groups(segment, sequence)
                 if there <= left:
-                    yield log_segments.lines(segment, sequence)  # whole, so it can report damage
+                    yield from groups  # whole, so it can report damage
                 elif left:
-                    yield itertools.islice(log_segments.lines(segment, sequence), left)
+                    yield from _first_lines(groups, sequence + left)
                 sequence += min(there, left)
                 left -= min(there, left)
             if sequence == begun:
@@ -784,6 +792,14 @@ def _read_row(connection: Connection, number: int, version: int) -> StoredRow:
         return StoredRow(transitions.find(connection, number), version)
     except DatabaseCorrupt as error:  # concerns only the waiters of this job
         return StoredRow(None, version, str(error))
+
+
+def _first_lines(groups: Iterable[LineGroup], end: int) -> Iterator[LineGroup]:
+    """Yield the lines before the number `end`."""
+    for group in groups:
+        if group.first >= end:
+            return
+        yield group.between(group.first, end)
 
 
 def require(run: Run, current: Run | None) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
 from jobcore.errors import DatabaseCorrupt
+from jobcore.log_lines import LineGroup, pieces_of
 from jobcore.models import LogLine
 from jobcore.storage import compression, transitions
 from jobcore.storage.statement import Statement
@@ -185,13 +187,16 @@ _SEGMENTS = (
     select(log_segment)
     .where(log_segment.c.job == bindparam("number"), log_segment.c.first_sequence >= _AT)
     .order_by(log_segment.c.first_sequence)
-    .limit(SEGMENTS_READ_AT_ONCE)
+    .limit(bindparam("most"))
 )
 
 
-def segments_from(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
-    """Return some segments in order, beginning with the one that holds a line."""
-    return connection.execute(_SEGMENTS, {"number": number, "sequence": sequence}).all()
+def segments_from(
+    connection: Connection, number: int, sequence: int, most: int = SEGMENTS_READ_AT_ONCE
+) -> Sequence[Row[Any]]:
+    """Return up to `most` segments in order, beginning with the one that holds a line."""
+    values = {"number": number, "sequence": sequence, "most": most}
+    return connection.execute(_SEGMENTS, values).all()
 
 
 _BEFORE = (
@@ -201,13 +206,16 @@ _BEFORE = (
         log_segment.c.first_sequence < bindparam("sequence"),
     )
     .order_by(log_segment.c.first_sequence.desc())
-    .limit(SEGMENTS_READ_AT_ONCE)
+    .limit(bindparam("most"))
 )
 
 
-def segments_before(connection: Connection, number: int, sequence: int) -> Sequence[Row[Any]]:
-    """Return some segments that begin before the line `sequence`, last one first."""
-    return connection.execute(_BEFORE, {"number": number, "sequence": sequence}).all()
+def segments_before(
+    connection: Connection, number: int, sequence: int, most: int = SEGMENTS_READ_AT_ONCE
+) -> Sequence[Row[Any]]:
+    """Return up to `most` segments that begin before the line `sequence`, last one first."""
+    values = {"number": number, "sequence": sequence, "most": most}
+    return connection.execute(_BEFORE, values).all()
 
 
 def see_frames(
@@ -230,15 +238,15 @@ def end_of(row: Row[Any]) -> int:
     return end
 
 
-def lines(
+def groups(
     row: Row[Any], sequence: int, numbered: dict[str, int] | None = None
-) -> Iterator[LogLine]:
+) -> Iterator[LineGroup]:
     """
-    Yield the lines of a stored segment from the number `sequence` on.
+    Yield the lines of a stored segment from the number `sequence` on, in groups.
 
     Args:
-        numbered: Where to note, by stream, the number after the lines of each frame, as soon as
-            it is begun.
+        numbered: Where to note, by stream, the number after the lines of each group, as soon as
+            it is yielded.
 
     Raises:
         DatabaseCorrupt: The segment is damaged after the lines that were yielded.
@@ -247,16 +255,28 @@ def lines(
     end = 0
     for frame in frames.scan(data):
         end = frame.end
-        if frame.first + frame.count <= sequence:
+        after = frame.first + frame.count
+        if after <= sequence:
             continue  # the header suffices to skip a frame
         stream = frames.STREAM_NAMES[frame.stream]
         if numbered is not None:
-            numbered[stream] = frame.first + frame.count
-        for number, raw in enumerate(frames.split_lines(data, frame), frame.first):
-            if number >= sequence:
-                yield LogLine(number, frame.time_ns, stream, raw, partial=frame.partial)
+            numbered[stream] = after
+        group = LineGroup(
+            frame.first,
+            frame.count,
+            frame.time_ns,
+            stream,
+            frame.partial,
+            data[frame.start : frame.end],
+        )
+        yield group if frame.first >= sequence else group.between(sequence, after)
     if end != len(data):
         raise DatabaseCorrupt(f"{_in_words(row)} is damaged after byte {end}")
+
+
+def lines(row: Row[Any], sequence: int, numbered: dict[str, int]) -> Iterator[LogLine]:
+    """Return an iterator of the lines in `groups`."""
+    return itertools.chain.from_iterable(pieces_of(groups(row, sequence, numbered)))
 
 
 def frames_of(row: Row[Any]) -> list[frames.Frame]:

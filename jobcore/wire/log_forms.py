@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from jobcore.clock import iso_utc
+from jobcore.clock import iso_utc, to_datetime
+from jobcore.log_lines import LineGroup, taken_in_groups
 from jobcore.models import LogLine, line_object
+from jobcore.structured_lines import BEGINNINGS, object_in
 from jobcore.wire.accept import EVENT_STREAM, TEXT
 
 #: One encoder for all lines. `json.dumps` would create one per line, a sixth of the time.
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
+#: What it uses for texts.
+_QUOTED = json.encoder.encode_basestring
 
 
 def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
@@ -27,7 +33,7 @@ def text(lines: Iterable[LogLine]) -> Iterator[bytes]:
         lines: The lines, from `JobManager.logs` or `follow`. Their exceptions are raised
             here.
     """
-    return map(TextForm().encode, _wanted(lines, unfinished=False))
+    return TextForm().encode_all(lines)
 
 
 def ndjson(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes]:
@@ -47,7 +53,7 @@ def ndjson(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[by
             here.
         unfinished: Whether to yield unfinished lines, too.
     """
-    return map(NdjsonForm().encode, _wanted(lines, unfinished=unfinished))
+    return NdjsonForm().encode_all(lines, unfinished=unfinished)
 
 
 def sse(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes]:
@@ -65,21 +71,20 @@ def sse(lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes
             here.
         unfinished: Whether to yield unfinished lines, too.
     """
-    return map(EventForm().encode, _wanted(lines, unfinished=unfinished))
+    return EventForm().encode_all(lines, unfinished=unfinished)
 
 
 def _wanted(lines: Iterable[LogLine], *, unfinished: bool) -> Iterable[LogLine]:
     return lines if unfinished else (line for line in lines if not line.unfinished)
 
 
-class TextForm:
+class Form:
     """
-    Plain text.
+    A form of a log, one line after the other.
 
     Attributes:
         beginning: Bytes at the beginning of a body, sent before there is a line.
-        heartbeat: Bytes sent while no line comes. They are empty, because every byte would
-            be part of the text. So the server gets control, and the client gets nothing.
+        heartbeat: Bytes sent while no line comes.
     """
 
     beginning = b""
@@ -87,17 +92,67 @@ class TextForm:
 
     def encode(self, line: LogLine) -> bytes:
         """Return a line as bytes."""
+        raise NotImplementedError
+
+    def encode_each(self, group: LineGroup) -> Iterable[bytes]:
+        """Return each of these lines as bytes, the same as those of `encode`."""
+        raise NotImplementedError
+
+    def encode_group(self, group: LineGroup) -> bytes:
+        """Return these lines as bytes."""
+        return b"".join(self.encode_each(group))
+
+    def encode_all(self, lines: Iterable[LogLine], *, unfinished: bool = False) -> Iterator[bytes]:
+        """
+        Return an iterator of the lines as bytes.
+
+        Args:
+            unfinished: Whether to include unfinished lines.
+        """
+        taken = taken_in_groups(lines)
+        if taken is None:
+            return map(self.encode, _wanted(lines, unfinished=unfinished))
+        groups, end = taken
+        each = itertools.chain.from_iterable(map(self.encode_each, groups))
+        return itertools.chain(each, map(self.encode, _wanted(end, unfinished=unfinished)))
+
+    def encode_together(self, lines: Iterable[LogLine]) -> Iterator[bytes]:
+        """Return an iterator of the same bytes in items of one or more numbered lines."""
+        taken = taken_in_groups(lines)
+        if taken is None:
+            return self.encode_all(lines)
+        groups, _ = taken
+        return map(self.encode_group, groups)
+
+
+class TextForm(Form):
+    """
+    Plain text.
+
+    The heartbeat is empty, because every byte would be part of the text. So the server gets
+    control, and the client gets nothing.
+    """
+
+    def encode(self, line: LogLine) -> bytes:
+        """Return a line as bytes."""
         return line.raw
 
+    def encode_each(self, group: LineGroup) -> Iterable[bytes]:
+        """Return each of these lines as bytes."""
+        return group.raw_lines
 
-class NdjsonForm:
+    def encode_group(self, group: LineGroup) -> bytes:
+        """Return these lines as bytes."""
+        return group.raw
+
+
+class NdjsonForm(Form):
     """
-    One JSON object per line; `beginning` and `heartbeat` are as in `TextForm`.
+    One JSON object per line.
 
     A heartbeat is an empty line, which readers of NDJSON ignore.
     """
 
-    beginning = b""
     heartbeat = b"\n"
 
     def __init__(self) -> None:
@@ -106,6 +161,31 @@ class NdjsonForm:
     def encode(self, line: LogLine) -> bytes:
         """Return a line as bytes."""
         return self._object(line) + b"\n"
+
+    def encode_each(self, group: LineGroup) -> Iterable[bytes]:
+        """Return each of these lines as bytes."""
+        return io.BytesIO(self._objects(group))
+
+    def encode_group(self, group: LineGroup) -> bytes:
+        """Return these lines as bytes."""
+        return self._objects(group)
+
+    def _objects(self, group: LineGroup) -> bytes:
+        timestamp = iso_utc(to_datetime(group.time_ns // 1000))
+        middle = f', "timestamp": "{timestamp}", "stream": "{group.stream}", "message": '
+        tail = ', "partial": true}\n' if group.partial else "}\n"
+        lines = enumerate(group.texts, group.first)
+        if group.partial or b"{" not in group.raw:
+            found = [
+                f'{{"sequence": {number}{middle}{_QUOTED(text)}{tail}' for number, text in lines
+            ]
+        else:
+            found = [
+                f'{{"sequence": {number}{middle}{_QUOTED(text)}'
+                f"{_fields_of(text) if text[:1] in BEGINNINGS else ''}}}\n"
+                for number, text in lines
+            ]
+        return "".join(found).encode("utf-8")
 
     def _object(self, line: LogLine) -> bytes:
         timestamp = line.timestamp
@@ -125,8 +205,20 @@ class EventForm(NdjsonForm):
             return b"event: unfinished\ndata: %s\n\n" % self._object(line)
         return b"id: %d\ndata: %s\n\n" % (line.sequence, self._object(line))
 
+    def encode_each(self, group: LineGroup) -> Iterable[bytes]:
+        """Return each of these lines as bytes."""
+        objects = enumerate(super().encode_each(group), group.first)
+        return [b"id: %d\ndata: %s\n" % (number, one) for number, one in objects]
 
-Form = TextForm | NdjsonForm
+    def encode_group(self, group: LineGroup) -> bytes:
+        """Return these lines as bytes."""
+        return b"".join(self.encode_each(group))
+
+
+def _fields_of(text: str) -> str:
+    """Return the member `fields` for a message that is a JSON object; "" for others."""
+    fields = object_in(text)
+    return "" if fields is None else f', "fields": {_ENCODER.encode(fields)}'
 
 
 def form_of(media_type: str) -> Form:

@@ -249,7 +249,7 @@ def log_response(
         items = _followed(jobs, job, request, is_gone)
         return LogResponse(request.content_type, _Body(items, leave), LIVE_HEADERS)
     lines = jobs.logs(job_id, request.first, unfinished=False)
-    body = _in_chunks(map(request.form.encode, lines))
+    body = _in_chunks(request.form.encode_together(lines))
     begin = next(body, None)
     if begin is None:
         return None
