@@ -439,8 +439,8 @@ MUTANTS = (
     Mutant(
         "what follows from an ending is forgotten",
         "storage/settlement.py",
-        "        _follow_up(connection, final, ending.reason, now)\n        if final.has_followups:  #",
-        "        if final.has_followups:  #",
+        "        _follow_up(connection, final, ending.reason, now)\n        if _release",
+        "        if _release",
         (CHAINS,),
     ),
     Mutant(
