@@ -1,5 +1,5 @@
 """
-Where hosts that started before an upgrade find what calls functions.
+The former name of `functions.__main__`, for hosts that started before an upgrade.
 
 Such a host starts the interpreter of a function by this name, as in `jobcore.supervision`.
 """

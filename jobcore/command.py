@@ -37,8 +37,8 @@ class Command:
         argv: Program and arguments, run without a shell. With `shell`, one string.
         cwd: Working directory; made absolute now. None: the current one.
         env: Variables set on top of the base environment, which is that of the process
-            that starts the job, unless `submit` is told otherwise. They are stored in the
-            database (mode 0600) and never printed.
+            that starts the job, unless `env_from` says otherwise. They are stored in the database
+            (mode 0600) and never printed.
         inherit_env: False: start from an empty environment instead of the base environment.
             The variables that jobcore itself sets are added in either case.
         stdin: Bytes to use as standard input, or the path of a file; None: empty input.
@@ -70,9 +70,9 @@ class Command:
             separately. False: the variable is neither set nor inherited, so Python writes
             blocks, or whole lines when the program flushes them.
         stdout_to: The path of a file that gets the bytes of stdout as well, unmasked; made
-            absolute now. The log has all lines too: the command gets `separate_streams`. An
-            existing file is emptied at the start; anything but a regular file is refused
-            then. While its disk is full, the command waits, as for the log.
+            absolute now. The log has all lines too: the command gets `separate_streams`. At the
+            start, an existing file is emptied, and anything but a regular file is refused. While
+            its disk is full, the command waits, as for the log.
         pty: Give the command a terminal of 80 columns and 24 lines, for programs that need
             one. Its output is one stream. Its standard input, unless `stdin` is given, is
             the terminal, and the first read from it finds the end of the input. `TERM` is

@@ -283,7 +283,7 @@ class NotAcceptable(JobcoreError):
     status = 406
 
     def __init__(self, accept: str | None, available: tuple[str, ...]) -> None:
-        super().__init__(f"there is {', '.join(available)}, and nothing for {shown(accept)}")
+        super().__init__(f"a log is available as {', '.join(available)}, not as {shown(accept)}")
         self.accept = accept
         self.available = available
 

@@ -1,4 +1,4 @@
-"""Hooks: commands that run as jobs of their own when a job has ended for good."""
+"""Hooks: commands that run as separate jobs when a job has ended and is not retried."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def commands_after(text: str | None, status: Status, facts: Mapping[str, Any]) -
     Return the commands of stored hooks that run after a job has ended with this status.
 
     Args:
-        facts: What their environment says of the job: `JOB_ID`, `NAME` and so on. None becomes an
-            empty text.
+        facts: What their environment says about the job: `JOB_ID`, `NAME` and so on. None becomes
+            an empty text.
     """
     told = {
         f"JOBCORE_HOOK_{name}": "" if value is None else str(value).replace("\0", "")

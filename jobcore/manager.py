@@ -400,8 +400,8 @@ class JobManager:
                 in any way.
             retries: How often, after which endings and after what pauses it is tried again; a
                 number stands for `Retries(number)`.
-            on_complete: What runs as a job of its own when this one has ended COMPLETE: a command
-                or a list of commands. It is queued in the transaction that ends this job, and gets
+            on_complete: A command, or a list of commands, that runs as a separate job when this one
+                has ended COMPLETE. It is queued in the transaction that ends this job, and finds
                 the facts in its environment: `JOBCORE_HOOK_JOB_ID`, `_NAME`, `_STATUS`, `_REASON`,
                 `_EXIT_CODE`, `_SIGNAL` and `_PIPELINE`.
             on_error: The same after ERROR, if no retry follows.
@@ -486,8 +486,8 @@ class JobManager:
 
         Args:
             commands: Lists of words, `Command`s and `Submission`s, in the order in which they
-                start. A `Submission` has a name, a key, a priority and so on of its own, and may
-                name others of the same call in `after`.
+                start. A `Submission` has its own name, key, priority and so on, and may name
+                others of the same call in `after`.
             reserved: As in `submit`.
             on_conflict: With `"return"`, the other job is returned in the place of each job whose
                 key another one holds. With `"raise"`, none is created then.
@@ -708,7 +708,7 @@ class JobManager:
         timeout: float | Unset | None = UNSET,
     ) -> Job:
         """
-        Change a QUEUED job, or the `data` of any job; what is not given stays.
+        Change a QUEUED job, or the `data` of any job; omitted arguments change nothing.
 
         The change is durable when this returns. All managers see it before they start another
         job. If the job has just been started, nothing is changed.
@@ -783,7 +783,7 @@ class JobManager:
         try:
             rows = create()
         except PipelineAlreadyRunning as conflict:
-            # The other job may have ended without being settled yet: settle it and try again.
+            # The other job may have ended and not be settled yet: settle it and try again.
             if not self._has_ended(conflict.job_id):
                 raise
             rows = create()
@@ -886,7 +886,7 @@ class JobManager:
         timeout: float | None = 0.0,
     ) -> Job | None:
         """
-        Start the first QUEUED job of a type for a worker of your own, and return it.
+        Start the first QUEUED job of a type for your own worker, and return it.
 
         The claim is durable when this returns. However many processes claim at once, each
         job goes to exactly one of them. It is then a task of this process, as after
@@ -936,7 +936,7 @@ class JobManager:
 
     def adopt_task(self, job_id: Id) -> Job:
         """
-        Make this process the owner of a task, whether another process owned it before or none.
+        Make this process the owner of a task, which another process or nobody owned before.
 
         When this returns, the change is durable: if this process ends before the job is
         final, the job is `lost`. The end of the previous owner no longer matters.
@@ -1058,10 +1058,10 @@ class JobManager:
         """
         Set how many jobs of a group, of a type or of the whole file may run at once.
 
-        The limit is stored in the file. It holds for all managers and for `claim_job`, and
-        counts every RUNNING job, also those that `start_job` and `task` start, which it does
-        not refuse. A job that exceeds it stays QUEUED until another one has ended. When this
-        returns, no claim exceeds the new limit; running jobs go on.
+        The limit is stored in the file, and applies to all managers and to `claim_job`. It counts
+        every RUNNING job, including the tasks that `start_job` and `task` start, but does not
+        refuse those. A job that exceeds the limit stays QUEUED until another one has ended. When
+        this returns, no claim exceeds the new limit; running jobs go on.
 
         Args:
             group: The group; None with a type, or for the file.
@@ -1154,9 +1154,9 @@ class JobManager:
             JobNotFound: No job has this id.
             JobNotRunning: It is not RUNNING. `cancel_job` also accepts a QUEUED job.
             CommandError: `grace` is not a number of seconds, 0 or more.
-            StoreError: The stop request could not be stored, or not be passed to the
-                supervisor. If only disk space is lacking, or the database is locked, the
-                supervisor gets it all the same, and the job ends as STOPPED.
+            StoreError: The stop request could not be stored, or could not reach the supervisor. If
+                only disk space is lacking, or the database is locked, the supervisor still gets it,
+                and the job ends as STOPPED.
         """
         checked = None if grace is None else checked_grace(grace)
         run = self._stopper.stop(self._run(job_id, kill=True), checked, "stop")
@@ -1234,7 +1234,7 @@ class JobManager:
         Cancel all QUEUED jobs that match, and ask the RUNNING ones to stop, as `cancel_job` does.
 
         Many jobs are cancelled in short transactions, so that others can write in between. When
-        this returns, none of those that were QUEUED ever starts.
+        this returns, a job that was QUEUED never starts.
 
         Args:
             grace: Seconds until RUNNING jobs are killed, as in `stop_job`.
@@ -1373,7 +1373,10 @@ class JobManager:
         return pruner.prune(expired)
 
     def retention(self) -> list[Retention]:
-        """Return the rules of `set_retention`, the oldest first; no rule: all jobs are kept."""
+        """
+        Return the rules that `set_retention` stored, the oldest first; without rules, all jobs
+        stay.
+        """
         from jobcore.operations import retention  # noqa: PLC0415 - loaded by those who need it
 
         return retention.rules(self._database)
@@ -1456,8 +1459,8 @@ class JobManager:
         Yield jobs with their logs as lines of JSON, which `import_jobs` reads.
 
         Each line is an object with one key: `export`, then for each job `job`, `log` for
-        consecutive lines of its log, and `end`. A log is as far as it was imported when its turn
-        came. Nothing is written.
+        consecutive lines of its log, and `end`. Each log contains the lines that were imported when
+        its turn came. Nothing is written.
 
         Args:
             job_ids: The jobs, in the order in which they are exported. Those that were deleted
@@ -1622,9 +1625,10 @@ class JobManager:
             group: Only jobs of this group.
             reason: One reason, or several.
             exit_code: One exit code, or several.
-            created_since: Created then or later; a time with a time zone, as the three others.
+            created_since: Created at or after this time; a time with a time zone, like the three
+                others.
             created_until: Created before this time; a time with a time zone.
-            ended_since: Ended then or later; a time with a time zone.
+            ended_since: Ended at or after this time; a time with a time zone.
             ended_until: Ended before this time; a time with a time zone.
             order: `"created"`, `"started"` or `"ended"`: the last one first. `"duration"`: the
                 longest first. Jobs that have not started or ended are left out of these.
@@ -2123,10 +2127,10 @@ class JobManager:
         """
         Make a database usable again whose directory `<database>.jobs` was removed.
 
-        A new directory is made. The jobs that ran in the old one are settled as lost. Their
-        commands may continue; the last lines of their logs name the processes that do.
-        Retries no longer wait for processes that an earlier attempt left running, and the
-        stored counts are computed anew. All of this is durable when this returns.
+        This makes a new directory, and settles the jobs that ran in the old one as lost. Their
+        commands may continue; the last lines of their logs name the processes that do. Retries no
+        longer wait for processes that an earlier attempt left running, and the stored counts are
+        computed again. All of this is durable when this returns.
 
         Open the database with `slots=0` for this. This manager can use it afterwards; other
         managers that have it open must be closed and opened again.
@@ -2456,11 +2460,11 @@ class JobManager:
                 each, one after the other), `late_after` (seconds after which a tick counts as
                 missed; 60 by default), `triggered_by` (names of pipelines in the same
                 workspace: it runs each time one of them is COMPLETE, and renaming them changes
-                nothing; or `deploy`, a task of your own), `requires` (names of pipelines of
-                which it requires all: it runs each time all of them have been COMPLETE), `group`
-                (the group of its jobs), `paused` (whether its schedule is paused; it still runs
-                on request and after its sources), `on_complete`, `on_error` and `on_stopped` (what
-                runs after its jobs, as in `submit`), `properties` (your own small JSON object).
+                nothing; or `deploy`, a task that your program does), `requires` (names of
+                pipelines: it runs each time all of them have been COMPLETE), `group` (the group of
+                its jobs), `paused` (whether its schedule is paused; it still runs on request and
+                after its sources), `on_complete`, `on_error` and `on_stopped` (what runs after its
+                jobs, as in `submit`), `properties` (your own small JSON object).
 
         Returns:
             The pipeline.

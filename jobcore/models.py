@@ -215,8 +215,8 @@ class Pipeline(_Public):
         triggered_by: The current names of its sources: each time one of these pipelines is
             COMPLETE, it runs. None: it has none. A name that matched no pipeline when the
             file was migrated is kept.
-        requires: The current names of the pipelines of which it requires all: it runs each time
-            all of them have been COMPLETE since its last set. None: it has none.
+        requires: The current names of the pipelines that it requires: it runs each time all of them
+            have been COMPLETE since its last set. None: it has none.
         group: The group of its jobs, or None.
         paused: Since when its schedule is paused, UTC; None: it is not.
         properties: The host's own small JSON object, or None.
@@ -288,7 +288,7 @@ class Change(_Public):
         action: `create`, `update` or `delete`.
         name: The name of the pipeline.
         pipeline_id: Its id; None: a dry run would create it.
-        fields: For each field that differs, the value before and after; None: none. The value
+        fields: For each field that differs, the value before and after; None: no value. The value
             of a variable of its environment is shown as `***`.
     """
 
@@ -320,7 +320,7 @@ class Retention(_Public):
     Attributes:
         statuses: The final statuses that it is for.
         keep: Seconds for which each of these jobs is kept after its end.
-        count: How many of the newest of these jobs are kept in any case; None: none.
+        count: How many of the newest of these jobs are kept in any case; None: no job.
     """
 
     statuses: list[Status]
@@ -365,7 +365,7 @@ class Statistics(_Public):
             from the creation, or from `not_before` if that is later.
         queue_age: Seconds for which the oldest queued job that may start has been waiting;
             None: there is none. It looks at the first 100 only.
-        running_age: Seconds for which the longest running job has been running; None: none runs.
+        running_age: Seconds for which the longest running job has been running; None: no job runs.
         file_size: Bytes of the database file.
         log_size: Bytes of its write-ahead log.
         free_size: Bytes of the file that are free for new rows.
@@ -464,7 +464,7 @@ class Job(_Public):  # noqa: PLW1641 - pydantic adds the hash of the fields
         group: The group whose limit it counts for, or None.
         expires: When it is cancelled if it has not started, or None.
         hook_of: The job whose end it reports, or None.
-        run_if: How the jobs that it depends on have to end, or None: it depends on none.
+        run_if: How the jobs that it depends on have to end; None: it depends on no job.
         retries: How often it is tried again; None: as its pipeline says, or never.
         next_attempt: When it starts at the earliest, if it is a retry in the queue, else None.
         waits_for: What a QUEUED job waits for besides a free slot: `time` (see `not_before`),

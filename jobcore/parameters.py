@@ -52,7 +52,7 @@ def apply(stored: str, command: Command, *, calls_function: bool = False) -> Com
     """
     args, env, timeout = _read(stored)
     if args and calls_function:
-        raise CommandError("args are words for a command or a script: a function takes none")
+        raise CommandError("a function takes no args: they are words for a command or a script")
     changes: dict[str, Any] = {}
     if args:
         # With `sh -c`, the word after the script is its $0, and the next one its $1.

@@ -87,7 +87,7 @@ class RetriesEntry(BaseModel):
         2.0, description="Each pause is this many times as long as the one before."
     )
     max_delay: _Duration = Field(3600.0, description="The longest pause.")
-    jitter: float = Field(0.0, description="How much of a pause is left to chance, from 0 to 1.")
+    jitter: float = Field(0.0, description="The part of each pause that is random, from 0 to 1.")
     on: list[Literal["error", "timeout", "lost"]] = Field(
         ["error", "lost"], min_length=1, description="The endings that are retried."
     )
@@ -180,13 +180,15 @@ class Entry(BaseModel):
         description="Names of pipelines; it runs each time all of them have been COMPLETE.",
     )
     group: _Name | None = Field(None, description="The group of its jobs.")
-    on_complete: _Hooks = Field(None, description="What runs after a run that is COMPLETE.")
-    on_error: _Hooks = Field(None, description="What runs after one that ended ERROR for good.")
-    on_stopped: _Hooks = Field(None, description="What runs after one that was STOPPED.")
-    data_components: list[_Text] | None = Field(
-        None, description="Of PipelineML: kept in `properties`, for an executor of your own."
+    on_complete: _Hooks = Field(None, description="Commands that run after a COMPLETE run.")
+    on_error: _Hooks = Field(
+        None, description="Commands that run after a run that ended ERROR and is not retried."
     )
-    properties: dict[str, Any] | None = Field(None, description="A small JSON object of your own.")
+    on_stopped: _Hooks = Field(None, description="Commands that run after a STOPPED run.")
+    data_components: list[_Text] | None = Field(
+        None, description="A field of PipelineML, kept in `properties` for your own executor."
+    )
+    properties: dict[str, Any] | None = Field(None, description="Your own small JSON object.")
 
     def fields(self, *, umask: int | None = None) -> dict[str, Any]:
         """
@@ -324,7 +326,7 @@ def json_schema() -> dict[str, Any]:
     either: TypeAdapter[Any] = TypeAdapter(PipelinesFile | PipelineMLFile)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Pipelines of jobcore",
+        "title": "jobcore pipelines",
         **either.json_schema(),
     }
 
@@ -381,7 +383,7 @@ def _problems(entry: Entry) -> Iterator[tuple[Place, str]]:
     """Yield what is wrong in a pipeline whose fields have the right types."""
     scripts = [name for name in ("script", "inline_script") if getattr(entry, name) is not None]
     if len(scripts) > 1:
-        yield ("inline_script",), "it is another name of script: keep one of the two"
+        yield ("inline_script",), "it is another name for script: keep one of the two"
     what = [
         *scripts,
         *(["command"] if entry.command else []),

@@ -14,7 +14,7 @@ from jobcore.tuning import MOST_RETRIES
 
 #: The words of `Retries.on`.
 ENDINGS = ("error", "timeout", "lost")
-#: The endings of a job that its supervisor or its host did not live to see.
+#: The endings that no process saw, because the supervisor or the host had died.
 _UNOBSERVED = frozenset({Reason.LOST, Reason.NEVER_STARTED})
 #: The largest `factor`. A larger one would reach `max_delay` at once.
 _LARGEST_FACTOR = 1000.0

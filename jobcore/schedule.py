@@ -351,6 +351,6 @@ def _zone(name: str) -> tzinfo:
     # In this order: unknown zone, malformed name, name of a folder of zones, not a string.
     except (KeyError, ValueError, OSError, TypeError) as error:
         raise ScheduleError(
-            f"no time zone {name!r} here; where the system has no zones at all, "
-            "pip install tzdata brings them"
+            f"this system has no time zone {name!r}; if it has no time zones at all, "
+            "pip install tzdata adds them"
         ) from error

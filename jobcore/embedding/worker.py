@@ -308,8 +308,7 @@ class Worker(ForkAware):
         """
         Call `function` in a thread of this worker, and return its result.
 
-        In one of jobcore's own threads it is called directly, because nothing interrupts
-        these.
+        In one of jobcore's own threads it is called directly, because nothing interrupts those.
 
         Args:
             function: Called with the caller's context variables.

@@ -193,7 +193,7 @@ class Dispatcher(ForkAware):
 
     def waits_only_for(self, runs: Container[str]) -> bool:
         """
-        Tell whether nothing can happen here until one of these runs, or the clock, moves on.
+        Tell whether nothing can happen here until one of these runs or the clock moves on.
 
         Args:
             runs: Tokens of runs that wait themselves. It returns False if this manager has

@@ -94,7 +94,7 @@ def _has_ctypes() -> bool:
 def _without_ctypes(python: str) -> SpawnError:
     return SpawnError(
         f"{python!r} was built without ctypes, which supervisors need: install libffi and build "
-        "it anew, or name another Python interpreter with `python=`",
+        "it again, or name another Python interpreter with `python=`",
         lasting=True,
     )
 
@@ -364,7 +364,7 @@ class Launcher(Protocol):
 
 class ProcessLauncher:
     """
-    Starts each supervisor as a process of its own, which outlives its host.
+    Starts each supervisor as a separate process, which outlives its host.
 
     Args:
         python: The interpreter for supervisors; None: that of this process.
@@ -381,7 +381,7 @@ class ProcessLauncher:
             SpawnError: It is not an interpreter, or it cannot be started.
         """
         if not self._python:
-            raise SpawnError("no Python interpreter is known here: name one with `python=`")
+            raise SpawnError("this process knows no Python interpreter: name one with `python=`")
         return check_interpreter(self._python)
 
     def start(self, descriptor: int) -> int:

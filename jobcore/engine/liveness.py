@@ -158,7 +158,7 @@ class Liveness:
 
     def is_drained(self, *, starts: bool) -> Callable[[], bool]:
         """
-        Return a function that tells a caller that waits from now on whether all jobs are done.
+        Return a function that tells whether all jobs are done, for a caller that waits from now on.
 
         Args:
             starts: Whether it starts the thread if necessary, for example in a forked child.

@@ -62,7 +62,7 @@ class Failure(NamedTuple):
         """
         Return a new error for a waiter: `what`, and the cause.
 
-        Each waiter gets an error of its own, because raising an error changes its traceback.
+        Each waiter gets its own error, because raising an error changes its traceback.
         """
         error = self.error
         words = str(error) if isinstance(error, JobcoreError) else self.cause
@@ -200,7 +200,7 @@ class Postponement:
         self._failures.clear()
 
     def _forget_old(self, now: float) -> None:
-        """Forget failures without a retry for long, for example because the job is gone."""
+        """Forget failures that were not retried for long, for example because the job is gone."""
         for key, failure in list(self._failures.items()):
             if now - failure.until > tuning.LOG_EVERY:
                 self._failures.pop(key, None)

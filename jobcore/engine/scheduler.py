@@ -59,7 +59,7 @@ class _Taken(NamedTuple):
     The decision about a due pipeline.
 
     Attributes:
-        due: The tick that runs; None: none runs.
+        due: The tick that runs, or None.
         missed: How many ticks do not run, because no manager was there in time.
         first_missed, last_missed: The first and the last of these.
         upcoming: The next tick.

@@ -455,7 +455,7 @@ class SupervisorPool(ForkAware):
         if supervisor.pid is None:
             self._note_failure(
                 SpawnError(
-                    "a supervisor did not get ready: it ended, or does not answer; "
+                    "a supervisor did not become ready: it ended, or does not answer; "
                     "`python=`, or else `sys.executable`, must name a Python interpreter"
                 )
             )

@@ -270,8 +270,8 @@ def _store(name: str, value: Any, directory: str, identity: tuple[int, int]) -> 
         raise TypeError(f"{name} returned a value that cannot be stored: {error}") from None
     if len(data) > result_file.LARGEST:
         raise ValueError(
-            f"{name} returned a value that takes {len(data)} bytes, and at most "
-            f"{result_file.LARGEST} are stored: write it to a file, and return the path"
+            f"{name} returned a value of {len(data)} bytes, more than "
+            f"{result_file.LARGEST}: write it to a file, and return the path"
         )
     try:
         result_file.write(directory, identity, form, data)

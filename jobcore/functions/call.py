@@ -117,7 +117,7 @@ def in_interpreter(command: Command, python: str | None, directory: str | None) 
         return command
     program = python or sys.executable
     if not program:
-        raise CommandError("no Python interpreter is known here: name one with `python=`")
+        raise CommandError("this process knows no Python interpreter: name one with `python=`")
     return replace(
         command,
         argv=[program, "-c", _STUB, _PACKAGE],

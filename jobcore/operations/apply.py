@@ -172,7 +172,7 @@ class PipelineApplier:
             return change, row.id, {one: [] for one in _CHAINS}
         row = require_pipeline(connection, found)
         stored = None if row.command is None else Command.from_json(row.command)
-        # The umask of whoever describes pipelines is no part of the description.
+        # The umask of the calling process is not part of the description.
         fields = {"name": name, **entry.fields(umask=None if stored is None else stored.umask)}
         fields |= {"paused": row.paused is not None, **dict.fromkeys(_CHAINS, ())}
         values = self._operations.columns_of(fields, now)

@@ -40,7 +40,7 @@ Runnable = Union[Command, "Sequence[str | bytes | os.PathLike[str]]"]
 
 
 class Unset(Enum):
-    """The default of an argument for which None is a value of its own."""
+    """The default of an argument for which None means something else."""
 
     UNSET = "unset"
 
@@ -142,7 +142,7 @@ def checked_callback(callback: Any) -> Any:
     if inspect.iscoroutinefunction(callback):
         raise ArgumentError(
             f"callback must be a plain function, not the coroutine function {shown(callback)}: "
-            "pass one that hands the event to the loop by call_soon_threadsafe"
+            "pass one that hands the event to the loop with call_soon_threadsafe"
         )
     return callback
 
@@ -266,7 +266,7 @@ def checked_command(command: Runnable, options: Mapping[str, Any]) -> Command:
     if isinstance(command, Command):
         if options:
             raise CommandError(
-                f"{', '.join(sorted(options))}: a Command has these already; pass a list of words, "
+                f"a Command already has {', '.join(sorted(options))}: pass a list of words, "
                 "or use dataclasses.replace"
             )
         return command

@@ -77,7 +77,7 @@ class BulkOperations:
     def cancel(self, wanted: JobFilter, grace: float | None) -> list[Job]:
         """Cancel the QUEUED jobs, then ask the RUNNING ones to stop; return all of them."""
         cancelled: list[int] = []
-        # First, so that the slots of those that stop start none of these.
+        # First, so that the slots of the jobs that stop do not start these.
         for some in self._some(wanted, Status.QUEUED):
             cancelled += [
                 run.number for run in self._write(some, self._cancel_one) if run is not None
@@ -97,7 +97,7 @@ class BulkOperations:
                         stopped.append(number)
                 except (JobNotFound, InvalidTransition):
                     continue  # it has ended, or was deleted meanwhile
-                except Exception as error:  # noqa: BLE001 - stop the others all the same
+                except Exception as error:  # noqa: BLE001 - the others must still be stopped
                     errors.append(error)
         if errors:
             raise errors[0]

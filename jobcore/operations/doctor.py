@@ -141,7 +141,7 @@ class _Examination:
                 '"Old kernels and containers"',
             )
         else:
-            yield _ok(check, "kernel and /proc have all that is used")
+            yield _ok(check, "kernel and /proc have every feature that jobcore uses")
 
     def _file(self, check: str) -> Iterator[Finding]:
         facts = os.stat(self._path)
@@ -190,7 +190,7 @@ class _Examination:
     def _other_users(self, check: str) -> Iterator[Finding]:
         directory = os.path.dirname(self._path)
         permissions.require_private_directory(directory, trusted=self._trust_directory)
-        yield _ok(check, f"none can create a file in {directory}, or they are trusted")
+        yield _ok(check, f"no other user can create a file in {directory}, or they are trusted")
 
     def _write_ahead_log(self, check: str) -> Iterator[Finding]:
         try:
@@ -440,16 +440,14 @@ class _Examination:
                 "retry waits for them, or for --repair",
             )
         if not alive:
-            yield _ok(check, "none of a job that has ended")
+            yield _ok(check, "no ended job has left a process")
 
     def _deletions(self, check: str) -> Iterator[Finding]:
         ((begun,),) = self._ask(_rows("SELECT count(*) FROM job WHERE deleted_at IS NOT NULL"))
         if begun:
-            yield _note(
-                check, f"{begun} begun and not finished: a manager with slots will finish them"
-            )
+            yield _note(check, f"{begun} unfinished: a manager with slots will finish them")
         else:
-            yield _ok(check, "none begun and not finished")
+            yield _ok(check, "no unfinished deletion")
 
     def _chains(self, check: str) -> Iterator[Finding]:
         if not self._is_current():

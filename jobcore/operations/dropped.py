@@ -59,8 +59,8 @@ def _drop(path: str, threaded: tuple[Threaded, ...], closables: tuple[Closable, 
         on_end = partial(one.close_without_waiting, on_end)
     on_end()
     warnings.warn(
-        f"a JobManager of {os.path.basename(path)} was dropped without close(): its running jobs "
-        "go on, and nothing more is started by it; use `with JobManager(...)`",
+        f"a JobManager of {os.path.basename(path)} was garbage-collected without close(): its "
+        "running jobs continue, and it starts no more; use `with JobManager(...)`",
         ResourceWarning,
         stacklevel=2,
     )

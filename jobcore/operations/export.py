@@ -334,7 +334,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
     if Status(found["status"]).final:
         has_started = Reason(found["reason"]) not in UNSTARTED
         if found["end_time"] is None or (found["start_time"] is not None) != has_started:
-            raise ValueError("its times do not fit its reason")
+            raise ValueError("its times do not match its reason")
     return {**found, "data": checked_data(found["data"]), "command": _command(record)}
 
 
@@ -364,7 +364,7 @@ def _add(slices: list[Slice], record: dict[str, Any], position: int) -> int:
     if not raw.endswith(b"\n") and not flags:
         flags = frames.OPEN_END
     if raw.count(b"\n") + (not raw.endswith(b"\n")) != count:
-        raise ValueError("its text has more or fewer lines than its count says")
+        raise ValueError("its count does not match the number of lines in its text")
     time_ns = checks.integer(record["time_ns"], "time_ns", 0, checks.LARGEST_INTEGER)
     data = frames.encode_header(_STREAMS[record["stream"]], flags, position, count, time_ns, raw)
     log_segments.append_to(slices, position, count, data + raw)

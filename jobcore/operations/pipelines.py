@@ -52,7 +52,7 @@ FIELDS = (
 #: The columns of fields with another name.
 _COLUMNS = {"group": "group_name"}
 
-#: How missed ticks are handled: none of them runs, the last one, or each.
+#: How missed ticks are handled: no tick runs, only the last one, or each.
 CATCH_UP = ("skip", "last", "all")
 
 
@@ -307,7 +307,7 @@ class PipelineOperations:
         if type(executor) is PipelineExecutor and not (values["command"] or values["script"]):
             raise CommandError(
                 f"pipeline {values['name']!r:.200} has neither command nor script, so no job of "
-                "it could run; give it one, or have an executor of your own for PIPELINE_RUN"
+                "it could run; give it one, or register your own executor for PIPELINE_RUN"
             )
 
     def _configure(self, connection: Connection, row: Row[Any], now: int) -> Row[Any]:

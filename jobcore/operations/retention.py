@@ -23,7 +23,7 @@ def rules(database: Database) -> list[Retention]:
 
 
 def set_rules(database: Database, keep: Any, statuses: Any, count: Any) -> list[Retention]:
-    """Replace the rules for these statuses; without `keep` and `count`, there is none for them."""
+    """Replace the rules for these statuses; without `keep` and `count`, remove them."""
     wanted = FINAL if statuses is None else frozenset(checked_final(statuses))
     if not wanted:
         raise ArgumentError("statuses must name at least one of COMPLETE, ERROR and STOPPED")

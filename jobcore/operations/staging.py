@@ -26,8 +26,8 @@ from jobcore.storage.database import Database
 from jobcore.tuning import STAGED_AT_ONCE, STAGED_TEXT
 
 ABANDONED = (
-    "the jobs were removed before they were published, as this process seemed to be dead; "
-    "none was created"
+    "another process removed the jobs before they were published, as this process seemed dead; "
+    "no job was created"
 )
 
 #: A dependency takes as long to write as this many characters of a command.

@@ -1,5 +1,5 @@
 """
-Delivers the transitions that this process makes to subscribers, in a thread of its own.
+Delivers the transitions that this process makes to subscribers, in a separate thread.
 
 The transitions of a transaction are read inside it, just before its commit, so nothing that
 happens to the job later, such as its deletion, can hide them. After the commit they go to a

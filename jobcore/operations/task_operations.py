@@ -83,7 +83,7 @@ class TaskOperations:
         self, types: tuple[str, ...], *, patience: float | None = None
     ) -> Row[Any] | None:
         """
-        Start the first queued job of these types as a task of this process; None: none may start.
+        Start the first queued job of these types as a task of this process; None: no job may start.
 
         Args:
             patience: Seconds to wait for the write lock; None: the busy timeout.

@@ -461,7 +461,7 @@ class Waiter:
         elif now - watched.copied_since > COPIED_PATIENCE:
             raise StoreMismatch(
                 f"job {run.id} was started in another directory, of which this is a copy: "
-                "nothing more comes here. recover() and `jobcore work` settle it as lost"
+                "its output never arrives here. recover() and `jobcore work` settle it as lost"
             )
 
     def read(self, cursor: Cursor) -> tuple[Sequence[Row[Any]], Cursor]:

@@ -290,7 +290,7 @@ def test_batch_that_was_swept_is_not_published(jobs, monkeypatch):
     """Where its process was taken for dead, none of it is created, and the caller is told."""
     monkeypatch.setattr(batches, "is_open", lambda *_: False)
 
-    with pytest.raises(StoreError, match="none was created"):
+    with pytest.raises(StoreError, match="no job was created"):
         many(jobs)
     monkeypatch.undo()
 

@@ -384,7 +384,7 @@ def test_a_begun_deletion_is_noted(jobs, database):
     with transaction(jobs._database) as connection:
         connection.exec_driver_sql("UPDATE job SET deleted_at = 1 WHERE number = ?", (job.number,))
 
-    assert examine(database)["deletions"].detail.startswith("1 begun and not finished")
+    assert examine(database)["deletions"].detail.startswith("1 unfinished")
 
 
 def test_many_are_counted_and_few_named(closed):
@@ -425,7 +425,10 @@ def test_schedule_of_an_unknown_time_zone_is_found(jobs, database):
     found = examine(database)["schedules"]
 
     assert found.verdict == "wrong"
-    assert found.detail.startswith("cannot run here: 'a', 'b': no time zone 'Mars/Olympus' here")
+    begins = "cannot run here: 'a', 'b': this system has no time zone 'Mars/Olympus'"
+    assert found.detail.startswith(begins)
+        "cannot run here: 'a', 'b': this system has no time zone 'Mars/Olympus'"
+    )
 
 
 def start_task(database):

@@ -35,7 +35,7 @@ def test_dropped_manager_ends_its_threads_and_warns(database):
     (told,) = dropped(database, lambda jobs: jobs.drain(PATIENCE), slots=1)
     gc.collect()
 
-    assert "jobs.db was dropped without close()" in str(told.message)
+    assert "jobs.db was garbage-collected without close()" in str(told.message)
     until(lambda: descriptors() == before, "the end of all descriptors")
 
 

@@ -471,9 +471,8 @@ def test_a_time_out_ends_it(running_jobs):
         ),
         (
             functions.returns_many_bytes, [result_file.LARGEST - 1],
-            ("ValueError: tests.functions:returns_many_bytes returned a value that takes "
-            "4194305 bytes, and at most 4194304 are stored: write it to a file, and return the "
-            "path"),
+            ("ValueError: tests.functions:returns_many_bytes returned a value of 4194305 bytes, "
+            "more than 4194304: write it to a file, and return the path"),
         ),
         (
             functions.returns_on_a_full_disk, [],

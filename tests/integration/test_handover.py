@@ -290,7 +290,7 @@ def test_function_takes_no_words(running_jobs):
     job = ended(running_jobs, running_jobs.create_job(pipeline_id=pipeline.id, args=["x"]))
 
     assert (job.status, job.reason) == (Status.ERROR, Reason.SPAWN_FAILED)
-    assert "a function takes none" in system_lines(running_jobs, job)[0]
+    assert "a function takes no args" in system_lines(running_jobs, job)[0]
 
 
 def test_parameters_are_checked_at_the_call(jobs):

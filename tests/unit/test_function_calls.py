@@ -414,7 +414,7 @@ def test_without_an_interpreter_nothing_is_run(jobs, monkeypatch):
     monkeypatch.setattr(sys, "executable", "")
     command = function_command(functions.gives_back)
 
-    with pytest.raises(CommandError, match="no Python interpreter is known"):
+    with pytest.raises(CommandError, match="knows no Python interpreter"):
         FunctionExecutor().command(claimed(jobs, command))
     assert FunctionExecutor("/a/python").command(claimed(jobs, command)).argv[0] == "/a/python"
 

@@ -92,7 +92,7 @@ WRONG = {
     ),
     "a script twice": (
         "pipelines:\n  load:\n    script: x\n    inline_script: y\n",
-        ["/srv/p.yml:4: load.inline_script: it is another name of script: keep one of the two"],
+        ["/srv/p.yml:4: load.inline_script: it is another name for script: keep one of the two"],
     ),
     "an environment for nothing": (
         "pipelines:\n  load:\n    env: {A: b}\n",
