@@ -49,7 +49,11 @@ STRANGER = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
 
 #: Ignores SIGTERM, and ends with 6 when its first argument is there.
-STAYS = ["sh", "-c", 'trap "" TERM; echo ready; until [ -e "$1" ]; do sleep 0.01; done; exit 6', ""]
+STAYS = [
+    *("sh", "-c"),
+    'trap "echo stopping" TERM; echo ready; until [ -e "$1" ]; do sleep 0.01; done; exit 6',
+    "",
+]
 
 
 def everything(folder, open_here=""):
@@ -110,8 +114,11 @@ def test_what_a_running_job_leaves_is_private(tmp_path, mask):
     with umask(mask):
         with JobManager(database, slots=1) as jobs:
             job = jobs.submit([*STAYS, go])
-            assert next(jobs.follow(job.id, timeout=PATIENCE)).text == "ready"
+            log = jobs.follow(job.id, timeout=PATIENCE)
+            assert next(log).text == "ready"
             jobs.stop_job(job.id, grace=10 * PATIENCE)
+            assert any(line.text == "stopping" for line in log)
+            log.close()
             jobs._database.checkpoint()
             found = modes(place)
         open(go, "x").close()

@@ -172,9 +172,9 @@ LEFT = {
 }
 
 
-def test_what_is_left_fails_the_test_and_is_named(run, monkeypatch):
+def test_what_is_left_fails_the_test_and_is_named(run, monkeypatch, tmp_path):
     """A test that leaves something fails with what it was; the next one finds nothing of it."""
-    monkeypatch.setenv("LEFT_BY", "test_what_is_left")
+    monkeypatch.setenv("LEFT_BY", str(tmp_path))  # of this run alone, of all on the machine
     source = """
 import os, uuid
 from jobcore import JobManager
@@ -200,7 +200,7 @@ def test_behind_{name}(jobs):
         header = rf"^_+ ERROR at teardown of test_leaves_{name} _+$"
         told = rf"{header}\nthe test left something behind:\n(?:  .*\n)*?  {said}$"
         assert re.search(told, output, re.MULTILINE), name
-    assert carrying("LEFT_BY=test_what_is_left") == []
+    assert carrying(f"LEFT_BY={tmp_path}") == []
 
 
 # --- where it is used ----------------------------------------------------------------

@@ -51,8 +51,8 @@ def gets_sigterm_in_a_fork():
     termination = Termination()
     termination._hold()  # as `os.fork` does
     os.kill(os.getpid(), signal.SIGTERM)
-    termination._release()
     try:
+        termination._release()  # the signal may come while this still starts its sender
         time.sleep(PATIENCE)
     except SystemExit:
         return True
