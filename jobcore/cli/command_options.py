@@ -121,6 +121,29 @@ Env = Annotated[
 Name = Annotated[
     str | None, typer.Option(parser=stored_text, metavar="TEXT", help="Name of the job.")
 ]
+Group = Annotated[
+    str | None,
+    typer.Option(parser=stored_text, metavar="NAME", help="Group whose limit the job counts for."),
+]
+StdoutTo = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Also write the command's stdout to FILE.")
+]
+Pty = Annotated[
+    bool,
+    typer.Option("--pty", help="Give the command a terminal, for programs that need one."),
+]
+OnComplete = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job is COMPLETE."),
+]
+OnError = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job has failed."),
+]
+OnStopped = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job was stopped."),
+]
 SeparateStreams = Annotated[
     bool,
     typer.Option(
@@ -155,6 +178,11 @@ def environment(pairs: Sequence[str]) -> dict[str, str]:
             raise CommandError("--env needs KEY=VALUE")  # without the word, which may be a secret
         found[name] = value
     return found
+
+
+def scripts(texts: Sequence[str] | None) -> list[Command] | None:
+    """Return the commands of a hook, such as `--on-error`; None: there are none."""
+    return [Command(text, shell=True) for text in texts] if texts else None
 
 
 def require_command(words: Sequence[str], stdin: str | None) -> None:

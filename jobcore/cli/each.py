@@ -69,16 +69,22 @@ def command_for(
     cwd: str | None,
     env: Mapping[str, str],
     stdin: str | None,
+    stdout_to: str | None,
     **options: Any,
 ) -> Command:
-    """Return the command of a line, which also replaces `{}` in directory, variables and stdin."""
+    """Return the command of a line, which also replaces `{}` in directory, variables and files."""
     if stdin == "-":
         raise CommandError("--each and --stdin - exclude each other: name a file, such as {}")
+    if stdout_to is not None and PLACEHOLDER not in stdout_to:
+        raise CommandError(
+            f"with --each, --stdout-to {stdout_to} would be the file of all jobs: put {{}} into it"
+        )
     return Command(
         argv_for(words, item, shell=shell),
         shell=shell,
         cwd=None if cwd is None else filled(cwd, item),
         env={name: filled(value, item) for name, value in env.items()},
         stdin=None if stdin is None else filled(stdin, item),
+        stdout_to=None if stdout_to is None else filled(stdout_to, item),
         **options,
     )

@@ -96,6 +96,18 @@ Requires = Annotated[
 Group = Annotated[
     str | None, typer.Option(parser=stored_text, metavar="NAME", help="The group of its jobs.")
 ]
+OnComplete = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that is COMPLETE."),
+]
+OnError = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that has failed."),
+]
+OnStopped = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SCRIPT", help="Run this with /bin/sh after a job that was stopped."),
+]
 
 
 # --- apply ------------------------------------------------------------------------
@@ -332,6 +344,9 @@ def create_pipeline(
     after: After = None,
     requires: Requires = None,
     group: Group = None,
+    on_complete: OnComplete = None,
+    on_error: OnError = None,
+    on_stopped: OnStopped = None,
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
     workspace: InWorkspace = None,
@@ -357,6 +372,9 @@ def create_pipeline(
         "triggered_by": after or (),
         "requires": requires or (),
         "group": group,
+        "on_complete": command_options.scripts(on_complete),
+        "on_error": command_options.scripts(on_error),
+        "on_stopped": command_options.scripts(on_stopped),
         # The directory of a script is this one, too, as in apply.
         "cwd": os.path.abspath(cwd or os.curdir),
         "env": command_options.environment(env or []),
@@ -385,6 +403,9 @@ def set_pipeline(
     after: After = None,
     requires: Requires = None,
     group: Group = None,
+    on_complete: OnComplete = None,
+    on_error: OnError = None,
+    on_stopped: OnStopped = None,
     cwd: command_options.Cwd = None,
     env: command_options.Env = None,
     workspace: OfWorkspace = None,
@@ -409,13 +430,17 @@ def set_pipeline(
         "catch_up": catch_up,
         "timeout": timeout and time_limit(timeout),
         "max_retries": retries,
-        "triggered_by": [one for one in after if one] if after else None,
-        "requires": [one for one in requires if one] if requires else None,
+        "triggered_by": _given(after),
+        "requires": _given(requires),
         "group": group,
         "cwd": cwd and os.path.abspath(cwd),
     }
     changes = {field: value for field, value in changes.items() if value is not None}
     changes = {field: None if value == "" else value for field, value in changes.items()}
+    hooks = {"on_complete": on_complete, "on_error": on_error, "on_stopped": on_stopped}
+    changes |= {
+        hook: command_options.scripts(_given(texts)) for hook, texts in hooks.items() if texts
+    }
     if command and script is not None:
         raise CommandError("a command and --script exclude each other: give one of them")
     if command:
@@ -432,6 +457,11 @@ def set_pipeline(
         changed = jobs.update_pipeline(found.id, **changes)
     if as_json:
         output.print_json(changed)
+
+
+def _given(texts: list[str] | None) -> list[str] | None:
+    """Return the texts of an option without empty ones; None: the option was not given."""
+    return [one for one in texts if one] if texts else None
 
 
 @pipeline.command("run")

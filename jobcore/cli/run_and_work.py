@@ -65,6 +65,9 @@ def run(
         ),
     ] = None,
     name: command_options.Name = None,
+    group: command_options.Group = None,
+    stdout_to: command_options.StdoutTo = None,
+    pty: command_options.Pty = False,
     separate_streams: command_options.SeparateStreams = False,
     buffered: command_options.Buffered = False,
     shell: command_options.Shell = False,
@@ -108,12 +111,14 @@ def run(
         "linger": linger,
         "separate_streams": separate_streams,
         "unbuffered": not buffered,
+        "stdout_to": stdout_to,
+        "pty": pty,
     }
     if each is not None:
         if detach or print_id:
             raise CommandError("--each excludes --detach and --print-id: see submit --each")
         options |= {"cwd": cwd, "env": variables, "stdin": stdin, "shell": shell}
-        _run_each(ctx, each, words, name=name, null=null, slots=slots, options=options)
+        _run_each(ctx, each, words, name=name, group=group, null=null, slots=slots, options=options)
         return
     if slots is not None or null:
         raise CommandError("--slots and --null need --each")
@@ -125,18 +130,24 @@ def run(
         shell=shell,
         **options,
     )
-    _run_one(ctx, wanted, name=name, detach=detach, print_id=print_id)
+    _run_one(ctx, wanted, name=name, group=group, detach=detach, print_id=print_id)
 
 
 def _run_one(
-    ctx: typer.Context, wanted: Command, *, name: str | None, detach: bool, print_id: bool
+    ctx: typer.Context,
+    wanted: Command,
+    *,
+    name: str | None,
+    group: str | None,
+    detach: bool,
+    print_id: bool,
 ) -> None:
     interrupts = foreground.Interrupts()
     with ctx.obj.open(slots=1, only_own=True) as jobs:
         interrupts.arm()
         foreground.print_delays()
         # Reserved, because a worker would run the command with the worker's environment.
-        job = jobs.submit(wanted, name=name, reserved=True)
+        job = jobs.submit(wanted, name=name, group=group, reserved=True)
         if print_id:
             output.say(f"job {job.id}")
         interrupts.expect(
@@ -176,6 +187,7 @@ def _run_each(
     words: list[str],
     *,
     name: str | None,
+    group: str | None,
     null: bool,
     slots: int | None,
     options: dict[str, Any],
@@ -198,7 +210,7 @@ def _run_each(
         interrupts.arm()
         foreground.print_delays()
         # Reserved: they must not run later, unattended.
-        made = jobs.submit_many(wanted, reserved=True)
+        made = jobs.submit_many(wanted, group=group, reserved=True)
         shown = map(output.command_text, commands)
         many = batch.Batch(jobs, dict(zip((job.id for job in made), shown, strict=True)))
         interrupts.expect(many.stop, many.kill)

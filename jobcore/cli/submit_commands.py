@@ -50,12 +50,7 @@ def submit(
             parser=integer, metavar="N", help="Jobs with a higher number start first. [0]"
         ),
     ] = 0,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            parser=stored_text, metavar="NAME", help="Group whose limit the job counts for."
-        ),
-    ] = None,
+    group: command_options.Group = None,
     key: Annotated[
         str | None,
         typer.Option(
@@ -116,18 +111,9 @@ def submit(
             parser=time_limit, metavar="TIME", help="Cancel the job if it has not started by then."
         ),
     ] = None,
-    on_complete: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job is COMPLETE."),
-    ] = None,
-    on_error: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job has failed."),
-    ] = None,
-    on_stopped: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SCRIPT", help="Run this with /bin/sh once the job was stopped."),
-    ] = None,
+    on_complete: command_options.OnComplete = None,
+    on_error: command_options.OnError = None,
+    on_stopped: command_options.OnStopped = None,
     timeout: command_options.Timeout = None,
     grace: command_options.Grace = DEFAULT_GRACE,
     stop_signal: command_options.StopSignal = "SIGTERM",
@@ -141,6 +127,8 @@ def submit(
         ),
     ] = None,
     name: command_options.Name = None,
+    stdout_to: command_options.StdoutTo = None,
+    pty: command_options.Pty = False,
     buffered: command_options.Buffered = False,
     shell: command_options.Shell = False,
     as_json: AsJson = False,
@@ -152,8 +140,9 @@ def submit(
     submit. The database stores the environment until the job has ended.
 
     With --each, there is one job for each line of FILE: all of them, or none. The
-    line replaces {} in COMMAND, --name, --key, --cwd, --env and --stdin. It is
-    taken as it is, without word splitting; with --shell it is quoted.
+    line replaces {} in COMMAND, --name, --key, --cwd, --env, --stdin and
+    --stdout-to. It is taken as it is, without word splitting; with --shell it is
+    quoted.
 
     \b
     Examples:
@@ -174,9 +163,9 @@ def submit(
         raise CommandError("--run-if needs --after")
     queued: dict[str, Any] = {
         "run_if": run_if.value,
-        "on_complete": _scripts(on_complete),
-        "on_error": _scripts(on_error),
-        "on_stopped": _scripts(on_stopped),
+        "on_complete": command_options.scripts(on_complete),
+        "on_error": command_options.scripts(on_error),
+        "on_stopped": command_options.scripts(on_stopped),
         "retries": _retries(retries, retry_delay, retry_on),
         "priority": priority,
         "group": group,
@@ -191,6 +180,8 @@ def submit(
         "stop_signal": stop_signal,
         "unbuffered": not buffered,
         "shell": shell,
+        "stdout_to": stdout_to,
+        "pty": pty,
     }
     if each is None:
         wanted = Command(
@@ -241,7 +232,3 @@ def _retries(most: int, pause: float | None, on: list[RetryOn] | None) -> Retrie
         return Retries(most, **{name: value for name, value in given.items() if value is not None})
     except ArgumentError as error:
         raise CommandError(f"--retry-{error}") from None  # all but its `delay` are checked before
-
-
-def _scripts(texts: list[str] | None) -> list[Command] | None:
-    return [Command(text, shell=True) for text in texts] if texts else None

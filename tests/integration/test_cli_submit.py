@@ -195,6 +195,31 @@ def test_each_file_may_be_its_job_s_input(cli, database):
     assert [text(database, job) for job in drained(database)] == ["one\none\n", "two\ntwo\n"]
 
 
+def test_each_job_may_have_its_own_output_file(cli, database):
+    """`--stdout-to {}` is filled, too; stderr stays in the log alone."""
+    words = ["--each", "-", "--stdout-to", "{}.txt", "--group", "g", "--shell"]
+    script = "echo out {}; echo err >&2 #"
+    cli("submit", *words, "--", script, stdin=b"one\n")
+    first, *_ = drained(database)
+    out, err = cli("run", *words, "--", script, stdin=b"two\n")
+
+    assert [(cli.folder / f"{name}.txt").read_text() for name in ("one", "two")] == [
+        "out one\n", "out two\n",
+    ]  # fmt: skip
+    assert sorted(text(database, first).splitlines()) == ["err", "out one"]
+    assert (out, "err\n" in err) == ("out two\n", True)
+    assert [job.group for job in drained(database)] == ["g", "g"]
+
+
+def test_command_may_have_a_terminal(cli, database):
+    """With `--pty`, in the queue and in the foreground."""
+    look = ["--pty", "--shell", "--", "test -t 1 && echo terminal"]
+    cli("submit", *look)
+
+    assert cli("run", *look)[0] == "terminal\r\n"
+    assert [text(database, job) for job in drained(database)] == ["terminal\r\n"] * 2
+
+
 def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
     """One wrong line, and there is no job."""
     (cli.folder / "good").write_text("".join(f"{n}\n" for n in range(2500)))
@@ -226,6 +251,8 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
             "--retry-delay must be 0 to 1000000000 seconds",
         ),
         (["run", "--slots", "2", "--", "true"], "need --each"),
+        (["run", "--each", "x", "--stdout-to", "one", "--", "true"], "put {} into it"),
+        (["submit", "--each", "x", "--stdout-to", "one", "--", "true"], "put {} into it"),
         (["run", "--each", "x", "--detach", "--", "true"], "submit --each"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",

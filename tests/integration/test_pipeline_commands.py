@@ -79,6 +79,30 @@ def test_pipeline_is_created_changed_and_deleted(jobs, database, tmp_path):
     assert [one.name for one in jobs.list_pipelines()] == ["fetch"]
 
 
+def test_scripts_run_after_the_jobs_of_a_pipeline(running_jobs, database):
+    """`set` replaces the one that is given, '' removes it, and the others stay."""
+    create = ["pipeline", "create", "load", "--on-error", "echo first", "--on-complete", "echo ok"]
+    in_a_pipe(
+        database,
+        [
+            [*create, "--", "false"],
+            ["pipeline", "set", "load", "--on-error", "echo changed", "--on-complete", ""],
+        ],
+    )
+    (load,) = running_jobs.list_pipelines()
+
+    def outputs():
+        """Return what the scripts print that run after one job."""
+        job = running_jobs.wait(running_jobs.create_job(pipeline_id=load.id).id, PATIENCE)
+        running_jobs.drain(PATIENCE)
+        scripts = [one for one in running_jobs.list_jobs() if one.hook_of == job.id]
+        return [line.text for one in scripts for line in running_jobs.logs(one.id)]
+
+    assert outputs() == ["changed"]
+    in_a_pipe(database, [["pipeline", "set", "load", "--", "true"]])
+    assert outputs() == []
+
+
 def test_list_show_and_schedule_tell_what_is_due(jobs, database):
     """In a pipe with all fields, on a terminal in short; no value of a variable is shown."""
     place = jobs.create_workspace("w")
