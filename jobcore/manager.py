@@ -85,10 +85,8 @@ from jobcore.operations.arguments import (
     checked_python,
     checked_slots,
     checked_state,
-    checked_statuses,
     checked_stream,
     checked_timeout,
-    checked_types,
     queue_fields,
     refuse_parameters,
     require_methods,
@@ -135,7 +133,7 @@ if TYPE_CHECKING:
     from jobcore.operations.claiming import Claimer
     from jobcore.operations.completion import Completions, CompletionWaiter, Waited
     from jobcore.operations.deletion import Deleter
-    from jobcore.operations.job_filters import FurtherFilters, JobFilters
+    from jobcore.operations.job_filters import EventFilters, FurtherFilters, JobFilters
     from jobcore.operations.limits import LimitOperations
     from jobcore.retries import Retries
     from jobcore.submission import Hook, Submission
@@ -1307,6 +1305,7 @@ class JobManager:
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
         dry_run: Literal[False] = False,
+        **filters: Unpack[FurtherFilters],
     ) -> int: ...
 
     @overload
@@ -1319,6 +1318,7 @@ class JobManager:
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
         dry_run: Literal[True],
+        **filters: Unpack[FurtherFilters],
     ) -> list[Job]: ...
 
     def prune(
@@ -1330,6 +1330,7 @@ class JobManager:
         workspace_id: Id | None = None,
         pipeline_id: Id | None = None,
         dry_run: bool = False,
+        **filters: Unpack[FurtherFilters],
     ) -> int | list[Job]:
         """
         Remove old final jobs, with their logs, histories and results.
@@ -1339,7 +1340,7 @@ class JobManager:
         returns. If this process dies first, the next manager finishes the removals that had
         begun, and the other jobs stay. Several calls may run at once. The file does not
         shrink: SQLite reuses the space. Records of skipped runs are removed by the same
-        rule, unless `status` names only some of the final statuses.
+        rule, unless `status` names only some of the final statuses, or `filters` are given.
 
         Args:
             older_than: Remove jobs that ended at least this many seconds ago, by this
@@ -1350,6 +1351,7 @@ class JobManager:
             workspace_id: Only jobs of this workspace.
             pipeline_id: Only jobs of this pipeline.
             dry_run: Change nothing.
+            filters: The other filters of `list_jobs`, such as `type` or `name`.
 
         Returns:
             How many jobs this call removed. In a dry run, the jobs that it would remove, oldest
@@ -1358,13 +1360,15 @@ class JobManager:
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id.
-            ArgumentError: A number is negative or invalid, or a status is unknown or not final.
+            ArgumentError: A number is negative or invalid, a status is unknown or not final, or
+                another filter is unknown or invalid.
         """
         from jobcore.operations.prune import Pruner  # noqa: PLC0415 - loaded by those who need it
 
         age = checks.seconds(older_than, "older_than", checks.OLDEST)
         statuses, newest = checked_final(status), checks.optional_count(keep, "keep")
-        wanted = self._filter(workspace_id, pipeline_id, statuses)
+        owner = {"workspace_id": workspace_id, "pipeline_id": pipeline_id}
+        wanted = self._wanted({**filters, **owner, "status": statuses})
         pruner = Pruner(self._database, self._remover, self._clock)
         expired = pruner.choose(age, wanted, newest)
         if dry_run:
@@ -1660,7 +1664,7 @@ class JobManager:
                 "ended_until": ended_until,
             }
         )
-        if wanted.is_plain and ordered == "created":
+        if wanted.is_plain and not wanted.has_many_types and ordered == "created":
             return self._listings.jobs(wanted, most, last)
         return self._listings.search(wanted, most, last, ordered)
 
@@ -2188,6 +2192,7 @@ class JobManager:
         pipeline_id: Id | None = None,
         status: Status | Collection[Status] | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+        **filters: Unpack[EventFilters],
     ) -> Events:
         """
         Return an iterator of the transitions of all jobs, by any process, in commit order.
@@ -2223,6 +2228,9 @@ class JobManager:
             status: Only transitions to this status, or to one of several, such as `FINAL`.
                 Both `start` and `stop` lead to RUNNING.
             type: Only events of jobs of this type, or of one of several.
+            filters: `name`, `key`, `group`, `reason` and `exit_code`, as in `list_jobs`. The
+                reason and the exit code are those of the event. The name is the job's present
+                one.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id; at
@@ -2234,7 +2242,8 @@ class JobManager:
         known, most = checked_after(after), checks.optional_count(limit, "limit")
         scanned = checks.optional_count(scan_limit, "scan_limit")
         checked_timeout(timeout)  # now, not at the first next()
-        wanted = self._filter(workspace_id, pipeline_id, status, type)
+        checked = self._event_filter(status, type, filters)
+        wanted = self._in_place(checked, workspace_id, pipeline_id)
         return Events(
             self._event_reader,
             wanted,
@@ -2257,6 +2266,7 @@ class JobManager:
         pipeline_id: Id | None = None,
         status: Status | Collection[Status] | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+        **filters: Unpack[EventFilters],
     ) -> AsyncEvents:
         """
         Return an asynchronous iterator of the transitions of all jobs: `events` for an event loop.
@@ -2269,7 +2279,7 @@ class JobManager:
             after: As in `events`, but "now" and None mean the time of the first `anext()`.
             limit, scan_limit, follow: As in `events`.
             timeout: Seconds to follow, from the first `anext()` on; then the iterator ends.
-            workspace_id, pipeline_id, status, type: As in `events`.
+            workspace_id, pipeline_id, status, type, filters: As in `events`.
 
         Raises:
             WorkspaceNotFound, PipelineNotFound: No workspace or pipeline has this id; at the
@@ -2281,10 +2291,10 @@ class JobManager:
         known, most = checked_after(after), checks.optional_count(limit, "limit")
         scanned = checks.optional_count(scan_limit, "scan_limit")
         checked_timeout(timeout)
-        statuses, types = checked_statuses(status), checked_types(type)
+        checked = self._event_filter(status, type, filters)
 
         def begin() -> JobFilter:
-            return self._filter(workspace_id, pipeline_id, statuses, types)
+            return self._in_place(checked, workspace_id, pipeline_id)
 
         return AsyncEvents(
             self._event_reader,
@@ -2304,6 +2314,7 @@ class JobManager:
         pipeline_id: Id | None = None,
         status: Status | Collection[Status] | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002 - the field's name
+        **filters: Unpack[EventFilters],
     ) -> Callable[[], None]:
         """
         Call `callback` with each transition that this process makes through this manager.
@@ -2325,7 +2336,7 @@ class JobManager:
 
         Args:
             callback: Gets the `Event`.
-            workspace_id, pipeline_id, status, type: As in `events`.
+            workspace_id, pipeline_id, status, type, filters: As in `events`.
 
         Returns:
             A function that ends the subscription. A callback that another thread is running
@@ -2336,9 +2347,9 @@ class JobManager:
             ArgumentError: The callback is not a plain function, or a filter is invalid.
             StoreError: The manager is closed.
         """
-        checked = checked_callback(callback)
-        wanted = self._filter(workspace_id, pipeline_id, status, type)
-        return self._notifier.subscribe(checked, wanted)
+        called = checked_callback(callback)
+        checked = self._event_filter(status, type, filters)
+        return self._notifier.subscribe(called, self._in_place(checked, workspace_id, pipeline_id))
 
     # --- workspaces and pipelines ---------------------------------------------------
 
@@ -2780,31 +2791,25 @@ class JobManager:
         """Return the public form of a job's row, or of its values by column."""
         return Job.from_row(row, self._clock.now())
 
-    def _filter(
-        self,
-        workspace_id: Id | None,
-        pipeline_id: Id | None,
-        status: Status | Collection[Status] | None,
-        kind: str | Collection[str] | None = None,
-    ) -> JobFilter:
-        return self._wanted(
-            {
-                "workspace_id": workspace_id,
-                "pipeline_id": pipeline_id,
-                "status": status,
-                "type": kind,
-            }
-        )
+    def _event_filter(self, status: object, kind: object, filters: Mapping[str, Any]) -> JobFilter:
+        """Return the filter for these arguments of `events`, without an owner."""
+        from jobcore.operations.job_filters import checked_event_filters  # noqa: PLC0415 - loaded by those who need it
+
+        return checked_event_filters({**filters, "status": status, "type": kind})
 
     def _wanted(self, filters: Mapping[str, Any]) -> JobFilter:
         """Return the filter for these arguments of `list_jobs`."""
         from jobcore.operations.job_filters import checked_filters  # noqa: PLC0415 - loaded by those who need it
 
-        wanted = checked_filters(filters)
+        checked = checked_filters(filters)
+        return self._in_place(checked, filters.get("workspace_id"), filters.get("pipeline_id"))
+
+    def _in_place(
+        self, checked: JobFilter, workspace_id: Id | None, pipeline_id: Id | None
+    ) -> JobFilter:
+        """Return a filter with its workspace and its pipeline."""
         with self._database.read() as connection:
-            return job_filter(
-                connection, filters.get("workspace_id"), filters.get("pipeline_id"), wanted
-            )
+            return job_filter(connection, workspace_id, pipeline_id, checked)
 
     def _deleter(self) -> Deleter:
         from jobcore.operations.deletion import Deleter  # noqa: PLC0415 - loaded by those who need it

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -15,7 +15,7 @@ import typer
 from jobcore.cli import foreground, job_table, output, selection
 from jobcore.cli.app import AsJson, app, open_manager
 from jobcore.cli.selection import Filter
-from jobcore.cli.values import count_from_1, integer, past
+from jobcore.cli.values import count_from_1
 from jobcore.errors import CommandError, PipelineNotFound, StoreError
 from jobcore.lifecycle import Reason, Status
 
@@ -43,36 +43,11 @@ class Order(str, Enum):
 
 
 @app.command("list")
-@selection.filters("status", "failed", "kinds", "name", "group", "since", "until")
+@selection.filters("status", "failed", *selection.OF_ANY, *selection.OF_ENDED)
 def list_(
     ctx: typer.Context,
     *,
     wanted: Filter,
-    ended_since: Annotated[
-        datetime | None,
-        typer.Option(parser=past, metavar="WHEN", help="Only jobs that have ended since then."),
-    ] = None,
-    ended_until: Annotated[
-        datetime | None,
-        typer.Option(parser=past, metavar="WHEN", help="Only jobs that had ended before then."),
-    ] = None,
-    workspace: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only jobs of the workspace of this name.")
-    ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only jobs of the pipeline of this name.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Only jobs with this key.")
-    ] = None,
-    reason: Annotated[
-        list[Reason] | None,
-        typer.Option(metavar="WORD", help="Only jobs with this reason, such as timeout or lost."),
-    ] = None,
-    exit_code: Annotated[
-        list[int] | None,
-        typer.Option(parser=integer, metavar="N", help="Only jobs with this exit code."),
-    ] = None,
     order: Annotated[
         Order | None,
         typer.Option(
@@ -96,6 +71,9 @@ def list_(
     wide: Annotated[
         bool, typer.Option("--wide", "-w", help="Show all columns, and cut nothing.")
     ] = False,
+    counted: Annotated[
+        bool, typer.Option("--count", help="Print only how many jobs of each status there are.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -115,20 +93,14 @@ def list_(
       jobcore list --json --limit 10
     """  # noqa: D301
     with open_manager(ctx) as jobs:
-        wanted = replace(
-            wanted,
-            key=key,
-            reasons=reason,
-            exit_codes=exit_code,
-            ended_since=ended_since,
-            ended_until=ended_until,
-            **_place(jobs, workspace, pipeline),
-            order=None if order is None else order.value,
-        )
+        wanted = replace(wanted, order=None if order is None else order.value)
         try:
             jobs.refresh()  # import the current state of running jobs
         except (StoreError, OSError) as error:
             output.say(f"listed as stored: {error}")
+        if counted:
+            _print_counts(jobs, wanted, as_json=as_json)
+            return
         copied = {job.id: job for job in jobs.list_copied_jobs()}
         on_terminal = output.on_terminal() and not as_json
         if on_terminal and not wanted.given and limit is None and before is None:
@@ -149,6 +121,18 @@ def list_(
             output.print_json(page) if as_json else output.print_jobs(page)
     if more and limit is None:
         output.say(f"there are older ones: --before {page[-1].number}, or --limit")
+
+
+def _print_counts(jobs: JobManager, wanted: Filter, *, as_json: bool) -> None:
+    counts = dict.fromkeys(Status, 0)
+    for part in wanted.in_parts(jobs):
+        for status, count in jobs.count_jobs(**part).items():
+            counts[status] += count
+    output.note_damage(jobs.list_damaged_rows())
+    if as_json:
+        output.print_lines([json.dumps(counts)])
+    else:
+        output.print_rows(("STATUS", "JOBS"), counts.items())
 
 
 def _with_notes(jobs: Iterator[Job], copied: dict[Any, Job]) -> Iterator[Job]:
@@ -181,20 +165,6 @@ def _print_overview(jobs: JobManager, copied: dict[Any, Job], *, wide: bool) -> 
     left = sum(counts.values()) - len(page)
     if left > 0:
         output.say(f"{left:,} more: see --limit and the filters")
-
-
-def _place(jobs: JobManager, workspace: str | None, pipeline: str | None) -> dict[str, Any]:
-    """Return the filters for a workspace and a pipeline, each with this name or id."""
-    if workspace is None and pipeline is None:
-        return {}
-    from jobcore.cli import pipeline_commands as named  # noqa: PLC0415 - only with these filters
-
-    found: dict[str, Any] = {}
-    if workspace is not None:
-        found["workspace_id"] = named.find_workspace(jobs, workspace).id
-    if pipeline is not None:
-        found["pipeline_id"] = named.find_pipeline(jobs, pipeline, workspace).id
-    return found
 
 
 def paused(jobs: JobManager) -> list[str]:

@@ -56,7 +56,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 @app.command()
-@selection.filters("status", "failed", "name", "group")
+@selection.filters("status", "failed", *selection.BY_NAME)
 def logs(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,

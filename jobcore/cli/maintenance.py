@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import typer
 
 from jobcore.cli import foreground, output, selection
 from jobcore.cli.app import AsJson, app, full_id, open_manager
+from jobcore.cli.selection import Filter
 from jobcore.cli.values import age, count
 from jobcore.errors import CommandError
 from jobcore.lifecycle import FINAL, Status
@@ -31,6 +33,7 @@ FinalStatus = Annotated[
 
 
 @app.command()
+@selection.filters(*selection.OF_ANY, "reasons", "exit_codes")
 def prune(
     ctx: typer.Context,
     *,
@@ -43,6 +46,7 @@ def prune(
         ),
     ],
     status: FinalStatus = None,
+    wanted: Filter,
     keep: Annotated[
         int | None,
         typer.Option(parser=count, metavar="N", help="Keep the newest N of them, however old."),
@@ -65,8 +69,9 @@ def prune(
       jobcore prune --older-than 0 --keep 1000
     """  # noqa: D301
     with open_manager(ctx) as jobs:
+        given = {**wanted.arguments(jobs), "status": status or FINAL}
         if dry_run:
-            found = jobs.prune(older_than, status=status or FINAL, keep=keep, dry_run=True)
+            found = jobs.prune(older_than, keep=keep, dry_run=True, **given)
             output.note_damage(jobs.list_damaged_rows())
             if as_json:
                 output.print_json(found)
@@ -77,7 +82,7 @@ def prune(
             else:
                 output.print_jobs(found)
         else:
-            count = jobs.prune(older_than, status=status or FINAL, keep=keep)
+            count = jobs.prune(older_than, keep=keep, **given)
             output.print_lines([json.dumps({"pruned": count}) if as_json else str(count)])
 
 
@@ -167,6 +172,7 @@ def backup(
 
 
 @app.command()
+@selection.filters(*selection.OF_ANY, *selection.OF_ENDED)
 def export(
     ctx: typer.Context,
     job_ids: Annotated[
@@ -174,6 +180,7 @@ def export(
     ] = None,
     *,
     status: FinalStatus = None,
+    wanted: Filter,
     commands: Annotated[
         bool,
         typer.Option(
@@ -193,14 +200,16 @@ def export(
       jobcore export --status ERROR | jq -r 'select(.log) | .log.text'
     """  # noqa: D301
     with open_manager(ctx) as jobs:
-        wanted: Sequence[UUID | str]
+        found: Sequence[UUID | str]
         if job_ids:
-            wanted = [full_id(jobs, one) for one in job_ids]
+            if status or wanted.given:
+                raise CommandError("export takes IDs or filters, not both")
+            found = [full_id(jobs, one) for one in job_ids]
         else:
-            ended = selection.Filter(status=status or sorted(FINAL))
-            wanted = [job.id for job in selection.listed(jobs, ended)][::-1]
+            ended = replace(wanted, status=status or sorted(FINAL))
+            found = [job.id for job in selection.listed(jobs, ended)][::-1]
         output.note_damage(jobs.list_damaged_rows())
-        output.print_lines(jobs.export_jobs(wanted, with_commands=commands))
+        output.print_lines(jobs.export_jobs(found, with_commands=commands))
 
 
 @app.command("import")

@@ -33,7 +33,7 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Return without waiting 
 
 
 @app.command()
-@selection.filters("status", "kinds", "name", "group", "since")
+@selection.filters("status", *selection.OF_ANY)
 def stop(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -57,7 +57,7 @@ def stop(
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="stop", among=ACTIVE)
         if found is None:
-            done, failed = _for_each_part(partial(jobs.cancel_jobs, grace=grace), wanted), 0
+            done, failed = _for_each_part(jobs, partial(jobs.cancel_jobs, grace=grace), wanted), 0
         else:
             done, failed = selection.for_each(found, partial(_stop, jobs, grace))
         done, late = _ended(jobs, done, no_wait=no_wait)
@@ -75,7 +75,7 @@ def _stop(jobs: JobManager, grace: float | None, job_id: UUID | str) -> Job:
 
 
 @app.command()
-@selection.filters("kinds", "name", "group", "since")
+@selection.filters(*selection.OF_ANY)
 def cancel(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -102,7 +102,7 @@ def cancel(
         found = selection.chosen(jobs, job_ids, wanted, every=every, verb="cancel", among=ACTIVE)
         if found is None:
             queued = replace(wanted, status=[Status.QUEUED])
-            done, failed = _for_each_part(partial(jobs.cancel_jobs, grace=grace), queued), 0
+            done, failed = _for_each_part(jobs, partial(jobs.cancel_jobs, grace=grace), queued), 0
         else:
             done, failed = selection.for_each(found, partial(jobs.cancel_job, grace=grace))
         done, late = _ended(jobs, done, no_wait=no_wait)
@@ -111,7 +111,7 @@ def cancel(
 
 
 @app.command()
-@selection.filters("kinds", "name", "group", "since")
+@selection.filters(*selection.OF_ANY)
 def wait(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -132,7 +132,8 @@ def wait(
     time-out is over first, the exit code is 124, and the jobs keep running.
 
     --all and filters choose among the queued and running jobs: those that have
-    already ended do not count.
+    already ended do not count. If there are none, wait says so, and the exit code
+    is 0.
 
     \b
     Examples:
@@ -144,6 +145,8 @@ def wait(
         if found is None:
             active = replace(wanted, status=sorted(ACTIVE))
             found = [job.id for job in selection.listed(jobs, active)]
+            if not found:
+                output.say("no queued or running job matches")
         done = jobs.wait_all(found, timeout)
     _report(done, job_ids, as_json=as_json)
     codes = [foreground.exit_code(job) for job in done]
@@ -151,7 +154,7 @@ def wait(
 
 
 @app.command()
-@selection.filters("kinds", "name", "group", "since")
+@selection.filters("status", *selection.OF_ANY, *selection.OF_ENDED)
 def retry(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -182,7 +185,7 @@ def retry(
     with open_manager(ctx) as jobs:
         found = selection.chosen(jobs, job_ids, wanted, every=False, verb="retry", among=RETRIABLE)
         if found is None:
-            done, errors = _for_each_part(jobs.retry_jobs, wanted), 0
+            done, errors = _for_each_part(jobs, jobs.retry_jobs, wanted), 0
         else:
             done, errors = selection.for_each(found, jobs.retry_job)
     if as_json:
@@ -192,9 +195,9 @@ def retry(
     _exit(errors)
 
 
-def _for_each_part(step: Callable[..., list[Job]], wanted: Filter) -> list[Job]:
+def _for_each_part(jobs: JobManager, step: Callable[..., list[Job]], wanted: Filter) -> list[Job]:
     """Call `step` with the arguments of each part of the filters; return all jobs."""
-    return [job for part in wanted.in_parts() for job in step(**part)]
+    return [job for part in wanted.in_parts(jobs) for job in step(**part)]
 
 
 @app.command("set")
@@ -247,7 +250,7 @@ def set_(
 
 
 @app.command()
-@selection.filters("status", "failed", "kinds", "name", "group", "since", "until")
+@selection.filters("status", "failed", *selection.OF_ANY, *selection.OF_ENDED)
 def delete(
     ctx: typer.Context,
     job_ids: selection.JobIds = None,
@@ -273,7 +276,7 @@ def delete(
                 wanted = replace(wanted, status=sorted(FINAL))
             elif not set(wanted.status or FINAL) <= FINAL:
                 raise CommandError("delete by filter takes only COMPLETE, ERROR and STOPPED jobs")
-            done, errors = _for_each_part(jobs.delete_jobs, wanted), 0
+            done, errors = _for_each_part(jobs, jobs.delete_jobs, wanted), 0
             if output.on_terminal():
                 output.say(f"{len(done)} jobs removed")
         else:

@@ -16,7 +16,7 @@ import typer
 
 from jobcore.cli import output
 from jobcore.cli.app import STATUSES, full_id, show_parameters
-from jobcore.cli.values import past
+from jobcore.cli.values import integer, past
 from jobcore.errors import CommandError, JobcoreError
 from jobcore.lifecycle import Reason, Status
 
@@ -62,6 +62,19 @@ _OPTIONS: dict[str, Any] = {
     "group": Annotated[
         str | None, typer.Option("--group", metavar="NAME", help="Only jobs of this group.")
     ],
+    "key": Annotated[
+        str | None, typer.Option("--key", metavar="TEXT", help="Only jobs with this key.")
+    ],
+    "workspace": Annotated[
+        str | None,
+        typer.Option(
+            "--workspace", metavar="NAME", help="Only jobs of the workspace of this name."
+        ),
+    ],
+    "pipeline": Annotated[
+        str | None,
+        typer.Option("--pipeline", metavar="NAME", help="Only jobs of the pipeline of this name."),
+    ],
     "since": Annotated[
         datetime | None,
         typer.Option(
@@ -75,7 +88,43 @@ _OPTIONS: dict[str, Any] = {
         datetime | None,
         typer.Option("--until", parser=past, metavar="WHEN", help="Only jobs created before then."),
     ],
+    "ended_since": Annotated[
+        datetime | None,
+        typer.Option(
+            "--ended-since",
+            parser=past,
+            metavar="WHEN",
+            help="Only jobs that have ended since then.",
+        ),
+    ],
+    "ended_until": Annotated[
+        datetime | None,
+        typer.Option(
+            "--ended-until",
+            parser=past,
+            metavar="WHEN",
+            help="Only jobs that had ended before then.",
+        ),
+    ],
+    "reasons": Annotated[
+        list[Reason] | None,
+        typer.Option(
+            "--reason", metavar="WORD", help="Only jobs with this reason, such as timeout or lost."
+        ),
+    ],
+    "exit_codes": Annotated[
+        list[int] | None,
+        typer.Option(
+            "--exit-code", parser=integer, metavar="N", help="Only jobs with this exit code."
+        ),
+    ],
 }
+#: The filters by owner and name.
+BY_NAME = ("kinds", "name", "group", "key", "workspace", "pipeline")
+#: The filters that jobs of any status can pass.
+OF_ANY = (*BY_NAME, "since", "until")
+#: The filters that only ended jobs can pass.
+OF_ENDED = ("ended_since", "ended_until", "reasons", "exit_codes")
 
 
 @dataclass(frozen=True)
@@ -94,8 +143,8 @@ class Filter:
     exit_codes: list[int] | None = None
     ended_since: datetime | None = None
     ended_until: datetime | None = None
-    workspace_id: UUID | None = None
-    pipeline_id: UUID | None = None
+    workspace: str | None = None
+    pipeline: str | None = None
     order: str | None = None
 
     @property
@@ -103,7 +152,7 @@ class Filter:
         """Whether any filter was given."""
         return self != Filter()
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, jobs: JobManager) -> dict[str, Any]:
         """Return the arguments of `list_jobs` for all filters but `failed`."""
         return {
             "status": self.status,
@@ -117,13 +166,25 @@ class Filter:
             "exit_code": self.exit_codes,
             "ended_since": self.ended_since,
             "ended_until": self.ended_until,
-            "workspace_id": self.workspace_id,
-            "pipeline_id": self.pipeline_id,
+            **self._place(jobs),
         }
 
-    def in_parts(self) -> list[dict[str, Any]]:
+    def _place(self, jobs: JobManager) -> dict[str, Any]:
+        """Return the ids of the workspace and the pipeline, each given by its name or id."""
+        if self.workspace is None and self.pipeline is None:
+            return {}
+        from jobcore.cli import pipeline_commands as named  # noqa: PLC0415 - only with these filters
+
+        found: dict[str, Any] = {}
+        if self.workspace is not None:
+            found["workspace_id"] = named.find_workspace(jobs, self.workspace).id
+        if self.pipeline is not None:
+            found["pipeline_id"] = named.find_pipeline(jobs, self.pipeline, self.workspace).id
+        return found
+
+    def in_parts(self, jobs: JobManager) -> list[dict[str, Any]]:
         """Return the arguments of one call, or of two: for ERROR, and for time-outs."""
-        given = self.arguments()
+        given = self.arguments(jobs)
         if not self.failed:
             return [given]
         if self.status is not None:
@@ -167,8 +228,8 @@ def filters(*fields: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def listed(jobs: JobManager, wanted: Filter, before: int | None = None) -> Iterator[Job]:
     """Yield the jobs that pass the filters, newest first or in their order, page by page."""
     if wanted.order is not None:
-        return _pages(jobs, {**wanted.arguments(), "order": wanted.order}, before)
-    parts = [_pages(jobs, one, before) for one in wanted.in_parts()]
+        return _pages(jobs, {**wanted.arguments(jobs), "order": wanted.order}, before)
+    parts = [_pages(jobs, one, before) for one in wanted.in_parts(jobs)]
     return heapq.merge(*parts, key=lambda job: -job.number)
 
 

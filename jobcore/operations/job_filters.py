@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 
     from jobcore.operations.lookup import Id
 
-    class FurtherFilters(TypedDict, total=False):
-        """The filters of `JobManager.list_jobs` by other things than owner, status and type."""
+    class EventFilters(TypedDict, total=False):
+        """The filters of `JobManager.events` by other things than owner, status and type."""
 
         name: str | None
         key: str | None
         group: str | None
         reason: Reason | Collection[Reason] | None
         exit_code: int | Collection[int] | None
+
+    class FurtherFilters(EventFilters, total=False):
+        """The filters of `JobManager.list_jobs` by other things than owner, status and type."""
+
         created_since: datetime | None
         created_until: datetime | None
         ended_since: datetime | None
@@ -41,18 +45,25 @@ if TYPE_CHECKING:
         type: str | Collection[str] | None
 
 
-#: The names of the filters.
-NAMES = (
-    "workspace_id", "pipeline_id", "status", "type", "name", "key", "group", "reason",
-    "exit_code", "created_since", "created_until", "ended_since", "ended_until",
+#: The names of the filters of events, and of those of jobs.
+OF_EVENTS = (
+    "workspace_id", "pipeline_id", "status", "type", "name", "key", "group", "reason", "exit_code",
 )  # fmt: skip
+NAMES = (*OF_EVENTS, "created_since", "created_until", "ended_since", "ended_until")
 
 
-def checked_filters(given: Mapping[str, Any]) -> JobFilter:
+def checked_event_filters(given: Mapping[str, Any]) -> JobFilter:
+    """Return a filter for events, likewise."""
+    return checked_filters(given, OF_EVENTS, "events")
+
+
+def checked_filters(
+    given: Mapping[str, Any], names: Collection[str] = NAMES, what: str = "jobs"
+) -> JobFilter:
     """Return a filter without its workspace and its pipeline, which need the database."""
-    unknown = given.keys() - set(NAMES)
+    unknown = given.keys() - set(names)
     if unknown:
-        raise ArgumentError(f"jobs have no filter {', '.join(sorted(unknown))}")
+        raise ArgumentError(f"{what} have no filter {', '.join(sorted(unknown))}")
     texts = {
         name: None if given.get(name) is None else checks.text(given[name], name)
         for name in ("name", "key", "group")

@@ -69,7 +69,8 @@ class Pruner:
                 count += len(marked)
                 self._remover.remove_jobs(*marked, throttle=throttle)
         statuses = expired.wanted.statuses
-        if statuses is None or statuses >= FINAL:  # a skip has no status that could match
+        # A skip has only an owner. Neither a status nor another filter could match it.
+        if (statuses is None or statuses >= FINAL) and expired.wanted.is_of_owner:
             self._remove_skips(expired, throttle)
         if count:
             telemetry.event(logging.INFO, "jobs pruned", count=count)

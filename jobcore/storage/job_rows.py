@@ -6,6 +6,7 @@ Every function takes a connection in a transaction. Times are microseconds since
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
@@ -24,6 +25,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    text,
     true,
     union_all,
     update,
@@ -56,9 +58,14 @@ from jobcore.storage.tables import (
 T = TypeVar("T")
 
 
+#: With more types than this, `list_jobs` would compile a statement for longer than it runs.
+MANY_TYPES = 20
+
+
 class JobFilter(NamedTuple):
     """
-    Selects jobs; or events by owner, status and type: an event has the status that it led to.
+    Selects jobs; or events, by all fields but the times: an event has the status, the reason and
+    the exit code that it led to.
 
     None in a field matches all. Give at most one owner: a job is always in the workspace of its
     pipeline. With both conditions, SQLite might scan all jobs of the workspace.
@@ -86,6 +93,16 @@ class JobFilter(NamedTuple):
         """Whether it selects by owner, status and type alone."""
         return all(one is None for one in self[4:])
 
+    @property
+    def is_of_owner(self) -> bool:
+        """Whether it selects by owner and status alone."""
+        return self.is_plain and self.types is None
+
+    @property
+    def has_many_types(self) -> bool:
+        """Whether it names more types than are worth reading one by one; see `job_search`."""
+        return self.types is not None and len(self.types) > MANY_TYPES
+
     def of_owner(self) -> list[ColumnElement[bool]]:
         """Return the SQL condition on the owner."""
         if self.pipeline_id is not None:
@@ -94,11 +111,20 @@ class JobFilter(NamedTuple):
 
     def takes(self, entry: Entry) -> bool:
         """Tell whether an entry of the history matches."""
+        if self.name is not None:
+            from jobcore.storage import glob  # noqa: PLC0415 - few filters have a name
+
+            if not glob.matches(self.name, entry.name):
+                return False
         return (
             (self.workspace_id is None or self.workspace_id.hex == entry.workspace_id)
             and (self.pipeline_id is None or self.pipeline_id.hex == entry.pipeline_id)
             and (self.statuses is None or entry.to_status in self.statuses)
             and (self.types is None or entry.type in self.types)
+            and (self.key is None or self.key == entry.key)
+            and (self.group is None or self.group == entry.group)
+            and (self.reasons is None or entry.reason in self.reasons)
+            and (self.exit_codes is None or entry.exit_code in self.exit_codes)
         )
 
 
@@ -330,7 +356,11 @@ def list_jobs(
     before: int | None,
     failed: Failed = leave_out,
 ) -> list[Row[Any]]:
-    """Return a page of jobs with numbers below `before`, newest first; `wanted` is plain."""
+    """
+    Return a page of jobs with numbers below `before`, newest first.
+
+    `wanted` is plain and has few types.
+    """
     numbers = _numbers(wanted, limit, before)
     if numbers is None:
         return []
@@ -435,9 +465,19 @@ def count_jobs(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
     elif wanted.workspace_id is not None:
         statement = statement.where(table.c.workspace_id == wanted.workspace_id.hex)
     if wanted.types is not None:
-        statement = statement.where(table.c.type.in_(sorted(wanted.types)))
+        # One value: SQLite limits the number of values, and SQLAlchemy is slow with many.
+        types = text("type IN (SELECT value FROM json_each(:types))")
+        statement = statement.where(types.bindparams(types=json.dumps(sorted(wanted.types))))
     counted = connection.execute(statement).one() if asked else ()
     return dict.fromkeys(Status, 0) | dict(zip(asked, counted, strict=True))
+
+
+_TYPES = Statement(select(workspace_count.c.type).where(workspace_count.c.batch == 0).distinct())
+
+
+def known_types(connection: Connection) -> frozenset[str]:
+    """Return the types that visible jobs have, or have had."""
+    return frozenset(kind for (kind,) in _TYPES(connection))
 
 
 def active_ids(connection: Connection, ids: Collection[UUID]) -> set[UUID]:

@@ -14,12 +14,13 @@ Every function takes a connection in a transaction. Times are microseconds since
 from __future__ import annotations
 
 import heapq
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, TextClause, select, text
 
 from jobcore.checks import LARGEST_INTEGER
 from jobcore.lifecycle import FINAL, Status
@@ -76,6 +77,12 @@ def _execute(connection: Connection, text: str, values: dict[str, Any]) -> list[
 # --- the conditions -----------------------------------------------------------------
 
 
+def condition(wanted: JobFilter) -> TextClause:
+    """Return all conditions of a filter as one for statements on the table of jobs."""
+    where = _where(wanted)
+    return text(where.text).bindparams(**where.values)
+
+
 def _where(wanted: JobFilter) -> _Where:
     """Return all conditions of a filter as one, which also leaves out hidden jobs."""
     parts = [_Where(_VISIBLE, {}), *_times(wanted)]
@@ -96,9 +103,9 @@ def _where(wanted: JobFilter) -> _Where:
         ("exit_code", wanted.exit_codes),
     )
     for column, members in several:
-        if members is not None:
-            values = {f"{column}_{n}": one for n, one in enumerate(members)}
-            parts.append(_Where(f"{column} IN ({', '.join(f':{one}' for one in values)})", values))
+        if members is not None:  # as one value, because SQLite limits their number
+            among = f"{column} IN (SELECT value FROM json_each(:{column}))"
+            parts.append(_Where(among, {column: json.dumps(sorted(members))}))
     values = {name: value for part in parts for name, value in part.values.items()}
     return _Where(" AND ".join(part.text for part in parts), values)
 
@@ -111,12 +118,12 @@ def _times(wanted: JobFilter) -> Iterator[_Where]:
     ):
         if since is not None or until is not None:
             # Both bounds, because an index of another condition could look better with one.
-            text = f"{column} >= :{column}_since AND {column} < :{column}_until"
+            between = f"{column} >= :{column}_since AND {column} < :{column}_until"
             bounds = {
                 f"{column}_since": -LARGEST_INTEGER if since is None else since,
                 f"{column}_until": LARGEST_INTEGER if until is None else until,
             }
-            yield _Where(text, bounds)
+            yield _Where(between, bounds)
 
 
 def _indexed(wanted: JobFilter) -> Iterator[_Where]:
@@ -172,7 +179,13 @@ def _candidates(
 
 
 def _walk(connection: Connection, wanted: JobFilter, before: int | None) -> Iterator[list[int]]:
-    """Yield the numbers of the jobs that meet the plain conditions, newest first, in parts."""
+    """
+    Yield the numbers of the jobs that meet the plain conditions, newest first, in parts.
+
+    If there are many types, the jobs of all types are yielded.
+    """
+    if wanted.has_many_types:
+        wanted = wanted._replace(types=None)
     while True:
         numbers = job_rows.list_numbers(connection, wanted, limit=WALKED, before=before)
         if numbers:
@@ -208,7 +221,7 @@ def find(
         order: One of `ORDERS`; the highest values come first, and of equal ones the newest job.
         after: The place of the last job of the previous page; None: the first page.
     """
-    wanted = _narrowed(wanted)
+    wanted = _narrowed(connection, wanted)
     found: list[int] = []
     for numbers in _matching(connection, wanted, order, limit, after):
         found += numbers
@@ -217,8 +230,10 @@ def find(
     return found[:limit]
 
 
-def _narrowed(wanted: JobFilter) -> JobFilter:
-    """Return a filter that leaves out the statuses that its other conditions exclude."""
+def _narrowed(connection: Connection, wanted: JobFilter) -> JobFilter:
+    """Return a filter without types that no job has, and statuses that other conditions exclude."""
+    if wanted.has_many_types and wanted.types is not None:
+        wanted = wanted._replace(types=wanted.types & job_rows.known_types(connection))
     ended = (wanted.reasons, wanted.exit_codes, wanted.ended_since, wanted.ended_until)
     if all(one is None for one in ended):
         return wanted
@@ -380,7 +395,7 @@ def _all_places(connection: Connection, order: str) -> Iterator[tuple[int, int]]
 
 def count(connection: Connection, wanted: JobFilter) -> dict[Status, int]:
     """Return the number of jobs of each status that match a filter, including 0."""
-    wanted = _narrowed(wanted)
+    wanted = _narrowed(connection, wanted)
     candidates = _candidates(connection, wanted, newest_first=True)
     counted: Counter[str] = Counter()
     if candidates is None and _is_broad(connection, wanted):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, true, update
 
 from jobcore.lifecycle import FINAL
 from jobcore.storage import damage
@@ -47,15 +47,11 @@ class Expired(NamedTuple):
         return self._replace(up_to=0 if found is None else found)
 
     def _kind(self) -> ColumnElement[bool]:
+        from jobcore.storage import job_search  # noqa: PLC0415 - few managers remove old jobs
+
         statuses = FINAL if self.wanted.statuses is None else FINAL & self.wanted.statuses
-        conditions: list[ColumnElement[bool]] = [
-            job.c.status.in_(sorted(map(str, statuses))),
-            job.c.deleted_at.is_(None),
-            *self.wanted.of_owner(),
-        ]
-        if self.up_to is not None:
-            conditions.append(job.c.number <= self.up_to)
-        return and_(*conditions)
+        kind = job_search.condition(self.wanted._replace(statuses=statuses))
+        return and_(kind, true() if self.up_to is None else job.c.number <= self.up_to)
 
 
 def find_skips(connection: Connection, expired: Expired, limit: int) -> Sequence[int]:

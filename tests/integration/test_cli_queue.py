@@ -9,8 +9,10 @@ import subprocess
 from datetime import timedelta
 
 import pytest
+import typer
 
 from jobcore import JobManager, Reason, Status
+from jobcore.cli.app import app
 from tests.integration.verbs_harness import fork, in_a_pipe, on_a_terminal
 from tests.processes import PATIENCE, ROOT, open_gate, until
 from tests.tasks import end
@@ -110,6 +112,86 @@ def test_nothing_is_chosen_by_accident(cli, jobs, verb):
     assert jobs.list_jobs()[0].id == failed.id
 
 
+#: The filters that jobs of any status can pass, with the jobs of the test that do.
+ANY = {
+    "--type TASK": "ab", "--name load*": "a", "--group gpu": "a", "--key k": "a",
+    "--workspace other": "b", "--pipeline p": "c", "--since 2000-01-01": "abc",
+    "--until 2000-01-01": "",
+}  # fmt: skip
+#: Those that only ended jobs can pass.
+ENDED = {
+    "--ended-since 2000-01-01": "abc", "--ended-until 2000-01-01": "", "--exit-code 3": "b",
+    "--reason cancelled": "c",
+}  # fmt: skip
+
+
+def test_every_filter_of_the_command_line(jobs, database):
+    """Each finds the jobs that it says; all of the commands use the same code for it."""
+    place = jobs.create_workspace("other").id
+    pipeline = jobs.create_pipeline("p", ["true"]).id
+    made = {
+        "a": jobs.create_job("TASK", name="load a", group="gpu", key="k"),
+        "b": jobs.create_job("TASK", name="other", workspace_id=place),
+        "c": jobs.create_job(pipeline_id=pipeline),
+    }
+    end(jobs, made["a"], 1), end(jobs, made["b"], 3), jobs.cancel_job(made["c"].id)
+    verbs = [
+        [*verb.split(), *words.split(" ", 1)]
+        for verb in ("list", "export", "prune --older-than 0 --dry-run")
+        for words in (*ANY, *ENDED)
+        if not (verb.startswith("prune") and words.startswith("--ended"))
+    ]
+    for words, said in zip(verbs, in_a_pipe(database, verbs), strict=False):
+        found = {name for name, job in made.items() if str(job.id) in said}
+        assert found == set({**ANY, **ENDED}[" ".join(words[-2:])]), words
+
+
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        ("list", [*ANY, *ENDED, "--status", "--failed"]),
+        ("stop", [*ANY, "--status"]),
+        ("cancel", ANY),
+        ("wait", ANY),
+        ("retry", [*ANY, *ENDED, "--status", "--failed"]),
+        ("delete", [*ANY, *ENDED, "--status", "--failed"]),
+        ("export", [*ANY, *ENDED, "--status"]),
+        ("prune", [*ANY, "--exit-code", "--reason", "--status"]),
+    ],
+)
+def test_commands_take_every_filter_that_their_jobs_can_pass(verb, given):
+    """A queued job has no exit code, and what is pruned has an age instead of an end."""
+    options = {
+        name for one in typer.main.get_command(app).commands[verb].params for name in one.opts
+    }
+
+    assert {one.split(" ")[0] for one in given} <= options
+
+
+def test_filters_by_key_and_owner_choose_what_is_changed(cli, jobs):
+    """In stop, cancel, retry and delete."""
+    pipeline = jobs.create_pipeline("p", ["true"]).id
+    task(jobs, key="one"), jobs.create_job(pipeline_id=pipeline), task(jobs, key="three")
+    cli("stop", "--key", "one")
+    cli("cancel", "--pipeline", "P")
+    assert statuses(jobs) == ["STOPPED", "STOPPED", "QUEUED"]
+
+    assert len(cli("retry", "--key", "one", "--reason", "cancelled")[0].split()) == 1
+    assert cli("retry", "--status", "ERROR")[0] == ""
+    cli("delete", "--pipeline", "p", "--ended-since", "1h")
+    assert statuses(jobs) == ["STOPPED", "QUEUED", "QUEUED"]
+
+
+def test_count_of_a_list(cli, jobs):
+    """By status, of all jobs or of those that pass the filters."""
+    task(jobs, 0), task(jobs, 1), task(jobs, name="x")
+
+    every = cli("list", "--count")[0]
+    assert every == "QUEUED\t1\nRUNNING\t0\nCOMPLETE\t1\nERROR\t1\nSTOPPED\t0\n"
+    assert json.loads(cli("list", "--count", "--name", "x", "--json")[0])["QUEUED"] == 1
+    assert sum(json.loads(cli("list", "--count", "--failed", "--json")[0]).values()) == 1
+
+
 # --- names --------------------------------------------------------------------------------
 
 
@@ -168,7 +250,8 @@ def test_wait_for_several_exits_with_0_only_if_all_are_complete(cli, jobs):
     cli("wait", "3", code=7)
     cli("wait", "1", "2")
     cli("wait", "1", "2", "3", code=1)
-    cli("wait", "--all")
+    out, err = cli("wait", "--all", "--json")
+    assert (json.loads(out), err) == ([], "jobcore: no queued or running job matches\n")
     task(jobs)
     cli("wait", "--all", "--timeout", "0.1", code=124)
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import shutil
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
+from functools import partial
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
-from jobcore import ArgumentError, JobManager, Reason, Status, Submission, WorkspaceNotFound
-from jobcore.storage import job_search
+from jobcore import FINAL, ArgumentError, JobManager, Reason, Status, Submission, WorkspaceNotFound
+from jobcore.operations import job_filters
+from jobcore.storage import glob, job_search
 from jobcore.testing import ManualClock
+from tests.tasks import end
 
 
 def make(jobs, clock):
@@ -149,6 +157,125 @@ def test_every_count(filled):
         assert counted == {
             status: sum(job.status == status for job in found) for status in Status
         }, given
+
+
+def test_events_are_filtered_likewise(filled):
+    """By what an event has; the reason and the exit code are those of the event."""
+    jobs, _, place = filled
+    whole = list(jobs.events())
+    ends = [event for event in whole if event.to_status.final]
+    for given, wanted in (
+        ({"name": "load-*"}, [one for one in whole if one.name and one.name[:5] == "load-"]),
+        ({"name": "[!l]*"}, [one for one in whole if one.name == "clean"]),
+        ({"key": "k2"}, [one for one in whole if one.key == "k2"]),
+        ({"group": "gpu", "type": "OTHER"},
+         [one for one in whole if (one.group, one.type) == ("gpu", "OTHER")]),
+        ({"reason": ["cancelled", "stopped"]}, [one for one in ends if one.reason != "exited"]),
+        ({"exit_code": [1, 3]}, [one for one in ends if one.exit_code in (1, 3)]),
+        ({"workspace_id": place, "name": "l*"},
+         [one for one in whole if one.workspace_id == place and (one.name or "")[:1] == "l"]),
+    ):  # fmt: skip
+        assert wanted, given
+        assert list(jobs.events(**given)) == wanted, given
+
+
+def test_subscriber_gets_what_passes_its_filters(jobs):
+    seen = []
+    jobs.subscribe(seen.append, group="gpu", name="load*")
+    for name, group in (("load 1", "gpu"), ("load 2", None), (None, "gpu"), ("load 3", "gpu")):
+        jobs.create_job("TASK", name=name, group=group)
+    jobs.close()
+
+    assert [event.name for event in seen] == ["load 1", "load 3"]
+
+
+@pytest.mark.parametrize("name", ["created_since", "ended_until", "nmae"])
+def test_events_have_no_times_to_filter_by(filled, name):
+    jobs, made, _ = filled
+    for call in (jobs.events, jobs.events_async, partial(jobs.subscribe, print)):
+        with pytest.raises(ArgumentError, match=f"events have no filter {name}"):
+            call(**{name: made[0].created})
+
+
+@hypothesis.given(
+    pattern=st.text("ab-c[]^*?!\\\n", max_size=8),
+    value=st.text("abc-]^[!\\\n", max_size=5),
+)
+@hypothesis.example(pattern="[]-c]", value="-")
+@hypothesis.example(pattern="c[^]*", value="c^\n\\")
+def test_pattern_means_the_same_in_python_and_in_sqlite(pattern, value):
+    with closing(sqlite3.connect(":memory:")) as connection:
+        (wanted,) = connection.execute("SELECT ? GLOB ?", (value, pattern)).fetchone()
+    assert glob.matches(pattern, value) == bool(wanted)
+
+
+#: A value of each filter that some but not all jobs of `filled` pass.
+SOME = {
+    "status": ["ERROR", "QUEUED"], "type": "TASK", "name": "load-*", "key": "k0",
+    "group": "gpu", "reason": ["cancelled", "exited"], "exit_code": [1, 3],
+    **dict.fromkeys(job_filters.NAMES[-4:]), "workspace_id": None, "pipeline_id": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "takes"),
+    [
+        ("stop_jobs", {"RUNNING"}),
+        ("cancel_jobs", {"QUEUED", "RUNNING"}),
+        ("delete_jobs", set(Status)),
+        ("retry_jobs", {"ERROR", "STOPPED"}),
+        ("prune", FINAL),
+    ],
+)
+def test_verbs_for_many_jobs_take_every_filter(tmp_path, clock, verb, takes):
+    """Each changes those jobs that `list_jobs` finds with the same filter, and no others."""
+    with JobManager(tmp_path / "whole.db", slots=0, clock=clock) as jobs:
+        made, place = make(jobs, clock)
+        pipeline = jobs.create_pipeline("p", ["true"]).id
+        end(jobs, jobs.create_job("TASK", pipeline_id=pipeline), 1)
+        if verb != "retry_jobs":  # while it runs, its pipeline has no retry
+            jobs.start_job(jobs.create_job("TASK", pipeline_id=pipeline).id)
+    middle = made[24].created
+    for name in job_filters.NAMES:
+        value = {"workspace_id": place, "pipeline_id": pipeline}.get(name, SOME[name] or middle)
+        if (verb, name) == ("prune", "status"):
+            value = "ERROR"
+        shutil.copy(tmp_path / "whole.db", path := tmp_path / f"{name}.db")
+        with JobManager(path, slots=0, clock=clock, trust_directory=True) as jobs:
+            before = jobs.list_jobs(limit=1000)
+            found = {job.id for job in jobs.list_jobs(**{name: value}, limit=1000)}
+            wanted = {job.id for job in before if job.id in found and job.status in takes}
+            if verb == "prune":
+                listed = {job.id for job in jobs.prune(0, dry_run=True, **{name: value})}
+                assert jobs.prune(0, **{name: value}) == len(listed)
+                left = {job.id for job in jobs.list_jobs(limit=1000)}
+                assert {job.id for job in before} - left == listed
+            else:
+                done = getattr(jobs, verb)(**{name: value})
+                listed = {job.retry_of if verb == "retry_jobs" else job.id for job in done}
+        if verb == "retry_jobs":  # of a job whose key another one holds there is no retry
+            wanted = {job.id for job in before if job.id in wanted and not job.key} | (
+                listed & wanted
+            )
+        assert listed == wanted, name
+        assert len(wanted) < len(before), name
+
+
+def test_thousands_of_types_are_no_slower_than_one(jobs):
+    """They are one value of a statement, and types without jobs are left out first."""
+    for n in range(60):
+        jobs.create_job(f"T{n % 30}", name=str(n))
+    few, most = [f"T{n}" for n in range(3)], [f"T{n}" for n in range(40_000)]
+    for types, names in ((few, [n for n in range(60) if n % 30 < 3]), (most, range(60))):
+        many = [*types, *(f"X{n}" for n in range(40_000))]
+        for order in ("created", "started"):
+            found = jobs.list_jobs(type=many, order=order, limit=1000)
+            assert [job.name for job in found][::-1] == [
+                str(n) for n in names if order == "created"
+            ]
+        assert jobs.count_jobs(type=many)[Status.QUEUED] == len(names)
+        assert jobs.count_jobs(type=many, name="*")[Status.QUEUED] == len(names)
+    assert len(jobs.cancel_jobs(type=most)) == 60
 
 
 def test_before_needs_a_place_in_the_order(filled):
