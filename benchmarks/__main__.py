@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
+import time
+import traceback
 from typing import Any
 
 from benchmarks import (
@@ -53,30 +56,47 @@ _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 
 
 def main() -> None:
-    """Run the rows that were named, or all."""
+    """Run the rows that were named, or all; exit with 1 if one of them failed."""
     given = _arguments()
     # Programs start from .pyc files, as installed ones do.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    results: dict[str, list[Series]] = {}
+    begun, results = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as folder:
         machine = environment(folder)
         if not given.json:
             print(f"{machine}\n\n{report.HEADER}")
-        for name in given.rows or ROWS:
-            module = ROWS[name]
-            n = given.n or (module.QUICK_N if given.quick else module.DEFAULT_N)
-            results[name] = module.measure(n, given.rounds or (2 if given.quick else 5), folder)
-            if not given.json:
-                print("\n".join([f"{name}: {module.__doc__}", *report.lines(results[name]), ""]))
+        chosen = given.rows or list(ROWS)
+        for name in chosen:
+            try:
+                results[name] = _measured(ROWS[name], given, folder)
+            except Exception:  # noqa: BLE001 - the other rows are worth having
+                print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr)
+            else:
+                _show(name, results[name], given)
+    quoted = machine.partition(", jobcore in")[0]
     if given.json:
         facts = [report.facts(name, series) for name, row in results.items() for series in row]
         print(json.dumps({"environment": machine, "results": facts}, indent=1))
-    quoted = machine.partition(", jobcore in")[0]
+    else:
+        print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
     if given.chart:
         with open(given.chart, "w", encoding="utf-8") as file:
             file.write(draw(results, quoted))
     if given.update:
         _update(given.update, report.markdown(results, quoted))
+    sys.exit(len(results) < len(chosen))
+
+
+def _measured(module: Any, given: argparse.Namespace, folder: str) -> list[Series]:
+    n = given.n or (module.QUICK_N if given.quick else module.DEFAULT_N)
+    measured: list[Series] = module.measure(n, given.rounds or (2 if given.quick else 5), folder)
+    return measured
+
+
+def _show(name: str, row: list[Series], given: argparse.Namespace) -> None:
+    if not given.json:
+        lines = [f"{name}: {ROWS[name].__doc__}", *report.lines(row), ""]
+        print("\n".join(lines), flush=True)
 
 
 def _update(path: str, table: str) -> None:

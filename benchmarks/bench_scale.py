@@ -109,8 +109,11 @@ _ACTS: dict[str, Callable[[JobManager, str], object]] = {
 _RAW = {
     "list_jobs, a page of 50": (
         "a page of 50",
-        "SELECT * FROM job ORDER BY number DESC LIMIT 50",
+        "SELECT * FROM job WHERE deleted_at IS NULL ORDER BY number DESC LIMIT 50",
     ),
     "get_job": ("one row by its id", "SELECT * FROM job WHERE id = :id"),
-    "count_jobs": ("GROUP BY status", "SELECT status, count(*) FROM job GROUP BY status"),
+    "count_jobs": (
+        "GROUP BY status",
+        "SELECT status, count(*) FROM job WHERE deleted_at IS NULL GROUP BY status",
+    ),
 }

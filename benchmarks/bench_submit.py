@@ -21,7 +21,7 @@ def measure(n: int, rounds: int, folder: str) -> list[Series]:
     alone = Series("submit, one thread", "jobs/s")
     threads = Series(f"submit, {_THREADS} threads", "jobs/s", Goal(3, "ratio"), alone)
     together = Series(f"submit_many, {n} in one transaction", "jobs/s")
-    raw = Series("raw durable insert, one thread", "jobs/s", peer=True)
+    raw = Series("raw durable insert, one thread", "jobs/s", peer=True, of=alone)
     alone.beside = raw
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(dir=folder) as place:

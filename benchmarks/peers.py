@@ -45,11 +45,11 @@ def command_peers(n: int) -> list[tuple[Series, Callable[[], None]]]:
 
     def task_spooler(folder: str) -> None:
         env = {**os.environ, "TMPDIR": folder, "TS_SOCKET": f"{folder}/socket"}
-        script = (
-            'tsp -S 4; i=0; while [ $i -lt "$1" ]; do tsp true; i=$((i + 1)); done; tsp -w; tsp -K'
-        )
         subprocess.run(
-            ["sh", "-c", script, "sh", str(n)], env=env, check=True, stdout=subprocess.DEVNULL
+            ["sh", "-c", _TASK_SPOOLER, "sh", str(n)],
+            env=env,
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
 
     return [
@@ -67,6 +67,17 @@ def function_peers(n: int) -> list[tuple[Series, Callable[[], None]]]:
         _rq(n),
     ]
 
+
+#: Queues $1 jobs, whose numbers begin at 0. Waits for the last one of each of four slots, and for
+#: the end of the server.
+_TASK_SPOOLER = """
+tsp -S 4
+i=0
+while [ $i -lt "$1" ]; do tsp true; i=$((i + 1)); done
+for id in $(seq $(($1 > 4 ? $1 - 4 : 0)) $(($1 - 1))); do tsp -w $id; done
+tsp -K
+while [ -e "$TS_SOCKET" ]; do sleep 0.01; done
+"""
 
 _Peer = tuple[Series, Callable[[], None]]
 
