@@ -12,8 +12,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from inspect import CO_COROUTINE
 from typing import Any, NamedTuple
@@ -46,20 +44,30 @@ class _Collecting(threading.local):
 _COLLECTING = _Collecting()
 
 
-@contextmanager
-def collected(events: list[Event]) -> Iterator[None]:
+class Collected:
     """
-    Append the events of this thread to `events`, for another thread to log later.
+    A context manager that appends the events of this thread to a list, to be logged later.
 
     A logging handler of the host may do anything, so none must be called in a thread that
     holds the write lock.
+
+    Args:
+        events: The list. Another thread may log its events.
     """
-    before = _COLLECTING.events
-    _COLLECTING.events = events
-    try:
-        yield
-    finally:
-        _COLLECTING.events = before
+
+    __slots__ = ("_before", "_events")
+
+    def __init__(self, events: list[Event]) -> None:
+        self._events = events
+
+    def __enter__(self) -> None:
+        """Begin to collect."""
+        self._before = _COLLECTING.events
+        _COLLECTING.events = self._events
+
+    def __exit__(self, *_: object) -> None:
+        """Do with later events what was done before."""
+        _COLLECTING.events = self._before
 
 
 def event(level: int, name: str, /, **fields: Any) -> None:

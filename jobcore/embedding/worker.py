@@ -176,7 +176,7 @@ class Call(Generic[T]):
     def make(self, *arguments: Any) -> None:
         """Make the call with the caller's context variables, and store its result."""
         self.events.clear()  # events of an attempt that was rolled back
-        with telemetry.collected(self.events):
+        with telemetry.Collected(self.events):
             self._result = self._context.run(self._function, *arguments)
 
     def fail(self, error: BaseException) -> None:

@@ -44,7 +44,19 @@ class _Pool(_WithoutEvents, NullPool):
 
 
 class _Connection(_WithoutEvents, Connection):
-    """A connection without listeners."""
+    """
+    A connection without listeners.
+
+    Attributes:
+        driver: The connection of the driver. SQLAlchemy finds it through four properties.
+        cursor: The cursor for each `statement.Statement`, which reads all rows at once.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        driver: Any = self.connection.driver_connection
+        self.driver = driver
+        self.cursor = driver.cursor()
 
 
 class _Engine(_WithoutEvents, Engine):

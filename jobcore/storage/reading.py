@@ -14,8 +14,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from sqlalchemy import Connection, Engine, RootTransaction
@@ -328,6 +327,32 @@ class ChangeCounter:
                 self._watch = None
 
 
+class TypedErrors:
+    """
+    The context manager of `Readers.typed_errors`. It has no state, so all threads share one.
+
+    Every transaction enters it several times, and a generator would take ten times as long.
+    """
+
+    __slots__ = ("_readers",)
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+
+    def __enter__(self) -> None:
+        """Begin: nothing is needed."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raise jobcore's exception if an error of SQLite has ended the block."""
+        if error is not None:
+            self._readers.raise_typed(error)
+
+
 class Readers:
     """
     The calls that read an open database file, and what they share.
@@ -367,6 +392,7 @@ class Readers:
         self.identity = self._identify()
         self.closed = False
         self.commits = ChangeCounter(connect)
+        self._typed_errors = TypedErrors(self)
         self._host = host
         self._renew = renew
         self._close_connections = close_connections
@@ -522,12 +548,13 @@ class Readers:
         self.present()
         self.spares.tidy(self.is_present)
 
-    @contextmanager
-    def typed_errors(self) -> Iterator[None]:
-        """Turn errors of SQLite into jobcore's exceptions."""
-        try:
-            yield
-        except (DBAPIError, sqlite3.Error) as error:
+    def typed_errors(self) -> TypedErrors:
+        """Return a context manager that turns errors of SQLite into jobcore's exceptions."""
+        return self._typed_errors
+
+    def raise_typed(self, error: BaseException | None) -> None:
+        """Raise jobcore's exception for an error of SQLite; do nothing for any other."""
+        if isinstance(error, (DBAPIError, sqlite3.Error)):
             reason = getattr(error, "orig", None) or error
             found = diagnose(reason, self.path)
             if LOCK_FAILED in str(reason):
@@ -536,7 +563,7 @@ class Readers:
                 # It was removed after `require_same_file`, so SQLite could not open it.
                 raise DatabaseGone(f"{found}: it was removed or replaced meanwhile") from error
             raise found from error
-        except UnicodeDecodeError as error:
+        if isinstance(error, UnicodeDecodeError):
             # Only damage puts invalid UTF-8 into names, texts or SQLite's own messages.
             raise DatabaseCorrupt(
                 f"{self.path}: it contains text that is not UTF-8: {error}"

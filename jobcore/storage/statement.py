@@ -58,8 +58,10 @@ class Statement:
         driver_of(connection).executemany(text, [{**self._constants, **row} for row in rows])
 
     def _execute(self, connection: Connection, values: dict[str, Any]) -> sqlite3.Cursor:
-        text = self._compiled()
-        cursor: sqlite3.Cursor = driver_of(connection).execute(text, {**self._constants, **values})
+        text = self._text or self._compiled()
+        if self._constants:
+            values = {**self._constants, **values}
+        cursor: sqlite3.Cursor = connection.cursor.execute(text, values)  # type: ignore[attr-defined]  # of `dialect`
         return cursor
 
     def _compiled(self) -> str:
@@ -76,7 +78,7 @@ class Statement:
 
 def driver_of(connection: Connection) -> Any:
     """Return the `sqlite3` connection under an SQLAlchemy connection."""
-    return connection.connection.driver_connection
+    return connection.driver  # type: ignore[attr-defined]  # of `dialect`
 
 
 def in_parts(values: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:

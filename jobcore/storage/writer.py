@@ -201,7 +201,7 @@ class Writer:
     def _serve(self, first: Call[Any]) -> None:
         """Make and commit the changes that are waiting now."""
         self._taken = [first]
-        with telemetry.collected(self._target.late_events):
+        with telemetry.Collected(self._target.late_events):
             try:
                 self._waiting(0)
                 changes = self._sorted(list(self._taken))
