@@ -303,7 +303,7 @@ def _mask_of(redact: list[bytes]) -> Callable[[Any], Any]:
 
 def decode(text: str) -> str:
     """Return the text, in this process's encoding, of a word that was stored."""
-    return os.fsdecode(encode(text))
+    return text if text.isascii() else os.fsdecode(encode(text))
 
 
 def encode(text: str) -> bytes:
@@ -376,6 +376,8 @@ def current_umask() -> int:
 
 def _checked_text(value: object, what: str) -> str:
     """Return the text from which `encode` makes the word's bytes: surrogates for invalid UTF-8."""
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value  # the same bytes in every encoding of a file system
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise CommandError(f"{what} must be text, not {type(value).__name__}")
     try:
@@ -406,12 +408,13 @@ def _checked_argv(argv: object, *, shell: bool) -> tuple[str, ...]:
         if not isinstance(argv, str) or not argv.strip():
             raise CommandError("with shell=True, argv must be one string, not empty")
         return (_checked_text(argv, "the shell command"),)
-    if isinstance(argv, (str, bytes, os.PathLike)):
+    # Lists and tuples first here and below: to ask an abstract class takes ten times as long.
+    if not isinstance(argv, (list, tuple)) and isinstance(argv, (str, bytes, os.PathLike)):
         raise CommandError(
             f"argv must be a list of words, not one {type(argv).__name__}: "
             'write ["program", "argument"], or Command(..., shell=True) to have a shell split it'
         )
-    if not isinstance(argv, Sequence):
+    if not isinstance(argv, (list, tuple, Sequence)):
         raise CommandError(f"argv must be a list of words, not {type(argv).__name__}")
     if not argv:
         raise CommandError("argv is empty: there is no program to run")
@@ -430,7 +433,7 @@ def _checked_cwd(cwd: object) -> str:
 
 
 def _checked_env(env: object) -> dict[str, str]:
-    if not isinstance(env, Mapping):
+    if not isinstance(env, (dict, Mapping)):
         raise CommandError(f"env must be a mapping, not {type(env).__name__}")
     checked = {}
     for name, value in env.items():
@@ -463,7 +466,7 @@ def _checked_stdout_to(path: object) -> str | None:
 
 
 def _checked_redact(redact: object) -> tuple[str, ...]:
-    if isinstance(redact, (str, bytes)) or not isinstance(redact, Sequence):
+    if isinstance(redact, (str, bytes)) or not isinstance(redact, (list, tuple, Sequence)):
         raise CommandError("redact must be a list of values")
     values = tuple(_checked_text(value, "a value in redact") for value in redact)
     if not all(values):

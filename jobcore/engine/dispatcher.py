@@ -308,7 +308,6 @@ class Dispatcher(ForkAware):
         self._look = True  # whether the next round looks at the queue
         self._clock_moves = 0
         self._clock_moves_seen = 0  # by the last chores
-        self._queue.forget()
         self._postponed.forget()
         self._lock = Lock()
         self._claims: dict[str, Claim] = {}  # by token
@@ -489,17 +488,16 @@ class Dispatcher(ForkAware):
             return []
         # A free slot, or a supervisor that gets ready, will cause another look.
         self._look = False
-        waiting = min(self._queue.look(free), free)
+        idle = max(self._pool.ready - unsent, 0)
+        waiting, jobs = self._queue.look(free, idle)
         if not waiting:
             return []
-        ready = self._pool.start(waiting + unsent)
+        self._pool.start(waiting + unsent)
         if now < self._pool.next_start:  # one could not be started
             self._look = True  # never set to False here: another thread may have asked for a look
-        wanted = min(waiting, max(ready - unsent, 0))
-        taken = self._queue.take(wanted)
-        if len(taken) < wanted:
+        if len(jobs) < min(waiting, idle):
             self._look = True  # at the jobs after those that could not be read
-        return self._prepare_each(taken, now)
+        return self._prepare_each(jobs, now)
 
     def _prepare_each(
         self, jobs: list[tuple[Row[Any], Row[Any] | None]], now: float
@@ -550,7 +548,6 @@ class Dispatcher(ForkAware):
     def _postpone_start(self, number: int, job_id: object, error: Exception) -> None:
         """Skip a job for a while, so that it does not hold up the jobs after it."""
         self._postponed.fail(number, error, "start postponed", job=str(job_id))
-        self._queue.forget()
         self._look = True
 
     def _commit(self, contents: list[tuple[Claim, NewContent]], starts: list[Start]) -> None:
@@ -667,7 +664,6 @@ class Dispatcher(ForkAware):
             # Keep the directory: another manager may have claimed and run the job, and not
             # imported it yet. The sweep removes the directory once the row is final.
             start.close()
-            self._queue.forget()
             self._look = True
         else:
             self._claims[start.token] = Claim(run, start)

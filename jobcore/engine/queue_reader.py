@@ -8,16 +8,15 @@ changed since, the guard of its claim notices that.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from jobcore.clock import Clock
 from jobcore.engine.ownership import Ownership
 from jobcore.engine.postponement import Postponement
-from jobcore.storage import limits, pipelines, queue
+from jobcore.storage import pipelines, queue
 from jobcore.storage.damage import read_each
 from jobcore.storage.database import Database
 from jobcore.storage.limits import Room
@@ -62,7 +61,6 @@ class QueueReader:
         self._types = tuple(types)
         self._own: set[int] | None = set() if only_own else None
         self._own_kept = 0  # how many there were when those that have left were last forgotten
-        self._prefetched: deque[int] = deque()
         self._passed: dict[int, float] = {}  # numbers, and until when they are passed over
         self._postponed = postponed
 
@@ -103,68 +101,64 @@ class QueueReader:
                 connection, types=self._types, now=self._clock.now(), only=self._only()
             )
 
-    def look(self, wanted: int) -> int:
-        """Read the numbers of up to `wanted` jobs, and return how many there are."""
+    def look(self, wanted: int, rows: int) -> tuple[int, list[tuple[Row[Any], Row[Any] | None]]]:
+        """
+        Look for up to `wanted` jobs; read the first `rows` of them, each with its pipeline.
+
+        Returns:
+            How many there are, and those that were read.
+        """
         now = time.monotonic()
         self._passed = {number: until for number, until in self._passed.items() if until > now}
         without = self._postponed.waiting() | self._passed.keys()
-        self._prefetched = deque(self._find(wanted, without=without))
-        if len(self._prefetched) < wanted:
+        with self._database.read() as connection:
+            numbers = self._found(connection, wanted, without=without)
+            jobs = self._read(connection, numbers[:rows])
+        if len(numbers) < wanted:
             self._forget_settled()
-        return len(self._prefetched)
+        return len(numbers), jobs
+
+    def _read(
+        self, connection: Connection, numbers: Sequence[int]
+    ) -> list[tuple[Row[Any], Row[Any] | None]]:
+        found: dict[int, Row[Any]] = {}
+        length = 0
+        for row in queue.rows_of(connection, numbers, self._postpone):
+            found[row.number] = row
+            length += len(row.command or "")
+            if length >= MOST_TEXT:
+                break
+
+        def with_pipeline(number: int) -> list[tuple[Row[Any], Row[Any] | None]]:
+            row, pipeline_id = found[number], found[number].pipeline_id
+            if pipeline_id is None:
+                return [(row, None)]
+            return [(row, pipelines.find_pipeline(connection, pipeline_id))]
+
+        return list(read_each(found, with_pipeline, self._postpone))
 
     def pass_over(self, number: int) -> None:
         """Leave out a job for a moment, because another process starts or changes it."""
         self._passed[number] = time.monotonic() + PASSED_OVER
 
-    def take(self, limit: int) -> list[tuple[Row[Any], Row[Any] | None]]:
-        """Read up to `limit` of the jobs that were looked for, each with its pipeline."""
-        numbers = [self._prefetched.popleft() for _ in range(min(limit, len(self._prefetched)))]
-        if not numbers:
-            return []
-        found: dict[int, Row[Any]] = {}
-        length = 0
-        with self._database.read() as connection:
-            for row in queue.rows_of(connection, numbers, self._postpone):
-                found[row.number] = row
-                length += len(row.command or "")
-                if length >= MOST_TEXT:
-                    break
-
-            def with_pipeline(number: int) -> list[tuple[Row[Any], Row[Any] | None]]:
-                row, pipeline_id = found[number], found[number].pipeline_id
-                if pipeline_id is None:
-                    return [(row, None)]
-                return [(row, pipelines.find_pipeline(connection, pipeline_id))]
-
-            return list(read_each(found, with_pipeline, self._postpone))
-
     def _postpone(self, number: int, error: Exception) -> None:
         self._postponed.fail(number, error, "start postponed", job=f"number {number}")
 
-    def forget(self) -> None:
-        """Drop the numbers that were read, which are out of date."""
-        self._prefetched.clear()
-
-    def _find(
-        self,
-        limit: int,
-        *,
-        without: Collection[object] = (),
-        counted: bool = True,
-        room: Room | None = None,
-    ) -> list[int]:
+    def _find(self, limit: int, **options: Any) -> list[int]:
         with self._database.read() as connection:
-            return queue.claimable(
-                connection,
-                types=self._types,
-                now=self._clock.now(),
-                limit=limit,
-                room=room or limits.room(connection, counted=counted),
-                claimant=self._ownership.current,
-                without=without,
-                only=self._only(),
-            )
+            return self._found(connection, limit, **options)
+
+    def _found(self, connection: Connection, limit: int, **options: Any) -> list[int]:
+        """Return what `queue.claimable` finds for this manager; `options` are its arguments."""
+        return queue.claimable(
+            connection,
+            types=self._types,
+            now=self._clock.now(),
+            limit=limit,
+            claimant=self._ownership.current,
+            only=self._only(),
+            **options,
+        )
 
     def _only(self) -> Collection[int] | None:
         # A copy, because another thread may add a number meanwhile.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -17,7 +16,6 @@ from jobcore.operations.lookup import Id, require_job
 from jobcore.storage import (
     environments,
     job_rows,
-    limits,
     log_segments,
     queue,
     settlement,
@@ -122,11 +120,9 @@ class TaskOperations:
                 types=types,
                 now=now,
                 limit=1,
-                room=limits.room(connection),
                 without=damaged,
             )
-            with closing(queue.rows_of(connection, numbers, failed)) as rows:
-                row = next(rows, None)
+            row = next(queue.rows_of(connection, numbers, failed), None)
             if row is not None:
                 try:
                     Job.from_row(row, now)

@@ -43,7 +43,7 @@ from jobcore.storage.damage import (
     unconverted,
 )
 from jobcore.storage.history import Entry
-from jobcore.storage.statement import Statement, read_json, write_json
+from jobcore.storage.statement import RowStatement, Statement, read_json, write_json
 from jobcore.storage.tables import (
     IS_ACTIVE,
     IS_VISIBLE,
@@ -282,13 +282,15 @@ def _stored(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_FIND_JOB = select(job).where(job.c.id == bindparam("id"), IS_VISIBLE)
-_GET_JOB = select(job).where(job.c.number == bindparam("number"))
+_FIND_JOB = RowStatement(select(job).where(job.c.id == bindparam("of_id"), IS_VISIBLE))
+_GET_JOB = select(job).where(job.c.number == bindparam("of"))
+_ANY_JOB, _VISIBLE_JOB = RowStatement(_GET_JOB), RowStatement(_GET_JOB.where(IS_VISIBLE))
 
 
 def find_job(connection: Connection, job_id: UUID) -> Row[Any] | None:
     """Return the job; None: there is none, or it is being deleted."""
-    return connection.execute(_FIND_JOB, {"id": job_id}).one_or_none()
+    rows = _FIND_JOB.rows(connection, of_id=job_id.hex)
+    return rows[0] if rows else None
 
 
 _NUMBER_OF = Statement(select(job.c.number).where(job.c.id == bindparam("of_id"), IS_VISIBLE))
@@ -314,17 +316,13 @@ def find_jobs(connection: Connection, first: UUID, last: UUID, *, limit: int) ->
 
 def get_job(connection: Connection, number: int) -> Row[Any] | None:
     """Return the job with this number, even if it is being deleted; None: there is none."""
-    return connection.execute(_GET_JOB, {"number": number}).one_or_none()
+    rows = _ANY_JOB.rows(connection, of=number)
+    return rows[0] if rows else None
 
 
 def visible_jobs(connection: Connection, numbers: Iterable[int], failed: Failed) -> list[Row[Any]]:
     """Return the visible jobs with these numbers, in the order of `numbers`."""
-    statement = _GET_JOB.where(IS_VISIBLE)
-    return list(
-        read_each(
-            numbers, lambda number: connection.execute(statement, {"number": number}).all(), failed
-        )
-    )
+    return list(read_each(numbers, lambda number: _VISIBLE_JOB.rows(connection, of=number), failed))
 
 
 def run_of(row: Row[Any]) -> transitions.Run:

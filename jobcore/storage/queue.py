@@ -12,7 +12,7 @@ Every function takes a connection in a transaction. Times are microseconds since
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from sqlalchemy import Connection, Row, bindparam, select, text
 
 from jobcore.checks import LARGEST_INTEGER
 from jobcore.lifecycle import Status
-from jobcore.storage.damage import Failed, leave_out, readable
+from jobcore.storage import limits
+from jobcore.storage.damage import Failed, leave_out, read_each
 from jobcore.storage.limits import Room, as_text
-from jobcore.storage.statement import Statement, driver_of, in_parts
+from jobcore.storage.statement import RowStatement, Statement, driver_of, in_parts
 from jobcore.storage.tables import IS_VISIBLE, batch, has_status, job
 
 #: Types that are looked for in one statement; SQLite allows 500 parts.
@@ -35,8 +36,6 @@ DUE_AT_ONCE = 500
 #: How many jobs of the queue are read to find those of one manager. After that, these are looked
 #: up by their numbers.
 MOST_WALKED = 500
-#: Rows that are read together; the command of each may have a mebibyte.
-ROWS_AT_ONCE = 8
 
 
 class Candidate(NamedTuple):
@@ -144,10 +143,12 @@ def _probe(count: int) -> Statement:
     """
     Return the statement that tells which kinds of jobs there are, for `count` types.
 
-    For each type: whether there are jobs without a group, jobs of groups, and jobs that are due.
-    Usually most types have no queued job, and this takes less time than to look for each.
+    Its first row tells whether there are limits, and whether there are batches. The others, for
+    each type: whether there are jobs without a group, jobs of groups, and jobs that are due.
+    Usually there are no limits and no batches, and most types have no queued job. One statement
+    that says so takes less time than a statement for each.
     """
-    parts = []
+    parts = ["SELECT EXISTS (SELECT 1 FROM job_limit), EXISTS (SELECT 1 FROM batch), 0"]
     for number in range(count):
         conditions = (
             f"{_READY} AND group_name IS NULL",
@@ -173,8 +174,7 @@ _NEXT_MOMENT = _statement(
     "1",
 )
 _OPEN_BATCHES = Statement(select(batch.c.first, batch.c.last).order_by(batch.c.first))
-_ROWS = select(job).where(job.c.number.in_(bindparam("numbers", expanding=True)))
-_ROW = select(job).where(job.c.number == bindparam("number"))
+_ROW = RowStatement(select(job).where(job.c.number == bindparam("of")))
 
 
 # --- the order ------------------------------------------------------------------
@@ -191,6 +191,7 @@ class _Queue:
         now: int,
         room: Room,
         hidden: Sequence[tuple[int, int]],
+        page: int,
     ) -> None:
         self._connection = connection
         self._kind = kind
@@ -198,6 +199,7 @@ class _Queue:
         self._now = now
         self._room = room
         self._hidden = hidden
+        self._page = page
 
     def parts(
         self, *, alone: bool, grouped: bool, due: bool
@@ -260,7 +262,7 @@ class _Queue:
 
     def _ready(self, group: bytes | None) -> Iterator[Candidate]:
         """Yield the jobs of a group that have no time before which they may not start."""
-        return self._each(group, self._read(_READY_FIRST, group=group, most=PAGE))
+        return self._each(group, self._read(_READY_FIRST, group=group, most=self._page))
 
     def _ready_after(self, group: bytes | None, priority: int, number: int) -> Iterator[Candidate]:
         """Yield those that come after a job, which may be hidden."""
@@ -302,6 +304,37 @@ class _Queue:
             moment, number = rows[-1]
 
 
+class _Kinds(NamedTuple):
+    """
+    What there is in the queue, as `_probe` finds it.
+
+    Attributes:
+        limits, batches: Whether there are any.
+        parts: For each owner and type, the arguments of `_Queue.parts`.
+    """
+
+    limits: bool
+    batches: bool
+    parts: list[tuple[str | None, str, dict[str, bool]]]
+
+
+def _kinds(connection: Connection, types: Iterable[str], now: int, claimant: str | None) -> _Kinds:
+    limited = batched = 0
+    each: list[tuple[str | None, str, dict[str, bool]]] = []
+    for part in in_parts(types, PROBED):
+        values: dict[str, Any] = {f"type{number}": kind for number, kind in enumerate(part)}
+        for owner in dict.fromkeys((None, claimant)):
+            (limited, batched, _), *rows = _probe(len(part))(
+                connection, owner=owner, now=now, **values
+            )
+            each += [
+                (owner, kind, {"alone": alone, "grouped": grouped, "due": due})
+                for kind, (alone, grouped, due) in zip(part, rows, strict=True)
+                if alone or grouped or due
+            ]
+    return _Kinds(bool(limited), bool(batched), each)
+
+
 def in_order(
     connection: Connection, *, types: Iterable[str], now: int, room: Room, claimant: str | None
 ) -> Iterator[Candidate]:
@@ -314,12 +347,18 @@ def in_order(
     Args:
         claimant: The owner whose reserved jobs are included.
     """
-    hidden = [tuple(row) for row in _OPEN_BATCHES(connection)]
+    return _in_order(connection, _kinds(connection, types, now, claimant), now, room, PAGE)
+
+
+def _in_order(
+    connection: Connection, kinds: _Kinds, now: int, room: Room, page: int
+) -> Iterator[Candidate]:
+    """Yield what `in_order` does; `page` is the number of jobs to read first."""
+    hidden = [tuple(row) for row in _OPEN_BATCHES(connection)] if kinds.batches else []
     parts: list[tuple[Candidate, Iterator[Candidate]]] = []
-    for owner in dict.fromkeys((None, claimant)):
-        for kind, (alone, grouped, due) in _known(connection, types, owner, now):
-            one = _Queue(connection, kind, owner, now, room, hidden)
-            parts += one.parts(alone=alone, grouped=grouped, due=due)
+    for owner, kind, present in kinds.parts:
+        one = _Queue(connection, kind, owner, now, room, hidden, page)
+        parts += one.parts(**present)
     heapq.heapify(parts)  # no two of the jobs are equal
     while parts:
         first, following = parts[0]
@@ -332,24 +371,14 @@ def in_order(
             heapq.heappop(parts)
 
 
-def _known(
-    connection: Connection, types: Iterable[str], owner: str | None, now: int
-) -> Iterator[tuple[str, tuple[bool, bool, bool]]]:
-    """Yield what `_probe` finds of each type."""
-    for some in in_parts(types, PROBED):
-        values: dict[str, Any] = {f"type{number}": kind for number, kind in enumerate(some)}
-        yield from zip(
-            some, _probe(len(some))(connection, owner=owner, now=now, **values), strict=True
-        )
-
-
 def claimable(
     connection: Connection,
     *,
     types: Sequence[str],
     now: int,
     limit: int,
-    room: Room,
+    room: Room | None = None,
+    counted: bool = True,
     claimant: str | None = None,
     without: Collection[object] = (),
     only: Collection[int] | None = None,
@@ -358,15 +387,20 @@ def claimable(
     Return the numbers of the first `limit` jobs that may start now, in order.
 
     Args:
-        room: How many more jobs may start; it is used up.
+        room: How many more jobs may start; it is used up. None: as many as the limits say.
+        counted: As for `limits.room`, if `room` is None.
         claimant: The owner whose reserved jobs are included.
         without: The numbers of jobs to leave out.
         only: Only jobs with these numbers; None: all.
     """
-    found: list[int] = []
-    order = in_order(connection, types=types, now=now, room=room, claimant=claimant)
+    kinds = _kinds(connection, types, now, claimant)
+    if room is None:
+        room = limits.room(connection, counted=counted) if kinds.limits else Room({})
+    page = min(PAGE, limit + len(without)) if only is None else PAGE
+    order = _in_order(connection, kinds, now, room, page)
     if only is not None:
         order = _only(order, only, lambda: _of_numbers(connection, only, types, now, claimant))
+    found: list[int] = []
     for one in order:
         if one.number in without or not room.admits(one.type, one.group):
             continue
@@ -428,30 +462,14 @@ def _of_numbers(
 
 
 def rows_of(
-    connection: Connection, numbers: Sequence[int], failed: Failed = leave_out
-) -> Generator[Row[Any], None, None]:
+    connection: Connection, numbers: Iterable[int], failed: Failed = leave_out
+) -> Iterator[Row[Any]]:
     """
     Yield the jobs with these numbers, in this order.
 
-    A few rows are read at a time, so that the commands of many jobs are not in memory together.
+    They are read one by one, so that the commands of many jobs are not in memory together.
     """
-    for some in in_parts(numbers, ROWS_AT_ONCE):
-        yield from _some_rows(connection, some, failed)
-
-
-def _some_rows(connection: Connection, numbers: Sequence[int], failed: Failed) -> list[Row[Any]]:
-    def whole() -> list[Row[Any]]:
-        if len(numbers) == 1:  # takes half the time
-            return list(connection.execute(_ROW, {"number": numbers[0]}).all())
-        rows = {row.number: row for row in connection.execute(_ROWS, {"numbers": numbers}).all()}
-        return [rows[number] for number in numbers if number in rows]
-
-    return readable(
-        whole,
-        lambda: numbers,
-        lambda number: connection.execute(_ROW, {"number": number}).all(),
-        failed,
-    )
+    return read_each(numbers, lambda number: _ROW.rows(connection, of=number), failed)
 
 
 def queued_numbers(connection: Connection, numbers: Collection[int]) -> set[int]:

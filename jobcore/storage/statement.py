@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row, Select
+from sqlalchemy.engine import result_tuple
 from sqlalchemy.sql import ClauseElement
 
 from jobcore.errors import DatabaseCorrupt
@@ -74,6 +75,44 @@ class Statement:
             }
             self._text = str(compiled)
         return self._text
+
+
+class RowStatement(Statement):
+    """
+    A statement whose rows are those that SQLAlchemy would return, with values of the same types.
+
+    Args:
+        core: The statement. The values of its `bindparam`s are as the file stores them.
+    """
+
+    def __init__(self, core: Select[Any]) -> None:
+        super().__init__(core)
+        self._columns = core.selected_columns
+        self._convert: Callable[[Sequence[Any]], Row[Any]] | None = None
+
+    def rows(self, connection: Connection, **values: Any) -> list[Row[Any]]:
+        """Execute the statement and return its rows."""
+        found = self._execute(connection, values).fetchall()
+        convert = self._convert or self._converter(connection)
+        return [convert(one) for one in found]
+
+    def _converter(self, connection: Connection) -> Callable[[Sequence[Any]], Row[Any]]:
+        dialect = connection.dialect
+        every = [
+            one.type.dialect_impl(dialect).result_processor(dialect, None) for one in self._columns
+        ]
+        some = [(index, process) for index, process in enumerate(every) if process is not None]
+        row = result_tuple(self._columns.keys())
+
+        def convert(stored: Sequence[Any]) -> Row[Any]:
+            read = list(stored)
+            for index, process in some:
+                if read[index] is not None:
+                    read[index] = process(read[index])
+            return row(read)
+
+        self._convert = convert
+        return convert
 
 
 def driver_of(connection: Connection) -> Any:

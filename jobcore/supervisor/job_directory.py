@@ -467,7 +467,10 @@ def decode_record(data: bytes) -> dict[str, str | int | None] | None:
     for line in body.decode("ascii").splitlines():
         key, _, value = line.partition("=")
         if value.startswith("'"):
-            record[key] = value[1:-1].encode("ascii").decode("unicode_escape")
+            text = value[1:-1]
+            if "\\" in text:  # few have escapes, and the codec takes long
+                text = text.encode("ascii").decode("unicode_escape")
+            record[key] = text
         else:
             record[key] = int(value) if value else None
     version = record.pop("version")

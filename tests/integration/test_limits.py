@@ -93,13 +93,13 @@ def test_claim_refuses_jobs_that_were_read_before_their_limit_was_full(
     theatre, database, monkeypatch
 ):
     """Managers that share a file read the queue at the same time; the claim decides."""
-    find, everything = QueueReader._find, {"room": Room({})}
+    found = QueueReader._found
     jobs, _ = theatre.play(Script([5]), slots=4)
     jobs.set_limit("gpu", 2)
     with monkeypatch.context() as patch:
         patch.setattr(
-            QueueReader, "_find", lambda self, *args, **options: find(
-                self, *args, **{**everything, **options}
+            QueueReader, "_found", lambda self, *args, **options: found(
+                self, *args, **{"room": Room({}), **options}
             )
         )  # fmt: skip
         jobs.submit_many([["x"]] * 4, group="gpu")
@@ -168,9 +168,9 @@ def test_job_that_waits_for_a_limit_does_not_keep_the_dispatcher_busy(running_jo
     job = running_jobs.submit(EXIT_0, group="gpu")
     until(lambda: running_jobs.get_job(job.id).waits_for == "limit", "the limit to be full")
 
-    def counted(self, wanted):
+    def counted(self, wanted, rows):
         looks.append(wanted)
-        return look(self, wanted)
+        return look(self, wanted, rows)
 
     monkeypatch.setattr(QueueReader, "look", counted)
     monkeypatch.setitem(running_jobs._dispatcher._chores, "counted", lambda: chores.append(1))

@@ -88,8 +88,8 @@ def watched(crowd, request, tmp_path_factory):
 
 #: What is called in that file, by what it shows.
 CALLS = {
-    "a look": lambda jobs: backlog(jobs, "TASK").look(8),
-    "a look at an empty type": lambda jobs: backlog(jobs, "NONE").look(8),
+    "a look": lambda jobs: backlog(jobs, "TASK").look(8, 8),
+    "a look at an empty type": lambda jobs: backlog(jobs, "NONE").look(8, 8),
     "is it empty": lambda jobs: backlog(jobs, "TASK").is_empty(),
     "is it empty but for full limits": lambda jobs: backlog(jobs, "TASK").is_empty(counted=False),
     "are there paused jobs": lambda jobs: backlog(jobs, "TASK").has_paused(),
@@ -119,9 +119,8 @@ def test_no_statement_goes_through_jobs_that_wait(watched, call):
 def test_look_finds_the_first_jobs_of_all(watched):
     """Of 2,000 groups those that came first, and none of those that may not start."""
     jobs, _ = watched
-    seen = backlog(jobs, "TASK")
-    seen.look(5000)
-    numbers = [row.number for row, _ in seen.take(5000)]
+    _, seen = backlog(jobs, "TASK").look(5000, 5000)
+    numbers = [row.number for row, _ in seen]
 
     first = LAST - 2000
     assert numbers == [*(one for one in range(first, LAST) if jobs_queued(jobs, one)), LAST]
