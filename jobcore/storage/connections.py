@@ -157,6 +157,20 @@ def discard(connection: Connection) -> None:
         telemetry.event(logging.DEBUG, "connection dropped", error=repr(error))
 
 
+def end(connection: Connection, *, commit: bool) -> None:
+    """
+    Commit or roll back the transaction that the driver has begun, if there is one.
+
+    SQLAlchemy joins it with the first statement that it executes itself. Most need none.
+    """
+    joined = connection.get_transaction()
+    if joined is None:
+        driver = driver_of(connection)
+        driver.commit() if commit else driver.rollback()
+    elif joined.is_active:
+        joined.commit() if commit else joined.rollback()
+
+
 class SharedMemory(NamedTuple):
     """
     The descriptor of the `-shm` file, of which SQLite has one for all connections of a process.

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-from sqlalchemy import Connection, Engine, RootTransaction
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from jobcore.embedding import failpoints
@@ -31,7 +31,7 @@ from jobcore.errors import (
     StoreError,
 )
 from jobcore.storage import filesystem
-from jobcore.storage.connections import SqliteConnection, discard
+from jobcore.storage.connections import SqliteConnection, discard, end
 from jobcore.storage.error_mapping import LOCK_FAILED, diagnose
 from jobcore.storage.statement import driver_of
 from jobcore.tuning import READ_PAUSE, RENEW_PATIENCE, SPARE_CONNECTIONS
@@ -72,14 +72,13 @@ class Reading:
         readers: The register for it.
     """
 
-    __slots__ = ("_readers", "_slot", "_spares", "_transaction", "_use")
+    __slots__ = ("_readers", "_slot", "_spares", "_use")
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
         self._use = Use(readers)
         self._spares: SpareConnections | None = None
         self._slot: Slot | None = None
-        self._transaction: RootTransaction | None = None
 
     def __enter__(self) -> Connection:
         """Begin the transaction."""
@@ -93,8 +92,7 @@ class Reading:
                 connection = self._slot.connection
                 if connection is None:
                     raise StoreError("the connection was closed while it was being lent")
-                # Begin explicitly: statements that bypass SQLAlchemy would not begin it.
-                self._transaction = connection.begin()
+                driver_of(connection).execute("BEGIN")
         except BaseException as failure:  # noqa: BLE001 - raised on unchanged
             self._give_up()
             raise _first(failure, before)  # noqa: B904 - raised on unchanged
@@ -119,15 +117,14 @@ class Reading:
         self._readers.leave(self._use)
 
     def _end(self, error: BaseException | None) -> None:
-        transaction = self._transaction
+        connection = None if self._slot is None else self._slot.connection
         if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
             raise error.orig or error  # raised by a signal handler, wrapped by SQLAlchemy
         if error is not None and not isinstance(error, EXPECTED):
             raise error
-        if self._slot is None or transaction is None or self._spares is None:
+        if self._slot is None or connection is None or self._spares is None:
             return
-        if transaction.is_active:
-            transaction.rollback() if error is not None else transaction.commit()
+        end(connection, commit=error is None)
         self._spares.take_back(self._slot)
         if error is not None:
             self._readers.leave(self._use)

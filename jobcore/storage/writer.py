@@ -16,13 +16,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, RootTransaction
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from jobcore.embedding import failpoints, telemetry
 from jobcore.embedding.worker import Call, Worker, outcome_unknown
 from jobcore.errors import DatabaseBusy, ReadOnlyDatabase, StoreError
-from jobcore.storage.connections import discard
+from jobcore.storage.connections import discard, end
 from jobcore.storage.statement import driver_of
 
 #: Maximum number of changes committed together, which bounds how long the next ones wait.
@@ -131,7 +131,6 @@ class Writer:
         self._connection: Connection | None = None
         self._is_noted = False  # whether the target knows that the connection has begun
         self._settings: dict[str, str] = {}  # pragmas that may change between transactions
-        self._transaction: RootTransaction | None = None
         self._observer: Observer = NO_OBSERVER
         self._taken: list[Call[Any]] = []  # from the queue, for the current round
         self._pause_due = 0.0  # seconds of rest that are due
@@ -318,7 +317,6 @@ class Writer:
                 self._set("busy_timeout", "0")
                 # Not through SQLAlchemy, which would treat a refusal as a broken connection.
                 driver_of(connection).execute("BEGIN IMMEDIATE")
-                self._transaction = connection.begin()
                 if not self._is_noted:
                     target.note_writer(connection)
                     self._is_noted = True
@@ -429,17 +427,16 @@ class Writer:
     def _end(self) -> None:
         """Commit. Errors after the commit are only logged, because the changes are stored."""
         with self._target.typed_errors():
-            self._observer.ending(self._required)
-            if self._transaction is not None:
-                try:
-                    self._transaction.commit()
-                except (DBAPIError, sqlite3.Error):
-                    raise  # SQLite refused: nothing was committed
-                except BaseException as error:
-                    # Injected into this thread from outside, before or after the commit.
-                    path = self._target.path
-                    raise _OutcomeUnknown(outcome_unknown(path, repr(error))) from error
-            self._transaction = None
+            connection = self._required
+            self._observer.ending(connection)
+            try:
+                end(connection, commit=True)
+            except (DBAPIError, sqlite3.Error):
+                raise  # SQLite refused: nothing was committed
+            except BaseException as error:
+                # Injected into this thread from outside, before or after the commit.
+                path = self._target.path
+                raise _OutcomeUnknown(outcome_unknown(path, repr(error))) from error
         for _ in range(2):  # repeat it once if an exception from outside interrupts it
             try:
                 self._observer.committed()
@@ -455,11 +452,9 @@ class Writer:
 
     def _take_back(self, error: BaseException) -> None:
         """Roll back, and keep the connection only if its state is certain."""
-        transaction, self._transaction = self._transaction, None
         try:
             if self._connection is not None and isinstance(error, Exception):
-                if transaction is not None:
-                    transaction.rollback()
+                end(self._connection, commit=False)
                 if driver_of(self._connection).in_transaction:
                     self.close_connection()
             else:
