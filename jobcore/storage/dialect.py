@@ -54,9 +54,15 @@ class _Connection(_WithoutEvents, Connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        driver: Any = self.connection.driver_connection
-        self.driver = driver
-        self.cursor = driver.cursor()
+        self.driver: Any = self.connection.driver_connection
+        self.cursor: Any = None
+        self.renew_cursor()
+
+    def renew_cursor(self) -> None:
+        """Replace the cursor, and end the statement of the former one."""
+        before, self.cursor = self.cursor, self.driver.cursor()
+        if before is not None:
+            before.close()
 
 
 class _Engine(_WithoutEvents, Engine):

@@ -41,8 +41,13 @@ class Statement:
 
     def __call__(self, connection: Connection, **values: Any) -> list[Any]:
         """Execute the statement and return its rows as tuples."""
-        rows: list[Any] = self._execute(connection, values).fetchall()
-        return rows
+        cursor = self._execute(connection, values)
+        try:
+            return cursor.fetchall()
+        except BaseException:
+            # A statement that has not ended keeps its transaction open, even after a COMMIT.
+            connection.renew_cursor()  # type: ignore[attr-defined]  # of `dialect`
+            raise
 
     def count(self, connection: Connection, **values: Any) -> int:
         """Execute the statement and return the number of rows it changed."""
@@ -92,9 +97,8 @@ class RowStatement(Statement):
 
     def rows(self, connection: Connection, **values: Any) -> list[Row[Any]]:
         """Execute the statement and return its rows."""
-        found = self._execute(connection, values).fetchall()
         convert = self._convert or self._converter(connection)
-        return [convert(one) for one in found]
+        return [convert(one) for one in self(connection, **values)]
 
     def _converter(self, connection: Connection) -> Callable[[Sequence[Any]], Row[Any]]:
         dialect = connection.dialect
