@@ -533,13 +533,30 @@ def _load(path: str, content: str) -> Any:
     """Return the content of a YAML document, whose collections know their lines."""
     try:
         from ruamel.yaml import YAML  # noqa: PLC0415 - optional: only files need it
+        from ruamel.yaml.composer import Composer, ComposerError  # noqa: PLC0415 - the same
         from ruamel.yaml.error import MarkedYAMLError, YAMLError  # noqa: PLC0415 - the same
+        from ruamel.yaml.events import AliasEvent  # noqa: PLC0415 - the same
     except ImportError as error:
         raise CommandError(
             "files of pipelines need ruamel.yaml: pip install ruamel.yaml"
         ) from error
+
+    class TreeComposer(Composer):
+        """Refuses an alias of a value inside that value, which would be loaded as None."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.parser.check_event(AliasEvent):
+                event = self.parser.peek_event()
+                node = self.anchors.get(event.anchor)
+                if node is not None and node.end_mark is None:  # not read to its end
+                    why = f"the alias *{event.anchor} is inside the value that it repeats"
+                    raise ComposerError(None, None, why, event.start_mark)
+            return super().compose_node(parent, index)
+
+    yaml = YAML(typ="rt", pure=True)
+    yaml.Composer = TreeComposer
     try:
-        return YAML(typ="rt", pure=True).load(content)
+        return yaml.load(content)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1

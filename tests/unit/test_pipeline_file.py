@@ -174,6 +174,16 @@ def test_tags_run_nothing():
         ),
         ("pipelines:\n  null: {script: x}\n", r"p\.yml: line 1: the key None must be text; put"),
         ("pipelines:\n  load:\n    env: {1: x}\n", r"p\.yml: line 3: the key 1 must be text"),
+        *(
+            (text, rf"p\.yml:{line}: this is not YAML: the alias \*a is inside the value that")
+            for text, line in (
+                ("pipelines:\n  p:\n    properties: &a\n      x: *a\n", 4),
+                ("pipelines:\n  p: &a\n    properties: {x: [1, *a]}\n", 3),
+                ("pipelines:\n  p: {command: &a [x, *a]}\n", 2),
+                ("pipelines: &a\n  p: {<<: *a}\n", 2),
+                ("&a [*a]\n", 1),
+            )
+        ),
         ("? [a, b]\n: x\n", r"p\.yml: line 1: the key .* must be text; put it in quotes"),
     ],
 )
