@@ -26,6 +26,9 @@ PRAGMAS = (
     "PRAGMA mmap_size = 0",  # reported to make that bug's damage worse
     "PRAGMA journal_size_limit = 16777216",  # after a huge transaction the log shrinks again
     "PRAGMA temp_store = MEMORY",  # no files outside the database's directory
+    # Do not overwrite whole pages that become free. Debian's SQLite would write every page of a log
+    # that is deleted. What must be overwritten says so: see `environments`.
+    "PRAGMA secure_delete = FAST",
     "PRAGMA trusted_schema = OFF",  # the schema of a file is data, not a program
 )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, null, select, update
 
@@ -85,10 +84,9 @@ def remove_unused(connection: Connection) -> None:
     """Remove the environments that no job needs, and overwrite their bytes in the file."""
     if not has_unused(connection):
         return
-    # For this statement alone: secure_delete writes every page that is freed.
-    before: Any = connection.exec_driver_sql("PRAGMA secure_delete").scalar_one()
+    # For this statement alone, because it writes every page that is freed.
     connection.exec_driver_sql("PRAGMA secure_delete = ON")
     try:
         _REMOVE(connection)
     finally:
-        connection.exec_driver_sql(f"PRAGMA secure_delete = {int(before)}")
+        connection.exec_driver_sql("PRAGMA secure_delete = FAST")

@@ -230,6 +230,39 @@ def test_many_go_a_few_at_a_time(jobs, monkeypatch):
     assert jobs.list_jobs() == []
 
 
+def test_large_log_is_deleted_with_few_syncs(jobs, monkeypatch):
+    """The steps that remove a large log are not durable one by one; the last one is."""
+    monkeypatch.setattr(remover, "SEGMENTS_AT_ONCE", 2)
+    job = ended(jobs, 0, *([os.urandom(log_segments.SEGMENT_BYTES)] * 9))
+    write, durable = type(jobs._database).write, []
+
+    def noting(self, change, **options):
+        def noted(connection):
+            before = connection.connection.driver_connection.total_changes
+            made = change(connection)
+            if connection.connection.driver_connection.total_changes > before:
+                durable.append(options.get("durable", True))
+            return made
+
+        return write(self, noted, **options)
+
+    monkeypatch.setattr(type(jobs._database), "write", noting)
+    jobs.delete_job(job.id)
+
+    assert durable == [True, True, *[False] * 4, True]
+
+
+def test_pages_of_a_deleted_log_are_not_written(jobs, database):
+    """Deleting a log writes far less than the log, also where SQLite would overwrite free pages."""
+    size = 32 * log_segments.SEGMENT_BYTES
+    job = ended(jobs, 0, *([os.urandom(log_segments.SEGMENT_BYTES)] * 32))
+    sql(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+    jobs.delete_job(job.id)
+
+    assert left(database)["log_segment"] == 0
+    assert os.stat(f"{database}-wal").st_size < size / 4
+
+
 def test_the_end_of_a_pruning_is_left_to_the_next_manager(database, clock, monkeypatch):
     """A process that dies between hiding and removing leaves nothing behind for good."""
 
