@@ -60,8 +60,8 @@ def completion(
     """
     Print the completion script of a shell.
 
-    It completes commands, options, and the numbers, names and IDs of the newest
-    jobs.
+    It completes commands, options, the numbers, names and IDs of the newest jobs,
+    and the names of pipelines, workspaces, groups and keys.
 
     \b
     Examples:

@@ -42,8 +42,23 @@ _VALUES = {
 #: The values of arguments that have only a few, by command.
 _ARGUMENTS = {"completion": ("bash", "zsh", "fish")}
 
-#: Commands with commands of their own.
+#: The options whose values are names in the database, and their kinds.
+_NAMED_VALUES = {
+    "--group": "group",
+    "--key": "key",
+    "--pipeline": "pipeline",
+    "--requires": "pipeline",
+    "--workspace": "workspace",
+}
+#: The same for commands whose argument is a name.
+_NAMED_ARGUMENTS = {"limit": "group", "pause": "group", "resume": "group"}
+
+#: Commands with commands of their own, and those of these that take a new name.
 _GROUPS = {"pipeline", "workspace"}
+_CREATING = {"create", "list"}
+
+#: A name that a shell takes as it is.
+_AS_IT_IS = re.compile(r"[\w.@+/-]+")
 
 _Offer = tuple[str, str]
 
@@ -95,16 +110,29 @@ def _of_words(
     last = own[-1] if own else ""
     if name not in commands.MODULES or "--" in own:
         return iter(())
-    if last in _VALUES:
-        return _beginning(incomplete, dict.fromkeys(_VALUES[last], ""))
     is_option = incomplete.startswith("-") or last.startswith("-")
+    if words := _VALUES.get(last) or (None if is_option else _ARGUMENTS.get(name)):
+        return _beginning(incomplete, dict.fromkeys(words, ""))
+    if kind := _kind_of_name(name, own, is_option=is_option):
+        return _names(database, kind, incomplete)
     if last == "--after" or (name in OF_JOBS and not is_option):
         return _jobs(database, name, incomplete)
-    if name in _ARGUMENTS and not is_option:
-        return _beginning(incomplete, dict.fromkeys(_ARGUMENTS[name], ""))
     if is_option or name in _GROUPS:
         return _of_command(database, name, own, incomplete)
     return iter(())
+
+
+def _kind_of_name(name: str, own: Sequence[str], *, is_option: bool) -> str | None:
+    """Return what kind of name comes after these words of a command; None: no name."""
+    last = own[-1] if own else ""
+    if last == "--after" and name == "pipeline":
+        return "pipeline"
+    if is_option:
+        return _NAMED_VALUES.get(last)
+    if not own:
+        return _NAMED_ARGUMENTS.get(name)
+    is_named = name in _GROUPS and len(own) == 1 and own[0] not in _CREATING
+    return name if is_named else None
 
 
 def _database(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -149,18 +177,29 @@ def _of_command(
     return iter(())
 
 
+def _names(database: str | None, kind: str, incomplete: str) -> Iterator[_Offer]:
+    """Return the names of a kind that begin with `incomplete`."""
+    from jobcore.storage.shell_completion import names  # noqa: PLC0415 - only for names
+
+    found = filter(_AS_IT_IS.fullmatch, names(_path(database), kind, NEWEST))
+    return _beginning(incomplete, dict.fromkeys(found, ""))
+
+
+def _path(database: str | None) -> str:
+    return database or os.environ.get("JOBCORE_DB") or "jobs.db"
+
+
 def _jobs(database: str | None, command: str, incomplete: str) -> Iterator[_Offer]:
     """Yield what begins with `incomplete`: numbers, names and ids of the newest jobs."""
     from jobcore.storage.shell_completion import newest_jobs  # noqa: PLC0415 - only for jobs
 
-    path = database or os.environ.get("JOBCORE_DB") or "jobs.db"
     seen: set[str] = set()
-    for number, digits, status, name in newest_jobs(path, NEWEST):
+    for number, digits, status, name in newest_jobs(_path(database), NEWEST):
         if command in _OF_UNFINISHED and status not in ("QUEUED", "RUNNING"):
             continue
         about = f"{status} {name or ''}"
         words = [str(number)]
-        if name and re.fullmatch(r"[\w.@+/-]+", name):  # a shell takes it as it is
+        if name and _AS_IT_IS.fullmatch(name):
             words.append(name)
         if incomplete:
             words.append(digits)

@@ -73,6 +73,40 @@ def test_shell_is_offered_what_fits(made, database, capsys, monkeypatch, words, 
         assert offered(capsys, "show", "n", shell="fish") == ["nightly\tQUEUED nightly"]
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pipeline", "show", ""], ["fetch", "load"]),
+        (["pipeline", "run", "l"], ["load"]),
+        (["pipeline", "create", ""], []),
+        (["pipeline", "create", "x", "--requires", ""], ["fetch", "load"]),
+        (["pipeline", "set", "load", "--after", "f"], ["fetch"]),
+        (["pipeline", "set", "load", ""], []),
+        (["list", "--pipeline", "l"], ["load"]),
+        (["list", "--workspace", ""], ["default", "team"]),
+        (["workspace", "rename", "t"], ["team"]),
+        (["pause", ""], ["db", "gpu", "io"]),
+        (["limit", "g"], ["gpu"]),
+        (["limit", "gpu", ""], []),
+        (["submit", "--group", ""], ["db", "gpu", "io"]),
+        (["list", "--key", ""], ["newer", "older"]),
+        (["--db", "/no/such.db", "pipeline", "show", ""], []),
+    ],
+    ids=str,
+)
+def test_shell_is_offered_names(jobs, database, capsys, monkeypatch, words, expected):
+    """Pipelines, workspaces, groups and keys, as far as a shell takes them as they are."""
+    monkeypatch.setenv("JOBCORE_DB", database)
+    jobs.create_workspace("team")
+    for name, group in (("load", None), ("fetch", "db"), ("two words", None)):
+        jobs.create_pipeline(name, ["true"], group=group)
+    jobs.submit(["true"], group="io", key="older")
+    jobs.submit(["true"], key="newer")
+    jobs.set_limit("gpu", 1)
+
+    assert offered(capsys, *words) == expected
+
+
 def test_every_command_that_takes_a_job_offers_jobs():
     """The commands whose argument is a job are those that the completion knows."""
     commands.load_all()
