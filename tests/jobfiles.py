@@ -10,6 +10,7 @@ from uuid import uuid4
 from jobcore.engine.job_directories import DirectoryId
 from jobcore.storage import filesystem, transitions
 from jobcore.supervisor import frames, job_directory
+from jobcore.testing.parts import parts
 
 
 def sql(database, statement, *args):
@@ -71,7 +72,7 @@ def stored_pipelines(database):
 
 def stored_run(jobs, run):
     """Return the run of a scripted job as what works on runs is given it."""
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         return transitions.find(connection, run.row()["number"])
 
 

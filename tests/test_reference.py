@@ -28,6 +28,7 @@ import pytest
 import jobcore
 from jobcore import JobcoreError, JobManager, wire
 from jobcore.storage import connections
+from jobcore.testing.parts import parts
 from tests.cases import every
 from tests.processes import ROOT
 
@@ -406,7 +407,7 @@ def valid(jobs, name):
         "timeout": lambda: 0,
         "exit_code": lambda: 0,
         "done": lambda: 0,
-        "path": lambda: f"{jobs._database.path}.{uuid4()}",
+        "path": lambda: f"{parts(jobs).database.path}.{uuid4()}",
         "group": lambda: None,
         "slots": lambda: 1,
         "mapping": lambda: {"pipelines": {"p": {"script": "true"}}},
@@ -453,7 +454,7 @@ def test_a_verb_raises_for_a_mistake_what_it_says(jobs, name, monkeypatch):
     """Any argument is taken or refused by an error that `Raises` names, and costs no connection."""
     thrown = []
     monkeypatch.setattr(connections, "discard", thrown.append)
-    monkeypatch.chdir(os.path.dirname(jobs._database.path))  # some write files
+    monkeypatch.chdir(os.path.dirname(parts(jobs).database.path))  # some write files
     verb = VERBS[name]
     # Whatever is wrong with the database, it is not an argument.
     named = tuple(ERRORS[one] for one in described(verb, "errors") if one != "StoreError")

@@ -11,6 +11,7 @@ from jobcore.errors import DatabaseBusy
 from jobcore.manager import OPEN, JobManager
 from jobcore.storage.connections import uri_of
 from jobcore.storage.database import Database
+from jobcore.testing.parts import parts
 
 
 @contextmanager
@@ -40,14 +41,14 @@ def busy(jobs: JobManager | str | os.PathLike[str], *, timeout: float = 30.0) ->
         FileNotFoundError: The file does not exist.
     """
     path = os.path.realpath(
-        jobs._database.path if isinstance(jobs, JobManager) else os.fspath(jobs)  # noqa: SLF001
+        parts(jobs).database.path if isinstance(jobs, JobManager) else os.fspath(jobs)
     )
     os.stat(path)  # raises if it is missing; opening it would create it
     Database(path, busy_timeout=timeout).close()  # raises if it is not a database of jobcore
     impatient = [
-        manager._database  # noqa: SLF001 - it has the `busy_timeout`
+        parts(manager).database  # it has the `busy_timeout`
         for manager in list(OPEN)
-        if manager._database.path == path  # noqa: SLF001
+        if parts(manager).database.path == path
     ]
     patience = [database.busy_timeout for database in impatient]
     # Not a `Database`, which releases the lock when a call of the host fails.

@@ -21,6 +21,7 @@ from jobcore.embedding.failpoints import Crashed
 from jobcore.engine.thread_loop import Loop
 from jobcore.manager import OPEN, JobManager
 from jobcore.storage.database import Database
+from jobcore.testing.parts import parts
 
 __all__ = ["Crashed", "crash"]
 
@@ -83,7 +84,7 @@ def crash(
         raise ValueError(
             f"{at!r} is not a failpoint of a host: see jobcore.embedding.failpoints.HOST"
         )
-    if manager._database.closed:  # noqa: SLF001 - see `_crash_at`
+    if parts(manager).database.closed:
         raise ValueError("the manager is closed, or has crashed")
     if at is not None:
         return _crash_at(manager, at, timeout)
@@ -96,7 +97,7 @@ def crash(
 
 @contextmanager
 def _crash_at(manager: JobManager, point: str, timeout: float) -> Iterator[None]:
-    host = manager._database  # noqa: SLF001 - failpoints get it as `host`
+    host = parts(manager).database  # failpoints get it as `host`
     reached = threading.Event()
 
     def strike(where: str, whose: object) -> None:
@@ -123,9 +124,9 @@ def _crash_at(manager: JobManager, point: str, timeout: float) -> Iterator[None]
 def _stop_threads(manager: JobManager) -> None:
     """Stop every thread of the manager at its next failpoint."""
     failpoints.arm(_stop_crashed_threads)  # never disarmed
-    _CRASHED.add(manager._database)  # noqa: SLF001 - see `_crash_at`
+    _CRASHED.add(parts(manager).database)
     OPEN.discard(manager)  # so that `close` does not use the database first
-    manager._notifier.mute()  # noqa: SLF001 - closing it would deliver the remaining events
+    parts(manager).notifier.mute()  # closing it would deliver the remaining events
 
 
 def _stop_crashed_threads(_: str, host: object) -> None:
@@ -141,7 +142,7 @@ def _close_descriptors(manager: JobManager, timeout: float) -> None:
             raise AssertionError(f"still in a crashed manager after {timeout:g} s: {inside}")
         time.sleep(0.001)
     # This only closes. With a thread still inside, that could use a reused descriptor number.
-    manager._ownership.abandon()  # noqa: SLF001 - its tasks are lost, as if its process had died
+    parts(manager).ownership.abandon()  # its tasks are lost, as if its process had died
     manager._let_go()  # noqa: SLF001 - `close` would stop jobs first
 
 
@@ -157,7 +158,7 @@ def _threads_in(manager: JobManager) -> list[str]:
 
 def _method_in(manager: JobManager, frame: FrameType | None) -> str | None:
     """Return where a stack runs the manager's code; None: nowhere, or only waiting in its poll."""
-    host = manager._database  # noqa: SLF001 - all parts of a manager reference it
+    host = parts(manager).database  # all parts of a manager reference it
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("jobcore."):
             part = frame.f_locals.get("self")

@@ -1,6 +1,6 @@
 """Moves a manual clock as fast as a manager can follow, until its queue is empty."""
 
-# ruff: noqa: SLF001, TRY004 - it uses internals, so that JobManager needs no methods for this
+# ruff: noqa: TRY004 - one error class for every wrong argument, as everywhere in jobcore
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jobcore.manager import JobManager
 from jobcore.storage import job_rows, queue, schedules, transitions
 from jobcore.storage.transitions import Run
 from jobcore.testing.manual_clock import ManualClock, checked_seconds
+from jobcore.testing.parts import parts
 
 #: Seconds of real time between two checks whether the manager waits only for the clock.
 PAUSE = 0.002
@@ -147,7 +148,7 @@ class PendingWork:
     """
 
     def __init__(self, jobs: JobManager, clock: ManualClock | None = None) -> None:
-        own: Clock = jobs._clock
+        own: Clock = parts(jobs).clock
         if clock is not None and clock is not own:
             raise ValueError("the manager uses another clock: open it with this one")
         if not isinstance(own, ManualClock):
@@ -156,10 +157,11 @@ class PendingWork:
                 "the manager with JobManager(..., clock=ManualClock()); jobs.drain() waits for "
                 "jobs in real time"
             )
-        if not jobs._slots:
+        if not jobs.slots:
             raise ValueError("the manager has no slots, so it runs nothing")
         self.clock = own
         self._jobs = jobs
+        self._parts = parts(jobs)
 
     # --- now --------------------------------------------------------------------
 
@@ -171,7 +173,7 @@ class PendingWork:
         """
         self.clock.step()
         waiting = self.clock.runs()
-        dispatcher = self._jobs._dispatcher
+        dispatcher = self._parts.dispatcher
         moving = {run.token for run in self.running()} - waiting
         if moving:
             # Either the supervisor is a process, or the job has ended and is not settled yet.
@@ -187,22 +189,22 @@ class PendingWork:
         )
 
     def _has_due_tick(self) -> bool:
-        with self._jobs._database.read() as connection:
+        with self._parts.database.read() as connection:
             tick = schedules.next_tick(connection)
         return tick is not None and tick <= self.clock.now()
 
     def _has_expired(self) -> bool:
-        with self._jobs._database.read() as connection:
+        with self._parts.database.read() as connection:
             return bool(queue.expired(connection, now=self.clock.now(), limit=1))
 
     def running(self) -> list[Run]:
         """Return the RUNNING jobs that have, or had, a supervisor."""
-        with self._jobs._database.read() as connection:
+        with self._parts.database.read() as connection:
             return transitions.supervised(connection)
 
     def names(self) -> list[str]:
         """Return the same jobs as text: the id, and the name if there is one."""
-        with self._jobs._database.read() as connection:
+        with self._parts.database.read() as connection:
             rows = [(run, job_rows.get_job(connection, run.number)) for run in self.running()]
         return [
             str(run.id) if row is None or row.name is None else f"{run.id} ({row.name})"
@@ -211,11 +213,11 @@ class PendingWork:
 
     def has_work(self) -> bool:
         """Tell whether a job runs, or can be claimed by this manager now or later."""
-        dispatcher = self._jobs._dispatcher
+        dispatcher = self._parts.dispatcher
         # Not `is_idle`, which is also false for a moment while a chore is at work.
         return bool(
             self.running()
-            or not dispatcher._queue.is_empty(counted=False)
+            or not self._parts.queue.is_empty(counted=False)
             or dispatcher.next_start() is not None
         )
 
@@ -226,28 +228,31 @@ class PendingWork:
         Raises:
             SpawnError, StoreError: As for `JobManager.drain`.
         """
-        self._jobs._dispatcher.liveness.require_progress()
+        self._parts.dispatcher.liveness.require_progress()
 
     def wait_for_change(self, seconds: float) -> None:
         """Wait for a commit of any process, for at most `seconds`."""
-        database = self._jobs._database
+        database = self._parts.database
         database.wait_for_change(database.version(), seconds)
 
     # --- later ------------------------------------------------------------------
 
     def next_moment(self) -> float | None:
         """Return the monotonic time at which a script continues or a queued job is due, or None."""
-        moments = [self.clock.next_due(), self._monotonic(self._jobs._dispatcher.next_start())]
+        moments = [
+            self.clock.next_due(),
+            self._monotonic(self._parts.dispatcher.next_start()),
+        ]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def next_tick(self) -> float | None:
         """Return the monotonic time of the next scheduled tick, or None."""
-        with self._jobs._database.read() as connection:
+        with self._parts.database.read() as connection:
             return self._monotonic(schedules.next_tick(connection))
 
     def next_expiry(self) -> float | None:
         """Return the monotonic time at which the next queued job expires, or None."""
-        with self._jobs._database.read() as connection:
+        with self._parts.database.read() as connection:
             return self._monotonic(queue.next_expiry(connection))
 
     def _monotonic(self, wall: int | None) -> float | None:

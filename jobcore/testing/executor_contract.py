@@ -21,6 +21,7 @@ from jobcore.manager import JobManager
 from jobcore.models import ClaimedJob, Job
 from jobcore.storage import job_rows, pipelines
 from jobcore.testing.assert_job import assert_job
+from jobcore.testing.parts import parts
 
 #: Seconds after which a test fails. Far more than anything should take.
 PATIENCE = 60.0
@@ -259,7 +260,7 @@ class _Limited:
 
 def _claimed(jobs: JobManager, job: Job) -> ClaimedJob:
     """Return a job in the form that executors get."""
-    with jobs._database.read() as connection:  # noqa: SLF001 - the command is not public
+    with parts(jobs).database.read() as connection:  # the command is not public
         row = job_rows.get_job(connection, job.number)
         assert row is not None
         pipeline = (
@@ -292,7 +293,7 @@ def _facts() -> dict[str, object]:
 
 
 def _wait_for_start(jobs: JobManager, job: Job) -> None:
-    record = Path(f"{jobs._database.path}.jobs") / job.id.hex / "run"  # noqa: SLF001
+    record = Path(f"{parts(jobs).database.path}.jobs") / job.id.hex / "run"
     deadline = time.monotonic() + PATIENCE
     while not record.exists():
         assert time.monotonic() < deadline, f"the job did not start within {PATIENCE:g} s"

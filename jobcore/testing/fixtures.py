@@ -21,6 +21,7 @@ from jobcore.errors import JobcoreError, WaitTimeout
 from jobcore.manager import JobManager
 from jobcore.testing.crash import Crashed
 from jobcore.testing.leak_check import LeakCheck
+from jobcore.testing.parts import parts
 
 if TYPE_CHECKING:
     from jobcore.testing.scripted_executor import ScriptedExecutor
@@ -88,7 +89,7 @@ def _wait_until_idle(manager: JobManager) -> bool:
             manager.drain(IDLE_PATIENCE)
             return True
         except WaitTimeout:
-            before, seen = seen, manager._database.version()  # noqa: SLF001 - to notice any commit
+            before, seen = seen, parts(manager).database.version()  # to notice any commit
             if before == seen:
                 break
         except (Crashed, JobcoreError):

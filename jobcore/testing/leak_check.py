@@ -23,6 +23,7 @@ from jobcore.storage import job_rows, transitions
 from jobcore.storage.database import Database
 from jobcore.storage.tables import job as jobs_table
 from jobcore.storage.transitions import Run
+from jobcore.testing.parts import parts
 
 #: Seconds that running jobs have to end by themselves.
 PATIENCE = 5.0
@@ -77,7 +78,7 @@ class LeakCheck:
         new = [one for one in GATE.owners() if one not in self._owners]
         paths = [one.path for one in _unclosed(new)]
         for manager in list(OPEN):
-            if manager._database in new:  # noqa: SLF001 - a new manager has a new database
+            if parts(manager).database in new:  # a new manager has a new database
                 with suppress(JobcoreError):  # its file may be gone, which does not matter here
                     manager.close()
         # An unreferenced manager may still have a thread that runs jobs.
@@ -126,7 +127,7 @@ def _of_jobs(path: str | os.PathLike[str], patience: float, *, silently: bool) -
 
 def _running(jobs: JobManager) -> list[Run]:
     """Return the jobs that have a process, including those being deleted."""
-    with jobs._database.read() as connection:  # noqa: SLF001 - no public method returns the latter
+    with parts(jobs).database.read() as connection:  # no public method returns the latter
         return transitions.supervised(connection)
 
 
@@ -134,7 +135,7 @@ def _wait_for_all(jobs: JobManager, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for run in _running(jobs):
         try:
-            jobs._waiter.wait(run, max(deadline - time.monotonic(), 0))  # noqa: SLF001 - see above
+            parts(jobs).waiter.wait(run, max(deadline - time.monotonic(), 0))
         except (JobDeleted, WaitTimeout):
             continue
 
@@ -144,7 +145,7 @@ def _end_all(jobs: JobManager) -> list[Run]:
     running = _running(jobs)
     for run in running:
         try:
-            jobs._stopper.stop(run, 0, "its test is over")  # noqa: SLF001 - see above
+            parts(jobs).stopper.stop(run, 0, "its test is over")
         except (JobNotFound, JobNotRunning):
             continue  # it has just ended
     _wait_for_all(jobs, KILLING)
@@ -152,7 +153,7 @@ def _end_all(jobs: JobManager) -> list[Run]:
 
 
 def _in_words(jobs: JobManager, run: Run) -> str:
-    with jobs._database.read() as connection:  # noqa: SLF001 - see above
+    with parts(jobs).database.read() as connection:
         row = job_rows.get_job(connection, run.number)
     named = "" if row is None or row.name is None else f" {row.name!r}"
     kind = "" if row is None else f", a {row.type},"
@@ -160,7 +161,7 @@ def _in_words(jobs: JobManager, run: Run) -> str:
 
 
 def _processes(jobs: JobManager) -> list[str]:
-    with jobs._database.read() as connection:  # noqa: SLF001 - the cookie is not public
+    with parts(jobs).database.read() as connection:  # the cookie is not public
         rows = connection.execute(
             select(jobs_table.c.id, jobs_table.c.cookie).where(jobs_table.c.cookie.is_not(None))
         ).all()
@@ -172,8 +173,8 @@ def _processes(jobs: JobManager) -> list[str]:
 
 
 def _directories(jobs: JobManager) -> list[str]:
-    names = jobs._directories.names()  # noqa: SLF001 - job directories are not public
-    with jobs._database.read() as connection:  # noqa: SLF001
+    names = parts(jobs).directories.names()  # job directories are not public
+    with parts(jobs).database.read() as connection:
         active = job_rows.active_ids(connection, {UUID(hex=name) for name in names})
     return [
         f"the directory of job {UUID(hex=name)} cannot be removed: its lock is held"

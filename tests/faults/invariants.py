@@ -13,6 +13,7 @@ from uuid import UUID
 
 from jobcore import lifecycle
 from jobcore.supervisor import job_directory
+from jobcore.testing.parts import parts
 from tests.faults import witness
 from tests.processes import PATIENCE
 
@@ -44,7 +45,7 @@ def check(jobs, sides=None, *, killed=False, lines=True):
         killed: Whether commands were SIGKILLed, so that this may be how they ended.
         lines: Whether to read the logs; those too large for memory are the test's own.
     """
-    path = jobs._database.path
+    path = parts(jobs).database.path
     jobs.recover()
     _let_removals_end(jobs, path)
     rows, history, wrong = _read(path)

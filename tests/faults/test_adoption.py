@@ -9,6 +9,7 @@ import pytest
 from jobcore import JobManager, Reason, Status
 from jobcore.storage import transitions
 from jobcore.testing import ManualClock, Script, ScriptedExecutor, crash, drain
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host, serve
 from tests.processes import Child, until
 from tests.programs import SLEEPS
@@ -47,7 +48,7 @@ def most_at_once(jobs):
 
 
 def adopted(manager):
-    return len(manager._dispatcher._adoption.slots)
+    return len(parts(manager).adoption.slots)
 
 
 def run(manager, number):
@@ -119,7 +120,7 @@ def test_full_manager_takes_jobs_without_a_manager_before_it_starts_others(manag
     until(lambda: len(scripted.running()) == 4, "four jobs run")
     first.submit_many([["work"]] * 4)
     first.close()
-    until(lambda: second._dispatcher._adoption.remaining, "the second has seen them")
+    until(lambda: parts(second).adoption.remaining, "the second has seen them")
     drain(second)
 
     # Those of the first run with its own to their end, and after that two at a time.
@@ -155,7 +156,7 @@ def test_job_is_not_adopted_from_within(manager, monkeypatch):
     """A manager in a job does not fill its slots with that job, which may wait for another one."""
     first = manager(1)
     (job,) = run(first, 1)
-    with first._database.read() as connection:
+    with parts(first).database.read() as connection:
         cookie = transitions.find(connection, job.number).cookie
     first.close()
     monkeypatch.setenv("JOBCORE_RUN", cookie)
@@ -172,7 +173,7 @@ def test_forked_child_of_a_host_keeps_no_slot(database):
         until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "it runs")
         child = Child(int, held=True)
     with JobManager(database, slots=1) as jobs:
-        jobs._dispatcher.start()
+        parts(jobs).dispatcher.start()
         until(lambda: adopted(jobs) == 1, "it is adopted")
         jobs.stop_job(job.id, grace=0)
         jobs.wait(job.id, 60)

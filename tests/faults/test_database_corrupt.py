@@ -15,6 +15,7 @@ import pytest
 from jobcore import DatabaseCorrupt, JobcoreError, JobManager, Status, StoreError
 from jobcore.engine import remover
 from jobcore.operations import doctor
+from jobcore.testing.parts import parts
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, until
@@ -316,4 +317,4 @@ def test_a_deletion_waits_for_no_job_that_damage_hides(tmp_path, monkeypatch):
         jobs.delete_pipeline(pipeline.id)
 
         assert jobs.list_pipelines() == []
-    assert sql(jobs._database.path, "SELECT number FROM job") == []
+    assert sql(parts(jobs).database.path, "SELECT number FROM job") == []

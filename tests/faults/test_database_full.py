@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from jobcore import DatabaseFull, JobManager, Reason, Status, StoreError
+from jobcore.testing.parts import parts
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import cookie_of, sql
@@ -214,13 +215,13 @@ def test_a_database_that_may_not_grow_catches_up(database, rounds, caplog):
     """With space for the spool alone a job runs to its end; the database has it all later."""
 
     def limit(jobs, pages):
-        with transaction(jobs._database) as connection:
+        with transaction(parts(jobs).database) as connection:
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
     refusals = 0
     with JobManager(database, slots=1, busy_timeout=BUSY) as jobs:
         for pages in chosen(rounds, 40):
-            with jobs._database.read() as connection:
+            with parts(jobs).database.read() as connection:
                 used = connection.exec_driver_sql("PRAGMA page_count").scalar()
             caplog.clear()
             limit(jobs, used + pages)

@@ -13,6 +13,7 @@ import pytest
 
 from jobcore import DatabaseBusy, JobManager, Reason, Status
 from jobcore.storage.database import Database
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
@@ -247,7 +248,7 @@ def test_a_closing_manager_stops_jobs_behind_a_locked_database(database, monkeyp
     try:
         for job_id in ids:
             assert next(jobs.follow(job_id, timeout=PATIENCE)).text == "ready"
-        until(lambda: len(jobs._dispatcher.running()) == 3, "all claims to be noted")
+        until(lambda: len(parts(jobs).dispatcher.running()) == 3, "all claims to be noted")
         tried = []
         write = Database.write
 

@@ -21,6 +21,7 @@ from jobcore.engine.supervisor_pool import Supervisor
 from jobcore.engine.thread_loop import Loop
 from jobcore.storage.statement import driver_of
 from jobcore.supervisor import job_directory
+from jobcore.testing.parts import parts
 from jobcore.tuning import PERSISTENT_SECONDS
 from tests.processes import PATIENCE, Child, carrying, state, until
 from tests.programs import SLEEPS
@@ -61,7 +62,7 @@ def test_a_round_that_fails_holds_no_job_back(database):
     with JobManager(database, slots=2) as jobs:
         jobs.submit_many([["true"]] * 2)
         jobs.drain(60)
-        until(lambda: jobs._dispatcher._pool.ready == 2, "two supervisors that wait for a job")
+        until(lambda: parts(jobs).pool.ready == 2, "two supervisors that wait for a job")
         failpoints.arm(fail_once)
         try:
             made = jobs.submit_many([["true"]] * 2)
@@ -125,7 +126,7 @@ def test_a_supervisor_that_died_idle_costs_no_job(database):
     """With its only supervisor SIGKILLed between two jobs, a manager starts another one."""
     with JobManager(database, slots=1) as jobs:
         assert jobs.wait(jobs.submit(["true"]).id, timeout=60).status is Status.COMPLETE
-        (idle,) = jobs._dispatcher._pool.supervisors
+        (idle,) = parts(jobs).pool.supervisors
         os.kill(idle.pid, signal.SIGKILL)
         # Until then it may be given the next one.
         until(lambda: state(idle.pid) in "ZX", "its death")
@@ -248,7 +249,7 @@ def test_no_job_escapes_a_close_that_stops(database):
     assert slow.asked.wait(60)
     closing = threading.Thread(target=jobs.close)
     closing.start()
-    until(lambda: not jobs._dispatcher._claiming, "the end of claiming")
+    until(lambda: not parts(jobs).dispatcher._claiming, "the end of claiming")
     slow.go.set()
     closing.join(60)
 
@@ -264,7 +265,7 @@ def test_a_pipelines_grace_is_noted_with_its_claim(database):
         pipeline = jobs.create_pipeline("nightly", Command(SLEEPS, grace=120))
         job = jobs.create_job(pipeline_id=pipeline.id)
         assert next(jobs.follow(job.id, timeout=60)).text == "ready"
-        (run,) = jobs._dispatcher.running()
+        (run,) = parts(jobs).dispatcher.running()
         jobs.stop_job(job.id)
         jobs.wait(job.id, timeout=60)
 
@@ -355,7 +356,7 @@ def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, 
     hangs = python_that(tmp_path, does)
     with JobManager(database, slots=1, python=hangs, clock=clock) as jobs:
         job = jobs.submit(["true"])
-        failures = jobs._dispatcher._postponed.failures
+        failures = parts(jobs).postponed.failures
         until(
             lambda: any(one.times >= 3 or one.error.lasting for one in list(failures().values())),
             "a failure that lasts",
@@ -381,10 +382,10 @@ def test_a_manager_goes_on_while_an_interpreter_hangs(database, clock, tmp_path,
         pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
         clock.advance(100)
         until(lambda: jobs.list_jobs(pipeline_id=pipeline.id), "the job of a tick")
-        until(lambda: jobs._dispatcher._adoption.tokens, "the adoption")
+        until(lambda: parts(jobs).adoption.tokens, "the adoption")
         jobs.stop_job(running.id)
         until(lambda: jobs.list_jobs(status=Status.STOPPED), "the stop")
-        assert jobs._dispatcher.liveness.failures() == []
+        assert parts(jobs).dispatcher.liveness.failures() == []
 
     until(lambda: carrying(f"JOBCORE_TEST_HANGS={tmp_path}") == [], "the end of all interpreters")
 
@@ -404,7 +405,7 @@ def test_close_waits_for_no_more_than_the_step_under_way(database, monkeypatch):
     jobs.submit(["true"])
     assert entered.wait(PATIENCE)
     closing.start()
-    until(lambda: jobs._dispatcher._loop.closing, "the close")
+    until(lambda: parts(jobs).dispatcher._loop.closing, "the close")
     goes_on.set()
     closing.join(PATIENCE)
 

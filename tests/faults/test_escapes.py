@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobcore import JobManager, Reason, Status
+from jobcore.testing.parts import parts
 from tests.faults.escapes import NAMES, escape, marked
 from tests.faults.invariants import check
 from tests.faults.plans import place
@@ -36,7 +37,7 @@ def test_nothing_escapes_a_stop(tmp_path, rounds, nursery):
                 jobs.stop_job(job.id)
             for name, submitted_one in submitted.items():
                 job = jobs.wait(submitted_one.id, timeout=60)
-                with jobs._database.read() as connection:
+                with parts(jobs).database.read() as connection:
                     query = "SELECT unreaped FROM job WHERE number = ?"
                     unreaped = connection.exec_driver_sql(query, (job.number,)).scalar()
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
 from jobcore.embedding import failpoints
+from jobcore.testing.parts import parts
 from tests.faults.hosts import EXECUTORS, host
 from tests.faults.invariants import check
 from tests.faults.nursery import KILL_HOST, KILL_SELF, PAUSE, Trap
@@ -96,7 +97,7 @@ class KillsSupervisors(Trap):
         super().__init__(point, self._kill, nth, mark)
 
     def _kill(self):
-        for supervisor in self.jobs._dispatcher._pool.supervisors:
+        for supervisor in parts(self.jobs).pool.supervisors:
             if supervisor.pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(supervisor.pid, signal.SIGKILL)

@@ -17,6 +17,7 @@ from jobcore.embedding import failpoints
 from jobcore.supervisor import job_directory
 from jobcore.testing import Crashed, crash
 from jobcore.testing.crash import _CRASHED, _threads_in
+from jobcore.testing.parts import parts
 from tests.faults.hosts import EXECUTORS
 from tests.faults.rounds import SEED
 from tests.jobfiles import sql
@@ -109,7 +110,7 @@ class World:
         """Crash a manager at a point that `act` leads to, and hold that nothing came behind."""
 
         def look(where, whose):
-            if where == point and whose is jobs._database and self.seen is None:
+            if where == point and whose is parts(jobs).database and self.seen is None:
                 self.seen = self.state()
 
         failpoints.arm(look)
@@ -367,7 +368,7 @@ def test_a_waiting_thread_of_a_dead_manager_is_thrown_out(world):
 
     assert _threads_in(jobs) == []
     thread.join(60)
-    assert [crashed.host for crashed in ended] == [jobs._database]
+    assert [crashed.host for crashed in ended] == [parts(jobs).database]
     world.finish()
 
 
@@ -378,7 +379,7 @@ def test_subscribers_of_a_dead_manager_hear_nothing_more(world):
 
     def listen(event):
         told.append(event.job_id)
-        until(lambda: jobs._database in _CRASHED, "the death of its manager")
+        until(lambda: parts(jobs).database in _CRASHED, "the death of its manager")
 
     jobs.subscribe(listen)
     jobs.subscribe(listen, status="QUEUED")
@@ -422,7 +423,7 @@ def test_a_thread_that_does_not_end_is_named(world, stays, let_go):
     assert stays.inside.wait(60)
     with pytest.raises(AssertionError, match=r"jobcore-dispatcher in Launch\._fill"):
         crash(jobs, timeout=0.01)
-    assert not jobs._database.closed
+    assert not parts(jobs).database.closed
     stays.out.set()
     let_go(jobs)
     with world.manager(slots=0) as after:
@@ -446,7 +447,7 @@ def test_manager_with_a_thread_inside_is_let_go_later(world, stays, let_go):
         stays.out.set()
         let_go(jobs)
 
-        assert jobs._database.closed
+        assert parts(jobs).database.closed
         assert world.state() == before
         assert lives.cancel_job(queued.id).status is Status.STOPPED
         assert lives.finish_job(own.id, 0).status is Status.COMPLETE

@@ -23,6 +23,7 @@ import pytest
 import jobcore
 from jobcore import JobManager
 from jobcore.embedding.locks import GATE
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
@@ -95,7 +96,7 @@ def delete(jobs, _known):
 
 def open_another(jobs, known):
     """Open the database once more, listen to it, and close it."""
-    with JobManager(jobs._database.path, slots=0) as other:
+    with JobManager(parts(jobs).database.path, slots=0) as other:
         other.subscribe(str)
         known.append(other.create_job().id)
 
@@ -271,6 +272,6 @@ def test_an_interrupt_leaves_nothing_held_and_nothing_half(database, rounds, nur
 def is_idle(jobs):
     """Tell whether no supervised job runs any more."""
     jobs.recover()
-    with closing(sqlite3.connect(jobs._database.path)) as connection:
+    with closing(sqlite3.connect(parts(jobs).database.path)) as connection:
         query = "SELECT count(*) FROM job WHERE status = 'RUNNING' AND token IS NOT NULL"
         return connection.execute(query).fetchone() == (0,)

@@ -18,6 +18,7 @@ from jobcore.operations import doctor
 from jobcore.storage import schema
 from jobcore.storage.database import Database
 from jobcore.supervisor import job_directory, pids, progress, system_calls
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.kernels import forbid
 from tests.mounts import in_own_mounts, mount_proc, mount_tmpfs
@@ -165,7 +166,7 @@ def test_a_host_that_dies_is_missed_without_pidfds(database):
         forbid("pidfd_open")
         jobs = JobManager(database, slots=1)
         assert jobs.wait(jobs.submit(["true"]).id, PATIENCE).status is Status.COMPLETE
-        (supervisor,) = jobs._dispatcher._pool.supervisors
+        (supervisor,) = parts(jobs).pool.supervisors
         kept = os.dup(supervisor.fileno())  # which no fork hook knows
         if os.fork() == 0:
             system_calls.close_all_but((gate, kept))

@@ -16,6 +16,7 @@ from jobcore.clock import from_datetime
 from jobcore.engine import orphans
 from jobcore.engine.recovery import Recovery
 from jobcore.supervisor import job_directory
+from jobcore.testing.parts import parts
 from tests.faults.test_supervisor_killed import supervisor_of
 from tests.jobfiles import UNDECODABLE, cookie_of, damage_rows, row_of, sql
 from tests.processes import PATIENCE, carrying, until
@@ -79,7 +80,7 @@ def replace(path, kind):
 
 def ends(jobs, job):
     """Tell whether it is over, without a look at its directory."""
-    return row_of(jobs._database.path, job.id)["end_time"] is not None
+    return row_of(parts(jobs).database.path, job.id)["end_time"] is not None
 
 
 @pytest.fixture
@@ -88,8 +89,13 @@ def due(jobs):
     made = jobs.create_pipeline("due", ["true"], schedule="0 0 1 1 *")
 
     def make_due():
-        now = jobs._clock.now() - 1_000_000
-        sql(jobs._database.path, "UPDATE pipeline SET next_tick = ? WHERE id = ?", now, made.id.hex)
+        now = parts(jobs).clock.now() - 1_000_000
+        sql(
+            parts(jobs).database.path,
+            "UPDATE pipeline SET next_tick = ? WHERE id = ?",
+            now,
+            made.id.hex,
+        )
         return made
 
     return make_due

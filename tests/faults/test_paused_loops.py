@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from jobcore import Status
+from jobcore.testing.parts import parts
 from tests.processes import PATIENCE, in_child
 
 
@@ -17,7 +18,7 @@ from tests.processes import PATIENCE, in_child
 def looks(jobs, monkeypatch):
     """Return what is set when somebody first looks in this process, and what lets that go on."""
     entered, go_on, parent = threading.Event(), threading.Event(), os.getpid()
-    refresh = jobs._waiter.refresh
+    refresh = parts(jobs).waiter.refresh
 
     def held(cursor):
         if os.getpid() == parent and not entered.is_set():
@@ -25,7 +26,7 @@ def looks(jobs, monkeypatch):
             go_on.wait(PATIENCE)
         refresh(cursor)
 
-    monkeypatch.setattr(jobs._waiter, "refresh", held)
+    monkeypatch.setattr(parts(jobs).waiter, "refresh", held)
     yield entered, go_on
     go_on.set()
 
@@ -56,7 +57,7 @@ def paused(jobs, looks):
 def wait_in_a_loop(jobs, monkeypatch):
     """Return the status that `wait_async` sees of a job that ends when it waits already."""
     job = jobs.start_job(jobs.create_job("TASK").id)
-    look = jobs._async_waiter.look
+    look = parts(jobs).async_waiter.look
 
     async def wait():
         waiting = asyncio.Event()
@@ -66,7 +67,7 @@ def wait_in_a_loop(jobs, monkeypatch):
             waiting.set()
             return found
 
-        monkeypatch.setattr(jobs._async_waiter, "look", told)
+        monkeypatch.setattr(parts(jobs).async_waiter, "look", told)
         task = asyncio.create_task(jobs.wait_async(job.id))
         await asyncio.wait_for(waiting.wait(), PATIENCE)
         await asyncio.to_thread(jobs.finish_job, job.id)
@@ -75,7 +76,7 @@ def wait_in_a_loop(jobs, monkeypatch):
     try:
         return asyncio.run(wait())
     finally:
-        monkeypatch.setattr(jobs._async_waiter, "look", look)
+        monkeypatch.setattr(parts(jobs).async_waiter, "look", look)
 
 
 def test_a_paused_loop_keeps_no_other_from_seeing_the_end(jobs, looks, monkeypatch):

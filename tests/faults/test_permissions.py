@@ -32,6 +32,7 @@ from jobcore import (
 )
 from jobcore.cli.app import app
 from jobcore.engine.job_directories import Directories
+from jobcore.testing.parts import parts
 from tests.integration.http_adapter import create_app
 from tests.jobfiles import row_of, sql
 from tests.processes import PATIENCE, ROOT, in_child, until
@@ -119,7 +120,7 @@ def test_what_a_running_job_leaves_is_private(tmp_path, mask):
             jobs.stop_job(job.id, grace=10 * PATIENCE)
             assert any(line.text == "stopping" for line in log)
             log.close()
-            jobs._database.checkpoint()
+            parts(jobs).database.checkpoint()
             found = modes(place)
         open(go, "x").close()
         until(lambda: os.path.exists(f"{database}.jobs/{job.id.hex}/exit"), "the verdict")
@@ -155,7 +156,7 @@ def test_a_umask_that_keeps_its_owner_out_is_no_obstacle():
                 task = jobs.start_job(jobs.create_job("TASK").id)
                 jobs.append_log(task.id, "line")
                 jobs.finish_job(task.id)
-                jobs._database.checkpoint()
+                parts(jobs).database.checkpoint()
             directories = Directories(database)
             prepared = directories.prepare(name)
             prepared.close()
@@ -596,4 +597,4 @@ def test_what_a_shell_is_given_is_one_text(running_jobs, tmp_path):
     assert running_jobs.wait(shell.id, PATIENCE).exit_code == 0
     assert [line.text for line in running_jobs.logs(shell.id)] == ["a  b"]
     assert not os.path.exists(tmp_path / "ran")
-    assert row_of(running_jobs._database.path, plain.id)["errno"] == 2
+    assert row_of(parts(running_jobs).database.path, plain.id)["errno"] == 2

@@ -14,6 +14,7 @@ import pytest
 
 from jobcore import JobManager, Reason, Status
 from jobcore.supervisor import frames
+from jobcore.testing.parts import parts
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
 from tests.jobfiles import Scripted, log_of
@@ -221,7 +222,7 @@ def test_a_damaged_log_gives_the_state_after_some_commit(tmp_path, rounds):
     os.mkdir(tmp_path / "before")
     database = str(tmp_path / "before" / "jobs.db")
     with JobManager(database, slots=0) as jobs:
-        jobs._database.checkpoint()
+        parts(jobs).database.checkpoint()
         states = [(0, contents(database))]
         states += [
             (size_of_log(database), contents(database)) for _ in keep_books(jobs, rounds.chance())

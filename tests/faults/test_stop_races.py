@@ -9,6 +9,7 @@ import time
 from jobcore import JobManager, JobNotRunning, Reason, Status
 from jobcore.lifecycle import Trigger
 from jobcore.supervisor import job_directory
+from jobcore.testing.parts import parts
 from tests.faults.invariants import check
 from tests.faults.plans import place
 from tests.faults.rounds import in_rounds
@@ -131,7 +132,7 @@ def test_stop_timeout_and_exit_at_one_moment_have_one_winner(
                 job = race.run()
                 under_way = race.under_way
                 winners.add(job.reason)
-                with jobs._database.read() as connection:
+                with parts(jobs).database.read() as connection:
                     query = "SELECT token, wait_status FROM job WHERE number = ?"
                     (row,) = connection.exec_driver_sql(query, (job.number,)).all()
                 record = records.pop(row.token)

@@ -10,6 +10,7 @@ from jobcore import JobManager, Reason, Status, tuning
 from jobcore.engine import launcher, procfs
 from jobcore.engine.supervisor_pool import SupervisorPool
 from jobcore.testing import ManualClock
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host, submit_and_serve
 from tests.faults.test_supervisor_killed import supervisor_of
 from tests.processes import Child, debug, open_gate, state, stop, until
@@ -21,7 +22,7 @@ STOPS_ITS_SUPERVISOR = "kill -STOP $PPID; "
 def idle_supervisor(jobs):
     """Return the pid of a supervisor that has run a job, and waits for the next one."""
     jobs.wait(jobs.submit(["true"]).id, 30)
-    pool = jobs._dispatcher._pool
+    pool = parts(jobs).pool
     return until(lambda: [one.pid for one in pool.supervisors if one.ready], "it is idle")[0]
 
 
@@ -81,7 +82,7 @@ def test_stopped_supervisor_of_a_dead_host_is_woken(database, gate):
         killed.kill()
         open_gate(gate)
         with JobManager(database, slots=1) as next_one:
-            next_one._dispatcher.start()
+            parts(next_one).dispatcher.start()
             job = next_one.wait(job.id, 30)
 
     assert (job.status, job.exit_code, job.reason) == (Status.ERROR, 4, Reason.EXITED)
@@ -126,7 +127,7 @@ def send_to_a_stopped_supervisor(say, database, stub):
         stop(idle_supervisor(jobs))
         job = jobs.submit(["true"])
         until(lambda: jobs.get_job(job.id).status is Status.RUNNING, "it is claimed")
-        until(lambda: not jobs._dispatcher._pool.ready, "it is sent")
+        until(lambda: not parts(jobs).pool.ready, "it is sent")
         say(str(job.id))
         signal.pause()
 
@@ -207,5 +208,5 @@ def test_manager_without_descriptors_to_look_at_supervisors_runs_its_jobs(
 
     for _ in range(2):
         assert running_jobs.wait(running_jobs.submit(["true"]).id, 60).exit_code == 0
-        for supervisor in running_jobs._dispatcher._pool.supervisors:
+        for supervisor in parts(running_jobs).pool.supervisors:
             supervisor.signal_unresponsive(signal.SIGCONT)

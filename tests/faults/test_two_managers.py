@@ -9,6 +9,7 @@ import pytest
 
 from jobcore import InvalidTransition, JobManager, PipelineAlreadyRunning, Status
 from jobcore.engine.scheduler import Scheduler
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host, serve
 from tests.processes import at_once, in_child, join
 
@@ -130,7 +131,7 @@ def collide(database, pipeline_id, job_id):
 
         work = [
             lambda: came.append(create_once(jobs, pipeline_id)),
-            Scheduler(jobs._database, jobs._clock).tick,
+            Scheduler(parts(jobs).database, parts(jobs).clock).tick,
             lambda: came.append(create_once(jobs, pipeline_id)),
         ]
         if job_id is not None:

@@ -25,6 +25,7 @@ from jobcore import (
 from jobcore.engine import launcher
 from jobcore.supervisor.__main__ import main as supervise
 from jobcore.testing import ManualClock
+from jobcore.testing.parts import parts
 from jobcore.tuning import PERSISTENT_SECONDS
 from tests.processes import PATIENCE, ROOT, descriptors, until
 
@@ -54,14 +55,14 @@ async def _last(lines):
 
 def fails_three_times(jobs, key):
     """Wait until something has failed three times, which takes no time by the manual clock."""
-    failures = jobs._dispatcher._postponed._failures
+    failures = parts(jobs).postponed._failures
     until(lambda: key in failures and failures[key].times >= 3, "three failures", 60)
 
 
 def failing(jobs, key):
     """Wait until something has failed often enough, and let the time go by that it has to."""
     fails_three_times(jobs, key)
-    jobs._clock.advance(PERSISTENT_SECONDS)
+    parts(jobs).clock.advance(PERSISTENT_SECONDS)
 
 
 # --- what fails for a while -----------------------------------------------------------------
@@ -70,7 +71,7 @@ def failing(jobs, key):
 def test_dispatcher_whose_every_round_raises_is_told(database, clock, monkeypatch):
     """Each way to wait raises a typed error with the cause; `check` shows it; it recovers."""
     with JobManager(database, slots=1, clock=clock) as jobs:
-        monkeypatch.setattr(jobs._dispatcher, "_round", lambda: 1 // 0)
+        monkeypatch.setattr(parts(jobs).dispatcher, "_round", lambda: 1 // 0)
         job = jobs.submit(["true"])
         failing(jobs, "round")
         for wait in waits(jobs, job).values():
@@ -87,7 +88,7 @@ def test_dispatcher_whose_every_round_raises_is_told(database, clock, monkeypatc
 def test_failure_is_not_told_before_it_lasts(database, clock, monkeypatch):
     """Three failures within a moment are none that a waiter hears of."""
     with JobManager(database, slots=1, clock=clock) as jobs:
-        monkeypatch.setattr(jobs._dispatcher, "_round", lambda: 1 // 0)
+        monkeypatch.setattr(parts(jobs).dispatcher, "_round", lambda: 1 // 0)
         job = jobs.submit(["true"])
         fails_three_times(jobs, "round")
         with pytest.raises(WaitTimeout):
@@ -102,7 +103,7 @@ def test_full_disk_is_never_told_to_waiters(database, clock, monkeypatch, error)
         raise error
 
     with JobManager(database, slots=1, clock=clock) as jobs:
-        monkeypatch.setattr(jobs._dispatcher, "_round", fail)
+        monkeypatch.setattr(parts(jobs).dispatcher, "_round", fail)
         job = jobs.submit(["true"])
         failing(jobs, "round")
         with pytest.raises(WaitTimeout):
@@ -112,7 +113,7 @@ def test_full_disk_is_never_told_to_waiters(database, clock, monkeypatch, error)
 def test_job_of_another_managers_type_is_waited_for(database, clock, monkeypatch):
     """Only one whose own manager would run the job is told that this manager cannot."""
     with JobManager(database, slots=1, clock=clock, executors={"X": CommandExecutor()}) as jobs:
-        monkeypatch.setattr(jobs._dispatcher, "_round", lambda: 1 // 0)
+        monkeypatch.setattr(parts(jobs).dispatcher, "_round", lambda: 1 // 0)
         job = jobs.submit(["true"])
         own = jobs.submit(["true"], type="X")
         failing(jobs, "round")

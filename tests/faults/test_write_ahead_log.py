@@ -9,6 +9,7 @@ from contextlib import closing
 from itertools import pairwise
 
 from jobcore import JobManager
+from jobcore.testing.parts import parts
 from jobcore.tuning import CHECKPOINT_BYTES
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
@@ -44,7 +45,7 @@ def test_eight_writers_and_every_checkpoint_lose_nothing(database, rounds, monke
             for child in children:
                 child.go()
             with closing(sqlite3.connect(database, timeout=60)) as connection:
-                while not jobs._database.checkpoint():
+                while not parts(jobs).database.checkpoint():
                     pass  # as often as it gives way to somebody
                 assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             for job_id, count in [child.result() for child in children]:

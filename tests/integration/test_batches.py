@@ -13,6 +13,7 @@ from jobcore.engine import ownership
 from jobcore.engine.ownership import Ownership
 from jobcore.operations import staging, submission
 from jobcore.storage import batches
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.processes import Child
 
@@ -240,7 +241,7 @@ def test_batch_of_another_thread_is_not_taken_for_left(jobs, database, monkeypat
             others.append(threading.Thread(target=many, args=(jobs,)))
         return batch
 
-    write = jobs._database.write
+    write = parts(jobs).database.write
 
     def hear_late(change, **options):
         outcome = write(change, **options)
@@ -250,7 +251,7 @@ def test_batch_of_another_thread_is_not_taken_for_left(jobs, database, monkeypat
         return outcome
 
     monkeypatch.setattr(batches, "begin", begin_and_look)
-    monkeypatch.setattr(jobs._database, "write", hear_late)
+    monkeypatch.setattr(parts(jobs).database, "write", hear_late)
     many(jobs)
 
     assert rows(database)["batch"] == 0
@@ -324,7 +325,7 @@ def test_batch_for_a_workspace_that_is_deleted_meanwhile(jobs, database, monkeyp
     def take(self):
         monkeypatch.undo()
         with JobManager(database, slots=0) as other:
-            other._pipelines.mark_workspace_deleted(place.id)
+            parts(other).pipelines.mark_workspace_deleted(place.id)
         return real(self)
 
     monkeypatch.setattr(staging.Throttle, "step", take)

@@ -10,6 +10,7 @@ import pytest
 
 from jobcore import DatabaseBusy, JobManager, Status
 from jobcore.testing import busy
+from jobcore.testing.parts import parts
 from tests.processes import descriptors, until
 
 #: A manager that waited for its time-out would hold up the suite for an hour.
@@ -90,7 +91,7 @@ def test_an_error_inside_goes_on_and_nothing_is_left(database):
         with pytest.raises(KeyError), busy(jobs):
             raise KeyError
 
-        assert jobs._database.busy_timeout == HOUR
+        assert parts(jobs).database.busy_timeout == HOUR
         assert jobs.submit(["true"]).status is Status.QUEUED
 
     assert descriptors() == before

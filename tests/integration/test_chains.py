@@ -9,6 +9,7 @@ import pytest
 from jobcore import CommandError, PipelineCycle, Status
 from jobcore.lifecycle import Ending
 from jobcore.storage import deletion, settlement, transitions
+from jobcore.testing.parts import parts
 from tests.jobfiles import stored_pipelines
 from tests.processes import until
 from tests.programs import EXIT_0, EXIT_3
@@ -90,7 +91,7 @@ def test_nothing_follows_from_a_job_that_is_being_deleted(jobs, exit_code):
     jobs.create_pipeline("b", ["true"], triggered_by=["a"])
     job = jobs.create_job(pipeline_id=source.id)
     jobs.start_job(job.id)
-    with transaction(jobs._database) as connection:
+    with transaction(parts(jobs).database) as connection:
         deletion.mark_job_deleted(connection, job.number, now=0)
         run_of_it = transitions.find(connection, job.number)
         settlement.settle_own(connection, run_of_it, Ending.by_host(exit_code), now=0)

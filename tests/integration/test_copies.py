@@ -16,6 +16,7 @@ from jobcore.engine import orphans
 from jobcore.operations import doctor
 from jobcore.storage import transitions
 from jobcore.supervisor import job_directory
+from jobcore.testing.parts import parts
 from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import cookie_of, damage, log_of, sql
 from tests.mounts import in_own_mounts, mount_tmpfs
@@ -79,15 +80,15 @@ def test_stop_in_a_copy_does_not_reach_the_original(running, database, tmp_path,
     jobs, job = running
     copy = copy_all(database, tmp_path)
     with JobManager(copy, slots=0) as copied:
-        with copied._database.read() as connection:
+        with parts(copied).database.read() as connection:
             (run,) = transitions.supervised(connection)
         if lacks == "the directory":
             shutil.rmtree(f"{copy}.jobs/{job.id.hex}")
-            copied._stopper.deliver(run)
+            parts(copied).stopper.deliver(run)
         else:
             shutil.rmtree(f"{copy}.jobs")
             with pytest.raises(DatabaseGone):
-                copied._stopper.deliver(run)
+                parts(copied).stopper.deliver(run)
     open_gate(str(tmp_path / "gate"))
 
     assert jobs.wait(job.id, 30).exit_code == 3

@@ -17,6 +17,7 @@ from jobcore.engine.postponement import MOST_LISTED, Postponement
 from jobcore.engine.scheduler import Scheduler
 from jobcore.operations import doctor
 from jobcore.supervisor import job_directory
+from jobcore.testing.parts import parts
 from tests.integration.verbs_harness import in_a_pipe
 from tests.jobfiles import UNDECODABLE, damage, sql
 from tests.processes import until
@@ -223,7 +224,7 @@ def test_error_names_id_column_and_remedy(database, jobs):
 def test_pipeline_that_was_repaired_fails_no_more(database, jobs, clock):
     """What could not be read, and what could not be written, is forgotten when it works."""
     postponed = Postponement(seconds_of(clock))
-    scheduler = Scheduler(jobs._database, clock, postponed)
+    scheduler = Scheduler(parts(jobs).database, clock, postponed)
     made = [jobs.create_pipeline(f"p{n}", ["true"], schedule="@daily") for n in range(30)]
     sql(database, "UPDATE pipeline SET next_tick = 1")
     for one in made:
@@ -269,7 +270,7 @@ def test_damaged_row_keeps_no_subscriber_from_the_other_events(jobs, caplog, at)
     job = jobs.create_job("TASK")
     told = []
     jobs.subscribe(told.append)
-    jobs._database.write(
+    parts(jobs).database.write(
         lambda connection: connection.exec_driver_sql(
             "INSERT INTO transition (job, at, trigger, to_status) "
             f"VALUES ({job.number}, {at}, 'start', 'RUNNING')"

@@ -24,6 +24,7 @@ from jobcore import (
 )
 from jobcore.lifecycle import Ending
 from jobcore.storage import settlement, transitions
+from jobcore.testing.parts import parts
 from jobcore.tuning import STAGED_FROM
 from tests.faults.hosts import host
 from tests.jobfiles import damage, sql
@@ -44,9 +45,12 @@ def time_out(jobs, job, _):
     """Settle a task as if it had run longer than its time-out, which a task does not have."""
     jobs.start_job(job.id)
     timed_out = Ending(Reason.TIMEOUT)
-    jobs._database.write(
+    parts(jobs).database.write(
         lambda connection: settlement.settle_own(
-            connection, transitions.find(connection, job.number), timed_out, now=jobs._clock.now()
+            connection,
+            transitions.find(connection, job.number),
+            timed_out,
+            now=parts(jobs).clock.now(),
         )
     )
 

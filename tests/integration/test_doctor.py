@@ -12,6 +12,7 @@ import pytest
 from jobcore import Finding, JobManager, StoreMismatch
 from jobcore.operations import doctor
 from jobcore.storage import filesystem
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.processes import in_child
 from tests.transactions import transaction
@@ -73,7 +74,7 @@ def test_an_examination_of_an_open_database_changes_nothing(jobs, scripted, tmp_
     """What is committed and not yet in the file itself is seen, and left where it is."""
     scripted().die()
     before = snapshot(tmp_path)
-    version = jobs._database.version()
+    version = parts(jobs).database.version()
 
     assert "running jobs" in {one.check for one in jobs.check() if one.verdict == "wrong"}
     # The index of the write-ahead log notes its readers; it is memory, not data.
@@ -81,7 +82,7 @@ def test_an_examination_of_an_open_database_changes_nothing(jobs, scripted, tmp_
         **before,
         f"{tmp_path}/jobs.db-shm": None,
     }
-    assert jobs._database.version() == version
+    assert parts(jobs).database.version() == version
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_a_job_that_ends_meanwhile_is_not_accused(jobs, scripted, database, monk
 def test_a_begun_deletion_is_noted(jobs, database):
     """A manager with slots goes on with it."""
     job = jobs.create_job("TASK")
-    with transaction(jobs._database) as connection:
+    with transaction(parts(jobs).database) as connection:
         connection.exec_driver_sql("UPDATE job SET deleted_at = 1 WHERE number = ?", (job.number,))
 
     assert examine(database)["deletions"].detail.startswith("1 unfinished")

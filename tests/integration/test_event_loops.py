@@ -35,6 +35,7 @@ from jobcore.operations import waiting_async
 from jobcore.operations.events import PAGE
 from jobcore.storage.database import Database
 from jobcore.supervisor import job_directory
+from jobcore.testing.parts import parts
 from tests.processes import PATIENCE, descriptors, left_open, open_gate, run_python, until
 from tests.programs import EXIT_3, SLEEPS, python
 
@@ -292,7 +293,7 @@ def held(jobs, scripted, monkeypatch):
 
     async def end():
         """Let the job end behind the back of a waiter that has begun."""
-        await until_true(lambda: jobs._waiter._watched)
+        await until_true(lambda: parts(jobs).waiter._watched)
         monkeypatch.setattr(Recovery, "reconcile", block)
         run.exit()
         run.die()
@@ -444,7 +445,7 @@ async def test_cancelling_leaves_nothing(database, form):
                 await waits()
             assert scope.cancelled_caught
         # The framework itself holds the last cancellation for a moment.
-        await until_true(lambda: gc.collect() >= 0 and list(jobs._waiter._watched) == [])
+        await until_true(lambda: gc.collect() >= 0 and list(parts(jobs).waiter._watched) == [])
         assert (await make(jobs.get_job, job.id)).status is Status.RUNNING
 
 
@@ -491,7 +492,7 @@ async def test_leaving_a_loop_early_leaves_nothing(jobs, own):
     assert rest == [(2, "c")]
     assert again == []
     # A thread that has looked may still hold the result.
-    until(lambda: list(jobs._waiter._watched) == [], "the end of what was known of the job")
+    until(lambda: list(parts(jobs).waiter._watched) == [], "the end of what was known of the job")
 
 
 async def test_two_tasks_cannot_share_an_iterator(jobs, own):
@@ -566,8 +567,8 @@ async def test_unknown_and_deleted_jobs_are_told(jobs, own):
     lines = jobs.follow_async(own.id)
     await lines.__anext__()
     begun, raised = [], []
-    waiting = jobs._waiter.waiting
-    jobs._waiter.waiting = lambda run: begun.append(run) or waiting(run)
+    waiting = parts(jobs).waiter.waiting
+    parts(jobs).waiter.waiting = lambda run: begun.append(run) or waiting(run)
 
     async def wait():
         with pytest.raises(JobDeleted) as error:
@@ -609,7 +610,7 @@ async def test_a_closed_manager_says_so(database):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await until_true(lambda: len(jobs._waiter._watched) == 1)
+        await until_true(lambda: len(parts(jobs).waiter._watched) == 1)
         await make(jobs.close)
 
     assert raised == [True]

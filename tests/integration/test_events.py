@@ -23,6 +23,7 @@ from jobcore import (
     WorkspaceNotFound,
 )
 from jobcore.operations.events import PAGE
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, in_child, until
 from tests.programs import KILLS_ITSELF
@@ -333,7 +334,7 @@ def test_a_time_out_ends_a_feed_that_never_rests(jobs):
 
 def test_no_table_is_touched_until_something_is_committed(jobs, monkeypatch):
     """Who follows looks at the file's version alone, and reads once it has changed."""
-    database = jobs._database
+    database = parts(jobs).database
     looks, reads = [], []
     version, read = database.version, database.read
     monkeypatch.setattr(database, "version", lambda *within: looks.append(1) or version(*within))
@@ -361,7 +362,7 @@ def test_a_reader_holds_no_transaction(jobs):
     halfway = jobs.events(follow=True)
     next(halfway)
 
-    assert jobs._database.checkpoint() is True
+    assert parts(jobs).database.checkpoint() is True
     assert next(halfway).id == 2
 
 

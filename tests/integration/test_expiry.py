@@ -11,6 +11,7 @@ import pytest
 from jobcore import InvalidTransition, JobManager, Reason, Status
 from jobcore.engine import expiry
 from jobcore.testing import Script, ScriptedExecutor, drain, elapse
+from jobcore.testing.parts import parts
 from tests.processes import until
 
 
@@ -130,7 +131,7 @@ def test_time_can_be_changed_by_a_new_submission(jobs, clock):
     """An expired job holds no key."""
     job = jobs.submit(["true"], key="k", expires=5)
     clock.advance(6)
-    expiry.Expiry(jobs._database, clock, jobs._recovery._postponed).tick()
+    expiry.Expiry(parts(jobs).database, clock, parts(jobs).postponed).tick()
 
     assert is_cancelled(jobs.get_job(job.id), 6)
     assert jobs.submit(["true"], key="k").id != job.id
@@ -141,7 +142,7 @@ def test_very_many_expire_in_steps(jobs, clock, monkeypatch):
     jobs.submit_many([["true"]] * 250, expires=5)
     clock.advance(5)
     monkeypatch.setattr(expiry, "LOOK", -1.0)
-    chore = expiry.Expiry(jobs._database, clock, jobs._recovery._postponed)
+    chore = expiry.Expiry(parts(jobs).database, clock, parts(jobs).postponed)
     counted = []
     for _ in range(3):
         chore.tick()
@@ -156,11 +157,11 @@ def test_one_damaged_job_holds_up_no_other(jobs, clock, database):
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE job SET spool_offset = 'x' WHERE number = ?", (bad.number,))
     clock.advance(5)
-    chore = expiry.Expiry(jobs._database, clock, jobs._recovery._postponed)
+    chore = expiry.Expiry(parts(jobs).database, clock, parts(jobs).postponed)
     chore.tick()
 
     assert is_cancelled(jobs.get_job(good.id), 5)
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         status = "SELECT status FROM job WHERE number = 1"
         assert connection.exec_driver_sql(status).scalar_one() == "QUEUED"
 

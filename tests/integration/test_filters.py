@@ -18,6 +18,7 @@ from jobcore import FINAL, ArgumentError, JobManager, Reason, Status, Submission
 from jobcore.operations import job_filters
 from jobcore.storage import glob, job_search
 from jobcore.testing import ManualClock
+from jobcore.testing.parts import parts
 from tests.tasks import end
 
 
@@ -429,7 +430,7 @@ def test_retry_of_many_takes_the_environment(jobs):
         job = jobs.submit(["true"], env_from="submitter")
         jobs.finish_job(jobs.start_job(job.id).id, 1)
     assert [job.env_from for job in jobs.retry_jobs()] == ["submitter"] * 2
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM environment").scalar() == 1
 
 

@@ -24,6 +24,7 @@ from jobcore import (
 from jobcore.engine.executors import default_executors
 from jobcore.functions import encoding
 from jobcore.supervisor import result_file
+from jobcore.testing.parts import parts
 from tests import functions
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, ROOT, in_child, open_gate
@@ -204,7 +205,7 @@ def test_a_module_is_found_where_the_submitter_finds_it(running_jobs, tmp_path, 
     only_here = importlib.import_module("only_here")
 
     job = call(running_jobs, only_here.f, only_here.C())
-    with JobManager(running_jobs._database.path, slots=1) as elsewhere:
+    with JobManager(parts(running_jobs).database.path, slots=1) as elsewhere:
         found, number = elsewhere.result(job.id)
 
     assert outcome(job) == DONE

@@ -13,6 +13,7 @@ from jobcore import (
     Status,
 )
 from jobcore.engine.executors import default_executors
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.programs import EXIT_0, EXIT_3, SAYS_HELLO, SLEEPS
 from tests.tasks import stop
@@ -357,7 +358,7 @@ def test_a_manager_of_its_own_jobs_forgets_those_that_are_over(database):
     with JobManager(database, slots=0) as others:
         left = others.submit(EXIT_0)
     with JobManager(database, slots=2, only_own=True) as jobs:
-        own = jobs._dispatcher._queue._own
+        own = parts(jobs).queue._own
         made = [jobs.submit(EXIT_0) for _ in range(40)]
         jobs.drain(30)
         ended = {jobs.get_job(job.id).status for job in made}

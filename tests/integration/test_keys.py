@@ -14,6 +14,7 @@ from jobcore import (
     Submission,
     function_command,
 )
+from jobcore.testing.parts import parts
 from jobcore.tuning import STAGED_FROM
 from tests.faults.hosts import host
 from tests.processes import at_once, in_child
@@ -262,7 +263,7 @@ def test_stored_environment_goes_with_the_job_that_is_not_created(jobs):
     jobs.submit(["true"], key="a")
     jobs.submit(["true"], key="a", env_from="submitter")
 
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM environment").scalar() == 0
 
 

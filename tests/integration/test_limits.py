@@ -11,6 +11,7 @@ from jobcore.embedding import failpoints
 from jobcore.engine.queue_reader import QueueReader
 from jobcore.storage.limits import Room
 from jobcore.testing import Crashed, NeverEnds, Script, crash, drain, elapse
+from jobcore.testing.parts import parts
 from tests.integration.test_scripted import BEGIN, Theatre
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, in_child, open_gate, until
@@ -173,7 +174,7 @@ def test_job_that_waits_for_a_limit_does_not_keep_the_dispatcher_busy(running_jo
         return look(self, wanted, rows)
 
     monkeypatch.setattr(QueueReader, "look", counted)
-    monkeypatch.setitem(running_jobs._dispatcher._chores, "counted", lambda: chores.append(1))
+    monkeypatch.setitem(parts(running_jobs).dispatcher._chores, "counted", lambda: chores.append(1))
     until(lambda: len(chores) >= 20, "20 rounds of chores")
     seen = len(looks), len(chores)
     running_jobs.stop_job(running.id, grace=0)
@@ -221,7 +222,7 @@ def test_job_of_a_closed_manager_counts(running_jobs, database):
         next(other.follow(running.id, timeout=PATIENCE))
     running_jobs.slots = 2
     job = running_jobs.submit(EXIT_0, group="gpu")
-    until(lambda: running_jobs._dispatcher._adoption.tokens, "its adoption")
+    until(lambda: parts(running_jobs).adoption.tokens, "its adoption")
 
     assert running_jobs.get_job(job.id).waits_for == "limit"
     running_jobs.stop_job(running.id, grace=0)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
+from jobcore.testing.parts import parts
 from tests.processes import PATIENCE, ROOT, Child, at_once, forked, hear, in_child, stop_host, until
 
 LOST = "lost: the process that did this task ended without finishing it"
@@ -269,11 +270,11 @@ def test_lock_is_held_as_long_as_a_task_needs_it(database):
     with JobManager(database, slots=0) as first:
         job = first.start_job(first.create_job("ELT").id)
     with JobManager(database, slots=0) as second:
-        assert second._ownership.current is not None
+        assert parts(second).ownership.current is not None
         assert in_child(look_at, database, job.id) == "RUNNING"
         second.finish_job(job.id)
     with JobManager(database, slots=0) as third:
-        assert third._ownership.current is None
+        assert parts(third).ownership.current is None
 
 
 def test_many_looks_at_once_lose_a_task_once(database, host):

@@ -8,16 +8,17 @@ from jobcore import CommandError
 from jobcore.clock import to_datetime
 from jobcore.engine.scheduler import Scheduler
 from jobcore.storage import job_rows
+from jobcore.testing.parts import parts
 from tests.tasks import end
 
 
 def tick(jobs):
     """Do once what a manager with slots does every second."""
-    Scheduler(jobs._database, jobs._clock).tick()
+    Scheduler(parts(jobs).database, parts(jobs).clock).tick()
 
 
 def group_of(jobs, job):
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         return job_rows.find_job(connection, job.id).group_name
 
 

@@ -25,6 +25,7 @@ from jobcore import (
 from jobcore.engine import remover
 from jobcore.operations.deletion import Deleter
 from jobcore.storage.database import Database
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host
 from tests.jobfiles import cookie_of, row_of, sql, stored_pipelines
 from tests.processes import at_once, carrying, until
@@ -458,7 +459,7 @@ def test_name_is_unique_in_its_workspace(jobs, database, name):
 
 def test_name_of_a_deleted_pipeline_is_free(jobs):
     """A name can be taken again from the first step of the deletion on."""
-    jobs._pipelines.mark_pipeline_deleted(jobs.create_pipeline("p", ["true"]).id)
+    parts(jobs).pipelines.mark_pipeline_deleted(jobs.create_pipeline("p", ["true"]).id)
 
     assert jobs.create_pipeline("P", ["true"]).name == "P"
 
@@ -638,7 +639,7 @@ def test_the_default_workspace_is_made_anew_when_it_was_deleted(jobs):
 def test_nothing_is_put_into_a_workspace_that_is_being_deleted(jobs, database):
     """A job submitted while the default workspace is being deleted is not deleted with it."""
     old = jobs.get_workspace()
-    jobs._pipelines.mark_workspace_deleted(old.id)  # where its deleter dies
+    parts(jobs).pipelines.mark_workspace_deleted(old.id)  # where its deleter dies
     job = jobs.submit(["true"])
     pipeline = jobs.create_pipeline("p", ["true"])
     jobs.recover()
@@ -661,7 +662,7 @@ def test_from_the_first_step_on_nobody_sees_any_of_it(jobs):
     jobs.start_job(own.id)
     queued = jobs.submit(["true"], workspace_id=workspace.id)
 
-    jobs._pipelines.mark_workspace_deleted(workspace.id)
+    parts(jobs).pipelines.mark_workspace_deleted(workspace.id)
 
     assert jobs.list_workspaces() == []
     assert jobs.list_pipelines() == []
@@ -730,7 +731,7 @@ def test_one_recovery_finishes_a_deletion_that_waits_for_nothing(jobs, database)
     pipeline = jobs.create_pipeline("p", ["true"])
     jobs.cancel_job(jobs.create_job(pipeline_id=pipeline.id).id)
     jobs.create_job(pipeline_id=pipeline.id)
-    jobs._pipelines.mark_pipeline_deleted(pipeline.id)
+    parts(jobs).pipelines.mark_pipeline_deleted(pipeline.id)
 
     jobs.recover()
 
@@ -758,7 +759,7 @@ def test_a_deletion_waits_for_no_other_pipeline(running_jobs, database):
     other = running_jobs.create_pipeline("other", ["true"])
     job = running_jobs.create_job(pipeline_id=slow.id)
     assert next(running_jobs.follow(job.id, timeout=30)).text == "ready"
-    running_jobs._pipelines.mark_pipeline_deleted(slow.id)  # its deleter has just begun
+    parts(running_jobs).pipelines.mark_pipeline_deleted(slow.id)  # its deleter has just begun
 
     running_jobs.delete_pipeline(other.id)
 
@@ -800,7 +801,7 @@ def test_a_deletion_that_stopped_between_its_steps_is_finished(jobs, database, m
     for number in range(7):
         pipeline = jobs.create_pipeline(str(number), ["true"], workspace_id=workspace.id)
         jobs.create_job(pipeline_id=pipeline.id)
-    jobs._pipelines.mark_workspace_deleted(workspace.id)
+    parts(jobs).pipelines.mark_workspace_deleted(workspace.id)
     with pytest.raises(WorkspaceNotFound):
         jobs.submit(["true"], workspace_id=workspace.id)
 

@@ -13,6 +13,7 @@ from jobcore.engine import remover
 from jobcore.operations import prune
 from jobcore.storage import log_segments, settlement
 from jobcore.storage.job_rows import JobFilter
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.processes import Child, at_once
 from tests.transactions import transaction
@@ -102,11 +103,11 @@ def test_to_prune_what_is_not_final_is_refused(jobs, status):
 def test_the_guard_is_in_the_statement(jobs, scripted, clock):
     """Numbers of jobs that are not final are not marked, whoever hands them in."""
     queued, running, final = jobs.create_job("TASK"), scripted().job, ended(jobs)
-    expired = prune.Pruner(jobs._database, jobs._remover, clock).choose(
+    expired = prune.Pruner(parts(jobs).database, parts(jobs).remover, clock).choose(
         0, JobFilter(statuses=frozenset(Status)), None
     )
     numbers = [queued.number, running.number, final.number]
-    with transaction(jobs._database) as connection:
+    with transaction(parts(jobs).database) as connection:
         marked = prune.retention.mark_deleted_if_expired(
             connection, expired, numbers, now=clock.now()
         )
@@ -147,10 +148,10 @@ def test_the_newest_stay_on_request(jobs, clock):
 def test_a_dry_run_changes_nothing(jobs, database):
     """It returns the jobs that would go, oldest first, and writes nothing."""
     made = [ended(jobs, 0, "a line") for _ in range(3)]
-    seen = jobs._database.version()
+    seen = parts(jobs).database.version()
 
     assert jobs.prune(0, dry_run=True) == made
-    assert jobs._database.version() == seen
+    assert parts(jobs).database.version() == seen
     assert left(database) == {"job": 3, "log_segment": 3, "transition": 9, "result": 0}
 
 
@@ -204,7 +205,7 @@ def test_many_go_a_few_at_a_time(jobs, monkeypatch):
     monkeypatch.setattr(prune, "PRUNED_FROM_AT_ONCE", 5)
     for number in range(16):
         ended(jobs, 0, *([os.urandom(log_segments.SEGMENT_BYTES)] * (number % 4)))
-    database, most = jobs._database, {"job": 0, "log_segment": 0}
+    database, most = parts(jobs).database, {"job": 0, "log_segment": 0}
     write = type(database).write
 
     def counts(connection):
@@ -234,7 +235,7 @@ def test_large_log_is_deleted_with_few_syncs(jobs, monkeypatch):
     """The steps that remove a large log are not durable one by one; the last one is."""
     monkeypatch.setattr(remover, "SEGMENTS_AT_ONCE", 2)
     job = ended(jobs, 0, *([os.urandom(log_segments.SEGMENT_BYTES)] * 9))
-    write, durable = type(jobs._database).write, []
+    write, durable = type(parts(jobs).database).write, []
 
     def noting(self, change, **options):
         def noted(connection):
@@ -246,7 +247,7 @@ def test_large_log_is_deleted_with_few_syncs(jobs, monkeypatch):
 
         return write(self, noted, **options)
 
-    monkeypatch.setattr(type(jobs._database), "write", noting)
+    monkeypatch.setattr(type(parts(jobs).database), "write", noting)
     jobs.delete_job(job.id)
 
     assert durable == [True, True, *[False] * 4, True]
@@ -271,7 +272,7 @@ def test_the_end_of_a_pruning_is_left_to_the_next_manager(database, clock, monke
 
     def prune_and_die():
         with JobManager(database, slots=0, clock=clock) as jobs:
-            monkeypatch.setattr(jobs._remover, "remove_jobs", die)
+            monkeypatch.setattr(parts(jobs).remover, "remove_jobs", die)
             jobs.prune(0)
 
     with JobManager(database, slots=0, clock=clock) as jobs:
@@ -341,8 +342,8 @@ def test_a_pruning_takes_turns(jobs, monkeypatch):
 def skipped(jobs, pipeline_id):
     """Record one run of a pipeline that was skipped; return its record."""
     job = jobs.create_job(pipeline_id=pipeline_id)
-    now = jobs._clock.now()
-    jobs._database.write(
+    now = parts(jobs).clock.now()
+    parts(jobs).database.write(
         lambda connection: settlement.run_now(
             connection, pipeline_id, job.workspace_id, now, why="triggered"
         )

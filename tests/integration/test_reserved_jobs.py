@@ -7,6 +7,7 @@ import os
 import pytest
 
 from jobcore import InvalidTransition, JobManager, Reason, Status
+from jobcore.testing.parts import parts
 from tests.processes import Child, hear, in_child
 from tests.programs import EXIT_0
 
@@ -123,5 +124,5 @@ def test_reserved_job_is_cancelled_and_deleted_like_others(database):
         assert jobs.cancel_job(first.id).status is Status.STOPPED
         jobs.delete_job(second.id)
         assert [job.id for job in jobs.list_jobs()] == [first.id]
-        assert jobs._ownership.current is not None
-    assert jobs._ownership._directories._closed
+        assert parts(jobs).ownership.current is not None
+    assert parts(jobs).ownership._directories._closed

@@ -12,6 +12,7 @@ from jobcore import ArgumentError, JobManager, Status
 from jobcore.engine import retention as engine
 from jobcore.engine.retention import RetentionChore
 from jobcore.testing import ManualClock
+from jobcore.testing.parts import parts
 from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
 from tests.processes import until
 from tests.tasks import end
@@ -21,7 +22,7 @@ DAY = 86_400.0
 
 def chore(jobs):
     """Return what a manager with slots does every second."""
-    return RetentionChore(jobs._database, jobs._remover, jobs._clock)
+    return RetentionChore(parts(jobs).database, parts(jobs).remover, parts(jobs).clock)
 
 
 def look(kept):

@@ -23,6 +23,7 @@ from jobcore import (
 )
 from jobcore.clock import to_datetime
 from jobcore.engine.scheduler import Scheduler
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host
 from tests.jobfiles import row_of, sql
 from tests.processes import at_once, until
@@ -95,13 +96,13 @@ def test_a_clock_that_was_wrong_puts_no_retry_off(jobs, clock, ahead, wait, othe
     """What was to come ten seconds later does, once the clock is right again."""
     pipeline = jobs.create_pipeline("p", ["true"], max_retries=1)
     job = jobs.create_job(pipeline_id=pipeline.id)
-    taker = Scheduler(jobs._database, jobs._clock)
+    taker = Scheduler(parts(jobs).database, parts(jobs).clock)
     taker.tick()
     clock.jump(ahead)
     taker.tick()
     end(jobs, job, 1)
     clock.jump(-ahead)
-    (Scheduler(jobs._database, jobs._clock) if others else taker).tick()
+    (Scheduler(parts(jobs).database, parts(jobs).clock) if others else taker).tick()
     retry = newest(jobs, pipeline)
 
     assert retry.attempt == 2
@@ -120,7 +121,7 @@ def test_a_damaged_retry_keeps_no_other_from_its_time(jobs, clock, database, dam
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute(f"UPDATE job SET {damage} WHERE id = ?", (damaged.id.hex,))
-    Scheduler(jobs._database, jobs._clock).tick()
+    Scheduler(parts(jobs).database, parts(jobs).clock).tick()
 
     assert jobs.get_job(other.id).not_before == to_datetime(clock.now()) + timedelta(seconds=10)
 
@@ -130,7 +131,7 @@ def test_a_wrong_clock_changes_no_wish_of_ones_own(jobs, clock):
     later = to_datetime(clock.now()) + timedelta(days=365)
     job = jobs.submit(["true"], not_before=later)
     clock.jump(-10 * 86400)
-    Scheduler(jobs._database, jobs._clock).tick()
+    Scheduler(parts(jobs).database, parts(jobs).clock).tick()
 
     assert jobs.get_job(job.id).not_before == later
 

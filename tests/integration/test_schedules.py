@@ -12,6 +12,7 @@ from jobcore.engine import scheduler
 from jobcore.engine.scheduler import Scheduler
 from jobcore.schedule import Schedule
 from jobcore.storage import schedules
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.processes import at_once, until
 from tests.programs import EXIT_0
@@ -25,7 +26,7 @@ MINUTE = timedelta(minutes=1)
 
 def tick(jobs):
     """Do once what a manager with slots does every second."""
-    Scheduler(jobs._database, jobs._clock).tick()
+    Scheduler(parts(jobs).database, parts(jobs).clock).tick()
 
 
 def skips(jobs, pipeline):
@@ -205,14 +206,14 @@ def test_a_clock_that_is_set_back_takes_no_tick_twice(jobs, clock):
 def test_a_clock_that_was_wrong_puts_no_tick_off_for_years(jobs, clock, caplog, others):
     """What ran by a clock ten years ahead is forgotten once that is set back; 3 h are not much."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
-    taker = Scheduler(jobs._database, jobs._clock)
+    taker = Scheduler(parts(jobs).database, parts(jobs).clock)
     taker.tick()
     wrong = timedelta(days=3653).total_seconds()
     clock.jump(wrong)
     taker.tick()
     put_off = next_tick(jobs, pipeline)
     clock.jump(-wrong)
-    (Scheduler(jobs._database, jobs._clock) if others else taker).tick()
+    (Scheduler(parts(jobs).database, parts(jobs).clock) if others else taker).tick()
     fetched_back = next_tick(jobs, pipeline)
     clock.advance(100)
     taker.tick()
@@ -227,7 +228,7 @@ def test_a_clock_that_was_wrong_puts_no_tick_off_for_years(jobs, clock, caplog, 
 def test_a_wrong_clock_of_another_process_is_noticed_within_the_hour(jobs, clock):
     """Also by a manager that has not seen it itself."""
     pipeline = jobs.create_pipeline("p", ["true"], schedule="0 22 * * *")
-    taker = Scheduler(jobs._database, jobs._clock)
+    taker = Scheduler(parts(jobs).database, parts(jobs).clock)
     taker.tick()
     wrong = timedelta(days=3653).total_seconds()
     clock.jump(wrong)
@@ -366,7 +367,7 @@ def test_pipeline_that_waits_for_its_own_run_keeps_no_other_from_its_ticks(jobs,
     (job,) = jobs.list_jobs(pipeline_id=other.id)
     end(jobs, job)
     clock.advance(300)
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         due = schedules.next_tick(connection)
     tick(jobs)
 
@@ -463,7 +464,7 @@ def test_schedule_runs_once_across_a_change_of_rules(jobs, clock, database, hour
     seen = []
     for _ in range(60):
         clock.advance(1800)
-        Scheduler(jobs._database, jobs._clock).tick()
+        Scheduler(parts(jobs).database, parts(jobs).clock).tick()
         seen += [job.created for job in jobs.list_jobs() if job.end_time is None]
         for job in jobs.list_jobs():
             if job.end_time is None:
@@ -478,7 +479,7 @@ def test_unknown_time_zone_is_told_once(jobs, clock, database, caplog):
     jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     sql(database, "UPDATE pipeline SET time_zone = 'Mars/Olympus'")
     other = jobs.create_pipeline("q", ["true"], schedule="*/15 * * * *")
-    taker = Scheduler(jobs._database, jobs._clock)
+    taker = Scheduler(parts(jobs).database, parts(jobs).clock)
     for _ in range(5):
         clock.advance(100)
         taker.tick()
@@ -533,7 +534,7 @@ def test_tick_of_a_schedule_that_is_changed_meanwhile_is_taken_by_the_new_one(
         found = read(connection, **which)
         if which["until"] is not None and not changed:
             changed.append(1)
-            sql(jobs._database.path, "UPDATE pipeline SET schedule = '15 * * * *'")
+            sql(parts(jobs).database.path, "UPDATE pipeline SET schedule = '15 * * * *'")
         return found
 
     monkeypatch.setattr(schedules, "scheduled_pipelines", look)
@@ -553,7 +554,7 @@ def test_pipelines_that_cannot_be_read_keep_no_other_from_its_tick(
     monkeypatch.setattr(scheduler, "AT_ONCE", 2)
     for number in range(damaged):
         jobs.create_pipeline(f"damaged {number}", ["true"], schedule="*/5 * * * *")
-    sql(jobs._database.path, "UPDATE pipeline SET time_zone = CAST(x'ff' AS TEXT)")
+    sql(parts(jobs).database.path, "UPDATE pipeline SET time_zone = CAST(x'ff' AS TEXT)")
     whole = [jobs.create_pipeline(f"p{n}", ["true"], schedule="*/15 * * * *").id for n in range(3)]
     clock.advance(100)
     tick(jobs)
@@ -566,11 +567,11 @@ def test_pipelines_that_cannot_be_read_keep_no_other_from_being_fetched_back(job
     monkeypatch.setattr(scheduler, "AT_ONCE", 2)
     for number in range(3):
         jobs.create_pipeline(f"damaged {number}", ["true"], schedule="*/5 * * * *")
-    sql(jobs._database.path, "UPDATE pipeline SET time_zone = CAST(x'ff' AS TEXT)")
+    sql(parts(jobs).database.path, "UPDATE pipeline SET time_zone = CAST(x'ff' AS TEXT)")
     pipeline = jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *")
     before = next_tick(jobs, pipeline)
-    sql(jobs._database.path, "UPDATE pipeline SET next_tick = next_tick * 2 WHERE name = 'p'")
-    looks = Scheduler(jobs._database, jobs._clock)
+    sql(parts(jobs).database.path, "UPDATE pipeline SET next_tick = next_tick * 2 WHERE name = 'p'")
+    looks = Scheduler(parts(jobs).database, parts(jobs).clock)
     for _ in range(4):
         looks.tick()
 
@@ -606,7 +607,7 @@ def test_a_schedule_that_comes_back_misses_nothing(jobs, clock):
 
 def test_a_deleted_pipeline_is_not_ticked(jobs, clock, database):
     """A tick that comes after the first step of a deletion makes neither job nor record."""
-    for mark in (jobs.delete_pipeline, jobs._pipelines.mark_pipeline_deleted):
+    for mark in (jobs.delete_pipeline, parts(jobs).pipelines.mark_pipeline_deleted):
         mark(jobs.create_pipeline("p", ["true"], schedule="*/15 * * * *").id)
     clock.advance(100)
     tick(jobs)

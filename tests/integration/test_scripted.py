@@ -41,6 +41,7 @@ from jobcore.testing import (
     drain,
     elapse,
 )
+from jobcore.testing.parts import parts
 from jobcore.testing.scripted_process import ScriptedMachine
 from tests.processes import descriptors, in_child, join, left_open, own_threads, until
 
@@ -835,7 +836,7 @@ def test_the_clock_wakes_the_chores(theatre, monkeypatch):
     monkeypatch.setattr(tuning, "CHORES_PAUSE", 3600.0)
     jobs, _ = theatre.play()
     jobs.create_pipeline("p", ["etl"], schedule="*/15 * * * *")
-    until(lambda: jobs._dispatcher._next_chores > time.monotonic() + 60, "the first chores")
+    until(lambda: parts(jobs).dispatcher._next_chores > time.monotonic() + 60, "the first chores")
     theatre.clock.advance(100)
     until(lambda: [job.exit_code for job in jobs.list_jobs()] == [0], "the tick")
 
@@ -949,7 +950,7 @@ def test_chore_at_work_is_no_work_that_never_ends(theatre):
     jobs, _ = theatre.play(Script([5]))
     jobs.submit(["etl"])
     steps = iter([True] * 100)
-    jobs._dispatcher._in_steps = lambda: next(steps, False)
+    parts(jobs).dispatcher._in_steps = lambda: next(steps, False)
     drain(jobs)
 
     assert jobs.count_jobs()[Status.COMPLETE] == 1

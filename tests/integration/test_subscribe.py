@@ -23,6 +23,7 @@ from jobcore.operations import subscriptions
 from jobcore.storage import job_rows
 from jobcore.storage.connections import SqliteConnection
 from jobcore.storage.writer import NO_OBSERVER
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.processes import PATIENCE, Child, descriptors, in_child, own_threads, run_python, until
 from tests.programs import EXIT_3, SLEEPS
@@ -32,7 +33,7 @@ from tests.transactions import transaction
 
 def all_told(jobs):
     """Wait until nothing is to be told any more."""
-    until(lambda: not jobs._notifier._queue, "the last callback")
+    until(lambda: not parts(jobs).notifier._queue, "the last callback")
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def test_only_this_manager_is_told_of(jobs, database):
 def test_what_was_rolled_back_is_not_told(jobs):
     """Neither a transaction that was rolled back nor a savepoint gives an event."""
     place = jobs.get_workspace().id
-    database = jobs._database
+    database = parts(jobs).database
 
     def create(connection):
         job_rows.insert_job(connection, now=1, workspace_id=place, type="TASK", name="?")
@@ -150,7 +151,7 @@ def test_what_is_being_told_in_a_ctrl_c_is_told_once(jobs, monkeypatch, name, be
     with collected(jobs) as got:
         jobs.create_job("TASK")
         all_told(jobs)
-        interrupt_once(monkeypatch, jobs._notifier._loop, name, behind=behind)
+        interrupt_once(monkeypatch, parts(jobs).notifier._loop, name, behind=behind)
         jobs.submit_many([["true"]] * 3)
         all_told(jobs)
 
@@ -238,7 +239,7 @@ def test_a_deleted_job_is_told_all_the_same(jobs):
 
 def test_every_commit_behind_a_subscription_is_told(jobs):
     """A transaction that had begun before is over when `subscribe` returns, or is told."""
-    database = jobs._database
+    database = parts(jobs).database
     place = jobs.get_workspace().id
     inside, order, got = threading.Event(), [], []
 
@@ -398,7 +399,7 @@ def test_nothing_is_told_behind_the_end(jobs):
     all_told(jobs)
 
     assert [event.id for event in got] == [1, 1, 2]
-    assert jobs._database.observer is NO_OBSERVER
+    assert parts(jobs).database.observer is NO_OBSERVER
 
 
 def test_the_same_callback_may_subscribe_twice(jobs):
@@ -615,7 +616,7 @@ def test_a_forked_child_is_told_of_its_own(jobs):
 
     end = jobs.subscribe(callback)
     jobs.create_job("TASK")
-    until(lambda: jobs._notifier._queue, "the callback")
+    until(lambda: parts(jobs).notifier._queue, "the callback")
     forked = Child(child)
     seen, theirs, pid = forked.result()
     jobs.create_job("TASK")
@@ -653,7 +654,7 @@ def test_a_fork_in_the_middle_of_a_subscription_locks_nobody_out(jobs):
     got = []
 
     def hold():
-        with jobs._notifier._change_lock:
+        with parts(jobs).notifier._change_lock:
             held.set()
             assert go.wait(PATIENCE)
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from jobcore import Command, CommandError, InvalidTransition, JobManager, JobNotFound, Status
+from jobcore.testing.parts import parts
 from tests.processes import until
 
 
@@ -29,7 +30,7 @@ def test_queued_job_can_be_changed(jobs, clock):
     assert (changed.not_before, changed.name, changed.data) == (None, None, 2.5)
     assert changed.priority == 7
     assert jobs.update_job(job.id) == changed == jobs.get_job(job.id)
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         stored = connection.exec_driver_sql("SELECT command FROM job").scalar_one()
     assert Command.from_json(stored) == Command(["true"], env={"A": "b"}, timeout=60)
 

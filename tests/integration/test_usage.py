@@ -8,6 +8,7 @@ import pytest
 
 from jobcore import JobManager, JobNotFound, Status, Usage
 from jobcore.engine import orphans
+from jobcore.testing.parts import parts
 from tests.processes import PATIENCE, until
 from tests.programs import python
 from tests.transactions import transaction
@@ -49,7 +50,7 @@ def test_usage_is_that_of_all_processes_of_the_job(running_jobs, running):
 
 def test_any_manager_of_the_machine_sees_it(running, database):
     """One without slots reads the same, and while another process writes."""
-    with JobManager(database, slots=0) as jobs, transaction(jobs._database):
+    with JobManager(database, slots=0) as jobs, transaction(parts(jobs).database):
         assert jobs.usage(str(running.id)).processes == 2
 
 
@@ -74,7 +75,7 @@ def test_processes_of_others_are_never_taken_for_the_job(running_jobs, running, 
         patch.setattr("jobcore.supervisor.system_calls.pid_namespace", lambda: 1)
         assert running_jobs.usage(running.id) is None
     with monkeypatch.context() as patch:
-        patch.setattr(running_jobs._directories, "boot_id", "another")
+        patch.setattr(parts(running_jobs).directories, "boot_id", "another")
         assert running_jobs.usage(running.id) is None
     assert running_jobs.usage(running.id) is not None
 

@@ -26,6 +26,7 @@ from jobcore.operations import waiting
 from jobcore.operations.waiting import Waiter
 from jobcore.storage import reading
 from jobcore.storage.database import Database
+from jobcore.testing.parts import parts
 from tests.faults.hosts import host, serve
 from tests.faults.invariants import check
 from tests.faults.rounds import in_rounds
@@ -138,10 +139,11 @@ def test_a_drain_behind_what_it_may_not_claim_reads_the_queue_once(jobs, databas
     """What is queued does not leave the queue without a commit, so it is not asked for again."""
     with JobManager(database, slots=1, python="/nonexistent") as stuck:
         job = stuck.submit(["true"])
-        dispatcher = stuck._dispatcher
+        dispatcher = parts(stuck).dispatcher
         until(
             lambda: (
-                not dispatcher.is_idle() and dispatcher._seen_queued == stuck._database.version()
+                not dispatcher.is_idle()
+                and dispatcher._seen_queued == parts(stuck).database.version()
             ),
             "the look at the queue after the last commit",
         )
@@ -158,7 +160,7 @@ def test_a_drain_runs_what_is_due_when_it_begins(database):
     """A worker that only drains, as from cron, takes schedules and the jobs of dead processes."""
     with JobManager(database, slots=0) as jobs:
         due = jobs.create_pipeline("due", ["true"], schedule="0 0 1 1 *", catch_up="last")
-        sql(database, "UPDATE pipeline SET next_tick = ?", jobs._clock.now() - 1_000_000)
+        sql(database, "UPDATE pipeline SET next_tick = ?", parts(jobs).clock.now() - 1_000_000)
         with JobManager(database, slots=1) as cron:
             cron.drain(PATIENCE)
             (job,) = jobs.list_jobs(pipeline_id=due.id)
@@ -331,7 +333,7 @@ def test_when_the_one_that_looks_leaves_another_one_looks(jobs, scripted, leaves
     first = jobs.follow(run.id, unfinished=False, timeout=0.5 if leaves == "times out" else None)
     assert next(first).raw == b"a\n"
     thread, answers = in_thread(lambda: list(first) if leaves == "times out" else next(first))
-    watched = jobs._waiter._watched[jobs.get_job(run.id).number]
+    watched = parts(jobs).waiter._watched[jobs.get_job(run.id).number]
     until(lambda: watched._holders, "its look")
     others = [in_thread(partial(follow, jobs, run.id)) for _ in range(3)]
     if leaves == "takes its time":
@@ -487,7 +489,7 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
 
     run = scripted()
     thread, answers = in_thread(partial(follow, jobs, run.id))
-    until(lambda: jobs._waiter._watched, "the follower")
+    until(lambda: parts(jobs).waiter._watched, "the follower")
     monkeypatch.setattr(waiting, "BACK_OFF", 0.001)
     monkeypatch.setattr(Recovery, "reconcile", fail_twice)
     run.write(b"a\n")
@@ -502,7 +504,7 @@ def test_what_cannot_be_brought_in_now_is_tried_again(jobs, scripted, monkeypatc
 def test_lines_that_a_damaged_file_lost_keep_nobody_waiting(jobs, own):
     """Where the file lacks lines that its job has, a follower passes over them."""
     jobs.append_log(own.id, "a")
-    with transaction(jobs._database) as connection:
+    with transaction(parts(jobs).database) as connection:
         connection.exec_driver_sql("UPDATE job SET next_sequence = 5")
     jobs.finish_job(own.id)
 
@@ -516,10 +518,10 @@ def test_nothing_is_kept_of_who_waited(jobs, scripted):
     lines = jobs.follow(run.id)
     run.write(b"a\n")
     next(lines)
-    shared = len(jobs._waiter._watched)
+    shared = len(parts(jobs).waiter._watched)
     lines.close()
 
-    assert (shared, len(jobs._waiter._watched)) == (1, 0)
+    assert (shared, len(parts(jobs).waiter._watched)) == (1, 0)
 
 
 # --- deletion -----------------------------------------------------------------------

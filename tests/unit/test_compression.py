@@ -11,6 +11,7 @@ import pytest
 from jobcore import DatabaseCorrupt
 from jobcore.storage import compression
 from jobcore.supervisor import frames
+from jobcore.testing.parts import parts
 from tests.jobfiles import log_of, sql
 
 CHANCE = random.Random(5)
@@ -106,7 +107,7 @@ def test_output_is_compressed_before_the_write_lock_is_taken(jobs, scripted, mon
     compress = compression.compress
 
     def compressed(data):
-        begun.append(jobs._database._writer.is_inside())
+        begun.append(parts(jobs).writer.is_inside())
         return compress(data)
 
     monkeypatch.setattr(compression, "compress", compressed)

@@ -15,6 +15,7 @@ from jobcore import FINAL, JobManager, Status
 from jobcore.operations import doctor
 from jobcore.operations.doctor import examine
 from jobcore.storage import batches, counts, job_rows
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 from tests.unit.test_schema_rules import CANCELLED, FACTS_OF
 
@@ -227,10 +228,10 @@ def test_a_batch_counts_when_it_is_published(database):
             batches.stage(connection, rows)
             return batch
 
-        batch = jobs._database.write(stage)
+        batch = parts(jobs).database.write(stage)
         assert jobs.count_jobs()[Status.QUEUED] == 1
         assert_true(jobs, connection)
-        jobs._database.write(lambda connection: batches.publish(connection, batch, now=1))
+        parts(jobs).database.write(lambda connection: batches.publish(connection, batch, now=1))
         assert jobs.count_jobs()[Status.QUEUED] == 3
         assert_true(jobs, connection)
 
@@ -246,7 +247,7 @@ def test_a_job_that_is_refused_does_not_count(database):
             job_rows.insert_job(connection, now=1, type="TASK", workspace_id=uuid4())
 
         with pytest.raises(Exception, match="FOREIGN KEY") as caught:
-            jobs._database.write(fail)
+            parts(jobs).database.write(fail)
         assert not isinstance(caught.value, IntegrityError)
         assert jobs.count_jobs()[Status.QUEUED] == 1
         assert_true(jobs, connection)

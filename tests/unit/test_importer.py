@@ -13,6 +13,7 @@ from jobcore import JobManager, Reason, Status
 from jobcore.embedding import failpoints
 from jobcore.storage.database import Database
 from jobcore.supervisor import frames, job_directory
+from jobcore.testing.parts import parts
 from tests.jobfiles import log_of, sql, stored_run
 from tests.processes import Child, at_once, join, until
 
@@ -431,7 +432,7 @@ def test_a_directory_that_somebody_else_has_removed_needs_no_cleaning(jobs, scri
     found = stored_run(jobs, run)
     failpoints.arm(settle_behind)
     try:
-        after = jobs._recovery._importer.import_all(found)  # its errors are not postponed
+        after = parts(jobs).importer.import_all(found)  # its errors are not postponed
     finally:
         failpoints.disarm(settle_behind)
 

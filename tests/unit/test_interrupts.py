@@ -22,6 +22,7 @@ from jobcore.engine.recovery import Recovery
 from jobcore.operations.lookup import require_job
 from jobcore.storage.database import Database
 from jobcore.storage.reading import SpareConnections
+from jobcore.testing.parts import parts
 from tests.opcodes import every_bytecode, handler_at_every_bytecode
 from tests.processes import PATIENCE, descriptors, in_child, until
 
@@ -376,7 +377,7 @@ def test_get_job_that_is_interrupted_before_any_bytecode_leaves_no_descriptor(jo
     run.started()
     run.write(b"line\n")
     jobs.get_job(run.id)
-    before, kept = open_files(jobs._database.path), []
+    before, kept = open_files(parts(jobs).database.path), []
     of_jobs = [path for path in before if ".jobs/" in path]  # the supervisor is this process
 
     def get():
@@ -384,13 +385,13 @@ def test_get_job_that_is_interrupted_before_any_bytecode_leaves_no_descriptor(jo
 
     for where, raised in every_bytecode(get, never=ELSEWHERE):
         kept.append(raised)
-        jobs._database.version()
-        now = [path for path in open_files(jobs._database.path) if ".jobs/" in path]
+        parts(jobs).database.version()
+        now = [path for path in open_files(parts(jobs).database.path) if ".jobs/" in path]
         assert now == of_jobs, where
     jobs.get_job(run.id)
 
     assert len(kept) > 200
-    assert len(open_files(jobs._database.path)) <= len(before) + 2
+    assert len(open_files(parts(jobs).database.path)) <= len(before) + 2
 
 
 def test_files_of_jobs_are_opened_in_threads_of_jobcores_own(jobs, scripted, monkeypatch):

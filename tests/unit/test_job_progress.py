@@ -9,6 +9,7 @@ from jobcore.clock import to_datetime
 from jobcore.storage import transitions
 from jobcore.supervisor import frames
 from jobcore.supervisor.progress import MAX_MESSAGE
+from jobcore.testing.parts import parts
 from tests.jobfiles import log_of, sql
 from tests.transactions import transaction
 
@@ -76,22 +77,22 @@ def test_the_last_word_stays_when_the_job_is_final(jobs, scripted):
 def test_a_late_importer_changes_nothing(jobs, scripted):
     """What was read before others imported more is not written over it, nor over the end."""
     run = scripted()
-    importer = jobs._recovery._importer
+    importer = parts(jobs).importer
     report(run, b"1/9")
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         early = transitions.find(connection, jobs.get_job(run.id).number)
     report(run, b"2/9")
     stale = importer.read(early)
     report(run, b"8/9")
     running = said(jobs, run.id)
-    with transaction(jobs._database) as connection:
+    with transaction(parts(jobs).database) as connection:
         importer.apply(connection, stale)
     after = said(jobs, run.id)
     report(run, b"9/9")
     run.exit(0)
     run.die()
     jobs.get_job(run.id)
-    with transaction(jobs._database) as connection:
+    with transaction(parts(jobs).database) as connection:
         importer.apply(connection, stale)
 
     assert (stale.report.done, running, after) == (2.0, (8.0, 9.0, None), (8.0, 9.0, None))
@@ -216,7 +217,7 @@ def test_the_statement_itself_says_whose_it_is(jobs, own, scripted):
     run = scripted()
     numbers = [jobs.get_job(run.id).number, own.number]
     jobs.finish_job(own.id)
-    with transaction(jobs._database) as connection:
+    with transaction(parts(jobs).database) as connection:
         written = [
             transitions.report_if_own(connection, number, transitions.Report(1.0, None, None, 0))
             for number in numbers

@@ -14,6 +14,7 @@ import pytest
 from jobcore import JobManager, StoreError
 from jobcore.engine.ownership import PREFIX
 from jobcore.storage import filesystem
+from jobcore.testing.parts import parts
 from tests.processes import Child, descriptors, hear, in_child, left_open, until
 
 
@@ -21,7 +22,7 @@ from tests.processes import Child, descriptors, hear, in_child, left_open, until
 def ownership(database):
     """Return what this process and others are owners by, on a file of its own."""
     with JobManager(database, slots=0) as jobs:
-        yield jobs._ownership
+        yield parts(jobs).ownership
 
 
 def files(ownership):

@@ -26,6 +26,7 @@ from jobcore.engine.scheduler import Scheduler
 from jobcore.storage import counts, queue, settlement
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
+from jobcore.testing.parts import parts
 
 JOBS, PIPELINES = 200_000, 50_000
 #: Steps that a statement may take; one that reads the jobs takes a million.
@@ -223,9 +224,14 @@ def run_to(jobs, job, exit_code):
 
 def backlog(jobs, *types):
     """Return what a manager with executors for these types would claim from."""
-    postponed = jobs._dispatcher._postponed
+    postponed = parts(jobs).postponed
     return QueueReader(
-        jobs._database, jobs._clock, types, jobs._ownership, postponed, only_own=False
+        parts(jobs).database,
+        parts(jobs).clock,
+        types,
+        parts(jobs).ownership,
+        postponed,
+        only_own=False,
     )
 
 
@@ -254,8 +260,8 @@ def is_refused(jobs):
 def take_due(jobs):
     """Take the ticks of as many pipelines as one transaction takes."""
     due = jobs.create_pipeline("due", ["true"], schedule="* * * * *")
-    jobs._clock.advance(60)
-    scheduler = Scheduler(jobs._database, jobs._clock)
+    parts(jobs).clock.advance(60)
+    scheduler = Scheduler(parts(jobs).database, parts(jobs).clock)
     for _ in range(3):
         scheduler.tick()
     (job,) = jobs.list_jobs(pipeline_id=due.id)
@@ -296,7 +302,7 @@ def describe(jobs):
 
 def retain(jobs):
     """Look for expired jobs among many that stay: they are of other statuses, or the newest."""
-    kept = RetentionChore(jobs._database, jobs._remover, jobs._clock)
+    kept = RetentionChore(parts(jobs).database, parts(jobs).remover, parts(jobs).clock)
     for keep, rule in ((1, {"statuses": "STOPPED"}), (3e9, {"count": 1000})):
         jobs.set_retention(keep, **rule)
         for _ in range(5):
@@ -307,9 +313,9 @@ def retain(jobs):
 def hand_on(jobs):
     """Read and write the values that jobs hand on."""
     job = jobs.create_job("RARE")
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         settlement.results_for(connection, job.number)
-    jobs._database.write(lambda connection: settlement.store_state(connection, 1, "{}"))
+    parts(jobs).database.write(lambda connection: settlement.store_state(connection, 1, "{}"))
     jobs.set_pipeline_state(BIG, {"a": 1})
     jobs.get_pipeline_state(BIG)
     jobs.cancel_job(job.id)
@@ -327,7 +333,7 @@ def wait_for_few(jobs):
 
 def next_expiry(jobs):
     """Look for the next expiry, as the test kit does."""
-    with jobs._database.read() as connection:
+    with parts(jobs).database.read() as connection:
         return queue.next_expiry(connection)
 
 
@@ -427,7 +433,7 @@ CALLS = {
     "a claim of a task": lambda jobs: jobs.finish_job(jobs.claim_job("TASK").id),
     "a claim of nothing": lambda jobs: jobs.claim_job("NONE", timeout=0),
     "the ticks": take_due,
-    "the second sweep": lambda jobs: [jobs._recovery.sweep() for _ in range(3)],
+    "the second sweep": lambda jobs: [parts(jobs).recovery.sweep() for _ in range(3)],
     "a job": lambda jobs: run_to(jobs, jobs.create_job("RARE"), 0),
     "a job of a pipeline": lambda jobs: run_to(jobs, jobs.create_job(pipeline_id=RARE), 1),
     "a job that is in the way": is_refused,

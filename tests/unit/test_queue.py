@@ -16,6 +16,7 @@ from jobcore import ArgumentError, CommandError, JobManager, Status
 from jobcore.clock import to_datetime
 from jobcore.storage import transitions
 from jobcore.testing import ManualClock
+from jobcore.testing.parts import parts
 from tests.jobfiles import sql
 
 GROUPS = [None, "a", "b", "ü"]
@@ -301,18 +302,18 @@ def test_damaged_limit_admits_no_job(jobs, database):
 def test_changed_job_does_not_start_as_it_was_read(jobs):
     """A claim that has read a job refuses it if its command or its time has changed since."""
     job = jobs.submit(["true"])
-    read = sql(jobs._database.path, "SELECT command FROM job")[0]["command"]
+    read = sql(parts(jobs).database.path, "SELECT command FROM job")[0]["command"]
     later = job.created + timedelta(seconds=50)
 
     def start(connection):
         return transitions.start_if_queued(
-            connection, job.number, now=jobs._clock.now(), from_queue=(read, None)
+            connection, job.number, now=parts(jobs).clock.now(), from_queue=(read, None)
         )
 
     jobs.update_job(job.id, timeout=3)
-    assert jobs._database.write(start) is None
+    assert parts(jobs).database.write(start) is None
     jobs.update_job(job.id, timeout=None, not_before=later)
-    assert jobs._database.write(start) is None
+    assert parts(jobs).database.write(start) is None
     jobs.update_job(job.id, not_before=None)
-    read = sql(jobs._database.path, "SELECT command FROM job")[0]["command"]
-    assert jobs._database.write(start).status == Status.RUNNING
+    read = sql(parts(jobs).database.path, "SELECT command FROM job")[0]["command"]
+    assert parts(jobs).database.write(start).status == Status.RUNNING

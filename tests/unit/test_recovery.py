@@ -18,6 +18,7 @@ from jobcore.embedding import failpoints
 from jobcore.engine import orphans
 from jobcore.engine.importer import Importer
 from jobcore.supervisor import job_directory, system_calls
+from jobcore.testing.parts import parts
 from tests.jobfiles import Scripted, log_of, sql, stored_run
 from tests.processes import Child, at_once, in_child, until
 
@@ -54,9 +55,9 @@ def test_start_of_another_boot_may_have_happened(jobs, scripted):
 def test_restored_directory_of_a_claim_may_have_run(jobs, scripted):
     """A copy of the files from before the start stands in their place: that proves nothing."""
     run = scripted(held=False)
-    subprocess.run(["cp", "-a", run.path, f"{jobs._database.path}.copy"], check=True)
+    subprocess.run(["cp", "-a", run.path, f"{parts(jobs).database.path}.copy"], check=True)
     shutil.rmtree(run.path)
-    os.rename(f"{jobs._database.path}.copy", run.path)
+    os.rename(f"{parts(jobs).database.path}.copy", run.path)
 
     assert ending(jobs.get_job(run.id)) == ("ERROR", None, "lost")
 
@@ -138,8 +139,8 @@ def test_recovery_does_not_hide_that_it_could_not_write(jobs, scripted):
     run = scripted()
     run.started()
     run.die()
-    with JobManager(jobs._database.path, slots=0, busy_timeout=0.01) as hasty:
-        with closing(sqlite3.connect(jobs._database.path)) as other:
+    with JobManager(parts(jobs).database.path, slots=0, busy_timeout=0.01) as hasty:
+        with closing(sqlite3.connect(parts(jobs).database.path)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(DatabaseBusy):
                 hasty.recover()
@@ -387,7 +388,7 @@ def test_what_is_deleted_behind_a_recovery_is_left_out(jobs, scripted, database,
         run.started()
         run.exit(3 << 8)
         run.die()
-    sweep = jobs._recovery.sweep
+    sweep = parts(jobs).recovery.sweep
 
     def delete_behind(**options):
         settled = sweep(**options)
@@ -397,7 +398,7 @@ def test_what_is_deleted_behind_a_recovery_is_left_out(jobs, scripted, database,
         assert len(settled) == 3
         return settled
 
-    monkeypatch.setattr(jobs._recovery, "sweep", delete_behind)
+    monkeypatch.setattr(parts(jobs).recovery, "sweep", delete_behind)
 
     assert [job.id for job in jobs.recover()] == [stays.id]
 
@@ -412,9 +413,9 @@ def test_what_is_deleted_behind_a_call_is_named_by_its_id(
     run.exit(3 << 8)
     run.die()
     owner, name, call = {
-        "stop": (jobs._stopper, "stop", jobs.stop_job),
-        "cancel": (jobs._stopper, "cancel", jobs.cancel_job),
-        "wait": (jobs._waiter, "wait", jobs.wait),
+        "stop": (parts(jobs).stopper, "stop", jobs.stop_job),
+        "cancel": (parts(jobs).stopper, "cancel", jobs.cancel_job),
+        "wait": (parts(jobs).waiter, "wait", jobs.wait),
     }[verb]
 
     def delete_behind(found, *_, **__):
@@ -432,7 +433,7 @@ def test_a_deletion_that_somebody_else_finishes_is_done(jobs, scripted, database
     """While one waits for the end of what it deletes, another manager's look may remove it."""
     run = scripted()
     run.started()
-    wait = jobs._waiter.wait
+    wait = parts(jobs).waiter.wait
 
     def wait_behind(found, *rest):
         run.exit(9, "stopped")
@@ -443,7 +444,7 @@ def test_a_deletion_that_somebody_else_finishes_is_done(jobs, scripted, database
             assert sql(database, "SELECT id FROM job") == []
         return wait(found, *rest)
 
-    monkeypatch.setattr(jobs._waiter, "wait", wait_behind)
+    monkeypatch.setattr(parts(jobs).waiter, "wait", wait_behind)
     jobs.delete_job(run.id)
 
     assert run.gone()
@@ -724,7 +725,7 @@ def test_a_lock_that_is_taken_behind_the_look_leaves_the_job_alone(jobs, scripte
     """Who seems dead, and is held when one would judge it, is alive, or another one's to judge."""
     run = scripted()
     run.started()
-    monkeypatch.setattr(jobs._recovery, "_is_alive", lambda _: False)
+    monkeypatch.setattr(parts(jobs).recovery, "_is_alive", lambda _: False)
     before = run.files()
     job = jobs.get_job(run.id)
 
@@ -737,7 +738,7 @@ def test_a_supervisor_that_is_gone_is_not_pressed(jobs, scripted, monkeypatch, c
     run = scripted()
     run.started()
     jobs.stop_job(run.id, grace=0)
-    overdue = jobs._recovery._unresponsive._overdue
+    overdue = parts(jobs).unresponsive._overdue
     judged = []
 
     def judge_late(*facts, answers):
@@ -766,7 +767,7 @@ def test_what_is_written_by_a_newer_jobcore_is_no_news(jobs, scripted, monkeypat
     run.exit()
     monkeypatch.undo()
 
-    assert not jobs._recovery.has_news(found)
+    assert not parts(jobs).recovery.has_news(found)
 
 
 def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
@@ -777,10 +778,10 @@ def test_what_is_final_is_not_reconciled(jobs, scripted, monkeypatch):
     jobs.get_job(run.id)
     final = stored_run(jobs, run)
     monkeypatch.setattr(
-        jobs._recovery._importer, "import_all", lambda *_, **__: pytest.fail("looked at")
+        parts(jobs).importer, "import_all", lambda *_, **__: pytest.fail("looked at")
     )
 
-    assert jobs._recovery.reconcile(final) == final
+    assert parts(jobs).recovery.reconcile(final) == final
 
 
 # --- a little at a time -------------------------------------------------------
@@ -798,12 +799,12 @@ def test_sweep_imports_a_large_spool_in_steps(jobs, scripted, monkeypatch):
     small.write(b"short\n")
     counts = []
     for _ in range(60):
-        jobs._recovery.sweep()
+        parts(jobs).recovery.sweep()
         counts.append([run.row()["next_sequence"] for run in (large, small)])
-    assert jobs._recovery.is_unfinished()  # by this time limit, at every job
+    assert parts(jobs).recovery.is_unfinished()  # by this time limit, at every job
     monkeypatch.setattr("jobcore.tuning.SWEEP", 60.0)
-    jobs._recovery.sweep()
-    assert not jobs._recovery.is_unfinished()
+    parts(jobs).recovery.sweep()
+    assert not parts(jobs).recovery.is_unfinished()
 
     assert counts[-1] == [20, 1]
     assert [many for many, _ in counts if 0 < many < 20] != []
@@ -824,7 +825,7 @@ def test_sweep_does_not_wait_for_left_over_processes(jobs, scripted, monkeypatch
     run.die()
     statuses = []
     for _ in range(5):
-        jobs._recovery.sweep()
+        parts(jobs).recovery.sweep()
         statuses.append(run.row()["status"])
 
     assert statuses == ["RUNNING", "RUNNING", "ERROR", "ERROR", "ERROR"]

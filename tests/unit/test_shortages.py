@@ -26,6 +26,7 @@ from jobcore.supervisor import (
     termination,
     values,
 )
+from jobcore.testing.parts import parts
 from tests.jobfiles import stored_run
 from tests.processes import descriptors, until
 
@@ -277,7 +278,7 @@ def test_orphans_that_cannot_be_looked_for_are_not_gone(jobs, scripted, monkeypa
 
 def test_owner_waits_for_a_descriptor(jobs):
     """A name without its facts, and a verdict on another owner, would both stay."""
-    ownership = jobs._ownership
+    ownership = parts(jobs).ownership
     with no_descriptors(), pytest.raises(StoreError) as caught:
         ownership.claim()
     assert caught.value.errno == errno.EMFILE
@@ -309,7 +310,7 @@ def test_supervisor_that_cannot_be_looked_at_is_not_silent(jobs, scripted, monke
     """It is neither taken for one without a record nor for one that does not read."""
     run = scripted()
     run.started()
-    watch = jobs._recovery._unresponsive
+    watch = parts(jobs).unresponsive
     row = stored_run(jobs, run)
     if what == "record":
         monkeypatch.setattr(job_directory, "read_record", refuse)

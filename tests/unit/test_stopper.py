@@ -22,6 +22,7 @@ from jobcore import (
 from jobcore.storage import transitions
 from jobcore.supervisor import job_directory
 from jobcore.supervisor.stop_requests import StopRequests
+from jobcore.testing.parts import parts
 from tests.jobfiles import stored_run
 
 #: The grace that is asked for, and what says so without a file.
@@ -194,7 +195,7 @@ def test_closing_tells_all_though_some_cannot_be_told(jobs, scripted, monkeypatc
     monkeypatch.setattr(transitions, "ask_stop_if_running", refuse(DatabaseBusy("held")))
 
     with caplog.at_level(logging.WARNING, "jobcore"):
-        jobs._stopper.stop_all(running)
+        parts(jobs).stopper.stop_all(running)
     heard = [os.read(control, 100) for control in controls]
     for control in controls:
         os.close(control)
@@ -219,13 +220,13 @@ def test_closing_waits_for_the_lock_though_a_directory_is_broken(
     shutil.rmtree(broken.path)
     os.symlink("/nowhere", broken.path)
     tried = []
-    store = jobs._stopper._store
+    store = parts(jobs).stopper._store
     monkeypatch.setattr(
-        jobs._stopper, "_store", lambda *args: (tried.append(args[-1]), store(*args))[1]
+        parts(jobs).stopper, "_store", lambda *args: (tried.append(args[-1]), store(*args))[1]
     )
 
     with caplog.at_level(logging.WARNING, "jobcore"):
-        jobs._stopper.stop_all(running)
+        parts(jobs).stopper.stop_all(running)
     os.unlink(broken.path)
 
     assert tried == [None, None]
@@ -246,8 +247,8 @@ def test_what_is_gone_is_not_stopped(jobs, scripted, database):
         other.delete_job(run.id)
 
     for verb in (
-        lambda: jobs._stopper.stop(before, None, "stop"),
-        lambda: jobs._stopper.cancel(before),
+        lambda: parts(jobs).stopper.stop(before, None, "stop"),
+        lambda: parts(jobs).stopper.cancel(before),
     ):
         with pytest.raises(JobNotFound, match=str(run.id)):
             verb()
@@ -262,4 +263,4 @@ def test_what_has_just_ended_is_not_cancelled(jobs, scripted):
     assert jobs.get_job(run.id).status is Status.COMPLETE
 
     with pytest.raises(InvalidTransition, match="COMPLETE"):
-        jobs._stopper.cancel(before)
+        parts(jobs).stopper.cancel(before)

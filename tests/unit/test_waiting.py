@@ -9,6 +9,7 @@ import pytest
 
 from jobcore import DatabaseCorrupt, Status
 from jobcore.operations.waiting import Cursor, WatchedJob
+from jobcore.testing.parts import parts
 from tests.jobfiles import damage
 from tests.tasks import task
 
@@ -42,7 +43,7 @@ def at_bytecode(number, between, step):
 @pytest.fixture
 def follower(jobs):
     """Return the follower of a manager that runs nothing."""
-    return jobs._waiter
+    return parts(jobs).waiter
 
 
 def test_row_read_at_any_bytecode_of_moved_is_not_missed(jobs, follower):

@@ -16,6 +16,7 @@ from jobcore.embedding import failpoints, telemetry
 from jobcore.storage.connections import SqliteConnection
 from jobcore.storage.database import Database
 from jobcore.storage.writer import Observer
+from jobcore.testing.parts import parts
 from tests.processes import PATIENCE, until
 from tests.transactions import transaction
 
@@ -289,7 +290,7 @@ def test_reads_go_on_while_another_process_keeps_the_write_lock(jobs, scripted):
     """`get_job` of a running job returns what is stored within half a second."""
     run = scripted()
     run.started()
-    database = jobs._database
+    database = parts(jobs).database
     with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         run.write(b"what cannot be stored now\n")
@@ -306,12 +307,12 @@ def test_reads_go_on_while_a_writer_of_this_process_waits_for_the_lock(jobs, scr
     """The caller that waits with all its patience does not make a read wait."""
     run = scripted()
     run.started()
-    with closing(sqlite3.connect(jobs._database.path, isolation_level=None)) as other:
+    with closing(sqlite3.connect(parts(jobs).database.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         run.write(b"a line\n")
         waiting = threading.Thread(target=jobs.create_job, args=("TASK",))
         waiting.start()
-        until(lambda: jobs._database._writer._taken, "the writer")
+        until(lambda: parts(jobs).writer._taken, "the writer")
         begun = time.monotonic()
         assert jobs.get_job(run.id).status is Status.RUNNING
         assert time.monotonic() - begun < 0.5
