@@ -361,6 +361,10 @@ class Importer:
             if end is None:
                 break  # the next frame is incomplete: its supervisor is still writing
             self._skip_damage(content, directory, buffer, end)
+        if verdict is not None and end is not None and content.offset >= end:
+            content.goal = content.offset
+            self._conclude(content, verdict)
+            return  # the whole directory is removed, so no single spool file has to be
         content.goal = max(
             content.offset, job_directory.spool_end(directory) if end is None else end
         )
@@ -368,8 +372,6 @@ class Importer:
         content.rotated = any(
             begin <= content.offset for begin in job_directory.spool_offsets(directory)[1:]
         )
-        if verdict is not None and end is not None and content.offset >= end:
-            self._conclude(content, verdict)
 
     def _conclude(self, content: NewContent, verdict: job_directory.ExitRecord) -> None:
         """Add the exit record and its note, once all of the spool is in it."""

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NamedTuple
 
 from jobcore import tuning
@@ -90,6 +91,65 @@ class Prepared:
         """
         own = self.directory, self.lock, self.take_slot()
         GATE.close(*(one for one in (*own, *others) if one >= 0))
+
+
+class TypedErrors:
+    """
+    Raises an OSError of a `with` block as a StoreError, except FileNotFoundError.
+
+    Args:
+        path: What the block uses.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Begin: nothing is needed."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raise the StoreError."""
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise filesystem.typed(self._path, error) from error
+
+
+class OpenDirectory(TypedErrors):
+    """
+    Opens a directory in the root for a `with` block; see `Directories.open`.
+
+    Args:
+        directories: The root.
+        name: The name of the directory.
+    """
+
+    __slots__ = ("_descriptor", "_directories", "_name")
+
+    def __init__(self, directories: Directories, name: str) -> None:
+        super().__init__(directories.path(name))
+        self._directories = directories
+        self._name = name
+
+    def __enter__(self) -> int:  # type: ignore[override]  # it provides the descriptor
+        """Open it."""
+        self._descriptor = self._directories._descriptor(self._name)  # noqa: SLF001 - a part of it
+        return self._descriptor
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        GATE.close(self._descriptor)
+        super().__exit__(kind, error, trace)
 
 
 class Directories(ForkAware):
@@ -256,8 +316,7 @@ class Directories(ForkAware):
         """Forget the descriptor: the gate has closed it."""
         self._root = None
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[int]:
+    def open(self, name: str) -> OpenDirectory:
         """
         Open a job directory for a `with` block, and provide its descriptor.
 
@@ -266,29 +325,18 @@ class Directories(ForkAware):
             StoreError: The system refuses to open it, or an operation in the block.
         """
         _require_name(name)
-        with self._open(name) as directory:
-            yield directory
+        return OpenDirectory(self, name)
 
-    @contextmanager
-    def _open(self, name: str) -> Iterator[int]:
-        with self.typed(name):
-            with GATE:
-                directory = job_directory.open_directory(name, parent=self._held_root())
-                GATE.register(directory)
-            try:
-                yield directory
-            finally:
-                GATE.close(directory)
+    def typed(self, name: str = "") -> TypedErrors:
+        """Raise an OSError of a `with` block as a StoreError, except FileNotFoundError."""
+        return TypedErrors(self.path(name))
 
-    @contextmanager
-    def typed(self, name: str = "") -> Iterator[None]:
-        """Raise an OSError of the block as a StoreError, except FileNotFoundError."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise filesystem.typed(self.path(name), error) from error
+    def _descriptor(self, name: str) -> int:
+        """Open a directory in the root and return its registered descriptor."""
+        with self.typed(name), GATE:
+            directory = job_directory.open_directory(name, parent=self._held_root())
+            GATE.register(directory)
+            return directory
 
     def prepare(self, name: str) -> Prepared | None:
         """
@@ -455,7 +503,7 @@ class Directories(ForkAware):
             StoreError: The system refuses.
         """
         try:
-            with self._open(name) as directory:
+            with OpenDirectory(self, name) as directory:
                 job_directory.empty(directory)
                 os.rmdir(name, dir_fd=self.root)
         except FileNotFoundError:

@@ -251,7 +251,7 @@ class Launch:
         """Return the environment that a job inherits; None: it is missing."""
         if name not in found:
             if name is None:
-                found[None] = dict(os.environb)  # one copy per round: it is slow, and may change
+                found[None] = _own_environment()
             else:
                 with self._database.read() as connection:
                     found[name] = environments.find(connection, name)
@@ -363,6 +363,13 @@ class Launch:
         )
         if failpoints.armed:
             failpoints.reach(failpoints.ENDED_HERE, self._database)
+
+
+def _own_environment() -> dict[bytes, bytes]:
+    """Return a copy of this process's environment, which may change at any time."""
+    # To copy the mapping under it takes a thirtieth of the time, and is one atomic step.
+    under = getattr(os.environb, "_data", None)
+    return dict(under if isinstance(under, dict) else os.environb)
 
 
 def _fields(

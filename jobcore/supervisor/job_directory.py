@@ -226,9 +226,17 @@ def open_file(name: str, flags: int, directory: int) -> int:
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise _not_regular(name, error.errno) from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise _not_regular(name, errno.EINVAL)
+    # A umask may even exclude the owner, and the next open would fail.
+    if flags & os.O_CREAT and mode & 0o777 != PRIVATE_FILE:
+        try:
+            os.fchmod(descriptor, PRIVATE_FILE)
+        except BaseException:
+            os.close(descriptor)
+            raise
     return descriptor
 
 
@@ -238,15 +246,7 @@ def _not_regular(name: str, number: int) -> NotRegular:
 
 def make_file(name: str, flags: int, directory: int) -> int:
     """Open a file, and create it if needed, with mode 0600 under any umask."""
-    descriptor = open_file(name, flags | os.O_CREAT, directory)
-    try:
-        # A umask may even exclude the owner, and the next open would fail.
-        if os.fstat(descriptor).st_mode & 0o777 != PRIVATE_FILE:
-            os.fchmod(descriptor, PRIVATE_FILE)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return open_file(name, flags | os.O_CREAT, directory)
 
 
 def open_directory(name: str, *, parent: int | None = None, create: bool = False) -> int:
