@@ -73,7 +73,7 @@ def main() -> None:
                 print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr)
             else:
                 _show(name, results[name], given)
-    quoted = machine.partition(", jobcore in")[0]
+    quoted = machine.partition(", jobcore in")[0] + (", with --quick" if given.quick else "")
     if given.json:
         facts = [report.facts(name, series) for name, row in results.items() for series in row]
         print(json.dumps({"environment": machine, "results": facts}, indent=1))

@@ -8,7 +8,6 @@ import tempfile
 import time
 
 from benchmarks.processes import (
-    cpu,
     descendants,
     gate,
     inherits_orphans,
@@ -22,7 +21,7 @@ from benchmarks.timing import Goal, Series, wait_until
 DEFAULT_N, QUICK_N = 200, 40
 
 _HOST = """
-import json, sys
+import json, sys, time
 from jobcore import JobManager
 command = json.loads(sys.argv[2])
 n = int(sys.argv[3])
@@ -30,7 +29,9 @@ with JobManager(sys.argv[1], slots=n) as jobs:
     print("1", flush=True)
     sys.stdin.readline()
     jobs.submit_many([command] * n)
-    sys.stdin.readline()
+    for _ in range(2):
+        sys.stdin.readline()
+        print(time.process_time(), flush=True)
     jobs.drain()
 """
 
@@ -59,10 +60,11 @@ def measure(n: int, rounds: int, folder: str) -> list[Series]:
             rss.values.append(sum(memory(pid, "Rss") for pid in supervisors) / n)
             seconds = n / 40
             time.sleep(seconds / 5)  # what the start has left to do
-            before = cpu(host.pid)
-            time.sleep(seconds)
-            idle.values.append((cpu(host.pid) - before) / seconds * 100)
             host.go_on()
+            before = host.read()
+            time.sleep(seconds)
+            host.go_on()
+            idle.values.append((host.read() - before) / seconds * 100)
     return [start, pss, rss, idle]
 
 

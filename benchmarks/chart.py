@@ -14,6 +14,8 @@ _WIDTH, _TOP = 1200, 96
 #: Where the axis begins and ends; names are on its left, figures on its right.
 _LEFT, _END = 330, 930
 _ROW, _LANE = 24, 12
+#: What is farther from its goal is drawn at the end of the axis.
+_LOWEST, _HIGHEST = 0.01, 1000.0
 #: Pixels of a small letter, at most, and from a label to the next one.
 _LETTER, _GAP = 6, 12
 
@@ -59,7 +61,8 @@ def draw(results: dict[str, list[Series]], machine: str) -> str:
     lowest, highest = _range(bands)
 
     def x(at: float) -> float:
-        share = math.log(at / lowest) / math.log(highest / lowest)
+        inside = min(max(at, lowest), highest)
+        share = math.log(inside / lowest) / math.log(highest / lowest)
         return _LEFT + share * (_END - _LEFT)
 
     body, y = [], float(_TOP)
@@ -105,10 +108,11 @@ def _peers(series: Series, of_row: list[Series]) -> list[_Mark]:
 
 
 def _range(bands: list[_Band]) -> tuple[float, float]:
-    """Return the powers of ten between which all marks are."""
+    """Return the powers of ten between which all marks are, or the outermost that are drawn."""
     marks = [0.5, 2.0, *(band.at for band in bands)]
     marks += [mark.at for band in bands for mark in band.peers]
-    return 10.0 ** math.floor(math.log10(min(marks))), 10.0 ** math.ceil(math.log10(max(marks)))
+    inside = [min(max(at, _LOWEST), _HIGHEST) for at in marks]
+    return 10.0 ** math.floor(math.log10(min(inside))), 10.0 ** math.ceil(math.log10(max(inside)))
 
 
 def _lanes(marks: list[tuple[float, str]]) -> list[int]:

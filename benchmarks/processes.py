@@ -144,15 +144,6 @@ def memory(pid: int, what: str) -> float:
         return 0.0
 
 
-def cpu(pid: int) -> float:
-    """Return the seconds of CPU that the threads of a process have used, to the nanosecond."""
-    total = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with suppress(FileNotFoundError), open(f"/proc/{pid}/task/{thread}/schedstat") as stat:
-            total += int(stat.read().split()[0])
-    return total / 1e9
-
-
 def _all_reaped() -> bool:
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:

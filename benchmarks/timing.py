@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import sqlite3
@@ -114,6 +115,7 @@ def environment(folder: str | None = None) -> str:
     return (
         f"Linux {platform.release()}, {_processor()}, {len(os.sched_getaffinity(0))} cores, "
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+        f"{'with' if importlib.util.find_spec('isal') else 'without'} ISA-L, "
         f"{_file_system(folder or tempfile.gettempdir())}, load {os.getloadavg()[0]:.2f}, "
         f"jobcore in {os.path.dirname(_installed_at)}"
     )

@@ -30,7 +30,7 @@ def docs(
     """  # noqa: D301
     del ctx
     folder = files("jobcore") / "docs"
-    guides = {one.name.removesuffix(".md"): one for one in folder.iterdir()}
+    guides = {one.name[:-3]: one for one in folder.iterdir() if one.name.endswith(".md")}
     if name is None:
         output.print_lines(sorted(guides))
         return
