@@ -287,6 +287,16 @@ def quoted(words: Any) -> str:
     return ", ".join(f"'{word}'" for word in words)
 
 
+def statuses_with(reason: Reason) -> frozenset[Status]:
+    """Return the statuses that a job with this reason can have, by the constraints."""
+    found = {Status.STOPPED} if reason in _HALTED | _UNOBSERVED else set()
+    if reason not in _HALTED:
+        found.add(Status.ERROR)
+    if reason is Reason.EXITED:
+        found.add(Status.COMPLETE)
+    return frozenset(found)
+
+
 def constraints() -> dict[str, str]:
     """
     Return the CHECK constraints of the job table, by name, generated from the rules.

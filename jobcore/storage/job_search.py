@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, TextClause, select, text
 
 from jobcore.checks import LARGEST_INTEGER
-from jobcore.lifecycle import FINAL, Status
+from jobcore.lifecycle import FINAL, Status, statuses_with
 from jobcore.storage import job_rows
 from jobcore.storage.damage import Failed, read_rows, unconverted
 from jobcore.storage.job_rows import JobFilter
@@ -234,10 +234,15 @@ def _narrowed(connection: Connection, wanted: JobFilter) -> JobFilter:
     """Return a filter without types that no job has, and statuses that other conditions exclude."""
     if wanted.has_many_types and wanted.types is not None:
         wanted = wanted._replace(types=wanted.types & job_rows.known_types(connection))
+    possible: frozenset[Status] | None = wanted.statuses
     ended = (wanted.reasons, wanted.exit_codes, wanted.ended_since, wanted.ended_until)
-    if all(one is None for one in ended):
-        return wanted
-    return wanted._replace(statuses=FINAL if wanted.statuses is None else FINAL & wanted.statuses)
+    if any(one is not None for one in ended):
+        possible = FINAL if possible is None else FINAL & possible
+    if possible is not None and wanted.reasons is not None:
+        possible &= frozenset[Status]().union(*map(statuses_with, wanted.reasons))
+    if possible is not None and wanted.exit_codes is not None and 0 not in wanted.exit_codes:
+        possible -= {Status.COMPLETE}
+    return wanted._replace(statuses=possible)
 
 
 def _matching(
@@ -363,20 +368,38 @@ def _by_value(
     """
     Yield the jobs that have started, or ended, by a value that has no index.
 
-    It compares all of them, in an index that has start and end, and keeps the first ones.
+    It compares them in the order of their ends, in an index that has start and end, and keeps the
+    first ones. A job starts before it ends. So by start, the rest need not be compared once their
+    ends are earlier than the starts that are kept; by duration, all are compared.
     """
     wanted = max(10 * limit, AT_ONCE)
     last: tuple[int, int] | None = after
     while True:
-        first = heapq.nlargest(wanted, _below(_all_places(connection, order), last))
-        yield from in_parts(number for _, number in first)
-        if len(first) < wanted:
+        kept: list[tuple[int, int]] = []  # a heap, the smallest first
+        for latest_end, places in _places_by_end(connection, order):
+            if order == "started" and len(kept) == wanted and latest_end < kept[0][0]:
+                break
+            for place in _below(places, last):
+                if len(kept) < wanted:
+                    heapq.heappush(kept, place)
+                elif place > kept[0]:
+                    heapq.heapreplace(kept, place)
+        kept.sort(reverse=True)
+        yield from in_parts(number for _, number in kept)
+        if len(kept) < wanted:
             return
-        last, wanted = first[-1], 20 * wanted
+        last, wanted = kept[-1], 20 * wanted
 
 
-def _all_places(connection: Connection, order: str) -> Iterator[tuple[int, int]]:
-    """Yield the places of all jobs that have one, as plain tuples, which are compared faster."""
+def _places_by_end(
+    connection: Connection, order: str
+) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+    """
+    Yield the places of all jobs that have one, in parts, running jobs and the last to end first.
+
+    Each part has the latest end of its jobs. The places are plain tuples, which are compared
+    faster.
+    """
     value = ORDERS[order]
     if order == "started":
         running = _execute(
@@ -385,11 +408,11 @@ def _all_places(connection: Connection, order: str) -> Iterator[tuple[int, int]]
             {},
         )
         for part in in_parts(number for (number,) in running):
-            yield from _places_of(connection, order, part)
+            yield LARGEST_INTEGER, _places_of(connection, order, part)
     columns = f"end_time, number, {value}, typeof({value})"
-    place = Place(-LARGEST_INTEGER, -LARGEST_INTEGER)
-    while rows := _ends(connection, columns, place, ">", "ASC", ENTRIES):
-        yield from ((row[2], row[1]) for row in rows if row[3] == "integer")
+    place = Place(LARGEST_INTEGER, LARGEST_INTEGER)
+    while rows := _ends(connection, columns, place, "<", "DESC", ENTRIES):
+        yield rows[0][0], [(row[2], row[1]) for row in rows if row[3] == "integer"]
         place = Place(*rows[-1][:2])
 
 

@@ -8,7 +8,17 @@ import signal
 import pytest
 
 from jobcore import lifecycle
-from jobcore.lifecycle import ACTIVE, FINAL, STARTED, Ending, Reason, Status, Trigger, apply
+from jobcore.lifecycle import (
+    ACTIVE,
+    FINAL,
+    STARTED,
+    Ending,
+    Reason,
+    Status,
+    Trigger,
+    apply,
+    statuses_with,
+)
 from tests.cases import every
 
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
@@ -70,6 +80,12 @@ def test_ending_means(reason, wait_status, asked, status, code, number):
     ending = Ending(reason, wait_status, stop_requested=asked)
 
     assert (ending.status, ending.exit_code, ending.signal) == (status, code, number)
+
+
+def test_statuses_of_a_reason_are_those_of_the_table():
+    """No more and no fewer, so that a search by reason can leave out the other statuses."""
+    for reason in Reason:
+        assert statuses_with(reason) == {row[3] for row in TRUTH if row[0] is reason}
 
 
 def test_truth_table_has_every_reason():

@@ -401,6 +401,8 @@ CALLS = {
     "jobs that ended early": lambda jobs: jobs.list_jobs(ended_until=LATELY, status="ERROR"),
     "new jobs": lambda jobs: jobs.list_jobs(created_since=LATELY, order="started"),
     "jobs by reason": lambda jobs: jobs.list_jobs(reason="timeout", status="ERROR"),
+    "lost jobs, the last first": lambda jobs: jobs.list_jobs(reason="lost", order="ended"),
+    "jobs with rare exit codes": lambda jobs: jobs.list_jobs(exit_code=[1, 7], order="duration"),
     "jobs by exit code": lambda jobs: jobs.list_jobs(exit_code=3, pipeline_id=BIG),
     "jobs by end": lambda jobs: jobs.list_jobs(order="ended"),
     "jobs of a pipeline by duration": lambda jobs: jobs.list_jobs(
