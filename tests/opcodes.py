@@ -34,6 +34,7 @@ class Opcodes:
         self._never = (__file__, *never)
         self._error = error
         self._handler = handler
+        self._left_alone = {}  # by file
 
     def __enter__(self):
         # On any frame, and before: in 3.12 only then does `settrace` look at bytecodes at all.
@@ -46,32 +47,54 @@ class Opcodes:
 
     def _call(self, frame, _event, _argument):
         name = frame.f_code.co_filename
-        if any(part in name for part in (*self._never, *NOT_OURS)):
+        left_alone = self._left_alone.get(name)
+        if left_alone is None:
+            left_alone = any(part in name for part in (*self._never, *NOT_OURS))
+            self._left_alone[name] = left_alone
+        if left_alone:
             return None
-        frame.f_trace = self._step  # first: from 3.13 on bytecodes are only looked at then
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return self._step
+        frame.f_trace = step = self._step_of(places_of(frame.f_code))
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False  # after f_trace, from 3.13 on
+        return step
 
-    def _step(self, frame, event, _argument):
-        if event == "opcode" and _can_raise(frame):
-            self.number += 1
-            if self.number == self._last:
-                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                if self._handler is None:
-                    raise self._error
-                self._handler()
-        return self._step
+    def _step_of(self, places):
+        """Return what is called before each bytecode of a frame; it is called a million times."""
+
+        def step(frame, event, _argument):
+            if event == "opcode" and frame.f_lasti in places:
+                self.number += 1
+                if self.number == self._last:
+                    self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                    if self._handler is None:
+                        raise self._error
+                    self._handler()
+            return step
+
+        return step
 
 
-def _can_raise(frame):
+#: The places of each code that was run, which is kept so that no other one gets its id.
+_PLACES = {}
+
+
+def places_of(code):
+    """Return where in a code an exception can come before a bytecode."""
+    found = _PLACES.get(id(code))
+    if found is None:
+        bytecodes = code.co_code
+        places = {place for place in range(0, len(bytecodes), 2) if _can_raise(bytecodes, place)}
+        found = _PLACES[id(code)] = (code, places)
+    return found[1]
+
+
+def _can_raise(code, place):
     """
-    Tell whether an exception can come before the frame's next bytecode.
+    Tell whether an exception can come before the bytecode at a place.
 
     It cannot after Python 3.11 or 3.12 has set the argument names of the next call aside,
     because Python never checks for signals there. An exception would leave the names to
     another call, which would then read missing arguments.
     """
-    code, place = frame.f_code.co_code, frame.f_lasti
     if code[place] == _NOT_TAKEN:
         return False
     while place >= 2 and code[place - 2] in (_CACHE, _PRECALL):
