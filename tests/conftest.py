@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import jobcore
-from jobcore import JobManager
+from jobcore import JobManager, tuning
 from jobcore.engine.launcher import ProcessLauncher
 from jobcore.storage.database import Database
 from jobcore.testing import ManualClock
@@ -162,6 +162,16 @@ def jobs(database, clock):
     """Return a manager that runs nothing itself."""
     with JobManager(database, slots=0, clock=clock) as manager:
         yield manager
+
+
+@pytest.fixture
+def quick_failures(monkeypatch):
+    """Have what fails be tried again at once, and be persistent after a moment, not ten seconds."""
+    monkeypatch.setattr(tuning, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(tuning, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(tuning, "BACK_OFF", 0.01)
+    monkeypatch.setattr(tuning, "CHORES_PAUSE", 0.05)  # a manual clock wakes nobody
+    monkeypatch.setattr(tuning, "PERSISTENT_SECONDS", 0.05)
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from jobcore.engine.thread_loop import Loop
 from jobcore.storage.statement import driver_of
 from jobcore.supervisor import job_directory
 from jobcore.testing.parts import parts
-from jobcore.tuning import PERSISTENT_SECONDS
 from tests.processes import PATIENCE, Child, carrying, state, until
 from tests.programs import SLEEPS
 
@@ -316,6 +315,7 @@ def test_only_who_runs_a_job_is_its_holder(tmp_path, span, found):
     assert holding == ([child.pid] if found else [])
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_who_waits_for_another_managers_job_hears_nothing_of_supervisors(database, tmp_path):
     """Supervisors that cannot be started concern whoever waits for a QUEUED job, nobody else."""
     nothing = str(tmp_path / "no-python")
@@ -344,14 +344,22 @@ ANSWERS = f'case $4 in print*) exec {sys.executable} "$@";; esac'
 
 
 @pytest.mark.parametrize(
-    "does",
-    ["exec sleep 300", "exec >&-; exec sleep 300", "exec yes", f"{ANSWERS}; exec sleep 300"],
+    ("does", "patience"),
+    [
+        ("exec sleep 300", 0.1),
+        ("exec >&-; exec sleep 300", 0.1),
+        ("exec yes", 0.1),
+        (f"{ANSWERS}; exec sleep 300", PATIENCE),
+    ],
     ids=["asked", "silent", "talking", "as-supervisor"],
 )
-def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, monkeypatch, does):
+@pytest.mark.usefixtures("quick_failures")
+def test_an_interpreter_that_hangs_is_told_and_ended(
+    database, clock, tmp_path, monkeypatch, does, patience
+):
     """What `python` names but never gets ready is a failure, and leaves no process."""
     monkeypatch.setattr(tuning, "READY_PATIENCE", 0.1)
-    monkeypatch.setattr(tuning, "INTERPRETER_PATIENCE", 0.5)
+    monkeypatch.setattr(tuning, "INTERPRETER_PATIENCE", patience)
     monkeypatch.setenv("JOBCORE_TEST_HANGS", str(tmp_path))
     hangs = python_that(tmp_path, does)
     with JobManager(database, slots=1, python=hangs, clock=clock) as jobs:
@@ -361,7 +369,7 @@ def test_an_interpreter_that_hangs_is_told_and_ended(database, clock, tmp_path, 
             lambda: any(one.times >= 3 or one.error.lasting for one in list(failures().values())),
             "a failure that lasts",
         )
-        clock.advance(PERSISTENT_SECONDS)
+        clock.advance(tuning.PERSISTENT_SECONDS)
         with pytest.raises(SpawnError, match="python="):
             jobs.wait(job.id, timeout=60)
 

@@ -68,6 +68,7 @@ def failing(jobs, key):
 # --- what fails for a while -----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_dispatcher_whose_every_round_raises_is_told(database, clock, monkeypatch):
     """Each way to wait raises a typed error with the cause; `check` shows it; it recovers."""
     with JobManager(database, slots=1, clock=clock) as jobs:
@@ -95,6 +96,7 @@ def test_failure_is_not_told_before_it_lasts(database, clock, monkeypatch):
             jobs.wait(job.id, 0.1)
 
 
+@pytest.mark.usefixtures("quick_failures")
 @pytest.mark.parametrize("error", [DatabaseFull("full"), OSError(errno.ENOSPC, "full")])
 def test_full_disk_is_never_told_to_waiters(database, clock, monkeypatch, error):
     """A database that is full, busy or read-only is waited for, as long as it takes."""
@@ -110,6 +112,7 @@ def test_full_disk_is_never_told_to_waiters(database, clock, monkeypatch, error)
             jobs.wait(job.id, 0.1)
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_job_of_another_managers_type_is_waited_for(database, clock, monkeypatch):
     """Only one whose own manager would run the job is told that this manager cannot."""
     with JobManager(database, slots=1, clock=clock, executors={"X": CommandExecutor()}) as jobs:
@@ -123,6 +126,7 @@ def test_job_of_another_managers_type_is_waited_for(database, clock, monkeypatch
             jobs.wait(own.id, PATIENCE)
 
 
+@pytest.mark.usefixtures("quick_failures")
 def test_job_whose_directory_cannot_be_read_is_told(database, clock):
     """A QUEUED job in a directory of another mode: its waiters hear what to do about it."""
     with JobManager(database, slots=0) as before:
