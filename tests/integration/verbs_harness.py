@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import pty
 import re
 import subprocess
 import sys
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 
-import rich.console
-import rich.table  # noqa: F401 - loaded before any fork
+import typer.main
 
+import jobcore
 from jobcore import cli
 from jobcore.cli import commands
+from jobcore.cli.app import app
 from tests.processes import PATIENCE, ROOT, forked
 
-commands.load_all()  # before any fork
+# Before any fork, all modules are loaded and all commands are made: that is most of what a short
+# one takes.
+_LOADED = ["rich.console", "rich.table", "sqlalchemy.dialects.sqlite"]
+_LOADED += [module.name for module in pkgutil.walk_packages(jobcore.__path__, "jobcore.")]
+for _name in _LOADED:
+    if not _name.endswith("__main__"):
+        importlib.import_module(_name)
+commands.load_all()
+typer.main.get_command = cache(typer.main.get_command)
+typer.main.get_command(app)
 
 _END = re.compile(r"--- exit \d+\r?\n")
 #: For an interpreter of its own, which takes half a second until it has all loaded.
