@@ -161,5 +161,6 @@ def _seconds(source: str, *arguments: object) -> float:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        timeout=600,
     )
     return float(done.stdout)
