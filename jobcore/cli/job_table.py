@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 #: Widths from which on there is room for more columns.
 NORMAL, ROOMY = 76, 110
-#: Blanks between two columns, and the least width of the last one.
-GAP, LEAST = 2, 10
+#: The least width of the last column.
+LEAST = 20
+#: The greatest width of names of groups and pipelines where there is no room for all columns.
+SHORT = 12
+#: The columns that are left out, in this order, while the last one is narrower than `LEAST`.
+_LEFT_OUT = ("LINES", "PRIO", "STARTED", "PIPELINE", "GROUP")
 
 
 class Facts(NamedTuple):
@@ -45,38 +49,64 @@ class _Column(NamedTuple):
     always: bool = True  # whether it is shown although no job has a value
     right: bool = False
     most: int = 24  # its greatest width, unless the table is wide
+    short: int = 24  # the same where there is no room for all columns
+
+
+class _Shown(NamedTuple):
+    column: _Column
+    values: list[str]
+    width: int
+
+
+def _title(column: _Column, facts: Facts) -> str:
+    if column.title == "STARTED":
+        return f"STARTED {output.zone(facts.now)}".rstrip()
+    return column.title
+
+
+def _width(column: _Column, values: Sequence[str], facts: Facts, width: int) -> int:
+    """Return the width of a column in a terminal of `width` columns."""
+    from rich.cells import cell_len  # noqa: PLC0415 - not needed for pipes
+
+    longest = max(map(cell_len, [_title(column, facts), *values]))
+    if facts.wide:
+        return longest
+    return min(longest, column.most if width >= ROOMY else column.short)
 
 
 def table(jobs: Sequence[Job], facts: Facts, width: int) -> Table:
     """Return a table of jobs for a terminal of this width."""
+    from rich.cells import cell_len  # noqa: PLC0415 - not needed for pipes
     from rich.table import Table  # noqa: PLC0415 - not needed for pipes
     from rich.text import Text  # noqa: PLC0415 - not needed for pipes
 
-    made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-    shown: list[tuple[_Column, list[str]]] = []
-    for column in _COLUMNS:
-        if facts.wide or width >= column.least:
-            values = [output.plain(column.value(job, facts) or "") for job in jobs]
-            if column.always or any(values):
-                shown.append((column, values))
-    used = 0
-    for column, values in shown:
-        title = column.title
-        if title == "STARTED":
-            title = f"STARTED {output.zone(facts.now)}".rstrip()
-        longest = max([len(title), *map(len, values)])
+    made = Table(box=None, pad_edge=False, padding=(0, output.GAP, 0, 0))
+    shown = [
+        _Shown(column, values, _width(column, values, facts, width))
+        for column in _COLUMNS
+        if facts.wide or width >= column.least
+        for values in [[output.plain(column.value(job, facts) or "") for job in jobs]]
+        if column.always or any(values)
+    ]
+    used = sum(one.width + output.GAP for one in shown)
+    for title in () if facts.wide else _LEFT_OUT:
+        if width - used < LEAST:
+            used -= sum(one.width + output.GAP for one in shown if one.column.title == title)
+            shown = [one for one in shown if one.column.title != title]
+    for column, _, fixed in shown:
         # Fixed, because the library would take the room from all columns alike.
-        fixed = longest if facts.wide else min(longest, column.most)
         made.add_column(
-            title, no_wrap=True, justify="right" if column.right else "left", width=fixed
+            _title(column, facts),
+            no_wrap=True,
+            justify="right" if column.right else "left",
+            width=fixed,
         )
-        used += fixed + GAP
     texts = [output.plain(_what(job, facts)) for job in jobs]
-    longest = max((len(text) for text in texts), default=0)
-    rest = max(longest if facts.wide else min(longest, width - used), LEAST)
-    made.add_column("WHAT", no_wrap=True, overflow="ellipsis", width=rest)
+    longest = max(map(cell_len, texts), default=0)
+    rest = longest if facts.wide else min(longest, width - used)
+    made.add_column("WHAT", no_wrap=True, overflow="ellipsis", width=max(rest, len("WHAT")))
     for n in range(len(jobs)):
-        cells = [Text(values[n], style=output.colour(values[n])) for _, values in shown]
+        cells = [Text(values[n], style=output.colour(values[n])) for _, values, _ in shown]
         made.add_row(*cells, Text(texts[n]))
     return made
 
@@ -166,8 +196,8 @@ _COLUMNS = (
     _Column("NOTE", _note, always=False),
     _Column("STARTED", _started, NORMAL, always=False),
     _Column("PRIO", _priority, ROOMY, always=False, right=True),
-    _Column("GROUP", _group, NORMAL, always=False, most=16),
-    _Column("PIPELINE", _pipeline, NORMAL, always=False, most=20),
+    _Column("GROUP", _group, NORMAL, always=False, most=16, short=SHORT),
+    _Column("PIPELINE", _pipeline, NORMAL, always=False, most=20, short=SHORT),
     _Column("LINES", _lines, ROOMY, always=False, right=True),
 )
 

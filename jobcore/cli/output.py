@@ -53,6 +53,9 @@ _LONGEST_ROW = 4096
 #: Seconds after which unfinished lines are printed again below lines that do not end.
 _REDRAW = 0.25
 
+#: Blanks between two columns of a table, and the least width of a last column that is wrapped.
+GAP, LEAST_WRAPPED = 2, 12
+
 #: The zone of times on a terminal; None: the user's own.
 _zone: timezone | None = None
 
@@ -285,13 +288,15 @@ def print_history(history: Sequence[Transition]) -> None:
         (entry.at, entry.trigger, entry.from_status, entry.to_status, entry.reason, entry.actor)
         for entry in history
     ]
-    print_rows(("WHEN", "TRIGGER", "FROM", "TO", "REASON", "BY"), rows)
+    titles = ("WHEN", "TRIGGER", "FROM", "TO", "REASON", "BY")
+    print_rows(titles, rows, optional=("FROM",))
 
 
 def print_limits(limits: Sequence[Limit]) -> None:
     """Print a line for each limit."""
     rows = [(one.scope, one.name, one.slots, one.running, one.queued, one.paused) for one in limits]
-    print_rows(("SCOPE", "NAME", "SLOTS", "RUNNING", "QUEUED", "PAUSED SINCE"), rows)
+    titles = ("SCOPE", "NAME", "SLOTS", "RUNNING", "QUEUED", "PAUSED SINCE")
+    print_rows(titles, rows, cut={"NAME": 16})
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
@@ -300,10 +305,24 @@ def print_findings(findings: Sequence[Finding]) -> None:
     print_rows(("CHECK", "VERDICT", "FOUND"), rows)
 
 
-def print_rows(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print a table with these titles on a terminal, and only the fields in a pipe."""
+def print_rows(
+    titles: Sequence[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    cut: Mapping[str, int] | None = None,
+    optional: Sequence[str] = (),
+) -> None:
+    """
+    Print a table with these titles on a terminal, and only the fields in a pipe.
+
+    Args:
+        titles: The titles of the columns.
+        rows: The values.
+        cut: The columns whose values are cut on a narrow terminal, with their least widths.
+        optional: The columns that are left out, in this order, while the others do not fit.
+    """
     if on_terminal():
-        _print_table(titles, rows)
+        _print_table(titles, rows, cut=cut, optional=optional)
     else:
         _print_fields(rows)
 
@@ -312,8 +331,16 @@ def _print_fields(rows: Iterable[Iterable[Any]]) -> None:
     print_lines("\t".join(map(_field, row)) for row in rows)
 
 
-def _print_table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    console().print(_table(titles, rows))
+def _print_table(
+    titles: Sequence[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    cut: Mapping[str, int] | None = None,
+    optional: Sequence[str] = (),
+) -> None:
+    shown = console()
+    cells = [[cell(value) for value in row] for row in rows]
+    shown.print(_table(titles, cells, cut or {}, optional, shown.width))
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -326,15 +353,47 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def _table(titles: Sequence[str], rows: Iterable[Iterable[Any]]) -> Table:
+def _table(
+    titles: Sequence[str],
+    cells: Sequence[Sequence[Text]],
+    cut: Mapping[str, int],
+    optional: Sequence[str],
+    room: int,
+) -> Table:
+    """Return a table for a terminal of `room` columns; see `print_rows`."""
+    from rich.cells import cell_len  # noqa: PLC0415 - not needed for pipes
     from rich.table import Table  # noqa: PLC0415 - not needed for pipes
 
-    table = Table(box=None, pad_edge=False, show_header=any(titles))
-    for title in titles[:-1]:
-        table.add_column(title, no_wrap=True)
-    table.add_column(titles[-1], overflow="fold")  # only the last column is wrapped
-    for row in rows:
-        table.add_row(*(cell(value) for value in row))
+    last = len(titles) - 1
+    natural = [
+        min(max(cell_len(title), *(row[n].cell_len for row in cells), 0), room)
+        for n, title in enumerate(titles)
+    ]
+    least = [
+        min(natural[n], cut.get(title, LEAST_WRAPPED if n == last else room))
+        for n, title in enumerate(titles)
+    ]
+    columns = list(range(len(titles)))
+    for title in optional:
+        if title in titles and sum(least[n] + GAP for n in columns) - GAP > room:
+            columns.remove(titles.index(title))
+    widths = dict(zip(columns, (natural[n] for n in columns), strict=True))
+    while sum(widths.values()) + GAP * (len(columns) - 1) > room:
+        wider = [n for n in columns if widths[n] > least[n]]
+        if not wider:
+            break
+        widths[max(wider, key=widths.__getitem__)] -= 1
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=any(titles))
+    for n in columns:
+        wrapped = n == last and titles[n] not in cut
+        table.add_column(
+            titles[n],
+            width=widths[n],
+            no_wrap=not wrapped,
+            overflow="fold" if wrapped else "ellipsis",
+        )
+    for row in cells:
+        table.add_row(*(row[n] for n in columns))
     return table
 
 

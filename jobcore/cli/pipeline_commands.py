@@ -170,7 +170,8 @@ def apply(
     if as_json:
         output.print_json(changes)
         return
-    output.print_rows(("ACTION", "PIPELINE", "FIELD", "BEFORE", "AFTER"), _rows(changes))
+    titles = ("ACTION", "PIPELINE", "FIELD", "BEFORE", "AFTER")
+    output.print_rows(titles, _rows(changes), cut={"PIPELINE": 16, "BEFORE": 12})
     if output.on_terminal():
         output.say(_summary(changes, dry_run=dry_run))
 
@@ -210,7 +211,8 @@ def find_workspace(jobs: JobManager, name: str) -> Workspace:
 
 # --- pipelines ----------------------------------------------------------------------
 
-_WIDE = 70  # columns of a terminal that shows when the last run ended
+#: The columns that are cut on a narrow terminal, with their least widths.
+_CUT = {"NAME": 20, "PIPELINE": 20, "SCHEDULE": 12, "GROUP": 8, "AFTER": 12}
 
 pipeline = command_group(
     "pipeline",
@@ -259,16 +261,14 @@ def list_pipelines(
             )
             for one, job in zip(found, last, strict=True)
         ]
-        # Empty columns, and the end on a narrow terminal, would take the room of names.
-        wide = output.console().width >= _WIDE
-        used = [
-            column
-            for column in range(7)
-            if column < 4 or (any(row[column] for row in rows) and (wide or column != 4))
-        ]
-        used_titles = [titles[column] for column in used]
-        rows = [tuple(row[column] for column in used) for row in rows]
-        output.print_rows(used_titles, rows)
+        # Empty columns would take the room of names.
+        used = [column for column in range(7) if column < 4 or any(row[column] for row in rows)]
+        output.print_rows(
+            [titles[column] for column in used],
+            [[row[column] for column in used] for row in rows],
+            cut=_CUT,
+            optional=(f"ENDED {zone}", "GROUP", "AFTER"),
+        )
         return
     output.print_rows(
         (),
@@ -607,6 +607,7 @@ def schedule(
         output.print_rows(
             (f"NEXT {output.zone(now)}", "PIPELINE", "SCHEDULE", "ZONE"),
             ((_short_time(moment, now), *others[:3]) for moment, *others in rows),
+            cut=_CUT | {"ZONE": 10},
         )
     else:
         output.print_rows((), rows)
@@ -674,7 +675,8 @@ def list_workspaces(ctx: typer.Context, *, as_json: AsJson = False) -> None:
             )
             for one in found
         ]
-    output.print_rows(("ID", "NAME", "CREATED", "PIPELINES", "JOBS"), rows)
+    titles = ("ID", "NAME", "CREATED", "PIPELINES", "JOBS")
+    output.print_rows(titles, rows, cut={"NAME": 12}, optional=("CREATED", "PIPELINES"))
 
 
 @workspace_group.command("create")
