@@ -148,9 +148,14 @@ def print_table(jobs: JobManager, page: list[Job], *, wide: bool = False) -> Non
     console = output.console()
     facts = job_table.facts_for(page, _names(jobs), wide=wide)
     table = job_table.table(page, facts, console.width)
-    if wide:  # a terminal wraps what is longer than its rows
-        console.width = max(console.width, sum(one.width or 0 for one in table.columns) + 100)
-    console.print(table)
+    if not wide:
+        console.print(table)
+        return
+    # A terminal wraps what is longer than its rows, so blanks at the end would be empty rows.
+    console.width = max(console.width, sum(one.width or 0 for one in table.columns) + 100)
+    with console.capture() as captured:
+        console.print(table)
+    output.print_lines(row.rstrip() for row in captured.get().splitlines())
 
 
 def _print_overview(jobs: JobManager, copied: dict[Any, Job], *, wide: bool) -> None:

@@ -7,6 +7,7 @@ import re
 from datetime import timedelta
 
 import pytest
+from rich.cells import cell_len
 
 from jobcore import Command, JobManager, Retries
 from tests.integration.verbs_harness import in_a_pipe, on_a_terminal
@@ -78,6 +79,21 @@ def test_columns_fit_the_terminal(database, jobs, columns, titles):
     assert "python load.py" in queued
     assert "exit 3" in failed
     assert failed.rstrip().endswith("nightly")
+
+
+def test_long_names_take_no_room_from_numbers_and_states(database, jobs):
+    """Names are cut, and columns are left out; a wide character takes two of a terminal."""
+    load = jobs.create_pipeline("load " * 10, ["true"], group="connections to the warehouse")
+    jobs.create_job(pipeline_id=load.id)
+    jobs.submit(["true"], name="\N{HIRAGANA LETTER A}" * 30, not_before=3_000)
+    _, titles, first, second = shown(database, COLUMNS="80")
+
+    assert titles.split() == ["JOB", "STATUS", "TIME", "GROUP", "PIPELINE", "WHAT"]
+    assert first.split()[:2] == ["1", "QUEUED"]
+    assert "connections…" in first
+    assert second.split()[:3] == ["2", "QUEUED", "in"]
+    assert second.rstrip().endswith("\N{HIRAGANA LETTER A} …")
+    assert [cell_len(row) for row in (titles, first, second)] == [80] * 3
 
 
 def test_wide_cuts_nothing(database, jobs):

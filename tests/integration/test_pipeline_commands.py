@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import typer.main
@@ -136,6 +137,28 @@ def test_list_show_and_schedule_tell_what_is_due(jobs, database):
     terminal = on_a_terminal(database, verbs[:1] + verbs[2:3] + verbs[4:5])
     assert "paused" in terminal[0]
     assert "hunter2" not in "".join([listed, of_place, shown, document, due, *terminal])
+
+
+@pytest.mark.parametrize(
+    ("columns", "titles"),
+    [
+        (60, "NAME SCHEDULE NEXT UTC LAST"),
+        (80, "NAME SCHEDULE NEXT UTC LAST GROUP AFTER"),
+        (200, "NAME SCHEDULE NEXT UTC LAST GROUP AFTER"),
+    ],
+)
+def test_long_names_take_no_room_from_times(jobs, database, columns, titles):
+    """A narrow terminal has fewer columns, and cuts names; the other values are complete."""
+    load = jobs.create_pipeline("load orders " * 5, ["true"], group="g" * 20)
+    jobs.create_pipeline("report", ["true"], schedule="30 4 * * 1-5", triggered_by=[load.name])
+    jobs.create_job(pipeline_id=load.id)
+    (shown,) = on_a_terminal(database, [["pipeline", "list"]], COLUMNS=str(columns))
+    header, first, second = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+
+    assert " ".join(header.split()) == titles
+    assert " QUEUED" in first
+    assert " 30 4 * * 1-5  " in second
+    assert ("…" in first) == (columns < 200)
 
 
 def test_pause_and_resume_keep_the_schedule(jobs, database):
