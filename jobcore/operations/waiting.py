@@ -34,10 +34,15 @@ from jobcore.storage.log_segments import Unfinished
 from jobcore.storage.transitions import Run
 from jobcore.tuning import LOOK_FIRST, LOOK_LONGEST, SEGMENTS_READ_AT_ONCE
 
-#: Seconds between two looks into a job directory: to follow lines, and to wait for the end. The
-#: first grows to the second while there is nothing new. When a manager imports the output, its
-#: commits wake the waiters anyway. Only unfinished lines are found by looking alone.
-FOLLOW_PAUSE, WAIT_PAUSE = 0.05, 0.25
+#: Seconds between two looks into a job directory: to follow lines, and to wait for the end. After
+#: `STEADY_LOOKS` without anything new, the first doubles until it is the second. When a manager
+#: imports the output, its commits wake the waiters anyway. Only unfinished lines are found by
+#: looking alone.
+FOLLOW_PAUSE, WAIT_PAUSE = 0.005, 0.25
+STEADY_LOOKS = 5
+#: A follower rests at least this many times as long as the last look took, but no longer than
+#: `BUSY_PAUSE` for this reason. So many followers of busy jobs leave time for others.
+LOOK_SHARE, BUSY_PAUSE = 2, 0.05
 #: Seconds after which a follower looks for unfinished lines again while it still has numbered
 #: lines to read, and for which it imports at once. It may never read the last one, because a
 #: job can write faster than anyone reads.
@@ -161,6 +166,7 @@ class WatchedJob(Leases):
             read row and version separately could take the row of one commit for that of the
             next, and wait for ever.
         visited: When the job directory was last visited, by the monotonic clock.
+        cost: Seconds that the last visit took.
         quiet: The number of visits since there was something new.
         copied_since: Since when it is known to be a job of another directory, or None.
         dead_since: Since when its supervisor is known to be dead, or None.
@@ -170,7 +176,7 @@ class WatchedJob(Leases):
     """
 
     __slots__ = (
-        "__weakref__", "copied_since", "dead_since", "last", "number", "quiet", "tail_read",
+        "__weakref__", "copied_since", "cost", "dead_since", "last", "number", "quiet", "tail_read",
         "unfinished", "visited",
     )  # fmt: skip
 
@@ -179,6 +185,7 @@ class WatchedJob(Leases):
         self.number = number
         self.last = StoredRow()
         self.visited = 0.0
+        self.cost = 0.0
         self.quiet = 0
         self.copied_since: float | None = None
         self.dead_since: float | None = None
@@ -241,8 +248,9 @@ class Cursor(NamedTuple):
         """When to look at the job's files; never if it has no process and no owner."""
         if not (self.run.supervised or self.run.owned):
             return math.inf
-        pause = min(self.interval * 2.0 ** min(self.watched.quiet, 8), WAIT_PAUSE)
-        return self.watched.visited + pause
+        growth = 2.0 ** min(max(self.watched.quiet - STEADY_LOOKS, 0), 8)
+        pause = max(self.interval * growth, min(self.watched.cost * LOOK_SHARE, BUSY_PAUSE))
+        return self.watched.visited + min(pause, WAIT_PAUSE)
 
     @property
     def due(self) -> bool:
@@ -390,7 +398,7 @@ class Waiter:
             StoreMismatch: The job was started in another directory, and no manager settles it.
         """
         run = cursor.run
-        cursor.watched.visited = time.monotonic()
+        cursor.watched.visited = begun = time.monotonic()
         unfinished, has_news = self._look_at_files(cursor)
         cursor.watched.quiet = 0 if has_news else cursor.watched.quiet + 1
         if cursor.shown is not None:
@@ -404,6 +412,7 @@ class Waiter:
                 cursor.watched.visited = time.monotonic() + BACK_OFF
             elif fresh.final:
                 self._recovery.decide()  # what waits for it, if there are thousands
+        cursor.watched.cost = time.monotonic() - begun
         # Keep the version that was seen: another process may have committed after this import.
         return cursor._replace(run=fresh)
 
@@ -777,7 +786,8 @@ class Waiter:
         pause = cursor.pause
         if self._row_changed.is_waited_for:
             pause = min(pause, VERSION_MAX_AGE)  # they see a commit only after this thread does
-        self._database.wait_for_change(cursor.seen, min(pause, deadline.left), pause)
+        due_in = max(cursor.due_at - time.monotonic(), 0.0)
+        self._database.wait_for_change(cursor.seen, min(pause, deadline.left, due_in), pause)
 
     def _leave(self, cursor: Cursor, me: object) -> None:
         """If this thread has a lease, release it and wake the others, so that one takes over."""

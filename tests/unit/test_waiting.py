@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
-from jobcore import DatabaseCorrupt, Status
+from jobcore import DatabaseCorrupt, Status, tuning
+from jobcore.operations import waiting
 from jobcore.operations.waiting import Cursor, WatchedJob
 from jobcore.testing.parts import parts
 from tests.jobfiles import damage
@@ -100,3 +103,40 @@ def test_threads_that_wait_for_one_job_all_hear_of_its_end(jobs):
             jobs.finish_job(job.id)
 
         assert [one.result().status for one in waiting] == [Status.COMPLETE] * 4
+
+
+def test_follower_looks_often_while_lines_come(jobs, scripted, monkeypatch):
+    """It looks each few milliseconds after news, then less often, and rests longer than a look."""
+    now = [100.0]
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run = scripted()
+    cursor = jobs._waiter.following(jobs._run(run.id), 0)
+    watched = cursor.watched
+    watched.visited = now[0]
+
+    def pause(quiet, cost):
+        watched.quiet, watched.cost = quiet, cost
+        return pytest.approx(cursor.due_at - now[0])
+
+    steady = waiting.STEADY_LOOKS
+    assert [pause(quiet, 0.0) for quiet in (0, steady)] == [waiting.FOLLOW_PAUSE] * 2
+    assert pause(steady + 1, 0.0) == 2 * waiting.FOLLOW_PAUSE
+    assert [pause(quiet, 0.0) for quiet in (99, 10**6)] == [waiting.WAIT_PAUSE] * 2
+    assert pause(0, 0.004) == 0.004 * waiting.LOOK_SHARE
+    assert pause(0, 5.0) == waiting.BUSY_PAUSE
+
+
+def test_follower_does_not_rest_beyond_its_next_look(jobs, scripted, monkeypatch):
+    """A line that no commit announces is found at the next look, however quiet the file is."""
+    run = scripted()
+    waiter = jobs._waiter
+    cursor = waiter.following(jobs._run(run.id), 0)._replace(pause=tuning.LOOK_LONGEST)
+    cursor.watched.visited = time.monotonic()
+    rests = []
+    monkeypatch.setattr(
+        jobs._database, "wait_for_change", lambda _seen, seconds, _pause: rests.append(seconds)
+    )
+    waiter._rest(cursor, waiting.Deadline(None), lambda _run: None, object())
+
+    assert len(rests) == 1
+    assert rests[0] <= waiting.FOLLOW_PAUSE < tuning.LOOK_LONGEST
