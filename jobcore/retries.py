@@ -34,8 +34,8 @@ class Retries:
         delay: Seconds between the end of the first attempt and the first retry.
         factor: How many times as long each delay is as the one before; 1: all are the same.
         max_delay: The longest delay, in seconds.
-        jitter: How much of each delay is left to chance, from 0 to 1, so that jobs that failed
-            together are not retried together: 0.2 turns 10 s into 8 to 12 s.
+        jitter: Which part of each delay is random, from 0 to 1, so that jobs that failed together
+            are not retried together: 0.2 turns 10 s into 8 to 12 s.
         on: The endings that are retried. `error`: status ERROR. `timeout`: STOPPED by its
             time-out. `lost`: the process that ran it died, so nothing saw how it ended, or it
             never started.

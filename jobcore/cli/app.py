@@ -130,7 +130,7 @@ class _CommandGroup(TyperGroup):
 
 
 class _SubcommandGroup(TyperGroup):
-    """A command with commands of its own, whose help is as plain as that of the others."""
+    """A command with subcommands, whose help is as plain as that of the others."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a line for each option and for each command."""
@@ -251,7 +251,7 @@ app = _App(
 
 def command_group(name: str, about: str) -> _App:
     """
-    Return a command with commands of its own, which its module registers with it.
+    Return a command with subcommands, which its module registers with it.
 
     Args:
         name: Its name.

@@ -275,7 +275,7 @@ def for_each(ids: Iterable[UUID | str], step: Callable[[UUID | str], T]) -> tupl
     """
     Call `step` with each id, print the errors, and return the results and the number of errors.
 
-    Several calls run at once. If one fails, the others are made all the same.
+    Several calls run at once. If one fails, the others are still made.
     """
 
     def attempt(job_id: UUID | str) -> Any:

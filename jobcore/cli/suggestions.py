@@ -53,7 +53,7 @@ _NAMED_VALUES = {
 #: The same for commands whose argument is a name.
 _NAMED_ARGUMENTS = {"limit": "group", "pause": "group", "resume": "group"}
 
-#: Commands with commands of their own, and those of these that take a new name.
+#: Commands with subcommands, and those of these that take a new name.
 _GROUPS = {"pipeline", "workspace"}
 _CREATING = {"create", "list"}
 
@@ -82,7 +82,7 @@ def answer(shell: str, words: Sequence[str]) -> None:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Return the words without the `=` that bash takes as a word of its own."""
+    """Return the words without the `=` that bash treats as a separate word."""
     kept = [word for word in words if word != "="]
     return [*kept, ""] if words[-1] == "=" else kept
 
@@ -106,7 +106,7 @@ def _offers(words: Sequence[str]) -> Iterator[_Offer]:
 def _of_words(
     database: str | None, name: str, own: Sequence[str], incomplete: str
 ) -> Iterator[_Offer]:
-    """Return what a command offers after these words of its own."""
+    """Return what a command offers after these words."""
     last = own[-1] if own else ""
     if name not in commands.MODULES or "--" in own:
         return iter(())

@@ -167,4 +167,4 @@ def notify(state: str) -> None:
             sender.connect(address)
             sender.sendall(state.encode())
     except OSError as error:
-        output.say(f"the service manager was not told {state}: {error.strerror or error}")
+        output.say(f"cannot send {state} to the service manager: {error.strerror or error}")

@@ -450,7 +450,7 @@ class Dispatcher(ForkAware):
                 content = self._importer.read(claim.run)
             except Exception as error:  # noqa: BLE001 - it concerns this job only
                 if claim.ended:
-                    # Its supervisor may have died: kill the orphans all the same.
+                    # Its supervisor may have died: still kill the orphans.
                     self._reconcile_ended(claim)
                 else:
                     self._postpone(claim, error, "import")

@@ -223,7 +223,7 @@ class Notifier(Observer, ForkAware):
             finally:
                 queue.popleft()  # only now, so that an empty queue means that all are delivered
         if queue:
-            telemetry.event(logging.WARNING, "events not told", events=len(queue))
+            telemetry.event(logging.WARNING, "events not delivered", events=len(queue))
             queue.clear()
         self._all_delivered.notify_all()
 

@@ -387,7 +387,7 @@ class Database(locks.ForkAware):
         if self._readers.identity in _UNSAFE:
             raise StoreError(
                 f"{self.path}: this process was forked in the middle of a transaction; "
-                "open the database in a process of its own"
+                "open the database in another process"
             )
         self.require_same_file()
         try:

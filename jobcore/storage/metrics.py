@@ -1,5 +1,5 @@
 """
-The statements behind statistics, each of bounded cost.
+The statements for statistics, each of bounded cost.
 
 Every function takes a connection in a transaction. Times are microseconds since 1970.
 """

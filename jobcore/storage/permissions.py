@@ -248,7 +248,7 @@ def not_a_file(name: str, database: str, *, is_link: bool = False) -> str:
 def second_name(name: str) -> str:
     """Return the error text for a database or side file with a second name."""
     return (
-        f"{name} has a second name (a hard link), and each would get a write-ahead log of its own, "
+        f"{name} has a second name (a hard link), and each would get its own write-ahead log, "
         "which damages the database: remove the other name, which find -samefile shows"
     )
 

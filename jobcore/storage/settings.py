@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     Attributes:
         statuses: Jobs with one of these statuses.
         keep: Those that ended at least this many seconds ago.
-        newest: How many of the newest of them are spared; None: none.
+        newest: How many of the newest of them are kept in any case; None: no job.
     """
 
     statuses: frozenset[Status]

@@ -175,7 +175,7 @@ def _queue_hooks(
         try:
             commands = hooks.commands_after(stored, Status(row.status), facts)
         except (DatabaseCorrupt, CommandError) as error:
-            # The job has ended all the same.
+            # The job has still ended.
             telemetry.event(logging.ERROR, "hooks not created", job=str(row.id), error=str(error))
             continue
         for command in commands:
@@ -301,7 +301,7 @@ def _retries_of(row: Row[Any], pipeline: Row[Any] | None) -> Retries | None:
             return Retries.from_json(pipeline.retries)
         return Retries(pipeline.max_retries)
     except (DatabaseCorrupt, ArgumentError) as error:
-        # The job has ended all the same, and nobody may have to wait for its end.
+        # The job has still ended, and nobody may have to wait for its end.
         telemetry.event(logging.ERROR, "retry not created", job=str(row.id), error=str(error))
         return None
 

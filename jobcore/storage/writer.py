@@ -468,7 +468,7 @@ class Writer:
             self._look_for_commit(self._observer)
 
     def _look_for_commit(self, observer: Observer) -> None:
-        """Let the observer check whether a commit that raised was stored all the same."""
+        """Let the observer check whether a commit that raised was still stored."""
         try:
             connection = self._target.open_for_writing()
             try:

@@ -1,8 +1,8 @@
 """
 Captures the command's output: splits it into lines, masks, limits and spools it.
 
-Progress reports are taken out of the output, or come through a pipe of their own. Only the latest
-is written, a few times per second, however many arrive. Reports do not use up line numbers.
+Progress reports are taken out of the output, or come through a separate pipe. Only the latest is
+written, a few times per second, however many arrive. Reports do not use up line numbers.
 """
 
 from __future__ import annotations

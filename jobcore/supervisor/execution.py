@@ -332,7 +332,7 @@ class Execution:
             self._capture.write_system(stop.words)
         elif self._shutdown.requested:
             self._unstarted = "shutdown"
-            self._capture.write_system("not started: the supervisor was asked to go")
+            self._capture.write_system("not started: the supervisor was asked to exit")
         return self._unstarted is not None
 
     def _spawn(self) -> None:

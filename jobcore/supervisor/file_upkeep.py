@@ -2,8 +2,8 @@
 Protects the files of a running job from cleaners of temporary files, and restores them.
 
 Cleaners remove old files. Some, such as systemd-tmpfiles, skip a directory with a BSD lock.
-For the others the modification times are kept recent. Files that are removed all the same
-are created again: the open descriptors still have their content.
+For the others this keeps the modification times recent. If files are removed nevertheless, it
+creates them again: the open descriptors still have their content.
 """
 
 from __future__ import annotations

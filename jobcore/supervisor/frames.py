@@ -114,7 +114,10 @@ def scan(buffer: bytes, offset: int = 0) -> Iterator[Frame]:
 
 
 def find_next(buffer: bytes, offset: int) -> int:
-    """Return the offset of the next valid frame from `offset` on, to skip damage; -1: none."""
+    """
+    Return the offset of the next valid frame from `offset` on, to skip damage; -1: there is no
+    other frame.
+    """
     while (offset := buffer.find(MAGIC, offset)) >= 0:
         if decode(buffer, offset) is not None:
             return offset

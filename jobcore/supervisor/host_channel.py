@@ -114,7 +114,8 @@ class HostChannel:
 
     def receive(self) -> ReceivedRequest | None:
         """
-        Return the next request; None: none is queued. End of file marks the host as dead.
+        Return the next request, or None if no request is queued. End of file marks the host as
+        dead.
 
         Raises:
             BadRequestError: The request is incomplete, or comes from a newer jobcore. Its

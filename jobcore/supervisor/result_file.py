@@ -159,7 +159,7 @@ def parse(data: bytes) -> Any:
     import json  # noqa: PLC0415 - only for jobs that hand something over
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"it is not valid JSON: {constant} is no JSON value")
+        raise ValueError(f"it is not valid JSON: {constant} is not a JSON value")
 
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=refuse)

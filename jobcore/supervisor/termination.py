@@ -157,7 +157,7 @@ class Termination:
         if stop is not None:
             self._terminate("stopped", stop.grace, stop.words, now)
         if self._term_at is None and self._shutdown.requested:
-            words = "stopping: the supervisor was asked to go"
+            words = "stopping: the supervisor was asked to exit"
             if self._shutdown.by_service_manager and self._tree.shares_cgroup():
                 # It signals every process of the service, and a second SIGTERM may abort one.
                 self._all_signalled = True

@@ -2,8 +2,8 @@
 JSON values that a command hands over through descriptors: its result, and its pipeline's state.
 
 The supervisor reads them from pipes while the command runs. If the command is COMPLETE, it
-writes them into the job directory before the exit record, so whoever finds that record finds
-them all.
+writes them into the job directory before the exit record, so a process that finds the record also
+finds them all.
 """
 
 from __future__ import annotations

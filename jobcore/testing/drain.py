@@ -129,7 +129,7 @@ def _run_until_idle(work: PendingWork, jobs: JobManager, deadline: float, patien
             running = ", ".join(work.names()) or "none"
             queued = jobs.count_jobs()[Status.QUEUED]
             raise WaitTimeout(
-                f"the manager did not come to rest within {patience:g} s of real time: "
+                f"the manager was still busy after {patience:g} s of real time: "
                 f"{queued} queued; running: {running}"
             )
         work.wait_for_change(PAUSE)

@@ -1,5 +1,5 @@
 """
-Lends a manager to a test and checks that the test leaves nothing behind.
+Gives a manager to a test, and checks that the test leaves nothing behind.
 
 The fixtures of `jobcore.pytest_plugin` use it.
 """

@@ -68,7 +68,7 @@ class LeakCheck:
         for one in dict.fromkeys([os.path.realpath(path), *unclosed]):
             found += _of_jobs(one, 0 if silently else patience, silently=silently)
         threads = [one for one in _threads() if one not in self._threads]
-        found += [f"thread {one.name} runs on" for one in threads]
+        found += [f"thread {one.name} is still running" for one in threads]
         if not _unclosed(GATE.owners()):  # else they may belong to another manager
             found += _descriptors(GATE.descriptors() - self._descriptors, close=not threads)
         return found
@@ -157,7 +157,7 @@ def _in_words(jobs: JobManager, run: Run) -> str:
         row = job_rows.get_job(connection, run.number)
     named = "" if row is None or row.name is None else f" {row.name!r}"
     kind = "" if row is None else f", a {row.type},"
-    return f"job {run.id}{named}{kind} runs on"
+    return f"job {run.id}{named}{kind} is still running"
 
 
 def _processes(jobs: JobManager) -> list[str]:

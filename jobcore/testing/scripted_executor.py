@@ -55,7 +55,7 @@ class ScriptedExecutor(ForkAware):
     managers that they work for, as supervisors do: close or crash a manager, open the next
     one, and it settles the job.
 
-    Any thread can call all methods. A forked child has none of the scripted supervisors, and
+    Any thread can call all methods. A forked child does not inherit the scripted supervisors, and
     gets its own if it runs jobs.
 
     Args:

@@ -119,7 +119,7 @@ def test_a_container_that_ends_is_resolved_by_the_next_one(database):
     ("who", "words"),
     [
         ("first", "stopping: the service manager ends the service, this command included"),
-        ("another", "stopping: the supervisor was asked to go"),
+        ("another", "stopping: the supervisor was asked to exit"),
     ],
 )
 def test_service_that_is_ended_tells_its_command_once(database, who, words):

@@ -99,7 +99,7 @@ def test_missing_service_manager_is_told_and_harms_nothing(monkeypatch, capsys, 
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     worker.notify("READY=1")
 
-    assert "was not told READY=1: No such file" in capsys.readouterr().err
+    assert "cannot send READY=1 to the service manager: No such file" in capsys.readouterr().err
 
     for value in ("", "relative"):
         monkeypatch.setenv("NOTIFY_SOCKET", value)

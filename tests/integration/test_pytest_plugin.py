@@ -151,7 +151,7 @@ LEFT = {
         job = jobs.submit(["sh", "-c", "trap '' TERM; echo ready; sleep 300"], name="nightly")
         assert next(jobs.follow(job.id)).text == "ready"
         """,
-        r"job [-0-9a-f]{36} 'nightly', a COMMAND, runs on",
+        r"job [-0-9a-f]{36} 'nightly', a COMMAND, is still running",
     ),
     "a_manager": (
         'keep.append(JobManager(tmp_path / "other.db"))',
@@ -159,7 +159,7 @@ LEFT = {
     ),
     "a_thread": (
         "keep.append(Loop('jobcore-late', lambda: keep[-1].wait((), None))); keep[-1].start()",
-        r"thread jobcore-late runs on",
+        r"thread jobcore-late is still running",
     ),
     "a_descriptor": (
         "keep.append(os.open('/dev/null', os.O_RDONLY)); GATE.register(keep[-1])",

@@ -417,7 +417,7 @@ def test_a_supervisor_can_be_shut_down(theatre):
     job = jobs.get_job(job.id)
 
     assert verdict(job) == (Status.STOPPED, 137, Reason.SHUTDOWN, signal.SIGKILL)
-    assert lines(jobs, job)[0] == (0, "system", "stopping: the supervisor was asked to go")
+    assert lines(jobs, job)[0] == (0, "system", "stopping: the supervisor was asked to exit")
     assert job.end_time == at(4)
     assert jobs.get_job(following.id).status is Status.COMPLETE
 

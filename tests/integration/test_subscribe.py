@@ -539,7 +539,7 @@ def test_close_waits_for_a_hanging_callback_only_so_long(database, monkeypatch, 
     until(lambda: not own_threads(), "the end of the thread")
 
     assert got == [1]
-    assert "events not told" in caplog.text
+    assert "events not delivered" in caplog.text
 
 
 def test_a_callback_may_close_the_manager(database):
