@@ -31,7 +31,7 @@ def chosen(wait: float | None, at: datetime | None) -> datetime | None:
     if wait is None:
         return at
     if at is not None:
-        raise CommandError("--delay and --at exclude each other: give one of them")
+        raise CommandError("--delay and --at cannot be combined: give one of them")
     try:
         return datetime.now(timezone.utc) + timedelta(seconds=wait)
     except OverflowError:

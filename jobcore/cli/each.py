@@ -74,7 +74,7 @@ def command_for(
 ) -> Command:
     """Return the command of a line, which also replaces `{}` in directory, variables and files."""
     if stdin == "-":
-        raise CommandError("--each and --stdin - exclude each other: name a file, such as {}")
+        raise CommandError("--each and --stdin - cannot be combined: name a file, such as {}")
     if stdout_to is not None and PLACEHOLDER not in stdout_to:
         raise CommandError(
             f"with --each, --stdout-to {stdout_to} would be the file of all jobs: put {{}} into it"

@@ -114,7 +114,7 @@ def limit(
 
 def _require_one(group: str | None, kind: str | None) -> None:
     if group is not None and kind is not None:
-        raise CommandError("a group and --type exclude each other: give one of them")
+        raise CommandError("a group and --type cannot be combined: give one of them")
 
 
 def _report(limit: Limit, *, as_json: bool) -> None:

@@ -124,7 +124,7 @@ def logs(
       jobcore logs --format ndjson --sequence 200 3f2a
     """  # noqa: D301
     if sequence is not None and tail is not None:
-        raise CommandError("--sequence and --tail exclude each other: give one of them")
+        raise CommandError("--sequence and --tail cannot be combined: give one of them")
     kept = _LineFilter(since, grep, None if not stream else {one.value for one in stream})
     with open_manager(ctx) as jobs:
         ids = selection.chosen(jobs, job_ids, wanted, every=every, verb="logs")

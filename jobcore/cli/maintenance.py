@@ -119,7 +119,7 @@ def retention(
       jobcore retention --off
     """  # noqa: D301
     if off and (keep is not None or number is not None):
-        raise CommandError("--off excludes --keep and --count: leave them out")
+        raise CommandError("--off cannot be combined with --keep or --count")
     with open_manager(ctx) as jobs:
         if off or keep is not None or number is not None:
             rules = jobs.set_retention(keep, statuses=status or None, count=number)

@@ -442,7 +442,7 @@ def set_pipeline(
         hook: command_options.scripts(_given(texts)) for hook, texts in hooks.items() if texts
     }
     if command and script is not None:
-        raise CommandError("a command and --script exclude each other: give one of them")
+        raise CommandError("a command and --script cannot be combined: give one of them")
     if command:
         changes |= {"command": command, "script": None}
     if script is not None:

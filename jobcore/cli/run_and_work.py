@@ -116,7 +116,9 @@ def run(
     }
     if each is not None:
         if detach or print_id:
-            raise CommandError("--each excludes --detach and --print-id: see submit --each")
+            raise CommandError(
+                "--each cannot be combined with --detach or --print-id; see submit"
+            )
         options |= {"cwd": cwd, "env": variables, "stdin": stdin, "shell": shell}
         _run_each(ctx, each, words, name=name, group=group, null=null, slots=slots, options=options)
         return

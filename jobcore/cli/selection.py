@@ -188,9 +188,9 @@ class Filter:
         if not self.failed:
             return [given]
         if self.status is not None:
-            raise CommandError("--failed and --status exclude each other: give one of them")
+            raise CommandError("--failed and --status cannot be combined: give one of them")
         if self.reasons is not None or self.order is not None:
-            raise CommandError("--failed excludes --reason and --order: leave them out")
+            raise CommandError("--failed cannot be combined with --reason or --order")
         return [{**given, "status": Status.ERROR}, {**given, "reason": Reason.TIMEOUT}]
 
 

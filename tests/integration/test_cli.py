@@ -908,7 +908,7 @@ def test_a_terminal_gets_a_table_and_no_escapes_of_jobs(cli):
         (["run", "--env", "SECRET", "true"], "--env needs KEY=VALUE"),
         (["run", "--env", "=SECRET", "true"], "--env needs KEY=VALUE"),
         (["run", "--shell", "two", "words"], "--shell needs one string"),
-        (["logs", "--tail", "1", "--sequence", "1", "1234"], "exclude each other"),
+        (["logs", "--tail", "1", "--sequence", "1", "1234"], "cannot be combined"),
     ],
     ids=" ".join,
 )

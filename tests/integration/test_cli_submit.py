@@ -236,10 +236,10 @@ def test_thousands_are_submitted_at_once_or_not_at_all(cli, database):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["submit", "--delay", "1h", "--at", "18:30", "--", "true"], "exclude each other"),
+        (["submit", "--delay", "1h", "--at", "18:30", "--", "true"], "cannot be combined"),
         (["submit", "--null", "--", "true"], "--null needs --each"),
         (["submit", "--unique-for", "1h", "--", "true"], "--unique-for needs --key"),
-        (["submit", "--each", "x", "--stdin", "-", "--", "true"], "exclude each other"),
+        (["submit", "--each", "x", "--stdin", "-", "--", "true"], "cannot be combined"),
         (["submit", "--delay", "9999999999d", "--", "true"], "too long"),
         (["submit", "--priority", "high", "--", "true"], "must be an integer"),
         (["submit"], "argv is empty"),
