@@ -116,9 +116,7 @@ def run(
     }
     if each is not None:
         if detach or print_id:
-            raise CommandError(
-                "--each cannot be combined with --detach or --print-id; see submit"
-            )
+            raise CommandError("--each cannot be combined with --detach or --print-id; see submit")
         options |= {"cwd": cwd, "env": variables, "stdin": stdin, "shell": shell}
         _run_each(ctx, each, words, name=name, group=group, null=null, slots=slots, options=options)
         return
